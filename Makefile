@@ -1,0 +1,47 @@
+# make demo   the main job, end to end, in a few minutes
+# make test   ruff, mypy and the whole quick suite
+# Both keep their environment in .venv; a stamp beside it makes that free when pyproject.toml has not changed.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN    := .venv/bin
+DEB    := dataset-fashion-mnist
+IMAGES := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
+# Nothing after the installation needs a network: a missing file is an error at once, not a retry of a minute.
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test test-slow lint data clean
+.DEFAULT_GOAL := test
+
+demo: .venv/.train
+	@$(BIN)/python -m acmix_zoo.demo
+
+test: lint data
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+test-slow: .venv/.test data
+	$(BIN)/python -m pytest -q -m slow
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# The real images of the tests and of recipes/fashion_mnist. Without them the suite skips what needs them, and nothing else.
+data:
+	@if [ -e $(IMAGES) ] || [ -n "$$ACMIX_DATA" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  (apt-get update -qq && apt-get install -y -qq $(DEB)) >/dev/null || echo "$(DEB) could not be installed; the tests that need it are skipped"; \
+	else echo "Fashion-MNIST is missing; the tests that need it are skipped. To have it: sudo apt-get install $(DEB)"; fi
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.train: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train]'
+	@touch $@
+
+.venv/.test: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,test]'
+	@touch .venv/.train $@
+
+clean:
+	rm -rf runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
