@@ -1,0 +1,111 @@
+"""Find models and weights by name or by path. timm builds them; this adds weight folders, files and helpful errors."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from torch import Tensor, nn
+
+from acmix_zoo.weights.folder import build, read_config
+from acmix_zoo.weights.load import copy_in, translated
+
+
+def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
+    """Names of this project's models, sorted.
+
+    Args:
+        filter: wildcard such as `"*swin*"`.
+        pretrained: only those with weights, as `architecture.tag`.
+    """
+    return [name for name in timm.list_models(filter, pretrained=pretrained) if name.startswith("acmix_")]
+
+
+def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwargs: Any) -> nn.Module:
+    """Build a model, with or without weights.
+
+    Args:
+        name: a model (`acmix_resnet_pico`, or any name that timm knows), with a tag (`acmix_resnet_pico.fashion_mnist`)
+            if there are several weights, or a weight folder, whose weights are then loaded whatever `pretrained` says.
+        pretrained: True for the default weights; a tag; or the path of a weight folder or of a checkpoint file.
+        kwargs: num_classes, in_chans, drop_path_rate, features_only, ...: timm's and the model's own. With another
+            num_classes than the weights have, the classifier starts anew.
+
+    Raises:
+        ValueError: unknown model (the nearest names are told), no such weights, weights of another model.
+        FileNotFoundError: the path does not exist.
+    """
+    if isinstance(name, Path) or _is_path(name):
+        if isinstance(pretrained, str | Path):
+            raise ValueError(f"create_model: {name} and {pretrained} both name weights; give a model and one path")
+        return build(_existing(name), **kwargs)
+    if name.startswith("hf-hub:"):
+        return timm.create_model(name, pretrained=bool(pretrained), **kwargs)
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        raise ValueError(f"create_model: unknown model {name!r}; {_nearest(architecture)}")
+    if isinstance(pretrained, str | Path) and _is_path(pretrained):
+        return _from_path(architecture, _existing(pretrained), **kwargs)
+    if isinstance(pretrained, str | Path):
+        name, pretrained = f"{architecture}.{pretrained}", True
+    tags = timm.models.get_arch_pretrained_cfgs(architecture)
+    if name != architecture and name not in tags:
+        known = ", ".join(key.partition(".")[2] for key in tags if "." in key)
+        raise ValueError(f"create_model: {architecture} has no tag {name.partition('.')[2]!r}; tags: {known or 'none'}")
+    if pretrained and not timm.models.is_model_pretrained(name):
+        raise ValueError(
+            f"create_model: there are no weights for {name}; models with weights: "
+            f"{', '.join(list_models(pretrained=True)) or 'none here'}. Pass pretrained=False, or the path of weights"
+        )
+    return timm.create_model(name, pretrained=pretrained, **kwargs)
+
+
+def _is_path(source: str | Path) -> bool:
+    """Whether a name is meant as a path: it looks like one or, being no model's name, is there."""
+    if isinstance(source, Path):
+        return True
+    separators = {os.sep, os.altsep or os.sep, "/"}
+    if any(s in source for s in separators) and not source.startswith("hf-hub:"):
+        return True
+    if Path(source).suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".bin"):
+        return True
+    return not timm.is_model(source.split(".")[0]) and (Path(source) / "config.json").is_file()
+
+
+def _existing(path: str | Path) -> Path:
+    if not Path(path).exists():
+        raise FileNotFoundError(f"create_model: {path} does not exist; expected a weight folder or a checkpoint file")
+    return Path(path)
+
+
+def _nearest(architecture: str) -> str:
+    own = list_models()
+    near = difflib.get_close_matches(architecture, own, n=3) or difflib.get_close_matches(
+        architecture, timm.list_models(), n=3
+    )
+    return f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(own)}, and timm's models"
+
+
+def _from_path(architecture: str, path: Path, **kwargs: Any) -> nn.Module:
+    """Build `architecture` with the weights of a folder or a file."""
+    if path.is_dir():
+        theirs = read_config(path)["architecture"]
+        if theirs != architecture:
+            raise ValueError(f"create_model: {path} holds weights of {theirs}, not of {architecture}")
+        return build(path, **kwargs)
+    if kwargs.get("features_only"):
+        raise ValueError(f"create_model: features_only needs a weight folder, {path} is a single file")
+    model = timm.create_model(architecture, **kwargs)
+    state, own = translated(path, model), model.state_dict()
+    classifiers = cast(dict[str, Any], model.pretrained_cfg).get("classifier") or ()
+    for classifier in (classifiers,) if isinstance(classifiers, str) else classifiers:
+        if f"{classifier}.weight" in own and _classes(state, classifier) != _classes(own, classifier):
+            state |= {key: value for key, value in own.items() if key.startswith(f"{classifier}.")}  # starts anew
+    copy_in(model, state, str(path))
+    return model
+
+
+def _classes(state: dict[str, Tensor], classifier: str) -> int:
+    weight = state.get(f"{classifier}.weight")
+    return 0 if weight is None else len(weight)

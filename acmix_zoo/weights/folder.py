@@ -1,0 +1,261 @@
+"""The weight folder: written whole or not at all, and able to prove itself.
+
+- config.json: timm's hub layout, and under `acmix_zoo` the record (metrics, recipe, command, sha256, environment)
+- model.safetensors: the weights, float32 or float16
+- README.md: the card, made from config.json
+- test/example.safetensors: `input` (B, C, H, W) and the `logits` (B, classes) that these very weights give
+- .eval_results/: the Hub's result files, for data sets that the Hub knows
+"""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models import PretrainedCfg
+from torch import Tensor, nn
+
+from acmix_zoo.weights.card import render_card, render_eval_results
+from acmix_zoo.weights.load import load_weights, unwrapped
+
+# What a network keeps of the configuration it was built from; the rest described the weights that it started from.
+_INHERITED = {"input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
+_INHERITED |= {"first_conv", "classifier", "pool_size"}
+# Arguments that config.json states elsewhere, or that belong to the training run.
+_NOT_ARCHITECTURE = {"num_classes", "drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate"}
+
+
+def write_folder(
+    folder: str | Path,
+    model: nn.Module,
+    *,
+    architecture: str,
+    pretrained_cfg: Mapping[str, Any],
+    record: Mapping[str, Any],
+    example: Tensor,
+    half: bool = False,
+) -> Path:
+    """Write the weight folder of a model and verify it; a folder that was there is replaced only after that.
+
+    Args:
+        folder: where; its parents are made.
+        model: the network, of any device, dtype and mode; it is not changed.
+        architecture: timm name that builds it, together with the arguments that timm keeps on the model.
+        pretrained_cfg: what is known about the weights, in timm's words: tag, mean, std, input_size, label_names, ...
+            What is not given is taken from the network (first_conv, classifier, input_size, ...).
+        record: what is known about their making: metrics [{dataset, split, name, value in 0..1}], recipe, command,
+            dataset {name, ...}, seed, git_revision, origin, license, ...; counts and hashes are added here.
+        example: (B, C, H, W) float32, normalised images; their logits are stored beside them.
+        half: store float16.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: unknown keys, or the folder would not give the model's logits back.
+        FileExistsError: something that is not a weight folder is in the way. OSError: it could not be written.
+    """
+    folder = Path(os.path.abspath(folder))
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not (folder / "config.json").is_file():
+        raise FileExistsError(f"write_folder: {folder} exists and is not a weight folder; choose another place")
+    model = unwrapped(model)
+    dtype = torch.float16 if half else torch.float32
+    state = {
+        key: value.detach().to("cpu", dtype if value.is_floating_point() else None, copy=True).contiguous()
+        for key, value in model.state_dict().items()
+    }
+    weights = safetensors.torch.save(state, {"format": "pt"})
+    config = _config(model, architecture, pretrained_cfg, record, weights)
+
+    twin = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    load_weights(twin, state)
+    images = example.detach().to("cpu", torch.float32).contiguous()
+    with torch.no_grad():
+        logits = twin(images)  # (B, classes), from the numbers as stored
+    files = {
+        "model.safetensors": weights,
+        "test/example.safetensors": safetensors.torch.save({"input": images, "logits": logits.contiguous()}),
+        "README.md": render_card(config).encode(),
+        **{f".eval_results/{name}": text.encode() for name, text in render_eval_results(config).items()},
+        "config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+    }
+    _replace(folder, files)
+    return folder
+
+
+def _config(
+    model: nn.Module, architecture: str, given: Mapping[str, Any], record: Mapping[str, Any], weights: bytes
+) -> dict[str, Any]:
+    """config.json as a dict."""
+    unknown = sorted(given.keys() - {field.name for field in dataclasses.fields(PretrainedCfg)})
+    if unknown:
+        raise ValueError(f"write_folder: timm's pretrained_cfg has no {', '.join(unknown)}; put them into the record")
+    own = getattr(model, "pretrained_cfg", {})
+    num_classes = int(model.num_classes)  # type: ignore[arg-type]  # timm's contract
+    cfg = {**{key: own[key] for key in _INHERITED if key in own}, **given, "num_classes": num_classes}
+    if "pool_size" not in given and tuple(cfg.get("input_size", ())) != tuple(own.get("input_size", ())):
+        cfg["pool_size"] = None  # it belongs to another image size
+    labels = cfg.get("label_names")
+    if labels is not None and len(labels) != num_classes:
+        raise ValueError(f"write_folder: {len(labels)} label_names were given for {num_classes} classes")
+    cfg = PretrainedCfg(**cfg).to_dict(remove_source=True)  # timm's defaults are filled in: nothing is left to guess
+    cfg.pop("architecture", None)
+    tag = cfg.get("tag")
+    license = record.get("license") or cfg.get("license")
+    arguments = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in _NOT_ARCHITECTURE}
+    config: dict[str, Any] = {
+        "architecture": architecture,
+        "num_classes": num_classes,
+        "num_features": int(model.num_features),  # type: ignore[arg-type]
+        "global_pool": getattr(model, "global_pool", None),
+        "model_args": arguments,
+        "pretrained_cfg": cfg,
+        "acmix_zoo": {
+            "version": _version(),
+            "name": f"{architecture}.{tag}" if tag else architecture,
+            "tag": tag,
+            **{key: value for key, value in record.items() if value is not None},
+            "license": license,
+            "params": sum(p.numel() for p in model.parameters()),
+            "file_size": len(weights),
+            "sha256": hashlib.sha256(weights).hexdigest(),
+            "environment": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "timm": timm.__version__,
+                **record.get("environment", {}),
+            },
+        },
+    }
+    if not isinstance(config["global_pool"], str):
+        del config["global_pool"]  # some networks keep the pooling module under this name
+    if not arguments:
+        del config["model_args"]
+    try:
+        return cast(dict[str, Any], json.loads(json.dumps(config)))  # as a reader will find it: lists, no tuples
+    except TypeError as error:
+        raise ValueError(f"write_folder: config.json holds plain values only ({error})") from error
+
+
+def _version() -> str:
+    import acmix_zoo  # at call time: the package imports this module while it is being imported itself
+
+    return acmix_zoo.__version__
+
+
+def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write `files` beside `folder`, verify them, then take its place; whatever fails before leaves it as it was."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name, content in files.items():
+            path = new / name
+            path.parent.mkdir(exist_ok=True)
+            with path.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # a full disk may show itself only here
+        new.chmod(0o755)  # mkdtemp's own mode is for the user alone
+        problems = check_folder(new)
+        if problems:
+            raise ValueError(f"write_folder: {folder} would not verify: {'; '.join(problems)}")
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            folder.rename(old / folder.name)
+            try:
+                new.rename(folder)
+            except BaseException:
+                (old / folder.name).rename(folder)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
+        else:
+            new.rename(folder)
+    except OSError as error:
+        size = sum(map(len, files.values())) / 1e6
+        raise OSError(
+            error.errno,
+            f"write_folder: {folder} could not be written ({error.strerror}; it takes {size:.1f} MB); "
+            "what was there is unchanged. Free some space or give another folder",
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)  # after the rename there is nothing left of it
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read config.json of a weight folder.
+
+    Raises:
+        FileNotFoundError: not a weight folder. ValueError: config.json is damaged or not timm's layout.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a weight folder: it holds no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch or write the weight folder again") from error
+    if not isinstance(config, dict) or not {"architecture", "pretrained_cfg"} <= config.keys():
+        raise ValueError(f"{path} is not the config.json of a weight folder: it needs architecture and pretrained_cfg")
+    return config
+
+
+def check_folder(folder: str | Path) -> list[str]:
+    """Verify a weight folder: size and hash of the weights, and the stored logits, replayed. No problem: []."""
+    folder = Path(folder)
+    try:
+        config = read_config(folder)
+        weights = (folder / "model.safetensors").read_bytes()
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    problems = []
+    record = config.get("acmix_zoo", {})
+    for key, value in (("file_size", len(weights)), ("sha256", hashlib.sha256(weights).hexdigest())):
+        if record.get(key) != value:
+            problems.append(f"model.safetensors: {key} is {value}, config.json says {record.get(key)}")
+    try:
+        example = safetensors.torch.load_file(folder / "test" / "example.safetensors")
+        images, logits = example["input"], example["logits"]
+    except (OSError, KeyError, SafetensorError) as error:
+        return [*problems, f"test/example.safetensors: no input and logits to replay ({error!r})"]
+    try:
+        with torch.no_grad():
+            replayed = build(folder).eval()(images)
+    except (RuntimeError, ValueError, TypeError) as error:
+        return [*problems, f"the model cannot be built from config.json and run: {error}"]
+    if replayed.shape != logits.shape:
+        return [*problems, f"replayed logits have shape {tuple(replayed.shape)}, stored {tuple(logits.shape)}"]
+    off = float((replayed - logits).abs().max() / logits.abs().max().clamp_min(1e-6)) if logits.numel() else 0.0
+    if not off <= 1e-4:  # also when it is not a number
+        problems.append(f"replayed logits are {off:.1e} away from the stored ones, relative; at most 1e-4 is expected")
+    return problems
+
+
+def build(folder: str | Path, **kwargs: Any) -> nn.Module:
+    """Build the model of a weight folder with its weights; `kwargs` (num_classes, in_chans, ...) go to timm.
+
+    Raises:
+        ValueError: its config.json names an unknown model, or the weights do not fit what config.json describes.
+    """
+    architecture = read_config(folder)["architecture"]
+    if not timm.is_model(architecture):
+        raise ValueError(f"{folder} is a weight folder of {architecture!r}, a model that is not known here")
+    source = f"local-dir:{folder}"
+    try:
+        return timm.create_model(source, pretrained=True, **kwargs)
+    except RuntimeError as error:
+        if "state_dict" in str(error):
+            load_weights(timm.create_model(source), folder)  # the same mismatch, told in three lines
+        raise
