@@ -1,4 +1,4 @@
-"""What every test shares: no network, one thread a process (xdist brings the parallelism), the real images if they are there."""
+"""What every test shares: no network, one thread a process (xdist brings the parallelism), the real images."""
 
 import os
 

@@ -1,0 +1,60 @@
+"""Our counts against numbers that others printed, and against arithmetic by hand."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from acmix_zoo import ACmix2d
+from acmix_zoo.analysis.complexity import complexity, human
+
+
+def test_by_hand() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 10)).train()
+    found = complexity(model, (3, 8, 8))
+    assert found.params == 3 * 8 * 9 + 8 + 8 * 16 * 10 + 10
+    assert found.macs == 16 * 3 * 9 * 8 + 8 * 16 * 10
+    assert model.training
+    assert str(found) == "1.51K parameters, 4.74K MACs at 3×8×8"
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "gmacs"),  # as timm prints them for these weights
+    [
+        ("resnet50", 25_557_032, 4.11),
+        ("swin_tiny_patch4_window7_224", 28_288_354, 4.51),
+        ("vit_tiny_patch16_224", 5_717_416, 1.26),
+    ],
+)
+def test_published_plain_networks(name: str, params: int, gmacs: float) -> None:
+    found = complexity(timm.create_model(name))
+    assert found.params == params
+    assert found.macs / 1e9 == pytest.approx(gmacs, rel=0.01)
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, 20), (2, 15), (1, 5), (2, 5)])
+@pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
+def test_layer_counts_do_not_depend_on_the_form(stride: int, size: int, paths: str) -> None:
+    """Tiles, global attention and composed kernels all count as the paper's table says."""
+    layer = ACmix2d(8, 16, stride=stride, kernel_att=5, paths=paths)
+    full, strided = size**2, (-(-size // stride)) ** 2
+    attention, convolution = strided * 2 * 25 * 16, full * 27 * 16 + strided * 81 * 16
+    expected = full * 3 * 8 * 16 + (paths != "convolution") * attention + (paths != "attention") * convolution
+    assert complexity(layer, (8, size, size)).macs == expected
+    assert complexity(nn.Sequential(layer, nn.ReLU()), (8, size, size)).macs == expected
+
+
+def test_model_without_a_size() -> None:
+    with pytest.raises(ValueError, match=r"pass input_size=\(C, H, W\)"):
+        complexity(nn.Linear(2, 2))
+
+
+def test_state_is_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    complexity(model, (3, 8, 8))
+    assert model[1].num_batches_tracked == 0
+    assert not model[0]._forward_hooks and torch.is_grad_enabled()
+
+
+def test_human() -> None:
+    assert [human(n) for n in (7, 1_500, 28_649_908, 4_600_000_000, 999_000)] == ["7", "1.5K", "28.6M", "4.6G", "999K"]
