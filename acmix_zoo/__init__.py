@@ -1,0 +1,10 @@
+"""ACmix: one projection, two paths. Layers, networks, weights and training recipes.
+
+Importing this registers the networks with timm; it imports torch and timm, and nothing that only training needs.
+"""
+
+from acmix_zoo import models
+from acmix_zoo.layers import ACmix2d
+
+__all__ = ["ACmix2d", "models"]
+__version__ = "0.1.0"

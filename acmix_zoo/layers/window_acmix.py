@@ -1,0 +1,144 @@
+"""WindowACmix: the Swin form. Window attention and convolution on one qkv projection of the map."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import resize_rel_pos_bias_table
+from torch import Tensor, nn
+
+from acmix_zoo.layers.acmix2d import Paths
+from acmix_zoo.layers.shift_conv import ShiftConv
+from acmix_zoo.ops.windows import relative_position_index, shifted_window_mask, window_partition, window_reverse
+
+
+class WindowACmix(nn.Module):
+    """`alpha · proj(window attention) + beta · convolution` on the same q, k, v.
+
+    Args:
+        dim: channels, a multiple of heads.
+        heads: attention heads.
+        window: (height, width) of the attention windows; maps that are no multiple of it are padded with zeros.
+        shift: (rows, columns) by which the map is rolled before it is cut into windows; (0, 0) for none.
+        kernel_conv: odd side of the convolution.
+        conv_before_shift: run the convolution on the map as it lies. The released networks run it on the **rolled** map,
+            where its taps at the border and at the seam see positions from the other side of the image; their weights
+            are made for that, so it is the default. New trainings may prefer True.
+        paths: "both", or one path alone.
+        proj_drop: dropout after the sum.
+
+    Parameters:
+        qkv: Linear(dim, 3·dim), rows ordered (dim/heads, {q, k, v}, heads). proj: on the attention path only.
+        relative_position_bias_table: ((2·wh−1)·(2·ww−1), heads). shift_conv, alpha, beta as in `ACmix2d`.
+
+    Shape:
+        (B, H, W, dim) → (B, H, W, dim).
+
+    Source: ACmix, CVPR 2022, the Swin form of its released code.
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: tuple[int, int],
+        shift: tuple[int, int] = (0, 0),
+        *,
+        kernel_conv: int = 3,
+        conv_before_shift: bool = False,
+        paths: Paths = "both",
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            lower = dim // heads * heads
+            raise ValueError(
+                f"WindowACmix: dim={dim} is not divisible by heads={heads}; nearest widths are {lower} and {lower + heads}"
+            )
+        self.dim, self.heads, self.paths = dim, heads, paths
+        self.conv_before_shift = conv_before_shift
+        self.qkv = nn.Linear(dim, 3 * dim)
+        if paths != "convolution":
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(1, heads))  # of a 1×1 window
+            self.proj = nn.Linear(dim, dim)
+        if paths != "attention":
+            self.shift_conv = ShiftConv(dim, heads, kernel_conv, bias=True)
+        if paths == "both":
+            self.alpha = nn.Parameter(torch.full((1,), 0.5))
+            self.beta = nn.Parameter(torch.full((1,), 0.5))
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.window = (1, 1)
+        self.register_buffer("relative_position_index", relative_position_index((1, 1)), persistent=False)
+        self.set_window(window, shift)
+
+    def set_window(self, window: tuple[int, int], shift: tuple[int, int]) -> None:
+        """Another window or shift; the position table is resized to the window."""
+        changed = window != self.window
+        self.window, self.shift = window, shift
+        if self.paths == "convolution" or not changed:
+            return
+        table = self.relative_position_bias_table
+        self.relative_position_bias_table = nn.Parameter(self.resized_table(table.detach()), table.requires_grad)
+        self.register_buffer("relative_position_index", relative_position_index(window, table.device), persistent=False)
+
+    def resized_table(self, table: Tensor) -> Tensor:
+        """A position table ((2·h−1)·(2·w−1), heads) of another, square window, interpolated for this one."""
+        wh, ww = self.window
+        shape = ((2 * wh - 1) * (2 * ww - 1), self.heads)
+        if table.shape == shape or table.dim() != 2:
+            return table
+        if table.is_meta or table.shape[0] == 1:  # nothing to interpolate: one bias for all
+            return table[:1].repeat(shape[0], 1)
+        return resize_rel_pos_bias_table(table, new_window_size=self.window, new_bias_shape=shape)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[3] != self.dim:
+            raise ValueError(f"WindowACmix: expected an input of (B, H, W, {self.dim}), got {tuple(x.shape)}")
+        h, w = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, -w % self.window[1], 0, -h % self.window[0]))  # (B, H′, W′, dim), whole windows
+        # A window that holds all rows (columns) has nothing to shift.
+        shift = [s if n > side else 0 for s, n, side in zip(self.shift, x.shape[1:3], self.window, strict=True)]
+        if any(shift):
+            x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
+        projections = self.qkv(x).unflatten(3, (self.dim // self.heads, 3 * self.heads))  # (B, H′, W′, d, 3·heads)
+
+        def back(rolled: Tensor) -> Tensor:  # (B, H′, W′, …) → (B, H, W, …), as the map lay before
+            return (torch.roll(rolled, shift, (1, 2)) if any(shift) else rolled)[:, :h, :w]
+
+        if self.paths == "attention":
+            out = back(self.proj(self._attention(projections, shift)))
+        elif self.conv_before_shift or not any(shift):
+            convolution = self._convolution(back(projections))
+            attention = back(self.proj(self._attention(projections, shift))) if self.paths == "both" else None
+            out = self._sum(attention, convolution)
+        else:
+            attention = self.proj(self._attention(projections, shift)) if self.paths == "both" else None
+            out = back(self._sum(attention, self._convolution(projections)))
+        return self.proj_drop(out)  # type: ignore[no-any-return]
+
+    def _convolution(self, projections: Tensor) -> Tensor:
+        """(B, H, W, d, 3·heads) → (B, H, W, dim), times beta."""
+        return self.shift_conv(projections, self.beta if self.paths == "both" else None)  # type: ignore[no-any-return]
+
+    def _sum(self, attention: Tensor | None, convolution: Tensor) -> Tensor:
+        if attention is None:
+            return convolution
+        return torch.addcmul(convolution, attention, self.alpha.to(attention.dtype))
+
+    def _attention(self, projections: Tensor, shift: list[int]) -> Tensor:
+        """(B, H, W, d, 3·heads) → (B, H, W, heads·d), before proj."""
+        h, w = projections.shape[1:3]
+        length = self.window[0] * self.window[1]
+        windows = projections.unflatten(4, (3, self.heads)).permute(0, 1, 2, 4, 5, 3)  # (B, H, W, 3, heads, d)
+        q, k, v = window_partition(windows, self.window).permute(2, 0, 3, 1, 4).unbind(0)  # 3 × (B·n, heads, L, d)
+        table = self.relative_position_bias_table
+        bias = table[self.relative_position_index.flatten()].unflatten(0, (length, length)).permute(2, 0, 1)  # (heads, L, L)
+        bias = bias.to(q.dtype).unsqueeze(0)  # (1, heads, L, L)
+        if any(shift):
+            mask = shifted_window_mask((h, w), self.window, (shift[0], shift[1]), q.device).to(q.dtype)  # (n, L, L)
+            bias = bias + mask.unsqueeze(1)  # (n, heads, L, L)
+            bias = bias.expand(projections.shape[0], -1, -1, -1, -1).flatten(0, 1)  # (B·n, heads, L, L)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B·n, heads, L, d)
+        return window_reverse(out.transpose(1, 2).flatten(2), self.window, (h, w))  # (B, H, W, heads·d)

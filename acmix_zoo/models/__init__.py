@@ -1,0 +1,6 @@
+"""The networks. Importing this registers them with timm."""
+
+from acmix_zoo.models.acmix_resnet import ACmixResNet
+from acmix_zoo.models.acmix_swin import ACmixSwin
+
+__all__ = ["ACmixResNet", "ACmixSwin"]

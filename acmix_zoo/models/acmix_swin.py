@@ -1,0 +1,301 @@
+"""ACmix-Swin: the Swin Transformer whose window attention shares its projections with a convolution.
+
+Source: ACmix, CVPR 2022, table 1, and its released code for Swin-T and Swin-S; `acmix_swin_b` has Swin-B's widths,
+`acmix_swin_pico` is ours, for 32-pixel images. The convolution of shifted blocks runs on the rolled map, as released;
+`conv_before_shift=True` runs it on the map as it lies (see `WindowACmix`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import ClassifierHead, DropPath, Mlp, PatchEmbed, calculate_drop_path_rates, resample_patch_embed
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from acmix_zoo.layers import WindowACmix
+from acmix_zoo.layers.acmix2d import Paths
+from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
+from acmix_zoo.models._registry import default_cfgs as _default_cfgs
+
+__all__ = ["ACmixSwin"]
+
+Size = tuple[int, int]
+
+
+class Block(nn.Module):
+    """LayerNorm → WindowACmix → LayerNorm → MLP, each around an identity. (B, H, W, C) → (B, H, W, C)."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, drop_path: float, drop: float, **acmix: Any) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowACmix(dim, heads, proj_drop=drop, **acmix)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop)
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+
+
+class PatchMerging(nn.Module):
+    """(B, H, W, C) → (B, ceil(H/2), ceil(W/2), 2C): four neighbours side by side, normed, reduced."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, h, w, c = x.shape
+        x = F.pad(x, (0, 0, 0, w % 2, 0, h % 2))
+        x = x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c).permute(0, 1, 3, 4, 2, 5)  # (B, H/2, W/2, x, y, C)
+        return self.reduction(self.norm(x.flatten(3)))  # type: ignore[no-any-return]
+
+
+class Stage(nn.Module):
+    """An optional PatchMerging and a row of blocks, every second one shifted by half a window."""
+
+    def __init__(self, dim: int, depth: int, merge: bool, drop_path: list[float], **block: Any) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = PatchMerging(dim // 2) if merge else nn.Identity()
+        self.blocks = nn.Sequential(*(Block(dim, drop_path=drop_path[i], window=(1, 1), **block) for i in range(depth)))
+
+    def set_window(self, window: Size, size: Size) -> None:
+        """`window` for maps of `size`: it clamps to the map, and what holds the whole map is not shifted."""
+        clamped = (min(window[0], size[0]), min(window[1], size[1]))
+        half = (clamped[0] // 2 if size[0] > window[0] else 0, clamped[1] // 2 if size[1] > window[1] else 0)
+        for i, block in enumerate(self.blocks):
+            block.attn.set_window(clamped, half if i % 2 else (0, 0))  # type: ignore[union-attr,operator]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, x)  # type: ignore[no-any-return]
+        return self.blocks(x)  # type: ignore[no-any-return]
+
+
+class ACmixSwin(nn.Module):
+    """Swin Transformer of ACmix blocks, with timm's model interface.
+
+    Args:
+        img_size: image side or (height, width) that the windows are made for. Other sizes run too, padded to the
+            windows; `set_input_size` makes the windows for another size.
+        patch_size, embed_dim, depths, num_heads, window_size, mlp_ratio: as in Swin.
+        kernel_conv, conv_before_shift, paths: of `WindowACmix`.
+        in_chans, num_classes, global_pool, drop_rate, proj_drop_rate, drop_path_rate: as in timm.
+
+    Shape: (B, in_chans, H, W) → (B, num_classes); features are (B, H/32, W/32, C) inside, NCHW from `features_only`.
+    """
+
+    output_fmt = "NHWC"
+
+    def __init__(
+        self,
+        img_size: int | Size = 224,
+        patch_size: int = 4,
+        *,
+        embed_dim: int = 96,
+        depths: tuple[int, ...] = (2, 2, 6, 2),
+        num_heads: tuple[int, ...] = (3, 6, 12, 24),
+        window_size: int | Size = 7,
+        mlp_ratio: float = 4.0,
+        kernel_conv: int = 3,
+        conv_before_shift: bool = False,
+        paths: Paths = "both",
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.patch_embed = PatchEmbed(
+            img_size, patch_size, in_chans, embed_dim, norm_layer=nn.LayerNorm, output_fmt="NHWC",
+            strict_img_size=False, dynamic_img_pad=True,
+        )  # fmt: skip
+        acmix = {"kernel_conv": kernel_conv, "conv_before_shift": conv_before_shift, "paths": paths}
+        drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        self.feature_info: list[dict[str, Any]] = []
+        stages = []
+        for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
+            dim = embed_dim * 2**i
+            stages.append(
+                Stage(dim, depth, i > 0, drop_path[i], heads=heads, mlp_ratio=mlp_ratio, drop=proj_drop_rate, **acmix)
+            )
+            self.feature_info.append({"num_chs": dim, "reduction": patch_size * 2**i, "module": f"layers.{i}"})
+        self.layers = nn.Sequential(*stages)
+        self.num_features = dim
+        self.norm = nn.LayerNorm(dim)
+        self.head = ClassifierHead(dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt="NHWC")
+        self.head_hidden_size = self.head.num_features
+        self.window_size: Size = (window_size, window_size) if isinstance(window_size, int) else window_size
+        self.set_input_size()
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Swin's start for matrices and position tables; the convolution paths keep theirs."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, WindowACmix) and module.paths != "convolution":
+                nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+
+    def set_input_size(
+        self,
+        img_size: int | Size | None = None,
+        patch_size: int | Size | None = None,
+        window_size: int | Size | None = None,
+    ) -> None:
+        """Make the windows for another image size, patch size or window; position tables are resized, not lost."""
+        if img_size is not None or patch_size is not None:
+            self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
+            for i, info in enumerate(self.feature_info):
+                info["reduction"] = max(self.patch_embed.patch_size) * 2**i
+        if window_size is not None:
+            self.window_size = (window_size, window_size) if isinstance(window_size, int) else window_size
+        h, w = self.patch_embed.grid_size
+        for stage in self.layers:
+            if isinstance(stage.downsample, PatchMerging):
+                h, w = (h + 1) // 2, (w + 1) // 2
+            stage.set_window(self.window_size, (h, w))  # type: ignore[operator]
+
+    def no_weight_decay(self) -> set[str]:
+        endings = ("relative_position_bias_table", "alpha", "beta")
+        return {name for name, _ in self.named_parameters() if name.endswith(endings)}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        fine = [(r"^layers\.(\d+)\.downsample", (0,)), (r"^layers\.(\d+)\.\w+\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else fine}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.layers:
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
+
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc  # type: ignore[no-any-return]
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        parameter = next(self.parameters())
+        self.num_classes = num_classes
+        self.head.reset(num_classes, pool_type=global_pool, device=parameter.device, dtype=parameter.dtype)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Maps of the stages, (B, C, H/reduction, W/reduction), as timm's networks give them."""
+        if output_fmt != "NCHW":
+            raise ValueError(f'ACmixSwin: output_fmt must be "NCHW", got {output_fmt!r}')
+        take, last = feature_take_indices(len(self.layers), indices)
+        maps = []
+        x = self.patch_embed(x)
+        for i, stage in enumerate(self.layers[: last + 1] if stop_early else self.layers):
+            x = stage(x)
+            if i in take:
+                out = self.norm(x) if norm and i == len(self.layers) - 1 else x
+                maps.append(out.permute(0, 3, 1, 2).contiguous())  # (B, C, H, W)
+        if intermediates_only:
+            return maps
+        return (self.norm(x) if len(self.layers) - 1 <= last or not stop_early else x), maps
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages behind the last index, the norm that was made for them, and the classifier."""
+        take, last = feature_take_indices(len(self.layers), indices)
+        pruned = last < len(self.layers) - 1
+        self.layers = self.layers[: last + 1]
+        if prune_norm or pruned:
+            self.norm = nn.Identity()  # type: ignore[assignment]
+        if pruned:
+            self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])
+        if prune_head or pruned:
+            self.reset_classifier(0, "")
+        return take  # type: ignore[no-any-return]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) → (B, H/32, W/32, C)."""
+        return self.norm(self.layers(self.patch_embed(x)))  # type: ignore[no-any-return]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return self.head(x, pre_logits=pre_logits)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Fit weights made for another window or patch size: position tables and the patch embedding are resampled."""
+    out = {}
+    for key, value in state_dict.items():
+        if key.endswith("relative_position_bias_table"):
+            attention = model.get_submodule(key.rpartition(".")[0])
+            value = attention.resized_table(value)  # type: ignore[operator]
+        elif key == "patch_embed.proj.weight":
+            patch = model.get_submodule("patch_embed").proj.weight.shape[-2:]  # type: ignore[union-attr]
+            if value.shape[-2:] != patch:
+                value = resample_patch_embed(value, list(patch))
+        out[key] = value
+    return out
+
+
+_ENDS = {"first_conv": "patch_embed.proj", "classifier": "head.fc"}
+default_cfgs = _default_cfgs(
+    {
+        **{f"acmix_swin_{size}": {**IMAGENET, **_ENDS} for size in "tsb"},
+        "acmix_swin_pico": {**SMALL, **_ENDS},
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> ACmixSwin:
+    stages = len(kwargs.get("depths", defaults["depths"]))
+    # "getter" goes through forward_intermediates, which gives NCHW.
+    feature_cfg = {"out_indices": tuple(range(stages)), "feature_cls": "getter"}
+    return build(ACmixSwin, variant, pretrained, feature_cfg, checkpoint_filter_fn, **{**defaults, **kwargs})  # type: ignore[return-value]
+
+
+@register_model
+def acmix_swin_t(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
+    """ACmix-Swin-T: 28,649,908 parameters, 224-pixel images, 1000 classes. Published: 81.9 % on ImageNet-1k."""
+    return _create("acmix_swin_t", pretrained, {"depths": (2, 2, 6, 2), "drop_path_rate": 0.2}, kwargs)
+
+
+@register_model
+def acmix_swin_s(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
+    """ACmix-Swin-S: 50,345,080 parameters, 224-pixel images, 1000 classes. Published: 83.5 % on ImageNet-1k."""
+    return _create("acmix_swin_s", pretrained, {"depths": (2, 2, 18, 2), "drop_path_rate": 0.3}, kwargs)
+
+
+@register_model
+def acmix_swin_b(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
+    """ACmix-Swin with the widths of Swin-B: 224-pixel images, 1000 classes. Not in the paper."""
+    defaults = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "drop_path_rate": 0.5}
+    return _create("acmix_swin_b", pretrained, defaults, kwargs)
+
+
+@register_model
+def acmix_swin_pico(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
+    """ACmix-Swin for 32-pixel images: three stages of two blocks at 16², 8² and 4² tokens, windows of 4."""
+    defaults = {
+        "img_size": 32, "patch_size": 2, "embed_dim": 32, "depths": (2, 2, 2), "num_heads": (2, 4, 8),
+        "window_size": 4, "num_classes": 10, "drop_path_rate": 0.0,
+    }  # fmt: skip
+    return _create("acmix_swin_pico", pretrained, defaults, kwargs)

@@ -1,0 +1,51 @@
+"""Windows of a map, for Swin: partition, reverse, the mask of shifted windows, the index of relative positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """(B, H, W, …) → (B · H/wh · W/ww, wh·ww, …). H and W are multiples of the window."""
+    b, h, w, *rest = x.shape
+    wh, ww = window
+    x = x.reshape(b, h // wh, wh, w // ww, ww, *rest).transpose(2, 3)  # (B, H/wh, W/ww, wh, ww, …)
+    return x.reshape(b * (h // wh) * (w // ww), wh * ww, *rest)
+
+
+def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """(B · H/wh · W/ww, wh·ww, …) → (B, H, W, …), with size = (H, W)."""
+    (wh, ww), (h, w), rest = window, size, windows.shape[2:]
+    x = windows.reshape(-1, h // wh, w // ww, wh, ww, *rest).transpose(2, 3)  # (B, H/wh, wh, W/ww, ww, …)
+    return x.reshape(-1, h, w, *rest)
+
+
+def shifted_window_mask(
+    size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], device: torch.device | None = None
+) -> Tensor:
+    """For a map rolled by −shift: 0 where two positions of a window were neighbours before the roll, −100 elsewhere.
+
+    Returns:
+        float32 (H/wh · W/ww, wh·ww, wh·ww). −100 rather than −inf is Swin's value, and pretrained weights know it.
+    """
+
+    def region(length: int, side: int, offset: int) -> Tensor:  # 0: untouched windows, 1: the last one's head, 2: its tail
+        at = torch.arange(length, device=device)
+        if offset == 0:
+            return torch.zeros_like(at)
+        return (at >= length - side).long() + (at >= length - offset).long()
+
+    rows, cols = (region(length, side, offset) for length, side, offset in zip(size, window, shift, strict=True))
+    labels = window_partition((rows.unsqueeze(1) * 3 + cols)[None], window)  # (windows, wh·ww)
+    return (labels.unsqueeze(1) != labels.unsqueeze(2)).to(torch.float32) * -100.0
+
+
+def relative_position_index(window: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """(wh·ww, wh·ww) int64: the row of the ((2wh−1)·(2ww−1), heads) table that holds the bias of query i and key j."""
+    wh, ww = window
+    rows = torch.arange(wh, device=device).repeat_interleave(ww)  # (wh·ww,)
+    cols = torch.arange(ww, device=device).repeat(wh)
+    dy = rows.unsqueeze(1) - rows + wh - 1
+    dx = cols.unsqueeze(1) - cols + ww - 1
+    return dy * (2 * ww - 1) + dx
