@@ -242,5 +242,5 @@ def acmix_resnet50(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
 @register_model
 def acmix_resnet_pico(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
     """ACmix-ResNet for 32-pixel images: three stages of two bottlenecks at 16², 8² and 4²."""
-    defaults = {"layers": (2, 2, 2), "planes": (32, 64, 128), "stem_width": 32, "small_input": True, "num_classes": 10}
+    defaults = {"layers": (2, 2, 2), "planes": (32, 64, 128), "stem_width": 32, "small_input": True}
     return _create("acmix_resnet_pico", pretrained, defaults, kwargs)

@@ -296,6 +296,6 @@ def acmix_swin_pico(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
     """ACmix-Swin for 32-pixel images: three stages of two blocks at 16², 8² and 4² tokens, windows of 4."""
     defaults = {
         "img_size": 32, "patch_size": 2, "embed_dim": 32, "depths": (2, 2, 2), "num_heads": (2, 4, 8),
-        "window_size": 4, "num_classes": 10, "drop_path_rate": 0.0,
+        "window_size": 4, "drop_path_rate": 0.0,
     }  # fmt: skip
     return _create("acmix_swin_pico", pretrained, defaults, kwargs)

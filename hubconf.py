@@ -1,0 +1,58 @@
+"""torch.hub entry points, one for each model: torch.hub.load("<owner>/acmix", "acmix_resnet_pico", pretrained=True).
+
+From a clone: torch.hub.load(".", "acmix_resnet_pico", source="local", pretrained=True). torch.hub lists every public
+callable of this file, so everything but the models has a name that starts with an underscore.
+"""
+
+import warnings as _warnings
+from collections.abc import Callable as _Callable
+from pathlib import Path as _Path
+
+import timm as _timm
+from torch import nn as _nn
+
+import acmix_zoo as _acmix_zoo
+from acmix_zoo.weights import create_model as _create_model
+from acmix_zoo.weights import list_models as _list_models
+
+dependencies = ["torch", "torchvision", "timm", "safetensors", "huggingface_hub"]
+
+if _Path(_acmix_zoo.__file__).resolve().parent.parent != _Path(__file__).resolve().parent:
+    _warnings.warn(
+        f"acmix_zoo was already imported from {_Path(_acmix_zoo.__file__).parent}, so that code runs and not the one "
+        f"beside {__file__}; start a new Python process to use the latter",
+        stacklevel=2,
+    )
+
+_ARGUMENTS = """
+
+Args:
+    pretrained: True for the default weights ({tags}), or a tag, or the path of a weight folder or checkpoint file.
+    kwargs: num_classes, in_chans, drop_path_rate, features_only, ...; another num_classes than the weights
+        have starts a new classifier.
+
+Returns:
+    The model in training mode (call .eval() to classify): images (B, {channels}, {height}, {width}) -> logits
+    (B, {classes}).
+"""
+
+
+def _entry_point(name: str) -> _Callable[..., _nn.Module]:
+    def entry(pretrained: bool | str = False, **kwargs: object) -> _nn.Module:
+        return _create_model(name, pretrained, **kwargs)
+
+    cfg = _timm.get_pretrained_cfg(name)
+    channels, height, width = cfg.input_size
+    tags = ", ".join(weights.partition(".")[2] for weights in _list_models(f"{name}.*", pretrained=True))
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = (_timm.models.model_entrypoint(name).__doc__ or name).strip() + _ARGUMENTS.format(
+        tags=f"here: {tags}" if tags else "none are shipped yet",
+        channels=channels,
+        height=height,
+        width=width,
+        classes=cfg.num_classes,
+    )
+    return entry
+
+
+globals().update({_name: _entry_point(_name) for _name in _list_models()})
