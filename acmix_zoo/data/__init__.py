@@ -1,0 +1,26 @@
+"""Images as batches: sources, transforms, exact samplers and the `ImageDataModule` that joins them.
+
+`load_image` and `export_folder` need neither lightning nor datasets; `ImageDataModule` imports lightning when used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from acmix_zoo.data.export import export_folder
+from acmix_zoo.data.images import BadImage, load_image
+from acmix_zoo.data.sources import open_source
+
+if TYPE_CHECKING:
+    from acmix_zoo.data.module import ImageDataModule
+
+__all__ = ["BadImage", "ImageDataModule", "export_folder", "load_image", "open_source"]
+
+
+def __getattr__(name: str) -> Any:
+    # lightning takes seconds to import; classifying one picture should not wait for it
+    if name == "ImageDataModule":
+        from acmix_zoo.data.module import ImageDataModule
+
+        return ImageDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,268 @@
+"""`ImageDataModule`: any source of labelled images as Lightning's training, validation, test and prediction loaders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from acmix_zoo.data.batches import ImageDataset, Pixels, as_is
+from acmix_zoo.data.images import bad_images, find_images
+from acmix_zoo.data.samplers import EpochSampler, ShardSampler
+from acmix_zoo.data.sources import FileImages, Images, open_source
+
+Loader = DataLoader[Any]
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Labelled images from one `source`.
+
+    Batches are images (B, 3, S, S) float32 and classes (B,) int64; after mixup or cutmix, in training only, classes
+    are (B, classes) float32. Prediction gives the index into `predict_paths` in place of the class.
+
+    The order of the images and their augmentation are given by (seed, epoch): an interrupted run continues with the
+    very batches it would have seen. Evaluation counts every image once on any number of processes.
+
+    An unreadable file is named before the first step. One that breaks later is left out of its batch with a warning,
+    so that a run is not lost; only the test split raises, for a score over fewer images is another score.
+
+    Args:
+        source: a folder of class folders (flat, or below train/, val/ and test/), the id of a Hugging Face data set, a
+            parquet file, a folder of parquet files, an imagefolder with metadata, or "fashion_mnist" or "digits".
+        image_size: S, in pixels.
+        batch_size: images a step and process.
+        num_workers: processes that load; 0 loads in the training process.
+        val_fraction: share of each class that validates where the source has no validation split; 0 for none.
+        mean, std: of the three channels, for pixels in 0..1; ImageNet's by default.
+        interpolation: "bicubic", "bilinear" or "nearest".
+        crop_pct: share of the shorter side that evaluation keeps; 1 up to 64 pixels and 0.875 above by default.
+        augment: "none"; "light": shift and flip, for small images; "imagenet": RandomResizedCrop, flip, colour;
+            or a timm auto-augment string such as "rand-m9-mstd0.5-inc1" (RandomResizedCrop, flip, and that).
+        hflip: probability of a mirror image; 0 where a mirror image means something else (digits, text).
+        random_erasing: probability that a rectangle is erased.
+        mixup, cutmix: alpha of the Beta distribution; 0 is off; with both, each batch takes one of them.
+        label_column: the class column of a table with several.
+        predict_source: a picture or a folder of pictures for `predict`.
+        seed: of the validation split, the order and the augmentation.
+
+    Raises:
+        FileNotFoundError, ValueError: the source is missing or is no classification data set; says what to do.
+    """
+
+    def __init__(
+        self,
+        source: str = "fashion_mnist",
+        *,
+        image_size: int = 224,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        val_fraction: float = 0.1,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        interpolation: str = "bicubic",
+        crop_pct: float | None = None,
+        augment: str = "light",
+        hflip: float = 0.5,
+        random_erasing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        label_column: str | None = None,
+        predict_source: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction={val_fraction}: expected a share in [0, 1)")
+        if image_size < 1 or batch_size < 1:
+            raise ValueError(f"image_size={image_size}, batch_size={batch_size}: both must be at least 1")
+        self.batch_size, self.num_workers, self.val_fraction = batch_size, num_workers, val_fraction
+        self.augment, self.hflip, self.random_erasing = augment, hflip, random_erasing
+        self.predict_source, self.seed = predict_source, seed
+        self.source = open_source(source, label_column)
+        self.class_names = self.source.class_names
+        self.num_classes = len(self.class_names)
+        self.input_size = (3, image_size, image_size)
+        crop_pct = crop_pct or (1.0 if image_size <= 64 else 0.875)
+        self.pixels = Pixels(image_size, _three(mean), _three(std), interpolation, crop_pct)
+        self.mean, self.std = self.pixels.mean, self.pixels.std
+        self.interpolation, self.crop_pct = interpolation, crop_pct
+        self.eval_transform = self.pixels.eval_transform()  # PIL -> (3, S, S) float32
+        self.predict_paths: list[str] = []
+        self._mixes = [v2.MixUp(alpha=mixup, num_classes=self.num_classes)] if mixup else []
+        self._mixes += [v2.CutMix(alpha=cutmix, num_classes=self.num_classes)] if cutmix else []
+        self._parts: dict[str, tuple[Images, np.ndarray]] | None = None
+        self._checked: set[str] = set()
+        self._resume = {"epoch": 0, "batch": 0}
+
+    # ---- splits
+
+    def parts(self) -> dict[str, tuple[Images, np.ndarray]]:
+        """For each of "train", "val" and "test" that exists: the pictures, and the indices of its own among them."""
+        if self._parts is None:
+            splits = self.source.splits()
+            parts = {name: (images, np.arange(len(images))) for name, images in splits.items()}
+            if "val" not in parts and self.val_fraction > 0:
+                images = splits["train"]
+                train, val = stratified(images.targets, self.val_fraction, self.seed)
+                if not len(val):
+                    raise ValueError(
+                        f"{self.source.name}: no class has two images, so none is left for validation; "
+                        "add images or a val/ folder, or set val_fraction to 0"
+                    )
+                parts["train"], parts["val"] = (images, train), (images, val)
+            self._parts = parts
+        return self._parts
+
+    def setup(self, stage: str) -> None:
+        """Read the source and look at every file that `stage` ("fit", "validate", "test" or "predict") will use.
+
+        Raises:
+            ValueError: unreadable files (named), or nothing to predict.
+        """
+        if stage == "predict":
+            self._setup_predict()
+            return
+        for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
+            if name not in self.parts() or name in self._checked:
+                continue
+            images, indices = self.parts()[name]
+            if problems := images.problems(indices.tolist()):
+                shown = "\n  ".join(problems[:5])
+                more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+                raise ValueError(
+                    f"{len(problems)} of {len(indices)} {name} images cannot be used; "
+                    f"repair or remove them:\n  {shown}{more}"
+                )
+            self._checked.add(name)
+
+    def _setup_predict(self) -> None:
+        if self.predict_source is None:
+            raise ValueError("nothing to predict: set predict_source to a picture or a folder of pictures")
+        place = Path(self.predict_source).expanduser()
+        if not place.exists():
+            raise FileNotFoundError(f"predict_source {place} does not exist")
+        found = find_images(place) if place.is_dir() else [str(place)]
+        if not found:
+            raise ValueError(f"predict_source {place} holds no pictures")
+        if problems := bad_images(found):
+            raise ValueError(
+                f"{len(problems)} files cannot be predicted; repair or remove them: {'; '.join(problems[:5])}"
+            )
+        self.predict_paths = found
+
+    def describe(self) -> dict[str, Any]:
+        """What a record of a run says about its data: name, fingerprint, images a split, license."""
+        sizes = {name: len(indices) for name, (_, indices) in self.parts().items()}
+        return {
+            "name": self.source.name,
+            "fingerprint": self.source.fingerprint(),
+            "splits": {name: sizes.get(name, 0) for name in ("train", "val", "test")},
+            "license": self.source.license,
+        }
+
+    # ---- loaders
+
+    def train_dataloader(self) -> Loader:
+        dataset = ImageDataset(
+            *self.parts()["train"],
+            self.pixels,
+            augment=self.augment,
+            hflip=self.hflip,
+            random_erasing=self.random_erasing,
+            seed=self.seed,
+            skip_bad=True,
+        )
+        start = self._resume["batch"] * self.batch_size
+        sampler = EpochSampler(dataset, self.seed, epoch=self._resume["epoch"], start=start)
+        # a last batch of one image upsets batch normalisation; but few images must not mean no batch
+        return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        return self._evaluation("val") if "val" in self.parts() else []
+
+    def test_dataloader(self) -> Loader:
+        """
+        Raises:
+            ValueError: the source has no test split.
+        """
+        if "test" not in self.parts():
+            raise ValueError(f"{self.source.name} has no test split; add a test/ folder with the same class folders")
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> Loader:
+        images = FileImages(self.predict_paths, np.zeros(len(self.predict_paths), np.int64))
+        dataset = ImageDataset(images, np.arange(len(images)), self.pixels, skip_bad=True, with_index=True)
+        return self._loader(dataset, ShardSampler(len(dataset)))
+
+    def _evaluation(self, part: str) -> Loader:
+        dataset = ImageDataset(*self.parts()[part], self.pixels, skip_bad=part != "test")
+        return self._loader(dataset, ShardSampler(len(dataset)))
+
+    def _loader(self, dataset: ImageDataset, sampler: EpochSampler | ShardSampler, drop_last: bool = False) -> Loader:
+        # workers are started anew for each epoch: that is how they learn its number
+        return DataLoader(
+            dataset,
+            self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=as_is,
+            drop_last=drop_last,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    # ---- training only
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Mix training batches: (B, 3, S, S) and (B,) int64 → the same and (B, classes) float32."""
+        trainer = self.trainer
+        if not self._mixes or trainer is None or not trainer.training:
+            return batch
+        loop = trainer.fit_loop
+        key = np.random.default_rng([self.seed, loop.epoch_loop.total_batch_idx, trainer.global_rank]).integers(
+            2**31, size=2
+        )
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # the same mixing after a resume, and none of the model's random numbers
+            torch.manual_seed(int(key[0]))
+            images, targets = self._mixes[int(key[1]) % len(self._mixes)](*batch)
+        return images, targets
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training stands: the epoch, and the batches of it that are done."""
+        if self.trainer is None:
+            return dict(self._resume)
+        loop: Any = self.trainer.fit_loop
+        epoch, batch = loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
+        done = math.isfinite(loop.max_batches) and batch >= loop.max_batches
+        return {"epoch": epoch + 1, "batch": 0} if done else {"epoch": epoch, "batch": batch}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._resume = {"epoch": state_dict["epoch"], "batch": state_dict["batch"]}
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) != 3:
+        raise ValueError(f"mean and std: expected three numbers, one a channel, found {list(values)}")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def stratified(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices (train, val): of each class `fraction`, rounded, validates; at least one image where there are two
+    or more, and never the last one."""
+    generator = np.random.default_rng(seed)
+    held: list[np.ndarray] = []
+    for label in np.unique(targets):
+        members = generator.permutation(np.flatnonzero(targets == label))
+        count = min(max(1, round(len(members) * fraction)), len(members) - 1)
+        held.append(members[:count])
+    val = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(targets)), val), val
