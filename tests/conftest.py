@@ -6,22 +6,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by huggingface_hub at impor
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from pathlib import Path
-
 import pytest
 import torch
 
 torch.set_num_threads(1)
 
-FASHION = Path(os.environ.get("ACMIX_DATA", "/usr/share/datasets")) / "fashion-mnist"
-
 
 @pytest.fixture(scope="session")
-def fashion_mnist() -> Path:
-    """Folder of the idx files of Debian's dataset-fashion-mnist; the test is skipped when it is not installed."""
-    if not (FASHION / "train-images-idx3-ubyte.gz").exists():
-        pytest.skip("Fashion-MNIST is missing: apt-get install dataset-fashion-mnist")
-    return FASHION
+def fashion_mnist() -> str:
+    """The source name; the test is skipped when Debian's dataset-fashion-mnist is not installed."""
+    from acmix_zoo.data import open_source
+
+    try:
+        open_source("fashion_mnist")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    return "fashion_mnist"
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from acmix_zoo import ACmix2d
-from acmix_zoo.layers.swap import swap_conv3x3
+from acmix_zoo import ACmix2d, swap_conv3x3
 
 
 class Mixed(nn.Module):
