@@ -5,6 +5,7 @@ import timm
 import torch
 from torch import nn
 
+import acmix_zoo
 from acmix_zoo import ACmix2d
 from acmix_zoo.analysis.complexity import complexity, human
 
@@ -58,3 +59,20 @@ def test_state_is_left_alone() -> None:
 
 def test_human() -> None:
     assert [human(n) for n in (7, 1_500, 28_649_908, 4_600_000_000, 999_000)] == ["7", "1.5K", "28.6M", "4.6G", "999K"]
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "gmacs"),  # MACs as the paper prints them, parameters as its released code counts them
+    [
+        ("acmix_resnet26", 10_487_816, 2.3),
+        ("acmix_resnet38", 14_410_896, 2.9),
+        ("acmix_resnet50", 18_333_976, 3.6),
+        ("acmix_swin_t", 28_649_908, 4.6),
+        ("acmix_swin_s", 50_345_080, 9.0),
+    ],
+)
+def test_published_acmix_networks(name: str, params: int, gmacs: float) -> None:
+    """Within 4 %: the paper prints two digits and does not say how strided layers were counted."""
+    found = complexity(acmix_zoo.create_model(name))
+    assert found.params == params
+    assert found.macs / 1e9 == pytest.approx(gmacs, rel=0.04)
