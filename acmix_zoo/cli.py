@@ -1,0 +1,111 @@
+"""`acmix-zoo`: train, evaluate and use networks.
+
+    acmix-zoo fit      --config recipes/fashion_mnist/acmix_resnet_pico.yaml [--model.lr 0.05 ...] [--ckpt_path last]
+    acmix-zoo validate --config runs/X/config.yaml [--ckpt_path best]      accuracy on the validation split
+    acmix-zoo test     --config runs/X/config.yaml [--ckpt_path best]      accuracy on the test split
+    acmix-zoo predict  --config runs/X/config.yaml --data.predict_source FOLDER      writes runs/X/predictions.csv
+    acmix-zoo classify WEIGHT_FOLDER IMAGE... [--top 5]
+
+`acmix-zoo COMMAND --help` tells the options.
+"""
+
+import argparse
+import difflib
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = (*TRAINER_COMMANDS, "classify")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, 1 (the run failed), 2 (bad arguments) or 128 + a signal's number."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if argv[0] == "--version":
+        import acmix_zoo
+
+        print(acmix_zoo.__version__)
+        return 0
+    if argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+        print(f"acmix-zoo: unknown command {argv[0]!r}; {hint}", file=sys.stderr)
+        return 2
+    try:
+        if argv[0] == "classify":
+            classify(argv[1:])
+        else:
+            _train(argv)
+    except (ValueError, OSError, ImportError) as error:
+        if not _ours(error):
+            raise
+        print(f"acmix-zoo: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether the error was raised here, in words for the user, or is a full disk; others keep their traceback."""
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+
+
+def _train(argv: list[str]) -> None:
+    try:
+        from acmix_zoo.training.cli import TrainingCLI
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}; training needs: pip install 'acmix-zoo[train]'") from error
+    sys.argv[1:] = argv  # LightningCLI reads the arguments there
+    TrainingCLI(command=shlex.join(["acmix-zoo", *argv]))
+
+
+def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
+    """Print the most probable classes of images, by the weights of a weight folder.
+
+    Returns:
+        For each image (class, probability) pairs, the most probable first.
+
+    Raises:
+        FileNotFoundError, ValueError: no such folder or image, or an unreadable one.
+    """
+    parser = argparse.ArgumentParser("acmix-zoo classify", description="Classify images with the weights of a folder.")
+    parser.add_argument("folder", type=Path, help="weight folder: config.json and model.safetensors; or a model's name")
+    parser.add_argument("images", nargs="+", type=Path, metavar="image")
+    parser.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
+    options = parser.parse_args(arguments)
+    if options.top < 1:
+        parser.error(f"--top {options.top} was given; expected at least 1")
+
+    import torch
+    from timm.data import create_transform, resolve_data_config
+
+    from acmix_zoo.data.images import load_image
+    from acmix_zoo.weights import create_model
+
+    name: Any = options.folder if options.folder.exists() else str(options.folder)
+    model = create_model(name, pretrained=True).eval()
+    cfg = model.pretrained_cfg
+    transform = create_transform(**resolve_data_config(pretrained_cfg=cfg))  # type: ignore[arg-type]
+    labels = cfg.get("label_names") or [f"class {i}" for i in range(model.num_classes)]  # type: ignore[operator,union-attr,arg-type]
+    results = []
+    for path in options.images:
+        x = transform(load_image(path))[None]  # (1, C, H, W)
+        with torch.inference_mode():
+            probabilities = model(x).softmax(-1)[0]  # (classes,)
+        best = probabilities.topk(min(options.top, len(probabilities)))
+        results.append([(labels[i], float(p)) for p, i in zip(best.values, best.indices.tolist(), strict=True)])
+        print(f"{path}: " + ", ".join(f"{label} {100 * p:.1f} %" for label, p in results[-1]))
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())

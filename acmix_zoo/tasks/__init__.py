@@ -1,0 +1,5 @@
+"""LightningModules, one a task."""
+
+from acmix_zoo.tasks.classification import ClassificationTask
+
+__all__ = ["ClassificationTask"]

@@ -1,0 +1,133 @@
+"""LightningCLI with a run folder: fit, validate, test and predict from a recipe and overrides."""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from acmix_zoo.data import ImageDataModule
+from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.training.finish import finish_run
+from acmix_zoo.training.run import RunFolder
+
+
+class _SaveConfig(SaveConfigCallback):
+    """config.yaml of a fit, in the run folder. Without ckpt_path: a resumed run's, too, repeats the whole run."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero and not self.already_saved:
+            config = self.config.clone()
+            config["ckpt_path"] = None
+            folder = Path(config.run.folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(config, str(folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
+            self.already_saved = True
+
+
+class TrainingCLI(LightningCLI):
+    """`acmix-zoo fit|validate|test|predict`.
+
+    Args:
+        command: the command line as given, for the record.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        on_terminal = sys.stdout.isatty()
+        super().__init__(
+            ClassificationTask,
+            ImageDataModule,
+            save_config_callback=_SaveConfig,
+            seed_everything_default=0,
+            trainer_defaults={
+                # A log file gets a line an epoch from RunFolder instead.
+                "enable_progress_bar": on_terminal,
+                "callbacks": [RichProgressBar()] if on_terminal else [],
+            },
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # hyper-parameters in a checkpoint stay plain values
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder; take the number of classes from the data."""
+        parser.add_lightning_class_args(RunFolder, "run")
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep the model that was asked for: the base class would quietly put the checkpoint's in its place."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run folder and the checkpoint before anything is built."""
+        config = self.config[self.subcommand]
+        if config.run.folder is None:
+            config.run.folder = f"runs/{Path(config.model.model).name}"
+        run = RunFolder(config.run.folder)
+        config.trainer.default_root_dir = str(run.folder)
+        if config.trainer.logger is None:  # Lightning's default; `false` stays false
+            config.trainer.logger = self.subcommand == "fit"
+        self._settle_checkpoint(config, run)
+
+    def _settle_checkpoint(self, config: Any, run: RunFolder) -> None:
+        given = config.ckpt_path
+        if given in ("last", "best"):
+            path = run.last if given == "last" else run.best
+            if path.is_file():
+                config.ckpt_path = str(path)
+            elif self.subcommand == "fit":
+                print(f"{path} does not exist yet: the run starts from the beginning", flush=True)
+                config.ckpt_path = None
+            else:
+                raise FileNotFoundError(f"{path} does not exist; give --run.folder of a run, or --ckpt_path FILE")
+        elif given is not None and not Path(given).is_file():
+            raise FileNotFoundError(f"--ckpt_path {given} does not exist; expected last, best or a checkpoint file")
+        elif given is None and self.subcommand == "fit" and run.last.is_file() and not config.trainer.fast_dev_run:
+            raise FileExistsError(
+                f"{run.folder} already holds a run; go on with it: --ckpt_path last, or choose another --run.folder"
+            )
+        elif given is None and self.subcommand != "fit" and not config.model.pretrained:
+            if not run.best.is_file():
+                raise FileNotFoundError(
+                    f"there are no weights to {self.subcommand}: {run.best} does not exist; "
+                    "give --ckpt_path FILE, --run.folder of a run, or --model.pretrained"
+                )
+            config.ckpt_path = str(run.best)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer; its TensorBoard log goes into the run folder."""
+        self.run: RunFolder = self._get(self.config_init, "run")
+        if self._get(self.config_init, "trainer").logger is True:
+            kwargs["logger"] = TensorBoardLogger(self.run.folder, name="tensorboard", version="")
+        return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        """Test the best weights and write the weight folder."""
+        if self.trainer.fast_dev_run:
+            return
+        recipe = self.config[self.subcommand].get("config")
+        finish_run(
+            self.trainer,
+            self.model,
+            self.datamodule,
+            self.run,
+            command=self.command,
+            recipe=str(recipe[0]) if recipe else None,
+        )
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write predictions.csv into the run folder: path, class, probability, and the probability of every class."""
+        batches = self.trainer.predict(**kwargs) or []
+        paths, names = self.datamodule.predict_paths, self.datamodule.class_names
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        target = self.run.folder / "predictions.csv"
+        with target.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "class", "probability", *names])
+            for probabilities, index in batches:
+                for p, i in zip(probabilities.tolist(), index.tolist(), strict=True):
+                    writer.writerow([paths[i], names[p.index(max(p))], f"{max(p):.4f}", *(f"{v:.4f}" for v in p)])
+        print(f"{target}: {sum(len(index) for _, index in batches)} images", flush=True)
