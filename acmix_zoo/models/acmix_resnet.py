@@ -64,7 +64,8 @@ class ACmixResNet(nn.Module):
         planes: planes of each stage; its maps have four times as many channels.
         base_width: inner width of a bottleneck per 64 planes.
         stem_width: channels of the stem.
-        small_input: a 3×3 stem without stride, for 32-pixel images, in place of the 7×7 stem with stride 2.
+        small_input: a stem of two 3×3 convolutions for 32-pixel images in place of the 7×7 one; like it, and with the
+            same pooling behind it, it hands a quarter of the image's side to the first stage.
         heads, kernel_att, kernel_conv, paths: of the ACmix layers.
         in_chans, num_classes, global_pool, drop_rate, drop_path_rate, zero_init_last: as in timm.
 
@@ -92,12 +93,19 @@ class ACmixResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes, self.in_chans, self.drop_rate, self.grad_checkpointing = num_classes, in_chans, drop_rate, False
-        side, stride, padding = (3, 1, 1) if small_input else (7, 2, 3)
-        self.conv1 = nn.Conv2d(in_chans, stem_width, side, stride, padding, bias=False)
+        if small_input:
+            self.conv1: nn.Module = nn.Sequential(
+                nn.Conv2d(in_chans, stem_width // 2, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(stem_width // 2),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(stem_width // 2, stem_width, 3, 2, 1, bias=False),
+            )
+        else:
+            self.conv1 = nn.Conv2d(in_chans, stem_width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(stem_width)
         self.act1 = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.feature_info = [{"num_chs": stem_width, "reduction": stride, "module": "act1"}]
+        self.feature_info = [{"num_chs": stem_width, "reduction": 2, "module": "act1"}]
 
         acmix = {"heads": heads, "kernel_att": kernel_att, "kernel_conv": kernel_conv, "paths": paths}
         drop_path = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)
@@ -109,7 +117,7 @@ class ACmixResNet(nn.Module):
                 blocks.append(Bottleneck(inputs, plane, plane * base_width // 64, down, drop_path[i][j], **acmix))
                 inputs = plane * Bottleneck.expansion
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
-            self.feature_info.append({"num_chs": inputs, "reduction": stride * 2 ** (i + 1), "module": f"layer{i + 1}"})
+            self.feature_info.append({"num_chs": inputs, "reduction": 4 * 2**i, "module": f"layer{i + 1}"})
 
         self.num_features = self.head_hidden_size = inputs
         self.global_pool, self.fc = create_classifier(inputs, num_classes, pool_type=global_pool)
@@ -143,7 +151,7 @@ class ACmixResNet(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
-        parameter = self.conv1.weight
+        parameter = next(self.parameters())
         self.global_pool, self.fc = create_classifier(
             self.num_features, num_classes, pool_type=global_pool or self.global_pool.pool_type,
             device=parameter.device, dtype=parameter.dtype,
@@ -210,7 +218,7 @@ _ENDS = {"first_conv": "conv1", "classifier": "fc"}
 default_cfgs = _default_cfgs(
     {
         **{f"acmix_resnet{depth}": {**IMAGENET, **_ENDS} for depth in (26, 38, 50)},
-        "acmix_resnet_pico": {**SMALL, **_ENDS},
+        "acmix_resnet_pico": {**SMALL, "classifier": "fc", "first_conv": "conv1.0"},
     }
 )
 

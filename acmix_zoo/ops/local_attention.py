@@ -101,7 +101,7 @@ def local_attention(
     # The difference is taken in pe's precision (float32 at least) and rounded once.
     keys = (k - pe.unsqueeze(2)).to(q.dtype)  # (B, H, W, heads, d)
     kv = torch.stack((keys, v), dim=3)  # (B, H, W, 2, heads, d), contiguous
-    if not exporting and h * w <= 64:
+    if not exporting and h * w <= 256:
         return _global_attention(q, kv, kernel, stride, dilation)
     if torch.compiler.is_compiling():
         return _tile_attention(q, kv, kernel, stride, dilation, _SYMBOLIC_TILE)
