@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import create_transform
+from PIL import Image
+from timm.data import auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -56,6 +57,7 @@ class Pixels:
             std=self.std,
             normalize=False,
         )
+        _mend_posterize(transform)
         return transform
 
     def normalize(self, pixels: np.ndarray) -> Tensor:
@@ -165,6 +167,20 @@ def shift_and_flip(pixels: np.ndarray, pad: int, hflip: float, generator: np.ran
         crop = padded[i, :, top[i] : top[i] + height, left[i] : left[i] + width]
         out[i] = crop[:, :, ::-1] if mirrored[i] else crop
     return out
+
+
+def _mend_posterize(transform: Any) -> None:
+    # timm's auto-augment may ask to keep 0 bits; Pillow 13 refuses, where older ones gave a black picture
+    for step in transform.transforms:
+        ops = [*getattr(step, "ops", ()), *(op for policy in getattr(step, "policy", ()) for op in policy)]
+        for op in ops:
+            if op.aug_fn is auto_augment.posterize:
+                op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    posterized: Image.Image = auto_augment.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+    return posterized
 
 
 @contextmanager

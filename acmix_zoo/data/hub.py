@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from acmix_zoo.data.images import load_image
+from acmix_zoo.data.images import BadImage, load_image
 from acmix_zoo.data.sources import SPLITS, Images, Source
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -20,7 +21,9 @@ def is_table(path: Path) -> bool:
     """True for what `datasets` reads better than the folder reader: parquet files, or an imagefolder with metadata."""
     if path.is_file():
         return path.suffix == ".parquet"
-    return path.is_dir() and bool(_parquet_files(path) or any(path.glob(f"**/{name}") for name in METADATA))
+    return path.is_dir() and bool(
+        _parquet_files(path) or any(True for name in METADATA for depth in ("", "*/") for _ in path.glob(depth + name))
+    )
 
 
 class HubImages(Images):
@@ -30,11 +33,16 @@ class HubImages(Images):
         self.table, self.column, self.targets, self.name = table, column, targets, name
 
     def image(self, index: int) -> Image.Image:
-        value = self.table[index][self.column]  # {"bytes", "path"}: decoding is ours, for one treatment of all modes
-        name = f"{self.name}[{index}]"
-        if value["bytes"] is None:
-            return load_image(value["path"])
-        return load_image(value["bytes"], name)
+        try:
+            encoded = self.file(index)
+        except OSError as error:  # kept beside the table, and gone
+            raise BadImage(f"image {self.name}[{index}] cannot be read: {error}") from error
+        return load_image(encoded, f"{self.name}[{index}]")
+
+    def file(self, index: int) -> bytes:
+        """The picture as it was encoded: decoding is ours, so that all sources treat all kinds alike."""
+        value = self.table[index][self.column]
+        return bytes(value["bytes"]) if value["bytes"] is not None else Path(value["path"]).read_bytes()
 
 
 class HubSource(Source):
@@ -86,7 +94,14 @@ class HubSource(Source):
         return np.asarray([index[str(value)] for value in values], np.int64)
 
     def fingerprint(self) -> str:
-        return str(self.tables["train"]._fingerprint)
+        # of the contents: the fingerprints of `datasets` depend on where the files lie. All classes, some pictures
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for images in self.splits().values():
+            assert isinstance(images, HubImages)
+            digest.update(images.targets.tobytes())
+            for index in np.linspace(0, len(images) - 1, num=min(64, len(images)), dtype=int):
+                digest.update(images.file(int(index)))
+        return digest.hexdigest()[:16]
 
 
 def _load(datasets: Any, source: str, path: Path) -> dict[str, Any]:

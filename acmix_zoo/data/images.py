@@ -56,15 +56,13 @@ def load_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
     except FileNotFoundError:
         raise BadImage(f"image {label} does not exist") from None
     except Exception as error:  # broken bytes raise OSError, SyntaxError, struct.error, … by format
-        if isinstance(error, BadImage | MemoryError):
+        if isinstance(error, MemoryError):
             raise
         reason = "not a picture, or empty" if isinstance(error, UnidentifiedImageError) else error
         raise BadImage(f"image {label} cannot be read: {reason}") from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture.copy() if picture.fp is not None else picture  # type: ignore[attr-defined]
     if picture.mode.startswith("I"):  # I;16 and relatives, or I: 32-bit words, which hold 16-bit pictures
         values = np.asarray(picture).astype(np.int64)
         grey = (np.clip(values, 0, 65535) >> 8).astype(np.uint8)

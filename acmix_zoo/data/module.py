@@ -241,7 +241,7 @@ class ImageDataModule(L.LightningDataModule):
         if self.trainer is None:
             return dict(self._resume)
         loop: Any = self.trainer.fit_loop
-        epoch, batch = loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
+        epoch, batch = loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed
         done = math.isfinite(loop.max_batches) and batch >= loop.max_batches
         return {"epoch": epoch + 1, "batch": 0} if done else {"epoch": epoch, "batch": batch}
 

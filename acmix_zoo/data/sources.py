@@ -168,9 +168,9 @@ def open_source(source: str | Path, label_column: str | None = None) -> Source:
     if text in SHIPPED:
         return SHIPPED[text]()
     path = Path(text).expanduser()
-    if is_table(path):
+    if text and is_table(path):
         return HubSource(text, label_column)
-    if path.is_dir():
+    if text and path.is_dir():
         return FolderSource(path)
     if path.is_file():
         raise ValueError(f"source {text} is a file; expected a folder of class folders, or a parquet file")

@@ -1,0 +1,250 @@
+"""Where images come from: class folders, tables, shipped names; and what is said when they are not as expected."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from acmix_zoo.data import export_folder, open_source, shipped
+from acmix_zoo.data.sources import ArrayImages, FolderSource
+
+
+def picture(path: Path, value: int = 128) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (10, 8), (value, 0, 0)).save(path)
+
+
+def tree(root: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        picture(root / name, number)
+    return root
+
+
+# ---- folders
+
+
+def test_flat_folder(tmp_path: Path) -> None:
+    root = tree(tmp_path / "pets", "dog/1.png", "cat/1.jpg", "cat/more/2.png", ".git/x/3.png")
+    (root / "cat" / "notes.txt").write_text("not a picture")
+    source = open_source(root)
+    assert source.name == "pets" and source.class_names == ("cat", "dog")
+    images = source.splits()["train"]
+    assert (
+        set(source.splits()) == {"train"} and images.targets.tolist() == [0, 0, 1] and images.targets.dtype == np.int64
+    )
+    assert images.image(0).size == (10, 8)
+    before = source.fingerprint()
+    picture(root / "dog" / "2.png")
+    assert open_source(root).fingerprint() != before == source.fingerprint()
+
+
+def test_split_folders(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path, "train/a/1.png", "train/b/1.png", "valid/b/1.png", "test/a/1.png", "test/b/1.png", "test/b/2.png"
+    )
+    splits = open_source(root).splits()
+    assert {name: images.targets.tolist() for name, images in splits.items()} == {
+        "train": [0, 1], "val": [1], "test": [0, 1, 1],
+    }  # fmt: skip
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    assert open_source(tree(tmp_path, "plane/1.png", "train/1.png")).class_names == ("plane", "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "nothing usable"),
+        (["1.png", "2.png"], "2 pictures and no folder"),
+        (["cat/1.png"], "one class, 'cat'"),
+        (["train/cat/1.png"], "one class, 'cat'"),
+        (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "classes that .*train does not: c"),
+        (["val/a/1.png", "test/a/1.png"], "no train/"),
+    ],
+)
+def test_folders_that_will_not_do(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_source(tree(tmp_path, *names))
+
+
+def test_class_folder_without_a_picture(tmp_path: Path) -> None:
+    tree(tmp_path, "a/1.png", "b/1.png", "d/1.png")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "list.txt").write_text("nothing to see")
+    with pytest.raises(ValueError, match=r"without a picture: c;"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere/", "a/b/c", "", "C:\\pictures"])
+def test_missing_folder(source: str) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist; expected a folder, a data set id, or one of fashion"):
+        open_source(source)
+
+
+def test_a_file_is_not_a_source(tmp_path: Path) -> None:
+    picture(tmp_path / "one.png")
+    with pytest.raises(ValueError, match="is a file; expected a folder"):
+        open_source(tmp_path / "one.png")
+
+
+# ---- tables
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path
+
+
+def write_table(file: Path, labels: list[object], feature: object = None, **extra: list[object]) -> None:
+    import datasets
+
+    pictures = [Image.new("RGBA", (6, 5), (number, 0, 0, 255)) for number in range(len(labels))]
+    features = {"image": datasets.Image(), "label": feature or datasets.ClassLabel(names=["cat", "dog", "emu"])}
+    features |= {name: datasets.ClassLabel(names=["x", "y"]) for name in extra}
+    columns = {"image": pictures, "label": labels, **extra}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(file)
+
+
+def test_parquet_folder(cache: Path) -> None:
+    write_table(cache / "set/data/train-00000-of-00001.parquet", [0, 2, 1])
+    write_table(cache / "set/data/test-00000-of-00001.parquet", [1, 1])
+    source = open_source(cache / "set")
+    assert source.name == "set" and source.class_names == ("cat", "dog", "emu")
+    splits = source.splits()
+    assert splits["train"].targets.tolist() == [0, 2, 1] and splits["test"].targets.tolist() == [1, 1]
+    assert splits["train"].image(2).mode == "RGB" and splits["train"].image(2).getpixel((0, 0)) == (2, 0, 0)
+    assert len(source.fingerprint()) == 16
+
+
+def test_parquet_file_with_class_names_as_text(cache: Path) -> None:
+    import datasets
+
+    write_table(cache / "one.parquet", ["owl", "ant", "owl"], datasets.Value("string"))
+    source = open_source(cache / "one.parquet")
+    assert source.class_names == ("ant", "owl") and source.splits()["train"].targets.tolist() == [1, 0, 1]
+
+
+def test_the_class_column_can_be_named(cache: Path) -> None:
+    write_table(cache / "two.parquet", [0, 1], coarse=[1, 0])
+    assert open_source(cache / "two.parquet").class_names == ("cat", "dog", "emu")
+    assert open_source(cache / "two.parquet", "coarse").class_names == ("x", "y")
+    with pytest.raises(ValueError, match="no column 'colour'; there are image, label, coarse"):
+        open_source(cache / "two.parquet", "colour")
+
+
+def test_tables_that_will_not_do(cache: Path) -> None:
+    import datasets
+
+    write_table(cache / "one.parquet", ["owl", "owl"], datasets.Value("string"))
+    with pytest.raises(ValueError, match="1 class; expected two or more"):
+        open_source(cache / "one.parquet")
+    datasets.Dataset.from_dict({"text": ["a"], "label": [0]}).to_parquet(cache / "text.parquet")
+    with pytest.raises(ValueError, match="one column of images, found none among text, label"):
+        open_source(cache / "text.parquet")
+
+
+def test_imagefolder_with_metadata(cache: Path) -> None:
+    root = tree(cache / "set", "train/1.png", "train/2.png")
+    rows = [{"file_name": f"{n}.png", "label": name} for n, name in ((1, "red"), (2, "black"))]
+    (root / "train/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = open_source(root)
+    images = source.splits()["train"]
+    assert source.class_names == ("black", "red") and sorted(images.targets.tolist()) == [0, 1]
+    assert images.image(0).size == (10, 8)
+
+
+def test_unknown_id_says_what_was_tried(cache: Path) -> None:
+    # in a process of its own: HF_HUB_OFFLINE is read at import
+    code = "from acmix_zoo.data import open_source; open_source('nobody/nothing-of-this-name')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(cache)}
+    )
+    assert "FileNotFoundError: source 'nobody/nothing-of-this-name' is neither a folder here" in done.stderr
+    assert "HF_HUB_OFFLINE is set" in done.stderr
+
+
+# ---- shipped
+
+
+def test_fashion_mnist(fashion_mnist: str) -> None:
+    source = open_source(fashion_mnist)
+    train, test = (source.splits()[split] for split in ("train", "test"))
+    assert (len(train), len(test), source.license) == (60_000, 10_000, "MIT")
+    assert np.bincount(train.targets).tolist() == [6000] * 10
+    assert isinstance(train, ArrayImages) and train.array.shape == (60_000, 1, 32, 32)
+    assert train.array[:, :, :2].max() == 0 and train.array[:100, :, 2:30].max() == 255
+
+
+def test_fashion_mnist_missing_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipped, "FASHION_FOLDERS", (str(tmp_path / "not"),))
+    monkeypatch.delenv("ACMIX_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
+        open_source("fashion_mnist")
+
+
+def idx(values: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes() + values.tobytes()
+
+
+def test_fashion_mnist_from_a_folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACMIX_DATA", str(tmp_path))
+    monkeypatch.setattr(shipped, "FASHION_FOLDERS", ())
+    for part, count in (("train", 20), ("t10k", 10)):
+        images = np.arange(count * 784, dtype=np.uint8).reshape(count, 28, 28)
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
+        labels = idx(np.arange(count, dtype=np.uint8) % 10)
+        (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    splits = open_source("fashion_mnist").splits()
+    assert (len(splits["train"]), len(splits["test"])) == (20, 10)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(images)[:-5])
+    shipped._read_idx.cache_clear()
+    with pytest.raises(ValueError, match=r"announces \(10, 28, 28\) bytes and holds 7835; install it again"):
+        open_source("fashion_mnist").splits()
+
+
+def test_digits() -> None:
+    source = open_source("digits")
+    images = source.splits()["train"]
+    assert len(images) == 1797 and source.class_names == tuple("0123456789")
+    assert isinstance(images, ArrayImages) and images.array.shape == (1797, 1, 8, 8) and images.array.max() == 255
+
+
+# ---- export
+
+
+def test_export_folder(tmp_path: Path) -> None:
+    root = export_folder("digits", tmp_path / "digits", per_class={"train": 3, "test": 5}, seed=1)
+    source = FolderSource(root)
+    assert {split: len(images) for split, images in source.splits().items()} == {"train": 30, "test": 50}
+    assert source.class_names == tuple("0123456789")
+    names = [path.name for path in root.glob("*/*/*.png")]  # the name is the index in the source
+    assert len(set(names)) == 80, "a picture is in both splits"
+    original = open_source("digits").splits()["train"]
+    for path in list(root.glob("*/*/*.png"))[::7]:
+        assert int(path.parent.name) == original.targets[int(path.stem)]
+        assert np.array_equal(np.asarray(Image.open(path)), original.array[int(path.stem), 0])  # type: ignore[attr-defined]
+    again = export_folder("digits", tmp_path / "again", per_class={"train": 3, "test": 5}, seed=1)
+    assert sorted(path.name for path in again.glob("*/*/*.png")) == sorted(names)
+    with pytest.raises(FileExistsError, match="remove it"):
+        export_folder("digits", root, per_class={"train": 1})
+
+
+def test_export_asks_for_no_more_than_there_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"class '0' has 178 pictures in train, not 1005"):
+        export_folder("digits", tmp_path / "digits", per_class={"train": 5, "test": 1000})
+    assert list(tmp_path.iterdir()) == [], "nothing half-written is left"
+
+
+def test_export_makes_file_names_of_class_names(tmp_path: Path, fashion_mnist: str) -> None:
+    root = export_folder(fashion_mnist, tmp_path / "f", per_class={"test": 1, "train": 1})
+    assert (root / "train" / "T-shirt-top").is_dir() and len(list(root.glob("test/*/*.png"))) == 10
