@@ -12,6 +12,9 @@ from acmix_zoo.weights.folder import build, read_config
 from acmix_zoo.weights.load import copy_in, translated
 
 
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+
+
 def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
     """Names of this project's models, sorted.
 
@@ -40,8 +43,6 @@ def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwar
         if isinstance(pretrained, str | Path):
             raise ValueError(f"create_model: {name} and {pretrained} both name weights; give a model and one path")
         return build(_existing(name), **kwargs)
-    if name.startswith("hf-hub:"):
-        return timm.create_model(name, pretrained=bool(pretrained), **kwargs)
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         raise ValueError(f"create_model: unknown model {name!r}; {_nearest(architecture)}")
@@ -66,9 +67,7 @@ def _is_path(source: str | Path) -> bool:
     if isinstance(source, Path):
         return True
     separators = {os.sep, os.altsep or os.sep, "/"}
-    if any(s in source for s in separators) and not source.startswith("hf-hub:"):
-        return True
-    if Path(source).suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".bin"):
+    if any(s in source for s in separators) or Path(source).suffix in _SUFFIXES:
         return True
     return not timm.is_model(source.split(".")[0]) and (Path(source) / "config.json").is_file()
 
@@ -100,8 +99,9 @@ def _from_path(architecture: str, path: Path, **kwargs: Any) -> nn.Module:
     state, own = translated(path, model), model.state_dict()
     classifiers = cast(dict[str, Any], model.pretrained_cfg).get("classifier") or ()
     for classifier in (classifiers,) if isinstance(classifiers, str) else classifiers:
-        if f"{classifier}.weight" in own and _classes(state, classifier) != _classes(own, classifier):
-            state |= {key: value for key, value in own.items() if key.startswith(f"{classifier}.")}  # starts anew
+        if _classes(state, classifier) != _classes(own, classifier):  # starts anew, or is not wanted
+            state = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")}
+            state |= {key: value for key, value in own.items() if key.startswith(f"{classifier}.")}
     copy_in(model, state, str(path))
     return model
 

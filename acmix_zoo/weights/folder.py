@@ -253,9 +253,10 @@ def build(folder: str | Path, **kwargs: Any) -> nn.Module:
     if not timm.is_model(architecture):
         raise ValueError(f"{folder} is a weight folder of {architecture!r}, a model that is not known here")
     source = f"local-dir:{folder}"
+    if not kwargs:
+        return load_weights(timm.create_model(source), folder)
     try:
         return timm.create_model(source, pretrained=True, **kwargs)
-    except RuntimeError as error:
-        if "state_dict" in str(error):
-            load_weights(timm.create_model(source), folder)  # the same mismatch, told in three lines
+    except Exception:
+        build(folder)  # if the folder itself is at fault, this says so in three lines
         raise

@@ -10,6 +10,7 @@ import argparse
 import pickle
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any, cast
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
@@ -27,10 +27,6 @@ Source = str | PathLike[str] | Mapping[str, Any]
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")
 # What wrappers put before each key: DDP and AveragedModel, torch.compile, a LightningModule's `self.model`.
 _PREFIXES = ("", "module.", "_orig_mod.", "model.", "model._orig_mod.", "_orig_mod.module.", "module._orig_mod.")
-
-
-class _Settings(dict[str, Any]):
-    """Inert stand-in for the settings object that Swin's trainer stores beside the weights (yacs' CfgNode)."""
 
 
 def read_state_dict(source: Source) -> State:
@@ -54,12 +50,15 @@ def read_state_dict(source: Source) -> State:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        # Only tensors and plain containers are unpickled: a checkpoint never runs code here.
-        with torch.serialization.safe_globals([argparse.Namespace, (_Settings, "yacs.config.CfgNode")]):
+        # Only tensors and plain containers are unpickled: a checkpoint never runs code here. Trainers store their
+        # settings beside the weights: timm's a Namespace, Swin's a CfgNode, for which a plain dict stands in.
+        with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise  # not the file's content: permissions, a failing disk
     except pickle.UnpicklingError as error:
         raise ValueError(f"load_weights: {path} was refused, {_refusal(path)}") from error
-    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # damaged pickles raise nearly everything
         raise ValueError(
             f"load_weights: {path} ({path.stat().st_size} bytes) is damaged or not a checkpoint ({error}); "
             "fetch or write it again"
@@ -74,7 +73,9 @@ def _refusal(path: Path) -> str:
     except Exception:  # not a zip archive: the old format cannot be looked through, and plain garbage ends here too
         names = []
     if not names:
-        return "it is not a torch checkpoint that holds tensors only; save the state dict alone: torch.save(sd, path)"
+        return (
+            "it is damaged or holds more than tensors; save the state dict alone: torch.save(model.state_dict(), path)"
+        )
     return (
         f"beside tensors it holds objects of {', '.join(names)}, and reading those would run code from the file; "
         "if you trust it, load it yourself with weights_only=False and pass the state dict"
