@@ -13,7 +13,8 @@ import acmix_zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "acmix_zoo"
-TOP = {PACKAGE / "cli.py", PACKAGE / "demo.py", PACKAGE / "training" / "cli.py"}  # may import everything
+# How a command runs and how a run ends: parts of the command line, which may use everything.
+TOP = {PACKAGE / "cli.py", PACKAGE / "demo.py", PACKAGE / "training/cli.py", PACKAGE / "training/finish.py"}
 HEAVY = {"lightning", "pytorch_lightning", "datasets", "torchmetrics", "matplotlib", "sklearn", "tensorboard", "rich"}
 LAYERS = ["ops", "layers", "models", "weights"]  # a hub user pays for these: each may use those before it
 MAY_IMPORT = {

@@ -11,7 +11,8 @@ from pathlib import Path
 Section = str | Path | Sequence[Sequence[str]]  # text, a PNG, a table whose first row is its head
 
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse}td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left}img{max-width:100%}"""
+table{border-collapse:collapse}td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left}
+img{max-width:100%}"""
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:

@@ -1,0 +1,72 @@
+"""README's tables, made from the weights' records and from the networks: nothing is stated twice.
+
+    python -m acmix_zoo.analysis.tables README.md
+
+rewrites what stands between <!-- weights --> and <!-- /weights -->, and between the same marks of "models".
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import acmix_zoo
+from acmix_zoo.analysis.complexity import complexity, human
+from acmix_zoo.models._registry import checkpoints_root
+from acmix_zoo.weights import read_config
+
+
+def weights_table() -> str:
+    """One row for every weight folder that ships."""
+    root = checkpoints_root()
+    rows = [["weights", "data", "test top-1", "test top-5", "parameters", "MACs", "file", "recipe"]]
+    for folder in sorted(path.parent for path in root.glob("*/config.json")) if root else []:
+        record = read_config(folder)["acmix_zoo"]
+        tests = {m["name"]: f"{100 * m['value']:.2f} %" for m in record["metrics"] if m["split"] == "test"}
+        rows.append(
+            [
+                f"`{record['name']}`",
+                record["dataset"]["name"],
+                tests.get("top1", ""),
+                tests.get("top5", ""),
+                human(record["params"]),
+                human(record["macs"]),
+                f"{record['file_size'] / 1e6:.1f} MB",
+                f"[yaml]({record['recipe']})",
+            ]
+        )
+    return _markdown(rows)
+
+
+def models_table() -> str:
+    """One row for every network, counted."""
+    rows = [["model", "parameters", "MACs", "input"]]
+    for name in acmix_zoo.list_models():
+        found = complexity(acmix_zoo.create_model(name))
+        rows.append([f"`{name}`", f"{found.params:,}", human(found.macs), "×".join(map(str, found.input_size))])
+    return _markdown(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"weights": weights_table, "models": models_table}
+
+
+def render(text: str) -> str:
+    """The text with every table between its markers made anew."""
+    for name, make in TABLES.items():
+        place = re.search(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", text, re.DOTALL)
+        if not place:
+            raise ValueError(f"there is no place for the table: expected <!-- {name} --> and <!-- /{name} -->")
+        text = text[: place.start()] + make() + text[place.end() :]
+    return text
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |\n" for row in rows]
+    return "".join([lines[0], "|---" * len(rows[0]) + "|\n", *lines[1:]])
+
+
+if __name__ == "__main__":
+    readme = Path(sys.argv[1])
+    readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,43 @@
+"""The demo on a smaller budget: every step runs, and its report, table and files are there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from acmix_zoo import demo, list_models
+
+
+@pytest.fixture
+def small_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    if not list_models(f"{demo.MODEL}.*", pretrained=True):
+        pytest.skip(f"no weights of {demo.MODEL} ship yet")
+    monkeypatch.chdir(demo.ROOT)
+    monkeypatch.setattr(demo, "FOLDER", tmp_path / "demo")
+    monkeypatch.setattr(demo, "PER_CLASS", {"train": 8, "val": 4, "test": 12})
+    real = demo.acmix
+
+    def acmix(arguments: list[str]) -> None:
+        real([*arguments, "--trainer.max_epochs", "2"] if arguments[0] == "fit" else arguments)
+
+    monkeypatch.setattr(demo, "acmix", acmix)
+    return tmp_path / "demo"
+
+
+def test_demo(small_budget: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    demo.main()
+    out = capfd.readouterr().out
+    for label in ("before fine-tuning", "from scratch", "fine-tuned"):
+        assert re.search(rf"{label} .*\d+\.\d %", out), label
+    assert len(re.findall(r"^\S+\.png: ", out, re.MULTILINE)) == 2  # two images classified
+    assert (small_budget / "finetuned" / "weights" / "model.safetensors").is_file()
+    report = (small_budget / "report.html").read_text(encoding="utf-8")
+    assert report.count("data:image/png;base64,") == 3 and "fine-tuned" in report
+    assert {path.name for path in (small_budget / "pictures").iterdir()} == {"curves.png", "confusion.png", "images.png"}
+
+
+def test_outside_of_a_clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="runs in a clone"):
+        demo.main()
