@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -83,6 +82,13 @@ class ImageDataModule(L.LightningDataModule):
             raise ValueError(f"val_fraction={val_fraction}: expected a share in [0, 1)")
         if image_size < 1 or batch_size < 1:
             raise ValueError(f"image_size={image_size}, batch_size={batch_size}: both must be at least 1")
+        if min(std) <= 0:
+            raise ValueError(f"std={list(std)}: expected positive numbers")
+        known = ("none", "light", "imagenet")
+        if augment not in known and not augment.startswith(("rand", "augmix", "original", "v0", "3a")):
+            raise ValueError(
+                f"augment={augment!r}: expected {', '.join(known)} or a timm string such as 'rand-m9-inc1'"
+            )
         self.batch_size, self.num_workers, self.val_fraction = batch_size, num_workers, val_fraction
         self.augment, self.hflip, self.random_erasing = augment, hflip, random_erasing
         self.predict_source, self.seed = predict_source, seed
@@ -210,7 +216,7 @@ class ImageDataModule(L.LightningDataModule):
         # workers are started anew for each epoch: that is how they learn its number
         return DataLoader(
             dataset,
-            self.batch_size,
+            batch_size=self.batch_size,  # by keyword: Lightning builds the prediction loader anew
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=as_is,
@@ -225,10 +231,8 @@ class ImageDataModule(L.LightningDataModule):
         trainer = self.trainer
         if not self._mixes or trainer is None or not trainer.training:
             return batch
-        loop = trainer.fit_loop
-        key = np.random.default_rng([self.seed, loop.epoch_loop.total_batch_idx, trainer.global_rank]).integers(
-            2**31, size=2
-        )
+        epoch, index = self._position()
+        key = np.random.default_rng([self.seed, epoch, index, trainer.global_rank]).integers(2**31, size=2)
         with torch.random.fork_rng(
             devices=[]
         ):  # the same mixing after a resume, and none of the model's random numbers
@@ -240,10 +244,13 @@ class ImageDataModule(L.LightningDataModule):
         """Where training stands: the epoch, and the batches of it that are done."""
         if self.trainer is None:
             return dict(self._resume)
-        loop: Any = self.trainer.fit_loop
-        epoch, batch = loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed
-        done = math.isfinite(loop.max_batches) and batch >= loop.max_batches
+        epoch, batch = self._position()
+        done = batch >= self.trainer.num_training_batches > 0
         return {"epoch": epoch + 1, "batch": 0} if done else {"epoch": epoch, "batch": batch}
+
+    def _position(self) -> tuple[int, int]:
+        loop: Any = cast(L.Trainer, self.trainer).fit_loop
+        return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._resume = {"epoch": state_dict["epoch"], "batch": state_dict["batch"]}
