@@ -49,7 +49,7 @@ def main() -> None:
     step("A pretrained network, through torch.hub")
     model = torch.hub.load(".", MODEL, source="local", pretrained=True).eval()
     say(f"torch.hub.load('.', '{MODEL}', source='local', pretrained=True): {complexity(model)}")
-    say(f"it was trained on {trained_on(model)}")
+    say(f"its weights, checkpoints/{pretrained_name(model)}, were trained on {trained_on(model)}")
 
     step("Other classes, few images of each: handwritten digits as a folder of class folders")
     digits = export_folder("digits", FOLDER / "digits", per_class=PER_CLASS)
@@ -71,7 +71,7 @@ def main() -> None:
         raise RuntimeError(f"{weights} gets {again:.4f} of the test images right, its record says {recorded:.4f}")
     metrics = {label: read_metrics(FOLDER / run / "metrics.csv") for run, label in RUNS.items()}
     rows = [("", "test accuracy", "training images/s", "files")]
-    rows.append(("before fine-tuning", percent(before), "", f"checkpoints/{pretrained_name(model)}"))
+    rows.append(("before fine-tuning", percent(before), "", "checkpoints"))
     for run, label in RUNS.items():
         speed = sorted(row["images_per_second"] for row in metrics[label])[len(metrics[label]) // 2]
         rows.append((label, percent(test_accuracy(FOLDER / run / "weights")), f"{speed:.0f}", f"{FOLDER / run}"))
