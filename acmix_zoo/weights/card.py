@@ -51,12 +51,12 @@ def render_card(config: Mapping[str, Any]) -> str:
         ("File", f"model.safetensors, {record['file_size']:,} bytes, sha256 `{record['sha256']}`"),
         ("Origin", record.get("origin")),
         ("Started from", f"`{record['parent']}`" if record.get("parent") else None),
-        ("Data", ", ".join(f"{key}: {value}" for key, value in dataset.items()) or None),
+        ("Data", dataset or None),
         ("Recipe", f"`{record['recipe']}`" if record.get("recipe") else None),
         ("Command", f"`{record['command']}`" if record.get("command") else None),
         ("Seed", record.get("seed")),
         ("Revision", f"`{record['git_revision']}`" if record.get("git_revision") else None),
-        ("Environment", ", ".join(f"{key} {value}" for key, value in record["environment"].items())),
+        ("Environment", record["environment"]),
     ]
     body = [f"# {name}", "", "Weights for image classification, made for `acmix_zoo` (ACmix, CVPR 2022) and timm.", ""]
     body += ["| | |", "|---|---|"]
@@ -78,6 +78,10 @@ def render_card(config: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
+    """A value as the text of a table's cell; what is inside a mapping's mapping stands in brackets."""
+    if isinstance(value, Mapping):
+        inner = {key: f"({_cell(v)})" if isinstance(v, Mapping) else v for key, v in value.items()}
+        value = ", ".join(f"{key} {v}" for key, v in inner.items())
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from acmix_zoo.weights.folder import build, read_config
 from acmix_zoo.weights.load import copy_in, translated
 
-
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 
