@@ -225,7 +225,7 @@ default_cfgs = _default_cfgs(
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> ACmixResNet:
     stages = len(kwargs.get("layers", defaults["layers"]))
-    feature_cfg = {"out_indices": tuple(range(stages + 1)), "flatten_sequential": True}
+    feature_cfg = {"out_indices": tuple(range(stages + 1))}
     return build(ACmixResNet, variant, pretrained, feature_cfg, **{**defaults, **kwargs})  # type: ignore[return-value]
 
 
