@@ -64,8 +64,11 @@ def _train(argv: list[str]) -> None:
         from acmix_zoo.training.cli import TrainingCLI
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}; training needs: pip install 'acmix-zoo[train]'") from error
-    sys.argv[1:] = argv  # LightningCLI reads the arguments there
-    TrainingCLI(command=shlex.join(["acmix-zoo", *argv]))
+    given, sys.argv = sys.argv, ["acmix-zoo", *argv]  # LightningCLI reads the arguments there
+    try:
+        TrainingCLI(command=shlex.join(sys.argv))
+    finally:
+        sys.argv = given
 
 
 def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:

@@ -140,7 +140,7 @@ class ClassificationTask(L.LightningModule):
             if key in theirs and theirs[key] != self.hparams[key]:
                 raise ValueError(
                     f"the checkpoint is of another model: {theirs['model']} with {theirs['num_classes']} classes; this "
-                    f"run has {self.hparams['model']} with {self.num_classes}. Give the checkpoint of this run, or start "
+                    f"run has {self.hparams['model']} with {self.num_classes}. Give this run's checkpoint, or start "
                     "from its weights with --model.pretrained PATH"
                 )
 

@@ -70,6 +70,7 @@ class TrainingCLI(LightningCLI):
         config.trainer.default_root_dir = str(run.folder)
         if config.trainer.logger is None:  # Lightning's default; `false` stays false
             config.trainer.logger = self.subcommand == "fit"
+        config.weights_only = True  # a checkpoint never runs code
         self._settle_checkpoint(config, run)
 
     def _settle_checkpoint(self, config: Any, run: RunFolder) -> None:

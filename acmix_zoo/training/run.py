@@ -153,7 +153,8 @@ class RunFolder(Checkpoint):
             self._stop_if_asked(trainer)  # after the last epoch all that is left is to finish
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Fail if the last epoch could not be saved."""
+        """Fail if the last epoch could not be saved; let no process read what the first has not put in place."""
+        trainer.strategy.barrier("run folder")
         if self._unsaved:
             raise OSError(f"the last epoch of the run could not be saved: {self._unsaved}. {self.resume_words}")
 
@@ -179,7 +180,7 @@ class RunFolder(Checkpoint):
     def _save(self, trainer: L.Trainer, path: Path) -> bool:
         new = path.with_suffix(".new")
         try:
-            trainer.save_checkpoint(new)
+            trainer.save_checkpoint(new, weights_only=False)
             if trainer.is_global_zero:
                 new.replace(path)
             self._unsaved = None

@@ -1,0 +1,381 @@
+"""Training: groups, schedule, averaged weights, the task, and runs that are interrupted or run out of disk."""
+
+import math
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+pytest.importorskip("lightning")
+
+import lightning as L
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from acmix_zoo.data import ImageDataModule
+from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.training import EMA, RunFolder, param_groups, warmup_cosine
+from acmix_zoo.training.run import Interrupted
+
+MODEL = "test_resnet"  # timm's tiny one; it has batch norm, whose counters are integers
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return make_pictures(tmp_path / "pictures")
+
+
+def make_pictures(folder: Path, classes: int = 3, each: int = 12) -> Path:
+    """Class folders of coloured noise; each class has its own colour, so that a little training tells them apart."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    for c in range(classes):
+        (folder / f"class{c}").mkdir(parents=True)
+        for i in range(each):
+            pixels = torch.randint(0, 100, (32, 32, 3), generator=generator, dtype=torch.uint8)
+            pixels[..., c % 3] += 150
+            Image.fromarray(pixels.numpy()).save(folder / f"class{c}" / f"{i}.png")
+    return folder
+
+
+def trainer_of(*callbacks: L.Callback, epochs: int = 3, **kwargs: Any) -> L.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    return L.Trainer(max_epochs=epochs, callbacks=list(callbacks), **{**quiet, **kwargs})
+
+
+def task_of(**kwargs: Any) -> ClassificationTask:
+    torch.manual_seed(0)
+    return ClassificationTask(MODEL, **{"num_classes": 3, "model_kwargs": {"drop_rate": 0.2}, **kwargs})
+
+
+def data_of(folder: Path, **kwargs: Any) -> ImageDataModule:
+    return ImageDataModule(str(folder), **{"image_size": 32, "batch_size": 8, "val_fraction": 0.25, **kwargs})
+
+
+# ---- parameter groups and schedule
+
+
+def test_layer_decay_reaches_the_optimiser_and_survives_the_schedule() -> None:
+    model = timm.create_model("test_vit", num_classes=3)
+    groups = param_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.5)
+    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+    assert rate[id(model.head.weight)] == 1.0
+    assert rate[id(model.patch_embed.proj.weight)] == min(rate.values()) < 0.2
+
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    before = [g["lr"] for g in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(2, 10))
+    for _ in range(5):
+        optimizer.step()
+        schedule.step()
+    factor = warmup_cosine(2, 10)(5)
+    assert 0 < factor < 1
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([factor * lr for lr in before])
+
+
+def test_weight_decay_spares_one_dimensional_parameters_and_those_the_model_names() -> None:
+    model = timm.create_model("test_vit", num_classes=3)
+    for layer_decay in (None, 0.75):
+        groups = param_groups(model, 1e-3, 0.1, layer_decay)
+        decayed = {id(p) for g in groups for p in g["params"] if g["weight_decay"] > 0}
+        for name, p in model.named_parameters():
+            spared = p.ndim <= 1 or name in model.no_weight_decay()
+            assert (id(p) not in decayed) == spared, name
+        assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("layer_decay", [0.0, -1.0, 1.5])
+def test_impossible_layer_decay(layer_decay: float) -> None:
+    with pytest.raises(ValueError, match=r"expected a factor a layer in \(0, 1\]"):
+        param_groups(nn.Linear(2, 2), 1e-3, 0.1, layer_decay)
+
+
+def test_schedule_warms_up_falls_and_saturates() -> None:
+    factor = warmup_cosine(4, 20, floor=0.1)
+    values = [factor(step) for step in range(40)]
+    assert values[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert all(a > b for a, b in pairwise(values[4:21]))
+    assert values[12] == pytest.approx(0.55)  # half of the cosine
+    assert values[20:] == pytest.approx([0.1] * 20)
+    assert warmup_cosine(0, 10)(0) == 1.0
+
+
+# ---- averaged weights
+
+
+def test_ema_averages_floats_and_copies_integers() -> None:
+    class Net(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3))
+            self.register_buffer("index", torch.arange(1, 4000))
+            self.register_buffer("running", torch.zeros(2))
+
+    net, ema = Net(), EMA(decay=0.9)
+    ema.setup(L.Trainer(logger=False, enable_checkpointing=False), net, "fit")
+    average = ema._average_model
+    assert average is not None
+    expected = torch.zeros(3)
+    for n in range(200):
+        with torch.no_grad():
+            net.weight += 1
+            net.running += 2
+            net.index += 1
+        average.update_parameters(net)
+        decay = min(0.9, (1 + n) / (10 + n)) if n else 0.0  # torch copies the first time
+        expected = decay * expected + (1 - decay) * net.weight.detach()
+    twin = average.module
+    assert torch.equal(twin.index, net.index)
+    torch.testing.assert_close(twin.weight.detach(), expected)
+    torch.testing.assert_close(twin.running, 2 * expected[:2])
+
+
+def test_ema_evaluates_saves_and_keeps_the_average(pictures: Path, tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+
+    class Watch(L.Callback):
+        def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+            seen.append(module.model.fc.weight.detach().clone())
+
+    task = task_of(ema_decay=0.99, lr=0.01)
+    run = RunFolder(str(tmp_path / "run"))
+    trainer_of(Watch(), run, epochs=2, num_sanity_val_steps=0).fit(task, data_of(pictures))
+    checkpoint = torch.load(run.last, weights_only=True)
+    average = checkpoint["state_dict"]["model.fc.weight"]
+    trained = checkpoint["current_model_state"]["model.fc.weight"]
+    assert not torch.equal(average, trained)
+    assert torch.equal(seen[-1], average)
+    assert torch.equal(task.model.fc.weight, average)
+    counter = checkpoint["state_dict"]["model.bn1.num_batches_tracked"]
+    assert counter == checkpoint["current_model_state"]["model.bn1.num_batches_tracked"] == 6
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_impossible_ema(decay: float) -> None:
+    with pytest.raises(ValueError, match="expected a number in"):
+        EMA(decay)
+
+
+# ---- the task
+
+
+def test_a_little_training_learns(pictures: Path) -> None:
+    task, data = task_of(lr=0.01), data_of(pictures)
+    trainer = trainer_of(epochs=4, enable_checkpointing=False)
+    trainer.fit(task, data)
+    metrics = trainer.callback_metrics
+    assert metrics["val/top1"] > 0.8
+    assert metrics["val/top5"] == 1  # three classes: top-3
+    assert metrics["train/loss"] < math.log(3)
+
+
+def test_metrics_are_means_over_images(pictures: Path) -> None:
+    """Also when batches differ in size, and classes too."""
+    (pictures / "class0" / "0.png").unlink()
+    task = task_of()
+    data = data_of(pictures, val_fraction=0.4, batch_size=5)
+    (result,) = trainer_of().validate(task, data, verbose=False)
+    task.eval()
+    batches = list(data.val_dataloader())
+    assert len({len(y) for _, y in batches}) == 2
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    with torch.no_grad():
+        logits = task(x)
+    assert result["val/top1"] == pytest.approx((logits.argmax(1) == y).double().mean().item())
+    assert result["val/loss"] == pytest.approx(nn.functional.cross_entropy(logits, y).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"optimizer": "sgd", "label_smoothing": 0.1},
+        {"layer_decay": 0.7, "channels_last": False},
+        {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1},
+        {"precision": "bf16-mixed", "gradient_clip_val": 0.1, "ema_decay": 0.9},
+        {"accumulate_grad_batches": 2, "ema_decay": 0.9},
+    ],
+    ids=lambda case: "-".join(case),
+)
+def test_options_train(case: dict[str, Any], pictures: Path) -> None:
+    mix = {k: case[k] for k in case if k in ("mixup", "cutmix")}
+    trainer_options = {k: case[k] for k in case if k in ("precision", "gradient_clip_val", "accumulate_grad_batches")}
+    task = task_of(**{k: case[k] for k in case if k not in mix and k not in trainer_options})
+    before = {name: p.clone() for name, p in task.named_parameters()}
+    trainer = trainer_of(epochs=1, enable_checkpointing=False, **trainer_options)
+    trainer.fit(task, data_of(pictures, **mix))
+    assert math.isfinite(trainer.callback_metrics["train/loss"])
+    assert all(p.isfinite().all() for p in task.parameters())
+    assert all(not torch.equal(before[name], p) for name, p in task.named_parameters() if p.ndim > 1)
+
+
+def test_compile_leaves_the_keys_alone(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+
+    def backend(graph: Any, inputs: list[Tensor]) -> Any:
+        compiled.append(len(inputs))
+        return graph.forward  # inductor takes half a minute
+
+    monkeypatch.setattr(nn.Module, "compile", partialmethod_compile(backend))
+    task = task_of(compile=True, ema_decay=0.9)
+    keys = list(task.state_dict())
+    trainer_of(epochs=1, enable_checkpointing=False, limit_train_batches=1).fit(task, data_of(pictures))
+    assert compiled
+    assert list(task.state_dict()) == keys
+
+
+def partialmethod_compile(backend: Any) -> Any:
+    original = nn.Module.compile
+    return lambda self: partial(original, self)(backend=backend)
+
+
+def test_wrong_number_of_classes(pictures: Path) -> None:
+    with pytest.raises(ValueError, match=r"the data has 3 classes, the model 5; build .*num_classes=3"):
+        trainer_of(enable_checkpointing=False).fit(task_of(num_classes=5), data_of(pictures))
+
+
+def test_checkpoint_of_another_model(pictures: Path, tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    trainer_of(run, epochs=1).fit(task_of(), data_of(pictures))
+    other = ClassificationTask("test_vit", num_classes=3, model_kwargs={"img_size": 32})
+    with pytest.raises(ValueError, match="of another model: test_resnet with 3 classes; this run has test_vit with 3"):
+        trainer_of(epochs=2, enable_checkpointing=False).fit(other, data_of(pictures), ckpt_path=run.last, weights_only=True)
+    again = ClassificationTask.load_from_checkpoint(run.best, weights_only=True)
+    assert torch.equal(again.model.fc.weight, torch.load(run.best)["state_dict"]["model.fc.weight"])
+
+
+def test_schedule_needs_epochs() -> None:
+    loader = DataLoader(TensorDataset(torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
+    trainer = trainer_of(epochs=-1, max_steps=2, enable_checkpointing=False)
+    with pytest.raises(ValueError, match="set Trainer\\(max_epochs"):
+        trainer.fit(task_of(), loader)
+
+
+# ---- interrupted runs
+
+
+class At(L.Callback):
+    """Do something once, when a given training batch or validation of a given epoch is over."""
+
+    def __init__(self, action: Any, epoch: int, batch: int | None = None) -> None:
+        self.action, self.epoch, self.batch = action, epoch, batch
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
+        if (trainer.current_epoch, args[-1]) == (self.epoch, self.batch):
+            self.action()
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.batch is None and trainer.current_epoch == self.epoch and not trainer.sanity_checking:
+            self.action()
+
+
+def fit(folder: Path, pictures: Path, *callbacks: L.Callback, resume: bool = False, epochs: int = 3) -> RunFolder:
+    run = RunFolder(str(folder))
+    torch.manual_seed(0)
+    trainer = trainer_of(*callbacks, run, epochs=epochs)
+    path = run.last if resume else None
+    trainer.fit(task_of(ema_decay=0.9), data_of(pictures), ckpt_path=path, weights_only=True)
+    return run
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    checkpoint = torch.load(path, weights_only=True)
+    return {**checkpoint["state_dict"], **{f"now.{k}": v for k, v in checkpoint["current_model_state"].items()}}
+
+
+def assert_same_run(a: RunFolder, b: RunFolder) -> None:
+    for one, two in ((a.last, b.last), (a.best, b.best)):
+        first, second = weights(one), weights(two)
+        assert first.keys() == second.keys()
+        different = [key for key in first if not torch.equal(first[key], second[key])]
+        assert not different, f"{len(different)} of {len(first)} tensors differ: {different[:5]}"
+    timing = ("seconds", "images_per_second", "train/loss")
+    rows = [[{k: v for k, v in row.items() if k not in timing} for row in run.history] for run in (a, b)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", [{"batch": 1}, {"batch": 2}, {"batch": None}], ids=["inside", "last", "validation"])
+def test_signal_and_resume_give_the_uninterrupted_weights(
+    number: signal.Signals, place: dict[str, Any], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = fit(tmp_path / "whole", pictures)
+    handler = signal.getsignal(number)
+    with pytest.raises(Interrupted) as stop:
+        fit(tmp_path / "cut", pictures, At(lambda: os.kill(os.getpid(), number), epoch=1, **place))
+    assert stop.value.code == 128 + number
+    assert "--ckpt_path last" in capsys.readouterr().out
+    assert signal.getsignal(number) == handler
+    step = torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert step == (5 if place["batch"] == 1 else 6)  # three steps an epoch: nothing computed is lost
+    assert_same_run(whole, fit(tmp_path / "cut", pictures, resume=True))
+
+
+def test_second_interrupt_stops_at_once_and_keeps_the_epoch(pictures: Path, tmp_path: Path) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            fit(tmp_path / "cut", pictures, At(twice, epoch=1))  # in a validation, on averaged weights
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones while it shuts down
+    assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    assert_same_run(fit(tmp_path / "whole", pictures), fit(tmp_path / "cut", pictures, resume=True))
+
+
+def test_a_run_can_be_prolonged(pictures: Path, tmp_path: Path) -> None:
+    fit(tmp_path / "run", pictures, epochs=2)
+    run = fit(tmp_path / "run", pictures, resume=True, epochs=4)
+    assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
+    assert run.history[1]["lr"] < run.history[2]["lr"] > run.history[3]["lr"]  # the longer cosine is taken up
+    assert len((tmp_path / "run/metrics.csv").read_text().splitlines()) == 5
+
+
+# ---- full disk: the kernel refuses every file over the limit, as it refuses all on a full disk
+
+
+@contextmanager
+def no_large_files() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_full_disk_in_between(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full = no_large_files()
+    enter = At(full.__enter__, epoch=1, batch=0)
+    leave = At(lambda: full.__exit__(None, None, None), epoch=2, batch=0)
+    run = fit(tmp_path / "run", pictures, enter, leave)
+    assert capsys.readouterr().out.count("NOT SAVED") == 1
+    assert [row["epoch"] for row in run.history] == [1, 2, 3]
+    assert torch.load(run.last, weights_only=True)["epoch"] == 2
+    whole = fit(tmp_path / "whole", pictures)
+    assert torch.equal(weights(run.last)["model.fc.weight"], weights(whole.last)["model.fc.weight"])
+    assert sorted(p.name for p in run.last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_full_disk_at_the_end(pictures: Path, tmp_path: Path) -> None:
+    full = no_large_files()
+    try:
+        with pytest.raises(OSError, match=r"last epoch of the run could not be saved: .*--ckpt_path last"):
+            fit(tmp_path / "run", pictures, At(full.__enter__, epoch=1, batch=0))
+    finally:
+        full.__exit__(None, None, None)
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["epoch"] == 0  # the first epoch's is whole
+    assert_same_run(fit(tmp_path / "whole", pictures), fit(tmp_path / "run", pictures, resume=True))
