@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -41,7 +42,7 @@ class ImageDataModule(L.LightningDataModule):
         num_workers: processes that load; 0 loads in the training process.
         val_fraction: share of each class that validates where the source has no validation split; 0 for none.
         mean, std: of the three channels, for pixels in 0..1; ImageNet's by default.
-        interpolation: "bicubic", "bilinear" or "nearest".
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
         crop_pct: share of the shorter side that evaluation keeps; 1 up to 64 pixels and 0.875 above by default.
         augment: "none"; "light": shift and flip, for small images; "imagenet": RandomResizedCrop, flip, colour;
             or a timm auto-augment string such as "rand-m9-mstd0.5-inc1" (RandomResizedCrop, flip, and that).
@@ -84,6 +85,8 @@ class ImageDataModule(L.LightningDataModule):
             raise ValueError(f"image_size={image_size}, batch_size={batch_size}: both must be at least 1")
         if min(std) <= 0:
             raise ValueError(f"std={list(std)}: expected positive numbers")
+        if interpolation not in ("nearest", "bilinear", "bicubic", "lanczos"):
+            raise ValueError(f"interpolation={interpolation!r}: expected nearest, bilinear, bicubic or lanczos")
         known = ("none", "light", "imagenet")
         if augment not in known and not augment.startswith(("rand", "augmix", "original", "v0", "3a")):
             raise ValueError(
@@ -231,8 +234,11 @@ class ImageDataModule(L.LightningDataModule):
         trainer = self.trainer
         if not self._mixes or trainer is None or not trainer.training:
             return batch
-        epoch, index = self._position()
-        key = np.random.default_rng([self.seed, epoch, index, trainer.global_rank]).integers(2**31, size=2)
+        loop: Any = trainer.fit_loop
+        index = loop.epoch_loop.batch_progress.current.processed
+        key = np.random.default_rng([self.seed, trainer.current_epoch, index, trainer.global_rank]).integers(
+            2**31, size=2
+        )
         with torch.random.fork_rng(
             devices=[]
         ):  # the same mixing after a resume, and none of the model's random numbers
@@ -244,16 +250,17 @@ class ImageDataModule(L.LightningDataModule):
         """Where training stands: the epoch, and the batches of it that are done."""
         if self.trainer is None:
             return dict(self._resume)
-        epoch, batch = self._position()
+        loop: Any = self.trainer.fit_loop
+        # epoch_progress.processed counts the epoch already while its last callbacks, which may save, are running
+        epoch = max(loop.epoch_progress.current.started - 1, 0)
+        batch = loop.epoch_loop.batch_progress.current.processed
         done = batch >= self.trainer.num_training_batches > 0
         return {"epoch": epoch + 1, "batch": 0} if done else {"epoch": epoch, "batch": batch}
 
-    def _position(self) -> tuple[int, int]:
-        loop: Any = cast(L.Trainer, self.trainer).fit_loop
-        return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed
-
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._resume = {"epoch": state_dict["epoch"], "batch": state_dict["batch"]}
+        # Lightning looks for the position in the loader; it is here
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:

@@ -1,0 +1,160 @@
+"""Batches: the fast path equals the slow one, random numbers are given by (seed, epoch, index), samplers are exact."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, DistributedSampler
+
+from acmix_zoo.data import BadImage
+from acmix_zoo.data.batches import ImageDataset, Pixels, as_is, shift_and_flip
+from acmix_zoo.data.samplers import EpochSampler, ShardSampler
+from acmix_zoo.data.sources import ArrayImages, FileImages
+
+PIXELS = Pixels(16, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "bicubic", 1.0)
+
+
+def images(count: int = 12, size: int = 16, channels: int = 1) -> ArrayImages:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, channels, size, size), dtype=np.uint8)
+    return ArrayImages(pixels, np.arange(count) % 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_in_memory_equal_timm_transform(channels: int) -> None:
+    source = images(channels=channels)
+    dataset = ImageDataset(source, np.array([5, 2, 7]), PIXELS)
+    assert dataset.array is not None
+    x, y = dataset.__getitems__([0, 2])
+    assert x.shape == (2, 3, 16, 16) and x.dtype == torch.float32 and y.tolist() == [2, 1] and y.dtype == torch.int64
+    transform = PIXELS.eval_transform()
+    expected = torch.stack([transform(source.image(5)), transform(source.image(7))])
+    torch.testing.assert_close(x, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(dataset[2][0], expected[1], atol=1e-6, rtol=1e-6)
+
+
+def test_pictures_of_another_size_equal_timm_transform() -> None:
+    pixels = Pixels(32, PIXELS.mean, PIXELS.std, "bilinear", 0.875)
+    source = images(size=20)
+    x, _ = ImageDataset(source, np.arange(12), pixels).__getitems__([3])
+    torch.testing.assert_close(x[0], pixels.eval_transform()(source.image(3)), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (300, 7)])
+def test_any_shape_of_picture_becomes_square(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("L", size, 255).save(tmp_path / "odd.png")
+    source = FileImages([str(tmp_path / "odd.png")], np.zeros(1, np.int64))
+    for augment in ("none", "light", "imagenet"):
+        x, _ = ImageDataset(source, np.arange(1), PIXELS, augment=augment).__getitems__([0])
+        assert x.shape == (1, 3, 16, 16) and x.isfinite().all()
+
+
+def test_shift_and_flip_gives_crops_of_the_padded_picture() -> None:
+    batch = images(64).array
+    out = shift_and_flip(batch, 2, 0.5, np.random.default_rng(3))
+    assert out.shape == batch.shape and out.dtype == np.uint8 and out.flags.c_contiguous
+    kinds = set()
+    for before, after in zip(batch, out, strict=True):
+        padded = np.pad(before, ((0, 0), (2, 2), (2, 2)))
+        crops = {(t, m, flip): padded[:, t : t + 16, m : m + 16][:, :, :: -1 if flip else 1]
+                 for t in range(5) for m in range(5) for flip in (False, True)}  # fmt: skip
+        kinds.add(next(key for key, crop in crops.items() if np.array_equal(crop, after)))
+    assert {t for t, _, _ in kinds} == {m for _, m, _ in kinds} == set(range(5)) and {f for _, _, f in kinds} == {0, 1}
+    assert np.array_equal(shift_and_flip(batch, 0, 0.0, np.random.default_rng(3)), batch)
+    assert np.array_equal(shift_and_flip(batch, 0, 1.0, np.random.default_rng(3)), batch[..., ::-1])
+
+
+@pytest.mark.parametrize("augment", ["light", "imagenet", "rand-m9-mstd0.5-inc1", "augmix-m5-w4-d2"])
+def test_augmentation_is_given_by_seed_epoch_and_index(augment: str) -> None:
+    dataset = ImageDataset(images(), np.arange(12), PIXELS, augment=augment, random_erasing=0.5, seed=7)
+    torch.manual_seed(5)
+    first, states = dataset.__getitems__([4, 5, 6])[0], (torch.rand(1), random.random(), np.random.rand())
+    torch.manual_seed(99), random.seed(99), np.random.seed(99)
+    assert torch.equal(dataset.__getitems__([4, 5, 6])[0], first), "depends on the global generators"
+    assert not torch.equal(dataset.__getitems__([5, 4, 6])[0][[1, 0, 2]], first), "every batch has the same numbers"
+    dataset.epoch = 1
+    assert not torch.equal(dataset.__getitems__([4, 5, 6])[0], first), "every epoch has the same numbers"
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), states[0]), "the model's random numbers are disturbed"
+
+
+def test_auto_augment_runs_at_its_strongest() -> None:
+    # posterize to 0 bits: Pillow 13 refuses
+    dataset = ImageDataset(images(), np.arange(12), PIXELS, augment="rand-m10-n8-inc1")
+    for epoch in range(15):
+        dataset.epoch = epoch
+        assert dataset.__getitems__(list(range(12)))[0].isfinite().all()
+
+
+def test_random_erasing_erases() -> None:
+    dataset = ImageDataset(images(), np.arange(12), PIXELS, random_erasing=1.0)
+    plain = ImageDataset(images(), np.arange(12), PIXELS)
+    erased, x = (d.__getitems__(list(range(12)))[0] for d in (dataset, plain))
+    assert all((a != b).any() and (a == b).any() for a, b in zip(erased, x, strict=True))
+    assert (erased[erased != x] == 0).all()
+
+
+def test_workers_give_the_same_batches() -> None:
+    def batches(workers: int) -> list[torch.Tensor]:
+        dataset = ImageDataset(images(), np.arange(12), PIXELS, augment="imagenet", seed=3)
+        sampler = EpochSampler(dataset, seed=3, epoch=2)
+        loader = DataLoader(dataset, 4, sampler=sampler, num_workers=workers, collate_fn=as_is)
+        first = [x for x, _ in loader]
+        sampler.set_epoch(3)
+        return [*first, *(x for x, _ in loader)]
+
+    here, there = batches(0), batches(2)
+    assert len(here) == 6 and all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+def files(folder: Path, count: int) -> FileImages:
+    paths = [folder / f"{number}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        Image.new("L", (16, 16), number).save(path)
+    return FileImages([str(path) for path in paths], np.arange(count))
+
+
+def test_a_file_that_breaks_during_a_run_is_left_out_of_training(tmp_path: Path) -> None:
+    source = files(tmp_path, 4)
+    dataset = ImageDataset(source, np.arange(4), PIXELS, augment="light", skip_bad=True)
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
+    (tmp_path / "1.png").unlink()
+    with pytest.warns(UserWarning, match=r"left out: image .*[12]\.png") as warned:
+        x, y = dataset.__getitems__([3, 2, 1, 0])
+    assert len(warned) == 2 and x.shape[0] == 2 and y.tolist() == [3, 0]
+    with pytest.warns(UserWarning), pytest.raises(BadImage, match="none of the 2 images of a batch"):
+        dataset.__getitems__([1, 2])
+    with pytest.raises(BadImage, match=r"1\.png does not exist; repair or remove it and run the command again"):
+        ImageDataset(source, np.arange(4), PIXELS)[1]
+
+
+# ---- samplers
+
+
+@pytest.mark.parametrize(("size", "world"), [(21, 2), (2001, 2), (5, 3), (1, 4), (0, 2), (7, 1)])
+def test_evaluation_counts_every_image_once(size: int, world: int) -> None:
+    shards = [ShardSampler(size, rank, world) for rank in range(world)]
+    assert sorted(index for shard in shards for index in shard) == list(range(size))
+    assert all(len(shard) == len(list(shard)) for shard in shards)
+    assert all(isinstance(shard, DistributedSampler) for shard in shards), "Lightning would put its own in place"
+
+
+def test_training_order() -> None:
+    dataset = ImageDataset(images(), np.arange(11), PIXELS)
+    orders = []
+    for epoch in range(3):
+        shards = [EpochSampler(dataset, seed=1, epoch=epoch, rank=rank, world=2) for rank in range(2)]
+        orders.append([list(shard) for shard in shards])
+        assert [len(shard) for shard in shards] == [5, 5] == [len(order) for order in orders[-1]]
+        seen = orders[-1][0] + orders[-1][1]
+        assert len(set(seen)) == 10 and set(seen) < set(range(11))
+    assert orders[0] != orders[1] != orders[2]
+    sampler = EpochSampler(dataset, seed=1, epoch=1, start=3, rank=0, world=2)
+    assert list(sampler) == orders[1][0][3:] and len(sampler) == 5 and dataset.epoch == 1
+    sampler.set_epoch(1)
+    assert list(sampler) == orders[1][0][3:]
+    sampler.set_epoch(2)
+    assert list(sampler) == orders[2][0] and dataset.epoch == 2
+    assert list(EpochSampler(dataset, seed=2, rank=0, world=2)) != orders[0][0]

@@ -1,0 +1,298 @@
+"""`ImageDataModule` under Lightning's trainer: splits, mixing, resume, bad input, prediction."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+from torch import Tensor, nn
+
+from acmix_zoo.data import BadImage, ImageDataModule
+from acmix_zoo.data.module import stratified
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+
+
+class Recorder(L.LightningModule):
+    """Trains one number and writes down what it is given."""
+
+    def __init__(self, stop_at: int = -1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[int, float, list[float]]] = []  # (epoch, sum of the pixels, classes)
+        self.tested: list[int] = []
+        self.stop_at = stop_at
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        if len(self.seen) == self.stop_at:
+            raise KeyboardInterrupt
+        x, y = batch
+        self.seen.append((self.current_epoch, float(x.double().sum()), y.flatten().tolist()))
+        return (self.weight - x.mean()) ** 2
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self.tested += batch[1].tolist()
+
+    test_step = validation_step
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        return batch[1]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def folder(root: Path, count: int = 6, classes: str = "ab", split: str = "") -> Path:
+    for label, name in enumerate(classes):
+        (root / split / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (20, 16), 100 * label + number).save(root / split / name / f"{number}.png")
+    return root
+
+
+def small(source: Path | str, **kwargs: Any) -> ImageDataModule:
+    return ImageDataModule(str(source), **{"image_size": 16, "batch_size": 4, "val_fraction": 0.25} | kwargs)
+
+
+def test_everything_the_model_needs_is_known_before_setup(fashion_mnist: str) -> None:
+    data = ImageDataModule(fashion_mnist, image_size=32, mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4))
+    assert (data.num_classes, data.class_names[9], data.input_size) == (10, "Ankle boot", (3, 32, 32))
+    assert (data.mean, data.std, data.interpolation, data.crop_pct) == ((0.3,) * 3, (0.4,) * 3, "bicubic", 1.0)
+    assert ImageDataModule("digits").crop_pct == 0.875
+    described = data.describe()
+    assert described.pop("fingerprint") == ImageDataModule(fashion_mnist, image_size=32).describe()["fingerprint"]
+    assert described == {
+        "name": "fashion_mnist", "license": "MIT", "splits": {"train": 54_000, "val": 6_000, "test": 10_000},
+    }  # fmt: skip
+    data.setup("fit")
+    x, y = next(iter(data.train_dataloader()))
+    assert x.shape == (64, 3, 32, 32) and x.dtype == torch.float32 and y.shape == (64,) and y.dtype == torch.int64
+    assert sum(len(y) for _, y in data.test_dataloader()) == 10_000
+
+
+def test_validation_is_stratified_and_seeded() -> None:
+    targets = np.repeat([0, 1, 2, 3], [100, 10, 2, 1])
+    train, val = stratified(targets, 0.1, seed=0)
+    assert np.bincount(targets[val], minlength=4).tolist() == [10, 1, 1, 0]
+    assert sorted([*train, *val]) == list(range(113))
+    assert np.array_equal(val, stratified(targets, 0.1, seed=0)[1])
+    assert not np.array_equal(val, stratified(targets, 0.1, seed=1)[1])
+
+
+def test_own_splits_are_kept(tmp_path: Path) -> None:
+    for split, count in (("train", 5), ("validation", 3), ("test", 2)):
+        folder(tmp_path, count, split=split)
+    assert small(tmp_path).describe()["splits"] == {"train": 10, "val": 6, "test": 4}
+
+
+def test_no_validation(tmp_path: Path) -> None:
+    data = small(folder(tmp_path), val_fraction=0)
+    model = Recorder()
+    L.Trainer(max_epochs=1, default_root_dir=tmp_path / "run", **QUIET).fit(model, data)
+    assert len(model.seen) == 3 and model.tested == []
+
+
+def test_few_images_still_make_a_batch(tmp_path: Path) -> None:
+    model = Recorder()
+    data = small(folder(tmp_path), batch_size=64)
+    L.Trainer(max_epochs=2, default_root_dir=tmp_path / "run", **QUIET).fit(model, data)
+    assert [len(classes) for _, _, classes in model.seen] == [8, 8]  # 12 images, 4 of which validate
+    assert sorted(model.tested) == [0] * 4 + [1] * 4
+
+
+# ---- resume
+
+
+@pytest.mark.parametrize(("stop_at", "workers"), [(9, 0), (12, 0), (12, 1), (14, 1)])  # in and between epochs of 6
+def test_an_interrupted_run_sees_the_batches_it_would_have_seen(tmp_path: Path, stop_at: int, workers: int) -> None:
+    source = folder(tmp_path / "data", 16)
+
+    def run(name: str, model: Recorder, resume: Path | None = None) -> list[Any]:
+        data = small(source, augment="light", random_erasing=0.5, mixup=0.2, cutmix=1.0, num_workers=workers)
+        every = ModelCheckpoint(tmp_path / name, save_last=True, every_n_train_steps=1, save_top_k=1)
+        trainer = L.Trainer(max_epochs=3, callbacks=[every], **QUIET)
+        try:
+            trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+        except SystemExit:
+            assert model.stop_at >= 0
+        return model.seen
+
+    whole = run("whole", Recorder())
+    assert len(whole) == 18 and len({total for _, total, _ in whole}) == 18
+    first = run("first", Recorder(stop_at))
+    assert first == whole[:stop_at]
+    assert run("second", Recorder(), tmp_path / "first" / "last.ckpt") == whole[stop_at:]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_goes_on_from_the_end_of_an_epoch(tmp_path: Path, workers: int) -> None:
+    source = folder(tmp_path / "data", 16)
+
+    def run(epochs: int, resume: Path | None = None) -> list[Any]:
+        model, data = Recorder(), small(source, augment="light", mixup=0.2, num_workers=workers)
+        trainer = L.Trainer(max_epochs=epochs, callbacks=[ModelCheckpoint(tmp_path, filename=f"{epochs}")], **QUIET)
+        trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+        return model.seen
+
+    whole = run(4)
+    assert run(2) == whole[:12]
+    assert run(4, tmp_path / "2.ckpt") == whole[12:]
+
+
+# ---- several processes
+
+TWO_PROCESSES = """
+import sys, torch, lightning as L
+sys.path.insert(0, sys.argv[1])
+from test_data_module import QUIET, Recorder, small
+
+class Count(Recorder):
+    def on_test_epoch_end(self):
+        seen = self.all_gather(torch.bincount(torch.tensor(self.tested), minlength=3)).sum(0)
+        assert seen.tolist() == [7, 7, 7], seen
+    def on_train_epoch_end(self):
+        sums = self.all_gather(torch.tensor([total for _, total, _ in self.seen], dtype=torch.double))
+        assert sums.shape == (2, 2) and sums.unique().numel() == 4, sums
+
+if __name__ == "__main__":
+    trainer = L.Trainer(max_epochs=1, strategy="ddp_spawn", devices=2, **QUIET)
+    trainer.fit(Count(), data := small(sys.argv[2]))
+    trainer.test(Count(), data, verbose=False)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_apart_and_count_exactly(tmp_path: Path) -> None:
+    folder(tmp_path / "data", 8, "abc", "train")
+    folder(tmp_path / "data", 7, "abc", "test")
+    (tmp_path / "run.py").write_text(TWO_PROCESSES)
+    command = [sys.executable, "run.py", str(Path(__file__).parent), str(tmp_path / "data")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- mixing
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_training_batches_are_mixed_and_others_are_not(tmp_path: Path, kind: str) -> None:
+    model = Recorder()
+    data = small(folder(tmp_path, classes="abc"), val_fraction=0.34, **{kind: 1.0})
+    L.Trainer(max_epochs=1, default_root_dir=tmp_path / "run", **QUIET).fit(model, data)
+    mixed = [torch.tensor(classes).view(4, 3) for _, _, classes in model.seen]
+    assert len(mixed) == 3 and all(torch.allclose(y.sum(1), torch.ones(4)) for y in mixed)
+    assert any(((y > 0) & (y < 1)).any() for y in mixed)
+    assert all(isinstance(target, int) for target in model.tested) and len(model.tested) == 6
+
+
+# ---- bad input
+
+
+def test_unreadable_files_are_named_before_the_first_step(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    (source / "a" / "3.png").write_bytes(b"")
+    (source / "b" / "text.jpg").write_text("hello")
+    data = small(source, val_fraction=0)
+    with pytest.raises(
+        ValueError, match=r"2 of 13 train images cannot be used; repair or remove them:\n.*3\.png.*\n.*text"
+    ):
+        data.setup("fit")
+
+
+def test_a_file_that_breaks_during_a_run_does_not_end_it(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        folder(tmp_path / "data", 4, split=split)
+    data = small(tmp_path / "data")
+    data.setup("fit")
+    data.setup("test")
+    for split in ("train", "val", "test"):
+        (tmp_path / "data" / split / "b" / "0.png").write_bytes(b"gone")
+    model = Recorder()
+    trainer = L.Trainer(max_epochs=1, default_root_dir=tmp_path / "run", **QUIET)
+    with pytest.warns(UserWarning, match="left out: image"):
+        trainer.fit(model, data)
+    assert sum(len(classes) for _, _, classes in model.seen) == 7 and len(model.tested) == 7
+    with pytest.raises(BadImage, match="run the command again"):  # a score over fewer images would be another score
+        trainer.test(model, data, verbose=False)
+
+
+def test_classes_with_one_image(tmp_path: Path) -> None:
+    source = folder(tmp_path, 1)
+    with pytest.raises(ValueError, match=r"no class has two images, .* set val_fraction to 0"):
+        small(source).setup("fit")
+    assert small(source, val_fraction=0).describe()["splits"] == {"train": 2, "val": 0, "test": 0}
+    Image.new("L", (4, 4)).save(source / "b" / "more.png")
+    assert small(source).describe()["splits"] == {"train": 2, "val": 1, "test": 0}
+
+
+def test_no_test_split(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no test split; add a test/ folder"):
+        small(folder(tmp_path)).test_dataloader()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"val_fraction": 1.0},
+        {"image_size": 0},
+        {"batch_size": 0},
+        {"mean": (0.5,)},
+        {"std": (1.0, 0.0, 1.0)},
+        {"interpolation": "cubic"},
+    ],
+)
+def test_values_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ImageDataModule("digits", **wrong)
+
+
+@pytest.mark.parametrize("augment", ["lihgt", "strong"])
+def test_unknown_augmentation(augment: str) -> None:
+    with pytest.raises(ValueError, match=f"augment='{augment}': expected none, light, imagenet or"):
+        ImageDataModule("digits", augment=augment)
+
+
+# ---- prediction
+
+
+def test_prediction(tmp_path: Path) -> None:
+    (tmp_path / "new" / "deep").mkdir(parents=True)
+    for name in ("x.png", "deep/y.png", "z.jpg"):
+        Image.new("RGB", (30, 20)).save(tmp_path / "new" / name)
+    (tmp_path / "new" / "readme.txt").write_text("not a picture")
+    data = small("digits", predict_source=str(tmp_path / "new"), batch_size=2)
+    told = L.Trainer(default_root_dir=tmp_path / "run", **QUIET).predict(Recorder(), data)
+    assert told is not None and torch.cat(told).tolist() == [0, 1, 2]  # type: ignore[arg-type]
+    assert [Path(path).name for path in data.predict_paths] == ["y.png", "x.png", "z.jpg"]
+
+
+def test_nothing_to_predict(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="set predict_source"):
+        small("digits").setup("predict")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        small("digits", predict_source=str(tmp_path / "no")).setup("predict")
+    with pytest.raises(ValueError, match="holds no pictures"):
+        small("digits", predict_source=str(tmp_path)).setup("predict")
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(ValueError, match=r"1 files? cannot be predicted.*text\.png"):
+        small("digits", predict_source=str(tmp_path)).setup("predict")
+
+
+# ---- what importing costs
+
+
+def test_reading_a_picture_imports_neither_lightning_nor_datasets() -> None:
+    code = "import sys, acmix_zoo.data as d; d.load_image; assert not {'lightning', 'datasets'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
