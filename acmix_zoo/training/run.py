@@ -80,10 +80,13 @@ class RunFolder(Checkpoint):
     # Fit.
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the folder and take over the signals."""
+        """Make the folder."""
         self.last.parent.mkdir(parents=True, exist_ok=True)
         if self.seed is None:
             self.seed = torch.initial_seed()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the signals, after Lightning has put its own handlers in place."""
         # Under several processes only one may get the signal, and saving is a collective act: Lightning's way there.
         if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -153,18 +156,19 @@ class RunFolder(Checkpoint):
             self._stop_if_asked(trainer)  # after the last epoch all that is left is to finish
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Fail if the last epoch could not be saved; let no process read what the first has not put in place."""
+        """Give the signals back, wait until the files are in place, and fail if the last epoch's are not."""
+        self._release_signals()
         trainer.strategy.barrier("run folder")
         if self._unsaved:
             raise OSError(f"the last epoch of the run could not be saved: {self._unsaved}. {self.resume_words}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Say what is kept and how to go on."""
+        """Give the signals back; say what is kept and how to go on."""
+        self._release_signals()
         if trainer.state.fn == "fit" and trainer.is_global_zero:
             print(f"The run stopped ({type(exception).__name__}). {self.resume_words}", flush=True)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+    def _release_signals(self) -> None:
         while self._handlers:
             signal.signal(*self._handlers.popitem())
 
