@@ -96,14 +96,14 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
 
     name: Any = options.folder if options.folder.exists() else str(options.folder)
     model = create_model(name, pretrained=True).eval()
-    cfg = model.pretrained_cfg
-    transform = create_transform(**resolve_data_config(pretrained_cfg=cfg))  # type: ignore[arg-type]
-    labels = cfg.get("label_names") or [f"class {i}" for i in range(model.num_classes)]  # type: ignore[operator,union-attr,arg-type]
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    transform = create_transform(**resolve_data_config(pretrained_cfg=cfg))
     results = []
     for path in options.images:
         x = transform(load_image(path))[None]  # (1, C, H, W)
         with torch.inference_mode():
             probabilities = model(x).softmax(-1)[0]  # (classes,)
+        labels = cfg.get("label_names") or [f"class {i}" for i in range(len(probabilities))]
         best = probabilities.topk(min(options.top, len(probabilities)))
         results.append([(labels[i], float(p)) for p, i in zip(best.values, best.indices.tolist(), strict=True)])
         print(f"{path}: " + ", ".join(f"{label} {100 * p:.1f} %" for label, p in results[-1]))

@@ -129,7 +129,7 @@ class ClassificationTask(L.LightningModule):
                 f"build ClassificationTask(..., num_classes={classes})"
             )
         if self.hparams["channels_last"]:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model.to(memory_format=torch.channels_last)
         if self.hparams["compile"] and self.model._compiled_call_impl is None:
             self.model.compile()  # in place: keys of the state dict stay what they are
 

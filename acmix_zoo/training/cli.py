@@ -2,6 +2,7 @@
 
 import csv
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class TrainingCLI(LightningCLI):
             config.run.folder = f"runs/{Path(config.model.model).name}"
         run = RunFolder(config.run.folder)
         config.trainer.default_root_dir = str(run.folder)
-        if config.trainer.logger is None:  # Lightning's default; `false` stays false
+        if config.trainer.logger in (None, True):  # `false`, or loggers of the user's, stay what they are
             config.trainer.logger = self.subcommand == "fit"
         config.weights_only = True  # a checkpoint never runs code
         self._settle_checkpoint(config, run)
@@ -86,6 +87,10 @@ class TrainingCLI(LightningCLI):
                 raise FileNotFoundError(f"{path} does not exist; give --run.folder of a run, or --ckpt_path FILE")
         elif given is not None and not Path(given).is_file():
             raise FileNotFoundError(f"--ckpt_path {given} does not exist; expected last, best or a checkpoint file")
+        elif given is not None and not zipfile.is_zipfile(given):
+            raise ValueError(
+                f"--ckpt_path {given} is damaged or not a checkpoint; expected one of a run's checkpoints/"
+            )
         elif given is None and self.subcommand == "fit" and run.last.is_file() and not config.trainer.fast_dev_run:
             raise FileExistsError(
                 f"{run.folder} already holds a run; go on with it: --ckpt_path last, or choose another --run.folder"
@@ -107,7 +112,7 @@ class TrainingCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best weights and write the weight folder."""
-        if self.trainer.fast_dev_run:
+        if self._get(self.config, "trainer").fast_dev_run:
             return
         recipe = self.config[self.subcommand].get("config")
         finish_run(

@@ -33,9 +33,9 @@ class EMA(WeightAveraging):
         n = int(updates)
         if average[0].is_floating_point():
             weight = 1 - min(self.decay, (1 + n) / (10 + n))
-            torch._foreach_lerp_(list(average), list(current), weight)  # type: ignore[arg-type]
+            torch._foreach_lerp_(list(average), list(current), weight)
         else:
-            torch._foreach_copy_(list(average), list(current))  # type: ignore[arg-type]
+            torch._foreach_copy_(list(average), list(current))
 
     def _swap_models(self, pl_module: L.LightningModule) -> None:
         super()._swap_models(pl_module)

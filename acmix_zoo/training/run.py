@@ -52,6 +52,7 @@ class RunFolder(Checkpoint):
         self._best: list[float] | None = None  # score of best.ckpt
         self._unsaved: str | None = None  # why last.ckpt is not of the last epoch
         self._signal: int | None = None
+        self._rehearsal = False  # Trainer(fast_dev_run=True): nothing is kept
         self._handlers: dict[int, Any] = {}
         self._epoch_start = self._validation_seconds = 0.0
         self._images = 0
@@ -80,8 +81,10 @@ class RunFolder(Checkpoint):
     # Fit.
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the folder."""
-        self.last.parent.mkdir(parents=True, exist_ok=True)
+        """Make the folder, unless this is a rehearsal."""
+        self._rehearsal = bool(getattr(trainer, "fast_dev_run", False))
+        if not self._rehearsal:
+            self.last.parent.mkdir(parents=True, exist_ok=True)
         if self.seed is None:
             self.seed = torch.initial_seed()
 
@@ -120,7 +123,7 @@ class RunFolder(Checkpoint):
     ) -> None:
         """Count images; after a signal save here, between two steps. The epoch's last step goes on to its end."""
         self._images += len(batch[0]) * trainer.world_size
-        if self._signal is not None and not trainer.is_last_batch:
+        if self._signal is not None and not trainer.is_last_batch and not self._rehearsal:
             self._save(trainer, self.last)
             self._stop_if_asked(trainer)
 
@@ -134,6 +137,8 @@ class RunFolder(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the epoch's row, save, and stop if a signal came meanwhile."""
+        if self._rehearsal:
+            return
         seconds = time.perf_counter() - self._epoch_start
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = {"epoch": float(trainer.current_epoch + 1), "step": float(trainer.global_step)}
