@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -118,10 +118,10 @@ class ACmix2d(nn.Module):
         else:
             convolution = self.shift_conv(projections, self.beta)
             attention = self._attention(projections)
-            # Channels stay as they come, (heads, d) from attention and (d, heads) from convolution, as in the paper's code.
+            # Channels stay as they come, (heads, d) from attention and (d, heads) from convolution: so do the authors.
             out = torch.addcmul(convolution, attention, self.alpha.to(attention.dtype))
         out = out.permute(0, 3, 1, 2)  # (B, out, Ho, Wo), channels_last in memory
-        if torch.jit.is_tracing() or x.is_contiguous(memory_format=torch.channels_last):
+        if x.is_contiguous(memory_format=torch.channels_last):
             return out
         return out.contiguous()
 
@@ -129,16 +129,15 @@ class ACmix2d(nn.Module):
         """(B, H, W, d, 3·heads) → (B, Ho, Wo, heads·d)."""
         q, k, v = projections.unflatten(4, (3, self.heads)).transpose(3, 5).unbind(4)  # 3 × (B, H, W, heads, d)
         pe = self._positions(*projections.shape[1:3])
-        return local_attention(
-            q, k, v, pe, kernel=self.kernel_att, stride=self.stride, dilation=self.dilation
-        ).flatten(3)
+        out = local_attention(q, k, v, pe, kernel=self.kernel_att, stride=self.stride, dilation=self.dilation)
+        return out.flatten(3)
 
     def _positions(self, h: int, w: int) -> Tensor:
         """(H, W, d), float32 at least: in half precision the difference of two positions would drown."""
-        weight = self.position_weight
+        weight: Tensor = self.position_weight
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        y = torch.linspace(-1, 1, h, dtype=weight.dtype, device=weight.device).view(-1, 1, 1)  # (H, 1, 1)
-        x = torch.linspace(-1, 1, w, dtype=weight.dtype, device=weight.device).view(1, -1, 1)  # (1, W, 1)
+        y = _coordinates(h, weight).view(-1, 1, 1)  # (H, 1, 1)
+        x = _coordinates(w, weight).view(1, -1, 1)  # (1, W, 1)
         return x * weight[:, 0] + y * weight[:, 1] + 0 * self.position_bias
 
     def extra_repr(self) -> str:
@@ -148,3 +147,9 @@ class ACmix2d(nn.Module):
             + (f", dilation={self.dilation}" if self.dilation != 1 else "")
             + (f", paths={self.paths!r}" if self.paths != "both" else "")
         )
+
+
+def _coordinates(n: int, like: Tensor) -> Tensor:
+    """(n,): −1 … 1, as torch.linspace gives them; but linspace would fix n in an exported graph."""
+    steps: Any = torch.sym_max(n - 1, 1)
+    return torch.arange(n, dtype=like.dtype, device=like.device).mul(2).div(steps).sub(1)

@@ -22,7 +22,7 @@ class ShiftConv(nn.Module):
         bias: whether the mixing matrix has a bias (Swin's form has, the ResNet form has none).
 
     Shape:
-        (B, H, W, channels/heads, 3·heads) → (B, ceil(H/stride), ceil(W/stride), channels), ordered (channels/heads, heads).
+        (B, H, W, d, 3·heads) → (B, ceil(H/stride), ceil(W/stride), d·heads), with d = channels/heads.
     """
 
     def __init__(
@@ -47,6 +47,4 @@ class ShiftConv(nn.Module):
     def forward(self, projections: Tensor, scale: Tensor | None = None) -> Tensor:
         """`scale` (one value) multiplies the result; it costs a pass over the kernels instead of one over the map."""
         shift = self.shift_weight if scale is None else self.shift_weight * scale
-        return shift_conv(
-            projections, self.fc_weight, shift, self.fc_bias, stride=self.stride, dilation=self.dilation
-        )
+        return shift_conv(projections, self.fc_weight, shift, self.fc_bias, stride=self.stride, dilation=self.dilation)

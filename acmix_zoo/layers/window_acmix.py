@@ -21,9 +21,9 @@ class WindowACmix(nn.Module):
         window: (height, width) of the attention windows; maps that are no multiple of it are padded with zeros.
         shift: (rows, columns) by which the map is rolled before it is cut into windows; (0, 0) for none.
         kernel_conv: odd side of the convolution.
-        conv_before_shift: run the convolution on the map as it lies. The released networks run it on the **rolled** map,
-            where its taps at the border and at the seam see positions from the other side of the image; their weights
-            are made for that, so it is the default. New trainings may prefer True.
+        conv_before_shift: run the convolution on the map as it lies. The released networks run it on the **rolled**
+            map, where its taps at the border and at the seam see positions from the other side of the image; their
+            weights are made for that, so it is the default. New trainings may prefer True.
         paths: "both", or one path alone.
         proj_drop: dropout after the sum.
 
@@ -55,7 +55,8 @@ class WindowACmix(nn.Module):
         if dim % heads:
             lower = dim // heads * heads
             raise ValueError(
-                f"WindowACmix: dim={dim} is not divisible by heads={heads}; nearest widths are {lower} and {lower + heads}"
+                f"WindowACmix: dim={dim} is not divisible by heads={heads}; "
+                f"nearest widths are {lower} and {lower + heads}"
             )
         self.dim, self.heads, self.paths = dim, heads, paths
         self.conv_before_shift = conv_before_shift
@@ -134,8 +135,8 @@ class WindowACmix(nn.Module):
         windows = projections.unflatten(4, (3, self.heads)).permute(0, 1, 2, 4, 5, 3)  # (B, H, W, 3, heads, d)
         q, k, v = window_partition(windows, self.window).permute(2, 0, 3, 1, 4).unbind(0)  # 3 × (B·n, heads, L, d)
         table = self.relative_position_bias_table
-        bias = table[self.relative_position_index.flatten()].unflatten(0, (length, length)).permute(2, 0, 1)  # (heads, L, L)
-        bias = bias.to(q.dtype).unsqueeze(0)  # (1, heads, L, L)
+        bias = table[self.relative_position_index.flatten()].unflatten(0, (length, length))  # (L, L, heads)
+        bias = bias.permute(2, 0, 1).to(q.dtype).unsqueeze(0)  # (1, heads, L, L)
         if any(shift):
             mask = shifted_window_mask((h, w), self.window, (shift[0], shift[1]), q.device).to(q.dtype)  # (n, L, L)
             bias = bias + mask.unsqueeze(1)  # (n, heads, L, L)

@@ -74,6 +74,6 @@ def build(
 
     `feature_cfg` says how `features_only` is built (`out_indices`, `feature_cls`).
     """
-    return build_model_with_cfg(  # type: ignore[no-any-return]
+    return build_model_with_cfg(
         network, variant, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=feature_cfg, **kwargs
     )

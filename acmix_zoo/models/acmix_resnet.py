@@ -28,9 +28,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(
-        self, inputs: int, planes: int, width: int, stride: int, drop_path: float, **acmix: Any
-    ) -> None:
+    def __init__(self, inputs: int, planes: int, width: int, stride: int, drop_path: float, **acmix: Any) -> None:
         super().__init__()
         outputs = planes * self.expansion
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
@@ -45,9 +43,7 @@ class Bottleneck(nn.Module):
         self.act3 = nn.ReLU(inplace=True)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act1(self.bn1(self.conv1(x)))
@@ -92,7 +88,8 @@ class ACmixResNet(nn.Module):
         zero_init_last: bool = True,
     ) -> None:
         super().__init__()
-        self.num_classes, self.in_chans, self.drop_rate, self.grad_checkpointing = num_classes, in_chans, drop_rate, False
+        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
+        self.grad_checkpointing = False
         if small_input:
             self.conv1: nn.Module = nn.Sequential(
                 nn.Conv2d(in_chans, stem_width // 2, 3, 1, 1, bias=False),
@@ -108,7 +105,7 @@ class ACmixResNet(nn.Module):
         self.feature_info = [{"num_chs": stem_width, "reduction": 2, "module": "act1"}]
 
         acmix = {"heads": heads, "kernel_att": kernel_att, "kernel_conv": kernel_conv, "paths": paths}
-        drop_path = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)
+        drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)  # [stage][block]
         inputs = stem_width
         for i, (depth, plane) in enumerate(zip(layers, planes, strict=True)):
             blocks = []
@@ -135,7 +132,7 @@ class ACmixResNet(nn.Module):
     @property
     def stages(self) -> list[nn.Sequential]:
         """layer1, layer2, …"""
-        return [self.get_submodule(info["module"]) for info in self.feature_info[1:]]  # type: ignore
+        return [getattr(self, str(info["module"])) for info in self.feature_info[1:]]
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith(("alpha", "beta"))}
@@ -147,7 +144,7 @@ class ACmixResNet(nn.Module):
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
-        return self.fc
+        return self.fc  # type: ignore[no-any-return]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
@@ -158,7 +155,7 @@ class ACmixResNet(nn.Module):
         )  # fmt: skip
 
     def _stage(self, stage: nn.Sequential, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing:
             return checkpoint_seq(stage, x)  # type: ignore[no-any-return]
         return stage(x)  # type: ignore[no-any-return]
 
@@ -196,7 +193,7 @@ class ACmixResNet(nn.Module):
             self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])  # type: ignore[call-overload]
         if prune_head or pruned:
             self.reset_classifier(0, "")
-        return take  # type: ignore[no-any-return]
+        return take
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
@@ -208,7 +205,7 @@ class ACmixResNet(nn.Module):
         x = self.global_pool(x)
         if self.drop_rate:
             x = dropout(x, self.drop_rate, self.training)
-        return x if pre_logits else self.fc(x)  # type: ignore[no-any-return]
+        return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

@@ -76,7 +76,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing:
             return checkpoint_seq(self.blocks, x)  # type: ignore[no-any-return]
         return self.blocks(x)  # type: ignore[no-any-return]
 
@@ -123,7 +123,7 @@ class ACmixSwin(nn.Module):
             strict_img_size=False, dynamic_img_pad=True,
         )  # fmt: skip
         acmix = {"kernel_conv": kernel_conv, "conv_before_shift": conv_before_shift, "paths": paths}
-        drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)  # [stage][block]
         self.feature_info: list[dict[str, Any]] = []
         stages = []
         for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
@@ -228,7 +228,7 @@ class ACmixSwin(nn.Module):
             self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])
         if prune_head or pruned:
             self.reset_classifier(0, "")
-        return take  # type: ignore[no-any-return]
+        return take
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) → (B, H/32, W/32, C)."""
@@ -249,7 +249,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
             attention = model.get_submodule(key.rpartition(".")[0])
             value = attention.resized_table(value)  # type: ignore[operator]
         elif key == "patch_embed.proj.weight":
-            patch = model.get_submodule("patch_embed").proj.weight.shape[-2:]  # type: ignore[union-attr]
+            patch = model.get_parameter(key).shape[-2:]
             if value.shape[-2:] != patch:
                 value = resample_patch_embed(value, list(patch))
         out[key] = value

@@ -30,7 +30,7 @@ def shift_conv_reference(
     x: Tensor, fc: Tensor, shift: Tensor, bias: Tensor | None = None, *, stride: int = 1, dilation: int = 1
 ) -> Tensor:
     """The two stages as the paper prints them, tap by tap. Shapes and result as `shift_conv`."""
-    b, h, w, d, _ = x.shape
+    h, w, d = x.shape[1:4]
     kernel = shift.shape[-1]
     reach = kernel // 2 * dilation
     maps = torch.einsum("bhwgi,mi->bhwgm", x, fc)  # (B, H, W, d, k²)
@@ -61,7 +61,7 @@ def shift_conv(
     Returns:
         (B, ceil(H/stride), ceil(W/stride), d·heads), channels ordered (d, heads).
     """
-    b, h, w, d, inputs = x.shape
+    h, w, d, inputs = x.shape[1:]
     padding = shift.shape[-1] // 2 * dilation
     if inputs > 3 * _COMPOSE_UP_TO_HEADS:
         x = F.linear(x, fc, bias)  # (B, H, W, d, k²)
@@ -69,6 +69,8 @@ def shift_conv(
     else:
         weight = torch.einsum("omyx,mi->oiyx", shift, fc)  # (d·heads, 3·heads, k, k)
     maps = x.flatten(3).permute(0, 3, 1, 2)  # (B, d·i, H, W), channels_last
+    if torch.compiler.is_compiling():  # inductor cannot order this view's symbolic strides, and picks a layout itself
+        maps = maps.contiguous()
     out = F.conv2d(maps, weight.to(maps.dtype), None, stride, padding, dilation, groups=d)  # (B, d·heads, Ho, Wo)
     if bias is not None:  # what a constant map of `bias` gives: the same for all images, different at the border
         ones = out.new_ones(1, 1, h, w)

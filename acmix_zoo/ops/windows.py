@@ -30,7 +30,7 @@ def shifted_window_mask(
         float32 (H/wh · W/ww, wh·ww, wh·ww). −100 rather than −inf is Swin's value, and pretrained weights know it.
     """
 
-    def region(length: int, side: int, offset: int) -> Tensor:  # 0: untouched windows, 1: the last one's head, 2: its tail
+    def region(length: int, side: int, offset: int) -> Tensor:  # 0 untouched windows, 1 the last one's head, 2 its tail
         at = torch.arange(length, device=device)
         if offset == 0:
             return torch.zeros_like(at)

@@ -64,7 +64,7 @@ def _reorder(rows: Tensor, heads: int) -> Tensor:
     rows = rows.flatten(1) if rows.dim() > 1 else rows
     if rows.shape[0] % (3 * heads):  # not of this layer: left as it is for the strict load to report
         return rows
-    return rows.unflatten(0, (3, heads, -1)).movedim(2, 0).flatten(0, 2).contiguous()
+    return rows.unflatten(0, (3, heads, -1)).movedim(2, 0).flatten(0, 2).contiguous()  # type: ignore[no-any-return]
 
 
 def _network_name(key: str) -> str:
