@@ -231,6 +231,33 @@ def test_full_disk_at_the_very_end(pictures: Path, tmp_path: Path, capsys: pytes
     assert check_folder(folder / "weights") == []
 
 
+# ---- slow
+
+
+@pytest.mark.slow
+def test_two_processes_count_every_image_once(pictures: Path, tmp_path: Path) -> None:
+    """In a process of its own: a launcher that starts processes has no place in the one that runs the tests."""
+    folder = tmp_path / "two"
+    more = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=2", "--data.batch_size=4"]
+    command = [sys.executable, "-m", "acmix_zoo.cli", *arguments(pictures, folder, *more)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = read_config(folder / "weights")["acmix_zoo"]
+    assert record["environment"]["devices"] == 2
+    value = next(m["value"] for m in record["metrics"] if (m["split"], m["name"]) == ("val", "top1"))
+    assert value * 9 == pytest.approx(round(value * 9), abs=1e-4)  # nine images validate, none twice
+    assert check_folder(folder / "weights") == []
+
+
+@pytest.mark.slow
+def test_compile(pictures: Path, tmp_path: Path, run: Path) -> None:
+    """The real compiler; its weights fit the network that is not compiled."""
+    command = arguments(pictures, tmp_path / "run", "--model.compile=true", "--trainer.max_epochs=1")
+    assert main(command) == 0
+    assert state(tmp_path / "run/checkpoints/best.ckpt").keys() == state(run / "checkpoints/best.ckpt").keys()
+    assert check_folder(tmp_path / "run/weights") == []
+
+
 # ---- bad input: one line that helps, no traceback
 
 
@@ -287,6 +314,8 @@ def test_damaged_checkpoint(pictures: Path, tmp_path: Path, capsys: pytest.Captu
     path = tmp_path / "half.ckpt"
     path.write_bytes(os.urandom(1000))
     fails([*arguments(pictures, tmp_path / "run"), f"--ckpt_path={path}"], capsys, str(path), "not a checkpoint")
+    torch.save({"weight": torch.zeros(2)}, path)
+    fails([*arguments(pictures, tmp_path / "run"), f"--ckpt_path={path}"], capsys, "--model.pretrained")
 
 
 def test_classify_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,15 @@
 """LightningCLI with a run folder: fit, validate, test and predict from a recipe and overrides."""
 
 import csv
+import logging
+import pickle
 import sys
-import zipfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -15,6 +18,15 @@ from acmix_zoo.data import ImageDataModule
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training.finish import finish_run
 from acmix_zoo.training.run import RunFolder
+
+
+def _is_checkpoint(path: str) -> bool:
+    """Whether Lightning wrote the file; the weights stay on the disk."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, ValueError, EOFError, LookupError, pickle.UnpicklingError):
+        return False
+    return isinstance(content, dict) and "pytorch-lightning_version" in content
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -39,6 +51,9 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, command: str) -> None:
         self.command = command
+        # An advertisement in every log, and a deprecation that Lightning has to settle with torch.
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
         on_terminal = sys.stdout.isatty()
         super().__init__(
             ClassificationTask,
@@ -87,9 +102,10 @@ class TrainingCLI(LightningCLI):
                 raise FileNotFoundError(f"{path} does not exist; give --run.folder of a run, or --ckpt_path FILE")
         elif given is not None and not Path(given).is_file():
             raise FileNotFoundError(f"--ckpt_path {given} does not exist; expected last, best or a checkpoint file")
-        elif given is not None and not zipfile.is_zipfile(given):
+        elif given is not None and not _is_checkpoint(given):
             raise ValueError(
-                f"--ckpt_path {given} is damaged or not a checkpoint; expected one of a run's checkpoints/"
+                f"--ckpt_path {given} is damaged or not a checkpoint of a run, which are in its checkpoints/. "
+                "Bare weights are given with --model.pretrained"
             )
         elif given is None and self.subcommand == "fit" and run.last.is_file() and not config.trainer.fast_dev_run:
             raise FileExistsError(
