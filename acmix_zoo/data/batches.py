@@ -73,8 +73,9 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     Args:
         images: the pictures; `indices` says which of them belong here.
         pixels: size and normalisation.
-        augment: "none", "light" (shift by up to an eighth of the size, flip), "imagenet" (RandomResizedCrop, flip,
+        augment: "none", "light" (shift by up to `shift` of the size, flip), "imagenet" (RandomResizedCrop, flip,
             colour) or a timm auto-augment string such as "rand-m9-mstd0.5-inc1" (in place of colour).
+        shift: how far "light" shifts, as a share of the size.
         hflip: probability of a mirror image, where `augment` is not "none".
         random_erasing: probability of a black rectangle.
         seed: random numbers of a batch are given by (seed, epoch, first index), whoever loads it.
@@ -89,6 +90,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         pixels: Pixels,
         *,
         augment: str = "none",
+        shift: float = 0.125,
         hflip: float = 0.5,
         random_erasing: float = 0.0,
         seed: int = 0,
@@ -97,6 +99,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     ) -> None:
         self.images, self.indices, self.pixels = images, indices, pixels
         self.light, self.hflip, self.seed, self.skip_bad = augment == "light", hflip, seed, skip_bad
+        self.reach = round(shift * pixels.image_size)
         self.targets = np.arange(len(indices)) if with_index else images.targets[indices]
         self.epoch = 0  # kept by EpochSampler
         # in memory at the right size: nothing to do for a single picture
@@ -133,7 +136,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         with seeded(self.seed, self.epoch, int(indices[0])) as generator:
             pixels, targets = self._read(indices)
             if self.light:
-                pixels = shift_and_flip(pixels, self.pixels.image_size // 8, self.hflip, generator)
+                pixels = shift_and_flip(pixels, self.reach, self.hflip, generator)
             images = self.pixels.normalize(pixels)
             return (self.erase(images) if self.erase else images), torch.from_numpy(targets)
 

@@ -46,6 +46,7 @@ class ImageDataModule(L.LightningDataModule):
         crop_pct: share of the shorter side that evaluation keeps; 1 up to 64 pixels and 0.875 above by default.
         augment: "none"; "light": shift and flip, for small images; "imagenet": RandomResizedCrop, flip, colour;
             or a timm auto-augment string such as "rand-m9-mstd0.5-inc1" (RandomResizedCrop, flip, and that).
+        shift: how far "light" shifts, as a share of the image's side.
         hflip: probability of a mirror image; 0 where a mirror image means something else (digits, text).
         random_erasing: probability that a rectangle is erased.
         mixup, cutmix: alpha of the Beta distribution; 0 is off; with both, each batch takes one of them.
@@ -70,6 +71,7 @@ class ImageDataModule(L.LightningDataModule):
         interpolation: str = "bicubic",
         crop_pct: float | None = None,
         augment: str = "light",
+        shift: float = 0.125,
         hflip: float = 0.5,
         random_erasing: float = 0.0,
         mixup: float = 0.0,
@@ -93,7 +95,9 @@ class ImageDataModule(L.LightningDataModule):
                 f"augment={augment!r}: expected {', '.join(known)} or a timm string such as 'rand-m9-inc1'"
             )
         self.batch_size, self.num_workers, self.val_fraction = batch_size, num_workers, val_fraction
-        self.augment, self.hflip, self.random_erasing = augment, hflip, random_erasing
+        if not 0 <= shift < 1:
+            raise ValueError(f"shift={shift}: expected a share of the image's side, in [0, 1)")
+        self.augment, self.shift, self.hflip, self.random_erasing = augment, shift, hflip, random_erasing
         self.predict_source, self.seed = predict_source, seed
         self.source = open_source(source, label_column)
         self.class_names = self.source.class_names
@@ -184,6 +188,7 @@ class ImageDataModule(L.LightningDataModule):
             *self.parts()["train"],
             self.pixels,
             augment=self.augment,
+            shift=self.shift,
             hflip=self.hflip,
             random_erasing=self.random_erasing,
             seed=self.seed,

@@ -150,7 +150,7 @@ class ACmixResNet(nn.Module):
         self.num_classes = num_classes
         parameter = next(self.parameters())
         self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=global_pool or self.global_pool.pool_type,
+            self.num_features, num_classes, pool_type=self.global_pool.pool_type if global_pool is None else global_pool,
             device=parameter.device, dtype=parameter.dtype,
         )  # fmt: skip
 
