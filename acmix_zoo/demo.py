@@ -34,7 +34,7 @@ MODEL = "acmix_resnet_pico"
 RECIPE = "recipes/finetune/folder.yaml"
 PER_CLASS = {"train": 10, "val": 5, "test": 150}
 # Few images want small batches and a higher rate than the recipe's; a mirrored digit is no digit.
-BUDGET = {"data.batch_size": 16, "data.hflip": 0, "model.lr": 2e-3, "trainer.max_epochs": 15}
+BUDGET = {"data.batch_size": 16, "data.hflip": 0, "model.lr": 2e-3, "trainer.max_epochs": 15, "trainer.log_every_n_steps": 5}
 RUNS = {"scratch": "from scratch", "finetuned": "fine-tuned"}
 
 console = Console(highlight=False)
@@ -180,8 +180,9 @@ def write_report(
     answers, sure = predicted.tolist(), probabilities.amax(1).tolist()
     titles = [f"{names[answers[i]]} {100 * sure[i]:.0f} % (is {names[int(truth[i])]})" for i in shown]
     good = [bool(predicted[i] == truth[i]) for i in shown]
-    text = f"""{PER_CLASS["train"]} images a class to learn from, {PER_CLASS["val"]} to choose the epoch, {len(paths)} to test.
-Both runs follow {RECIPE} for {BUDGET["trainer.max_epochs"]} epochs.
+    n, budget = PER_CLASS, BUDGET["trainer.max_epochs"]
+    text = f"""{n["train"]} images a class to learn from, {n["val"]} to choose the best epoch, {len(paths)} to test.
+Both runs follow {RECIPE} for {budget} epochs.
 The fine-tuned one starts from {MODEL}'s pretrained weights, and its first layers learn more slowly than its last."""
     return write_html(
         FOLDER / "report.html",

@@ -24,6 +24,7 @@ def small_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "demo"
 
 
+@pytest.mark.timeout(900)  # four processes that import everything
 def test_demo(small_budget: Path, capfd: pytest.CaptureFixture[str]) -> None:
     demo.main()
     out = capfd.readouterr().out
