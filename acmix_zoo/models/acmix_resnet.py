@@ -149,10 +149,10 @@ class ACmixResNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
         parameter = next(self.parameters())
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=self.global_pool.pool_type if global_pool is None else global_pool,
-            device=parameter.device, dtype=parameter.dtype,
-        )  # fmt: skip
+            self.num_features, num_classes, pool_type=pool_type, device=parameter.device, dtype=parameter.dtype
+        )
 
     def _stage(self, stage: nn.Sequential, x: Tensor) -> Tensor:
         if self.grad_checkpointing:

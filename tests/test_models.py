@@ -1,0 +1,317 @@
+"""The networks: the authors' logits and parameter counts, and timm's contract."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.models import create_model
+from timm.models._features_fx import FeatureGraphNet
+from timm.optim import param_groups_layer_decay
+
+import acmix_zoo
+from acmix_zoo import load_weights
+from acmix_zoo.models import ACmixResNet, ACmixSwin
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "networks.json").read_text())
+SMALL = ["acmix_resnet_pico", "acmix_swin_pico"]
+COUNTS = {
+    "acmix_resnet26": 10_487_816,
+    "acmix_resnet38": 14_410_896,
+    "acmix_resnet50": 18_333_976,
+    "acmix_swin_t": 28_649_908,
+    "acmix_swin_s": 50_345_080,
+}
+
+
+def golden_tensor(network: str, key: str, shape: list[int]) -> torch.Tensor | None:
+    """A weight made from its name, by the rules of the golden files; None where the network builds it itself."""
+    random = np.random.default_rng(zlib.crc32(f"{network}/{key}".encode()))
+
+    def normal(scale: float) -> np.ndarray:
+        return random.standard_normal(shape).astype(np.float32) * np.float32(scale)
+
+    if key.endswith(("num_batches_tracked", "relative_position_index", "attn_mask")):
+        return None
+    if key.endswith("running_var"):
+        value = random.uniform(0.5, 1.5, shape)
+    elif key.endswith("running_mean"):
+        value = normal(0.1)
+    elif key.endswith(("rate1", "rate2")):
+        value = 0.5 + normal(0.2)
+    elif len(shape) == 1:
+        value = 1 + normal(0.1) if key.endswith("weight") else normal(0.05)
+    elif key.endswith("dep_conv.weight"):
+        value = np.eye(shape[1], dtype=np.float32).reshape(1, *shape[1:]) + normal(0.05)
+    elif key.endswith("relative_position_bias_table"):
+        value = normal(0.5)
+    else:
+        value = normal(np.prod(shape[1:]) ** -0.5)
+    return torch.from_numpy(np.asarray(value, dtype=np.float32))
+
+
+@pytest.mark.parametrize("entry", GOLDEN, ids=[entry["name"] for entry in GOLDEN])
+def test_logits_of_the_authors_networks(entry):
+    config = {key: tuple(value) if isinstance(value, list) else value for key, value in entry["config"].items()}
+    if entry["family"] == "resnet":
+        width = config.pop("width_per_group", 64)
+        network = ACmixResNet(base_width=width, **config).eval()
+    else:
+        network = ACmixSwin(**config).eval()
+    weights = {key: golden_tensor(entry["name"], key, shape) for key, shape in entry["keys"].items()}
+    state = {key: value for key, value in weights.items() if value is not None}
+    state |= {key: torch.tensor(0) for key in entry["keys"] if key.endswith("num_batches_tracked")}
+    load_weights(network, state)  # strict: every key of theirs finds its place, none of ours stays empty
+    x = golden_tensor(entry["name"], "input", entry["input_shape"])
+    random = np.random.default_rng(zlib.crc32(f"{entry['name']}/input".encode()))
+    x = torch.from_numpy(random.standard_normal(entry["input_shape"]).astype(np.float32))
+    with torch.no_grad():
+        logits = network(x)
+    expected = torch.tensor(entry["logits"])
+    assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts(name):
+    with torch.device("meta"):
+        network = create_model(name)
+    assert sum(p.numel() for p in network.parameters()) == COUNTS[name]
+
+
+def test_swin_b_has_the_widths_of_swin_b():
+    with torch.device("meta"):
+        ours, plain = create_model("acmix_swin_b"), create_model("swin_base_patch4_window7_224")
+    assert [info["num_chs"] for info in ours.feature_info] == [info["num_chs"] for info in plain.feature_info]
+    extra = sum(p.numel() for n, p in ours.named_parameters() if n.rpartition(".")[2] in
+                ("fc_weight", "fc_bias", "shift_weight", "alpha", "beta"))  # fmt: skip
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in plain.parameters()) + extra
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_networks_are_small(name):
+    count = sum(p.numel() for p in create_model(name).parameters())
+    assert 300_000 <= count <= 1_000_000
+
+
+# ---- timm's contract
+
+
+@pytest.fixture(params=SMALL)
+def network(request):
+    return create_model(request.param)
+
+
+def test_attributes(network):
+    assert network.num_classes == 10 and network.head_hidden_size == network.num_features
+    cfg = network.pretrained_cfg
+    for key in (
+        "first_conv",
+        "classifier",
+        "pool_size",
+        "input_size",
+        "mean",
+        "std",
+        "crop_pct",
+        "interpolation",
+        "license",
+    ):
+        assert cfg[key] is not None, key
+    assert cfg["fixed_input_size"] is False
+    parameters = dict(network.named_parameters())
+    assert cfg["first_conv"] + ".weight" in parameters and cfg["classifier"] + ".weight" in parameters
+    assert network.no_weight_decay() <= parameters.keys()
+    assert network.get_classifier() is network.get_submodule(cfg["classifier"])
+
+
+def test_forward_parts(network):
+    x = torch.randn(2, 3, 32, 32)
+    network.eval()
+    features = network.forward_features(x)
+    torch.testing.assert_close(network.forward_head(features), network(x))
+    assert network.forward_head(features, pre_logits=True).shape == (2, network.num_features)
+
+
+def test_every_parameter_receives_a_gradient(network):
+    network(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+def test_reset_classifier(network):
+    network.reset_classifier(7)
+    assert network.num_classes == 7 and network(torch.randn(1, 3, 32, 32)).shape == (1, 7)
+    network.reset_classifier(0)
+    assert network(torch.randn(1, 3, 32, 32)).shape == (1, network.num_features)
+    network.reset_classifier(0, "")
+    assert network(torch.randn(1, 3, 32, 32)).dim() == 4
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_features_only(name):
+    features = create_model(name, features_only=True).eval()
+    whole = create_model(name).eval()
+    x = torch.randn(2, 3, 32, 48)
+    maps = features(x)
+    assert len(maps) == len(whole.feature_info)
+    for map_, channels, reduction in zip(
+        maps, features.feature_info.channels(), features.feature_info.reduction(), strict=True
+    ):
+        assert map_.shape == (2, channels, 32 // reduction, 48 // reduction)  # NCHW
+    last = create_model(name, features_only=True, out_indices=(-1,))
+    assert [tuple(m.shape) for m in last.eval()(x)] == [tuple(maps[-1].shape)]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_intermediates_and_pruning(name):
+    network = create_model(name).eval()
+    x = torch.randn(1, 3, 32, 32)
+    final, maps = network.forward_intermediates(x)
+    torch.testing.assert_close(final, network.forward_features(x))
+    assert len(network.forward_intermediates(x, indices=1, intermediates_only=True)) == 1
+    early = network.forward_intermediates(x, indices=[0], stop_early=True, intermediates_only=True)
+    torch.testing.assert_close(early[0], maps[0])
+    network.prune_intermediate_layers([1])
+    torch.testing.assert_close(network.forward_intermediates(x, indices=[1], intermediates_only=True)[0], maps[1])
+    with pytest.raises(ValueError, match="output_fmt"):
+        network.forward_intermediates(x, output_fmt="NLC")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_fx_features(name):
+    """timm's tracer walks through the whole network and keeps our layers whole."""
+    network = create_model(name).eval()
+    graph = FeatureGraphNet(network, out_indices=(0, 1), output_fmt=getattr(network, "output_fmt", "NCHW"))
+    x = torch.randn(2, 3, 32, 32)
+    maps = network.forward_intermediates(x, indices=[0, 1], intermediates_only=True)
+    for traced, map_ in zip(graph(x), maps, strict=True):
+        torch.testing.assert_close(traced if traced.shape == map_.shape else traced.permute(0, 3, 1, 2), map_)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_gradient_checkpointing_changes_nothing(name):
+    x = torch.randn(2, 3, 32, 32)
+    network = create_model(name).train()
+    torch.manual_seed(1)
+    network(x).square().sum().backward()
+    plain = {key: p.grad.clone() for key, p in network.named_parameters()}
+    network.zero_grad()
+    network.set_grad_checkpointing()
+    torch.manual_seed(1)
+    network(x).square().sum().backward()
+    for key, p in network.named_parameters():
+        torch.testing.assert_close(p.grad, plain[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_channels_and_classes(name):
+    network = create_model(name, in_chans=1, num_classes=3, drop_path_rate=0.5).train()
+    assert network(torch.randn(4, 1, 32, 32)).shape == (4, 3)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_layer_groups(name):
+    """Layer decay: the stem learns slowest, the head at the full rate, and no parameter is left out."""
+    network = create_model(name)
+    groups = param_groups_layer_decay(network, weight_decay=0.05, layer_decay=0.5)
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert len(scales) == len(list(network.parameters()))
+    assert scales[id(network.get_classifier().weight)] == 1.0
+    assert scales[id(next(network.parameters()))] == min(scales.values()) < 0.5
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_low_precision(name, layout):
+    network = create_model(name).eval().to(memory_format=layout)
+    x = torch.randn(2, 3, 32, 32).to(memory_format=layout)
+    exact = network(x)
+    for dtype in (torch.bfloat16, torch.float16):
+        out = network.to(dtype)(x.to(dtype))
+        assert out.dtype == dtype and (out.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_compile_without_graph_breaks(name):
+    network = create_model(name).eval()
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    for size in (32, 40):
+        x = torch.randn(2, 3, size, size)
+        torch.testing.assert_close(compiled(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_export(name):
+    network = create_model(name).eval()
+    exported = torch.export.export(network, (torch.randn(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim("b")},))
+    x = torch.randn(5, 3, 32, 32)
+    torch.testing.assert_close(exported.module()(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+# ---- Swin: any image size, the window, the order of convolution and shift
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 24), (33, 47), (8, 8), (2, 2), (1, 5)])
+def test_swin_takes_any_size(size):
+    network = create_model("acmix_swin_pico").eval()
+    assert network(torch.randn(1, 3, *size)).shape == (1, 10)
+
+
+def test_swin_made_for_another_size():
+    network = create_model("acmix_swin_pico", img_size=(48, 64)).eval()
+    assert [tuple(stage.blocks[1].attn.shift) for stage in network.layers] == [(2, 2), (2, 2), (2, 2)]
+    network.set_input_size((16, 16))  # maps of 8², 4², 2²: the last one is smaller than the window
+    assert [tuple(stage.blocks[1].attn.window) for stage in network.layers] == [(4, 4), (4, 4), (2, 2)]
+    assert [tuple(stage.blocks[1].attn.shift) for stage in network.layers] == [(2, 2), (0, 0), (0, 0)]
+    assert network(torch.randn(1, 3, 16, 16)).shape == (1, 10)
+
+
+def test_swin_position_tables_are_resized_not_lost(tmp_path):
+    """Weights of window 4 in a network of window 8: the table keeps its centre and its shape."""
+    source = create_model("acmix_swin_pico")
+    torch.save(source.state_dict(), tmp_path / "w4.pth")
+    target = load_weights(create_model("acmix_swin_pico", img_size=64, window_size=8), tmp_path / "w4.pth")
+    small = source.layers[0].blocks[0].attn.relative_position_bias_table.view(7, 7, 2)
+    large = target.layers[0].blocks[0].attn.relative_position_bias_table.view(15, 15, 2)
+    torch.testing.assert_close(large[7, 7], small[3, 3], rtol=0.05, atol=0.01)
+    torch.testing.assert_close(
+        large[[0, 0, -1, -1], [0, -1, 0, -1]], small[[0, 0, -1, -1], [0, -1, 0, -1]], rtol=0.3, atol=0.03
+    )
+    assert not [key for key in target.state_dict() if "index" in key or "mask" in key]  # rebuilt, never stored
+
+
+def test_patch_size_can_change():
+    network = create_model("acmix_swin_pico")
+    network.set_input_size(img_size=64, patch_size=4)
+    assert [info["reduction"] for info in network.feature_info] == [4, 8, 16]
+    assert network(torch.randn(1, 3, 64, 64)).shape == (1, 10)
+
+
+def test_convolution_before_the_shift_is_an_option_and_sees_no_seam():
+    """As released, the convolution of a shifted block mixes the two sides of the image; the option does not."""
+    for before, mixes in ((False, True), (True, False)):
+        network = create_model("acmix_swin_pico", conv_before_shift=before, paths="convolution").eval()
+        shifted = network.layers[0].blocks[1].attn
+        x = torch.randn(1, 16, 16, 32, requires_grad=True)
+        shifted(x)[0, 0, 5].sum().backward()  # a token in the first row: does it see the last row?
+        assert bool(x.grad[0, -1].abs().sum() > 0) is mixes
+    assert create_model("acmix_swin_pico").layers[0].blocks[1].attn.conv_before_shift is False
+
+
+def test_shift_start_survives_the_networks():
+    for name in SMALL:
+        for module in create_model(name).modules():
+            if hasattr(module, "shift_weight"):
+                side = module.shift_weight.shape[1]
+                assert torch.equal(
+                    module.shift_weight.flatten(2), torch.eye(side).expand(len(module.shift_weight), -1, -1)
+                )
+
+
+def test_names_are_timm_s():
+    registered = timm.list_models("acmix*")
+    assert {*COUNTS, *SMALL, "acmix_swin_b"} <= set(registered)
+    assert set(acmix_zoo.list_models()) == set(registered)
