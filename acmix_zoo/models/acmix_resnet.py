@@ -19,6 +19,7 @@ from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.acmix2d import Paths
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
+from acmix_zoo.models._stem import small_stem
 
 __all__ = ["ACmixResNet"]
 
@@ -90,15 +91,8 @@ class ACmixResNet(nn.Module):
         super().__init__()
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.grad_checkpointing = False
-        if small_input:
-            self.conv1: nn.Module = nn.Sequential(
-                nn.Conv2d(in_chans, stem_width // 2, 3, 1, 1, bias=False),
-                nn.BatchNorm2d(stem_width // 2),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(stem_width // 2, stem_width, 3, 2, 1, bias=False),
-            )
-        else:
-            self.conv1 = nn.Conv2d(in_chans, stem_width, 7, 2, 3, bias=False)
+        large = nn.Conv2d(in_chans, stem_width, 7, 2, 3, bias=False)
+        self.conv1: nn.Module = small_stem(in_chans, stem_width) if small_input else large
         self.bn1 = nn.BatchNorm2d(stem_width)
         self.act1 = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)

@@ -20,6 +20,7 @@ from acmix_zoo.layers import WindowACmix
 from acmix_zoo.layers.acmix2d import Paths
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
+from acmix_zoo.models._stem import small_stem
 
 __all__ = ["ACmixSwin"]
 
@@ -88,6 +89,8 @@ class ACmixSwin(nn.Module):
         img_size: image side or (height, width) that the windows are made for. Other sizes run too, padded to the
             windows; `set_input_size` makes the windows for another size.
         patch_size, embed_dim, depths, num_heads, window_size, mlp_ratio: as in Swin.
+        small_input: two 3×3 convolutions in front of the patches, for 32-pixel images; they halve the image's side, and
+            the patches have half of `patch_size`.
         kernel_conv, conv_before_shift, paths: of `WindowACmix`.
         in_chans, num_classes, global_pool, drop_rate, proj_drop_rate, drop_path_rate: as in timm.
 
@@ -106,6 +109,7 @@ class ACmixSwin(nn.Module):
         num_heads: tuple[int, ...] = (3, 6, 12, 24),
         window_size: int | Size = 7,
         mlp_ratio: float = 4.0,
+        small_input: bool = False,
         kernel_conv: int = 3,
         conv_before_shift: bool = False,
         paths: Paths = "both",
@@ -118,9 +122,15 @@ class ACmixSwin(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes, self.in_chans = num_classes, in_chans
+        self.stem: nn.Module = nn.Identity()
+        if small_input:
+            self.stem = nn.Sequential(
+                *small_stem(in_chans, embed_dim), nn.BatchNorm2d(embed_dim), nn.ReLU(inplace=True)
+            )
+        self.stem_stride = 2 if small_input else 1
         self.patch_embed = PatchEmbed(
-            img_size, patch_size, in_chans, embed_dim, norm_layer=nn.LayerNorm, output_fmt="NHWC",
-            strict_img_size=False, dynamic_img_pad=True,
+            self._behind_stem(img_size), patch_size // self.stem_stride, embed_dim if small_input else in_chans,
+            embed_dim, norm_layer=nn.LayerNorm, output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True,
         )  # fmt: skip
         acmix = {"kernel_conv": kernel_conv, "conv_before_shift": conv_before_shift, "paths": paths}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)  # [stage][block]
@@ -141,6 +151,11 @@ class ACmixSwin(nn.Module):
         self.set_input_size()
         self.init_weights()
 
+    def _behind_stem(self, size: int | Size) -> Size:
+        """An image's (or a patch's) size on the map that the stem hands to the patches."""
+        h, w = (size, size) if isinstance(size, int) else size
+        return -(-h // self.stem_stride), -(-w // self.stem_stride)
+
     @torch.no_grad()
     def init_weights(self) -> None:
         """Swin's start for matrices and position tables; the convolution paths keep theirs."""
@@ -160,9 +175,12 @@ class ACmixSwin(nn.Module):
     ) -> None:
         """Make the windows for another image size, patch size or window; position tables are resized, not lost."""
         if img_size is not None or patch_size is not None:
-            self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
+            self.patch_embed.set_input_size(
+                img_size=None if img_size is None else self._behind_stem(img_size),
+                patch_size=None if patch_size is None else self._behind_stem(patch_size),
+            )
             for i, info in enumerate(self.feature_info):
-                info["reduction"] = max(self.patch_embed.patch_size) * 2**i
+                info["reduction"] = self.stem_stride * max(self.patch_embed.patch_size) * 2**i
         if window_size is not None:
             self.window_size = (window_size, window_size) if isinstance(window_size, int) else window_size
         h, w = self.patch_embed.grid_size
@@ -177,7 +195,7 @@ class ACmixSwin(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         fine = [(r"^layers\.(\d+)\.downsample", (0,)), (r"^layers\.(\d+)\.\w+\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else fine}
+        return {"stem": r"^stem|patch_embed", "blocks": r"^layers\.(\d+)" if coarse else fine}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for stage in self.layers:
@@ -205,7 +223,7 @@ class ACmixSwin(nn.Module):
             raise ValueError(f'ACmixSwin: output_fmt must be "NCHW", got {output_fmt!r}')
         take, last = feature_take_indices(len(self.layers), indices)
         maps = []
-        x = self.patch_embed(x)
+        x = self.patch_embed(self.stem(x))
         for i, stage in enumerate(self.layers[: last + 1] if stop_early else self.layers):
             x = stage(x)
             if i in take:
@@ -232,7 +250,7 @@ class ACmixSwin(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) → (B, H/32, W/32, C)."""
-        return self.norm(self.layers(self.patch_embed(x)))  # type: ignore[no-any-return]
+        return self.norm(self.layers(self.patch_embed(self.stem(x))))  # type: ignore[no-any-return]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits)  # type: ignore[no-any-return]
@@ -260,7 +278,7 @@ _ENDS = {"first_conv": "patch_embed.proj", "classifier": "head.fc"}
 default_cfgs = _default_cfgs(
     {
         **{f"acmix_swin_{size}": {**IMAGENET, **_ENDS} for size in "tsb"},
-        "acmix_swin_pico": {**SMALL, **_ENDS},
+        "acmix_swin_pico": {**SMALL, "first_conv": "stem.0", "classifier": "head.fc"},
     }
 )
 
@@ -293,9 +311,9 @@ def acmix_swin_b(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
 
 @register_model
 def acmix_swin_pico(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
-    """ACmix-Swin for 32-pixel images: three stages of two blocks at 16², 8² and 4² tokens, windows of 4."""
+    """ACmix-Swin for 32-pixel images: two stages of two blocks, at 8² and 4² tokens, windows of 4."""
     defaults = {
-        "img_size": 32, "patch_size": 2, "embed_dim": 32, "depths": (2, 2, 2), "num_heads": (2, 4, 8),
-        "window_size": 4, "drop_path_rate": 0.0,
+        "img_size": 32, "patch_size": 4, "embed_dim": 64, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4,
+        "small_input": True, "drop_path_rate": 0.0,
     }  # fmt: skip
     return _create("acmix_swin_pico", pretrained, defaults, kwargs)

@@ -26,7 +26,7 @@ def finish_run(
     command: str | None = None,
     recipe: str | None = None,
 ) -> Path:
-    """Load the best weights into `task`, test them if the data has a test split, and write curves.png and weights/.
+    """Load the best weights into `task`, test them unless `run.test` is off, write curves.png and weights/.
 
     Args:
         trainer: its fit is over.
@@ -45,7 +45,7 @@ def finish_run(
     dataset = data.describe()
     row = max(run.history, key=lambda r: (r.get("val/top1", r["epoch"]), -r.get("val/loss", 0.0)))
     scores = {"val": {name[4:]: value for name, value in row.items() if name.startswith("val/")}}
-    if dataset["splits"].get("test"):
+    if run.test and dataset["splits"].get("test"):
         (results,) = trainer.test(task, data, verbose=False)
         scores["test"] = {name[5:]: value for name, value in results.items() if name.startswith("test/")}
     if not trainer.is_global_zero:

@@ -41,12 +41,17 @@ class RunFolder(Checkpoint):
         folder: where; made when it is missing. None: `runs/<model>`, which the command line fills in.
         tag: the second half of the weights' name, `<model>.<tag>`; by default the data's name.
         license: of the weights, for their card.
+        test: evaluate the best weights on the test split when the run ends. False for a run whose weights are only
+            another run's start: the test set is for the last of them.
     """
 
-    def __init__(self, folder: str | None = None, tag: str | None = None, license: str | None = None) -> None:
+    def __init__(
+        self, folder: str | None = None, tag: str | None = None, license: str | None = None, test: bool = True
+    ) -> None:
         self.folder = Path(folder or "runs/unnamed")
         self.tag = tag
         self.license = license
+        self.test = test
         self.history: list[Row] = []
         self.seed: int | None = None
         self._best: list[float] | None = None  # score of best.ckpt
