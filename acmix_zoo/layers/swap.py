@@ -125,9 +125,7 @@ def _unfit(conv: nn.Conv2d, heads: int) -> str | None:
 
 
 def _like(conv: nn.Conv2d, acmix: dict[str, Any]) -> ACmix2d:
-    layer = ACmix2d(
-        conv.in_channels, conv.out_channels, stride=conv.stride[0], dilation=conv.dilation[0], **acmix
-    )
+    layer = ACmix2d(conv.in_channels, conv.out_channels, stride=conv.stride[0], dilation=conv.dilation[0], **acmix)
     return layer.to(device=conv.weight.device, dtype=conv.weight.dtype).train(conv.training)
 
 
