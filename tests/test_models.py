@@ -261,12 +261,12 @@ def test_swin_takes_any_size(size):
 
 
 def test_swin_made_for_another_size():
-    network = create_model("acmix_swin_pico", img_size=(48, 64)).eval()
-    assert [tuple(stage.blocks[1].attn.shift) for stage in network.layers] == [(2, 2), (2, 2), (2, 2)]
-    network.set_input_size((16, 16))  # maps of 8², 4², 2²: the last one is smaller than the window
-    assert [tuple(stage.blocks[1].attn.window) for stage in network.layers] == [(4, 4), (4, 4), (2, 2)]
-    assert [tuple(stage.blocks[1].attn.shift) for stage in network.layers] == [(2, 2), (0, 0), (0, 0)]
-    assert network(torch.randn(1, 3, 16, 16)).shape == (1, 10)
+    network = create_model("acmix_swin_pico", img_size=(48, 64)).eval()  # maps of 12×16 and 6×8
+    assert [tuple(stage.blocks[1].attn.shift) for stage in network.layers] == [(2, 2), (2, 2)]
+    network.set_input_size((32, 16))  # maps of 8×4 and 4×2: the last one is smaller than the window
+    assert [tuple(stage.blocks[1].attn.window) for stage in network.layers] == [(4, 4), (4, 2)]
+    assert [tuple(stage.blocks[1].attn.shift) for stage in network.layers] == [(2, 0), (0, 0)]
+    assert network(torch.randn(1, 3, 32, 16)).shape == (1, 10)
 
 
 def test_swin_position_tables_are_resized_not_lost(tmp_path):
@@ -285,8 +285,8 @@ def test_swin_position_tables_are_resized_not_lost(tmp_path):
 
 def test_patch_size_can_change():
     network = create_model("acmix_swin_pico")
-    network.set_input_size(img_size=64, patch_size=4)
-    assert [info["reduction"] for info in network.feature_info] == [4, 8, 16]
+    network.set_input_size(img_size=64, patch_size=8)
+    assert [info["reduction"] for info in network.feature_info] == [8, 16]
     assert network(torch.randn(1, 3, 64, 64)).shape == (1, 10)
 
 
@@ -295,8 +295,8 @@ def test_convolution_before_the_shift_is_an_option_and_sees_no_seam():
     for before, mixes in ((False, True), (True, False)):
         network = create_model("acmix_swin_pico", conv_before_shift=before, paths="convolution").eval()
         shifted = network.layers[0].blocks[1].attn
-        x = torch.randn(1, 16, 16, 32, requires_grad=True)
-        shifted(x)[0, 0, 5].sum().backward()  # a token in the first row: does it see the last row?
+        x = torch.randn(1, 8, 8, 64, requires_grad=True)
+        shifted(x)[0, 0, 3].sum().backward()  # a token in the first row: does it see the last row?
         assert bool(x.grad[0, -1].abs().sum() > 0) is mixes
     assert create_model("acmix_swin_pico").layers[0].blocks[1].attn.conv_before_shift is False
 
