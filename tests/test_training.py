@@ -6,7 +6,6 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -219,23 +218,22 @@ def test_options_train(case: dict[str, Any], pictures: Path) -> None:
 
 
 def test_compile_leaves_the_keys_alone(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[int] = []
+    """With a stand-in for the compiler, which takes a minute; the real one is among the slow tests of test_cli.py."""
+    calls: list[int] = []
 
-    def backend(graph: Any, inputs: list[Tensor]) -> Any:
-        compiled.append(len(inputs))
-        return graph.forward  # inductor takes half a minute
+    def stand_in(self: nn.Module) -> None:
+        def compiled(*args: Any, **kwargs: Any) -> Any:
+            calls.append(len(args[0]))
+            return type(self)._call_impl(self, *args, **kwargs)
 
-    monkeypatch.setattr(nn.Module, "compile", partialmethod_compile(backend))
+        self._compiled_call_impl = compiled  # what nn.Module.compile sets
+
+    monkeypatch.setattr(nn.Module, "compile", stand_in)
     task = task_of(compile=True, ema_decay=0.9)
     keys = list(task.state_dict())
     trainer_of(epochs=1, enable_checkpointing=False, limit_train_batches=1).fit(task, data_of(pictures))
-    assert compiled
+    assert calls
     assert list(task.state_dict()) == keys
-
-
-def partialmethod_compile(backend: Any) -> Any:
-    original = nn.Module.compile
-    return lambda self: partial(original, self)(backend=backend)
 
 
 def test_wrong_number_of_classes(pictures: Path) -> None:
@@ -305,12 +303,23 @@ def assert_same_run(a: RunFolder, b: RunFolder) -> None:
     assert rows[0] == rows[1]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    return fit(folder / "run", make_pictures(folder / "pictures"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("place", [{"batch": 1}, {"batch": 2}, {"batch": None}], ids=["inside", "last", "validation"])
 def test_signal_and_resume_give_the_uninterrupted_weights(
-    number: signal.Signals, place: dict[str, Any], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals,
+    place: dict[str, Any],
+    pictures: Path,
+    whole: RunFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole = fit(tmp_path / "whole", pictures)
     handler = signal.getsignal(number)
     with pytest.raises(Interrupted) as stop:
         fit(tmp_path / "cut", pictures, At(lambda: os.kill(os.getpid(), number), epoch=1, **place))
@@ -322,7 +331,7 @@ def test_signal_and_resume_give_the_uninterrupted_weights(
     assert_same_run(whole, fit(tmp_path / "cut", pictures, resume=True))
 
 
-def test_second_interrupt_stops_at_once_and_keeps_the_epoch(pictures: Path, tmp_path: Path) -> None:
+def test_second_interrupt_stops_at_once_and_keeps_the_epoch(pictures: Path, whole: RunFolder, tmp_path: Path) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -334,7 +343,7 @@ def test_second_interrupt_stops_at_once_and_keeps_the_epoch(pictures: Path, tmp_
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones while it shuts down
     assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
-    assert_same_run(fit(tmp_path / "whole", pictures), fit(tmp_path / "cut", pictures, resume=True))
+    assert_same_run(whole, fit(tmp_path / "cut", pictures, resume=True))
 
 
 def test_a_run_can_be_prolonged(pictures: Path, tmp_path: Path) -> None:
@@ -358,7 +367,9 @@ def no_large_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_full_disk_in_between(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_in_between(
+    pictures: Path, whole: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     full = no_large_files()
     enter = At(full.__enter__, epoch=1, batch=0)
     leave = At(lambda: full.__exit__(None, None, None), epoch=2, batch=0)
@@ -366,12 +377,11 @@ def test_full_disk_in_between(pictures: Path, tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out.count("NOT SAVED") == 1
     assert [row["epoch"] for row in run.history] == [1, 2, 3]
     assert torch.load(run.last, weights_only=True)["epoch"] == 2
-    whole = fit(tmp_path / "whole", pictures)
     assert torch.equal(weights(run.last)["model.fc.weight"], weights(whole.last)["model.fc.weight"])
     assert sorted(p.name for p in run.last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-def test_full_disk_at_the_end(pictures: Path, tmp_path: Path) -> None:
+def test_full_disk_at_the_end(pictures: Path, whole: RunFolder, tmp_path: Path) -> None:
     full = no_large_files()
     try:
         with pytest.raises(OSError, match=r"last epoch of the run could not be saved: .*--ckpt_path last"):
@@ -380,4 +390,4 @@ def test_full_disk_at_the_end(pictures: Path, tmp_path: Path) -> None:
         full.__exit__(None, None, None)
     last = tmp_path / "run/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=True)["epoch"] == 0  # the first epoch's is whole
-    assert_same_run(fit(tmp_path / "whole", pictures), fit(tmp_path / "run", pictures, resume=True))
+    assert_same_run(whole, fit(tmp_path / "run", pictures, resume=True))
