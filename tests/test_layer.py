@@ -194,6 +194,11 @@ def test_bad_input():
         ACmix2d(8, 8)(torch.randn(2, 4, 5, 5))
 
 
+def test_script_is_refused_in_words():
+    with pytest.raises(TypeError, match=r"use torch\.compile or torch\.export"):
+        torch.jit.script(nn.Sequential(ACmix2d(8, 8)))
+
+
 # ---- the contract of a convolution
 
 

@@ -98,6 +98,14 @@ def test_small_networks_are_small(name):
     assert 300_000 <= count <= 1_000_000
 
 
+@pytest.mark.parametrize("size", [(96, 96), (65, 97)])
+def test_resnet_on_small_and_odd_images(size):
+    """Its last maps are 3×3 and smaller than the attention window, where the released network crashes."""
+    network = create_model("acmix_resnet26", num_classes=5).eval()
+    with torch.no_grad():
+        assert network(torch.randn(1, 3, *size)).isfinite().all()
+
+
 # ---- timm's contract
 
 

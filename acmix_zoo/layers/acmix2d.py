@@ -140,6 +140,9 @@ class ACmix2d(nn.Module):
         x = _coordinates(w, weight).view(1, -1, 1)  # (1, W, 1)
         return x * weight[:, 0] + y * weight[:, 1] + 0 * self.position_bias
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise TypeError("ACmix2d: torch.jit.script is deprecated and not supported; use torch.compile or torch.export")
+
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, heads={self.heads}, kernel_att={self.kernel_att}, "

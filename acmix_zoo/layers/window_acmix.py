@@ -119,6 +119,11 @@ class WindowACmix(nn.Module):
             out = back(self._sum(attention, self._convolution(projections)))
         return self.proj_drop(out)  # type: ignore[no-any-return]
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise TypeError(
+            "WindowACmix: torch.jit.script is deprecated and not supported; use torch.compile or torch.export"
+        )
+
     def _convolution(self, projections: Tensor) -> Tensor:
         """(B, H, W, d, 3·heads) → (B, H, W, dim), times beta."""
         return self.shift_conv(projections, self.beta if self.paths == "both" else None)  # type: ignore[no-any-return]
