@@ -152,6 +152,12 @@ def test_classify_needs_no_training_libraries(run: Path, pictures: Path) -> None
     assert "class" in done.stdout
 
 
+def test_a_first_stage_leaves_the_test_split_alone(pictures: Path, tmp_path: Path) -> None:
+    assert main(arguments(pictures, tmp_path / "stage1", "--trainer.max_epochs=1", "--run.test=false")) == 0
+    metrics = read_config(tmp_path / "stage1" / "weights")["acmix_zoo"]["metrics"]
+    assert {m["split"] for m in metrics} == {"val"}
+
+
 def test_fine_tuning_starts_from_a_weight_folder(run: Path, tmp_path: Path) -> None:
     """Of other classes than the weights'; the record names where they came from."""
     other = make_pictures(tmp_path / "other", classes=2)
