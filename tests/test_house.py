@@ -1,6 +1,7 @@
 """The house rules that a reader relies on: what imports what, what ships, what stays out."""
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -88,6 +89,15 @@ def test_wheel_carries_code_and_weights(tmp_path: Path) -> None:
     }
     assert code | weights <= names
     assert not [name for name in names if not name.startswith(("acmix_zoo/", "acmix_zoo-"))]
+
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    name = "acmix_resnet_pico"
+    load = f"import timm, acmix_zoo; print(timm.create_model({name!r}, pretrained=True).pretrained_cfg['file'])"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    found = subprocess.run(
+        [sys.executable, "-c", load], check=True, capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert Path(found.stdout.strip()).is_relative_to(tmp_path / "site" / "acmix_zoo" / "checkpoints")
 
 
 def test_nothing_large_or_foreign_is_tracked() -> None:
