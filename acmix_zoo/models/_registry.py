@@ -29,7 +29,7 @@ IMAGENET: dict[str, Any] = {
     "fixed_input_size": False,
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
-    "license": "apache-2.0",
+    "license": "mit",
 }
 SMALL: dict[str, Any] = {**IMAGENET, "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (4, 4), "crop_pct": 1.0}
 
@@ -45,7 +45,7 @@ def checkpoints_root() -> Path | None:
 
 
 def default_cfgs(base: Mapping[str, Mapping[str, Any]]) -> Any:
-    """timm's default_cfgs for `{architecture: cfg}`, with one entry more for every shipped weight of an architecture.
+    """timm's default_cfgs for `{architecture: cfg}`, with an entry for every shipped weight where there are any.
 
     A shipped weight is a folder `checkpoints/<architecture>.<tag>`; what timm needs to know of it stands in its
     config.json. The first tag of an architecture, by name, is what `pretrained=True` means.
@@ -53,12 +53,12 @@ def default_cfgs(base: Mapping[str, Mapping[str, Any]]) -> Any:
     cfgs: dict[str, Any] = {}
     root = checkpoints_root()
     for architecture, cfg in base.items():
-        for folder in sorted(root.glob(f"{architecture}.*/")) if root else []:
-            config = folder / "config.json"
-            if config.is_file():
-                stored = json.loads(config.read_text(encoding="utf-8"))["pretrained_cfg"]
-                cfgs[folder.name] = {**cfg, **stored, "file": str(folder / "model.safetensors")}
-        cfgs[architecture] = dict(cfg)
+        shipped = sorted(root.glob(f"{architecture}.*/config.json")) if root else []
+        for config in shipped:
+            stored = json.loads(config.read_text(encoding="utf-8"))["pretrained_cfg"]
+            cfgs[config.parent.name] = {**cfg, **stored, "file": str(config.parent / "model.safetensors")}
+        if not shipped:  # beside weights timm would list an entry without a tag as one more weight
+            cfgs[architecture] = dict(cfg)
     return generate_default_cfgs(cfgs)
 
 
