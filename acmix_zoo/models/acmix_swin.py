@@ -7,6 +7,7 @@ Source: ACmix, CVPR 2022, table 1, and its released code for Swin-T and Swin-S; 
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -223,7 +224,7 @@ class ACmixSwin(nn.Module):
             raise ValueError(f'ACmixSwin: output_fmt must be "NCHW", got {output_fmt!r}')
         take, last = feature_take_indices(len(self.layers), indices)
         maps = []
-        x = self.patch_embed(self.stem(x))
+        x = self._embed(x)
         for i, stage in enumerate(self.layers[: last + 1] if stop_early else self.layers):
             x = stage(x)
             if i in take:
@@ -248,9 +249,17 @@ class ACmixSwin(nn.Module):
             self.reset_classifier(0, "")
         return take
 
+    def _embed(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) → (B, H/4, W/4, embed_dim)."""
+        if torch.compiler.is_compiling():
+            # One graph an image size: as symbols, padding to windows block after block takes the compiler minutes.
+            # `index` asks for the number behind the symbol.
+            operator.index(x.shape[2]), operator.index(x.shape[3])
+        return self.patch_embed(self.stem(x))  # type: ignore[no-any-return]
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) → (B, H/32, W/32, C)."""
-        return self.norm(self.layers(self.patch_embed(self.stem(x))))  # type: ignore[no-any-return]
+        return self.norm(self.layers(self._embed(x)))  # type: ignore[no-any-return]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits)  # type: ignore[no-any-return]
