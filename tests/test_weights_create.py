@@ -96,6 +96,13 @@ class TestCreate:
 SHIPPED = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/config.json"))
 
 
+def test_both_small_networks_ship() -> None:
+    """With the accuracy on the test images that was promised for them."""
+    for name, least in (("acmix_resnet_pico.fashion_mnist", 0.93), ("acmix_swin_pico.fashion_mnist", 0.91)):
+        metrics = read_config(ROOT / "checkpoints" / name)["acmix_zoo"]["metrics"]
+        assert [m["value"] >= least for m in metrics if (m["split"], m["name"]) == ("test", "top1")] == [True]
+
+
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
 def test_shipped_weights(folder: Path) -> None:
     config = read_config(folder)
