@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from acmix_zoo.layers.shift_conv import ShiftConv
-from acmix_zoo.ops.local_attention import local_attention
+from acmix_zoo.ops.acmix import Geometry, acmix, mix
+from acmix_zoo.ops.attention_forms import coordinates
 
 Paths = Literal["both", "attention", "convolution"]
 
@@ -109,36 +110,32 @@ class ACmix2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"ACmix2d: expected an input of (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
-        d = self.out_channels // self.heads
-        projections = self.qkv(x.permute(0, 2, 3, 1)).unflatten(3, (d, 3 * self.heads))  # (B, H, W, d, 3·heads)
-        if self.paths == "attention":
-            out = self._attention(projections)
-        elif self.paths == "convolution":
-            out = self.shift_conv(projections)
+        pe = fc = kernels = alpha = None
+        if self.paths != "convolution":
+            pe = self._positions(*x.shape[2:])
+        if self.paths != "attention":
+            fc, kernels = self.shift_conv.factors(self.beta if self.paths == "both" else None)
+        if self.paths == "both":
+            alpha = self.alpha
+        mixing, geometry = (pe, fc, kernels, alpha), Geometry(self.heads, self.kernel_att, self.stride, self.dilation)
+        qkv, device = self.qkv, x.device.type
+        if type(qkv) is not nn.Linear or qkv._forward_hooks or qkv._forward_pre_hooks:
+            out = mix(qkv(x.permute(0, 2, 3, 1)), mixing, geometry)  # someone's own projection: it must be called
+        elif torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            # Cast once, here: a chunk that is computed again for its gradient must not come out in another dtype.
+            dtype = torch.get_autocast_dtype(device)
+            with torch.autocast(device, enabled=False):
+                out = acmix(x.to(dtype), qkv.weight.to(dtype), qkv.bias.to(dtype), mixing, geometry)
         else:
-            convolution = self.shift_conv(projections, self.beta)
-            attention = self._attention(projections)
-            # Channels stay as they come, (heads, d) from attention and (d, heads) from convolution: so do the authors.
-            out = torch.addcmul(convolution, attention, self.alpha.to(attention.dtype))
-        out = out.permute(0, 3, 1, 2)  # (B, out, Ho, Wo), channels_last in memory
-        if x.is_contiguous(memory_format=torch.channels_last):
-            return out
-        return out.contiguous()
-
-    def _attention(self, projections: Tensor) -> Tensor:
-        """(B, H, W, d, 3·heads) → (B, Ho, Wo, heads·d)."""
-        q, k, v = projections.unflatten(4, (3, self.heads)).transpose(3, 5).unbind(4)  # 3 × (B, H, W, heads, d)
-        pe = self._positions(*projections.shape[1:3])
-        out = local_attention(q, k, v, pe, kernel=self.kernel_att, stride=self.stride, dilation=self.dilation)
-        return out.flatten(3)
+            out = acmix(x, qkv.weight, qkv.bias, mixing, geometry)
+        return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
 
     def _positions(self, h: int, w: int) -> Tensor:
         """(H, W, d), float32 at least: in half precision the difference of two positions would drown."""
         weight: Tensor = self.position_weight
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        y = _coordinates(h, weight).view(-1, 1, 1)  # (H, 1, 1)
-        x = _coordinates(w, weight).view(1, -1, 1)  # (1, W, 1)
-        return x * weight[:, 0] + y * weight[:, 1] + 0 * self.position_bias
+        pe = coordinates(h, w, weight.dtype, weight.device) @ weight.T
+        return pe + 0 * self.position_bias if torch.is_grad_enabled() else pe  # its gradient is zero, not missing
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise TypeError("ACmix2d: torch.jit.script is deprecated and not supported; use torch.compile or torch.export")
@@ -150,9 +147,3 @@ class ACmix2d(nn.Module):
             + (f", dilation={self.dilation}" if self.dilation != 1 else "")
             + (f", paths={self.paths!r}" if self.paths != "both" else "")
         )
-
-
-def _coordinates(n: int, like: Tensor) -> Tensor:
-    """(n,): −1 … 1, as torch.linspace gives them; but linspace would fix n in an exported graph."""
-    steps: Any = torch.sym_max(n - 1, 1)
-    return torch.arange(n, dtype=like.dtype, device=like.device).mul(2).div(steps).sub(1)

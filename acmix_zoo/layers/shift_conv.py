@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from acmix_zoo.ops.shift_conv import shift_conv, shift_kernels
+from acmix_zoo.ops.shift_conv import conv_factors, shift_conv, shift_kernels
 
 
 class ShiftConv(nn.Module):
@@ -48,3 +48,8 @@ class ShiftConv(nn.Module):
         """`scale` (one value) multiplies the result; it costs a pass over the kernels instead of one over the map."""
         shift = self.shift_weight if scale is None else self.shift_weight * scale
         return shift_conv(projections, self.fc_weight, shift, self.fc_bias, stride=self.stride, dilation=self.dilation)
+
+    def factors(self, scale: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+        """What `grouped_conv` needs (see `conv_factors`), times `scale`."""
+        fc = self.fc_weight if scale is None else self.fc_weight * scale
+        return conv_factors(fc, self.shift_weight)

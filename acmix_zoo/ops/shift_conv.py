@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acmix_zoo.ops.plan import forced_form
+
 _COMPOSE_UP_TO_HEADS = 4
 
 
@@ -61,19 +63,32 @@ def shift_conv(
     Returns:
         (B, ceil(H/stride), ceil(W/stride), d·heads), channels ordered (d, heads).
     """
-    h, w, d, inputs = x.shape[1:]
-    padding = shift.shape[-1] // 2 * dilation
-    if inputs > 3 * _COMPOSE_UP_TO_HEADS:
-        x = F.linear(x, fc, bias)  # (B, H, W, d, k²)
-        weight, bias = shift, None
-    else:
-        weight = torch.einsum("omyx,mi->oiyx", shift, fc)  # (d·heads, 3·heads, k, k)
-    maps = x.flatten(3).permute(0, 3, 1, 2)  # (B, d·i, H, W), channels_last
-    if torch.compiler.is_compiling():  # inductor cannot order this view's symbolic strides, and picks a layout itself
-        maps = maps.contiguous()
-    out = F.conv2d(maps, weight.to(maps.dtype), None, stride, padding, dilation, groups=d)  # (B, d·heads, Ho, Wo)
+    h, w = x.shape[1:3]
+    mixing, kernels = conv_factors(fc, shift)
+    if mixing is not None:
+        x, bias = F.linear(x, mixing, bias), None  # (B, H, W, d, k²)
+    out = grouped_conv(x, kernels, stride=stride, dilation=dilation).permute(0, 3, 1, 2)  # (B, d·heads, Ho, Wo)
     if bias is not None:  # what a constant map of `bias` gives: the same for all images, different at the border
         ones = out.new_ones(1, 1, h, w)
         kernels = torch.einsum("omyx,m->oyx", shift, bias).unsqueeze(1)  # (d·heads, 1, k, k)
-        out = out + F.conv2d(ones, kernels.to(out.dtype), None, stride, padding, dilation)
+        out = out + F.conv2d(ones, kernels.to(out.dtype), None, stride, shift.shape[-1] // 2 * dilation, dilation)
     return out.permute(0, 2, 3, 1)  # (B, Ho, Wo, d·heads)
+
+
+def conv_factors(fc: Tensor, shift: Tensor) -> tuple[Tensor | None, Tensor]:
+    """The mixing matrix and the grouped kernels in their cheaper form: (fc, shift), or (None, both composed)."""
+    if fc.shape[1] > 3 * _COMPOSE_UP_TO_HEADS or forced_form() == "reference":
+        return fc, shift
+    # A kernel's taps lie before its inputs in memory: the layout that a channels_last convolution reads.
+    taps = shift.flatten(2).mT @ fc  # (d·heads, k·k, 3·heads)
+    return None, taps.unflatten(1, shift.shape[2:]).permute(0, 3, 1, 2)  # (d·heads, 3·heads, k, k)
+
+
+def grouped_conv(x: Tensor, kernels: Tensor, *, stride: int = 1, dilation: int = 1) -> Tensor:
+    """x (B, H, W, d, i) with kernels (d·heads, i, k, k) → (B, Ho, Wo, d·heads): a convolution for each of d groups."""
+    padding = kernels.shape[-1] // 2 * dilation
+    maps = x.flatten(3).permute(0, 3, 1, 2)  # (B, d·i, H, W), channels_last
+    if torch.compiler.is_compiling():  # inductor cannot order this view's symbolic strides, and picks a layout itself
+        maps = maps.contiguous()
+    out = F.conv2d(maps, kernels.to(maps.dtype), None, stride, padding, dilation, groups=x.shape[3])
+    return out.permute(0, 2, 3, 1)

@@ -1,0 +1,209 @@
+"""The fast forms of `local_attention`, interchangeable and tested against its reference and each other.
+
+* `global_attention` serves small maps: every query sees the whole map, and a key that reflection shows m times gets
+  log m added to its logit. Nothing is padded, nothing gathered.
+* `tile_attention` cuts the map into tiles of queries; a tile and its halo of keys go through
+  `scaled_dot_product_attention` under one band mask, which is the same for every tile.
+* `offset_attention` walks over the window's columns with gathers alone. It is slower, but no size in it is rounded to a
+  tile, so `torch.export` and ONNX can leave batch, height and width open.
+
+They use one exact identity: `q_i · pe_i` is the same for all j, and softmax drops it, so the keys become `k − pe` and
+no position is ever unfolded.
+
+Arguments of all: q (B, Ho, Wo, heads, d), already subsampled by the stride; k, v (B, H, W, heads, d); pe (H, W, d);
+kernel, stride, dilation. All return (B, Ho, Wo, heads, d).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from acmix_zoo.ops.plan import halo
+from acmix_zoo.ops.reflect import reflected_range, window_index
+
+
+def global_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
+    """One attention of all queries to the whole map."""
+    ho, wo = q.shape[1:3]
+    h, w = k.shape[1:3]
+    mask = _cached(_multiplicity_mask, ho, wo, h, w, kernel, stride, dilation, dtype=q.dtype, device=q.device)
+    queries = q.flatten(1, 2).transpose(1, 2)  # (B, heads, Ho·Wo, d)
+    keys = _minus_position(k, pe, q.dtype).flatten(1, 2).transpose(1, 2)  # (B, heads, H·W, d)
+    values = v.flatten(1, 2).transpose(1, 2)  # (B, heads, H·W, d)
+    out = F.scaled_dot_product_attention(_dense(queries), _dense(keys), _dense(values), attn_mask=mask)
+    result: Tensor = out.transpose(1, 2).unflatten(1, (ho, wo))  # (B, Ho, Wo, heads, d)
+    return result
+
+
+def tile_attention(
+    q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, stride: int, dilation: int, tile: tuple[int, int]
+) -> Tensor:
+    """Attention by tiles of th×tw queries. The last tiles may overhang: their keys are reflected like any other, their
+    queries cropped away at the end."""
+    b, ho, wo, heads, d = q.shape
+    th, tw = tile
+    nh, nw = (ho + th - 1) // th, (wo + tw - 1) // tw
+    geometry = (nh, nw, th, tw, k.shape[1], k.shape[2], kernel, stride, dilation)
+    if q.element_size() < pe.element_size():
+        # Far from the middle of the map, k − pe is too coarse in half precision. Softmax drops what all keys of a tile
+        # share, so the positions are counted from the tile's middle, in pe's precision, and rounded once.
+        positions = _gather(pe[None, :, :, None], geometry)  # (nh·nw, kh·kw, 1, d)
+        positions = positions - positions[:, positions.shape[1] // 2].unsqueeze(1)
+        keys = _gather(k, geometry).unflatten(0, (b, nh * nw)) - positions  # (B, nh·nw, kh·kw, heads, d)
+        keys = keys.flatten(0, 1).to(q.dtype)
+    else:
+        keys = _gather(_minus_position(k, pe, q.dtype), geometry)  # (B·nh·nw, kh·kw, heads, d)
+    values = _gather(v, geometry)  # (B·nh·nw, kh·kw, heads, d)
+    if (nh * th, nw * tw) != (ho, wo):
+        q = F.pad(q, (0, 0, 0, 0, 0, nw * tw - wo, 0, nh * th - ho))  # (B, nh·th, nw·tw, heads, d)
+    queries = q.reshape(b, nh, th, nw, tw, heads, d).permute(0, 1, 3, 5, 2, 4, 6)
+    queries = queries.reshape(b * nh * nw, heads, th * tw, d)
+    mask = _cached(_band_mask, th, tw, kernel, stride, dilation, dtype=q.dtype, device=q.device)
+
+    out = F.scaled_dot_product_attention(_dense(queries), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask)
+    out = out.reshape(b, nh, nw, heads, th, tw, d).permute(0, 1, 4, 2, 5, 3, 6)  # (B, nh, th, nw, tw, heads, d)
+    return out.reshape(b, nh * th, nw * tw, heads, d)[:, :ho, :wo]
+
+
+def offset_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
+    """Attention column by column of the window."""
+    rows = window_index(q.shape[1], k.shape[1], kernel, stride, dilation, q.device)  # (k, Ho)
+    cols = window_index(q.shape[2], k.shape[2], kernel, stride, dilation, q.device)  # (k, Wo)
+    keys, values = _minus_position(k, pe, q.dtype)[:, rows], v[:, rows]  # 2 × (B, k, Ho, W, heads, d)
+    q = (q * q.shape[-1] ** -0.5).unsqueeze(1)  # (B, 1, Ho, Wo, heads, d)
+    logits = torch.stack([(q * keys[:, :, :, col]).sum(-1) for col in cols], 2)  # (B, k, k, Ho, Wo, heads)
+    weights = logits.flatten(1, 2).softmax(1).unflatten(1, (kernel, kernel)).unsqueeze(-1)
+    columns = [(weights[:, :, x] * values[:, :, :, col]).sum(1) for x, col in enumerate(cols)]
+    return torch.stack(columns).sum(0)  # of k × (B, Ho, Wo, heads, d)
+
+
+def coordinates(h: int, w: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(H, W, 2): x and y of every position, each from −1 to 1."""
+    return _cached(_coordinates, h, w, dtype=dtype, device=device)
+
+
+def _coordinates(h: int, w: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def axis(n: int) -> Tensor:  # (n,): as torch.linspace gives them; but linspace would fix n in an exported graph
+        steps: Any = torch.sym_max(n - 1, 1)
+        return torch.arange(n, dtype=dtype, device=device).mul(2).div(steps).sub(1)
+
+    return torch.stack((axis(w).expand(h, w), axis(h).unsqueeze(1).expand(h, w)), 2)
+
+
+def _minus_position(k: Tensor, pe: Tensor, dtype: torch.dtype) -> Tensor:
+    """k (B, H, W, heads, d) − pe (H, W, d), in pe's precision (float32 at least), rounded once."""
+    return (k - pe.unsqueeze(2)).to(dtype)
+
+
+def _gather(x: Tensor, geometry: tuple[int, ...]) -> Tensor:
+    """A map (B, H, W, heads, d) → (B·nh·nw, kh·kw, heads, d): the keys of every tile, the halo included."""
+    if torch.compiler.is_compiling():
+        index = _tile_index(1, *geometry, device=x.device)  # (nh·nw, kh·kw)
+        return x.flatten(1, 2)[:, index].flatten(0, 1)
+    return _GatherTiles.apply(x, geometry)  # type: ignore[no-any-return]
+
+
+class _GatherTiles(torch.autograd.Function):
+    """`_gather`, eager.
+
+    A position lies in several tiles; its gradient is the sum of what they give it. `embedding` and `embedding_bag` are
+    the two directions of this: every device has kernels that copy and sum whole rows, in a fixed order.
+    (`index_add` and the gradient of `unfold` took 3 to 10 times as long.)
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, geometry: tuple[int, ...]) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.shape, ctx.geometry = x.shape, geometry
+        index = _cached(_tile_index, x.shape[0], *geometry, device=x.device)  # (B·nh·nw, kh·kw)
+        rows = x.contiguous().view(-1, x.shape[3] * x.shape[4])  # (B·H·W, heads·d)
+        return F.embedding(index, rows).unflatten(2, x.shape[3:])  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        order = _cached(_tile_order, ctx.shape[0], *ctx.geometry, device=grad.device)
+        starts = _cached(_tile_starts, ctx.shape[0], *ctx.geometry, device=grad.device)
+        rows = grad.reshape(len(order), -1)  # (B·nh·nw·kh·kw, heads·d)
+        return F.embedding_bag(order, rows, starts, mode="sum").view(ctx.shape), None
+
+
+def _tile_index(
+    b: int, nh: int, nw: int, th: int, tw: int, h: int, w: int, kernel: int, stride: int, dilation: int,
+    *, device: torch.device,
+) -> Tensor:  # fmt: skip
+    """(B·nh·nw, kh·kw): for every tile and key of its halo, the position (image·h + y)·w + x in the batch."""
+
+    def axis(tiles: int, side: int, size: int) -> Tensor:  # (tiles, halo)
+        length = halo(side, kernel, stride, dilation)
+        key = reflected_range(-(kernel // 2 * dilation), (tiles - 1) * side * stride + length, size, device)
+        return key.unfold(0, length, side * stride)
+
+    index = axis(nh, th, h)[:, None, :, None] * w + axis(nw, tw, w)[None, :, None, :]  # (nh, nw, kh, kw)
+    index = index.flatten(2).flatten(0, 1)  # (nh·nw, kh·kw)
+    return (torch.arange(b, device=device).view(b, 1, 1) * (h * w) + index).flatten(0, 1)
+
+
+def _tile_order(*geometry: int, device: torch.device) -> Tensor:
+    """(n,): the entries of `_tile_index`, sorted by the position that they name."""
+    return _tile_index(*geometry, device=device).flatten().argsort(stable=True)
+
+
+def _tile_starts(*geometry: int, device: torch.device) -> Tensor:
+    """(B·H·W,): where each position's entries begin in `_tile_order`."""
+    positions = torch.arange(geometry[0] * geometry[5] * geometry[6], device=device)
+    return torch.searchsorted(_tile_index(*geometry, device=device).flatten().sort().values, positions)
+
+
+def _band_mask(
+    th: int, tw: int, kernel: int, stride: int, dilation: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(th·tw, kh·kw): 0 where a tile's query sees the key, −inf elsewhere."""
+
+    def band(n: int) -> Tensor:  # (n, halo): is the key in the query's run of `kernel` dilated positions?
+        offset = torch.arange(halo(n, kernel, stride, dilation), device=device)
+        offset = offset - torch.arange(n, device=device).unsqueeze(1) * stride
+        return (offset >= 0) & (offset <= (kernel - 1) * dilation) & (offset % dilation == 0)
+
+    seen = band(th)[:, None, :, None] & band(tw)[None, :, None, :]  # (th, tw, kh, kw)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, float("-inf"))
+    return mask.flatten(2).flatten(0, 1)
+
+
+def _multiplicity_mask(
+    ho: int, wo: int, h: int, w: int, kernel: int, stride: int, dilation: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(Ho·Wo, H·W): log of how often the reflected window of a query shows a key; −inf where it does not."""
+
+    def count(queries: int, size: int) -> Tensor:  # (queries, size)
+        seen = window_index(queries, size, kernel, stride, dilation, device)  # (kernel, queries)
+        return F.one_hot(seen, size).sum(0)
+
+    times = count(ho, h)[:, None, :, None] * count(wo, w)[None, :, None, :]  # (Ho, Wo, H, W)
+    return times.flatten(2).flatten(0, 1).to(torch.float64).log().to(dtype)
+
+
+_constants: dict[object, Tensor] = {}
+
+
+def _cached(build: Any, *geometry: int, **kind: Any) -> Tensor:
+    """`build(*geometry, **kind)`, remembered: a mask or an index depends on the geometry alone and costs a dozen calls.
+    While a graph is being traced nothing is remembered, since tensors of a trace must not outlive it."""
+    if torch.compiler.is_compiling() or kind["device"].type == "meta":
+        return build(*geometry, **kind)  # type: ignore[no-any-return]
+    key = (build, geometry, *kind.values())
+    if key not in _constants:
+        if len(_constants) >= 256:
+            _constants.clear()
+        with torch.inference_mode(False):  # an inference tensor could not serve a later training step
+            _constants[key] = build(*geometry, **kind)
+    return _constants[key]
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x with a last stride of 1. The CPU flash kernel reads garbage, silently, from any other."""
+    return x if x.stride(-1) == 1 else x.contiguous()

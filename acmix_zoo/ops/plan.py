@@ -1,0 +1,190 @@
+"""Which form of the operator serves which map, and why.
+
+The forms compute the same function, so this file is about time and memory alone; what its numbers rest on is in
+docs/performance.md. `explain_plan` says what is chosen for a layer; `use_form("tiles")`, or the environment variable
+ACMIX_FORM=tiles, forces a form.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+FORMS = ("reference", "global", "tiles", "offset")
+
+# Positions of a map up to which each query may as well see all of them: at 16², tiles would see 196 keys of the 256,
+# and pay for gathering them.
+_GLOBAL_UP_TO = 256
+# When sizes are symbols (compile) the tile cannot depend on them.
+_SYMBOLIC_TILE = (4, 8)
+# What a chunk of the batch may take on a CPU, so that one step of the layer finds the last one's result in a cache, and
+# no buffer is so large that the allocator fetches fresh pages for it.
+_CHUNK_BYTES = 16 << 20
+# Input channels from which projecting again for the gradient costs more time than keeping the projections is worth.
+_KEEP_FROM = 256
+
+_forced: str | None = os.environ.get("ACMIX_FORM") or None
+
+
+@contextmanager
+def use_form(form: str) -> Iterator[None]:
+    """Force a form of the operator, one of `FORMS`, for every layer that runs within.
+
+    "reference" runs attention and convolution as printed in the paper, by plain operators that also have second
+    derivatives; the others are the fast forms of the attention.
+
+    Raises:
+        ValueError: no such form.
+    """
+    global _forced
+    before, _forced = _forced, _known(form)
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def forced_form() -> str | None:
+    """The form that `use_form` or ACMIX_FORM asks for, or None.
+
+    Raises:
+        ValueError: no such form.
+    """
+    return _forced if _forced is None else _known(_forced)
+
+
+def _known(form: str) -> str:
+    if form not in FORMS:
+        raise ValueError(f"use_form (or ACMIX_FORM): expected one of {', '.join(FORMS)}, got {form!r}")
+    return form
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """A form of the attention, its tile of (th, tw) queries if it has one, and the reason in words."""
+
+    form: str
+    tile: tuple[int, int] | None
+    why: str
+
+
+def plan_attention(h: int, w: int, kernel: int, stride: int = 1, dilation: int = 1) -> AttentionPlan:
+    """The form for a map of (h, w)."""
+    form, why = forced_form(), "use_form or ACMIX_FORM asks for it"
+    if form is None:
+        small = h * w <= _GLOBAL_UP_TO
+        form = "global" if small else "tiles"
+        why = f"the map has {'at most' if small else 'more than'} {_GLOBAL_UP_TO} positions"
+    if form != "tiles":
+        return AttentionPlan(form, None, why)
+    if torch.compiler.is_compiling():
+        return AttentionPlan(form, _SYMBOLIC_TILE, why)
+    return AttentionPlan(form, choose_tile(-(-h // stride), -(-w // stride), kernel, stride, dilation), why)
+
+
+def halo(queries: int, kernel: int, stride: int, dilation: int) -> int:
+    """Keys along one axis that a run of `queries` queries sees."""
+    return (queries - 1) * stride + (kernel - 1) * dilation + 1
+
+
+@lru_cache(maxsize=1024)
+def choose_tile(ho: int, wo: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """The tile with the least work: products of queries and keys, and what each key costs besides."""
+
+    def work(tile: tuple[int, int]) -> int:
+        keys = halo(tile[0], kernel, stride, dilation) * halo(tile[1], kernel, stride, dilation)
+        return -(-ho // tile[0]) * -(-wo // tile[1]) * keys * (tile[0] * tile[1] + 24)
+
+    return min(((th, tw) for th in range(3, 9) for tw in range(3, 9)), key=work)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How a layer works off a batch.
+
+    images: how many at a time; the whole batch goes through plain operators.
+    keep: whether the projections of a cut batch are kept for the gradient, or projected again.
+    why: in words.
+    """
+
+    images: int
+    keep: bool
+    why: str
+
+
+def plan_layer(
+    shape: tuple[int, ...] | torch.Size,
+    channels: int,
+    kernel: int,
+    stride: int = 1,
+    dilation: int = 1,
+    *,
+    itemsize: int = 4,
+    device: str = "cpu",
+) -> LayerPlan:
+    """The plan for an input of `shape` (B, C, H, W) and `channels` outputs, of elements of `itemsize` bytes."""
+    b, c, h, w = shape
+    if torch.compiler.is_compiling():
+        return LayerPlan(b, True, "the compiler plans for itself")
+    if forced_form() == "reference":
+        return LayerPlan(b, True, "the reference is plain operators on the whole batch")
+    if device != "cpu":
+        return LayerPlan(b, True, f"chunks of the batch serve a processor's caches; this is {device}")
+    image = 6 * h * w * channels  # the projections, and as much again for what comes of them
+    attention = plan_attention(h, w, kernel, stride, dilation)
+    if attention.tile is not None:
+        th, tw = attention.tile
+        tiles = -(-h // stride // th) * -(-w // stride // tw)
+        image += tiles * halo(th, kernel, stride, dilation) * halo(tw, kernel, stride, dilation) * 2 * channels
+    image *= itemsize
+    images = max(1, _CHUNK_BYTES // max(image, 1))
+    if images >= b:
+        return LayerPlan(b, True, f"the batch takes {b * image / 2**20:.1f} MiB, within {_CHUNK_BYTES >> 20}")
+    keep = c >= _KEEP_FROM
+    return LayerPlan(
+        images,
+        keep,
+        f"an image takes {image / 2**20:.1f} MiB, a chunk {_CHUNK_BYTES >> 20}; for the gradient the projections of "
+        + (
+            f"{c} channels are kept, since projecting again would cost more" if keep else f"{c} channels are made again"
+        ),
+    )
+
+
+def explain_plan(
+    shape: tuple[int, ...] | torch.Size,
+    channels: int,
+    kernel: int = 7,
+    stride: int = 1,
+    dilation: int = 1,
+    *,
+    itemsize: int = 4,
+    device: str = "cpu",
+) -> str:
+    """What runs for an input of `shape` (B, C, H, W) and `channels` outputs, and why, in words.
+
+    Args: those of `ACmix2d`; itemsize: bytes of an element; device: "cpu", "cuda", ….
+
+    >>> print(explain_plan((8, 512, 7, 7), 512))
+    attention: global: the map has at most 256 positions
+    batch: 8 of 8 images at a time: the batch takes 4.6 MiB, within 16
+    """
+    attention = plan_attention(shape[2], shape[3], kernel, stride, dilation)
+    what = attention.form
+    if attention.tile is not None:
+        th, tw = attention.tile
+        keys = [halo(n, kernel, stride, dilation) for n in attention.tile]
+        waste = keys[0] * keys[1] / kernel**2
+        what = (
+            f"tiles of {th}×{tw} queries with {keys[0]}×{keys[1]} keys, {waste:.1f} keys computed for each that counts"
+        )
+    layer = plan_layer(shape, channels, kernel, stride, dilation, itemsize=itemsize, device=device)
+    return (
+        f"attention: {what}: {attention.why}\n"
+        f"batch: {min(layer.images, shape[0])} of {shape[0]} images at a time: {layer.why}"
+    )
