@@ -9,7 +9,7 @@ IMAGES := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 # Nothing after the installation needs a network: a missing file is an error at once, not a retry of a minute.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow lint data readme clean
+.PHONY: demo test test-slow lint data bench readme clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.train
@@ -43,7 +43,11 @@ data:
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,test]'
 	@touch .venv/.train $@
 
-# The tables of README.md, from checkpoints/*/config.json and the networks themselves.
+# The measurements of benchmarks/, about half an hour on a quiet machine; then `make readme`.
+bench: .venv/.train
+	$(BIN)/python -m acmix_zoo.analysis.suite benchmarks
+
+# The tables of README.md, from benchmarks/, checkpoints/*/config.json and the networks themselves.
 readme: .venv/.train
 	$(BIN)/python -m acmix_zoo.analysis.tables README.md
 

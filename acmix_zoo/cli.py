@@ -1,10 +1,11 @@
-"""`acmix-zoo`: train, evaluate and use networks.
+"""`acmix-zoo`: train, evaluate, use and measure networks.
 
     acmix-zoo fit      --config recipes/fashion_mnist/acmix_resnet_pico.yaml [--model.lr 0.05 ...] [--ckpt_path last]
     acmix-zoo validate --config runs/X/config.yaml [--ckpt_path best]      accuracy on the validation split
     acmix-zoo test     --config runs/X/config.yaml [--ckpt_path best]      accuracy on the test split
     acmix-zoo predict  --config runs/X/config.yaml --data.predict_source FOLDER      writes runs/X/predictions.csv
     acmix-zoo classify WEIGHT_FOLDER IMAGE... [--top 5]
+    acmix-zoo bench    acmix_resnet50 resnet50 [--batch 1 8] [--mode both] ...       time, memory, GFLOP/s, growth
 
 `acmix-zoo COMMAND --help` tells the options.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINER_COMMANDS, "classify")
+COMMANDS = (*TRAINER_COMMANDS, "classify", "bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if argv[0] == "classify":
             classify(argv[1:])
+        elif argv[0] == "bench":
+            from acmix_zoo.analysis.bench import bench
+
+            bench(argv[1:])
         else:
             _train(argv)
     except (ValueError, OSError, ImportError) as error:

@@ -185,7 +185,7 @@ def test_form_from_the_environment(name, word):
 
 
 def test_explained_plans():
-    assert "tiles of 4×7 queries with 10×13 keys" in explain_plan((8, 64, 56, 56), 64)
+    assert "tiles, 4×7 queries a tile with 10×13 keys (2.7 for" in explain_plan((8, 64, 56, 56), 64)
     assert "are made again" in explain_plan((8, 64, 56, 56), 64)
     assert "are kept" in explain_plan((8, 256, 28, 28), 256, stride=2)
     assert "global" in explain_plan((8, 512, 7, 7), 512) and "8 of 8 images" in explain_plan((8, 512, 7, 7), 512)

@@ -61,7 +61,7 @@ FORMS = {
     [(1, 1, 7, 1, 1), (2, 9, 7, 1, 1), (8, 8, 3, 1, 1), (9, 16, 5, 2, 1), (13, 4, 7, 3, 2), (16, 1, 3, 2, 3),
      (5, 24, 7, 2, 1), (11, 10, 1, 3, 1)],
 )  # fmt: skip
-def test_every_form_at_any_size(form, h, w, kernel, stride, dilation):
+def test_every_form_at_any_size(form, h, w, kernel, stride, dilation, monkeypatch):
     """Which form serves a map is a matter of speed: each of them is right for all maps."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, h, w, 2, 3, dtype=torch.float64) for _ in range(3))
@@ -77,6 +77,10 @@ def test_every_form_at_any_size(form, h, w, kernel, stride, dilation):
     expected, expected_grads = gradients(reference, (q, k, v, pe))
     for actual, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
         close(actual, wanted)
+    with torch.no_grad():
+        close(fast(q, k, v, pe), expected)
+        monkeypatch.setattr(forms, "_TILE_BYTES", 1)  # tile by tile
+        close(fast(q, k, v, pe), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

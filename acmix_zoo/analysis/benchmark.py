@@ -1,83 +1,213 @@
-"""Time and memory of ACmix2d against its readable reference and a plain 3×3 convolution.
+"""Time and memory of networks and of single layers, measured side by side.
 
-    python -m acmix_zoo.analysis.benchmark [--threads 2] [--batch 8] [--repeats 5]
+A contestant is written as a network's name (ours or timm's), or `KIND:CHANNELSxSIZE[sSTRIDE]` for a single layer, KIND
+being acmix2d, released (the authors' way of computing it) or conv3x3. `@reference` runs ACmix layers on the readable
+operators, `@released` replaces them by the authors' form, `+compile` compiles:
 
-Times are medians of runs interleaved in one process; peak memory is what a fresh process takes above its resting state.
+    acmix_resnet50   acmix_resnet50@released   resnet50   acmix2d:64x56   released:64x56   acmix2d:128x56s2
+
+All contestants run in one process, one after the other, round after round; figures are medians and quartiles of the
+rounds. Peak memory is what a fresh process takes above its resting state for one pass.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
+import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
+import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from acmix_zoo.layers import ACmix2d, acmix2d, shift_conv
-from acmix_zoo.ops.local_attention import local_attention_reference
-from acmix_zoo.ops.shift_conv import shift_conv_reference
+import acmix_zoo
+from acmix_zoo.analysis.complexity import complexity
+from acmix_zoo.analysis.released import ReleasedForm
+from acmix_zoo.layers import ACmix2d
+from acmix_zoo.layers.cost import input_size_of
+from acmix_zoo.ops import use_form
 
-SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7))
-FORMS = ("acmix", "reference", "convolution")
+_LAYER = re.compile(r"(acmix2d|released|conv3x3):(\d+)x(\d+)(?:s(\d+))?")
 
 
-def runner(form: str, channels: int, size: int, batch: int, train: bool) -> Callable[[], None]:
-    """One pass (forward, or forward and backward) over a channels_last map (batch, channels, size, size)."""
+@dataclass(frozen=True)
+class Case:
+    """What is measured: one pass of a contestant. `size` is the side of a network's image (0: the network's own)."""
+
+    contestant: str
+    batch: int = 8
+    size: int = 0
+    train: bool = False
+    threads: int = 2
+    dtype: str = "float32"
+    device: str = "cpu"
+    kwargs: str = "{}"  # JSON, for the network's constructor
+
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"bench: expected a dtype of torch such as float32 or bfloat16, got {self.dtype!r}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case and its figures: ms of a pass (median and quartiles), peak MiB, MACs of an image by their definition,
+    the arithmetic done in a second and its share of what this machine reaches in a matrix product."""
+
+    contestant: str
+    mode: str
+    threads: int
+    dtype: str
+    batch: int
+    input: str
+    ms: float
+    ms_q1: float
+    ms_q3: float
+    images_per_s: float
+    peak_mib: float
+    macs: int
+    gflops: float
+    share_of_peak: float
+
+
+class OutOfMemory(RuntimeError):
+    """The case does not fit this machine's memory."""
+
+
+def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The module of a case and the (C, H, W) of its input.
+
+    Raises:
+        ValueError: no such contestant; the message names near ones.
+    """
     torch.manual_seed(0)
-    layer: nn.Module = (
-        nn.Conv2d(channels, channels, 3, padding=1) if form == "convolution" else ACmix2d(channels, channels)
-    )
-    layer.to(memory_format=torch.channels_last)
-    x = torch.randn(batch, channels, size, size).contiguous(memory_format=torch.channels_last)
+    name, _, form = case.contestant.removesuffix("+compile").partition("@")
+    if form not in ("", "reference", "released"):
+        raise ValueError(f"bench: {case.contestant}: expected @reference or @released, got @{form}")
+    module: nn.Module
+    if layer := _LAYER.fullmatch(name):
+        kind, c, size, stride = layer[1], int(layer[2]), int(layer[3]), int(layer[4] or 1)
+        acmix = ACmix2d(c, c, stride=stride)
+        plain = nn.Conv2d(c, c, 3, stride, 1)
+        module = acmix if kind == "acmix2d" else ReleasedForm(acmix) if kind == "released" else plain
+        shape = (c, size, size)
+    else:
+        module = _network(name, json.loads(case.kwargs))
+        channels, height, width = input_size_of(module) or (3, 224, 224)
+        shape = (channels, case.size or height, case.size or width)
+        if case.size and hasattr(module, "set_input_size"):
+            module.set_input_size(img_size=(case.size, case.size))  # type: ignore[operator]
+    if form == "released":
+        for path, layer2d in [(p, m) for p, m in module.named_modules() if isinstance(m, ACmix2d)]:
+            module.set_submodule(path, ReleasedForm(layer2d))
+    module = module.to(device=case.device, dtype=getattr(torch, case.dtype))
+    module = module.to(memory_format=torch.channels_last)
+    return module.train(case.train), shape
 
-    def once() -> Tensor:
-        if form != "reference":
-            return layer(x.requires_grad_(train))  # type: ignore[no-any-return]
-        with (
-            mock.patch.object(acmix2d, "local_attention", local_attention_reference),
-            mock.patch.object(shift_conv, "shift_conv", shift_conv_reference),
-        ):
-            return layer(x.requires_grad_(train))  # type: ignore[no-any-return]
+
+def _network(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name}*")[:3] or acmix_zoo.list_models()
+        raise ValueError(f"bench: there is no network {name!r}, here or in timm; is it one of {', '.join(near)}?")
+    return timm.create_model(name, **kwargs)
+
+
+def runner(case: Case) -> Callable[[], None]:
+    """One pass of the case: forward in inference mode, or forward and backward."""
+    module, shape = build(case)
+    if case.contestant.endswith("+compile"):
+        module = torch.compile(module)  # type: ignore[assignment]
+    x = torch.randn(case.batch, *shape, device=case.device, dtype=getattr(torch, case.dtype))
+    x = x.contiguous(memory_format=torch.contiguous_format if "released:" in case.contestant else torch.channels_last)
+    grads: list[torch.Tensor] = []
 
     def run() -> None:
-        with torch.set_grad_enabled(train):
-            out = once()
-            if train:
-                out.backward(x.detach())
+        with ExitStack() as stack:
+            if "@reference" in case.contestant:
+                stack.enter_context(use_form("reference"))
+            stack.enter_context(torch.set_grad_enabled(case.train))
+            out = module(x.requires_grad_(case.train and x.shape[1] > 3))  # an image needs no gradient, a map does
+            if case.train:
+                if not grads:
+                    grads.append(torch.ones_like(out) / out.numel())
+                module.zero_grad()
+                out.backward(grads[0])
+        if case.device != "cpu":
+            torch.cuda.synchronize()
 
     return run
 
 
-def times(channels: int, size: int, batch: int, train: bool, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each form, interleaved, after one warm-up of each."""
-    runs = {form: runner(form, channels, size, batch, train) for form in FORMS}
-    spent: dict[str, list[float]] = {form: [] for form in FORMS}
+def guarded(run: Callable[[], Any]) -> Any:
+    """run(), with every allocator's way to say that memory ran out turned into `OutOfMemory`."""
+    try:
+        return run()
+    except MemoryError as error:
+        raise OutOfMemory(str(error)) from error
+    except RuntimeError as error:
+        if (
+            isinstance(error, torch.OutOfMemoryError)
+            or "allocate memory" in str(error)
+            or "not enough memory" in str(error)
+        ):
+            raise OutOfMemory(str(error).splitlines()[0]) from error
+        raise
+
+
+def times(cases: Sequence[Case], repeats: int) -> list[list[float]]:
+    """Milliseconds of every round of every case, interleaved, after a warm-up of each."""
+    torch.set_num_threads(cases[0].threads)
+    runs = [runner(case) for case in cases]
+    spent: list[list[float]] = [[] for _ in runs]
     for repeat in range(repeats + 1):
-        for form, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if repeat:
-                spent[form].append((time.perf_counter() - start) * 1e3)
-    return {form: statistics.median(values) for form, values in spent.items()}
+        for run, ms in zip(runs, spent, strict=True):
+            # A short pass is run several times in a round, or it would be measured on the long one's cold caches alone.
+            until = time.perf_counter() + 0.1
+            while True:
+                start = time.perf_counter()
+                run()
+                if repeat:
+                    ms.append((time.perf_counter() - start) * 1e3)
+                if time.perf_counter() >= until:
+                    break
+    return spent
 
 
-def peak(form: str, channels: int, size: int, batch: int, train: bool) -> float:
+def peak(case: Case) -> float:
     """MiB that one pass takes above the resting process. Only meaningful in a process that did nothing else before."""
-    run = runner(form, channels, size, batch, train)
-    warm = runner(form, 4, 4, 1, train)  # code, thread pools and small buffers are not the layer's
-    warm()
+    torch.set_num_threads(case.threads)
+    run = runner(case)
+    if case.device != "cpu":
+        run()
+        torch.cuda.reset_peak_memory_stats()
+        resting = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - resting) / 2**20
+    _warm(case)
     # Not getrusage: its maximum is inherited from the process that started this one.
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
-    resting = _memory("VmRSS")
+    before = _memory("VmRSS")
     run()
-    return _memory("VmHWM") - resting
+    return _memory("VmHWM") - before
+
+
+def _warm(case: Case) -> None:
+    """Code, thread pools and small buffers are not the contestant's."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1), nn.BatchNorm2d(4), ACmix2d(4, 8)).train(case.train)
+    with torch.set_grad_enabled(case.train):
+        out = layers(torch.randn(1, 4, 40, 40))
+        if case.train:
+            out.sum().backward()
 
 
 def _memory(field: str) -> float:
@@ -86,38 +216,75 @@ def _memory(field: str) -> float:
     return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) / 1024
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m acmix_zoo.analysis.benchmark", description=__doc__.split("\n")[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peak", help=argparse.SUPPRESS)  # the fresh process: prints the peak of one case
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.peak:
-        print(peak(*json.loads(options.peak)))
-        return
+def fresh_peak(case: Case) -> float:
+    """`peak` in a process of its own.
 
-    def fresh_peak(*case: object) -> float:
-        command = [sys.executable, "-m", "acmix_zoo.analysis.benchmark", "--threads", str(options.threads)]
-        return float(subprocess.run([*command, "--peak", json.dumps(case)], capture_output=True, check=True).stdout)
+    Raises:
+        OutOfMemory: it did not fit, or the system killed it for that.
+    """
+    command = [sys.executable, "-m", "acmix_zoo.analysis.benchmark", json.dumps(asdict(case))]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(case.threads)}
+    )
+    if done.returncode == -9 or "OutOfMemory" in done.stderr:
+        raise OutOfMemory(f"{case.contestant} at batch {case.batch}")
+    if done.returncode:
+        raise RuntimeError(f"bench: {case.contestant} failed:\n{done.stderr}")
+    return float(done.stdout)
 
-    print(f"batch {options.batch}, {options.threads} threads, float32; ms, and how many times the reference takes more")
-    print("| map | pass | acmix | reference | 3×3 | reference ÷ acmix | acmix ÷ 3×3 | peak MiB: acmix / reference |")
-    print("|---|---|---|---|---|---|---|---|")
-    for channels, size in SHAPES:
-        for train in (False, True):
-            ms = times(channels, size, options.batch, train, options.repeats)
-            memory = [fresh_peak(form, channels, size, options.batch, train) for form in FORMS[:2]]
-            print(
-                f"| {channels}×{size}² | {'forward + backward' if train else 'forward'} | {ms['acmix']:.1f} | "
-                f"{ms['reference']:.1f} | {ms['convolution']:.1f} | {ms['reference'] / ms['acmix']:.1f}× | "
-                f"{ms['acmix'] / ms['convolution']:.2f}× | {memory[0]:.0f} / {memory[1]:.0f} "
-                f"({memory[1] / max(memory[0], 1e-9):.0f}×) |",
-                flush=True,
-            )
+
+def matmul_peak(threads: int, dtype: str = "float32", device: str = "cpu") -> float:
+    """GFLOP/s of a matrix product of 1024² and of 2048², the better of both: what this machine can do."""
+    torch.set_num_threads(threads)
+    best = 0.0
+    for n, times in ((1024, 12), (2048, 4)):
+        a = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
+        for _ in range(times):
+            start = time.perf_counter()
+            torch.mm(a, a)
+            if device != "cpu":
+                torch.cuda.synchronize()
+            best = max(best, 2 * n**3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def measure(cases: Sequence[Case], repeats: int = 7, memory: bool = True) -> list[Row]:
+    """Measure cases of the same batch, threads, dtype and device against each other.
+
+    When one of them runs out of memory, all of them are measured again with half the batch; the rows say which it was.
+
+    Raises:
+        OutOfMemory: not even a batch of one fits.
+        ValueError: no such contestant.
+    """
+    for case in cases:  # a wrong name is found before the first measurement
+        build(case)
+    while True:
+        try:
+            peaks = [fresh_peak(case) if memory else float("nan") for case in cases]
+            spent = guarded(partial(times, cases, repeats))
+            break
+        except OutOfMemory:
+            if cases[0].batch == 1:
+                raise
+            cases = [Case(**{**asdict(case), "batch": case.batch // 2}) for case in cases]
+    top = matmul_peak(cases[0].threads, cases[0].dtype, cases[0].device)
+    return [_row(case, ms, mib, top) for case, ms, mib in zip(cases, spent, peaks, strict=True)]
+
+
+def _row(case: Case, ms: list[float], peak_mib: float, top: float) -> Row:
+    module, shape = build(case)
+    if ":" in case.contestant and not case.contestant.startswith("conv3x3"):  # by the operation's definition
+        module = build(Case(case.contestant.replace("released:", "acmix2d:")))[0]
+    macs = complexity(module.float().cpu(), shape).macs
+    q1, median, q3 = statistics.quantiles(ms, n=4) if len(ms) > 1 else [ms[0]] * 3
+    gflops = 2 * macs * case.batch * (3 if case.train else 1) / median / 1e6  # backward is two forwards' arithmetic
+    return Row(
+        case.contestant, "training" if case.train else "inference", case.threads, case.dtype, case.batch,
+        "×".join(map(str, shape)), round(median, 3), round(q1, 3), round(q3, 3), round(case.batch / median * 1e3, 2),
+        round(peak_mib, 1), macs, round(gflops, 2), round(gflops / top, 4),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    print(guarded(lambda: peak(Case(**json.loads(sys.argv[1])))))

@@ -96,3 +96,26 @@ def plot_images(
             axes.set_title(titles[i], fontsize=8, color=color)
     figure.savefig(path, dpi=100)
     return Path(path)
+
+
+def plot_speed(rows: Sequence[Any], path: str | Path) -> Path:
+    """Draw time an image against MACs, a mark for every contestant, a panel for inference and for training.
+
+    Args:
+        rows: of `acmix_zoo.analysis.benchmark.measure`.
+        path: of the picture.
+    """
+    modes = sorted({row.mode for row in rows})
+    figure = _figure(6.5 * len(modes), 4.5)
+    names = list(dict.fromkeys(row.contestant for row in rows))
+    for axes, mode in zip(figure.subplots(1, len(modes), squeeze=False).flat, modes, strict=True):
+        for i, name in enumerate(names):
+            found = sorted((r for r in rows if r.mode == mode and r.contestant == name), key=lambda r: r.macs)
+            gigamacs = [row.macs / 1e9 for row in found]
+            axes.plot(gigamacs, [row.ms / row.batch for row in found], "osD^vP*X"[i % 8], label=name, alpha=0.8)
+        axes.set(title=mode, xlabel="GMACs an image", ylabel="ms an image")
+        axes.set_xlim(0), axes.set_ylim(0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+    return Path(path)

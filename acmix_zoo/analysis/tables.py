@@ -14,6 +14,7 @@ from pathlib import Path
 
 import acmix_zoo
 from acmix_zoo.analysis.complexity import complexity, human
+from acmix_zoo.analysis.speed_table import speed_table
 from acmix_zoo.models._registry import checkpoints_root
 from acmix_zoo.weights import read_config
 
@@ -49,7 +50,12 @@ def models_table() -> str:
     return _markdown(rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"weights": weights_table, "models": models_table}
+def benchmarks_table() -> str:
+    """What `make bench` measured, against what was aimed at."""
+    return speed_table(Path(acmix_zoo.__file__).parents[1] / "benchmarks")
+
+
+TABLES: dict[str, Callable[[], str]] = {"weights": weights_table, "models": models_table, "speed": benchmarks_table}
 
 
 def render(text: str) -> str:

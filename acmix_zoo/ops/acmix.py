@@ -136,6 +136,7 @@ class _Chunked(torch.autograd.Function):
             out[i * images : i * images + len(part)] = done
             if keep:
                 kept.append(projections)
+            del projections, done  # before the next chunk's are made
         ctx.save_for_backward(x, weight, bias, *mixing, *kept)
         ctx.images, ctx.g, ctx.mixing = images, g, len(mixing)
         return out  # type: ignore[return-value]

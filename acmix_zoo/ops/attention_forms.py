@@ -26,6 +26,9 @@ from torch.autograd.function import once_differentiable
 from acmix_zoo.ops.plan import halo
 from acmix_zoo.ops.reflect import reflected_range, window_index
 
+# Keys and values of tiles gathered at a time where nothing waits for a gradient.
+_TILE_BYTES = 2 << 20
+
 
 def global_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
     """One attention of all queries to the whole map."""
@@ -49,23 +52,29 @@ def tile_attention(
     th, tw = tile
     nh, nw = (ho + th - 1) // th, (wo + tw - 1) // tw
     geometry = (nh, nw, th, tw, k.shape[1], k.shape[2], kernel, stride, dilation)
-    if q.element_size() < pe.element_size():
-        # Far from the middle of the map, k − pe is too coarse in half precision. Softmax drops what all keys of a tile
-        # share, so the positions are counted from the tile's middle, in pe's precision, and rounded once.
-        positions = _gather(pe[None, :, :, None], geometry)  # (nh·nw, kh·kw, 1, d)
-        positions = positions - positions[:, positions.shape[1] // 2].unsqueeze(1)
-        keys = _gather(k, geometry).unflatten(0, (b, nh * nw)) - positions  # (B, nh·nw, kh·kw, heads, d)
-        keys = keys.flatten(0, 1).to(q.dtype)
-    else:
-        keys = _gather(_minus_position(k, pe, q.dtype), geometry)  # (B·nh·nw, kh·kw, heads, d)
-    values = _gather(v, geometry)  # (B·nh·nw, kh·kw, heads, d)
     if (nh * th, nw * tw) != (ho, wo):
         q = F.pad(q, (0, 0, 0, 0, 0, nw * tw - wo, 0, nh * th - ho))  # (B, nh·th, nw·tw, heads, d)
     queries = q.reshape(b, nh, th, nw, tw, heads, d).permute(0, 1, 3, 5, 2, 4, 6)
-    queries = queries.reshape(b * nh * nw, heads, th * tw, d)
+    queries = _dense(queries.reshape(b * nh * nw, heads, th * tw, d))
     mask = _cached(_band_mask, th, tw, kernel, stride, dilation, dtype=q.dtype, device=q.device)
 
-    out = F.scaled_dot_product_attention(_dense(queries), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask)
+    half = q.element_size() < pe.element_size()
+    k = k if half else _minus_position(k, pe, q.dtype)
+    some = b * nh * nw
+    if not half and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and q.device.type == "cpu":
+        some = max(1, _TILE_BYTES // (mask.shape[1] * 2 * heads * d * q.element_size()))
+        v = v.contiguous()  # once for all slices
+    outs = []
+    for i in range(0, b * nh * nw, some):
+        keys, values = (_gather(x, geometry, slice(i, i + some)) for x in (k, v))  # 2 × (some, kh·kw, heads, d)
+        if half:
+            keys = _minus_tile_position(keys, pe, geometry)
+        outs.append(
+            F.scaled_dot_product_attention(
+                queries[i : i + some], keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask
+            )
+        )
+    out = outs[0] if len(outs) == 1 else torch.cat(outs)
     out = out.reshape(b, nh, nw, heads, th, tw, d).permute(0, 1, 4, 2, 5, 3, 6)  # (B, nh, th, nw, tw, heads, d)
     return out.reshape(b, nh * th, nw * tw, heads, d)[:, :ho, :wo]
 
@@ -100,16 +109,32 @@ def _minus_position(k: Tensor, pe: Tensor, dtype: torch.dtype) -> Tensor:
     return (k - pe.unsqueeze(2)).to(dtype)
 
 
-def _gather(x: Tensor, geometry: tuple[int, ...]) -> Tensor:
-    """A map (B, H, W, heads, d) → (B·nh·nw, kh·kw, heads, d): the keys of every tile, the halo included."""
+def _minus_tile_position(keys: Tensor, pe: Tensor, geometry: tuple[int, ...]) -> Tensor:
+    """Keys of all tiles (B·nh·nw, kh·kw, heads, d) − pe, for a dtype coarser than pe's.
+
+    Far from the middle of the map, k − pe is too coarse in half precision. Softmax drops what all keys of a tile share,
+    so the positions are counted from the tile's middle, in pe's precision, and the difference is rounded once.
+    """
+    tiles = geometry[0] * geometry[1]
+    positions = _gather(pe[None, :, :, None], geometry, slice(tiles))  # (nh·nw, kh·kw, 1, d)
+    positions = positions - positions[:, positions.shape[1] // 2].unsqueeze(1)
+    return (keys.unflatten(0, (-1, tiles)) - positions).flatten(0, 1).to(keys.dtype)  # type: ignore[no-any-return]
+
+
+def _gather(x: Tensor, geometry: tuple[int, ...], some: slice) -> Tensor:
+    """A map (B, H, W, heads, d) → (some of B·nh·nw, kh·kw, heads, d): the keys of these tiles, the halo included."""
     if torch.compiler.is_compiling():
         index = _tile_index(1, *geometry, device=x.device)  # (nh·nw, kh·kw)
         return x.flatten(1, 2)[:, index].flatten(0, 1)
-    return _GatherTiles.apply(x, geometry)  # type: ignore[no-any-return]
+    if torch.is_grad_enabled():
+        return _GatherTiles.apply(x, geometry)  # type: ignore[no-any-return]
+    index = _cached(_tile_index, x.shape[0], *geometry, device=x.device)  # (B·nh·nw, kh·kw)
+    rows = x.contiguous().view(-1, x.shape[3] * x.shape[4])  # (B·H·W, heads·d)
+    return F.embedding(index[some], rows).unflatten(2, x.shape[3:])  # type: ignore[no-any-return]
 
 
 class _GatherTiles(torch.autograd.Function):
-    """`_gather`, eager.
+    """`_gather` with a gradient.
 
     A position lies in several tiles; its gradient is the sum of what they give it. `embedding` and `embedding_bag` are
     the two directions of this: every device has kernels that copy and sum whole rows, in a fixed order.
@@ -119,9 +144,7 @@ class _GatherTiles(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, geometry: tuple[int, ...]) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.shape, ctx.geometry = x.shape, geometry
-        index = _cached(_tile_index, x.shape[0], *geometry, device=x.device)  # (B·nh·nw, kh·kw)
-        rows = x.contiguous().view(-1, x.shape[3] * x.shape[4])  # (B·H·W, heads·d)
-        return F.embedding(index, rows).unflatten(2, x.shape[3:])  # type: ignore[no-any-return]
+        return _gather(x, geometry, slice(None))
 
     @staticmethod
     @once_differentiable

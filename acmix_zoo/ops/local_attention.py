@@ -79,10 +79,10 @@ def local_attention(
     plan = plan_attention(q.shape[1], q.shape[2], kernel, stride, dilation)
     if plan.form == "reference":
         return local_attention_reference(q, k, v, pe.to(q.dtype), kernel=kernel, stride=stride, dilation=dilation)
+    window = (pe, kernel, stride, dilation)
     q = q[:, ::stride, ::stride]
     if plan.form == "global":
-        return global_attention(q, k, v, pe, kernel, stride, dilation)
-    if plan.form == "offset":
-        return offset_attention(q, k, v, pe, kernel, stride, dilation)
-    assert plan.tile is not None
-    return tile_attention(q, k, v, pe, kernel, stride, dilation, plan.tile)
+        return global_attention(q, k, v, *window)
+    if plan.tile is None:
+        return offset_attention(q, k, v, *window)
+    return tile_attention(q, k, v, *window, plan.tile)

@@ -136,11 +136,11 @@ def plan_layer(
     if device != "cpu":
         return LayerPlan(b, True, f"chunks of the batch serve a processor's caches; this is {device}")
     image = 6 * h * w * channels  # the projections, and as much again for what comes of them
-    attention = plan_attention(h, w, kernel, stride, dilation)
-    if attention.tile is not None:
-        th, tw = attention.tile
-        tiles = -(-h // stride // th) * -(-w // stride // tw)
-        image += tiles * halo(th, kernel, stride, dilation) * halo(tw, kernel, stride, dilation) * 2 * channels
+    if h * w > _GLOBAL_UP_TO:  # and the keys and values of all tiles
+        ho, wo = -(-h // stride), -(-w // stride)
+        th, tw = choose_tile(ho, wo, kernel, stride, dilation)
+        keys = halo(th, kernel, stride, dilation) * halo(tw, kernel, stride, dilation)
+        image += -(-ho // th) * -(-wo // tw) * keys * 2 * channels
     image *= itemsize
     images = max(1, _CHUNK_BYTES // max(image, 1))
     if images >= b:
@@ -159,31 +159,32 @@ def plan_layer(
 def explain_plan(
     shape: tuple[int, ...] | torch.Size,
     channels: int,
+    *,
     kernel: int = 7,
     stride: int = 1,
     dilation: int = 1,
-    *,
     itemsize: int = 4,
     device: str = "cpu",
 ) -> str:
-    """What runs for an input of `shape` (B, C, H, W) and `channels` outputs, and why, in words.
+    """What an ACmix2d layer runs for an input of `shape` (B, C, H, W), and why, in words.
 
-    Args: those of `ACmix2d`; itemsize: bytes of an element; device: "cpu", "cuda", ….
+    Args:
+        shape: (B, C, H, W) of the input.
+        channels, kernel, stride, dilation: of the layer: out_channels, kernel_att, stride, dilation.
+        itemsize: bytes of an element; device: "cpu", "cuda", ….
 
     >>> print(explain_plan((8, 512, 7, 7), 512))
     attention: global: the map has at most 256 positions
     batch: 8 of 8 images at a time: the batch takes 4.6 MiB, within 16
     """
-    attention = plan_attention(shape[2], shape[3], kernel, stride, dilation)
+    window = (kernel, stride, dilation)
+    attention = plan_attention(shape[2], shape[3], *window)
     what = attention.form
     if attention.tile is not None:
-        th, tw = attention.tile
-        keys = [halo(n, kernel, stride, dilation) for n in attention.tile]
-        waste = keys[0] * keys[1] / kernel**2
-        what = (
-            f"tiles of {th}×{tw} queries with {keys[0]}×{keys[1]} keys, {waste:.1f} keys computed for each that counts"
-        )
-    layer = plan_layer(shape, channels, kernel, stride, dilation, itemsize=itemsize, device=device)
+        keys = [halo(n, *window) for n in attention.tile]
+        what += f", {attention.tile[0]}×{attention.tile[1]} queries a tile with {keys[0]}×{keys[1]} keys"
+        what += f" ({keys[0] * keys[1] / kernel**2:.1f} for each that counts)"
+    layer = plan_layer(shape, channels, *window, itemsize=itemsize, device=device)
     return (
         f"attention: {what}: {attention.why}\n"
         f"batch: {min(layer.images, shape[0])} of {shape[0]} images at a time: {layer.why}"
