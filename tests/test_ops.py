@@ -12,7 +12,13 @@ from acmix_zoo.ops import attention_forms as forms
 from acmix_zoo.ops import local_attention as la
 from acmix_zoo.ops.reflect import reflect_index
 from acmix_zoo.ops.shift_conv import shift_conv, shift_conv_reference, shift_kernels
-from acmix_zoo.ops.windows import relative_position_index, shifted_window_mask, window_partition, window_reverse
+from acmix_zoo.ops.windows import (
+    relative_position_index,
+    shifted_window_mask,
+    window_attention,
+    window_partition,
+    window_reverse,
+)
 
 # Sides on both sides of the limit between the global form (256 positions) and the tiled one.
 sides = st.one_of(st.integers(1, 9), st.integers(15, 23))
@@ -90,7 +96,7 @@ def test_half_precision_adds_little_to_what_rounding_costs(dtype, size, stride, 
     already more than the layer starts with; at 8, positions not counted from the tile's middle make it 3.7 times."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, size, size, 2, 16, dtype=torch.float64) for _ in range(3))
-    pe = forms.coordinates(size, size, torch.float64, q.device) @ torch.randn(2, 16, dtype=torch.float64) * spread
+    pe = forms.positions(torch.randn(16, 2, dtype=torch.float64), size, size) * spread
     geometry = {"kernel": 7, "stride": stride}
     exact = la.local_attention_reference(q, k, v, pe, **geometry)
     rounded = [x.to(dtype) for x in (q, k, v)]
@@ -178,3 +184,17 @@ def test_relative_position_index():
         for j in range(12):
             dy, dx = i // 4 - j // 4, i % 4 - j % 4
             assert index[i, j] == (dy + 2) * 7 + dx + 3
+
+
+@pytest.mark.parametrize("windows", [1, 6])
+def test_window_attention_equals_the_fused_kernel(windows):
+    torch.manual_seed(0)
+    tensors = [*(torch.randn(12, 2, 9, 4, dtype=torch.float64) for _ in "qkv"), torch.randn(windows, 2, 9, 9).double()]
+
+    def fused(q, k, v, bias):  # type: ignore[no-untyped-def]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.repeat(12 // windows, 1, 1, 1))
+
+    out, grads = gradients(window_attention, tensors)
+    expected, expected_grads = gradients(fused, tensors)
+    for actual, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
+        close(actual, wanted)

@@ -57,7 +57,8 @@ class ReleasedForm(nn.Module):
         q_i, pe_i = q[:, :, None, ::s, ::s], pe[:, :, None, ::s, ::s]  # (B·heads, d, 1, Ho, Wo), (1, d, 1, Ho, Wo)
         logits = (q_i * self.d**-0.5 * (self._unfold(k) + pe_i - self._unfold(pe))).sum(1)  # (B·heads, k², Ho, Wo)
         out = (logits.softmax(1).unsqueeze(1) * self._unfold(v)).sum(2)  # (B·heads, d, Ho, Wo)
-        return out.reshape(-1, self.out, *out.shape[2:])
+        result: Tensor = out.reshape(-1, self.out, *out.shape[2:])
+        return result
 
     def _unfold(self, x: Tensor) -> Tensor:
         """(n, d, H, W) → (n, d, k², Ho, Wo): every window's copy, the border reflected."""

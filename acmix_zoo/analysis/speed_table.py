@@ -43,8 +43,8 @@ def speed_table(folder: Path) -> str:
     for mode, share in (("inference", 33), ("training", 15)):
         for against, name in (("released:64x56", "released form"), ("acmix2d:64x56@reference", "readable reference")):
             ratio = [_ratio(rows, against, "acmix2d:64x56", 8, mode, t, "peak_mib") for t in THREADS]
-            cells = f"≤ 1/{share} | 1/{ratio[0]:.0f} | 1/{ratio[1]:.0f}"
-            lines.append(f"| ACmix2d 64×56, batch 8, {mode}: peak memory | {name} | {cells} |")
+            shares = f"≤ 1/{share} | 1/{ratio[0]:.0f} | 1/{ratio[1]:.0f}"
+            lines.append(f"| ACmix2d 64×56, batch 8, {mode}: peak memory | {name} | {shares} |")
     rows = read_csv(folder / "networks.csv")
     for name, against, batch, mode, what, aim in _NETWORKS:
         factor = "×" if what == "ms" else "× the memory"
@@ -54,7 +54,7 @@ def speed_table(folder: Path) -> str:
         else:
             ratios = [_ratio(rows, name, against, batch, mode, t, what) for t in THREADS]
             cells = [f"{ratio:.2f}{factor}" for ratio in ratios]
-        cells = ["" if "nan" in cell else cell for cell in cells]
+        cells = ["" if cell.startswith("nan") else cell for cell in cells]
         lines.append(f"| `{name}`, batch {batch}, {mode} | `{against}` | {aim} | {cells[0]} | {cells[1]} |")
     if (folder / "compile.csv").exists():
         rows = read_csv(folder / "compile.csv")

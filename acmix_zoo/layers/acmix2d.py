@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix, mix
-from acmix_zoo.ops.attention_forms import coordinates
+from acmix_zoo.ops.attention_forms import positions
 
 Paths = Literal["both", "attention", "convolution"]
 
@@ -112,12 +112,17 @@ class ACmix2d(nn.Module):
             raise ValueError(f"ACmix2d: expected an input of (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
         pe = fc = kernels = alpha = None
         if self.paths != "convolution":
-            pe = self._positions(*x.shape[2:])
+            pe = positions(self.position_weight, *x.shape[2:])
+            if torch.is_grad_enabled():
+                pe = pe + 0 * self.position_bias  # its gradient is zero, not missing
         if self.paths != "attention":
             fc, kernels = self.shift_conv.factors(self.beta if self.paths == "both" else None)
         if self.paths == "both":
             alpha = self.alpha
-        mixing, geometry = (pe, fc, kernels, alpha), Geometry(self.heads, self.kernel_att, self.stride, self.dilation)
+        mixing, geometry = (
+            (pe, fc, kernels, alpha, None),
+            Geometry(self.heads, self.kernel_att, self.stride, self.dilation),
+        )
         qkv, device = self.qkv, x.device.type
         if type(qkv) is not nn.Linear or qkv._forward_hooks or qkv._forward_pre_hooks:
             out = mix(qkv(x.permute(0, 2, 3, 1)), mixing, geometry)  # someone's own projection: it must be called
@@ -129,13 +134,6 @@ class ACmix2d(nn.Module):
         else:
             out = acmix(x, qkv.weight, qkv.bias, mixing, geometry)
         return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
-
-    def _positions(self, h: int, w: int) -> Tensor:
-        """(H, W, d), float32 at least: in half precision the difference of two positions would drown."""
-        weight: Tensor = self.position_weight
-        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        pe = coordinates(h, w, weight.dtype, weight.device) @ weight.T
-        return pe + 0 * self.position_bias if torch.is_grad_enabled() else pe  # its gradient is zero, not missing
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise TypeError("ACmix2d: torch.jit.script is deprecated and not supported; use torch.compile or torch.export")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.acmix2d import Paths
 from acmix_zoo.layers.shift_conv import ShiftConv
-from acmix_zoo.ops.windows import relative_position_index, shifted_window_mask, window_partition, window_reverse
+from acmix_zoo.ops.windows import relative_position_index, shifted_window_mask, window_attention, window_reverse
 
 
 class WindowACmix(nn.Module):
@@ -69,6 +69,8 @@ class WindowACmix(nn.Module):
         if paths == "both":
             self.alpha = nn.Parameter(torch.full((1,), 0.5))
             self.beta = nn.Parameter(torch.full((1,), 0.5))
+        # What the table says of this window, once `deploy` has looked it up.
+        self.register_buffer("position_bias", None, persistent=False)
         self.proj_drop = nn.Dropout(proj_drop)
         self.window = (1, 1)
         self.register_buffer("relative_position_index", relative_position_index((1, 1)), persistent=False)
@@ -77,6 +79,7 @@ class WindowACmix(nn.Module):
     def set_window(self, window: tuple[int, int], shift: tuple[int, int]) -> None:
         """Another window or shift; the position table is resized to the window."""
         changed = window != self.window
+        self.position_bias = None
         self.window, self.shift = window, shift
         if self.paths == "convolution" or not changed:
             return
@@ -93,6 +96,17 @@ class WindowACmix(nn.Module):
         if table.is_meta or table.shape[0] == 1:  # nothing to interpolate: one bias for all
             return table[:1].repeat(shape[0], 1)
         return resize_rel_pos_bias_table(table, new_window_size=self.window, new_bias_shape=shape)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def deploy(self) -> None:
+        """For inference: alpha goes into the projection, beta into the kernels, the position table is looked up."""
+        if self.paths == "both" and self.alpha is not None:
+            for factor, tensors in ((self.alpha, self.proj.parameters()), (self.beta, [self.shift_conv.shift_weight])):
+                for tensor in tensors:
+                    tensor.mul_(factor)
+            self.alpha = self.beta = None  # type: ignore[assignment]
+        if self.paths != "convolution":
+            self.position_bias = self._position_bias()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[3] != self.dim:
@@ -128,23 +142,29 @@ class WindowACmix(nn.Module):
         """(B, H, W, d, 3·heads) → (B, H, W, dim), times beta."""
         return self.shift_conv(projections, self.beta if self.paths == "both" else None)  # type: ignore[no-any-return]
 
+    def _position_bias(self) -> Tensor:
+        """(1, heads, L, L)."""
+        length = self.window[0] * self.window[1]
+        bias = self.relative_position_bias_table[self.relative_position_index.flatten()]  # (L·L, heads)
+        return bias.unflatten(0, (length, length)).permute(2, 0, 1).unsqueeze(0)  # type: ignore[no-any-return]
+
     def _sum(self, attention: Tensor | None, convolution: Tensor) -> Tensor:
         if attention is None:
             return convolution
+        if self.alpha is None:
+            return convolution + attention
         return torch.addcmul(convolution, attention, self.alpha.to(attention.dtype))
 
     def _attention(self, projections: Tensor, shift: list[int]) -> Tensor:
         """(B, H, W, d, 3·heads) → (B, H, W, heads·d), before proj."""
         h, w = projections.shape[1:3]
-        length = self.window[0] * self.window[1]
-        windows = projections.unflatten(4, (3, self.heads)).permute(0, 1, 2, 4, 5, 3)  # (B, H, W, 3, heads, d)
-        q, k, v = window_partition(windows, self.window).permute(2, 0, 3, 1, 4).unbind(0)  # 3 × (B·n, heads, L, d)
-        table = self.relative_position_bias_table
-        bias = table[self.relative_position_index.flatten()].unflatten(0, (length, length))  # (L, L, heads)
-        bias = bias.permute(2, 0, 1).to(q.dtype).unsqueeze(0)  # (1, heads, L, L)
+        wh, ww = self.window
+        windows = projections.unflatten(4, (3, self.heads)).unflatten(2, (-1, ww)).unflatten(1, (-1, wh))
+        windows = windows.permute(6, 0, 1, 3, 7, 2, 4, 5)  # (3, B, H/wh, W/ww, heads, wh, ww, d)
+        q, k, v = windows.flatten(5, 6).flatten(1, 3).unbind(0)  # 3 × (B·n, heads, L, d)
+        bias = (self._position_bias() if self.position_bias is None else self.position_bias).to(q.dtype)
         if any(shift):
             mask = shifted_window_mask((h, w), self.window, (shift[0], shift[1]), q.device).to(q.dtype)  # (n, L, L)
             bias = bias + mask.unsqueeze(1)  # (n, heads, L, L)
-            bias = bias.expand(projections.shape[0], -1, -1, -1, -1).flatten(0, 1)  # (B·n, heads, L, L)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B·n, heads, L, d)
+        out = window_attention(q, k, v, bias)  # (B·n, heads, L, d)
         return window_reverse(out.transpose(1, 2).flatten(2), self.window, (h, w))  # (B, H, W, heads·d)

@@ -17,6 +17,7 @@ from torch.nn.functional import dropout
 
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.acmix2d import Paths
+from acmix_zoo.layers.deploy import fold
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._stem import small_stem
@@ -147,6 +148,21 @@ class ACmixResNet(nn.Module):
         self.global_pool, self.fc = create_classifier(
             self.num_features, num_classes, pool_type=pool_type, device=parameter.device, dtype=parameter.dtype
         )
+
+    def deploy(self) -> ACmixResNet:
+        """Fold batch norms, kernels, rates and positions for inference, in place; see `acmix_zoo.layers.deploy`."""
+        if isinstance(self.conv1, nn.Sequential):
+            fold(self.conv1, "0", "1")
+            fold(self, "conv1.3", "bn1")
+        else:
+            fold(self, "conv1", "bn1")
+        for block in self.modules():
+            if isinstance(block, Bottleneck):
+                for i in (1, 2, 3):
+                    fold(block, f"conv{i}", f"bn{i}")
+                if isinstance(block.downsample, nn.Sequential):
+                    fold(block.downsample, "0", "1")
+        return self
 
     def _stage(self, stage: nn.Sequential, x: Tensor) -> Tensor:
         if self.grad_checkpointing:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
 from acmix_zoo.layers.acmix2d import Paths
+from acmix_zoo.layers.deploy import fold
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._stem import small_stem
@@ -248,6 +249,16 @@ class ACmixSwin(nn.Module):
         if prune_head or pruned:
             self.reset_classifier(0, "")
         return take
+
+    def deploy(self) -> ACmixSwin:
+        """Fold batch norms, rates and position tables for inference, in place. To train on, make the model anew."""
+        if isinstance(self.stem, nn.Sequential):
+            fold(self.stem, "0", "1")
+            fold(self.stem, "3", "4")
+        for module in self.modules():
+            if isinstance(module, WindowACmix):
+                module.deploy()
+        return self
 
     def _embed(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) → (B, H/4, W/4, embed_dim)."""

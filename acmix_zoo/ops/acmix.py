@@ -59,14 +59,15 @@ def mix(projections: Tensor, mixing: Sequence[Tensor | None], g: Geometry) -> Te
     `mixing` holds
         pe: positions (H, W, d); None leaves the attention out;
         fc, shift: of the convolution, as `conv_factors` gives them; shift None leaves the convolution out;
-        alpha: (1,) or (out,), the factor of the attention; None if one of the two is left out.
+        alpha: (1,) or (out,), the factor of the attention; None if one of the two is left out;
+        offset: (out,) added to the convolution, or None.
     """
-    pe, fc, shift, alpha = mixing
+    pe, fc, shift, alpha, offset = mixing
     projections = projections.unflatten(3, (-1, 3 * g.heads))  # (B, H, W, d, 3·heads)
     parts = []
     if shift is not None:
         maps = projections if fc is None else F.linear(projections, fc.to(projections.dtype))
-        parts.append(grouped_conv(maps, shift, stride=g.stride, dilation=g.dilation))  # (B, Ho, Wo, out)
+        parts.append(grouped_conv(maps, shift, offset, stride=g.stride, dilation=g.dilation))  # (B, Ho, Wo, out)
     if pe is not None:
         parts.append(attend(projections, pe, g).flatten(3))  # (B, Ho, Wo, out)
     # Channels stay as they come, (heads, d) from attention and (d, heads) from convolution: so do the authors.

@@ -91,12 +91,16 @@ def offset_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, s
     return torch.stack(columns).sum(0)  # of k × (B, Ho, Wo, heads, d)
 
 
-def coordinates(h: int, w: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(H, W, 2): x and y of every position, each from −1 to 1."""
-    return _cached(_coordinates, h, w, dtype=dtype, device=device)
+def positions(weight: Tensor, h: int, w: int) -> Tensor:
+    """The position encoding of a map: the coordinates (x, y), each from −1 to 1, times weight (d, 2) → (H, W, d), in
+    float32 at least: in half precision the difference of two positions would drown."""
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return _cached(_coordinates, h, w, dtype=weight.dtype, device=weight.device) @ weight.T
 
 
 def _coordinates(h: int, w: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(H, W, 2)."""
+
     def axis(n: int) -> Tensor:  # (n,): as torch.linspace gives them; but linspace would fix n in an exported graph
         steps: Any = torch.sym_max(n - 1, 1)
         return torch.arange(n, dtype=dtype, device=device).mul(2).div(steps).sub(1)

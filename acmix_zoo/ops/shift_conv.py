@@ -84,11 +84,15 @@ def conv_factors(fc: Tensor, shift: Tensor) -> tuple[Tensor | None, Tensor]:
     return None, taps.unflatten(1, shift.shape[2:]).permute(0, 3, 1, 2)  # (d·heads, 3·heads, k, k)
 
 
-def grouped_conv(x: Tensor, kernels: Tensor, *, stride: int = 1, dilation: int = 1) -> Tensor:
-    """x (B, H, W, d, i) with kernels (d·heads, i, k, k) → (B, Ho, Wo, d·heads): a convolution for each of d groups."""
+def grouped_conv(
+    x: Tensor, kernels: Tensor, bias: Tensor | None = None, *, stride: int = 1, dilation: int = 1
+) -> Tensor:
+    """A convolution for each of d groups: x (B, H, W, d, i), kernels (d·heads, i, k, k), bias (d·heads,) →
+    (B, Ho, Wo, d·heads)."""
     padding = kernels.shape[-1] // 2 * dilation
     maps = x.flatten(3).permute(0, 3, 1, 2)  # (B, d·i, H, W), channels_last
     if torch.compiler.is_compiling():  # inductor cannot order this view's symbolic strides, and picks a layout itself
         maps = maps.contiguous()
-    out = F.conv2d(maps, kernels.to(maps.dtype), None, stride, padding, dilation, groups=x.shape[3])
+    bias = None if bias is None else bias.to(maps.dtype)
+    out = F.conv2d(maps, kernels.to(maps.dtype), bias, stride, padding, dilation, groups=x.shape[3])
     return out.permute(0, 2, 3, 1)

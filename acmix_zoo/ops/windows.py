@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,6 +20,27 @@ def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, in
     (wh, ww), (h, w), rest = window, size, windows.shape[2:]
     x = windows.reshape(-1, h // wh, w // ww, wh, ww, *rest).transpose(2, 3)  # (B, H/wh, wh, W/ww, ww, …)
     return x.reshape(-1, h, w, *rest)
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attention within windows: `softmax(q·k / sqrt(d) + bias) · v`.
+
+    Args:
+        q, k, v: (B·n, heads, L, d), the n windows of an image side by side.
+        bias: (n, heads, L, L), or (1, heads, L, L) for all windows.
+
+    Returns:
+        (B·n, heads, L, d).
+    """
+    n = len(bias)
+    if q.device.type == "cpu":
+        # The CPU's fused kernel gives no gradient to a bias, needs a copy of it for every image, and is no faster.
+        logits = (q * q.shape[-1] ** -0.5) @ k.mT  # (B·n, heads, L, L)
+        weights: Tensor = (logits.unflatten(0, (-1, n)) + bias).softmax(-1)  # (B, n, heads, L, L)
+        return weights.flatten(0, 1) @ v
+    if n > 1:
+        bias = bias.expand(len(q) // n, -1, -1, -1, -1).flatten(0, 1)  # (B·n, heads, L, L)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 def shifted_window_mask(

@@ -1,0 +1,87 @@
+"""Folding for inference: what is fixed once training is over is computed once.
+
+Batch norm goes into the convolution or the ACmix layer before it; an ACmix layer keeps its composed kernels times beta,
+alpha as a factor of each channel, and its positions for one map size. A folded model is for inference alone; to train
+on, make the model anew and load its weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from acmix_zoo.layers.acmix2d import ACmix2d
+from acmix_zoo.ops.acmix import Geometry, acmix
+from acmix_zoo.ops.attention_forms import positions
+
+
+def fold(parent: nn.Module, layer: str, norm: str) -> None:
+    """Put the batch norm `parent.norm` into `parent.layer` before it, an ACmix2d or Conv2d, and nothing in its place.
+
+    A layer with one path alone stays as it is, and its norm with it.
+
+    Raises:
+        ValueError: the model is in training mode: its statistics still change.
+    """
+    before, behind = parent.get_submodule(layer), parent.get_submodule(norm)
+    if not isinstance(behind, nn.BatchNorm2d):  # folded already
+        return
+    if behind.training:
+        raise ValueError("deploy: expected a model in eval mode, since training changes batch norm; call model.eval()")
+    if isinstance(before, ACmix2d):
+        if before.paths != "both":
+            return
+        folded: nn.Module = DeployedACmix2d(before, behind)
+    else:
+        folded = fuse_conv_bn_eval(before, behind)  # type: ignore[type-var]
+    parent.set_submodule(layer, folded)
+    parent.set_submodule(norm, nn.Identity())
+
+
+class DeployedACmix2d(nn.Module):
+    """An `ACmix2d` and the batch norm behind it, for inference: (B, in, H, W) → (B, out, Ho, Wo).
+
+    Its tensors are buffers: there is nothing to train. Positions are remembered for the last map size.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    position_weight: Tensor
+    fc: Tensor | None
+    kernels: Tensor
+    alpha: Tensor
+    offset: Tensor
+    positions: Tensor
+
+    @torch.no_grad()
+    def __init__(self, layer: ACmix2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.geometry = Geometry(layer.heads, layer.kernel_att, layer.stride, layer.dilation)
+        identity = nn.Conv2d(layer.out_channels, layer.out_channels, 1, groups=layer.out_channels, bias=False)
+        nn.init.ones_(identity.weight)
+        affine = fuse_conv_bn_eval(identity.to(layer.alpha).eval(), norm)  # the norm as a factor and an offset
+        fc, kernels = layer.shift_conv.factors(layer.beta)
+        tensors = {
+            "weight": layer.qkv.weight,
+            "bias": layer.qkv.bias,
+            "position_weight": layer.position_weight,
+            "fc": fc,
+            "kernels": (kernels * affine.weight).contiguous(memory_format=torch.channels_last),
+            "alpha": layer.alpha * affine.weight.flatten(),
+            "offset": affine.bias,
+        }
+        for name, tensor in tensors.items():
+            self.register_buffer(name, None if tensor is None else tensor.detach().clone())
+        self.register_buffer("positions", layer.alpha.new_empty(0, 0, 0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[2:]
+        if torch.compiler.is_compiling():  # a graph must not depend on what was remembered
+            pe = positions(self.position_weight, h, w)
+        else:
+            if self.positions.shape[:2] != (h, w):
+                self.positions = positions(self.position_weight, h, w)
+            pe = self.positions
+        out = acmix(x, self.weight, self.bias, (pe, self.fc, self.kernels, self.alpha, self.offset), self.geometry)
+        return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
