@@ -39,6 +39,8 @@ class WindowACmix(nn.Module):
 
     relative_position_index: Tensor
 
+    position_bias: Tensor | None
+
     def __init__(
         self,
         dim: int,
