@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.acmix2d import Paths
 from acmix_zoo.layers.shift_conv import ShiftConv
-from acmix_zoo.ops.windows import relative_position_index, shifted_window_mask, window_attention, window_reverse
+from acmix_zoo.ops.windows import (
+    relative_position_index,
+    roll,
+    shifted_window_mask,
+    window_attention,
+    window_reverse,
+)
 
 
 class WindowACmix(nn.Module):
@@ -114,15 +120,18 @@ class WindowACmix(nn.Module):
         if x.dim() != 4 or x.shape[3] != self.dim:
             raise ValueError(f"WindowACmix: expected an input of (B, H, W, {self.dim}), got {tuple(x.shape)}")
         h, w = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, -w % self.window[1], 0, -h % self.window[0]))  # (B, H′, W′, dim), whole windows
+        rows, cols = (-(-n // side) for n, side in zip((h, w), self.window, strict=True))  # of windows
+        # Written this way, the padded size is a plain product for the compiler too, which proves the reshapes by it.
+        x = F.pad(x, (0, 0, 0, cols * self.window[1] - w, 0, rows * self.window[0] - h))  # (B, H′, W′, dim)
         # A window that holds all rows (columns) has nothing to shift.
-        shift = [s if n > side else 0 for s, n, side in zip(self.shift, x.shape[1:3], self.window, strict=True)]
-        if any(shift):
-            x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
+        shift = (self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0)
+        x = roll(x, (-shift[0], -shift[1]))
         projections = self.qkv(x).unflatten(3, (self.dim // self.heads, 3 * self.heads))  # (B, H′, W′, d, 3·heads)
 
         def back(rolled: Tensor) -> Tensor:  # (B, H′, W′, …) → (B, H, W, …), as the map lay before
-            return (torch.roll(rolled, shift, (1, 2)) if any(shift) else rolled)[:, :h, :w]
+            cropped = roll(rolled, shift)[:, :h, :w]
+            # For the compiler always in its own memory: else whether the map was padded decides what it compiles.
+            return cropped.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else cropped
 
         if self.paths == "attention":
             out = back(self.proj(self._attention(projections, shift)))
@@ -157,16 +166,18 @@ class WindowACmix(nn.Module):
             return convolution + attention
         return torch.addcmul(convolution, attention, self.alpha.to(attention.dtype))
 
-    def _attention(self, projections: Tensor, shift: list[int]) -> Tensor:
+    def _attention(self, projections: Tensor, shift: tuple[int, int]) -> Tensor:
         """(B, H, W, d, 3·heads) → (B, H, W, heads·d), before proj."""
-        h, w = projections.shape[1:3]
+        b, h, w = projections.shape[:3]
         wh, ww = self.window
         windows = projections.unflatten(4, (3, self.heads)).unflatten(2, (-1, ww)).unflatten(1, (-1, wh))
         windows = windows.permute(6, 0, 1, 3, 7, 2, 4, 5)  # (3, B, H/wh, W/ww, heads, wh, ww, d)
-        q, k, v = windows.flatten(5, 6).flatten(1, 3).unbind(0)  # 3 × (B·n, heads, L, d)
+        # One copy, asked for by name: whether `flatten` makes it depends on the number of windows.
+        windows = windows.clone(memory_format=torch.contiguous_format)
+        q, k, v = windows.view(3, -1, self.heads, wh * ww, self.dim // self.heads).unbind(0)  # 3 × (B·n, heads, L, d)
         bias = (self._position_bias() if self.position_bias is None else self.position_bias).to(q.dtype)
         if any(shift):
-            mask = shifted_window_mask((h, w), self.window, (shift[0], shift[1]), q.device).to(q.dtype)  # (n, L, L)
+            mask = shifted_window_mask((h, w), self.window, shift, q.device).to(q.dtype)  # (n, L, L)
             bias = bias + mask.unsqueeze(1)  # (n, heads, L, L)
         out = window_attention(q, k, v, bias)  # (B·n, heads, L, d)
-        return window_reverse(out.transpose(1, 2).flatten(2), self.window, (h, w))  # (B, H, W, heads·d)
+        return window_reverse(out.transpose(1, 2).flatten(2), self.window, (b, h, w))  # (B, H, W, heads·d)

@@ -7,7 +7,6 @@ Source: ACmix, CVPR 2022, table 1, and its released code for Swin-T and Swin-S; 
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -56,8 +55,9 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, h, w, c = x.shape
-        x = F.pad(x, (0, 0, 0, w % 2, 0, h % 2))
-        x = x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c).permute(0, 1, 3, 4, 2, 5)  # (B, H/2, W/2, x, y, C)
+        rows, cols = -(-h // 2), -(-w // 2)
+        x = F.pad(x, (0, 0, 0, 2 * cols - w, 0, 2 * rows - h))
+        x = x.reshape(b, rows, 2, cols, 2, c).permute(0, 1, 3, 4, 2, 5)  # (B, H/2, W/2, x, y, C)
         return self.reduction(self.norm(x.flatten(3)))  # type: ignore[no-any-return]
 
 
@@ -262,11 +262,11 @@ class ACmixSwin(nn.Module):
 
     def _embed(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) → (B, H/4, W/4, embed_dim)."""
-        if torch.compiler.is_compiling():
-            # One graph an image size: as symbols, padding to windows block after block takes the compiler minutes.
-            # `index` asks for the number behind the symbol.
-            operator.index(x.shape[2]), operator.index(x.shape[3])
-        return self.patch_embed(self.stem(x))  # type: ignore[no-any-return]
+        x = self.stem(x)
+        h, w = x.shape[2:]
+        ph, pw = self.patch_embed.patch_size
+        x = F.pad(x, (0, -(-w // pw) * pw - w, 0, -(-h // ph) * ph - h))  # whole patches
+        return self.patch_embed(x)  # type: ignore[no-any-return]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) → (B, H/32, W/32, C)."""

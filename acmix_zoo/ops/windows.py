@@ -15,11 +15,23 @@ def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
     return x.reshape(b * (h // wh) * (w // ww), wh * ww, *rest)
 
 
-def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """(B · H/wh · W/ww, wh·ww, …) → (B, H, W, …), with size = (H, W)."""
-    (wh, ww), (h, w), rest = window, size, windows.shape[2:]
-    x = windows.reshape(-1, h // wh, w // ww, wh, ww, *rest).transpose(2, 3)  # (B, H/wh, wh, W/ww, ww, …)
-    return x.reshape(-1, h, w, *rest)
+def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, int, int]) -> Tensor:
+    """(B · H/wh · W/ww, wh·ww, …) → (B, H, W, …), with size = (B, H, W)."""
+    (wh, ww), (b, h, w), rest = window, size, windows.shape[2:]
+    x = windows.reshape(b, h // wh, w // ww, wh, ww, *rest).transpose(2, 3)  # (B, H/wh, wh, W/ww, ww, …)
+    return x.reshape(b, h, w, *rest)
+
+
+def roll(x: Tensor, shift: tuple[int, int]) -> Tensor:
+    """(B, H, W, …) → the same, rolled by (rows, columns), as `torch.roll` does.
+
+    By slices put together, which is what `torch.roll` is on a CPU too: its compiled form indexes by a remainder, for
+    which inductor (torch 2.15, CPU) keeps the map transposed, is slow, and writes past its end.
+    """
+    for dim, by in enumerate(shift, start=1):
+        if by:
+            x = torch.cat(x.tensor_split((-by,), dim)[::-1], dim)
+    return x
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
