@@ -14,6 +14,7 @@ from acmix_zoo.ops.reflect import reflect_index
 from acmix_zoo.ops.shift_conv import shift_conv, shift_conv_reference, shift_kernels
 from acmix_zoo.ops.windows import (
     relative_position_index,
+    roll,
     shifted_window_mask,
     window_attention,
     window_partition,
@@ -162,7 +163,13 @@ def test_windows_come_back(size, window):
     windows = window_partition(x, window)
     assert windows.shape == (2 * size[0] * size[1] // (window[0] * window[1]), window[0] * window[1], 3)
     assert torch.equal(windows[0], x[0, : window[0], : window[1]].reshape(-1, 3))
-    assert torch.equal(window_reverse(windows, window, size), x)
+    assert torch.equal(window_reverse(windows, window, (len(x), *size)), x)
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (2, 0), (0, -1), (-3, 2)])
+def test_roll(shift):
+    x = torch.randn(2, 5, 6, 3)
+    assert torch.equal(roll(x, shift), x.roll(shift, (1, 2)))
 
 
 @pytest.mark.parametrize(

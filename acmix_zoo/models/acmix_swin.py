@@ -54,11 +54,10 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, h, w, c = x.shape
-        rows, cols = -(-h // 2), -(-w // 2)
-        x = F.pad(x, (0, 0, 0, 2 * cols - w, 0, 2 * rows - h))
-        x = x.reshape(b, rows, 2, cols, 2, c).permute(0, 1, 3, 4, 2, 5)  # (B, H/2, W/2, x, y, C)
-        return self.reduction(self.norm(x.flatten(3)))  # type: ignore[no-any-return]
+        h, w = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, -(-w // 2) * 2 - w, 0, -(-h // 2) * 2 - h))
+        x = torch.cat([x[:, y::2, z::2] for z in (0, 1) for y in (0, 1)], 3)  # (B, ceil(H/2), ceil(W/2), 4C)
+        return self.reduction(self.norm(x))  # type: ignore[no-any-return]
 
 
 class Stage(nn.Module):

@@ -52,31 +52,33 @@ def tile_attention(
     th, tw = tile
     nh, nw = (ho + th - 1) // th, (wo + tw - 1) // tw
     geometry = (nh, nw, th, tw, k.shape[1], k.shape[2], kernel, stride, dilation)
-    if (nh * th, nw * tw) != (ho, wo):
+    if torch.compiler.is_compiling() or (nh * th, nw * tw) != (ho, wo):  # compiled, one graph for both cases
         q = F.pad(q, (0, 0, 0, 0, 0, nw * tw - wo, 0, nh * th - ho))  # (B, nh·th, nw·tw, heads, d)
     queries = q.reshape(b, nh, th, nw, tw, heads, d).permute(0, 1, 3, 5, 2, 4, 6)
-    queries = _dense(queries.reshape(b * nh * nw, heads, th * tw, d))
+    # Copies by name, here and at the end: else a compiler makes a graph where the memory allows a view, one where not.
+    queries = queries.clone(memory_format=torch.contiguous_format).view(b * nh * nw, heads, th * tw, d)
     mask = _cached(_band_mask, th, tw, kernel, stride, dilation, dtype=q.dtype, device=q.device)
 
     half = q.element_size() < pe.element_size()
     k = k if half else _minus_position(k, pe, q.dtype)
-    some = b * nh * nw
-    if not half and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and q.device.type == "cpu":
-        some = max(1, _TILE_BYTES // (mask.shape[1] * 2 * heads * d * q.element_size()))
-        v = v.contiguous()  # once for all slices
-    outs = []
-    for i in range(0, b * nh * nw, some):
-        keys, values = (_gather(x, geometry, slice(i, i + some)) for x in (k, v))  # 2 × (some, kh·kw, heads, d)
+
+    def attended(some: slice) -> Tensor:  # (some of B·nh·nw, heads, th·tw, d)
+        keys, values = (_gather(x, geometry, some) for x in (k, v))  # 2 × (some, kh·kw, heads, d)
         if half:
             keys = _minus_tile_position(keys, pe, geometry)
-        outs.append(
-            F.scaled_dot_product_attention(
-                queries[i : i + some], keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask
-            )
+        return F.scaled_dot_product_attention(
+            queries[some], keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask
         )
-    out = outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    if half or torch.is_grad_enabled() or torch.compiler.is_compiling() or q.device.type != "cpu":
+        out = attended(slice(None))
+    else:  # what a slice gathers stays in the cache
+        v = v.contiguous()  # once for all slices
+        some = max(1, _TILE_BYTES // (mask.shape[1] * 2 * heads * d * q.element_size()))
+        out = torch.cat([attended(slice(i, i + some)) for i in range(0, len(queries), some)])
     out = out.reshape(b, nh, nw, heads, th, tw, d).permute(0, 1, 4, 2, 5, 3, 6)  # (B, nh, th, nw, tw, heads, d)
-    return out.reshape(b, nh * th, nw * tw, heads, d)[:, :ho, :wo]
+    out = out.clone(memory_format=torch.contiguous_format).view(b, nh * th, nw * tw, heads, d)[:, :ho, :wo]
+    return out.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else out
 
 
 def offset_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
@@ -128,8 +130,9 @@ def _minus_tile_position(keys: Tensor, pe: Tensor, geometry: tuple[int, ...]) ->
 def _gather(x: Tensor, geometry: tuple[int, ...], some: slice) -> Tensor:
     """A map (B, H, W, heads, d) → (some of B·nh·nw, kh·kw, heads, d): the keys of these tiles, the halo included."""
     if torch.compiler.is_compiling():
-        index = _tile_index(1, *geometry, device=x.device)  # (nh·nw, kh·kw)
-        return x.flatten(1, 2)[:, index].flatten(0, 1)
+        # By row and by column: with positions of the flattened map inductor takes ten times as long at symbolic sizes.
+        rows, cols = _tile_axes(*geometry, device=x.device)  # (nh, 1, kh, 1), (1, nw, 1, kw)
+        return x[:, rows, cols].flatten(3, 4).flatten(0, 2)
     if torch.is_grad_enabled():
         return _GatherTiles.apply(x, geometry)  # type: ignore[no-any-return]
     index = _cached(_tile_index, x.shape[0], *geometry, device=x.device)  # (B·nh·nw, kh·kw)
@@ -159,19 +162,25 @@ class _GatherTiles(torch.autograd.Function):
         return F.embedding_bag(order, rows, starts, mode="sum").view(ctx.shape), None
 
 
-def _tile_index(
-    b: int, nh: int, nw: int, th: int, tw: int, h: int, w: int, kernel: int, stride: int, dilation: int,
+def _tile_axes(
+    nh: int, nw: int, th: int, tw: int, h: int, w: int, kernel: int, stride: int, dilation: int,
     *, device: torch.device,
-) -> Tensor:  # fmt: skip
-    """(B·nh·nw, kh·kw): for every tile and key of its halo, the position (image·h + y)·w + x in the batch."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(nh, 1, kh, 1) and (1, nw, 1, kw): row and column of every tile's every key."""
 
     def axis(tiles: int, side: int, size: int) -> Tensor:  # (tiles, halo)
         length = halo(side, kernel, stride, dilation)
         key = reflected_range(-(kernel // 2 * dilation), (tiles - 1) * side * stride + length, size, device)
         return key.unfold(0, length, side * stride)
 
-    index = axis(nh, th, h)[:, None, :, None] * w + axis(nw, tw, w)[None, :, None, :]  # (nh, nw, kh, kw)
-    index = index.flatten(2).flatten(0, 1)  # (nh·nw, kh·kw)
+    return axis(nh, th, h)[:, None, :, None], axis(nw, tw, w)[None, :, None, :]
+
+
+def _tile_index(b: int, *geometry: int, device: torch.device) -> Tensor:
+    """(B·nh·nw, kh·kw): for every tile and key of its halo, the position (image·h + y)·w + x in the batch."""
+    h, w = geometry[4:6]
+    rows, cols = _tile_axes(*geometry, device=device)
+    index = (rows * w + cols).flatten(2).flatten(0, 1)  # (nh·nw, kh·kw)
     return (torch.arange(b, device=device).view(b, 1, 1) * (h * w) + index).flatten(0, 1)
 
 
@@ -208,7 +217,7 @@ def _multiplicity_mask(
 
     def count(queries: int, size: int) -> Tensor:  # (queries, size)
         seen = window_index(queries, size, kernel, stride, dilation, device)  # (kernel, queries)
-        return F.one_hot(seen, size).sum(0)
+        return (seen.unsqueeze(2) == torch.arange(size, device=device)).sum(0)  # one_hot would fix size in a graph
 
     times = count(ho, h)[:, None, :, None] * count(wo, w)[None, :, None, :]  # (Ho, Wo, H, W)
     return times.flatten(2).flatten(0, 1).to(torch.float64).log().to(dtype)

@@ -13,7 +13,9 @@ def reflect_index(positions: Tensor, size: int) -> Tensor:
     Where `torch.nn.functional.pad(mode="reflect")` runs, this is the same.
     """
     period = torch.full_like(positions, torch.sym_max(2 * size - 2, 1))  # a tensor: ONNX takes no symbol as a modulus
-    return (size - 1) - (positions.remainder(period) - (size - 1)).abs()
+    # Not `positions.remainder(period)`: inductor 2.15 takes its bounds for floats and fails on them as an index.
+    folded = positions - period * torch.div(positions, period, rounding_mode="floor")
+    return (size - 1) - (folded - (size - 1)).abs()
 
 
 def reflected_range(start: int, length: int, size: int, device: torch.device) -> Tensor:
