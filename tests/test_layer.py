@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from acmix_zoo import ACmix2d, load_weights
+from acmix_zoo.ops.acmix import _whole, acmix
 from acmix_zoo.ops.local_attention import local_attention_reference
 from acmix_zoo.ops.shift_conv import shift_conv_reference, shift_kernels
 from acmix_zoo.weights.authors import convert
@@ -248,6 +250,36 @@ def test_deterministic_algorithms():
         torch.use_deterministic_algorithms(False)
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_compiled_inference_is_one_operator(stride):
+    """For any size, since the planner runs inside of it."""
+    layer = ACmix2d(8, 12, stride=stride).eval()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    with torch.no_grad():
+        for size in ((3, 9, 7), (2, 24, 31), (5, 64, 40)):
+            x = torch.randn(size[0], 8, *size[1:])
+            out, expected = compiled(x), layer(x)
+            assert torch.equal(out, expected) and out.stride() == expected.stride()
+    (graph,) = counter.graphs
+    assert sum("acmix_zoo.acmix" in str(node.target) for node in graph.graph.nodes) == 1
+    assert counter.frame_count == 1
+
+
+def test_the_operator_keeps_torchs_rules():
+    layer = ACmix2d(8, 12).eval()
+    seen = []
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("acmix_zoo.layers.acmix2d.acmix", lambda *args: seen.append(args) or acmix(*args))
+        layer(torch.randn(2, 8, 20, 19))
+    ((x, weight, bias, mixing, geometry),) = seen
+    torch.library.opcheck(
+        _whole,
+        (x, weight.detach(), None if bias is None else bias.detach(),
+         *(t if t is None else t.detach() for t in mixing), *geometry),
+    )  # fmt: skip
 
 
 def test_compile_with_dynamic_sizes():

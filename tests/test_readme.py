@@ -60,11 +60,11 @@ def test_commands_of_make_and_pip(command: str, clone: Path, tmp_path: Path) -> 
 
 def test_commands_of_acmix_zoo_in_order(clone: Path, fashion_mnist: str) -> None:
     commands = [shlex.split(c) for c in COMMANDS if c.startswith("acmix-zoo")]
-    assert {words[1] for words in commands} == {"fit", "classify"}
+    assert {words[1] for words in commands} == {"fit", "classify", "bench"}
     for words in commands:
-        short = SHORT if words[1] == "fit" else []
+        short = {"fit": SHORT, "bench": ["--repeats", "1", "--no-memory"], "classify": []}[words[1]]
         out = run([sys.executable, "-m", "acmix_zoo.cli", *words[1:], *short], clone)
-        assert words[1] == "fit" or out.startswith("photo.png: ")
+        assert out.startswith("photo.png: ") or words[1] != "classify"
 
 
 @pytest.mark.parametrize("snippet", blocks("python"))

@@ -6,6 +6,7 @@ import argparse
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from math import isnan
 from pathlib import Path
 
 import torch
@@ -93,7 +94,7 @@ def print_table(rows: Sequence[Row]) -> None:
             f"{row.ms:.4g} ±{spread:.0f}%",
             f"{row.ms / first.ms:.2f}",
             f"{row.images_per_s:.4g}",
-            f"{row.peak_mib:.0f}",
+            "" if isnan(row.peak_mib) else f"{row.peak_mib:.0f}",
             human(row.macs),
             f"{row.gflops:.3g}",
             f"{100 * row.share_of_peak:.0f} %",

@@ -53,8 +53,9 @@ def network_rows() -> Iterator[Row]:
 
 def compile_rows() -> Iterator[Row]:
     """Compiled against eager."""
-    for name in ("acmix_resnet50", "acmix_swin_t"):
-        yield from measure([Case(n, 8, 0, False, 2) for n in (name, f"{name}+compile")], 5, memory=False)
+    for train in (False, True):
+        for name in ("acmix_resnet50", "acmix_swin_t"):
+            yield from measure([Case(n, 8, 0, train, 2) for n in (name, f"{name}+compile")], 5, memory=False)
 
 
 def growth_rows() -> Iterator[Row]:

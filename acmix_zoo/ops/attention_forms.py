@@ -75,7 +75,8 @@ def tile_attention(
     else:  # what a slice gathers stays in the cache
         v = v.contiguous()  # once for all slices
         some = max(1, _TILE_BYTES // (mask.shape[1] * 2 * heads * d * q.element_size()))
-        out = torch.cat([attended(slice(i, i + some)) for i in range(0, len(queries), some)])
+        outs = [attended(slice(i, i + some)) for i in range(0, len(queries), some)]
+        out = outs[0] if len(outs) == 1 else torch.cat(outs)
     out = out.reshape(b, nh, nw, heads, th, tw, d).permute(0, 1, 4, 2, 5, 3, 6)  # (B, nh, th, nw, tw, heads, d)
     out = out.clone(memory_format=torch.contiguous_format).view(b, nh * th, nw * tw, heads, d)[:, :ho, :wo]
     return out.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else out
