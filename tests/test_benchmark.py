@@ -119,7 +119,9 @@ def test_only_memory_errors_are_taken_for_such() -> None:
 def test_growth() -> None:
     assert fitted_exponent([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)
     assert fitted_exponent([1, 10, 100], [5, 5, 5]) == pytest.approx(0)
-    sizes = [replace(ROW, input=f"3×{n}×{n}", ms=n**2 / 1000, peak_mib=n / 10) for n in (64, 224, 448)]
+    sizes = [
+        replace(ROW, input=f"3×{n}×{n}", batch=b, ms=b * n**2, peak_mib=b * n) for n, b in ((64, 9), (224, 4), (448, 1))
+    ]
     first, time, memory = growths(sizes, "size")
     assert "time grows as pixels^1.00, peak memory as pixels^0.50" in first
     assert time.endswith("1.00× at 64², 1.00× at 224², 1.00× at 448²")
@@ -129,6 +131,8 @@ def test_growth() -> None:
 def test_growth_cases() -> None:
     assert [case.batch for case in growth_cases(Case("resnet18"), "batch")] == list(BATCHES)
     assert growth_cases(Case("acmix2d:8x18s2"), "size")[-1].contestant == "acmix2d:8x1024s2"
+    sizes = growth_cases(Case("resnet18", 8), "size")
+    assert [(case.size, case.batch) for case in sizes] == [(64, 98), (128, 24), (224, 8), (448, 2), (1024, 1)]
     for name, start in (("acmix_resnet26", 1), ("acmix_swin_t", 2)):
         deep = growth_cases(Case(name), "depth")
         assert [next(iter(json.loads(case.kwargs).values())) for case in deep] == [

@@ -16,7 +16,10 @@ OVER = ("size", "batch", "depth")
 
 
 def growth_cases(case: Case, over: str) -> list[Case]:
-    """The cases that `case` grows through. Images grow one at a time; depth multiplies the blocks of the first stage,
+    """The cases that `case` grows through.
+
+    As images grow, the batch shrinks so that the pixels stay those of `case.batch` images of 224²: a growth by one
+    image at a time would mostly show the fixed cost of the small ones. Depth multiplies the blocks of the first stage,
     which are alike.
 
     Raises:
@@ -25,12 +28,16 @@ def growth_cases(case: Case, over: str) -> list[Case]:
     if over == "batch":
         return [replace(case, batch=batch) for batch in BATCHES]
     if over == "size":
+        batches = [max(1, case.batch * 224**2 // size**2) for size in SIZES]
         if ":" in case.contestant:
             name, _, rest = case.contestant.partition(":")
             channels, _, last = rest.partition("x")
             stride = f"s{last.partition('s')[2]}" if "s" in last else ""
-            return [replace(case, batch=1, contestant=f"{name}:{channels}x{size}{stride}") for size in SIZES]
-        return [replace(case, batch=1, size=size) for size in SIZES]
+            return [
+                replace(case, batch=n, contestant=f"{name}:{channels}x{size}{stride}")
+                for size, n in zip(SIZES, batches, strict=True)
+            ]
+        return [replace(case, batch=n, size=size) for size, n in zip(SIZES, batches, strict=True)]
     module = build(case)[0]
     found = [
         (name, stages) for name, stages in (("layers", "layer1"), ("depths", "layers.0.blocks")) if _has(module, stages)
@@ -68,19 +75,20 @@ def amount(row: Row, over: str) -> float:
 def growths(rows: Sequence[Row], over: str) -> list[str]:
     """Sentences: the fitted exponents, and for images the time and memory of a pixel against those at 224²."""
     x = [amount(row, over) for row in rows]
+    ms, mib = (
+        [getattr(row, what) / (row.batch if over == "size" else 1) for row in rows] for what in ("ms", "peak_mib")
+    )
     unit = {"size": "pixels", "batch": "images", "depth": "MACs"}[over]
     lines = [
-        f"{rows[0].contestant}: time grows as {unit}^{fitted_exponent(x, [row.ms for row in rows]):.2f}, "
-        f"peak memory as {unit}^{fitted_exponent(x, [row.peak_mib for row in rows]):.2f}"
+        f"{rows[0].contestant}: time grows as {unit}^{fitted_exponent(x, ms):.2f}, "
+        f"peak memory as {unit}^{fitted_exponent(x, mib):.2f}"
     ]
     if over == "size":
         base = min(range(len(rows)), key=lambda i: abs(x[i] - 224**2))
-        for what in ("ms", "peak_mib"):
-            per = [getattr(row, what) / n for row, n in zip(rows, x, strict=True)]
+        for what, values in (("time", ms), ("memory", mib)):
+            per = [value / n for value, n in zip(values, x, strict=True)]
             ratios = ", ".join(
                 f"{p / per[base]:.2f}× at {row.input.split('×')[-1]}²" for p, row in zip(per, rows, strict=True)
             )
-            lines.append(
-                f"{'time' if what == 'ms' else 'memory'} a pixel against {rows[base].input.split('×')[-1]}²: {ratios}"
-            )
+            lines.append(f"{what} a pixel against {rows[base].input.split('×')[-1]}²: {ratios}")
     return lines
