@@ -18,7 +18,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from acmix_zoo import ACmix2d, load_weights
-from acmix_zoo.ops.acmix import _whole, acmix
+from acmix_zoo.ops.acmix import acmix
 from acmix_zoo.ops.local_attention import local_attention_reference
 from acmix_zoo.ops.shift_conv import shift_conv_reference, shift_kernels
 from acmix_zoo.weights.authors import convert
@@ -253,33 +253,39 @@ def test_deterministic_algorithms():
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_compiled_inference_is_one_operator(stride):
-    """For any size, since the planner runs inside of it."""
-    layer = ACmix2d(8, 12, stride=stride).eval()
+@pytest.mark.parametrize("train", [False, True])
+def test_compiled_layer_is_one_operator(stride, train):
+    """For any size, since the planner runs inside of it; its gradient is another."""
+    layer = ACmix2d(8, 12, stride=stride)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
-    with torch.no_grad():
+    with torch.set_grad_enabled(train):
         for size in ((3, 9, 7), (2, 24, 31), (5, 64, 40)):
             x = torch.randn(size[0], 8, *size[1:])
             out, expected = compiled(x), layer(x)
-            assert torch.equal(out, expected) and out.stride() == expected.stride()
+            assert relative(out, expected) < 1e-6 and out.stride() == expected.stride()
+            assert out.requires_grad == train
     (graph,) = counter.graphs
     assert sum("acmix_zoo.acmix" in str(node.target) for node in graph.graph.nodes) == 1
     assert counter.frame_count == 1
 
 
-def test_the_operator_keeps_torchs_rules():
-    layer = ACmix2d(8, 12).eval()
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
+def test_the_operators_keep_torchs_rules(paths, keep, train):
+    layer = ACmix2d(8, 12, paths=paths)
     seen = []
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("acmix_zoo.layers.acmix2d.acmix", lambda *args: seen.append(args) or acmix(*args))
         layer(torch.randn(2, 8, 20, 19))
     ((x, weight, bias, mixing, geometry),) = seen
-    torch.library.opcheck(
-        _whole,
-        (x, weight.detach(), None if bias is None else bias.detach(),
-         *(t if t is None else t.detach() for t in mixing), *geometry),
-    )  # fmt: skip
+    tensors = [t if t is None else t.detach().requires_grad_(train) for t in (x, weight, bias, *mixing)]
+    torch.library.opcheck(torch.ops.acmix_zoo.acmix, (*tensors, *geometry, keep))
+    grad, wanted = torch.randn(2, 12, 20, 19), [i % 3 != 1 and t is not None for i, t in enumerate(tensors)]
+    tensors = [t if t is None else t.detach() for t in tensors]
+    _, kept = torch.ops.acmix_zoo.acmix(*tensors, *geometry, keep)
+    torch.library.opcheck(torch.ops.acmix_zoo.acmix_backward, (grad, kept, *tensors, *geometry, wanted))
 
 
 def test_compile_with_dynamic_sizes():

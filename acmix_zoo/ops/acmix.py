@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from acmix_zoo.ops.local_attention import local_attention
-from acmix_zoo.ops.plan import forced_form, plan_layer
+from acmix_zoo.ops.plan import forced_form, keeps_projections, plan_layer
 from acmix_zoo.ops.shift_conv import grouped_conv
 
 
@@ -41,40 +41,17 @@ def acmix(
     Returns:
         (B, out, ceil(H/stride), ceil(W/stride)), channels_last in memory.
     """
-    if (
-        torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
-        and not torch.is_grad_enabled()
-        and x.device.type == "cpu"
-    ):
-        return _whole(x, weight, bias, *mixing, *geometry)  # type: ignore[no-any-return]
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.device.type == "cpu":
+        keep = torch.is_grad_enabled() and keeps_projections(x.shape[1])
+        return torch.ops.acmix_zoo.acmix(x, weight, bias, *mixing, *geometry, keep)[0]  # type: ignore[no-any-return]
     window = geometry[1:]
     plan = plan_layer(x.shape, len(weight) // 3, *window, itemsize=x.element_size(), device=x.device.type)
     if plan.images >= x.shape[0]:
-        return mix(_project(x, weight, bias), mixing, geometry)
+        return mix(project(x, weight, bias), mixing, geometry)
     return _Chunked.apply(plan.images, plan.keep, geometry, x, weight, bias, *mixing)  # type: ignore[no-any-return]
 
 
-@torch.library.custom_op("acmix_zoo::acmix", mutates_args=())
-def _whole(
-    x: Tensor, weight: Tensor, bias: Tensor | None,
-    pe: Tensor | None, fc: Tensor | None, shift: Tensor | None, alpha: Tensor | None, offset: Tensor | None,
-    heads: int, kernel: int, stride: int, dilation: int,
-) -> Tensor:  # fmt: skip
-    """`acmix` as one operator of a compiled graph. For inference on a CPU a compiler has nothing to add to it: traced,
-    it loses the chunks that stay in the cache, took 1.2 times as long, and minutes to compile at symbolic sizes."""
-    out = acmix(x, weight, bias, (pe, fc, shift, alpha, offset), Geometry(heads, kernel, stride, dilation))
-    return out.contiguous(memory_format=torch.channels_last)
-
-
-@_whole.register_fake
-def _(x, weight, bias, pe, fc, shift, alpha, offset, heads, kernel, stride, dilation):  # type: ignore[no-untyped-def]
-    b, _, h, w = x.shape
-    rows, cols = (h - 1) // stride + 1, (w - 1) // stride + 1
-    return x.new_empty((b, rows, cols, len(weight) // 3)).permute(0, 3, 1, 2)  # (B, out, Ho, Wo)
-
-
-def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(B, C, H, W) → (B, H, W, 3·out)."""
     return F.linear(x.permute(0, 2, 3, 1), weight, bias)
 
@@ -138,7 +115,7 @@ class _Attend(torch.autograd.Function):
 
 
 class _Chunked(torch.autograd.Function):
-    """`mix(_project(x))` over chunks of the batch; backward runs `mix` again, chunk by chunk.
+    """`mix(project(x))` over chunks of the batch; backward runs `mix` again, chunk by chunk.
 
     With `keep` the projections are kept for it, without they are computed again too.
     """
@@ -156,7 +133,7 @@ class _Chunked(torch.autograd.Function):
     ) -> Tensor:
         out, kept = None, []
         for i, part in enumerate(x.split(images)):
-            projections = _project(part, weight, bias)  # (images, H, W, 3·out)
+            projections = project(part, weight, bias)  # (images, H, W, 3·out)
             done = mix(projections, mixing, g)
             if out is None:
                 out = done.new_empty((len(x), *done.shape[1:])).to(memory_format=torch.channels_last)
@@ -173,25 +150,40 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         x, weight, bias, *rest = ctx.saved_tensors
         mixing, kept = rest[: ctx.mixing], rest[ctx.mixing :]
-        wanted = ctx.needs_input_grad[3:]  # x, weight, bias, *mixing
-        leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(mixing, wanted[3:], strict=True)]
-        sought = [t for t in leaves if t is not None and t.requires_grad]
-        d_weight, d_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
-        d_x, d_sought = torch.empty_like(x), [torch.zeros_like(t) for t in sought]
-        for i, part in enumerate(x.split(ctx.images)):
-            rows = slice(i * ctx.images, i * ctx.images + len(part))
-            projections = kept[i] if kept else _project(part, weight, bias)
-            projections = projections.detach().requires_grad_()  # (images, H, W, 3·out)
-            with torch.enable_grad():
-                out = mix(projections, leaves, ctx.g)
-            found = torch.autograd.grad(out, [projections, *sought], grad[rows])
-            d_projections = found[0].flatten(0, 2)  # (images·H·W, 3·out)
-            if wanted[0]:
-                d_x[rows] = (d_projections @ weight).view(*projections.shape[:3], -1).permute(0, 3, 1, 2)
-            d_weight.addmm_(d_projections.T, part.permute(0, 2, 3, 1).flatten(0, 2))
-            d_bias += d_projections.sum(0)
-            for total, more in zip(d_sought, found[1:], strict=True):
-                total += more
-        sums = iter(d_sought)
-        d_mixing = [next(sums) if t is not None and t.requires_grad else None for t in leaves]
-        return None, None, None, d_x if wanted[0] else None, d_weight, d_bias if bias is not None else None, *d_mixing
+        found = chunked_backward(grad, x, weight, bias, mixing, ctx.g, ctx.images, kept, ctx.needs_input_grad[3:])
+        return None, None, None, *found
+
+
+def chunked_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mixing: Sequence[Tensor | None],
+    g: Geometry,
+    images: int,
+    kept: Sequence[Tensor],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of x, weight, bias and `mixing`, chunk by chunk; `kept` holds the chunks' projections or nothing."""
+    leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(mixing, wanted[3:], strict=True)]
+    sought = [t for t in leaves if t is not None and t.requires_grad]
+    d_weight, d_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
+    d_x, d_sought = torch.empty_like(x), [torch.zeros_like(t) for t in sought]
+    for i, part in enumerate(x.split(images)):
+        rows = slice(i * images, i * images + len(part))
+        projections = kept[i] if kept else project(part, weight, bias)
+        projections = projections.detach().requires_grad_()  # (images, H, W, 3·out)
+        with torch.enable_grad():
+            out = mix(projections, leaves, g)
+        found = torch.autograd.grad(out, [projections, *sought], grad[rows])
+        d_projections = found[0].flatten(0, 2)  # (images·H·W, 3·out)
+        if wanted[0]:
+            d_x[rows] = (d_projections @ weight).view(*projections.shape[:3], -1).permute(0, 3, 1, 2)
+        d_weight.addmm_(d_projections.T, part.permute(0, 2, 3, 1).flatten(0, 2))
+        d_bias += d_projections.sum(0)
+        for total, more in zip(d_sought, found[1:], strict=True):
+            total += more
+    sums = iter(d_sought)
+    d_mixing = [next(sums) if t is not None and t.requires_grad else None for t in leaves]
+    return [d_x if wanted[0] else None, d_weight, d_bias if bias is not None else None, *d_mixing]

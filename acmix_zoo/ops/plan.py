@@ -117,6 +117,11 @@ class LayerPlan:
     why: str
 
 
+def keeps_projections(channels: int) -> bool:
+    """Whether a cut batch's projections of so many input channels are kept for the gradient."""
+    return channels >= _KEEP_FROM
+
+
 def plan_layer(
     shape: tuple[int, ...] | torch.Size,
     channels: int,
@@ -145,7 +150,7 @@ def plan_layer(
     images = max(1, _CHUNK_BYTES // max(image, 1))
     if images >= b:
         return LayerPlan(b, True, f"the batch takes {b * image / 2**20:.1f} MiB, within {_CHUNK_BYTES >> 20}")
-    keep = c >= _KEEP_FROM
+    keep = keeps_projections(c)
     return LayerPlan(
         images,
         keep,
