@@ -46,9 +46,9 @@ def acmix(
         return torch.ops.acmix_zoo.acmix(x, weight, bias, *mixing, *geometry, keep)[0]  # type: ignore[no-any-return]
     window = geometry[1:]
     plan = plan_layer(x.shape, len(weight) // 3, *window, itemsize=x.element_size(), device=x.device.type)
-    if plan.images >= x.shape[0]:
+    if plan.keep == "all" or (plan.images >= x.shape[0] and not torch.is_grad_enabled()):
         return mix(project(x, weight, bias), mixing, geometry)
-    return _Chunked.apply(plan.images, plan.keep, geometry, x, weight, bias, *mixing)  # type: ignore[no-any-return]
+    return _Chunked.apply(plan.images, plan.keep == "projections", geometry, x, weight, bias, *mixing)  # type: ignore[no-any-return]
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

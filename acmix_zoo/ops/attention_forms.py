@@ -73,7 +73,7 @@ def tile_attention(
     if half or torch.is_grad_enabled() or torch.compiler.is_compiling() or q.device.type != "cpu":
         out = attended(slice(None))
     else:  # what a slice gathers stays in the cache
-        v = v.contiguous()  # once for all slices
+        k, v = k.contiguous(), v.contiguous()  # once for all slices
         some = max(1, _TILE_BYTES // (mask.shape[1] * 2 * heads * d * q.element_size()))
         outs = [attended(slice(i, i + some)) for i in range(0, len(queries), some)]
         out = outs[0] if len(outs) == 1 else torch.cat(outs)

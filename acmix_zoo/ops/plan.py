@@ -107,13 +107,13 @@ def choose_tile(ho: int, wo: int, kernel: int, stride: int, dilation: int) -> tu
 class LayerPlan:
     """How a layer works off a batch.
 
-    images: how many at a time; the whole batch goes through plain operators.
-    keep: whether the projections of a cut batch are kept for the gradient, or projected again.
+    images: how many at a time.
+    keep: what of it is kept for the gradient: "all", the "projections", or "nothing", where all is worked out again.
     why: in words.
     """
 
     images: int
-    keep: bool
+    keep: str
     why: str
 
 
@@ -135,11 +135,11 @@ def plan_layer(
     """The plan for an input of `shape` (B, C, H, W) and `channels` outputs, of elements of `itemsize` bytes."""
     b, c, h, w = shape
     if torch.compiler.is_compiling():
-        return LayerPlan(b, True, "the compiler plans for itself")
+        return LayerPlan(b, "all", "the compiler plans for itself")
     if forced_form() == "reference":
-        return LayerPlan(b, True, "the reference is plain operators on the whole batch")
+        return LayerPlan(b, "all", "the reference is plain operators on the whole batch")
     if device != "cpu":
-        return LayerPlan(b, True, f"chunks of the batch serve a processor's caches; this is {device}")
+        return LayerPlan(b, "all", f"chunks of the batch serve a processor's caches; this is {device}")
     image = 6 * h * w * channels  # the projections, and as much again for what comes of them
     if h * w > _GLOBAL_UP_TO:  # and the keys and values of all tiles
         ho, wo = -(-h // stride), -(-w // stride)
@@ -148,17 +148,12 @@ def plan_layer(
         image += -(-ho // th) * -(-wo // tw) * keys * 2 * channels
     image *= itemsize
     images = max(1, _CHUNK_BYTES // max(image, 1))
-    if images >= b:
-        return LayerPlan(b, True, f"the batch takes {b * image / 2**20:.1f} MiB, within {_CHUNK_BYTES >> 20}")
-    keep = keeps_projections(c)
-    return LayerPlan(
-        images,
-        keep,
-        f"an image takes {image / 2**20:.1f} MiB, a chunk {_CHUNK_BYTES >> 20}; for the gradient the projections of "
-        + (
-            f"{c} channels are kept, since projecting again would cost more" if keep else f"{c} channels are made again"
-        ),
-    )
+    if b * image <= _CHUNK_BYTES:
+        return LayerPlan(b, "all", f"the batch takes {b * image / 2**20:.1f} MiB, within {_CHUNK_BYTES >> 20}")
+    size = f"an image takes {image / 2**20:.1f} MiB, a chunk {_CHUNK_BYTES >> 20}; for the gradient the projections of "
+    if keeps_projections(c):
+        return LayerPlan(images, "projections", f"{size}{c} channels are kept, since projecting again would cost more")
+    return LayerPlan(images, "nothing", f"{size}{c} channels are made again")
 
 
 def explain_plan(
