@@ -22,10 +22,10 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 import acmix_zoo
-from acmix_zoo.analysis.complexity import complexity
 from acmix_zoo.analysis.plots import plot_confusion, plot_images
 from acmix_zoo.analysis.report import plot_comparison, read_metrics, write_html
 from acmix_zoo.data import export_folder, load_image
+from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.weights import read_config
 
 ROOT = Path(acmix_zoo.__file__).resolve().parent.parent

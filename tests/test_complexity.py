@@ -8,7 +8,7 @@ from torch import nn
 
 import acmix_zoo
 from acmix_zoo import ACmix2d
-from acmix_zoo.analysis.complexity import complexity, human
+from acmix_zoo.layers.complexity import complexity, human
 
 
 def test_by_hand() -> None:

@@ -65,7 +65,7 @@ def test_hub_users_do_not_pay_for_training() -> None:
 
 
 def test_complexity_needs_no_lightning() -> None:
-    assert python("import sys, acmix_zoo.analysis.complexity; print('lightning' in sys.modules)").strip() == "False"
+    assert python("import sys, acmix_zoo.layers.complexity; print('lightning' in sys.modules)").strip() == "False"
 
 
 def test_version_is_stated_once_and_the_same() -> None:

@@ -13,8 +13,8 @@ import torch
 
 from acmix_zoo.analysis import benchmark
 from acmix_zoo.analysis.benchmark import Case, Row, measure
-from acmix_zoo.analysis.complexity import human
 from acmix_zoo.analysis.growth import OVER, growth_cases, growths
+from acmix_zoo.layers.complexity import human
 
 
 def bench(arguments: Sequence[str]) -> list[Row]:

@@ -31,9 +31,9 @@ import torch
 from torch import nn
 
 import acmix_zoo
-from acmix_zoo.analysis.complexity import complexity
 from acmix_zoo.analysis.released import ReleasedForm
 from acmix_zoo.layers import ACmix2d
+from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.layers.cost import input_size_of
 from acmix_zoo.ops import use_form
 

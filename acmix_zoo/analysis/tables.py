@@ -1,20 +1,21 @@
-"""README's tables, made from the weights' records and from the networks: nothing is stated twice.
+"""Tables of README and docs, made from the weights' records, the networks and benchmarks/: nothing is stated twice.
 
-    python -m acmix_zoo.analysis.tables README.md
+    python -m acmix_zoo.analysis.tables README.md docs/hub.md
 
-rewrites what stands between <!-- weights --> and <!-- /weights -->, and between the same marks of "models".
+rewrites what stands between <!-- weights --> and <!-- /weights -->, and between such marks of the other TABLES.
 """
 
 from __future__ import annotations
 
+import csv
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import acmix_zoo
-from acmix_zoo.analysis.complexity import complexity, human
 from acmix_zoo.analysis.speed_table import speed_table
+from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.models._registry import checkpoints_root
 from acmix_zoo.weights import read_config
 
@@ -50,21 +51,36 @@ def models_table() -> str:
     return _markdown(rows)
 
 
+BENCHMARKS = Path(acmix_zoo.__file__).parents[1] / "benchmarks"
+
+
 def benchmarks_table() -> str:
     """What `make bench` measured, against what was aimed at."""
-    return speed_table(Path(acmix_zoo.__file__).parents[1] / "benchmarks")
+    return speed_table(BENCHMARKS)
 
 
-TABLES: dict[str, Callable[[], str]] = {"weights": weights_table, "models": models_table, "speed": benchmarks_table}
+def warm_start_table() -> str:
+    """What `warm_start_study.py` measured."""
+    with (BENCHMARKS / "warm_start.csv").open(encoding="utf-8") as file:
+        return _markdown(list(csv.reader(file)))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "weights": weights_table,
+    "models": models_table,
+    "speed": benchmarks_table,
+    "warm_start": warm_start_table,
+}
 
 
 def render(text: str) -> str:
-    """The text with every table between its markers made anew."""
-    for name, make in TABLES.items():
+    """The text with every table between its marks made anew."""
+    for name in re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE):
+        if name not in TABLES or f"<!-- /{name} -->" not in text:
+            raise ValueError(f"<!-- {name} --> begins no table; expected one of {', '.join(TABLES)}, and its end")
         place = re.search(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", text, re.DOTALL)
-        if not place:
-            raise ValueError(f"there is no place for the table: expected <!-- {name} --> and <!-- /{name} -->")
-        text = text[: place.start()] + make() + text[place.end() :]
+        assert place
+        text = text[: place.start()] + TABLES[name]() + text[place.end() :]
     return text
 
 
@@ -74,5 +90,5 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    readme = Path(sys.argv[1])
-    readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in map(Path, sys.argv[1:]):
+        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")

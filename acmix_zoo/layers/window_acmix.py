@@ -181,3 +181,15 @@ class WindowACmix(nn.Module):
             bias = bias + mask.unsqueeze(1)  # (n, heads, L, L)
         out = window_attention(q, k, v, bias)  # (B·n, heads, L, d)
         return window_reverse(out.transpose(1, 2).flatten(2), self.window, (b, h, w))  # (B, H, W, heads·d)
+
+
+def rows_by_channel(rows: Tensor, heads: int) -> Tensor:
+    """Rows of a plain qkv projection, ordered (q/k/v, heads, d), in our order (d, q/k/v, heads).
+
+    (3·heads·d, …) → (3·heads·d, C), or (3·heads·d,) for a bias. Rows that no such layer can have are left as they are,
+    for a strict load to report.
+    """
+    rows = rows.flatten(1) if rows.dim() > 1 else rows
+    if rows.shape[0] % (3 * heads):
+        return rows
+    return rows.unflatten(0, (3, heads, -1)).movedim(2, 0).flatten(0, 2).contiguous()  # type: ignore[no-any-return]
