@@ -6,8 +6,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by huggingface_hub at impor
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+from hub_server import Hub
+from huggingface_hub import constants
 
 torch.set_num_threads(1)
 
@@ -22,6 +27,21 @@ def fashion_mnist() -> str:
     except FileNotFoundError as error:
         pytest.skip(str(error))
     return "fashion_mnist"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The client's address, cache and token, for this process; no waiting between tries."""
+    with Hub() as server:
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": str(tmp_path / "hf"),
+        }.items():  # fmt: skip
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", "hf_write")
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        yield server
 
 
 @pytest.fixture(autouse=True)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import zlib
-from pathlib import Path
-
-import numpy as np
 import pytest
 import timm
 import torch
+from golden_networks import GOLDEN, golden_input, golden_state
 from timm.models import create_model
 from timm.models._features_fx import FeatureGraphNet
 from timm.optim import param_groups_layer_decay
@@ -19,7 +15,6 @@ import acmix_zoo
 from acmix_zoo import load_weights
 from acmix_zoo.models import ACmixResNet, ACmixSwin
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "networks.json").read_text())
 SMALL = ["acmix_resnet_pico", "acmix_swin_pico"]
 COUNTS = {
     "acmix_resnet26": 10_487_816,
@@ -30,32 +25,6 @@ COUNTS = {
 }
 
 
-def golden_tensor(network: str, key: str, shape: list[int]) -> torch.Tensor | None:
-    """A weight made from its name, by the rules of the golden files; None where the network builds it itself."""
-    random = np.random.default_rng(zlib.crc32(f"{network}/{key}".encode()))
-
-    def normal(scale: float) -> np.ndarray:
-        return random.standard_normal(shape).astype(np.float32) * np.float32(scale)
-
-    if key.endswith(("num_batches_tracked", "relative_position_index", "attn_mask")):
-        return None
-    if key.endswith("running_var"):
-        value = random.uniform(0.5, 1.5, shape)
-    elif key.endswith("running_mean"):
-        value = normal(0.1)
-    elif key.endswith(("rate1", "rate2")):
-        value = 0.5 + normal(0.2)
-    elif len(shape) == 1:
-        value = 1 + normal(0.1) if key.endswith("weight") else normal(0.05)
-    elif key.endswith("dep_conv.weight"):
-        value = np.eye(shape[1], dtype=np.float32).reshape(1, *shape[1:]) + normal(0.05)
-    elif key.endswith("relative_position_bias_table"):
-        value = normal(0.5)
-    else:
-        value = normal(np.prod(shape[1:]) ** -0.5)
-    return torch.from_numpy(np.asarray(value, dtype=np.float32))
-
-
 @pytest.mark.parametrize("entry", GOLDEN, ids=[entry["name"] for entry in GOLDEN])
 def test_logits_of_the_authors_networks(entry):
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in entry["config"].items()}
@@ -64,13 +33,8 @@ def test_logits_of_the_authors_networks(entry):
         network = ACmixResNet(base_width=width, **config).eval()
     else:
         network = ACmixSwin(**config).eval()
-    weights = {key: golden_tensor(entry["name"], key, shape) for key, shape in entry["keys"].items()}
-    state = {key: value for key, value in weights.items() if value is not None}
-    state |= {key: torch.tensor(0) for key in entry["keys"] if key.endswith("num_batches_tracked")}
-    load_weights(network, state)  # strict: every key of theirs finds its place, none of ours stays empty
-    x = golden_tensor(entry["name"], "input", entry["input_shape"])
-    random = np.random.default_rng(zlib.crc32(f"{entry['name']}/input".encode()))
-    x = torch.from_numpy(random.standard_normal(entry["input_shape"]).astype(np.float32))
+    load_weights(network, golden_state(entry))  # strict: every key finds its place, none of ours stays empty
+    x = golden_input(entry)
     with torch.no_grad():
         logits = network(x)
     expected = torch.tensor(entry["logits"])

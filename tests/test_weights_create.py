@@ -37,7 +37,7 @@ class TestCreate:
             ("acmix_resnet51", False, "acmix_resnet50"),
             ("resnet_50", False, "resnet50"),
             ("zzzzzz", False, "known: acmix_"),
-            ("acmix_swin_t", True, "no weights for acmix_swin_t; models with weights"),
+            ("acmix_resnet50", True, "no weights for acmix_resnet50; models with weights"),
             ("acmix_swin_t.of_nobody", False, "no tag 'of_nobody'"),
             ("acmix_swin_t", "of_nobody", "no tag 'of_nobody'"),
         ],
@@ -114,3 +114,9 @@ def test_shipped_weights(folder: Path) -> None:
     model = create_model(config["architecture"], config["acmix_zoo"]["tag"])
     stored = safetensors.torch.load_file(folder / "model.safetensors")
     assert all(torch.equal(value, stored[key].to(value.dtype)) for key, value in model.state_dict().items())
+
+
+def test_weights_on_the_hub_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConnectionError, match=r"of acmix_swin_t.swin_in1k are timm/swin_tiny.* cannot be asked"):
+        create_model("acmix_swin_t", "swin_in1k")

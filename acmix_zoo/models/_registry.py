@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d, WindowACmix
 
-__all__ = ["IMAGENET", "SMALL", "build", "checkpoints_root", "default_cfgs", "register_model"]
+__all__ = ["FETCH", "IMAGENET", "SMALL", "build", "check_sha256", "checkpoints_root", "default_cfgs", "register_model"]
 
 # FX cannot follow control flow that depends on a map's size; timm's feature extraction keeps these two whole.
 for layer in (ACmix2d, WindowACmix):
@@ -33,6 +35,10 @@ IMAGENET: dict[str, Any] = {
 }
 SMALL: dict[str, Any] = {**IMAGENET, "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (4, 4), "crop_pct": 1.0}
 
+# How to come by weights that neither ship nor lie on the Hub, by "architecture.tag": each gives the path of a file.
+# `acmix_zoo.weights` fills it in.
+FETCH: dict[str, Callable[[], Path]] = {}
+
 
 @cache
 def checkpoints_root() -> Path | None:
@@ -45,20 +51,21 @@ def checkpoints_root() -> Path | None:
 
 
 def default_cfgs(base: Mapping[str, Mapping[str, Any]]) -> Any:
-    """timm's default_cfgs for `{architecture: cfg}`, with an entry for every shipped weight where there are any.
+    """timm's default_cfgs for `{architecture or architecture.tag: cfg}`, with an entry for every shipped weight.
 
     A shipped weight is a folder `checkpoints/<architecture>.<tag>`; what timm needs to know of it stands in its
-    config.json. The first tag of an architecture, by name, is what `pretrained=True` means.
+    config.json. The first tag of an architecture, shipped ones first and by name, is what `pretrained=True` means.
     """
     cfgs: dict[str, Any] = {}
     root = checkpoints_root()
-    for architecture, cfg in base.items():
+    for name, cfg in base.items():
+        architecture = name.partition(".")[0]
         shipped = sorted(root.glob(f"{architecture}.*/config.json")) if root else []
         for config in shipped:
             stored = json.loads(config.read_text(encoding="utf-8"))["pretrained_cfg"]
             cfgs[config.parent.name] = {**cfg, **stored, "file": str(config.parent / "model.safetensors")}
-        if not shipped:  # beside weights timm would list an entry without a tag as one more weight
-            cfgs[architecture] = dict(cfg)
+        if name != architecture or not shipped:  # beside weights timm lists an entry without a tag as one more weight
+            cfgs[name] = dict(cfg)
     return generate_default_cfgs(cfgs)
 
 
@@ -74,6 +81,36 @@ def build(
 
     `feature_cfg` says how `features_only` is built (`out_indices`, `feature_cls`).
     """
+    if pretrained:
+        cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+        fetch = FETCH.get(f"{variant}.{cfg.tag}")
+        if fetch and not cfg.file and not cfg.hf_hub_id:
+            kwargs["pretrained_cfg_overlay"] = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": str(fetch())}
+        elif cfg.file:
+            check_sha256(Path(cfg.file))
     return build_model_with_cfg(
         network, variant, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=feature_cfg, **kwargs
     )
+
+
+def check_sha256(weights: Path) -> None:
+    """Refuse weights (a file of a weight folder, or the folder) that are not those that its config.json describes.
+
+    Raises:
+        ValueError: the hashes differ; nothing is changed. What has no record beside it passes.
+    """
+    if weights.is_dir():
+        weights = weights / "model.safetensors"
+    config = weights.parent / "config.json"
+    if not config.is_file() or not weights.is_file():
+        return
+    expected = json.loads(config.read_text(encoding="utf-8")).get("acmix_zoo", {}).get("sha256")
+    if expected is None:
+        return
+    with weights.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{weights} is not what {config} describes: sha256 {found} was found, {expected} is recorded. "
+            "It was changed or damaged, and is not used; fetch or write the weight folder again"
+        )

@@ -11,76 +11,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, DropPath, Mlp, PatchEmbed, calculate_drop_path_rates, resample_patch_embed
-from timm.models import checkpoint_seq
+from timm.layers import ClassifierHead, PatchEmbed, calculate_drop_path_rates, resample_patch_embed
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
 from acmix_zoo.layers.acmix2d import Paths
 from acmix_zoo.layers.deploy import fold
+from acmix_zoo.models._plain_swin import from_plain_swin, is_plain_swin
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._stem import small_stem
+from acmix_zoo.models._swin_blocks import PatchMerging, Size, Stage
 
 __all__ = ["ACmixSwin"]
-
-Size = tuple[int, int]
-
-
-class Block(nn.Module):
-    """LayerNorm → WindowACmix → LayerNorm → MLP, each around an identity. (B, H, W, C) → (B, H, W, C)."""
-
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, drop_path: float, drop: float, **acmix: Any) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowACmix(dim, heads, proj_drop=drop, **acmix)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop)
-        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
-
-
-class PatchMerging(nn.Module):
-    """(B, H, W, C) → (B, ceil(H/2), ceil(W/2), 2C): four neighbours side by side, normed, reduced."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, -(-w // 2) * 2 - w, 0, -(-h // 2) * 2 - h))
-        x = torch.cat([x[:, y::2, z::2] for z in (0, 1) for y in (0, 1)], 3)  # (B, ceil(H/2), ceil(W/2), 4C)
-        return self.reduction(self.norm(x))  # type: ignore[no-any-return]
-
-
-class Stage(nn.Module):
-    """An optional PatchMerging and a row of blocks, every second one shifted by half a window."""
-
-    def __init__(self, dim: int, depth: int, merge: bool, drop_path: list[float], **block: Any) -> None:
-        super().__init__()
-        self.grad_checkpointing = False
-        self.downsample = PatchMerging(dim // 2) if merge else nn.Identity()
-        self.blocks = nn.Sequential(*(Block(dim, drop_path=drop_path[i], window=(1, 1), **block) for i in range(depth)))
-
-    def set_window(self, window: Size, size: Size) -> None:
-        """`window` for maps of `size`: it clamps to the map, and what holds the whole map is not shifted."""
-        clamped = (min(window[0], size[0]), min(window[1], size[1]))
-        half = (clamped[0] // 2 if size[0] > window[0] else 0, clamped[1] // 2 if size[1] > window[1] else 0)
-        for i, block in enumerate(self.blocks):
-            block.attn.set_window(clamped, half if i % 2 else (0, 0))  # type: ignore[union-attr,operator]
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        if self.grad_checkpointing:
-            return checkpoint_seq(self.blocks, x)  # type: ignore[no-any-return]
-        return self.blocks(x)  # type: ignore[no-any-return]
 
 
 class ACmixSwin(nn.Module):
@@ -280,9 +224,11 @@ class ACmixSwin(nn.Module):
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Fit weights made for another window or patch size: position tables and the patch embedding are resampled."""
-    out = {}
+    out, known = {}, model.state_dict().keys()
     for key, value in state_dict.items():
-        if key.endswith("relative_position_bias_table"):
+        if key not in known:
+            pass  # another network's: for the load to report
+        elif key.endswith("relative_position_bias_table"):
             attention = model.get_submodule(key.rpartition(".")[0])
             value = attention.resized_table(value)  # type: ignore[operator]
         elif key == "patch_embed.proj.weight":
@@ -293,10 +239,26 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     return out
 
 
+def _pretrained(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """For `pretrained=`: the tag swin_in1k names the weights of a plain Swin."""
+    if is_plain_swin(state_dict):
+        state_dict = from_plain_swin(state_dict, model)
+    return checkpoint_filter_fn(state_dict, model)
+
+
 _ENDS = {"first_conv": "patch_embed.proj", "classifier": "head.fc"}
+# official_in1k: the authors' files, behind the share links of their README; acmix_zoo.weights.official fetches them.
+# swin_in1k: a plain Swin's weights with alpha 1, beta 0: its accuracy, and a start for fine-tuning.
+_LINK = "https://cloud.tsinghua.edu.cn/f/{}/?dl=1"
+_OFFICIAL = {**IMAGENET, **_ENDS, "license": None}
+_SWIN = {**IMAGENET, **_ENDS, "crop_pct": 0.9}
 default_cfgs = _default_cfgs(
     {
-        **{f"acmix_swin_{size}": {**IMAGENET, **_ENDS} for size in "tsb"},
+        "acmix_swin_t.official_in1k": {**_OFFICIAL, "url": _LINK.format("210c89a6f9eb4bd0beb6")},
+        "acmix_swin_t.swin_in1k": {**_SWIN, "hf_hub_id": "timm/swin_tiny_patch4_window7_224.ms_in1k"},
+        "acmix_swin_s.official_in1k": {**_OFFICIAL, "url": _LINK.format("8bed555e75c840f8a00d")},
+        "acmix_swin_s.swin_in1k": {**_SWIN, "hf_hub_id": "timm/swin_small_patch4_window7_224.ms_in1k"},
+        "acmix_swin_b.swin_in1k": {**_SWIN, "hf_hub_id": "timm/swin_base_patch4_window7_224.ms_in1k"},
         "acmix_swin_pico": {**SMALL, "first_conv": "stem.0", "classifier": "head.fc"},
     }
 )
@@ -306,31 +268,31 @@ def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: di
     stages = len(kwargs.get("depths", defaults["depths"]))
     # "getter" goes through forward_intermediates, which gives NCHW.
     feature_cfg = {"out_indices": tuple(range(stages)), "feature_cls": "getter"}
-    return build(ACmixSwin, variant, pretrained, feature_cfg, checkpoint_filter_fn, **{**defaults, **kwargs})  # type: ignore[return-value]
+    return build(ACmixSwin, variant, pretrained, feature_cfg, _pretrained, **{**defaults, **kwargs})  # type: ignore[return-value]
 
 
 @register_model
 def acmix_swin_t(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
-    """ACmix-Swin-T: 28,649,908 parameters, 224-pixel images, 1000 classes. Published: 81.9 % on ImageNet-1k."""
+    """ACmix-Swin-T: 28,649,908 parameters, 4.65 GMACs, 224-pixel images, 1000 classes. As published, 81.9 %."""
     return _create("acmix_swin_t", pretrained, {"depths": (2, 2, 6, 2), "drop_path_rate": 0.2}, kwargs)
 
 
 @register_model
 def acmix_swin_s(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
-    """ACmix-Swin-S: 50,345,080 parameters, 224-pixel images, 1000 classes. Published: 83.5 % on ImageNet-1k."""
+    """ACmix-Swin-S: 50,345,080 parameters, 8.99 GMACs, 224-pixel images, 1000 classes. As published, 83.5 %."""
     return _create("acmix_swin_s", pretrained, {"depths": (2, 2, 18, 2), "drop_path_rate": 0.3}, kwargs)
 
 
 @register_model
 def acmix_swin_b(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
-    """ACmix-Swin with the widths of Swin-B: 224-pixel images, 1000 classes. Not in the paper."""
+    """ACmix-Swin-B: 88,753,232 parameters, 15.8 GMACs, 224-pixel images, 1000 classes. Not in the paper."""
     defaults = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "drop_path_rate": 0.5}
     return _create("acmix_swin_b", pretrained, defaults, kwargs)
 
 
 @register_model
 def acmix_swin_pico(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
-    """ACmix-Swin for 32-pixel images: two stages of two blocks, at 8² and 4² tokens, windows of 4."""
+    """ACmix-Swin for 32-pixel images: 599,462 parameters, 21.5 MMACs, two stages of two blocks, 10 classes."""
     defaults = {
         "img_size": 32, "patch_size": 4, "embed_dim": 64, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4,
         "small_input": True, "drop_path_rate": 0.0,

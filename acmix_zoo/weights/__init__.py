@@ -3,8 +3,26 @@
 A weight folder is the same on disk, in a run's output and on the Hub: config.json, model.safetensors, README.md, test/.
 """
 
+from acmix_zoo.weights import official  # how to come by the authors' weights
+from acmix_zoo.weights.build import read_config
 from acmix_zoo.weights.create import create_model, list_models
-from acmix_zoo.weights.folder import check_folder, read_config, write_folder
+from acmix_zoo.weights.folder import write_folder
+from acmix_zoo.weights.hub import from_pretrained, pull, push
 from acmix_zoo.weights.load import load_weights
+from acmix_zoo.weights.verify import check_folder
+from acmix_zoo.weights.warm_start import from_resnet, from_swin
 
-__all__ = ["check_folder", "create_model", "list_models", "load_weights", "read_config", "write_folder"]
+__all__ = [
+    "check_folder",
+    "create_model",
+    "from_pretrained",
+    "from_resnet",
+    "from_swin",
+    "list_models",
+    "load_weights",
+    "official",
+    "pull",
+    "push",
+    "read_config",
+    "write_folder",
+]

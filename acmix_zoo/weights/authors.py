@@ -6,17 +6,16 @@ qkv matrix with rows ordered (q/k/v, heads, d). Ours orders the rows (d, q/k/v, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d, WindowACmix
+from acmix_zoo.layers.window_acmix import rows_by_channel
+from acmix_zoo.models._plain_swin import timm_names
 
 _MARKS = ("dep_conv.weight", "rate1", "rate2")
-# Buffers that follow from the geometry; we rebuild them.
-_REBUILT = ("relative_position_index", "attn_mask")
 _LAYER_NAMES = {
     "conv_p.weight": "position_weight",
     "conv_p.bias": "position_bias",
@@ -38,7 +37,7 @@ def convert(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Te
 
     Keys without a counterpart are handed through unchanged, so that a strict load can name them.
     """
-    left = {key: value for key, value in state_dict.items() if not key.endswith(_REBUILT)}
+    left = dict(state_dict)
     out: dict[str, Tensor] = {}
     for name, layer in module.named_modules():
         if not isinstance(layer, ACmix2d | WindowACmix):
@@ -52,22 +51,8 @@ def convert(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Te
         for kind in ("weight", "bias"):
             parts = [f"{prefix}conv{i}.{kind}" for i in (1, 2, 3)]
             if isinstance(layer, ACmix2d) and all(part in left for part in parts):
-                out[f"{prefix}qkv.{kind}"] = _reorder(torch.cat([left.pop(part) for part in parts]), layer.heads)
+                out[f"{prefix}qkv.{kind}"] = rows_by_channel(torch.cat([left.pop(part) for part in parts]), layer.heads)
             elif isinstance(layer, WindowACmix) and f"{prefix}qkv.{kind}" in left:
-                out[f"{prefix}qkv.{kind}"] = _reorder(left.pop(f"{prefix}qkv.{kind}"), layer.heads)
-    out.update({_network_name(key): value for key, value in left.items()})
+                out[f"{prefix}qkv.{kind}"] = rows_by_channel(left.pop(f"{prefix}qkv.{kind}"), layer.heads)
+    out.update(timm_names(left))  # a stage's merging stands at the head of the next stage here, too
     return out
-
-
-def _reorder(rows: Tensor, heads: int) -> Tensor:
-    """(3·heads·d, …), rows ordered (q/k/v, heads, d) → (3·C, …) or (3·C,), rows ordered (d, q/k/v, heads)."""
-    rows = rows.flatten(1) if rows.dim() > 1 else rows
-    if rows.shape[0] % (3 * heads):  # not of this layer: left as it is for the strict load to report
-        return rows
-    return rows.unflatten(0, (3, heads, -1)).movedim(2, 0).flatten(0, 2).contiguous()  # type: ignore[no-any-return]
-
-
-def _network_name(key: str) -> str:
-    """Swin: a stage's downsampling stands at the head of the next stage here, and the classifier is `head.fc`."""
-    key = re.sub(r"^layers\.(\d+)\.downsample\.", lambda match: f"layers.{int(match[1]) + 1}.downsample.", key)
-    return re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", key)

@@ -24,6 +24,10 @@ def _percent(metric: Mapping[str, Any]) -> str:
     return f"{100 * value:.2f} %" if name.startswith(("top", "acc")) else f"{value:.4f}"
 
 
+def _note(metric: Mapping[str, Any]) -> str:
+    return f" ({metric['note']})" if metric.get("note") else ""
+
+
 def render_card(config: Mapping[str, Any]) -> str:
     """The text of README.md for a weight folder's config.json (as a dict): front matter, facts, results, use."""
     record, cfg = config["acmix_zoo"], config["pretrained_cfg"]
@@ -50,6 +54,7 @@ def render_card(config: Mapping[str, Any]) -> str:
         ("MACs", f"{record['macs']:,}" if record.get("macs") else None),
         ("File", f"model.safetensors, {record['file_size']:,} bytes, sha256 `{record['sha256']}`"),
         ("Origin", record.get("origin")),
+        ("Source", record.get("source")),
         ("Started from", f"`{record['parent']}`" if record.get("parent") else None),
         ("Data", dataset or None),
         ("Recipe", f"`{record['recipe']}`" if record.get("recipe") else None),
@@ -63,7 +68,7 @@ def render_card(config: Mapping[str, Any]) -> str:
     body += [f"| {key} | {_cell(value)} |" for key, value in facts if value is not None]
     if metrics:
         body += ["", "## Results", "", "| data set | split | metric | value |", "|---|---|---|---|"]
-        body += [f"| {m['dataset']} | {m['split']} | {m['name']} | {_percent(m)} |" for m in metrics]
+        body += [f"| {m['dataset']} | {m['split']} | {m['name']} | {_percent(m)}{_note(m)} |" for m in metrics]
     if cfg.get("label_names"):
         body += ["", "## Classes", "", ", ".join(f"{i} {label}" for i, label in enumerate(cfg["label_names"])) + "."]
     body += [
@@ -92,7 +97,7 @@ def render_eval_results(config: Mapping[str, Any]) -> dict[str, str]:
         hub_id = hub_dataset(metric["dataset"])
         if hub_id is None:
             continue
-        notes = f"{metric['name']} on the {metric['split']} split"
+        notes = f"{metric['name']} on the {metric['split']} split{_note(metric)}"
         file = hub_id.replace("/", "_") + ".yaml"
         files[file] = files.get(file, "") + (
             f"- dataset:\n    id: {_yaml(hub_id)}\n    task_id: image_classification\n"

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import Tensor, nn
 
-from acmix_zoo.weights.folder import build, read_config
+from acmix_zoo.weights.build import build, read_config
+from acmix_zoo.weights.hub import from_pretrained
 from acmix_zoo.weights.load import copy_in, translated
 
+_HUB = "hf-hub:"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 
@@ -29,15 +32,18 @@ def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwar
 
     Args:
         name: a model (`acmix_resnet_pico`, or any name that timm knows), with a tag (`acmix_resnet_pico.fashion_mnist`)
-            if there are several weights, or a weight folder, whose weights are then loaded whatever `pretrained` says.
+            if there are several weights; or a weight folder, or `hf-hub:org/name[@revision]`, whose weights are then
+            loaded whatever `pretrained` says.
         pretrained: True for the default weights; a tag; or the path of a weight folder or of a checkpoint file.
         kwargs: num_classes, in_chans, drop_path_rate, features_only, ...: timm's and the model's own. With another
             num_classes than the weights have, the classifier starts anew.
 
     Raises:
         ValueError: unknown model (the nearest names are told), no such weights, weights of another model.
-        FileNotFoundError: the path does not exist.
+        FileNotFoundError: the path does not exist. ConnectionError: weights on the Hub, which cannot be reached.
     """
+    if isinstance(name, str) and name.startswith(_HUB):
+        return from_pretrained(name.removeprefix(_HUB), **kwargs)
     if isinstance(name, Path) or _is_path(name):
         if isinstance(pretrained, str | Path):
             raise ValueError(f"create_model: {name} and {pretrained} both name weights; give a model and one path")
@@ -58,7 +64,14 @@ def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwar
             f"create_model: there are no weights for {name}; models with weights: "
             f"{', '.join(list_models(pretrained=True)) or 'none here'}. Pass pretrained=False, or the path of weights"
         )
-    return timm.create_model(name, pretrained=pretrained, **kwargs)
+    try:
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        cfg = timm.get_pretrained_cfg(name)
+        raise ConnectionError(
+            f"create_model: the weights of {name} are {cfg.hf_hub_id if cfg else ''} on the Hugging Face Hub, which "
+            "cannot be asked (no network, or HF_HUB_OFFLINE is set), and they are not in its cache"
+        ) from error
 
 
 def _is_path(source: str | Path) -> bool:

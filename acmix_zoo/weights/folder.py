@@ -15,19 +15,21 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
+from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.weights.card import render_card, render_eval_results
 from acmix_zoo.weights.load import load_weights, unwrapped
+from acmix_zoo.weights.verify import check_folder
 
 # What a network keeps of the configuration it was built from; the rest described the weights that it started from.
 _INHERITED = {"input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
@@ -66,10 +68,7 @@ def write_folder(
         ValueError: unknown keys, or the folder would not give the model's logits back.
         FileExistsError: something that is not a weight folder is in the way. OSError: it could not be written.
     """
-    folder = Path(os.path.abspath(folder))
-    empty = folder.is_dir() and not any(folder.iterdir())
-    if folder.exists() and not empty and not (folder / "config.json").is_file():
-        raise FileExistsError(f"write_folder: {folder} exists and is not a weight folder; choose another place")
+    folder = free_place(folder)
     model = unwrapped(model)
     dtype = torch.float16 if half else torch.float32
     state = {
@@ -77,13 +76,14 @@ def write_folder(
         for key, value in model.state_dict().items()
     }
     weights = safetensors.torch.save(state, {"format": "pt"})
-    config = _config(model, architecture, pretrained_cfg, record, weights)
-
+    images = example.detach().to("cpu", torch.float32).contiguous()
     twin = copy.deepcopy(model).to("cpu", torch.float32).eval()
     load_weights(twin, state)
-    images = example.detach().to("cpu", torch.float32).contiguous()
     with torch.no_grad():
         logits = twin(images)  # (B, classes), from the numbers as stored
+    counted = complexity(twin.to("meta"), images.shape[1:])
+    record = {"metrics": [], **record, "params": counted.params, "macs": counted.macs}
+    config = _config(model, architecture, pretrained_cfg, record, weights)
     files = {
         "model.safetensors": weights,
         "test/example.safetensors": safetensors.torch.save({"input": images, "logits": logits.contiguous()}),
@@ -128,7 +128,6 @@ def _config(
             "tag": tag,
             **{key: value for key, value in record.items() if value is not None},
             "license": license,
-            "params": sum(p.numel() for p in model.parameters()),
             "file_size": len(weights),
             "sha256": hashlib.sha256(weights).hexdigest(),
             "environment": {
@@ -155,108 +154,68 @@ def _version() -> str:
     return acmix_zoo.__version__
 
 
+def free_place(folder: str | Path) -> Path:
+    """The absolute path of a place where a weight folder may be put: nothing is there, or another weight folder.
+
+    Raises:
+        FileExistsError: something else is in the way.
+    """
+    folder = Path(os.path.abspath(folder))
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not (folder / "config.json").is_file():
+        raise FileExistsError(f"{folder} exists and is not a weight folder; choose another place")
+    return folder
+
+
 def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write `files` beside `folder`, verify them, then take its place; whatever fails before leaves it as it was."""
+    with beside(folder) as new:
+        try:
+            for name, content in files.items():
+                path = new / name
+                path.parent.mkdir(exist_ok=True)
+                with path.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())  # a full disk may show itself only here
+            take_place(new, folder)
+        except OSError as error:
+            size = sum(map(len, files.values())) / 1e6
+            raise OSError(
+                error.errno,
+                f"write_folder: {folder} could not be written ({error.strerror}; it takes {size:.1f} MB); "
+                "what was there is unchanged. Free some space or give another folder",
+            ) from error
+
+
+@contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, on the same disk; what is left of it in the end is removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        for name, content in files.items():
-            path = new / name
-            path.parent.mkdir(exist_ok=True)
-            with path.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # a full disk may show itself only here
         new.chmod(0o755)  # mkdtemp's own mode is for the user alone
-        problems = check_folder(new)
-        if problems:
-            raise ValueError(f"write_folder: {folder} would not verify: {'; '.join(problems)}")
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            folder.rename(old / folder.name)
-            try:
-                new.rename(folder)
-            except BaseException:
-                (old / folder.name).rename(folder)
-                raise
-            finally:
-                shutil.rmtree(old, ignore_errors=True)
-        else:
-            new.rename(folder)
-    except OSError as error:
-        size = sum(map(len, files.values())) / 1e6
-        raise OSError(
-            error.errno,
-            f"write_folder: {folder} could not be written ({error.strerror}; it takes {size:.1f} MB); "
-            "what was there is unchanged. Free some space or give another folder",
-        ) from error
+        yield new
     finally:
-        shutil.rmtree(new, ignore_errors=True)  # after the rename there is nothing left of it
+        shutil.rmtree(new, ignore_errors=True)
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """Read config.json of a weight folder.
-
-    Raises:
-        FileNotFoundError: not a weight folder. ValueError: config.json is damaged or not timm's layout.
-    """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a weight folder: it holds no config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); fetch or write the weight folder again") from error
-    if not isinstance(config, dict) or not {"architecture", "pretrained_cfg"} <= config.keys():
-        raise ValueError(f"{path} is not the config.json of a weight folder: it needs architecture and pretrained_cfg")
-    return config
-
-
-def check_folder(folder: str | Path) -> list[str]:
-    """Verify a weight folder: size and hash of the weights, and the stored logits, replayed. No problem: []."""
-    folder = Path(folder)
-    try:
-        config = read_config(folder)
-        weights = (folder / "model.safetensors").read_bytes()
-    except (OSError, ValueError) as error:
-        return [str(error)]
-    problems = []
-    record = config.get("acmix_zoo", {})
-    for key, value in (("file_size", len(weights)), ("sha256", hashlib.sha256(weights).hexdigest())):
-        if record.get(key) != value:
-            problems.append(f"model.safetensors: {key} is {value}, config.json says {record.get(key)}")
-    try:
-        example = safetensors.torch.load_file(folder / "test" / "example.safetensors")
-        images, logits = example["input"], example["logits"]
-    except (OSError, KeyError, SafetensorError) as error:
-        return [*problems, f"test/example.safetensors: no input and logits to replay ({error!r})"]
-    try:
-        with torch.no_grad():
-            replayed = build(folder).eval()(images)
-    except (RuntimeError, ValueError, TypeError) as error:
-        return [*problems, f"the model cannot be built from config.json and run: {error}"]
-    if replayed.shape != logits.shape:
-        return [*problems, f"replayed logits have shape {tuple(replayed.shape)}, stored {tuple(logits.shape)}"]
-    off = float((replayed - logits).abs().max() / logits.abs().max().clamp_min(1e-6)) if logits.numel() else 0.0
-    if not off <= 1e-4:  # also when it is not a number
-        problems.append(f"replayed logits are {off:.1e} away from the stored ones, relative; at most 1e-4 is expected")
-    return problems
-
-
-def build(folder: str | Path, **kwargs: Any) -> nn.Module:
-    """Build the model of a weight folder with its weights; `kwargs` (num_classes, in_chans, ...) go to timm.
+def take_place(new: Path, folder: Path) -> None:
+    """Verify the weight folder `new` and move it to `folder`; if it does not verify, `folder` is as it was.
 
     Raises:
-        ValueError: its config.json names an unknown model, or the weights do not fit what config.json describes.
+        ValueError: it does not verify.
     """
-    architecture = read_config(folder)["architecture"]
-    if not timm.is_model(architecture):
-        raise ValueError(f"{folder} is a weight folder of {architecture!r}, a model that is not known here")
-    source = f"local-dir:{folder}"
-    if not kwargs:
-        return load_weights(timm.create_model(source), folder)
-    try:
-        return timm.create_model(source, pretrained=True, **kwargs)
-    except Exception:
-        build(folder)  # if the folder itself is at fault, this says so in three lines
-        raise
+    problems = check_folder(new)
+    if problems:
+        raise ValueError(f"{folder} would not verify: {'; '.join(problems)}")
+    if not folder.exists():
+        new.rename(folder)
+        return
+    with beside(folder) as old:
+        folder.rename(old / folder.name)
+        try:
+            new.rename(folder)
+        except BaseException:
+            (old / folder.name).rename(folder)
+            raise

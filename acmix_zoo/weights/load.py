@@ -20,6 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from acmix_zoo.models._plain_swin import is_plain_swin
+
 State = dict[str, Tensor]
 Source = str | PathLike[str] | Mapping[str, Any]
 
@@ -149,22 +151,32 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return cast(nn.Module, getattr(module, "_orig_mod", module))
 
 
-def copy_in(module: nn.Module, state: State, where: str, strict: bool = True) -> None:
-    """Copy `state` into `module` if every key and shape fits, else say in three lines what does not."""
-    own: State = module.state_dict()
+def mismatch(own: State, state: State, where: str, kind: str) -> str:
+    """Three lines on what of `state` does not fit a module's `own` state dict; empty when all does."""
     missing = [key for key in own if key not in state]
     unexpected = sorted(state.keys() - own.keys())
     differ = [key for key in own if key in state and state[key].shape != own[key].shape]
-    if missing or unexpected or differ:
-        matching = len(own) - len(missing) - len(differ)
-        shapes = [f"{key} {tuple(own[key].shape)} here, {tuple(state[key].shape)} there" for key in differ]
-        report = (
-            f"load_weights: {where} does not fit {type(module).__name__} ({matching} keys match): "
-            f"missing {len(missing)} of {len(own)} keys: {_some(missing)}\n"
-            f"unexpected {len(unexpected)} keys: {_some(unexpected)}\n"
-            f"shapes differ {len(differ)}: {_some(shapes)}"
-        )
-        if strict or not matching:
+    if not (missing or unexpected or differ):
+        return ""
+    matching = len(own) - len(missing) - len(differ)
+    shapes = [f"{key} {tuple(own[key].shape)} here, {tuple(state[key].shape)} there" for key in differ]
+    return (
+        f"load_weights: {where} does not fit {kind} ({matching} keys match): "
+        f"missing {len(missing)} of {len(own)} keys: {_some(missing)}\n"
+        f"unexpected {len(unexpected)} keys: {_some(unexpected)}\n"
+        f"shapes differ {len(differ)}: {_some(shapes)}"
+    )
+
+
+def copy_in(module: nn.Module, state: State, where: str, strict: bool = True) -> None:
+    """Copy `state` into `module` if every key and shape fits, else say in three lines what does not."""
+    own: State = module.state_dict()
+    fits = {key: state[key] for key in own if key in state and state[key].shape == own[key].shape}
+    report = mismatch(own, state, where, type(module).__name__)
+    if report:
+        if is_plain_swin(state) and hasattr(module, "set_input_size"):
+            report += "\nThese are a plain Swin's: acmix_zoo.from_swin makes an ACmix-Swin of them"
+        if strict or not fits:
             raise ValueError(f"{report}; nothing was loaded")
         warnings.warn(f"{report}; the keys that match were loaded", stacklevel=3)
-    module.load_state_dict({key: state[key] for key in own if key in state and key not in differ}, strict=False)
+    module.load_state_dict(fits, strict=False)

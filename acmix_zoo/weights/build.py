@@ -1,0 +1,126 @@
+"""From a weight folder to a model. Its config.json may come from anybody: it is checked before anything is built by it.
+
+It can name a known architecture and plain values for its arguments, and nothing else: no file, address or class. What
+it describes is compared with the header of model.safetensors before memory is taken, so neither can ask for more than
+the other holds, and the file's sha256 with the recorded one before it is used.
+"""
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.models import PretrainedCfg, build_model_with_cfg
+from torch import Tensor, nn
+
+from acmix_zoo.models._registry import check_sha256
+from acmix_zoo.weights.load import load_weights, mismatch
+
+_LARGEST_CONFIG = 16 * 2**20  # bytes; 22,000 label names take one
+_LARGEST = 2**16  # of any number in model_args
+# Where timm would look for weights; a weight folder's are beside its config.json.
+_SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "architecture"}
+# What steers timm's builder rather than the network.
+_BUILDERS = {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters}
+_BUILDERS |= {"features_only", "out_indices", "feature_cls", "pruned"}
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read config.json of a weight folder.
+
+    Raises:
+        FileNotFoundError: not a weight folder. ValueError: config.json is damaged or not timm's layout.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a weight folder: it holds no config.json")
+    if path.stat().st_size > _LARGEST_CONFIG:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; a config.json of a weight folder has some thousand")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch or write the weight folder again") from error
+    kinds = {"architecture": str, "pretrained_cfg": dict}
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in kinds.items()):
+        raise ValueError(f"{path} is not the config.json of a weight folder: it needs architecture and pretrained_cfg")
+    for key in ("acmix_zoo", "model_args"):
+        if not isinstance(config.get(key, {}), dict):
+            raise ValueError(f"{path}: {key} must be a mapping, is {type(config[key]).__name__}")
+    return config
+
+
+def build(folder: str | Path, **kwargs: Any) -> nn.Module:
+    """Build the model of a weight folder with its weights; `kwargs` (num_classes, in_chans, ...) go to timm.
+
+    Raises:
+        ValueError: its config.json names an unknown model or what it may not name; the weights are not those that it
+            describes, or have another sha256. FileNotFoundError: not a weight folder.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    architecture, cfg, arguments = _described(config, folder)
+    stored = header(folder / "model.safetensors")
+    for name in arguments.keys() & {"layers", "depths", "depth"}:
+        blocks = arguments[name] if isinstance(arguments[name], list) else [arguments[name]]
+        if not all(isinstance(n, int) for n in blocks) or sum(blocks) > len(stored):
+            raise ValueError(f"{folder}: {name}={str(blocks)[:60]} are more blocks than its file has tensors")
+    check_sha256(folder)
+    with torch.device("meta"):
+        shell = timm.create_model(architecture, pretrained_cfg=cfg, **arguments)
+    report = mismatch(shell.state_dict(), stored, str(folder), type(shell).__name__)
+    if report:
+        raise ValueError(f"{report}; nothing was loaded")
+    if not kwargs:
+        return load_weights(timm.create_model(architecture, pretrained_cfg=cfg, **arguments), folder)
+    return timm.create_model(architecture, pretrained=True, pretrained_cfg=cfg, **{**arguments, **kwargs})
+
+
+def _described(config: dict[str, Any], folder: Path) -> tuple[str, PretrainedCfg, dict[str, Any]]:
+    """What config.json may say, checked: architecture, timm's cfg and the arguments of the network."""
+    architecture = config["architecture"]
+    if not timm.is_model(architecture) or "." in architecture:
+        raise ValueError(f"{folder} is a weight folder of {architecture!r}, a model that is not known here")
+    arguments = config.get("model_args", {})
+    if refused := sorted(arguments.keys() & _BUILDERS):
+        raise ValueError(
+            f"{folder}/config.json: model_args may not set {', '.join(refused)}; it describes a network only"
+        )
+    for name, value in arguments.items():
+        if not _harmless(value):
+            raise ValueError(
+                f"{folder}/config.json: {name}={str(value)[:60]} is not a plain value of a network; expected short "
+                f"strings, truth values, numbers up to {_LARGEST} and short lists of them"
+            )
+    known = {field.name for field in dataclasses.fields(PretrainedCfg)}
+    given = {key: value for key, value in config["pretrained_cfg"].items() if key not in _SOURCES}
+    if unknown := sorted(given.keys() - known):
+        raise ValueError(f"{folder}/config.json: timm's pretrained_cfg has no {', '.join(unknown)[:200]}")
+    given["num_classes"] = config.get("num_classes", given.get("num_classes", 1000))
+    return architecture, PretrainedCfg(**given, source="local-dir", file=str(folder)), arguments
+
+
+def _harmless(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) <= 32 and all(_harmless(v) and not isinstance(v, list) for v in value)
+    if isinstance(value, str):
+        return len(value) <= 64
+    return value is None or (isinstance(value, bool | int | float) and abs(value) <= _LARGEST)
+
+
+def header(weights: Path) -> dict[str, Tensor]:
+    """Names and shapes of a safetensors file's tensors, as tensors without memory.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: it is damaged.
+    """
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights.parent} is not a weight folder: it holds no {weights.name}")
+    try:
+        with safe_open(weights, "pt") as file:
+            return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged or not safetensors ({error}); fetch or write it again") from error
