@@ -6,7 +6,13 @@ callable of this file, so everything but the models has a name that starts with 
 
 import warnings as _warnings
 from collections.abc import Callable as _Callable
+from importlib.util import find_spec as _find_spec
 from pathlib import Path as _Path
+
+dependencies = ["torch", "torchvision", "timm", "safetensors", "huggingface_hub"]
+# torch.hub compares this list only after it has imported this file, which would fail in less helpful words.
+if _missing := [_name for _name in dependencies if _find_spec(_name) is None]:
+    raise ModuleNotFoundError(f"acmix needs {', '.join(_missing)}; install with: pip install {' '.join(_missing)}")
 
 import timm as _timm
 from torch import nn as _nn
@@ -14,8 +20,6 @@ from torch import nn as _nn
 import acmix_zoo as _acmix_zoo
 from acmix_zoo.weights import create_model as _create_model
 from acmix_zoo.weights import list_models as _list_models
-
-dependencies = ["torch", "torchvision", "timm", "safetensors", "huggingface_hub"]
 
 if _Path(_acmix_zoo.__file__).resolve().parent.parent != _Path(__file__).resolve().parent:
     _warnings.warn(
@@ -34,6 +38,10 @@ Args:
 Returns:
     The model in training mode (call .eval() to classify): images (B, {channels}, {height}, {width}) -> logits
     (B, {classes}).
+
+Example:
+    model = torch.hub.load("org/acmix", "{name}", pretrained={pretrained}).eval()
+    logits = model(torch.zeros(1, {channels}, {height}, {width}))
 """
 
 
@@ -46,7 +54,9 @@ def _entry_point(name: str) -> _Callable[..., _nn.Module]:
     tags = ", ".join(weights.partition(".")[2] for weights in _list_models(f"{name}.*", pretrained=True))
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = (_timm.models.model_entrypoint(name).__doc__ or name).strip() + _ARGUMENTS.format(
-        tags=f"here: {tags}" if tags else "none are shipped yet",
+        tags=f"tags: {tags}" if tags else "there are none yet",
+        name=name,
+        pretrained=bool(tags),
         channels=channels,
         height=height,
         width=width,

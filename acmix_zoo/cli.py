@@ -1,9 +1,15 @@
-"""`acmix-zoo`: train, evaluate, use and measure networks.
+"""`acmix-zoo`: train, evaluate, use, publish and measure networks.
 
     acmix-zoo fit      --config recipes/fashion_mnist/acmix_resnet_pico.yaml [--model.lr 0.05 ...] [--ckpt_path last]
     acmix-zoo validate --config runs/X/config.yaml [--ckpt_path best]      accuracy on the validation split
     acmix-zoo test     --config runs/X/config.yaml [--ckpt_path best]      accuracy on the test split
     acmix-zoo predict  --config runs/X/config.yaml --data.predict_source FOLDER      writes runs/X/predictions.csv
+    acmix-zoo list     [PATTERN] [--pretrained]                            networks, weights, parameters, MACs, scores
+    acmix-zoo verify   WEIGHTS... [--data SOURCE]                          are they what their record says?
+    acmix-zoo export   RUN_OR_CKPT FOLDER [--no-ema]                       a run's weights as a weight folder
+    acmix-zoo convert  FILE --model NAME [FOLDER]                          a checkpoint file as a weight folder
+    acmix-zoo push     FOLDER org/name [--private] [--revision BRANCH]     to the Hugging Face Hub
+    acmix-zoo pull     org/name[@REVISION] [FOLDER]                        from it
     acmix-zoo classify WEIGHT_FOLDER IMAGE... [--top 5]
     acmix-zoo bench    acmix_resnet50 resnet50 [--batch 1 8] [--mode both] ...       time, memory, GFLOP/s, growth
 
@@ -20,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINER_COMMANDS, "classify", "bench")
+WEIGHT_COMMANDS = ("list", "verify", "export", "convert", "push", "pull")
+COMMANDS = (*TRAINER_COMMANDS, *WEIGHT_COMMANDS, "classify", "bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from acmix_zoo.analysis.bench import bench
 
             bench(argv[1:])
+        elif argv[0] in WEIGHT_COMMANDS:
+            from acmix_zoo.cli_weights import VERBS
+
+            return 1 if VERBS[argv[0]](argv[1:]) is False else 0
         else:
             _train(argv)
     except (ValueError, OSError, ImportError) as error:

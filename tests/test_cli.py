@@ -273,7 +273,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["clasify"]) == 2
     assert "did you mean classify?" in capsys.readouterr().err
     assert main(["xyz"]) == 2
-    assert "commands: fit, validate, test, predict, classify" in capsys.readouterr().err
+    assert "commands: fit, validate, test, predict, list" in capsys.readouterr().err
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

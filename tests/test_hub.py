@@ -18,6 +18,7 @@ import timm
 import torch
 
 import acmix_zoo
+from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.weights import write_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +44,14 @@ def test_help(name: str) -> None:
     assert timm.models.model_entrypoint(name).__doc__.strip().splitlines()[0] in text
     assert f"images (B, {channels}, {height}, {width}) -> logits" in text and "pretrained:" in text
     assert "{" not in text and "def " not in text
+    with torch.device("meta"):
+        found = complexity(acmix_zoo.create_model(name))
+    macs = f"{found.macs / 1e9:.2f}" if 1e9 <= found.macs < 1e10 else human(found.macs)[:-1]
+    assert f" {found.params:,} parameters, {macs} {human(found.macs)[-1]}MACs, " in text
+    tags = [weights.partition(".")[2] for weights in acmix_zoo.list_models(f"{name}.*", pretrained=True)]
+    assert (
+        all(tag in text for tag in tags) and f'torch.hub.load("org/acmix", "{name}", pretrained={bool(tags)})' in text
+    )
 
 
 def test_signature_and_dependencies() -> None:
@@ -67,7 +76,7 @@ def test_load_from_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         local("acmix_resnet_pic")
 
 
-@pytest.mark.parametrize("name", acmix_zoo.list_models(pretrained=True))
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "checkpoints").glob("*/config.json")))
 def test_shipped_weights(name: str) -> None:
     architecture, _, tag = name.partition(".")
     models = [local(architecture, pretrained=pretrained) for pretrained in (True, tag)]
@@ -124,7 +133,7 @@ report(torch.hub.load("org/acmix", "acmix_resnet_pico", pretrained=True, trust_r
     result = run(code, TORCH_HOME=str(tmp_path))
     assert Path(result["code"]).is_relative_to(copy) and result["heavy"] == []
     assert "Using cache found" in result["stderr"]
-    assert result["names"] == sorted(acmix_zoo.list_models()) and "(here: cached)" in result["text"]
+    assert result["names"] == sorted(acmix_zoo.list_models()) and "(tags: cached)" in result["text"]
     expected = model(torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32))[0]
     torch.testing.assert_close(torch.tensor(result["logits"]), expected, rtol=1e-4, atol=1e-5)
 
@@ -173,6 +182,99 @@ report(torch.hub.load("org/acmix:main", "acmix_resnet_pico", pretrained=bool(wei
     assert "acmix_resnet_pico" in result["names"] and all(name.startswith("acmix_") for name in result["names"])
     assert Path(result["code"]).is_relative_to(tmp_path / "hub" / "org_acmix_main") and result["heavy"] == []
     assert len(result["logits"]) == 10
+
+
+def bare(code: str, cwd: Path, *hidden: str) -> subprocess.CompletedProcess[str]:
+    """Run code where acmix_zoo is not installed, and neither are the `hidden` packages: the environment's packages
+    without its .pth files, which lead an editable installation to the clone."""
+    site = next(path for path in sys.path if path.endswith("site-packages"))
+    start = f"""
+import sys
+sys.path.append({site!r})
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {hidden!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hidden())
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in {hidden!r} else real(name, package)
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, "-S", "-c", start + code], cwd=cwd, capture_output=True, text=True,
+        env={**environment, "TORCH_HOME": str(cwd)},
+    )  # fmt: skip
+
+
+def test_without_the_package_installed(tmp_path: Path) -> None:
+    done = bare("import acmix_zoo", tmp_path)
+    assert "No module named 'acmix_zoo'" in done.stderr
+    code = f"""
+import torch
+model = torch.hub.load({str(ROOT)!r}, "acmix_resnet_pico", source="local", pretrained=True)
+print(sys.modules["acmix_zoo"].__file__)
+"""
+    done = bare(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == ROOT / "acmix_zoo" / "__init__.py"
+
+
+def test_a_missing_dependency_is_named(tmp_path: Path) -> None:
+    code = f'import torch; torch.hub.load({str(ROOT)!r}, "acmix_resnet_pico", source="local")'
+    done = bare(code, tmp_path, "timm", "safetensors")
+    assert "acmix needs timm, safetensors; install with: pip install timm safetensors" in done.stderr
+
+
+def test_beside_another_repository(tmp_path: Path) -> None:
+    """Another project's hubconf, with modules of its own under common names, before and after."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "models.py").write_text("value = 7")
+    (tmp_path / "other" / "hubconf.py").write_text(
+        "from models import value\ndependencies = []\ndef seven(): return value"
+    )
+    code = f"""
+import torch
+first = torch.hub.load({str(tmp_path / "other")!r}, "seven", source="local")
+model = torch.hub.load({str(ROOT)!r}, "acmix_resnet_pico", source="local", pretrained=True)
+again = torch.hub.load({str(tmp_path / "other")!r}, "seven", source="local")
+model = torch.hub.load({str(ROOT)!r}, "acmix_swin_pico", source="local", pretrained="fashion_mnist")
+print(first, again, type(model).__name__)
+"""
+    done = bare(code, tmp_path)
+    assert done.stdout.strip() == "7 7 ACmixSwin", done.stderr
+
+
+def test_force_reload_and_trust(tmp_path: Path, archive: str) -> None:
+    """A cached clone is used as it is, replaced by `force_reload`, and a repository is trusted once."""
+    code = """
+import builtins, sys, torch
+from pathlib import Path
+torch.hub._git_archive_link = lambda owner, name, ref: sys.argv[1]
+home = Path(torch.hub.get_dir()) / "org_acmix_main"
+load = lambda **more: torch.hub.load("org/acmix:main", "acmix_resnet_pico", skip_validation=True, **more)
+asked = []
+builtins.input = lambda prompt: asked.append(prompt) or "y"
+load(trust_repo="check")  # asks, and remembers the answer
+load(trust_repo="check")
+(home / "mark").touch()
+load()
+kept = (home / "mark").exists()
+load(force_reload=True)
+import json
+print(json.dumps({"asked": len(asked), "kept": kept, "replaced": not (home / "mark").exists()}))
+"""
+    result = run(code, archive, TORCH_HOME=str(tmp_path))
+    assert {key: result[key] for key in ("asked", "kept", "replaced")} == {"asked": 1, "kept": True, "replaced": True}
+
+
+def test_pretrained_true_tag_path_and_no_such_tag(tmp_path: Path) -> None:
+    expected = acmix_zoo.create_model("acmix_resnet_pico", pretrained=True).fc.weight
+    folder = ROOT / "checkpoints" / "acmix_resnet_pico.fashion_mnist"
+    for pretrained in (True, "fashion_mnist", str(folder), folder, str(folder / "model.safetensors")):
+        assert torch.equal(local("acmix_resnet_pico", pretrained=pretrained).fc.weight, expected)
+    with pytest.raises(ValueError, match="acmix_resnet_pico has no tag 'imagenet'; tags: fashion_mnist"):
+        local("acmix_resnet_pico", pretrained="imagenet")
 
 
 def test_a_second_version_in_one_process_warns(tmp_path: Path) -> None:

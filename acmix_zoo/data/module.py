@@ -113,6 +113,7 @@ class ImageDataModule(L.LightningDataModule):
         self._mixes += [v2.CutMix(alpha=cutmix, num_classes=self.num_classes)] if cutmix else []
         self._parts: dict[str, tuple[Images, np.ndarray]] | None = None
         self._checked: set[str] = set()
+        self._card: dict[str, Any] | None = None
         self._resume = {"epoch": 0, "batch": 0}
 
     # ---- splits
@@ -180,6 +181,16 @@ class ImageDataModule(L.LightningDataModule):
             "splits": {name: sizes.get(name, 0) for name in ("train", "val", "test")},
             "license": self.source.license,
         }
+
+    def card(self) -> dict[str, Any]:
+        """What a weight folder says of the data its weights are for: `dataset` for its record, and timm's `cfg`."""
+        if self._card is None:  # a fingerprint may take a while
+            cfg = {
+                "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std),
+                "interpolation": self.interpolation, "crop_pct": self.crop_pct, "label_names": list(self.class_names),
+            }  # fmt: skip
+            self._card = {"dataset": self.describe(), "cfg": cfg}
+        return self._card
 
     # ---- loaders
 
@@ -251,18 +262,18 @@ class ImageDataModule(L.LightningDataModule):
             images, targets = self._mixes[int(key[1]) % len(self._mixes)](*batch)
         return images, targets
 
-    def state_dict(self) -> dict[str, int]:
-        """Where training stands: the epoch, and the batches of it that are done."""
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands, the epoch and the batches of it that are done; and the card, for an export."""
         if self.trainer is None:
-            return dict(self._resume)
+            return {**self._resume, "card": self.card()}
         loop: Any = self.trainer.fit_loop
         # epoch_progress.processed counts the epoch already while its last callbacks, which may save, are running
         epoch = max(loop.epoch_progress.current.started - 1, 0)
         batch = loop.epoch_loop.batch_progress.current.processed
         done = batch >= self.trainer.num_training_batches > 0
-        return {"epoch": epoch + 1, "batch": 0} if done else {"epoch": epoch, "batch": batch}
+        return {"epoch": epoch + done, "batch": 0 if done else batch, "card": self.card()}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = {"epoch": state_dict["epoch"], "batch": state_dict["batch"]}
         # Lightning looks for the position in the loader; it is here
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")

@@ -122,6 +122,8 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer; its TensorBoard log goes into the run folder."""
         self.run: RunFolder = self._get(self.config_init, "run")
+        recipe = self.config[self.subcommand].get("config")
+        self.run.command, self.run.recipe = self.command, str(recipe[0]) if recipe else None
         if self._get(self.config_init, "trainer").logger is True:
             kwargs["logger"] = TensorBoardLogger(self.run.folder, name="tensorboard", version="")
         return super().instantiate_trainer(**kwargs)
@@ -130,15 +132,7 @@ class TrainingCLI(LightningCLI):
         """Test the best weights and write the weight folder."""
         if self._get(self.config, "trainer").fast_dev_run:
             return
-        recipe = self.config[self.subcommand].get("config")
-        finish_run(
-            self.trainer,
-            self.model,
-            self.datamodule,
-            self.run,
-            command=self.command,
-            recipe=str(recipe[0]) if recipe else None,
-        )
+        finish_run(self.trainer, self.model, self.datamodule, self.run)
 
     def predict(self, **kwargs: Any) -> None:
         """Write predictions.csv into the run folder: path, class, probability, and the probability of every class."""

@@ -10,29 +10,21 @@ import torch
 from torch import Tensor
 
 import acmix_zoo
-from acmix_zoo.analysis.complexity import complexity
 from acmix_zoo.analysis.plots import plot_curves
 from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.training.export import run_cfg, run_record, validation_scores
 from acmix_zoo.training.run import RunFolder
-from acmix_zoo.weights import write_folder
+from acmix_zoo.weights import push, write_folder
 
 
-def finish_run(
-    trainer: L.Trainer,
-    task: ClassificationTask,
-    data: Any,
-    run: RunFolder,
-    *,
-    command: str | None = None,
-    recipe: str | None = None,
-) -> Path:
-    """Load the best weights into `task`, test them unless `run.test` is off, write curves.png and weights/.
+def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolder) -> Path:
+    """Load the best weights into `task`, test them unless `run.test` is off, write curves.png and weights/, publish
+    them if `run.push_to` says where.
 
     Args:
         trainer: its fit is over.
         data: the ImageDataModule of the fit.
         run: the trainer's callback.
-        command, recipe: for the record, as the user gave them.
 
     Returns:
         The weight folder.
@@ -42,62 +34,50 @@ def finish_run(
     """
     checkpoint = torch.load(run.best, map_location="cpu", weights_only=True)
     task.load_state_dict(checkpoint["state_dict"])
-    dataset = data.describe()
+    card = data.card()
     row = max(run.history, key=lambda r: (r.get("val/top1", r["epoch"]), -r.get("val/loss", 0.0)))
-    scores = {"val": {name[4:]: value for name, value in row.items() if name.startswith("val/")}}
-    if run.test and dataset["splits"].get("test"):
+    scores = validation_scores(row)
+    if run.test and card["dataset"]["splits"].get("test"):
         (results,) = trainer.test(task, data, verbose=False)
         scores["test"] = {name[5:]: value for name, value in results.items() if name.startswith("test/")}
     if not trainer.is_global_zero:
         return run.folder / "weights"
 
     plot_curves(run.history, run.folder / "curves.png")
-    size = tuple(data.input_size)  # (C, H, W)
     record = {
-        "metrics": [
-            {"dataset": dataset["name"], "split": split, "name": name, "value": value}
-            for split, values in scores.items()
-            for name, value in values.items()
-            if name != "loss"
-        ],
-        "recipe": recipe,
-        "command": command,
-        "dataset": dataset,
-        "seed": run.seed,
-        "epochs": int(run.history[-1]["epoch"]),
+        **run_record(run.state_dict(), card, scores),
         "best_epoch": int(row["epoch"]),
-        "minutes": round(sum(r["seconds"] for r in run.history) / 60, 1),
         "environment": _environment(trainer),
         "git_revision": git_revision(),
-        "macs": complexity(task.model, size).macs,
-        "license": run.license,
-        "origin": "trained here",
         "parent": str(task.hparams["pretrained"]) if task.hparams["pretrained"] else None,
     }
-    cfg = {
-        "tag": run.tag or dataset["name"].rpartition("/")[2].replace("-", "_"),
-        "input_size": size,
-        "fixed_input_size": bool(getattr(task.model, "pretrained_cfg", {}).get("fixed_input_size", False)),
-        "mean": tuple(data.mean),
-        "std": tuple(data.std),
-        "interpolation": data.interpolation,
-        "crop_pct": data.crop_pct,
-        "label_names": list(data.class_names),
-    }
-    architecture = getattr(task.model, "pretrained_cfg", {}).get("architecture") or task.hparams["model"]
+    cfg: dict[str, Any] = getattr(task.model, "pretrained_cfg", {})
     try:
         folder = write_folder(
             run.folder / "weights",
             task.model,
-            architecture=architecture,
-            pretrained_cfg=cfg,
+            architecture=cfg.get("architecture") or task.hparams["model"],
+            pretrained_cfg={
+                "fixed_input_size": bool(cfg.get("fixed_input_size", False)),
+                **run_cfg(run.state_dict(), card),
+            },
             record=record,
             example=_example(data),
         )
     except OSError as error:
         raise OSError(f"{error}. The weights are safe in {run.best}; {run.resume_words}") from error
-    print(f"{_summary(scores, dataset['name'])}\n{folder}: the weights; {run.folder}: the run", flush=True)
+    print(f"{_summary(scores, card['dataset']['name'])}\n{folder}: the weights; {run.folder}: the run", flush=True)
+    if run.push_to:
+        _publish(folder, run.push_to)
     return folder
+
+
+def _publish(folder: Path, name: str) -> None:
+    """A run is not lost because the Hub could not be reached."""
+    try:
+        print(f"published: {push(folder, name)}", flush=True)
+    except (OSError, ValueError) as error:
+        print(f"NOT PUBLISHED: {error}\nTo try again: acmix-zoo push {folder} {name}", flush=True)
 
 
 def _example(data: Any) -> Tensor:

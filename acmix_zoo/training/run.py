@@ -22,6 +22,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from acmix_zoo.weights.hub import check_push
+
 Row = dict[str, float]
 
 
@@ -43,15 +45,27 @@ class RunFolder(Checkpoint):
         license: of the weights, for their card.
         test: evaluate the best weights on the test split when the run ends. False for a run whose weights are only
             another run's start: the test set is for the last of them.
+        push_to: "org/name" or "org/name@branch" of the Hugging Face Hub, where the weights are published when the run
+            ends. A push that fails is reported and can be made up for; the run does not fail for it.
     """
 
+    command: str | None = None
+    recipe: str | None = None
+    """The command line as given and the recipe that it names; for the record."""
+
     def __init__(
-        self, folder: str | None = None, tag: str | None = None, license: str | None = None, test: bool = True
+        self,
+        folder: str | None = None,
+        tag: str | None = None,
+        license: str | None = None,
+        test: bool = True,
+        push_to: str | None = None,
     ) -> None:
         self.folder = Path(folder or "runs/unnamed")
         self.tag = tag
         self.license = license
         self.test = test
+        self.push_to = push_to
         self.history: list[Row] = []
         self.seed: int | None = None
         self._best: list[float] | None = None  # score of best.ckpt
@@ -76,7 +90,8 @@ class RunFolder(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run goes on with."""
-        return {"history": self.history, "best": self._best, "seed": self.seed}
+        about = {"command": self.command, "recipe": self.recipe, "tag": self.tag, "license": self.license}
+        return {"history": self.history, "best": self._best, "seed": self.seed, **about}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the state of a checkpoint."""
@@ -92,6 +107,8 @@ class RunFolder(Checkpoint):
             self.last.parent.mkdir(parents=True, exist_ok=True)
         if self.seed is None:
             self.seed = torch.initial_seed()
+        if self.push_to and not self._rehearsal:
+            check_push(self.push_to)  # now, rather than after the last epoch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals, after Lightning has put its own handlers in place."""

@@ -1,0 +1,117 @@
+"""A Lightning checkpoint as a weight folder; and what a weight folder says of the run that made it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acmix_zoo.weights import check_folder, create_model, load_weights, write_folder
+from acmix_zoo.weights.folder import beside, free_place, take_place
+
+
+def run_record(
+    run: Mapping[str, Any], card: Mapping[str, Any], scores: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """The record of a run's weights.
+
+    Args:
+        run: the state of its RunFolder. card: of its ImageDataModule; {} if it had another.
+        scores: {split: {metric: value}}; losses are left out.
+    """
+    dataset = card.get("dataset") or {}
+    history = run.get("history", [])
+    return {
+        "metrics": [
+            {"dataset": dataset["name"], "split": split, "name": name, "value": value}
+            for split, values in (scores.items() if dataset else ())
+            for name, value in values.items()
+            if name != "loss"
+        ],
+        "recipe": run.get("recipe"),
+        "command": run.get("command"),
+        "dataset": dataset or None,
+        "seed": run.get("seed"),
+        "epochs": int(history[-1]["epoch"]) if history else None,
+        "minutes": round(sum(row["seconds"] for row in history) / 60, 1) if history else None,
+        "license": run.get("license"),
+        "origin": "trained here",
+    }
+
+
+def run_cfg(run: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's pretrained_cfg of a run's weights, as far as the run and its data say."""
+    named = card.get("dataset", {}).get("name", "").rpartition("/")[2].replace("-", "_")
+    return {"tag": run.get("tag") or named or None, **card.get("cfg", {})}
+
+
+def validation_scores(row: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The scores of one epoch's row of the history."""
+    return {"val": {name[4:]: value for name, value in row.items() if name.startswith("val/")}}
+
+
+def export_run(source: str | Path, folder: str | Path, averaged: bool = True) -> Path:
+    """Write a run's or a checkpoint's weights as a weight folder.
+
+    Args:
+        source: a run folder (its weights/ if the run has ended, else its best checkpoint), or a Lightning checkpoint of
+            a ClassificationTask.
+        folder: where; a weight folder that is there is replaced once the new one verifies.
+        averaged: the moving average of the weights, which is what was evaluated, if the run kept one. False for the
+            trained weights themselves; they were not evaluated, so no scores are stated for them.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: no such run or checkpoint. ValueError: not a checkpoint of ours, or it has no average.
+    """
+    source, place = Path(source), free_place(folder)
+    if source.is_dir():
+        finished = source / "weights"
+        if averaged and (finished / "config.json").is_file() and not check_folder(finished):
+            with beside(place) as new:
+                shutil.copytree(finished, new, dirs_exist_ok=True)
+                take_place(new, place)
+            return place
+        source = source / "checkpoints" / "best.ckpt"
+    if not source.is_file():
+        raise FileNotFoundError(f"export: {source} does not exist; give a run folder or a Lightning checkpoint")
+    checkpoint = _read(source)
+    h, run = checkpoint["hyper_parameters"], checkpoint.get("callbacks", {}).get("RunFolder", {})
+    card = checkpoint.get("ImageDataModule", {}).get("card", {})
+    state, row = checkpoint["state_dict"], (run.get("history") or [{}])[-1]
+    if not averaged:
+        if "current_model_state" not in checkpoint:
+            raise ValueError(f"export: {source} has no averaged weights, only the trained ones; leave --no-ema out")
+        state, row = checkpoint["current_model_state"], {}
+    model = create_model(h["model"], num_classes=h["num_classes"], **h.get("model_kwargs") or {})
+    load_weights(model, {key: value for key, value in state.items() if key.startswith("model.")})
+    cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
+    record = run_record(run, card, validation_scores(row))
+    size = card.get("cfg", {}).get("input_size") or cfg["input_size"]
+    return write_folder(
+        place,
+        model,
+        architecture=cfg.get("architecture") or h["model"],
+        pretrained_cfg=run_cfg(run, card),
+        record={**record, "parent": str(h["pretrained"]) if h.get("pretrained") else None},
+        example=torch.randn(1, *size, generator=torch.Generator().manual_seed(0)),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged pickles raise nearly everything
+        raise ValueError(f"export: {path} is damaged or holds more than tensors and plain values ({error})") from error
+    hyper = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
+    if "state_dict" not in checkpoint or not {"model", "num_classes"} <= hyper.keys():
+        raise ValueError(
+            f"export: {path} is not a Lightning checkpoint of a ClassificationTask; "
+            "for other files: acmix-zoo convert FILE --model NAME"
+        )
+    return checkpoint  # type: ignore[no-any-return]
