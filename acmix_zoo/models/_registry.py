@@ -104,8 +104,9 @@ def check_sha256(weights: Path) -> None:
     config = weights.parent / "config.json"
     if not config.is_file() or not weights.is_file():
         return
-    expected = json.loads(config.read_text(encoding="utf-8")).get("acmix_zoo", {}).get("sha256")
-    if expected is None:
+    try:
+        expected = json.loads(config.read_text(encoding="utf-8"))["acmix_zoo"]["sha256"]
+    except (ValueError, KeyError, TypeError):  # another project's, or the user's own
         return
     with weights.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
