@@ -249,3 +249,22 @@ def test_timm_loads_it_from_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> N
 def test_names() -> None:
     assert ours.is_repository("org/name") and ours.is_repository("org/name@v1")
     assert not any(map(ours.is_repository, ("name", "./a", "/a/b", "a/b/c", "~/x")))
+
+
+def test_a_plain_swin_from_the_hub(hub: Hub) -> None:
+    """The tag swin_in1k: timm's weights of the plain Swin-T, here random ones, fetched by timm's own code."""
+    plain = timm.create_model("swin_tiny_patch4_window7_224.ms_in1k").eval()
+    with torch.no_grad():
+        for value in plain.parameters():
+            value.add_(0.02 * torch.randn_like(value))
+    repo = hub.repos.setdefault(plain.pretrained_cfg["hf_hub_id"], Repo(private=False))
+    repo.commit("main", {"model.safetensors": safetensors.torch.save(plain.state_dict(), {"format": "pt"})})
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = plain(x)
+        for model in (
+            timm.create_model("acmix_swin_t.swin_in1k", pretrained=True),
+            create_model("acmix_swin_t", "swin_in1k"),
+        ):
+            assert torch.equal(model.eval()(x), expected) and expected.std() > 0.1
+    assert create_model("acmix_swin_t", "swin_in1k", num_classes=3)(x).shape == (1, 3)
