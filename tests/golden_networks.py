@@ -1,4 +1,4 @@
-"""Networks of the authors' code by the rules of tests/golden: weights and inputs come from their names."""
+"""Networks of the authors', SAN's and PVT's code by the rules of tests/golden: weights and inputs come from names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "networks.json").read_text())
+SAN_AND_PVT = json.loads((Path(__file__).parent / "golden" / "networks_san_pvt.json").read_text())
 
 
 def golden_tensor(network: str, key: str, shape: list[int]) -> torch.Tensor | None:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.cost import definition_macs, input_size_of, run_once
+from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.layers.shift_conv import ShiftConv
 
 
@@ -54,7 +55,12 @@ def complexity(model: nn.Module, input_size: Sequence[int] | None = None) -> Com
         raise ValueError(f"complexity: {type(model).__name__} names no input size; pass input_size=(C, H, W)")
     counter = FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _cpu_attention_flops})
     macs = _ByDefinition(counter)
-    hooks = [h for module in model.modules() if isinstance(module, ACmix2d | ShiftConv) for h in macs.watch(module)]
+    hooks = [
+        h
+        for module in model.modules()
+        if isinstance(module, ACmix2d | ShiftConv | PairwiseSAM | PatchwiseSAM)
+        for h in macs.watch(module)
+    ]
     try:
         run_once(model, size, counter)
     finally:
@@ -70,7 +76,7 @@ class _ByDefinition:
     def __init__(self, counter: FlopCounterMode) -> None:
         self.counter, self.correction, self.depth, self.before = counter, 0, 0, 0
 
-    def watch(self, layer: ACmix2d | ShiftConv) -> list[Any]:
+    def watch(self, layer: nn.Module) -> list[Any]:
         return [layer.register_forward_pre_hook(self._enter), layer.register_forward_hook(self._leave)]
 
     def _enter(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:

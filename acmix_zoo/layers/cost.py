@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from acmix_zoo.layers.acmix2d import ACmix2d
+from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.layers.shift_conv import ShiftConv
 
 
-def definition_macs(layer: ACmix2d | ShiftConv, x: Tensor) -> int:
+def definition_macs(layer: ACmix2d | ShiftConv | PairwiseSAM | PatchwiseSAM, x: Tensor) -> int:
     """Multiply-accumulates of one layer for the input x, all images of the batch together.
 
     A pixel of ACmix2d costs 3·in·out (stage I), 2·kernel_att²·out (attention), 3·kernel_conv²·out (the mixing) and
@@ -25,8 +26,10 @@ def definition_macs(layer: ACmix2d | ShiftConv, x: Tensor) -> int:
     The position term (2 multiplications a pixel and head channel, shared by the batch) is left out, as in the paper.
 
     Args:
-        layer: ACmix2d with x of (B, in, H, W), or ShiftConv with x of (B, H, W, d, 3·heads).
+        layer: ACmix2d or SAN's module with x of (B, in, H, W), or ShiftConv with x of (B, H, W, d, 3·heads).
     """
+    if isinstance(layer, PairwiseSAM | PatchwiseSAM):
+        return layer.macs(x)
     if isinstance(layer, ShiftConv):
         b, h, w, d, inputs = x.shape
         taps = layer.kernel**2

@@ -1,0 +1,123 @@
+"""SAN's aggregation: every position sums its k×k neighbours, weighted for it alone; channels share the weights.
+
+`y[b, c, i] = Σ_j weight[b, j, c mod wc, i] · value[b, c, i + j]` over a border continued by reflection. Channels share
+weights **interleaved** (c mod wc, not c // share): channel 0, wc, 2·wc, … have one in common.
+
+Source: "Exploring Self-attention for Image Recognition" (SAN), CVPR 2020, whose released code has it as a CUDA kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from acmix_zoo.ops.reflect import reflected_range
+
+# Positions of a map up to which channels side by side are the faster layout on a CPU (at 7² three times, at 56² the
+# other way round, by as much).
+_CHANNELS_LAST_UP_TO = 400
+
+
+def aggregate(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
+    """Weighted sums over k×k windows, one offset after the other: nothing of the value is copied k² times.
+
+    Args:
+        value: (B, C, H, W).
+        weight: (B, k²·wc, H, W), channels ordered (k², wc); C is a multiple of wc.
+        kernel: k, odd.
+
+    Returns:
+        (B, C, H, W).
+
+    Raises:
+        ValueError: shapes that do not go together.
+    """
+    _check(value, weight, kernel)
+    h, w = value.shape[2:]
+    last = value.device.type == "cpu" and h * w <= _CHANNELS_LAST_UP_TO
+    layout = torch.channels_last if last else torch.contiguous_format
+    padded = reflect_pad(value, kernel // 2).contiguous(memory_format=layout)
+    return _Aggregate.apply(padded, weight.contiguous(memory_format=layout), kernel)  # type: ignore[no-any-return]
+
+
+def aggregate_reference(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
+    """`aggregate` by loops over positions and offsets, to be read and compared with."""
+    _check(value, weight, kernel)
+    b, c, h, w = value.shape
+    shared = weight.shape[1] // kernel**2
+    out = []
+    for channel in range(c):
+        for y in range(h):
+            for x in range(w):
+                total = value.new_zeros(b)
+                for j in range(kernel**2):
+                    at = [_reflected(y + j // kernel - kernel // 2, h), _reflected(x + j % kernel - kernel // 2, w)]
+                    total = total + weight[:, j * shared + channel % shared, y, x] * value[:, channel, at[0], at[1]]
+                out.append(total)
+    return torch.stack(out, 1).view(b, c, h, w)
+
+
+def _reflected(at: int, size: int) -> int:
+    """A position folded into 0 … size − 1, the edge not repeated."""
+    period = max(2 * size - 2, 1)
+    return size - 1 - abs(at % period - (size - 1))
+
+
+def _check(value: Tensor, weight: Tensor, kernel: int) -> None:
+    b, c, h, w = value.shape
+    shared, rest = divmod(weight.shape[1], kernel**2)
+    if kernel % 2 == 0 or rest or weight.shape != (b, weight.shape[1], h, w) or not shared or c % shared:
+        raise ValueError(
+            f"aggregate: expected weights of ({b}, {kernel}²·wc, {h}, {w}) with an odd kernel and wc a divisor of {c}, "
+            f"got {tuple(weight.shape)} for a value of {tuple(value.shape)}"
+        )
+
+
+def reflect_pad(x: Tensor, by: int) -> Tensor:
+    """(B, C, H, W) → (B, C, H + 2·by, W + 2·by), continued by reflection; maps smaller than the border too.
+
+    By slices, whose gradient is a sum in a fixed order; the gradient of CUDA's reflection pad is not.
+    """
+    for dim in (2, 3):
+        n = x.shape[dim]
+        if n > by:
+            before, after = x.narrow(dim, 1, by).flip(dim), x.narrow(dim, n - 1 - by, by).flip(dim)
+            x = torch.cat([before, x, after], dim)
+        else:
+            x = x.index_select(dim, reflected_range(-by, n + 2 * by, n, x.device))
+    return x
+
+
+class _Aggregate(torch.autograd.Function):
+    """The sum over offsets; only the value and the weights are kept for the gradient."""
+
+    @staticmethod
+    def forward(ctx, padded: Tensor, weight: Tensor, kernel: int) -> Tensor:  # type: ignore[no-untyped-def]
+        h, w = weight.shape[2:]
+        weights = weight.unflatten(1, (kernel**2, -1))  # (B, k², wc, H, W)
+        values = padded.unflatten(1, (-1, weights.shape[2]))  # (B, share, wc, H + k − 1, W + k − 1)
+        out = torch.zeros_like(padded[:, :, :h, :w])  # in the layout of the value
+        sums = out.unflatten(1, values.shape[1:3])  # (B, share, wc, H, W), a view
+        for j in range(kernel**2):
+            y, x = divmod(j, kernel)
+            sums.addcmul_(values[..., y : y + h, x : x + w], weights[:, j].unsqueeze(1))
+        ctx.save_for_backward(padded, weight)
+        ctx.kernel = kernel
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        (padded, weight), kernel = ctx.saved_tensors, ctx.kernel
+        h, w = weight.shape[2:]
+        weights = weight.unflatten(1, (kernel**2, -1))  # (B, k², wc, H, W)
+        split = (-1, weights.shape[2])
+        values, grads = padded.unflatten(1, split), grad.unflatten(1, split)  # 2 × (B, share, wc, …)
+        d_padded, d_weight = torch.zeros_like(padded), torch.empty_like(weight)
+        d_values, d_weights = d_padded.unflatten(1, split), d_weight.unflatten(1, (kernel**2, -1))
+        for j in range(kernel**2):
+            y, x = divmod(j, kernel)
+            d_values[..., y : y + h, x : x + w].addcmul_(grads, weights[:, j].unsqueeze(1))
+            torch.sum(grads * values[..., y : y + h, x : x + w], 1, out=d_weights[:, j])
+        return d_padded, d_weight, None
