@@ -266,5 +266,6 @@ def test_a_plain_swin_from_the_hub(hub: Hub) -> None:
             timm.create_model("acmix_swin_t.swin_in1k", pretrained=True),
             create_model("acmix_swin_t", "swin_in1k"),
         ):
-            assert torch.equal(model.eval()(x), expected) and expected.std() > 0.1
+            # Equal to the bit here; another processor's kernels may round otherwise.
+            assert (model.eval()(x) - expected).abs().max() <= 1e-6 * expected.abs().max() and expected.std() > 0.1
     assert create_model("acmix_swin_t", "swin_in1k", num_classes=3)(x).shape == (1, 3)

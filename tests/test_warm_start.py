@@ -23,6 +23,11 @@ def moved(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Equal but for the rounding of another processor's kernels; here they were equal to the bit."""
+    return bool((found - expected).abs().max() <= 1e-6 * expected.abs().max())
+
+
 def swin(**kwargs) -> nn.Module:
     return moved(timm.create_model("swin_tiny_patch4_window7_224", **{**SMALL, **kwargs}))
 
@@ -46,7 +51,7 @@ class TestSwin:
         size = plain.patch_embed.img_size
         x = torch.randn(2, kwargs.get("in_chans", 3), *size)
         expected = plain(x)
-        assert (ours.eval()(x) - expected).abs().max() <= 1e-6 * expected.abs().max() and expected.std() > 0.05
+        assert close(ours.eval()(x), expected) and expected.std() > 0.05
         x = x.double()
         torch.testing.assert_close(ours.double()(x), plain.double()(x), rtol=0, atol=1e-13)
 
@@ -55,7 +60,7 @@ class TestSwin:
         """Maps that are no multiple of the window are padded before the roll there and here; timm pads after it."""
         plain = moved(torchvision.models.SwinTransformer([4, 4], 24, [2, 2], [2, 4], [7, 7], num_classes=5))
         x = torch.randn(1, 3, *size)
-        assert torch.equal(from_swin(plain).eval()(x), plain(x))
+        assert close(from_swin(plain).eval()(x), plain(x))
 
     def test_every_kind_of_source(self, tmp_path: Path) -> None:
         plain = swin(img_size=56, window_size=7, depths=(2, 2), num_heads=(2, 4))
@@ -76,7 +81,7 @@ class TestSwin:
         ):
             ours = from_swin(source, **kwargs).eval()
             assert ours.patch_embed.img_size == (56, 56)
-            assert torch.equal(ours(x), plain(x))
+            assert close(ours(x), plain(x))
 
     def test_what_shall_differ(self) -> None:
         plain = swin()
