@@ -246,9 +246,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({"transfer": "basic", "objects": objects})
 
     def upload(self, oid: str) -> None:
+        # Read before it is refused: a client that is still sending would only see that the connection broke.
+        content = self.rfile.read(int(self.headers["Content-Length"]))
         if self.fault("lfs"):
             return
-        content = self.rfile.read(int(self.headers["Content-Length"]))
         assert hashlib.sha256(content).hexdigest() == oid
         self.server.lfs[oid] = content
         self.answer()
