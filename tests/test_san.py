@@ -10,7 +10,7 @@ from torch import nn
 from acmix_zoo import load_weights
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.layers.san import PatchwiseSAM
-from acmix_zoo.models.acmix_san import SAN
+from acmix_zoo.models.acmix_san import SAN, Halve
 
 SANS = [entry for entry in SAN_AND_PVT if entry["family"] == "san"]
 LAYERS = {"10": (2, 1, 2, 4, 1), "15": (3, 2, 3, 5, 2), "19": (3, 3, 4, 6, 3)}
@@ -102,7 +102,7 @@ def test_macs(depth: str, published: float) -> None:
         nonlocal more
         if isinstance(module, nn.BatchNorm2d):
             more += 2 * out.numel()
-        elif isinstance(module, nn.MaxPool2d):
+        elif isinstance(module, Halve):
             more += inputs[0].numel()
         elif isinstance(module, nn.ReLU) or getattr(module, "bias", None) is not None:
             more += out.numel()

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from acmix_zoo.layers import ACmix2d
+from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM
 from acmix_zoo.layers.cost import definition_macs, input_size_of, run_once
-from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.layers.shift_conv import ShiftConv
 
 

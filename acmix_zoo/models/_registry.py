@@ -14,12 +14,22 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from acmix_zoo.layers import ACmix2d, WindowACmix
+from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM, ReducedACmix, WindowACmix
 
-__all__ = ["FETCH", "IMAGENET", "SMALL", "build", "check_sha256", "checkpoints_root", "default_cfgs", "register_model"]
+__all__ = [
+    "FETCH",
+    "IMAGENET",
+    "SMALL",
+    "build",
+    "check_sha256",
+    "checkpoints_root",
+    "default_cfgs",
+    "register_model",
+    "register_notrace_module",
+]
 
-# FX cannot follow control flow that depends on a map's size; timm's feature extraction keeps these two whole.
-for layer in (ACmix2d, WindowACmix):
+# FX cannot follow control flow that depends on a map's size; timm's feature extraction keeps these whole.
+for layer in (ACmix2d, WindowACmix, ReducedACmix, PairwiseSAM, PatchwiseSAM):
     register_notrace_module(layer)
 
 IMAGENET: dict[str, Any] = {

@@ -1,20 +1,26 @@
-"""SAN, the self-attention network whose weights are vectors, in its pairwise and its patchwise form.
+"""SAN, the self-attention network whose weights are vectors, pairwise and patchwise, and ACmix on the patchwise one.
 
-Source: "Exploring Self-attention for Image Recognition", CVPR 2020, table 1, and its released code, which runs on CUDA
-alone. Parameters have that code's names, so its checkpoints load as they are.
+Source of SAN: "Exploring Self-attention for Image Recognition", CVPR 2020, table 1, and its released code, which runs
+on CUDA alone. Parameters have that code's names, so its checkpoints load as they are. ACmix-SAN was never released:
+`acmix_san10/15/19` are **reconstructions** from their published costs, see docs/reconstructions.md; `acmix_san_pico` is
+ours, for 32-pixel images.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from timm.layers import create_classifier
+from timm.layers import DropPath, calculate_drop_path_rates, create_classifier
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.nn.functional import dropout
+from torch.nn.functional import dropout, max_pool2d
 
+from acmix_zoo.layers.acmix2d import Paths
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
+from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model, register_notrace_module
+from acmix_zoo.models._registry import default_cfgs as _default_cfgs
+from acmix_zoo.models._stem import small_stem
 
 __all__ = ["SAN"]
 
@@ -24,30 +30,42 @@ Form = Literal["pairwise", "patchwise"]
 class Bottleneck(nn.Module):
     """Batch norm → self-attention to a quarter of the channels → batch norm → 1×1 back, around an identity."""
 
-    def __init__(self, channels: int, kernel: int, form: Form) -> None:
+    def __init__(self, channels: int, form: Form, drop_path: float, **sam: Any) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels)
-        self.sam = (PairwiseSAM if form == "pairwise" else PatchwiseSAM)(channels, kernel)
+        self.sam = (PairwiseSAM if form == "pairwise" else PatchwiseSAM)(channels, **sam)
         self.bn2 = nn.BatchNorm2d(channels // 4)
         self.conv = nn.Conv2d(channels // 4, channels, 1)
         self.relu = nn.ReLU(inplace=True)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn2(self.sam(self.relu(self.bn1(x)))))
-        return x + self.conv(out)  # type: ignore[no-any-return]
+        return x + self.drop_path(self.conv(out))  # type: ignore[no-any-return]
+
+
+@register_notrace_module
+class Halve(nn.Module):
+    """Max pooling 2×2 that leaves a side of 1 as it is, so that images may be smaller than 32 pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_pool2d(x, (min(2, x.shape[2]), min(2, x.shape[3])))
 
 
 class SAN(nn.Module):
-    """Self-attention network, with timm's model interface.
+    """Self-attention network, plain or with ACmix, with timm's model interface.
 
     Args:
-        layers: blocks of each of the five stages.
+        layers: blocks of each stage.
         form: "pairwise" or "patchwise".
+        paths: "attention" is SAN; "both" is ACmix-SAN; "convolution" the other path alone.
         kernels: sides of the neighbourhoods, for each stage.
         widths: channels of the stages.
-        in_chans, num_classes, global_pool, drop_rate: as in timm.
+        small_input: a stem of two 3×3 convolutions for 32-pixel images, which halves their side in place of the 1×1
+            stem and the first pooling.
+        in_chans, num_classes, global_pool, drop_rate, drop_path_rate: as in timm.
 
-    Shape: (B, in_chans, H, W) → (B, num_classes); height and width of at least 32.
+    Shape: (B, in_chans, H, W) → (B, num_classes); any height and width.
     """
 
     def __init__(
@@ -55,25 +73,31 @@ class SAN(nn.Module):
         layers: tuple[int, ...] = (2, 1, 2, 4, 1),
         form: Form = "patchwise",
         *,
+        paths: Paths = "attention",
         kernels: tuple[int, ...] = (3, 7, 7, 7, 7),
         widths: tuple[int, ...] = (64, 256, 512, 1024, 2048),
+        small_input: bool = False,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.grad_checkpointing = False
         inputs = widths[0]
-        self.conv_in = nn.Conv2d(in_chans, inputs, 1, bias=False)
+        pixels = nn.Conv2d(in_chans, inputs, 1, bias=False)
+        self.conv_in: nn.Module = small_stem(in_chans, inputs) if small_input else pixels
         self.bn_in = nn.BatchNorm2d(inputs)
         self.relu = nn.ReLU(inplace=True)
-        self.pool = nn.MaxPool2d(2, 2)
         self.feature_info: list[dict[str, Any]] = []
+        drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)  # [stage][block]
         for i, (depth, kernel, width) in enumerate(zip(layers, kernels, widths, strict=True)):
+            blocks = [Bottleneck(width, form, drop_path[i][j], kernel=kernel, paths=paths) for j in range(depth)]
+            self.add_module(f"pool{i}", nn.Identity() if small_input and i == 0 else Halve())
             self.add_module(f"conv{i}", nn.Conv2d(inputs, width, 1, bias=False))
-            self.add_module(f"layer{i}", nn.Sequential(*(Bottleneck(width, kernel, form) for _ in range(depth))))
+            self.add_module(f"layer{i}", nn.Sequential(*blocks))
             self.add_module(f"bn{i}", nn.BatchNorm2d(width))
             self.feature_info.append({"num_chs": width, "reduction": 2 ** (i + 1), "module": f"bn{i}"})
             inputs = width
@@ -81,7 +105,7 @@ class SAN(nn.Module):
         self.global_pool, self.fc = create_classifier(inputs, num_classes, pool_type=global_pool)
 
     def no_weight_decay(self) -> set[str]:
-        return set()
+        return {name for name, _ in self.named_parameters() if name.endswith(("alpha", "beta"))}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = r"^(?:conv|layer|bn)(\d+)" if coarse else [(r"^layer(\d+)\.(\d+)", None), (r"^(?:conv|bn)(\d+)", (0,))]
@@ -103,7 +127,7 @@ class SAN(nn.Module):
 
     def _stage(self, i: int, x: Tensor) -> Tensor:
         """Pooling, a wider 1×1, the blocks, batch norm and ReLU: (B, C, H, W) → (B, width, H/2, W/2)."""
-        x = self.get_submodule(f"conv{i}")(self.pool(x))
+        x = self.get_submodule(f"conv{i}")(self.get_submodule(f"pool{i}")(x))
         blocks: nn.Sequential = self.get_submodule(f"layer{i}")  # type: ignore[assignment]
         x = checkpoint_seq(blocks, x) if self.grad_checkpointing else blocks(x)
         return self.relu(self.get_submodule(f"bn{i}")(x))  # type: ignore[no-any-return]
@@ -128,6 +152,22 @@ class SAN(nn.Module):
                 maps.append(x)
         return maps if intermediates_only else (x, maps)
 
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages behind the last index, and the classifier."""
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        pruned = last < len(self.feature_info) - 1
+        for i in range(last + 1, len(self.feature_info)):
+            for name in ("pool", "conv", "layer", "bn"):
+                delattr(self, f"{name}{i}")
+        del self.feature_info[last + 1 :]
+        if pruned:
+            self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])
+        if prune_head or pruned:
+            self.reset_classifier(0, "")
+        return take
+
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn_in(self.conv_in(x)))
         for i in range(len(self.feature_info)):
@@ -142,3 +182,88 @@ class SAN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+_CLASSIFIER = {"classifier": "fc"}
+default_cfgs = _default_cfgs(
+    {
+        **{f"san{depth}_{form}": {**IMAGENET, **_CLASSIFIER, "first_conv": "conv_in"}
+           for depth in (10, 15, 19) for form in ("pairwise", "patchwise")},
+        **{f"acmix_san{depth}": {**IMAGENET, **_CLASSIFIER, "first_conv": "conv_in"} for depth in (10, 15, 19)},
+        "acmix_san_pico": {**SMALL, **_CLASSIFIER, "first_conv": "conv_in.0"},
+    }
+)  # fmt: skip
+_LAYERS = {10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
+
+
+def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> SAN:
+    stages = len(kwargs.get("layers", defaults["layers"]))
+    # "getter" goes through forward_intermediates: maps are taken behind a stage's ReLU, which all stages share.
+    feature_cfg = {"out_indices": tuple(range(stages)), "feature_cls": "getter"}
+    return build(SAN, variant, pretrained, feature_cfg, **{**defaults, **kwargs})  # type: ignore[return-value]
+
+
+@register_model
+def san10_pairwise(pretrained: bool = False, **kwargs: Any) -> SAN:
+    """SAN10, pairwise: 10,531,848 parameters, 2.04 GMACs, 224-pixel images, 1000 classes. As published, 74.9 %."""
+    return _create("san10_pairwise", pretrained, {"layers": _LAYERS[10], "form": "pairwise"}, kwargs)
+
+
+@register_model
+def san15_pairwise(pretrained: bool = False, **kwargs: Any) -> SAN:
+    """SAN15, pairwise: 14,065,436 parameters, 2.86 GMACs, 224-pixel images, 1000 classes. As published, 76.6 %."""
+    return _create("san15_pairwise", pretrained, {"layers": _LAYERS[15], "form": "pairwise"}, kwargs)
+
+
+@register_model
+def san19_pairwise(pretrained: bool = False, **kwargs: Any) -> SAN:
+    """SAN19, pairwise: 17,596,156 parameters, 3.64 GMACs, 224-pixel images, 1000 classes. As published, 76.9 %."""
+    return _create("san19_pairwise", pretrained, {"layers": _LAYERS[19], "form": "pairwise"}, kwargs)
+
+
+@register_model
+def san10_patchwise(pretrained: bool = False, **kwargs: Any) -> SAN:
+    """SAN10, patchwise: 11,841,124 parameters, 1.79 GMACs, 224-pixel images, 1000 classes. As published, 77.1 %."""
+    return _create("san10_patchwise", pretrained, {"layers": _LAYERS[10]}, kwargs)
+
+
+@register_model
+def san15_patchwise(pretrained: bool = False, **kwargs: Any) -> SAN:
+    """SAN15, patchwise: 16,181,310 parameters, 2.48 GMACs, 224-pixel images, 1000 classes. As published, 78.0 %."""
+    return _create("san15_patchwise", pretrained, {"layers": _LAYERS[15]}, kwargs)
+
+
+@register_model
+def san19_patchwise(pretrained: bool = False, **kwargs: Any) -> SAN:
+    """SAN19, patchwise: 20,518,470 parameters, 3.13 GMACs, 224-pixel images, 1000 classes. As published, 78.2 %."""
+    return _create("san19_patchwise", pretrained, {"layers": _LAYERS[19]}, kwargs)
+
+
+@register_model
+def acmix_san10(pretrained: bool = False, **kwargs: Any) -> SAN:
+    """ACmix-SAN10, a reconstruction: 12,125,988 parameters, 1.85 GMACs, 224-pixel images,
+    1000 classes. Published: 77.6 %."""
+    return _create("acmix_san10", pretrained, {"layers": _LAYERS[10], "paths": "both"}, kwargs)
+
+
+@register_model
+def acmix_san15(pretrained: bool = False, **kwargs: Any) -> SAN:
+    """ACmix-SAN15, a reconstruction: 16,642,466 parameters, 2.57 GMACs, 224-pixel images,
+    1000 classes. Published: 78.4 %."""
+    return _create("acmix_san15", pretrained, {"layers": _LAYERS[15], "paths": "both"}, kwargs)
+
+
+@register_model
+def acmix_san19(pretrained: bool = False, **kwargs: Any) -> SAN:
+    """ACmix-SAN19, a reconstruction: 21,155,754 parameters, 3.26 GMACs, 224-pixel images,
+    1000 classes. Published: 78.7 %."""
+    return _create("acmix_san19", pretrained, {"layers": _LAYERS[19], "paths": "both"}, kwargs)
+
+
+@register_model
+def acmix_san_pico(pretrained: bool = False, **kwargs: Any) -> SAN:
+    """ACmix-SAN for 32-pixel images: 676,638 parameters, 24.1 MMACs, three stages of two blocks, 10 classes."""
+    defaults = {
+        "layers": (2, 2, 2), "widths": (64, 256, 512), "kernels": (3, 5, 5), "paths": "both", "small_input": True,
+    }  # fmt: skip
+    return _create("acmix_san_pico", pretrained, defaults, kwargs)

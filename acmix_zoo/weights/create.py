@@ -24,7 +24,8 @@ def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
         filter: wildcard such as `"*swin*"`.
         pretrained: only those with weights, as `architecture.tag`.
     """
-    return [name for name in timm.list_models(filter, pretrained=pretrained) if name.startswith("acmix_")]
+    names: list[str] = timm.list_models(filter, pretrained=pretrained)
+    return [name for name in names if timm.models.model_entrypoint(name).__module__.startswith("acmix_zoo.")]
 
 
 def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwargs: Any) -> nn.Module:

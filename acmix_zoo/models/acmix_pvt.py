@@ -1,0 +1,334 @@
+"""PVT, the pyramid vision transformer (version 1), and ACmix on it.
+
+Source of PVT: "Pyramid Vision Transformer", ICCV 2021, table 1, and its released code. Parameters have that code's
+names, so its checkpoints load as they are. ACmix-PVT was never released: `acmix_pvt_t/s` are **reconstructions** from
+their published costs, see docs/reconstructions.md; `acmix_pvt_pico` is ours, for 32-pixel images.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates
+from timm.models._features import feature_take_indices
+from timm.models._features_fx import register_notrace_function
+from timm.models._manipulate import checkpoint
+from torch import Tensor, nn
+
+from acmix_zoo.layers import ReducedACmix
+from acmix_zoo.layers.acmix2d import Paths
+from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
+from acmix_zoo.models._registry import default_cfgs as _default_cfgs
+from acmix_zoo.models._stem import small_stem
+
+__all__ = ["PVT"]
+
+Size = tuple[int, int]
+
+
+class PatchEmbed(nn.Module):
+    """(B, in_chans, H, W) → (B, ceil(H/patch), ceil(W/patch), dim): patches, normed."""
+
+    def __init__(self, in_chans: int, dim: int, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2d(in_chans, dim, patch, patch)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[2:]
+        x = F.pad(x, (0, -w % self.patch, 0, -h % self.patch))  # whole patches
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """LayerNorm → ReducedACmix → LayerNorm → MLP, each around an identity. (B, L, C) → (B, L, C)."""
+
+    def __init__(self, dim: int, mlp_ratio: float, drop_path: float, drop: float, **acmix: Any) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = ReducedACmix(dim, proj_drop=drop, **acmix)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), size))
+        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+
+
+@register_notrace_function
+def resized_positions(table: Tensor, grid: Size, size: Size) -> Tensor:
+    """A table of positions (1, prefix + grid, C) for maps of `size`: bilinear, prefix tokens as they are.
+
+    Shape: → (1, prefix + H·W, C).
+    """
+    if grid == size:
+        return table
+    prefix = table.shape[1] - grid[0] * grid[1]
+    maps = table[:, prefix:].transpose(1, 2).unflatten(2, grid)  # (1, C, h, w)
+    maps = F.interpolate(maps.float(), size, mode="bilinear").to(table.dtype)
+    return torch.cat([table[:, :prefix], maps.flatten(2).transpose(1, 2)], 1)
+
+
+class PVT(nn.Module):
+    """Pyramid vision transformer, plain or with ACmix, with timm's model interface.
+
+    Args:
+        img_size: image side or (height, width) that the learned positions are made for; they are interpolated for other
+            sizes, which run too.
+        patch_size: of the first stage; the following ones take patches of 2×2.
+        depths, embed_dims, num_heads, mlp_ratios, reductions: for each stage; `reductions` are the sides of the patches
+            whose keys and values the attention sees.
+        paths: "attention" is PVT; "both" is ACmix-PVT; "convolution" the other path alone.
+        small_input: two 3×3 convolutions in front of the patches, for 32-pixel images; they halve the image's side, and
+            the patches have half of `patch_size`.
+        in_chans, num_classes, global_pool, drop_rate, proj_drop_rate, drop_path_rate: as in timm. global_pool is
+            "token" (the class token), "avg" (over positions) or "" (all tokens).
+
+    Shape: (B, in_chans, H, W) → (B, num_classes); features are (B, 1 + H·W/32², C), the class token first; NCHW from
+    `features_only`.
+    """
+
+    def __init__(
+        self,
+        img_size: int | Size = 224,
+        patch_size: int = 4,
+        *,
+        depths: tuple[int, ...] = (2, 2, 2, 2),
+        embed_dims: tuple[int, ...] = (64, 128, 320, 512),
+        num_heads: tuple[int, ...] = (1, 2, 5, 8),
+        mlp_ratios: tuple[float, ...] = (8, 8, 4, 4),
+        reductions: tuple[int, ...] = (8, 4, 2, 1),
+        paths: Paths = "both",
+        small_input: bool = False,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.grad_checkpointing = False
+        self.stem: nn.Module = nn.Identity()
+        inputs, patch = in_chans, patch_size
+        h, w = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if small_input:
+            inputs, patch, h, w = embed_dims[0], patch_size // 2, -(-h // 2), -(-w // 2)
+            self.stem = nn.Sequential(*small_stem(in_chans, inputs), nn.BatchNorm2d(inputs), nn.ReLU(inplace=True))
+        drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)  # [stage][block]
+        self.feature_info: list[dict[str, Any]] = []
+        self.grids: list[Size] = []
+        shapes = zip(depths, embed_dims, num_heads, mlp_ratios, reductions, strict=True)
+        for i, (depth, dim, heads, mlp_ratio, reduction) in enumerate(shapes):
+            h, w = -(-h // patch), -(-w // patch)
+            self.grids.append((h, w))
+            blocks = [
+                Block(dim, mlp_ratio, drop_path[i][j], proj_drop_rate, heads=heads, reduction=reduction, paths=paths)
+                for j in range(depth)
+            ]
+            prefix = int(i == len(depths) - 1)
+            self.add_module(f"patch_embed{i + 1}", PatchEmbed(inputs, dim, patch))
+            self.register_parameter(f"pos_embed{i + 1}", nn.Parameter(torch.zeros(1, prefix + h * w, dim)))
+            self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
+            self.feature_info.append({"num_chs": dim, "reduction": patch_size * 2**i, "module": f"block{i + 1}"})
+            inputs, patch = dim, 2
+        self.last_stage = len(depths) - 1  # the one with the class token
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.norm: nn.Module = nn.LayerNorm(dim, eps=1e-6)
+        self.num_features = self.head_hidden_size = dim
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head: nn.Module = nn.Identity()
+        self.reset_classifier(num_classes, global_pool)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """PVT's start for matrices, positions and the class token; convolutions and convolution paths keep theirs."""
+        for name, parameter in self.named_parameters():
+            if name.startswith("pos_embed") or name == "cls_token":
+                nn.init.trunc_normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def no_weight_decay(self) -> set[str]:
+        names = {name for name, _ in self.named_parameters()}
+        return {
+            name for name in names if name.startswith(("pos_embed", "cls_token")) or name.endswith(("alpha", "beta"))
+        }
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        whole = r"^(?:patch_embed|pos_embed|block)(\d+)"
+        fine = [
+            (r"^(?:patch_embed|pos_embed)(\d+)", (0,)),
+            (r"^block(\d+)\.(\d+)", None),
+            (r"^cls_token|^norm", (99999,)),
+        ]
+        return {"stem": r"^stem|^patch_embed1|^pos_embed1", "blocks": whole if coarse else fine}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        if global_pool is not None:
+            if global_pool not in ("token", "avg", ""):
+                raise ValueError(f'PVT: global_pool must be "token", "avg" or "", got {global_pool!r}')
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        like = next(self.parameters())
+        self.head = nn.Identity()
+        if num_classes:
+            self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+
+    def _stage(self, i: int, x: Tensor) -> tuple[Tensor, Size]:
+        """(B, C, H, W) → tokens (B, prefix + H′·W′, C′) and (H′, W′)."""
+        x = self.get_submodule(f"patch_embed{i + 1}")(x)  # (B, H′, W′, C′)
+        size = (x.shape[1], x.shape[2])
+        x = x.flatten(1, 2)  # (B, H′·W′, C′)
+        blocks: nn.ModuleList = self.get_submodule(f"block{i + 1}")  # type: ignore[assignment]
+        if i == self.last_stage:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
+        x = x + resized_positions(self.get_parameter(f"pos_embed{i + 1}"), self.grids[i], size)
+        for block in blocks:
+            x = checkpoint(block, x, size) if self.grad_checkpointing else block(x, size)
+        return x, size
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Maps of the stages, (B, C, H/reduction, W/reduction), as timm's networks give them."""
+        if output_fmt != "NCHW":
+            raise ValueError(f'PVT: output_fmt must be "NCHW", got {output_fmt!r}')
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        x, maps = self.stem(x), []
+        end = len(self.feature_info) - 1
+        for i in range(last + 1 if stop_early else end + 1):
+            tokens, size = self._stage(i, x)
+            tokens = self.norm(tokens) if i == end and norm else tokens
+            x = _as_map(tokens, size)
+            if i in take:
+                maps.append(x)
+        if intermediates_only:
+            return maps
+        return (self.norm(tokens) if i == end and not norm else tokens), maps
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages behind the last index, the class token and the norm that are theirs, and the classifier."""
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        pruned = last < len(self.feature_info) - 1
+        for i in range(last + 1, len(self.feature_info)):
+            for name in ("patch_embed", "pos_embed", "block"):
+                delattr(self, f"{name}{i + 1}")
+        del self.feature_info[last + 1 :]
+        if pruned:
+            del self.cls_token
+            self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])
+        if prune_norm or pruned:
+            self.norm = nn.Identity()
+        if prune_head or pruned:
+            self.reset_classifier(0, "")
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for i in range(len(self.feature_info) - 1):
+            x = _as_map(*self._stage(i, x))
+        return self.norm(self._stage(len(self.feature_info) - 1, x)[0])  # type: ignore[no-any-return]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if self.global_pool:
+            x = x[:, 0] if self.global_pool == "token" else x[:, 1:].mean(1)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _as_map(tokens: Tensor, size: Size) -> Tensor:
+    """(B, prefix + H·W, C) → (B, C, H, W), the prefix left out."""
+    h, w = size
+    tokens = tokens[:, tokens.shape[1] - h * w :]
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, h, w)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Fit weights made for another image size: positions are interpolated."""
+    own, out = dict(model.named_parameters()), {}
+    for key, value in state_dict.items():
+        if key.startswith("pos_embed") and key in own and value.shape[::2] == own[key].shape[::2]:
+            i = int(key.removeprefix("pos_embed")) - 1
+            side = math.isqrt(value.shape[1])  # square maps; the class token adds one position
+            value = resized_positions(value, (side, side), model.grids[i])  # type: ignore[index]
+        out[key] = value
+    return out
+
+
+_ENDS = {"first_conv": "patch_embed1.proj", "classifier": "head"}
+default_cfgs = _default_cfgs(
+    {
+        **{name: {**IMAGENET, **_ENDS} for name in ("pvt_tiny", "pvt_small", "acmix_pvt_t", "acmix_pvt_s")},
+        "acmix_pvt_pico": {**SMALL, "first_conv": "stem.0", "classifier": "head"},
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> PVT:
+    stages = len(kwargs.get("depths", defaults["depths"]))
+    # "getter" goes through forward_intermediates, which gives NCHW.
+    feature_cfg = {"out_indices": tuple(range(stages)), "feature_cls": "getter"}
+    return build(PVT, variant, pretrained, feature_cfg, checkpoint_filter_fn, **{**defaults, **kwargs})  # type: ignore[return-value]
+
+
+@register_model
+def pvt_tiny(pretrained: bool = False, **kwargs: Any) -> PVT:
+    """PVT-Tiny: 13,229,288 parameters, 1.93 GMACs, 224-pixel images, 1000 classes. As published, 75.1 %."""
+    return _create("pvt_tiny", pretrained, {"depths": (2, 2, 2, 2), "paths": "attention"}, kwargs)
+
+
+@register_model
+def pvt_small(pretrained: bool = False, **kwargs: Any) -> PVT:
+    """PVT-Small: 24,485,864 parameters, 3.82 GMACs, 224-pixel images, 1000 classes. As published, 79.8 %."""
+    return _create("pvt_small", pretrained, {"depths": (3, 4, 6, 3), "paths": "attention"}, kwargs)
+
+
+@register_model
+def acmix_pvt_t(pretrained: bool = False, **kwargs: Any) -> PVT:
+    """ACmix-PVT-T, a reconstruction: 13,396,128 parameters, 2.02 GMACs, 224-pixel images,
+    1000 classes. Published: 78.0 %."""
+    return _create("acmix_pvt_t", pretrained, {"depths": (2, 2, 2, 2)}, kwargs)
+
+
+@register_model
+def acmix_pvt_s(pretrained: bool = False, **kwargs: Any) -> PVT:
+    """ACmix-PVT-S, a reconstruction: 24,824,755 parameters, 3.97 GMACs, 224-pixel images,
+    1000 classes. Published: 81.7 %."""
+    return _create("acmix_pvt_s", pretrained, {"depths": (3, 4, 6, 3)}, kwargs)
+
+
+@register_model
+def acmix_pvt_pico(pretrained: bool = False, **kwargs: Any) -> PVT:
+    """ACmix-PVT for 32-pixel images: 688,694 parameters, 25.5 MMACs, three stages of two blocks, 10 classes."""
+    defaults = {
+        "img_size": 32, "patch_size": 2, "depths": (2, 2, 2), "embed_dims": (32, 64, 128), "num_heads": (1, 2, 4),
+        "mlp_ratios": (4, 4, 4), "reductions": (4, 2, 1), "small_input": True, "drop_path_rate": 0.0,
+    }  # fmt: skip
+    return _create("acmix_pvt_pico", pretrained, defaults, kwargs)
