@@ -6,13 +6,24 @@ Importing this registers the networks with timm; it imports torch and timm, and 
 from acmix_zoo import models
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.swap import swap_conv3x3
-from acmix_zoo.weights import create_model, from_pretrained, from_resnet, from_swin, list_models, load_weights
+from acmix_zoo.weights import (
+    create_model,
+    from_pretrained,
+    from_pvt,
+    from_resnet,
+    from_san,
+    from_swin,
+    list_models,
+    load_weights,
+)
 
 __all__ = [
     "ACmix2d",
     "create_model",
     "from_pretrained",
+    "from_pvt",
     "from_resnet",
+    "from_san",
     "from_swin",
     "list_models",
     "load_weights",

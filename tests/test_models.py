@@ -15,13 +15,26 @@ import acmix_zoo
 from acmix_zoo import load_weights
 from acmix_zoo.models import ACmixResNet, ACmixSwin
 
-SMALL = ["acmix_resnet_pico", "acmix_swin_pico"]
+SMALL = ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"]
 COUNTS = {
     "acmix_resnet26": 10_487_816,
     "acmix_resnet38": 14_410_896,
     "acmix_resnet50": 18_333_976,
     "acmix_swin_t": 28_649_908,
     "acmix_swin_s": 50_345_080,
+    "san10_pairwise": 10_531_848,
+    "san15_pairwise": 14_065_436,
+    "san19_pairwise": 17_596_156,
+    "san10_patchwise": 11_841_124,
+    "san15_patchwise": 16_181_310,
+    "san19_patchwise": 20_518_470,
+    "acmix_san10": 12_125_988,
+    "acmix_san15": 16_642_466,
+    "acmix_san19": 21_155_754,
+    "pvt_tiny": 13_229_288,
+    "pvt_small": 24_485_864,
+    "acmix_pvt_t": 13_396_128,
+    "acmix_pvt_s": 24_824_755,
 }
 
 
@@ -120,7 +133,8 @@ def test_reset_classifier(network):
     network.reset_classifier(0)
     assert network(torch.randn(1, 3, 32, 32)).shape == (1, network.num_features)
     network.reset_classifier(0, "")
-    assert network(torch.randn(1, 3, 32, 32)).dim() == 4
+    whole = network(torch.randn(1, 3, 32, 32))
+    assert whole.dim() == 4 or whole.shape == (1, 1 + 4 * 4, network.num_features)  # a map, or PVT's tokens
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -161,6 +175,8 @@ def test_fx_features(name):
     x = torch.randn(2, 3, 32, 32)
     maps = network.forward_intermediates(x, indices=[0, 1], intermediates_only=True)
     for traced, map_ in zip(graph(x), maps, strict=True):
+        if traced.dim() == 3:  # PVT's tokens
+            traced = traced.unflatten(1, map_.shape[2:])
         torch.testing.assert_close(traced if traced.shape == map_.shape else traced.permute(0, 3, 1, 2), map_)
 
 
@@ -311,6 +327,6 @@ def test_shift_start_survives_the_networks():
 
 
 def test_names_are_timm_s():
-    registered = timm.list_models("acmix*")
-    assert {*COUNTS, *SMALL, "acmix_swin_b"} <= set(registered)
-    assert set(acmix_zoo.list_models()) == set(registered)
+    registered = set(timm.list_models("acmix*")) | {name for name in COUNTS if not name.startswith("acmix")}
+    assert {*COUNTS, *SMALL, "acmix_swin_b"} == registered
+    assert set(acmix_zoo.list_models()) == registered

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from golden_networks import SAN_AND_PVT, golden_input, golden_state
 from torch import nn
 
-from acmix_zoo import load_weights
+from acmix_zoo import create_model, load_weights
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.layers.san import PatchwiseSAM
+from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.models.acmix_san import SAN, Halve
 
 SANS = [entry for entry in SAN_AND_PVT if entry["family"] == "san"]
@@ -115,3 +116,100 @@ def test_macs(depth: str, published: float) -> None:
         network(torch.empty(1, 3, 224, 224, device="meta"))
     assert round((macs + more) / 1e9, 3) == published / 1e9
     assert macs == pytest.approx(published, rel=0.05)
+
+
+def written_out(layer: PairwiseSAM | PatchwiseSAM, x: torch.Tensor) -> torch.Tensor:
+    """A module in eval mode by loops over positions, channels and neighbours."""
+    b, _, h, w = x.shape
+    q, k, v = layer.conv1(x), layer.conv2(x), layer.conv3(x)
+    pairwise, reach = isinstance(layer, PairwiseSAM), layer.kernel // 2
+    offsets = [(y, z) for y in range(-reach, reach + 1) for z in range(-reach, reach + 1)]
+
+    def at(i: int, size: int) -> int:  # reflection
+        return size - 1 - abs(i % (2 * size - 2) - (size - 1))
+
+    def place(y: int, z: int) -> torch.Tensor:
+        spot = torch.stack([torch.linspace(-1, 1, n, dtype=x.dtype)[i] for n, i in ((w, z), (h, y))])
+        return layer.conv_p(spot.view(1, 2, 1, 1)).flatten()
+
+    rows = []
+    for y in range(h):
+        for z in range(w):
+            near = [(at(y + dy, h), at(z + dz, w)) for dy, dz in offsets]
+            if pairwise:
+                of = [torch.cat([q[:, :, y, z] - k[:, :, i, j], (place(y, z) - place(i, j)).expand(b, 2)], 1)
+                      for i, j in near]  # fmt: skip
+                weights = layer.conv_w(torch.stack(of, 2).unsqueeze(3))[..., 0].softmax(2)  # (B, wc, k²)
+            else:
+                patch = torch.stack([k[:, :, i, j] for i, j in near], 2).flatten(1)  # (B, rel·k²)
+                found = layer.conv_w(torch.cat([q[:, :, y, z], patch], 1)[:, :, None, None])
+                weights = found.view(b, layer.shared, -1)  # (B, wc, k²)
+            sums = [
+                sum(weights[:, c % layer.shared, n] * v[:, c, i, j] for n, (i, j) in enumerate(near))
+                for c in range(layer.out)
+            ]
+            attention = torch.stack(sums, 1)
+            if layer.paths == "attention":
+                rows.append(attention)
+                continue
+            convolution = torch.zeros_like(attention)
+            for dy in (-1, 0, 1):
+                for dz in (-1, 0, 1):
+                    if 0 <= y + dy < h and 0 <= z + dz < w:
+                        here = torch.cat([t[:, :, y + dy, z + dz] for t in (q, k)], 1)
+                        mixed = v[:, :, y + dy, z + dz] + F.linear(here, layer.lift.weight[..., 0, 0], layer.lift.bias)
+                        taps = layer.static_weight[:, 0, dy + 1, dz + 1]  # (wc,): channel c has c mod wc
+                        convolution = convolution + mixed * taps.repeat(layer.out // layer.shared)
+            rows.append(layer.alpha * attention + layer.beta * convolution)
+    return torch.stack(rows, 2).view(b, -1, h, w)
+
+
+@pytest.mark.parametrize("paths", ["attention", "both"])
+@pytest.mark.parametrize(("kind", "kernel", "size"), [(PairwiseSAM, 3, (4, 3)), (PatchwiseSAM, 5, (4, 5))])
+def test_modules_are_what_they_say(kind, kernel: int, size: tuple[int, int], paths: str) -> None:
+    layer = kind(64, kernel, paths=paths).double().eval()
+    for tensor in layer.state_dict().values():
+        if tensor.dtype.is_floating_point:
+            tensor.mul_(1 + 0.2 * torch.rand_like(tensor))
+    results = []
+    for f in (layer, lambda x: written_out(layer, x)):
+        torch.manual_seed(1)
+        x = torch.randn(2, 64, *size, dtype=torch.float64, requires_grad=True)
+        out = f(x)
+        grads = torch.autograd.grad((out * torch.randn_like(out)).sum(), [x, *layer.parameters()])
+        results.append((out, *grads))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("depth", [10, 15, 19])
+def test_acmix_san_costs_what_was_published(depth: int) -> None:
+    """The reconstruction: parameters and MACs round to the printed ones when counted as the baselines' were."""
+    published = {10: (12.1, 1.9, 1.865), 15: (16.6, 2.7, 2.583), 19: (21.2, 3.4, 3.259)}[depth]
+    with torch.device("meta"):
+        ours, plain = complexity(create_model(f"acmix_san{depth}")), complexity(create_model(f"san{depth}_patchwise"))
+    assert round(ours.params / 1e6, 1) == published[0]
+    assert round(published[2] + (ours.macs - plain.macs) / 1e9, 1) == published[1]
+    assert 0.25e6 < ours.params - plain.params < 0.69e6
+
+
+@pytest.mark.parametrize("paths", ["both", "convolution"])
+def test_paths(paths: str) -> None:
+    layer = PatchwiseSAM(64, 5, paths=paths).eval()
+    x = torch.randn(1, 64, 9, 7)
+    if paths == "both":
+        with torch.no_grad():
+            layer.alpha.zero_()
+            layer.beta.fill_(1)
+        alone = PatchwiseSAM(64, 5, paths="convolution").eval()
+        alone.load_state_dict(layer.state_dict(), strict=False)
+        torch.testing.assert_close(layer(x), alone(x))
+    else:
+        assert layer(x).shape == (1, 16, 9, 7)
+
+
+def test_module_errors() -> None:
+    with pytest.raises(ValueError, match=r"channels=48 must be a multiple of 16 and of 4·share=32"):
+        PatchwiseSAM(48, 7)
+    with pytest.raises(ValueError, match="kernel=4"):
+        PairwiseSAM(64, 4)

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from acmix_zoo import ACmix2d, create_model, from_resnet, from_swin, load_weights
+from acmix_zoo import ACmix2d, create_model, from_pvt, from_resnet, from_san, from_swin, load_weights
 from acmix_zoo.models._plain_swin import from_plain_swin
 
 SMALL = dict(img_size=64, window_size=4, embed_dim=32, depths=(2, 2, 1), num_heads=(2, 4, 8), num_classes=7)
@@ -131,7 +131,7 @@ class TestSwin:
         ):
             with pytest.raises(ValueError, match=message):
                 from_swin(source)
-        with pytest.raises(ValueError, match=r"These are a plain Swin's: acmix_zoo\.from_swin"):
+        with pytest.raises(ValueError, match=r"These are a plain network's: acmix_zoo\.from_swin"):
             load_weights(create_model("acmix_swin_pico"), swin().state_dict())
 
 
@@ -156,7 +156,7 @@ class TestResNet:
     @pytest.mark.parametrize("stride", [1, 2])
     def test_a_kernel_that_it_can_have_is_had_exactly(self, stride: int) -> None:
         """Of rank 9 in every group of four outputs."""
-        from acmix_zoo.weights.warm_start import _fit
+        from acmix_zoo.weights.resnet_start import _fit
 
         layer, conv = ACmix2d(16, 12, stride=stride).double(), nn.Conv2d(16, 12, 3, stride, 1, bias=False).double()
         with torch.no_grad():
@@ -170,7 +170,7 @@ class TestResNet:
 
     def test_no_other_kernel_of_the_path_is_nearer(self) -> None:
         """Gradient descent from the fit, and from elsewhere, does not find a smaller error."""
-        from acmix_zoo.weights.warm_start import _fit
+        from acmix_zoo.weights.resnet_start import _fit
 
         conv = nn.Conv2d(16, 8, 3, padding=1, bias=False).double()
         fitted = ACmix2d(16, 8, paths="both").double()
@@ -215,3 +215,59 @@ class TestResNet:
     def test_what_is_no_plain_resnet(self, name: str) -> None:
         with pytest.raises(ValueError, match=r"from_resnet: (expected a ResNet of bottlenecks|not a plain ResNet)"):
             from_resnet(timm.create_model(name))
+
+
+PVT = dict(img_size=64, depths=(1, 1, 2, 1), num_classes=7)
+SAN = dict(layers=(1, 1, 1), widths=(32, 64, 128), kernels=(3, 5, 7), num_classes=7)
+
+
+class TestPVTAndSAN:
+    @pytest.mark.parametrize(
+        ("name", "make", "kwargs"),
+        [
+            ("pvt_tiny", from_pvt, PVT),
+            ("pvt_tiny", from_pvt, {**PVT, "img_size": 32, "in_chans": 1}),
+            ("pvt_tiny", from_pvt, {"num_classes": 0}),
+            ("san10_patchwise", from_san, SAN),
+            ("san10_patchwise", from_san, {"layers": (1, 1, 1, 1, 1), "in_chans": 1}),
+            ("san10_pairwise", from_san, {**SAN, "kernels": (3, 7, 7)}),
+        ],
+        ids=str,
+    )
+    def test_logits_are_the_plain_networks(self, name, make, kwargs) -> None:
+        plain = moved(timm.create_model(name, **kwargs))
+        for source in (plain, {f"module.{key}": value for key, value in plain.state_dict().items()}):
+            ours = make(source)
+            assert ours.training and sum(key.endswith("beta") for key, _ in ours.named_parameters()) >= 3
+            side = kwargs.get("img_size", 64)
+            x = torch.randn(2, kwargs.get("in_chans", 3), side, side)
+            expected = plain(x)
+            assert close(ours.eval()(x), expected) and expected.std() > 0.01
+
+    @pytest.mark.parametrize(
+        ("name", "make", "kwargs"), [("pvt_tiny", from_pvt, PVT), ("san10_patchwise", from_san, SAN)]
+    )
+    def test_the_convolution_wakes_up(self, name, make, kwargs) -> None:
+        """All but that of PVT's last block: it leaves the class token out, and only that one is read."""
+        ours = make(timm.create_model(name, **kwargs))
+        ours(torch.randn(4, 3, 64, 64)).square().sum().backward()
+        betas = [p for key, p in ours.named_parameters() if key.endswith("beta")]
+        betas = betas[:-1] if name == "pvt_tiny" else betas
+        assert betas and all(p.grad.abs() > 0 and p == 0 for p in betas)
+
+    def test_published_shapes_give_published_names(self) -> None:
+        for plain, make, name in (("pvt_small", from_pvt, "acmix_pvt_s"), ("san15_patchwise", from_san, "acmix_san15")):
+            source = timm.create_model(plain, num_classes=3).state_dict()
+            assert make(source).pretrained_cfg["architecture"] == name
+        assert from_pvt(timm.create_model("pvt_tiny"), img_size=96, num_classes=5).grids[0] == (24, 24)
+
+    def test_errors(self) -> None:
+        other = timm.create_model("resnet18")
+        with pytest.raises(ValueError, match=r"from_pvt: expected a PVT \(version 1\).*found keys like conv1.weight"):
+            from_pvt(other)
+        with pytest.raises(ValueError, match=r"from_san: expected the weights of a SAN, found keys like conv1.weight"):
+            from_san(other)
+        with pytest.raises(ValueError, match=r"found stages of \(32, 64, 128\)"):
+            from_pvt(create_model("acmix_pvt_pico"))
+        with pytest.raises(ValueError, match=r"These are a plain network's: .*from_pvt"):
+            load_weights(timm.create_model("acmix_pvt_t"), timm.create_model("pvt_tiny").state_dict())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
 from acmix_zoo.layers.window_acmix import rows_by_channel
+from acmix_zoo.models._silent import silent_convolution
 
 State = dict[str, Tensor]
 # Buffers that follow from the geometry; we rebuild them.
@@ -90,11 +91,7 @@ def configuration(state: State) -> dict[str, Any]:
 
 @torch.no_grad()
 def from_plain_swin(state: Mapping[str, Tensor], model: nn.Module) -> State:
-    """The state dict of `model` (an ACmixSwin) that makes it the plain Swin: its weights, alpha 1, beta 0.
-
-    The convolution paths keep their start, shifts of the projections. They wake up by beta: its gradient is the loss's
-    gradient times what the convolution gives, which is not zero; from beta's first step on the kernels have theirs.
-    """
+    """The state dict of `model` (an ACmixSwin) that makes it the plain Swin: its weights, alpha 1, beta 0."""
     out = timm_names(state)
     for name, layer in model.named_modules():
         if isinstance(layer, WindowACmix) and layer.paths != "convolution":
@@ -102,9 +99,4 @@ def from_plain_swin(state: Mapping[str, Tensor], model: nn.Module) -> State:
                 key = f"{name}.qkv.{kind}"
                 if key in out:
                     out[key] = rows_by_channel(out[key], layer.heads)
-            if layer.paths == "both":
-                out |= {
-                    f"{name}.{key}": value.clone() for key, value in layer.state_dict().items() if "shift_conv" in key
-                }
-                out[f"{name}.alpha"], out[f"{name}.beta"] = torch.ones(1), torch.zeros(1)
-    return out
+    return silent_convolution(out, model)

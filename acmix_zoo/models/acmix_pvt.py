@@ -22,6 +22,7 @@ from acmix_zoo.layers import ReducedACmix
 from acmix_zoo.layers.acmix2d import Paths
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
+from acmix_zoo.models._silent import silent_convolution
 from acmix_zoo.models._stem import small_stem
 
 __all__ = ["PVT"]
@@ -60,7 +61,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
 
-@register_notrace_function
+@register_notrace_function  # type: ignore[untyped-decorator]
 def resized_positions(table: Tensor, grid: Size, size: Size) -> Tensor:
     """A table of positions (1, prefix + grid, C) for maps of `size`: bilinear, prefix tokens as they are.
 
@@ -136,7 +137,9 @@ class PVT(nn.Module):
             self.add_module(f"patch_embed{i + 1}", PatchEmbed(inputs, dim, patch))
             self.register_parameter(f"pos_embed{i + 1}", nn.Parameter(torch.zeros(1, prefix + h * w, dim)))
             self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
-            self.feature_info.append({"num_chs": dim, "reduction": patch_size * 2**i, "module": f"block{i + 1}"})
+            self.feature_info.append(
+                {"num_chs": dim, "reduction": patch_size * 2**i, "module": f"block{i + 1}.{depth - 1}"}
+            )
             inputs, patch = dim, 2
         self.last_stage = len(depths) - 1  # the one with the class token
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -198,7 +201,7 @@ class PVT(nn.Module):
         blocks: nn.ModuleList = self.get_submodule(f"block{i + 1}")  # type: ignore[assignment]
         if i == self.last_stage:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
-        x = x + resized_positions(self.get_parameter(f"pos_embed{i + 1}"), self.grids[i], size)
+        x = x + resized_positions(getattr(self, f"pos_embed{i + 1}"), self.grids[i], size)
         for block in blocks:
             x = checkpoint(block, x, size) if self.grad_checkpointing else block(x, size)
         return x, size
@@ -282,6 +285,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     return out
 
 
+def _pretrained(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """For `pretrained=`, also with the weights of a plain PVT."""
+    return silent_convolution(checkpoint_filter_fn(state_dict, model), model)
+
+
 _ENDS = {"first_conv": "patch_embed1.proj", "classifier": "head"}
 default_cfgs = _default_cfgs(
     {
@@ -295,7 +303,7 @@ def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: di
     stages = len(kwargs.get("depths", defaults["depths"]))
     # "getter" goes through forward_intermediates, which gives NCHW.
     feature_cfg = {"out_indices": tuple(range(stages)), "feature_cls": "getter"}
-    return build(PVT, variant, pretrained, feature_cfg, checkpoint_filter_fn, **{**defaults, **kwargs})  # type: ignore[return-value]
+    return build(PVT, variant, pretrained, feature_cfg, _pretrained, **{**defaults, **kwargs})  # type: ignore[return-value]
 
 
 @register_model

@@ -20,6 +20,7 @@ from acmix_zoo.layers.acmix2d import Paths
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model, register_notrace_module
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
+from acmix_zoo.models._silent import silent_convolution
 from acmix_zoo.models._stem import small_stem
 
 __all__ = ["SAN"]
@@ -99,7 +100,8 @@ class SAN(nn.Module):
             self.add_module(f"conv{i}", nn.Conv2d(inputs, width, 1, bias=False))
             self.add_module(f"layer{i}", nn.Sequential(*blocks))
             self.add_module(f"bn{i}", nn.BatchNorm2d(width))
-            self.feature_info.append({"num_chs": width, "reduction": 2 ** (i + 1), "module": f"bn{i}"})
+            self.add_module(f"act{i}", nn.ReLU(inplace=True))
+            self.feature_info.append({"num_chs": width, "reduction": 2 ** (i + 1), "module": f"act{i}"})
             inputs = width
         self.num_features = self.head_hidden_size = inputs
         self.global_pool, self.fc = create_classifier(inputs, num_classes, pool_type=global_pool)
@@ -130,7 +132,7 @@ class SAN(nn.Module):
         x = self.get_submodule(f"conv{i}")(self.get_submodule(f"pool{i}")(x))
         blocks: nn.Sequential = self.get_submodule(f"layer{i}")  # type: ignore[assignment]
         x = checkpoint_seq(blocks, x) if self.grad_checkpointing else blocks(x)
-        return self.relu(self.get_submodule(f"bn{i}")(x))  # type: ignore[no-any-return]
+        return self.get_submodule(f"act{i}")(self.get_submodule(f"bn{i}")(x))  # type: ignore[no-any-return]
 
     def forward_intermediates(
         self,
@@ -159,7 +161,7 @@ class SAN(nn.Module):
         take, last = feature_take_indices(len(self.feature_info), indices)
         pruned = last < len(self.feature_info) - 1
         for i in range(last + 1, len(self.feature_info)):
-            for name in ("pool", "conv", "layer", "bn"):
+            for name in ("pool", "conv", "layer", "bn", "act"):
                 delattr(self, f"{name}{i}")
         del self.feature_info[last + 1 :]
         if pruned:
@@ -198,9 +200,8 @@ _LAYERS = {10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> SAN:
     stages = len(kwargs.get("layers", defaults["layers"]))
-    # "getter" goes through forward_intermediates: maps are taken behind a stage's ReLU, which all stages share.
     feature_cfg = {"out_indices": tuple(range(stages)), "feature_cls": "getter"}
-    return build(SAN, variant, pretrained, feature_cfg, **{**defaults, **kwargs})  # type: ignore[return-value]
+    return build(SAN, variant, pretrained, feature_cfg, silent_convolution, **{**defaults, **kwargs})  # type: ignore[return-value]
 
 
 @register_model

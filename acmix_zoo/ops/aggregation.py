@@ -8,9 +8,10 @@ Source: "Exploring Self-attention for Image Recognition" (SAN), CVPR 2020, whose
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from acmix_zoo.ops.reflect import reflected_range
 
@@ -34,11 +35,9 @@ def aggregate(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
         ValueError: shapes that do not go together.
     """
     _check(value, weight, kernel)
-    h, w = value.shape[2:]
-    last = value.device.type == "cpu" and h * w <= _CHANNELS_LAST_UP_TO
-    layout = torch.channels_last if last else torch.contiguous_format
-    padded = reflect_pad(value, kernel // 2).contiguous(memory_format=layout)
-    return _Aggregate.apply(padded, weight.contiguous(memory_format=layout), kernel)  # type: ignore[no-any-return]
+    if torch.compiler.is_compiling() and (torch.compiler.is_exporting() or value.device.type != "cpu"):
+        return _traced(value, weight, kernel)
+    return torch.ops.acmix_zoo.aggregate(value, weight, kernel)  # type: ignore[no-any-return]
 
 
 def aggregate_reference(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
@@ -89,35 +88,93 @@ def reflect_pad(x: Tensor, by: int) -> Tensor:
     return x
 
 
-class _Aggregate(torch.autograd.Function):
-    """The sum over offsets; only the value and the weights are kept for the gradient."""
+def _unpadded(grad: Tensor, by: int) -> Tensor:
+    """The gradient of `reflect_pad`: what the border received is added to where it came from."""
+    for dim in (3, 2):
+        n = grad.shape[dim] - 2 * by
+        if n > by:
+            inner = grad.narrow(dim, by, n).clone()
+            inner.narrow(dim, 1, by).add_(grad.narrow(dim, 0, by).flip(dim))
+            inner.narrow(dim, n - 1 - by, by).add_(grad.narrow(dim, by + n, by).flip(dim))
+        else:
+            shape = [n if i == dim else side for i, side in enumerate(grad.shape)]
+            inner = grad.new_zeros(shape).index_add_(dim, reflected_range(-by, n + 2 * by, n, grad.device), grad)
+        grad = inner
+    return grad
 
-    @staticmethod
-    def forward(ctx, padded: Tensor, weight: Tensor, kernel: int) -> Tensor:  # type: ignore[no-untyped-def]
-        h, w = weight.shape[2:]
-        weights = weight.unflatten(1, (kernel**2, -1))  # (B, k², wc, H, W)
-        values = padded.unflatten(1, (-1, weights.shape[2]))  # (B, share, wc, H + k − 1, W + k − 1)
-        out = torch.zeros_like(padded[:, :, :h, :w])  # in the layout of the value
-        sums = out.unflatten(1, values.shape[1:3])  # (B, share, wc, H, W), a view
-        for j in range(kernel**2):
-            y, x = divmod(j, kernel)
-            sums.addcmul_(values[..., y : y + h, x : x + w], weights[:, j].unsqueeze(1))
-        ctx.save_for_backward(padded, weight)
-        ctx.kernel = kernel
-        return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        (padded, weight), kernel = ctx.saved_tensors, ctx.kernel
-        h, w = weight.shape[2:]
-        weights = weight.unflatten(1, (kernel**2, -1))  # (B, k², wc, H, W)
-        split = (-1, weights.shape[2])
-        values, grads = padded.unflatten(1, split), grad.unflatten(1, split)  # 2 × (B, share, wc, …)
-        d_padded, d_weight = torch.zeros_like(padded), torch.empty_like(weight)
-        d_values, d_weights = d_padded.unflatten(1, split), d_weight.unflatten(1, (kernel**2, -1))
-        for j in range(kernel**2):
-            y, x = divmod(j, kernel)
-            d_values[..., y : y + h, x : x + w].addcmul_(grads, weights[:, j].unsqueeze(1))
-            torch.sum(grads * values[..., y : y + h, x : x + w], 1, out=d_weights[:, j])
-        return d_padded, d_weight, None
+def _traced(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
+    """For export, and for compilers of other devices, which make one kernel of it: plain operators."""
+    h, w = weight.shape[2:]
+    weights = weight.unflatten(1, (kernel**2, -1))  # (B, k², wc, H, W)
+    values = reflect_pad(value, kernel // 2).unflatten(
+        1, (-1, weights.shape[2])
+    )  # (B, share, wc, H + k − 1, W + k − 1)
+    out = value.new_zeros(())
+    for j in range(kernel**2):
+        y, x = divmod(j, kernel)
+        out = out + values[..., y : y + h, x : x + w] * weights[:, j].unsqueeze(1)
+    return out.flatten(1, 2)  # (B, C, H, W)
+
+
+# One operator, and one for its gradient, also in a compiled graph: on a CPU a compiler would only unroll the loops.
+@torch.library.custom_op("acmix_zoo::aggregate", mutates_args=())
+def _aggregate(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
+    padded, values, weights = _prepared(value, weight, kernel)
+    h, w = value.shape[2:]
+    out = torch.zeros_like(padded[:, :, :h, :w])  # in the layout of the padded value
+    sums = out.unflatten(1, values.shape[1:3])  # (B, share, wc, H, W), a view
+    for j in range(kernel**2):
+        y, x = divmod(j, kernel)
+        sums.addcmul_(values[..., y : y + h, x : x + w], weights[:, j].unsqueeze(1))
+    return out.contiguous(memory_format=_layout(value))
+
+
+@torch.library.custom_op("acmix_zoo::aggregate_backward", mutates_args=())
+def _aggregate_backward(grad: Tensor, value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+    padded, values, weights = _prepared(value, weight, kernel)
+    h, w = value.shape[2:]
+    grads = grad.unflatten(1, values.shape[1:3])  # (B, share, wc, H, W)
+    d_padded, d_weight = torch.zeros_like(padded), torch.empty_like(weight)
+    d_values, d_weights = d_padded.unflatten(1, values.shape[1:3]), d_weight.unflatten(1, (kernel**2, -1))
+    for j in range(kernel**2):
+        y, x = divmod(j, kernel)
+        d_values[..., y : y + h, x : x + w].addcmul_(grads, weights[:, j].unsqueeze(1))
+        torch.sum(grads * values[..., y : y + h, x : x + w], 1, out=d_weights[:, j])
+    return _unpadded(d_padded, kernel // 2).contiguous(memory_format=_layout(value)), d_weight
+
+
+def _prepared(value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(padded, its view (B, share, wc, H + k − 1, W + k − 1), weights (B, k², wc, H, W)) in the faster layout."""
+    last = value.device.type == "cpu" and value.shape[2:].numel() <= _CHANNELS_LAST_UP_TO
+    layout = torch.channels_last if last else torch.contiguous_format
+    padded = reflect_pad(value, kernel // 2).contiguous(memory_format=layout)
+    weights = weight.contiguous(memory_format=layout).unflatten(1, (kernel**2, -1))
+    return padded, padded.unflatten(1, (-1, weights.shape[2])), weights
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+@_aggregate.register_fake
+def _(value, weight, kernel):  # type: ignore[no-untyped-def]
+    return torch.empty_like(value, memory_format=_layout(value))
+
+
+@_aggregate_backward.register_fake
+def _(grad, value, weight, kernel):  # type: ignore[no-untyped-def]
+    return torch.empty_like(value, memory_format=_layout(value)), torch.empty_like(weight)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.kernel = inputs[2]
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    return *torch.ops.acmix_zoo.aggregate_backward(grad, *ctx.saved_tensors, ctx.kernel), None
+
+
+_aggregate.register_autograd(_gradient, setup_context=_save)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from acmix_zoo.models._plain_swin import is_plain_swin
+from acmix_zoo.models._silent import lacks_convolution
 
 State = dict[str, Tensor]
 Source = str | PathLike[str] | Mapping[str, Any]
@@ -174,8 +175,9 @@ def copy_in(module: nn.Module, state: State, where: str, strict: bool = True) ->
     fits = {key: state[key] for key in own if key in state and state[key].shape == own[key].shape}
     report = mismatch(own, state, where, type(module).__name__)
     if report:
-        if is_plain_swin(state) and hasattr(module, "set_input_size"):
-            report += "\nThese are a plain Swin's: acmix_zoo.from_swin makes an ACmix-Swin of them"
+        plain = is_plain_swin(state) and hasattr(module, "set_input_size")
+        if plain or lacks_convolution(key for key in own if key not in state):
+            report += "\nThese are a plain network's: acmix_zoo.from_swin, from_pvt and from_san make ACmix of them"
         if strict or not fits:
             raise ValueError(f"{report}; nothing was loaded")
         warnings.warn(f"{report}; the keys that match were loaded", stacklevel=3)

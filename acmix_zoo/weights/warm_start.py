@@ -1,7 +1,8 @@
-"""ACmix networks that begin where a plain network of the same shape ended.
+"""ACmix networks that begin exactly where a plain network of attention ended: `from_swin`, `from_pvt`, `from_san`.
 
-`from_swin`: exactly the plain Swin (alpha 1, beta 0). `from_resnet`: everything but the 3×3 convolutions, and the best
-that the convolution path can do for those (alpha 0, beta 1).
+alpha is 1 and beta 0, so the convolution paths are silent at first, with their start in place. They wake up by beta:
+its gradient is the loss's gradient times what the convolution gives, which is not zero, and from its first step on the
+kernels have gradients too.
 """
 
 from __future__ import annotations
@@ -9,14 +10,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import timm
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from acmix_zoo.layers import ACmix2d
 from acmix_zoo.models._plain_swin import configuration, timm_names
 from acmix_zoo.weights.load import Source, State, read_state_dict, unwrapped
 
@@ -25,15 +23,16 @@ _SWINS = {
     (96, (2, 2, 18, 2), (3, 6, 12, 24)): "acmix_swin_s",
     (128, (2, 2, 18, 2), (4, 8, 16, 32)): "acmix_swin_b",
 }
-_RESNETS = {(1, 2, 4, 1): "acmix_resnet26", (2, 3, 5, 2): "acmix_resnet38", (3, 4, 6, 3): "acmix_resnet50"}
+_PVTS: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "acmix_pvt_t", (3, 4, 6, 3): "acmix_pvt_s"}
+_SANS: dict[tuple[int, ...], str] = {
+    (2, 1, 2, 4, 1): "acmix_san10",
+    (3, 2, 3, 5, 2): "acmix_san15",
+    (3, 3, 4, 6, 3): "acmix_san19",
+}
 
 
 def from_swin(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     """An ACmix-Swin that gives the logits of a plain Swin, ready to be fine-tuned.
-
-    alpha is 1 and beta 0, so the convolution paths are silent at first, with their shifts in place. They wake up by
-    beta: its gradient is the loss's gradient times what the convolution gives, which is not zero, and from its first
-    step on the kernels have gradients too.
 
     Args:
         source: a Swin of timm or torchvision, of any size, window and image size, or its weights: a state dict, a
@@ -51,42 +50,114 @@ def from_swin(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     args: dict[str, Any] = {}
     if isinstance(source, nn.Module):
         network = unwrapped(source)
-        stored = _bare(dict(network.state_dict()))
+        stored = plain_state(network)
         size = getattr(getattr(network, "patch_embed", None), "img_size", None)
         windows: list[Any] = [m.window_size for m in network.modules() if hasattr(m, "relative_position_bias_table")]
         if windows and all(isinstance(window, Sequence) for window in windows):
             args["window_size"] = (max(w[0] for w in windows), max(w[1] for w in windows))
     else:
-        stored = _bare(read_state_dict(source))
+        stored = plain_state(source)
         size = _masked_size(stored)
     state = timm_names(stored)
     args = configuration(state) | args
     if size is not None and tuple(_pair(size)) != (224, 224):
         args["img_size"] = tuple(_pair(size))
     key = (args["embed_dim"], args["depths"], args["num_heads"])
-    args = {
-        name: value for name, value in args.items() if _PLAIN.get(name) != value and _pair(_PLAIN.get(name)) != value
-    }
     if key in _SWINS:
         args = {name: value for name, value in args.items() if name not in ("embed_dim", "depths", "num_heads")}
-    return _create(_SWINS.get(key, "acmix_swin_t"), state, args, kwargs)
+    return create_with(_SWINS.get(key, "acmix_swin_t"), state, args, kwargs)
 
 
-# What an ACmixSwin is by default, and need not be told.
+def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
+    """An ACmix-PVT that gives the logits of a plain PVT (version 1), ready to be fine-tuned.
+
+    Args:
+        source: a PVT of this package, or the weights of any published one (tiny to large): a state dict, a weight
+            folder, a safetensors or torch file, under the names of PVT's released code.
+        kwargs: arguments of the network that shall differ: img_size (positions are interpolated), num_classes, ...
+
+    Returns:
+        A `PVT` in training mode, on the CPU.
+
+    Raises:
+        ValueError: not a PVT of the published widths.
+    """
+    state = plain_state(source)
+    widths = tuple(state[f"pos_embed{i}"].shape[2] for i in range(1, 5) if f"pos_embed{i}" in state)
+    if widths != (64, 128, 320, 512):  # heads cannot be read off the weights, but go with these widths
+        raise ValueError(
+            "from_pvt: expected a PVT (version 1) with stages of 64, 128, 320 and 512 channels; found "
+            f"{f'stages of {widths}' if widths else f'keys like {_first(state)}'}"
+        )
+    depths = tuple(_count(state, rf"block{i}\.(\d+)\.norm1\.weight$") for i in range(1, 5))
+    args: dict[str, Any] = _ends(state, "patch_embed1.proj.weight", "head.weight")
+    args |= {} if depths in _PVTS else {"depths": depths}
+    side = math.isqrt(state["pos_embed1"].shape[1]) * 4
+    args |= {} if side == 224 else {"img_size": side}
+    return create_with(_PVTS.get(depths, "acmix_pvt_s"), state, args, kwargs)
+
+
+def from_san(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
+    """An ACmix-SAN that gives the logits of a plain SAN, pairwise or patchwise, ready to be fine-tuned.
+
+    Args:
+        source: a SAN of this package, or the weights of a published one, as in `from_pvt`.
+        kwargs: arguments of the network that shall differ: num_classes, in_chans, drop_path_rate, ...
+
+    Returns:
+        A `SAN` in training mode, on the CPU.
+
+    Raises:
+        ValueError: not a SAN.
+    """
+    state = plain_state(source)
+    stages = range(_count(state, r"layer(\d+)\.0\.sam\.conv1\.weight$"))
+    if not stages or "conv_in.weight" not in state:
+        raise ValueError(f"from_san: expected the weights of a SAN, found keys like {_first(state)}")
+    layers = tuple(_count(state, rf"layer{i}\.(\d+)\.bn1\.weight$") for i in stages)
+    args: dict[str, Any] = _ends(state, "conv_in.weight", "fc.weight")
+    args |= {} if layers in _SANS else {"layers": layers}
+    widths = tuple(len(state[f"conv{i}.weight"]) for i in stages)
+    args |= {} if widths == (64, 256, 512, 1024, 2048) else {"widths": widths}
+    if "layer0.0.sam.conv_p.weight" in state:
+        args["form"] = "pairwise"  # whose weights have the same shapes for all kernels; these are the published ones
+        args |= {} if len(layers) == 5 else {"kernels": (3, *(7,) * (len(layers) - 1))}
+    else:  # its features are those of one position and of a k×k patch
+        features = (len(state[f"layer{i}.0.sam.conv_w.0.weight"]) for i in stages)
+        relations = (len(state[f"layer{i}.0.sam.conv1.weight"]) for i in stages)
+        kernels = tuple(math.isqrt(f // r - 1) for f, r in zip(features, relations, strict=True))
+        args |= {} if kernels == (3, 7, 7, 7, 7) else {"kernels": kernels}
+    return create_with(_SANS.get(layers, "acmix_san10"), state, args, kwargs)
+
+
+def _count(state: State, pattern: str) -> int:
+    return sum(bool(re.match(pattern, key)) for key in state)
+
+
+def _first(state: State) -> str:
+    return ", ".join(list(state)[:3])
+
+
+def _ends(state: State, first: str, last: str) -> dict[str, Any]:
+    return {"in_chans": state[first].shape[1], "num_classes": len(state[last]) if last in state else 0}
+
+
+def plain_state(source: nn.Module | Source) -> State:
+    """The weights of a network or of what is stored, without what a wrapper put before all keys."""
+    state = dict(unwrapped(source).state_dict()) if isinstance(source, nn.Module) else read_state_dict(source)
+    for key in state:
+        if match := re.match(r"(.*\.)?(patch_embed1?\.proj|features\.0\.0|conv1|conv_in)\.weight$", key):
+            prefix = match[1] or ""
+            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return state
+
+
+# What the networks are by default, and need not be told.
 _PLAIN: dict[str, Any] = {"patch_size": 4, "window_size": 7, "mlp_ratio": 4.0, "in_chans": 3, "num_classes": 1000}
 
 
 def _pair(value: Any) -> Any:
     return (value, value) if isinstance(value, int) else value
-
-
-def _bare(state: State) -> State:
-    """Keys without what a wrapper put before all of them."""
-    for key in state:
-        if match := re.match(r"(.*\.)?(patch_embed\.proj|features\.0\.0|conv1)\.weight$", key):
-            prefix = match[1] or ""
-            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return state
 
 
 def _masked_size(state: State) -> tuple[int, int] | None:
@@ -98,144 +169,18 @@ def _masked_size(state: State) -> tuple[int, int] | None:
     return side, side
 
 
-def _create(name: str, state: State, args: dict[str, Any], kwargs: dict[str, Any]) -> nn.Module:
-    """timm's builder does what it does for every pretrained network: another classifier, other input channels."""
+def create_with(name: str, state: State, args: dict[str, Any], kwargs: dict[str, Any]) -> nn.Module:
+    """A registered network with the weights `state` of a plain one of `args`, which `kwargs` may override.
+
+    timm's builder does what it does for every pretrained network: another classifier, other input channels.
+    """
+    args = {key: value for key, value in args.items() if value not in (_PLAIN.get(key), _pair(_PLAIN.get(key)))}
     whole = {**args, **kwargs}
     source = {
         "state_dict": state, "url": None, "hf_hub_id": None, "file": None, "tag": None,
-        "num_classes": args.get("num_classes", 1000), "input_size": (args.get("in_chans", 3), *_size(whole)),
+        "num_classes": args.get("num_classes", 1000),
+        "input_size": (args.get("in_chans", 3), *_pair(whole.get("img_size", 224))),
     }  # fmt: skip
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source, **whole)
     cast(dict[str, Any], model.pretrained_cfg).pop("state_dict", None)  # else the weights would be kept twice
     return model
-
-
-def _size(args: dict[str, Any]) -> tuple[int, int]:
-    return _pair(args.get("img_size", 224))  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True)
-class WarmStart:
-    """What `from_resnet` did: numbers of parameters, and how well each 3×3 convolution is approximated."""
-
-    copied: int
-    """Parameters taken over as they are: stem, 1×1 convolutions, batch norms, classifier."""
-    fitted: int
-    """Parameters set by least squares: what of each ACmix layer its convolution path uses."""
-    random: int
-    """Parameters left as they were: the rows of q, k, v that the convolution path does not need, and the positions."""
-    kept: dict[str, float]
-    """For each ACmix layer the share of the 3×3 kernel's energy (sum of squares) that its convolution path has."""
-
-    def __str__(self) -> str:
-        lines = [f"{self.copied:,} parameters copied, {self.fitted:,} fitted, {self.random:,} random"]
-        lines += [f"{name}: {100 * share:.1f} % of the 3×3 kernel" for name, share in self.kept.items()]
-        return "\n".join(lines)
-
-
-def from_resnet(source: nn.Module | Source, **kwargs: Any) -> tuple[nn.Module, WarmStart]:
-    """An ACmix-ResNet from a plain bottleneck ResNet: all that transfers, and a report of what does not.
-
-    Stem, 1×1 convolutions, batch norms and classifier are copied. Each 3×3 convolution becomes the convolution path's
-    composed kernel nearest to it. That path sees, for every group of `heads` output channels, at most kernel_conv² (9)
-    combinations of the input's channels; so the nearest kernel is, group by group, the truncated singular value
-    decomposition of the (outputs · taps) × inputs matrix (Eckart and Young, 1936). alpha is 0 and beta 1: attention
-    over projections that were made for a convolution says nothing yet. It wakes up as alpha's gradient is not zero.
-
-    Args:
-        source: a plain ResNet of timm or torchvision with bottlenecks and no extras, or its weights, as in `from_swin`.
-        kwargs: arguments of the network that shall differ: num_classes, in_chans, drop_path_rate, ...
-
-    Returns:
-        (an `ACmixResNet` in training mode, on the CPU; what was copied, fitted and left random).
-
-    Raises:
-        ValueError: not such a ResNet.
-    """
-    stored = source.state_dict() if isinstance(source, nn.Module) else read_state_dict(source)
-    state = _bare(dict(stored))
-    args = _resnet(state)
-    name = _RESNETS.get(args["layers"], "acmix_resnet50")
-    own = {"acmix_resnet26", "acmix_resnet38", "acmix_resnet50"} & {_RESNETS.get(args["layers"], "")}
-    if own:
-        args.pop("layers")
-    model = timm.create_model(name, **args)
-    fitted, kept = 0, {}
-    target = model.state_dict()
-    for path, layer in model.named_modules():
-        if isinstance(layer, ACmix2d):
-            found, kept[path], used = _fit(state.pop(f"{path}.weight"), layer)
-            fitted += used
-            state |= {f"{path}.{key}": value for key, value in found.items()}
-    foreign = sorted(key for key in state if key not in target)
-    differ = [key for key in target if key not in state or state[key].shape != target[key].shape]
-    if foreign or differ:
-        raise ValueError(
-            f"from_resnet: not a plain ResNet of bottlenecks; it has {', '.join(foreign[:4]) or 'nothing more'}, and "
-            f"lacks or differs in {', '.join(differ[:4]) or 'nothing'}"
-        )
-    layers = {key for path in kept for key in target if key.startswith(f"{path}.")}
-    parameters = {key: value.numel() for key, value in model.named_parameters()}
-    copied = sum(n for key, n in parameters.items() if key not in layers)
-    random = sum(n for key, n in parameters.items() if key in layers) - fitted
-    args = {key: value for key, value in args.items() if _PLAIN.get(key) != value}
-    return _create(name, state, args, kwargs), WarmStart(copied, fitted, random, kept)
-
-
-def _resnet(state: State) -> dict[str, Any]:
-    """Arguments of the ACmixResNet with the shapes of a plain ResNet's weights."""
-    found = [match for key in state if (match := re.match(r"layer(\d+)\.(\d+)\.conv3\.weight$", key))]
-    kernels = [state.get(f"layer{match[1]}.{match[2]}.conv2.weight") for match in found]
-    if (
-        not found
-        or "conv1.weight" not in state
-        or any(kernel is None or kernel.shape[2:] != (3, 3) or kernel.shape[0] != kernel.shape[1] for kernel in kernels)
-    ):
-        raise ValueError(
-            "from_resnet: expected a ResNet of bottlenecks (1×1, dense 3×3, 1×1), such as timm's resnet50; "
-            f"found keys like {', '.join(list(state)[:3])}"
-        )
-    stages = range(1, 1 + max(int(match[1]) for match in found))
-    planes = tuple(state[f"layer{i}.0.conv3.weight"].shape[0] // 4 for i in stages)
-    classifier = state.get("fc.weight")
-    return {
-        "layers": tuple(sum(int(match[1]) == i for match in found) for i in stages),
-        **({"planes": planes} if planes != (64, 128, 256, 512) else {}),
-        **_other("base_width", state["layer1.0.conv2.weight"].shape[0] * 64 // planes[0], 64),
-        **_other("stem_width", len(state["conv1.weight"]), 64),
-        "in_chans": state["conv1.weight"].shape[1],
-        "num_classes": 0 if classifier is None else len(classifier),
-    }
-
-
-def _other(name: str, value: int, default: int) -> dict[str, int]:
-    return {} if value == default else {name: value}
-
-
-@torch.no_grad()
-def _fit(kernel: Tensor, layer: ACmix2d) -> tuple[State, float, int]:
-    """State of an ACmix layer whose convolution path is as near as can be to a 3×3 `kernel` (out, in, 3, 3).
-
-    Returns:
-        (the layer's state dict, the share of the kernel's energy that it keeps, how many numbers were set).
-    """
-    n, d, inputs = layer.heads, layer.out_channels // layer.heads, layer.in_channels
-    rank = min(layer.kernel_conv**2, 3 * n, inputs)
-    # Outputs are ordered (d, heads): a group's are side by side.
-    matrix = kernel.to(torch.float64).unflatten(0, (d, n)).permute(0, 1, 3, 4, 2).flatten(1, 3)  # (d, n·9, in)
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    scale = s[:, :rank].sqrt()
-    taps = (u[:, :, :rank] * scale.unsqueeze(1)).unflatten(1, (n, 3, 3))  # (d, n, 3, 3, rank)
-    state = {key: value.clone() for key, value in layer.state_dict().items()}
-    rows = state["qkv.weight"].view(d, 3 * n, inputs)
-    rows[:, :rank] = (vh[:, :rank] * scale.unsqueeze(2)).to(rows)
-    state["qkv.bias"].zero_()
-    shift = state["shift_conv.shift_weight"]  # (d·n, 9, 3, 3)
-    shift.zero_()[:, :rank] = taps.permute(0, 1, 4, 2, 3).flatten(0, 1).to(shift)
-    fc = state["shift_conv.fc_weight"].zero_()  # (9, 3·n): the first `rank` projections, as they are
-    fc[:rank, :rank] = torch.eye(rank)
-    state["alpha"].zero_()
-    state["beta"].fill_(1)
-    kept = float(s[:, :rank].square().sum() / s.square().sum().clamp_min(1e-30))
-    used = d * rank * inputs + state["qkv.bias"].numel() + shift.numel() + fc.numel() + 2
-    return state, kept, used
