@@ -45,6 +45,10 @@ def test_contestants_agree() -> None:
         runner(Case(name, batch=1, train=True))()
     for out in outs[1:]:
         torch.testing.assert_close(out, outs[0], rtol=1e-4, atol=1e-4)
+    sums = [build(Case(f"{kind}:16x9k5", batch=2))[0] for kind in ("aggregate", "unfold")]
+    value = torch.randn(2, 16, 9, 9)
+    torch.testing.assert_close(sums[0](value), sums[1](value), rtol=1e-4, atol=1e-5)
+    assert sums[0].macs == 25 * 16 * 81
     small = dict(size=64, kwargs='{"layers": [1, 1, 1]}')  # the released form needs maps larger than half a window
     networks = [build(Case(name, **small))[0].eval() for name in ("acmix_resnet_pico", "acmix_resnet_pico@released")]
     x = torch.randn(1, networks[0].in_chans, 64, 64)
@@ -55,6 +59,7 @@ def test_contestants_agree() -> None:
     ("case", "words"),
     [
         (("acmix_resnet5",), "there is no network 'acmix_resnet5'.*acmix_resnet50"),
+        (("unfold:12x7",), "12 must be a multiple of 8"),
         (("resnet18@fast",), "expected @reference or @released, got @fast"),
         (("resnet18", 1, 0, False, 1, "float31"), "expected a dtype of torch"),
     ],

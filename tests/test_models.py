@@ -266,6 +266,19 @@ def test_export(name):
     torch.testing.assert_close(exported.module()(x), network(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_onnx(name):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = create_model(name).eval()
+    batch = ({0: torch.export.Dim("b")},)
+    program = torch.onnx.export(network, (torch.randn(2, 3, 32, 32),), dynamic_shapes=batch, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    x = torch.randn(3, 3, 32, 32)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), network(x), rtol=1e-4, atol=1e-5)
+
+
 # ---- Swin: any image size, the window, the order of convolution and shift
 
 

@@ -2,9 +2,11 @@
 
 A contestant is written as a network's name (ours or timm's), or `KIND:CHANNELSxSIZE[sSTRIDE]` for a single layer, KIND
 being acmix2d, released (the authors' way of computing it) or conv3x3. `@reference` runs ACmix layers on the readable
-operators, `@released` replaces them by the authors' form, `+compile` compiles:
+operators, `@released` replaces them by the authors' form, `+compile` compiles. `aggregate:CHANNELSxSIZE[kKERNEL]` are
+SAN's weighted sums over 7×7 (or other) neighbourhoods alone, `unfold:…` the same by copies of the value:
 
     acmix_resnet50   acmix_resnet50@released   resnet50   acmix2d:64x56   released:64x56   acmix2d:128x56s2
+    aggregate:64x56   unfold:64x56   aggregate:16x112k3
 
 All contestants run in one process, one after the other, round after round; figures are medians and quartiles of the
 rounds. Peak memory is what a fresh process takes above its resting state for one pass.
@@ -31,6 +33,7 @@ import torch
 from torch import nn
 
 import acmix_zoo
+from acmix_zoo.analysis.aggregations import Aggregation
 from acmix_zoo.analysis.released import ReleasedForm
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.complexity import complexity
@@ -38,6 +41,7 @@ from acmix_zoo.layers.cost import input_size_of
 from acmix_zoo.ops import use_form
 
 _LAYER = re.compile(r"(acmix2d|released|conv3x3):(\d+)x(\d+)(?:s(\d+))?")
+_SUMS = re.compile(r"(aggregate|unfold):(\d+)x(\d+)(?:k(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,10 @@ def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
         plain = nn.Conv2d(c, c, 3, stride, 1)
         module = acmix if kind == "acmix2d" else ReleasedForm(acmix) if kind == "released" else plain
         shape = (c, size, size)
+    elif sums := _SUMS.fullmatch(name):
+        c, size = int(sums[2]), int(sums[3])
+        module = Aggregation(sums[1] == "unfold", case.batch, c, size, int(sums[4] or 7))
+        shape = (c, size, size)
     else:
         module = _network(name, json.loads(case.kwargs))
         channels, height, width = input_size_of(module) or (3, 224, 224)
@@ -110,8 +118,14 @@ def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
         for path, layer2d in [(p, m) for p, m in module.named_modules() if isinstance(m, ACmix2d)]:
             module.set_submodule(path, ReleasedForm(layer2d))
     module = module.to(device=case.device, dtype=getattr(torch, case.dtype))
-    module = module.to(memory_format=torch.channels_last)
+    module = module.to(memory_format=_layout(case))
     return module.train(case.train), shape
+
+
+def _layout(case: Case) -> torch.memory_format:
+    """What serves a contestant best; the sums have no use for the one more than for the other."""
+    plain = case.contestant.startswith(("released:", "aggregate:", "unfold:"))
+    return torch.contiguous_format if plain else torch.channels_last
 
 
 def _network(name: str, kwargs: dict[str, Any]) -> nn.Module:
@@ -127,7 +141,7 @@ def runner(case: Case) -> Callable[[], None]:
     if case.contestant.endswith("+compile"):
         module = torch.compile(module)  # type: ignore[assignment]
     x = torch.randn(case.batch, *shape, device=case.device, dtype=getattr(torch, case.dtype))
-    x = x.contiguous(memory_format=torch.contiguous_format if "released:" in case.contestant else torch.channels_last)
+    x = x.contiguous(memory_format=_layout(case))
     grads: list[torch.Tensor] = []
 
     def run() -> None:
@@ -276,7 +290,7 @@ def _row(case: Case, ms: list[float], peak_mib: float, top: float) -> Row:
     # Of ACmix by its definition: torch's counter does not see the products and sums of the released form.
     name = case.contestant.replace("released:", "acmix2d:").replace("@released", "")
     module, shape = build(replace(case, contestant=name))
-    macs = complexity(module.float().cpu(), shape).macs
+    macs = module.macs if isinstance(module, Aggregation) else complexity(module.float().cpu(), shape).macs
     q1, median, q3 = statistics.quantiles(ms, n=4) if len(ms) > 1 else [ms[0]] * 3
     gflops = 2 * macs * case.batch * (3 if case.train else 1) / median / 1e6  # backward is two forwards' arithmetic
     return Row(

@@ -9,7 +9,7 @@ from pathlib import Path
 from acmix_zoo.analysis.bench import read_csv
 from acmix_zoo.analysis.benchmark import Row
 from acmix_zoo.analysis.growth import growths
-from acmix_zoo.analysis.suite import STRIDE_1, STRIDE_2, THREADS
+from acmix_zoo.analysis.suite import SAN10, STRIDE_1, STRIDE_2, THREADS
 
 # The smallest ratio that is aimed at: time of the released form over ours, for (stride, batch, mode).
 _FLOORS = {
@@ -46,6 +46,16 @@ def speed_table(folder: Path) -> str:
             ratio = [_ratio(rows, against, "acmix2d:64x56", 8, mode, t, "peak_mib") for t in THREADS]
             shares = f"≤ 1/{share} | 1/{ratio[0]:.0f} | 1/{ratio[1]:.0f}"
             lines.append(f"| ACmix2d 64×56, batch 8, {mode}: peak memory | {name} | {shares} |")
+    if (folder / "aggregation.csv").exists():
+        rows = read_csv(folder / "aggregation.csv")
+        for shape, mode in product(SAN10, ("inference", "training")):
+            label = f"SAN's sums {shape.replace('x', '×').replace('k3', ', 3×3')}, batch 8, {mode}"
+            names = (f"unfold:{shape}", f"aggregate:{shape}", 8, mode)
+            faster = [_ratio(rows, *names, t) for t in THREADS]
+            lines.append(f"| {label} | unfold form | ≥ 3× | {faster[0]:.1f}× | {faster[1]:.1f}× |")
+            lines.append(
+                f"| {label}: peak memory | unfold form | ≤ 1/5 | 1/{_ratio(rows, *names, 2, 'peak_mib'):.0f} | |"
+            )
     rows = read_csv(folder / "networks.csv")
     for name, against, batch, mode, what, aim in _NETWORKS:
         factor = "×" if what == "ms" else "× the memory"

@@ -1,8 +1,9 @@
 """The standard measurements; `speed_table.py` makes README's table of them.
 
-    python -m acmix_zoo.analysis.suite benchmarks [layer networks compile growth]
+    python -m acmix_zoo.analysis.suite benchmarks [layer aggregation networks compile growth]
 
-writes benchmarks/{layer,networks,compile,growth}.csv and machine.json, in about half an hour on two quiet cores.
+writes benchmarks/{layer,aggregation,networks,compile,growth}.csv and machine.json, in about half an hour on two
+quiet cores.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from acmix_zoo.analysis.growth import growth_cases, growths
 
 THREADS = (2, 1)
 STRIDE_1 = ("64x56", "128x28", "256x14", "512x7")
+SAN10 = ("16x112k3", "64x56", "128x28", "256x14", "512x7")
 STRIDE_2 = ("128x56s2", "256x28s2", "512x14s2")
 
 
@@ -37,6 +39,15 @@ def layer_rows() -> Iterator[Row]:
                     first = shape == "64x56" and batch == 8
                     names += [f"acmix2d:{shape}@reference"] * first
                     yield from measure([Case(n, batch, 0, train, threads) for n in names], 5, memory=first)
+
+
+def aggregation_rows() -> Iterator[Row]:
+    """SAN's sums at the shapes of SAN10's stages, against their unfold form."""
+    for threads in THREADS:
+        for shape in SAN10:
+            for train in (False, True):
+                names = (f"aggregate:{shape}", f"unfold:{shape}")
+                yield from measure([Case(n, 8, 0, train, threads) for n in names], 5, memory=threads == 2)
 
 
 def network_rows() -> Iterator[Row]:
@@ -72,7 +83,13 @@ def growth_rows() -> Iterator[Row]:
             yield from (replace(row, contestant=f"{name} over {over}") for row in rows)
 
 
-GROUPS = {"layer": layer_rows, "networks": network_rows, "compile": compile_rows, "growth": growth_rows}
+GROUPS = {
+    "layer": layer_rows,
+    "aggregation": aggregation_rows,
+    "networks": network_rows,
+    "compile": compile_rows,
+    "growth": growth_rows,
+}
 
 
 def machine() -> dict[str, object]:

@@ -134,14 +134,16 @@ def _aggregate(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
 def _aggregate_backward(grad: Tensor, value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
     padded, values, weights = _prepared(value, weight, kernel)
     h, w = value.shape[2:]
-    grads = grad.unflatten(1, values.shape[1:3])  # (B, share, wc, H, W)
-    d_padded, d_weight = torch.zeros_like(padded), torch.empty_like(weight)
-    d_values, d_weights = d_padded.unflatten(1, values.shape[1:3]), d_weight.unflatten(1, (kernel**2, -1))
+    layout = torch.contiguous_format if padded.is_contiguous() else torch.channels_last
+    grads = grad.contiguous(memory_format=layout).unflatten(1, values.shape[1:3])  # (B, share, wc, H, W)
+    d_padded, d_weights = torch.zeros_like(padded), torch.empty_like(weights)
+    d_values = d_padded.unflatten(1, values.shape[1:3])
     for j in range(kernel**2):
         y, x = divmod(j, kernel)
         d_values[..., y : y + h, x : x + w].addcmul_(grads, weights[:, j].unsqueeze(1))
         torch.sum(grads * values[..., y : y + h, x : x + w], 1, out=d_weights[:, j])
-    return _unpadded(d_padded, kernel // 2).contiguous(memory_format=_layout(value)), d_weight
+    d_value, d_weight = _unpadded(d_padded, kernel // 2), d_weights.flatten(1, 2)  # (B, C, H, W), (B, k²·wc, H, W)
+    return d_value.contiguous(memory_format=_layout(value)), d_weight.contiguous(memory_format=_layout(weight))
 
 
 def _prepared(value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,7 +167,7 @@ def _(value, weight, kernel):  # type: ignore[no-untyped-def]
 
 @_aggregate_backward.register_fake
 def _(grad, value, weight, kernel):  # type: ignore[no-untyped-def]
-    return torch.empty_like(value, memory_format=_layout(value)), torch.empty_like(weight)
+    return tuple(torch.empty_like(t, memory_format=_layout(t)) for t in (value, weight))
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
