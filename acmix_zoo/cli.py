@@ -5,6 +5,7 @@
     acmix-zoo test     --config runs/X/config.yaml [--ckpt_path best]      accuracy on the test split
     acmix-zoo predict  --config runs/X/config.yaml --data.predict_source FOLDER      writes runs/X/predictions.csv
     acmix-zoo list     [PATTERN] [--pretrained]                            networks, weights, parameters, MACs, scores
+    acmix-zoo info     MODEL                                               the paper's two stages, layer by layer
     acmix-zoo verify   WEIGHTS... [--data SOURCE]                          are they what their record says?
     acmix-zoo export   RUN_OR_CKPT FOLDER [--no-ema]                       a run's weights as a weight folder
     acmix-zoo convert  FILE --model NAME [FOLDER]                          a checkpoint file as a weight folder
@@ -26,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-WEIGHT_COMMANDS = ("list", "verify", "export", "convert", "push", "pull")
-COMMANDS = (*TRAINER_COMMANDS, *WEIGHT_COMMANDS, "classify", "bench")
+MODEL_COMMANDS = ("list", "info")
+WEIGHT_COMMANDS = ("verify", "export", "convert", "push", "pull")
+COMMANDS = (*TRAINER_COMMANDS, *MODEL_COMMANDS, *WEIGHT_COMMANDS, "classify", "bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from acmix_zoo.analysis.bench import bench
 
             bench(argv[1:])
+        elif argv[0] in MODEL_COMMANDS:
+            from acmix_zoo import cli_models
+
+            {"list": cli_models.list_, "info": cli_models.info}[argv[0]](argv[1:])
         elif argv[0] in WEIGHT_COMMANDS:
             from acmix_zoo.cli_weights import VERBS
 

@@ -1,4 +1,4 @@
-"""The verbs for weights: list, verify, convert, export, push, pull. See `acmix_zoo.cli`."""
+"""The verbs for weights: verify, convert, export, push, pull. See `acmix_zoo.cli`."""
 
 from __future__ import annotations
 
@@ -8,66 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-
-from acmix_zoo.layers.complexity import complexity, human
-from acmix_zoo.models._registry import checkpoints_root
-from acmix_zoo.weights import check_folder, create_model, hub, list_models, official, read_config
+from acmix_zoo.cli_models import shipped, tags
+from acmix_zoo.weights import check_folder, hub, official, read_config
 from acmix_zoo.weights.convert import convert
-
-
-def list_(arguments: Sequence[str]) -> None:
-    """Print the networks, or the weights, with what they cost and what they reach."""
-    parser = argparse.ArgumentParser("acmix-zoo list", description="The networks and their weights.")
-    parser.add_argument("pattern", nargs="?", default="", help='wildcard, such as "*swin*"')
-    parser.add_argument("--pretrained", action="store_true", help="weights, as architecture.tag, instead of networks")
-    options = parser.parse_args(arguments)
-    names = list_models(options.pattern, options.pretrained)
-    if not names:
-        raise ValueError(f"no {'weights' if options.pretrained else 'network'} of that name: {options.pattern!r}")
-    heads = ("name", "parameters", "MACs", "input", *(("top-1", "from") if options.pretrained else ("weights",)))
-    rows: list[tuple[str, ...]] = [heads]
-    for name in names:
-        with torch.device("meta"):  # counting takes no memory and no time
-            found = complexity(create_model(name))
-        rest = _known(name) if options.pretrained else (", ".join(_tags(name)) or "none",)
-        size = "×".join(map(str, found.input_size))
-        rows.append((name, f"{found.params:,}", human(found.macs), size, *rest))
-    print_columns(rows)
-
-
-def _tags(name: str) -> list[str]:
-    return [weights.partition(".")[2] for weights in list_models(f"{name}.*", pretrained=True)]
-
-
-def _known(name: str) -> tuple[str, str]:
-    """(top-1 and of what, where the weights come from)."""
-    folder = shipped(name)
-    if folder is not None:
-        metrics = [m for m in read_config(folder)["acmix_zoo"]["metrics"] if m["name"] == "top1"]
-        said = f"{100 * metrics[-1]['value']:.2f} % {metrics[-1]['dataset']} {metrics[-1]['split']}" if metrics else ""
-        return said, "shipped"
-    architecture, _, tag = name.partition(".")
-    if tag == official.TAG:
-        metric = official.official_record(architecture)["metrics"][0]
-        return f"{100 * metric['value']:.1f} % imagenet-1k val (the authors')", "the authors' links"
-    cfg = timm.get_pretrained_cfg(name)
-    return "", f"hf-hub:{cfg.hf_hub_id if cfg else '?'}, a plain Swin"
-
-
-def shipped(name: str) -> Path | None:
-    """The folder of weights that came with the package."""
-    root = checkpoints_root()
-    folder = root / name if root else None
-    return folder if folder and (folder / "config.json").is_file() else None
-
-
-def print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Rows of words as columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
 
 
 def verify(arguments: Sequence[str]) -> bool:
@@ -106,7 +49,7 @@ def _folder(name: str) -> Path:
     """The weight folder that a name or a path means."""
     if (Path(name) / "config.json").is_file():
         return Path(name)
-    names = [n for n in (name, *(f"{name}.{tag}" for tag in _tags(name))) if "." in n]
+    names = [n for n in (name, *(f"{name}.{tag}" for tag in tags(name))) if "." in n]
     for full in names:
         architecture, _, tag = full.partition(".")
         found = shipped(full) or (official.official_folder(architecture) if tag == official.TAG else None)
@@ -171,4 +114,4 @@ def pull(arguments: Sequence[str]) -> None:
     print(f"{hub.pull(options.name, options.folder)}: verified")
 
 
-VERBS = {"list": list_, "verify": verify, "convert": convert_, "export": export, "push": push, "pull": pull}
+VERBS = {"verify": verify, "convert": convert_, "export": export, "push": push, "pull": pull}

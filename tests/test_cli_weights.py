@@ -1,4 +1,4 @@
-"""`acmix-zoo list`, `verify`, `convert` and `export`: what they print, what they write, how they fail."""
+"""`acmix-zoo verify`, `convert` and `export`: what they print, what they write, how they fail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from acmix_zoo.cli import main
 from acmix_zoo.data import ImageDataModule, export_folder
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
-from acmix_zoo.weights import list_models, read_config
+from acmix_zoo.weights import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "checkpoints" / "acmix_resnet_pico.fashion_mnist"
@@ -30,20 +30,6 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) 
     assert main([str(a) for a in arguments]) == code
     out, error = capsys.readouterr()
     return out if code == 0 else error
-
-
-class TestList:
-    def test_networks(self, capsys: pytest.CaptureFixture[str]) -> None:
-        lines = said(capsys, "list").splitlines()
-        assert [line.split()[0] for line in lines] == ["name", *list_models()]
-        (line,) = (line for line in lines if line.startswith("acmix_swin_t"))
-        assert line.split() == ["acmix_swin_t", "28,649,908", "4.65G", "3×224×224", "official_in1k,", "swin_in1k"]
-
-    def test_weights(self, capsys: pytest.CaptureFixture[str]) -> None:
-        lines = said(capsys, "list", "*pico*", "--pretrained").splitlines()
-        assert len(lines) == 3 and "93.02 % fashion_mnist test  shipped" in lines[1]
-        assert "81.9 % imagenet-1k val (the authors')" in said(capsys, "list", "acmix_swin_t*", "--pretrained")
-        assert "no weights of that name: '*vit*'" in said(capsys, "list", "*vit*", "--pretrained", code=1)
 
 
 class TestVerify:
@@ -78,7 +64,7 @@ class TestVerify:
         assert "has other classes than" in said(capsys, "verify", SHIPPED, "--data", tmp_path / "photos", code=1)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico"])
+    @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"])
     def test_the_recorded_metric(self, capsys: pytest.CaptureFixture[str], fashion_mnist: str, name: str) -> None:
         out = said(capsys, "verify", name, "--data", fashion_mnist)
         assert f"{name}: test top1: 9" in out and f"{name}: verified" in out

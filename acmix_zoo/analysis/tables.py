@@ -13,9 +13,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 import acmix_zoo
 from acmix_zoo.analysis.speed_table import speed_table
 from acmix_zoo.layers.complexity import complexity, human
+from acmix_zoo.models._published import is_reconstruction, published
 from acmix_zoo.models._registry import checkpoints_root
 from acmix_zoo.weights import read_config
 
@@ -43,11 +46,14 @@ def weights_table() -> str:
 
 
 def models_table() -> str:
-    """One row for every network, counted."""
-    rows = [["model", "parameters", "MACs", "input"]]
+    """One row for every network, counted, beside what was published of it."""
+    rows = [["model", "parameters", "published", "MACs", "published", "input", "top-1, published"]]
     for name in acmix_zoo.list_models():
-        found = complexity(acmix_zoo.create_model(name))
-        rows.append([f"`{name}`", f"{found.params:,}", human(found.macs), "×".join(map(str, found.input_size))])
+        with torch.device("meta"):
+            found, of = complexity(acmix_zoo.create_model(name)), published(name)
+        size, mark = "×".join(map(str, found.input_size)), " *" * is_reconstruction(name)
+        score = f"{of.top1} %" if of.top1 else ""
+        rows.append([f"`{name}`{mark}", f"{found.params:,}", of.params, human(found.macs), of.macs, size, score])
     return _markdown(rows)
 
 

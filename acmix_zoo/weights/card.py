@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from acmix_zoo.models._published import is_reconstruction
+
 # Data sets that ship under a short name, as the Hub calls them.
 _HUB_DATASETS = {"fashion_mnist": "zalando-datasets/fashion_mnist"}
 
@@ -64,6 +66,12 @@ def render_card(config: Mapping[str, Any]) -> str:
         ("Environment", record["environment"]),
     ]
     body = [f"# {name}", "", "Weights for image classification, made for `acmix_zoo` (ACmix, CVPR 2022) and timm.", ""]
+    if is_reconstruction(architecture):
+        body += [
+            "The network is a **reconstruction**: its authors published what it costs and reaches, not what it is. "
+            "docs/reconstructions.md of the code says what was inferred, and from what.",
+            "",
+        ]
     body += ["| | |", "|---|---|"]
     body += [f"| {key} | {_cell(value)} |" for key, value in facts if value is not None]
     if metrics:
