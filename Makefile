@@ -47,9 +47,9 @@ data:
 bench: .venv/.train
 	$(BIN)/python -m acmix_zoo.analysis.suite benchmarks
 
-# The tables of README.md and docs/hub.md, from benchmarks/, checkpoints/*/config.json and the networks themselves.
+# The tables of README.md and docs/, from benchmarks/, checkpoints/*/config.json and the networks themselves.
 readme: .venv/.train
-	$(BIN)/python -m acmix_zoo.analysis.tables README.md docs/hub.md
+	$(BIN)/python -m acmix_zoo.analysis.tables README.md docs/*.md
 
 clean:
 	rm -rf runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -78,7 +78,7 @@ def test_snippets(snippet: str, clone: Path) -> None:
     run([sys.executable, "-c", snippet], clone)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/hub.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/hub.md", "docs/reconstructions.md", "docs/decomposition.md"])
 def test_tables_are_not_stale(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert re.search("^<!-- .* -->$", text, re.MULTILINE)

@@ -1,9 +1,11 @@
 """Time and memory of networks and of single layers, measured side by side.
 
-A contestant is written as a network's name (ours or timm's), or `KIND:CHANNELSxSIZE[sSTRIDE]` for a single layer, KIND
-being acmix2d, released (the authors' way of computing it) or conv3x3. `@reference` runs ACmix layers on the readable
-operators, `@released` replaces them by the authors' form, `+compile` compiles. `aggregate:CHANNELSxSIZE[kKERNEL]` are
-SAN's weighted sums over 7×7 (or other) neighbourhoods alone, `unfold:…` the same by copies of the value:
+A contestant is written as a network's name (ours or timm's), or `KIND:CHANNELSxSIZE[sSTRIDE]` for a single layer. KIND
+is acmix2d, released (the authors' way of computing it), conv3x3, or shift-tensor, shift-frozen and shift-learnable (the
+same convolution as projections, shift and sum, see `acmix_zoo.analysis.decomposition`). SAN's weighted sums alone, over
+7×7 or other neighbourhoods, are `aggregate:CHANNELSxSIZE[kKERNEL]`, and `unfold:…` in the form that copies the value.
+`@reference` runs ACmix layers on the readable operators, `@released` replaces them by the authors' form, `+compile`
+compiles:
 
     acmix_resnet50   acmix_resnet50@released   resnet50   acmix2d:64x56   released:64x56   acmix2d:128x56s2
     aggregate:64x56   unfold:64x56   aggregate:16x112k3
@@ -34,13 +36,14 @@ from torch import nn
 
 import acmix_zoo
 from acmix_zoo.analysis.aggregations import Aggregation
+from acmix_zoo.analysis.decomposition import DecomposedConv2d
 from acmix_zoo.analysis.released import ReleasedForm
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.layers.cost import input_size_of
 from acmix_zoo.ops import use_form
 
-_LAYER = re.compile(r"(acmix2d|released|conv3x3):(\d+)x(\d+)(?:s(\d+))?")
+_LAYER = re.compile(r"(acmix2d|released|conv3x3|shift-tensor|shift-frozen|shift-learnable):(\d+)x(\d+)(?:s(\d+))?")
 _SUMS = re.compile(r"(aggregate|unfold):(\d+)x(\d+)(?:k(\d+))?")
 
 
@@ -100,9 +103,7 @@ def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
     module: nn.Module
     if layer := _LAYER.fullmatch(name):
         kind, c, size, stride = layer[1], int(layer[2]), int(layer[3]), int(layer[4] or 1)
-        acmix = ACmix2d(c, c, stride=stride)
-        plain = nn.Conv2d(c, c, 3, stride, 1)
-        module = acmix if kind == "acmix2d" else ReleasedForm(acmix) if kind == "released" else plain
+        module = _layer(kind, c, stride)
         shape = (c, size, size)
     elif sums := _SUMS.fullmatch(name):
         c, size = int(sums[2]), int(sums[3])
@@ -120,6 +121,18 @@ def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
     module = module.to(device=case.device, dtype=getattr(torch, case.dtype))
     module = module.to(memory_format=_layout(case))
     return module.train(case.train), shape
+
+
+def _layer(kind: str, c: int, stride: int) -> nn.Module:
+    if kind in ("acmix2d", "released"):
+        acmix = ACmix2d(c, c, stride=stride)
+        return acmix if kind == "acmix2d" else ReleasedForm(acmix)
+    plain = nn.Conv2d(c, c, 3, stride, 1)
+    if kind == "conv3x3":
+        return plain
+    if stride != 1:
+        raise ValueError(f"bench: {kind} has no stride, got {stride}")
+    return DecomposedConv2d.of(plain, kind.removeprefix("shift-"))  # type: ignore[arg-type]
 
 
 def _layout(case: Case) -> torch.memory_format:

@@ -1,9 +1,8 @@
 """The standard measurements; `speed_table.py` makes README's table of them.
 
-    python -m acmix_zoo.analysis.suite benchmarks [layer aggregation networks compile growth]
+    python -m acmix_zoo.analysis.suite benchmarks [layer aggregation decomposition networks compile growth]
 
-writes benchmarks/{layer,aggregation,networks,compile,growth}.csv and machine.json, in about half an hour on two
-quiet cores.
+writes a CSV a group and machine.json into benchmarks/, in about half an hour on two quiet cores.
 """
 
 from __future__ import annotations
@@ -50,6 +49,14 @@ def aggregation_rows() -> Iterator[Row]:
                 yield from measure([Case(n, 8, 0, train, threads) for n in names], 5, memory=threads == 2)
 
 
+def decomposition_rows() -> Iterator[Row]:
+    """A 3×3 convolution, and the same as projections, shift and sum with the three shifts of the paper's figure 3."""
+    names = ("conv3x3", "shift-tensor", "shift-frozen", "shift-learnable")
+    for shape in STRIDE_1:
+        for train in (False, True):
+            yield from measure([Case(f"{n}:{shape}", 8, 0, train, 2) for n in names], 5)
+
+
 def network_rows() -> Iterator[Row]:
     """The two networks against their plain counterparts, and the ResNet against its released form."""
     resnets = ("acmix_resnet50", "acmix_resnet50@released", "resnet50")
@@ -86,6 +93,7 @@ def growth_rows() -> Iterator[Row]:
 GROUPS = {
     "layer": layer_rows,
     "aggregation": aggregation_rows,
+    "decomposition": decomposition_rows,
     "networks": network_rows,
     "compile": compile_rows,
     "growth": growth_rows,

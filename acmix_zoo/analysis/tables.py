@@ -1,6 +1,6 @@
 """Tables of README and docs, made from the weights' records, the networks and benchmarks/: nothing is stated twice.
 
-    python -m acmix_zoo.analysis.tables README.md docs/hub.md
+    python -m acmix_zoo.analysis.tables README.md docs/*.md
 
 rewrites what stands between <!-- weights --> and <!-- /weights -->, and between such marks of the other TABLES.
 """
@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 
 import acmix_zoo
+from acmix_zoo.analysis import reconstructions
+from acmix_zoo.analysis.bench import read_csv
 from acmix_zoo.analysis.speed_table import speed_table
 from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.models._published import is_reconstruction, published
@@ -65,6 +67,19 @@ def benchmarks_table() -> str:
     return speed_table(BENCHMARKS)
 
 
+def decomposition_table() -> str:
+    """Times and memory of a 3×3 convolution in two stages, against the convolution itself."""
+    rows = read_csv(BENCHMARKS / "decomposition.csv") if (BENCHMARKS / "decomposition.csv").exists() else []
+    cells = [["map, batch 8", "", "conv2d", *(f"{kind} shifts" for kind in ("tensor", "frozen", "learnable"))]]
+    for mode in ("inference", "training"):
+        for shape in dict.fromkeys(row.contestant.partition(":")[2] for row in rows):
+            group = [row for row in rows if row.mode == mode and row.contestant.endswith(f":{shape}")]
+            first, size = group[0], shape.replace("x", "×")
+            times = [f"{row.ms / first.ms:.1f}×, {row.peak_mib:.0f} MiB" for row in group[1:]]
+            cells.append([size, mode, f"{first.ms:.1f} ms, {first.peak_mib:.0f} MiB", *times])
+    return _markdown(cells)
+
+
 def warm_start_table() -> str:
     """What `warm_start_study.py` measured."""
     with (BENCHMARKS / "warm_start.csv").open(encoding="utf-8") as file:
@@ -75,6 +90,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "weights": weights_table,
     "models": models_table,
     "speed": benchmarks_table,
+    "decomposition": decomposition_table,
+    "san_candidates": lambda: _markdown(reconstructions.san_table()),
+    "pvt_candidates": lambda: _markdown(reconstructions.pvt_table()),
+    "reconstructions": lambda: _markdown(reconstructions.ours_table()),
     "warm_start": warm_start_table,
 }
 
