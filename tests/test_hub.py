@@ -179,7 +179,7 @@ torch.manual_seed(0)
 report(torch.hub.load("org/acmix:main", "acmix_resnet_pico", pretrained=bool(weights), **options), names=names)
 """
     result = run(code, archive, TORCH_HOME=str(tmp_path))
-    assert "acmix_resnet_pico" in result["names"] and all(name.startswith("acmix_") for name in result["names"])
+    assert result["names"] == sorted(acmix_zoo.list_models())
     assert Path(result["code"]).is_relative_to(tmp_path / "hub" / "org_acmix_main") and result["heavy"] == []
     assert len(result["logits"]) == 10
 

@@ -21,7 +21,7 @@ class TestCreate:
     def test_names(self) -> None:
         names = list_models()
         assert {"acmix_resnet_pico", "acmix_swin_pico", "acmix_resnet50", "acmix_swin_t"} <= set(names)
-        assert all(name.startswith("acmix_") for name in names)
+        assert all(name.startswith(("acmix_", "san", "pvt_")) for name in names)
         assert list_models("*swin*") == [name for name in names if "swin" in name]
         assert all("." in name for name in list_models(pretrained=True))
         assert acmix_zoo.create_model is create_model and acmix_zoo.list_models is list_models
