@@ -7,6 +7,7 @@ callable of this file, so everything but the models has a name that starts with 
 import warnings as _warnings
 from collections.abc import Callable as _Callable
 from importlib.util import find_spec as _find_spec
+from inspect import getdoc as _getdoc
 from pathlib import Path as _Path
 
 dependencies = ["torch", "torchvision", "timm", "safetensors", "huggingface_hub"]
@@ -53,7 +54,7 @@ def _entry_point(name: str) -> _Callable[..., _nn.Module]:
     channels, height, width = cfg.input_size
     tags = ", ".join(weights.partition(".")[2] for weights in _list_models(f"{name}.*", pretrained=True))
     entry.__name__ = entry.__qualname__ = name
-    entry.__doc__ = (_timm.models.model_entrypoint(name).__doc__ or name).strip() + _ARGUMENTS.format(
+    entry.__doc__ = (_getdoc(_timm.models.model_entrypoint(name)) or name) + _ARGUMENTS.format(
         tags=f"tags: {tags}" if tags else "there are none yet",
         name=name,
         pretrained=bool(tags),

@@ -247,7 +247,12 @@ def test_one_graph_for_many_sizes(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kwargs"),
-    [("acmix_swin_t", {"depths": (1, 2), "num_heads": (3, 6)}), ("acmix_resnet26", {"layers": (1, 1, 1, 1)})],
+    [
+        ("acmix_swin_t", {"depths": (1, 2), "num_heads": (3, 6)}),
+        ("acmix_resnet26", {"layers": (1, 1, 1, 1)}),
+        ("acmix_san10", {"layers": (1, 1, 1, 1, 1)}),
+        ("acmix_pvt_t", {"depths": (1, 1, 1, 1)}),
+    ],
 )
 def test_inductor_at_known_sizes(name, kwargs):
     """The first stages of the large networks, for which inductor once failed, and once wrote past a map's end."""

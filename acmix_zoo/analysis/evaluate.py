@@ -14,7 +14,7 @@ from acmix_zoo.weights.build import build
 _TOLERANCE = 0.001
 
 
-def evaluate(folder: Path, source: str, split: str, batch_size: int = 128) -> dict[str, float]:
+def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
     """Accuracy (0..1) of a weight folder on one split of a data source, every image counted once.
 
     Raises:
@@ -25,7 +25,7 @@ def evaluate(folder: Path, source: str, split: str, batch_size: int = 128) -> di
     model = build(folder).eval()
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     data = ImageDataModule(
-        source, image_size=cfg["input_size"][1], batch_size=batch_size, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]),
+        source, image_size=cfg["input_size"][1], batch_size=128, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]),
         interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"],
     )  # fmt: skip
     names = list(data.class_names)

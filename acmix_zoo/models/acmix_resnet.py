@@ -9,15 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import DropPath, calculate_drop_path_rates, create_classifier
+from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.acmix2d import Paths
 from acmix_zoo.layers.deploy import fold
+from acmix_zoo.models._map_head import MapHead
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._stem import small_stem
@@ -54,7 +54,7 @@ class Bottleneck(nn.Module):
         return self.act3(out + self.downsample(x))  # type: ignore[no-any-return]
 
 
-class ACmixResNet(nn.Module):
+class ACmixResNet(MapHead):
     """ResNet of ACmix bottlenecks, with timm's model interface.
 
     Args:
@@ -90,8 +90,7 @@ class ACmixResNet(nn.Module):
         zero_init_last: bool = True,
     ) -> None:
         super().__init__()
-        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        self.grad_checkpointing = False
+        self.in_chans = in_chans
         large = nn.Conv2d(in_chans, stem_width, 7, 2, 3, bias=False)
         self.conv1: nn.Module = small_stem(in_chans, stem_width) if small_input else large
         self.bn1 = nn.BatchNorm2d(stem_width)
@@ -111,8 +110,8 @@ class ACmixResNet(nn.Module):
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
             self.feature_info.append({"num_chs": inputs, "reduction": 4 * 2**i, "module": f"layer{i + 1}"})
 
-        self.num_features = self.head_hidden_size = inputs
-        self.global_pool, self.fc = create_classifier(inputs, num_classes, pool_type=global_pool)
+        self.num_features = inputs
+        self.make_head(num_classes, global_pool, drop_rate)
         self.init_weights(zero_init_last)
 
     @torch.no_grad()
@@ -134,20 +133,6 @@ class ACmixResNet(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         return {"stem": r"^conv1|bn1|maxpool", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc  # type: ignore[no-any-return]
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        parameter = next(self.parameters())
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=pool_type, device=parameter.device, dtype=parameter.dtype
-        )
 
     def deploy(self) -> ACmixResNet:
         """Fold batch norms, kernels, rates and positions for inference, in place; see `acmix_zoo.layers.deploy`."""
@@ -210,12 +195,6 @@ class ACmixResNet(nn.Module):
         for stage in self.stages:
             x = self._stage(stage, x)
         return x
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.global_pool(x)
-        if self.drop_rate:
-            x = dropout(x, self.drop_rate, self.training)
-        return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from timm.layers import DropPath, calculate_drop_path_rates, create_classifier
+from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.nn.functional import dropout, max_pool2d
+from torch.nn.functional import max_pool2d
 
 from acmix_zoo.layers.acmix2d import Paths
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
+from acmix_zoo.models._map_head import MapHead
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model, register_notrace_module
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._silent import silent_convolution
@@ -53,7 +54,7 @@ class Halve(nn.Module):
         return max_pool2d(x, (min(2, x.shape[2]), min(2, x.shape[3])))
 
 
-class SAN(nn.Module):
+class SAN(MapHead):
     """Self-attention network, plain or with ACmix, with timm's model interface.
 
     Args:
@@ -85,8 +86,7 @@ class SAN(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        self.grad_checkpointing = False
+        self.in_chans = in_chans
         inputs = widths[0]
         pixels = nn.Conv2d(in_chans, inputs, 1, bias=False)
         self.conv_in: nn.Module = small_stem(in_chans, inputs) if small_input else pixels
@@ -103,8 +103,8 @@ class SAN(nn.Module):
             self.add_module(f"act{i}", nn.ReLU(inplace=True))
             self.feature_info.append({"num_chs": width, "reduction": 2 ** (i + 1), "module": f"act{i}"})
             inputs = width
-        self.num_features = self.head_hidden_size = inputs
-        self.global_pool, self.fc = create_classifier(inputs, num_classes, pool_type=global_pool)
+        self.num_features = inputs
+        self.make_head(num_classes, global_pool, drop_rate)
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith(("alpha", "beta"))}
@@ -112,20 +112,6 @@ class SAN(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = r"^(?:conv|layer|bn)(\d+)" if coarse else [(r"^layer(\d+)\.(\d+)", None), (r"^(?:conv|bn)(\d+)", (0,))]
         return {"stem": r"^conv_in|^bn_in", "blocks": blocks}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc  # type: ignore[no-any-return]
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        parameter = next(self.parameters())
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=pool_type, device=parameter.device, dtype=parameter.dtype
-        )
 
     def _stage(self, i: int, x: Tensor) -> Tensor:
         """Pooling, a wider 1×1, the blocks, batch norm and ReLU: (B, C, H, W) → (B, width, H/2, W/2)."""
@@ -175,12 +161,6 @@ class SAN(nn.Module):
         for i in range(len(self.feature_info)):
             x = self._stage(i, x)
         return x
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.global_pool(x)
-        if self.drop_rate:
-            x = dropout(x, self.drop_rate, self.training)
-        return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
