@@ -57,6 +57,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     out = aggregate(value.to(dtype), weight.to(dtype), 7)
     assert out.dtype == dtype
     torch.testing.assert_close(out.float(), aggregate(value, weight, 7), rtol=0.05, atol=0.1)
+    assert torch.equal(aggregate(value.to(dtype), weight.to(dtype).float(), 7), out)  # as under autocast
 
 
 @pytest.mark.parametrize("size", [(4, 9), (7, 4)])

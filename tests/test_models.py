@@ -224,6 +224,19 @@ def test_low_precision(name, layout):
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_autocast(name):
+    """Mixed precision: bf16 logits near the exact ones, float32 gradients for every parameter."""
+    network = create_model(name).train()
+    x = torch.randn(4, 3, 32, 32)
+    exact = network(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(x)
+    assert out.dtype == torch.bfloat16 and (out.float() - exact).abs().max() < 0.1 * exact.abs().max()
+    out.float().square().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_compile_without_graph_breaks(name):
     network = create_model(name).eval()
     compiled = torch.compile(network, fullgraph=True, backend="eager")

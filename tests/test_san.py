@@ -213,3 +213,24 @@ def test_module_errors() -> None:
         PatchwiseSAM(48, 7)
     with pytest.raises(ValueError, match="kernel=4"):
         PairwiseSAM(64, 4)
+
+
+def test_pairwise_in_every_form() -> None:
+    """The contract that test_models.py holds the patchwise networks to."""
+    network = create_model("acmix_san_pico", form="pairwise", paths="attention").eval()
+    x = torch.randn(2, 3, 32, 32)
+    expected = network(x)
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+    exported = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("b")},)).module()
+    torch.testing.assert_close(exported(torch.cat([x, x]))[:2], expected, rtol=1e-4, atol=1e-5)
+    for dtype in (torch.bfloat16, torch.float16):
+        out = network.to(dtype)(x.to(dtype))
+        assert out.dtype == dtype and (out.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_small_and_odd_images() -> None:
+    network = create_model("acmix_san10", num_classes=5, layers=(1, 1, 1, 1, 1)).eval()
+    with torch.no_grad():
+        for size in ((65, 97), (8, 3), (1, 1)):
+            assert network(torch.randn(1, 3, *size)).isfinite().all()

@@ -35,6 +35,7 @@ def aggregate(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
         ValueError: shapes that do not go together.
     """
     _check(value, weight, kernel)
+    weight = weight.to(value.dtype)  # autocast makes float32 of what comes from a softmax
     if torch.compiler.is_compiling() and (torch.compiler.is_exporting() or value.device.type != "cpu"):
         return _traced(value, weight, kernel)
     return torch.ops.acmix_zoo.aggregate(value, weight, kernel)  # type: ignore[no-any-return]
