@@ -145,7 +145,7 @@ def test_large_network_at_an_odd_size() -> None:
 
 
 def test_pools() -> None:
-    network = create_model("acmix_pvt_pico").eval()
+    network = create_model("acmix_pvt_pico", global_pool="token").eval()
     x = torch.randn(2, 3, 32, 32)
     tokens = network.forward_features(x)
     assert tokens.shape == (2, 1 + 16, 128)

@@ -155,7 +155,7 @@ class PVT(nn.Module):
         """PVT's start for matrices, positions and the class token; convolutions and convolution paths keep theirs.
 
         PVT's 0.02 is made for hundreds of channels. `narrow` takes 1/√channels instead, which keeps the variance: with
-        64 channels, two epochs on Fashion-MNIST gave 87.4 % with it and 83.8 % without.
+        64 channels, 0.02 learned far more slowly here.
         """
         for name, parameter in self.named_parameters():
             if name.startswith("pos_embed") or name == "cls_token":
