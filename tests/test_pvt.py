@@ -11,7 +11,7 @@ from golden_networks import SAN_AND_PVT, golden_input, golden_state
 from acmix_zoo import create_model, load_weights
 from acmix_zoo.layers import ReducedACmix
 from acmix_zoo.models import PVT
-from acmix_zoo.models.acmix_pvt import resized_positions
+from acmix_zoo.models._pvt_blocks import resized_positions
 from acmix_zoo.ops.shift_conv import shift_conv_reference
 
 GOLDEN = next(entry for entry in SAN_AND_PVT if entry["family"] == "pvt")
@@ -127,6 +127,8 @@ def test_one_path_alone(paths: str) -> None:
 def test_layer_errors() -> None:
     with pytest.raises(ValueError, match="nearest widths are 8 and 12"):
         ReducedACmix(10, 4)
+    with pytest.raises(ValueError, match=r"ReducedACmix: paths must be .*, got 'none'"):
+        timm.create_model("acmix_pvt_pico", paths="none")
 
 
 # ---- the network

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
+from acmix_zoo.layers.checks import Paths, check_heads, check_paths
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix, mix
 from acmix_zoo.ops.attention_forms import positions
-
-Paths = Literal["both", "attention", "convolution"]
 
 
 class ACmix2d(nn.Module):
@@ -68,17 +65,13 @@ class ACmix2d(nn.Module):
         ).items():  # fmt: skip
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"ACmix2d: {name} must be a positive integer, got {value!r}")
-        if out_channels % heads:
-            lower = out_channels // heads * heads
-            near = f"nearest widths are {lower} and {lower + heads}" if lower else f"the nearest width is {heads}"
-            raise ValueError(f"ACmix2d: out_channels={out_channels} is not divisible by heads={heads}; {near}")
+        check_heads("ACmix2d", "out_channels", out_channels, heads)
         for name, value in (("kernel_att", kernel_att), ("kernel_conv", kernel_conv)):
             if value % 2 == 0:
                 raise ValueError(
                     f"ACmix2d: {name}={value} is even, so its window has no centre; use {value - 1} or {value + 1}"
                 )
-        if paths not in ("both", "attention", "convolution"):
-            raise ValueError(f'ACmix2d: paths must be "both", "attention" or "convolution", got {paths!r}')
+        check_paths("ACmix2d", paths)
         self.in_channels, self.out_channels, self.heads = in_channels, out_channels, heads
         self.kernel_att, self.kernel_conv, self.stride, self.dilation = kernel_att, kernel_conv, stride, dilation
         self.paths: Paths = paths

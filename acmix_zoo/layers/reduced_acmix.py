@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmix_zoo.layers.acmix2d import Paths
+from acmix_zoo.layers.checks import Paths, check_heads, check_paths
 from acmix_zoo.layers.shift_conv import ShiftConv
 
 
@@ -45,12 +45,8 @@ class ReducedACmix(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim % heads:
-            lower = dim // heads * heads
-            raise ValueError(
-                f"ReducedACmix: dim={dim} is not divisible by heads={heads}; "
-                f"nearest widths are {lower} and {lower + heads}"
-            )
+        check_heads("ReducedACmix", "dim", dim, heads)
+        check_paths("ReducedACmix", paths)
         self.dim, self.heads, self.reduction, self.paths = dim, heads, reduction, paths
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmix_zoo.layers.acmix2d import Paths
+from acmix_zoo.layers.checks import Paths, check_paths
 from acmix_zoo.ops.aggregation import aggregate, reflect_pad
 from acmix_zoo.ops.attention_forms import positions
 
@@ -44,6 +44,7 @@ class _SAM(nn.Module):
                 f"SAN: channels={channels} must be a multiple of 16 and of 4·share={4 * share}, kernel={kernel} and "
                 f"kernel_conv={kernel_conv} odd"
             )
+        check_paths("SAN", paths)
         self.kernel, self.relation, self.out, self.paths = kernel, channels // 16, channels // 4, paths
         self.shared = self.out // share
         self.conv1 = nn.Conv2d(channels, self.relation, 1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
-from acmix_zoo.layers.acmix2d import Paths
+from acmix_zoo.layers.checks import Paths, check_heads, check_paths
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.windows import (
     relative_position_index,
@@ -60,12 +60,8 @@ class WindowACmix(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim % heads:
-            lower = dim // heads * heads
-            raise ValueError(
-                f"WindowACmix: dim={dim} is not divisible by heads={heads}; "
-                f"nearest widths are {lower} and {lower + heads}"
-            )
+        check_heads("WindowACmix", "dim", dim, heads)
+        check_paths("WindowACmix", paths)
         self.dim, self.heads, self.paths = dim, heads, paths
         self.conv_before_shift = conv_before_shift
         self.qkv = nn.Linear(dim, 3 * dim)

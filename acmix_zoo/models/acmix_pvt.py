@@ -11,68 +11,19 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates
+from timm.layers import calculate_drop_path_rates
 from timm.models._features import feature_take_indices
-from timm.models._features_fx import register_notrace_function
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from acmix_zoo.layers import ReducedACmix
-from acmix_zoo.layers.acmix2d import Paths
+from acmix_zoo.layers.checks import Paths
+from acmix_zoo.models._pvt_blocks import Block, PatchEmbed, Size, as_map, resized_positions
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._silent import silent_convolution
 from acmix_zoo.models._stem import small_stem
 
 __all__ = ["PVT"]
-
-Size = tuple[int, int]
-
-
-class PatchEmbed(nn.Module):
-    """(B, in_chans, H, W) → (B, ceil(H/patch), ceil(W/patch), dim): patches, normed."""
-
-    def __init__(self, in_chans: int, dim: int, patch: int) -> None:
-        super().__init__()
-        self.patch = patch
-        self.proj = nn.Conv2d(in_chans, dim, patch, patch)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[2:]
-        x = F.pad(x, (0, -w % self.patch, 0, -h % self.patch))  # whole patches
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
-
-
-class Block(nn.Module):
-    """LayerNorm → ReducedACmix → LayerNorm → MLP, each around an identity. (B, L, C) → (B, L, C)."""
-
-    def __init__(self, dim: int, mlp_ratio: float, drop_path: float, drop: float, **acmix: Any) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = ReducedACmix(dim, proj_drop=drop, **acmix)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(self, x: Tensor, size: Size) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), size))
-        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
-
-
-@register_notrace_function  # type: ignore[untyped-decorator]
-def resized_positions(table: Tensor, grid: Size, size: Size) -> Tensor:
-    """A table of positions (1, prefix + grid, C) for maps of `size`: bilinear, prefix tokens as they are.
-
-    Shape: → (1, prefix + H·W, C).
-    """
-    if grid == size:
-        return table
-    prefix = table.shape[1] - grid[0] * grid[1]
-    maps = table[:, prefix:].transpose(1, 2).unflatten(2, grid)  # (1, C, h, w)
-    maps = F.interpolate(maps.float(), size, mode="bilinear").to(table.dtype)
-    return torch.cat([table[:, :prefix], maps.flatten(2).transpose(1, 2)], 1)
 
 
 class PVT(nn.Module):
@@ -228,7 +179,7 @@ class PVT(nn.Module):
         for i in range(last + 1 if stop_early else end + 1):
             tokens, size = self._stage(i, x)
             tokens = self.norm(tokens) if i == end and norm else tokens
-            x = _as_map(tokens, size)
+            x = as_map(tokens, size)
             if i in take:
                 maps.append(x)
         if intermediates_only:
@@ -257,7 +208,7 @@ class PVT(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for i in range(len(self.feature_info) - 1):
-            x = _as_map(*self._stage(i, x))
+            x = as_map(*self._stage(i, x))
         return self.norm(self._stage(len(self.feature_info) - 1, x)[0])  # type: ignore[no-any-return]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -268,13 +219,6 @@ class PVT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
-
-
-def _as_map(tokens: Tensor, size: Size) -> Tensor:
-    """(B, prefix + H·W, C) → (B, C, H, W), the prefix left out."""
-    h, w = size
-    tokens = tokens[:, tokens.shape[1] - h * w :]
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, h, w)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d
-from acmix_zoo.layers.acmix2d import Paths
+from acmix_zoo.layers.checks import Paths
 from acmix_zoo.layers.deploy import fold
 from acmix_zoo.models._map_head import MapHead
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model

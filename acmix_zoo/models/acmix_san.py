@@ -16,7 +16,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from acmix_zoo.layers.acmix2d import Paths
+from acmix_zoo.layers.checks import Paths
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.models._map_head import MapHead
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model, register_notrace_module

@@ -16,7 +16,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
-from acmix_zoo.layers.acmix2d import Paths
+from acmix_zoo.layers.checks import Paths
 from acmix_zoo.layers.deploy import fold
 from acmix_zoo.models._plain_swin import from_plain_swin, is_plain_swin
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
