@@ -14,7 +14,8 @@ import torch
 
 from acmix_zoo import ACmix2d
 from acmix_zoo.analysis.bench import bench, read_csv
-from acmix_zoo.analysis.benchmark import Case, OutOfMemory, Row, build, guarded, measure, runner
+from acmix_zoo.analysis.benchmark import OutOfMemory, Row, guarded, measure, runner
+from acmix_zoo.analysis.contestants import Case, build
 from acmix_zoo.analysis.growth import BATCHES, fitted_exponent, growth_cases, growths
 from acmix_zoo.analysis.released import ReleasedForm
 from acmix_zoo.analysis.speed_table import speed_table
@@ -98,7 +99,8 @@ import resource, sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 import torch
 torch.set_num_threads(1)
-from acmix_zoo.analysis.benchmark import Case, measure
+from acmix_zoo.analysis.benchmark import measure
+from acmix_zoo.analysis.contestants import Case
 used = int(open("/proc/self/statm").read().split()[0]) * {resource.getpagesize()}
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
 rows = measure([Case("acmix2d:16x64@reference", 64, threads=1), Case("conv3x3:16x64", 64, threads=1)], 1, memory=False)

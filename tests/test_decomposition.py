@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from acmix_zoo.analysis.benchmark import Case, build
+from acmix_zoo.analysis.contestants import Case, build
 from acmix_zoo.analysis.decomposition import DecomposedConv2d, draw
 from acmix_zoo.cli import main
 

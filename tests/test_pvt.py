@@ -12,6 +12,7 @@ from acmix_zoo import create_model, load_weights
 from acmix_zoo.layers import ReducedACmix
 from acmix_zoo.models import PVT
 from acmix_zoo.models._pvt_blocks import resized_positions
+from acmix_zoo.models.acmix_pvt import checkpoint_filter_fn
 from acmix_zoo.ops.shift_conv import shift_conv_reference
 
 GOLDEN = next(entry for entry in SAN_AND_PVT if entry["family"] == "pvt")
@@ -40,6 +41,15 @@ def test_weights_for_another_size(name: str, tiny) -> None:
     x = torch.randn(1, 3, side, side)
     with torch.no_grad():
         torch.testing.assert_close(larger(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_positions_of_oblong_images() -> None:
+    """Those of the same size are taken as they are, others are square ones."""
+    oblong = timm.create_model("acmix_pvt_pico", img_size=(32, 64))
+    state = {key: torch.randn_like(value) for key, value in oblong.state_dict().items() if key.startswith("pos_embed")}
+    assert all(torch.equal(value, state[key]) for key, value in checkpoint_filter_fn(state, oblong).items())
+    square = timm.create_model("acmix_pvt_pico").state_dict()
+    assert checkpoint_filter_fn(square, oblong)["pos_embed2"].shape == (1, 1 + 4 * 8, 128)
 
 
 def test_positions_as_released() -> None:

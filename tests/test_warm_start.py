@@ -267,6 +267,11 @@ class TestPVTAndSAN:
             from_pvt(other)
         with pytest.raises(ValueError, match=r"from_san: expected the weights of a SAN, found keys like conv1.weight"):
             from_san(other)
+        oblong = timm.create_model("pvt_tiny", **{**PVT, "img_size": (32, 64)}).eval()
+        with pytest.raises(ValueError, match=r"128 positions are not those of a square image; pass img_size"):
+            from_pvt(oblong)
+        x = torch.randn(1, 3, 32, 64)
+        assert close(from_pvt(oblong, img_size=(32, 64)).eval()(x), oblong(x))
         with pytest.raises(ValueError, match=r"found stages of \(64, 128\)"):
             from_pvt(create_model("acmix_pvt_pico"))
         with pytest.raises(ValueError, match=r"These are a plain network's: .*from_pvt"):

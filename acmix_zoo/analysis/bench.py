@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from acmix_zoo.analysis import benchmark
-from acmix_zoo.analysis.benchmark import Case, Row, measure
+from acmix_zoo.analysis.benchmark import Row, measure
+from acmix_zoo.analysis.contestants import Case
 from acmix_zoo.analysis.growth import OVER, growth_cases, growths
 from acmix_zoo.layers.complexity import human
 

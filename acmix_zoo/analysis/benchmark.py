@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -30,39 +29,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
-import acmix_zoo
 from acmix_zoo.analysis.aggregations import Aggregation
-from acmix_zoo.analysis.decomposition import DecomposedConv2d
-from acmix_zoo.analysis.released import ReleasedForm
+from acmix_zoo.analysis.contestants import Case, build, layout
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.layers.cost import input_size_of
 from acmix_zoo.ops import use_form
-
-_LAYER = re.compile(r"(acmix2d|released|conv3x3|shift-tensor|shift-frozen|shift-learnable):(\d+)x(\d+)(?:s(\d+))?")
-_SUMS = re.compile(r"(aggregate|unfold):(\d+)x(\d+)(?:k(\d+))?")
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is measured: one pass of a contestant. `size` is the side of a network's image (0: the network's own)."""
-
-    contestant: str
-    batch: int = 8
-    size: int = 0
-    train: bool = False
-    threads: int = 2
-    dtype: str = "float32"
-    device: str = "cpu"
-    kwargs: str = "{}"  # JSON, for the network's constructor
-
-    def __post_init__(self) -> None:
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"bench: expected a dtype of torch such as float32 or bfloat16, got {self.dtype!r}")
 
 
 @dataclass(frozen=True)
@@ -90,71 +64,13 @@ class OutOfMemory(RuntimeError):
     """The case does not fit this machine's memory."""
 
 
-def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The module of a case and the (C, H, W) of its input.
-
-    Raises:
-        ValueError: no such contestant; the message names near ones.
-    """
-    torch.manual_seed(0)
-    name, _, form = case.contestant.removesuffix("+compile").partition("@")
-    if form not in ("", "reference", "released"):
-        raise ValueError(f"bench: {case.contestant}: expected @reference or @released, got @{form}")
-    module: nn.Module
-    if layer := _LAYER.fullmatch(name):
-        kind, c, size, stride = layer[1], int(layer[2]), int(layer[3]), int(layer[4] or 1)
-        module = _layer(kind, c, stride)
-        shape = (c, size, size)
-    elif sums := _SUMS.fullmatch(name):
-        c, size = int(sums[2]), int(sums[3])
-        module = Aggregation(sums[1] == "unfold", case.batch, c, size, int(sums[4] or 7))
-        shape = (c, size, size)
-    else:
-        module = _network(name, json.loads(case.kwargs))
-        channels, height, width = input_size_of(module) or (3, 224, 224)
-        shape = (channels, case.size or height, case.size or width)
-        if case.size and hasattr(module, "set_input_size"):
-            module.set_input_size(img_size=(case.size, case.size))  # type: ignore[operator]
-    if form == "released":
-        for path, layer2d in [(p, m) for p, m in module.named_modules() if isinstance(m, ACmix2d)]:
-            module.set_submodule(path, ReleasedForm(layer2d))
-    module = module.to(device=case.device, dtype=getattr(torch, case.dtype))
-    module = module.to(memory_format=_layout(case))
-    return module.train(case.train), shape
-
-
-def _layer(kind: str, c: int, stride: int) -> nn.Module:
-    if kind in ("acmix2d", "released"):
-        acmix = ACmix2d(c, c, stride=stride)
-        return acmix if kind == "acmix2d" else ReleasedForm(acmix)
-    plain = nn.Conv2d(c, c, 3, stride, 1)
-    if kind == "conv3x3":
-        return plain
-    if stride != 1:
-        raise ValueError(f"bench: {kind} has no stride, got {stride}")
-    return DecomposedConv2d.of(plain, kind.removeprefix("shift-"))  # type: ignore[arg-type]
-
-
-def _layout(case: Case) -> torch.memory_format:
-    """What serves a contestant best; the sums have no use for the one more than for the other."""
-    plain = case.contestant.startswith(("released:", "aggregate:", "unfold:"))
-    return torch.contiguous_format if plain else torch.channels_last
-
-
-def _network(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name}*")[:3] or acmix_zoo.list_models()
-        raise ValueError(f"bench: there is no network {name!r}, here or in timm; is it one of {', '.join(near)}?")
-    return timm.create_model(name, **kwargs)
-
-
 def runner(case: Case) -> Callable[[], None]:
     """One pass of the case: forward in inference mode, or forward and backward."""
     module, shape = build(case)
     if case.contestant.endswith("+compile"):
         module = torch.compile(module)  # type: ignore[assignment]
     x = torch.randn(case.batch, *shape, device=case.device, dtype=getattr(torch, case.dtype))
-    x = x.contiguous(memory_format=_layout(case))
+    x = x.contiguous(memory_format=layout(case))
     grads: list[torch.Tensor] = []
 
     def run() -> None:

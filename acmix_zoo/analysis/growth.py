@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from acmix_zoo.analysis.benchmark import Case, Row, build
+from acmix_zoo.analysis.benchmark import Row
+from acmix_zoo.analysis.contestants import Case, build
 
 SIZES = (64, 128, 224, 448, 1024)
 BATCHES = (1, 2, 4, 8, 16)

@@ -19,7 +19,8 @@ import timm
 import torch
 
 from acmix_zoo.analysis.bench import print_table, write_csv
-from acmix_zoo.analysis.benchmark import Case, Row, matmul_peak, measure
+from acmix_zoo.analysis.benchmark import Row, matmul_peak, measure
+from acmix_zoo.analysis.contestants import Case
 from acmix_zoo.analysis.growth import growth_cases, growths
 
 THREADS = (2, 1)

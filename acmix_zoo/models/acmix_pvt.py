@@ -225,9 +225,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     """Fit weights made for another image size: positions are interpolated."""
     own, out = dict(model.named_parameters()), {}
     for key, value in state_dict.items():
-        if key.startswith("pos_embed") and key in own and value.shape[::2] == own[key].shape[::2]:
+        theirs, ours = value.shape, own[key].shape if key in own else None
+        if key.startswith("pos_embed") and ours is not None and theirs != ours and theirs[2] == ours[2]:
             i = int(key.removeprefix("pos_embed")) - 1
-            side = math.isqrt(value.shape[1])  # square maps; the class token adds one position
+            side = math.isqrt(value.shape[1])  # of a square map; the class token adds one position
             value = resized_positions(value, (side, side), model.grids[i])  # type: ignore[index]
         out[key] = value
     return out

@@ -80,7 +80,7 @@ def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
         A `PVT` in training mode, on the CPU.
 
     Raises:
-        ValueError: not a PVT of the published widths.
+        ValueError: not a PVT of the published widths; made for images that are not square, and no img_size was given.
     """
     state = plain_state(source)
     widths = tuple(state[f"pos_embed{i}"].shape[2] for i in range(1, 5) if f"pos_embed{i}" in state)
@@ -92,8 +92,13 @@ def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     depths = tuple(_count(state, rf"block{i}\.(\d+)\.norm1\.weight$") for i in range(1, 5))
     args: dict[str, Any] = _ends(state, "patch_embed1.proj.weight", "head.weight")
     args |= {} if depths in _PVTS else {"depths": depths}
-    side = math.isqrt(state["pos_embed1"].shape[1]) * 4
-    args |= {} if side == 224 else {"img_size": side}
+    positions = state["pos_embed1"].shape[1]
+    side = math.isqrt(positions)
+    if side**2 != positions and "img_size" not in kwargs:
+        raise ValueError(
+            f"from_pvt: {positions} positions are not those of a square image; pass img_size=(height, width)"
+        )
+    args |= {} if side == 56 else {"img_size": side * 4}
     return create_with(_PVTS.get(depths, "acmix_pvt_s"), state, args, kwargs)
 
 
