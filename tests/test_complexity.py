@@ -34,6 +34,17 @@ def test_published_plain_networks(name: str, params: int, gmacs: float) -> None:
     assert found.macs / 1e9 == pytest.approx(gmacs, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("layers", "millions", "gmacs"), [((1, 2, 4, 1), 13.7, 2.4), ((2, 3, 5, 2), 19.6, 3.2), ((3, 4, 6, 3), 25.6, 4.1)]
+)
+def test_the_papers_plain_resnets(layers: tuple[int, ...], millions: float, gmacs: float) -> None:
+    """README names them: timm's resnet50 with the paper's numbers of blocks has the parameters the paper prints."""
+    with torch.device("meta"):
+        found = complexity(timm.create_model("resnet50", layers=layers))
+    assert round(found.params / 1e6, 1) == millions
+    assert found.macs / 1e9 == pytest.approx(gmacs, rel=0.04)
+
+
 @pytest.mark.parametrize(("stride", "size"), [(1, 20), (2, 15), (1, 5), (2, 5)])
 @pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
 def test_layer_counts_do_not_depend_on_the_form(stride: int, size: int, paths: str) -> None:
