@@ -44,8 +44,8 @@ class TestList:
 
     @pytest.mark.parametrize("name", PUBLISHED)
     def test_counts_are_the_published_ones(self, name: str) -> None:
-        """Within 3 %, or what the printed digits leave open. The authors' code itself has fewer than they printed of
-        Swin-T and of MACs of ResNet; SAN's MACs were printed with element-wise operations (test_san.py accounts for them)."""
+        """Within 3 %, or what the printed digits leave open. Of Swin-T, and of ResNet's MACs, the authors' own code has
+        less than they printed; SAN's MACs were printed with element-wise operations, see test_san.py."""
         with torch.device("meta"):
             found = complexity(timm.create_model(name))
         params, macs, _ = PUBLISHED[name]
