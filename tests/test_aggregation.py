@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from acmix_zoo.ops.aggregation import aggregate, aggregate_reference, reflect_pad
+from acmix_zoo.ops.aggregation import _traced, aggregate, aggregate_reference, reflect_pad
 
 
 def gradients(f, value: torch.Tensor, weight: torch.Tensor, kernel: int, grad: torch.Tensor):
@@ -60,6 +60,25 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert torch.equal(aggregate(value.to(dtype), weight.to(dtype).float(), 7), out)  # as under autocast
 
 
+@pytest.mark.parametrize("side", [5, 21])  # either layout inside
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_operator_is_registered_as_it_behaves(side: int, layout) -> None:
+    """torch's own checks: the shapes and strides that a compiler is told, the gradient, aliasing."""
+    shapes = ((2, 4, side, side), (2, 9 * 2, side, side))
+    tensors = [torch.randn(shape).contiguous(memory_format=layout).requires_grad_() for shape in shapes]
+    torch.library.opcheck(torch.ops.acmix_zoo.aggregate, (*tensors, 3))
+    grad = torch.randn(shapes[0])
+    torch.library.opcheck(torch.ops.acmix_zoo.aggregate_backward, (grad, *(t.detach() for t in tensors), 3))
+
+
+def test_traced_form_is_equal() -> None:
+    """The one that export and compilers of other devices see."""
+    value, weight = torch.randn(2, 8, 5, 6, dtype=torch.float64), torch.randn(2, 9 * 4, 5, 6, dtype=torch.float64)
+    grad = torch.randn_like(value)
+    for a, b in zip(*(gradients(f, value, weight, 3, grad) for f in (_traced, aggregate)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("size", [(4, 9), (7, 4)])
 def test_reflect_pad(size: tuple[int, int]) -> None:
     x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
@@ -75,3 +94,12 @@ def test_errors() -> None:
         weight = torch.randn(1, channels, 5, 5)
         with pytest.raises(ValueError, match=r"aggregate: expected weights of \(1, .²·wc, 5, 5\)"):
             aggregate(value, weight, kernel)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    value, weight = torch.randn(2, 8, 9, 30), torch.randn(2, 49 * 4, 9, 30)
+    grad = torch.randn_like(value)
+    found = gradients(aggregate, value.cuda(), weight.cuda(), 7, grad.cuda())
+    for a, b in zip(found, gradients(aggregate, value, weight, 7, grad), strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-4)

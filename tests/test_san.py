@@ -231,6 +231,17 @@ def test_pairwise_in_every_form() -> None:
         assert out.dtype == dtype and (out.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
+def test_compiled_training_gives_the_same_gradients() -> None:
+    network, x = small("patchwise", paths="both"), torch.randn(2, 3, 32, 32)
+    results = []
+    for run in (network, torch.compile(network, fullgraph=True, backend="aot_eager")):
+        network.zero_grad()
+        run(x).square().sum().backward()
+        results.append([p.grad.clone() for p in network.parameters()])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_small_and_odd_images() -> None:
     network = create_model("acmix_san10", num_classes=5, layers=(1, 1, 1, 1, 1)).eval()
     with torch.no_grad():
