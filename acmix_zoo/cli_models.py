@@ -102,7 +102,7 @@ def verdict(layers: Sequence[Stages], total: Stages) -> str:
     shares = f"{_share(total.params)} of the parameters and {_share(total.macs)} of the MACs"
     word = "dominates" if total.first_dominates else "does NOT dominate"
     against = [row for row in layers if not row.first_dominates]
-    said = f"Stage I {word}: it has {shares} of both stages; "
+    said = f"Stage I {word}: it has {shares} of both stages"
     if not against:
         return said + ", and more than stage II in every layer."
     names = ", ".join(row.name for row in against[:3]) + (", …" if len(against) > 3 else "")
