@@ -34,6 +34,18 @@ def test_equals_the_reference(shape, shared: int, kernel: int, layout) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
+def test_any_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Image by image, three at a time with one left over, all at once, none."""
+    value, weight = torch.randn(4, 6, 5, 7, dtype=torch.float64), torch.randn(4, 9 * 3, 5, 7, dtype=torch.float64)
+    grad = torch.randn_like(value)
+    expected = gradients(_traced, value, weight, 3, grad)
+    for images in (1, 3, 4, 100):
+        monkeypatch.setattr("acmix_zoo.ops.aggregation._CHUNK_BYTES", images * value[0].numel() * 8)
+        for a, b in zip(gradients(aggregate, value, weight, 3, grad), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    assert aggregate(value[:0], weight[:0], 3).shape == (0, 6, 5, 7)
+
+
 def test_channels_share_weights_interleaved() -> None:
     """Channel c has the weights of c mod wc: of four channels and two weights, the first and the third agree."""
     value = torch.ones(1, 4, 6, 6)

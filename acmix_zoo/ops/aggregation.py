@@ -18,6 +18,8 @@ from acmix_zoo.ops.reflect import reflected_range
 # Positions of a map up to which channels side by side are the faster layout on a CPU (at 7² three times, at 56² the
 # other way round, by as much).
 _CHANNELS_LAST_UP_TO = 400
+# What the values of a chunk of the batch may take on a CPU.
+_CHUNK_BYTES = 3 << 19
 
 
 def aggregate(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
@@ -121,6 +123,29 @@ def _traced(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
 # One operator, and one for its gradient, also in a compiled graph: on a CPU a compiler would only unroll the loops.
 @torch.library.custom_op("acmix_zoo::aggregate", mutates_args=())
 def _aggregate(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
+    out = torch.empty_like(value, memory_format=_layout(value))
+    for o, v, w in zip(*(t.split(_images(value)) for t in (out, value, weight)), strict=True):
+        o.copy_(_sums(v, w, kernel))
+    return out
+
+
+@torch.library.custom_op("acmix_zoo::aggregate_backward", mutates_args=())
+def _aggregate_backward(grad: Tensor, value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+    found = tuple(torch.empty_like(t, memory_format=_layout(t)) for t in (value, weight))
+    for d_v, d_w, g, v, w in zip(*(t.split(_images(value)) for t in (*found, grad, value, weight)), strict=True):
+        for target, source in zip((d_v, d_w), _gradients(g, v, w, kernel), strict=True):
+            target.copy_(source)
+    return found  # type: ignore[return-value]
+
+
+def _images(value: Tensor) -> int:
+    """How many images at a time: on a CPU as many as stay in its cache together with what is made of them."""
+    if value.device.type != "cpu":
+        return max(len(value), 1)
+    return max(_CHUNK_BYTES // max(value.shape[1:].numel() * value.element_size(), 1), 1)
+
+
+def _sums(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
     padded, values, weights = _prepared(value, weight, kernel)
     h, w = value.shape[2:]
     out = torch.zeros_like(padded[:, :, :h, :w])  # in the layout of the padded value
@@ -128,11 +153,10 @@ def _aggregate(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
     for j in range(kernel**2):
         y, x = divmod(j, kernel)
         sums.addcmul_(values[..., y : y + h, x : x + w], weights[:, j].unsqueeze(1))
-    return out.contiguous(memory_format=_layout(value))
+    return out
 
 
-@torch.library.custom_op("acmix_zoo::aggregate_backward", mutates_args=())
-def _aggregate_backward(grad: Tensor, value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+def _gradients(grad: Tensor, value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
     padded, values, weights = _prepared(value, weight, kernel)
     h, w = value.shape[2:]
     layout = torch.contiguous_format if padded.is_contiguous() else torch.channels_last
@@ -143,8 +167,7 @@ def _aggregate_backward(grad: Tensor, value: Tensor, weight: Tensor, kernel: int
         y, x = divmod(j, kernel)
         d_values[..., y : y + h, x : x + w].addcmul_(grads, weights[:, j].unsqueeze(1))
         torch.sum(grads * values[..., y : y + h, x : x + w], 1, out=d_weights[:, j])
-    d_value, d_weight = _unpadded(d_padded, kernel // 2), d_weights.flatten(1, 2)  # (B, C, H, W), (B, k²·wc, H, W)
-    return d_value.contiguous(memory_format=_layout(value)), d_weight.contiguous(memory_format=_layout(weight))
+    return _unpadded(d_padded, kernel // 2), d_weights.flatten(1, 2)  # (B, C, H, W), (B, k²·wc, H, W)
 
 
 def _prepared(value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
