@@ -232,7 +232,7 @@ class TestPVTAndSAN:
             ("san10_patchwise", from_san, {"layers": (1, 1, 1, 1, 1), "in_chans": 1}),
             ("san10_pairwise", from_san, {**SAN, "kernels": (3, 7, 7)}),
         ],
-        ids=str,
+        ids=lambda value: getattr(value, "__name__", str(value)),
     )
     def test_logits_are_the_plain_networks(self, name, make, kwargs) -> None:
         plain = moved(timm.create_model(name, **kwargs))
