@@ -11,10 +11,11 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from acmix_zoo.training.ema import EMA
+from acmix_zoo.training.metrics import ExactMean
 from acmix_zoo.training.optim import param_groups, warmup_cosine
 from acmix_zoo.weights import create_model
 
@@ -32,17 +33,24 @@ class ClassificationTask(L.LightningModule):
         num_classes: the command line takes it from the data.
         pretrained: True, a tag, a weight folder or a checkpoint file, see `acmix_zoo.create_model`.
         model_kwargs: further arguments of the model, such as drop_path_rate.
-        optimizer: "adamw" or "sgd" (Nesterov).
-        lr: peak learning rate for the recipe's total batch size; it is not scaled behind your back.
+        optimizer: "adamw" or "sgd".
+        lr: peak learning rate, for a batch of `lr_batch` images.
+        lr_batch: the rates (lr, min_lr, warmup_lr) are multiplied by B / lr_batch, where B is the global batch: images of
+            a device × processes × accumulated batches. None: they are taken as they are. What they become is printed.
         weight_decay: not applied to biases, norms, scalars, nor to what the model exempts.
         momentum: of SGD; beta1 of AdamW.
+        nesterov: the form of SGD's momentum.
         warmup_epochs: linear warm-up, in epochs.
+        warmup_lr: where the warm-up starts.
         min_lr: where the cosine ends.
         label_smoothing: in training only.
         layer_decay: factor on the learning rate a layer, counted from the head; None for none.
         ema_decay: evaluate and keep a moving average of the weights; None for none.
         channels_last: memory format of network and images; faster for convolutions.
         compile: compile the network; the first step takes a while.
+        grad_checkpointing: keep only what enters a block for the backward pass and compute the rest again: the same
+            gradients, less memory, about a third more time.
+        linear_probe: train the classifier only; the rest stays as it is, batch-norm statistics and all.
 
     Raises:
         ValueError: unknown model or weights (from create_model), impossible settings.
@@ -56,15 +64,20 @@ class ClassificationTask(L.LightningModule):
         model_kwargs: dict[str, Any] | None = None,
         optimizer: Literal["adamw", "sgd"] = "adamw",
         lr: float = 1e-3,
+        lr_batch: int | None = None,
         weight_decay: float = 0.05,
         momentum: float = 0.9,
+        nesterov: bool = True,
         warmup_epochs: float = 1.0,
+        warmup_lr: float = 0.0,
         min_lr: float = 1e-6,
         label_smoothing: float = 0.0,
         layer_decay: float | None = None,
         ema_decay: float | None = None,
         channels_last: bool = True,
         compile: bool = False,
+        grad_checkpointing: bool = False,
+        linear_probe: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -77,19 +90,38 @@ class ClassificationTask(L.LightningModule):
         """Build the network."""
         h = self.hparams
         self.model = create_model(h["model"], h["pretrained"], num_classes=self.num_classes, **h["model_kwargs"] or {})
+        if h["grad_checkpointing"]:
+            self.model.set_grad_checkpointing(True)  # type: ignore[operator]
+        if h["linear_probe"]:
+            self.model.requires_grad_(False)
+            self.classifier().requires_grad_(True)
+
+    def classifier(self) -> nn.Module:
+        """The network's last layer."""
+        layer: nn.Module = self.model.get_classifier()  # type: ignore[operator]
+        return layer
+
+    def train(self, mode: bool = True) -> "ClassificationTask":
+        """Set the mode; in a linear probe only the classifier is ever in training mode."""
+        super().train(mode)
+        if mode and self.hparams["linear_probe"]:
+            self.model.eval()
+            self.classifier().train()
+        return self
 
     def configure_losses(self) -> None:
         """Set the losses: for training, and for evaluation."""
         self.train_criterion = nn.CrossEntropyLoss(label_smoothing=self.hparams["label_smoothing"])
-        self.eval_criterion = nn.CrossEntropyLoss()
+        self.eval_criterion = nn.CrossEntropyLoss(reduction="none")  # an image's, for an exact mean
 
     def configure_metrics(self) -> None:
-        """Make one set of metrics a stage. They are torchmetrics objects, so that they sum exactly over processes."""
+        """Make one set of metrics a stage: torchmetrics objects of integers, so that they are the same, to the bit,
+        over any number of processes."""
         k = min(5, self.num_classes)
-        self.train_loss = MeanMetric()
+        self.train_loss = ExactMean()
         for stage in ("val", "test"):
             metrics: dict[str, Metric] = {
-                "loss": MeanMetric(),
+                "loss": ExactMean(),
                 # micro: the share of images; torchmetrics' default is the mean over classes
                 "top1": MulticlassAccuracy(self.num_classes, average="micro"),
                 "top5": MulticlassAccuracy(self.num_classes, average="micro", top_k=k),
@@ -99,12 +131,14 @@ class ClassificationTask(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return optimiser and schedule, the latter stepped with every optimiser step."""
         h = self.hparams
-        groups = param_groups(self.model, h["lr"], h["weight_decay"], h["layer_decay"])
+        lr = h["lr"] * self._lr_factor()
+        groups = param_groups(self.model, lr, h["weight_decay"], h["layer_decay"])
         optimizer: torch.optim.Optimizer
         if h["optimizer"] == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=h["lr"], momentum=h["momentum"], nesterov=h["momentum"] > 0)
+            nesterov = h["nesterov"] and h["momentum"] > 0
+            optimizer = torch.optim.SGD(groups, lr=lr, momentum=h["momentum"], nesterov=nesterov)
         elif h["optimizer"] == "adamw":
-            optimizer = torch.optim.AdamW(groups, lr=h["lr"], betas=(h["momentum"], 0.999))
+            optimizer = torch.optim.AdamW(groups, lr=lr, betas=(h["momentum"], 0.999))
         else:
             raise ValueError(f"optimizer={h['optimizer']!r} was given; expected 'adamw' or 'sgd'")
         total = int(self.trainer.estimated_stepping_batches)
@@ -112,8 +146,27 @@ class ClassificationTask(L.LightningModule):
         if epochs is None or epochs < 1:
             raise ValueError("ClassificationTask: the schedule counts in epochs; set Trainer(max_epochs=...)")
         warmup = round(total * h["warmup_epochs"] / epochs)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(warmup, total, h["min_lr"] / h["lr"]))
+        factor = warmup_cosine(warmup, total, h["min_lr"] / h["lr"], h["warmup_lr"] / h["lr"])
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _lr_factor(self) -> float:
+        """What the global batch makes of the learning rates (1 without `lr_batch`); says so."""
+        h, trainer = self.hparams, self.trainer
+        images = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+        if images is None:
+            if h["lr_batch"] is not None:
+                raise ValueError("lr_batch is set, but the data has no batch_size; train with an ImageDataModule")
+            return 1.0
+        batch = images * trainer.world_size * trainer.accumulate_grad_batches
+        factor = batch / h["lr_batch"] if h["lr_batch"] else 1.0
+        parts = f"{trainer.world_size} × {images}" + f" × {trainer.accumulate_grad_batches} accumulated" * (
+            trainer.accumulate_grad_batches > 1
+        )
+        rule = f" = {h['lr']:g} × {batch} / {h['lr_batch']}" if h["lr_batch"] else ", not scaled (no lr_batch)"
+        if trainer.is_global_zero:
+            print(f"batch: {parts} = {batch} images a step; lr {h['lr'] * factor:g}{rule}", flush=True)
+        return factor
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Average the weights while fitting, when asked to."""
@@ -144,6 +197,16 @@ class ClassificationTask(L.LightningModule):
                     "from its weights with --model.pretrained PATH"
                 )
 
+        if "train_loss" in checkpoint and self.trainer.is_global_zero:  # saved within an epoch: the sum goes on
+            self.train_loss.restore(checkpoint["train_loss"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Within an epoch, keep the sums of the training loss so far, of all processes."""
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        if 0 < done < self.trainer.num_training_batches:
+            sums = self.train_loss.sums()
+            checkpoint["train_loss"] = self.trainer.strategy.reduce(sums, reduce_op="sum").cpu()
+
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, num_classes)."""
         if self.hparams["channels_last"]:
@@ -155,7 +218,7 @@ class ClassificationTask(L.LightningModule):
         """Return the loss of a batch."""
         x, y = batch
         loss: Tensor = self.train_criterion(self(x), y)
-        self.train_loss.update(loss.detach(), len(x))
+        self.train_loss.update(loss.detach().expand(len(x)))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         self.log("lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
@@ -164,10 +227,12 @@ class ClassificationTask(L.LightningModule):
     def _evaluate(self, batch: Batch, stage: str) -> None:
         x, y = batch
         logits = self(x).float()
+        if self.trainer.world_size > 1:  # an image that is there only to give every process as many batches
+            logits, y = logits[y >= 0], y[y >= 0]
         for name, metric in getattr(self, f"{stage}_metrics").items():
             if name == "loss":
-                metric.update(self.eval_criterion(logits, y), len(x))
-            else:
+                metric.update(self.eval_criterion(logits, y))
+            elif len(y):
                 metric.update(logits, y)
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "top1")
 

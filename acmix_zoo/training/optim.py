@@ -30,8 +30,9 @@ def param_groups(
     return [{**group, "lr": lr * group.pop("lr_scale")} for group in groups]
 
 
-def warmup_cosine(warmup: int, total: int, floor: float = 0.0) -> Callable[[int], float]:
-    """Factor on the learning rate after `step` optimiser steps: linear warm-up, half a cosine, then constant `floor`.
+def warmup_cosine(warmup: int, total: int, floor: float = 0.0, start: float = 0.0) -> Callable[[int], float]:
+    """Factor on the learning rate after `step` optimiser steps: linear warm-up that comes from `start`, half a cosine,
+    then constant `floor`.
 
     A closure on purpose: LambdaLR saves the attributes of callable objects, and a resumed run with more epochs would
     get the old length back.
@@ -39,7 +40,7 @@ def warmup_cosine(warmup: int, total: int, floor: float = 0.0) -> Callable[[int]
 
     def factor(step: int) -> float:
         if step < warmup:
-            return (step + 1) / (warmup + 1)
+            return start + (1 - start) * (step + 1) / (warmup + 1)
         progress = min(1.0, (step - warmup) / max(1, total - warmup))
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
