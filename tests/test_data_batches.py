@@ -1,6 +1,8 @@
 """Batches: the fast path equals the slow one, random numbers are given by (seed, epoch, index), samplers are exact."""
 
 import random
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler
 
 from acmix_zoo.data import BadImage
-from acmix_zoo.data.batches import ImageDataset, Pixels, as_is, shift_and_flip
+from acmix_zoo.data.augment import Augment, Pixels, image_keys, shift_and_flip, uniforms
+from acmix_zoo.data.batches import ImageDataset, as_is
 from acmix_zoo.data.samplers import EpochSampler, ShardSampler
 from acmix_zoo.data.sources import ArrayImages, FileImages
 
+KEYS = image_keys(3, images=np.arange(64))
 PIXELS = Pixels(16, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "bicubic", 1.0)
 
 
@@ -25,7 +29,7 @@ def images(count: int = 12, size: int = 16, channels: int = 1) -> ArrayImages:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures_in_memory_equal_timm_transform(channels: int) -> None:
     source = images(channels=channels)
-    dataset = ImageDataset(source, np.array([5, 2, 7]), PIXELS)
+    dataset = ImageDataset(source, np.array([5, 2, 7]), Augment(PIXELS))
     assert dataset.array is not None
     x, y = dataset.__getitems__([0, 2])
     assert x.shape == (2, 3, 16, 16) and x.dtype == torch.float32 and y.tolist() == [2, 1] and y.dtype == torch.int64
@@ -38,7 +42,7 @@ def test_pictures_in_memory_equal_timm_transform(channels: int) -> None:
 def test_pictures_of_another_size_equal_timm_transform() -> None:
     pixels = Pixels(32, PIXELS.mean, PIXELS.std, "bilinear", 0.875)
     source = images(size=20)
-    x, _ = ImageDataset(source, np.arange(12), pixels).__getitems__([3])
+    x, _ = ImageDataset(source, np.arange(12), Augment(pixels)).__getitems__([3])
     torch.testing.assert_close(x[0], pixels.eval_transform()(source.image(3)), atol=1e-6, rtol=1e-6)
 
 
@@ -47,13 +51,13 @@ def test_any_shape_of_picture_becomes_square(tmp_path: Path, size: tuple[int, in
     Image.new("L", size, 255).save(tmp_path / "odd.png")
     source = FileImages([str(tmp_path / "odd.png")], np.zeros(1, np.int64))
     for augment in ("none", "light", "imagenet"):
-        x, _ = ImageDataset(source, np.arange(1), PIXELS, augment=augment).__getitems__([0])
+        x, _ = ImageDataset(source, np.arange(1), Augment(PIXELS, augment)).__getitems__([0])
         assert x.shape == (1, 3, 16, 16) and x.isfinite().all()
 
 
 def test_shift_and_flip_gives_crops_of_the_padded_picture() -> None:
     batch = images(64).array
-    out = shift_and_flip(batch, 2, 0.5, np.random.default_rng(3))
+    out = shift_and_flip(batch, 2, 0.5, KEYS)
     assert out.shape == batch.shape and out.dtype == np.uint8 and out.flags.c_contiguous
     kinds = set()
     for before, after in zip(batch, out, strict=True):
@@ -62,18 +66,19 @@ def test_shift_and_flip_gives_crops_of_the_padded_picture() -> None:
                  for t in range(5) for m in range(5) for flip in (False, True)}  # fmt: skip
         kinds.add(next(key for key, crop in crops.items() if np.array_equal(crop, after)))
     assert {t for t, _, _ in kinds} == {m for _, m, _ in kinds} == set(range(5)) and {f for _, _, f in kinds} == {0, 1}
-    assert np.array_equal(shift_and_flip(batch, 0, 0.0, np.random.default_rng(3)), batch)
-    assert np.array_equal(shift_and_flip(batch, 0, 1.0, np.random.default_rng(3)), batch[..., ::-1])
+    assert np.array_equal(shift_and_flip(batch, 0, 0.0, KEYS), batch)
+    assert np.array_equal(shift_and_flip(batch, 0, 1.0, KEYS), batch[..., ::-1])
 
 
 @pytest.mark.parametrize("augment", ["light", "imagenet", "rand-m9-mstd0.5-inc1", "augmix-m5-w4-d2"])
 def test_augmentation_is_given_by_seed_epoch_and_index(augment: str) -> None:
-    dataset = ImageDataset(images(), np.arange(12), PIXELS, augment=augment, random_erasing=0.5, seed=7)
+    dataset = ImageDataset(images(), np.arange(12), Augment(PIXELS, augment, random_erasing=0.5), seed=7)
     torch.manual_seed(5)
     first, states = dataset.__getitems__([4, 5, 6])[0], (torch.rand(1), random.random(), np.random.rand())
     torch.manual_seed(99), random.seed(99), np.random.seed(99)
     assert torch.equal(dataset.__getitems__([4, 5, 6])[0], first), "depends on the global generators"
-    assert not torch.equal(dataset.__getitems__([5, 4, 6])[0][[1, 0, 2]], first), "every batch has the same numbers"
+    assert torch.equal(dataset.__getitems__([6, 3, 4])[0][[0, 2]], first[[2, 0]]), "depends on the batch"
+    assert not torch.equal(dataset.__getitems__([4 + 12, 5 + 12])[0], first[:2]), "a repetition has the same numbers"
     dataset.epoch = 1
     assert not torch.equal(dataset.__getitems__([4, 5, 6])[0], first), "every epoch has the same numbers"
     torch.manual_seed(5)
@@ -82,15 +87,15 @@ def test_augmentation_is_given_by_seed_epoch_and_index(augment: str) -> None:
 
 def test_auto_augment_runs_at_its_strongest() -> None:
     # posterize to 0 bits: Pillow 13 refuses
-    dataset = ImageDataset(images(), np.arange(12), PIXELS, augment="rand-m10-n8-inc1")
+    dataset = ImageDataset(images(), np.arange(12), Augment(PIXELS, "rand-m10-n8-inc1"))
     for epoch in range(15):
         dataset.epoch = epoch
         assert dataset.__getitems__(list(range(12)))[0].isfinite().all()
 
 
 def test_random_erasing_erases() -> None:
-    dataset = ImageDataset(images(), np.arange(12), PIXELS, random_erasing=1.0)
-    plain = ImageDataset(images(), np.arange(12), PIXELS)
+    dataset = ImageDataset(images(), np.arange(12), Augment(PIXELS, random_erasing=1.0))
+    plain = ImageDataset(images(), np.arange(12), Augment(PIXELS))
     erased, x = (d.__getitems__(list(range(12)))[0] for d in (dataset, plain))
     assert all((a != b).any() and (a == b).any() for a, b in zip(erased, x, strict=True))
     assert (erased[erased != x] == 0).all()
@@ -98,7 +103,7 @@ def test_random_erasing_erases() -> None:
 
 def test_workers_give_the_same_batches() -> None:
     def batches(workers: int) -> list[torch.Tensor]:
-        dataset = ImageDataset(images(), np.arange(12), PIXELS, augment="imagenet", seed=3)
+        dataset = ImageDataset(images(), np.arange(12), Augment(PIXELS, "imagenet"), seed=3)
         sampler = EpochSampler(dataset, seed=3, epoch=2)
         loader = DataLoader(dataset, 4, sampler=sampler, num_workers=workers, collate_fn=as_is)
         first = [x for x, _ in loader]
@@ -118,31 +123,100 @@ def files(folder: Path, count: int) -> FileImages:
 
 def test_a_file_that_breaks_during_a_run_is_left_out_of_training(tmp_path: Path) -> None:
     source = files(tmp_path, 4)
-    dataset = ImageDataset(source, np.arange(4), PIXELS, augment="light", skip_bad=True)
+    dataset = ImageDataset(source, np.arange(4), Augment(PIXELS, "light"), max_bad=2)
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
     (tmp_path / "1.png").unlink()
     with pytest.warns(UserWarning, match=r"left out: image .*[12]\.png") as warned:
         x, y = dataset.__getitems__([3, 2, 1, 0])
     assert len(warned) == 2 and x.shape[0] == 2 and y.tolist() == [3, 0]
-    with pytest.warns(UserWarning), pytest.raises(BadImage, match="none of the 2 images of a batch"):
+    with pytest.raises(BadImage, match="none of the 2 images of a batch"):
         dataset.__getitems__([1, 2])
+    dataset.epoch = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one warning a picture, whatever the epoch
+        assert dataset.__getitems__([0, 1])[1].tolist() == [0]
+    (tmp_path / "3.png").unlink()
+    with pytest.raises(BadImage, match=r"3\.png does not exist; it is number 3, and at most max_bad=2 are left out"):
+        dataset.__getitems__([0, 3])
     with pytest.raises(BadImage, match=r"1\.png does not exist; repair or remove it and run the command again"):
-        ImageDataset(source, np.arange(4), PIXELS)[1]
+        ImageDataset(source, np.arange(4), Augment(PIXELS))[1]
+
+
+def test_bad_pictures_are_counted_over_workers_and_epochs(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as outside of pytest, which keeps a worker's warnings to itself
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: print(message, file=sys.stderr, flush=True))
+    source = files(tmp_path, 40)
+    (tmp_path / "7.png").write_bytes(b"gone")
+    dataset = ImageDataset(source, np.arange(40), Augment(PIXELS, "light"), max_bad=1)
+    for _ in range(3):  # workers are started anew for each
+        loader = DataLoader(dataset, 4, num_workers=2, collate_fn=as_is)
+        assert sum(len(y) for _, y in loader) == 39
+    assert capfd.readouterr().err.count("7.png cannot be read") == 1
+    (tmp_path / "30.png").unlink()
+    with pytest.raises(BadImage, match=r"30\.png does not exist; it is number 2, and at most max_bad=1"):
+        list(DataLoader(dataset, 4, num_workers=2, collate_fn=as_is))
+
+
+def test_keys_are_spread_evenly() -> None:
+    """Every bit of every number counts, and what is drawn is uniform."""
+    numbers = np.arange(10_000)
+    keys = [image_keys(*start, images=numbers) for start in ((0, 0), (0, 1), (1, 0), (2**63, 5), (-1, 5))]
+    assert len(np.unique(np.concatenate(keys))) == 50_000
+    draws = uniforms(keys[0], 3)
+    assert draws.min() >= 0 and draws.max() < 1
+    shares = np.stack([np.histogram(column, 20, (0, 1))[0] for column in draws.T]) / 10_000
+    assert np.abs(shares - 0.05).max() < 0.01
+    assert np.abs(np.corrcoef(draws.T) - np.eye(3)).max() < 0.04
 
 
 # ---- samplers
 
 
+@pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize(("size", "world"), [(21, 2), (2001, 2), (5, 3), (1, 4), (0, 2), (7, 1)])
-def test_evaluation_counts_every_image_once(size: int, world: int) -> None:
-    shards = [ShardSampler(size, rank, world) for rank in range(world)]
-    assert sorted(index for shard in shards for index in shard) == list(range(size))
+def test_evaluation_counts_every_image_once(size: int, world: int, batch: int) -> None:
+    shards = [ShardSampler(size, batch, rank, world) for rank in range(world)]
+    assert sorted(index for shard in shards for index in shard if index >= 0) == list(range(size))
     assert all(len(shard) == len(list(shard)) for shard in shards)
     assert all(isinstance(shard, DistributedSampler) for shard in shards), "Lightning would put its own in place"
+    batches = [[list(shard)[i : i + batch] for i in range(0, len(shard), batch)] for shard in shards]
+    assert len({len(own) for own in batches}) == 1, "a process would wait for another's last batch"
+    alone = [list(range(i, min(i + batch, size))) for i in range(0, size, batch)]
+    assert sorted(b for own in batches for b in own if min(b) >= 0) == alone, "batches are those of one process"
+
+
+def test_an_image_that_does_not_count_has_no_class() -> None:
+    dataset = ImageDataset(images(), np.array([5, 2, 7]), Augment(PIXELS))
+    x, y = dataset.__getitems__([1, -2])
+    assert y.tolist() == [2, -1] and torch.equal(x[0], x[1])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_step_has_the_same_images_on_any_number_of_processes(world: int) -> None:
+    dataset = ImageDataset(images(50), np.arange(50), Augment(PIXELS))
+    alone = list(EpochSampler(dataset, seed=1, step=12, rank=0, world=1))
+    assert len(alone) == 48
+    shards = [list(EpochSampler(dataset, seed=1, step=12 // world, rank=r, world=world)) for r in range(world)]
+    for start in range(0, 48, 12):
+        step = [i for shard in shards for i in shard[start // world : (start + 12) // world]]
+        assert sorted(step) == sorted(alone[start : start + 12])
+
+
+def test_repeated_augmentation() -> None:
+    """Each image that comes up does so three times in a row; the epoch is as long as ever."""
+    dataset = ImageDataset(images(50), np.arange(50), Augment(PIXELS, "light"))
+    order = list(EpochSampler(dataset, seed=1, repeats=3, rank=0, world=1))
+    assert len(order) == 50 and len(set(order)) == 50
+    assert [i % 50 for i in order[0:48:3]] == [i % 50 for i in order[1:48:3]] == [i % 50 for i in order[2:48:3]]
+    assert len({i % 50 for i in order}) == 17
+    shards = [list(EpochSampler(dataset, seed=1, repeats=3, rank=rank, world=2)) for rank in range(2)]
+    assert [i for pair in zip(*shards, strict=True) for i in pair] == order
 
 
 def test_training_order() -> None:
-    dataset = ImageDataset(images(), np.arange(11), PIXELS)
+    dataset = ImageDataset(images(), np.arange(11), Augment(PIXELS))
     orders = []
     for epoch in range(3):
         shards = [EpochSampler(dataset, seed=1, epoch=epoch, rank=rank, world=2) for rank in range(2)]

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from acmix_zoo.data import BadImage, ImageDataModule
-from acmix_zoo.data.module import stratified
+from acmix_zoo.data.resume import compare_sizes
+from acmix_zoo.data.splits import stratified
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -149,6 +150,28 @@ def test_a_run_goes_on_from_the_end_of_an_epoch(tmp_path: Path, workers: int) ->
     whole = run(4)
     assert run(2) == whole[:12]
     assert run(4, tmp_path / "2.ckpt") == whole[12:]
+
+
+def test_other_sizes_are_refused_or_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = folder(tmp_path / "data", 16)
+
+    def run(resume: Path | None = None, accumulate: int = 1, **kwargs: Any) -> None:
+        every = ModelCheckpoint(tmp_path, filename="at", every_n_train_steps=1)
+        trainer = L.Trainer(
+            max_epochs=1, limit_train_batches=3, callbacks=[every], accumulate_grad_batches=accumulate, **QUIET
+        )
+        trainer.fit(Recorder(), small(source, **kwargs), ckpt_path=resume, weights_only=True)
+
+    run()
+    for change in ({"batch_size": 6}, {"accumulate": 2}):
+        with pytest.raises(ValueError, match=r"--data.batch_size 4 --trainer.accumulate_grad_batches 1, or begin"):
+            run(tmp_path / "at.ckpt", **change)
+    ours = {"processes": 2, "batch_size": 2, "accumulate_grad_batches": 1}
+    said = compare_sizes({"processes": 1, "batch_size": 4, "accumulate_grad_batches": 1}, ours)
+    assert said is not None and "the schedule stay the same" in said and "to the bit" in said
+    assert compare_sizes(ours, dict(ours)) is None
+    with pytest.raises(ValueError, match="a number of processes that divides 4 images"):
+        compare_sizes(ours, {**ours, "processes": 3})
 
 
 # ---- several processes

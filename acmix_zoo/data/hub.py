@@ -39,6 +39,9 @@ class HubImages(Images):
             raise BadImage(f"image {self.name}[{index}] cannot be read: {error}") from error
         return load_image(encoded, f"{self.name}[{index}]")
 
+    def describe(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
     def file(self, index: int) -> bytes:
         """The picture as it was encoded: decoding is ours, so that all sources treat all kinds alike."""
         value = self.table[index][self.column]

@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 
-from acmix_zoo.data.batches import ImageDataset, Pixels, as_is
+from acmix_zoo.data.augment import Augment, Pixels
+from acmix_zoo.data.batches import ImageDataset, as_is
 from acmix_zoo.data.images import bad_images, find_images
+from acmix_zoo.data.mixing import Mixing
+from acmix_zoo.data.resume import compare_sizes
 from acmix_zoo.data.samplers import EpochSampler, ShardSampler
 from acmix_zoo.data.sources import FileImages, Images, open_source
+from acmix_zoo.data.splits import stratified
 
 Loader = DataLoader[Any]
 
@@ -29,7 +32,8 @@ class ImageDataModule(L.LightningDataModule):
     are (B, classes) float32. Prediction gives the index into `predict_paths` in place of the class.
 
     The order of the images and their augmentation are given by (seed, epoch): an interrupted run continues with the
-    very batches it would have seen. Evaluation counts every image once on any number of processes.
+    very batches it would have seen, and the images of a step are the same on any number of processes with the same
+    global batch. Evaluation counts every image once on any number of processes.
 
     An unreadable file is named before the first step. One that breaks later is left out of its batch with a warning,
     so that a run is not lost; only the test split raises, for a score over fewer images is another score.
@@ -49,6 +53,9 @@ class ImageDataModule(L.LightningDataModule):
         shift: how far "light" shifts, as a share of the image's side.
         hflip: probability of a mirror image; 0 where a mirror image means something else (digits, text).
         random_erasing: probability that a rectangle is erased.
+        repeats: how often each image that comes up in an epoch does so, otherwise augmented each time; an epoch has as
+            many steps as ever.
+        max_bad: unreadable images that a run leaves out, each with one warning; one more ends it. Of each process.
         mixup, cutmix: alpha of the Beta distribution; 0 is off; with both, each batch takes one of them.
         label_column: the class column of a table with several.
         predict_source: a picture or a folder of pictures for `predict`.
@@ -74,6 +81,8 @@ class ImageDataModule(L.LightningDataModule):
         shift: float = 0.125,
         hflip: float = 0.5,
         random_erasing: float = 0.0,
+        repeats: int = 1,
+        max_bad: int = 100,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         label_column: str | None = None,
@@ -83,8 +92,11 @@ class ImageDataModule(L.LightningDataModule):
         super().__init__()
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction={val_fraction}: expected a share in [0, 1)")
-        if image_size < 1 or batch_size < 1:
-            raise ValueError(f"image_size={image_size}, batch_size={batch_size}: both must be at least 1")
+        if image_size < 1 or batch_size < 1 or repeats < 1 or max_bad < 0:
+            raise ValueError(
+                f"image_size={image_size}, batch_size={batch_size}, repeats={repeats}: each must be at least 1, and "
+                f"max_bad={max_bad} at least 0"
+            )
         if min(std) <= 0:
             raise ValueError(f"std={list(std)}: expected positive numbers")
         if interpolation not in ("nearest", "bilinear", "bicubic", "lanczos"):
@@ -97,7 +109,7 @@ class ImageDataModule(L.LightningDataModule):
         self.batch_size, self.num_workers, self.val_fraction = batch_size, num_workers, val_fraction
         if not 0 <= shift < 1:
             raise ValueError(f"shift={shift}: expected a share of the image's side, in [0, 1)")
-        self.augment, self.shift, self.hflip, self.random_erasing = augment, shift, hflip, random_erasing
+        self.repeats, self.max_bad = repeats, max_bad
         self.predict_source, self.seed = predict_source, seed
         self.source = open_source(source, label_column)
         self.class_names = self.source.class_names
@@ -106,15 +118,16 @@ class ImageDataModule(L.LightningDataModule):
         crop_pct = crop_pct or (1.0 if image_size <= 64 else 0.875)
         self.pixels = Pixels(image_size, _three(mean), _three(std), interpolation, crop_pct)
         self.mean, self.std = self.pixels.mean, self.pixels.std
+        self.augment = Augment(self.pixels, augment, shift=shift, hflip=hflip, random_erasing=random_erasing)
         self.interpolation, self.crop_pct = interpolation, crop_pct
         self.eval_transform = self.pixels.eval_transform()  # PIL -> (3, S, S) float32
         self.predict_paths: list[str] = []
-        self._mixes = [v2.MixUp(alpha=mixup, num_classes=self.num_classes)] if mixup else []
-        self._mixes += [v2.CutMix(alpha=cutmix, num_classes=self.num_classes)] if cutmix else []
+        self._mixing = Mixing(mixup, cutmix, self.num_classes, seed)
         self._parts: dict[str, tuple[Images, np.ndarray]] | None = None
         self._checked: set[str] = set()
         self._card: dict[str, Any] | None = None
         self._resume = {"epoch": 0, "batch": 0}
+        self._sampler: EpochSampler | None = None
 
     # ---- splits
 
@@ -195,20 +208,30 @@ class ImageDataModule(L.LightningDataModule):
     # ---- loaders
 
     def train_dataloader(self) -> Loader:
-        dataset = ImageDataset(
-            *self.parts()["train"],
-            self.pixels,
-            augment=self.augment,
-            shift=self.shift,
-            hflip=self.hflip,
-            random_erasing=self.random_erasing,
-            seed=self.seed,
-            skip_bad=True,
-        )
+        images, indices = self.parts()["train"]
+        dataset = ImageDataset(images, indices, self.augment, seed=self.seed, max_bad=self.max_bad)
         start = self._resume["batch"] * self.batch_size
-        sampler = EpochSampler(dataset, self.seed, epoch=self._resume["epoch"], start=start)
+        self._sampler = EpochSampler(
+            dataset,
+            self.seed,
+            step=self.batch_size * self._accumulated,
+            repeats=self.repeats,
+            epoch=self._resume["epoch"],
+            start=start,
+        )
         # a last batch of one image upsets batch normalisation; but few images must not mean no batch
-        return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
+        return self._loader(dataset, self._sampler, drop_last=len(self._sampler) >= self.batch_size)
+
+    @property
+    def _accumulated(self) -> int:
+        return int(self.trainer.accumulate_grad_batches) if self.trainer else 1
+
+    def describe_batch(self, index: int) -> list[str]:
+        """What the images of this process's training batch `index` of the current epoch are called."""
+        if self._sampler is None:
+            return []
+        order = self._sampler.order()[index * self.batch_size : (index + 1) * self.batch_size]
+        return [self._sampler.data.describe(i) for i in order.tolist()]
 
     def val_dataloader(self) -> Loader | list[Loader]:
         return self._evaluation("val") if "val" in self.parts() else []
@@ -224,12 +247,14 @@ class ImageDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> Loader:
         images = FileImages(self.predict_paths, np.zeros(len(self.predict_paths), np.int64))
-        dataset = ImageDataset(images, np.arange(len(images)), self.pixels, skip_bad=True, with_index=True)
-        return self._loader(dataset, ShardSampler(len(dataset)))
+        plain = Augment(self.pixels)
+        dataset = ImageDataset(images, np.arange(len(images)), plain, max_bad=self.max_bad, with_index=True)
+        return self._loader(dataset, ShardSampler(len(dataset), self.batch_size))
 
     def _evaluation(self, part: str) -> Loader:
-        dataset = ImageDataset(*self.parts()[part], self.pixels, skip_bad=part != "test")
-        return self._loader(dataset, ShardSampler(len(dataset)))
+        images, indices = self.parts()[part]
+        dataset = ImageDataset(images, indices, Augment(self.pixels), max_bad=0 if part == "test" else self.max_bad)
+        return self._loader(dataset, ShardSampler(len(dataset), self.batch_size))
 
     def _loader(self, dataset: ImageDataset, sampler: EpochSampler | ShardSampler, drop_last: bool = False) -> Loader:
         # workers are started anew for each epoch: that is how they learn its number
@@ -248,19 +273,11 @@ class ImageDataModule(L.LightningDataModule):
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Mix training batches: (B, 3, S, S) and (B,) int64 → the same and (B, classes) float32."""
         trainer = self.trainer
-        if not self._mixes or trainer is None or not trainer.training:
+        if trainer is None or not trainer.training:
             return batch
         loop: Any = trainer.fit_loop
         index = loop.epoch_loop.batch_progress.current.processed
-        key = np.random.default_rng([self.seed, trainer.current_epoch, index, trainer.global_rank]).integers(
-            2**31, size=2
-        )
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # the same mixing after a resume, and none of the model's random numbers
-            torch.manual_seed(int(key[0]))
-            images, targets = self._mixes[int(key[1]) % len(self._mixes)](*batch)
-        return images, targets
+        return self._mixing(batch, trainer.current_epoch, index, trainer.global_rank)
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands, the epoch and the batches of it that are done; and the card, for an export."""
@@ -271,9 +288,24 @@ class ImageDataModule(L.LightningDataModule):
         epoch = max(loop.epoch_progress.current.started - 1, 0)
         batch = loop.epoch_loop.batch_progress.current.processed
         done = batch >= self.trainer.num_training_batches > 0
-        return {"epoch": epoch + done, "batch": 0 if done else batch, "card": self.card()}
+        return {"epoch": epoch + done, "batch": 0 if done else batch, "size": self._sizes(), "card": self.card()}
+
+    def _sizes(self) -> dict[str, int]:
+        assert self.trainer is not None
+        world, accumulated = self.trainer.world_size, self._accumulated
+        return {"processes": world, "batch_size": self.batch_size, "accumulate_grad_batches": accumulated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the state says.
+
+        Raises:
+            ValueError: it is of a run with other batches.
+        """
+        theirs = state_dict.get("size")
+        if self.trainer is not None and self.trainer.state.fn == "fit" and theirs:
+            said = compare_sizes(theirs, self._sizes())
+            if said and self.trainer.is_global_zero:
+                print(said, flush=True)
         self._resume = {"epoch": state_dict["epoch"], "batch": state_dict["batch"]}
         # Lightning looks for the position in the loader; it is here
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
@@ -283,16 +315,3 @@ def _three(values: Sequence[float]) -> tuple[float, float, float]:
     if len(values) != 3:
         raise ValueError(f"mean and std: expected three numbers, one a channel, found {list(values)}")
     return float(values[0]), float(values[1]), float(values[2])
-
-
-def stratified(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices (train, val): of each class `fraction`, rounded, validates; at least one image where there are two
-    or more, and never the last one."""
-    generator = np.random.default_rng(seed)
-    held: list[np.ndarray] = []
-    for label in np.unique(targets):
-        members = generator.permutation(np.flatnonzero(targets == label))
-        count = min(max(1, round(len(members) * fraction)), len(members) - 1)
-        held.append(members[:count])
-    val = np.sort(np.concatenate(held))
-    return np.setdiff1d(np.arange(len(targets)), val), val

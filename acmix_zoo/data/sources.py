@@ -29,6 +29,10 @@ class Images(ABC):
     @abstractmethod
     def image(self, index: int) -> Image.Image: ...
 
+    def describe(self, index: int) -> str:
+        """What to call the i-th picture when talking to people."""
+        return f"image {index}"
+
     def problems(self, indices: Sequence[int]) -> list[str]:
         """One message for each of these pictures that cannot be read, as far as a quick look tells."""
         return []
@@ -53,6 +57,9 @@ class FileImages(Images):
 
     def image(self, index: int) -> Image.Image:
         return load_image(self.paths[index])
+
+    def describe(self, index: int) -> str:
+        return self.paths[index]
 
     def problems(self, indices: Sequence[int]) -> list[str]:
         return bad_images(self.paths[i] for i in indices) if len(indices) <= CHECK_LIMIT else []

@@ -35,8 +35,8 @@ class ClassificationTask(L.LightningModule):
         model_kwargs: further arguments of the model, such as drop_path_rate.
         optimizer: "adamw" or "sgd".
         lr: peak learning rate, for a batch of `lr_batch` images.
-        lr_batch: the rates (lr, min_lr, warmup_lr) are multiplied by B / lr_batch, where B is the global batch: images of
-            a device × processes × accumulated batches. None: they are taken as they are. What they become is printed.
+        lr_batch: the rates (lr, min_lr, warmup_lr) are multiplied by B / lr_batch, where B is the global batch: images
+            of a device × processes × accumulated batches. None: they stay as they are. What they become is printed.
         weight_decay: not applied to biases, norms, scalars, nor to what the model exempts.
         momentum: of SGD; beta1 of AdamW.
         nesterov: the form of SGD's momentum.
@@ -202,7 +202,8 @@ class ClassificationTask(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Within an epoch, keep the sums of the training loss so far, of all processes."""
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        loop: Any = self.trainer.fit_loop.epoch_loop
+        done = loop.batch_progress.current.processed
         if 0 < done < self.trainer.num_training_batches:
             sums = self.train_loss.sums()
             checkpoint["train_loss"] = self.trainer.strategy.reduce(sums, reduce_op="sum").cpu()

@@ -14,6 +14,9 @@ class ExactMean(Metric):
     """
 
     full_state_update = False
+    total: Tensor
+    count: Tensor
+    broken: Tensor
     _NAMES = ("total", "count", "broken")
 
     def __init__(self) -> None:
@@ -37,7 +40,7 @@ class ExactMean(Metric):
 
     def sums(self) -> Tensor:
         """(3,) integers: the state, of this process."""
-        return torch.stack([torch.as_tensor(getattr(self, name)) for name in self._NAMES])
+        return torch.stack([getattr(self, name) for name in self._NAMES])
 
     def restore(self, sums: Tensor) -> None:
         """Go on from the state that `sums` gave."""

@@ -1,0 +1,35 @@
+"""Whether a run can go on from another run's state: what a place in an epoch is counted in."""
+
+from __future__ import annotations
+
+
+def compare_sizes(theirs: dict[str, int], ours: dict[str, int]) -> str | None:
+    """Compare {processes, batch_size, accumulate_grad_batches} of a checkpoint with those of the run that reads it.
+
+    Returns:
+        None when they are the same; else what changes, in words, when the run can go on all the same.
+
+    Raises:
+        ValueError: other steps: the schedule and the place in the epoch count them.
+    """
+    if theirs == ours:
+        return None
+    was, now = (" × ".join(f"{value} {name}" for name, value in sizes.items()) for sizes in (theirs, ours))
+    images = [sizes["processes"] * sizes["batch_size"] for sizes in (theirs, ours)]
+    if images[0] != images[1] or theirs["accumulate_grad_batches"] != ours["accumulate_grad_batches"]:
+        fits = images[0] / ours["processes"]
+        way = (
+            f"Go on with --data.batch_size {fits:.0f} --trainer.accumulate_grad_batches "
+            f"{theirs['accumulate_grad_batches']}"
+            if fits.is_integer()
+            else f"Go on with a number of processes that divides {images[0]} images"
+        )
+        raise ValueError(
+            f"the checkpoint is of a run with {was}, this one has {now}: its place in the epoch and in the schedule "
+            f"would be others. {way}, or begin a new run from its weights with --model.pretrained"
+        )
+    return (
+        f"The checkpoint is of a run with {was}, this one has {now}. Images, their augmentation and the schedule stay "
+        "the same; sums are rounded otherwise, and mixing, dropout and batch norms, which see the images of one "
+        "process, differ: the weights will not be the same to the bit."
+    )
