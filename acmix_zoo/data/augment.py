@@ -97,7 +97,7 @@ class Augment:
     def picture(self, picture: Image.Image, key: int) -> np.ndarray:
         """Any size → (3, S, S) uint8; call it within `kept_random_state`."""
         if not self.plain:
-            _seed_globals(key)
+            seed_globals(key)
         return np.asarray(self.transform(picture))
 
     def batch(self, pixels: np.ndarray, keys: np.ndarray) -> Tensor:
@@ -107,7 +107,7 @@ class Augment:
         images = self.pixels.normalize(pixels)
         if self.erase:
             for image, key in zip(images, keys, strict=True):
-                _seed_globals(int(key) ^ 1)
+                seed_globals(int(key) ^ 1)
                 self.erase(image)  # in place
         return images
 
@@ -117,13 +117,15 @@ def image_keys(*numbers: int, images: np.ndarray) -> np.ndarray:
     key = np.zeros(1, np.uint64)
     for number in numbers:
         key = _mix(key ^ np.uint64(number % 2**64))
-    return _mix(key ^ images.astype(np.uint64))
+    mixed: np.ndarray = _mix(key ^ images.astype(np.uint64))
+    return mixed
 
 
 def uniforms(keys: np.ndarray, count: int) -> np.ndarray:
     """(B,) uint64 → (B, count) float64, uniform in [0, 1)."""
     steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return np.multiply(_mix(keys[:, None] + steps) >> np.uint64(11), 2.0**-53)
+    drawn: np.ndarray = np.multiply(_mix(keys[:, None] + steps) >> np.uint64(11), 2.0**-53)
+    return drawn
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -149,8 +151,8 @@ def shift_and_flip(pixels: np.ndarray, pad: int, hflip: float, keys: np.ndarray)
     return out
 
 
-def _seed_globals(key: int) -> None:
-    # timm's transforms draw from all three
+def seed_globals(key: int) -> None:
+    """Seed Python's, numpy's and torch's CPU generator from a key of 64 bits; timm's transforms draw from all three."""
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key & 0x7FFFFFFFFFFFFFFF)

@@ -2,31 +2,21 @@
 
 import csv
 import logging
-import pickle
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from acmix_zoo.data import ImageDataModule
 from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.training.checkpoints import is_checkpoint
 from acmix_zoo.training.finish import finish_run
 from acmix_zoo.training.run import RunFolder
-
-
-def _is_checkpoint(path: str) -> bool:
-    """Whether Lightning wrote the file; the weights stay on the disk."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, EOFError, LookupError, pickle.UnpicklingError):
-        return False
-    return isinstance(content, dict) and "pytorch-lightning_version" in content
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -91,28 +81,37 @@ class TrainingCLI(LightningCLI):
 
     def _settle_checkpoint(self, config: Any, run: RunFolder) -> None:
         given = config.ckpt_path
-        if given in ("last", "best"):
+        fitting = self.subcommand == "fit"
+        if not fitting and "--ckpt_path" not in self.command:
+            given = None  # `last` stands in the recipe for its fit; what is evaluated is the best
+        if config.trainer.fast_dev_run and given == "last":
+            config.ckpt_path = None  # a rehearsal
+        elif given == "last" and fitting:
+            found = run.checkpoints.find()
+            config.ckpt_path = str(found) if found else None
+            if not found:
+                print(f"{run.last} does not exist yet: the run starts from the beginning", flush=True)
+        elif given in ("last", "best"):
             path = run.last if given == "last" else run.best
-            if path.is_file():
-                config.ckpt_path = str(path)
-            elif self.subcommand == "fit":
-                print(f"{path} does not exist yet: the run starts from the beginning", flush=True)
-                config.ckpt_path = None
-            else:
+            if not path.exists():
                 raise FileNotFoundError(f"{path} does not exist; give --run.folder of a run, or --ckpt_path FILE")
-        elif given is not None and not Path(given).is_file():
+            config.ckpt_path = str(path)
+        elif given is not None and not Path(given).exists():
             raise FileNotFoundError(f"--ckpt_path {given} does not exist; expected last, best or a checkpoint file")
-        elif given is not None and not _is_checkpoint(given):
+        elif given is not None and not is_checkpoint(Path(given)):
             raise ValueError(
                 f"--ckpt_path {given} is damaged or not a checkpoint of a run, which are in its checkpoints/. "
                 "Bare weights are given with --model.pretrained"
             )
-        elif given is None and self.subcommand == "fit" and run.last.is_file() and not config.trainer.fast_dev_run:
+        elif given is None and fitting and run.last.exists() and not config.trainer.fast_dev_run:
             raise FileExistsError(
                 f"{run.folder} already holds a run; go on with it: --ckpt_path last, or choose another --run.folder"
             )
-        elif given is None and self.subcommand != "fit" and not config.model.pretrained:
-            if not run.best.is_file():
+        elif given is None and not fitting:
+            config.ckpt_path = None
+            if config.model.pretrained and ("--model.pretrained" in self.command or not run.best.exists()):
+                return  # those weights; but a run that began from them has better ones
+            if not run.best.exists():
                 raise FileNotFoundError(
                     f"there are no weights to {self.subcommand}: {run.best} does not exist; "
                     "give --ckpt_path FILE, --run.folder of a run, or --model.pretrained"

@@ -3,41 +3,40 @@
 config.yaml        the resolved configuration; running it again gives the same weights
 metrics.csv        a row an epoch                curves.png   the same as a picture
 tensorboard/       the same, and the learning rate by step
-checkpoints/       last.ckpt (to resume), best.ckpt (highest validation accuracy)
+checkpoints/       last.ckpt (to resume), previous.ckpt (the one before), best.ckpt (highest validation accuracy)
 weights/           the best weights as a weight folder, tested on the test split
 """
 
-import contextlib
 import csv
-import os
-import shutil
 import signal
-import threading
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
 
+from acmix_zoo.data.augment import image_keys, seed_globals
+from acmix_zoo.training.checkpoints import Checkpoints
+from acmix_zoo.training.guard import NotFinite, keep_batch, weights_are_finite
+from acmix_zoo.training.signals import Interrupted, Signals, requeue
 from acmix_zoo.weights.hub import check_push
 
 Row = dict[str, float]
 
 
-class Interrupted(SystemExit):
-    """Ends a run after its state has been saved; the exit code is the shell's for the signal."""
-
-
 class RunFolder(Checkpoint):
-    """Keep the run folder: history, metrics.csv, best and last checkpoint; stop cleanly on SIGINT and SIGTERM.
+    """Keep the run folder: history, metrics.csv, checkpoints; stop cleanly on signals and on a loss that is no number.
 
-    On a signal the running step is finished, `last.ckpt` is written and the process ends (130 or 143); during
-    validation, the validation is finished first. A second SIGINT ends at once, with the state of the last epoch.
+    On SIGINT, SIGTERM or SIGUSR1 the running step is finished, `last.ckpt` is written and the process ends (with 128 +
+    the signal's number); during validation, the validation is finished first. On SIGUSR1 a SLURM job is requeued. With
+    several processes any of them may get the signal. A second SIGINT ends at once, with the state last saved.
     A checkpoint that cannot be written (full disk) is reported; the previous one stays, training goes on and the next
-    epoch tries again; only if the last one fails too is it an error.
+    save tries again; only if the last one fails too is it an error.
+    When the loss is NaN or infinite, the run stops before it changes the weights, and keeps the batch.
 
     Args:
         folder: where; made when it is missing. None: `runs/<model>`, which the command line fills in.
@@ -45,6 +44,7 @@ class RunFolder(Checkpoint):
         license: of the weights, for their card.
         test: evaluate the best weights on the test split when the run ends. False for a run whose weights are only
             another run's start: the test set is for the last of them.
+        save_every: save `last.ckpt` every so many optimiser steps, besides the end of each epoch; what a kill can cost.
         push_to: "org/name" or "org/name@branch" of the Hugging Face Hub, where the weights are published when the run
             ends. A push that fails is reported and can be made up for; the run does not fail for it.
     """
@@ -60,7 +60,10 @@ class RunFolder(Checkpoint):
         license: str | None = None,
         test: bool = True,
         push_to: str | None = None,
+        save_every: int | None = None,
     ) -> None:
+        if save_every is not None and save_every < 1:
+            raise ValueError(f"save_every={save_every}: expected a number of steps, or none")
         self.folder = Path(folder or "runs/unnamed")
         self.tag = tag
         self.license = license
@@ -68,23 +71,25 @@ class RunFolder(Checkpoint):
         self.push_to = push_to
         self.history: list[Row] = []
         self.seed: int | None = None
+        self.save_every = save_every
+        self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self._best: list[float] | None = None  # score of best.ckpt
-        self._unsaved: str | None = None  # why last.ckpt is not of the last epoch
-        self._signal: int | None = None
+        self._signals = Signals()
+        self._stop = 0  # the signal that all processes know of
+        self._batch: tuple[Any, int] = (None, 0)  # of the running step, and its number in the epoch
         self._rehearsal = False  # Trainer(fast_dev_run=True): nothing is kept
-        self._handlers: dict[int, Any] = {}
         self._epoch_start = self._validation_seconds = 0.0
         self._images = 0
 
     @property
     def last(self) -> Path:
         """The checkpoint to resume from."""
-        return self.folder / "checkpoints" / "last.ckpt"
+        return self.checkpoints.last
 
     @property
     def best(self) -> Path:
         """The checkpoint with the highest validation accuracy."""
-        return self.folder / "checkpoints" / "best.ckpt"
+        return self.checkpoints.best
 
     # State in checkpoints: plain values only.
 
@@ -112,22 +117,7 @@ class RunFolder(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals, after Lightning has put its own handlers in place."""
-        # Under several processes only one may get the signal, and saving is a collective act: Lightning's way there.
-        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._signal = number
-        print(
-            f"\n{signal.Signals(number).name}: finishing the step, then saving (Ctrl-C again: stop at once)", flush=True
-        )
-
-    def _stop_if_asked(self, trainer: L.Trainer) -> None:
-        if self._signal is not None:
-            raise Interrupted(128 + self._signal)
+        self._signals.take()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the epoch's clock."""
@@ -136,18 +126,46 @@ class RunFolder(Checkpoint):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed dropout and its kin by (seed, step), so that a resumed run draws what an uninterrupted one draws."""
+        """Seed dropout and its kin by (seed, epoch, batch), so that a resumed run draws what an unbroken one draws."""
         assert self.seed is not None
-        torch.manual_seed((self.seed + 1_000_003 * trainer.global_step + trainer.global_rank) % 2**63)
+        self._batch = batch, batch_idx
+        rank = np.array([trainer.global_rank])
+        key = int(image_keys(self.seed, trainer.current_epoch, batch_idx, images=rank)[0])
+        seed_globals(key)
+        torch.manual_seed(key >> 1)  # the device's, too
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Agree with the other processes on signals, and on whether every loss is a number."""
+        own = ~loss.detach().isfinite()
+        self._stop, broken = self._signals.agree(loss.device, own)
+        if broken:
+            # of the processes whose loss it is; the first one speaks for all
+            where = keep_batch(self.folder, trainer, *self._batch, loss) if own else "the batch is another process's"
+            raise NotFinite(
+                f"the loss is {float(loss.detach())} at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; "
+                f"{where}. The weights were not changed by it. {self.resume_words} What helps: a lower model.lr, a "
+                "longer model.warmup_epochs, trainer.gradient_clip_val, bf16-mixed in place of 16-mixed"
+            )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count images; after a signal save here, between two steps. The epoch's last step goes on to its end."""
+        """Count images; save between two steps when it is time, or after a signal. The last step goes on to the end."""
         self._images += len(batch[0]) * trainer.world_size
-        if self._signal is not None and not trainer.is_last_batch and not self._rehearsal:
-            self._save(trainer, self.last)
-            self._stop_if_asked(trainer)
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self._rehearsal or trainer.is_last_batch or not whole:
+            return
+        if trainer.world_size == 1:
+            self._stop = self._signals.number or 0  # of this very step
+        if self._stop or (self.save_every and trainer.global_step % self.save_every == 0):
+            self._save(trainer, pl_module)
+        self._end_if_asked(trainer)
+
+    def _end_if_asked(self, trainer: L.Trainer) -> None:
+        if self._stop:
+            if self._stop == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
+                requeue()
+            raise Interrupted(128 + self._stop)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock of training."""
@@ -164,7 +182,7 @@ class RunFolder(Checkpoint):
         seconds = time.perf_counter() - self._epoch_start
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = {"epoch": float(trainer.current_epoch + 1), "step": float(trainer.global_step)}
-        row |= {name: metrics[name] for name in metrics if name.startswith(("train/", "val/"))}
+        row |= {name: metrics[name] for name in metrics if name.startswith(("train/", "val/", "speed/"))}
         row["lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         row["seconds"] = seconds
         row["images_per_second"] = self._images / max(1e-9, seconds - self._validation_seconds)
@@ -173,73 +191,46 @@ class RunFolder(Checkpoint):
         score = [row["val/top1"], -row["val/loss"]] if "val/top1" in row else [row["epoch"], 0.0]
         better = self._best is None or score > self._best
         previous, self._best = self._best, score if better else self._best
-        saved = self._save(trainer, self.last)
-        if better and not (saved and self._link_best(trainer)):
+        saved = self._save(trainer, pl_module)
+        if better and not (saved and self.checkpoints.keep_best(trainer)):
             self._best = previous  # a later epoch may then take its place
         if trainer.is_global_zero:
             self._write_csv()
             print(self._line(trainer, row), flush=True)
+        (self._stop,) = self._signals.agree(pl_module.device)
         if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
-            self._stop_if_asked(trainer)  # after the last epoch all that is left is to finish
+            self._end_if_asked(trainer)  # after the last epoch all that is left is to finish
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the signals back, wait until the files are in place, and fail if the last epoch's are not."""
-        self._release_signals()
+        self._signals.release()
         trainer.strategy.barrier("run folder")
-        if self._unsaved:
-            raise OSError(f"the last epoch of the run could not be saved: {self._unsaved}. {self.resume_words}")
+        if self.checkpoints.unsaved:
+            raise OSError(
+                f"the last epoch of the run could not be saved: {self.checkpoints.unsaved}. {self.resume_words}"
+            )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the signals back; say what is kept and how to go on."""
-        self._release_signals()
-        if trainer.state.fn == "fit" and trainer.is_global_zero:
+        self._signals.release()
+        if trainer.state.fn == "fit" and trainer.is_global_zero and not isinstance(exception, NotFinite):
             print(f"The run stopped ({type(exception).__name__}). {self.resume_words}", flush=True)
-
-    def _release_signals(self) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
 
     @property
     def resume_words(self) -> str:
         """What to do to go on."""
-        if not self.last.is_file():
-            return "No epoch had been finished, so nothing was saved."
+        if not self.last.exists():
+            return "Nothing had been saved yet."
         return f"{self.last} holds its state: give the same command again with --ckpt_path last to go on from there."
 
-    # Files. Each is written beside its place and then moved there: a killed process leaves the old or the new one.
-
-    def _save(self, trainer: L.Trainer, path: Path) -> bool:
-        new = path.with_suffix(".new")
-        try:
-            trainer.save_checkpoint(new, weights_only=False)
-            if trainer.is_global_zero:
-                new.replace(path)
-            self._unsaved = None
-        except OSError as error:
-            self._unsaved = f"{path}: {error.strerror or error}"
-            print(
-                f"NOT SAVED, {self._unsaved}; the previous state stays, training goes on. Free some space.", flush=True
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+        """Save, unless it is not worth going on from: a step may have spoilt the weights after a good loss."""
+        if not weights_are_finite(pl_module):
+            raise NotFinite(
+                f"the weights are not finite after step {trainer.global_step}: they are not saved. {self.resume_words} "
+                "What helps: a lower model.lr, a longer model.warmup_epochs, trainer.gradient_clip_val"
             )
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
-        return self._unsaved is None
-
-    def _link_best(self, trainer: L.Trainer) -> bool:
-        """Give last.ckpt a second name; it takes no space until the next epoch replaces last.ckpt."""
-        if not trainer.is_global_zero:
-            return True
-        new = self.best.with_suffix(".new")
-        try:
-            new.unlink(missing_ok=True)
-            try:
-                os.link(self.last, new)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(self.last, new)
-            new.replace(self.best)
-        except OSError as error:
-            print(f"NOT SAVED, {self.best}: {error.strerror or error}. Free some space.", flush=True)
-            return False
-        return True
+        return self.checkpoints.save(trainer)
 
     def _write_csv(self) -> None:
         path = self.folder / "metrics.csv"

@@ -1,0 +1,154 @@
+"""The checkpoints of a run: written whole or not at all, the one before kept, found again.
+
+last.ckpt is what a run goes on from, previous.ckpt the one before it, best.ckpt the one with the highest validation
+accuracy. Under a strategy that spreads the network over processes each is a folder (torch.distributed.checkpoint).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+
+class _ReportingIO(TorchCheckpointIO):
+    """Keeps the error of a write: raised in the process that writes, it would leave the others waiting for it."""
+
+    error: OSError | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.error = None
+        try:
+            super().save_checkpoint(checkpoint, path, storage_options)
+        except OSError as error:
+            self.error = error
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether Lightning wrote the file, or the folder, and it can be read; the weights stay on the disk."""
+    if path.is_dir():
+        return (path / ".metadata").is_file() and is_checkpoint(path / "meta.pt")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, pickle.UnpicklingError):
+        return False
+    return isinstance(content, dict) and "pytorch-lightning_version" in content
+
+
+class Checkpoints:
+    """The checkpoints in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.last, self.previous, self.best = (folder / f"{name}.ckpt" for name in ("last", "previous", "best"))
+        self.unsaved: str | None = None
+        """Why last.ckpt is not of the last save."""
+
+    def find(self) -> Path | None:
+        """The newest one that can be read; None if there is none at all.
+
+        Raises:
+            ValueError: there are some, and all are damaged.
+        """
+        there = [path for path in (self.last, self.previous, self.best) if path.exists()]
+        for path in there:
+            if is_checkpoint(path):
+                if path != self.last:
+                    print(f"{self.last} is missing or damaged: the run goes on from {path}", flush=True)
+                return path
+        if there:
+            raise ValueError(
+                f"{', '.join(map(str, there))}: damaged, every one; move the folder away to begin the run anew"
+            )
+        return None
+
+    def save(self, trainer: L.Trainer) -> bool:
+        """Save the state as last.ckpt; what was there becomes previous.ckpt. All processes together.
+
+        A power cut at any moment leaves at least one of the two whole.
+
+        Returns:
+            Whether it could be saved; if not, what was there stays, and the user is told.
+        """
+        new = self.last.with_suffix(".new")
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # another one is the user's
+            trainer.strategy.checkpoint_io = _ReportingIO()
+        error: OSError | None = None
+        try:
+            if trainer.is_global_zero and new.is_dir():  # of a process that was killed
+                shutil.rmtree(new)
+            trainer.save_checkpoint(new, weights_only=False)
+            error = getattr(trainer.strategy.checkpoint_io, "error", None)
+            if trainer.is_global_zero and error is None:
+                self._take_place(new)
+        except OSError as raised:
+            error = raised
+        said = None if error is None else f"{self.last}: {error.strerror or error}"
+        self.unsaved = trainer.strategy.broadcast(said)
+        if self.unsaved and trainer.is_global_zero:
+            print(
+                f"NOT SAVED, {self.unsaved}; the previous state stays, training goes on. Free some space.", flush=True
+            )
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+        return self.unsaved is None
+
+    def _take_place(self, new: Path) -> None:
+        _flush(new)
+        if new.is_dir():  # cannot be exchanged in one step; previous.ckpt is whole while last.ckpt is not there
+            if self.last.exists():
+                shutil.rmtree(self.previous, ignore_errors=True)
+                self.last.rename(self.previous)
+        elif self.last.exists():
+            second_name(self.last, self.previous)
+        new.replace(self.last)
+        _flush(self.folder)
+
+    def keep_best(self, trainer: L.Trainer) -> bool:
+        """Make last.ckpt the best one; returns whether that could be done."""
+        if not trainer.is_global_zero:
+            return True
+        try:
+            second_name(self.last, self.best)
+        except OSError as error:
+            print(f"NOT SAVED, {self.best}: {error.strerror or error}. Free some space.", flush=True)
+            return False
+        return True
+
+
+def second_name(path: Path, other: Path) -> None:
+    """Give a file a second name, whose former file goes; it takes no space until the first name means another file."""
+    new = other.with_suffix(".new")
+    if path.is_dir():
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.copytree(path, new, copy_function=_link)
+        shutil.rmtree(other, ignore_errors=True)
+    else:
+        new.unlink(missing_ok=True)
+        _link(path, new)
+    new.replace(other)
+
+
+def _link(path: str | Path, other: str | Path) -> None:
+    try:
+        os.link(path, other)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, other)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold a file, or a folder's names, before the next step relies on it."""
+    for file in path.iterdir() if path.is_dir() and path.suffix else ():
+        _flush(file)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

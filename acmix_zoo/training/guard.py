@@ -1,0 +1,47 @@
+"""What a run does when its loss is no number any more: it stops before the weights are touched, and keeps the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+
+class NotFinite(ValueError):
+    """The loss, or the weights, are NaN or infinite."""
+
+
+def weights_are_finite(module: L.LightningModule) -> bool:
+    """Whether a checkpoint of them would be worth going on from."""
+    return all(bool(p.detach().isfinite().all()) for p in module.parameters())
+
+
+def keep_batch(folder: Path, trainer: L.Trainer, batch: Any, index: int, loss: Tensor) -> str:
+    """Write a batch for study: {images, targets, names, loss, epoch, step}, to be read by torch.load.
+
+    Args:
+        folder: of the run.
+        batch: (images, targets) as the network got them, mixed and all.
+        index: of the batch in the epoch.
+
+    Returns:
+        Where it is, or why it could not be written.
+    """
+    path = folder / f"not_finite_step{trainer.global_step}_rank{trainer.global_rank}.pt"
+    names = getattr(getattr(trainer, "datamodule", None), "describe_batch", lambda index: [])(index)
+    content = {
+        "images": batch[0].detach().cpu().contiguous(),
+        "targets": batch[1].detach().cpu(),
+        "names": names,
+        "loss": float(loss.detach()),
+        "epoch": trainer.current_epoch,
+        "step": trainer.global_step,
+    }
+    try:
+        torch.save(content, path)
+    except (OSError, RuntimeError) as error:
+        return f"the batch could not be written to {path}: {error}"
+    return f"the batch is in {path} (images, targets, names of the files)"

@@ -1,0 +1,79 @@
+"""Signals that ask a run to save and stop, and the requeueing of a SLURM job.
+
+Lightning's own handlers save at once, in the middle of a step, and talk to the other processes from within the handler.
+Here a signal is only noted; processes agree between two steps, so that all save the same state.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import distributed
+
+# SIGUSR1 is what recipes/hardware/slurm.sbatch asks SLURM to send before the time is up.
+ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+class Interrupted(SystemExit):
+    """Ends a run after its state has been saved; the exit code is the shell's for the signal."""
+
+
+class Signals:
+    """Notes SIGINT, SIGTERM and SIGUSR1 from `take` to `release`; a second SIGINT ends at once."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def take(self) -> None:
+        """Take the signals over, if this is the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for number in ASKING:
+                self._handlers[number] = signal.signal(number, self._note)
+
+    def release(self) -> None:
+        """Give the signals back to whoever had them."""
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = number
+        print(
+            f"\n{signal.Signals(number).name}: finishing the step, then saving (Ctrl-C again: stop at once)", flush=True
+        )
+
+    def agree(self, device: torch.device, *others: bool | torch.Tensor) -> list[int]:
+        """[the highest signal that any process got, or 0, then whether each of `others` is true for any process].
+
+        With one process nothing is sent; with more, all of them have to call this: it is one small message a step.
+        """
+        values = torch.tensor([self.number or 0, *(0 for _ in others)], device=device)
+        for place, other in enumerate(others):
+            values[place + 1] = other
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            distributed.all_reduce(values, distributed.ReduceOp.MAX)
+        found: list[int] = values.tolist()
+        self.number = found[0] or None
+        return found
+
+
+def requeue() -> None:
+    """Have SLURM start the job again, if this process is of a SLURM job; says what was done, and never fails."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if job else os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+        print(f"SLURM job {job} is queued again", flush=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = (getattr(error, "stderr", "") or str(error)).strip()
+        print(f"NOT QUEUED AGAIN: {detail}. The state is saved: scontrol requeue {job}, or sbatch again", flush=True)
