@@ -2,12 +2,14 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 
-from acmix_zoo.data import BadImage, load_image
+from acmix_zoo.data import BadImage, images, load_image
 from acmix_zoo.data.images import bad_images, find_images
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # (H, W)
@@ -73,6 +75,133 @@ def damaged(folder: Path) -> dict[str, Path]:
         files[name] = folder / name
         files[name].write_bytes(content)
     return files
+
+
+@pytest.fixture
+def photograph() -> Image.Image:
+    """201×133, so that no block of the JPEG is whole at the border."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    return Image.fromarray(datasets.load_sample_image("china.jpg")).crop((200, 100, 401, 233))
+
+
+def jpeg(picture: Image.Image, **kwargs: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "jpeg", **kwargs)
+    return buffer.getvalue()
+
+
+def with_decoder(name: str, content: bytes, monkeypatch: pytest.MonkeyPatch) -> np.ndarray | str:
+    """(H, W, 3) pixels, or what is wrong."""
+    monkeypatch.setenv("ACMIX_JPEG", name)
+    try:
+        return np.asarray(load_image(content, "x"))
+    except BadImage as error:
+        return str(error)
+
+
+def count_torchvision(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether torchvision decoded, picture by picture, from now on."""
+    torchvision_io = pytest.importorskip("torchvision.io")
+    if not hasattr(torchvision_io, "decode_jpeg") or not hasattr(torch.ops.image, "decode_jpeg"):
+        pytest.skip("this torchvision decodes no JPEG")
+    seen: list[bool] = []
+    real = images._by_torchvision
+
+    def watch(picture: Image.Image) -> Image.Image | None:
+        decoded = real(picture)
+        seen.append(decoded is not None)
+        return decoded
+
+    monkeypatch.setattr(images, "_by_torchvision", watch)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *({"quality": q, "subsampling": s} for q in (30, 90, 100) for s in (0, 1, 2)),
+        {"progressive": True},
+        {"keep_rgb": True},
+        {"restart_marker_rows": 1},
+    ],
+    ids=str,
+)
+def test_torchvision_decodes_to_the_same_pixels(
+    how: dict[str, Any], photograph: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = count_torchvision(monkeypatch)
+    content = jpeg(photograph, **how)
+    direct = np.asarray(Image.open(io.BytesIO(content)))
+    for name in ("pillow", "torchvision"):
+        assert np.array_equal(with_decoder(name, content, monkeypatch), direct)
+    assert seen == [True]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_torchvision_turns_as_pillow_does(
+    orientation: int, photograph: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = count_torchvision(monkeypatch)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = jpeg(photograph, exif=exif)
+    pixels = with_decoder("torchvision", content, monkeypatch)
+    assert seen == [True]
+    assert isinstance(pixels, np.ndarray) and pixels.shape == ((133, 201, 3) if orientation < 5 else (201, 133, 3))
+    assert np.array_equal(pixels, ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
+    assert np.array_equal(pixels, with_decoder("pillow", content, monkeypatch))
+
+
+@pytest.mark.parametrize("kind", ["grey", "CMYK", "png"])
+def test_what_torchvision_is_not_asked_for(
+    kind: str, photograph: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = count_torchvision(monkeypatch)
+    if kind == "png":
+        buffer = io.BytesIO()
+        photograph.save(buffer, "png")
+        content = buffer.getvalue()
+    else:
+        content = jpeg(photograph.convert({"grey": "L"}.get(kind, kind)))
+    one, two = (with_decoder(name, content, monkeypatch) for name in ("pillow", "torchvision"))
+    assert isinstance(one, np.ndarray) and np.array_equal(one, two)
+    assert seen == [False]
+
+
+def test_damage_looks_the_same_to_both_decoders(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut, or with some bytes wrong: either the same pixels or the same words."""
+    seen = count_torchvision(monkeypatch)
+    whole, generator = jpeg(photograph, quality=90), np.random.default_rng(0)
+    refused = 0
+    for i in range(200):
+        content = bytearray(whole)
+        if i % 2:
+            del content[generator.integers(len(whole)) :]
+        else:
+            for place in generator.integers(0, len(whole), 4):
+                content[place] = generator.integers(256)
+        one, two = (with_decoder(name, bytes(content), monkeypatch) for name in ("pillow", "torchvision"))
+        assert one == two if isinstance(one, str) else np.array_equal(one, two)
+        refused += isinstance(one, str)
+    assert refused > 90 and sum(seen) > 50  # both happened
+
+
+def test_torchvision_without_a_decoder(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("torchvision.io.decode_jpeg", raising=False)  # as a later release will have it
+    images._torchvision_decoder.cache_clear()
+    content = jpeg(photograph)
+    try:
+        with pytest.warns(UserWarning, match="does not decode JPEG, Pillow does it"):
+            pixels = with_decoder("torchvision", content, monkeypatch)
+    finally:
+        images._torchvision_decoder.cache_clear()
+    assert np.array_equal(pixels, with_decoder("pillow", content, monkeypatch))
+
+
+def test_unknown_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACMIX_JPEG", "turbo")
+    with pytest.raises(ValueError, match="ACMIX_JPEG='turbo' is set; expected pillow or torchvision"):
+        load_image(b"")
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
