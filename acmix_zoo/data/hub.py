@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` library: an id on the Hub, parquet files, or an imagefolder with metadata."""
+"""Data sets of the `datasets` library: an id on the Hub, shards on disk, or an imagefolder with metadata."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import numpy as np
 from PIL import Image
 
 from acmix_zoo.data.images import BadImage, load_image
+from acmix_zoo.data.shards import Shards
 from acmix_zoo.data.sources import SPLITS, Images, Source
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def is_table(path: Path) -> bool:
-    """True for what `datasets` reads better than the folder reader: parquet files, or an imagefolder with metadata."""
-    if path.is_file():
-        return path.suffix == ".parquet"
-    return path.is_dir() and bool(
-        _parquet_files(path) or any(True for name in METADATA for depth in ("", "*/") for _ in path.glob(depth + name))
+    """True for what `datasets` reads better than the folder reader: shards, or an imagefolder with metadata."""
+    return bool(Shards(path).kind) or (
+        path.is_dir() and any(True for name in METADATA for depth in ("", "*/") for _ in path.glob(depth + name))
     )
 
 
@@ -51,7 +50,9 @@ class HubImages(Images):
 class HubSource(Source):
     """Anything `datasets.load_dataset` reads that has an image column and a class column.
 
-    The class column is `label_column`, else the only ClassLabel column, else "label". Classes of text are sorted.
+    The class column is `label_column`, else the only ClassLabel column, else "label", else "cls", as WebDataset has it.
+    Names of classes that come as bare numbers are the lines of a classes.txt beside shards on disk, else the numbers;
+    classes of text are sorted.
 
     Raises:
         FileNotFoundError: no such data set here, in the cache or on the Hub.
@@ -64,15 +65,20 @@ class HubSource(Source):
         path = Path(source).expanduser()
         local = path.exists()
         self.name = path.resolve().name if local else source
-        tables = _load(datasets, source, path)
+        shards = Shards(path)
+        tables = load_tables(source, shards)
         self.tables = {SPLITS[name]: table for name, table in tables.items() if name in SPLITS}
         if "train" not in self.tables:
             raise ValueError(f"{source}: expected a split named train, found {', '.join(tables)}")
         train = self.tables["train"]
         self.license = str(train.info.license or "unknown")
-        self.column = _image_column(datasets, train.features, source)
-        self.label = _label_column(datasets, train.features, source, self.column, label_column)
-        self.class_names = _class_names(datasets, train, self.label)
+        self.column = image_column_of(train.features, source)
+        self.label = label_column_of(train.features, source, self.column, label_column)
+        feature = train.features[self.label]
+        if isinstance(feature, datasets.ClassLabel):
+            self.class_names, self.classes = tuple(feature.names), None
+        else:
+            self.class_names, self.classes = classes_of(train.unique(self.label), self.label, shards.class_names())
         if len(self.class_names) < 2:
             raise ValueError(f"{source}: column {self.label!r} has {len(self.class_names)} class; expected two or more")
         self._datasets = datasets
@@ -88,13 +94,16 @@ class HubSource(Source):
         return splits
 
     def _targets(self, table: Any, split: str) -> np.ndarray:
-        values = table.with_format("numpy")[self.label][:]
-        if isinstance(table.features[self.label], self._datasets.ClassLabel):
-            return np.asarray(values, np.int64)
-        index = {name: number for number, name in enumerate(self.class_names)}
-        if strange := sorted({str(value) for value in values} - set(index)):
+        values = table.with_format("arrow")[self.label][:]
+        if values.null_count == len(values):
+            return np.full(len(values), -1, np.int64)
+        if self.classes is None:
+            return np.asarray(values.to_numpy(), np.int64)
+        numbers = [self.classes.get(value, -1) for value in values.to_pylist()]
+        if -1 in numbers:
+            strange = sorted({str(v) for v, n in zip(values.to_pylist(), numbers, strict=True) if n < 0})
             raise ValueError(f"{self.name}: split {split} has classes that train does not: {', '.join(strange[:5])}")
-        return np.asarray([index[str(value)] for value in values], np.int64)
+        return np.asarray(numbers, np.int64)
 
     def fingerprint(self) -> str:
         # of the contents: the fingerprints of `datasets` depend on where the files lie. All classes, some pictures
@@ -107,13 +116,20 @@ class HubSource(Source):
         return digest.hexdigest()[:16]
 
 
-def _load(datasets: Any, source: str, path: Path) -> dict[str, Any]:
+def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[str, Any]:
+    """The splits of a data set as `datasets` has them; `shards` are those that `source` names, if any.
+
+    Raises:
+        FileNotFoundError: no such data set here, in the cache or on the Hub.
+    """
+    import datasets
+
     try:
-        if not path.exists():
-            return dict(datasets.load_dataset(source))
-        if files := [path] if path.is_file() else _parquet_files(path):
-            return dict(datasets.load_dataset("parquet", data_files=_by_split(files)))
-        return dict(datasets.load_dataset("imagefolder", data_dir=str(path)))
+        if shards.kind:
+            return dict(datasets.load_dataset(shards.kind, data_files=shards.files, streaming=streaming))
+        if shards.path.exists():
+            return dict(datasets.load_dataset("imagefolder", data_dir=str(shards.path), streaming=streaming))
+        return dict(datasets.load_dataset(source, streaming=streaming))
     except (FileNotFoundError, ConnectionError) as error:
         reason = str(error).splitlines()[0]
         offline = (
@@ -125,47 +141,63 @@ def _load(datasets: Any, source: str, path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _parquet_files(folder: Path) -> list[Path]:
-    return sorted(file for place in (folder, folder / "data") for file in place.glob("*.parquet"))
+def image_column_of(features: Any, source: str) -> str:
+    """The column of images: "image", or the only one.
 
+    Raises:
+        ValueError: none, or several.
+    """
+    import datasets
 
-def _by_split(files: Iterable[Path]) -> dict[str, list[str]]:
-    # the Hub's naming: train-00000-of-00002.parquet; anything else is training data
-    found: dict[str, list[str]] = {}
-    for file in files:
-        split = SPLITS.get(file.stem.split("-")[0].split(".")[0].lower(), "train")
-        found.setdefault(split, []).append(str(file))
-    return found
-
-
-def _image_column(datasets: Any, features: Any, source: str) -> str:
     def fits(feature: Any) -> bool:
         raw = isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
         return isinstance(feature, datasets.Image) or raw or getattr(feature, "dtype", "") in ("binary", "large_binary")
 
     found = [name for name, feature in features.items() if fits(feature)]
     if "image" in found or len(found) == 1:
-        return "image" if "image" in found else found[0]
+        return "image" if "image" in found else str(found[0])
     raise ValueError(f"{source}: expected one column of images, found {found or 'none'} among {', '.join(features)}")
 
 
-def _label_column(datasets: Any, features: Any, source: str, image: str, wanted: str | None) -> str:
+def label_column_of(features: Any, source: str, image: str, wanted: str | None) -> str:
+    """The column of classes.
+
+    Raises:
+        ValueError: no such column as wanted, or it is not clear which one it is.
+    """
+    import datasets
+
     if wanted is not None:
         if wanted in features:
             return wanted
         raise ValueError(f"{source}: no column {wanted!r}; there are {', '.join(features)}")
-    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if len(labels) == 1 or "label" in features:
-        return "label" if "label" in features else labels[0]
+    labels: list[str] = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    for name in ("label", *labels[: len(labels) == 1], "cls"):
+        if name in features:
+            return name
     others = ", ".join(labels or [name for name in features if name != image])
     raise ValueError(f"{source}: which column is the class? Set label_column to one of: {others}")
 
 
-def _class_names(datasets: Any, table: Any, column: str) -> tuple[str, ...]:
-    feature = table.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return tuple(feature.names)
-    values = table.unique(column)
-    if not all(isinstance(value, str | int) for value in values):
-        raise ValueError(f"column {column!r} holds {type(values[0]).__name__}; expected class names or whole numbers")
-    return tuple(str(value) for value in sorted(values))
+def classes_of(
+    values: Iterable[Any], column: str, given: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """Names of the classes, and the number of each value of the class column.
+
+    Args:
+        values: those that come up in training. given: names to be had for values 0, 1, 2, …
+
+    Raises:
+        ValueError: values that are neither text nor whole numbers, or that no name was given for.
+    """
+    found = [value for value in values if value is not None]
+    kinds = sorted({type(value).__name__ for value in found})
+    if kinds not in (["str"], ["int"]):
+        came = " and ".join(kinds) or "nothing"
+        raise ValueError(f"column {column!r} holds {came}; expected class names or whole numbers")
+    found.sort()
+    if given is None or kinds == ["str"]:
+        return tuple(str(value) for value in found), {value: number for number, value in enumerate(found)}
+    if not 0 <= found[0] <= found[-1] < len(given):
+        raise ValueError(f"column {column!r} has classes {found[0]} to {found[-1]}, and {len(given)} names were given")
+    return given, {number: number for number in range(len(given))}

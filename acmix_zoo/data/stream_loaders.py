@@ -1,0 +1,70 @@
+"""The loaders of a streamed data set, as `ImageDataModule` wants them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from acmix_zoo.data.augment import Augment
+from acmix_zoo.data.stream_batches import BatchMaker, EvalStream, TrainStream
+from acmix_zoo.data.stream_source import StreamSource
+
+
+class StreamLoaders:
+    """Training that can be gone on with, and complete evaluation.
+
+    Args:
+        source: what is streamed. augment: of training; evaluation takes its pixels alone.
+        batch_size, workers, seed, max_bad: see `BatchMaker`.
+        epoch_images: what an epoch is; the whole training split by default.
+
+    Raises:
+        ValueError: the number of training images is not known.
+    """
+
+    def __init__(
+        self,
+        source: StreamSource,
+        augment: Augment,
+        *,
+        batch_size: int,
+        workers: int,
+        seed: int,
+        max_bad: int,
+        epoch_images: int | None,
+    ) -> None:
+        self.source, self.augment, self.batch_size, self.max_bad = source, augment, batch_size, max_bad
+        self._making = {"workers": workers, "seed": seed}
+        self.epoch_images = epoch_images or source.splits["train"].size or 0
+        if self.epoch_images < 1:
+            raise ValueError(
+                f"{source.name} does not say how many training images it has; set epoch_images, the images of an epoch"
+            )
+        self._train: TrainStream | None = None
+
+    def sizes(self) -> dict[str, int]:
+        """Images of each split; 0 where it is not known."""
+        return {name: split.size or 0 for name, split in self.source.splits.items()}
+
+    def train(self, accumulated: int, resume: dict[str, Any]) -> TrainStream:
+        """Training batches; where there are as many, an epoch has whole optimiser steps of `accumulated` batches."""
+        maker = self._maker("train", self.augment, self.max_bad)
+        steps = max(1, self.epoch_images // (maker.world * self.batch_size))
+        steps = steps // accumulated * accumulated or steps
+        self._train = TrainStream(maker, steps, state=resume.get("stream"), start=resume["batch"])
+        return self._train
+
+    def evaluation(self, part: str) -> EvalStream:
+        """Every image of a split once; of the test split all have to be readable."""
+        plain = Augment(self.augment.pixels)
+        return EvalStream(self._maker(part, plain, 0 if part == "test" else self.max_bad))
+
+    def batch_names(self) -> list[str]:
+        """What the images of this process's last training batch are called."""
+        return self._train.names if self._train else []
+
+    def state(self) -> dict[str, Any] | None:
+        """Where training stands; every process has to ask for it."""
+        return self._train.gathered() if self._train else None
+
+    def _maker(self, part: str, augment: Augment, max_bad: int) -> BatchMaker:
+        return BatchMaker(self.source.splits[part], augment, self.batch_size, max_bad=max_bad, **self._making)
