@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from acmix_zoo.data.images import bad_images, find_images
 from acmix_zoo.data.mixing import Mixing
 from acmix_zoo.data.resume import compare_sizes
 from acmix_zoo.data.samplers import EpochSampler, ShardSampler
-from acmix_zoo.data.sources import FileImages, Images, open_source
+from acmix_zoo.data.sources import FileImages, Images, Source, open_source
 from acmix_zoo.data.splits import stratified
+from acmix_zoo.data.stream_batches import EvalStream, TrainStream
+from acmix_zoo.data.stream_loaders import StreamLoaders
+from acmix_zoo.data.stream_source import StreamSource
 
 Loader = DataLoader[Any]
 
@@ -40,7 +43,8 @@ class ImageDataModule(L.LightningDataModule):
 
     Args:
         source: a folder of class folders (flat, or below train/, val/ and test/), the id of a Hugging Face data set, a
-            parquet file, a folder of parquet files, an imagefolder with metadata, or "fashion_mnist" or "digits".
+            parquet file or a WebDataset tar file, a folder of such files, an imagefolder with metadata, or
+            "fashion_mnist" or "digits".
         image_size: S, in pixels.
         batch_size: images a step and process.
         num_workers: processes that load; 0 loads in the training process.
@@ -58,6 +62,11 @@ class ImageDataModule(L.LightningDataModule):
         max_bad: unreadable images that a run leaves out, each with one warning; one more ends it. Of each process.
         mixup, cutmix: alpha of the Beta distribution; 0 is off; with both, each batch takes one of them.
         label_column: the class column of a table with several.
+        streaming: read parquet or tar files, or a data set of the Hub, shard by shard as they come, each image by one
+            worker, shuffled within some thousand images: they should lie in no order. A run goes on only with as many
+            processes and workers as it had.
+        epoch_images: of a stream, how many images are an epoch; the training split's by default, where it says.
+        classes_file: of a stream whose classes are bare numbers: a text file with a class name a line.
         predict_source: a picture or a folder of pictures for `predict`.
         seed: of the validation split, the order and the augmentation.
 
@@ -86,6 +95,9 @@ class ImageDataModule(L.LightningDataModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         label_column: str | None = None,
+        streaming: bool = False,
+        epoch_images: int | None = None,
+        classes_file: str | None = None,
         predict_source: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -111,7 +123,9 @@ class ImageDataModule(L.LightningDataModule):
             raise ValueError(f"shift={shift}: expected a share of the image's side, in [0, 1)")
         self.repeats, self.max_bad = repeats, max_bad
         self.predict_source, self.seed = predict_source, seed
-        self.source = open_source(source, label_column)
+        self.source: Source | StreamSource = (
+            StreamSource(source, label_column, classes_file) if streaming else open_source(source, label_column)
+        )
         self.class_names = self.source.class_names
         self.num_classes = len(self.class_names)
         self.input_size = (3, image_size, image_size)
@@ -126,14 +140,28 @@ class ImageDataModule(L.LightningDataModule):
         self._parts: dict[str, tuple[Images, np.ndarray]] | None = None
         self._checked: set[str] = set()
         self._card: dict[str, Any] | None = None
-        self._resume = {"epoch": 0, "batch": 0}
+        self._resume: dict[str, Any] = {"epoch": 0, "batch": 0}
         self._sampler: EpochSampler | None = None
+        self._stream: StreamLoaders | None = None
+        if isinstance(self.source, StreamSource):
+            self._stream = StreamLoaders(
+                self.source,
+                self.augment,
+                batch_size=batch_size,
+                workers=num_workers,
+                seed=seed,
+                max_bad=max_bad,
+                epoch_images=epoch_images,
+            )
+            self._stream.check(val_fraction, repeats)
 
     # ---- splits
 
     def parts(self) -> dict[str, tuple[Images, np.ndarray]]:
         """For each of "train", "val" and "test" that exists: the pictures, and the indices of its own among them."""
         if self._parts is None:
+            if not isinstance(self.source, Source):
+                raise ValueError(f"{self.source.name} is a stream: its images have no numbers; set streaming to false")
             splits = self.source.splits()
             parts = {name: (images, np.arange(len(images))) for name, images in splits.items()}
             if "val" not in parts and self.val_fraction > 0:
@@ -157,6 +185,8 @@ class ImageDataModule(L.LightningDataModule):
         if stage == "predict":
             self._setup_predict()
             return
+        if self._stream:
+            return  # its images are looked at as they come
         for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             if name not in self.parts() or name in self._checked:
                 continue
@@ -187,7 +217,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def describe(self) -> dict[str, Any]:
         """What a record of a run says about its data: name, fingerprint, images a split, license."""
-        sizes = {name: len(indices) for name, (_, indices) in self.parts().items()}
+        parts = {} if self._stream else self.parts()
+        sizes = self._stream.sizes() if self._stream else {name: len(indices) for name, (_, indices) in parts.items()}
         return {
             "name": self.source.name,
             "fingerprint": self.source.fingerprint(),
@@ -207,7 +238,9 @@ class ImageDataModule(L.LightningDataModule):
 
     # ---- loaders
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self) -> Loader | TrainStream:
+        if self._stream:
+            return self._stream.train(self._accumulated, self._resume)
         images, indices = self.parts()["train"]
         dataset = ImageDataset(images, indices, self.augment, seed=self.seed, max_bad=self.max_bad)
         start = self._resume["batch"] * self.batch_size
@@ -228,20 +261,22 @@ class ImageDataModule(L.LightningDataModule):
 
     def describe_batch(self, index: int) -> list[str]:
         """What the images of this process's training batch `index` of the current epoch are called."""
+        if self._stream:
+            return self._stream.batch_names()
         if self._sampler is None:
             return []
         order = self._sampler.order()[index * self.batch_size : (index + 1) * self.batch_size]
         return [self._sampler.data.describe(i) for i in order.tolist()]
 
-    def val_dataloader(self) -> Loader | list[Loader]:
-        return self._evaluation("val") if "val" in self.parts() else []
+    def val_dataloader(self) -> Loader | EvalStream | list[Loader]:
+        return self._evaluation("val") if "val" in self._splits() else []
 
-    def test_dataloader(self) -> Loader:
+    def test_dataloader(self) -> Loader | EvalStream:
         """
         Raises:
             ValueError: the source has no test split.
         """
-        if "test" not in self.parts():
+        if "test" not in self._splits():
             raise ValueError(f"{self.source.name} has no test split; add a test/ folder with the same class folders")
         return self._evaluation("test")
 
@@ -251,7 +286,12 @@ class ImageDataModule(L.LightningDataModule):
         dataset = ImageDataset(images, np.arange(len(images)), plain, max_bad=self.max_bad, with_index=True)
         return self._loader(dataset, ShardSampler(len(dataset), self.batch_size))
 
-    def _evaluation(self, part: str) -> Loader:
+    def _splits(self) -> Collection[str]:
+        return self._stream.source.splits if self._stream else self.parts()
+
+    def _evaluation(self, part: str) -> Loader | EvalStream:
+        if self._stream:
+            return self._stream.evaluation(part)
         images, indices = self.parts()[part]
         dataset = ImageDataset(images, indices, Augment(self.pixels), max_bad=0 if part == "test" else self.max_bad)
         return self._loader(dataset, ShardSampler(len(dataset), self.batch_size))
@@ -288,7 +328,9 @@ class ImageDataModule(L.LightningDataModule):
         epoch = max(loop.epoch_progress.current.started - 1, 0)
         batch = loop.epoch_loop.batch_progress.current.processed
         done = batch >= self.trainer.num_training_batches > 0
-        return {"epoch": epoch + done, "batch": 0 if done else batch, "size": self._sizes(), "card": self.card()}
+        stream = {"stream": self._stream.state()} if self._stream else {}
+        place = {"epoch": epoch + done, "batch": 0 if done else batch}
+        return {**place, **stream, "size": self._sizes(), "card": self.card()}
 
     def _sizes(self) -> dict[str, int]:
         assert self.trainer is not None
@@ -306,7 +348,7 @@ class ImageDataModule(L.LightningDataModule):
             said = compare_sizes(theirs, self._sizes())
             if said and self.trainer.is_global_zero:
                 print(said, flush=True)
-        self._resume = {"epoch": state_dict["epoch"], "batch": state_dict["batch"]}
+        self._resume = {name: state_dict.get(name) for name in ("epoch", "batch", "stream")}
         # Lightning looks for the position in the loader; it is here
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 

@@ -41,6 +41,19 @@ class StreamLoaders:
             )
         self._train: TrainStream | None = None
 
+    def check(self, val_fraction: float, repeats: int) -> None:
+        """
+        Raises:
+            ValueError: options that a stream cannot follow.
+        """
+        if val_fraction > 0 and "val" not in self.source.splits:
+            raise ValueError(
+                f"{self.source.name} has no validation split, and none can be set aside of a stream; add one, or set "
+                "val_fraction to 0"
+            )
+        if repeats > 1:
+            raise ValueError(f"repeats={repeats}: a stream gives an image once in a pass; set repeats to 1")
+
     def sizes(self) -> dict[str, int]:
         """Images of each split; 0 where it is not known."""
         return {name: split.size or 0 for name, split in self.source.splits.items()}
@@ -50,6 +63,11 @@ class StreamLoaders:
         maker = self._maker("train", self.augment, self.max_bad)
         steps = max(1, self.epoch_images // (maker.world * self.batch_size))
         steps = steps // accumulated * accumulated or steps
+        if resume["epoch"] + resume["batch"] > 0 and not resume.get("stream"):
+            raise ValueError(
+                "the checkpoint is of a run that did not stream; go on with --data.streaming false, or begin a new run "
+                "from its weights with --model.pretrained"
+            )
         self._train = TrainStream(maker, steps, state=resume.get("stream"), start=resume["batch"])
         return self._train
 
