@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,8 +19,6 @@ from test_training import make_pictures, no_large_files
 
 from acmix_zoo.cli import classify, main
 from acmix_zoo.weights import check_folder, read_config
-
-RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 @pytest.fixture(scope="module")
@@ -168,23 +165,6 @@ def test_fine_tuning_starts_from_a_weight_folder(run: Path, tmp_path: Path) -> N
     assert config["num_classes"] == 2
     assert config["acmix_zoo"]["parent"] == str(run / "weights")
     assert {m["split"] for m in config["acmix_zoo"]["metrics"]} == {"val"}  # there is no test split
-
-
-@pytest.mark.parametrize("recipe", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_every_recipe_runs(recipe: Path, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    text = recipe.read_text()
-    assert f"acmix-zoo fit --config {recipe.relative_to(RECIPES.parent)}" in text
-    assert all(word in text.split("seed_everything")[0] for word in ("Batch:", "Time:", "Expected:"))
-    more = ["--trainer.fast_dev_run=true", "--data.batch_size=4", f"--run.folder={tmp_path / 'run'}"]
-    settings: dict[str, Any] = yaml.safe_load(text)
-    if settings["model"].get("pretrained"):
-        more += ["--model.pretrained=false"]  # the weights of a first stage are not there yet
-    if "source" not in settings["data"]:
-        more += [f"--data.source={pictures}"]
-    else:
-        request.getfixturevalue("fashion_mnist")
-    assert main(["fit", "--config", str(recipe), *more]) == 0
-    assert not (tmp_path / "run").exists()
 
 
 # ---- interrupted
