@@ -13,6 +13,7 @@
     acmix-zoo pull     org/name[@REVISION] [FOLDER]                        from it
     acmix-zoo classify WEIGHT_FOLDER IMAGE... [--top 5]
     acmix-zoo bench    acmix_resnet50 resnet50 [--batch 1 8] [--mode both] ...       time, memory, GFLOP/s, growth
+    acmix-zoo plan     RECIPE... [--gpus 1 8 32] [--gpu a100]              memory, time, efficiency on n GPUs, on paper
 
 `acmix-zoo COMMAND --help` tells the options.
 """
@@ -29,7 +30,7 @@ from typing import Any
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 MODEL_COMMANDS = ("list", "info")
 WEIGHT_COMMANDS = ("verify", "export", "convert", "push", "pull")
-COMMANDS = (*TRAINER_COMMANDS, *MODEL_COMMANDS, *WEIGHT_COMMANDS, "classify", "bench")
+COMMANDS = (*TRAINER_COMMANDS, *MODEL_COMMANDS, *WEIGHT_COMMANDS, "classify", "bench", "plan")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from acmix_zoo.analysis.bench import bench
 
             bench(argv[1:])
+        elif argv[0] == "plan":
+            from acmix_zoo.cli_plan import plan
+
+            plan(argv[1:])
         elif argv[0] in MODEL_COMMANDS:
             from acmix_zoo import cli_models
 
