@@ -176,11 +176,16 @@ def fresh_peak(case: Case) -> float:
     return float(done.stdout)
 
 
-def matmul_peak(threads: int, dtype: str = "float32", device: str = "cpu") -> float:
-    """GFLOP/s of a matrix product of 1024² and of 2048², the better of both: what this machine can do."""
+def matmul_peak(
+    threads: int,
+    dtype: str = "float32",
+    device: str = "cpu",
+    sizes: Sequence[tuple[int, int]] = ((1024, 12), (2048, 4)),
+) -> float:
+    """GFLOP/s of square matrix products, each (side, times) of `sizes`, the best of all: what this machine can do."""
     torch.set_num_threads(threads)
     best = 0.0
-    for n, times in ((1024, 12), (2048, 4)):
+    for n, times in sizes:
         a = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
         for _ in range(times):
             start = time.perf_counter()
