@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -17,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from acmix_zoo.training.ema import EMA
 from acmix_zoo.training.metrics import ExactMean
 from acmix_zoo.training.optim import param_groups, warmup_cosine
+from acmix_zoo.training.sharded import is_sharded, shard
 from acmix_zoo.weights import create_model
 
 Batch = tuple[Tensor, Tensor]  # (B, C, H, W) float, and (B,) int64 labels or, with mixup, (B, classes) float
@@ -109,6 +111,11 @@ class ClassificationTask(L.LightningModule):
             self.classifier().train()
         return self
 
+    def configure_model(self) -> None:
+        """Spread the network over the processes, under a strategy that does so (ModelParallelStrategy)."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
+
     def configure_losses(self) -> None:
         """Set the losses: for training, and for evaluation."""
         self.train_criterion = nn.CrossEntropyLoss(label_smoothing=self.hparams["label_smoothing"])
@@ -171,6 +178,11 @@ class ClassificationTask(L.LightningModule):
     def configure_callbacks(self) -> list[L.Callback]:
         """Average the weights while fitting, when asked to."""
         decay = self.hparams["ema_decay"]
+        if decay and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            raise ValueError(
+                "ema_decay is set, but a network that is spread over processes (ModelParallelStrategy) cannot be "
+                "averaged; set --model.ema_decay null, or use --trainer.strategy ddp"
+            )
         return [EMA(decay)] if decay and self.trainer.state.fn == "fit" else []
 
     def setup(self, stage: str) -> None:
@@ -181,7 +193,7 @@ class ClassificationTask(L.LightningModule):
                 f"the data has {classes} classes, the model {self.num_classes}; "
                 f"build ClassificationTask(..., num_classes={classes})"
             )
-        if self.hparams["channels_last"]:
+        if self.hparams["channels_last"] and not is_sharded(self.model):
             self.model.to(memory_format=torch.channels_last)
         if self.hparams["compile"] and self.model._compiled_call_impl is None:
             self.model.compile()  # in place: keys of the state dict stay what they are

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from acmix_zoo.training.sharded import read_checkpoint
 from acmix_zoo.weights import check_folder, create_model, load_weights, write_folder
 from acmix_zoo.weights.folder import beside, free_place, take_place
 
@@ -58,7 +59,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
 
     Args:
         source: a run folder (its weights/ if the run has ended, else its best checkpoint), or a Lightning checkpoint of
-            a ClassificationTask.
+            a ClassificationTask; a folder with the parts of several processes, too.
         folder: where; a weight folder that is there is replaced once the new one verifies.
         averaged: the moving average of the weights, which is what was evaluated, if the run kept one. False for the
             trained weights themselves; they were not evaluated, so no scores are stated for them.
@@ -70,7 +71,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
         FileNotFoundError: no such run or checkpoint. ValueError: not a checkpoint of ours, or it has no average.
     """
     source, place = Path(source), free_place(folder)
-    if source.is_dir():
+    if source.is_dir() and not (source / ".metadata").is_file():
         finished = source / "weights"
         if averaged and (finished / "config.json").is_file() and not check_folder(finished):
             with beside(place) as new:
@@ -78,7 +79,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
                 take_place(new, place)
             return place
         source = source / "checkpoints" / "best.ckpt"
-    if not source.is_file():
+    if not source.exists():
         raise FileNotFoundError(f"export: {source} does not exist; give a run folder or a Lightning checkpoint")
     checkpoint = _read(source)
     h, run = checkpoint["hyper_parameters"], checkpoint.get("callbacks", {}).get("RunFolder", {})
@@ -105,7 +106,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(path)
     except Exception as error:  # damaged pickles raise nearly everything
         raise ValueError(f"export: {path} is damaged or holds more than tensors and plain values ({error})") from error
     hyper = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
@@ -114,4 +115,4 @@ def _read(path: Path) -> dict[str, Any]:
             f"export: {path} is not a Lightning checkpoint of a ClassificationTask; "
             "for other files: acmix-zoo convert FILE --model NAME"
         )
-    return checkpoint  # type: ignore[no-any-return]
+    return checkpoint

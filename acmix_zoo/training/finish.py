@@ -7,13 +7,15 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 import acmix_zoo
 from acmix_zoo.analysis.plots import plot_curves
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training.export import run_cfg, run_record, validation_scores
 from acmix_zoo.training.run import RunFolder
+from acmix_zoo.training.sharded import is_sharded, read_checkpoint
 from acmix_zoo.weights import push, write_folder
 
 
@@ -32,8 +34,12 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
     Raises:
         OSError: the folder could not be written; best.ckpt holds the weights then.
     """
-    checkpoint = torch.load(run.best, map_location="cpu", weights_only=True)
-    task.load_state_dict(checkpoint["state_dict"])
+    state = read_checkpoint(run.best)["state_dict"]
+    if is_sharded(task.model):
+        # a copy: it puts its own parts into the dictionary
+        set_model_state_dict(task, dict(state), options=StateDictOptions(full_state_dict=True))
+    else:
+        task.load_state_dict(state)
     card = data.card()
     row = max(run.history, key=lambda r: (r.get("val/top1", r["epoch"]), -r.get("val/loss", 0.0)))
     scores = validation_scores(row)
@@ -51,11 +57,12 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
         "git_revision": git_revision(),
         "parent": str(task.hparams["pretrained"]) if task.hparams["pretrained"] else None,
     }
-    cfg: dict[str, Any] = getattr(task.model, "pretrained_cfg", {})
+    network = _whole(task, state)
+    cfg: dict[str, Any] = getattr(network, "pretrained_cfg", {})
     try:
         folder = write_folder(
             run.folder / "weights",
-            task.model,
+            network,
             architecture=cfg.get("architecture") or task.hparams["model"],
             pretrained_cfg={
                 "fixed_input_size": bool(cfg.get("fixed_input_size", False)),
@@ -70,6 +77,15 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
     if run.push_to:
         _publish(folder, run.push_to)
     return folder
+
+
+def _whole(task: ClassificationTask, state: dict[str, Tensor]) -> nn.Module:
+    """The task's network; a new one with the same weights if its own is spread over processes."""
+    if not is_sharded(task.model):
+        return task.model
+    twin = type(task)(**{**task.hparams, "pretrained": False})
+    twin.load_state_dict(state)
+    return twin.model
 
 
 def _publish(folder: Path, name: str) -> None:

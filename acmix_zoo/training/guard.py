@@ -31,7 +31,8 @@ def keep_batch(folder: Path, trainer: L.Trainer, batch: Any, index: int, loss: T
         Where it is, or why it could not be written.
     """
     path = folder / f"not_finite_step{trainer.global_step}_rank{trainer.global_rank}.pt"
-    names = getattr(getattr(trainer, "datamodule", None), "describe_batch", lambda index: [])(index)
+    data: Any = getattr(trainer, "datamodule", None)
+    names = data.describe_batch(index) if hasattr(data, "describe_batch") else []
     content = {
         "images": batch[0].detach().cpu().contiguous(),
         "targets": batch[1].detach().cpu(),
