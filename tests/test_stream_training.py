@@ -138,9 +138,9 @@ def test_two_processes_killed_in_the_middle(tmp_path: Path, workers: int) -> Non
     (tmp_path / "script.py").write_text(SCRIPT)
 
     def run(folder: str, name: str, die: int = -1) -> int:
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command += [str(tmp_path / "script.py"), str(tmp_path / "set"), str(tmp_path / folder), name, str(die)]
-        done = subprocess.run([*command, str(workers)], capture_output=True, text=True, timeout=240)
+        done = subprocess.run([*command, str(workers)], capture_output=True, text=True, timeout=120)
         if die < 0:
             assert done.returncode == 0, done.stderr[-3000:]
         return done.returncode
