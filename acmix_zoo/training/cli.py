@@ -17,6 +17,7 @@ from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training.checkpoints import is_checkpoint
 from acmix_zoo.training.finish import finish_run
 from acmix_zoo.training.run import RunFolder
+from acmix_zoo.training.speed import Speed
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -60,8 +61,9 @@ class TrainingCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run folder; take the number of classes from the data."""
+        """Add the run folder and the watch over speed; take the number of classes from the data."""
         parser.add_lightning_class_args(RunFolder, "run")
+        parser.add_lightning_class_args(Speed, "speed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:

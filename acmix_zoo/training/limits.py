@@ -14,8 +14,8 @@ from acmix_zoo.data.augment import kept_random_state
 from acmix_zoo.layers.complexity import complexity
 
 
-def loader_rate(loader: Any, seconds: float) -> float | None:
-    """Images/s of a loader of (images, …) batches in itself; None if it has too few batches to tell.
+def loader_rate(loader: Any, seconds: float, workers: int = 0) -> float | None:
+    """Images/s of a loader of (images, …) batches by itself; None if it has too few batches to tell.
 
     The first batch of each worker is not timed: starting is not loading, and what the workers had ready would count as
     loaded in no time. Random states and warnings stay as they were.
@@ -28,7 +28,7 @@ def loader_rate(loader: Any, seconds: float) -> float | None:
                 images, end = images + len(batch[0]), time.perf_counter()
                 if end - start >= seconds:
                     break
-            elif index + 1 >= getattr(loader, "num_workers", 0):
+            elif index + 1 >= workers:
                 start = time.perf_counter()
     return images / (end - start) if end > start else None
 

@@ -75,8 +75,9 @@ class Speed(L.Callback):
         data = getattr(trainer, "datamodule", None)
         if self.loader_seconds and data is not None and not getattr(trainer, "fast_dev_run", False):
             trainer.strategy.barrier("loader")  # all processes at the same time, as in the training
-            rate = torch.tensor(loader_rate(data.train_dataloader(), self.loader_seconds) or float("nan"))
-            total = float(trainer.strategy.reduce(rate.to(trainer.strategy.root_device), reduce_op="sum"))
+            own = loader_rate(data.train_dataloader(), self.loader_seconds, _workers(trainer))
+            rate = torch.tensor(own or float("nan"), device=trainer.strategy.root_device)
+            total = float(trainer.strategy.reduce(rate, reduce_op="sum"))
             self._loader = total if total == total else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -208,8 +209,7 @@ class Speed(L.Callback):
         return figures
 
     def _sentence(self, trainer: L.Trainer, figures: dict[str, float]) -> str:
-        workers = int(getattr(trainer.train_dataloader, "num_workers", 0))
-        text = ""
+        workers, text = _workers(trainer), ""
         if self._loader is not None:
             text = f"loader alone: {_rate(self._loader)} ({workers} worker{'s' * (workers != 1)}); "
         text += f"training: {_rate(figures['images_per_second'])}, "
@@ -227,6 +227,12 @@ class Speed(L.Callback):
                 "about the size that is trained on, or choose a lighter data.augment"
             )
         return text
+
+
+def _workers(trainer: L.Trainer) -> int:
+    """Loading processes beside each training process."""
+    data = getattr(trainer, "datamodule", None)
+    return int(getattr(data or trainer.train_dataloader, "num_workers", 0))
 
 
 def _rate(value: float) -> str:
