@@ -4,6 +4,7 @@
     acmix-zoo validate --config runs/X/config.yaml [--ckpt_path best]      accuracy on the validation split
     acmix-zoo test     --config runs/X/config.yaml [--ckpt_path best]      accuracy on the test split
     acmix-zoo predict  --config runs/X/config.yaml --data.predict_source FOLDER      writes runs/X/predictions.csv
+    acmix-zoo reproduce NAME [--run.folder FOLDER] [options of fit]        train again what a record says, and compare
     acmix-zoo list     [PATTERN] [--pretrained]                            networks, weights, parameters, MACs, scores
     acmix-zoo info     MODEL                                               the paper's two stages, layer by layer
     acmix-zoo verify   WEIGHTS... [--data SOURCE]                          are they what their record says?
@@ -23,14 +24,14 @@ import difflib
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 MODEL_COMMANDS = ("list", "info")
 WEIGHT_COMMANDS = ("verify", "export", "convert", "push", "pull")
-COMMANDS = (*TRAINER_COMMANDS, *MODEL_COMMANDS, *WEIGHT_COMMANDS, "classify", "bench", "plan")
+COMMANDS = (*TRAINER_COMMANDS, *MODEL_COMMANDS, *WEIGHT_COMMANDS, "classify", "bench", "plan", "reproduce")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from acmix_zoo.cli_plan import plan
 
             plan(argv[1:])
+        elif argv[0] == "reproduce":
+            from acmix_zoo.cli_reproduce import reproduce
+
+            return 0 if reproduce(argv[1:], _train) else 1
         elif argv[0] in MODEL_COMMANDS:
             from acmix_zoo import cli_models
 
@@ -86,14 +91,22 @@ def _ours(error: BaseException) -> bool:
     return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
 
 
-def _train(argv: list[str]) -> None:
+def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> Any:
+    """Run fit, validate, test or predict; `before_fit` is called with the command line once all is built."""
     try:
         from acmix_zoo.training.cli import TrainingCLI
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}; training needs: pip install 'acmix-zoo[train]'") from error
-    given, sys.argv = sys.argv, ["acmix-zoo", *argv]  # LightningCLI reads the arguments there
+
+    class Run(TrainingCLI):
+        def before_fit(self) -> None:
+            if before_fit:
+                before_fit(self)
+
+    # LightningCLI reads the arguments there; and where Lightning starts further processes, they begin as this one did
+    given, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
-        TrainingCLI(command=shlex.join(sys.argv))
+        return Run(command=shlex.join(["acmix-zoo", *argv]))
     finally:
         sys.argv = given
 

@@ -23,7 +23,7 @@ def verify(arguments: Sequence[str]) -> bool:
     options = parser.parse_args(arguments)
     good = True
     for name in options.weights:
-        folder = _folder(name)
+        folder = weight_folder(name)
         problems = check_folder(folder)
         if not problems and options.data:
             from acmix_zoo.analysis.evaluate import compare
@@ -45,7 +45,7 @@ def verify(arguments: Sequence[str]) -> bool:
     return good
 
 
-def _folder(name: str) -> Path:
+def weight_folder(name: str) -> Path:
     """The weight folder that a name or a path means."""
     if (Path(name) / "config.json").is_file():
         return Path(name)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -223,12 +224,17 @@ def test_full_disk_at_the_very_end(pictures: Path, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.slow
-def test_two_processes_count_every_image_once(pictures: Path, tmp_path: Path) -> None:
-    """In a process of its own: a launcher that starts processes has no place in the one that runs the tests."""
+@pytest.mark.parametrize(
+    "program",
+    [[sys.executable, "-m", "acmix_zoo.cli"], [Path(sys.executable).parent / "acmix-zoo"]],
+    ids=["module", "script"],
+)
+def test_two_processes_count_every_image_once(program: list[Any], pictures: Path, tmp_path: Path) -> None:
+    """In a process of its own: a launcher that starts processes has no place in the one that runs the tests. Lightning
+    starts the second as the first was started."""
     folder = tmp_path / "two"
     more = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=2", "--data.batch_size=4"]
-    command = [sys.executable, "-m", "acmix_zoo.cli", *arguments(pictures, folder, *more)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run([*program, *arguments(pictures, folder, *more)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     record = read_config(folder / "weights")["acmix_zoo"]
     assert record["environment"]["devices"] == 2

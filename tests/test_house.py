@@ -75,7 +75,7 @@ def test_version_is_stated_once_and_the_same() -> None:
     assert f"## {acmix_zoo.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_wheel_carries_code_and_weights(tmp_path: Path) -> None:
+def test_wheel_carries_code_weights_and_recipes(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
         check=True,
@@ -84,20 +84,21 @@ def test_wheel_carries_code_and_weights(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
-    weights = {
-        f"acmix_zoo/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "checkpoints").rglob("*") if path.is_file()
-    }
-    assert code | weights <= names
+    files = [path for name in ("checkpoints", "recipes") for path in (ROOT / name).rglob("*") if path.is_file()]
+    assert code | {f"acmix_zoo/{path.relative_to(ROOT).as_posix()}" for path in files} <= names
     assert not [name for name in names if not name.startswith(("acmix_zoo/", "acmix_zoo-"))]
 
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     name = "acmix_resnet_pico"
     load = f"import timm, acmix_zoo; print(timm.create_model({name!r}, pretrained=True).pretrained_cfg['file'])"
+    load += f"; from acmix_zoo.cli_reproduce import find_target; print(find_target({name!r}).arguments[1])"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     found = subprocess.run(
         [sys.executable, "-c", load], check=True, capture_output=True, text=True, cwd=tmp_path, env=environment
     )
-    assert Path(found.stdout.strip()).is_relative_to(tmp_path / "site" / "acmix_zoo" / "checkpoints")
+    file, recipe = map(Path, found.stdout.split())
+    assert file.is_relative_to(tmp_path / "site" / "acmix_zoo" / "checkpoints")
+    assert recipe == tmp_path / "site" / "acmix_zoo" / "recipes" / "fashion_mnist" / f"{name}.yaml"
 
 
 def test_nothing_large_or_foreign_is_tracked() -> None:
