@@ -28,6 +28,7 @@ from acmix_zoo.training.limits import device_peak, loader_rate, training_flops, 
 from acmix_zoo.training.speed import Speed
 
 BATCH, LOAD, STEP, VALID = 2, 0.5, 3.0, 7.0  # images; seconds an image, a training step, a validation step
+STREAM = {"streaming": True, "epoch_images": 24, "num_workers": 1, "val_fraction": 0}
 MACS = 3 * 4 * 4 * 2
 PEAK = 4 * 0.5 * 6 * MACS  # FLOP/s: half an image a second is a quarter of it
 
@@ -345,7 +346,7 @@ def train(source: Path, folder: Path, *callbacks: L.Callback, **options: Any) ->
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_workers": 0}, {"num_workers": 1}, {"streaming": True, "epoch_images": 24, "num_workers": 1}],
+    [{"num_workers": 0}, {"num_workers": 1}, STREAM],
     ids=["0 workers", "1 worker", "stream"],
 )
 def test_weights_are_the_same_with_and_without(options: dict[str, Any], tmp_path: Path) -> None:
