@@ -20,6 +20,8 @@ from PIL import Image
 from test_training import make_pictures
 
 from acmix_zoo import create_model
+from acmix_zoo.analysis.machines import GPUS
+from acmix_zoo.analysis.plan import UTILISATION
 from acmix_zoo.cli import main
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.models._published import is_reconstruction, published
@@ -168,6 +170,7 @@ def test_estimate_and_expected_score(recipe: Path, parse: Any) -> None:
         macs = complexity(create_model(name)).macs
     assert gmacs == pytest.approx(macs / 1e9, abs=0.005)
     assert (images, epochs) == (TRAINING_IMAGES["imagenet1k"], settings.trainer.max_epochs)
+    assert (peak, share) == (GPUS["a100"].peak["bfloat16"] / 1e12, 100 * UTILISATION[2])  # as `plan` assumes
     assert hours == round(6 * macs * images * epochs / (peak * 1e12 * share / 100) / 3600)
     if recipe.stem == name:
         assert f"Expected: {published(name).top1} % top-1 (published; not run here)." in text
