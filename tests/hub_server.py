@@ -122,12 +122,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         parts = [unquote(part) for part in self.path.partition("?")[0].strip("/").split("/")]
+        parts = parts[1:] if parts[0] == "datasets" else parts  # files of a data set
         level = self.level()
         if level is None:
             return
         if parts[:2] == ["api", "whoami-v2"]:
             self.answer({"name": "someone", "type": "user", "orgs": [{"name": "org"}]})
-        elif parts[:2] == ["api", "models"] and len(parts) >= 4:
+        elif parts[0] == "api" and parts[1] in ("models", "datasets") and len(parts) >= 4:
             self.info("/".join(parts[2:4]), parts[4:], level)
         elif len(parts) >= 5 and parts[2] == "resolve":
             self.resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]), level)
@@ -147,7 +148,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         files = repo.commits[commit]
         if rest[:1] == ["tree"]:
-            self.answer([_entry(path, content) for path, content in files.items()])
+            entries = _tree(files, "/".join(rest[2:]), "recursive=true" in self.path.lower())
+            if entries:
+                self.answer(entries)
+            else:
+                self.refuse(404, "Entry not found", "EntryNotFound")
             return
         siblings = [{"rfilename": path} for path in files]
         self.answer(
@@ -187,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer({"errors": [], "warnings": []})
         elif parts[:2] == ["api", "repos"]:
             self.create(json.loads(body), level)
-        elif parts[:2] == ["api", "models"] and len(parts) >= 6:
+        elif parts[0] == "api" and parts[1] in ("models", "datasets") and len(parts) >= 6:
             name, verb, revision = "/".join(parts[2:4]), parts[4], parts[5]
             repo = self.repo(name, level)
             if repo is None:
@@ -274,6 +279,16 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(body)["paths"] if body[:1] == b"{" else []
         files = repo.commits[commit] if commit else {}
         self.answer([_entry(path, files[path]) for path in asked if path in files])
+
+
+def _tree(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict[str, Any]]:
+    below = f"{folder}/" if folder else ""
+    inside = {path: content for path, content in files.items() if path.startswith(below)}
+    if recursive:
+        return [_entry(path, content) for path, content in inside.items()]
+    folders = {below + path.removeprefix(below).split("/")[0] for path in inside if "/" in path.removeprefix(below)}
+    found = [_entry(path, content) for path, content in inside.items() if "/" not in path.removeprefix(below)]
+    return found + [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
 
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:

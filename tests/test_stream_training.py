@@ -15,7 +15,7 @@ pytest.importorskip("lightning")
 import lightning as L
 from hub_server import Hub, Repo
 from lightning.pytorch.callbacks import ModelCheckpoint
-from streams import shards, write_parquet
+from streams import shards
 from test_data_module import QUIET, Recorder
 
 from acmix_zoo.data import ImageDataModule
@@ -181,22 +181,39 @@ def read_hub(hub: Hub, name: str, tmp_path: Path, workers: int = 0, **options: A
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
 
 
+CARD = b"""---
+dataset_info:
+  splits:
+  - {name: train, num_bytes: 1000, num_examples: 12}
+---
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_data_set_of_the_hub(tmp_path: Path, workers: int) -> None:
-    write_parquet(tmp_path / "a.parquet", range(8), rows=4)
-    write_parquet(tmp_path / "b.parquet", range(8, 12), rows=4)
-    files = {
-        f"data/train-0000{i}-of-00002.parquet": (tmp_path / f).read_bytes()
-        for i, f in enumerate(["a.parquet", "b.parquet"])
-    }
+@pytest.mark.parametrize(("kind", "workers"), [("parquet", 0), ("parquet", 2), ("webdataset", 2)])
+def test_a_data_set_of_the_hub(tmp_path: Path, kind: str, workers: int) -> None:
+    shards(tmp_path / "set", kind, (8, 4))
+    files = {f"data/{file.name}": file.read_bytes() for file in (tmp_path / "set").iterdir()}
+    (tmp_path / "names.txt").write_text("ant\nbee\ncow\n")
+    options = {"classes_file": str(tmp_path / "names.txt")} if kind == "webdataset" else {}
     with Hub() as hub:
-        hub.repos["org/set"] = Repo(private=False)
-        sha = hub.repos["org/set"].commit("main", files)
-        done = read_hub(hub, "org/set", tmp_path, workers, epoch_images=12)
+        repo = hub.repos["org/set"] = Repo(private=False)
+        repo.commit("main", files)
+        done = read_hub(hub, "org/set", tmp_path, workers, **options)
+        assert "ValueError: org/set does not say how many training images it has; set epoch_images" in done.stderr
+        done = read_hub(hub, "org/set", tmp_path, workers, epoch_images=24, **options)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert len(json.loads(done.stdout.splitlines()[-1])[0]) == 24
+        sha = repo.commit("main", files | {"README.md": CARD})
+        done = read_hub(hub, "org/set", tmp_path, workers, **options)
         assert done.returncode == 0, done.stderr[-3000:]
         seen, names, described = json.loads(done.stdout.splitlines()[-1])
-        assert sorted(seen) == list(range(12)) and names == ["cat", "dog", "emu"]
-        assert described["fingerprint"] == sha[:16]
-        done = read_hub(hub, "org/set", tmp_path)
-        assert "ValueError: org/set does not say how many training images it has; set epoch_images" in done.stderr
+        assert set(seen) == set(range(12)) if workers == 0 else len(seen) == 12
+        assert names == (["ant", "bee", "cow"] if options else ["cat", "dog", "emu"])
+        assert described["fingerprint"] == sha[:16] and described["splits"]["train"] == 12
+        if kind == "webdataset":
+            done = read_hub(hub, "org/set", tmp_path)
+            assert (
+                "ValueError: org/set: column 'cls' does not say which classes there are; give classes_file"
+                in done.stderr
+            )
