@@ -1,5 +1,6 @@
 # make demo   the main job, end to end, in a few minutes
 # make test   ruff, mypy and the whole quick suite
+# make test-distributed   what takes several processes, networks and kills: minutes
 # Both keep their environment in .venv; a stamp beside it makes that free when pyproject.toml has not changed.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,7 +10,7 @@ IMAGES := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 # Nothing after the installation needs a network: a missing file is an error at once, not a retry of a minute.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow lint data bench readme clean
+.PHONY: demo test test-slow test-distributed lint data bench readme clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.train
@@ -20,6 +21,10 @@ test: lint data
 
 test-slow: .venv/.test data
 	$(BIN)/python -m pytest -q -m slow
+
+# Processes that are killed, joined over networks and compared to the bit; ends with a table of what was shown.
+test-distributed: .venv/.test data
+	$(BIN)/python -m pytest -q -m distributed
 
 lint: .venv/.test
 	$(BIN)/ruff check .

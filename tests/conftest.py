@@ -6,8 +6,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by huggingface_hub at impor
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,25 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+FIGURES = pytest.StashKey[list[tuple[str, str]]]()
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Put a line into the table that `make test-distributed` ends with: what was shown, and the figures."""
+    rows = request.config.stash.setdefault(FIGURES, [])
+    return lambda what, figures: rows.append((what, figures))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    rows = config.stash.get(FIGURES, [])
+    if rows:
+        width = max(len(what) for what, _ in rows)
+        terminalreporter.section("shown, with figures")
+        for what, figures in rows:
+            terminalreporter.write_line(f"{what.ljust(width)}  {figures}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -166,6 +166,9 @@ def test_other_sizes_are_refused_or_explained(tmp_path: Path, capsys: pytest.Cap
     for change in ({"batch_size": 6}, {"accumulate": 2}):
         with pytest.raises(ValueError, match=r"--data.batch_size 4 --trainer.accumulate_grad_batches 1, or begin"):
             run(tmp_path / "at.ckpt", **change)
+    with pytest.raises(ValueError, match=r"of a run on data \(fingerprint .*Give the same images to go on"):
+        (source / "a" / "3.png").unlink()
+        run(tmp_path / "at.ckpt")
     ours = {"processes": 2, "batch_size": 2, "accumulate_grad_batches": 1}
     said = compare_sizes({"processes": 1, "batch_size": 4, "accumulate_grad_batches": 1}, ours)
     assert said is not None and "the schedule stay the same" in said and "to the bit" in said

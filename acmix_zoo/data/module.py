@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 import lightning as L
@@ -15,9 +14,9 @@ from torch.utils.data import DataLoader
 
 from acmix_zoo.data.augment import Augment, Pixels
 from acmix_zoo.data.batches import ImageDataset, as_is
-from acmix_zoo.data.images import bad_images, find_images
+from acmix_zoo.data.checks import check_images, check_options, pictures_to_predict, three_numbers
 from acmix_zoo.data.mixing import Mixing
-from acmix_zoo.data.resume import compare_sizes
+from acmix_zoo.data.resume import compare_data, compare_sizes
 from acmix_zoo.data.samplers import EpochSampler, ShardSampler
 from acmix_zoo.data.sources import FileImages, Images, Source, open_source
 from acmix_zoo.data.splits import stratified
@@ -102,25 +101,10 @@ class ImageDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction={val_fraction}: expected a share in [0, 1)")
-        if image_size < 1 or batch_size < 1 or repeats < 1 or max_bad < 0:
-            raise ValueError(
-                f"image_size={image_size}, batch_size={batch_size}, repeats={repeats}: each must be at least 1, and "
-                f"max_bad={max_bad} at least 0"
-            )
-        if min(std) <= 0:
-            raise ValueError(f"std={list(std)}: expected positive numbers")
-        if interpolation not in ("nearest", "bilinear", "bicubic", "lanczos"):
-            raise ValueError(f"interpolation={interpolation!r}: expected nearest, bilinear, bicubic or lanczos")
-        known = ("none", "light", "imagenet")
-        if augment not in known and not augment.startswith(("rand", "augmix", "original", "v0", "3a")):
-            raise ValueError(
-                f"augment={augment!r}: expected {', '.join(known)} or a timm string such as 'rand-m9-inc1'"
-            )
+        counts = {"image_size": image_size, "batch_size": batch_size, "repeats": repeats}
+        check_options(val_fraction, shift, interpolation, augment, max_bad, counts)
+        self.mean, self.std = three_numbers(mean, std)
         self.batch_size, self.num_workers, self.val_fraction = batch_size, num_workers, val_fraction
-        if not 0 <= shift < 1:
-            raise ValueError(f"shift={shift}: expected a share of the image's side, in [0, 1)")
         self.repeats, self.max_bad = repeats, max_bad
         self.predict_source, self.seed = predict_source, seed
         self.source: Source | StreamSource = (
@@ -130,8 +114,7 @@ class ImageDataModule(L.LightningDataModule):
         self.num_classes = len(self.class_names)
         self.input_size = (3, image_size, image_size)
         crop_pct = crop_pct or (1.0 if image_size <= 64 else 0.875)
-        self.pixels = Pixels(image_size, _three(mean), _three(std), interpolation, crop_pct)
-        self.mean, self.std = self.pixels.mean, self.pixels.std
+        self.pixels = Pixels(image_size, self.mean, self.std, interpolation, crop_pct)
         self.augment = Augment(self.pixels, augment, shift=shift, hflip=hflip, random_erasing=random_erasing)
         self.interpolation, self.crop_pct = interpolation, crop_pct
         self.eval_transform = self.pixels.eval_transform()  # PIL -> (3, S, S) float32
@@ -145,13 +128,7 @@ class ImageDataModule(L.LightningDataModule):
         self._stream: StreamLoaders | None = None
         if isinstance(self.source, StreamSource):
             self._stream = StreamLoaders(
-                self.source,
-                self.augment,
-                batch_size=batch_size,
-                workers=num_workers,
-                seed=seed,
-                max_bad=max_bad,
-                epoch_images=epoch_images,
+                self.source, self.augment, batch_size, num_workers, seed, max_bad, epoch_images or 0
             )
             self._stream.check(val_fraction, repeats)
 
@@ -183,42 +160,18 @@ class ImageDataModule(L.LightningDataModule):
             ValueError: unreadable files (named), or nothing to predict.
         """
         if stage == "predict":
-            self._setup_predict()
+            self.predict_paths = pictures_to_predict(self.predict_source)
             return
         if self._stream:
             return  # its images are looked at as they come
         for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
-            if name not in self.parts() or name in self._checked:
-                continue
-            images, indices = self.parts()[name]
-            if problems := images.problems(indices.tolist()):
-                shown = "\n  ".join(problems[:5])
-                more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
-                raise ValueError(
-                    f"{len(problems)} of {len(indices)} {name} images cannot be used; "
-                    f"repair or remove them:\n  {shown}{more}"
-                )
-            self._checked.add(name)
-
-    def _setup_predict(self) -> None:
-        if self.predict_source is None:
-            raise ValueError("nothing to predict: set predict_source to a picture or a folder of pictures")
-        place = Path(self.predict_source).expanduser()
-        if not place.exists():
-            raise FileNotFoundError(f"predict_source {place} does not exist")
-        found = find_images(place) if place.is_dir() else [str(place)]
-        if not found:
-            raise ValueError(f"predict_source {place} holds no pictures")
-        if problems := bad_images(found):
-            raise ValueError(
-                f"{len(problems)} files cannot be predicted; repair or remove them: {'; '.join(problems[:5])}"
-            )
-        self.predict_paths = found
+            if name in self.parts() and name not in self._checked:
+                check_images(*self.parts()[name], name)
+                self._checked.add(name)
 
     def describe(self) -> dict[str, Any]:
         """What a record of a run says about its data: name, fingerprint, images a split, license."""
-        parts = {} if self._stream else self.parts()
-        sizes = self._stream.sizes() if self._stream else {name: len(indices) for name, (_, indices) in parts.items()}
+        sizes = self._stream.sizes() if self._stream else {name: len(own) for name, (_, own) in self.parts().items()}
         return {
             "name": self.source.name,
             "fingerprint": self.source.fingerprint(),
@@ -244,14 +197,8 @@ class ImageDataModule(L.LightningDataModule):
         images, indices = self.parts()["train"]
         dataset = ImageDataset(images, indices, self.augment, seed=self.seed, max_bad=self.max_bad)
         start = self._resume["batch"] * self.batch_size
-        self._sampler = EpochSampler(
-            dataset,
-            self.seed,
-            step=self.batch_size * self._accumulated,
-            repeats=self.repeats,
-            epoch=self._resume["epoch"],
-            start=start,
-        )
+        step, epoch = self.batch_size * self._accumulated, self._resume["epoch"]
+        self._sampler = EpochSampler(dataset, self.seed, step=step, repeats=self.repeats, epoch=epoch, start=start)
         # a last batch of one image upsets batch normalisation; but few images must not mean no batch
         return self._loader(dataset, self._sampler, drop_last=len(self._sampler) >= self.batch_size)
 
@@ -341,19 +288,14 @@ class ImageDataModule(L.LightningDataModule):
         """Go on where the state says.
 
         Raises:
-            ValueError: it is of a run with other batches.
+            ValueError: it is of a run with other images or other batches.
         """
         theirs = state_dict.get("size")
         if self.trainer is not None and self.trainer.state.fn == "fit" and theirs:
+            compare_data(state_dict["card"]["dataset"], self.card()["dataset"])
             said = compare_sizes(theirs, self._sizes())
             if said and self.trainer.is_global_zero:
                 print(said, flush=True)
         self._resume = {name: state_dict.get(name) for name in ("epoch", "batch", "stream")}
         # Lightning looks for the position in the loader; it is here
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-
-
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) != 3:
-        raise ValueError(f"mean and std: expected three numbers, one a channel, found {list(values)}")
-    return float(values[0]), float(values[1]), float(values[2])

@@ -1,6 +1,20 @@
-"""Whether a run can go on from another run's state: what a place in an epoch is counted in."""
+"""Whether a run can go on from another run's state: the images, and what a place in an epoch is counted in."""
 
 from __future__ import annotations
+
+
+def compare_data(theirs: dict[str, object], ours: dict[str, object]) -> None:
+    """Compare what `ImageDataModule.describe` said of the images of a checkpoint with this run's.
+
+    Raises:
+        ValueError: they are others.
+    """
+    if any(theirs.get(key) != ours[key] for key in ("fingerprint", "splits")):
+        was, now = (f"{d.get('name')} (fingerprint {d.get('fingerprint')}, {d.get('splits')})" for d in (theirs, ours))
+        raise ValueError(
+            f"the checkpoint is of a run on {was}, this one has {now}. Give the same images to go on; for others take "
+            "another --run.folder, and start from its weights with --model.pretrained if that is meant"
+        )
 
 
 def compare_sizes(theirs: dict[str, int], ours: dict[str, int]) -> str | None:

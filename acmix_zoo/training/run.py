@@ -118,9 +118,13 @@ class RunFolder(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals, after Lightning has put its own handlers in place."""
         self._signals.take()
+        self._start_clock()  # a run that goes on within an epoch does not start one
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the epoch's clock."""
+        self._start_clock()
+
+    def _start_clock(self) -> None:
         self._epoch_start, self._validation_seconds, self._images = time.perf_counter(), 0.0, 0
 
     def on_train_batch_start(
@@ -165,6 +169,7 @@ class RunFolder(Checkpoint):
         if self._stop:
             if self._stop == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
                 requeue()
+            trainer.strategy.barrier("requeue")  # srun kills the other tasks when the first one ends
             raise Interrupted(128 + self._stop)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,0 +1,145 @@
+"""Several processes do what one does: `make test-distributed`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from processes import command, differences, fit, largest_difference, run, torchrun
+
+from acmix_zoo.weights import check_folder
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
+Figure = Callable[[str, str], None]
+MESH = {
+    "trainer__devices": 2, "trainer__strategy": "lightning.pytorch.strategies.ModelParallelStrategy",
+    "trainer__strategy__data_parallel_size": 2, "trainer__strategy__tensor_parallel_size": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 steps of one process, batch 16."""
+    folder = tmp_path_factory.mktemp("alone")
+    run(command(fit(folder / "run")), folder / "log")
+    return folder / "run"
+
+
+def last(folder: Path) -> Path:
+    return folder / "checkpoints/last.ckpt"
+
+
+def scores(folder: Path) -> dict[str, float]:
+    """Of the validation of the last epoch."""
+    history = torch.load(last(folder), weights_only=True)["callbacks"]["RunFolder"]["history"][-1]
+    return {key: value for key, value in history.items() if key.startswith("val/")}
+
+
+def test_the_same_recipe_twice(alone: Path, tmp_path: Path, figure: Figure) -> None:
+    run(command(fit(tmp_path / "again")), tmp_path / "log")
+    assert differences(last(alone), last(tmp_path / "again")) == []
+    figure("the same recipe and seed twice", "0 tensors differ")
+
+
+def test_two_processes_take_the_steps_of_one(alone: Path, tmp_path: Path, figure: Figure) -> None:
+    folder = tmp_path / "two"
+    run(command(fit(folder, trainer__devices=2, trainer__strategy="ddp", data__batch_size=8)), tmp_path / "log")
+    found = largest_difference(last(alone), last(folder))
+    assert found < 1e-5
+    assert json.loads((folder / "weights/config.json").read_text())["acmix_zoo"]["environment"]["devices"] == 2
+    figure("DDP on 2 processes against 1, 20 steps of SGD", f"weights differ by at most {found:.1e}")
+
+
+def test_two_processes_take_the_steps_of_one_with_adam(tmp_path: Path, figure: Figure) -> None:
+    """Adam divides by the root of a square: where a gradient is nearly zero, rounding is not nearly nothing."""
+    adam = {"model__optimizer": "adamw", "model__lr": 1e-3, "data__augment": "rand-m9-mstd0.5-inc1"}
+    run(command(fit(tmp_path / "one", **adam)), tmp_path / "log")
+    adam |= {"trainer__devices": 2, "trainer__strategy": "ddp", "data__batch_size": 8}
+    run(command(fit(tmp_path / "two", **adam)), tmp_path / "log")
+    found = largest_difference(last(tmp_path / "one"), last(tmp_path / "two"))
+    assert found < 2e-4
+    figure("the same with AdamW and RandAugment", f"weights differ by at most {found:.1e}")
+
+
+def test_accumulation_equals_the_large_batch(alone: Path, tmp_path: Path, figure: Figure) -> None:
+    few = {"data__batch_size": 4, "trainer__accumulate_grad_batches": 4, "trainer__limit_train_batches": 40}
+    run(command(fit(tmp_path / "run", **few)), tmp_path / "log")
+    found = largest_difference(last(alone), last(tmp_path / "run"))
+    assert found < 1e-5
+    figure("4 accumulated batches of 4 against 16", f"weights differ by at most {found:.1e}")
+
+
+def test_gradient_checkpointing_changes_nothing(alone: Path, tmp_path: Path, figure: Figure) -> None:
+    run(command(fit(tmp_path / "run", model__grad_checkpointing="true")), tmp_path / "log")
+    found = largest_difference(last(alone), last(tmp_path / "run"))
+    assert found < 1e-6
+    figure("gradient checkpointing", f"weights differ by at most {found:.1e}")
+
+
+def test_bf16(alone: Path, tmp_path: Path, figure: Figure) -> None:
+    run(command(fit(tmp_path / "run", trainer__precision="bf16-mixed")), tmp_path / "log")
+    found, plain = scores(tmp_path / "run")["val/loss"], scores(alone)["val/loss"]
+    assert found == pytest.approx(plain, abs=0.05)
+    figure("bf16-mixed", f"validation loss {found:.4f} after 20 steps, float32 {plain:.4f}")
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_evaluation_is_exact_to_the_bit(processes: int, alone: Path, tmp_path: Path, figure: Figure) -> None:
+    """180 validation images in batches of 16: twelve batches, which neither 2 nor 3 processes see equally many of."""
+    again = fit(tmp_path / "unused", data__batch_size=7, run__folder=alone, ckpt_path=alone / "checkpoints/best.ckpt")
+    again[0] = "validate"
+    one = shown(run(command(again), tmp_path / "one.log"))
+    many = shown(run(torchrun([*again, f"--trainer.devices={processes}"], processes), tmp_path / "many.log"))
+    assert one == many and set(one) == {"val/loss", "val/top1", "val/top5"}
+    figure(f"evaluation on {processes} processes against 1", f"the same digits: {json.dumps(one)}")
+
+
+def shown(text: str) -> dict[str, str]:
+    """The metrics of Lightning's table, digit for digit; every process must have seen the same."""
+    rows = [line.replace("│", " ").split() for line in text.splitlines() if "val/" in line]
+    found = {words[0]: words[1] for words in rows if len(words) == 2}
+    assert len(set(map(tuple, rows))) == len(found)
+    return found
+
+
+def test_a_network_spread_over_processes(alone: Path, tmp_path: Path, figure: Figure) -> None:
+    """FSDP2 through Lightning: the same steps; a checkpoint of parts goes on, and becomes the same weight folder."""
+    folder = tmp_path / "mesh"
+    words = fit(folder, **MESH, data__batch_size=8)
+    run(torchrun(words, 2), tmp_path / "log")
+    sharded = last(folder)
+    assert sorted(path.name for path in sharded.iterdir()) == [".metadata", "__0_0.distcp", "__1_0.distcp", "meta.pt"]
+    assert check_folder(folder / "weights") == []
+    exported = {}
+    for name, source in (("one", last(alone)), ("mesh", sharded)):
+        run(command(["export", str(source), str(tmp_path / name)]), tmp_path / "log")
+        assert check_folder(tmp_path / name) == []
+        exported[name] = {path.name for path in (tmp_path / name).rglob("*") if path.is_file()}
+    assert exported["one"] == exported["mesh"]
+    found = largest_weight_difference(tmp_path / "one", tmp_path / "mesh")
+    assert found < 1e-5
+    figure("fully_shard on 2 processes (ModelParallelStrategy)", f"exported weights differ by at most {found:.1e}")
+
+
+def test_a_network_spread_over_processes_goes_on(tmp_path: Path, figure: Figure) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(torchrun(fit(whole, **MESH, data__batch_size=8), 2), tmp_path / "log")
+    stopped = fit(cut, **MESH, data__batch_size=8, run__save_every=4)
+    from processes import Process
+
+    process = Process(torchrun(stopped, 2), tmp_path / "cut.log")
+    process.wait_for("epoch 1/2")
+    process.kill()
+    run(torchrun(stopped, 2), tmp_path / "log")
+    found = largest_weight_difference(whole / "weights", cut / "weights")
+    assert found == 0
+    figure("the same, killed and resumed", f"weights differ by at most {found:.0e}")
+
+
+def largest_weight_difference(a: Path, b: Path) -> float:
+    from safetensors.torch import load_file
+
+    one, two = (load_file(folder / "model.safetensors") for folder in (a, b))
+    assert one.keys() == two.keys()
+    return max(float((one[key] - two[key]).abs().max()) for key in one)

@@ -1,0 +1,219 @@
+"""Two machines, one of which fails; signals to one process of several; SLURM: `make test-distributed`."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from processes import Node, Process, can_make_networks, command, differences, fit, run, torchrun, two_nodes
+
+from acmix_zoo.training.checkpoints import is_checkpoint
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
+Figure = Callable[[str, str], None]
+TWO = {
+    "trainer__strategy": "ddp", "trainer__devices": 1, "trainer__num_nodes": 2, "data__batch_size": 8,
+    "model__ema_decay": 0.9, "run__save_every": 2, "trainer__max_epochs": 4, "trainer__limit_train_batches": 15,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[tuple[list[Node], str]]:
+    if not can_make_networks():
+        pytest.skip("network namespaces need root and iproute2")
+    with two_nodes() as made:
+        yield made
+
+
+def agents(
+    nodes: tuple[list[Node], str], folder: Path, which: tuple[int, ...] = (0, 1), restarts: int = 3
+) -> list[Process]:
+    """A torchrun agent on each node, for the run in `folder`."""
+    made, address = nodes
+    options = ("--nnodes=2", f"--max-restarts={restarts}", "--rdzv-backend=c10d", f"--rdzv-endpoint={address}:29517")
+    words = torchrun(fit(folder, **TWO), 1, *options, f"--rdzv-id={folder.name}", "--monitor-interval=0.5")
+    return [
+        Process([*made[i].prefix, *words], folder.parent / f"{folder.name}-{i}-{time.time_ns()}.log",
+                {"GLOO_SOCKET_IFNAME": made[i].interface, "TP_SOCKET_IFNAME": made[i].interface})
+        for i in which
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nodes: tuple[list[Node], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nodes") / "whole"
+    for agent in agents(nodes, folder):
+        agent.end()
+    return folder
+
+
+def test_a_node_fails_and_comes_back(
+    nodes: tuple[list[Node], str], undisturbed: Path, tmp_path: Path, figure: Figure
+) -> None:
+    """Killed, as by a power cut, in the middle of an epoch; torchrun starts both again from the last checkpoint."""
+    folder = tmp_path / "failed"
+    first, second = agents(nodes, folder)
+    first.wait_for("epoch 1/4")
+    nodes[0][1].kill()
+    second.popen.wait()
+    assert is_checkpoint(folder / "checkpoints/last.ckpt")
+    (again,) = agents(nodes, folder, which=(1,))
+    said = first.end()
+    again.end()
+    assert "Restored all states from the checkpoint" in said
+    assert differences(undisturbed / "checkpoints/last.ckpt", folder / "checkpoints/last.ckpt") == []
+    figure("one of two nodes killed, started again (torchrun, two network namespaces)", "0 tensors differ at the end")
+
+
+def test_a_node_fails_for_good(
+    nodes: tuple[list[Node], str], undisturbed: Path, tmp_path: Path, figure: Figure
+) -> None:
+    """Without restarts the job stops, with an error and without harm; a later start goes on."""
+    folder = tmp_path / "stopped"
+    first, second = agents(nodes, folder, restarts=0)
+    first.wait_for("epoch 1/4")
+    nodes[0][1].kill()
+    start = time.monotonic()
+    second.popen.wait()
+    assert first.popen.wait(120) != 0
+    seconds = time.monotonic() - start
+    step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert step >= 15
+    for agent in agents(nodes, folder, restarts=0):
+        agent.end()
+    assert differences(undisturbed / "checkpoints/last.ckpt", folder / "checkpoints/last.ckpt") == []
+    figure(
+        "one of two nodes killed for good",
+        f"the other stops in {seconds:.0f} s, checkpoint of step {step} whole; started again: 0 tensors differ",
+    )
+
+
+# ---- signals
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of two processes."""
+    folder = tmp_path_factory.mktemp("pair")
+    run(command(fit(folder / "run", **PAIR)), folder / "log")
+    return folder / "run"
+
+
+PAIR = {**TWO, "trainer__devices": 2, "trainer__num_nodes": 1, "run__save_every": None}
+
+
+def test_sigterm_to_one_process_of_two(pair: Path, tmp_path: Path, figure: Figure) -> None:
+    folder = tmp_path / "run"
+    process = Process(command(fit(folder, **PAIR)), tmp_path / "log")
+    process.wait_for("epoch 1/4")
+    time.sleep(0.3)
+    os.kill(process.popen.pid, signal.SIGTERM)  # not its children
+    process.end(128 + signal.SIGTERM)
+    assert "SIGTERM: finishing the step" in process.said
+    step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert step > 15
+    run(command(fit(folder, **PAIR)), tmp_path / "again.log")
+    assert differences(pair / "checkpoints/last.ckpt", folder / "checkpoints/last.ckpt") == []
+    figure("SIGTERM to one process of two", f"both saved step {step} and stopped; resumed: 0 tensors differ")
+
+
+SRUN = """#!{python}
+# What srun does for a job of one node: a process a task, told its place by the environment.
+import os, subprocess, sys
+words = sys.argv[1:]
+while words[0].startswith("--"):
+    words.pop(0)
+places = [{{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}} for i in range(int(os.environ["SLURM_NTASKS"]))]
+made = [subprocess.Popen(words, env={{**os.environ, **place}}) for place in places]
+open(os.environ["STAND_IN"] + "/tasks", "w").write(" ".join(str(p.pid) for p in made))
+sys.exit(max(abs(p.wait()) for p in made))
+"""
+SCONTROL = """#!/bin/sh
+echo "$@" >> "$STAND_IN/scontrol"
+"""
+
+
+def test_slurm_requeues_and_resumes(pair: Path, tmp_path: Path, figure: Figure) -> None:
+    """With a stand-in for srun and scontrol: the warning signal goes to every task, as SLURM sends it to job steps."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL)):
+        (bin_ / name).write_text(text)
+        (bin_ / name).chmod(0o755)
+    environment = {
+        "PATH": f"{bin_}:{os.environ['PATH']}", "STAND_IN": str(tmp_path), "SLURM_JOB_ID": "4711", "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "acmix",
+        "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29519",
+    }  # fmt: skip
+    folder = tmp_path / "run"
+    words = ["srun", "--kill-on-bad-exit=0", *command(fit(folder, **PAIR))]
+    first = Process(words, tmp_path / "first.log", environment)
+    first.wait_for("epoch 1/4")
+    for pid in (tmp_path / "tasks").read_text().split():
+        os.kill(int(pid), signal.SIGUSR1)
+    first.end(128 + signal.SIGUSR1)
+    assert (tmp_path / "scontrol").read_text().split() == ["requeue", "4711"]  # once, by one task
+    assert "SLURM job 4711 is queued again" in first.said
+    second = Process(words, tmp_path / "second.log", environment)  # as SLURM starts it again
+    second.end()
+    assert "Restored all states" in second.said
+    assert differences(pair / "checkpoints/last.ckpt", folder / "checkpoints/last.ckpt") == []
+    figure("SLURM's SIGUSR1 (stand-in srun and scontrol)", "saved, requeued once, resumed: 0 tensors differ")
+
+
+# ---- what goes wrong in one process of two
+
+
+def test_a_loss_that_is_no_number_in_one_process(tmp_path: Path, figure: Figure) -> None:
+    """Its weights blow up at a senseless learning rate; both processes stop, whoever met it keeps its batch."""
+    folder = tmp_path / "run"
+    words = command(fit(folder, **{**PAIR, "run__save_every": 1}, model__lr=1e30, model__warmup_epochs=3))
+    said = run(words, tmp_path / "log", code=1)
+    error = next(line for line in said.splitlines() if line.startswith("acmix-zoo: error:"))
+    assert "not finite" in error or "the loss is" in error
+    kept = sorted(folder.glob("not_finite_step*_rank*.pt"))
+    for path in kept:
+        batch = torch.load(path, weights_only=True)
+        assert batch["images"].shape == (8, 3, 32, 32) and len(batch["names"]) == 8
+    last = folder / "checkpoints/last.ckpt"
+    assert not last.exists() or (is_checkpoint(last) and str(last) in error)
+    figure("a loss that is not finite, two processes", f"both stop; {len(kept)} batches kept; {error[18:80]}…")
+
+
+# ---- a disk that is full
+
+
+def test_full_disk(tmp_path: Path, figure: Figure) -> None:
+    """A real file system of 12 MB fills up; the run says so, keeps what it has, and goes on when there is room."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine mounts no tmpfs")
+    try:
+        alone = {"trainer__max_epochs": 3, "model__ema_decay": 0.9}
+        run(command(fit(tmp_path / "whole", **alone)), tmp_path / "whole.log")
+        filler = place / "filler"
+        filler.write_bytes(b"0" * 2_000_000)
+        process = Process(command(fit(place / "run", **alone)), tmp_path / "log")
+        process.wait_for("epoch 1/3")
+        with filler.open("ab") as file, pytest.raises(OSError):
+            while True:
+                os.write(file.fileno(), b"0" * 4096)
+        said = process.end(1)
+        assert "NOT SAVED" in said and "Free some space" in said and "--ckpt_path last" in said
+        last = place / "run/checkpoints/last.ckpt"
+        step = torch.load(last, weights_only=True)["global_step"]
+        filler.unlink()
+        run(command(fit(place / "run", **alone)), tmp_path / "again.log")
+        assert differences(tmp_path / "whole/checkpoints/last.ckpt", last) == []
+        figure("a full disk (tmpfs of 12 MB)", f"said so, kept step {step}; with room again: 0 tensors differ")
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
