@@ -1,19 +1,23 @@
 """Speed while training: every figure by hand on a clock that the data and the network turn; and nothing disturbed."""
 
 import copy
+import csv
 import random
+import re
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 
 pytest.importorskip("lightning")
 
 import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import SimpleProfiler
 from PIL import Image
@@ -130,7 +134,8 @@ def test_every_figure_by_hand(clock: Clock, capsys: pytest.CaptureFixture[str]) 
     """A batch takes 1 s to load and 3 s to train on; a validation of two batches takes 16 s; six batches an epoch."""
     notebook, epochs = Notebook(), Epochs()
     speed = Speed(loader_seconds=2.5, peak_flops=2 * PEAK)
-    trainer = trainer_of(speed, epochs, logger=notebook)
+    bar = ProgressBar()  # the class below all others: it keeps the figures and draws nothing
+    trainer = trainer_of(speed, epochs, bar, logger=notebook, enable_progress_bar=True)
     trainer.fit(Task(clock), Data(clock, 12))
 
     assert [row["step"] for row in notebook.rows] == list(range(1, 12))  # the very first batch is not in the window
@@ -150,8 +155,8 @@ def test_every_figure_by_hand(clock: Clock, capsys: pytest.CaptureFixture[str]) 
     assert "loader alone: 2 images/s (0 workers); training: 0.5 images/s" in out  # the first batch is not timed
     assert ", 25 % of the step waited for data, MFU 12.5 % of " in out
     assert "The loader holds the training up: raise data.num_workers (0 now" in out
-    bar = trainer.progress_bar_metrics
-    assert bar["images/s"] == 0.5 and bar["MFU"] == 0.125 and bar["min left"] == pytest.approx(16 / 60)
+    shown = bar.get_metrics(trainer, trainer.lightning_module)
+    assert shown["images/s"] == 0.5 and shown["MFU"] == 0.125 and shown["min_left"] == pytest.approx(16 / 60)
 
 
 def test_accumulated_batches_are_one_step(clock: Clock) -> None:
@@ -408,3 +413,17 @@ def test_profilers_go_on_and_are_given_back(clock: Clock) -> None:
         trainer_of(Speed(), profiler=profiler).fit(Fails(clock), Data(clock, 8))
     assert "start" not in vars(profiler)
 
+
+@pytest.mark.distributed
+def test_two_processes_add_up_and_train_the_same(tmp_path: Path) -> None:
+    for seconds in (0.3, 0):
+        changes = {"trainer__devices": 2, "trainer__strategy": "ddp", "speed__loader_seconds": seconds}
+        words = processes.torchrun(processes.fit(tmp_path / str(seconds), **changes), 2)
+        said = processes.run(words, tmp_path / "log")
+        assert said.count("loader alone: ") == (1 if seconds else 0)
+        assert re.search(r"training: \d+ images/s, \d+ % of the step waited for data, MFU [\d.]+ % of 2 × ", said)
+    for row in csv.DictReader((tmp_path / "0.3/metrics.csv").open()):
+        own, whole = float(row["speed/images_per_second"]), float(row["images_per_second"])
+        assert 0.5 < own / whole < 2  # of both processes; the run folder's own includes what is between the steps
+        assert 0 < float(row["speed/mfu"]) < 1 and 0 < float(row["speed/data_wait"]) < 1
+    assert processes.differences(*(tmp_path / str(s) / "checkpoints/last.ckpt" for s in (0.3, 0))) == []

@@ -15,6 +15,8 @@ from acmix_zoo.training.limits import device_peak, loader_rate, training_flops, 
 
 _FETCH = "[_TrainingEpochLoop].train_dataloader_next"  # Lightning's name, in its profiler, for waiting for a batch
 _WINDOW = 50  # batches, of the progress bar
+_LOOK = 0.5  # seconds between two changes of the progress bar
+_BAR = {"images_per_second": "images/s", "mfu": "MFU", "eta_minutes": "min_left"}
 _STARVED = 0.1  # share of the time waited for data from which on there is something to do about it
 
 
@@ -56,7 +58,7 @@ class Speed(L.Callback):
         self._new = True  # nothing has been trained on yet
         self._said = False
         self._total = float("inf")  # optimiser steps of the run
-        self._mark = self._waited = 0.0
+        self._mark = self._waited = self._looked = 0.0
         self._window: deque[tuple[float, float, int]] = deque(maxlen=_WINDOW)  # of batches: seconds, waited, images
         self._epoch = (0.0, 0.0, 0)  # the same, of the epoch
         self._validations: list[float] = []  # seconds
@@ -140,7 +142,7 @@ class Speed(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count a batch; log after each optimiser step."""
+        """Count a batch; after an optimiser step, log and show what is due."""
         now = time.perf_counter()
         step = (now - self._mark, self._waited, len(batch[0]) * trainer.world_size)
         self._mark, self._waited = now, 0.0
@@ -151,14 +153,18 @@ class Speed(L.Callback):
         self._window.append(step)
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
-        seconds, waited, images = (sum(column) for column in zip(*self._window, strict=True))
-        figures = self._figures(trainer, seconds, waited, images, 1)  # a validation may come before the next batch
-        shown = {"images/s": "images_per_second", "MFU": "mfu", "min left": "eta_minutes"}
-        # tensors of the CPU: a number would be moved to the device, which then is waited for
-        log = {f"speed/{name}": torch.tensor(value) for name, value in figures.items()}
-        bar = {short: log[f"speed/{name}"] for short, name in shown.items() if name in figures}
-        pl_module.log_dict(log, on_step=True, on_epoch=False)
-        pl_module.log_dict(bar, on_step=True, on_epoch=False, prog_bar=True, logger=False)
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = trainer.is_global_zero and trainer.global_step % every == 0
+        look = trainer.progress_bar_callback is not None and now >= self._looked + _LOOK
+        if due or look:  # pl_module.log would take longer, by itself, than a step of a small network
+            seconds, waited, images = (sum(column) for column in zip(*self._window, strict=True))
+            figures = self._figures(trainer, seconds, waited, images, 1)  # a validation may come before the next batch
+        if due:
+            for logger in trainer.loggers:
+                logger.log_metrics({f"speed/{k}": v for k, v in figures.items()}, step=trainer.global_step - 1)
+        if look:
+            self._looked = now
+            trainer.progress_bar_metrics.update({_BAR[k]: v for k, v in figures.items() if k in _BAR})
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock of training."""
