@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from streams import shards, write_tar
 
 from acmix_zoo.data import export_folder, open_source, shipped
 from acmix_zoo.data.sources import ArrayImages, FolderSource
@@ -161,6 +162,22 @@ def test_imagefolder_with_metadata(cache: Path) -> None:
     images = source.splits()["train"]
     assert source.class_names == ("black", "red") and sorted(images.targets.tolist()) == [0, 1]
     assert images.image(0).size == (10, 8)
+
+
+def test_tar_files_of_webdataset(cache: Path) -> None:
+    shards(cache / "set", "webdataset", (4, 2))
+    shards(cache / "set", "webdataset", (3,), split="validation")  # the split is a word of the name
+    write_tar(cache / "set/set1k-test-0000.tar", range(2), classes=False)  # published without its classes
+    source = open_source(cache / "set")
+    assert source.class_names == ("0", "1", "2")
+    splits = source.splits()
+    assert {name: images.targets.tolist() for name, images in splits.items()} == {
+        "train": [0, 1, 2, 0, 1, 2], "val": [0, 1, 2],
+    }  # fmt: skip
+    assert splits["train"].image(5).getpixel((0, 0)) == (5, 5, 5)
+    (cache / "set/classes.txt").write_text("ant\nbee\ncow\n")
+    assert open_source(cache / "set").class_names == ("ant", "bee", "cow")
+    assert open_source(cache / "set/set1k-train-0001.tar").splits()["train"].targets.tolist() == [1, 2]
 
 
 def test_unknown_id_says_what_was_tried(cache: Path) -> None:

@@ -15,7 +15,7 @@ class StreamLoaders:
     Args:
         source: what is streamed. augment: of training; evaluation takes its pixels alone.
         batch_size, workers, seed, max_bad: see `BatchMaker`.
-        epoch_images: what an epoch is; the whole training split by default.
+        epoch_images: what an epoch is; 0 for the whole training split.
 
     Raises:
         ValueError: the number of training images is not known.
@@ -25,12 +25,11 @@ class StreamLoaders:
         self,
         source: StreamSource,
         augment: Augment,
-        *,
         batch_size: int,
         workers: int,
-        seed: int,
-        max_bad: int,
-        epoch_images: int | None,
+        seed: int = 0,
+        max_bad: int = 0,
+        epoch_images: int = 0,
     ) -> None:
         self.source, self.augment, self.batch_size, self.max_bad = source, augment, batch_size, max_bad
         self._making = {"workers": workers, "seed": seed}
