@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,8 @@ from acmix_zoo.analysis.activations import Activations, on_gpu, saved
 from acmix_zoo.analysis.jobs import Job, read_job
 from acmix_zoo.analysis.machines import GPUS, LINK_SHARE, Link, Machine
 from acmix_zoo.analysis.plan import BUCKET, Training, all_reduce, compute, memory, step
+from acmix_zoo.analysis.scaling_check import MODES, fit_link, network_checks, read_checks, training
+from acmix_zoo.analysis.scaling_check import main as scaling_check
 from acmix_zoo.cli import main
 from acmix_zoo.ops import attention_forms
 
@@ -206,6 +209,34 @@ class TestJobs:
         assert read_job("acmix_resnet_pico", overlay, batch=8).precision == "16-mixed"
 
 
+class TestScalingCheck:
+    def test_link_is_found_again(self) -> None:
+        link = Link(2e9, 5e-5)
+        spent = {size: [1e3 * (size / 2e9 + 2 * 5e-5)] * 3 for size in (4096, 2**20, 2**26)}
+        found = fit_link(spent)
+        assert (found.rate, found.latency) == (pytest.approx(link.rate), pytest.approx(link.latency))
+
+    def test_of_networks(self) -> None:
+        """Of a network that takes 10 ms alone and 11 beside another, on a CPU that reaches a tenth of 10 ms' peak."""
+        flops = compute(training("acmix_resnet_pico"), Machine("", 0, {"float32": 1}, SLOW.inner, SLOW.outer), 1)
+        spent = dict(zip(MODES, ([10.0], [19.0], [11.0], [15.0]), strict=True))
+        rows = network_checks({"acmix_resnet_pico": spent}, Link(1e9, 1e-3), flops / 1e-3)
+        of = {row.check: row for row in rows}
+        assert [row.predicted for row in rows[:3]] == [20, pytest.approx(10), 10]
+        bytes_, ms = 4 * training("acmix_resnet_pico").trainable, 2 + 4 * training("acmix_resnet_pico").trainable / 1e6
+        assert bytes_ < BUCKET and of["DDP"].predicted == pytest.approx(11 + ms, rel=1e-3)
+        assert of["DDP"].deviation == pytest.approx((11 + ms) / 15 - 1, rel=1e-2)
+        assert of["one utilisation"].what == "acmix_resnet_pico: 10 % of the peak"
+
+    @pytest.mark.slow
+    def test_two_processes(self, tmp_path: Path) -> None:
+        rows = scaling_check(tmp_path / "s.csv", ("acmix_resnet_pico",), rounds=2)
+        _, read = read_checks(tmp_path / "s.csv")
+        kinds = {"all-reduce", "doubled batch", "one utilisation", "two silent processes", "DDP", "memory"}
+        assert read == rows and {row.check for row in rows} == {*kinds, "DDP, nothing hidden"}
+        assert all(row.measured > 0 and row.predicted > 0 for row in rows)
+
+
 class TestCommand:
     def test_table(self, capsys: pytest.CaptureFixture[str]) -> None:
         recipe = str(ROOT / "recipes/fashion_mnist/acmix_resnet_pico.yaml")
@@ -276,6 +307,14 @@ class TestCommand:
     def test_bad_recipes(self, text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "r.yaml").write_text(text)
         assert message in said(capsys, str(tmp_path / "r.yaml"), code=1)
+
+    @pytest.mark.slow
+    def test_commands_of_the_page(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(ROOT)
+        (block,) = re.findall(r"^```bash\n(.*?)^```$", Path("docs/scaling.md").read_text(), re.DOTALL | re.MULTILINE)
+        for command in block.splitlines():
+            words = shlex.split(command)
+            assert words[:2] == ["acmix-zoo", "plan"] and "images/s" in said(capsys, *words[2:])
 
     def test_needs_no_lightning(self) -> None:
         code = "import sys, acmix_zoo.cli_plan; print('lightning' in sys.modules, 'datasets' in sys.modules)"

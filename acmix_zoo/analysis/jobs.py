@@ -210,7 +210,7 @@ def _machine_keys(config: dict[str, Any]) -> dict[str, Any]:
     precision = str(trainer.get("precision", "32-true"))
     return {
         "precision": f"{precision}-true" if precision == "32" else precision,
-        "strategy": "fsdp" if "fsdp" in name.lower() else "ddp",
+        "strategy": "fsdp" if "fsdp" in name.lower() or "modelparallel" in name.lower() else "ddp",
     }
 
 

@@ -1,4 +1,4 @@
-"""Plans as rows of words, for the terminal and for docs/scaling.md."""
+"""A plan as rows of words, for the terminal and for docs/scaling.md."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ HEADS = ["GPUs", "images a step", "lr", "memory, GB", "step, ms", "of it waiting
 
 
 def rows(job: Job, steps: Sequence[Step]) -> list[list[str]]:
-    """The head and a row for each step: bytes of one GPU, images of all GPUs, hours of an epoch and of the run."""
+    """The head and a row for each step: bytes of one GPU, images of all GPUs, minutes of an epoch, hours of the run."""
     return [
-        [*HEADS, "epoch, h", "run, h", "GPU-hours"],
+        [*HEADS, "epoch, min", "run, h", "GPU-hours"],
         *([*_step(job, s), *_hours(job, s)] for s in steps),
     ]
 
@@ -30,7 +30,7 @@ def _hours(job: Job, s: Step) -> list[str]:
     epoch = job.seconds_an_epoch(s)
     if epoch is None:
         return ["", "", ""]
-    hours = epoch / 3600
     if job.epochs is None:
-        return [f"{hours:.3g}", "", ""]
-    return [f"{hours:.3g}", f"{hours * job.epochs:.3g}", f"{hours * job.epochs * s.gpus:,.0f}"]
+        return [f"{epoch / 60:.3g}", "", ""]
+    hours = epoch / 3600 * job.epochs
+    return [f"{epoch / 60:.3g}", f"{hours:.3g}", f"{hours * s.gpus:,.0f}"]
