@@ -275,9 +275,8 @@ class ImageDataModule(L.LightningDataModule):
         epoch = max(loop.epoch_progress.current.started - 1, 0)
         batch = loop.epoch_loop.batch_progress.current.processed
         done = batch >= self.trainer.num_training_batches > 0
-        stream = {"stream": self._stream.state()} if self._stream else {}
-        place = {"epoch": epoch + done, "batch": 0 if done else batch}
-        return {**place, **stream, "size": self._sizes(), "card": self.card()}
+        place = {"epoch": epoch + done, "batch": 0 if done else batch, "size": self._sizes(), "card": self.card()}
+        return {**place, "stream": self._stream.state()} if self._stream else place
 
     def _sizes(self) -> dict[str, int]:
         assert self.trainer is not None
