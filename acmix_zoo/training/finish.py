@@ -8,14 +8,13 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 import acmix_zoo
 from acmix_zoo.analysis.plots import plot_curves
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training.export import run_cfg, run_record, validation_scores
 from acmix_zoo.training.run import RunFolder
-from acmix_zoo.training.sharded import is_sharded, read_checkpoint
+from acmix_zoo.training.sharded import is_sharded, load_whole, read_checkpoint
 from acmix_zoo.weights import push, write_folder
 
 
@@ -35,11 +34,7 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
         OSError: the folder could not be written; best.ckpt holds the weights then.
     """
     state = read_checkpoint(run.best)["state_dict"]
-    if is_sharded(task.model):
-        # a copy: it puts its own parts into the dictionary
-        set_model_state_dict(task, dict(state), options=StateDictOptions(full_state_dict=True))
-    else:
-        task.load_state_dict(state)
+    load_whole(task, state)
     card = data.card()
     row = max(run.history, key=lambda r: (r.get("val/top1", r["epoch"]), -r.get("val/loss", 0.0)))
     scores = validation_scores(row)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -29,6 +30,18 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     for part in _parts(network):
         fully_shard(part, mesh=mesh)
     fully_shard(network, mesh=mesh)
+
+
+def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load whole tensors into a module, whose weights may be spread; every process has all of `state`."""
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    if not parts:
+        module.load_state_dict(state)
+        return
+    for part in parts:
+        part.reshard()  # the last ones used stay gathered
+    # a copy: it puts its own parts into the dictionary
+    set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=True))
 
 
 def is_sharded(network: nn.Module) -> bool:
