@@ -117,8 +117,7 @@ def image_keys(*numbers: int, images: np.ndarray) -> np.ndarray:
     key = np.zeros(1, np.uint64)
     for number in numbers:
         key = _mix(key ^ np.uint64(number % 2**64))
-    mixed: np.ndarray = _mix(key ^ images.astype(np.uint64))
-    return mixed
+    return _mix(key ^ images.astype(np.uint64))
 
 
 def uniforms(keys: np.ndarray, count: int) -> np.ndarray:
@@ -133,7 +132,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def shift_and_flip(pixels: np.ndarray, pad: int, hflip: float, keys: np.ndarray) -> np.ndarray:

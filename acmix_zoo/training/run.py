@@ -252,11 +252,13 @@ class RunFolder(Checkpoint):
     def _line(self, trainer: L.Trainer, row: Row) -> str:
         """The epoch in one line, for logs that show no progress bar."""
         epochs = trainer.max_epochs or 0
-        left = (epochs - row["epoch"]) * row["seconds"]
+        left = 60 * row.get("speed/eta_minutes", (epochs - row["epoch"]) * row["seconds"] / 60)
         text = f"epoch {row['epoch']:.0f}/{epochs}: train loss {row.get('train/loss', float('nan')):.4f}"
         if "val/top1" in row:
             best = max(self.history, key=lambda r: r.get("val/top1", 0.0))
             text += f", val loss {row['val/loss']:.4f}, val top-1 {100 * row['val/top1']:.2f} %"
             text += f" (best {100 * best['val/top1']:.2f} in epoch {best['epoch']:.0f})"
         text += f", {row['images_per_second']:.0f} images/s"
-        return f"{text}, {left / 60:.0f} min left" if left else text
+        if "speed/mfu" in row:
+            text += f", MFU {100 * row['speed/mfu']:.1f} %"
+        return f"{text}, {left / 60:.0f} min left" if epochs > row["epoch"] else text
