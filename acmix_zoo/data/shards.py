@@ -78,12 +78,10 @@ class Shards:
         folder = self.path if self.path.is_dir() else self.path.parent
         return read_classes(folder / "classes.txt") if (folder / "classes.txt").is_file() else None
 
-    def pieces(self, split: str) -> list[str]:
-        """What to call the parts that a stream reads one after the other: tar files, row groups of parquet files."""
-        files = self.files[split]
-        if self.kind == "webdataset":
-            return [Path(file).name for file in files]
-        return [f"{Path(file).name}, row group {n}" for file in files for n in range(len(self._row_groups(file)))]
+    def pieces(self, split: str) -> list[tuple[str, int]]:
+        """The files of a split, each with the number of row groups that can be read by themselves: 1 for a tar file."""
+        groups = self.kind == "parquet"
+        return [(Path(file).name, len(self._row_groups(file)) if groups else 1) for file in self.files[split]]
 
     def marks(self) -> Iterable[str]:
         """Name, size and a hash of both ends of every file, for a fingerprint; the size of a tar file is rounded."""

@@ -10,6 +10,7 @@ images within chunks of `shuffle` of them, which is as many as are held in memor
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -33,7 +34,9 @@ class Streamed:
     Attributes:
         name: for messages. table: `datasets.IterableDataset` with the columns `image`, undecoded, and `label`.
         classes: the class number of each value of the label column; None when it holds numbers of classes.
-        class_count: how many classes there are. pieces: names of the shards; empty if they are not known.
+        class_count: how many classes there are.
+        pieces: the table's files by name, each with the number of row groups, which then are the shards; empty if they
+            are not known, and the files are the shards.
         size: images; None if it is not known.
     """
 
@@ -43,7 +46,7 @@ class Streamed:
     label: str
     classes: dict[Any, int] | None
     class_count: int
-    pieces: list[str]
+    pieces: list[tuple[str, int]]
     size: int | None
 
 
@@ -99,7 +102,9 @@ class Reader:
 
     def __init__(self, split: Streamed, reader: int, readers: int, *, seed: int = 0, shuffle: int = SHUFFLE) -> None:
         self.split, self.reader, self.readers, self.seed, self.shuffle = split, reader, readers, seed, shuffle
-        self.shards = int(split.table.num_shards)
+        groups = [count for _, count in split.pieces]
+        self.starts = np.cumsum([0, *groups]).tolist()  # the first shard of each file, and the end
+        self.shards = self.starts[-1] if groups else int(split.table.num_shards)
         # shards that lie side by side may be alike
         row = np.random.default_rng(seed).permutation(self.shards) if shuffle else np.arange(self.shards)
         first, last = reader * self.shards // readers, ((reader + 1) * self.shards - 1) // readers
@@ -153,10 +158,9 @@ class Reader:
 
     def _shard(self, shard: int, start: int) -> Iterator[tuple[Any, Any]]:
         errors = (OSError, ValueError, TarError)  # a name of its own: still there when the interpreter shuts down
-        table, row = self.split.table, start
-        if self.shards > 1:
-            table = table.shard(num_shards=self.shards, index=shard, contiguous=False)
+        row = start
         try:
+            table = self._table(shard)
             # not iter(table), which would deal its shards to the loader's workers once more
             for columns in (table.skip(start) if start else table).iter(batch_size=READ):
                 for pair in zip(columns[self.split.image], columns[self.split.label], strict=True):
@@ -167,9 +171,26 @@ class Reader:
                 f"{self.split.name}: {self._piece(shard)} cannot be read beyond image {row}: {error}; fetch it again"
             ) from error
 
+    def _table(self, shard: int) -> Any:
+        table = self.split.table
+        file, group, groups = self._place(shard)
+        if table.num_shards > 1:
+            table = table.shard(num_shards=table.num_shards, index=file, contiguous=False)
+        # of one file only: to list the row groups of all takes as long as to read one of them
+        return table.reshard().shard(num_shards=groups, index=group, contiguous=False) if groups > 1 else table
+
+    def _place(self, shard: int) -> tuple[int, int, int]:
+        """File, row group in it, and how many it has."""
+        if not self.split.pieces:
+            return shard, 0, 1
+        file = bisect_right(self.starts, shard) - 1
+        return file, shard - self.starts[file], self.split.pieces[file][1]
+
     def _piece(self, shard: int) -> str:
-        pieces = self.split.pieces
-        return pieces[shard] if len(pieces) == self.shards else f"shard {shard}"
+        if not self.split.pieces:
+            return f"shard {shard}"
+        file, group, groups = self._place(shard)
+        return self.split.pieces[file][0] + (f", row group {group}" if groups > 1 else "")
 
     def _example(self, shard: int, row: int, value: Any, label: Any, turn: int, number: int) -> Example:
         path = Path(value.get("path") or "").name if isinstance(value, dict) else ""

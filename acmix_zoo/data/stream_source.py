@@ -65,10 +65,7 @@ class StreamSource:
                 table = table.cast_column(image, datasets.Image(decode=False))
             if split != "train" and _unlabelled(table, label):
                 continue
-            pieces: list[str] = []
-            if self._shards.kind:
-                pieces = self._shards.pieces(split)
-                table = table.reshard()
+            pieces = self._shards.pieces(split) if self._shards.kind else []
             known = (train.info.splits or {}).get(named)
             size = self._shards.size(split, label) if self._shards.kind else known and known.num_examples
             self.splits[split] = Streamed(
