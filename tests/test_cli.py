@@ -78,7 +78,7 @@ def test_run_folder_is_complete(run: Path) -> None:
     assert {p.name for p in run.iterdir()} == {
         *("config.yaml", "metrics.csv", "curves.png", "tensorboard", "checkpoints", "weights")
     }
-    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert any(p.name.startswith("events.out") for p in (run / "tensorboard").iterdir())
     assert [row["epoch"] for row in rows(run)] == ["1", "2", "3"]
