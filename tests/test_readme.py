@@ -78,7 +78,10 @@ def test_snippets(snippet: str, clone: Path) -> None:
     run([sys.executable, "-c", snippet], clone)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/hub.md", "docs/reconstructions.md", "docs/decomposition.md"])
+PAGES = ["README.md", "docs/hub.md", "docs/reconstructions.md", "docs/decomposition.md"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, pytest.param("docs/scaling.md", marks=pytest.mark.slow)])
 def test_tables_are_not_stale(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert re.search("^<!-- .* -->$", text, re.MULTILINE)

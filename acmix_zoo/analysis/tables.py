@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import acmix_zoo
-from acmix_zoo.analysis import reconstructions
+from acmix_zoo.analysis import reconstructions, scaling_tables
 from acmix_zoo.analysis.bench import read_csv
 from acmix_zoo.analysis.speed_table import speed_table
 from acmix_zoo.layers.complexity import complexity, human
@@ -95,6 +95,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "pvt_candidates": lambda: _markdown(reconstructions.pvt_table()),
     "reconstructions": lambda: _markdown(reconstructions.ours_table()),
     "warm_start": warm_start_table,
+    "scaling": lambda: _markdown(scaling_tables.growing_rows()),
+    "scaling_capped": lambda: _markdown(scaling_tables.capped_rows()),
+    "scaling_memory": lambda: _markdown(scaling_tables.memory_rows()),
+    "scaling_nvidia": lambda: _markdown(scaling_tables.nvidia_rows()),
+    "scaling_check": lambda: _markdown(scaling_tables.check_rows()),
 }
 
 
