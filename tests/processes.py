@@ -132,15 +132,15 @@ def largest_difference(a: Path, b: Path) -> float:
 
 @dataclass
 class Node:
-    """Where a torchrun agent runs: what comes before its command, its network interface, the other's address."""
+    """Where a torchrun agent runs: what comes before its command, its network interface and address."""
 
     prefix: list[str]
     interface: str
-    namespace: str | None = None
+    address: str
+    namespace: str
 
     def kill(self) -> None:
         """As if the power went: everything in it, agent and training."""
-        assert self.namespace is not None
         pids = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=True)
         for pid in pids.stdout.split():
             with contextlib.suppress(ProcessLookupError):
@@ -148,8 +148,8 @@ class Node:
 
 
 @contextlib.contextmanager
-def two_nodes() -> Iterator[tuple[list[Node], str]]:
-    """Two network namespaces joined by a cable, and the first one's address."""
+def two_nodes() -> Iterator[list[Node]]:
+    """Two network namespaces joined by a cable."""
     names, wires = ("acmix0", "acmix1"), ("acmixw0", "acmixw1")
 
     def ip(*words: str) -> None:
@@ -168,10 +168,10 @@ def two_nodes() -> Iterator[tuple[list[Node], str]]:
             ip("-n", name, "addr", "add", f"10.213.7.{number + 1}/24", "dev", wire)
             ip("-n", name, "link", "set", wire, "up")
             ip("-n", name, "link", "set", "lo", "up")
-        nodes = [
-            Node(["ip", "netns", "exec", name], wire, name) for name, wire in zip(names, wires, strict=True)
+        yield [
+            Node(["ip", "netns", "exec", name], wire, f"10.213.7.{number + 1}", name)
+            for number, (name, wire) in enumerate(zip(names, wires, strict=True))
         ]
-        yield nodes, "10.213.7.1"
     finally:
         clear()
 

@@ -62,6 +62,20 @@ def test_two_processes_take_the_steps_of_one_with_adam(tmp_path: Path, figure: F
     figure("the same with AdamW and RandAugment", f"weights differ by at most {found:.1e}")
 
 
+@pytest.mark.gpu
+def test_synchronised_batch_norm(tmp_path: Path, figure: Figure) -> None:
+    """Batch norms that see the images of all processes make two of them one, also for a network that has them."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    norms = {"model__model": "acmix_resnet_pico", "model__model_kwargs": "{}", "trainer__accelerator": "gpu"}
+    run(command(fit(tmp_path / "one", **norms, trainer__devices=1)), tmp_path / "log")
+    two = {**norms, "trainer__devices": 2, "trainer__strategy": "ddp", "trainer__sync_batchnorm": "true"}
+    run(command(fit(tmp_path / "two", **two, data__batch_size=8)), tmp_path / "log")
+    found = largest_difference(last(tmp_path / "one"), last(tmp_path / "two"))
+    assert found < 1e-3
+    figure("SyncBatchNorm on 2 GPUs against 1", f"weights differ by at most {found:.1e}")
+
+
 def test_accumulation_equals_the_large_batch(alone: Path, tmp_path: Path, figure: Figure) -> None:
     few = {"data__batch_size": 4, "trainer__accumulate_grad_batches": 4, "trainer__limit_train_batches": 40}
     run(command(fit(tmp_path / "run", **few)), tmp_path / "log")
