@@ -24,6 +24,7 @@ PLAIN = {
     "model.model": "acmix_swin_pico", "model.model_kwargs": "{small_input: false}",
     "model.optimizer": "sgd", "model.lr": 0.05, "model.warmup_epochs": 0.5,
     "trainer.max_epochs": 2, "trainer.limit_train_batches": 10, "trainer.accelerator": "cpu", "trainer.logger": "false",
+    "speed.loader_seconds": 0,
 }  # fmt: skip
 
 
