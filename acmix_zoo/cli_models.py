@@ -33,7 +33,7 @@ def list_(arguments: Sequence[str]) -> None:
         size = "×".join(map(str, found.input_size))
         rest = _known(name) if options.pretrained else (*_printed(name), ", ".join(tags(name)) or "none")
         rows.append((name, f"{found.params:,}", human(found.macs), size, *rest))
-    _print_columns(rows)
+    print_columns(rows)
     if not options.pretrained and any(map(is_reconstruction, names)):
         print("* a reconstruction: only its costs and its score were published; docs/reconstructions.md")
 
@@ -93,7 +93,7 @@ def info(arguments: Sequence[str]) -> None:
     ]
     cells.append((rest.name, f"{rest.params[0]:,}", human(rest.macs[0]), "", "", ""))
     print(f"{options.model}: {whole}")
-    _print_columns(cells)
+    print_columns(cells)
     print(verdict(layers, total))
 
 
@@ -113,7 +113,7 @@ def _share(pair: tuple[int, int]) -> str:
     return f"{100 * pair[0] / max(sum(pair), 1):.0f} %"
 
 
-def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
     """Rows of words as columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:

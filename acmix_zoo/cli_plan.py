@@ -10,7 +10,7 @@ from acmix_zoo.analysis.jobs import PRECISIONS, read_job
 from acmix_zoo.analysis.machines import GPUS, LINK_SHARE, machine
 from acmix_zoo.analysis.plan import UTILISATION
 from acmix_zoo.analysis.plan_table import rows
-from acmix_zoo.cli_models import _print_columns
+from acmix_zoo.cli_models import print_columns
 from acmix_zoo.layers.complexity import human
 
 COUNTS = [1, 8, 32, 256, 1024]
@@ -61,7 +61,7 @@ def plan(arguments: Sequence[str]) -> None:
             f"{job.precision}, {job.strategy}\n"
             f"{gpu.name}: {speed}; a link reaches {100 * LINK_SHARE:.0f} % of its rate, assumed"
         )
-        _print_columns(rows(job, steps))
+        print_columns(rows(job, steps))
         m = steps[-1].memory
         print("memory at the last: " + ", ".join(f"{key} {value / 1e9:.2f} GB" for key, value in vars(m).items()))
         for warning in job.warnings(steps, gpu):

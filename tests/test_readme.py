@@ -65,7 +65,7 @@ def test_commands_of_make_and_pip(command: str, clone: Path, tmp_path: Path) -> 
 
 def test_commands_of_acmix_zoo_in_order(clone: Path, fashion_mnist: str) -> None:
     commands = [shlex.split(c) for c in COMMANDS if c.startswith("acmix-zoo")]
-    assert {words[1] for words in commands} == {"fit", "classify", "bench", "info", "list", "verify"}
+    assert {words[1] for words in commands} == {"fit", "classify", "bench", "info", "list", "verify", "plan"}
     for words in commands:
         short = {"fit": SHORT, "bench": ["--repeats", "1", "--no-memory"]}.get(words[1], [])
         out = run([sys.executable, "-m", "acmix_zoo.cli", *words[1:], *short], clone)

@@ -86,6 +86,12 @@ def warm_start_table() -> str:
         return _markdown(list(csv.reader(file)))
 
 
+def distributed_table() -> str:
+    """What `make test-distributed` showed when it was last recorded."""
+    with (BENCHMARKS / "distributed.csv").open(encoding="utf-8") as file:
+        return _markdown(list(csv.reader(file)))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "weights": weights_table,
     "models": models_table,
@@ -95,6 +101,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pvt_candidates": lambda: _markdown(reconstructions.pvt_table()),
     "reconstructions": lambda: _markdown(reconstructions.ours_table()),
     "warm_start": warm_start_table,
+    "distributed": distributed_table,
     "scaling": lambda: _markdown(scaling_tables.growing_rows()),
     "scaling_capped": lambda: _markdown(scaling_tables.capped_rows()),
     "scaling_memory": lambda: _markdown(scaling_tables.memory_rows()),
