@@ -1,5 +1,6 @@
 """Exponential moving average of the weights that leaves integers alone."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,12 @@ class EMA(WeightAveraging):
         self.decay = decay
         self._swapped = False
         super().__init__(multi_avg_fn=self._update)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Make the average. The task refuses networks that are spread, which Lightning warns of in any case."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*overrides the configure_model callback.*")
+            super().setup(trainer, pl_module, stage)
 
     @torch.no_grad()
     def _update(self, average: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
