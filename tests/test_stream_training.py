@@ -131,6 +131,7 @@ json.dump([model.seen, model.tested, weights], open(os.path.join(folder, f"{name
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three starts of two processes, on a machine that others may use
 @pytest.mark.parametrize("workers", [0, 2])
 def test_two_processes_killed_in_the_middle(tmp_path: Path, workers: int) -> None:
     shards(tmp_path / "set", "webdataset", SIZES)
@@ -140,7 +141,7 @@ def test_two_processes_killed_in_the_middle(tmp_path: Path, workers: int) -> Non
     def run(folder: str, name: str, die: int = -1) -> int:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command += [str(tmp_path / "script.py"), str(tmp_path / "set"), str(tmp_path / folder), name, str(die)]
-        done = subprocess.run([*command, str(workers)], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([*command, str(workers)], capture_output=True, text=True, timeout=280)
         if die < 0:
             assert done.returncode == 0, done.stderr[-3000:]
         return done.returncode
@@ -178,7 +179,7 @@ def read_hub(hub: Hub, name: str, tmp_path: Path, workers: int = 0, **options: A
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_read"}
     command = [sys.executable, "-c", READ, name, json.dumps(options), str(workers)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=env)
 
 
 CARD = b"""---
