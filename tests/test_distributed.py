@@ -8,6 +8,7 @@ import pytest
 import torch
 from processes import Process, command, differences, fit, largest_difference, run, torchrun
 
+from acmix_zoo.data import export_folder
 from acmix_zoo.weights import check_folder
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
@@ -96,6 +97,34 @@ def test_bf16(alone: Path, tmp_path: Path, figure: Figure) -> None:
     found, plain = scores(tmp_path / "run")["val/loss"], scores(alone)["val/loss"]
     assert found == pytest.approx(plain, abs=0.05) and found != plain
     figure("bf16-mixed", f"validation loss {found:.6f} after 20 steps, float32 {plain:.6f}")
+
+
+def test_compile(alone: Path, tmp_path: Path, figure: Figure) -> None:
+    run(command(fit(tmp_path / "run", model__compile="true")), tmp_path / "log")
+    found = largest_difference(last(alone), last(tmp_path / "run"))
+    assert found < 1e-4
+    figure("torch.compile", f"weights differ by at most {found:.1e}")
+
+
+def test_speed_is_said(tmp_path: Path, figure: Figure) -> None:
+    said = run(command(fit(tmp_path / "run", speed__loader_seconds=1, trainer__max_epochs=1)), tmp_path / "log")
+    line = next(line for line in said.splitlines() if line.startswith("loader alone: "))
+    assert "training: " in line and "waited for data" in line and "MFU" in line
+    figure("throughput, measured apart", line)
+
+
+def test_one_damaged_image(tmp_path: Path, figure: Figure) -> None:
+    """Damaged in its middle, where a look at its ends before the run does not see it; read by two workers, thrice."""
+    folder = export_folder("digits", tmp_path / "digits", per_class={"train": 40, "val": 8})
+    victim = sorted(folder.glob("train/7/*.png"))[3]
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    victim.write_bytes(content)
+    changes = {"data__source": folder, "data__num_workers": 2, "trainer__limit_train_batches": None}
+    said = run(command(fit(tmp_path / "run", **changes, trainer__max_epochs=3)), tmp_path / "log")
+    warned = [line for line in said.splitlines() if "left out: image" in line]
+    assert len(warned) == 1 and str(victim) in warned[0]
+    figure("one damaged image in 400, three epochs, two workers", "one warning, with its path; the run ends well")
 
 
 @pytest.mark.parametrize("processes", [2, 3])

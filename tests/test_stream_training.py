@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,10 @@ json.dump([model.seen, model.tested, weights], open(os.path.join(folder, f"{name
 """
 
 
-@pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.timeout(900)  # three starts of two processes, on a machine that others may use
 @pytest.mark.parametrize("workers", [0, 2])
-def test_two_processes_killed_in_the_middle(tmp_path: Path, workers: int) -> None:
+def test_two_processes_killed_in_the_middle(tmp_path: Path, workers: int, figure: Callable[[str, str], None]) -> None:
     shards(tmp_path / "set", "webdataset", SIZES)
     shards(tmp_path / "set", "webdataset", (8, 5, 1), split="validation")
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -160,6 +161,10 @@ def test_two_processes_killed_in_the_middle(tmp_path: Path, workers: int) -> Non
     for (seen, _, weights), (rest, _, again) in zip(whole, read("cut", "rest"), strict=True):
         assert rest == seen[18 - len(rest) :] and 10 <= len(rest) <= 11
         assert weights == again
+    figure(
+        f"a stream of tar shards, 2 processes × {workers} workers, killed",
+        "validation: every image once; after the resume the same batches and weights",
+    )
 
 
 # ---- the Hub
