@@ -198,6 +198,11 @@ class ClassificationTask(L.LightningModule):
         if self.hparams["compile"] and self.model._compiled_call_impl is None:
             self.model.compile()  # in place: keys of the state dict stay what they are
 
+    def on_train_start(self) -> None:
+        """Set the mode: Lightning keeps the one that each part was built in, and what a linear probe freezes is built
+        for training."""
+        self.train()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, in words, before torch does in hundreds of lines."""
         theirs = checkpoint.get("hyper_parameters", {})

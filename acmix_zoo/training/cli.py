@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import distributed
 
 from acmix_zoo.data import ImageDataModule
 from acmix_zoo.tasks import ClassificationTask
@@ -138,13 +139,19 @@ class TrainingCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Write predictions.csv into the run folder: path, class, probability, and the probability of every class."""
         batches = self.trainer.predict(**kwargs) or []
+        own = [pair for p, i in batches for pair in zip(i.tolist(), p.tolist(), strict=True) if pair[0] >= 0]
+        parts = [own] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            distributed.all_gather_object(parts, own)
+        if not self.trainer.is_global_zero:
+            return
         paths, names = self.datamodule.predict_paths, self.datamodule.class_names
         self.run.folder.mkdir(parents=True, exist_ok=True)
         target = self.run.folder / "predictions.csv"
+        rows = sorted(pair for part in parts for pair in part)
         with target.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "class", "probability", *names])
-            for probabilities, index in batches:
-                for p, i in zip(probabilities.tolist(), index.tolist(), strict=True):
-                    writer.writerow([paths[i], names[p.index(max(p))], f"{max(p):.4f}", *(f"{v:.4f}" for v in p)])
-        print(f"{target}: {sum(len(index) for _, index in batches)} images", flush=True)
+            for i, p in rows:
+                writer.writerow([paths[i], names[p.index(max(p))], f"{max(p):.4f}", *(f"{v:.4f}" for v in p)])
+        print(f"{target}: {len(rows)} images", flush=True)

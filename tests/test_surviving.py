@@ -1,0 +1,256 @@
+"""What a run survives, and what it says: damaged checkpoints, losses that are no numbers, signals, other batches."""
+
+import os
+import pickle
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+
+import lightning as L
+from test_training import At, assert_same_run, data_of, make_pictures, task_of, trainer_of
+from torch import Tensor, nn
+
+from acmix_zoo.cli import main
+from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.training import RunFolder, warmup_cosine
+from acmix_zoo.training.checkpoints import is_checkpoint
+from acmix_zoo.training.guard import NotFinite
+from acmix_zoo.training.metrics import ExactMean
+from acmix_zoo.training.sharded import _Unpickler
+from acmix_zoo.training.signals import Interrupted, requeue
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return make_pictures(tmp_path / "pictures")
+
+
+def fit(folder: Path, pictures: Path, *callbacks: L.Callback, resume: Path | None = None, **kwargs: Any) -> RunFolder:
+    """Three epochs of six steps; `kwargs` are of the run folder, the task (model_…), or the trainer (trainer_…)."""
+    own = {key: kwargs.pop(key) for key in list(kwargs) if key.startswith("trainer_")}
+    run = RunFolder(str(folder), **{k: kwargs.pop(k) for k in list(kwargs) if k == "save_every"})
+    trainer = trainer_of(*callbacks, run, **{key.removeprefix("trainer_"): value for key, value in own.items()})
+    trainer.fit(task_of(ema_decay=0.9, **kwargs), data_of(pictures, batch_size=4), ckpt_path=resume, weights_only=True)
+    return run
+
+
+def stop() -> None:
+    raise RuntimeError("the power is cut")
+
+
+# ---- checkpoints within an epoch, and damaged ones
+
+
+def test_a_checkpoint_within_an_epoch_and_the_one_before(pictures: Path, tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole", pictures)
+    with pytest.raises(RuntimeError, match="power"):
+        fit(tmp_path / "cut", pictures, At(stop, epoch=1, batch=4), save_every=2)
+    run = RunFolder(str(tmp_path / "cut"))
+    steps = [torch.load(path, weights_only=True)["global_step"] for path in (run.last, run.checkpoints.previous)]
+    assert steps == [10, 8]  # six an epoch; the power went in the eleventh
+    assert run.checkpoints.find() == run.last
+    run.last.write_bytes(run.last.read_bytes()[:1000])  # as a power cut may leave it
+    assert run.checkpoints.find() == run.checkpoints.previous
+    assert_same_run(whole, fit(tmp_path / "cut", pictures, resume=run.checkpoints.previous, save_every=2))
+
+
+def test_nothing_but_damage(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path))
+    assert run.checkpoints.find() is None
+    run.last.parent.mkdir()
+    run.last.write_bytes(b"")
+    assert not is_checkpoint(run.last)
+    with pytest.raises(ValueError, match=r"last\.ckpt: damaged, every one; move the folder away"):
+        run.checkpoints.find()
+
+
+def test_impossible_save_every(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="save_every=0: expected a number of steps"):
+        RunFolder(str(tmp_path), save_every=0)
+
+
+def test_a_signal_waits_for_the_accumulated_step(pictures: Path, tmp_path: Path) -> None:
+    """Its gradients would be lost otherwise."""
+    whole = fit(tmp_path / "whole", pictures, trainer_accumulate_grad_batches=2)
+    at = At(lambda: os.kill(os.getpid(), signal.SIGTERM), epoch=1, batch=2)  # the first of two
+    with pytest.raises(Interrupted):
+        fit(tmp_path / "cut", pictures, at, trainer_accumulate_grad_batches=2)
+    last = tmp_path / "cut/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 3 + 2
+    assert_same_run(whole, fit(tmp_path / "cut", pictures, resume=last, trainer_accumulate_grad_batches=2))
+
+
+def test_accumulated_batches_draw_other_numbers(pictures: Path, tmp_path: Path) -> None:
+    class Draws(L.Callback):
+        seen: list[float] = []  # noqa: RUF012
+
+        def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
+            self.seen.append(float(torch.rand(())))
+
+    fit(tmp_path / "run", pictures, draws := Draws(), trainer_accumulate_grad_batches=2, trainer_epochs=1)
+    assert len(set(draws.seen)) == 6
+
+
+# ---- losses and weights that are no numbers
+
+
+class NanLoss(nn.CrossEntropyLoss):
+    """Gives NaN for its n-th batch."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.left = batch
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        self.left -= 1
+        return super().forward(x, y) * (float("nan") if self.left < 0 else 1)
+
+
+def test_a_loss_that_is_no_number_keeps_batch_and_weights(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, task = RunFolder(str(tmp_path / "run")), task_of(lr=0.01)
+    task.train_criterion = NanLoss(8)
+    data = data_of(pictures, batch_size=4)
+    with pytest.raises(NotFinite, match=r"the loss is nan at epoch 2, step 8; the batch is in .*last\.ckpt holds") as e:
+        trainer_of(run).fit(task, data)
+    assert all(p.isfinite().all() for p in task.parameters())
+    (kept,) = (tmp_path / "run").glob("not_finite_step8_rank0.pt")
+    assert str(kept) in str(e.value)
+    batch = torch.load(kept, weights_only=True)
+    assert batch["images"].shape == (4, 3, 32, 32) and batch["epoch"] == 1 and batch["step"] == 8
+    classes = [int(Path(name).parent.name.removeprefix("class")) for name in batch["names"]]
+    assert classes == batch["targets"].tolist()
+    assert torch.load(run.last, weights_only=True)["global_step"] == 6
+
+
+def test_weights_that_are_no_numbers_are_not_saved(pictures: Path, tmp_path: Path) -> None:
+    """A good loss may have a gradient that is none."""
+
+    class Spoil(L.Callback):
+        def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
+            if trainer.global_step == 9:
+                next(module.parameters()).grad.fill_(float("inf"))  # type: ignore[union-attr]
+
+    with pytest.raises(NotFinite, match="the weights are not finite after step 10: they are not saved"):
+        fit(tmp_path / "run", pictures, Spoil(), save_every=2)
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 8
+
+
+# ---- SLURM
+
+
+def test_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    requeue()
+    assert capsys.readouterr().out == ""  # no SLURM job
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    requeue()
+    said = capsys.readouterr().out
+    assert "NOT QUEUED AGAIN" in said and "scontrol requeue 12, or sbatch again" in said
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ > {tmp_path}/called\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    requeue()
+    assert (tmp_path / "called").read_text() == "requeue 11_3\n"
+    assert "SLURM job 11_3 is queued again" in capsys.readouterr().out
+
+
+# ---- rates, probes, checkpointing
+
+
+def test_rates_follow_the_global_batch(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = task_of(lr=0.1, lr_batch=16, warmup_epochs=0, optimizer="sgd", nesterov=False)
+    trainer = trainer_of(epochs=1, enable_checkpointing=False, limit_train_batches=2, accumulate_grad_batches=2)
+    trainer.fit(task, data_of(pictures, batch_size=4))
+    group = task.trainer.optimizers[0].param_groups[0]
+    assert group["initial_lr"] == pytest.approx(0.1 * 4 * 2 / 16) and not group["nesterov"]
+    said = "batch: 1 × 4 × 2 accumulated = 8 images a step; lr 0.05 = 0.1 × 8 / 16"
+    assert said in capsys.readouterr().out
+
+
+def test_rates_need_a_batch_size() -> None:
+    loader = torch.utils.data.DataLoader([(torch.zeros(3, 32, 32), 0)] * 4, batch_size=2)
+    with pytest.raises(ValueError, match="lr_batch is set, but the data has no batch_size"):
+        trainer_of(epochs=1, enable_checkpointing=False).fit(task_of(lr_batch=4), loader)
+
+
+def test_warm_up_starts_where_it_is_told() -> None:
+    factor = warmup_cosine(3, 10, start=0.25)
+    assert [factor(step) for step in range(4)] == pytest.approx([0.4375, 0.625, 0.8125, 1.0])
+
+
+def test_a_linear_probe_trains_the_classifier_alone(pictures: Path) -> None:
+    task = task_of(linear_probe=True, lr=0.1)
+    before = {key: value.clone() for key, value in task.model.state_dict().items()}
+    trainer_of(epochs=2, enable_checkpointing=False).fit(task, data_of(pictures))
+    changed = {key for key, value in task.model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_gradient_checkpointing_is_switched_on() -> None:
+    assert task_of(grad_checkpointing=True).model.grad_checkpointing
+
+
+# ---- means that do not depend on the way
+
+
+def test_an_exact_mean_does_not_depend_on_order_or_parts() -> None:
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 3
+    whole, parts = ExactMean(), ExactMean()
+    whole.update(values)
+    for part in values.flip(0).split(7):
+        parts.update(part)
+    assert torch.equal(whole.compute(), parts.compute())
+    assert float(whole.compute()) == pytest.approx(float(values.double().mean()), abs=1e-6)
+    other = ExactMean()
+    other.restore(whole.sums())
+    other.update(torch.tensor(float("inf")))
+    assert other.compute().isnan() and ExactMean().compute().isnan()
+
+
+# ---- reading a checkpoint of parts runs no code
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.system, ("true",)
+
+
+def test_metadata_runs_no_code(tmp_path: Path) -> None:
+    with (tmp_path / "evil").open("wb") as file:
+        pickle.dump(Evil(), file)
+    with (tmp_path / "evil").open("rb") as file, pytest.raises(pickle.UnpicklingError, match=r"posix\.system"):
+        _Unpickler(file).load()
+
+
+# ---- what is evaluated
+
+
+def test_a_run_that_began_from_weights_is_evaluated_by_its_own(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = tmp_path / "start.pth"
+    torch.save(ClassificationTask("test_resnet", num_classes=3).model.state_dict(), start)
+    folder = tmp_path / "run"
+    options = {
+        "data.source": pictures, "data.image_size": 32, "data.batch_size": 8, "data.val_fraction": 0.25,
+        "model.model": "test_resnet", "model.pretrained": start, "model.lr": 0.01, "run.folder": folder,
+        "trainer.max_epochs": 3, "trainer.accelerator": "cpu", "speed.loader_seconds": 0,
+    }  # fmt: skip
+    assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 0
+    history = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["RunFolder"]["history"]
+    best = max(row["val/top1"] for row in history)
+    capsys.readouterr()
+    assert main(["validate", "--config", str(folder / "config.yaml")]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "val/top1" in line)
+    assert float(line.replace("│", " ").split()[1]) == pytest.approx(best, abs=1e-5)
+    assert best > 0.7, "no more than chance: the start would do as well"
