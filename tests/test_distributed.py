@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import Process, command, differences, fit, largest_difference, run, torchrun
+from processes import PYTHON, Process, command, differences, fit, largest_difference, run, torchrun
 
 from acmix_zoo.data import export_folder
 from acmix_zoo.weights import check_folder
@@ -163,6 +163,45 @@ def test_a_network_spread_over_processes(alone: Path, tmp_path: Path, figure: Fi
     found = largest_weight_difference(tmp_path / "one", tmp_path / "parts")
     assert found < 1e-5
     figure("fully_shard on 2 processes (ModelParallelStrategy)", f"exported weights differ by at most {found:.1e}")
+
+
+FAMILIES = """
+import copy, torch, acmix_zoo
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from acmix_zoo.training.sharded import shard
+
+torch.set_num_threads(1)
+distributed.init_process_group("gloo")
+rank, mesh = distributed.get_rank(), init_device_mesh("cpu", (2,))
+for name in ("acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"):
+    torch.manual_seed(0)
+    alone = acmix_zoo.create_model(name).eval()  # batch norms of two processes would see other images
+    spread = copy.deepcopy(alone)
+    shard(spread, mesh)
+    optimizers = [torch.optim.SGD(network.parameters(), 0.1, momentum=0.9) for network in (alone, spread)]
+    for _ in range(5):
+        images, classes = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
+        for network, optimizer, part in zip((alone, spread), optimizers, (slice(None), slice(rank, None, 2))):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(images[part]), classes[part]).backward()
+            optimizer.step()
+    whole = {key: p.full_tensor() for key, p in spread.state_dict().items() if hasattr(p, "full_tensor")}
+    most = max(float((whole[key] - p).abs().max()) for key, p in alone.named_parameters())
+    if rank == 0:
+        print("found", name, most, flush=True)
+distributed.destroy_process_group()
+"""
+
+
+def test_every_family_can_be_spread(tmp_path: Path, figure: Figure) -> None:
+    """torch's fully_shard itself, on two processes: the steps of one process with all the images."""
+    (tmp_path / "families.py").write_text(FAMILIES)
+    words = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "families.py")]
+    said = run(words, tmp_path / "log")
+    found = {line.split()[1]: float(line.split()[2]) for line in said.splitlines() if line.startswith("found ")}
+    assert len(found) == 4 and max(found.values()) < 1e-5
+    figure("fully_shard, five steps of every family's network", f"weights differ by at most {max(found.values()):.1e}")
 
 
 def test_a_network_spread_over_processes_goes_on(tmp_path: Path, figure: Figure) -> None:
