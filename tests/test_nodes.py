@@ -189,7 +189,8 @@ def test_a_loss_that_is_no_number_in_one_process(tmp_path: Path, figure: Figure)
         assert batch["images"].shape == (8, 3, 32, 32) and len(batch["names"]) == 8
     last = folder / "checkpoints/last.ckpt"
     assert not last.exists() or (is_checkpoint(last) and str(last) in error)
-    figure("a loss that is not finite, two processes", f"both stop; {len(kept)} batches kept; {error[18:80]}…")
+    said = error[18:].split(";")[0]
+    figure("a loss that is not finite, two processes", f"both stop; {len(kept)} batches kept: {said}")
 
 
 # ---- a disk that is full
