@@ -71,9 +71,15 @@ class Process:
         return True
 
     def kill(self) -> None:
-        """Kill -9, with all the processes it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.popen.pid, signal.SIGKILL)
+        """Kill -9, with all the processes it started; torchrun's have sessions of their own."""
+        family = [self.popen.pid]
+        for pid in family:
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    family += map(int, children.read_text().split())
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.popen.wait()
 
     def end(self, code: int = 0, seconds: float = 400) -> str:

@@ -211,7 +211,7 @@ def test_a_network_spread_over_processes_goes_on(tmp_path: Path, figure: Figure)
     process = Process(torchrun(stopped, 2), tmp_path / "cut.log")
     process.wait_for("epoch 1/2")
     process.kill()
-    run(torchrun(stopped, 2), tmp_path / "log")
+    assert "Restored all states" in run(torchrun(stopped, 2), tmp_path / "log")
     found = largest_weight_difference(whole / "weights", cut / "weights")
     assert found == 0
     figure("the same, killed and resumed", f"weights differ by at most {found:.0e}")

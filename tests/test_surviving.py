@@ -22,7 +22,8 @@ from acmix_zoo.training.checkpoints import is_checkpoint
 from acmix_zoo.training.guard import NotFinite
 from acmix_zoo.training.metrics import ExactMean
 from acmix_zoo.training.sharded import _Unpickler
-from acmix_zoo.training.signals import Interrupted, requeue
+from acmix_zoo.training.signals import Interrupted, Signals, requeue
+from acmix_zoo.weights import check_folder
 
 
 @pytest.fixture
@@ -232,7 +233,30 @@ def test_metadata_runs_no_code(tmp_path: Path) -> None:
         _Unpickler(file).load()
 
 
+def test_a_signal_while_others_are_waited_for_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    signals = Signals()
+
+    def waits(values: Tensor, *_: Any) -> None:
+        signals.number = signal.SIGTERM
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", waits)
+    assert signals.agree(torch.device("cpu")) == [0]
+    assert signals.agree(torch.device("cpu")) == [signal.SIGTERM]
+
+
 # ---- what is evaluated
+
+
+def test_a_run_without_validation_ends_well(pictures: Path, tmp_path: Path) -> None:
+    options = {
+        "data.source": pictures, "data.image_size": 32, "data.batch_size": 8, "data.val_fraction": 0,
+        "model.model": "test_resnet", "run.folder": tmp_path / "run", "trainer.max_epochs": 1,
+        "trainer.accelerator": "cpu", "speed.loader_seconds": 0,
+    }  # fmt: skip
+    assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 0
+    assert check_folder(tmp_path / "run/weights") == []
 
 
 def test_a_run_that_began_from_weights_is_evaluated_by_its_own(

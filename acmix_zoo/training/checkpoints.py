@@ -69,10 +69,17 @@ class Checkpoints:
             )
         return None
 
-    def save(self, trainer: L.Trainer) -> bool:
+    def any(self) -> bool:
+        """Whether there is a run to go on with."""
+        return any(path.exists() for path in (self.last, self.previous, self.best))
+
+    def save(self, trainer: L.Trainer, best: bool = False) -> bool:
         """Save the state as last.ckpt; what was there becomes previous.ckpt. All processes together.
 
         A power cut at any moment leaves at least one of the two whole.
+
+        Args:
+            best: it becomes best.ckpt, too; before it becomes last.ckpt, which says so.
 
         Returns:
             Whether it could be saved; if not, what was there stays, and the user is told.
@@ -87,7 +94,7 @@ class Checkpoints:
             trainer.save_checkpoint(new, weights_only=False)
             error = getattr(trainer.strategy.checkpoint_io, "error", None)
             if trainer.is_global_zero and error is None:
-                self._take_place(new)
+                self._take_place(new, best)
         except OSError as raised:
             error = raised
         said = None if error is None else f"{self.last}: {error.strerror or error}"
@@ -97,43 +104,41 @@ class Checkpoints:
                 f"NOT SAVED, {self.unsaved}; the previous state stays, training goes on. Free some space.", flush=True
             )
             with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
+                _remove(new)
         return self.unsaved is None
 
-    def _take_place(self, new: Path) -> None:
+    def _take_place(self, new: Path, best: bool) -> None:
         _flush(new)
-        if new.is_dir():  # cannot be exchanged in one step; previous.ckpt is whole while last.ckpt is not there
+        if best:
+            second_name(new, self.best)
+        if new.is_dir() or self.last.is_dir():  # a folder cannot be exchanged in one step; previous.ckpt is whole then
             if self.last.exists():
-                shutil.rmtree(self.previous, ignore_errors=True)
+                _remove(self.previous)
                 self.last.rename(self.previous)
         elif self.last.exists():
             second_name(self.last, self.previous)
         new.replace(self.last)
         _flush(self.folder)
 
-    def keep_best(self, trainer: L.Trainer) -> bool:
-        """Make last.ckpt the best one; returns whether that could be done."""
-        if not trainer.is_global_zero:
-            return True
-        try:
-            second_name(self.last, self.best)
-        except OSError as error:
-            print(f"NOT SAVED, {self.best}: {error.strerror or error}. Free some space.", flush=True)
-            return False
-        return True
-
 
 def second_name(path: Path, other: Path) -> None:
     """Give a file a second name, whose former file goes; it takes no space until the first name means another file."""
-    new = other.with_suffix(".new")
+    new = other.with_suffix(".also")
+    _remove(new)
     if path.is_dir():
-        shutil.rmtree(new, ignore_errors=True)
         shutil.copytree(path, new, copy_function=_link)
-        shutil.rmtree(other, ignore_errors=True)
     else:
-        new.unlink(missing_ok=True)
         _link(path, new)
+    if new.is_dir() or other.is_dir():
+        _remove(other)
     new.replace(other)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _link(path: str | Path, other: str | Path) -> None:

@@ -85,7 +85,7 @@ class TrainingCLI(LightningCLI):
     def _settle_checkpoint(self, config: Any, run: RunFolder) -> None:
         given = config.ckpt_path
         fitting = self.subcommand == "fit"
-        if not fitting and "--ckpt_path" not in self.command:
+        if not fitting and given == "last" and "--ckpt_path" not in self.command:
             given = None  # `last` stands in the recipe for its fit; what is evaluated is the best
         if config.trainer.fast_dev_run and given == "last":
             config.ckpt_path = None  # a rehearsal
@@ -106,7 +106,7 @@ class TrainingCLI(LightningCLI):
                 f"--ckpt_path {given} is damaged or not a checkpoint of a run, which are in its checkpoints/. "
                 "Bare weights are given with --model.pretrained"
             )
-        elif given is None and fitting and run.last.exists() and not config.trainer.fast_dev_run:
+        elif given is None and fitting and run.checkpoints.any() and not config.trainer.fast_dev_run:
             raise FileExistsError(
                 f"{run.folder} already holds a run; go on with it: --ckpt_path last, or choose another --run.folder"
             )

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import acmix_zoo
 from acmix_zoo.analysis.plots import plot_curves
@@ -33,10 +34,11 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
     Raises:
         OSError: the folder could not be written; best.ckpt holds the weights then.
     """
-    state = read_checkpoint(run.best)["state_dict"]
+    checkpoint = read_checkpoint(run.best)
+    state = checkpoint["state_dict"]
     load_whole(task, state)
     card = data.card()
-    row = max(run.history, key=lambda r: (r.get("val/top1", r["epoch"]), -r.get("val/loss", 0.0)))
+    row = checkpoint["callbacks"]["RunFolder"]["history"][-1]  # these weights' own, whatever could not be saved
     scores = validation_scores(row)
     if run.test and card["dataset"]["splits"].get("test"):
         (results,) = trainer.test(task, data, verbose=False)
@@ -92,8 +94,11 @@ def _publish(folder: Path, name: str) -> None:
 
 
 def _example(data: Any) -> Tensor:
-    """Up to four validation images (B, C, H, W)."""
-    images: Tensor = next(iter(data.val_dataloader()))[0]
+    """Up to four validation images (B, C, H, W); noise where there are none, or where all processes must read them."""
+    loader = data.val_dataloader()
+    if not isinstance(loader, DataLoader):
+        return torch.randn(1, *data.input_size, generator=torch.Generator().manual_seed(0))
+    images: Tensor = next(iter(loader))[0]
     return images[:4]
 
 

@@ -45,5 +45,5 @@ class ExactMean(Metric):
     def restore(self, sums: Tensor) -> None:
         """Go on from the state that `sums` gave."""
         for name, value in zip(self._NAMES, sums, strict=True):
-            setattr(self, name, value.clone())
+            setattr(self, name, value.to(getattr(self, name).device, copy=True))
         self._update_count = 1

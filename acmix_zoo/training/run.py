@@ -196,8 +196,7 @@ class RunFolder(Checkpoint):
         score = [row["val/top1"], -row["val/loss"]] if "val/top1" in row else [row["epoch"], 0.0]
         better = self._best is None or score > self._best
         previous, self._best = self._best, score if better else self._best
-        saved = self._save(trainer, pl_module)
-        if better and not (saved and self.checkpoints.keep_best(trainer)):
+        if not self._save(trainer, pl_module, better) and better:
             self._best = previous  # a later epoch may then take its place
         if trainer.is_global_zero:
             self._write_csv()
@@ -228,14 +227,14 @@ class RunFolder(Checkpoint):
             return "Nothing had been saved yet."
         return f"{self.last} holds its state: give the same command again with --ckpt_path last to go on from there."
 
-    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, best: bool = False) -> bool:
         """Save, unless it is not worth going on from: a step may have spoilt the weights after a good loss."""
         if not weights_are_finite(pl_module):
             raise NotFinite(
                 f"the weights are not finite after step {trainer.global_step}: they are not saved. {self.resume_words} "
                 "What helps: a lower model.lr, a longer model.warmup_epochs, trainer.gradient_clip_val"
             )
-        return self.checkpoints.save(trainer)
+        return self.checkpoints.save(trainer, best)
 
     def _write_csv(self) -> None:
         path = self.folder / "metrics.csv"

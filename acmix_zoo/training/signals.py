@@ -61,7 +61,8 @@ class Signals:
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             distributed.all_reduce(values, distributed.ReduceOp.MAX)
         found: list[int] = values.tolist()
-        self.number = found[0] or None
+        # one that came while the others were waited for is not forgotten: the next step agrees on it
+        self.number = max(found[0], self.number or 0) or None
         return found
 
 
