@@ -1,5 +1,6 @@
 """Batches: the fast path equals the slow one, random numbers are given by (seed, epoch, index), samplers are exact."""
 
+import os
 import random
 import sys
 import warnings
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from acmix_zoo.data import BadImage
 from acmix_zoo.data.augment import Augment, Pixels, image_keys, shift_and_flip, uniforms
-from acmix_zoo.data.batches import ImageDataset, as_is
+from acmix_zoo.data.batches import ImageDataset, apart, as_is
 from acmix_zoo.data.samplers import EpochSampler, ShardSampler
 from acmix_zoo.data.sources import ArrayImages, FileImages
 
@@ -157,6 +158,17 @@ def test_bad_pictures_are_counted_over_workers_and_epochs(
     (tmp_path / "30.png").unlink()
     with pytest.raises(BadImage, match=r"30\.png does not exist; it is number 2, and at most max_bad=1"):
         list(DataLoader(dataset, 4, num_workers=2, collate_fn=as_is))
+
+
+class Groups(ImageDataset):
+    def __getitems__(self, indices):
+        return torch.tensor([os.getpgid(0)]), torch.zeros(1)
+
+
+def test_workers_do_not_get_the_signals_of_the_run() -> None:
+    dataset = Groups(images(), np.arange(12), Augment(PIXELS))
+    loader = DataLoader(dataset, 4, num_workers=1, collate_fn=as_is, worker_init_fn=apart)
+    assert os.getpgid(0) not in {int(group) for group, _ in loader}
 
 
 def test_keys_are_spread_evenly() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -142,6 +143,13 @@ def read_batch(
         if not kept:
             raise BadImage(f"none of the {len(keys)} images of a batch can be read; is the disk still there?")
         return augment.batch(np.stack(pixels), keys[kept]), np.asarray(kept)
+
+
+def apart(worker: int) -> None:
+    """The loader's worker_init_fn: a signal to the run's group of processes is for the run, which needs its workers
+    until it has saved."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 def as_is(batch: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from acmix_zoo.data.augment import Augment, Pixels
-from acmix_zoo.data.batches import ImageDataset, as_is
+from acmix_zoo.data.batches import ImageDataset, apart, as_is
 from acmix_zoo.data.checks import check_images, check_options, pictures_to_predict, three_numbers
 from acmix_zoo.data.mixing import Mixing
 from acmix_zoo.data.resume import compare_data, compare_sizes
@@ -250,6 +250,7 @@ class ImageDataModule(L.LightningDataModule):
             batch_size=self.batch_size,  # by keyword: Lightning builds the prediction loader anew
             sampler=sampler,
             num_workers=self.num_workers,
+            worker_init_fn=apart,
             collate_fn=as_is,
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),

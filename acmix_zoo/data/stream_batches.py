@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from acmix_zoo.data.augment import Augment, image_keys
-from acmix_zoo.data.batches import BadImages, Batch, read_batch
+from acmix_zoo.data.batches import BadImages, Batch, apart, read_batch
 from acmix_zoo.data.images import BadImage
 from acmix_zoo.data.samplers import _place
 from acmix_zoo.data.stream import SHUFFLE, Example, Place, Reader, Streamed
@@ -64,6 +64,7 @@ class BatchMaker:
 
 
 def _begin(worker: int) -> None:
+    apart(worker)
     # remote files are read by a thread that a forked process does not have
     import fsspec.asyn  # type: ignore[import-untyped]
 
