@@ -177,7 +177,7 @@ def test_slurm_requeues_and_resumes(pair: Path, tmp_path: Path, figure: Figure) 
 
 
 def test_a_loss_that_is_no_number_in_one_process(tmp_path: Path, figure: Figure) -> None:
-    """Its weights blow up at a senseless learning rate; both processes stop, whoever met it keeps its batch."""
+    """Weights blow up at a senseless learning rate; both processes stop, whoever met it keeps its batch."""
     folder = tmp_path / "run"
     words = command(fit(folder, **{**PAIR, "run__save_every": 1}, model__lr=1e30, model__warmup_epochs=3))
     said = run(words, tmp_path / "log", code=1)

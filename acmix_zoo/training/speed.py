@@ -32,7 +32,7 @@ class Speed(L.Callback):
 
     In the loggers every `log_every_n_steps` they are of the last 50 batches; in `trainer.callback_metrics`, when an
     epoch ends, they are of the epoch. All are of what this process did: a resumed run starts anew, and its first batch,
-    which may compile, is left out of the 50. On a GPU nothing waits for a step to end, so single steps say little.
+    which may compile, is left out of the 50. GPUs work behind the program, so single steps say little there.
 
     Before the fit the loader is iterated alone; after the first epoch a line compares it with the training.
 
