@@ -206,7 +206,8 @@ def test_full_disk(tmp_path: Path, figure: Figure) -> None:
     if mounted.returncode:
         pytest.skip("this machine mounts no tmpfs")
     try:
-        alone = {"trainer__max_epochs": 3, "model__ema_decay": 0.9}
+        alone = {"trainer__max_epochs": 3, "model__ema_decay": 0.9, "trainer__logger": None}
+        alone["trainer__log_every_n_steps"] = 1  # more of TensorBoard than fits into its last page
         run(command(fit(tmp_path / "whole", **alone)), tmp_path / "whole.log")
         filler = place / "filler"
         filler.write_bytes(b"0" * 2_000_000)
@@ -217,6 +218,7 @@ def test_full_disk(tmp_path: Path, figure: Figure) -> None:
                 os.write(file.fileno(), b"0" * 4096)
         said = process.end(1)
         assert "NOT SAVED" in said and "Free some space" in said and "--ckpt_path last" in said
+        assert "NOT LOGGED" in said and "epoch 3/3" in said
         last = place / "run/checkpoints/last.ckpt"
         step = torch.load(last, weights_only=True)["global_step"]
         filler.unlink()

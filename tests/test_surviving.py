@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder, warmup_cosine
 from acmix_zoo.training.checkpoints import is_checkpoint
 from acmix_zoo.training.guard import NotFinite
+from acmix_zoo.training.logs import Log
 from acmix_zoo.training.metrics import ExactMean
 from acmix_zoo.training.sharded import _Unpickler
 from acmix_zoo.training.signals import Interrupted, Signals, requeue
@@ -95,6 +98,22 @@ def test_accumulated_batches_draw_other_numbers(pictures: Path, tmp_path: Path) 
 
     fit(tmp_path / "run", pictures, draws := Draws(), trainer_accumulate_grad_batches=2, trainer_epochs=1)
     assert len(set(draws.seen)) == 6
+
+
+def test_a_log_that_cannot_be_written_ends_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)  # TensorBoard writes in a thread, which dies
+    log = Log(tmp_path / "tensorboard")
+    with pytest.raises(ValueError, match="not supported"):
+        log.log_metrics({"loss": "no number"})  # type: ignore[dict-item]
+    shutil.rmtree(tmp_path / "tensorboard")
+    for step in range(5):
+        log.log_metrics({"loss": 1.0}, step)
+        log.save()
+    log.finalize("success")
+    said = capsys.readouterr().out
+    assert said.count("NOT LOGGED") == 1 and "No such file or directory; TensorBoard's log ends here" in said
 
 
 # ---- losses and weights that are no numbers

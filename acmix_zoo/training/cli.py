@@ -10,13 +10,13 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import distributed
 
 from acmix_zoo.data import ImageDataModule
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training.checkpoints import is_checkpoint
 from acmix_zoo.training.finish import finish_run
+from acmix_zoo.training.logs import Log
 from acmix_zoo.training.run import RunFolder
 from acmix_zoo.training.speed import Speed
 
@@ -127,7 +127,7 @@ class TrainingCLI(LightningCLI):
         recipe = self.config[self.subcommand].get("config")
         self.run.command, self.run.recipe = self.command, str(recipe[0]) if recipe else None
         if self._get(self.config_init, "trainer").logger is True:
-            kwargs["logger"] = TensorBoardLogger(self.run.folder, name="tensorboard", version="")
+            kwargs["logger"] = Log(self.run.folder / "tensorboard")
         return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
