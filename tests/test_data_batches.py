@@ -130,8 +130,6 @@ def test_a_file_that_breaks_during_a_run_is_left_out_of_training(tmp_path: Path)
     with pytest.warns(UserWarning, match=r"left out: image .*[12]\.png") as warned:
         x, y = dataset.__getitems__([3, 2, 1, 0])
     assert len(warned) == 2 and x.shape[0] == 2 and y.tolist() == [3, 0]
-    with pytest.raises(BadImage, match="none of the 2 images of a batch"):
-        dataset.__getitems__([1, 2])
     dataset.epoch = 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # one warning a picture, whatever the epoch
@@ -141,6 +139,27 @@ def test_a_file_that_breaks_during_a_run_is_left_out_of_training(tmp_path: Path)
         dataset.__getitems__([0, 3])
     with pytest.raises(BadImage, match=r"1\.png does not exist; repair or remove it and run the command again"):
         ImageDataset(source, np.arange(4), Augment(PIXELS))[1]
+
+
+def test_a_batch_of_which_nothing_can_be_read(tmp_path: Path) -> None:
+    source = files(tmp_path, 4)
+    for number in (1, 2):
+        (tmp_path / f"{number}.png").unlink()
+    plain = Augment(PIXELS)
+    training, evaluation = (
+        ImageDataset(source, np.arange(4), plain, max_bad=100, training=training) for training in (True, False)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x, y = training.__getitems__([1, 2])
+        assert y.tolist() == [3] and torch.equal(x, training.__getitems__([3])[0])  # the next that can be read
+        x, y = evaluation.__getitems__([1, 2])
+        assert x.shape == (1, 3, PIXELS.image_size, PIXELS.image_size) and y.tolist() == [-1]
+        for number in (0, 3):
+            (tmp_path / f"{number}.png").unlink()
+        for dataset in (training, evaluation):
+            with pytest.raises(BadImage, match="none of the 4 images can be read; is the disk still there"):
+                dataset.__getitems__([0, 1, 2, 3])
 
 
 def test_bad_pictures_are_counted_over_workers_and_epochs(

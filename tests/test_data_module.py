@@ -254,6 +254,21 @@ def test_a_file_that_breaks_during_a_run_does_not_end_it(tmp_path: Path) -> None
         trainer.test(model, data, verbose=False)
 
 
+def test_an_image_that_breaks_alone_in_its_batch_does_not_end_the_run(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        folder(tmp_path / "data", 2, split=split)
+    data = small(tmp_path / "data", batch_size=1)
+    data.setup("fit")
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "b/0.png").unlink()
+    model = Recorder()
+    with pytest.warns(UserWarning, match="left out: image"):
+        L.Trainer(max_epochs=1, default_root_dir=tmp_path / "run", **QUIET).fit(model, data)
+    classes = [label for _, _, (label,) in model.seen]
+    assert classes.count(0) == 2 and classes.count(1) == 2  # the one after it was taken in its place
+    assert model.tested == [0, 0, -1, 1]
+
+
 def test_classes_with_one_image(tmp_path: Path) -> None:
     source = folder(tmp_path, 1)
     with pytest.raises(ValueError, match=r"no class has two images, .* set val_fraction to 0"):

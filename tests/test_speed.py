@@ -383,7 +383,7 @@ def test_the_trainers_loader_stays_the_one_that_is_asked(tmp_path: Path) -> None
     trainer = trainer_of(Speed(loader_seconds=0.1), Ask(), limit_val_batches=0)
     trainer.fit(task, data)
     dataset: Any = trainer.train_dataloader.dataset  # type: ignore[union-attr]
-    assert len(seen) == 8 and [name for _, name in seen] == [dataset.describe(index) for index, _ in seen]
+    assert len(seen) == 8 and [name for _, name in seen] == dataset.names([index for index, _ in seen])
 
 
 def test_a_bad_image_is_told_once(tmp_path: Path) -> None:

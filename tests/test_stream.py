@@ -278,7 +278,18 @@ def test_a_bad_image_costs_one_warning(tmp_path: Path, kind: str, piece: str) ->
     with pytest.raises(BadImage, match=r"image 1 \(0*5.png\)"):
         list(EvalStream(maker_of(split)))
     with warnings.catch_warnings(record=True):
-        assert sum(len(y) for _, y in EvalStream(maker_of(split, max_bad=1, batch_size=1))) == 11
+        classes = [int(y) for _, y in EvalStream(maker_of(split, max_bad=1, batch_size=1))]
+        assert len(classes) == 12 and classes.count(-1) == 1  # to be computed, and not counted
+        stream = TrainStream(maker_of(split, max_bad=1, batch_size=1), 22, shuffle=5)
+        assert Counter(n for images, _ in stream for n in numbers(images)) == dict.fromkeys({*range(12)} - {5}, 2)
+
+
+def test_nothing_but_bad_images(tmp_path: Path) -> None:
+    """In the share of one process of two."""
+    split = stream_of(tmp_path, "webdataset", (4, 4), bad=range(4))
+    with warnings.catch_warnings(), pytest.raises(BadImage, match="none of the images of its share can be read"):
+        warnings.simplefilter("ignore")
+        list(TrainStream(maker_of(split, world=2, max_bad=9), 3))
 
 
 def test_a_shard_that_breaks_off(tmp_path: Path) -> None:

@@ -137,13 +137,21 @@ def test_a_loss_that_is_no_number_keeps_batch_and_weights(
     run, task = RunFolder(str(tmp_path / "run")), task_of(lr=0.01)
     task.train_criterion = NanLoss(8)
     data = data_of(pictures, batch_size=4)
-    with pytest.raises(NotFinite, match=r"the loss is nan at epoch 2, step 8; the batch is in .*last\.ckpt holds") as e:
+    data.setup("fit")
+    data.train_dataloader().sampler.set_epoch(1)
+    gone = data.describe_batch(2)[0]
+    Path(gone).unlink()
+    with (
+        pytest.raises(NotFinite, match=r"the loss is nan at epoch 2, step 8; the batch is in .*last\.ckpt holds") as e,
+        pytest.warns(UserWarning, match="left out"),
+    ):
         trainer_of(run).fit(task, data)
     assert all(p.isfinite().all() for p in task.parameters())
     (kept,) = (tmp_path / "run").glob("not_finite_step8_rank0.pt")
     assert str(kept) in str(e.value)
     batch = torch.load(kept, weights_only=True)
-    assert batch["images"].shape == (4, 3, 32, 32) and batch["epoch"] == 1 and batch["step"] == 8
+    assert batch["images"].shape == (3, 3, 32, 32) and batch["epoch"] == 1 and batch["step"] == 8
+    assert gone not in batch["names"]
     classes = [int(Path(name).parent.name.removeprefix("class")) for name in batch["names"]]
     assert classes == batch["targets"].tolist()
     assert torch.load(run.last, weights_only=True)["global_step"] == 6
@@ -276,6 +284,23 @@ def test_a_run_without_validation_ends_well(pictures: Path, tmp_path: Path) -> N
     }  # fmt: skip
     assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 0
     assert check_folder(tmp_path / "run/weights") == []
+
+
+def test_an_image_that_breaks_alone_in_its_batch_is_not_counted(pictures: Path) -> None:
+    data = data_of(pictures, batch_size=4)  # nine images of validation: the last one is by itself
+    data.setup("validate")
+    images, indices = data.parts()["val"]
+    trainer, task = trainer_of(enable_checkpointing=False), task_of()
+    before = list(data.val_dataloader())
+    Path(images.describe(int(indices[-1]))).unlink()
+    with pytest.warns(UserWarning, match="left out"):
+        (scores,) = trainer.validate(task, data, verbose=False)
+    task.eval()
+    with torch.no_grad():
+        logits, y = (torch.cat(parts) for parts in zip(*((task(x), y) for x, y in before[:-1]), strict=True))
+    assert len(before[-1][1]) == 1 and len(y) == 8
+    assert scores["val/loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, y)), abs=1e-6)
+    assert scores["val/top1"] == pytest.approx(float((logits.argmax(1) == y).float().mean()), abs=1e-6)
 
 
 def test_a_run_that_began_from_weights_is_evaluated_by_its_own(

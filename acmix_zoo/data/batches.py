@@ -31,6 +31,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         augment: size, normalisation, augmentation.
         seed: an image's random numbers are given by (seed, epoch, index), whoever loads it.
         max_bad: so many unreadable pictures are left out of their batches, each with one warning; one more is an error.
+        training: a batch of which nothing can be read is one of the next picture that can be; else it is `blank`.
         with_index: give the index in place of the class.
     """
 
@@ -42,9 +43,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         *,
         seed: int = 0,
         max_bad: int = 0,
+        training: bool = False,
         with_index: bool = False,
     ) -> None:
         self.images, self.indices, self.augment, self.seed = images, indices, augment, seed
+        self.training = training
         self.targets = np.arange(len(indices)) if with_index else images.targets[indices]
         self.epoch = 0  # kept by EpochSampler
         self.bad = BadImages(len(indices), max_bad)
@@ -70,7 +73,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """Images (B, 3, S, S) float32 and classes (B,) int64.
 
         Raises:
-            BadImage: more unreadable pictures than allowed, or none of the batch can be read.
+            BadImage: more unreadable pictures than allowed, or none of all can be read.
         """
         given = np.asarray(indices)
         keys = image_keys(self.seed, self.epoch, images=given)
@@ -79,14 +82,26 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         if self.array is not None:
             with kept_random_state():
                 return self.augment.batch(self.array[self.indices[places]], keys), torch.from_numpy(targets)
-        readers = ((int(place), lambda place=place: self.images.image(int(self.indices[place]))) for place in places)
-        images, kept = read_batch(readers, keys, self.augment, self.bad)
-        return images, torch.from_numpy(targets[kept])
+        images, kept = self._read(places, keys)
+        if len(kept):
+            return images, torch.from_numpy(targets[kept])
+        if not self.training:
+            return blank(self.augment)
+        place = places[0]
+        while not len(kept):  # ends: `bad` raises when there is none left
+            place = (place + 1) % len(self)
+            images, kept = self._read(np.array([place]), keys[:1])
+        return images, torch.from_numpy(self.targets[[place]])
 
-    def describe(self, index: int) -> str:
-        """What to call a picture when talking to people: its path, or its place in a table."""
-        place = -1 - index if index < 0 else index % len(self)
-        return self.images.describe(int(self.indices[place]))
+    def _read(self, places: np.ndarray, keys: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        readers = ((int(place), lambda place=place: self.images.image(int(self.indices[place]))) for place in places)
+        return read_batch(readers, keys, self.augment, self.bad)
+
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """What to call pictures when talking to people, path or place in a table; those that could not be read left
+        out."""
+        places = [index % len(self) for index in indices]
+        return [self.images.describe(int(self.indices[place])) for place in places if not self.bad.seen[place]]
 
 
 class BadImages:
@@ -105,29 +120,32 @@ class BadImages:
         """Count picture `number`.
 
         Raises:
-            BadImage: there are too many.
+            BadImage: there are too many, or no others.
         """
-        if self.seen[number]:
-            return
+        new = not self.seen[number]
         self.seen[number] = 1
         count = int(self.seen.sum())
         if count > self.limit:
             more = f"; it is number {count}, and at most max_bad={self.limit} are left out" if self.limit else ""
             raise BadImage(f"{error}{more}; repair or remove it and run the command again") from error
-        warnings.warn(f"left out: {error} ({count} of at most max_bad={self.limit})", stacklevel=2)
+        if count == len(self.seen):
+            raise BadImage(f"{error}; none of the {count} images can be read; is the disk still there?") from error
+        if new:
+            warnings.warn(f"left out: {error} ({count} of at most max_bad={self.limit})", stacklevel=2)
 
 
 def read_batch(
     readers: Iterable[tuple[int, Callable[[], Image.Image]]], keys: np.ndarray, augment: Augment, bad: BadImages
 ) -> tuple[Tensor, np.ndarray]:
-    """Read pictures and make a batch of them: images (B, 3, S, S) float32, and which of the readers gave one, (B,).
+    """Read pictures and make a batch of them: images (B, 3, S, S) float32, and which of the readers gave one, (B,);
+    B may be 0.
 
     Args:
         readers: for each picture its number in `bad`, and what reads it.
         keys: (readers,) uint64, for the augmentation.
 
     Raises:
-        BadImage: too many, or all of the batch, cannot be read.
+        BadImage: too many cannot be read.
     """
     pixels: list[np.ndarray] = []
     kept: list[int] = []
@@ -141,8 +159,15 @@ def read_batch(
             pixels.append(augment.picture(picture, int(keys[place])))
             kept.append(place)
         if not kept:
-            raise BadImage(f"none of the {len(keys)} images of a batch can be read; is the disk still there?")
+            return blank(augment)[0][:0], np.zeros(0, np.int64)
         return augment.batch(np.stack(pixels), keys[kept]), np.asarray(kept)
+
+
+def blank(augment: Augment) -> Batch:
+    """An image (1, 3, S, S) of class -1, which is computed and not counted: for an evaluation in which nothing is left
+    to count, while other processes may need this one in every step."""
+    size = augment.pixels.image_size
+    return torch.zeros(1, 3, size, size), torch.tensor([-1])
 
 
 def apart(worker: int) -> None:

@@ -31,7 +31,8 @@ class ImageDataModule(L.LightningDataModule):
     """Labelled images from one `source`.
 
     Batches are images (B, 3, S, S) float32 and classes (B,) int64; after mixup or cutmix, in training only, classes
-    are (B, classes) float32. Prediction gives the index into `predict_paths` in place of the class.
+    are (B, classes) float32. In evaluation -1 marks an image that is not to be counted. Prediction gives the index into
+    `predict_paths` in place of the class.
 
     The order of the images and their augmentation are given by (seed, epoch): an interrupted run continues with the
     very batches it would have seen, and the images of a step are the same on any number of processes with the same
@@ -105,8 +106,7 @@ class ImageDataModule(L.LightningDataModule):
         check_options(val_fraction, shift, interpolation, augment, max_bad, counts)
         self.mean, self.std = three_numbers(mean, std)
         self.batch_size, self.num_workers, self.val_fraction = batch_size, num_workers, val_fraction
-        self.repeats, self.max_bad = repeats, max_bad
-        self.predict_source, self.seed = predict_source, seed
+        self.repeats, self.max_bad, self.predict_source, self.seed = repeats, max_bad, predict_source, seed
         self.source: Source | StreamSource = (
             StreamSource(source, label_column, classes_file) if streaming else open_source(source, label_column)
         )
@@ -162,22 +162,21 @@ class ImageDataModule(L.LightningDataModule):
         if stage == "predict":
             self.predict_paths = pictures_to_predict(self.predict_source)
             return
-        if self._stream:
-            return  # its images are looked at as they come
-        for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
+        used = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]
+        for name in used if not self._stream else ():  # a stream's images are looked at as they come
             if name in self.parts() and name not in self._checked:
                 check_images(*self.parts()[name], name)
                 self._checked.add(name)
+        if stage == "fit":
+            self.card()  # now, rather than with the first checkpoint: a file may break until then, or the Hub be away
 
     def describe(self) -> dict[str, Any]:
         """What a record of a run says about its data: name, fingerprint, images a split, license."""
         sizes = self._stream.sizes() if self._stream else {name: len(own) for name, (_, own) in self.parts().items()}
         return {
-            "name": self.source.name,
-            "fingerprint": self.source.fingerprint(),
+            "name": self.source.name, "fingerprint": self.source.fingerprint(), "license": self.source.license,
             "splits": {name: sizes.get(name, 0) for name in ("train", "val", "test")},
-            "license": self.source.license,
-        }
+        }  # fmt: skip
 
     def card(self) -> dict[str, Any]:
         """What a weight folder says of the data its weights are for: `dataset` for its record, and timm's `cfg`."""
@@ -195,7 +194,7 @@ class ImageDataModule(L.LightningDataModule):
         if self._stream:
             return self._stream.train(self._accumulated, self._resume)
         images, indices = self.parts()["train"]
-        dataset = ImageDataset(images, indices, self.augment, seed=self.seed, max_bad=self.max_bad)
+        dataset = ImageDataset(images, indices, self.augment, seed=self.seed, max_bad=self.max_bad, training=True)
         start = self._resume["batch"] * self.batch_size
         step, epoch = self.batch_size * self._accumulated, self._resume["epoch"]
         self._sampler = EpochSampler(dataset, self.seed, step=step, repeats=self.repeats, epoch=epoch, start=start)
@@ -207,13 +206,13 @@ class ImageDataModule(L.LightningDataModule):
         return int(self.trainer.accumulate_grad_batches) if self.trainer else 1
 
     def describe_batch(self, index: int) -> list[str]:
-        """What the images of this process's training batch `index` of the current epoch are called."""
+        """What this process's training batch `index` of this epoch is of: names of images, without unreadable ones."""
         if self._stream:
             return self._stream.batch_names()
         if self._sampler is None:
             return []
         order = self._sampler.order()[index * self.batch_size : (index + 1) * self.batch_size]
-        return [self._sampler.data.describe(i) for i in order.tolist()]
+        return list(self._sampler.data.names(order.tolist()))
 
     def val_dataloader(self) -> Loader | EvalStream | list[Loader]:
         return self._evaluation("val") if "val" in self._splits() else []
@@ -229,8 +228,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> Loader:
         images = FileImages(self.predict_paths, np.zeros(len(self.predict_paths), np.int64))
-        plain = Augment(self.pixels)
-        dataset = ImageDataset(images, np.arange(len(images)), plain, max_bad=self.max_bad, with_index=True)
+        every = np.arange(len(images))
+        dataset = ImageDataset(images, every, Augment(self.pixels), max_bad=self.max_bad, with_index=True)
         return self._loader(dataset, ShardSampler(len(dataset), self.batch_size))
 
     def _splits(self) -> Collection[str]:

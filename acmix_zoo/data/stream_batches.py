@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from acmix_zoo.data.augment import Augment, image_keys
-from acmix_zoo.data.batches import BadImages, Batch, apart, read_batch
+from acmix_zoo.data.batches import BadImages, Batch, apart, blank, read_batch
 from acmix_zoo.data.images import BadImage
 from acmix_zoo.data.samplers import _place
 from acmix_zoo.data.stream import SHUFFLE, Example, Place, Reader, Streamed
@@ -43,14 +43,15 @@ class BatchMaker:
         number = self.rank * self.workers + worker
         return Reader(self.split, number, self.world * self.workers, seed=self.seed, shuffle=shuffle)
 
-    def batch(self, examples: list[Example], reader: Reader) -> Batch:
-        """Images (B, 3, S, S) float32 and classes (B,) int64; the augmentation is given by an image's number in the
-        pass of its reader, whichever process that is."""
+    def batch(self, examples: list[Example], reader: Reader) -> tuple[Batch, list[str]]:
+        """Images (B, 3, S, S) float32 and classes (B,) int64, with the images' names; B is 0 if none can be read. The
+        augmentation is given by an image's number in the pass of its reader, whichever process that is."""
         keys = [image_keys(self.seed, e.turn, reader.reader, images=np.array([e.number])) for e in examples]
         size = len(self.bad.seen)
         readers = [((example.shard * 1_000_003 + example.row) % size, example.image) for example in examples]
         images, kept = read_batch(readers, np.concatenate(keys), self.augment, self.bad)
-        return images, torch.tensor([examples[place].label for place in kept])
+        read = [examples[place] for place in kept]
+        return (images, torch.tensor([e.label for e in read], dtype=torch.int64)), [e.name for e in read]
 
     def loader(self, dataset: IterableDataset[Any]) -> DataLoader[Any]:
         """Workers are started anew for each pass over it: that is how they learn their places."""
@@ -86,11 +87,17 @@ class _Endless(IterableDataset[tuple[Batch, int, Place, list[str]]]):
         # the loader asks its processes in turn, beginning with the first, and the next batch is worker number given's
         worker = (_worker() + self.given) % self.maker.workers
         reader = self.maker.reader(worker, self.shuffle)
-        images = reader.endless(self.places[worker])
+        images, lost = reader.endless(self.places[worker]), 0
         while True:
             taken = list(islice(images, self.maker.batch_size))
-            examples = [example for example, _ in taken]
-            yield self.maker.batch(examples, reader), worker, taken[-1][1], [example.name for example in examples]
+            batch, names = self.maker.batch([example for example, _ in taken], reader)
+            if names:
+                lost = 0
+                yield batch, worker, taken[-1][1], names
+                continue
+            lost += len(taken)
+            if lost > self.maker.bad.limit:  # so many different ones would have been too many: they are the same again
+                raise BadImage("a reader of the stream: none of the images of its share can be read")
 
 
 class TrainStream:
@@ -163,31 +170,24 @@ class _Finite(IterableDataset[Batch]):
         reader = self.maker.reader(_worker(), shuffle=0)
         images = reader.once()
         while examples := list(islice(images, self.maker.batch_size)):
-            try:
-                yield self.maker.batch(examples, reader)
-            except BadImage:
-                # all of a few, at the end of a share, may be bad without there being too many
-                if int(self.maker.bad.seen.sum()) > self.maker.bad.limit:
-                    raise
+            batch, names = self.maker.batch(examples, reader)
+            yield batch if names else blank(self.maker.augment)
 
 
 class EvalStream:
-    """Every image once, over all processes and workers. A process that has fewer batches than others goes on with an
-    image of class -1, which is computed and not counted: a network that is spread over processes needs all of them in
-    every step."""
+    """Every image once, over all processes and workers. A process that has fewer batches than others goes on with blank
+    ones: a network that is spread over processes needs all of them in every step."""
 
     def __init__(self, maker: BatchMaker) -> None:
         self.maker = maker
 
     def __iter__(self) -> Iterator[Batch]:
-        size = self.maker.augment.pixels.image_size
-        nothing = torch.zeros(1, 3, size, size), torch.tensor([-1])
         batches = iter(self.maker.loader(_Finite(self.maker)))
         while True:
             batch = next(batches, None)
             if not _any_process(batch is not None, self.maker.world):
                 return
-            yield nothing if batch is None else batch
+            yield blank(self.maker.augment) if batch is None else batch
 
 
 def _any_process(own: bool, world: int) -> bool:

@@ -245,8 +245,7 @@ class ClassificationTask(L.LightningModule):
     def _evaluate(self, batch: Batch, stage: str) -> None:
         x, y = batch
         logits = self(x).float()
-        if self.trainer.world_size > 1:  # an image that is there only to give every process as many batches
-            logits, y = logits[y >= 0], y[y >= 0]
+        logits, y = logits[y >= 0], y[y >= 0]  # -1: an image that is there only to give every process as many batches
         for name, metric in getattr(self, f"{stage}_metrics").items():
             if name == "loss":
                 metric.update(self.eval_criterion(logits, y))
