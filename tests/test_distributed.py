@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import PYTHON, Process, command, differences, fit, largest_difference, run, torchrun
+from streams import shards
 
 from acmix_zoo.data import export_folder
 from acmix_zoo.weights import check_folder
@@ -144,6 +145,28 @@ def shown(text: str) -> dict[str, str]:
     found = {words[0]: words[1] for words in rows if len(words) == 2}
     assert len(set(map(tuple, rows))) == len(found)
     return found
+
+
+def test_a_stream_on_two_processes_from_start_to_weights(tmp_path: Path, figure: Figure) -> None:
+    """Tar shards, streamed by the command line: killed and gone on with; its evaluation on two processes is one's."""
+    shards(tmp_path / "set", "webdataset", (60, 44, 56, 40, 40, 60))
+    shards(tmp_path / "set", "webdataset", (14, 9, 8), split="validation")
+    streaming = {
+        "data__source": tmp_path / "set", "data__streaming": "true", "data__num_workers": 1, "data__batch_size": 8,
+        "trainer__devices": 2, "trainer__strategy": "ddp", "trainer__max_epochs": 3, "run__save_every": 3,
+    }  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(command(fit(whole, **streaming)), tmp_path / "log")
+    process = Process(command(fit(cut, **streaming)), tmp_path / "cut.log")
+    process.wait_for("epoch 1/3")
+    process.kill()
+    assert "Restored all states" in run(command(fit(cut, **streaming)), tmp_path / "log")
+    assert differences(last(whole), last(cut)) == []
+    assert check_folder(cut / "weights") == []
+    words = fit(whole, **{**streaming, "trainer__devices": 1}, ckpt_path=last(whole))
+    alone = shown(run(command(["validate", *words[1:]]), tmp_path / "log"))
+    assert {key: float(value) for key, value in alone.items()} == pytest.approx(scores(whole), rel=1e-6)
+    figure("tar shards streamed on 2 processes, killed, resumed", "0 tensors differ; evaluation as on 1 process")
 
 
 def test_a_network_spread_over_processes(alone: Path, tmp_path: Path, figure: Figure) -> None:
