@@ -184,7 +184,11 @@ def two_nodes() -> Iterator[list[Node]]:
 
 
 def can_make_networks() -> bool:
-    return shutil.which("ip") is not None and os.geteuid() == 0 and (
-        subprocess.run(["ip", "netns", "add", "acmixtry"], capture_output=True).returncode == 0
-        and subprocess.run(["ip", "netns", "del", "acmixtry"], capture_output=True).returncode == 0
+    return (
+        shutil.which("ip") is not None
+        and os.geteuid() == 0
+        and (
+            subprocess.run(["ip", "netns", "add", "acmixtry"], capture_output=True).returncode == 0
+            and subprocess.run(["ip", "netns", "del", "acmixtry"], capture_output=True).returncode == 0
+        )
     )

@@ -76,7 +76,7 @@ def same(a: Path, b: Path) -> bool:
 
 def test_run_folder_is_complete(run: Path) -> None:
     assert {p.name for p in run.iterdir()} == {
-        *("config.yaml", "metrics.csv", "curves.png", "tensorboard", "checkpoints", "weights")
+        *("config.yaml", "metrics.csv", "curves.png", "tensorboard", "checkpoints", "weights", ".lock")
     }
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"

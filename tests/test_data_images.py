@@ -153,9 +153,7 @@ def test_torchvision_turns_as_pillow_does(
 
 
 @pytest.mark.parametrize("kind", ["grey", "CMYK", "png"])
-def test_what_torchvision_is_not_asked_for(
-    kind: str, photograph: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_torchvision_is_not_asked_for(kind: str, photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = count_torchvision(monkeypatch)
     if kind == "png":
         buffer = io.BytesIO()

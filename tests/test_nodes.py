@@ -15,6 +15,7 @@ import torch
 from processes import Node, Process, can_make_networks, command, differences, fit, run, torchrun, two_nodes
 
 from acmix_zoo.training.checkpoints import is_checkpoint
+from acmix_zoo.weights import check_folder
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 Figure = Callable[[str, str], None]
@@ -32,9 +33,7 @@ def nodes() -> Iterator[list[Node]]:
         yield made
 
 
-def agents(
-    nodes: list[Node], folder: Path, which: tuple[int, ...] = (0, 1), restarts: int = 3
-) -> list[Process]:
+def agents(nodes: list[Node], folder: Path, which: tuple[int, ...] = (0, 1), restarts: int = 3) -> list[Process]:
     """A torchrun agent on each node, for the run in `folder`."""
     host = f"--rdzv-endpoint={nodes[0].address}:29517"
     options = ("--nnodes=2", f"--max-restarts={restarts}", "--rdzv-backend=c10d", host)
@@ -59,9 +58,7 @@ def undisturbed(nodes: list[Node], tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def test_a_node_fails_and_comes_back(
-    nodes: list[Node], undisturbed: Path, tmp_path: Path, figure: Figure
-) -> None:
+def test_a_node_fails_and_comes_back(nodes: list[Node], undisturbed: Path, tmp_path: Path, figure: Figure) -> None:
     """Killed, as by a power cut, in the middle of an epoch; torchrun starts both again from the last checkpoint."""
     folder = tmp_path / "failed"
     first, second = agents(nodes, folder)
@@ -79,9 +76,7 @@ def test_a_node_fails_and_comes_back(
     figure("one of two nodes killed, started again (torchrun, two network namespaces)", "0 tensors differ at the end")
 
 
-def test_a_node_fails_for_good(
-    nodes: list[Node], undisturbed: Path, tmp_path: Path, figure: Figure
-) -> None:
+def test_a_node_fails_for_good(nodes: list[Node], undisturbed: Path, tmp_path: Path, figure: Figure) -> None:
     """Without restarts the job stops, with an error and without harm; a later start goes on."""
     folder = tmp_path / "stopped"
     first, second = agents(nodes, folder, restarts=0)
@@ -100,6 +95,24 @@ def test_a_node_fails_for_good(
         "one of two nodes killed for good",
         f"the other stops in {seconds:.0f} s, checkpoint of step {step} whole; started again: 0 tensors differ",
     )
+
+
+def test_torchrun_itself_is_killed(tmp_path: Path, figure: Figure) -> None:
+    """Its processes outlive it and go on; who starts the command again is told so, and nothing is written twice."""
+    folder = tmp_path / "run"
+    words = torchrun(fit(folder, **{**PAIR, "trainer__max_epochs": 16}), 2)
+    first = Process(words, tmp_path / "first.log")
+    first.wait_for("images a step")
+    os.kill(first.popen.pid, signal.SIGKILL)
+    first.popen.wait()
+    said = run(words, tmp_path / "second.log", code=1)
+    assert f"acmix-zoo: error: {folder} is being written by another run (process " in said
+    until = time.monotonic() + 120
+    while "weights: the weights" not in first.said:
+        assert time.monotonic() < until, first.said
+        time.sleep(0.5)
+    assert check_folder(folder / "weights") == []
+    figure("torchrun itself killed", "its processes go on to the end; a second start meanwhile is refused")
 
 
 # ---- signals

@@ -4,6 +4,8 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder, warmup_cosine
 from acmix_zoo.training.checkpoints import is_checkpoint
 from acmix_zoo.training.guard import NotFinite
+from acmix_zoo.training.lock import Lock
 from acmix_zoo.training.logs import Log
 from acmix_zoo.training.metrics import ExactMean
 from acmix_zoo.training.sharded import _Unpickler
@@ -114,6 +117,32 @@ def test_a_log_that_cannot_be_written_ends_alone(
     log.finalize("success")
     said = capsys.readouterr().out
     assert said.count("NOT LOGGED") == 1 and "No such file or directory; TensorBoard's log ends here" in said
+
+
+# ---- two runs in one folder
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from acmix_zoo.training.lock import Lock
+lock = Lock(Path(sys.argv[1]))
+lock.take()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_is_one_runs(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        words = rf"is being written by another run \(process {holder.pid} on .*\); end that one"
+        with pytest.raises(OSError, match=words):
+            Lock(tmp_path).take()
+    finally:
+        holder.kill()
+        holder.wait()
+    Lock(tmp_path).take()
 
 
 # ---- losses and weights that are no numbers
@@ -274,6 +303,19 @@ def test_a_signal_while_others_are_waited_for_is_not_forgotten(monkeypatch: pyte
 
 
 # ---- what is evaluated
+
+
+def test_an_epoch_that_was_not_validated_is_not_the_best(pictures: Path, tmp_path: Path) -> None:
+    run = fit(tmp_path / "run", pictures, trainer_check_val_every_n_epoch=2, trainer_epochs=5)
+    assert [row["epoch"] for row in run.history if "val/top1" in row] == [2, 4]
+    assert torch.load(run.best, weights_only=True)["epoch"] + 1 in (2, 4)
+    with pytest.raises(RuntimeError, match="power"):
+        fit(tmp_path / "cut", pictures, At(stop, epoch=2, batch=3), trainer_check_val_every_n_epoch=2, trainer_epochs=5)
+    cut = tmp_path / "cut/checkpoints/last.ckpt"
+    again = fit(tmp_path / "cut", pictures, trainer_check_val_every_n_epoch=2, trainer_epochs=5, resume=cut)
+    assert_same_run(run, again)
+    never = fit(tmp_path / "never", pictures, trainer_limit_val_batches=0)
+    assert torch.load(never.best, weights_only=True)["epoch"] == 2  # the last
 
 
 def test_a_run_without_validation_ends_well(pictures: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, distributed
 from torch.utils.data import DistributedSampler
 
 
-def _place(rank: int | None, world: int | None) -> tuple[int, int]:
+def place_of(rank: int | None = None, world: int | None = None) -> tuple[int, int]:
+    """This process's number, and how many there are; what is given goes."""
     if rank is not None and world is not None:
         return rank, world
     if distributed.is_available() and distributed.is_initialized():
@@ -32,7 +33,7 @@ class ShardSampler(DistributedSampler[int]):
 
     def __init__(self, size: int, batch: int, rank: int | None = None, world: int | None = None) -> None:
         self.size, self.batch = size, batch
-        self.rank, self.num_replicas = _place(rank, world)
+        self.rank, self.num_replicas = place_of(rank, world)
 
     def _starts(self) -> range:
         return range(self.rank * self.batch, self.size, self.num_replicas * self.batch)
@@ -77,7 +78,7 @@ class EpochSampler(DistributedSampler[int]):
         world: int | None = None,
     ) -> None:
         self.data, self.seed, self.repeats = dataset, seed, repeats
-        self.rank, self.num_replicas = _place(rank, world)
+        self.rank, self.num_replicas = place_of(rank, world)
         share = len(dataset) // self.num_replicas
         self.length = share // step * step or share
         self.start = start

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from acmix_zoo.data.augment import Augment, image_keys
 from acmix_zoo.data.batches import BadImages, Batch, apart, blank, read_batch
 from acmix_zoo.data.images import BadImage
-from acmix_zoo.data.samplers import _place
+from acmix_zoo.data.samplers import place_of
 from acmix_zoo.data.stream import SHUFFLE, Example, Place, Reader, Streamed
 
 
@@ -34,7 +34,7 @@ class BatchMaker:
     ) -> None:
         self.split, self.augment, self.batch_size, self.seed = split, augment, batch_size, seed
         self.processes, self.workers = workers, max(1, workers)
-        self.rank, self.world = _place(None, None)
+        self.rank, self.world = place_of()
         # where the size is not known, two bad images may count as one
         self.bad = BadImages(split.size or 10_000_000, max_bad)
 

@@ -146,6 +146,7 @@ def _link(path: str | Path, other: str | Path) -> None:
         os.link(path, other)
     except OSError:  # a file system without hard links
         shutil.copyfile(path, other)
+        _flush(Path(other))
 
 
 def _flush(path: Path) -> None:

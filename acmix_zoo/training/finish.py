@@ -44,8 +44,10 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
         (results,) = trainer.test(task, data, verbose=False)
         scores["test"] = {name[5:]: value for name, value in results.items() if name.startswith("test/")}
     if not trainer.is_global_zero:
+        trainer.strategy.barrier("weights")  # which may be the start of what comes next
         return run.folder / "weights"
 
+    run.write_csv()  # a kill may have come between a checkpoint and its row
     plot_curves(run.history, run.folder / "curves.png")
     record = {
         **run_record(run.state_dict(), card, scores),
@@ -71,6 +73,7 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
     except OSError as error:
         raise OSError(f"{error}. The weights are safe in {run.best}; {run.resume_words}") from error
     print(f"{_summary(scores, card['dataset']['name'])}\n{folder}: the weights; {run.folder}: the run", flush=True)
+    trainer.strategy.barrier("weights")
     if run.push_to:
         _publish(folder, run.push_to)
     return folder

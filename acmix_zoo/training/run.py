@@ -5,6 +5,7 @@ metrics.csv        a row an epoch                curves.png   the same as a pict
 tensorboard/       the same, and the learning rate by step
 checkpoints/       last.ckpt (to resume), previous.ckpt (the one before), best.ckpt (highest validation accuracy)
 weights/           the best weights as a weight folder, tested on the test split
+.lock              of the process that writes
 """
 
 import csv
@@ -22,6 +23,7 @@ from torch import Tensor
 from acmix_zoo.data.augment import image_keys, seed_globals
 from acmix_zoo.training.checkpoints import Checkpoints
 from acmix_zoo.training.guard import NotFinite, keep_batch, weights_are_finite
+from acmix_zoo.training.lock import Lock
 from acmix_zoo.training.signals import Interrupted, Signals, requeue
 from acmix_zoo.weights.hub import check_push
 
@@ -73,6 +75,7 @@ class RunFolder(Checkpoint):
         self.seed: int | None = None
         self.save_every = save_every
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
+        self._lock = Lock(self.folder)
         self._best: list[float] | None = None  # score of best.ckpt
         self._signals = Signals()
         self._stop = 0  # the signal that all processes know of
@@ -80,6 +83,7 @@ class RunFolder(Checkpoint):
         self._rehearsal = False  # Trainer(fast_dev_run=True): nothing is kept
         self._epoch_start = self._validation_seconds = 0.0
         self._images = 0
+        self._validated = False  # in this epoch
 
     @property
     def last(self) -> Path:
@@ -106,10 +110,12 @@ class RunFolder(Checkpoint):
     # Fit.
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the folder, unless this is a rehearsal."""
+        """Make the folder and lock it, unless this is a rehearsal."""
         self._rehearsal = bool(getattr(trainer, "fast_dev_run", False))
         if not self._rehearsal:
             self.last.parent.mkdir(parents=True, exist_ok=True)
+            if trainer.is_global_zero:
+                self._lock.take()
         if self.seed is None:
             self.seed = torch.initial_seed()
         if self.push_to and not self._rehearsal:
@@ -123,6 +129,7 @@ class RunFolder(Checkpoint):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the epoch's clock."""
         self._start_clock()
+        self._validated = False
 
     def _start_clock(self) -> None:
         self._epoch_start, self._validation_seconds, self._images = time.perf_counter(), 0.0, 0
@@ -179,6 +186,7 @@ class RunFolder(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go on with the clock of training."""
         self._validation_seconds += time.perf_counter()
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the epoch's row, save, and stop if a signal came meanwhile."""
@@ -187,19 +195,21 @@ class RunFolder(Checkpoint):
         seconds = time.perf_counter() - self._epoch_start
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = {"epoch": float(trainer.current_epoch + 1), "step": float(trainer.global_step)}
-        row |= {name: metrics[name] for name in metrics if name.startswith(("train/", "val/", "speed/"))}
+        new = ("train/", "speed/", "val/") if self._validated else ("train/", "speed/")  # others are an older epoch's
+        row |= {name: metrics[name] for name in metrics if name.startswith(new)}
         row["lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         row["seconds"] = seconds
         row["images_per_second"] = self._images / max(1e-9, seconds - self._validation_seconds)
         self.history.append(row)
 
-        score = [row["val/top1"], -row["val/loss"]] if "val/top1" in row else [row["epoch"], 0.0]
+        # without a validation the last one is the best, until there is one
+        score = [row["val/top1"], -row["val/loss"]] if "val/top1" in row else [-1.0, row["epoch"]]
         better = self._best is None or score > self._best
         previous, self._best = self._best, score if better else self._best
         if not self._save(trainer, pl_module, better) and better:
             self._best = previous  # a later epoch may then take its place
         if trainer.is_global_zero:
-            self._write_csv()
+            self.write_csv()
             print(self._line(trainer, row), flush=True)
         (self._stop,) = self._signals.agree(pl_module.device)
         if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
@@ -236,7 +246,8 @@ class RunFolder(Checkpoint):
             )
         return self.checkpoints.save(trainer, best)
 
-    def _write_csv(self) -> None:
+    def write_csv(self) -> None:
+        """Write metrics.csv; what it says is in the checkpoints too."""
         path = self.folder / "metrics.csv"
         names = list(dict.fromkeys(name for row in self.history for name in row))
         try:
@@ -245,7 +256,7 @@ class RunFolder(Checkpoint):
                 writer.writeheader()
                 writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.history)
             path.with_suffix(".new").replace(path)
-        except OSError as error:  # the history is in the checkpoint too, and the next epoch writes it again
+        except OSError as error:  # the next epoch writes it again
             print(f"NOT WRITTEN, {path}: {error.strerror or error}. Free some space.", flush=True)
 
     def _line(self, trainer: L.Trainer, row: Row) -> str:
