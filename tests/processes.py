@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -25,6 +26,11 @@ PLAIN = {
     "model.optimizer": "sgd", "model.lr": 0.05, "model.warmup_epochs": 0.5,
     "trainer.max_epochs": 2, "trainer.limit_train_batches": 10, "trainer.accelerator": "cpu", "trainer.logger": "false",
     "speed.loader_seconds": 0,
+}  # fmt: skip
+# FSDP2
+MESH = {
+    "trainer__devices": 2, "trainer__strategy": "lightning.pytorch.strategies.ModelParallelStrategy",
+    "trainer__strategy__data_parallel_size": 2, "trainer__strategy__tensor_parallel_size": 1,
 }  # fmt: skip
 
 
@@ -132,6 +138,28 @@ def largest_difference(a: Path, b: Path) -> float:
     one, two = (torch.load(path, weights_only=True)["state_dict"] for path in (a, b))
     assert one.keys() == two.keys()
     return max(float((one[key].double() - two[key].double()).abs().max()) for key in one)
+
+
+# ---- a disk that is full
+
+
+@contextlib.contextmanager
+def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
+    """A real file system of its own in memory; for root, on Linux."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(filler: Path) -> None:
+    with filler.open("ab") as file, pytest.raises(OSError):
+        while True:
+            os.write(file.fileno(), b"0" * 4096)
 
 
 # ---- two machines

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import PYTHON, Process, command, differences, fit, largest_difference, run, torchrun
+from processes import MESH, PYTHON, Process, command, differences, fit, largest_difference, run, torchrun
 from streams import shards
 
 from acmix_zoo.data import export_folder
@@ -14,10 +14,6 @@ from acmix_zoo.weights import check_folder
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 Figure = Callable[[str, str], None]
-MESH = {
-    "trainer__devices": 2, "trainer__strategy": "lightning.pytorch.strategies.ModelParallelStrategy",
-    "trainer__strategy__data_parallel_size": 2, "trainer__strategy__tensor_parallel_size": 1,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch.distributed.checkpoint.api import CheckpointException
 
 
 class _ReportingIO(TorchCheckpointIO):
@@ -87,16 +88,14 @@ class Checkpoints:
         new = self.last.with_suffix(".new")
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # another one is the user's
             trainer.strategy.checkpoint_io = _ReportingIO()
-        error: OSError | None = None
-        try:
-            if trainer.is_global_zero and new.is_dir():  # of a process that was killed
-                shutil.rmtree(new)
-            trainer.save_checkpoint(new, weights_only=False)
-            error = getattr(trainer.strategy.checkpoint_io, "error", None)
-            if trainer.is_global_zero and error is None:
+        if trainer.is_global_zero and new.is_dir():  # of a process that was killed
+            shutil.rmtree(new)
+        error = _write(trainer, new)
+        if trainer.is_global_zero and error is None:
+            try:
                 self._take_place(new, best)
-        except OSError as raised:
-            error = raised
+            except OSError as raised:
+                error = raised
         said = None if error is None else f"{self.last}: {error.strerror or error}"
         self.unsaved = trainer.strategy.broadcast(said)
         if self.unsaved and trainer.is_global_zero:
@@ -119,6 +118,19 @@ class Checkpoints:
             second_name(self.last, self.previous)
         new.replace(self.last)
         _flush(self.folder)
+
+
+def _write(trainer: L.Trainer, path: Path) -> OSError | None:
+    """What kept a checkpoint from being written, in the process that writes; None if nothing did."""
+    try:
+        trainer.save_checkpoint(path, weights_only=False)
+    except CheckpointException as raised:  # of a network that is spread over processes, and in all of them
+        errors = [error for error, _ in raised.failures.values()]
+        full = [error for error in errors if isinstance(error, OSError)]
+        if len(full) < len(errors):
+            raise
+        return full[0]
+    return getattr(trainer.strategy.checkpoint_io, "error", None)
 
 
 def second_name(path: Path, other: Path) -> None:
