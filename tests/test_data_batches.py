@@ -152,7 +152,7 @@ def test_a_batch_of_which_nothing_can_be_read(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         x, y = training.__getitems__([1, 2])
-        assert y.tolist() == [3] and torch.equal(x, training.__getitems__([3])[0])  # the next that can be read
+        assert y.tolist() == [3] and torch.equal(x, training.__getitems__([3])[0])  # those behind are 2 and 3
         x, y = evaluation.__getitems__([1, 2])
         assert x.shape == (1, 3, PIXELS.image_size, PIXELS.image_size) and y.tolist() == [-1]
         for number in (0, 3):

@@ -117,7 +117,8 @@ def test_torchrun_itself_is_killed(tmp_path: Path, figure: Figure) -> None:
     first.wait_for("images a step")
     os.kill(first.popen.pid, signal.SIGKILL)
     first.popen.wait()
-    said = run(words, tmp_path / "second.log", code=1)
+    said = run([*words, "--model.lr=0.1"], tmp_path / "second.log", code=1)
+    assert "lr: 0.05\n" in (folder / "config.yaml").read_text()  # not the second one's
     assert f"acmix-zoo: error: {folder} is being written by another run (process " in said
     until = time.monotonic() + 120
     while "weights: the weights" not in first.said:
@@ -261,16 +262,23 @@ def test_full_disk(tmp_path: Path, figure: Figure) -> None:
 
 
 def test_full_disk_of_a_network_spread_over_processes(tmp_path: Path, figure: Figure) -> None:
-    """Each process writes its own part; all learn that one could not."""
-    spread = {**FULL, **MESH, "data__batch_size": 8}
+    """Each process writes its own part, the first one something beside; all learn of what could not be written."""
+    spread = {**FULL, **MESH, "data__batch_size": 8, "trainer__max_epochs": 4, "trainer__logger": "false"}
     with small_disk(tmp_path / "small", 40) as place:
         run(torchrun(fit(tmp_path / "whole", **spread), 2), tmp_path / "whole.log")
         process = Process(torchrun(fit(place / "run", **spread), 2), tmp_path / "log")
-        process.wait_for("epoch 1/3")
+        process.wait_for("epoch 1/4")
+        last = place / "run/checkpoints/last.ckpt"
+        fill(place / "filler")
+        parts = [file for file in last.iterdir() if file.name != "meta.pt"]
+        pages = sum(-(-file.stat().st_size // 4096) for file in parts)
+        os.truncate(place / "filler", (place / "filler").stat().st_size - 4096 * pages)  # room for these alone
+        process.wait_for("epoch 2/4")
+        assert "NOT SAVED" in process.said and "inline_container" in process.said
         fill(place / "filler")
         said = process.end(1)
-        assert "NOT SAVED" in said and "--ckpt_path last" in said and "epoch 3/3" in said
-        assert is_checkpoint(place / "run/checkpoints/last.ckpt")
+        assert said.count("NOT SAVED") == 3 and "--ckpt_path last" in said and "epoch 4/4" in said
+        assert is_checkpoint(last)
         (place / "filler").unlink()
         assert "Restored all states" in run(torchrun(fit(place / "run", **spread), 2), tmp_path / "again.log")
         one, two = ((f / "weights/model.safetensors").read_bytes() for f in (tmp_path / "whole", place / "run"))

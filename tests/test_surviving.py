@@ -31,6 +31,11 @@ from acmix_zoo.training.sharded import _Unpickler
 from acmix_zoo.training.signals import Interrupted, Signals, requeue
 from acmix_zoo.weights import check_folder
 
+SMALL = {
+    "data.image_size": 32, "data.batch_size": 8, "data.val_fraction": 0.25, "model.model": "test_resnet",
+    "trainer.max_epochs": 1, "trainer.accelerator": "cpu", "speed.loader_seconds": 0,
+}  # fmt: skip
+
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
@@ -132,16 +137,23 @@ time.sleep(60)
 """
 
 
-def test_a_folder_is_one_runs(tmp_path: Path) -> None:
+def test_a_folder_is_one_runs(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         words = rf"is being written by another run \(process {holder.pid} on .*\); end that one"
         with pytest.raises(OSError, match=words):
             Lock(tmp_path).take()
+        options = {**SMALL, "data.source": pictures, "run.folder": tmp_path, "ckpt_path": "last"}
+        assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 1
+        assert f"acmix-zoo: error: {tmp_path} is being written by another run" in capsys.readouterr().err
+        assert not (tmp_path / "config.yaml").exists()  # it stays the other one's
     finally:
         holder.kill()
         holder.wait()
+    lock = Lock(tmp_path)
+    lock.take()
+    lock.release()
     Lock(tmp_path).take()
 
 
@@ -305,6 +317,17 @@ def test_a_signal_while_others_are_waited_for_is_not_forgotten(monkeypatch: pyte
 # ---- what is evaluated
 
 
+def test_a_run_that_was_killed_at_its_end_is_finished(pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = {**SMALL, "data.source": pictures, "run.folder": folder, "ckpt_path": "last"}
+    words = ["fit", *(f"--{key}={value}" for key, value in options.items())]
+    assert main(words) == 0
+    (folder / "metrics.csv").unlink()
+    shutil.rmtree(folder / "weights")
+    assert main(words) == 0
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 2 and check_folder(folder / "weights") == []
+
+
 def test_an_epoch_that_was_not_validated_is_not_the_best(pictures: Path, tmp_path: Path) -> None:
     run = fit(tmp_path / "run", pictures, trainer_check_val_every_n_epoch=2, trainer_epochs=5)
     assert [row["epoch"] for row in run.history if "val/top1" in row] == [2, 4]
@@ -319,11 +342,7 @@ def test_an_epoch_that_was_not_validated_is_not_the_best(pictures: Path, tmp_pat
 
 
 def test_a_run_without_validation_ends_well(pictures: Path, tmp_path: Path) -> None:
-    options = {
-        "data.source": pictures, "data.image_size": 32, "data.batch_size": 8, "data.val_fraction": 0,
-        "model.model": "test_resnet", "run.folder": tmp_path / "run", "trainer.max_epochs": 1,
-        "trainer.accelerator": "cpu", "speed.loader_seconds": 0,
-    }  # fmt: skip
+    options = {**SMALL, "data.source": pictures, "data.val_fraction": 0, "run.folder": tmp_path / "run"}
     assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 0
     assert check_folder(tmp_path / "run/weights") == []
 
@@ -351,11 +370,8 @@ def test_a_run_that_began_from_weights_is_evaluated_by_its_own(
     start = tmp_path / "start.pth"
     torch.save(ClassificationTask("test_resnet", num_classes=3).model.state_dict(), start)
     folder = tmp_path / "run"
-    options = {
-        "data.source": pictures, "data.image_size": 32, "data.batch_size": 8, "data.val_fraction": 0.25,
-        "model.model": "test_resnet", "model.pretrained": start, "model.lr": 0.01, "run.folder": folder,
-        "trainer.max_epochs": 3, "trainer.accelerator": "cpu", "speed.loader_seconds": 0,
-    }  # fmt: skip
+    options = {**SMALL, "data.source": pictures, "run.folder": folder, "trainer.max_epochs": 3}
+    options |= {"model.pretrained": start, "model.lr": 0.01}
     assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 0
     history = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["RunFolder"]["history"]
     best = max(row["val/top1"] for row in history)

@@ -38,6 +38,7 @@ def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
     right, total = {"top1": 0, "top5": 0}, 0
     with torch.inference_mode():
         for images, classes in loader:
+            images, classes = images[classes >= 0], classes[classes >= 0]  # others are not to be counted
             best = model(images).topk(min(5, len(names)), 1).indices == classes.unsqueeze(1)  # (B, 5)
             right["top1"] += int(best[:, :1].sum())
             right["top5"] += int(best.sum())

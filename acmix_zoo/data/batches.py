@@ -31,7 +31,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         augment: size, normalisation, augmentation.
         seed: an image's random numbers are given by (seed, epoch, index), whoever loads it.
         max_bad: so many unreadable pictures are left out of their batches, each with one warning; one more is an error.
-        training: a batch of which nothing can be read is one of the next picture that can be; else it is `blank`.
+        training: a batch of which nothing can be read is made of the pictures behind its own; else it is `blank`.
         with_index: give the index in place of the class.
     """
 
@@ -87,11 +87,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             return images, torch.from_numpy(targets[kept])
         if not self.training:
             return blank(self.augment)
-        place = places[0]
         while not len(kept):  # ends: `bad` raises when there is none left
-            place = (place + 1) % len(self)
-            images, kept = self._read(np.array([place]), keys[:1])
-        return images, torch.from_numpy(self.targets[[place]])
+            places = (places + 1) % len(self)
+            images, kept = self._read(places, keys)
+        return images, torch.from_numpy(self.targets[places[kept]])
 
     def _read(self, places: np.ndarray, keys: np.ndarray) -> tuple[Tensor, np.ndarray]:
         readers = ((int(place), lambda place=place: self.images.image(int(self.indices[place]))) for place in places)

@@ -157,7 +157,7 @@ class ImageDataModule(L.LightningDataModule):
         """Read the source and look at every file that `stage` ("fit", "validate", "test" or "predict") will use.
 
         Raises:
-            ValueError: unreadable files (named), or nothing to predict.
+            ValueError: unreadable files (named), or nothing to predict. OSError: of a stream, the Hub is away.
         """
         if stage == "predict":
             self.predict_paths = pictures_to_predict(self.predict_source)

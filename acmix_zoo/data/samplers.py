@@ -14,7 +14,7 @@ from torch.utils.data import DistributedSampler
 
 
 def place_of(rank: int | None = None, world: int | None = None) -> tuple[int, int]:
-    """This process's number, and how many there are; what is given goes."""
+    """This process's number, and how many there are; for another process both are given."""
     if rank is not None and world is not None:
         return rank, world
     if distributed.is_available() and distributed.is_initialized():

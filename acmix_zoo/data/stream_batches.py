@@ -96,7 +96,7 @@ class _Endless(IterableDataset[tuple[Batch, int, Place, list[str]]]):
                 yield batch, worker, taken[-1][1], names
                 continue
             lost += len(taken)
-            if lost > self.maker.bad.limit:  # so many different ones would have been too many: they are the same again
+            if lost > 2 * self.maker.bad.limit:  # the end of a pass and the beginning of the next have no more of them
                 raise BadImage("a reader of the stream: none of the images of its share can be read")
 
 

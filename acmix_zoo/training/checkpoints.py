@@ -121,9 +121,17 @@ class Checkpoints:
 
 
 def _write(trainer: L.Trainer, path: Path) -> OSError | None:
-    """What kept a checkpoint from being written, in the process that writes; None if nothing did."""
+    """What kept a checkpoint from being written, in a process that knows; None if nothing did."""
     try:
         trainer.save_checkpoint(path, weights_only=False)
+    except OSError as raised:  # no folder could be made, which all processes meet; or a user's own way of saving
+        return raised
+    except RuntimeError as raised:
+        if not (path / ".metadata").exists():
+            raise
+        # the parts are written, but not what the first process writes beside them; the others wait for it
+        trainer.strategy.barrier("Trainer.save_checkpoint")
+        return OSError(str(raised))
     except CheckpointException as raised:  # of a network that is spread over processes, and in all of them
         errors = [error for error, _ in raised.failures.values()]
         full = [error for error in errors if isinstance(error, OSError)]

@@ -25,7 +25,10 @@ class _SaveConfig(SaveConfigCallback):
     """config.yaml of a fit, in the run folder. Without ckpt_path: a resumed run's, too, repeats the whole run."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero and not self.already_saved:
+        """Not yet: the folder may be another run's."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and not self.already_saved:
             config = self.config.clone()
             config["ckpt_path"] = None
             folder = Path(config.run.folder)

@@ -20,8 +20,8 @@ from acmix_zoo.weights import push, write_folder
 
 
 def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolder) -> Path:
-    """Load the best weights into `task`, test them unless `run.test` is off, write curves.png and weights/, publish
-    them if `run.push_to` says where.
+    """Load the best weights into `task`, test them unless `run.test` is off, write metrics.csv, curves.png and
+    weights/, publish them if `run.push_to` says where. Every process returns when they are written.
 
     Args:
         trainer: its fit is over.
@@ -35,23 +35,36 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
         OSError: the folder could not be written; best.ckpt holds the weights then.
     """
     checkpoint = read_checkpoint(run.best)
-    state = checkpoint["state_dict"]
-    load_whole(task, state)
-    card = data.card()
-    row = checkpoint["callbacks"]["RunFolder"]["history"][-1]  # these weights' own, whatever could not be saved
-    scores = validation_scores(row)
-    if run.test and card["dataset"]["splits"].get("test"):
+    load_whole(task, checkpoint["state_dict"])
+    scores = validation_scores(_row(checkpoint))
+    if run.test and data.card()["dataset"]["splits"].get("test"):
         (results,) = trainer.test(task, data, verbose=False)
         scores["test"] = {name[5:]: value for name, value in results.items() if name.startswith("test/")}
-    if not trainer.is_global_zero:
-        trainer.strategy.barrier("weights")  # which may be the start of what comes next
-        return run.folder / "weights"
+    try:
+        if trainer.is_global_zero:
+            _write(trainer, task, data, run, checkpoint, scores)
+    finally:
+        trainer.strategy.barrier("weights")
+    folder = run.folder / "weights"
+    if run.push_to and trainer.is_global_zero:
+        _publish(folder, run.push_to)
+    return folder
 
+
+def _write(
+    trainer: L.Trainer,
+    task: ClassificationTask,
+    data: Any,
+    run: RunFolder,
+    checkpoint: dict[str, Any],
+    scores: dict[str, dict[str, float]],
+) -> None:
+    card, state = data.card(), checkpoint["state_dict"]
     run.write_csv()  # a kill may have come between a checkpoint and its row
     plot_curves(run.history, run.folder / "curves.png")
     record = {
         **run_record(run.state_dict(), card, scores),
-        "best_epoch": int(row["epoch"]),
+        "best_epoch": int(_row(checkpoint)["epoch"]),
         "environment": _environment(trainer),
         "git_revision": git_revision(),
         "parent": str(task.hparams["pretrained"]) if task.hparams["pretrained"] else None,
@@ -73,10 +86,12 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
     except OSError as error:
         raise OSError(f"{error}. The weights are safe in {run.best}; {run.resume_words}") from error
     print(f"{_summary(scores, card['dataset']['name'])}\n{folder}: the weights; {run.folder}: the run", flush=True)
-    trainer.strategy.barrier("weights")
-    if run.push_to:
-        _publish(folder, run.push_to)
-    return folder
+
+
+def _row(checkpoint: dict[str, Any]) -> dict[str, float]:
+    """Of the history: these weights' own, whatever could not be saved."""
+    row: dict[str, float] = checkpoint["callbacks"]["RunFolder"]["history"][-1]
+    return row
 
 
 def _whole(task: ClassificationTask, state: dict[str, Tensor]) -> nn.Module:

@@ -20,7 +20,8 @@ def weights_are_finite(module: L.LightningModule) -> bool:
 
 
 def keep_batch(folder: Path, trainer: L.Trainer, batch: Any, index: int, loss: Tensor) -> str:
-    """Write a batch for study: {images, targets, names, loss, epoch, step}, to be read by torch.load.
+    """Write a batch for study: {images, targets, names, loss, epoch, step}, to be read by torch.load;
+    no names where it is not certain whose they are.
 
     Args:
         folder: of the run.
@@ -33,6 +34,8 @@ def keep_batch(folder: Path, trainer: L.Trainer, batch: Any, index: int, loss: T
     path = folder / f"not_finite_step{trainer.global_step}_rank{trainer.global_rank}.pt"
     data: Any = getattr(trainer, "datamodule", None)
     names = data.describe_batch(index) if hasattr(data, "describe_batch") else []
+    if len(names) != len(batch[0]):  # a file that failed earlier may be back: no names are better than wrong ones
+        names = []
     content = {
         "images": batch[0].detach().cpu().contiguous(),
         "targets": batch[1].detach().cpu(),

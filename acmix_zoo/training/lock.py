@@ -15,7 +15,8 @@ except ImportError:  # no POSIX: nothing is locked
 
 
 class Lock:
-    """A lock on a folder, of this process and none that it starts; it ends with the process, kill -9 or not.
+    """A lock on a folder, of this process and none that it starts; it ends with the process, kill -9 or not. Within a
+    process one at a time: the system drops the lock when any of them is closed.
 
     Args:
         folder: gets a file `.lock`, which says who has it.
@@ -46,4 +47,10 @@ class Lock:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        self._file = file  # the lock ends when it is closed
+        self._file = file
+
+    def release(self) -> None:
+        """Let another process have it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

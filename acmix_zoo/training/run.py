@@ -110,16 +110,34 @@ class RunFolder(Checkpoint):
     # Fit.
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the folder and lock it, unless this is a rehearsal."""
+        """Make the folder and lock it, unless this is a rehearsal.
+
+        Raises:
+            OSError: another process writes in it; in all processes of the run.
+        """
         self._rehearsal = bool(getattr(trainer, "fast_dev_run", False))
         if not self._rehearsal:
             self.last.parent.mkdir(parents=True, exist_ok=True)
-            if trainer.is_global_zero:
-                self._lock.take()
+            self._take_lock(trainer)
         if self.seed is None:
             self.seed = torch.initial_seed()
         if self.push_to and not self._rehearsal:
             check_push(self.push_to)  # now, rather than after the last epoch
+
+    def _take_lock(self, trainer: L.Trainer) -> None:
+        refused = None
+        if trainer.is_global_zero:
+            try:
+                self._lock.take()
+            except OSError as error:
+                refused = str(error)
+        refused = trainer.strategy.broadcast(refused)
+        if refused:
+            raise OSError(refused)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let another run have the folder."""
+        self._lock.release()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals, after Lightning has put its own handlers in place."""
@@ -225,8 +243,9 @@ class RunFolder(Checkpoint):
             )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the signals back; say what is kept and how to go on."""
+        """Give signals and folder back; say what is kept and how to go on."""
         self._signals.release()
+        self._lock.release()
         if trainer.state.fn == "fit" and trainer.is_global_zero and not isinstance(exception, NotFinite):
             print(f"The run stopped ({type(exception).__name__}). {self.resume_words}", flush=True)
 
