@@ -131,7 +131,7 @@ def _write(trainer: L.Trainer, path: Path) -> OSError | None:
             raise
         # the parts are written, but not what the first process writes beside them; the others wait for it
         trainer.strategy.barrier("Trainer.save_checkpoint")
-        return OSError(str(raised))
+        return OSError(f"meta.pt cannot be written; is the disk full? {str(raised).splitlines()[0]}")
     except CheckpointException as raised:  # of a network that is spread over processes, and in all of them
         errors = [error for error, _ in raised.failures.values()]
         full = [error for error in errors if isinstance(error, OSError)]
