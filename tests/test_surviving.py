@@ -314,6 +314,56 @@ def test_a_signal_while_others_are_waited_for_is_not_forgotten(monkeypatch: pyte
     assert signals.agree(torch.device("cpu")) == [signal.SIGTERM]
 
 
+# ---- files that break in the time of a run
+
+
+def splits(folder: Path) -> Path:
+    for split in ("train", "val", "test"):
+        make_pictures(folder / split, each=6)
+    return folder
+
+
+def test_an_image_that_breaks_does_not_keep_a_run_from_going_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped after its first epoch; an image of each split is no image any more when it goes on."""
+    data, folder = splits(tmp_path / "data"), tmp_path / "run"
+    options = {**SMALL, "data.source": data, "run.folder": folder, "ckpt_path": "last", "trainer.max_epochs": 2}
+    words = ["fit", *(f"--{key}={value}" for key, value in options.items())]
+    with pytest.raises(ValueError, match="the power is cut"):
+        main([*words, "--trainer.callbacks={class_path: test_surviving.StopAfterAnEpoch}"])
+    for split in ("train", "val", "test"):
+        (data / split / "class1/3.png").write_bytes(b"no picture")
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match="left out: image") as warned:
+        assert main(words) == 0
+    assert len(warned) == 2
+    said = capsys.readouterr().out
+    assert "The run goes on in epoch 2 of 2, after step 2 of 4" in said and "FILES HAVE CHANGED" in said
+    assert "NOT TESTED: 1 of 18 test images cannot be used" in said
+    assert f"acmix-zoo test --config {folder / 'config.yaml'}" in said
+    assert check_folder(folder / "weights") == []
+    make_pictures(tmp_path / "more" / "test", each=6)
+    shutil.copy(tmp_path / "more/test/class1/3.png", data / "test/class1/3.png")
+    assert main(["test", "--config", str(folder / "config.yaml")]) == 0
+    assert "test/top1" in capsys.readouterr().out
+
+
+class StopAfterAnEpoch(L.Callback):
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            raise ValueError("the power is cut")
+
+
+def test_more_epochs_are_another_schedule(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit(tmp_path / "run", pictures, trainer_epochs=1)
+    assert "OTHER SCHEDULE" not in capsys.readouterr().out
+    fit(tmp_path / "run", pictures, trainer_epochs=3, resume=run.last)
+    said = capsys.readouterr().out
+    assert "The run goes on in epoch 2 of 3, after step 6 of 18" in said
+    assert "OTHER SCHEDULE: it was a run of 1 epochs" in said
+
+
 # ---- what is evaluated
 
 

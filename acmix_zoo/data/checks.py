@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,17 +46,23 @@ def three_numbers(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[fl
     return tuple((float(values[0]), float(values[1]), float(values[2])) for values in (mean, std))
 
 
-def check_images(images: Images, indices: np.ndarray, name: str) -> None:
+def check_images(parts: Mapping[str, tuple[Images, np.ndarray]]) -> None:
     """
+    Args:
+        parts: for each split the pictures, and the indices of its own among them.
+
     Raises:
         ValueError: some of the images cannot be read, as far as a quick look tells; the message names them.
     """
-    if problems := images.problems(indices.tolist()):
-        shown = "\n  ".join(problems[:5])
-        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(
-            f"{len(problems)} of {len(indices)} {name} images cannot be used; repair or remove them:\n  {shown}{more}"
-        )
+    said = []
+    for name, (images, indices) in parts.items():
+        if problems := images.problems(indices.tolist()):
+            shown = "\n  ".join(problems[:5])
+            more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+            what = f"{len(problems)} of {len(indices)} {name} images cannot be used; repair or remove them"
+            said.append(f"{what}:\n  {shown}{more}")
+    if said:
+        raise ValueError("\n".join(said))
 
 
 def pictures_to_predict(source: str | None) -> list[str]:

@@ -122,6 +122,7 @@ class ImageDataModule(L.LightningDataModule):
         self._mixing = Mixing(mixup, cutmix, self.num_classes, seed)
         self._parts: dict[str, tuple[Images, np.ndarray]] | None = None
         self._checked: set[str] = set()
+        self.goes_on = False  # set where a run is resumed: images are not looked at, broken ones are left out
         self._card: dict[str, Any] | None = None
         self._resume: dict[str, Any] = {"epoch": 0, "batch": 0}
         self._sampler: EpochSampler | None = None
@@ -154,7 +155,8 @@ class ImageDataModule(L.LightningDataModule):
         return self._parts
 
     def setup(self, stage: str) -> None:
-        """Read the source and look at every file that `stage` ("fit", "validate", "test" or "predict") will use.
+        """Read the source and look at every file that `stage` ("fit", "validate", "test" or "predict") will use; a fit
+        is tested in the end.
 
         Raises:
             ValueError: unreadable files (named), or nothing to predict. OSError: of a stream, the Hub is away.
@@ -162,11 +164,11 @@ class ImageDataModule(L.LightningDataModule):
         if stage == "predict":
             self.predict_paths = pictures_to_predict(self.predict_source)
             return
-        used = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]
-        for name in used if not self._stream else ():  # a stream's images are looked at as they come
-            if name in self.parts() and name not in self._checked:
-                check_images(*self.parts()[name], name)
-                self._checked.add(name)
+        used = {"fit": ("train", "val", "test"), "validate": ("val",), "test": ("test",)}[stage]
+        if not self._stream and not (stage == "fit" and self.goes_on):  # a stream's are looked at as they come
+            names = [name for name in used if name in self.parts() and (name == stage or name not in self._checked)]
+            check_images({name: self.parts()[name] for name in names})
+            self._checked.update(names)
         if stage == "fit":
             self.card()  # now, rather than with the first checkpoint: a file may break until then, or the Hub be away
 
@@ -291,10 +293,10 @@ class ImageDataModule(L.LightningDataModule):
         """
         theirs = state_dict.get("size")
         if self.trainer is not None and self.trainer.state.fn == "fit" and theirs:
-            compare_data(state_dict["card"]["dataset"], self.card()["dataset"])
-            said = compare_sizes(theirs, self._sizes())
-            if said and self.trainer.is_global_zero:
-                print(said, flush=True)
+            changed = compare_data(state_dict["card"]["dataset"], self.card()["dataset"])
+            for said in (changed, compare_sizes(theirs, self._sizes())):
+                if said and self.trainer.is_global_zero:
+                    print(said, flush=True)
         self._resume = {name: state_dict.get(name) for name in ("epoch", "batch", "stream")}
         # Lightning looks for the position in the loader; it is here
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")

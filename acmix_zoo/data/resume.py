@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
 
-def compare_data(theirs: dict[str, object], ours: dict[str, object]) -> None:
+
+def compare_data(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
     """Compare what `ImageDataModule.describe` said of the images of a checkpoint with this run's.
 
+    Returns:
+        None when they are the same; else, in words, that files have changed: one may break in the time of a run.
+
     Raises:
-        ValueError: they are others.
+        ValueError: they are others, or not as many to learn from.
     """
-    if any(theirs.get(key) != ours[key] for key in ("fingerprint", "splits")):
-        was, now = (f"{d.get('name')} (fingerprint {d.get('fingerprint')}, {d.get('splits')})" for d in (theirs, ours))
+    was, now = (f"{d.get('name')} (fingerprint {d.get('fingerprint')}, {d.get('splits')})" for d in (theirs, ours))
+    counts = [{name: (d.get("splits") or {}).get(name) for name in ("train", "val")} for d in (theirs, ours)]
+    if theirs.get("name") != ours["name"] or counts[0] != counts[1]:
         raise ValueError(
-            f"the checkpoint is of a run on {was}, this one has {now}. Give the same images to go on; for others take "
-            "another --run.folder, and start from its weights with --model.pretrained if that is meant"
+            f"the checkpoint is of a run on {was}, this one has {now}. Give the same images to go on (for one that was "
+            "lost, a file of its name, even an empty one, which is left out); for others take another --run.folder, "
+            "and start from its weights with --model.pretrained if that is meant"
         )
+    if theirs.get("fingerprint") == ours["fingerprint"]:
+        return None
+    return f"FILES HAVE CHANGED since the checkpoint, of a run on {was}; here is {now}. The run goes on with these."
 
 
 def compare_sizes(theirs: dict[str, int], ours: dict[str, int]) -> str | None:

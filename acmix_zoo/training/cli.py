@@ -124,6 +124,12 @@ class TrainingCLI(LightningCLI):
                 )
             config.ckpt_path = str(run.best)
 
+    def instantiate_classes(self) -> None:
+        """Build all; data of a run that goes on are not refused for a file that broke meanwhile."""
+        super().instantiate_classes()
+        if self.subcommand == "fit":
+            self.datamodule.goes_on = bool(self.config[self.subcommand].ckpt_path)
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer; its TensorBoard log goes into the run folder."""
         self.run: RunFolder = self._get(self.config_init, "run")

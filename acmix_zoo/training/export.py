@@ -43,6 +43,13 @@ def run_record(
     }
 
 
+def parent(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str | None:
+    """What a network's `pretrained` meant, in a name; `cfg` is its pretrained_cfg."""
+    if pretrained is True:
+        return ".".join(str(cfg[key]) for key in ("architecture", "tag") if cfg.get(key)) or None
+    return str(pretrained) if pretrained else None
+
+
 def run_cfg(run: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
     """timm's pretrained_cfg of a run's weights, as far as the run and its data say."""
     named = card.get("dataset", {}).get("name", "").rpartition("/")[2].replace("-", "_")
@@ -99,7 +106,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
         model,
         architecture=cfg.get("architecture") or h["model"],
         pretrained_cfg=run_cfg(run, card),
-        record={**record, "parent": str(h["pretrained"]) if h.get("pretrained") else None},
+        record={**record, "parent": parent(h.get("pretrained"), cfg)},
         example=torch.randn(1, *size, generator=torch.Generator().manual_seed(0)),
     )
 

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch.utils.data import DataLoader
 
 import acmix_zoo
 from acmix_zoo.analysis.plots import plot_curves
+from acmix_zoo.data.images import BadImage
 from acmix_zoo.tasks import ClassificationTask
-from acmix_zoo.training.export import run_cfg, run_record, validation_scores
+from acmix_zoo.training.export import parent, run_cfg, run_record, validation_scores
+from acmix_zoo.training.history import write_csv
 from acmix_zoo.training.run import RunFolder
 from acmix_zoo.training.sharded import is_sharded, load_whole, read_checkpoint
 from acmix_zoo.weights import push, write_folder
@@ -38,8 +41,7 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
     load_whole(task, checkpoint["state_dict"])
     scores = validation_scores(_row(checkpoint))
     if run.test and data.card()["dataset"]["splits"].get("test"):
-        (results,) = trainer.test(task, data, verbose=False)
-        scores["test"] = {name[5:]: value for name, value in results.items() if name.startswith("test/")}
+        scores |= _test(trainer, task, data, run)
     try:
         if trainer.is_global_zero:
             _write(trainer, task, data, run, checkpoint, scores)
@@ -60,14 +62,14 @@ def _write(
     scores: dict[str, dict[str, float]],
 ) -> None:
     card, state = data.card(), checkpoint["state_dict"]
-    run.write_csv()  # a kill may have come between a checkpoint and its row
+    write_csv(run.folder / "metrics.csv", run.history)  # a kill may have come between a checkpoint and its row
     plot_curves(run.history, run.folder / "curves.png")
     record = {
         **run_record(run.state_dict(), card, scores),
         "best_epoch": int(_row(checkpoint)["epoch"]),
         "environment": _environment(trainer),
         "git_revision": git_revision(),
-        "parent": str(task.hparams["pretrained"]) if task.hparams["pretrained"] else None,
+        "parent": parent(task.hparams["pretrained"], getattr(task.model, "pretrained_cfg", {})),
     }
     network = _whole(task, state)
     cfg: dict[str, Any] = getattr(network, "pretrained_cfg", {})
@@ -86,6 +88,22 @@ def _write(
     except OSError as error:
         raise OSError(f"{error}. The weights are safe in {run.best}; {run.resume_words}") from error
     print(f"{_summary(scores, card['dataset']['name'])}\n{folder}: the weights; {run.folder}: the run", flush=True)
+
+
+def _test(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolder) -> dict[str, dict[str, float]]:
+    try:
+        (results,) = trainer.test(task, data, verbose=False)
+    except ValueError as error:
+        if trainer.world_size > 1 and isinstance(error, BadImage):  # one process's, while others wait for it
+            raise BadImage(f"{error}, or with --run.test false; {run.best} holds the weights") from error
+        if trainer.is_global_zero:
+            print(
+                f"NOT TESTED: {error}\nThe weights are written without a test. To test them once that is mended: "
+                f"acmix-zoo test --config {run.folder / 'config.yaml'}",
+                flush=True,
+            )
+        return {}
+    return {"test": {name[5:]: value for name, value in results.items() if name.startswith("test/")}}
 
 
 def _row(checkpoint: dict[str, Any]) -> dict[str, float]:
@@ -116,7 +134,9 @@ def _example(data: Any) -> Tensor:
     loader = data.val_dataloader()
     if not isinstance(loader, DataLoader):
         return torch.randn(1, *data.input_size, generator=torch.Generator().manual_seed(0))
-    images: Tensor = next(iter(loader))[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bad images: the run has said it
+        images: Tensor = next(iter(loader))[0]
     return images[:4]
 
 

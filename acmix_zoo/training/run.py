@@ -8,7 +8,6 @@ weights/           the best weights as a weight folder, tested on the test split
 .lock              of the process that writes
 """
 
-import csv
 import signal
 import time
 from pathlib import Path
@@ -23,11 +22,10 @@ from torch import Tensor
 from acmix_zoo.data.augment import image_keys, seed_globals
 from acmix_zoo.training.checkpoints import Checkpoints
 from acmix_zoo.training.guard import NotFinite, keep_batch, weights_are_finite
+from acmix_zoo.training.history import Row, epoch_line, write_csv
 from acmix_zoo.training.lock import Lock
 from acmix_zoo.training.signals import Interrupted, Signals, requeue
 from acmix_zoo.weights.hub import check_push
-
-Row = dict[str, float]
 
 
 class RunFolder(Checkpoint):
@@ -84,6 +82,8 @@ class RunFolder(Checkpoint):
         self._epoch_start = self._validation_seconds = 0.0
         self._images = 0
         self._validated = False  # in this epoch
+        self._began = False  # to train
+        self._epochs: int | None = None  # of the run
 
     @property
     def last(self) -> Path:
@@ -100,12 +100,12 @@ class RunFolder(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run goes on with."""
         about = {"command": self.command, "recipe": self.recipe, "tag": self.tag, "license": self.license}
-        return {"history": self.history, "best": self._best, "seed": self.seed, **about}
+        return {"history": self.history, "best": self._best, "seed": self.seed, "epochs": self._epochs, **about}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the state of a checkpoint."""
         self.history = list(state_dict["history"])
-        self._best, self.seed = state_dict["best"], state_dict["seed"]
+        self._best, self.seed, self._epochs = state_dict["best"], state_dict["seed"], state_dict.get("epochs")
 
     # Fit.
 
@@ -142,6 +142,18 @@ class RunFolder(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals, after Lightning has put its own handlers in place."""
         self._signals.take()
+        self._began = True
+        if trainer.is_global_zero and trainer.global_step:
+            steps = f"step {trainer.global_step} of {trainer.estimated_stepping_batches:.0f}"
+            print(
+                f"The run goes on in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}, after {steps}",
+                flush=True,
+            )
+            if self._epochs not in (None, trainer.max_epochs):
+                print(
+                    f"OTHER SCHEDULE: it was a run of {self._epochs} epochs; a new one would end elsewhere", flush=True
+                )
+        self._epochs = trainer.max_epochs
         self._start_clock()  # a run that goes on within an epoch does not start one
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -227,8 +239,8 @@ class RunFolder(Checkpoint):
         if not self._save(trainer, pl_module, better) and better:
             self._best = previous  # a later epoch may then take its place
         if trainer.is_global_zero:
-            self.write_csv()
-            print(self._line(trainer, row), flush=True)
+            write_csv(self.folder / "metrics.csv", self.history)
+            print(epoch_line(self.history, trainer.max_epochs or 0), flush=True)
         (self._stop,) = self._signals.agree(pl_module.device)
         if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             self._end_if_asked(trainer)  # after the last epoch all that is left is to finish
@@ -246,7 +258,12 @@ class RunFolder(Checkpoint):
         """Give signals and folder back; say what is kept and how to go on."""
         self._signals.release()
         self._lock.release()
-        if trainer.state.fn == "fit" and trainer.is_global_zero and not isinstance(exception, NotFinite):
+        if (
+            self._began
+            and trainer.state.fn == "fit"
+            and trainer.is_global_zero
+            and not isinstance(exception, NotFinite)
+        ):
             print(f"The run stopped ({type(exception).__name__}). {self.resume_words}", flush=True)
 
     @property
@@ -264,30 +281,3 @@ class RunFolder(Checkpoint):
                 "What helps: a lower model.lr, a longer model.warmup_epochs, trainer.gradient_clip_val"
             )
         return self.checkpoints.save(trainer, best)
-
-    def write_csv(self) -> None:
-        """Write metrics.csv; what it says is in the checkpoints too."""
-        path = self.folder / "metrics.csv"
-        names = list(dict.fromkeys(name for row in self.history for name in row))
-        try:
-            with path.with_suffix(".new").open("w", newline="") as file:
-                writer = csv.DictWriter(file, names)
-                writer.writeheader()
-                writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.history)
-            path.with_suffix(".new").replace(path)
-        except OSError as error:  # the next epoch writes it again
-            print(f"NOT WRITTEN, {path}: {error.strerror or error}. Free some space.", flush=True)
-
-    def _line(self, trainer: L.Trainer, row: Row) -> str:
-        """The epoch in one line, for logs that show no progress bar."""
-        epochs = trainer.max_epochs or 0
-        left = 60 * row.get("speed/eta_minutes", (epochs - row["epoch"]) * row["seconds"] / 60)
-        text = f"epoch {row['epoch']:.0f}/{epochs}: train loss {row.get('train/loss', float('nan')):.4f}"
-        if "val/top1" in row:
-            best = max(self.history, key=lambda r: r.get("val/top1", 0.0))
-            text += f", val loss {row['val/loss']:.4f}, val top-1 {100 * row['val/top1']:.2f} %"
-            text += f" (best {100 * best['val/top1']:.2f} in epoch {best['epoch']:.0f})"
-        text += f", {row['images_per_second']:.0f} images/s"
-        if "speed/mfu" in row:
-            text += f", MFU {100 * row['speed/mfu']:.1f} %"
-        return f"{text}, {left / 60:.0f} min left" if epochs > row["epoch"] else text

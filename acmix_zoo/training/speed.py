@@ -17,7 +17,7 @@ _FETCH = "[_TrainingEpochLoop].train_dataloader_next"  # Lightning's name, in it
 _WINDOW = 50  # batches, of the progress bar
 _LOOK = 0.5  # seconds between two changes of the progress bar
 _BAR = {"images_per_second": "images/s", "mfu": "MFU", "eta_minutes": "min_left"}
-_STARVED = 0.1  # share of the time waited for data from which on there is something to do about it
+_STARVED = 0.2  # share of the time waited for data from which on there is something to do about it
 
 
 class Speed(L.Callback):

@@ -1,0 +1,37 @@
+"""A run's history, a row an epoch: as a table, and as a line for logs that show no progress bar."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+Row = dict[str, float]
+
+
+def write_csv(path: Path, history: Sequence[Row]) -> None:
+    """Write the table; where that fails it is said and no error: checkpoints have the history, too."""
+    names = list(dict.fromkeys(name for row in history for name in row))
+    try:
+        with path.with_suffix(".new").open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in history)
+        path.with_suffix(".new").replace(path)
+    except OSError as error:  # the next epoch writes it again
+        print(f"NOT WRITTEN, {path}: {error.strerror or error}. Free some space.", flush=True)
+
+
+def epoch_line(history: Sequence[Row], epochs: int) -> str:
+    """The last epoch of `epochs`, and the minutes that are left."""
+    row = history[-1]
+    left = row.get("speed/eta_minutes", (epochs - row["epoch"]) * row["seconds"] / 60)
+    text = f"epoch {row['epoch']:.0f}/{epochs}: train loss {row.get('train/loss', float('nan')):.4f}"
+    if "val/top1" in row:
+        best = max(history, key=lambda r: r.get("val/top1", 0.0))
+        text += f", val loss {row['val/loss']:.4f}, val top-1 {100 * row['val/top1']:.2f} %"
+        text += f" (best {100 * best['val/top1']:.2f} in epoch {best['epoch']:.0f})"
+    text += f", {row['images_per_second']:.0f} images/s"
+    if "speed/mfu" in row:
+        text += f", MFU {100 * row['speed/mfu']:.1f} %"
+    if epochs <= row["epoch"]:
+        return text
+    return f"{text}, {left:.0f} min left" if left >= 1 else f"{text}, {60 * left:.0f} s left"
