@@ -168,7 +168,7 @@ def test_other_sizes_are_refused_or_explained(tmp_path: Path, capsys: pytest.Cap
             run(tmp_path / "at.ckpt", **change)
     image = source / "a" / "3.png"
     image.write_bytes(image.read_bytes() + b"0")
-    capsys.readouterr()
+    assert "data: data, 2 classes; images: train 24, val 8" in capsys.readouterr().out
     run(tmp_path / "at.ckpt")
     assert "FILES HAVE CHANGED since the checkpoint, of a run on data (" in capsys.readouterr().out
     image.unlink()

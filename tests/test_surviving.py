@@ -337,7 +337,7 @@ def test_an_image_that_breaks_does_not_keep_a_run_from_going_on(
     capsys.readouterr()
     with pytest.warns(UserWarning, match="left out: image") as warned:
         assert main(words) == 0
-    assert len(warned) == 2
+    assert sum("left out" in str(warning.message) for warning in warned) == 2
     said = capsys.readouterr().out
     assert "The run goes on in epoch 2 of 2, after step 2 of 4" in said and "FILES HAVE CHANGED" in said
     assert "NOT TESTED: 1 of 18 test images cannot be used" in said

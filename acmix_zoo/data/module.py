@@ -170,7 +170,11 @@ class ImageDataModule(L.LightningDataModule):
             check_images({name: self.parts()[name] for name in names})
             self._checked.update(names)
         if stage == "fit":
-            self.card()  # now, rather than with the first checkpoint: a file may break until then, or the Hub be away
+            # now, rather than with the first checkpoint: a file may break until then, or the Hub be away
+            dataset = self.card()["dataset"]
+            if self.trainer is None or self.trainer.is_global_zero:
+                sizes = ", ".join(f"{name} {dataset['splits'][name] or 'unknown'}" for name in self._splits())
+                print(f"data: {dataset['name']}, {self.num_classes} classes; images: {sizes}", flush=True)
 
     def describe(self) -> dict[str, Any]:
         """What a record of a run says about its data: name, fingerprint, images a split, license."""
