@@ -85,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _ours(error: BaseException) -> bool:
     """Whether the error was raised here, in words for the user, or is a full disk; others keep their traceback."""
+    if type(error).__module__.startswith("acmix_zoo."):  # wherever it was raised again, as of a loader's process
+        return True
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         return True
     frames = traceback.extract_tb(error.__traceback__)

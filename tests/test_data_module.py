@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor, nn
 
-from acmix_zoo.data import ImageDataModule
+from acmix_zoo.data import BadImage, ImageDataModule
+from acmix_zoo.data.checks import UnusableImages
 from acmix_zoo.data.resume import compare_sizes
 from acmix_zoo.data.splits import stratified
 
@@ -166,11 +167,19 @@ def test_other_sizes_are_refused_or_explained(tmp_path: Path, capsys: pytest.Cap
     for change in ({"batch_size": 6}, {"accumulate": 2}):
         with pytest.raises(ValueError, match=r"--data.batch_size 4 --trainer.accumulate_grad_batches 1, or begin"):
             run(tmp_path / "at.ckpt", **change)
+    moved = source.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    L.Trainer(max_epochs=1, limit_train_batches=3, **QUIET).fit(
+        Recorder(), small(moved), ckpt_path=tmp_path / "at.ckpt", weights_only=True
+    )
+    assert "FILES HAVE CHANGED" not in capsys.readouterr().out  # the same images under another name
+    moved.rename(source)
     image = source / "a" / "3.png"
     image.write_bytes(image.read_bytes() + b"0")
-    assert "data: data, 2 classes; images: train 24, val 8" in capsys.readouterr().out
     run(tmp_path / "at.ckpt")
-    assert "FILES HAVE CHANGED since the checkpoint, of a run on data (" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "data: data, 2 classes; images: train 24, val 8" in said
+    assert "FILES HAVE CHANGED since the checkpoint, of a run on data (" in said
     image.unlink()
     with pytest.raises(ValueError, match=r"of a run on data \(fingerprint .*Give the same images to go on"):
         run(tmp_path / "at.ckpt")
@@ -260,8 +269,10 @@ def test_a_file_that_breaks_during_a_run_does_not_end_it(tmp_path: Path) -> None
     with pytest.warns(UserWarning, match="left out: image"):
         trainer.fit(model, data)
     assert sum(len(classes) for _, _, classes in model.seen) == 7 and len(model.tested) == 7
-    with pytest.raises(ValueError, match="1 of 8 test images"):  # a score over fewer images would be another score
+    with pytest.raises(UnusableImages, match="1 of 8 test images"):  # a score over fewer images is another score
         trainer.test(model, data, verbose=False)
+    with pytest.raises(BadImage, match="run the command again"):  # where that look did not see it
+        list(data.test_dataloader())
 
 
 def test_an_image_that_breaks_alone_in_its_batch_does_not_end_the_run(tmp_path: Path) -> None:

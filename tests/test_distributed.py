@@ -233,7 +233,7 @@ def test_a_network_spread_over_processes_goes_on(tmp_path: Path, figure: Figure)
     assert "Restored all states" in run(torchrun(stopped, 2), tmp_path / "log")
     found = largest_weight_difference(whole / "weights", cut / "weights")
     assert found == 0
-    figure("the same, killed and resumed", f"weights differ by at most {found:.0e}")
+    figure("fully_shard on 2 processes, killed and resumed", f"weights differ by at most {found:.0e}")
 
 
 def largest_weight_difference(a: Path, b: Path) -> float:

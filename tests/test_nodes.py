@@ -283,4 +283,4 @@ def test_full_disk_of_a_network_spread_over_processes(tmp_path: Path, figure: Fi
         assert "Restored all states" in run(torchrun(fit(place / "run", **spread), 2), tmp_path / "again.log")
         one, two = ((f / "weights/model.safetensors").read_bytes() for f in (tmp_path / "whole", place / "run"))
         assert one == two
-        figure("the same, FSDP2 on 2 processes", "said so; with room again: the same weights, to the bit")
+        figure("a full disk, FSDP2 on 2 processes", "said so; with room again: the same weights, to the bit")

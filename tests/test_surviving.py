@@ -23,13 +23,14 @@ from acmix_zoo.cli import main
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder, warmup_cosine
 from acmix_zoo.training.checkpoints import is_checkpoint
+from acmix_zoo.training.export import parent
 from acmix_zoo.training.guard import NotFinite
 from acmix_zoo.training.lock import Lock
 from acmix_zoo.training.logs import Log
 from acmix_zoo.training.metrics import ExactMean
 from acmix_zoo.training.sharded import _Unpickler
 from acmix_zoo.training.signals import Interrupted, Signals, requeue
-from acmix_zoo.weights import check_folder
+from acmix_zoo.weights import check_folder, create_model
 
 SMALL = {
     "data.image_size": 32, "data.batch_size": 8, "data.val_fraction": 0.25, "model.model": "test_resnet",
@@ -147,6 +148,7 @@ def test_a_folder_is_one_runs(tmp_path: Path, pictures: Path, capsys: pytest.Cap
         options = {**SMALL, "data.source": pictures, "run.folder": tmp_path, "ckpt_path": "last"}
         assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 1
         assert f"acmix-zoo: error: {tmp_path} is being written by another run" in capsys.readouterr().err
+        assert main(["fit", *(f"--{k}={v}" for k, v in options.items()), "--trainer.fast_dev_run=true"]) == 0
         assert not (tmp_path / "config.yaml").exists()  # it stays the other one's
     finally:
         holder.kill()
@@ -323,8 +325,21 @@ def splits(folder: Path) -> Path:
     return folder
 
 
+def broken(content: bytes) -> bytes:
+    return b"no picture"
+
+
+def damaged(content: bytes) -> bytes:
+    """In the middle, where a look at the ends does not see it."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words_of_it"), [(broken, "1 of 18 test images cannot be used"), (damaged, "class1/3.png cannot be read")]
+)
 def test_an_image_that_breaks_does_not_keep_a_run_from_going_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, words_of_it: str
 ) -> None:
     """Stopped after its first epoch; an image of each split is no image any more when it goes on."""
     data, folder = splits(tmp_path / "data"), tmp_path / "run"
@@ -333,14 +348,16 @@ def test_an_image_that_breaks_does_not_keep_a_run_from_going_on(
     with pytest.raises(ValueError, match="the power is cut"):
         main([*words, "--trainer.callbacks={class_path: test_surviving.StopAfterAnEpoch}"])
     for split in ("train", "val", "test"):
-        (data / split / "class1/3.png").write_bytes(b"no picture")
+        file = data / split / "class1/3.png"
+        file.write_bytes(spoil(file.read_bytes()))
     capsys.readouterr()
     with pytest.warns(UserWarning, match="left out: image") as warned:
         assert main(words) == 0
     assert sum("left out" in str(warning.message) for warning in warned) == 2
     said = capsys.readouterr().out
-    assert "The run goes on in epoch 2 of 2, after step 2 of 4" in said and "FILES HAVE CHANGED" in said
-    assert "NOT TESTED: 1 of 18 test images cannot be used" in said
+    assert "The run goes on in epoch 2 of 2, after step 2 of 4" in said
+    assert ("FILES HAVE CHANGED" in said) == (spoil is broken)  # the fingerprint is of names and sizes
+    assert "NOT TESTED: " in said and words_of_it in said
     assert f"acmix-zoo test --config {folder / 'config.yaml'}" in said
     assert check_folder(folder / "weights") == []
     make_pictures(tmp_path / "more" / "test", each=6)
@@ -361,7 +378,13 @@ def test_more_epochs_are_another_schedule(pictures: Path, tmp_path: Path, capsys
     fit(tmp_path / "run", pictures, trainer_epochs=3, resume=run.last)
     said = capsys.readouterr().out
     assert "The run goes on in epoch 2 of 3, after step 6 of 18" in said
-    assert "OTHER SCHEDULE: it was a run of 1 epochs" in said
+    assert "OTHER SCHEDULE: the run was to have 1 epochs; from here on it follows the schedule of 3" in said
+
+
+def test_the_record_names_the_weights_that_a_run_began_from() -> None:
+    cfg = create_model("acmix_resnet_pico", pretrained=True, num_classes=3).pretrained_cfg
+    assert parent(True, cfg) == "acmix_resnet_pico.fashion_mnist"  # not: True
+    assert parent("runs/x/weights", cfg) == "runs/x/weights" and parent(False, cfg) is None
 
 
 # ---- what is evaluated

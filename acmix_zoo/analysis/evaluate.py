@@ -38,11 +38,11 @@ def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
     right, total = {"top1": 0, "top5": 0}, 0
     with torch.inference_mode():
         for images, classes in loader:
-            images, classes = images[classes >= 0], classes[classes >= 0]  # others are not to be counted
-            best = model(images).topk(min(5, len(names)), 1).indices == classes.unsqueeze(1)  # (B, 5)
+            counts = classes >= 0  # others are only computed
+            best = model(images)[counts].topk(min(5, len(names)), 1).indices == classes[counts].unsqueeze(1)  # (B, 5)
             right["top1"] += int(best[:, :1].sum())
             right["top5"] += int(best.sum())
-            total += len(images)
+            total += len(best)
     if not total:
         raise ValueError(f"{source} has no {split} split to measure on")
     return {name: n / total for name, n in right.items()}

@@ -13,6 +13,10 @@ from acmix_zoo.data.sources import Images
 AUGMENTS = ("none", "light", "imagenet")
 
 
+class UnusableImages(ValueError):
+    """A look at the files before they are used found some that are no images; in all processes alike."""
+
+
 def check_options(
     val_fraction: float, shift: float, interpolation: str, augment: str, max_bad: int, counts: dict[str, int]
 ) -> None:
@@ -52,7 +56,7 @@ def check_images(parts: Mapping[str, tuple[Images, np.ndarray]]) -> None:
         parts: for each split the pictures, and the indices of its own among them.
 
     Raises:
-        ValueError: some of the images cannot be read, as far as a quick look tells; the message names them.
+        UnusableImages: some cannot be read, as far as a quick look tells; the message names them.
     """
     said = []
     for name, (images, indices) in parts.items():
@@ -62,7 +66,7 @@ def check_images(parts: Mapping[str, tuple[Images, np.ndarray]]) -> None:
             what = f"{len(problems)} of {len(indices)} {name} images cannot be used; repair or remove them"
             said.append(f"{what}:\n  {shown}{more}")
     if said:
-        raise ValueError("\n".join(said))
+        raise UnusableImages("\n".join(said))
 
 
 def pictures_to_predict(source: str | None) -> list[str]:

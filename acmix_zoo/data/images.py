@@ -21,6 +21,9 @@ EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm",
 class BadImage(ValueError):
     """A file that should be a picture cannot be read; the message names it and the reason."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition("BadImage: ")[2])  # a loader's process puts its traceback in front
+
 
 def is_image_name(name: str) -> bool:
     """True when the name ends like a picture's and is not hidden."""

@@ -106,7 +106,8 @@ class ImageDataModule(L.LightningDataModule):
         check_options(val_fraction, shift, interpolation, augment, max_bad, counts)
         self.mean, self.std = three_numbers(mean, std)
         self.batch_size, self.num_workers, self.val_fraction = batch_size, num_workers, val_fraction
-        self.repeats, self.max_bad, self.predict_source, self.seed = repeats, max_bad, predict_source, seed
+        self.repeats, self.max_bad = repeats, max_bad
+        self.predict_source, self.seed = predict_source, seed
         self.source: Source | StreamSource = (
             StreamSource(source, label_column, classes_file) if streaming else open_source(source, label_column)
         )
@@ -145,11 +146,6 @@ class ImageDataModule(L.LightningDataModule):
             if "val" not in parts and self.val_fraction > 0:
                 images = splits["train"]
                 train, val = stratified(images.targets, self.val_fraction, self.seed)
-                if not len(val):
-                    raise ValueError(
-                        f"{self.source.name}: no class has two images, so none is left for validation; "
-                        "add images or a val/ folder, or set val_fraction to 0"
-                    )
                 parts["train"], parts["val"] = (images, train), (images, val)
             self._parts = parts
         return self._parts
@@ -180,9 +176,11 @@ class ImageDataModule(L.LightningDataModule):
         """What a record of a run says about its data: name, fingerprint, images a split, license."""
         sizes = self._stream.sizes() if self._stream else {name: len(own) for name, (_, own) in self.parts().items()}
         return {
-            "name": self.source.name, "fingerprint": self.source.fingerprint(), "license": self.source.license,
+            "name": self.source.name,
+            "fingerprint": self.source.fingerprint(),
             "splits": {name: sizes.get(name, 0) for name in ("train", "val", "test")},
-        }  # fmt: skip
+            "license": self.source.license,
+        }
 
     def card(self) -> dict[str, Any]:
         """What a weight folder says of the data its weights are for: `dataset` for its record, and timm's `cfg`."""
@@ -234,8 +232,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> Loader:
         images = FileImages(self.predict_paths, np.zeros(len(self.predict_paths), np.int64))
-        every = np.arange(len(images))
-        dataset = ImageDataset(images, every, Augment(self.pixels), max_bad=self.max_bad, with_index=True)
+        plain = Augment(self.pixels)
+        dataset = ImageDataset(images, np.arange(len(images)), plain, max_bad=self.max_bad, with_index=True)
         return self._loader(dataset, ShardSampler(len(dataset), self.batch_size))
 
     def _splits(self) -> Collection[str]:

@@ -14,16 +14,16 @@ def compare_data(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
     Raises:
         ValueError: they are others, or not as many to learn from.
     """
-    was, now = (f"{d.get('name')} (fingerprint {d.get('fingerprint')}, {d.get('splits')})" for d in (theirs, ours))
     counts = [{name: (d.get("splits") or {}).get(name) for name in ("train", "val")} for d in (theirs, ours)]
+    if theirs.get("fingerprint") == ours["fingerprint"] and counts[0] == counts[1]:
+        return None
+    was, now = (f"{d.get('name')} (fingerprint {d.get('fingerprint')}, {d.get('splits')})" for d in (theirs, ours))
     if theirs.get("name") != ours["name"] or counts[0] != counts[1]:
         raise ValueError(
             f"the checkpoint is of a run on {was}, this one has {now}. Give the same images to go on (for one that was "
             "lost, a file of its name, even an empty one, which is left out); for others take another --run.folder, "
             "and start from its weights with --model.pretrained if that is meant"
         )
-    if theirs.get("fingerprint") == ours["fingerprint"]:
-        return None
     return f"FILES HAVE CHANGED since the checkpoint, of a run on {was}; here is {now}. The run goes on with these."
 
 

@@ -89,7 +89,7 @@ class Checkpoints:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # another one is the user's
             trainer.strategy.checkpoint_io = _ReportingIO()
         if trainer.is_global_zero and new.is_dir():  # of a process that was killed
-            shutil.rmtree(new)
+            shutil.rmtree(new, ignore_errors=True)  # an error of one process would leave the others waiting
         error = _write(trainer, new)
         if trainer.is_global_zero and error is None:
             try:

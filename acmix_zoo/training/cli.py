@@ -28,7 +28,8 @@ class _SaveConfig(SaveConfigCallback):
         """Not yet: the folder may be another run's."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and not self.already_saved:
+        rehearsal = bool(getattr(trainer, "fast_dev_run", False))  # which keeps nothing, and has not locked the folder
+        if trainer.is_global_zero and not self.already_saved and not rehearsal:
             config = self.config.clone()
             config["ckpt_path"] = None
             folder = Path(config.run.folder)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 import acmix_zoo
 from acmix_zoo.analysis.plots import plot_curves
+from acmix_zoo.data.checks import UnusableImages
 from acmix_zoo.data.images import BadImage
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training.export import parent, run_cfg, run_record, validation_scores
@@ -93,7 +94,7 @@ def _write(
 def _test(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolder) -> dict[str, dict[str, float]]:
     try:
         (results,) = trainer.test(task, data, verbose=False)
-    except ValueError as error:
+    except (UnusableImages, BadImage) as error:
         if trainer.world_size > 1 and isinstance(error, BadImage):  # one process's, while others wait for it
             raise BadImage(f"{error}, or with --run.test false; {run.best} holds the weights") from error
         if trainer.is_global_zero:

@@ -150,9 +150,8 @@ class RunFolder(Checkpoint):
                 flush=True,
             )
             if self._epochs not in (None, trainer.max_epochs):
-                print(
-                    f"OTHER SCHEDULE: it was a run of {self._epochs} epochs; a new one would end elsewhere", flush=True
-                )
+                now = f"from here on it follows the schedule of {trainer.max_epochs}, as no new run would"
+                print(f"OTHER SCHEDULE: the run was to have {self._epochs} epochs; {now}", flush=True)
         self._epochs = trainer.max_epochs
         self._start_clock()  # a run that goes on within an epoch does not start one
 
