@@ -22,7 +22,7 @@ class BadImage(ValueError):
     """A file that should be a picture cannot be read; the message names it and the reason."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition("BadImage: ")[2])  # a loader's process puts its traceback in front
+        super().__init__(message.rpartition("BadImage: ")[2].strip())  # a loader's process puts its traceback in front
 
 
 def is_image_name(name: str) -> bool:
