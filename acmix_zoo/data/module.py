@@ -169,7 +169,8 @@ class ImageDataModule(L.LightningDataModule):
             # now, rather than with the first checkpoint: a file may break until then, or the Hub be away
             dataset = self.card()["dataset"]
             if self.trainer is None or self.trainer.is_global_zero:
-                sizes = ", ".join(f"{name} {dataset['splits'][name] or 'unknown'}" for name in self._splits())
+                there = {name: size for name, size in dataset["splits"].items() if name in self._splits()}
+                sizes = ", ".join(f"{name} {size or 'unknown'}" for name, size in there.items())
                 print(f"data: {dataset['name']}, {self.num_classes} classes; images: {sizes}", flush=True)
 
     def describe(self) -> dict[str, Any]:
