@@ -19,7 +19,7 @@ demo: .venv/.train
 test: lint data
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
-test-slow: .venv/.test data
+test-slow: .venv/.clients data
 	$(BIN)/python -m pytest -q -m slow
 
 # Processes that are killed, joined over networks and compared to the bit; ends with a table of what was shown.
@@ -47,6 +47,10 @@ data:
 .venv/.test: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,test]'
 	@touch .venv/.train $@
+
+.venv/.clients: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,test,clients]'
+	@touch .venv/.train .venv/.test $@
 
 # The measurements of benchmarks/, about half an hour on a quiet machine; then `make readme`.
 bench: .venv/.train
