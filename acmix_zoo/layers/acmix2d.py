@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from acmix_zoo.layers.checks import Paths, check_heads, check_paths
+from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix, mix
 from acmix_zoo.ops.attention_forms import positions
 from acmix_zoo.ops.tracing import fixed, is_tracing
 
 
+@leaf
 class ACmix2d(nn.Module):
     """Self-attention and convolution on the same projections: `alpha · attention + beta · convolution`.
 
@@ -128,9 +130,6 @@ class ACmix2d(nn.Module):
         else:
             out = acmix(x, qkv.weight, qkv.bias, mixing, geometry)
         return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        raise TypeError("ACmix2d: torch.jit.script is deprecated and not supported; use torch.compile or torch.export")
 
     def extra_repr(self) -> str:
         return (

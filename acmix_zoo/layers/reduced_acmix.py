@@ -7,9 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix_zoo.layers.checks import Paths, check_heads, check_paths
+from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.layers.shift_conv import ShiftConv
+from acmix_zoo.ops.tracing import ceil_div
 
 
+@leaf
 class ReducedACmix(nn.Module):
     """`alpha · proj(attention) + beta · convolution`, keys and values taken from every reduction × reduction patch.
 
@@ -79,8 +82,9 @@ class ReducedACmix(nn.Module):
     def _reduced(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, H·W, dim) → (B, ceil(H/reduction)·ceil(W/reduction), dim)."""
         h, w = size
+        bottom, right = (ceil_div(n, self.reduction) * self.reduction - n for n in (h, w))
         maps = x.transpose(1, 2).unflatten(2, size)  # (B, dim, H, W)
-        maps = F.pad(maps, (0, -w % self.reduction, 0, -h % self.reduction))
+        maps = F.pad(maps, (0, right, 0, bottom))
         return self.sr(maps).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
     def _convolution(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int]) -> Tensor:
@@ -88,7 +92,9 @@ class ReducedACmix(nn.Module):
         h, w = size
         maps = [q.unflatten(1, size)]  # (B, H, W, heads, d)
         for t in (k, v):
-            patches = t.unflatten(1, (-(-h // self.reduction), -(-w // self.reduction)))  # (B, H′, W′, heads, d)
+            patches = t.unflatten(
+                1, (ceil_div(h, self.reduction), ceil_div(w, self.reduction))
+            )  # (B, H′, W′, heads, d)
             maps.append(_spread(_spread(patches, 1, self.reduction, h), 2, self.reduction, w))
         projections = torch.cat(maps, 3).transpose(3, 4)  # (B, H, W, d, 3·heads)
         return self.shift_conv(projections, self.beta if self.paths == "both" else None).flatten(1, 2)  # type: ignore[no-any-return]

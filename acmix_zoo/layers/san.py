@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix_zoo.layers.checks import Paths, check_paths
+from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.ops.aggregation import aggregate, reflect_pad
 from acmix_zoo.ops.attention_forms import positions
 
@@ -83,6 +84,7 @@ class _SAM(nn.Module):
         return F.conv2d(mixed, kernels.to(mixed.dtype), None, 1, kernels.shape[-1] // 2, groups=self.out)
 
 
+@leaf
 class PairwiseSAM(_SAM):
     """Weights from the differences to each neighbour, in features and in position; softmax over the neighbours."""
 
@@ -119,6 +121,7 @@ class PairwiseSAM(_SAM):
         return difference
 
 
+@leaf
 class PatchwiseSAM(_SAM):
     """Weights from all features of the neighbourhood together; no softmax, no positions."""
 

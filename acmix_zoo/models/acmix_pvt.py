@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import torch
+import torch.fx
 from timm.layers import calculate_drop_path_rates
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
@@ -24,6 +25,8 @@ from acmix_zoo.models._silent import silent_convolution
 from acmix_zoo.models._stem import small_stem
 
 __all__ = ["PVT"]
+
+torch.fx.wrap("resized_positions")  # it decides by the map's size, so fx keeps the call
 
 
 class PVT(nn.Module):

@@ -39,6 +39,14 @@ def at_most(size: Any, maximum: int) -> Any:
     return size.clamp(max=maximum) if isinstance(size, Tensor) else torch.sym_min(size, maximum)
 
 
+def ceil_div(size: Any, by: int) -> Any:
+    """Return `size / by`, rounded up, for a size of any kind.
+
+    Not `-(-size // by)`: ONNX divides towards zero, so that a negative numerator is rounded the other way there.
+    """
+    return (size + by - 1) // by
+
+
 def is_open(*sizes: Any) -> bool:
     """Return whether one of the sizes is left open in an exported graph, so that no decision may rest on it."""
     return is_exporting() and any(isinstance(size, Tensor | torch.SymInt) for size in sizes)
