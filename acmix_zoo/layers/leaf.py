@@ -30,7 +30,7 @@ def leaf(layer: _Layer) -> _Layer:
             "Use torch.compile or torch.export, or torch.jit.trace where TorchScript is needed"
         )
 
-    layer.forward = call  # type: ignore[method-assign,assignment]
+    layer.forward = call
     layer.leaf_forward = forward  # type: ignore[attr-defined]
     layer.__prepare_scriptable__ = refuse  # type: ignore[attr-defined]
     return layer

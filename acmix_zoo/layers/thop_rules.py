@@ -26,7 +26,7 @@ def _count(layer: Any, inputs: Any, output: Any) -> None:
 def register() -> None:
     """Add the rules to thop's own, if thop is installed."""
     try:
-        from thop.profile import register_hooks
+        from thop.profile import register_hooks  # type: ignore[import-untyped,import-not-found,unused-ignore]
     except ImportError:
         return
     rules: dict[type[nn.Module], Any] = register_hooks

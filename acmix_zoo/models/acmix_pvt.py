@@ -232,7 +232,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
         if key.startswith("pos_embed") and ours is not None and theirs != ours and theirs[2] == ours[2]:
             i = int(key.removeprefix("pos_embed")) - 1
             side = math.isqrt(value.shape[1])  # of a square map; the class token adds one position
-            value = resized_positions(value, (side, side), model.grids[i])  # type: ignore[index]
+            value = resized_positions(value, (side, side), model.grids[i])  # type: ignore[index,arg-type]
         out[key] = value
     return out
 
