@@ -16,6 +16,7 @@ from acmix_zoo.layers.checks import Paths, check_paths
 from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.ops.aggregation import aggregate, reflect_pad
 from acmix_zoo.ops.attention_forms import positions
+from acmix_zoo.ops.tracing import unflatten
 
 
 class _SAM(nn.Module):
@@ -117,7 +118,7 @@ class PairwiseSAM(_SAM):
     def _differences(self, here: Tensor, there: Tensor) -> Tensor:
         """(B, C, H, W) twice → (B, C, k², H·W): here, minus there at every offset."""
         columns = F.unfold(reflect_pad(there, self.kernel // 2), self.kernel)  # (B, C·k², H·W)
-        difference: Tensor = here.flatten(2).unsqueeze(2) - columns.unflatten(1, (here.shape[1], -1))
+        difference: Tensor = here.flatten(2).unsqueeze(2) - unflatten(columns, 1, (here.shape[1], -1))
         return difference
 
 
@@ -142,7 +143,7 @@ class PatchwiseSAM(_SAM):
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
         columns = F.unfold(reflect_pad(k, self.kernel // 2), self.kernel)  # (B, rel·k², H·W)
-        weight = self.conv_w[:-1](torch.cat([q, columns.unflatten(2, q.shape[2:])], 1))  # (B, wc, H, W)
+        weight = self.conv_w[:-1](torch.cat([q, unflatten(columns, 2, q.shape[2:])], 1))  # (B, wc, H, W)
         last: Any = self.conv_w[-1]
         # Its rows are ordered (wc, k²); the sums take an offset after the other, so the offsets come first there.
         rows, bias = (self._offsets_first(t) for t in (last.weight, last.bias))

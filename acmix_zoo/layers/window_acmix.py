@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from acmix_zoo.layers.checks import Paths, check_heads, check_paths
 from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.layers.shift_conv import ShiftConv
-from acmix_zoo.ops.tracing import at_most, ceil_div, fixed, is_open
+from acmix_zoo.ops.tracing import at_most, ceil_div, fixed, is_open, unflatten
 from acmix_zoo.ops.windows import (
     relative_position_index,
     roll,
@@ -126,7 +126,8 @@ class WindowACmix(nn.Module):
         else:
             shift = (self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0)
         x = roll(x, (-shift[0], -shift[1]))
-        projections = self.qkv(x).unflatten(3, (self.dim // self.heads, 3 * self.heads))  # (B, H′, W′, d, 3·heads)
+        projections = self.qkv(x)  # (B, H′, W′, 3·dim)
+        projections = unflatten(projections, 3, (-1, 3 * self.heads))  # (B, H′, W′, d, 3·heads)
 
         def back(rolled: Tensor) -> Tensor:  # (B, H′, W′, …) → (B, H, W, …), as the map lay before
             cropped = roll(rolled, shift)[:, :h, :w]
@@ -172,7 +173,8 @@ class WindowACmix(nn.Module):
         """(B, H, W, d, 3·heads) → (B, H, W, heads·d), before proj."""
         b, h, w = projections.shape[:3]
         wh, ww = self.window
-        windows = projections.unflatten(4, (3, self.heads)).unflatten(2, (-1, ww)).unflatten(1, (-1, wh))
+        windows = unflatten(projections, 4, (3, self.heads))  # (B, H, W, d, 3, heads)
+        windows = unflatten(unflatten(windows, 2, (-1, ww)), 1, (-1, wh))  # (B, H/wh, wh, W/ww, ww, d, 3, heads)
         windows = windows.permute(6, 0, 1, 3, 7, 2, 4, 5)  # (3, B, H/wh, W/ww, heads, wh, ww, d)
         # One copy, asked for by name: whether `flatten` makes it depends on the number of windows.
         windows = windows.clone(memory_format=torch.contiguous_format)

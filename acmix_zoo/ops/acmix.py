@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from acmix_zoo.ops.local_attention import local_attention
 from acmix_zoo.ops.plan import forced_form, keeps_projections, plan_layer, use_form
 from acmix_zoo.ops.shift_conv import grouped_conv
-from acmix_zoo.ops.tracing import is_exporting, is_recording
+from acmix_zoo.ops.tracing import is_exporting, is_recording, unflatten
 
 
 class Geometry(NamedTuple):
@@ -69,7 +69,7 @@ def mix(projections: Tensor, mixing: Sequence[Tensor | None], g: Geometry) -> Te
         offset: (out,) added to the convolution, or None.
     """
     pe, fc, shift, alpha, offset = mixing
-    projections = projections.unflatten(3, (-1, 3 * g.heads))  # (B, H, W, d, 3·heads)
+    projections = unflatten(projections, 3, (-1, 3 * g.heads))  # (B, H, W, d, 3·heads)
     parts = []
     if shift is not None:
         maps = projections if fc is None else F.linear(projections, fc.to(projections.dtype))
@@ -91,7 +91,7 @@ def attend(projections: Tensor, pe: Tensor, g: Geometry) -> Tensor:
 
 def _split(projections: Tensor, heads: int) -> tuple[Tensor, ...]:
     """(B, H, W, d, 3·heads) → q, k, v: 3 × (B, H, W, heads, d), views."""
-    return projections.unflatten(4, (3, heads)).transpose(3, 5).unbind(4)  # type: ignore[no-any-return]
+    return unflatten(projections, 4, (3, heads)).transpose(3, 5).unbind(4)
 
 
 class _Attend(torch.autograd.Function):

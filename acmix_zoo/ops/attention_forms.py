@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from acmix_zoo.ops.plan import halo
 from acmix_zoo.ops.reflect import reflected_range, window_index
 from acmix_zoo.ops.remembered import remembered
-from acmix_zoo.ops.tracing import at_least
+from acmix_zoo.ops.tracing import at_least, unflatten
 
 # Keys and values of tiles gathered at a time where nothing waits for a gradient.
 _TILE_BYTES = 2 << 20
@@ -89,7 +89,7 @@ def offset_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, s
     keys, values = _minus_position(k, pe, q.dtype)[:, rows], v[:, rows]  # 2 × (B, k, Ho, W, heads, d)
     q = (q * q.shape[-1] ** -0.5).unsqueeze(1)  # (B, 1, Ho, Wo, heads, d)
     logits = torch.stack([(q * keys[:, :, :, col]).sum(-1) for col in cols.unbind()], 2)  # (B, k, k, Ho, Wo, heads)
-    weights = logits.flatten(1, 2).softmax(1).unflatten(1, (kernel, kernel)).unsqueeze(-1)
+    weights = unflatten(logits.flatten(1, 2).softmax(1), 1, (kernel, kernel)).unsqueeze(-1)
     columns = [(weights[:, :, x] * values[:, :, :, col]).sum(1) for x, col in enumerate(cols.unbind())]
     return torch.stack(columns).sum(0)  # of k × (B, Ho, Wo, heads, d)
 
