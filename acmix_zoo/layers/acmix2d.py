@@ -10,7 +10,7 @@ from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix, mix
 from acmix_zoo.ops.attention_forms import positions
-from acmix_zoo.ops.tracing import fixed, is_tracing
+from acmix_zoo.ops.tracing import fixed, in_format_of, is_tracing
 
 
 @leaf
@@ -129,7 +129,7 @@ class ACmix2d(nn.Module):
                 out = acmix(x.to(dtype), qkv.weight.to(dtype), qkv.bias.to(dtype), mixing, geometry)
         else:
             out = acmix(x, qkv.weight, qkv.bias, mixing, geometry)
-        return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
+        return in_format_of(x, out)
 
     def extra_repr(self) -> str:
         return (
