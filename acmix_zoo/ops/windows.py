@@ -15,7 +15,8 @@ def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
     wh, ww = window
     if is_open(h, w):
         order, _ = _window_order((h, w), window, x.device)
-        return x.flatten(1, 2).index_select(1, order).reshape(-1, wh * ww, *rest)
+        # All positions in one dimension between the two shapes: else they are compared, and are equal for one window.
+        return x.flatten(1, 2).index_select(1, order).flatten(0, 1).reshape(-1, wh * ww, *rest)
     x = x.reshape(b, h // wh, wh, w // ww, ww, *rest).transpose(2, 3)  # (B, H/wh, W/ww, wh, ww, …)
     return x.reshape(b * (h // wh) * (w // ww), wh * ww, *rest)
 
@@ -25,7 +26,7 @@ def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, in
     (wh, ww), (b, h, w), rest = window, size, windows.shape[2:]
     if is_open(h, w):
         _, place = _window_order((h, w), window, windows.device)
-        return windows.reshape(-1, h * w, *rest).index_select(1, place).reshape(-1, h, w, *rest)
+        return windows.flatten(0, 1).reshape(-1, h * w, *rest).index_select(1, place).reshape(-1, h, w, *rest)
     x = windows.reshape(b, h // wh, w // ww, wh, ww, *rest).transpose(2, 3)  # (B, H/wh, wh, W/ww, ww, …)
     return x.reshape(b, h, w, *rest)
 
