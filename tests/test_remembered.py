@@ -146,7 +146,7 @@ MODES: dict[str, Callable[[nn.Module, Tensor], object]] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [name for name in LAYERS if "Swin" not in name])  # which remembers nothing
 def test_a_real_call_after_a_call_in_another_mode(name: str, mode: str) -> None:
     layer, x = LAYERS[name](), example(name)
     with torch.no_grad():

@@ -40,7 +40,8 @@ def complexity(model: nn.Module, input_size: Sequence[int] | None = None) -> Com
     """Count parameters and the MACs of one image, by running the model once in eval mode.
 
     Convolutions, matrix products and attention are counted by torch.utils.flop_counter (which reports 2·MACs); ACmix
-    layers by their definition, see `acmix_zoo.layers.cost`. Norms, activations and sums are not counted, as is usual.
+    layers by their definition, see `acmix_zoo.layers.cost` (so does thop, see `thop_rules`). Norms, activations and
+    sums are not counted, as is usual.
 
     Args:
         model: any module that takes one tensor (B, *input_size); it is left as it was.
