@@ -14,9 +14,10 @@ import torch
 
 from acmix_zoo import ACmix2d
 from acmix_zoo.analysis.bench import bench, read_csv
-from acmix_zoo.analysis.benchmark import OutOfMemory, Row, guarded, measure, runner
+from acmix_zoo.analysis.benchmark import OutOfMemory, Row, guarded, measure
 from acmix_zoo.analysis.contestants import Case, build
 from acmix_zoo.analysis.growth import BATCHES, fitted_exponent, growth_cases, growths
+from acmix_zoo.analysis.passes import Pass
 from acmix_zoo.analysis.released import ReleasedForm
 from acmix_zoo.analysis.speed_table import speed_table
 from acmix_zoo.analysis.suite import GROUPS
@@ -43,7 +44,7 @@ def test_contestants_agree() -> None:
     for name in ("acmix2d:16x12s2", "acmix2d:16x12s2@reference", "released:16x12s2"):
         module, shape = build(Case(name))
         outs.append(module(torch.linspace(-1, 1, 16 * 144).view(1, *shape)))
-        runner(Case(name, batch=1, train=True))()
+        Pass(Case(name, batch=1, train=True))()
     for out in outs[1:]:
         torch.testing.assert_close(out, outs[0], rtol=1e-4, atol=1e-4)
     sums = [build(Case(f"{kind}:16x9k5", batch=2))[0] for kind in ("aggregate", "unfold")]
@@ -61,7 +62,7 @@ def test_contestants_agree() -> None:
     [
         (("acmix_resnet5",), "there is no network 'acmix_resnet5'.*acmix_resnet50"),
         (("unfold:12x7",), "12 must be a multiple of 8"),
-        (("resnet18@fast",), "expected @reference or @released, got @fast"),
+        (("resnet18@fast",), "expected one of @released, @reference.* or @tile8x16 or the like, got @fast"),
         (("resnet18", 1, 0, False, 1, "float31"), "expected a dtype of torch"),
     ],
 )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.checks import Paths, check_heads, check_paths
 from acmix_zoo.layers.shift_conv import ShiftConv
+from acmix_zoo.ops.fused_attention import fused_attention
 
 
 class ReducedACmix(nn.Module):
@@ -71,7 +72,7 @@ class ReducedACmix(nn.Module):
         if self.paths != "attention":
             out = F.pad(self._convolution(q[:, prefix:], k[:, prefix:], v[:, prefix:], size), (0, 0, prefix, 0))
         if self.paths != "convolution":
-            heads = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))  # (B, heads, L, d)
+            heads = fused_attention(*(t.transpose(1, 2) for t in (q, k, v)))  # (B, heads, L, d)
             attention = self.proj(heads.transpose(1, 2).flatten(2))  # (B, L, dim)
             out = attention if out is None else torch.addcmul(out, attention, self.alpha.to(attention.dtype))
         return self.proj_drop(out)  # type: ignore[no-any-return]

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acmix_zoo.ops.fused_attention import fused_attention
+
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
     """(B, H, W, …) → (B · H/wh · W/ww, wh·ww, …). H and W are multiples of the window."""
@@ -52,7 +54,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         return weights.flatten(0, 1) @ v
     if n > 1:
         bias = bias.expand(len(q) // n, -1, -1, -1, -1).flatten(0, 1)  # (B·n, heads, L, L)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return fused_attention(q, k, v, bias)
 
 
 def shifted_window_mask(
