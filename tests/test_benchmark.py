@@ -15,12 +15,13 @@ import torch
 from acmix_zoo import ACmix2d
 from acmix_zoo.analysis.bench import bench, read_csv
 from acmix_zoo.analysis.benchmark import OutOfMemory, Row, guarded, measure
-from acmix_zoo.analysis.contestants import Case, build
+from acmix_zoo.analysis.contestants import Case, backend, build
 from acmix_zoo.analysis.growth import BATCHES, fitted_exponent, growth_cases, growths
 from acmix_zoo.analysis.passes import Pass
 from acmix_zoo.analysis.released import ReleasedForm
 from acmix_zoo.analysis.speed_table import speed_table
 from acmix_zoo.analysis.suite import GROUPS
+from acmix_zoo.ops.plan import choose_tile, plan_attention
 
 ROW = Row("acmix2d:64x56", "inference", 2, "float32", 8, "64×56×56", 40.0, 39.0, 42.0, 200.0, 20.0, 10**8, 40.0, 0.2)
 
@@ -187,3 +188,25 @@ def test_speed_table(tmp_path: Path) -> None:
     assert "peak memory | released form | ≤ 1/33 | 1/35 | 1/35 |" in table
     assert "| `acmix_resnet50`, batch 8, inference | `resnet50` | ≤ 1.2× | 1.25× |  |" in table  # an image each
     assert "2026-01-02" in table and "50.0 GFLOP/s with 1" in table
+
+
+def test_a_backend_or_tile_is_used_while_its_contestant_runs() -> None:
+    with backend(Case("acmix2d:16x20@tile8x16")):
+        assert plan_attention(20, 20, 7, device="cpu").tile == (8, 16)
+        assert plan_attention(14, 14, 7, device="cpu").tile == (8, 16)  # also where the map would be small enough
+        assert plan_attention(20, 20, 7, device="cuda").tile != (8, 16)
+    with backend(Case("acmix2d:16x20@global")):
+        assert plan_attention(20, 20, 7).form == "global"
+    assert plan_attention(20, 20, 7).tile == choose_tile(20, 20, 7, 1, 1)
+
+
+def test_autocast_keeps_float32_weights() -> None:
+    case = Case("acmix2d:16x18", batch=1, train=True, threads=1, dtype="bfloat16", autocast=True)
+    run, seen = Pass(case), []
+    run.module.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    run()
+    assert seen == [torch.bfloat16]
+    assert {p.dtype for p in run.module.parameters()} == {torch.float32}
+    assert all(p.grad is not None for p in run.module.parameters())
+    run.release()
+    assert all(p.grad is None for p in run.module.parameters())

@@ -168,7 +168,7 @@ def measure(cases: Sequence[Case], repeats: int = 7, memory: bool = True, top: f
             if cases[0].batch == 1:
                 raise
             cases = [replace(case, batch=case.batch // 2) for case in cases]
-        if cases[0].device == "cuda":
+        if cases[0].device_type == "cuda":
             torch.cuda.empty_cache()
     top = top or matmul_peak(cases[0].threads, cases[0].dtype, cases[0].device)
     return [_row(case, ms, mib, top) for case, ms, mib in zip(cases, spent, peaks, strict=True)]
@@ -176,10 +176,10 @@ def measure(cases: Sequence[Case], repeats: int = 7, memory: bool = True, top: f
 
 def _times_and_peaks(cases: Sequence[Case], repeats: int, memory: bool) -> tuple[list[list[float]], list[float]]:
     peaks = [float("nan")] * len(cases)
-    if memory and cases[0].device != "cuda":
+    if memory and cases[0].device_type != "cuda":
         peaks = [fresh_peak(case) for case in cases]
     runs = [Pass(case) for case in cases]
-    if memory and cases[0].device == "cuda":
+    if memory and cases[0].device_type == "cuda":
         peaks = [gpu_peak(run) for run in runs]
     return times(runs, repeats), peaks
 

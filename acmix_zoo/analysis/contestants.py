@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -49,6 +50,11 @@ class Case:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise ValueError(f"bench: expected a dtype of torch such as float32 or bfloat16, got {self.dtype!r}")
 
+    @property
+    def device_type(self) -> str:
+        """The device without its number: "cpu", "cuda", …."""
+        return torch.device(self.device).type
+
 
 def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
     """The module of a case and the (C, H, W) of its input.
@@ -84,12 +90,17 @@ def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
     return module.train(case.train), shape
 
 
-def backend(case: Case) -> AbstractContextManager[object]:
-    """A context in which the backend or the tile that follows the `@` of a contestant is used."""
+@contextmanager
+def backend(case: Case) -> Iterator[None]:
+    """Use the backend or the tile that follows the `@` of a contestant."""
     _, form = _parts(case)
-    if tile := _TILE.fullmatch(form):
-        return patch.dict(TILES, {case.device: (int(tile[1]), int(tile[2]))})
-    return use_form(form) if form in FORMS else nullcontext()
+    with ExitStack() as stack:
+        if tile := _TILE.fullmatch(form):
+            stack.enter_context(patch.dict(TILES, {case.device_type: (int(tile[1]), int(tile[2]))}))
+            stack.enter_context(use_form("tiles"))
+        elif form in FORMS:
+            stack.enter_context(use_form(form))
+        yield
 
 
 def _parts(case: Case) -> tuple[str, str]:

@@ -31,7 +31,7 @@ class Pass:
         with backend(case), torch.set_grad_enabled(case.train):
             # An image needs no gradient, a map does.
             x = self._x.requires_grad_(case.train and self._x.shape[1] > 3)
-            with torch.autocast(case.device, getattr(torch, case.dtype), enabled=case.autocast):
+            with torch.autocast(case.device_type, getattr(torch, case.dtype), enabled=case.autocast):
                 out = self._forward(x)
             if case.train:
                 if self._grad is None:
@@ -62,9 +62,10 @@ def _round(run: Pass, seconds: float = 0.1) -> list[float]:
 
     A short pass is run several times in a round, or it would be measured on the long one's cold caches alone.
     """
-    if run.case.device == "cuda":
+    if run.case.device_type == "cuda":
         return _queued_round(run, seconds)
-    found, until = [], time.perf_counter() + seconds
+    found: list[float] = []
+    until = time.perf_counter() + seconds
     while not found or time.perf_counter() < until:
         start = time.perf_counter()
         run()
@@ -80,12 +81,12 @@ def _queued_round(run: Pass, seconds: float) -> list[float]:
     torch.cuda.synchronize()
     passes = min(max(round(seconds / (time.perf_counter() - start)), 1), 100)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(passes + 1)]
-    events[0].record()  # type: ignore[no-untyped-call]
+    events[0].record()
     for event in events[1:]:
         run()
-        event.record()  # type: ignore[no-untyped-call]
+        event.record()
     torch.cuda.synchronize()
-    return [float(a.elapsed_time(b)) for a, b in pairwise(events)]  # type: ignore[no-untyped-call]
+    return [float(a.elapsed_time(b)) for a, b in pairwise(events)]
 
 
 def synchronise(device: str) -> None:
