@@ -154,17 +154,6 @@ def test_someone_elses_projection_is_called():
     assert torch.allclose(layer(x), shifted, atol=1e-6) and not torch.allclose(shifted, plain)
 
 
-def test_second_derivatives():
-    """The fast forms say that they have none; the reference has them."""
-    layer = ACmix2d(2, 4, heads=2).double()
-    x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
-    (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.square().sum().backward()
-    with use_form("reference"):
-        assert torch.autograd.gradgradcheck(layer, (x,))
-
-
 def test_forms_by_name():
     with pytest.raises(ValueError, match="expected one of reference, global, tiles, offset, got 'fast'"):
         with use_form("fast"):

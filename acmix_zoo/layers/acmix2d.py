@@ -9,6 +9,7 @@ from acmix_zoo.layers.checks import Paths, check_heads, check_paths
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix, mix
 from acmix_zoo.ops.attention_forms import positions
+from acmix_zoo.ops.derivatives import is_channels_last
 
 
 class ACmix2d(nn.Module):
@@ -126,7 +127,7 @@ class ACmix2d(nn.Module):
                 out = acmix(x.to(dtype), qkv.weight.to(dtype), qkv.bias.to(dtype), mixing, geometry)
         else:
             out = acmix(x, qkv.weight, qkv.bias, mixing, geometry)
-        return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
+        return out if is_channels_last(x) else out.contiguous()
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise TypeError("ACmix2d: torch.jit.script is deprecated and not supported; use torch.compile or torch.export")

@@ -13,7 +13,7 @@ from torch import Tensor
 _CUDA_ROW_BYTES = 16
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def padded_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return `softmax(q·k / sqrt(d) + mask) · v`, with heads padded to a width that the device's fused kernels accept.
 
     Args:
