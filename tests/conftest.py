@@ -18,6 +18,7 @@ from hub_server import Hub
 from huggingface_hub import constants
 
 torch.set_num_threads(1)
+torch.backends.cudnn.allow_tf32 = False  # on by default: float32 convolutions on a GPU would keep ten bits
 
 
 @pytest.fixture(scope="session")
