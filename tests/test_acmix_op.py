@@ -12,8 +12,6 @@ from torch import nn
 from acmix_zoo import ACmix2d
 from acmix_zoo.ops import FORMS, explain_plan, plan, use_form
 
-CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
-
 
 def randomised(layer: nn.Module) -> nn.Module:
     """Every parameter away from its start: shifts hide errors in the kernels' order."""
@@ -37,7 +35,6 @@ def assert_close(actual: list[torch.Tensor], expected: list[torch.Tensor], toler
         assert (a - e).abs().max() <= tolerance * max(float(e.abs().max()), 1e-2)
 
 
-@pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("size", [(17, 19), (9, 5), (1, 1)])
 @pytest.mark.parametrize(
@@ -78,9 +75,9 @@ def test_frozen_parts_when_cut(frozen, monkeypatch):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_every_form_in_every_dtype(form, dtype):
-    layer = randomised(ACmix2d(4, 8).to(dtype))
-    x = torch.randn(2, 4, 18, 21, dtype=dtype)
+def test_every_form_in_every_dtype(form, dtype, device):
+    layer = randomised(ACmix2d(4, 8).to(device, dtype))
+    x = torch.randn(2, 4, 18, 21, dtype=dtype, device=device)
     exact = layer.double()
     with use_form("reference"):
         expected = with_gradients(exact, x.double())
@@ -108,7 +105,6 @@ def test_training_keeps_the_input_and_nothing_else():
     assert sum(kept.values()) <= x.untyped_storage().nbytes() + 2 * parameters + 4 * 56 * 56 * 16
 
 
-@pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("size", [7, 14, 30])
 def test_backward_is_deterministic(size, device):
     """Bit for bit, with PyTorch refusing every operator that is not."""

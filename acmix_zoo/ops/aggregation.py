@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from acmix_zoo.ops.aggregation_windows import windowed_gradients, windowed_sums
 from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.reflect import reflected_range
 
@@ -182,7 +183,14 @@ def _images(value: Tensor) -> int:
     return max(_CHUNK_BYTES // max(value.shape[1:].numel() * max(value.element_size(), 4), 1), 1)
 
 
+def _saves_launches(value: Tensor) -> bool:
+    """Whether a loop over the offsets would mostly wait for kernel launches: on every device but a CPU."""
+    return value.device.type != "cpu"
+
+
 def _sums(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
+    if _saves_launches(value):
+        return windowed_sums(reflect_pad(value, kernel // 2), weight, kernel)
     padded, values, weights = _prepared(value, weight, kernel)
     h, w = value.shape[2:]
     out = torch.zeros_like(padded[:, :, :h, :w])  # in the layout of the padded value
@@ -194,6 +202,9 @@ def _sums(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
 
 
 def _gradients(grad: Tensor, value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+    if _saves_launches(value):
+        d_padded, d_weight = windowed_gradients(grad, reflect_pad(value, kernel // 2), weight, kernel)
+        return _unpadded(d_padded, kernel // 2), d_weight
     padded, values, weights = _prepared(value, weight, kernel)
     h, w = value.shape[2:]
     layout = torch.contiguous_format if padded.is_contiguous() else torch.channels_last

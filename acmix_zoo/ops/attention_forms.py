@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acmix_zoo.ops.derivatives import needs_plain_gradients
+from acmix_zoo.ops.padded_attention import padded_attention
 from acmix_zoo.ops.plan import halo
 from acmix_zoo.ops.reflect import reflected_range, window_index
 
@@ -38,7 +39,7 @@ def global_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, s
     queries = q.flatten(1, 2).transpose(1, 2)  # (B, heads, Ho·Wo, d)
     keys = _minus_position(k, pe, q.dtype).flatten(1, 2).transpose(1, 2)  # (B, heads, H·W, d)
     values = v.flatten(1, 2).transpose(1, 2)  # (B, heads, H·W, d)
-    out = F.scaled_dot_product_attention(_dense(queries), _dense(keys), _dense(values), attn_mask=mask)
+    out = padded_attention(_dense(queries), _dense(keys), _dense(values), mask)
     result: Tensor = out.transpose(1, 2).unflatten(1, (ho, wo))  # (B, Ho, Wo, heads, d)
     return result
 
@@ -66,9 +67,7 @@ def tile_attention(
         keys, values = (_gather(x, geometry, some) for x in (k, v))  # 2 × (some, kh·kw, heads, d)
         if half:
             keys = _minus_tile_position(keys, pe, geometry)
-        return F.scaled_dot_product_attention(
-            queries[some], keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask
-        )
+        return padded_attention(queries[some], keys.transpose(1, 2), values.transpose(1, 2), mask)
 
     if half or torch.is_grad_enabled() or torch.compiler.is_compiling() or q.device.type != "cpu":
         out = attended(slice(None))
@@ -238,7 +237,8 @@ def _multiplicity_mask(
         return (seen.unsqueeze(2) == torch.arange(size, device=device)).sum(0)  # one_hot would fix size in a graph
 
     times = count(ho, h)[:, None, :, None] * count(wo, w)[None, :, None, :]  # (Ho, Wo, H, W)
-    return times.flatten(2).flatten(0, 1).to(torch.float64).log().to(dtype)
+    # Not in float64, which MPS does not have; products of small counts are exact in float32.
+    return times.flatten(2).flatten(0, 1).to(torch.promote_types(dtype, torch.float32)).log().to(dtype)
 
 
 _constants: dict[object, Tensor] = {}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from acmix_zoo.ops.derivatives import is_transformed, with_plain_derivatives
+from acmix_zoo.ops.padded_attention import padded_attention
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -24,7 +24,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None)
     tensors = (q, k, v) if bias is None else (q, k, v, bias)
     if is_transformed(*tensors):
         return plain_attention(*tensors)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    out = padded_attention(q, k, v, bias)
     return with_plain_derivatives(out, plain_attention, *tensors)
 
 

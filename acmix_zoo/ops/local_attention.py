@@ -77,7 +77,7 @@ def local_attention(
         return offset_attention(q[:, rows][:, :, cols], k, v, pe, kernel, stride, dilation)
     if q.numel() == 0:  # no kernel takes an empty batch; the sum keeps every input in the graph
         return q[:, ::stride, ::stride] + 0 * (k.sum() + v.sum() + pe.sum()).to(q.dtype)
-    plan = plan_attention(q.shape[1], q.shape[2], kernel, stride, dilation)
+    plan = plan_attention(q.shape[1], q.shape[2], kernel, stride, dilation, q.device.type)
     if plan.form == "reference":
         return local_attention_reference(q, k, v, pe.to(q.dtype), kernel=kernel, stride=stride, dilation=dilation)
     window = (kernel, stride, dilation)
