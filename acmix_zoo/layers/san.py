@@ -88,6 +88,8 @@ class PairwiseSAM(_SAM):
 
     def __init__(self, channels: int, kernel: int, share: int = 8, **acmix: Any) -> None:
         super().__init__(channels, kernel, share, **acmix)
+        if self.paths == "convolution":
+            return  # what makes the attention's weights would be parameters without a gradient
         features = self.relation + 2
         self.conv_w = nn.Sequential(
             nn.BatchNorm2d(features),
@@ -110,7 +112,7 @@ class PairwiseSAM(_SAM):
         place = self._differences(place, place).expand(b, -1, -1, -1)  # (B, 2, k², H·W)
         features = torch.cat([self._differences(q, k), place.to(q.dtype)], 1)  # (B, P/16 + 2, k², H·W)
         weight = self.conv_w(features).softmax(2)  # (B, wc, k², H·W)
-        return weight.transpose(1, 2).reshape(b, -1, h, w)  # type: ignore[no-any-return]
+        return weight.transpose(1, 2).flatten(1, 2).unflatten(2, (h, w))  # type: ignore[no-any-return]
 
     def _differences(self, here: Tensor, there: Tensor) -> Tensor:
         """(B, C, H, W) twice → (B, C, k², H·W): here, minus there at every offset."""
@@ -124,6 +126,8 @@ class PatchwiseSAM(_SAM):
 
     def __init__(self, channels: int, kernel: int, share: int = 8, **acmix: Any) -> None:
         super().__init__(channels, kernel, share, **acmix)
+        if self.paths == "convolution":
+            return
         features = self.relation * (kernel**2 + 1)
         self.conv_w = nn.Sequential(
             nn.BatchNorm2d(features),

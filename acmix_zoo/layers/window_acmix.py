@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import resize_rel_pos_bias_table
@@ -44,7 +48,7 @@ class WindowACmix(nn.Module):
     """
 
     relative_position_index: Tensor
-
+    shift_mask: Tensor | None
     position_bias: Tensor | None
 
     def __init__(
@@ -73,33 +77,79 @@ class WindowACmix(nn.Module):
         if paths == "both":
             self.alpha = nn.Parameter(torch.full((1,), 0.5))
             self.beta = nn.Parameter(torch.full((1,), 0.5))
-        # What the table says of this window, once `deploy` has looked it up.
-        self.register_buffer("position_bias", None, persistent=False)
         self.proj_drop = nn.Dropout(proj_drop)
+        # These buffers follow from the window, the shift and the table. `init_non_persistent_buffers` computes them.
+        if paths != "convolution":
+            self.register_buffer("relative_position_index", None, persistent=False)  # (L, L)
+            self.register_buffer("shift_mask", None, persistent=False)  # (4, L, L), or None without a shift
+            self.register_buffer("position_bias", None, persistent=False)  # (1, heads, L, L), only after `deploy`
         self.window = (1, 1)
-        self.register_buffer("relative_position_index", relative_position_index((1, 1)), persistent=False)
         self.set_window(window, shift)
 
+    @torch.inference_mode(False)  # an inference tensor could not be used for training later
     def set_window(self, window: tuple[int, int], shift: tuple[int, int]) -> None:
-        """Another window or shift; the position table is resized to the window."""
-        changed = window != self.window
-        self.position_bias = None
+        """Set another window or shift, and resize the position table to the window."""
+        before = self.window
         self.window, self.shift = window, shift
-        if self.paths == "convolution" or not changed:
+        if self.paths == "convolution":
+            return
+        if window != before:
+            table = self.relative_position_bias_table
+            resized = self.resized_table(table.detach(), before)
+            self.relative_position_bias_table = nn.Parameter(resized, table.requires_grad)
+        self.position_bias = None
+        self.init_non_persistent_buffers()
+
+    @torch.inference_mode(False)
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the buffers that no checkpoint holds, on the device of the position table.
+
+        timm's and transformers' loaders call this after they have built a network on the meta device. `to_empty`,
+        `.to()` and `load_state_dict` do so by themselves, so nothing else has to.
+        """
+        if self.paths == "convolution":
             return
         table = self.relative_position_bias_table
-        self.relative_position_bias_table = nn.Parameter(self.resized_table(table.detach()), table.requires_grad)
-        self.register_buffer("relative_position_index", relative_position_index(window, table.device), persistent=False)
+        self.relative_position_index = relative_position_index(self.window, table.device)
+        self.shift_mask = None
+        if any(self.shift):
+            # Two windows by two: an inner one, one at the right, one at the bottom, and the corner.
+            four = (2 * self.window[0], 2 * self.window[1])
+            self.shift_mask = shifted_window_mask(four, self.window, self.shift, table.device).to(table.dtype)
+        if self.position_bias is not None:
+            self.position_bias = self._position_bias().detach()
 
-    def resized_table(self, table: Tensor) -> Tensor:
-        """A position table ((2·h−1)·(2·w−1), heads) of another, square window, interpolated for this one."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WindowACmix:
+        super()._apply(fn, recurse)
+        self.init_non_persistent_buffers()  # `to_empty` has left them without values
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        # With assign=True the table may have left the meta device; a deployed layer's bias follows from the new table.
+        self.init_non_persistent_buffers()
+
+    def resized_table(self, table: Tensor, window: tuple[int, int] | None = None) -> Tensor:
+        """Interpolate a position table ((2·h−1)·(2·w−1), heads) of another window for this layer's window.
+
+        `window` is the table's own. Without it, as in a checkpoint, a table of the right length is taken for one of
+        this window, and any other for one of a square window.
+        """
         wh, ww = self.window
-        shape = ((2 * wh - 1) * (2 * ww - 1), self.heads)
-        if table.shape == shape or table.dim() != 2:
+        rows = (2 * wh - 1) * (2 * ww - 1)
+        if table.dim() != 2 or window == self.window or (window is None and table.shape == (rows, self.heads)):
             return table
         if table.is_meta or table.shape[0] == 1:  # nothing to interpolate: one bias for all
-            return table[:1].repeat(shape[0], 1)
-        return resize_rel_pos_bias_table(table, new_window_size=self.window, new_bias_shape=shape)  # type: ignore[no-any-return]
+            return table[:1].repeat(rows, 1)
+        side = math.isqrt(table.shape[0])
+        height, width = (side, side) if window is None else (2 * window[0] - 1, 2 * window[1] - 1)
+        if height * width != table.shape[0]:
+            return table  # no square window's: the load reports the shape
+        maps = table.mT.unflatten(1, (height, width))  # (heads, height, width): timm reads the window off this shape
+        maps = maps.expand(-1, max(height, 3), max(width, 3)) if 1 in (height, width) else maps  # two points at least
+        shape = (table.shape[1], 2 * wh - 1, 2 * ww - 1)
+        resized = resize_rel_pos_bias_table(maps, new_window_size=self.window, new_bias_shape=shape)
+        return resized.flatten(1).mT.contiguous()  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def deploy(self) -> None:
@@ -110,7 +160,7 @@ class WindowACmix(nn.Module):
                     tensor.mul_(factor)
             self.alpha = self.beta = None  # type: ignore[assignment]
         if self.paths != "convolution":
-            self.position_bias = self._position_bias()
+            self.position_bias = self._position_bias().detach()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[3] != self.dim:
@@ -155,6 +205,16 @@ class WindowACmix(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]  # (L·L, heads)
         return bias.unflatten(0, (length, length)).permute(2, 0, 1).unsqueeze(0)  # type: ignore[no-any-return]
 
+    def _mask_of_windows(self, windows: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+        """Look up the mask of each of rows × cols windows: (rows·cols, 1, L, L)."""
+        assert self.shift_mask is not None
+        at_end = []
+        for count, by in zip(windows, shift, strict=True):
+            at = torch.arange(count, device=self.shift_mask.device)
+            at_end.append((at == count - 1).long() if by else torch.zeros_like(at))  # the last window holds the seam
+        kind = 2 * at_end[0].unsqueeze(1) + at_end[1]  # (rows, cols), each 0 to 3
+        return self.shift_mask[kind.flatten()].unsqueeze(1)
+
     def _sum(self, attention: Tensor | None, convolution: Tensor) -> Tensor:
         if attention is None:
             return convolution
@@ -173,8 +233,7 @@ class WindowACmix(nn.Module):
         q, k, v = windows.view(3, -1, self.heads, wh * ww, self.dim // self.heads).unbind(0)  # 3 × (B·n, heads, L, d)
         bias = (self._position_bias() if self.position_bias is None else self.position_bias).to(q.dtype)
         if any(shift):
-            mask = shifted_window_mask((h, w), self.window, shift, q.device).to(q.dtype)  # (n, L, L)
-            bias = bias + mask.unsqueeze(1)  # (n, heads, L, L)
+            bias = bias + self._mask_of_windows((h // wh, w // ww), shift).to(q.dtype)  # (n, heads, L, L)
         out = window_attention(q, k, v, bias)  # (B·n, heads, L, d)
         return window_reverse(out.transpose(1, 2).flatten(2), self.window, (b, h, w))  # (B, H, W, heads·d)
 

@@ -14,12 +14,12 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.nn.functional import max_pool2d
 
 from acmix_zoo.layers.checks import Paths
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
+from acmix_zoo.models._feature_maps import check_output_fmt, to_output_fmt
 from acmix_zoo.models._map_head import MapHead
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model, register_notrace_module
+from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._silent import silent_convolution
 from acmix_zoo.models._stem import small_stem
@@ -46,14 +46,6 @@ class Bottleneck(nn.Module):
         return x + self.drop_path(self.conv(out))  # type: ignore[no-any-return]
 
 
-@register_notrace_module
-class Halve(nn.Module):
-    """Max pooling 2×2 that leaves a side of 1 as it is, so that images may be smaller than 32 pixels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return max_pool2d(x, (min(2, x.shape[2]), min(2, x.shape[3])))
-
-
 class SAN(MapHead):
     """Self-attention network, plain or with ACmix, with timm's model interface.
 
@@ -67,7 +59,8 @@ class SAN(MapHead):
             stem and the first pooling.
         in_chans, num_classes, global_pool, drop_rate, drop_path_rate: as in timm.
 
-    Shape: (B, in_chans, H, W) → (B, num_classes); any height and width.
+    Shape: (B, in_chans, H, W) → (B, num_classes); any height and width. A map of an odd side is halved to the larger
+    half, as in the other families; the released code drops its last row or column. At even sides they are equal.
     """
 
     def __init__(
@@ -96,7 +89,7 @@ class SAN(MapHead):
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)  # [stage][block]
         for i, (depth, kernel, width) in enumerate(zip(layers, kernels, widths, strict=True)):
             blocks = [Bottleneck(width, form, drop_path[i][j], kernel=kernel, paths=paths) for j in range(depth)]
-            self.add_module(f"pool{i}", nn.Identity() if small_input and i == 0 else Halve())
+            self.add_module(f"pool{i}", nn.Identity() if small_input and i == 0 else nn.MaxPool2d(2, 2, ceil_mode=True))
             self.add_module(f"conv{i}", nn.Conv2d(inputs, width, 1, bias=False))
             self.add_module(f"layer{i}", nn.Sequential(*blocks))
             self.add_module(f"bn{i}", nn.BatchNorm2d(width))
@@ -129,15 +122,17 @@ class SAN(MapHead):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps of the stages, (B, C, H/reduction, W/reduction), as timm's networks give them."""
-        if output_fmt != "NCHW":
-            raise ValueError(f'SAN: output_fmt must be "NCHW", got {output_fmt!r}')
+        """Maps of the stages, (B, C, H/reduction, W/reduction), as timm's networks give them.
+
+        With `output_fmt="NHWC"` the maps, but not the final features, are (B, H/reduction, W/reduction, C).
+        """
+        check_output_fmt("SAN", output_fmt)
         take, last = feature_take_indices(len(self.feature_info), indices)
         x, maps = self.relu(self.bn_in(self.conv_in(x))), []
         for i in range(last + 1 if stop_early else len(self.feature_info)):
             x = self._stage(i, x)
             if i in take:
-                maps.append(x)
+                maps.append(to_output_fmt(x, output_fmt))
         return maps if intermediates_only else (x, maps)
 
     def prune_intermediate_layers(

@@ -79,12 +79,7 @@ def shifted_window_mask(
 
     rows, cols = (region(length, side, offset) for length, side, offset in zip(size, window, shift, strict=True))
     labels = window_partition((rows.unsqueeze(1) * 3 + cols)[None], window)  # (windows, wh·ww)
-    if torch.compiler.is_compiling():
-        # Equality as a product: a compiler then keeps the mask, and does not compare again for every head.
-        kinds = F.one_hot(labels, 9).to(torch.float32)  # (windows, wh·ww, 9)
-        same = kinds @ kinds.mT
-    else:
-        same = (labels.unsqueeze(1) == labels.unsqueeze(2)).to(torch.float32)
+    same = (labels.unsqueeze(1) == labels.unsqueeze(2)).to(torch.float32)
     return (same - 1) * 100.0
 
 

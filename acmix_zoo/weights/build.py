@@ -50,6 +50,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     for key in ("acmix_zoo", "model_args"):
         if not isinstance(config.get(key, {}), dict):
             raise ValueError(f"{path}: {key} must be a mapping, is {type(config[key]).__name__}")
+    for key in ("label_names", "label_descriptions"):  # timm's layout has them at the top level, its cfg inside
+        if key in config:
+            config["pretrained_cfg"][key] = config[key]
     return config
 
 

@@ -77,12 +77,19 @@ def render_card(config: Mapping[str, Any]) -> str:
     if metrics:
         body += ["", "## Results", "", "| data set | split | metric | value |", "|---|---|---|---|"]
         body += [f"| {m['dataset']} | {m['split']} | {m['name']} | {_percent(m)}{_note(m)} |" for m in metrics]
-    if cfg.get("label_names"):
-        body += ["", "## Classes", "", ", ".join(f"{i} {label}" for i, label in enumerate(cfg["label_names"])) + "."]
+    if labels := config.get("label_names") or cfg.get("label_names"):
+        body += ["", "## Classes", "", ", ".join(f"{i} {label}" for i, label in enumerate(labels)) + "."]
     body += [
         *("", "## Use", "", "```python", "import acmix_zoo", ""),
         'model = acmix_zoo.create_model("path/to/this/folder").eval()',
         f"logits = model(images)  # (B, {channels}, {height}, {width}) -> (B, {config['num_classes']})",
+        *("```", ""),
+        "timm and transformers read the folder, too. They know the architecture once `acmix_zoo` has been imported; "
+        "without that import, transformers asks for a newer timm.",
+        *("", "```python", "import acmix_zoo  # registers the architecture with timm", "import timm"),
+        *("from transformers import pipeline", ""),
+        'model = timm.create_model("local-dir:path/to/this/folder", pretrained=True)',
+        'classify = pipeline("image-classification", "path/to/this/folder")',
         *("```", ""),
         f"`test/example.safetensors` holds an input and its logits; `acmix_zoo.weights.check_folder` replays them. "
         f"Written by acmix_zoo {record['version']}; every number above comes from `config.json`.",
