@@ -16,7 +16,8 @@ import timm
 from torch import nn
 
 from acmix_zoo.models._plain_swin import configuration, timm_names
-from acmix_zoo.weights.load import Source, State, read_state_dict, unwrapped
+from acmix_zoo.weights.load import unwrapped
+from acmix_zoo.weights.read import Source, State, read_state_dict
 
 _SWINS = {
     (96, (2, 2, 6, 2), (3, 6, 12, 24)): "acmix_swin_t",
