@@ -96,6 +96,8 @@ def _ours(error: BaseException) -> bool:
 def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> Any:
     """Run fit, validate, test or predict; `before_fit` is called with the command line once all is built."""
     try:
+        from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
         from acmix_zoo.training.cli import TrainingCLI
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}; training needs: pip install 'acmix-zoo[train]'") from error
@@ -109,6 +111,8 @@ def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> 
     given, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
         return Run(command=shlex.join(["acmix-zoo", *argv]))
+    except MisconfigurationException as error:  # Lightning's word for options that do not go together
+        raise ValueError(f"{error}. This is what Lightning says of the options of this command") from error
     finally:
         sys.argv = given
 

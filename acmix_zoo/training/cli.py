@@ -1,9 +1,7 @@
 """LightningCLI with a run folder: fit, validate, test and predict from a recipe and overrides."""
 
 import csv
-import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,19 @@ from torch import distributed
 
 from acmix_zoo.data import ImageDataModule
 from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.tasks.classification import without_start_weights
 from acmix_zoo.training.checkpoints import is_checkpoint
 from acmix_zoo.training.finish import finish_run
-from acmix_zoo.training.logs import Log
+from acmix_zoo.training.launch import check_config, is_first_process, settle_folder
+from acmix_zoo.training.logs import Log, quieten_lightning
+from acmix_zoo.training.resume import (
+    check_finished,
+    check_resume,
+    finished_message,
+    finished_record,
+    flatten,
+    read_recorded,
+)
 from acmix_zoo.training.run import RunFolder
 from acmix_zoo.training.speed import Speed
 
@@ -47,9 +55,7 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, command: str) -> None:
         self.command = command
-        # An advertisement in every log, and a deprecation that Lightning has to settle with torch.
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
-        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+        quieten_lightning()
         on_terminal = sys.stdout.isatty()
         super().__init__(
             ClassificationTask,
@@ -59,6 +65,8 @@ class TrainingCLI(LightningCLI):
             trainer_defaults={
                 # A log file gets a line an epoch from RunFolder instead.
                 "enable_progress_bar": on_terminal,
+                # RunFolder says what is trained in a line; Lightning's table would count no FLOPs of our layers
+                "enable_model_summary": False,
                 "callbacks": [RichProgressBar()] if on_terminal else [],
             },
             auto_configure_optimizers=False,
@@ -70,21 +78,48 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(RunFolder, "run")
         parser.add_lightning_class_args(Speed, "speed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        # the default of ImageDataModule would train on clothes whoever forgets to name photographs
+        parser.set_defaults({"data.source": None})
 
     def _parse_ckpt_path(self) -> None:
         """Keep the model that was asked for: the base class would quietly put the checkpoint's in its place."""
 
+    def _set_seed(self) -> None:
+        """Set the seed, and note whether it was drawn: on resume such a run keeps the one it drew first."""
+        self._seed_was_drawn = self._get(self.config, "seed_everything") is True
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Settle the run folder and the checkpoint before anything is built."""
         config = self.config[self.subcommand]
-        if config.run.folder is None:
-            config.run.folder = f"runs/{Path(config.model.model).name}"
+        self.is_finished = False  # the run, so that there is nothing left to do
+        check_config(config, str(self.subcommand))
+        settle_folder(config, self.command)
         run = RunFolder(config.run.folder)
         config.trainer.default_root_dir = str(run.folder)
         if config.trainer.logger in (None, True):  # `false`, or loggers of the user's, stay what they are
             config.trainer.logger = self.subcommand == "fit"
         config.weights_only = True  # a checkpoint never runs code
+        self._resumes_by_itself = config.ckpt_path == "last"
         self._settle_checkpoint(config, run)
+        if self.subcommand == "fit" and config.ckpt_path:
+            self._check_resume(config, run)
+        elif self.subcommand == "fit" and not config.trainer.fast_dev_run and is_first_process():
+            print(f"New run in {run.folder}", flush=True)
+
+    def _check_resume(self, config: Any, run: RunFolder) -> None:
+        """Compare the options with those of the run that is resumed, and see whether there is anything left to do."""
+        recorded = read_recorded(Path(config.ckpt_path))
+        if self._seed_was_drawn and "seed_everything" in recorded.options:
+            config.seed_everything = recorded.options["seed_everything"]
+        is_own = Path(config.ckpt_path).parent.resolve() == run.checkpoints.folder.resolve()
+        what = f"The run in {run.folder}" if is_own else f"The run of {config.ckpt_path}"
+        check_resume(recorded, flatten(config), what)
+        record = finished_record(run.folder, recorded) if is_own else None
+        if record is not None and check_finished(recorded, flatten(config), what):
+            self.is_finished = True
+            if is_first_process():
+                print(finished_message(run.folder, record, recorded), flush=True)
 
     def _settle_checkpoint(self, config: Any, run: RunFolder) -> None:
         given = config.ckpt_path
@@ -96,8 +131,6 @@ class TrainingCLI(LightningCLI):
         elif given == "last" and fitting:
             found = run.checkpoints.find()
             config.ckpt_path = str(found) if found else None
-            if not found:
-                print(f"{run.last} does not exist yet: the run starts from the beginning", flush=True)
         elif given in ("last", "best"):
             path = run.last if given == "last" else run.best
             if not path.exists():
@@ -126,16 +159,26 @@ class TrainingCLI(LightningCLI):
             config.ckpt_path = str(run.best)
 
     def instantiate_classes(self) -> None:
-        """Build all; data of a run that goes on are not refused for a file that broke meanwhile."""
-        super().instantiate_classes()
+        """Build everything, unless the run is finished; data of a resumed run are not refused for a file that broke
+        meanwhile."""
+        if self.is_finished:
+            return
+        with without_start_weights(bool(self.config[self.subcommand].ckpt_path)):
+            super().instantiate_classes()
         if self.subcommand == "fit":
             self.datamodule.goes_on = bool(self.config[self.subcommand].ckpt_path)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.is_finished:
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer; its TensorBoard log goes into the run folder."""
         self.run: RunFolder = self._get(self.config_init, "run")
         recipe = self.config[self.subcommand].get("config")
         self.run.command, self.run.recipe = self.command, str(recipe[0]) if recipe else None
+        self.run.options = flatten(self.config[self.subcommand])
+        self.run.resumes_by_itself = self._resumes_by_itself
         if self._get(self.config_init, "trainer").logger is True:
             kwargs["logger"] = Log(self.run.folder / "tensorboard")
         return super().instantiate_trainer(**kwargs)

@@ -27,7 +27,8 @@ def run_record(
     history = run.get("history", [])
     return {
         "metrics": [
-            {"dataset": dataset["name"], "split": split, "name": name, "value": value}
+            # float32 scores such as 0.32499998807907104; six digits tell one image in a million
+            {"dataset": dataset["name"], "split": split, "name": name, "value": round(value, 6)}
             for split, values in (scores.items() if dataset else ())
             for name, value in values.items()
             if name != "loss"
@@ -37,7 +38,10 @@ def run_record(
         "dataset": dataset or None,
         "seed": run.get("seed"),
         "epochs": int(history[-1]["epoch"]) if history else None,
-        "minutes": round(sum(row["seconds"] for row in history) / 60, 1) if history else None,
+        "steps": int(history[-1]["step"]) if history else None,
+        "minutes": float(f"{sum(row['seconds'] for row in history) / 60:.3g}") if history else None,
+        # options that were changed when the run was resumed: one command alone does not repeat such a run
+        **({"changes": list(run["changes"])} if run.get("changes") else {}),
         "license": run.get("license"),
         "origin": "trained here",
     }

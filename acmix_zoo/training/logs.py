@@ -1,11 +1,38 @@
-"""TensorBoard's log of a run, which is worth less than the run."""
+"""TensorBoard's log of a run, which is worth less than the run; and which of Lightning's messages a user gets."""
 
 import contextlib
+import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+
+_NOT_FOR_USERS = (
+    "Tip:",  # an advertisement
+    "GPU available:", "TPU available:", "HPU available:",  # the line "model: ..." names the device
+    "Loading `train_dataloader`",
+    "Restoring states from", "Restored all states", "Loaded model weights",  # "The run goes on in ..." says it
+    "Found current_model_state",  # of every resumed run with averaged weights
+    "`weights_only` was not set",
+    "`Trainer.fit` stopped: `max_epochs",  # the line of the last epoch says so
+)  # fmt: skip
+
+
+def quieten_lightning() -> None:
+    """Leave out Lightning's messages that tell a user of the command line nothing to act on."""
+    for name in ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.{name}").addFilter(
+            lambda record: not any(words in record.getMessage() for words in _NOT_FOR_USERS)
+        )
+    for message in (
+        ".*LeafSpec.* is deprecated",  # Lightning has to settle that with torch
+        ".*is smaller than the logging interval",  # RunFolder logs every epoch, whatever the interval
+        ".*callbacks used to create the checkpoint need to be provided.*",  # the average is needed in a fit only
+        ".*does not have many workers which may be a bottleneck",  # Speed measures whether it is one
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 class Log(TensorBoardLogger):
