@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.checks import Paths, check_heads, check_paths
 from acmix_zoo.layers.shift_conv import ShiftConv
+from acmix_zoo.ops.tracing import at_most, fixed, is_open
 from acmix_zoo.ops.windows import (
     relative_position_index,
     roll,
@@ -163,14 +164,17 @@ class WindowACmix(nn.Module):
             self.position_bias = self._position_bias().detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[3] != self.dim:
+        if x.dim() != 4 or fixed(x.shape[3]) != self.dim:
             raise ValueError(f"WindowACmix: expected an input of (B, H, W, {self.dim}), got {tuple(x.shape)}")
         h, w = x.shape[1:3]
         rows, cols = (-(-n // side) for n, side in zip((h, w), self.window, strict=True))  # of windows
         # Written this way, the padded size is a plain product for the compiler too, which proves the reshapes by it.
         x = F.pad(x, (0, 0, 0, cols * self.window[1] - w, 0, rows * self.window[0] - h))  # (B, H′, W′, dim)
         # A window that holds all rows (columns) has nothing to shift.
-        shift = (self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0)
+        if is_open(rows, cols):  # the same without a decision
+            shift = (self.shift[0] * at_most(rows - 1, 1), self.shift[1] * at_most(cols - 1, 1))
+        else:
+            shift = (self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0)
         x = roll(x, (-shift[0], -shift[1]))
         projections = self.qkv(x).unflatten(3, (self.dim // self.heads, 3 * self.heads))  # (B, H′, W′, d, 3·heads)
 
@@ -181,13 +185,19 @@ class WindowACmix(nn.Module):
 
         if self.paths == "attention":
             out = back(self.proj(self._attention(projections, shift)))
-        elif self.conv_before_shift or not any(shift):
+        elif self.conv_before_shift or not any(self.shift if is_open(rows, cols) else shift):
             convolution = self._convolution(back(projections))
             attention = back(self.proj(self._attention(projections, shift))) if self.paths == "both" else None
             out = self._sum(attention, convolution)
         else:
             attention = self.proj(self._attention(projections, shift)) if self.paths == "both" else None
-            out = back(self._sum(attention, self._convolution(projections)))
+            if is_open(rows, cols):  # a single window is not rolled, and its convolution sees no padding
+                bottom, right = ((1 - at_most(rows * cols - 1, 1)) * by for by in (x.shape[1] - h, x.shape[2] - w))
+                cropped = projections[:, : x.shape[1] - bottom, : x.shape[2] - right]
+                convolution = F.pad(self._convolution(cropped), (0, 0, 0, right, 0, bottom))  # (B, H′, W′, dim)
+            else:
+                convolution = self._convolution(projections)
+            out = back(self._sum(attention, convolution))
         return self.proj_drop(out)  # type: ignore[no-any-return]
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -205,13 +215,13 @@ class WindowACmix(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]  # (L·L, heads)
         return bias.unflatten(0, (length, length)).permute(2, 0, 1).unsqueeze(0)  # type: ignore[no-any-return]
 
-    def _mask_of_windows(self, windows: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+    def _mask_of_windows(self, rows: int, cols: int) -> Tensor:
         """Look up the mask of each of rows × cols windows: (rows·cols, 1, L, L)."""
         assert self.shift_mask is not None
         at_end = []
-        for count, by in zip(windows, shift, strict=True):
+        for count in (rows, cols):
             at = torch.arange(count, device=self.shift_mask.device)
-            at_end.append((at == count - 1).long() if by else torch.zeros_like(at))  # the last window holds the seam
+            at_end.append(((at == count - 1) & (at > 0)).long())  # the last window holds the seam; one alone has none
         kind = 2 * at_end[0].unsqueeze(1) + at_end[1]  # (rows, cols), each 0 to 3
         return self.shift_mask[kind.flatten()].unsqueeze(1)
 
@@ -232,8 +242,8 @@ class WindowACmix(nn.Module):
         windows = windows.clone(memory_format=torch.contiguous_format)
         q, k, v = windows.view(3, -1, self.heads, wh * ww, self.dim // self.heads).unbind(0)  # 3 × (B·n, heads, L, d)
         bias = (self._position_bias() if self.position_bias is None else self.position_bias).to(q.dtype)
-        if any(shift):
-            bias = bias + self._mask_of_windows((h // wh, w // ww), shift).to(q.dtype)  # (n, heads, L, L)
+        if any(self.shift if is_open(*shift) else shift):
+            bias = bias + self._mask_of_windows(h // wh, w // ww).to(q.dtype)  # (n, heads, L, L)
         out = window_attention(q, k, v, bias)  # (B·n, heads, L, d)
         return window_reverse(out.transpose(1, 2).flatten(2), self.window, (b, h, w))  # (B, H, W, heads·d)
 

@@ -17,6 +17,7 @@ from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, pla
 from acmix_zoo.ops.local_attention import local_attention
 from acmix_zoo.ops.plan import keeps_projections, plan_layer
 from acmix_zoo.ops.shift_conv import grouped_conv
+from acmix_zoo.ops.tracing import is_exporting
 
 
 class Geometry(NamedTuple):
@@ -41,7 +42,7 @@ def acmix(
     Returns:
         (B, out, ceil(H/stride), ceil(W/stride)), channels_last in memory.
     """
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed(x, weight, bias, *mixing):
+    if is_exporting() or is_transformed(x, weight, bias, *mixing):
         return mix(project(x, weight, bias), mixing, geometry)
     if torch.compiler.is_compiling() and x.device.type == "cpu":
         keep = torch.is_grad_enabled() and keeps_projections(x.shape[1])

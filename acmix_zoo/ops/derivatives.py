@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.func import debug_unwrap
 
+from acmix_zoo.ops.tracing import is_recording
+
 
 def is_transformed(*tensors: Tensor | None) -> bool:
     """Return whether a `torch.func` transform or forward-mode AD is at work on one of the tensors.
@@ -106,8 +108,7 @@ def with_plain_derivatives(out: Tensor, plain: Callable[..., Tensor], *inputs: T
         plain: a function in plain operators with `plain(*inputs)` equal to `out`.
         inputs: the tensors that `out` was computed from. They are saved for the backward pass.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if traced or not torch.is_grad_enabled() or not out.requires_grad:
+    if is_recording() or not torch.is_grad_enabled() or not out.requires_grad:
         return out
     return _PlainDerivatives.apply(plain, out, *inputs)  # type: ignore[no-any-return]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from acmix_zoo.ops.global_attention import fused_attention
+from acmix_zoo.ops.tracing import is_open
 
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
@@ -31,7 +31,11 @@ def roll(x: Tensor, shift: tuple[int, int]) -> Tensor:
     which inductor (torch 2.15, CPU) keeps the map transposed, is slow, and writes past its end.
     """
     for dim, by in enumerate(shift, start=1):
-        if by:
+        if is_open(by):  # where it comes out as 0 at some sizes
+            n = x.shape[dim]
+            at = torch.arange(n, device=x.device) - by
+            x = x.index_select(dim, at + n * (at < 0).long() - n * (at >= n).long())
+        elif by:
             x = torch.cat(x.tensor_split((-by,), dim)[::-1], dim)
     return x
 
@@ -49,7 +53,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     if q.device.type != "cpu":
         return _fused_window_attention(q, k, v, bias)
     # The CPU's fused kernel gives no gradient to a bias, needs a copy of it for every image, and is no faster.
-    logits = (q * q.shape[-1] ** -0.5) @ k.mT  # (B·n, heads, L, L)
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B·n, heads, L, L)
     weights: Tensor = (logits.unflatten(0, (-1, bias.shape[0])) + bias).softmax(-1)  # (B, n, heads, L, L)
     return weights.flatten(0, 1) @ v
 
@@ -71,10 +75,8 @@ def shifted_window_mask(
         float32 (H/wh · W/ww, wh·ww, wh·ww). −100 rather than −inf is Swin's value, and pretrained weights know it.
     """
 
-    def region(length: int, side: int, offset: int) -> Tensor:  # 0 untouched windows, 1 the last one's head, 2 its tail
+    def region(length: int, side: int, offset: int) -> Tensor:  # 0 other windows, 1 the last one's head, 2 its tail
         at = torch.arange(length, device=device)
-        if offset == 0:
-            return torch.zeros_like(at)
         return (at >= length - side).long() + (at >= length - offset).long()
 
     rows, cols = (region(length, side, offset) for length, side, offset in zip(size, window, shift, strict=True))
