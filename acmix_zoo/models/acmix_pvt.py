@@ -16,7 +16,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths
+from acmix_zoo.layers.checks import Paths, check_dtype
 from acmix_zoo.models._pvt_blocks import Block, PatchEmbed, Size, as_map, resized_positions
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
@@ -174,6 +174,7 @@ class PVT(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f'PVT: output_fmt must be "NCHW", got {output_fmt!r}')
         take, last = feature_take_indices(len(self.feature_info), indices)
+        check_dtype("PVT", x, self.patch_embed1.proj)
         x, maps = self.stem(x), []
         end = len(self.feature_info) - 1
         for i in range(last + 1 if stop_early else end + 1):
@@ -206,6 +207,7 @@ class PVT(nn.Module):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
+        check_dtype("PVT", x, self.patch_embed1.proj)
         x = self.stem(x)
         for i in range(len(self.feature_info) - 1):
             x = as_map(*self._stage(i, x))

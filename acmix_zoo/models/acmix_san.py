@@ -16,7 +16,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from acmix_zoo.layers.checks import Paths
+from acmix_zoo.layers.checks import Paths, check_dtype
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.models._map_head import MapHead
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model, register_notrace_module
@@ -133,6 +133,7 @@ class SAN(MapHead):
         if output_fmt != "NCHW":
             raise ValueError(f'SAN: output_fmt must be "NCHW", got {output_fmt!r}')
         take, last = feature_take_indices(len(self.feature_info), indices)
+        check_dtype("SAN", x, self.conv_in)
         x, maps = self.relu(self.bn_in(self.conv_in(x))), []
         for i in range(last + 1 if stop_early else len(self.feature_info)):
             x = self._stage(i, x)
@@ -157,6 +158,7 @@ class SAN(MapHead):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
+        check_dtype("SAN", x, self.conv_in)
         x = self.relu(self.bn_in(self.conv_in(x)))
         for i in range(len(self.feature_info)):
             x = self._stage(i, x)
