@@ -13,6 +13,7 @@ from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix, mix
 from acmix_zoo.ops.attention_forms import positions
+from acmix_zoo.ops.tracing import fixed, is_tracing
 
 
 class ACmix2d(nn.Module):
@@ -120,7 +121,7 @@ class ACmix2d(nn.Module):
             nn.init.constant_(self.beta, 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
+        if x.dim() != 4 or fixed(x.shape[1]) != self.in_channels:
             raise ValueError(f"ACmix2d: expected an input of (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
         check_dtype("ACmix2d", x, self.qkv)
         device = x.device.type
@@ -132,7 +133,7 @@ class ACmix2d(nn.Module):
         if self.paths != "convolution":
             with manual_cast:
                 pe = positions(self.position_weight, *x.shape[2:])
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and not is_tracing():  # a trace must not depend on the grad mode
                 pe = pe + 0 * self.position_bias  # its gradient is zero, not missing
         qkv, both = self.qkv, self.paths == "both"
         if is_plain(qkv, nn.Linear) and (self.paths == "attention" or is_plain(self.shift_conv, ShiftConv)):

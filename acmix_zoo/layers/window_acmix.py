@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from acmix_zoo.layers.checks import Paths, check_dtype, check_heads, check_paths
 from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.layers.shift_conv import ShiftConv
+from acmix_zoo.ops.tracing import at_most, fixed, is_open
 from acmix_zoo.ops.windows import (
     relative_position_index,
     roll,
@@ -116,7 +117,7 @@ class WindowACmix(nn.Module):
             self.position_bias = self._position_bias()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[3] != self.dim:
+        if x.dim() != 4 or fixed(x.shape[3]) != self.dim:
             raise ValueError(f"WindowACmix: expected an input of (B, H, W, {self.dim}), got {tuple(x.shape)}")
         check_dtype("WindowACmix", x, self.qkv)
         h, w = x.shape[1:3]
@@ -124,7 +125,10 @@ class WindowACmix(nn.Module):
         # Written this way, the padded size is a plain product for the compiler too, which proves the reshapes by it.
         x = F.pad(x, (0, 0, 0, cols * self.window[1] - w, 0, rows * self.window[0] - h))  # (B, H′, W′, dim)
         # A window that holds all rows (columns) has nothing to shift.
-        shift = (self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0)
+        if is_open(rows, cols):  # the same without a decision
+            shift = (self.shift[0] * at_most(rows - 1, 1), self.shift[1] * at_most(cols - 1, 1))
+        else:
+            shift = (self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0)
         x = roll(x, (-shift[0], -shift[1]))
         projections = self.qkv(x).unflatten(3, (self.dim // self.heads, 3 * self.heads))  # (B, H′, W′, d, 3·heads)
 
@@ -135,13 +139,19 @@ class WindowACmix(nn.Module):
 
         if self.paths == "attention":
             out = back(self.proj(self._attention(projections, shift)))
-        elif self.conv_before_shift or not any(shift):
+        elif self.conv_before_shift or not any(self.shift if is_open(rows, cols) else shift):
             convolution = self._convolution(back(projections))
             attention = back(self.proj(self._attention(projections, shift))) if self.paths == "both" else None
             out = self._sum(attention, convolution)
         else:
             attention = self.proj(self._attention(projections, shift)) if self.paths == "both" else None
-            out = back(self._sum(attention, self._convolution(projections)))
+            if is_open(rows, cols):  # a single window is not rolled, and its convolution sees no padding
+                bottom, right = ((1 - at_most(rows * cols - 1, 1)) * by for by in (x.shape[1] - h, x.shape[2] - w))
+                cropped = projections[:, : x.shape[1] - bottom, : x.shape[2] - right]
+                convolution = F.pad(self._convolution(cropped), (0, 0, 0, right, 0, bottom))  # (B, H′, W′, dim)
+            else:
+                convolution = self._convolution(projections)
+            out = back(self._sum(attention, convolution))
         return self.proj_drop(out)  # type: ignore[no-any-return]
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -176,7 +186,7 @@ class WindowACmix(nn.Module):
         windows = windows.clone(memory_format=torch.contiguous_format)
         q, k, v = windows.view(3, -1, self.heads, wh * ww, self.dim // self.heads).unbind(0)  # 3 × (B·n, heads, L, d)
         bias = (self._position_bias() if self.position_bias is None else self.position_bias).to(q.dtype)
-        if any(shift):
+        if any(self.shift if is_open(*shift) else shift):
             mask = shifted_window_mask((h, w), self.window, shift, q.device).to(q.dtype)  # (n, L, L)
             bias = bias + mask.unsqueeze(1)  # (n, heads, L, L)
         out = window_attention(q, k, v, bias)  # (B·n, heads, L, d)

@@ -11,6 +11,7 @@ from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ReducedACmix
+from acmix_zoo.ops.tracing import is_open
 
 Size = tuple[int, int]
 
@@ -52,7 +53,7 @@ def resized_positions(table: Tensor, grid: Size, size: Size) -> Tensor:
 
     Shape: → (1, prefix + H·W, C).
     """
-    if grid == size:
+    if not is_open(*size) and grid == size:
         return table
     prefix = table.shape[1] - grid[0] * grid[1]
     maps = table[:, prefix:].transpose(1, 2).unflatten(2, grid)  # (1, C, h, w)

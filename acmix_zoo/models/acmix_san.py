@@ -14,7 +14,7 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import max_pool2d, pad
 
 from acmix_zoo.layers.checks import Paths, check_dtype
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
@@ -23,6 +23,7 @@ from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model, r
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._silent import silent_convolution
 from acmix_zoo.models._stem import small_stem
+from acmix_zoo.ops.tracing import is_exporting
 
 __all__ = ["SAN"]
 
@@ -51,7 +52,10 @@ class Halve(nn.Module):
     """Max pooling 2×2 that leaves a side of 1 as it is, so that images may be smaller than 32 pixels."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return max_pool2d(x, (min(2, x.shape[2]), min(2, x.shape[3])))
+        h, w = x.shape[2:]
+        if is_exporting():  # the same without a decision: 1 // n is 1 for a side of 1, and 0 for any other
+            return max_pool2d(pad(x, (0, 1 // w, 0, 1 // h), value=float("-inf")), 2)
+        return max_pool2d(x, (min(2, h), min(2, w)))
 
 
 class SAN(MapHead):

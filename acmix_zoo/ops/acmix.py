@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from acmix_zoo.ops.local_attention import local_attention
 from acmix_zoo.ops.plan import forced_form, keeps_projections, plan_layer
 from acmix_zoo.ops.shift_conv import grouped_conv
+from acmix_zoo.ops.tracing import is_exporting, is_recording
 
 
 class Geometry(NamedTuple):
@@ -41,7 +42,9 @@ def acmix(
     Returns:
         (B, out, ceil(H/stride), ceil(W/stride)), channels_last in memory.
     """
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.device.type == "cpu":
+    if is_exporting():
+        return mix(project(x, weight, bias), mixing, geometry)
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
         keep = torch.is_grad_enabled() and keeps_projections(x.shape[1])
         return torch.ops.acmix_zoo.acmix(x, weight, bias, *mixing, *geometry, keep)[0]  # type: ignore[no-any-return]
     window = geometry[1:]
@@ -80,7 +83,7 @@ def mix(projections: Tensor, mixing: Sequence[Tensor | None], g: Geometry) -> Te
 
 def attend(projections: Tensor, pe: Tensor, g: Geometry) -> Tensor:
     """The attention path: projections (B, H, W, d, 3·heads) → (B, Ho, Wo, heads, d)."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or forced_form() == "reference":
+    if is_recording() or not torch.is_grad_enabled() or forced_form() == "reference":
         q, k, v = _split(projections, g.heads)
         return local_attention(q, k, v, pe, kernel=g.kernel, stride=g.stride, dilation=g.dilation)
     return _Attend.apply(projections, pe, g)  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from acmix_zoo.ops.reflect import reflected_range
+from acmix_zoo.ops.tracing import fixed, is_exporting
 
 # Positions of a map up to which channels side by side are the faster layout on a CPU (at 7² three times, at 56² the
 # other way round, by as much).
@@ -38,7 +39,7 @@ def aggregate(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
     """
     _check(value, weight, kernel)
     weight = weight.to(value.dtype)  # autocast makes float32 of what comes from a softmax
-    if torch.compiler.is_compiling() and (torch.compiler.is_exporting() or value.device.type != "cpu"):
+    if is_exporting() or (torch.compiler.is_compiling() and value.device.type != "cpu"):
         return _traced(value, weight, kernel)
     return torch.ops.acmix_zoo.aggregate(value, weight, kernel)  # type: ignore[no-any-return]
 
@@ -67,9 +68,9 @@ def _reflected(at: int, size: int) -> int:
 
 
 def _check(value: Tensor, weight: Tensor, kernel: int) -> None:
-    b, c, h, w = value.shape
-    shared, rest = divmod(weight.shape[1], kernel**2)
-    if kernel % 2 == 0 or rest or weight.shape != (b, weight.shape[1], h, w) or not shared or c % shared:
+    (b, c, h, w), found = (tuple(map(fixed, t.shape)) for t in (value, weight))
+    shared, rest = divmod(found[1], kernel**2)
+    if kernel % 2 == 0 or rest or found != (b, found[1], h, w) or not shared or c % shared:
         raise ValueError(
             f"aggregate: expected weights of ({b}, {kernel}²·wc, {h}, {w}) with an odd kernel and wc a divisor of {c}, "
             f"got {tuple(weight.shape)} for a value of {tuple(value.shape)}"
@@ -83,7 +84,7 @@ def reflect_pad(x: Tensor, by: int) -> Tensor:
     """
     for dim in (2, 3):
         n = x.shape[dim]
-        if n > by:
+        if not is_exporting() and n > by:  # an exported graph has to serve smaller maps too
             before, after = x.narrow(dim, 1, by).flip(dim), x.narrow(dim, n - 1 - by, by).flip(dim)
             x = torch.cat([before, x, after], dim)
         else:

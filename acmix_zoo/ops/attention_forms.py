@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from acmix_zoo.ops.plan import halo
 from acmix_zoo.ops.reflect import reflected_range, window_index
+from acmix_zoo.ops.tracing import at_least, is_recording
 
 # Keys and values of tiles gathered at a time where nothing waits for a gradient.
 _TILE_BYTES = 2 << 20
@@ -88,9 +89,9 @@ def offset_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, s
     cols = window_index(q.shape[2], k.shape[2], kernel, stride, dilation, q.device)  # (k, Wo)
     keys, values = _minus_position(k, pe, q.dtype)[:, rows], v[:, rows]  # 2 × (B, k, Ho, W, heads, d)
     q = (q * q.shape[-1] ** -0.5).unsqueeze(1)  # (B, 1, Ho, Wo, heads, d)
-    logits = torch.stack([(q * keys[:, :, :, col]).sum(-1) for col in cols], 2)  # (B, k, k, Ho, Wo, heads)
+    logits = torch.stack([(q * keys[:, :, :, col]).sum(-1) for col in cols.unbind()], 2)  # (B, k, k, Ho, Wo, heads)
     weights = logits.flatten(1, 2).softmax(1).unflatten(1, (kernel, kernel)).unsqueeze(-1)
-    columns = [(weights[:, :, x] * values[:, :, :, col]).sum(1) for x, col in enumerate(cols)]
+    columns = [(weights[:, :, x] * values[:, :, :, col]).sum(1) for x, col in enumerate(cols.unbind())]
     return torch.stack(columns).sum(0)  # of k × (B, Ho, Wo, heads, d)
 
 
@@ -105,8 +106,7 @@ def _coordinates(h: int, w: int, dtype: torch.dtype, device: torch.device) -> Te
     """(H, W, 2)."""
 
     def axis(n: int) -> Tensor:  # (n,): as torch.linspace gives them; but linspace would fix n in an exported graph
-        steps: Any = torch.sym_max(n - 1, 1)
-        return torch.arange(n, dtype=dtype, device=device).mul(2).div(steps).sub(1)
+        return torch.arange(n, dtype=dtype, device=device).mul(2).div(at_least(n - 1, 1)).sub(1)
 
     return torch.stack((axis(w).expand(h, w), axis(h).unsqueeze(1).expand(h, w)), 2)
 
@@ -230,7 +230,7 @@ _constants: dict[object, Tensor] = {}
 def _cached(build: Any, *geometry: int, **kind: Any) -> Tensor:
     """`build(*geometry, **kind)`, remembered: a mask or an index depends on the geometry alone and costs a dozen calls.
     While a graph is being traced nothing is remembered, since tensors of a trace must not outlive it."""
-    if torch.compiler.is_compiling() or kind["device"].type == "meta":
+    if is_recording() or kind["device"].type == "meta":
         return build(*geometry, **kind)  # type: ignore[no-any-return]
     key = (build, geometry, *kind.values())
     if key not in _constants:

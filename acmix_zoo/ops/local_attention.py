@@ -20,6 +20,7 @@ from torch import Tensor
 from acmix_zoo.ops.attention_forms import global_attention, offset_attention, tile_attention
 from acmix_zoo.ops.plan import plan_attention
 from acmix_zoo.ops.reflect import reflected_range
+from acmix_zoo.ops.tracing import is_exporting
 
 
 def local_attention_reference(
@@ -70,7 +71,7 @@ def local_attention(
 
     Source: ACmix, CVPR 2022, eq. 8–10; the logits' position term as in the authors' code.
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         # Gathered, not sliced: the number of queries then has the form that a strided convolution gives its outputs.
         rows, cols = (torch.arange((n - 1) // stride + 1, device=q.device) * stride for n in q.shape[1:3])
         return offset_attention(q[:, rows][:, :, cols], k, v, pe, kernel, stride, dilation)

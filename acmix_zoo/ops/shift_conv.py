@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acmix_zoo.ops.plan import forced_form
+from acmix_zoo.ops.tracing import fixed
 
 _COMPOSE_UP_TO_HEADS = 4
 
@@ -77,10 +78,10 @@ def shift_conv(
 
 def conv_factors(fc: Tensor, shift: Tensor) -> tuple[Tensor | None, Tensor]:
     """The mixing matrix and the grouped kernels in their cheaper form: (fc, shift), or (None, both composed)."""
-    if fc.shape[1] > 3 * _COMPOSE_UP_TO_HEADS or forced_form() == "reference":
+    if fixed(fc.shape[1]) > 3 * _COMPOSE_UP_TO_HEADS or forced_form() == "reference":
         return fc, shift
     # A kernel's taps lie before its inputs in memory: the layout that a channels_last convolution reads.
-    taps = shift.flatten(2).mT @ fc  # (d·heads, k·k, 3·heads)
+    taps = shift.flatten(2).transpose(1, 2) @ fc  # (d·heads, k·k, 3·heads)
     return None, taps.unflatten(1, shift.shape[2:]).permute(0, 3, 1, 2)  # (d·heads, 3·heads, k, k)
 
 
@@ -94,5 +95,5 @@ def grouped_conv(
     if torch.compiler.is_compiling():  # inductor cannot order this view's symbolic strides, and picks a layout itself
         maps = maps.contiguous()
     bias = None if bias is None else bias.to(maps.dtype)
-    out = F.conv2d(maps, kernels.to(maps.dtype), bias, stride, padding, dilation, groups=x.shape[3])
+    out = F.conv2d(maps, kernels.to(maps.dtype), bias, stride, padding, dilation, groups=fixed(x.shape[3]))
     return out.permute(0, 2, 3, 1)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acmix_zoo.ops.tracing import is_open
+
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
     """(B, H, W, …) → (B · H/wh · W/ww, wh·ww, …). H and W are multiples of the window."""
@@ -29,7 +31,11 @@ def roll(x: Tensor, shift: tuple[int, int]) -> Tensor:
     which inductor (torch 2.15, CPU) keeps the map transposed, is slow, and writes past its end.
     """
     for dim, by in enumerate(shift, start=1):
-        if by:
+        if is_open(by):  # where it comes out as 0 at some sizes
+            n = x.shape[dim]
+            at = torch.arange(n, device=x.device) - by
+            x = x.index_select(dim, at + n * (at < 0).long() - n * (at >= n).long())
+        elif by:
             x = torch.cat(x.tensor_split((-by,), dim)[::-1], dim)
     return x
 
@@ -44,14 +50,14 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (B·n, heads, L, d).
     """
-    n = len(bias)
+    n = bias.shape[0]
     if q.device.type == "cpu":
         # The CPU's fused kernel gives no gradient to a bias, needs a copy of it for every image, and is no faster.
-        logits = (q * q.shape[-1] ** -0.5) @ k.mT  # (B·n, heads, L, L)
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B·n, heads, L, L)
         weights: Tensor = (logits.unflatten(0, (-1, n)) + bias).softmax(-1)  # (B, n, heads, L, L)
         return weights.flatten(0, 1) @ v
-    if n > 1:
-        bias = bias.expand(len(q) // n, -1, -1, -1, -1).flatten(0, 1)  # (B·n, heads, L, L)
+    if is_open(n) or n > 1:
+        bias = bias.expand(q.shape[0] // n, -1, -1, -1, -1).flatten(0, 1)  # (B·n, heads, L, L)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
@@ -64,10 +70,8 @@ def shifted_window_mask(
         float32 (H/wh · W/ww, wh·ww, wh·ww). −100 rather than −inf is Swin's value, and pretrained weights know it.
     """
 
-    def region(length: int, side: int, offset: int) -> Tensor:  # 0 untouched windows, 1 the last one's head, 2 its tail
+    def region(length: int, side: int, offset: int) -> Tensor:  # 0 other windows, 1 the last one's head, 2 its tail
         at = torch.arange(length, device=device)
-        if offset == 0:
-            return torch.zeros_like(at)
         return (at >= length - side).long() + (at >= length - offset).long()
 
     rows, cols = (region(length, side, offset) for length, side, offset in zip(size, window, shift, strict=True))
@@ -75,7 +79,7 @@ def shifted_window_mask(
     if torch.compiler.is_compiling():
         # Equality as a product: a compiler then keeps the mask, and does not compare again for every head.
         kinds = F.one_hot(labels, 9).to(torch.float32)  # (windows, wh·ww, 9)
-        same = kinds @ kinds.mT
+        same = kinds @ kinds.transpose(1, 2)
     else:
         same = (labels.unsqueeze(1) == labels.unsqueeze(2)).to(torch.float32)
     return (same - 1) * 100.0
