@@ -111,7 +111,7 @@ class PairwiseSAM(_SAM):
             place = positions(self.conv_p.weight.flatten(1), h, w) + self.conv_p.bias  # (H, W, 2)
             place = place.permute(2, 0, 1).unsqueeze(0)  # (1, 2, H, W)
         else:
-            coordinates = positions(torch.eye(2, device=q.device), h, w)  # (H, W, 2)
+            coordinates = positions(torch.eye(2, device=q.device, dtype=q.dtype), h, w)  # (H, W, 2)
             place = self.conv_p(coordinates.permute(2, 0, 1).unsqueeze(0).to(q.dtype))  # (1, 2, H, W)
         place = self._differences(place, place).expand(b, -1, -1, -1)  # (B, 2, k², H·W)
         features = torch.cat([self._differences(q, k), place.to(q.dtype)], 1)  # (B, P/16 + 2, k², H·W)
