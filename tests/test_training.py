@@ -392,3 +392,22 @@ def test_full_disk_at_the_end(pictures: Path, whole: RunFolder, tmp_path: Path) 
     last = tmp_path / "run/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=True)["epoch"] == 0  # the first epoch's is whole
     assert_same_run(whole, fit(tmp_path / "run", pictures, resume=True))
+
+
+@pytest.mark.parametrize("batches", ["tensors", "lists of one tensor", "with positions"])
+def test_predict_takes_a_loader_of_images_alone(batches: str) -> None:
+    images = torch.rand(5, 3, 32, 32)
+    loader: Any = DataLoader(images, batch_size=2)
+    if batches == "lists of one tensor":
+        loader = DataLoader(TensorDataset(images), batch_size=2)
+    elif batches == "with positions":
+        loader = DataLoader(TensorDataset(images, torch.arange(5)), batch_size=2)
+    task = task_of().eval()
+    found = trainer_of().predict(task, loader)
+    assert found is not None
+    if batches == "with positions":
+        assert torch.cat([index for _, index in found]).tolist() == list(range(5))
+        found = [probabilities for probabilities, _ in found]
+    with torch.no_grad():
+        expected = task(images).softmax(-1)
+    torch.testing.assert_close(torch.cat(found), expected)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths, check_heads, check_paths
+from acmix_zoo.layers.checks import Paths, check_dtype, check_heads, check_paths
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.global_attention import fused_attention
 
@@ -64,6 +64,7 @@ class ReducedACmix(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        check_dtype("ReducedACmix", x, self.q)
         prefix = x.shape[1] - size[0] * size[1]
         q = self.q(x).unflatten(2, (self.heads, -1))  # (B, L, heads, d)
         reduced = self.norm(self._reduced(x, size)) if self.reduction > 1 else x  # (B, L′, dim)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths, check_heads, check_paths
+from acmix_zoo.layers.checks import Paths, check_dtype, check_heads, check_paths
+from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.tracing import at_most, fixed, is_open
 from acmix_zoo.ops.windows import (
@@ -155,7 +156,9 @@ class WindowACmix(nn.Module):
     @torch.no_grad()
     def deploy(self) -> None:
         """For inference: alpha goes into the projection, beta into the kernels, the position table is looked up."""
-        if self.paths == "both" and self.alpha is not None:
+        # Scaling the parameters scales the output only of submodules that compute with them and nothing else.
+        scalable = self.paths == "both" and is_plain(self.proj, nn.Linear) and is_plain(self.shift_conv, ShiftConv)
+        if scalable and self.alpha is not None:
             for factor, tensors in ((self.alpha, self.proj.parameters()), (self.beta, [self.shift_conv.shift_weight])):
                 for tensor in tensors:
                     tensor.mul_(factor)
@@ -166,6 +169,7 @@ class WindowACmix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or fixed(x.shape[3]) != self.dim:
             raise ValueError(f"WindowACmix: expected an input of (B, H, W, {self.dim}), got {tuple(x.shape)}")
+        check_dtype("WindowACmix", x, self.qkv)
         h, w = x.shape[1:3]
         rows, cols = (-(-n // side) for n, side in zip((h, w), self.window, strict=True))  # of windows
         # Written this way, the padded size is a plain product for the compiler too, which proves the reshapes by it.

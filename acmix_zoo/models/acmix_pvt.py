@@ -16,7 +16,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths
+from acmix_zoo.layers.checks import Paths, check_dtype
 from acmix_zoo.models._feature_maps import check_output_fmt, to_output_fmt
 from acmix_zoo.models._pvt_blocks import Block, PatchEmbed, Size, as_map, resized_positions
 from acmix_zoo.models._registry import IMAGENET, SMALL, build, record_arguments, register_model
@@ -179,6 +179,7 @@ class PVT(nn.Module):
         """
         check_output_fmt("PVT", output_fmt)
         take, last = feature_take_indices(len(self.feature_info), indices)
+        check_dtype("PVT", x, self.patch_embed1.proj)
         x, maps = self.stem(x), []
         end = len(self.feature_info) - 1
         for i in range(last + 1 if stop_early else end + 1):
@@ -211,6 +212,7 @@ class PVT(nn.Module):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
+        check_dtype("PVT", x, self.patch_embed1.proj)
         x = self.stem(x)
         for i in range(len(self.feature_info) - 1):
             x = as_map(*self._stage(i, x))

@@ -15,7 +15,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d
-from acmix_zoo.layers.checks import Paths
+from acmix_zoo.layers.checks import Paths, check_dtype
 from acmix_zoo.layers.deploy import fold
 from acmix_zoo.models._feature_maps import check_output_fmt, to_output_fmt
 from acmix_zoo.models._map_head import MapHead
@@ -181,6 +181,7 @@ class ACmixResNet(MapHead):
         """
         check_output_fmt("ACmixResNet", output_fmt)
         take, last = feature_take_indices(len(self.feature_info), indices)
+        check_dtype("ACmixResNet", x, self.conv1)
         x = self.act1(self.bn1(self.conv1(x)))
         maps = [to_output_fmt(x, output_fmt)] if 0 in take else []
         x = self.maxpool(x)
@@ -207,6 +208,7 @@ class ACmixResNet(MapHead):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
+        check_dtype("ACmixResNet", x, self.conv1)
         x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
         for stage in self.stages:
             x = self._stage(stage, x)

@@ -15,7 +15,7 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths
+from acmix_zoo.layers.checks import Paths, check_dtype
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.models._feature_maps import check_output_fmt, to_output_fmt
 from acmix_zoo.models._map_head import MapHead
@@ -128,6 +128,7 @@ class SAN(MapHead):
         """
         check_output_fmt("SAN", output_fmt)
         take, last = feature_take_indices(len(self.feature_info), indices)
+        check_dtype("SAN", x, self.conv_in)
         x, maps = self.relu(self.bn_in(self.conv_in(x))), []
         for i in range(last + 1 if stop_early else len(self.feature_info)):
             x = self._stage(i, x)
@@ -152,6 +153,7 @@ class SAN(MapHead):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
+        check_dtype("SAN", x, self.conv_in)
         x = self.relu(self.bn_in(self.conv_in(x)))
         for i in range(len(self.feature_info)):
             x = self._stage(i, x)

@@ -16,7 +16,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
-from acmix_zoo.layers.checks import Paths
+from acmix_zoo.layers.checks import Paths, check_dtype
 from acmix_zoo.layers.deploy import fold
 from acmix_zoo.models._feature_maps import check_output_fmt
 from acmix_zoo.models._plain_swin import from_plain_swin, is_plain_swin
@@ -219,6 +219,7 @@ class ACmixSwin(nn.Module):
 
     def _embed(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) → (B, H/4, W/4, embed_dim)."""
+        check_dtype("ACmixSwin", x, self.patch_embed.proj)
         x = self.stem(x)
         h, w = x.shape[2:]
         ph, pw = self.patch_embed.patch_size

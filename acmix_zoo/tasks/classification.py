@@ -352,7 +352,11 @@ class ClassificationTask(L.LightningModule):
         """Count a batch of the test split."""
         self._evaluate(batch, "test")
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Return probabilities (B, num_classes) and the images' positions (B,) in the data's `predict_paths`."""
-        x, index = batch
-        return self(x).float().softmax(-1), index
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor | tuple[Tensor, Tensor]:
+        """Return probabilities (B, num_classes), and the images' positions (B,) in the data's `predict_paths`.
+
+        A loader of images alone, in batches of a tensor or a sequence of one tensor, gets the probabilities alone.
+        """
+        x, *index = [batch] if isinstance(batch, Tensor) else batch
+        probabilities = self(x).float().softmax(-1)
+        return (probabilities, index[0]) if index else probabilities
