@@ -21,6 +21,7 @@ def test_a_replay_computes_what_eager_does(size: int, warm: bool) -> None:
     layer = ACmix2d(8, 16).cuda().eval()
     x = torch.randn(2, 8, size, size, device="cuda")
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.no_grad():
         with torch.cuda.stream(stream):
             layer(x)  # cuDNN and cuBLAS need a first call outside of the capture

@@ -155,6 +155,29 @@ def test_compiled_training_is_eager_training(name: str, deterministic: None) -> 
         assert (a - e).norm() <= 1e-4 * max(e.norm(), 1e-2)
 
 
+class Projection(nn.Linear):
+    """Not `nn.Linear` itself, so that ACmix2d calls it and goes on operator by operator on every device."""
+
+
+@pytest.mark.parametrize("size", [14, 20])  # global attention, tiles
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("train", [False, True])
+def test_layer_traced_operator_by_operator(size: int, dtype: torch.dtype, train: bool, device: str) -> None:
+    """What is compiled on a GPU, against eager; without inductor, so that it is the same arithmetic."""
+    torch.compiler.reset()
+    layer = randomised(ACmix2d(8, 16)).to(device, dtype)
+    layer.qkv.__class__ = Projection
+    x = torch.randn(2, 8, size, size, device=device, dtype=dtype)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch.set_grad_enabled(train):
+        found, expected = ((with_gradients(f, x) if train else [f(x).double().cpu()]) for f in (compiled, layer))
+    # Compiled tiles are 4×8, so sums are in another order. A gradient far smaller than the others (of the positions) is
+    # what is left of sums that cancel, and has the error of their terms.
+    largest = max(float(e.norm()) for e in expected)
+    for a, e in zip(found, expected, strict=True):
+        assert (a - e).norm() <= 4 * torch.finfo(dtype).eps * max(float(e.norm()), 0.05 * largest)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_does_not_wait_for_the_gpu(name: str) -> None:
