@@ -292,7 +292,8 @@ def acmix_pvt_s(pretrained: bool = False, **kwargs: Any) -> PVT:
 @register_model
 def acmix_pvt_pico(pretrained: bool = False, **kwargs: Any) -> PVT:
     """ACmix-PVT for 32-pixel images: 847,057 parameters, 25.3 MMACs, stages of two and three blocks, 10
-    classes. It reads all positions, not the class token alone, so that the last convolution counts."""
+    classes. It reads all positions, not the class token alone, so that the last convolution counts.
+    As an encoder it halves the image three times: depth 3, maps of 1/4 and 1/8."""
     defaults = {
         "img_size": 32, "patch_size": 4, "depths": (2, 3), "embed_dims": (64, 128), "num_heads": (2, 4),
         "mlp_ratios": (4, 4), "reductions": (2, 1), "small_input": True, "global_pool": "avg", "drop_path_rate": 0.0,

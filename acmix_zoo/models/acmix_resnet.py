@@ -253,6 +253,7 @@ def acmix_resnet50(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
 
 @register_model
 def acmix_resnet_pico(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
-    """ACmix-ResNet for 32-pixel images: 653,054 parameters, 10.4 MMACs, three stages of two bottlenecks, 10 classes."""
+    """ACmix-ResNet for 32-pixel images: 653,054 parameters, 10.4 MMACs, three stages of two bottlenecks, 10 classes.
+    As an encoder it halves the image four times: depth 4, maps of 1/2, 1/4, 1/8 and 1/16."""
     defaults = {"layers": (2, 2, 2), "planes": (32, 64, 128), "stem_width": 32, "small_input": True}
     return _create("acmix_resnet_pico", pretrained, defaults, kwargs)

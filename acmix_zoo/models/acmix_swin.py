@@ -307,7 +307,8 @@ def acmix_swin_b(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
 
 @register_model
 def acmix_swin_pico(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
-    """ACmix-Swin for 32-pixel images: 599,462 parameters, 21.5 MMACs, two stages of two blocks, 10 classes."""
+    """ACmix-Swin for 32-pixel images: 599,462 parameters, 21.5 MMACs, two stages of two blocks, 10 classes.
+    As an encoder it halves the image three times: depth 3, maps of 1/4 and 1/8."""
     defaults = {
         "img_size": 32, "patch_size": 4, "embed_dim": 64, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4,
         "small_input": True, "drop_path_rate": 0.0,
