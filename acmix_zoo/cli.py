@@ -96,7 +96,7 @@ def _ours(error: BaseException) -> bool:
 def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> Any:
     """Run fit, validate, test or predict; `before_fit` is called with the command line once all is built."""
     try:
-        from lightning.pytorch.utilities.exceptions import MisconfigurationException
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         from acmix_zoo.training.cli import TrainingCLI
     except ModuleNotFoundError as error:

@@ -297,7 +297,8 @@ class ImageDataModule(L.LightningDataModule):
         theirs = state_dict.get("size")
         if self.trainer is not None and self.trainer.state.fn == "fit" and theirs:
             changed = compare_data(state_dict["card"]["dataset"], self.card()["dataset"])
-            for said in (changed, compare_sizes(theirs, self._sizes())):
+            begun = state_dict.get("epoch") or state_dict.get("batch")  # else nothing was counted: a Tuner's
+            for said in (changed, compare_sizes(theirs, self._sizes()) if begun else None):
                 if said and self.trainer.is_global_zero:
                     print(said, flush=True)
         self._resume = {name: state_dict.get(name) for name in ("epoch", "batch", "stream")}

@@ -169,8 +169,11 @@ def open_source(source: str | Path, label_column: str | None = None) -> Source:
         ValueError: it is there but is no classification data set.
     """
     from acmix_zoo.data.hub import HubSource, is_table
+    from acmix_zoo.data.recorded import given_source
     from acmix_zoo.data.shipped import SHIPPED
 
+    if (given := given_source()) is not None:
+        return given
     text = str(source)
     if text in SHIPPED:
         return SHIPPED[text]()

@@ -1,22 +1,23 @@
 """LightningCLI with a run folder: fit, validate, test and predict from a recipe and overrides."""
 
 import csv
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import distributed
 
 from acmix_zoo.data import ImageDataModule
+from acmix_zoo.data.recorded import recorded_source
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.tasks.classification import without_start_weights
 from acmix_zoo.training.checkpoints import is_checkpoint
 from acmix_zoo.training.finish import finish_run
-from acmix_zoo.training.launch import check_config, is_first_process, settle_folder
-from acmix_zoo.training.logs import Log, quieten_lightning
+from acmix_zoo.training.launch import check_config, is_first_process, missing_source, settle_folder
+from acmix_zoo.training.logs import Bar, Log, quieten_lightning
 from acmix_zoo.training.resume import (
     check_finished,
     check_resume,
@@ -26,6 +27,7 @@ from acmix_zoo.training.resume import (
     read_recorded,
 )
 from acmix_zoo.training.run import RunFolder
+from acmix_zoo.training.signals import Interrupted
 from acmix_zoo.training.speed import Speed
 
 
@@ -67,7 +69,7 @@ class TrainingCLI(LightningCLI):
                 "enable_progress_bar": on_terminal,
                 # RunFolder says what is trained in a line; Lightning's table would count no FLOPs of our layers
                 "enable_model_summary": False,
-                "callbacks": [RichProgressBar()] if on_terminal else [],
+                "callbacks": [Bar()] if on_terminal else [],
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # hyper-parameters in a checkpoint stay plain values
@@ -102,6 +104,11 @@ class TrainingCLI(LightningCLI):
         config.weights_only = True  # a checkpoint never runs code
         self._resumes_by_itself = config.ckpt_path == "last"
         self._settle_checkpoint(config, run)
+        self._card = read_recorded(Path(config.ckpt_path)).card if config.ckpt_path else None
+        if self.subcommand == "predict" and self._card:
+            config.data.streaming = False  # of what it was trained on only the classes are needed
+        elif config.data.source is None:
+            raise ValueError(missing_source(str(self.subcommand)))
         if self.subcommand == "fit" and config.ckpt_path:
             self._check_resume(config, run)
         elif self.subcommand == "fit" and not config.trainer.fast_dev_run and is_first_process():
@@ -163,7 +170,8 @@ class TrainingCLI(LightningCLI):
         meanwhile."""
         if self.is_finished:
             return
-        with without_start_weights(bool(self.config[self.subcommand].ckpt_path)):
+        card = self._card if self.subcommand == "predict" else None
+        with without_start_weights(bool(self.config[self.subcommand].ckpt_path)), recorded_source(card):
             super().instantiate_classes()
         if self.subcommand == "fit":
             self.datamodule.goes_on = bool(self.config[self.subcommand].ckpt_path)
@@ -187,7 +195,39 @@ class TrainingCLI(LightningCLI):
         """Test the best weights and write the weight folder."""
         if self._get(self.config, "trainer").fast_dev_run:
             return
-        finish_run(self.trainer, self.model, self.datamodule, self.run)
+        try:
+            finish_run(self.trainer, self.model, self.datamodule, self.run)
+        except (KeyboardInterrupt, SystemExit) as error:  # the latter is Lightning's, for Ctrl-C during the test
+            if self.trainer.is_global_zero:
+                again = "the same command" if self.run.resumes_by_itself else "the same command with --ckpt_path last"
+                print(
+                    f"The training is finished and its best weights are safe in {self.run.best}. Testing them and "
+                    f"writing {self.run.folder / 'weights'} was interrupted; run {again} to do it",
+                    flush=True,
+                )
+            raise Interrupted(128 + signal.SIGINT) from error
+
+    def validate(self, **kwargs: Any) -> None:
+        """Print the scores on the validation split."""
+        self._evaluate("val", self.trainer.validate(**{**kwargs, "verbose": False}))
+
+    def test(self, **kwargs: Any) -> None:
+        """Print the scores on the test split."""
+        self._evaluate("test", self.trainer.test(**{**kwargs, "verbose": False}))
+
+    def _evaluate(self, split: str, results: list[Any]) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        if not results or f"{split}/top1" not in results[0]:
+            what = "validation" if split == "val" else split
+            raise ValueError(
+                f"{self.datamodule.source.name} has no {what} images to evaluate on. Add a {split}/ folder with the "
+                "same class folders" + (", or give --data.val_fraction 0.1" if split == "val" else "")
+            )
+        scores = {name.removeprefix(f"{split}/"): value for name, value in results[0].items()}
+        tops = [f"{n.replace('top', 'top-')} {100 * v:.2f} %" for n, v in scores.items() if n.startswith("top")]
+        weights = self.config[self.subcommand].ckpt_path or self.model.hparams["pretrained"]
+        print(f"{split}: {', '.join(tops)}, loss {scores['loss']:.4f} ({weights})", flush=True)
 
     def predict(self, **kwargs: Any) -> None:
         """Write predictions.csv into the run folder: path, class, probability, and the probability of every class."""
@@ -201,10 +241,22 @@ class TrainingCLI(LightningCLI):
         paths, names = self.datamodule.predict_paths, self.datamodule.class_names
         self.run.folder.mkdir(parents=True, exist_ok=True)
         target = self.run.folder / "predictions.csv"
+        kept = _keep(target)
         rows = sorted(pair for part in parts for pair in part)
         with target.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "class", "probability", *names])
             for i, p in rows:
                 writer.writerow([paths[i], names[p.index(max(p))], f"{max(p):.4f}", *(f"{v:.4f}" for v in p)])
-        print(f"{target}: {len(rows)} images", flush=True)
+        before = f" (the ones before are in {kept.name} now)" if kept else ""
+        print(f"Saved the predictions for {len(rows)} images to {target}{before}", flush=True)
+
+
+def _keep(path: Path) -> Path | None:
+    """Give a file the first free name of the kind predictions-1.csv; return it, None if there is no file."""
+    if not path.exists():
+        return None
+    number = 1
+    while (free := path.with_stem(f"{path.stem}-{number}")).exists():
+        number += 1
+    return path.rename(free)

@@ -43,6 +43,7 @@ class EMA(WeightAveraging):
         self._swapped = False
         self._kept: list[Tensor] = []  # trained weights of another dtype than their average, during a validation
         super().__init__()
+        self._average_model: _Average | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Make the average. The task refuses networks that are spread over processes."""
@@ -51,9 +52,9 @@ class EMA(WeightAveraging):
             self._average_model = _Average(pl_module, self.decay)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Move the average to where the module is by now."""
+        """Bring the average to the device and the precision that the module has by now."""
         assert self._average_model is not None
-        self._average_model.module.to(device=pl_module.device)  # the number of updates stays on the CPU: it is read
+        self._average_model.match(pl_module)
 
     @torch.no_grad()
     def _swap_models(self, pl_module: L.LightningModule) -> None:
@@ -99,9 +100,15 @@ class _Average(AveragedModel):
     def __init__(self, module: nn.Module, decay: float) -> None:
         super().__init__(module, use_buffers=True)
         self.decay = decay
-        for tensor in itertools.chain(self.module.parameters(), self.module.buffers()):
-            if tensor.dtype in (torch.bfloat16, torch.float16):
-                tensor.data = tensor.data.float()
+        self.match(module)
+
+    def match(self, model: nn.Module) -> None:
+        """Take a module's device, and its dtypes but for those of half precision, in place of which float32 is taken.
+        The number of updates stays on the CPU: the program reads it."""
+        ours = itertools.chain(self.module.parameters(), self.module.buffers())
+        for average, current in zip(ours, _tensors(model), strict=True):
+            is_half = current.dtype in (torch.bfloat16, torch.float16)
+            average.data = average.data.to(current.device, torch.float32 if is_half else current.dtype)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:

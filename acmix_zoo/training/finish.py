@@ -43,8 +43,8 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
     checkpoint = read_checkpoint(run.best)
     if not math.isfinite(_row(checkpoint).get("val/loss", 0.0)):
         raise NotFinite(
-            f"the training diverged: the validation loss is {_row(checkpoint)['val/loss']} in every epoch, so no weights "
-            f"are worth keeping. {run.folder} holds what was logged. Start a new run with a lower model.lr (it was "
+            f"the training diverged: the validation loss is {_row(checkpoint)['val/loss']} in every epoch, so no "
+            f"weights are worth keeping. {run.folder} holds what was logged. Start a new run with a lower model.lr (it was "
             f"{task.hparams.get('lr')}), a longer model.warmup_epochs, or trainer.gradient_clip_val 1.0"
         )
     load_whole(task, checkpoint["state_dict"])

@@ -25,12 +25,6 @@ def check_config(config: Any, subcommand: str) -> None:
         ValueError: says which option cannot work, and what to give.
     """
     trainer = config.trainer
-    if config.data.source is None and subcommand != "predict":
-        raise ValueError(
-            f"there are no images to {subcommand} with: --data.source is missing. Expected a folder with a subfolder "
-            "of images for each class (photos/cat/1.jpg, photos/dog/2.jpg), the id of a data set on the Hugging Face "
-            "Hub, or the name of a data set such as fashion_mnist. Add --data.source FOLDER"
-        )
     if subcommand == "fit" and trainer.enable_checkpointing is False:
         raise ValueError(
             "--trainer.enable_checkpointing false leaves no checkpoint that the run could be finished or resumed from. "
@@ -56,6 +50,15 @@ def check_config(config: Any, subcommand: str) -> None:
             "--trainer.accelerator mps was given, but this is no Apple computer with Metal. Use --trainer.accelerator "
             "cpu or auto"
         )
+
+
+def missing_source(subcommand: str) -> str:
+    """Return the error for a command without images."""
+    return (
+        f"there are no images to {subcommand} with: --data.source is missing. Expected a folder with a subfolder of "
+        "images for each class (photos/cat/1.jpg, photos/dog/2.jpg), the id of a data set on the Hugging Face Hub, or "
+        "the name of a data set such as fashion_mnist. Add --data.source FOLDER"
+    )
 
 
 def settle_folder(config: Any, command: str) -> None:

@@ -1,4 +1,4 @@
-"""TensorBoard's log of a run, which is worth less than the run; and which of Lightning's messages a user gets."""
+"""What a run shows: TensorBoard's log, the progress bar, and which of Lightning's messages reach the user."""
 
 import contextlib
 import logging
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 _NOT_FOR_USERS = (
@@ -33,6 +34,15 @@ def quieten_lightning() -> None:
         ".*does not have many workers which may be a bottleneck",  # Speed measures whether it is one
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+class Bar(RichProgressBar):
+    """Lightning's progress bar, with epochs counted from one, as in every other line of a run."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        epochs = self.trainer.max_epochs
+        text = f"Epoch {current_epoch + 1}" + (f"/{epochs}" if epochs and epochs > 0 else "")
+        return f"{text:{len(self.validation_description)}}"  # as wide as the bar of the validation: no flickering
 
 
 class Log(TensorBoardLogger):

@@ -62,6 +62,7 @@ _RULES = {
 RULES: dict[str, Rule] = {name: rule for rule, names in _RULES.items() for name in names.split()}
 """For each option of `fit`, `group.name`, its rule."""
 
+_PLACE = ("data.source",)  # where it is; whether these are the same images is for the data module
 _LENGTH = ("trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps", "trainer.max_time")
 
 Options = dict[str, Any]
@@ -77,24 +78,27 @@ class Recorded:
         epochs: completed epochs.
         steps: optimiser steps.
         within: whether it was saved within an epoch.
+        card: what `ImageDataModule.card` returned; None for other data.
     """
 
     options: Options
     epochs: int
     steps: int
     within: bool
+    card: dict[str, Any] | None = None
 
 
-def flatten(config: Mapping[str, Any]) -> Options:
-    """Return the options of a parsed configuration as {"group.name": plain value}, without those that have no rule."""
-    plain = json.loads(json.dumps(dict(config), default=_plain))
+def flatten(config: Any) -> Options:
+    """Return the options of jsonargparse's configuration as {"group.name": plain value}; what has no rule is left
+    out."""
+    plain = json.loads(json.dumps(config.as_dict(), default=_plain))
     groups = {key: value if isinstance(value, dict) else {"": value} for key, value in plain.items()}
     flat = {f"{key}.{name}".strip("."): value for key, group in groups.items() for name, value in group.items()}
     return {name: value for name, value in flat.items() if name in RULES}
 
 
 def _plain(value: Any) -> Any:
-    if hasattr(value, "as_dict"):  # jsonargparse's Namespace
+    if hasattr(value, "as_dict"):  # a Namespace in a list
         return value.as_dict()
     return str(getattr(value, "name", value))  # an Enum by its name, a Path as it is written
 
@@ -112,7 +116,8 @@ def read_recorded(checkpoint: Path) -> Recorded:
     steps = int(content.get("global_step", 0))
     options = run.get("options") or {f"model.{k}": v for k, v in (content.get("hyper_parameters") or {}).items()}
     done = int(history[-1]["epoch"]) if history else 0
-    return Recorded(options, done, steps, steps > (history[-1]["step"] if history else 0))
+    card = (content.get("ImageDataModule") or {}).get("card")
+    return Recorded(options, done, steps, steps > (history[-1]["step"] if history else 0), card)
 
 
 def changes(recorded: Options, given: Options, *rules: Rule) -> Changes:
@@ -143,7 +148,8 @@ def check_resume(recorded: Recorded, given: Options, what: str) -> None:
     if fixed:
         raise ValueError(
             f"{what} was started with {_values(fixed, 0)}; this command says {_values(fixed, 1)}. These options cannot "
-            f"change while a run lasts. Resume with {_arguments(fixed)}, or choose another --run.folder for a new run"
+            f"change while a run lasts. Resume with {_arguments(fixed)}, or choose another --run.folder for a new run, which may start from "
+            "these weights with --model.pretrained"
         )
     epochs, trained = given.get("trainer.max_epochs"), recorded.epochs + recorded.within
     if isinstance(epochs, int) and 0 <= epochs < trained:
@@ -168,6 +174,12 @@ def check_hyperparameters(recorded: Mapping[str, Any], given: Mapping[str, Any])
             "would be a mixture of both. Resume with the values of the checkpoint, or start another training from its "
             "weights, with pretrained=PATH and without ckpt_path"
         )
+
+
+def recorded_changes(recorded: Options, given: Options) -> Changes:
+    """Return the changes at a resume that one command alone would not repeat: what the record of the run lists."""
+    changed = changes(recorded, given, Rule.APPLIES, Rule.COMPARED)
+    return {name: values for name, values in changed.items() if name not in _PLACE}
 
 
 def check_finished(recorded: Recorded, given: Options, what: str) -> bool:

@@ -26,7 +26,7 @@ from acmix_zoo.training.guard import NotFinite, keep_batch, weights_are_finite
 from acmix_zoo.training.history import Row, epoch_line, write_csv
 from acmix_zoo.training.launch import start_message
 from acmix_zoo.training.lock import Lock
-from acmix_zoo.training.resume import Options, Rule, changes
+from acmix_zoo.training.resume import Options, recorded_changes
 from acmix_zoo.training.signals import Interrupted, Signals, requeue
 from acmix_zoo.weights.hub import check_push
 
@@ -126,7 +126,7 @@ class RunFolder(Checkpoint):
         self.history = list(state_dict["history"])
         self._best, self.seed, self._epochs = state_dict["best"], state_dict["seed"], state_dict.get("epochs")
         self._changes = list(state_dict.get("changes", []))
-        changed = changes(state_dict.get("options") or {}, self.options, Rule.APPLIES, Rule.COMPARED)
+        changed = recorded_changes(state_dict.get("options") or {}, self.options)
         if changed:
             self._changes.append({"step": self._resumed_step, "options": {k: list(v) for k, v in changed.items()}})
         elif state_dict.get("command"):
