@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageOps
 
 from acmix_zoo.data import BadImage, images, load_image
-from acmix_zoo.data.images import bad_images, find_images
+from acmix_zoo.data.images import bad_images
+from acmix_zoo.data.walk import find_images
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # (H, W)
 

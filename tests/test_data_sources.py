@@ -12,7 +12,8 @@ from PIL import Image
 from streams import shards, write_tar
 
 from acmix_zoo.data import export_folder, open_source, shipped
-from acmix_zoo.data.sources import ArrayImages, FolderSource
+from acmix_zoo.data.folders import FolderSource
+from acmix_zoo.data.sources import ArrayImages
 
 
 def picture(path: Path, value: int = 128) -> None:
@@ -78,13 +79,13 @@ def test_class_folder_without_a_picture(tmp_path: Path) -> None:
     tree(tmp_path, "a/1.png", "b/1.png", "d/1.png")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "list.txt").write_text("nothing to see")
-    with pytest.raises(ValueError, match=r"without a picture: c;"):
+    with pytest.raises(ValueError, match=r"without an image: c \(1 .txt file, which"):
         open_source(tmp_path)
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere/", "a/b/c", "", "C:\\pictures"])
 def test_missing_folder(source: str) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist; expected a folder, a data set id, or one of fashion"):
+    with pytest.raises(FileNotFoundError, match="does not exist; expected a folder, a data set id of the Hub"):
         open_source(source)
 
 

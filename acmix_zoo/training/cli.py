@@ -159,7 +159,7 @@ class TrainingCLI(LightningCLI):
         self.run.folder.mkdir(parents=True, exist_ok=True)
         target = self.run.folder / "predictions.csv"
         rows = sorted(pair for part in parts for pair in part)
-        with target.open("w", newline="") as file:
+        with target.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "class", "probability", *names])
             for i, p in rows:
