@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from acmix_zoo.data.formats import is_lost_image, skip_reason
+from acmix_zoo.data.formats import is_lost_image, skip_advice
 from acmix_zoo.data.images import Inspection, bad_images
 from acmix_zoo.data.sources import Images
 from acmix_zoo.data.walk import find_images, walk_folders
@@ -113,7 +113,7 @@ def pictures_to_predict(source: str | None) -> list[str]:
     found = find_images(place) if place.is_dir() else [str(place)]
     if not found:
         skipped = [ext for ext in walk_folders([place]).skipped if ext.startswith(".") and is_lost_image(ext)]
-        reasons = "".join(f"; {extension} files {skip_reason(extension)}" for extension in sorted(skipped))
+        reasons = "".join(f", and {extension} files: {skip_advice(extension)}" for extension in sorted(skipped))
         raise ValueError(f"predict_source {place} holds no pictures{reasons}")
     if problems := bad_images(found):
         raise ValueError(f"{len(problems)} files cannot be predicted; repair or remove them: {'; '.join(problems[:5])}")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from acmix_zoo.data.formats import is_hidden, is_image_name, is_lost_image, skip_reason
-from acmix_zoo.data.sources import SPLITS, FileImages, Images, Source, first_few, match_splits
+from acmix_zoo.data.formats import is_hidden, is_image_name, is_lost_image, skip_advice
+from acmix_zoo.data.sources import SPLITS, FileImages, Images, Source, counted, first_few, match_splits
 from acmix_zoo.data.walk import HIDDEN, LINKS_BACK, REPEATED, Walk, find_images, walk_folders
 
 
@@ -62,7 +62,9 @@ class FolderSource(Source):
             self._refuse_loose_splits(classes, loose)
         if count := _count_images(self.root):
             if names:
-                self.remarks.append(f"{count} images directly in {self.root} are skipped: they are in no class folder")
+                self.remarks.append(
+                    f"skipped {counted(count, 'image')} directly in {self.root}, outside of the class folders"
+                )
         return {"train": self.root}
 
     def _refuse_loose_splits(self, classes: Sequence[str], loose: Sequence[str]) -> None:
@@ -77,16 +79,15 @@ class FolderSource(Source):
         for name in loose:
             if count := len(find_images(self.root / name)):
                 self.remarks.append(
-                    f"{self.root / name} is skipped: its {count} images are in no class folders, so nothing can be "
-                    "learned from them or scored. `acmix-zoo predict` with this folder as --data.predict_source labels "
-                    "them"
+                    f"skipped {self.root / name}: its {counted(count, 'image')} cannot be scored without class folders. "
+                    f"To label them, use `acmix-zoo predict` with --data.predict_source {self.root / name}"
                 )
         if others:
             self.remarks.append(
-                f"folders beside the splits are skipped: {first_few(others)} (splits are {', '.join(SPLITS)})"
+                f"skipped folders beside the splits: {first_few(others)} (a split is named {', '.join(SPLITS)})"
             )
         if count := _count_images(self.root):
-            self.remarks.append(f"{count} images directly in {self.root} are skipped: they are in no split")
+            self.remarks.append(f"skipped {counted(count, 'image')} directly in {self.root}, outside of the splits")
 
     def _subfolders(self, folder: Path) -> list[str]:
         """Return the sorted names of the folders in `folder` that are not hidden and do not lead back up."""
@@ -125,9 +126,13 @@ class FolderSource(Source):
         layout = f"expected {root}/<class>/picture.png with a folder for each of two or more classes"
         if not self.class_names:
             loose = _count_images(root)
-            came = f"{loose} pictures and no folder" if loose else "nothing usable (it is empty or holds other files)"
+            came = (
+                f"{counted(loose, 'image')} and no folder"
+                if loose
+                else "nothing usable (it is empty or holds other files)"
+            )
             lost = [e for e in _extensions(root) if is_lost_image(e)]
-            reasons = "".join(f"; {extension or 'some'} files {skip_reason(extension)}" for extension in lost)
+            reasons = "".join(f", and {extension or 'some'} files: {skip_advice(extension)}" for extension in lost)
             raise ValueError(f"{layout}, found {came}{reasons}")
         if len(self.class_names) == 1:
             inner = root / self._class_folders["train"][self.class_names[0]]
@@ -207,28 +212,25 @@ class FolderSource(Source):
 
 
 def _skip_remarks(walk: Walk, root: Path) -> list[str]:
-    """Return one sentence for each kind of file that a walk skipped, those that may be images first."""
-
-    def sentence(reason: str, what: str) -> str:
-        return f"{walk.skipped[reason]} {what} (first: {os.path.relpath(walk.examples[reason], root)})"
-
+    """Return a line for each kind of file that a walk skipped, those that may be images first."""
     extensions = sorted(set(walk.skipped) - {HIDDEN, LINKS_BACK, REPEATED})
+    first = {reason: f" (first: {os.path.relpath(path, root)})" for reason, path in walk.examples.items()}
     lines = [
-        sentence(extension, f"{extension or 'other'} files are skipped: they {skip_reason(extension)}")
+        f"skipped {_counted_files(walk.skipped[extension], extension)}{first[extension]}: {skip_advice(extension)}"
         for extension in extensions
         if is_lost_image(extension)
     ]
     others = {extension: walk.skipped[extension] for extension in extensions if not is_lost_image(extension)}
     if others:
         kinds = first_few([f"{extension} {count}" for extension, count in others.items()], 8)
-        lines.append(f"{sum(others.values())} files that are not images are skipped: {kinds}")
+        lines.append(f"skipped {counted(sum(others.values()), 'other file')}: {kinds}")
     for reason, what in (
-        (LINKS_BACK, "links to a folder above their own are skipped"),
-        (REPEATED, "links to images or folders that are counted already are skipped"),
-        (HIDDEN, "hidden files and folders are skipped"),
+        (LINKS_BACK, "links back up to a folder that contains them"),
+        (REPEATED, "links to images or folders that are already counted"),
+        (HIDDEN, "hidden files and folders"),
     ):
         if reason in walk.skipped:
-            lines.append(sentence(reason, what))
+            lines.append(f"skipped {what}: {walk.skipped[reason]:,}{first[reason]}")
     return lines
 
 
@@ -236,8 +238,12 @@ def _contents(folder: Path) -> str:
     """Return what a class folder without an image holds, in brackets."""
     skipped = walk_folders([folder]).skipped
     kinds = [(ext, count) for ext, count in sorted(skipped.items()) if ext not in (HIDDEN, LINKS_BACK, REPEATED)]
-    words = [f"{count} {ext or 'other'} file{'s' * (count > 1)}, which {skip_reason(ext)}" for ext, count in kinds]
+    words = [_counted_files(n, ext) + (f": {skip_advice(ext)}" if is_lost_image(ext) else "") for ext, n in kinds]
     return f" ({'; '.join(words)})" if words else ""
+
+
+def _counted_files(count: int, extension: str) -> str:
+    return counted(count, f"{extension} file") if extension else counted(count, "file") + " without an extension"
 
 
 def _count_images(folder: Path) -> int:

@@ -16,7 +16,6 @@ EXTENSIONS = frozenset({
     ".sgi",
 })  # fmt: skip
 HEIC = frozenset({".heic", ".heif", ".hif"})
-NEEDS_HEIF = "need the package pillow-heif: pip install pillow-heif"
 
 _RAW = frozenset({
     ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".3fr",
@@ -73,17 +72,13 @@ def is_image_name(name: str) -> bool:
     return not is_hidden(name) and (extension in EXTENSIONS or (extension in HEIC and has_heif()))
 
 
-def skip_reason(extension: str) -> str:
-    """Return why files with this extension (lower case, with its dot) are skipped, as the end of a sentence."""
+def skip_advice(extension: str) -> str:
+    """Return what to do about skipped files with this extension (lower case, with its dot), as an imperative."""
     if extension in HEIC:
-        return NEEDS_HEIF
-    if extension in _RAW:
-        return "are camera raw files: convert them to JPEG or PNG"
-    if extension in _OTHER_IMAGES:
-        return "are not in a format that is read: convert them to JPEG or PNG"
+        return "to read them, `pip install pillow-heif`"
     if not extension:
-        return "have no extension: if they are images, rename them (.jpg, .png)"
-    return "are not images"
+        return "if they are images, give them an extension such as .jpg"
+    return "convert them to JPEG or PNG"
 
 
 def is_lost_image(extension: str) -> bool:

@@ -171,3 +171,8 @@ def check_hub_id(text: str) -> None:
 def first_few(names: Sequence[str], most: int = 5) -> str:
     """Return the first names with commas, and how many there are more."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: "1 image", "2,000 images"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

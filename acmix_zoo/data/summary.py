@@ -9,7 +9,7 @@ import numpy as np
 from acmix_zoo.data.checks import unreadable
 from acmix_zoo.data.depth import DARK
 from acmix_zoo.data.images import Inspection
-from acmix_zoo.data.sources import Images, Source
+from acmix_zoo.data.sources import Images, Source, counted
 from acmix_zoo.data.splits import stratified
 
 Parts = dict[str, tuple[Images, np.ndarray]]
@@ -47,7 +47,7 @@ def summarize(source: Source, parts: Parts, inspections: Mapping[str, Inspection
     if "val" not in source.splits() and "val" in parts:
         lines.append("  val is set aside from train (data.val_fraction), since there is no validation split")
     if len(names) <= _TABLE_CLASSES:
-        width = max(map(len, names))
+        width = max(map(len, ("class", *names)))
         lines.append("  " + "class".ljust(width) + "".join(f"{split:>9}" for split in splits))
         for number, name in enumerate(names):
             row = "".join(f"{counts[split][number]:>9,}" for split in splits)
@@ -91,6 +91,6 @@ def _pixel_values(inspections: Mapping[str, Inspection]) -> list[str]:
         for bits, images in sorted(depths.items())
     ]
     if dark := sum(found.dark for found in inspections.values()):
-        which = f"Warning: {dark:,} image{'s' * (dark > 1)}"
+        which = f"Warning: {counted(dark, 'image')}"
         lines.append(DARK.format(which=which, bits="/".join(map(str, sorted(depths)))))
     return lines
