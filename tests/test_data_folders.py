@@ -123,7 +123,7 @@ def test_hidden_and_system_files_are_skipped(tmp_path: Path) -> None:
     root = tree(tmp_path / "pets", *TWO, *junk)
     source = open_source(root)
     assert source.class_names == ("cat", "dog") and listed(source) == PLAIN
-    assert "skipped hidden files and folders: 5" in remarks(root)
+    assert "skipped hidden files and folders: 3" in remarks(root)
     assert "skipped 1 other file: .db 1" in remarks(root)
 
 
@@ -143,7 +143,7 @@ def test_class_folders_of_heic_name_the_package(tmp_path: Path) -> None:
         ValueError, match=r"cat \(2 \.heic files: to read them, `pip install pillow-heif`.*dog \(1 \.heic file:"
     ):
         open_source(root)
-    with pytest.raises(ValueError, match="nothing usable.*, and .heic files: to read them, `pip install pillow-heif`"):
+    with pytest.raises(ValueError, match=r"nothing usable.*, and \.heic files: to read them, `pip install"):
         open_source(root / "cat")
 
 
@@ -175,7 +175,7 @@ def test_unlabelled_test_images_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [(*TWO, "test/1.jpg"), (*TWO, "Validation/1.jpg"), ("train/1.jpg", "test/1.jpg")])
 def test_a_loose_split_is_no_class(tmp_path: Path, names: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="no class folders inside.*Move unlabelled images out"):
+    with pytest.raises(ValueError, match=r"no class folders inside.*Move unlabelled images out"):
         open_source(tree(tmp_path, *names))
 
 
@@ -204,7 +204,7 @@ def test_accents_are_compared_in_one_form(tmp_path: Path) -> None:
 )
 def test_names_that_nearly_agree_are_shown(tmp_path: Path, name: str, told: str) -> None:
     root = tree(tmp_path, "train/cat/1.png", "train/dog/1.png", f"val/{name}/1.png")
-    with pytest.raises(ValueError, match="val has classes that .*train does not: ") as error:
+    with pytest.raises(ValueError, match=r"val has classes that .*train does not: ") as error:
         open_source(root)
     assert told in str(error.value)
 

@@ -71,8 +71,8 @@ def test_sixteen_bits_keep_the_upper_eight(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:images with")
 @pytest.mark.parametrize(("bits", "maximum", "factor"), [
-    (12, 0, 16), (16, 0, 256), (16, 4095, 16), (16, 255, 1), (32, 4095, 16), (32, 2**20 - 1, 4096), (32, 2**24 - 1, 65536),
-    (16, 4000, 256),  # the maximum of one image says nothing
+    (12, 0, 16), (16, 0, 256), (16, 4095, 16), (16, 255, 1), (32, 4095, 16), (32, 2**20 - 1, 4096),
+    (32, 2**24 - 1, 65536), (16, 4000, 256),  # the maximum of one image says nothing
 ])  # fmt: skip
 def test_the_range_is_what_the_file_declares(bits: int, maximum: int, factor: int) -> None:
     assert grey(tiff(GREY * factor, bits, maximum=maximum)) == RAMP.tolist()
@@ -387,7 +387,7 @@ def test_trailing_bytes_are_no_damage(tmp_path: Path) -> None:
 
 def test_floating_point_is_refused_with_advice(tmp_path: Path) -> None:
     Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(BadImage, match="floating-point pixels have no agreed range. Save the image with 8 or 16 bits"):
+    with pytest.raises(BadImage, match="floating-point pixels have no agreed range"):
         load_image(tmp_path / "float.tiff")
 
 

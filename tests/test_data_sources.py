@@ -205,7 +205,7 @@ def path_table(file: Path, *paths: str | None) -> Path:
 def test_a_table_names_only_images_of_its_own_folder(cache: Path, path: str, streaming: bool) -> None:
     tree(cache, "other/1.png", "set/1.png")
     path_table(cache / "set/train.parquet", "1.png", path)
-    with pytest.raises(ValueError, match="as an image, which is not below .*set.* Expected images within the data set"):
+    with pytest.raises(ValueError, match=r"as an image, which is not below .*set.*"):
         if streaming:
             split = StreamSource(cache / "set").splits["train"]
             _ = [example.image() for example in Reader(split, 0, 1, shuffle=0).once()]
@@ -240,10 +240,7 @@ def test_images_of_the_hub_stay_with_their_data_set() -> None:
             checked_path(bad, roots)
 
 
-def test_two_spellings_of_a_split_in_a_table(cache: Path) -> None:
-    import datasets
-
-    assert datasets.config.HF_DATASETS_CACHE == cache / "cache"
+def test_two_spellings_of_a_split_in_a_table() -> None:
     with pytest.raises(ValueError, match="set has both val and validation, which mean the same split"):
         match_splits(["train", "val", "validation"], "set")
     assert match_splits(["Training", "extra", "test"], "set") == {"train": "Training", "test": "test"}

@@ -79,8 +79,8 @@ class FolderSource(Source):
         for name in loose:
             if count := len(find_images(self.root / name)):
                 self.remarks.append(
-                    f"skipped {self.root / name}: its {counted(count, 'image')} cannot be scored without class folders. "
-                    f"To label them, use `acmix-zoo predict` with --data.predict_source {self.root / name}"
+                    f"skipped {self.root / name}: its {counted(count, 'image')} cannot be scored without class "
+                    f"folders. To label them, use `acmix-zoo predict` with --data.predict_source {self.root / name}"
                 )
         if others:
             self.remarks.append(

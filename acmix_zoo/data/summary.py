@@ -56,7 +56,7 @@ def summarize(source: Source, parts: Parts, inspections: Mapping[str, Inspection
         for split in splits:
             low, middle, high = counts[split].min(), int(np.median(counts[split])), counts[split].max()
             spread = f"{low:,} to {high:,} images per class, median {middle:,}"
-            lines.append(f"  {split}: {spread if low < high else f'{low:,} images per class'}")
+            lines.append(f"  {split}: {spread if low < high else counted(low, 'image') + ' per class'}")
     lines += [f"  {remark}" for remark in [*_imbalance(counts["train"], names), *source.remarks]]
     lines += [f"  {line}" for line in _pixel_values(inspections)]
     lines += [f"  {unreadable(s, found)}" for s, found in inspections.items() if found.problems]
