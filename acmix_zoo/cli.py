@@ -13,6 +13,7 @@
     acmix-zoo push     FOLDER org/name [--private] [--revision BRANCH]     to the Hugging Face Hub
     acmix-zoo pull     org/name[@REVISION] [FOLDER]                        from it
     acmix-zoo classify WEIGHT_FOLDER IMAGE... [--top 5]
+    acmix-zoo data     FOLDER                                              splits, classes, images, what is skipped
     acmix-zoo bench    acmix_resnet50 resnet50 [--batch 1 8] [--mode both] ...       time, memory, GFLOP/s, growth
     acmix-zoo plan     RECIPE... [--gpus 1 8 32] [--gpu a100]              memory, time, efficiency on n GPUs, on paper
 
@@ -21,7 +22,11 @@
 
 import argparse
 import difflib
+import io
+import locale
+import os
 import shlex
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -31,12 +36,13 @@ from typing import Any
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 MODEL_COMMANDS = ("list", "info")
 WEIGHT_COMMANDS = ("verify", "export", "convert", "push", "pull")
-COMMANDS = (*TRAINER_COMMANDS, *MODEL_COMMANDS, *WEIGHT_COMMANDS, "classify", "bench", "plan", "reproduce")
+COMMANDS = (*TRAINER_COMMANDS, *MODEL_COMMANDS, *WEIGHT_COMMANDS, "classify", "data", "bench", "plan", "reproduce")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 1 (the run failed), 2 (bad arguments) or 128 + a signal's number."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    _use_utf8(argv, is_program=arguments is None)
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return 0
@@ -53,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if argv[0] == "classify":
             classify(argv[1:])
+        elif argv[0] == "data":
+            from acmix_zoo.cli_data import data
+
+            return 0 if data(argv[1:]) else 1
         elif argv[0] == "bench":
             from acmix_zoo.analysis.bench import bench
 
@@ -81,6 +91,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"acmix-zoo: error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _use_utf8(argv: Sequence[str], is_program: bool) -> None:
+    """Have every text file read and written as UTF-8, and print a character that the terminal lacks as "?".
+
+    Recipes, cards and class names are UTF-8, whatever the locale says, and libraries (jsonargparse) open files in the
+    locale's encoding. Only a new interpreter can change that, so a program started under another locale starts again.
+    """
+    if is_program and not sys.flags.utf8_mode and locale.getencoding().lower() not in ("utf-8", "utf8"):
+        command, environment = [sys.executable, "-m", "acmix_zoo.cli", *argv], {**os.environ, "PYTHONUTF8": "1"}
+        if os.name == "posix":
+            os.execve(command[0], command, environment)
+        sys.exit(subprocess.run(command, env=environment).returncode)  # elsewhere exec would not wait for the end
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _ours(error: BaseException) -> bool:

@@ -85,7 +85,7 @@ def peak(case: Case) -> float:
     run = Pass(case)
     _warm(case)
     # Not getrusage: its maximum is inherited from the process that started this one.
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts again from what is resident now
     before = _memory("VmRSS")
     run()
     return _memory("VmHWM") - before
@@ -103,7 +103,7 @@ def _warm(case: Case) -> None:
 
 def _memory(field: str) -> float:
     """MiB, from Linux's account of this process."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) / 1024
 
 
@@ -115,7 +115,7 @@ def fresh_peak(case: Case) -> float:
     """
     command = [sys.executable, "-m", "acmix_zoo.analysis.benchmark", json.dumps(asdict(case))]
     done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(case.threads)}
+        command, capture_output=True, encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": str(case.threads)}
     )
     if done.returncode == -9 or "OutOfMemory" in done.stderr:
         raise OutOfMemory(f"{case.contestant} at batch {case.batch}")

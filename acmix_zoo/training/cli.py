@@ -243,7 +243,7 @@ class TrainingCLI(LightningCLI):
         target = self.run.folder / "predictions.csv"
         kept = _keep(target)
         rows = sorted(pair for part in parts for pair in part)
-        with target.open("w", newline="") as file:
+        with target.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "class", "probability", *names])
             for i, p in rows:

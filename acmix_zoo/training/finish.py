@@ -191,7 +191,9 @@ def git_revision() -> str | None:
     here = Path(acmix_zoo.__file__).parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, encoding="utf-8", check=True, timeout=10
+        )
         return done.stdout.strip()
 
     try:

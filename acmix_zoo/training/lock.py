@@ -38,7 +38,7 @@ class Lock:
         """
         if fcntl is None or self._file is not None:
             return
-        file = self.path.open("a+")
+        file = self.path.open("a+", encoding="utf-8")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -113,7 +113,8 @@ def requeue() -> None:
     if not job:
         return
     try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+        command = ["scontrol", "requeue", job]
+        subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
         print(f"SLURM job {job} is queued again", flush=True)
     except (OSError, subprocess.SubprocessError) as error:
         detail = (getattr(error, "stderr", "") or str(error)).strip()
