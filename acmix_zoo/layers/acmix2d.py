@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix, mix
 from acmix_zoo.ops.attention_forms import positions
 from acmix_zoo.ops.derivatives import is_channels_last
+from acmix_zoo.ops.precision import autocast_off
 from acmix_zoo.ops.tracing import fixed, is_tracing
 
 
@@ -127,8 +127,6 @@ class ACmix2d(nn.Module):
         check_dtype("ACmix2d", x, self.qkv)
         device = x.device.type
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        # Autocast happens here, once: a chunk that is recomputed for its gradient must not come out in another dtype.
-        manual_cast = torch.autocast(device, enabled=False) if autocast else nullcontext()
         geometry = Geometry(self.heads, self.kernel_att, self.stride, self.dilation)
         pe = None
         if self.paths != "convolution":
@@ -141,18 +139,17 @@ class ACmix2d(nn.Module):
             if autocast:
                 dtype = torch.get_autocast_dtype(device)
                 weight, bias, inputs = weight.to(dtype), None if bias is None else bias.to(dtype), x.to(dtype)
-            with manual_cast:
+            # Cast here, once: a chunk that is recomputed for its gradient must not come out in another dtype.
+            with autocast_off(x):
                 fc = kernels = None
                 if self.paths != "attention":
                     fc, kernels = self.shift_conv.factors(self.beta if both else None)
                 out = acmix(inputs, weight, bias, (pe, fc, kernels, self.alpha if both else None, None), geometry)
         else:  # a submodule that does more than its parameters say must be called
-            out = self._call_submodules(x, pe, geometry, manual_cast)
+            out = self._call_submodules(x, pe, geometry)
         return out if is_channels_last(x) else out.contiguous()
 
-    def _call_submodules(
-        self, x: Tensor, pe: Tensor | None, geometry: Geometry, manual_cast: AbstractContextManager[object]
-    ) -> Tensor:
+    def _call_submodules(self, x: Tensor, pe: Tensor | None, geometry: Geometry) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, Ho, Wo), with `qkv` and `shift_conv` called as modules."""
         projections = self.qkv(x.permute(0, 2, 3, 1))  # (B, H, W, 3·out)
         parts: list[Tensor] = []
@@ -161,11 +158,11 @@ class ACmix2d(nn.Module):
             maps = self.shift_conv(groups, self.beta if self.paths == "both" else None)  # (B, Ho, Wo, out)
             parts.append(maps.permute(0, 3, 1, 2))  # (B, out, Ho, Wo)
         if pe is not None:
-            with manual_cast:
+            with autocast_off(x):
                 parts.append(mix(projections, (pe, None, None, None, None), geometry))  # (B, out, Ho, Wo)
         if len(parts) == 1:
             return parts[0]
-        with manual_cast:
+        with autocast_off(x):
             return torch.addcmul(parts[0].to(parts[1].dtype), parts[1], self.alpha.to(parts[1].dtype))
 
     def __prepare_scriptable__(self) -> nn.Module:
