@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from acmix_zoo.layers.checks import Paths, auto_heads, check_dtype, check_heads, check_paths
+from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix, mix
@@ -17,6 +18,7 @@ from acmix_zoo.ops.precision import autocast_off
 from acmix_zoo.ops.tracing import fixed, is_tracing
 
 
+@leaf
 class ACmix2d(nn.Module):
     """Self-attention and convolution on the same projections: `alpha · attention + beta · convolution`.
 
@@ -164,9 +166,6 @@ class ACmix2d(nn.Module):
             return parts[0]
         with autocast_off(x):
             return torch.addcmul(parts[0].to(parts[1].dtype), parts[1], self.alpha.to(parts[1].dtype))
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        raise TypeError("ACmix2d: torch.jit.script is deprecated and not supported; use torch.compile or torch.export")
 
     def extra_repr(self) -> str:
         return (

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.local_attention import local_attention
-from acmix_zoo.ops.plan import keeps_projections, plan_layer
+from acmix_zoo.ops.plan import forced_form, keeps_projections, plan_layer, use_form
 from acmix_zoo.ops.shift_conv import grouped_conv
-from acmix_zoo.ops.tracing import is_exporting
+from acmix_zoo.ops.tracing import is_exporting, unflatten
 
 
 class Geometry(NamedTuple):
@@ -69,7 +69,7 @@ def mix(projections: Tensor, mixing: Sequence[Tensor | None], g: Geometry) -> Te
         offset: (out,) added to the convolution, or None.
     """
     pe, fc, shift, alpha, offset = mixing
-    projections = projections.unflatten(3, (-1, 3 * g.heads))  # (B, H, W, d, 3·heads)
+    projections = unflatten(projections, 3, (-1, 3 * g.heads))  # (B, H, W, d, 3·heads)
     parts = []
     if shift is not None:
         maps = projections if fc is None else F.linear(projections, fc.to(projections.dtype))
@@ -125,7 +125,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.images, _, ctx.g, *tensors = inputs
-        ctx.tensors = len(tensors)
+        ctx.tensors, ctx.form = len(tensors), forced_form()
         ctx.save_for_backward(*tensors, *output[1:])
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
@@ -137,14 +137,15 @@ class _Chunked(torch.autograd.Function):
         saved = ctx.saved_tensors
         tensors, kept = saved[: ctx.tensors], saved[ctx.tensors :]
         wanted, g = ctx.needs_input_grad[3:], ctx.g
-        if needs_plain_gradients(grad):
+        with use_form(ctx.form):  # the backward pass may run in another thread, or after `use_form`
+            if needs_plain_gradients(grad):
 
-            def plain(x: Tensor, weight: Tensor, bias: Tensor | None, *mixing: Tensor | None) -> Tensor:
-                return mix(project(x, weight, bias), mixing, g)
+                def plain(x: Tensor, weight: Tensor, bias: Tensor | None, *mixing: Tensor | None) -> Tensor:
+                    return mix(project(x, weight, bias), mixing, g)
 
-            found = plain_gradients(plain, tensors, wanted, grad)
-        else:
-            found = chunked_backward(grad, *tensors[:3], tensors[3:], g, ctx.images, kept, wanted)
+                found = plain_gradients(plain, tensors, wanted, grad)
+            else:
+                found = chunked_backward(grad, *tensors[:3], tensors[3:], g, ctx.images, kept, wanted)
         return None, None, None, *found
 
 

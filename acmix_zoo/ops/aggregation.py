@@ -16,7 +16,7 @@ from torch import Tensor
 from acmix_zoo.ops.aggregation_windows import windowed_gradients, windowed_sums
 from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.reflect import reflected_range
-from acmix_zoo.ops.tracing import fixed, is_exporting
+from acmix_zoo.ops.tracing import fixed, is_exporting, unflatten
 
 # Positions of a map up to which channels side by side are the faster layout on a CPU (at 7² three times, at 56² the
 # other way round, by as much).
@@ -119,9 +119,9 @@ def aggregate_plain(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
     h, w = weight.shape[2:]
     shared = weight.shape[1] // kernel**2
     exact = torch.promote_types(value.dtype, torch.float32)
-    weights = weight.to(exact).unflatten(1, (kernel**2, shared))  # (B, k², wc, H, W)
+    weights = unflatten(weight.to(exact), 1, (kernel**2, shared))  # (B, k², wc, H, W)
     values = reflect_pad(value.to(exact), kernel // 2)
-    values = values.unflatten(1, (value.shape[1] // shared, shared))  # (B, share, wc, H + k − 1, W + k − 1)
+    values = unflatten(values, 1, (value.shape[1] // shared, shared))  # (B, share, wc, H + k − 1, W + k − 1)
     out = values.new_zeros(())
     for j in range(kernel**2):
         y, x = divmod(j, kernel)

@@ -16,8 +16,6 @@ kernel, stride, dilation. All return (B, Ho, Wo, heads, d).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,7 +24,8 @@ from acmix_zoo.ops.derivatives import needs_plain_gradients
 from acmix_zoo.ops.padded_attention import padded_attention
 from acmix_zoo.ops.plan import halo
 from acmix_zoo.ops.reflect import reflected_range, window_index
-from acmix_zoo.ops.tracing import at_least, is_recording
+from acmix_zoo.ops.remembered import remembered
+from acmix_zoo.ops.tracing import at_least, unflatten
 
 # Keys and values of tiles gathered at a time where nothing waits for a gradient.
 _TILE_BYTES = 2 << 20
@@ -36,7 +35,7 @@ def global_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, s
     """One attention of all queries to the whole map."""
     ho, wo = q.shape[1:3]
     h, w = k.shape[1:3]
-    mask = _cached(_multiplicity_mask, ho, wo, h, w, kernel, stride, dilation, dtype=q.dtype, device=q.device)
+    mask = remembered(_multiplicity_mask, ho, wo, h, w, kernel, stride, dilation, dtype=q.dtype, device=q.device)
     queries = q.flatten(1, 2).transpose(1, 2)  # (B, heads, Ho·Wo, d)
     keys = _minus_position(k, pe, q.dtype).flatten(1, 2).transpose(1, 2)  # (B, heads, H·W, d)
     values = v.flatten(1, 2).transpose(1, 2)  # (B, heads, H·W, d)
@@ -59,7 +58,7 @@ def tile_attention(
     queries = q.reshape(b, nh, th, nw, tw, heads, d).permute(0, 1, 3, 5, 2, 4, 6)
     # Copies by name, here and at the end: else a compiler makes a graph where the memory allows a view, one where not.
     queries = queries.clone(memory_format=torch.contiguous_format).view(b * nh * nw, heads, th * tw, d)
-    mask = _cached(_band_mask, th, tw, kernel, stride, dilation, dtype=q.dtype, device=q.device)
+    mask = remembered(_band_mask, th, tw, kernel, stride, dilation, dtype=q.dtype, device=q.device)
 
     half = q.element_size() < pe.element_size()
     k = k if half else _minus_position(k, pe, q.dtype)
@@ -93,7 +92,7 @@ def offset_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, s
     keys, values = _minus_position(k, pe, exact)[:, rows], v.to(exact)[:, rows]  # 2 × (B, k, Ho, W, heads, d)
     q = (q.to(exact) * q.shape[-1] ** -0.5).unsqueeze(1)  # (B, 1, Ho, Wo, heads, d)
     logits = torch.stack([(q * keys[:, :, :, col]).sum(-1) for col in cols.unbind()], 2)  # (B, k, k, Ho, Wo, heads)
-    weights = logits.flatten(1, 2).softmax(1).unflatten(1, (kernel, kernel)).unsqueeze(-1)
+    weights = unflatten(logits.flatten(1, 2).softmax(1), 1, (kernel, kernel)).unsqueeze(-1)
     columns = [(weights[:, :, x] * values[:, :, :, col]).sum(1) for x, col in enumerate(cols.unbind())]
     return torch.stack(columns).sum(0).to(dtype)  # of k × (B, Ho, Wo, heads, d)
 
@@ -102,7 +101,7 @@ def positions(weight: Tensor, h: int, w: int) -> Tensor:
     """The position encoding of a map: the coordinates (x, y), each from −1 to 1, times weight (d, 2) → (H, W, d), in
     float32 at least: in half precision the difference of two positions would drown."""
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    place = _cached(_coordinates, h, w, dtype=weight.dtype, device=weight.device)
+    place = remembered(_coordinates, h, w, dtype=weight.dtype, device=weight.device)
     # Products and a sum, since autocast would run a matrix product in half precision.
     return place[..., :1] * weight[:, 0] + place[..., 1:] * weight[:, 1]
 
@@ -141,7 +140,7 @@ def _gather(x: Tensor, geometry: tuple[int, ...], some: slice) -> Tensor:
         return x[:, rows, cols].flatten(3, 4).flatten(0, 2)
     if torch.is_grad_enabled():
         return _GatherTiles.apply(x, geometry)  # type: ignore[no-any-return]
-    index = _cached(_tile_index, x.shape[0], *geometry, device=x.device)  # (B·nh·nw, kh·kw)
+    index = remembered(_tile_index, x.shape[0], *geometry, device=x.device)  # (B·nh·nw, kh·kw)
     rows = x.contiguous().view(-1, x.shape[3] * x.shape[4])  # (B·H·W, heads·d)
     return F.embedding(index[some], rows).unflatten(2, x.shape[3:])  # type: ignore[no-any-return]
 
@@ -170,11 +169,11 @@ class _GatherTiles(torch.autograd.Function):
         if grad is None:
             return None, None
         if needs_plain_gradients(grad):
-            index = _cached(_tile_index, ctx.shape[0], *ctx.geometry, device=grad.device)  # (B·nh·nw, kh·kw)
+            index = remembered(_tile_index, ctx.shape[0], *ctx.geometry, device=grad.device)  # (B·nh·nw, kh·kw)
             empty = grad.new_zeros(ctx.shape).flatten(0, 2)  # (B·H·W, heads, d)
             return empty.index_add(0, index.flatten(), grad.flatten(0, 1)).view(ctx.shape), None
-        order = _cached(_tile_order, ctx.shape[0], *ctx.geometry, device=grad.device)
-        starts = _cached(_tile_starts, ctx.shape[0], *ctx.geometry, device=grad.device)
+        order = remembered(_tile_order, ctx.shape[0], *ctx.geometry, device=grad.device)
+        starts = remembered(_tile_starts, ctx.shape[0], *ctx.geometry, device=grad.device)
         rows = grad.reshape(len(order), -1)  # (B·nh·nw·kh·kw, heads·d)
         return F.embedding_bag(order, rows, starts, mode="sum").view(ctx.shape), None
 
@@ -239,23 +238,6 @@ def _multiplicity_mask(
     times = count(ho, h)[:, None, :, None] * count(wo, w)[None, :, None, :]  # (Ho, Wo, H, W)
     # Not in float64, which MPS does not have; products of small counts are exact in float32.
     return times.flatten(2).flatten(0, 1).to(torch.promote_types(dtype, torch.float32)).log().to(dtype)
-
-
-_constants: dict[object, Tensor] = {}
-
-
-def _cached(build: Any, *geometry: int, **kind: Any) -> Tensor:
-    """`build(*geometry, **kind)`, remembered: a mask or an index depends on the geometry alone and costs a dozen calls.
-    While a graph is being traced nothing is remembered, since tensors of a trace must not outlive it."""
-    if is_recording() or kind["device"].type == "meta":
-        return build(*geometry, **kind)  # type: ignore[no-any-return]
-    key = (build, geometry, *kind.values())
-    if key not in _constants:
-        if len(_constants) >= 256:
-            _constants.clear()
-        with torch.inference_mode(False):  # an inference tensor could not serve a later training step
-            _constants[key] = build(*geometry, **kind)
-    return _constants[key]
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from acmix_zoo.ops.global_attention import fused_attention
-from acmix_zoo.ops.tracing import is_open
+from acmix_zoo.ops.tracing import is_open, unflatten
 
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
@@ -54,7 +54,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         return _fused_window_attention(q, k, v, bias)
     # The CPU's fused kernel gives no gradient to a bias, needs a copy of it for every image, and is no faster.
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B·n, heads, L, L)
-    weights: Tensor = (logits.unflatten(0, (-1, bias.shape[0])) + bias).softmax(-1)  # (B, n, heads, L, L)
+    weights: Tensor = (unflatten(logits, 0, (-1, bias.shape[0])) + bias).softmax(-1)  # (B, n, heads, L, L)
     return weights.flatten(0, 1) @ v
 
 
