@@ -137,10 +137,8 @@ class ACmix2d(nn.Module):
                 pe = pe + 0 * self.position_bias  # its gradient is zero, not missing
         qkv, both = self.qkv, self.paths == "both"
         if is_plain(qkv, nn.Linear) and (self.paths == "attention" or is_plain(self.shift_conv, ShiftConv)):
-            weight, bias, inputs = qkv.weight, qkv.bias, x
-            if autocast:
-                dtype = torch.get_autocast_dtype(device)
-                weight, bias, inputs = weight.to(dtype), None if bias is None else bias.to(dtype), x.to(dtype)
+            dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+            weight, bias, inputs = (t if t is None else t.to(dtype) for t in (qkv.weight, qkv.bias, x))
             with manual_cast:
                 fc = kernels = None
                 if self.paths != "attention":
