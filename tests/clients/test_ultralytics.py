@@ -79,7 +79,7 @@ report(gflops=gflops, layers=layers(yolo.model), averaged=averaged, moved=moved,
 USE = """
 best = "runs/t/weights/best.pt"
 yolo = YOLO(best)
-found, stored = layers(yolo.model), str(next(yolo.model.parameters()).dtype)
+found, stored = layers(yolo.model), str(next(torch.load(best, weights_only=False)["model"].parameters()).dtype)
 metrics = yolo.val(name="v", **OPTIONS).results_dict
 half_metrics = YOLO(best).val(name="h", quantize=16, **OPTIONS).results_dict
 image = str(next(Path("set/images/val").iterdir()))
@@ -167,7 +167,7 @@ for name in ("yolov5n", "yolov8n", "yolov9t", "yolo11n", "yolo11n-seg", "yolo12n
         after = model(x)[0]
         after = after[0] if isinstance(after, (tuple, list)) else after
     results[name] = dict(
-        replaced=len(swapped.replaced), gflops=flops, fused=model.is_fused(),
+        replaced=list(swapped.replaced), gflops=flops, fused=model.is_fused(),
         difference=float((after - before).abs().max() / before.abs().max()),
         kept=[reason for reason in swapped.skipped.values()],
     )
@@ -260,7 +260,7 @@ def test_a_swap_lasts_in_a_trainer_that_repeats_it(folder: Path) -> None:
 def test_swapped_models_survive_fuse(folder: Path) -> None:
     results = run(EVERY_SWAP, folder)["results"]
     for name, result in results.items():
-        assert result["replaced"] > 10 and result["gflops"] > 0 and result["fused"], name
+        assert len(result["replaced"]) > 10 and "model.0.conv" not in result["replaced"], name
+        assert result["gflops"] > 0 and result["fused"], name
         assert result["difference"] < 1e-4, name
-        assert any("stem" in reason for reason in result["kept"]), name
     assert any("RepConv.fuse_convs" in reason for reason in results["yolov9t"]["kept"])
