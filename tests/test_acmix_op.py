@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 from torch import nn
 
 from acmix_zoo import ACmix2d
-from acmix_zoo.ops import FORMS, explain_plan, plan, use_form
+from acmix_zoo.ops import FORMS, explain_plan, local_attention, plan, use_form
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 
@@ -175,6 +176,43 @@ def test_forms_by_name():
             assert plan.plan_attention(56, 56, 7).form == "global"
         assert plan.plan_attention(56, 56, 7).form == "offset"
     assert plan.plan_attention(56, 56, 7).form == "tiles"
+
+
+def test_a_form_holds_for_one_thread_alone():
+    """Forcing a form in one thread once changed what all others ran."""
+    forced, done = threading.Event(), threading.Event()
+
+    def other():
+        with use_form("reference"):
+            forced.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    forced.wait(60)
+    try:
+        assert plan.forced_form() is None
+        with use_form("offset"), use_form(None):
+            assert plan.forced_form() is None
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_the_backward_pass_uses_the_form_of_its_forward_pass(monkeypatch):
+    """Chunks are computed again there, perhaps in another thread and after `use_form`."""
+    called = []
+    offset = local_attention.offset_attention
+    monkeypatch.setattr(local_attention, "offset_attention", lambda *args: called.append(1) or offset(*args))
+    monkeypatch.setattr(plan, "_CHUNK_BYTES", 1)
+    layer = ACmix2d(4, 8)
+    with use_form("offset"):
+        out = layer(torch.randn(2, 4, 18, 18))
+    before = len(called)
+    thread = threading.Thread(target=out.sum().backward)
+    thread.start()
+    thread.join()
+    assert before == 2 and len(called) == 4
 
 
 @pytest.mark.parametrize(("name", "word"), [("global", "attention: global"), ("quick", "got 'quick'")])

@@ -1,13 +1,20 @@
 """Graphs that other tools record: torch.jit.trace, torch.fx, torch.export and ONNX give what the network gives."""
 
 import copy
+import io
+import pickle
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import acmix_zoo
+from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM, ReducedACmix, WindowACmix
 
 NETWORKS = ("acmix_resnet_pico", "acmix_swin_pico", "acmix_pvt_pico", "acmix_san_pico")
 # (B, H, W): the traced one, another batch, and maps that are larger, odd, oblong and smaller than the attention window.
@@ -30,6 +37,22 @@ def perturbed(name: str, **kwargs: object) -> nn.Module:
     return model.eval()
 
 
+def swapped() -> nn.Module:
+    """Somebody else's network with our layer in it."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=10)
+    acmix_zoo.swap_conv3x3(model, "layer[34]*")
+    return model.eval()
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    **{name: lambda name=name: perturbed(name) for name in NETWORKS},  # type: ignore[misc]
+    "acmix_resnet_pico, deployed": lambda: perturbed("acmix_resnet_pico").deploy(),  # type: ignore[operator]
+    "acmix_swin_pico, deployed": lambda: perturbed("acmix_swin_pico").deploy(),  # type: ignore[operator]
+    "resnet18, swapped": swapped,
+}
+
+
 def images(size: tuple[int, ...]) -> Tensor:
     return torch.randn(size[0], 3, *size[1:])
 
@@ -44,12 +67,12 @@ def traced(model: nn.Module, x: Tensor) -> torch.jit.ScriptModule:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("error", torch.jit.TracerWarning)
-        return torch.jit.trace(model, x)  # type: ignore[no-any-return]
+        return torch.jit.trace(model, x, check_trace=False)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", MODELS)
 def test_jit_trace_at_other_sizes(name: str) -> None:
-    model = perturbed(name)
+    model = MODELS[name]()
     graph = traced(model, images(TRACED))
     for size in SIZES:
         x = images(size)
@@ -75,3 +98,87 @@ def test_a_trace_leaves_nothing_behind() -> None:
     traced(layer, x)
     expected = copy.deepcopy(layer)(x)
     assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fx_with_default_arguments(name: str) -> None:
+    model = MODELS[name]()
+    graph = torch.fx.symbolic_trace(model)
+    copies = [graph, copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))]
+    assert graph.state_dict().keys() == model.state_dict().keys()
+    for size in SIZES[2:4]:
+        x = images(size)
+        expected = model(x)
+        assert all(error(g(x), expected) < 1e-6 for g in copies)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_feature_extractor_of_torchvision(name: str) -> None:
+    model = MODELS[name]()
+    nodes = get_graph_node_names(model)[1]
+    last = next(prefix for prefix in ("layer", "layers.", "block") if any(node.startswith(prefix) for node in nodes))
+    wanted = last + ("1" if last != "block" else "2")  # a stage, by the beginning of its nodes' names
+    maps = create_feature_extractor(model, [wanted, nodes[-1]])(images((2, 48, 40)))
+    assert maps[wanted].dim() >= 3 and maps[nodes[-1]].shape == (2, 10)
+
+
+LAYERS: dict[type[nn.Module], Callable[[], nn.Module]] = {
+    ACmix2d: lambda: ACmix2d(8, 8),
+    WindowACmix: lambda: WindowACmix(8, 2, (2, 2)),
+    ReducedACmix: lambda: ReducedACmix(8, 2),
+    PairwiseSAM: lambda: PairwiseSAM(32, 3),
+    PatchwiseSAM: lambda: PatchwiseSAM(32, 3),
+}
+
+
+@pytest.mark.parametrize("model", [*NETWORKS, *LAYERS], ids=lambda m: m if isinstance(m, str) else m.__name__)
+def test_script_is_refused_in_words(model: Any) -> None:
+    built = acmix_zoo.create_model(model) if isinstance(model, str) else LAYERS[model]()
+    with pytest.raises(TypeError, match=r"does not support torch\.jit\.script.*Use torch\.compile or torch\.export"):
+        torch.jit.script(nn.Sequential(built))
+
+
+# ---- the whole grid: every exporter, plain and deployed, with open batch, height and width
+
+
+def exported(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    open_sizes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
+    return torch.export.export(model, (x,), dynamic_shapes=open_sizes).module()
+
+
+def onnx_dynamo(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    open_sizes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
+    program = torch.onnx.export(model, (x,), dynamic_shapes=open_sizes, dynamo=True, verbose=False)
+    assert program is not None
+    return session(program.model_proto.SerializeToString())
+
+
+def onnx_legacy(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    file = io.BytesIO()
+    axes = {"x": {0: "batch", 2: "height", 3: "width"}}
+    torch.onnx.export(model, (x,), file, dynamo=False, input_names=["x"], dynamic_axes=axes, opset_version=17)
+    return session(file.getvalue())
+
+
+def session(onnx: bytes) -> Callable[[Tensor], Tensor]:
+    runtime = pytest.importorskip("onnxruntime").InferenceSession(onnx)
+    name = runtime.get_inputs()[0].name
+    return lambda x: torch.from_numpy(runtime.run(None, {name: x.numpy()})[0])
+
+
+EXPORTERS = {"export": exported, "onnx dynamo": onnx_dynamo, "onnx legacy": onnx_legacy}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_exported_graph_at_other_sizes(name: str, exporter: str) -> None:
+    if "onnx" in exporter:
+        pytest.importorskip("onnxscript")
+    model = MODELS[name]()
+    with torch.no_grad():
+        graph = EXPORTERS[exporter](model, images(TRACED))
+        for size in SIZES:
+            x = images(size)
+            assert error(graph(x), model(x)) < 1e-5, size

@@ -20,8 +20,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from acmix_zoo.ops import attention_forms
-
 
 class Activations(NamedTuple):
     """Bytes kept for the backward pass of a batch B: fixed + B · image."""
@@ -93,8 +91,7 @@ def on_gpu(model: nn.Module, input_size: tuple[int, int, int], dtype: torch.dtyp
         input_size: (C, H, W).
         dtype: float32, or the type of autocast.
     """
-    # The operator remembers its masks and indices by device; those of a fake GPU must not meet a real one.
-    with patch.dict(attention_forms._constants, clear=True), FakeTensorMode():
+    with FakeTensorMode():
         _move(model.train())
         counts = []
         for batch in (2, 4):

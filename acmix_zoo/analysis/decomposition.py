@@ -48,9 +48,7 @@ class DecomposedConv2d(nn.Module):
         self.kernel, self.out_channels, self.shift = kernel, out_channels, shift
         self.projections = nn.Conv2d(in_channels, out_channels * kernel**2, 1, bias=False)  # rows ordered (out, k²)
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        kernels = shift_kernels(out_channels, kernel)  # (out, k², k, k)
-        self.register_buffer("frozen", kernels if shift == "frozen" else None, persistent=False)
-        self.shifts = nn.Parameter(kernels) if shift == "learnable" else None
+        self.shifts = nn.Parameter(shift_kernels(out_channels, kernel)) if shift == "learnable" else None
 
     @classmethod
     @torch.no_grad()
@@ -67,8 +65,8 @@ class DecomposedConv2d(nn.Module):
         maps = self.projections(x)  # (B, out·k², H, W)
         if self.shift == "tensor":
             return sum(self.shifted(maps)) + self.bias[:, None, None]
-        kernels = self.frozen if self.shifts is None else self.shifts
-        assert isinstance(kernels, Tensor)
+        # Frozen kernels are made at every call: a buffer that no checkpoint restores is lost on the meta device.
+        kernels = self.shifts if self.shifts is not None else shift_kernels(self.out_channels, self.kernel).to(maps)
         return F.conv2d(maps, kernels, self.bias, padding=self.kernel // 2, groups=self.out_channels)
 
     def shifted(self, maps: Tensor) -> list[Tensor]:

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from acmix_zoo.layers.checks import Paths, auto_heads, check_dtype, check_heads, check_paths
+from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix, mix
 from acmix_zoo.ops.attention_forms import positions
-from acmix_zoo.ops.tracing import fixed, is_tracing
+from acmix_zoo.ops.tracing import fixed, is_tracing, unflatten
 
 
+@leaf
 class ACmix2d(nn.Module):
     """Self-attention and convolution on the same projections: `alpha · attention + beta · convolution`.
 
@@ -155,7 +157,7 @@ class ACmix2d(nn.Module):
         projections = self.qkv(x.permute(0, 2, 3, 1))  # (B, H, W, 3·out)
         parts: list[Tensor] = []
         if self.paths != "attention":
-            groups = projections.unflatten(3, (-1, 3 * self.heads))  # (B, H, W, d, 3·heads)
+            groups = unflatten(projections, 3, (-1, 3 * self.heads))  # (B, H, W, d, 3·heads)
             maps = self.shift_conv(groups, self.beta if self.paths == "both" else None)  # (B, Ho, Wo, out)
             parts.append(maps.permute(0, 3, 1, 2))  # (B, out, Ho, Wo)
         if pe is not None:
@@ -165,9 +167,6 @@ class ACmix2d(nn.Module):
             return parts[0]
         with manual_cast:
             return torch.addcmul(parts[0].to(parts[1].dtype), parts[1], self.alpha.to(parts[1].dtype))
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        raise TypeError("ACmix2d: torch.jit.script is deprecated and not supported; use torch.compile or torch.export")
 
     def extra_repr(self) -> str:
         return (

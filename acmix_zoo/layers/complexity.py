@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM
 from acmix_zoo.layers.cost import definition_macs, input_size_of, run_once
@@ -52,7 +52,7 @@ def complexity(model: nn.Module, input_size: Sequence[int] | None = None) -> Com
     size = tuple(input_size) if input_size is not None else input_size_of(model)
     if size is None:
         raise ValueError(f"complexity: {type(model).__name__} names no input size; pass input_size=(C, H, W)")
-    counter = FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _cpu_attention_flops})
+    counter = FlopCounterMode(display=False)
     macs = _ByDefinition(counter)
     hooks = [
         h
@@ -61,7 +61,8 @@ def complexity(model: nn.Module, input_size: Sequence[int] | None = None) -> Com
         for h in macs.watch(module)
     ]
     try:
-        run_once(model, size, counter)
+        # Attention as two matrix products: torch's counter does not know the fused kernel of CPUs.
+        run_once(model, size, sdpa_kernel(SDPBackend.MATH), counter)
     finally:
         for hook in hooks:
             hook.remove()
@@ -87,11 +88,3 @@ class _ByDefinition:
         self.depth -= 1
         if self.depth == 0:
             self.correction += definition_macs(layer, args[0]) - (self.counter.get_total_flops() - self.before) // 2
-
-
-# torch's own table knows the attention kernels of accelerators only.
-_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default.overloadpacket
-
-
-def _cpu_attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(q, k, v))

@@ -1,7 +1,7 @@
 """Folding for inference: what is fixed once training is over is computed once.
 
 Batch norm goes into the convolution or the ACmix layer before it; an ACmix layer keeps its composed kernels times beta,
-alpha as a factor of each channel, and its positions for one map size. A folded model is for inference alone; to train
+and alpha as a factor of each channel. A folded model is for inference alone; to train
 on, make the model anew and load its weights.
 """
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from acmix_zoo.layers.acmix2d import ACmix2d
+from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix
@@ -44,10 +45,12 @@ def fold(parent: nn.Module, layer: str, norm: str) -> None:
     parent.set_submodule(norm, nn.Identity())
 
 
+@leaf
 class DeployedACmix2d(nn.Module):
     """An `ACmix2d` and the batch norm behind it, for inference: (B, in, H, W) → (B, out, Ho, Wo).
 
-    Its tensors are buffers: there is nothing to train. Positions are remembered for the last map size.
+    Its tensors are buffers: there is nothing to train. All of them are saved with the state dict, and nothing else is
+    kept from one call to the next, so that loaded or converted weights take effect at once.
     """
 
     weight: Tensor
@@ -57,7 +60,6 @@ class DeployedACmix2d(nn.Module):
     kernels: Tensor
     alpha: Tensor
     offset: Tensor
-    positions: Tensor
 
     @torch.no_grad()
     def __init__(self, layer: ACmix2d, norm: nn.BatchNorm2d) -> None:
@@ -78,15 +80,8 @@ class DeployedACmix2d(nn.Module):
         }
         for name, tensor in tensors.items():
             self.register_buffer(name, None if tensor is None else tensor.detach().clone())
-        self.register_buffer("positions", layer.alpha.new_empty(0, 0, 0), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[2:]
-        if torch.compiler.is_compiling():  # a graph must not depend on what was remembered
-            pe = positions(self.position_weight, h, w)
-        else:
-            if self.positions.shape[:2] != (h, w):
-                self.positions = positions(self.position_weight, h, w)
-            pe = self.positions
+        pe = positions(self.position_weight, *x.shape[2:])
         out = acmix(x, self.weight, self.bias, (pe, self.fc, self.kernels, self.alpha, self.offset), self.geometry)
         return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()

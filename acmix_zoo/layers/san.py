@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix_zoo.layers.checks import Paths, check_dtype, check_paths
+from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.ops.aggregation import aggregate, reflect_pad
 from acmix_zoo.ops.attention_forms import positions
+from acmix_zoo.ops.tracing import unflatten
 
 
 class _SAM(nn.Module):
@@ -85,6 +87,7 @@ class _SAM(nn.Module):
         return F.conv2d(mixed, kernels.to(mixed.dtype), None, 1, kernels.shape[-1] // 2, groups=self.out)
 
 
+@leaf
 class PairwiseSAM(_SAM):
     """Weights from the differences to each neighbour, in features and in position; softmax over the neighbours."""
 
@@ -121,10 +124,11 @@ class PairwiseSAM(_SAM):
     def _differences(self, here: Tensor, there: Tensor) -> Tensor:
         """(B, C, H, W) twice → (B, C, k², H·W): here, minus there at every offset."""
         columns = F.unfold(reflect_pad(there, self.kernel // 2), self.kernel)  # (B, C·k², H·W)
-        difference: Tensor = here.flatten(2).unsqueeze(2) - columns.unflatten(1, (here.shape[1], -1))
+        difference: Tensor = here.flatten(2).unsqueeze(2) - unflatten(columns, 1, (here.shape[1], -1))
         return difference
 
 
+@leaf
 class PatchwiseSAM(_SAM):
     """Weights from all features of the neighbourhood together; no softmax, no positions."""
 
@@ -145,10 +149,10 @@ class PatchwiseSAM(_SAM):
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
         columns = F.unfold(reflect_pad(k, self.kernel // 2), self.kernel)  # (B, rel·k², H·W)
-        features = torch.cat([q, columns.unflatten(2, q.shape[2:])], 1)  # (B, P/16·(k² + 1), H, W)
+        features = torch.cat([q, unflatten(columns, 2, q.shape[2:])], 1)  # (B, P/16·(k² + 1), H, W)
         last: Any = self.conv_w[-1]
         if not is_plain(self.conv_w, nn.Sequential) or not is_plain(last, nn.Conv2d):  # they must be called
-            weight = self.conv_w(features).unflatten(1, (self.shared, -1))  # (B, wc, k², H, W)
+            weight = unflatten(self.conv_w(features), 1, (self.shared, -1))  # (B, wc, k², H, W)
             return weight.transpose(1, 2).flatten(1, 2)  # type: ignore[no-any-return]
         weight = self.conv_w[:-1](features)  # (B, wc, H, W)
         # Its rows are ordered (wc, k²); the sums take an offset after the other, so the offsets come first there.

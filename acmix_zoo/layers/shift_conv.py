@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.ops.shift_conv import conv_factors, shift_conv, shift_kernels
 
 
+@leaf
 class ShiftConv(nn.Module):
     """Mix the 3·heads projections of each head channel into kernel² maps, shift them, sum them.
 

@@ -8,9 +8,10 @@ from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from acmix_zoo.layers.checks import Paths, check_dtype, check_heads, check_paths
+from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.layers.shift_conv import ShiftConv
-from acmix_zoo.ops.tracing import at_most, fixed, is_open
+from acmix_zoo.ops.tracing import at_most, ceil_div, fixed, is_open, unflatten
 from acmix_zoo.ops.windows import (
     relative_position_index,
     roll,
@@ -20,6 +21,7 @@ from acmix_zoo.ops.windows import (
 )
 
 
+@leaf
 class WindowACmix(nn.Module):
     """`alpha · proj(window attention) + beta · convolution` on the same q, k, v.
 
@@ -47,8 +49,6 @@ class WindowACmix(nn.Module):
 
     relative_position_index: Tensor
 
-    position_bias: Tensor | None
-
     def __init__(
         self,
         dim: int,
@@ -75,8 +75,6 @@ class WindowACmix(nn.Module):
         if paths == "both":
             self.alpha = nn.Parameter(torch.full((1,), 0.5))
             self.beta = nn.Parameter(torch.full((1,), 0.5))
-        # What the table says of this window, once `deploy` has looked it up.
-        self.register_buffer("position_bias", None, persistent=False)
         self.proj_drop = nn.Dropout(proj_drop)
         self.window = (1, 1)
         self.register_buffer("relative_position_index", relative_position_index((1, 1)), persistent=False)
@@ -85,7 +83,6 @@ class WindowACmix(nn.Module):
     def set_window(self, window: tuple[int, int], shift: tuple[int, int]) -> None:
         """Another window or shift; the position table is resized to the window."""
         changed = window != self.window
-        self.position_bias = None
         self.window, self.shift = window, shift
         if self.paths == "convolution" or not changed:
             return
@@ -105,7 +102,11 @@ class WindowACmix(nn.Module):
 
     @torch.no_grad()
     def deploy(self) -> None:
-        """For inference: alpha goes into the projection, beta into the kernels, the position table is looked up."""
+        """For inference: fold alpha into the projection and beta into the kernels.
+
+        Nothing else is precomputed. Looking up the position table takes little time, and a bias that is remembered
+        would be wrong once other weights are loaded.
+        """
         # Scaling the parameters scales the output only of submodules that compute with them and nothing else.
         scalable = self.paths == "both" and is_plain(self.proj, nn.Linear) and is_plain(self.shift_conv, ShiftConv)
         if scalable and self.alpha is not None:
@@ -113,24 +114,24 @@ class WindowACmix(nn.Module):
                 for tensor in tensors:
                     tensor.mul_(factor)
             self.alpha = self.beta = None  # type: ignore[assignment]
-        if self.paths != "convolution":
-            self.position_bias = self._position_bias()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or fixed(x.shape[3]) != self.dim:
             raise ValueError(f"WindowACmix: expected an input of (B, H, W, {self.dim}), got {tuple(x.shape)}")
         check_dtype("WindowACmix", x, self.qkv)
         h, w = x.shape[1:3]
-        rows, cols = (-(-n // side) for n, side in zip((h, w), self.window, strict=True))  # of windows
+        rows, cols = (ceil_div(n, side) for n, side in zip((h, w), self.window, strict=True))  # of windows
         # Written this way, the padded size is a plain product for the compiler too, which proves the reshapes by it.
         x = F.pad(x, (0, 0, 0, cols * self.window[1] - w, 0, rows * self.window[0] - h))  # (B, H′, W′, dim)
         # A window that holds all rows (columns) has nothing to shift.
-        if is_open(rows, cols):  # the same without a decision
+        opened = is_open(rows, cols)
+        if opened:  # the same without a decision
             shift = (self.shift[0] * at_most(rows - 1, 1), self.shift[1] * at_most(cols - 1, 1))
         else:
             shift = (self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0)
         x = roll(x, (-shift[0], -shift[1]))
-        projections = self.qkv(x).unflatten(3, (self.dim // self.heads, 3 * self.heads))  # (B, H′, W′, d, 3·heads)
+        projections = self.qkv(x)  # (B, H′, W′, 3·dim)
+        projections = unflatten(projections, 3, (-1, 3 * self.heads))  # (B, H′, W′, d, 3·heads)
 
         def back(rolled: Tensor) -> Tensor:  # (B, H′, W′, …) → (B, H, W, …), as the map lay before
             cropped = roll(rolled, shift)[:, :h, :w]
@@ -139,25 +140,21 @@ class WindowACmix(nn.Module):
 
         if self.paths == "attention":
             out = back(self.proj(self._attention(projections, shift)))
-        elif self.conv_before_shift or not any(self.shift if is_open(rows, cols) else shift):
+        elif self.conv_before_shift or not any(self.shift if opened else shift):
             convolution = self._convolution(back(projections))
             attention = back(self.proj(self._attention(projections, shift))) if self.paths == "both" else None
             out = self._sum(attention, convolution)
         else:
             attention = self.proj(self._attention(projections, shift)) if self.paths == "both" else None
-            if is_open(rows, cols):  # a single window is not rolled, and its convolution sees no padding
+            if opened:  # a single window is not rolled, and its convolution sees no padding
                 bottom, right = ((1 - at_most(rows * cols - 1, 1)) * by for by in (x.shape[1] - h, x.shape[2] - w))
-                cropped = projections[:, : x.shape[1] - bottom, : x.shape[2] - right]
+                rows, cols = (torch.arange(n, device=x.device) for n in (x.shape[1] - bottom, x.shape[2] - right))
+                cropped = projections.index_select(1, rows).index_select(2, cols)  # a slice's size would be unknown
                 convolution = F.pad(self._convolution(cropped), (0, 0, 0, right, 0, bottom))  # (B, H′, W′, dim)
             else:
                 convolution = self._convolution(projections)
             out = back(self._sum(attention, convolution))
         return self.proj_drop(out)  # type: ignore[no-any-return]
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        raise TypeError(
-            "WindowACmix: torch.jit.script is deprecated and not supported; use torch.compile or torch.export"
-        )
 
     def _convolution(self, projections: Tensor) -> Tensor:
         """(B, H, W, d, 3·heads) → (B, H, W, dim), times beta."""
@@ -180,12 +177,13 @@ class WindowACmix(nn.Module):
         """(B, H, W, d, 3·heads) → (B, H, W, heads·d), before proj."""
         b, h, w = projections.shape[:3]
         wh, ww = self.window
-        windows = projections.unflatten(4, (3, self.heads)).unflatten(2, (-1, ww)).unflatten(1, (-1, wh))
+        windows = unflatten(projections, 4, (3, self.heads))  # (B, H, W, d, 3, heads)
+        windows = unflatten(unflatten(windows, 2, (-1, ww)), 1, (-1, wh))  # (B, H/wh, wh, W/ww, ww, d, 3, heads)
         windows = windows.permute(6, 0, 1, 3, 7, 2, 4, 5)  # (3, B, H/wh, W/ww, heads, wh, ww, d)
         # One copy, asked for by name: whether `flatten` makes it depends on the number of windows.
         windows = windows.clone(memory_format=torch.contiguous_format)
         q, k, v = windows.view(3, -1, self.heads, wh * ww, self.dim // self.heads).unbind(0)  # 3 × (B·n, heads, L, d)
-        bias = (self._position_bias() if self.position_bias is None else self.position_bias).to(q.dtype)
+        bias = self._position_bias().to(q.dtype)
         if any(self.shift if is_open(*shift) else shift):
             mask = shifted_window_mask((h, w), self.window, shift, q.device).to(q.dtype)  # (n, L, L)
             bias = bias + mask.unsqueeze(1)  # (n, heads, L, L)

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
-from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ReducedACmix
-from acmix_zoo.ops.tracing import is_open
+from acmix_zoo.ops.tracing import ceil_div, is_open
 
 Size = tuple[int, int]
 
@@ -27,7 +26,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[2:]
-        x = F.pad(x, (0, -w % self.patch, 0, -h % self.patch))  # whole patches
+        bottom, right = ceil_div(h, self.patch) * self.patch - h, ceil_div(w, self.patch) * self.patch - w
+        x = F.pad(x, (0, right, 0, bottom))  # whole patches
         return self.norm(self.proj(x).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
 
 
@@ -47,7 +47,6 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
 
-@register_notrace_function  # type: ignore[untyped-decorator]
 def resized_positions(table: Tensor, grid: Size, size: Size) -> Tensor:
     """A table of positions (1, prefix + grid, C) for maps of `size`: bilinear, prefix tokens as they are.
 

@@ -11,10 +11,7 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
-from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
-
-from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM, ReducedACmix, WindowACmix
 
 __all__ = [
     "FETCH",
@@ -25,12 +22,7 @@ __all__ = [
     "checkpoints_root",
     "default_cfgs",
     "register_model",
-    "register_notrace_module",
 ]
-
-# FX cannot follow control flow that depends on a map's size; timm's feature extraction keeps these whole.
-for layer in (ACmix2d, WindowACmix, ReducedACmix, PairwiseSAM, PatchwiseSAM):
-    register_notrace_module(layer)
 
 IMAGENET: dict[str, Any] = {
     "num_classes": 1000,

@@ -11,6 +11,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
+from acmix_zoo.ops.tracing import ceil_div
 
 Size = tuple[int, int]
 
@@ -42,7 +43,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, -(-w // 2) * 2 - w, 0, -(-h // 2) * 2 - h))
+        x = F.pad(x, (0, 0, 0, ceil_div(w, 2) * 2 - w, 0, ceil_div(h, 2) * 2 - h))
         x = torch.cat([x[:, y::2, z::2] for z in (0, 1) for y in (0, 1)], 3)  # (B, ceil(H/2), ceil(W/2), 4C)
         return self.reduction(self.norm(x))  # type: ignore[no-any-return]
 

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import torch
+import torch.fx
 from timm.layers import calculate_drop_path_rates
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
@@ -24,6 +25,8 @@ from acmix_zoo.models._silent import silent_convolution
 from acmix_zoo.models._stem import small_stem
 
 __all__ = ["PVT"]
+
+torch.fx.wrap("resized_positions")  # it decides by the map's size, so fx keeps the call
 
 
 class PVT(nn.Module):
@@ -231,7 +234,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
         if key.startswith("pos_embed") and ours is not None and theirs != ours and theirs[2] == ours[2]:
             i = int(key.removeprefix("pos_embed")) - 1
             side = math.isqrt(value.shape[1])  # of a square map; the class token adds one position
-            value = resized_positions(value, (side, side), model.grids[i])  # type: ignore[index]
+            value = resized_positions(value, (side, side), model.grids[i])  # type: ignore[index,arg-type]
         out[key] = value
     return out
 

@@ -135,7 +135,7 @@ class ACmixResNet(MapHead):
         return {"stem": r"^conv1|bn1|maxpool", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def deploy(self) -> ACmixResNet:
-        """Fold batch norms, kernels, rates and positions for inference, in place; see `acmix_zoo.layers.deploy`."""
+        """Fold batch norms, kernels, alpha and beta for inference, in place; see `acmix_zoo.layers.deploy`."""
         if isinstance(self.conv1, nn.Sequential):
             fold(self.conv1, "0", "1")
             fold(self, "conv1.3", "bn1")

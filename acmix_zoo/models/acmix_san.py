@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, pad
 
 from acmix_zoo.layers.checks import Paths, check_dtype
+from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.models._map_head import MapHead
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model, register_notrace_module
+from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._silent import silent_convolution
 from acmix_zoo.models._stem import small_stem
@@ -47,7 +48,7 @@ class Bottleneck(nn.Module):
         return x + self.drop_path(self.conv(out))  # type: ignore[no-any-return]
 
 
-@register_notrace_module
+@leaf
 class Halve(nn.Module):
     """Max pooling 2×2 that leaves a side of 1 as it is, so that images may be smaller than 32 pixels."""
 

@@ -23,6 +23,7 @@ from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._stem import small_stem
 from acmix_zoo.models._swin_blocks import PatchMerging, Size, Stage
+from acmix_zoo.ops.tracing import ceil_div
 
 __all__ = ["ACmixSwin"]
 
@@ -194,7 +195,7 @@ class ACmixSwin(nn.Module):
         return take
 
     def deploy(self) -> ACmixSwin:
-        """Fold batch norms, rates and position tables for inference, in place. To train on, make the model anew."""
+        """Fold batch norms, alpha and beta for inference, in place. To train on, make the model anew."""
         if isinstance(self.stem, nn.Sequential):
             fold(self.stem, "0", "1")
             fold(self.stem, "3", "4")
@@ -209,7 +210,7 @@ class ACmixSwin(nn.Module):
         x = self.stem(x)
         h, w = x.shape[2:]
         ph, pw = self.patch_embed.patch_size
-        x = F.pad(x, (0, -(-w // pw) * pw - w, 0, -(-h // ph) * ph - h))  # whole patches
+        x = F.pad(x, (0, ceil_div(w, pw) * pw - w, 0, ceil_div(h, ph) * ph - h))  # whole patches
         return self.patch_embed(x)  # type: ignore[no-any-return]
 
     def forward_features(self, x: Tensor) -> Tensor:

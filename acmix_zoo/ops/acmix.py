@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from acmix_zoo.ops.local_attention import local_attention
-from acmix_zoo.ops.plan import forced_form, keeps_projections, plan_layer
+from acmix_zoo.ops.plan import forced_form, keeps_projections, plan_layer, use_form
 from acmix_zoo.ops.shift_conv import grouped_conv
-from acmix_zoo.ops.tracing import is_exporting, is_recording
+from acmix_zoo.ops.tracing import is_exporting, is_recording, unflatten
 
 
 class Geometry(NamedTuple):
@@ -69,7 +69,7 @@ def mix(projections: Tensor, mixing: Sequence[Tensor | None], g: Geometry) -> Te
         offset: (out,) added to the convolution, or None.
     """
     pe, fc, shift, alpha, offset = mixing
-    projections = projections.unflatten(3, (-1, 3 * g.heads))  # (B, H, W, d, 3·heads)
+    projections = unflatten(projections, 3, (-1, 3 * g.heads))  # (B, H, W, d, 3·heads)
     parts = []
     if shift is not None:
         maps = projections if fc is None else F.linear(projections, fc.to(projections.dtype))
@@ -91,7 +91,7 @@ def attend(projections: Tensor, pe: Tensor, g: Geometry) -> Tensor:
 
 def _split(projections: Tensor, heads: int) -> tuple[Tensor, ...]:
     """(B, H, W, d, 3·heads) → q, k, v: 3 × (B, H, W, heads, d), views."""
-    return projections.unflatten(4, (3, heads)).transpose(3, 5).unbind(4)  # type: ignore[no-any-return]
+    return unflatten(projections, 4, (3, heads)).transpose(3, 5).unbind(4)
 
 
 class _Attend(torch.autograd.Function):
@@ -145,7 +145,7 @@ class _Chunked(torch.autograd.Function):
                 kept.append(projections)
             del projections, done  # before the next chunk's are made
         ctx.save_for_backward(x, weight, bias, *mixing, *kept)
-        ctx.images, ctx.g, ctx.mixing = images, g, len(mixing)
+        ctx.images, ctx.g, ctx.mixing, ctx.form = images, g, len(mixing), forced_form()
         return out  # type: ignore[return-value]
 
     @staticmethod
@@ -153,7 +153,8 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         x, weight, bias, *rest = ctx.saved_tensors
         mixing, kept = rest[: ctx.mixing], rest[ctx.mixing :]
-        found = chunked_backward(grad, x, weight, bias, mixing, ctx.g, ctx.images, kept, ctx.needs_input_grad[3:])
+        with use_form(ctx.form):  # the backward pass may run in another thread, or after `use_form`
+            found = chunked_backward(grad, x, weight, bias, mixing, ctx.g, ctx.images, kept, ctx.needs_input_grad[3:])
         return None, None, None, *found
 
 

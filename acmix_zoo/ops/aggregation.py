@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from acmix_zoo.ops.reflect import reflected_range
-from acmix_zoo.ops.tracing import fixed, is_exporting
+from acmix_zoo.ops.tracing import fixed, is_exporting, unflatten
 
 # Positions of a map up to which channels side by side are the faster layout on a CPU (at 7² three times, at 56² the
 # other way round, by as much).
@@ -110,10 +110,9 @@ def _unpadded(grad: Tensor, by: int) -> Tensor:
 def _traced(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
     """For export, and for compilers of other devices, which make one kernel of it: plain operators."""
     h, w = weight.shape[2:]
-    weights = weight.unflatten(1, (kernel**2, -1))  # (B, k², wc, H, W)
-    values = reflect_pad(value, kernel // 2).unflatten(
-        1, (-1, weights.shape[2])
-    )  # (B, share, wc, H + k − 1, W + k − 1)
+    weights = unflatten(weight, 1, (kernel**2, -1))  # (B, k², wc, H, W)
+    padded = reflect_pad(value, kernel // 2)
+    values = unflatten(padded, 1, (-1, weights.shape[2]))  # (B, share, wc, H + k − 1, W + k − 1)
     out = value.new_zeros(())
     for j in range(kernel**2):
         y, x = divmod(j, kernel)

@@ -16,8 +16,6 @@ kernel, stride, dilation. All return (B, Ho, Wo, heads, d).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,7 +23,8 @@ from torch.autograd.function import once_differentiable
 
 from acmix_zoo.ops.plan import halo
 from acmix_zoo.ops.reflect import reflected_range, window_index
-from acmix_zoo.ops.tracing import at_least, is_recording
+from acmix_zoo.ops.remembered import remembered
+from acmix_zoo.ops.tracing import at_least, unflatten
 
 # Keys and values of tiles gathered at a time where nothing waits for a gradient.
 _TILE_BYTES = 2 << 20
@@ -35,7 +34,7 @@ def global_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, s
     """One attention of all queries to the whole map."""
     ho, wo = q.shape[1:3]
     h, w = k.shape[1:3]
-    mask = _cached(_multiplicity_mask, ho, wo, h, w, kernel, stride, dilation, dtype=q.dtype, device=q.device)
+    mask = remembered(_multiplicity_mask, ho, wo, h, w, kernel, stride, dilation, dtype=q.dtype, device=q.device)
     queries = q.flatten(1, 2).transpose(1, 2)  # (B, heads, Ho·Wo, d)
     keys = _minus_position(k, pe, q.dtype).flatten(1, 2).transpose(1, 2)  # (B, heads, H·W, d)
     values = v.flatten(1, 2).transpose(1, 2)  # (B, heads, H·W, d)
@@ -58,7 +57,7 @@ def tile_attention(
     queries = q.reshape(b, nh, th, nw, tw, heads, d).permute(0, 1, 3, 5, 2, 4, 6)
     # Copies by name, here and at the end: else a compiler makes a graph where the memory allows a view, one where not.
     queries = queries.clone(memory_format=torch.contiguous_format).view(b * nh * nw, heads, th * tw, d)
-    mask = _cached(_band_mask, th, tw, kernel, stride, dilation, dtype=q.dtype, device=q.device)
+    mask = remembered(_band_mask, th, tw, kernel, stride, dilation, dtype=q.dtype, device=q.device)
 
     half = q.element_size() < pe.element_size()
     k = k if half else _minus_position(k, pe, q.dtype)
@@ -90,7 +89,7 @@ def offset_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, s
     keys, values = _minus_position(k, pe, q.dtype)[:, rows], v[:, rows]  # 2 × (B, k, Ho, W, heads, d)
     q = (q * q.shape[-1] ** -0.5).unsqueeze(1)  # (B, 1, Ho, Wo, heads, d)
     logits = torch.stack([(q * keys[:, :, :, col]).sum(-1) for col in cols.unbind()], 2)  # (B, k, k, Ho, Wo, heads)
-    weights = logits.flatten(1, 2).softmax(1).unflatten(1, (kernel, kernel)).unsqueeze(-1)
+    weights = unflatten(logits.flatten(1, 2).softmax(1), 1, (kernel, kernel)).unsqueeze(-1)
     columns = [(weights[:, :, x] * values[:, :, :, col]).sum(1) for x, col in enumerate(cols.unbind())]
     return torch.stack(columns).sum(0)  # of k × (B, Ho, Wo, heads, d)
 
@@ -99,7 +98,7 @@ def positions(weight: Tensor, h: int, w: int) -> Tensor:
     """The position encoding of a map: the coordinates (x, y), each from −1 to 1, times weight (d, 2) → (H, W, d), in
     float32 at least: in half precision the difference of two positions would drown."""
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    return _cached(_coordinates, h, w, dtype=weight.dtype, device=weight.device) @ weight.T
+    return remembered(_coordinates, h, w, dtype=weight.dtype, device=weight.device) @ weight.T
 
 
 def _coordinates(h: int, w: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -136,7 +135,7 @@ def _gather(x: Tensor, geometry: tuple[int, ...], some: slice) -> Tensor:
         return x[:, rows, cols].flatten(3, 4).flatten(0, 2)
     if torch.is_grad_enabled():
         return _GatherTiles.apply(x, geometry)  # type: ignore[no-any-return]
-    index = _cached(_tile_index, x.shape[0], *geometry, device=x.device)  # (B·nh·nw, kh·kw)
+    index = remembered(_tile_index, x.shape[0], *geometry, device=x.device)  # (B·nh·nw, kh·kw)
     rows = x.contiguous().view(-1, x.shape[3] * x.shape[4])  # (B·H·W, heads·d)
     return F.embedding(index[some], rows).unflatten(2, x.shape[3:])  # type: ignore[no-any-return]
 
@@ -157,8 +156,8 @@ class _GatherTiles(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        order = _cached(_tile_order, ctx.shape[0], *ctx.geometry, device=grad.device)
-        starts = _cached(_tile_starts, ctx.shape[0], *ctx.geometry, device=grad.device)
+        order = remembered(_tile_order, ctx.shape[0], *ctx.geometry, device=grad.device)
+        starts = remembered(_tile_starts, ctx.shape[0], *ctx.geometry, device=grad.device)
         rows = grad.reshape(len(order), -1)  # (B·nh·nw·kh·kw, heads·d)
         return F.embedding_bag(order, rows, starts, mode="sum").view(ctx.shape), None
 
@@ -222,23 +221,6 @@ def _multiplicity_mask(
 
     times = count(ho, h)[:, None, :, None] * count(wo, w)[None, :, None, :]  # (Ho, Wo, H, W)
     return times.flatten(2).flatten(0, 1).to(torch.float64).log().to(dtype)
-
-
-_constants: dict[object, Tensor] = {}
-
-
-def _cached(build: Any, *geometry: int, **kind: Any) -> Tensor:
-    """`build(*geometry, **kind)`, remembered: a mask or an index depends on the geometry alone and costs a dozen calls.
-    While a graph is being traced nothing is remembered, since tensors of a trace must not outlive it."""
-    if is_recording() or kind["device"].type == "meta":
-        return build(*geometry, **kind)  # type: ignore[no-any-return]
-    key = (build, geometry, *kind.values())
-    if key not in _constants:
-        if len(_constants) >= 256:
-            _constants.clear()
-        with torch.inference_mode(False):  # an inference tensor could not serve a later training step
-            _constants[key] = build(*geometry, **kind)
-    return _constants[key]
 
 
 def _dense(x: Tensor) -> Tensor:

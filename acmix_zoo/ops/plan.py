@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -28,25 +29,30 @@ _CHUNK_BYTES = 16 << 20
 # Input channels from which projecting again for the gradient costs more time than keeping the projections is worth.
 _KEEP_FROM = 256
 
-_forced: str | None = os.environ.get("ACMIX_FORM") or None
+# A context variable, so that `use_form` in one thread or asyncio task leaves all others alone.
+_forced: ContextVar[str | None] = ContextVar("acmix_form", default=os.environ.get("ACMIX_FORM") or None)
 
 
 @contextmanager
-def use_form(form: str) -> Iterator[None]:
-    """Force a form of the operator, one of `FORMS`, for every layer that runs within.
+def use_form(form: str | None) -> Iterator[None]:
+    """Force a form of the operator, one of `FORMS`, for every layer that runs within; None forces nothing.
 
     "reference" runs attention and convolution as printed in the paper, by plain operators that also have second
     derivatives; the others are the fast forms of the attention.
 
+    It holds for the calling thread or asyncio task alone. A backward pass outside of it uses the form of its forward
+    pass. One case is out of its reach: on a GPU, autograd runs the backward pass in threads of its own, and what
+    `torch.utils.checkpoint` computes again there is computed in the default form. Set the environment variable
+    ACMIX_FORM, which holds everywhere, to force a form with gradient checkpointing on a GPU.
+
     Raises:
         ValueError: no such form.
     """
-    global _forced
-    before, _forced = _forced, _known(form)
+    token = _forced.set(form if form is None else _known(form))
     try:
         yield
     finally:
-        _forced = before
+        _forced.reset(token)
 
 
 def forced_form() -> str | None:
@@ -55,7 +61,8 @@ def forced_form() -> str | None:
     Raises:
         ValueError: no such form.
     """
-    return _forced if _forced is None else _known(_forced)
+    form = _forced.get()
+    return form if form is None else _known(form)
 
 
 def _known(form: str) -> str:

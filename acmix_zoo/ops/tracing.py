@@ -8,6 +8,7 @@ it, hand out 0-d tensors for all sizes and record what is computed from them.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,9 +40,27 @@ def at_most(size: Any, maximum: int) -> Any:
     return size.clamp(max=maximum) if isinstance(size, Tensor) else torch.sym_min(size, maximum)
 
 
+def ceil_div(size: Any, by: int) -> Any:
+    """Return `size / by`, rounded up, for a size of any kind.
+
+    Not `-(-size // by)`: ONNX divides towards zero, so that a negative numerator is rounded the other way there.
+    """
+    return (size + by - 1) // by
+
+
 def is_open(*sizes: Any) -> bool:
     """Return whether one of the sizes is left open in an exported graph, so that no decision may rest on it."""
     return is_exporting() and any(isinstance(size, Tensor | torch.SymInt) for size in sizes)
+
+
+def unflatten(x: Tensor, dim: int, sizes: Sequence[Any]) -> Tensor:
+    """Return `x.unflatten(dim, sizes)`.
+
+    In a trace by `reshape`: the TorchScript-based ONNX exporter turns all sizes behind an `unflatten` into constants.
+    """
+    if not is_tracing():
+        return x.unflatten(dim, tuple(sizes))  # type: ignore[no-any-return,no-untyped-call]
+    return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
 
 
 def fixed(size: Any) -> Any:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix_zoo.ops.tracing import is_open
+from acmix_zoo.ops.tracing import is_open, unflatten
 
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
@@ -54,7 +54,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     if q.device.type == "cpu":
         # The CPU's fused kernel gives no gradient to a bias, needs a copy of it for every image, and is no faster.
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B·n, heads, L, L)
-        weights: Tensor = (logits.unflatten(0, (-1, n)) + bias).softmax(-1)  # (B, n, heads, L, L)
+        weights: Tensor = (unflatten(logits, 0, (-1, n)) + bias).softmax(-1)  # (B, n, heads, L, L)
         return weights.flatten(0, 1) @ v
     if is_open(n) or n > 1:
         bias = bias.expand(q.shape[0] // n, -1, -1, -1, -1).flatten(0, 1)  # (B·n, heads, L, L)

@@ -1,0 +1,42 @@
+"""Layers that tools for graphs treat as a unit: torch.fx keeps a call of them, and torch.jit.script is refused."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch.fx
+from torch import nn
+
+_Layer = TypeVar("_Layer", bound=type[nn.Module])
+
+
+def leaf(layer: _Layer) -> _Layer:
+    """Make a layer (as a class decorator) a leaf of `torch.fx` graphs, and refuse `torch.jit.script`.
+
+    What our layers compute depends on the size of their input, and fx cannot follow such decisions. Its graph holds a
+    call of `run_leaf` with the layer as its first argument instead. Every fx tracer records that with its default
+    arguments, whereas a list of leaf modules would have to be passed to each of them.
+    """
+    forward = layer.forward
+
+    @wraps(forward)
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return run_leaf(self, *args, **kwargs)
+
+    def refuse(self: nn.Module) -> nn.Module:
+        raise TypeError(
+            f"{layer.__name__} does not support torch.jit.script, which is deprecated in PyTorch. "
+            "Use torch.compile or torch.export, or torch.jit.trace where TorchScript is needed"
+        )
+
+    layer.forward = call
+    layer.leaf_forward = forward  # type: ignore[attr-defined]
+    layer.__prepare_scriptable__ = refuse  # type: ignore[attr-defined]
+    return layer
+
+
+@torch.fx.wrap
+def run_leaf(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run the forward method of a layer that `leaf` decorates."""
+    return layer.leaf_forward(*args, **kwargs)
