@@ -111,7 +111,7 @@ def _parts(case: Case) -> tuple[str, str]:
 
 def _layer(kind: str, c: int, stride: int) -> nn.Module:
     if kind in ("acmix2d", "released"):
-        acmix = ACmix2d(c, c, stride=stride)
+        acmix = ACmix2d(c, c, stride=stride, heads=4)
         return acmix if kind == "acmix2d" else ReleasedForm(acmix)
     plain = nn.Conv2d(c, c, 3, stride, 1)
     if kind == "conv3x3":

@@ -15,7 +15,7 @@ from acmix_zoo.ops.acmix import Geometry, acmix, mix
 from acmix_zoo.ops.attention_forms import positions
 from acmix_zoo.ops.derivatives import is_channels_last
 from acmix_zoo.ops.precision import autocast_off
-from acmix_zoo.ops.tracing import fixed, is_tracing
+from acmix_zoo.ops.tracing import fixed, is_tracing, unflatten
 
 
 @leaf
@@ -137,10 +137,8 @@ class ACmix2d(nn.Module):
                 pe = pe + 0 * self.position_bias  # its gradient is zero, not missing
         qkv, both = self.qkv, self.paths == "both"
         if is_plain(qkv, nn.Linear) and (self.paths == "attention" or is_plain(self.shift_conv, ShiftConv)):
-            weight, bias, inputs = qkv.weight, qkv.bias, x
-            if autocast:
-                dtype = torch.get_autocast_dtype(device)
-                weight, bias, inputs = weight.to(dtype), None if bias is None else bias.to(dtype), x.to(dtype)
+            dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+            weight, bias, inputs = (t if t is None else t.to(dtype) for t in (qkv.weight, qkv.bias, x))
             # Cast here, once: a chunk that is recomputed for its gradient must not come out in another dtype.
             with autocast_off(x):
                 fc = kernels = None
@@ -156,7 +154,7 @@ class ACmix2d(nn.Module):
         projections = self.qkv(x.permute(0, 2, 3, 1))  # (B, H, W, 3·out)
         parts: list[Tensor] = []
         if self.paths != "attention":
-            groups = projections.unflatten(3, (-1, 3 * self.heads))  # (B, H, W, d, 3·heads)
+            groups = unflatten(projections, 3, (-1, 3 * self.heads))  # (B, H, W, d, 3·heads)
             maps = self.shift_conv(groups, self.beta if self.paths == "both" else None)  # (B, Ho, Wo, out)
             parts.append(maps.permute(0, 3, 1, 2))  # (B, out, Ho, Wo)
         if pe is not None:

@@ -140,7 +140,7 @@ def _put(block: nn.Module, child: str, layer: ACmix2d) -> None:
     if child == "conv" and isinstance(norm, nn.Module) and hasattr(block, "forward_fuse"):
         block.conv = nn.Sequential(layer, norm)
         del block.bn
-        block.forward = block.forward_fuse  # type: ignore[method-assign,assignment]
+        block.forward = block.forward_fuse  # type: ignore[assignment]
     else:
         setattr(block, child, layer)
 

@@ -182,7 +182,7 @@ class PVT(nn.Module):
         """
         check_output_fmt("PVT", output_fmt)
         take, last = feature_take_indices(len(self.feature_info), indices)
-        check_dtype("PVT", x, self.patch_embed1.proj)
+        check_dtype("PVT", x, self.get_submodule("patch_embed1.proj"))
         x, maps = self.stem(x), []
         end = len(self.feature_info) - 1
         for i in range(last + 1 if stop_early else end + 1):
@@ -215,7 +215,7 @@ class PVT(nn.Module):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
-        check_dtype("PVT", x, self.patch_embed1.proj)
+        check_dtype("PVT", x, self.get_submodule("patch_embed1.proj"))
         x = self.stem(x)
         for i in range(len(self.feature_info) - 1):
             x = as_map(*self._stage(i, x))

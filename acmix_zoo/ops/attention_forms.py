@@ -16,6 +16,8 @@ kernel, stride, dilation. All return (B, Ho, Wo, heads, d).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
