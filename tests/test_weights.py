@@ -1,23 +1,28 @@
 """The weight folder: what is written, that it proves itself, and that no failure loses what was there."""
 
+import copy
 import errno
+import html
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import timm
 import torch
 from torch import nn
+from yaml import safe_load
 
 import acmix_zoo
 from acmix_zoo.weights import check_folder, create_model, read_config, write_folder
-from acmix_zoo.weights.card import render_card
+from acmix_zoo.weights.card import render_card, render_eval_results
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG = {"tag": "shapes", "input_size": (3, 32, 32), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -100,13 +105,60 @@ def test_config_and_card(tmp_path: Path) -> None:
     for text in ("library_name: acmix_zoo", "license: mit", "- zalando-datasets/fashion_mnist", "93.12 %", "4 shape 4"):
         assert text in card
     assert "| Data | name fashion_mnist, splits (train 54000, test 10000) |" in card
-    assert "shapes.yaml \\| tee log" in card  # a bar would end the table's cell
+    assert "shapes.yaml &#124; tee log" in card  # a bar would end the table's cell
     from huggingface_hub import parse_eval_result_entries
-    from yaml import safe_load
 
     [entry] = parse_eval_result_entries(safe_load(next((folder / ".eval_results").iterdir()).read_text()))
     assert (entry.dataset_id, entry.value) == ("zalando-datasets/fashion_mnist", 0.93125)
     assert safe_load(card.split("---")[1])["tags"] == ["image-classification", "timm", "acmix"]
+
+
+@pytest.fixture(scope="module")
+def any_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return read_config(write(tmp_path_factory.mktemp("any") / "w", record={**RECORD, "parent": "start.pth"}))
+
+
+EVIL = "x\npipeline_tag: evil\n---\n<script>alert(1)</script>|`a` [b](http://c) \\| *d* &amp; | e\u2028f\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    "field", ["license", "origin", "parent", "command", "seed", "dataset", "metric", "note", "label", "tag"]
+)
+def test_nothing_in_a_card_is_markup(any_config: dict[str, Any], field: str) -> None:
+    """Names that users and data sets chose appear as they are: no front matter, no HTML, no link, no further cell."""
+    markdown = pytest.importorskip("markdown_it").MarkdownIt().enable("table")
+    config = copy.deepcopy(any_config)
+    plain = render_card(config)
+    record, label = config["acmix_zoo"], config["pretrained_cfg"]
+    value = "Ann's set" + EVIL
+    changes = {
+        "dataset": {"dataset": {"name": value, value: {value: value}}},
+        "metric": {"metrics": [{"dataset": value, "split": value, "name": "top1" + value, "value": 0.5}]},
+        "note": {"metrics": [{"dataset": "a/b", "split": "val", "name": "top1", "value": 0.5, "note": value}]},
+        "tag": {"name": value},
+    }
+    record.update(changes.get(field, {field: value}))
+    label["label_names"] = [value] * 10 if field == "label" else None
+    card = render_card(config)
+    front, body = card.removeprefix("---\n").split("\n---\n", 1)
+    expected = {
+        "library_name": "acmix_zoo",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "timm", "acmix"],
+    }
+    found = safe_load(front)
+    assert {key: found[key] for key in expected} == expected and found.keys() <= {*expected, "license", "datasets"}
+    assert len(body.splitlines()) == len(plain.split("\n---\n", 1)[1].splitlines()) + 4 * (field == "label")
+    for markup in ("<script", "[b](", "\x1b", "\u2028", "*d*"):
+        assert markup not in body
+    rows = [line for line in body.splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} <= {3, 5}
+    if field != "license":  # which only the front matter has
+        shown = html.unescape(re.sub("<[^>]*>", "", markdown.render(body)))
+        assert "<script>alert(1)</script>|`a` [b](http://c) \\| *d* &amp; | e f [2J" in shown
+    for text in render_eval_results(config).values():
+        [entry] = safe_load(text)
+        assert entry.keys() == {"dataset", "value", "notes"}
 
 
 def test_local_data_sets_are_not_announced_to_the_hub(tmp_path: Path) -> None:
