@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from yaml import safe_load
 import acmix_zoo
 from acmix_zoo.weights import check_folder, create_model, read_config, write_folder
 from acmix_zoo.weights.card import render_card, render_eval_results
+from acmix_zoo.weights.folder import beside, take_place
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG = {"tag": "shapes", "input_size": (3, 32, 32), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -312,6 +314,51 @@ def test_failing_exchange(old, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError, match="Input/output error"):
         write(folder)
     assert contents(folder) == before and os.listdir(folder.parent) == ["weights"]
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_another_process_takes_the_place_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    """Just before the new folder moves in, another process has put its own there, three times over."""
+    folder, others = tmp_path / "weights", [write(tmp_path / f"other{i}") for i in range(3)]
+    if not is_new:
+        write(folder)
+    model, rename = pico(), Path.rename
+
+    def racing(self: Path, target: Path) -> Path:
+        if target == folder and others:
+            rename(others.pop(), folder)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", racing)
+    write(folder, model)
+    assert not others and os.listdir(tmp_path) == ["weights"] and check_folder(folder) == []
+    assert torch.equal(create_model(folder).fc.weight, model.fc.weight)
+
+
+def test_many_fill_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acmix_zoo.weights.folder.check_folder", lambda folder: [])  # only the moving is tested
+
+    def fill(number: int) -> None:
+        for i in range(50):
+            with beside(tmp_path / "weights") as new:
+                for name in ("config.json", "model.safetensors"):
+                    (new / name).write_text(f"{number} {i}")
+                take_place(new, tmp_path / "weights")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(fill, range(4)))
+    found = contents(tmp_path / "weights")
+    assert len(found) == 2 and found["config.json"] == found["model.safetensors"]
+    assert os.listdir(tmp_path) == ["weights"]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.safetensors", "model.pth", "best.ckpt"])
+def test_a_file_is_not_a_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is the name of a .* file, but weights are written as a folder"):
+        write(tmp_path / name)
+    assert not (tmp_path / name).exists()
 
 
 def test_kill(old) -> None:

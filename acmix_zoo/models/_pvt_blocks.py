@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
-from timm.models._features_fx import register_notrace_function
+from timm.models import register_notrace_function
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ReducedACmix

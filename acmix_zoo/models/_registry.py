@@ -9,9 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._builder import resolve_pretrained_cfg
-from timm.models._features_fx import register_notrace_module
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_module,
+    resolve_pretrained_cfg,
+)
+from timm.models._features import feature_take_indices  # has no public name; timm's own models import it from here
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM, ReducedACmix, WindowACmix
@@ -24,6 +29,7 @@ __all__ = [
     "check_sha256",
     "checkpoints_root",
     "default_cfgs",
+    "feature_take_indices",
     "register_model",
     "register_notrace_module",
 ]

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.checks import Paths
 from acmix_zoo.layers.deploy import fold
 from acmix_zoo.models._map_head import MapHead
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
+from acmix_zoo.models._registry import IMAGENET, SMALL, build, feature_take_indices, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._stem import small_stem
 

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, PatchEmbed, calculate_drop_path_rates, resample_patch_embed
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
 from acmix_zoo.layers.checks import Paths
 from acmix_zoo.layers.deploy import fold
 from acmix_zoo.models._plain_swin import from_plain_swin, is_plain_swin
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
+from acmix_zoo.models._registry import IMAGENET, SMALL, build, feature_take_indices, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._stem import small_stem
 from acmix_zoo.models._swin_blocks import PatchMerging, Size, Stage

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import distributed
 
+from acmix_zoo.cli_parser import Parser
 from acmix_zoo.data import ImageDataModule
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training.checkpoints import is_checkpoint
@@ -38,6 +39,10 @@ class _SaveConfig(SaveConfigCallback):
             self.already_saved = True
 
 
+class _Parser(Parser, LightningArgumentParser):
+    """Lightning's parser with our short errors."""
+
+
 class TrainingCLI(LightningCLI):
     """`acmix-zoo fit|validate|test|predict`.
 
@@ -56,6 +61,7 @@ class TrainingCLI(LightningCLI):
             ImageDataModule,
             save_config_callback=_SaveConfig,
             seed_everything_default=0,
+            parser_class=_Parser,
             trainer_defaults={
                 # A log file gets a line an epoch from RunFolder instead.
                 "enable_progress_bar": on_terminal,
