@@ -102,6 +102,8 @@ def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> 
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}; training needs: pip install 'acmix-zoo[train]'") from error
 
+    argv = _with_config_files(argv)
+
     class Run(TrainingCLI):
         def before_fit(self) -> None:
             if before_fit:
@@ -113,6 +115,16 @@ def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> 
         return Run(command=shlex.join(["acmix-zoo", *argv]))
     finally:
         sys.argv = given
+
+
+def _with_config_files(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with `--config RUN_FOLDER` replaced by the run's config.yaml."""
+    words = list(argv)
+    for i, word in enumerate(argv):
+        option, equals, value = word.partition("=") if word.startswith("-") else (argv[i - 1], "", word)
+        if option in ("-c", "--config") and value and (Path(value) / "config.yaml").is_file():
+            words[i] = (option + equals if equals else "") + str(Path(value) / "config.yaml")
+    return words
 
 
 if __name__ == "__main__":

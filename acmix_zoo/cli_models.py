@@ -131,7 +131,8 @@ def _facts(model: nn.Module, folder: Path | None) -> list[tuple[str, str]]:
         facts.append(("licence", str(record.get("license") or "none stated")))
         return facts
     architecture = str(cfg.get("architecture", ""))
-    facts.append(("weights", ", ".join(tags(architecture)) or "none"))
+    found = timm.list_models(f"{architecture}.*", pretrained=True)  # timm's own networks, too
+    facts.append(("weights", ", ".join(name.partition(".")[2] for name in found) or "none"))
     facts.append(("licence", str(cfg.get("license") or "none stated")))
     return facts
 

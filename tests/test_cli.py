@@ -118,10 +118,12 @@ def test_a_run_is_reproduced_from_its_portable_record(run: Path, tmp_path: Path)
     assert same(run / "checkpoints/best.ckpt", tmp_path / "again/checkpoints/best.ckpt")
 
 
-@pytest.mark.parametrize("command", ["validate", "test"])
-def test_evaluation_repeats_the_record(command: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("command", "config"), [("validate", "config.yaml"), ("test", "")])  # "": the run folder
+def test_evaluation_repeats_the_record(
+    command: str, config: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
-    assert main([command, "--config", str(run / "config.yaml")]) == 0
+    assert main([command, "--config", str(run / config)]) == 0
     split = {"validate": "val", "test": "test"}[command]
     record = read_config(run / "weights")["acmix_zoo"]
     expected = {m["name"]: m["value"] for m in record["metrics"] if m["split"] == split}
