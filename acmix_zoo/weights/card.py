@@ -4,10 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]  # huggingface_hub and timm need it, too
 from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but exported lazily
+from huggingface_hub.utils import validate_repo_id, yaml_dump  # type: ignore[attr-defined]  # public, exported lazily
 
 from acmix_zoo.models._published import is_reconstruction
 
@@ -143,4 +142,4 @@ def render_eval_results(config: Mapping[str, Any]) -> dict[str, str]:
                 "notes": f"{metric['name']} on the {metric['split']} split{_note(metric)}",
             }
         )
-    return {file: yaml.safe_dump(content, sort_keys=False, allow_unicode=True) for file, content in entries.items()}
+    return {file: yaml_dump(content, sort_keys=False) for file, content in entries.items()}
