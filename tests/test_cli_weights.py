@@ -81,6 +81,14 @@ class TestConvert:
         assert (record["name"], record["origin"]) == ("acmix_resnet_pico.mine", "converted from mine.pth")
         assert torch.equal(create_model(tmp_path / "w").fc.weight, model.fc.weight)
 
+    def test_other_channels(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        model = timm.create_model("acmix_resnet_pico", num_classes=4, in_chans=1)
+        torch.save({"net": model.state_dict()}, tmp_path / "grey.pth")
+        said(capsys, "convert", tmp_path / "grey.pth", tmp_path / "w", "--model", "acmix_resnet_pico.grey")
+        cfg = read_config(tmp_path / "w")["pretrained_cfg"]
+        assert cfg["input_size"] == [1, 32, 32] and cfg["mean"] == pytest.approx([0.449]) and len(cfg["std"]) == 1
+        assert create_model(tmp_path / "w")(torch.zeros(2, 1, 32, 32)).shape == (2, 4)
+
     def test_errors(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "other.pth")
         for file, name, message in (
