@@ -6,21 +6,21 @@
     acmix-zoo predict  --config runs/X/config.yaml --data.predict_source FOLDER      writes runs/X/predictions.csv
     acmix-zoo reproduce NAME [--run.folder FOLDER] [options of fit]        train again what a record says, and compare
     acmix-zoo list     [PATTERN] [--pretrained]                            networks, weights, parameters, MACs, scores
-    acmix-zoo info     MODEL                                               the paper's two stages, layer by layer
+    acmix-zoo info     MODEL                                               parameters, input, weights; the two stages
     acmix-zoo verify   WEIGHTS... [--data SOURCE]                          are they what their record says?
     acmix-zoo export   RUN_OR_CKPT FOLDER [--no-ema]                       a run's weights as a weight folder
     acmix-zoo convert  FILE --model NAME [FOLDER]                          a checkpoint file as a weight folder
     acmix-zoo push     FOLDER org/name [--private] [--revision BRANCH]     to the Hugging Face Hub
     acmix-zoo pull     org/name[@REVISION] [FOLDER]                        from it
-    acmix-zoo classify WEIGHT_FOLDER IMAGE... [--top 5]
+    acmix-zoo classify WEIGHTS IMAGE_OR_FOLDER... [--top 5]                the most probable classes of pictures
     acmix-zoo data     FOLDER                                              splits, classes, images, what is skipped
     acmix-zoo bench    acmix_resnet50 resnet50 [--batch 1 8] [--mode both] ...       time, memory, GFLOP/s, growth
     acmix-zoo plan     RECIPE... [--gpus 1 8 32] [--gpu a100]              memory, time, efficiency on n GPUs, on paper
 
-`acmix-zoo COMMAND --help` tells the options.
+WEIGHTS is a weight folder, a run folder, a checkpoint of `fit`, or a name such as acmix_resnet_pico.fashion_mnist.
+`acmix-zoo COMMAND --help` lists the options.
 """
 
-import argparse
 import difflib
 import io
 import locale
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         if argv[0] == "classify":
+            from acmix_zoo.cli_classify import classify
+
             classify(argv[1:])
         elif argv[0] == "data":
             from acmix_zoo.cli_data import data
@@ -128,6 +130,8 @@ def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> 
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}; training needs: pip install 'acmix-zoo[train]'") from error
 
+    argv = _with_config_files(argv)
+
     class Run(TrainingCLI):
         def before_fit(self) -> None:
             if before_fit:
@@ -143,43 +147,14 @@ def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> 
         sys.argv = given
 
 
-def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
-    """Print the most probable classes of images, by the weights of a weight folder.
-
-    Returns:
-        For each image (class, probability) pairs, the most probable first.
-
-    Raises:
-        FileNotFoundError, ValueError: no such folder or image, or an unreadable one.
-    """
-    parser = argparse.ArgumentParser("acmix-zoo classify", description="Classify images with the weights of a folder.")
-    parser.add_argument("folder", type=Path, help="weight folder: config.json and model.safetensors; or a model's name")
-    parser.add_argument("images", nargs="+", type=Path, metavar="image")
-    parser.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
-    options = parser.parse_args(arguments)
-    if options.top < 1:
-        parser.error(f"--top {options.top} was given; expected at least 1")
-
-    import torch
-    from timm.data import create_transform, resolve_data_config
-
-    from acmix_zoo.data.images import load_image
-    from acmix_zoo.weights import create_model
-
-    name: Any = options.folder if options.folder.exists() else str(options.folder)
-    model = create_model(name, pretrained=True).eval()
-    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    transform = create_transform(**resolve_data_config(pretrained_cfg=cfg))
-    results = []
-    for path in options.images:
-        x = transform(load_image(path))[None]  # (1, C, H, W)
-        with torch.inference_mode():
-            probabilities = model(x).softmax(-1)[0]  # (classes,)
-        labels = cfg.get("label_names") or [f"class {i}" for i in range(len(probabilities))]
-        best = probabilities.topk(min(options.top, len(probabilities)))
-        results.append([(labels[i], float(p)) for p, i in zip(best.values, best.indices.tolist(), strict=True)])
-        print(f"{path}: " + ", ".join(f"{label} {100 * p:.1f} %" for label, p in results[-1]))
-    return results
+def _with_config_files(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with `--config RUN_FOLDER` replaced by the run's config.yaml."""
+    words = list(argv)
+    for i, word in enumerate(argv):
+        option, equals, value = word.partition("=") if word.startswith("-") else (argv[i - 1], "", word)
+        if option in ("-c", "--config") and value and (Path(value) / "config.yaml").is_file():
+            words[i] = (option + equals if equals else "") + str(Path(value) / "config.yaml")
+    return words
 
 
 if __name__ == "__main__":

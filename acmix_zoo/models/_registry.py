@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._builder import resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models._features import feature_take_indices  # has no public name; timm's own models import it from here
 from torch import Tensor, nn
 
 from acmix_zoo.models._feature_maps import feature_class
@@ -26,6 +26,7 @@ __all__ = [
     "checkpoints_root",
     "default_cfgs",
     "record_arguments",
+    "feature_take_indices",
     "register_model",
 ]
 

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 import torch.fx
 from timm.layers import calculate_drop_path_rates
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint
+from timm.models import checkpoint
 from torch import Tensor, nn
 
 from acmix_zoo.layers.checks import Paths, check_dtype
 from acmix_zoo.models._feature_maps import check_output_fmt, to_output_fmt
 from acmix_zoo.models._pvt_blocks import Block, PatchEmbed, Size, as_map, resized_positions
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, record_arguments, register_model
+from acmix_zoo.models._registry import IMAGENET, SMALL, build, feature_take_indices, record_arguments, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._silent import silent_convolution
 from acmix_zoo.models._stem import small_stem

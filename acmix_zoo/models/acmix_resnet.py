@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d
@@ -19,7 +18,7 @@ from acmix_zoo.layers.checks import Paths, check_dtype
 from acmix_zoo.layers.deploy import fold
 from acmix_zoo.models._feature_maps import check_output_fmt, to_output_fmt
 from acmix_zoo.models._map_head import MapHead
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
+from acmix_zoo.models._registry import IMAGENET, SMALL, build, feature_take_indices, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._stem import small_stem
 

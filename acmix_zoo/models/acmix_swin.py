@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, PatchEmbed, calculate_drop_path_rates, resample_patch_embed, to_2tuple
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
@@ -20,7 +19,7 @@ from acmix_zoo.layers.checks import Paths, check_dtype
 from acmix_zoo.layers.deploy import fold
 from acmix_zoo.models._feature_maps import check_output_fmt
 from acmix_zoo.models._plain_swin import from_plain_swin, is_plain_swin
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, record_arguments, register_model
+from acmix_zoo.models._registry import IMAGENET, SMALL, build, feature_take_indices, record_arguments, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._stem import small_stem
 from acmix_zoo.models._swin_blocks import PatchMerging, Size, Stage

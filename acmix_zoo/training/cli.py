@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import distributed
 
+from acmix_zoo.cli_parser import Parser
 from acmix_zoo.data import ImageDataModule
 from acmix_zoo.data.recorded import recorded_source
 from acmix_zoo.tasks import ClassificationTask
@@ -48,6 +49,10 @@ class _SaveConfig(SaveConfigCallback):
             self.already_saved = True
 
 
+class _Parser(Parser, LightningArgumentParser):
+    """Lightning's parser with our short errors."""
+
+
 class TrainingCLI(LightningCLI):
     """`acmix-zoo fit|validate|test|predict`.
 
@@ -64,6 +69,7 @@ class TrainingCLI(LightningCLI):
             ImageDataModule,
             save_config_callback=_SaveConfig,
             seed_everything_default=0,
+            parser_class=_Parser,
             trainer_defaults={
                 # A log file gets a line an epoch from RunFolder instead.
                 "enable_progress_bar": on_terminal,

@@ -9,6 +9,7 @@
 
 import copy
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +38,15 @@ _INHERITED = {"input_size", "fixed_input_size", "interpolation", "crop_pct", "cr
 _INHERITED |= {"first_conv", "classifier"}
 # Arguments that config.json states elsewhere, or that belong to the training run.
 _NOT_ARCHITECTURE = {"num_classes", "drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate"}
+
+_TORCH = "For a file: torch.save(acmix_zoo.create_model(WEIGHTS).state_dict(), FILE)"
+# Kinds of model files that people expect here, and how to make one of a weight folder or run folder.
+_FILES = {
+    ".onnx": "For ONNX: torch.onnx.export(acmix_zoo.create_model(WEIGHTS).eval(), (torch.zeros(1, 3, H, W),), FILE)",
+    ".pt2": "For torch.export: torch.export.save(torch.export.export(MODEL, (torch.zeros(1, 3, H, W),)), FILE)",
+    ".safetensors": "The file is model.safetensors in that folder",
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _TORCH),
+}
 
 
 def write_folder(
@@ -187,12 +197,17 @@ def _version() -> str:
 
 
 def free_place(folder: str | Path) -> Path:
-    """The absolute path of a place where a weight folder may be put: nothing is there, or another weight folder.
+    """Return the absolute path of a place where a weight folder may be put: nothing is there, or another weight folder.
 
     Raises:
-        FileExistsError: something else is in the way.
+        ValueError: the path is a model file's, such as model.onnx. FileExistsError: something else is in the way.
     """
     folder = Path(os.path.abspath(folder))
+    if folder.suffix in _FILES:
+        raise ValueError(
+            f"{folder.name} is the name of a {folder.suffix} file, but weights are written as a folder. Expected a "
+            f"folder's name, such as {folder.stem}. {_FILES[folder.suffix]}"
+        )
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not empty and not (folder / "config.json").is_file():
         raise FileExistsError(f"{folder} exists and is not a weight folder; choose another place")
@@ -235,19 +250,27 @@ def beside(folder: Path) -> Iterator[Path]:
 def take_place(new: Path, folder: Path) -> None:
     """Verify the weight folder `new` and move it to `folder`; if it does not verify, `folder` is as it was.
 
+    Several processes may do so at the same time: the last one wins, and each of their folders is whole. No lock
+    (filelock) is used, because its file would stay beside the folder, and some network file systems know no locks.
+
     Raises:
         ValueError: it does not verify.
     """
     problems = check_folder(new)
     if problems:
         raise ValueError(f"{folder} would not verify: {'; '.join(problems)}")
-    if not folder.exists():
-        new.rename(folder)
-        return
     with beside(folder) as old:
-        folder.rename(old / folder.name)
-        try:
-            new.rename(folder)
-        except BaseException:
-            (old / folder.name).rename(folder)
-            raise
+        for attempt in range(100):
+            aside = old / str(attempt)
+            try:
+                with suppress(FileNotFoundError):
+                    folder.rename(aside)
+                new.rename(folder)
+                return
+            except BaseException as error:
+                if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                    continue  # another process put its folder there in between
+                with suppress(OSError):  # nothing was there before, or another process's folder is there now
+                    aside.rename(folder)
+                raise
+    raise FileExistsError(f"{folder} is replaced by other processes all the time; write to another folder")

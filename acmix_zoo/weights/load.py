@@ -53,7 +53,7 @@ def translated(source: Source, module: nn.Module) -> State:
 def _without_wrappers(state: State, own: State) -> State:
     """Remove what wrappers put into the keys of `state`, guided by a module's `own` keys."""
     if not any(_BLOCK_WRAPPERS.search(key) for key in own):
-        state = {_BLOCK_WRAPPERS.sub("", key): value for key, value in state.items()}
+        state = without_block_wrappers(state)
     # How many of the module's keys are found behind each prefix, "" included.
     found: Counter[str] = Counter()
     for key in state:
@@ -77,6 +77,11 @@ def _without_wrappers(state: State, own: State) -> State:
         prefix = min(heads, key=len, default="")
         prefix = prefix if all(key.startswith(prefix) for key in state) else ""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def without_block_wrappers(state: State) -> State:
+    """Remove what torch.compile, FSDP and activation checkpointing of single blocks put inside the keys."""
+    return {_BLOCK_WRAPPERS.sub("", key): value for key, value in state.items()}
 
 
 def _some(names: list[str]) -> str:

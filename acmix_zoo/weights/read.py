@@ -116,8 +116,9 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
         return (
             "it is damaged or holds more than tensors; save the state dict alone: torch.save(model.state_dict(), path)"
         )
+    shown = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more classes" if len(names) > 5 else "")
     return (
-        f"it contains objects of {', '.join(sorted(names))}, and reading those would run code from the file. Expected "
+        f"it contains objects of {shown}, and reading those would run code from the file. Expected "
         "tensors and plain values. If you trust the file, load it yourself with weights_only=False and pass the state "
         "dict"
     )
