@@ -6,22 +6,27 @@
     acmix-zoo predict  --config runs/X/config.yaml --data.predict_source FOLDER      writes runs/X/predictions.csv
     acmix-zoo reproduce NAME [--run.folder FOLDER] [options of fit]        train again what a record says, and compare
     acmix-zoo list     [PATTERN] [--pretrained]                            networks, weights, parameters, MACs, scores
-    acmix-zoo info     MODEL                                               the paper's two stages, layer by layer
+    acmix-zoo info     MODEL                                               parameters, input, weights; the two stages
     acmix-zoo verify   WEIGHTS... [--data SOURCE]                          are they what their record says?
     acmix-zoo export   RUN_OR_CKPT FOLDER [--no-ema]                       a run's weights as a weight folder
     acmix-zoo convert  FILE --model NAME [FOLDER]                          a checkpoint file as a weight folder
     acmix-zoo push     FOLDER org/name [--private] [--revision BRANCH]     to the Hugging Face Hub
     acmix-zoo pull     org/name[@REVISION] [FOLDER]                        from it
-    acmix-zoo classify WEIGHT_FOLDER IMAGE... [--top 5]
+    acmix-zoo classify WEIGHTS IMAGE_OR_FOLDER... [--top 5]                the most probable classes of pictures
+    acmix-zoo data     FOLDER                                              splits, classes, images, what is skipped
     acmix-zoo bench    acmix_resnet50 resnet50 [--batch 1 8] [--mode both] ...       time, memory, GFLOP/s, growth
     acmix-zoo plan     RECIPE... [--gpus 1 8 32] [--gpu a100]              memory, time, efficiency on n GPUs, on paper
 
-`acmix-zoo COMMAND --help` tells the options.
+WEIGHTS is a weight folder, a run folder, a checkpoint of `fit`, or a name such as acmix_resnet_pico.fashion_mnist.
+`acmix-zoo COMMAND --help` lists the options.
 """
 
-import argparse
 import difflib
+import io
+import locale
+import os
 import shlex
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -31,12 +36,13 @@ from typing import Any
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 MODEL_COMMANDS = ("list", "info")
 WEIGHT_COMMANDS = ("verify", "export", "convert", "push", "pull")
-COMMANDS = (*TRAINER_COMMANDS, *MODEL_COMMANDS, *WEIGHT_COMMANDS, "classify", "bench", "plan", "reproduce")
+COMMANDS = (*TRAINER_COMMANDS, *MODEL_COMMANDS, *WEIGHT_COMMANDS, "classify", "data", "bench", "plan", "reproduce")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 1 (the run failed), 2 (bad arguments) or 128 + a signal's number."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    _use_utf8(argv, is_program=arguments is None)
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return 0
@@ -52,7 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         if argv[0] == "classify":
+            from acmix_zoo.cli_classify import classify
+
             classify(argv[1:])
+        elif argv[0] == "data":
+            from acmix_zoo.cli_data import data
+
+            return 0 if data(argv[1:]) else 1
         elif argv[0] == "bench":
             from acmix_zoo.analysis.bench import bench
 
@@ -83,6 +95,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _use_utf8(argv: Sequence[str], is_program: bool) -> None:
+    """Have every text file read and written as UTF-8, and print a character that the terminal lacks as "?".
+
+    Recipes, cards and class names are UTF-8, whatever the locale says, and libraries (jsonargparse) open files in the
+    locale's encoding. Only a new interpreter can change that, so a program started under another locale starts again.
+    """
+    if is_program and not sys.flags.utf8_mode and locale.getencoding().lower() not in ("utf-8", "utf8"):
+        command, environment = [sys.executable, "-m", "acmix_zoo.cli", *argv], {**os.environ, "PYTHONUTF8": "1"}
+        if os.name == "posix":
+            os.execve(command[0], command, environment)
+        sys.exit(subprocess.run(command, env=environment).returncode)  # elsewhere exec would not wait for the end
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def _ours(error: BaseException) -> bool:
     """Whether the error was raised here, in words for the user, or is a full disk; others keep their traceback."""
     if type(error).__module__.startswith("acmix_zoo."):  # wherever it was raised again, as of a loader's process
@@ -96,9 +124,13 @@ def _ours(error: BaseException) -> bool:
 def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> Any:
     """Run fit, validate, test or predict; `before_fit` is called with the command line once all is built."""
     try:
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
         from acmix_zoo.training.cli import TrainingCLI
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}; training needs: pip install 'acmix-zoo[train]'") from error
+
+    argv = _with_config_files(argv)
 
     class Run(TrainingCLI):
         def before_fit(self) -> None:
@@ -109,47 +141,20 @@ def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> 
     given, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
         return Run(command=shlex.join(["acmix-zoo", *argv]))
+    except MisconfigurationException as error:  # Lightning's word for options that do not go together
+        raise ValueError(f"{error}. This is what Lightning says of the options of this command") from error
     finally:
         sys.argv = given
 
 
-def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
-    """Print the most probable classes of images, by the weights of a weight folder.
-
-    Returns:
-        For each image (class, probability) pairs, the most probable first.
-
-    Raises:
-        FileNotFoundError, ValueError: no such folder or image, or an unreadable one.
-    """
-    parser = argparse.ArgumentParser("acmix-zoo classify", description="Classify images with the weights of a folder.")
-    parser.add_argument("folder", type=Path, help="weight folder: config.json and model.safetensors; or a model's name")
-    parser.add_argument("images", nargs="+", type=Path, metavar="image")
-    parser.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
-    options = parser.parse_args(arguments)
-    if options.top < 1:
-        parser.error(f"--top {options.top} was given; expected at least 1")
-
-    import torch
-    from timm.data import create_transform, resolve_data_config
-
-    from acmix_zoo.data.images import load_image
-    from acmix_zoo.weights import create_model
-
-    name: Any = options.folder if options.folder.exists() else str(options.folder)
-    model = create_model(name, pretrained=True).eval()
-    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    transform = create_transform(**resolve_data_config(pretrained_cfg=cfg))
-    results = []
-    for path in options.images:
-        x = transform(load_image(path))[None]  # (1, C, H, W)
-        with torch.inference_mode():
-            probabilities = model(x).softmax(-1)[0]  # (classes,)
-        labels = cfg.get("label_names") or [f"class {i}" for i in range(len(probabilities))]
-        best = probabilities.topk(min(options.top, len(probabilities)))
-        results.append([(labels[i], float(p)) for p, i in zip(best.values, best.indices.tolist(), strict=True)])
-        print(f"{path}: " + ", ".join(f"{label} {100 * p:.1f} %" for label, p in results[-1]))
-    return results
+def _with_config_files(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with `--config RUN_FOLDER` replaced by the run's config.yaml."""
+    words = list(argv)
+    for i, word in enumerate(argv):
+        option, equals, value = word.partition("=") if word.startswith("-") else (argv[i - 1], "", word)
+        if option in ("-c", "--config") and value and (Path(value) / "config.yaml").is_file():
+            words[i] = (option + equals if equals else "") + str(Path(value) / "config.yaml")
+    return words
 
 
 if __name__ == "__main__":

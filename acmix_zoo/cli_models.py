@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
+from torch import nn
 
+from acmix_zoo.cli_parser import Parser
 from acmix_zoo.layers.complexity import complexity, human
+from acmix_zoo.layers.cost import LAYERS
 from acmix_zoo.layers.stages import Stages, stage_table
 from acmix_zoo.models._published import is_reconstruction, published
 from acmix_zoo.models._registry import checkpoints_root
 from acmix_zoo.weights import create_model, list_models, official, read_config
+from acmix_zoo.weights.locate import locate
 
 
 def list_(arguments: Sequence[str]) -> None:
     """Print the networks, or the weights, with what they cost and what they reach."""
-    parser = argparse.ArgumentParser("acmix-zoo list", description="The networks and their weights.")
+    parser = Parser("acmix-zoo list", description="The networks and their weights.")
     parser.add_argument("pattern", nargs="?", default="", help='wildcard, such as "*swin*"')
     parser.add_argument("--pretrained", action="store_true", help="weights, as architecture.tag, instead of networks")
     options = parser.parse_args(arguments)
@@ -72,27 +76,76 @@ def shipped(name: str) -> Path | None:
 
 
 def info(arguments: Sequence[str]) -> None:
-    """Print the paper's table of the two stages for every layer of a network, and which of them dominates."""
-    parser = argparse.ArgumentParser(
+    """Print what a network is and needs, and for ACmix networks the paper's table of the two stages of every layer."""
+    parser = Parser(
         "acmix-zoo info",
-        description="What the projections to q, k and v cost (stage I), and the attention and the convolution on them "
-        "(stage II), layer by layer: the paper's table 1 of a network. Any network of timm with such layers.",
+        description="Parameters, MACs, input and weights of a network or of weights. Of ACmix networks also what the "
+        "projections to q, k and v cost (stage I), and the attention and the convolution on them (stage II), layer by "
+        "layer: the paper's table 1 of a network.",
     )
-    parser.add_argument("model", help="a network's name")
+    parser.add_argument(
+        "model", help="the name of a network or of weights, or the path of a weight folder or run folder"
+    )
     parser.add_argument("--size", type=int, help="side of the image (default: the network's own)")
     options = parser.parse_args(arguments)
-    with torch.device("meta"):
-        model = create_model(options.model)
-        size = None if options.size is None else (int(model.in_chans), options.size, options.size)  # type: ignore[arg-type]
-        layers, total, rest = stage_table(model, size)
-        whole = complexity(model, size)
+    place = locate(options.model)
+    folder = place if (place / "config.json").is_file() else shipped(options.model)
+    if folder is not None:
+        model: nn.Module = create_model(folder)
+    elif place.is_file():
+        model = create_model(place)
+    else:
+        with torch.device("meta"):
+            model = create_model(options.model)
+    model = model.to("meta")
+    size = None if options.size is None else (int(model.in_chans), options.size, options.size)  # type: ignore[arg-type]
+    whole = complexity(model, size)
+    print(f"{options.model}: {whole}")
+    for name, text in _facts(model, folder):
+        print(f"{name:<8} {text}")
+    if any(isinstance(layer, LAYERS) for layer in model.modules()):
+        _print_stages(model, size)
+    else:
+        print("No layer of this network has the two stages of ACmix, so there is no table of them.")
+
+
+def _facts(model: nn.Module, folder: Path | None) -> list[tuple[str, str]]:
+    """Return (name, text) of what a user of a network has to know; `folder` is that of its weights, if it has them."""
+    cfg = cast(dict[str, Any], model.pretrained_cfg)
+    size, mean, std = (
+        "×".join(map(str, cfg["input_size"])),
+        *(", ".join(f"{v:g}" for v in cfg[k]) for k in ("mean", "std")),
+    )
+    facts = [("input", f"{size}, mean ({mean}), std ({std}), {cfg['interpolation']}, crop {cfg['crop_pct']:g}")]
+    labels = cfg.get("label_names")
+    named = f": {', '.join(labels[:10])}{', …' if len(labels) > 10 else ''}" if labels else ""
+    facts.append(("classes", f"{model.num_classes}{named}"))
+    if folder is not None:
+        record = read_config(folder).get("acmix_zoo", {})
+        scores = [
+            f"{m['split']} {m['name']} {100 * m['value']:.2f} %"
+            for m in record.get("metrics", [])
+            if m["name"] == "top1"
+        ]
+        facts.append(("weights", ", ".join([str(record.get("name", folder)), *scores])))
+        facts.append(("licence", str(record.get("license") or "none stated")))
+        return facts
+    architecture = str(cfg.get("architecture", ""))
+    found = timm.list_models(f"{architecture}.*", pretrained=True)  # timm's own networks, too
+    facts.append(("weights", ", ".join(name.partition(".")[2] for name in found) or "none"))
+    facts.append(("licence", str(cfg.get("license") or "none stated")))
+    return facts
+
+
+def _print_stages(model: nn.Module, size: tuple[int, int, int] | None) -> None:
+    """Print both stages of every ACmix layer, and which of them dominates."""
+    layers, total, rest = stage_table(model, size)
     cells = [("layer", "I: parameters", "MACs", "II: parameters", "MACs", "I of the MACs")]
     cells += [
         (row.name, f"{row.params[0]:,}", human(row.macs[0]), f"{row.params[1]:,}", human(row.macs[1]), _share(row.macs))
         for row in (*layers, total)
     ]
     cells.append((rest.name, f"{rest.params[0]:,}", human(rest.macs[0]), "", "", ""))
-    print(f"{options.model}: {whole}")
     print_columns(cells)
     print(verdict(layers, total))
 

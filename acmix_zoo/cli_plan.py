@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from acmix_zoo.analysis.machines import GPUS, LINK_SHARE, machine
 from acmix_zoo.analysis.plan import UTILISATION
 from acmix_zoo.analysis.plan_table import rows
 from acmix_zoo.cli_models import print_columns
+from acmix_zoo.cli_parser import Parser
 from acmix_zoo.layers.complexity import human
 
 COUNTS = [1, 8, 32, 256, 1024]
@@ -22,7 +22,7 @@ def plan(arguments: Sequence[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: no such recipe, network or GPU; impossible numbers.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "acmix-zoo plan",
         description="What a recipe takes on n GPUs, by the model of docs/scaling.md. Nothing is run, no GPU is needed. "
         "Where n GPUs have less than the recipe's batch they accumulate, as the recipe does.",

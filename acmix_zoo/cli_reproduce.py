@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import math
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from acmix_zoo.cli_parser import Parser
 from acmix_zoo.cli_weights import weight_folder
 from acmix_zoo.models._published import published
 from acmix_zoo.weights import read_config
@@ -42,7 +43,7 @@ def reproduce(arguments: Sequence[str], train: Train) -> bool:
         FileNotFoundError: neither a weight nor a recipe of that name, or a recipe that the record names is not here.
         ValueError: the record does not say how the weights were trained.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "acmix-zoo reproduce",
         usage="acmix-zoo reproduce NAME [--run.folder FOLDER] [--tolerance POINTS] [options of fit ...]",
         description="Train again what the record of a weight says, and compare. The same command goes on with a run "
@@ -99,7 +100,8 @@ def find_target(name: str) -> Target:
     if recipe and ("/" in name or name.endswith(".yaml")):  # not: org/name
         return _of_recipe(recipe)
     try:
-        record = read_config(weight_folder(name)).get("acmix_zoo", {})
+        folder = weight_folder(name)
+        record = read_config(folder).get("acmix_zoo", {})
     except FileNotFoundError:
         if recipe:
             return _of_recipe(recipe)
@@ -108,7 +110,8 @@ def find_target(name: str) -> Target:
             "recipe in recipes/"
         ) from None
     if record.get("command") or record.get("recipe"):
-        return Target(record["name"], recorded_arguments(record), record)
+        own = folder.parent / "config.yaml"  # of the run, if the folder is still inside it
+        return Target(record["name"], recorded_arguments(record, own if own.is_file() else None), record)
     if recipe:
         return _of_recipe(recipe)
     raise ValueError(
@@ -136,25 +139,47 @@ def _of_recipe(recipe: Path) -> Target:
     return Target(recipe.stem, arguments, record)
 
 
-def recorded_arguments(record: Record) -> list[str]:
-    """The arguments of `fit` in a record's command, with its seed; recipes by where they are now.
+def recorded_arguments(record: Record, config: Path | None = None) -> list[str]:
+    """Return the arguments of `fit` in a record's command, with its seed; recipes by where they are now.
+
+    A record names files outside the run's working directory by their last part only. The run's own `config`, which
+    stays on the machine, says where they are.
 
     Raises:
         FileNotFoundError: a recipe of the command is not here.
     """
     words = shlex.split(record.get("command") or "")
     own = words[2:] if words[:2] == ["acmix-zoo", "fit"] else ["--config", str(record["recipe"])]
+    settings = _settings(config) if config else {}
     kept: list[str] = []
     for name, *values in _options(own):
         if name in OWN:
             continue
         if name == "--config":
-            recipe = find_recipe(values[0])
+            recipe = find_recipe(values[0]) or config
             if recipe is None:
                 raise FileNotFoundError(f"the record of {record['name']} names {values[0]}, which is not here")
             values = [str(recipe)]
+        elif values and os.path.isabs(place := _setting(settings, name)) and Path(place).name == Path(values[0]).name:
+            values = [place]
         kept += [name, *values]
     return kept + (["--seed_everything", str(record["seed"])] if record.get("seed") is not None else [])
+
+
+def _settings(path: str | Path) -> dict[str, Any]:
+    """Return a recipe as a dict."""
+    import yaml  # type: ignore[import-untyped]
+
+    loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _setting(settings: Mapping[str, Any], option: str) -> str:
+    """Return the text that a recipe gives for `--some.option`, or "" if it gives none."""
+    found: Any = settings
+    for key in option.removeprefix("--").split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else ""
 
 
 def _options(words: Sequence[str]) -> list[list[str]]:
@@ -176,24 +201,18 @@ def _options(words: Sequence[str]) -> list[list[str]]:
 def _train_parents(arguments: Sequence[str], more: Sequence[str], train: Train) -> None:
     """Run the recipe whose weights the training starts from, if they are missing; it takes the user's data, machine
     and overlays, nothing else of the command."""
-    import yaml  # type: ignore[import-untyped]
-
-    def settings(path: str | Path) -> dict[str, Any]:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return loaded if isinstance(loaded, dict) else {}
-
     start: Any = None
     beside: list[Path] = []
     for name, *values in _options(arguments):
         if name == "--config" and Path(values[0]).is_file():
-            start = (settings(values[0]).get("model") or {}).get("pretrained", start)
+            start = (_settings(values[0]).get("model") or {}).get("pretrained", start)
             beside += sorted(Path(values[0]).parent.glob("*.yaml"))
         elif name == "--model.pretrained":
             start = values[0]
     if not isinstance(start, str) or (Path(start) / "config.json").is_file():
         return
     for recipe in beside:
-        place = (settings(recipe).get("run") or {}).get("folder")
+        place = (_settings(recipe).get("run") or {}).get("folder")
         if place and Path(place) / "weights" == Path(start):
             shared = [w for w in _options(more) if w[0] == "--config" or w[0].startswith(("--data.", "--trainer."))]
             given = ["--config", str(recipe), *(word for words in shared for word in words)]

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from acmix_zoo.cli_models import shipped, tags
+from acmix_zoo.cli_parser import Parser
 from acmix_zoo.weights import check_folder, hub, official, read_config
 from acmix_zoo.weights.convert import convert
+from acmix_zoo.weights.locate import locate
 
 
 def verify(arguments: Sequence[str]) -> bool:
     """Verify weight folders; returns whether all are what they say."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "acmix-zoo verify", description="Verify weight folders: record, size, sha256, counts, and logits replayed."
     )
-    parser.add_argument("weights", nargs="+", help="weight folders, or names: shipped, fetched, or org/name of the Hub")
+    parser.add_argument(
+        "weights", nargs="+", help="weight folders, run folders, or names: shipped, fetched, or org/name of the Hub"
+    )
     parser.add_argument("--data", metavar="SOURCE", help="measure the recorded accuracy again on this source of images")
     options = parser.parse_args(arguments)
     good = True
@@ -46,9 +49,15 @@ def verify(arguments: Sequence[str]) -> bool:
 
 
 def weight_folder(name: str) -> Path:
-    """The weight folder that a name or a path means."""
-    if (Path(name) / "config.json").is_file():
-        return Path(name)
+    """Return the weight folder that a name, a weight folder's or a run folder's path means."""
+    place = locate(name)
+    if (place / "config.json").is_file():
+        return place
+    if place.is_file() and (place.suffix == ".ckpt" or place != Path(name)):
+        raise ValueError(
+            f"{name} is not a weight folder: {place} is a checkpoint of training. Write its weights as a folder first: "
+            f"acmix-zoo export {name} FOLDER"
+        )
     names = [n for n in (name, *(f"{name}.{tag}" for tag in tags(name))) if "." in n]
     for full in names:
         architecture, _, tag = full.partition(".")
@@ -64,7 +73,7 @@ def weight_folder(name: str) -> Path:
 
 def convert_(arguments: Sequence[str]) -> None:
     """Turn a checkpoint file into a weight folder."""
-    parser = argparse.ArgumentParser("acmix-zoo convert", description="A checkpoint file as a weight folder.")
+    parser = Parser("acmix-zoo convert", description="A checkpoint file as a weight folder.")
     parser.add_argument("file", type=Path, help="of the authors, Lightning, timm, plain torch, or safetensors")
     parser.add_argument("folder", type=Path, nargs="?", help="where to (default: weights/NAME, for the authors' files "
                         "the cache that pretrained= reads)")  # fmt: skip
@@ -83,7 +92,7 @@ def convert_(arguments: Sequence[str]) -> None:
 
 def export(arguments: Sequence[str]) -> None:
     """Turn a run or a Lightning checkpoint into a weight folder."""
-    parser = argparse.ArgumentParser("acmix-zoo export", description="A run's weights as a weight folder.")
+    parser = Parser("acmix-zoo export", description="A run's weights as a weight folder.")
     parser.add_argument("run", type=Path, help="run folder, or Lightning checkpoint")
     parser.add_argument("folder", type=Path, help="where to")
     parser.add_argument("--no-ema", action="store_true", help="the trained weights, not their moving average")
@@ -96,8 +105,8 @@ def export(arguments: Sequence[str]) -> None:
 
 def push(arguments: Sequence[str]) -> None:
     """Publish a weight folder on the Hub."""
-    parser = argparse.ArgumentParser("acmix-zoo push", description="Publish a weight folder on the Hugging Face Hub.")
-    parser.add_argument("folder", type=Path)
+    parser = Parser("acmix-zoo push", description="Publish a weight folder on the Hugging Face Hub.")
+    parser.add_argument("folder", type=Path, help="a weight folder or a run folder")
     parser.add_argument("name", help="org/name")
     parser.add_argument("--private", action="store_true", help="if the repository has to be made")
     parser.add_argument("--revision", help="branch; made if it is missing")
@@ -107,7 +116,7 @@ def push(arguments: Sequence[str]) -> None:
 
 def pull(arguments: Sequence[str]) -> None:
     """Fetch a weight folder from the Hub."""
-    parser = argparse.ArgumentParser("acmix-zoo pull", description="Fetch a weight folder from the Hugging Face Hub.")
+    parser = Parser("acmix-zoo pull", description="Fetch a weight folder from the Hugging Face Hub.")
     parser.add_argument("name", help="org/name or org/name@revision")
     parser.add_argument("folder", type=Path, nargs="?", help="where to (default: the repository's name, here)")
     options = parser.parse_args(arguments)

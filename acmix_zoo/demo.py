@@ -7,8 +7,6 @@ saved weight folder is loaded back, evaluated, pictured in a report, and used on
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import time
@@ -31,7 +29,7 @@ from acmix_zoo.weights import read_config
 ROOT = Path(acmix_zoo.__file__).resolve().parent.parent
 FOLDER = Path("runs/demo")
 MODEL = "acmix_resnet_pico"
-RECIPE = "recipes/finetune/folder.yaml"
+RECIPE = ROOT / "recipes" / "finetune" / "folder.yaml"
 PER_CLASS = {"train": 10, "val": 5, "test": 150}
 # Few images want small batches and a higher rate than the recipe's; a mirrored digit is no digit.
 BUDGET = {"data.batch_size": 16, "data.hflip": 0, "model.lr": 2e-3, "trainer.max_epochs": 15}
@@ -42,20 +40,24 @@ console = Console(highlight=False)
 
 
 def main() -> None:
-    """Run the demo in the clone that this package was imported from; results are in runs/demo."""
+    """Run the demo with the recipes and weights of this clone.
+
+    The results go into a new folder below the current directory: runs/demo, or runs/demo-2, runs/demo-3, … if earlier
+    demos are there. Nothing that exists is changed or deleted.
+    """
     started = time.perf_counter()
-    os.chdir(ROOT)
-    if not Path(RECIPE).is_file():
-        sys.exit(f"{ROOT} has no {RECIPE}: the demo runs in a clone, by `make demo`, not from an installed package")
-    shutil.rmtree(FOLDER, ignore_errors=True)
+    if not RECIPE.is_file():
+        sys.exit(f"{RECIPE} does not exist. The demo needs a clone of the repository: run `make demo` there.")
+    folder = new_folder(FOLDER)
+    say(f"The demo writes into {folder}")
 
     step("A pretrained network, through torch.hub")
-    model = torch.hub.load(".", MODEL, source="local", pretrained=True).eval()
-    say(f"torch.hub.load('.', '{MODEL}', source='local', pretrained=True): {complexity(model)}")
+    model = torch.hub.load(str(ROOT), MODEL, source="local", pretrained=True).eval()
+    say(f"torch.hub.load(…, '{MODEL}', source='local', pretrained=True): {complexity(model)}")
     say(f"its weights, checkpoints/{pretrained_name(model)}, were trained on {trained_on(model)}")
 
     step("Other classes, few images of each: handwritten digits as a folder of class folders")
-    digits = export_folder("digits", FOLDER / "digits", per_class=PER_CLASS)
+    digits = export_folder("digits", folder / "digits", per_class=PER_CLASS)
     test = sorted((digits / "test").glob("*/*.png"))
     names = sorted(folder.name for folder in (digits / "train").iterdir())
     truth = torch.tensor([names.index(path.parent.name) for path in test])
@@ -64,26 +66,38 @@ def main() -> None:
 
     for run, label in RUNS.items():
         step(f"Train by the recipe: {label}")
-        fit(run, pretrained=run == "finetuned")
+        fit(folder, run, pretrained=run == "finetuned")
 
     step("Load the saved weight folder, evaluate it, write the report")
-    weights = FOLDER / "finetuned" / "weights"
+    weights = folder / "finetuned" / "weights"
     probabilities = predict(acmix_zoo.create_model(weights).eval(), test)
     again, recorded = accuracy(probabilities, truth), test_accuracy(weights)
     if abs(again - recorded) > 1.5 / len(test):  # more than one image on the edge between two classes
         raise RuntimeError(f"{weights} gets {again:.4f} of the test images right, its record says {recorded:.4f}")
-    metrics = {label: read_metrics(FOLDER / run / "metrics.csv") for run, label in RUNS.items()}
+    metrics = {label: read_metrics(folder / run / "metrics.csv") for run, label in RUNS.items()}
     rows = [("", "test accuracy", "training images/s", "files")]
     rows.append(("before fine-tuning", percent(before), "", "checkpoints"))
     for run, label in RUNS.items():
         speed = sorted(row["images_per_second"] for row in metrics[label])[len(metrics[label]) // 2]
-        rows.append((label, percent(test_accuracy(FOLDER / run / "weights")), f"{speed:.0f}", f"{FOLDER / run}"))
-    report = write_report(rows, metrics, test, names, truth, probabilities)
+        rows.append((label, percent(test_accuracy(folder / run / "weights")), f"{speed:.0f}", f"{folder / run}"))
+    report = write_report(folder, rows, metrics, test, names, truth, probabilities)
     print_table(rows)
 
     step("Classify single images with the saved folder, from the command line")
     acmix(["classify", str(weights), *(str(path) for path in (test[40], test[-60])), "--top", "3"])
     say(f"\nreport: {report}\nweights: {weights}\n{time.perf_counter() - started:.0f} s")
+
+
+def new_folder(wanted: Path) -> Path:
+    """Create and return `wanted`, or the first of `wanted`-2, `wanted`-3, … that does not exist yet."""
+    folder, number = wanted, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)  # atomic: of two demos that start together, one takes the next number
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}-{number}")
 
 
 def step(text: str) -> None:
@@ -104,9 +118,9 @@ def acmix(arguments: Sequence[str]) -> None:
         sys.exit(code)
 
 
-def fit(run: str, pretrained: bool) -> None:
+def fit(folder: Path, run: str, pretrained: bool) -> None:
     """Train on the digits. From scratch every layer learns at the full rate: a smaller one would only slow it."""
-    options = {"config": RECIPE, "data.source": FOLDER / "digits", **BUDGET, "run.folder": FOLDER / run}
+    options = {"config": RECIPE, "data.source": folder / "digits", **BUDGET, "run.folder": folder / run}
     if not pretrained:
         options |= {"model.pretrained": "false", "model.layer_decay": "null"}
     acmix(["fit", *(word for name, value in options.items() for word in (f"--{name}", str(value)))])
@@ -162,6 +176,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def write_report(
+    folder: Path,
     rows: Sequence[Sequence[str]],
     metrics: dict[str, list[dict[str, float]]],
     paths: Sequence[Path],
@@ -170,7 +185,7 @@ def write_report(
     probabilities: Tensor,
 ) -> Path:
     """Curves of both runs, and what the fine-tuned network gets right and wrong on the test images."""
-    pictures = FOLDER / "pictures"
+    pictures = folder / "pictures"
     pictures.mkdir()
     predicted = probabilities.argmax(1)
     counts = torch.zeros(len(names), len(names), dtype=torch.int64)
@@ -183,10 +198,10 @@ def write_report(
     good = [bool(predicted[i] == truth[i]) for i in shown]
     n, budget = PER_CLASS, BUDGET["trainer.max_epochs"]
     text = f"""{n["train"]} images a class to learn from, {n["val"]} to choose the best epoch, {len(paths)} to test.
-Both runs follow {RECIPE} for {budget} epochs.
+Both runs follow recipes/finetune/{RECIPE.name} for {budget} epochs.
 The fine-tuned one starts from {MODEL}'s pretrained weights, and its first layers learn more slowly than its last."""
     return write_html(
-        FOLDER / "report.html",
+        folder / "report.html",
         f"{MODEL} on handwritten digits",
         [
             ("", rows),

@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by huggingface_hub at import: a missing file is an error at once
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it PyTorch refuses deterministic matrix products
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from hub_server import Hub
 from huggingface_hub import constants
 
 torch.set_num_threads(1)
+torch.backends.cudnn.allow_tf32 = False  # on by default: float32 convolutions on a GPU would keep ten bits
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +46,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("HF_TOKEN", "hf_write")
         monkeypatch.setattr("time.sleep", lambda seconds: None)
         yield server
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Every device that a test runs on."""
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -79,5 +87,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"give these parameters a name of their own (ids=...): {addresses}")
     if not torch.cuda.is_available():
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):  # not `item.keywords`, which a folder of that name is in as well
                 item.add_marker(pytest.mark.skip(reason="no GPU"))

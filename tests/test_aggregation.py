@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from acmix_zoo.ops.aggregation import _traced, aggregate, aggregate_reference, reflect_pad
+from acmix_zoo.ops.aggregation import aggregate, aggregate_plain, aggregate_reference, reflect_pad
 
 
 def gradients(f, value: torch.Tensor, weight: torch.Tensor, kernel: int, grad: torch.Tensor):
@@ -38,7 +38,7 @@ def test_any_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Image by image, three at a time with one left over, all at once, none."""
     value, weight = torch.randn(4, 6, 5, 7, dtype=torch.float64), torch.randn(4, 9 * 3, 5, 7, dtype=torch.float64)
     grad = torch.randn_like(value)
-    expected = gradients(_traced, value, weight, 3, grad)
+    expected = gradients(aggregate_plain, value, weight, 3, grad)
     for images in (1, 3, 4, 100):
         monkeypatch.setattr("acmix_zoo.ops.aggregation._CHUNK_BYTES", images * value[0].numel() * 8)
         for a, b in zip(gradients(aggregate, value, weight, 3, grad), expected, strict=True):
@@ -83,11 +83,11 @@ def test_operator_is_registered_as_it_behaves(side: int, layout) -> None:
     torch.library.opcheck(torch.ops.acmix_zoo.aggregate_backward, (grad, *(t.detach() for t in tensors), 3))
 
 
-def test_traced_form_is_equal() -> None:
+def testaggregate_plain_form_is_equal() -> None:
     """The one that export and compilers of other devices see."""
     value, weight = torch.randn(2, 8, 5, 6, dtype=torch.float64), torch.randn(2, 9 * 4, 5, 6, dtype=torch.float64)
     grad = torch.randn_like(value)
-    for a, b in zip(*(gradients(f, value, weight, 3, grad) for f in (_traced, aggregate)), strict=True):
+    for a, b in zip(*(gradients(f, value, weight, 3, grad) for f in (aggregate_plain, aggregate)), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 

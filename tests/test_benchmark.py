@@ -14,12 +14,14 @@ import torch
 
 from acmix_zoo import ACmix2d
 from acmix_zoo.analysis.bench import bench, read_csv
-from acmix_zoo.analysis.benchmark import OutOfMemory, Row, guarded, measure, runner
-from acmix_zoo.analysis.contestants import Case, build
+from acmix_zoo.analysis.benchmark import OutOfMemory, Row, guarded, measure
+from acmix_zoo.analysis.contestants import Case, backend, build
 from acmix_zoo.analysis.growth import BATCHES, fitted_exponent, growth_cases, growths
+from acmix_zoo.analysis.passes import Pass
 from acmix_zoo.analysis.released import ReleasedForm
 from acmix_zoo.analysis.speed_table import speed_table
 from acmix_zoo.analysis.suite import GROUPS
+from acmix_zoo.ops.plan import choose_tile, plan_attention
 
 ROW = Row("acmix2d:64x56", "inference", 2, "float32", 8, "64×56×56", 40.0, 39.0, 42.0, 200.0, 20.0, 10**8, 40.0, 0.2)
 
@@ -43,7 +45,7 @@ def test_contestants_agree() -> None:
     for name in ("acmix2d:16x12s2", "acmix2d:16x12s2@reference", "released:16x12s2"):
         module, shape = build(Case(name))
         outs.append(module(torch.linspace(-1, 1, 16 * 144).view(1, *shape)))
-        runner(Case(name, batch=1, train=True))()
+        Pass(Case(name, batch=1, train=True))()
     for out in outs[1:]:
         torch.testing.assert_close(out, outs[0], rtol=1e-4, atol=1e-4)
     sums = [build(Case(f"{kind}:16x9k5", batch=2))[0] for kind in ("aggregate", "unfold")]
@@ -61,7 +63,7 @@ def test_contestants_agree() -> None:
     [
         (("acmix_resnet5",), "there is no network 'acmix_resnet5'.*acmix_resnet50"),
         (("unfold:12x7",), "12 must be a multiple of 8"),
-        (("resnet18@fast",), "expected @reference or @released, got @fast"),
+        (("resnet18@fast",), "expected one of @released, @reference.* or @tile8x16 or the like, got @fast"),
         (("resnet18", 1, 0, False, 1, "float31"), "expected a dtype of torch"),
     ],
 )
@@ -186,3 +188,25 @@ def test_speed_table(tmp_path: Path) -> None:
     assert "peak memory | released form | ≤ 1/33 | 1/35 | 1/35 |" in table
     assert "| `acmix_resnet50`, batch 8, inference | `resnet50` | ≤ 1.2× | 1.25× |  |" in table  # an image each
     assert "2026-01-02" in table and "50.0 GFLOP/s with 1" in table
+
+
+def test_a_backend_or_tile_is_used_while_its_contestant_runs() -> None:
+    with backend(Case("acmix2d:16x20@tile8x16")):
+        assert plan_attention(20, 20, 7, device="cpu").tile == (8, 16)
+        assert plan_attention(14, 14, 7, device="cpu").tile == (8, 16)  # also where the map would be small enough
+        assert plan_attention(20, 20, 7, device="cuda").tile != (8, 16)
+    with backend(Case("acmix2d:16x20@global")):
+        assert plan_attention(20, 20, 7).form == "global"
+    assert plan_attention(20, 20, 7).tile == choose_tile(20, 20, 7, 1, 1)
+
+
+def test_autocast_keeps_float32_weights() -> None:
+    case = Case("acmix2d:16x18", batch=1, train=True, threads=1, dtype="bfloat16", autocast=True)
+    run, seen = Pass(case), []
+    run.module.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    run()
+    assert seen == [torch.bfloat16]
+    assert {p.dtype for p in run.module.parameters()} == {torch.float32}
+    assert all(p.grad is not None for p in run.module.parameters())
+    run.release()
+    assert all(p.grad is None for p in run.module.parameters())

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ pytest.importorskip("lightning")
 import yaml
 from test_training import make_pictures, no_large_files
 
-from acmix_zoo.cli import classify, main
+from acmix_zoo.cli import main
+from acmix_zoo.cli_classify import classify
 from acmix_zoo.weights import check_folder, read_config
 
 
@@ -83,7 +85,7 @@ def test_run_folder_is_complete(run: Path) -> None:
     assert any(p.name.startswith("events.out") for p in (run / "tensorboard").iterdir())
     assert [row["epoch"] for row in rows(run)] == ["1", "2", "3"]
     assert set(rows(run)[0]) == {
-        *("epoch", "step", "train/loss", "val/loss", "val/top1", "val/top5", "lr", "seconds", "images_per_second"),
+        *("epoch", "step", "train/loss", "val/loss", "val/top1", "lr", "seconds", "images_per_second"),
         *("speed/images_per_second", "speed/data_wait", "speed/mfu", "speed/eta_minutes"),
     }
 
@@ -100,6 +102,7 @@ def test_weight_folder_proves_itself_and_has_the_record(run: Path, pictures: Pat
     assert record["seed"] == 0
     assert record["dataset"]["splits"] == {"train": 27, "val": 9, "test": 12}
     assert record["command"].startswith("acmix-zoo fit --model.model=test_resnet")
+    assert f" --data.source={pictures.name} " in record["command"] and "--run.folder=first" in record["command"]
     scores = {(m["split"], m["name"]): m["value"] for m in record["metrics"]}
     assert scores["val", "top1"] == pytest.approx(max(float(row["val/top1"]) for row in rows(run)), abs=1e-5)
     assert scores["test", "top1"] > 0.6
@@ -110,16 +113,23 @@ def test_the_saved_configuration_gives_the_same_weights(run: Path, tmp_path: Pat
     assert same(run / "checkpoints/last.ckpt", tmp_path / "again/checkpoints/last.ckpt")
 
 
-@pytest.mark.parametrize("command", ["validate", "test"])
-def test_evaluation_repeats_the_record(command: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_reproduced_from_its_portable_record(run: Path, tmp_path: Path) -> None:
+    """Where the data is, the record does not say; the run's own config.yaml does."""
+    assert main(["reproduce", str(run), "--run.folder", str(tmp_path / "again")]) == 0
+    assert same(run / "checkpoints/best.ckpt", tmp_path / "again/checkpoints/best.ckpt")
+
+
+@pytest.mark.parametrize(("command", "config"), [("validate", "config.yaml"), ("test", "")])  # "": the run folder
+def test_evaluation_repeats_the_record(
+    command: str, config: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
-    assert main([command, "--config", str(run / "config.yaml")]) == 0
+    assert main([command, "--config", str(run / config)]) == 0
     split = {"validate": "val", "test": "test"}[command]
     record = read_config(run / "weights")["acmix_zoo"]
     expected = {m["name"]: m["value"] for m in record["metrics"] if m["split"] == split}
     shown = capsys.readouterr().out
-    value = next(line for line in shown.splitlines() if f"{split}/top1" in line)
-    assert float(value.replace("│", " ").split()[1]) == pytest.approx(expected["top1"], abs=1e-5)
+    assert f"{split}: top-1 {100 * expected['top1']:.2f} %, loss " in shown
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
 
 
@@ -136,7 +146,21 @@ def test_predict_and_classify_agree(run: Path, pictures: Path, capsys: pytest.Ca
         assert row["class"] == label
         assert float(row["probability"]) == pytest.approx(probability, abs=1e-3)
         assert second[1] <= probability
-    assert capsys.readouterr().out.splitlines()[0].startswith(f"{predicted[0]['path']}: class")
+    out, error = capsys.readouterr()
+    assert out.splitlines()[0] == predicted[0]["path"] and out.splitlines()[1].endswith(f" %  {predicted[0]['class']}")
+    assert "knows 3 classes (class0, class1, class2); every picture gets one of them" in error
+
+
+@pytest.mark.parametrize(
+    "weights", ["", "config.yaml", "weights", "weights/model.safetensors", "checkpoints/best.ckpt"]
+)
+def test_classify_a_folder_by_any_part_of_a_run(
+    weights: str, run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = classify([str(run / weights), str(pictures / "test"), "--top", "1"])
+    assert len(results) == 12 and capsys.readouterr().out.count(" %  class") == 12
+    (tmp_path / "empty").mkdir()
+    fails(["classify", str(run), str(tmp_path / "empty")], capsys, "empty", "no pictures")
 
 
 def test_classify_needs_no_training_libraries(run: Path, pictures: Path) -> None:
@@ -165,7 +189,7 @@ def test_fine_tuning_starts_from_a_weight_folder(run: Path, tmp_path: Path) -> N
     assert main(arguments(other, folder, *more)) == 0
     config = read_config(folder / "weights")
     assert config["num_classes"] == 2
-    assert config["acmix_zoo"]["parent"] == str(run / "weights")
+    assert config["acmix_zoo"]["parent"] == "test_resnet.colours"
     assert {m["split"] for m in config["acmix_zoo"]["metrics"]} == {"val"}  # there is no test split
 
 
@@ -195,12 +219,17 @@ def test_kill_and_resume(pictures: Path, tmp_path: Path, run: Path) -> None:
     assert yaml.safe_load((folder / "config.yaml").read_text())["ckpt_path"] is None
 
 
-def test_finished_run_only_finishes_again(pictures: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_run_only_finishes_again(
+    pictures: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As after a kill between the last epoch and the weight folder."""
+    shutil.copytree(run, tmp_path / "run")
+    run = tmp_path / "run"
     before = state(run / "checkpoints/last.ckpt")
     digest = read_config(run / "weights")["acmix_zoo"]["sha256"]
+    (run / "weights/model.safetensors").unlink()
     assert main(["fit", "--config", str(run / "config.yaml"), "--ckpt_path=last"]) == 0
-    assert "epoch" not in capsys.readouterr().out.split("weights")[0].replace("max_epochs", "")
+    assert "train loss" not in capsys.readouterr().out
     assert torch.equal(before["model.fc.weight"], state(run / "checkpoints/last.ckpt")["model.fc.weight"])
     assert read_config(run / "weights")["acmix_zoo"]["sha256"] == digest
     assert len(rows(run)) == 3
@@ -212,6 +241,7 @@ def test_full_disk_at_the_very_end(pictures: Path, tmp_path: Path, capsys: pytes
     command = arguments(pictures, folder, "--trainer.max_epochs=1")
     assert main(command) == 0
     (folder / "weights" / "README.md").write_text("kept")
+    (folder / "weights" / "model.safetensors").unlink()
     with no_large_files():
         assert main([*command, "--ckpt_path=last"]) == 1
     error = capsys.readouterr().err
@@ -265,7 +295,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == main(["--help"]) == main(["--version"]) == 0
-    assert "acmix-zoo classify WEIGHT_FOLDER IMAGE" in capsys.readouterr().out
+    assert "acmix-zoo classify WEIGHTS IMAGE_OR_FOLDER" in capsys.readouterr().out
 
 
 def fails(command: list[str], capsys: pytest.CaptureFixture[str], *words: str) -> None:
@@ -289,7 +319,8 @@ def test_checkpoint_of_another_model(
     run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = f"--ckpt_path={run / 'checkpoints/best.ckpt'}"
-    fails(arguments(pictures, tmp_path / "a", "--model.model=test_efficientnet", given), capsys, "another model")
+    words = ("was started with model.model test_resnet", "--model.pretrained")
+    fails(arguments(pictures, tmp_path / "a", "--model.model=test_efficientnet", given), capsys, *words)
     two = make_pictures(tmp_path / "two", classes=2)
     fails(arguments(two, tmp_path / "b", given), capsys, "another model", "with 3 classes", "with 2")
 
@@ -332,9 +363,46 @@ def test_unknown_option_is_named(pictures: Path, tmp_path: Path, capsys: pytest.
     assert "learning_rate" in capsys.readouterr().err
 
 
-def test_record_is_plain(run: Path) -> None:
-    """config.json can be read back, and it names no place on this machine beyond what the user typed."""
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.lrr", "1"], "unknown option --model.lrr; did you mean --model.lr"),
+        (["--lr=1"], "unknown option --lr; did you mean --model.lr"),
+        (["--data.batchsize=1"], "unknown option --data.batchsize; did you mean --data.batch_size"),
+        (["--model.optimizer=adamm"], "--model.optimizer: expected one of 'adamw', 'sgd'. Got adamm"),
+        (["--model.lr=fast"], "--model.lr: expected a number. Got fast"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--config", "misspelt.yaml"], "in the configuration, unknown option --model.lrr; did you mean --model.lr"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_options_in_one_line(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("misspelt.yaml").write_text("model:\n  lrr: 1\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--model.model=test_resnet", *options])
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2].startswith(f"acmix-zoo fit: error: {message}") and lines[-1] == "All options: acmix-zoo fit --help"
+    assert len(lines) == 2 and "typing" not in lines[0]
+
+
+def test_bad_options_of_other_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["classify", "weights", "a.png", "--topp", "3"])
+    assert "acmix-zoo classify: error: unknown option --topp; did you mean --top?" in capsys.readouterr().err
+
+
+def test_record_is_plain(run: Path, pictures: Path) -> None:
+    """config.json can be read back, and neither it nor the card names a folder of this machine."""
     text = (run / "weights/config.json").read_text()
-    record = json.loads(text)["acmix_zoo"]
-    del record["command"]
-    assert str(Path.home()) not in json.dumps(record) and str(Path.cwd()) not in json.dumps(record)
+    assert json.loads(text)["acmix_zoo"]["command"]
+    for written in (text, (run / "weights/README.md").read_text()):
+        for place in (Path.home(), Path.cwd(), run.parent, pictures.parent):
+            assert str(place) not in written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -17,6 +18,8 @@ from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.layers.cost import LAYERS
 from acmix_zoo.layers.stages import Stages, stage_table
 from acmix_zoo.models._published import PUBLISHED
+
+SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "acmix_resnet_pico.fashion_mnist"
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
@@ -62,7 +65,14 @@ class TestList:
 class TestInfo:
     def test_table(self, capsys: pytest.CaptureFixture[str]) -> None:
         lines = said(capsys, "info", "acmix_pvt_t").splitlines()
-        assert lines[0] == "acmix_pvt_t: 13.4M parameters, 2.02G MACs at 3×224×224" and len(lines) == 2 + 8 + 3
+        assert lines[0] == "acmix_pvt_t: 13.4M parameters, 2.02G MACs at 3×224×224"
+        facts = lines[1:5]
+        assert (
+            facts[0] == "input    3×224×224, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225), bicubic, crop 0.875"
+        )
+        assert facts[1:] == ["classes  1000", "weights  none", "licence  mit"]
+        lines[1:5] = []
+        assert len(lines) == 2 + 8 + 3
         # 64 channels: q, k, v and the 8×8 patches; 56² positions, 7² keys.
         first, second = (64**2 + 64) * 3 + 64**2 * 64 + 3 * 64, 9 * 3 + 9 + 81 * 64 + 2
         assert re.split("  +", lines[2])[:4:3] == ["block1.0.attn", f"{second:,}"] and f"  {first:,}  " in lines[2]
@@ -73,8 +83,21 @@ class TestInfo:
         assert "3×448×448" in said(capsys, "info", "acmix_san10", "--size", "448").splitlines()[0]
 
     def test_errors(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "ResNet has no layer with the two stages" in said(capsys, "info", "resnet18", code=1)
         assert "unknown model 'acmix_resnet5'" in said(capsys, "info", "acmix_resnet5", code=1)
+
+    def test_any_network_of_timm(self, capsys: pytest.CaptureFixture[str]) -> None:
+        lines = said(capsys, "info", "resnet18").splitlines()
+        assert lines[0] == "resnet18: 11.7M parameters, 1.81G MACs at 3×224×224"
+        assert lines[3].startswith("weights  ") and "a1_in1k" in lines[3]
+        assert lines[-1].startswith("No layer of this network has the two stages")
+
+    @pytest.mark.parametrize("name", ["acmix_resnet_pico.fashion_mnist", SHIPPED])
+    def test_weights(self, name: object, capsys: pytest.CaptureFixture[str]) -> None:
+        lines = said(capsys, "info", str(name)).splitlines()
+        assert lines[0] == f"{name}: 653K parameters, 10.4M MACs at 3×32×32"
+        assert lines[2].startswith("classes  10: T-shirt/top, Trouser")
+        assert lines[3] == "weights  acmix_resnet_pico.fashion_mnist, val top1 93.30 %, test top1 93.02 %"
+        assert lines[4] == "licence  mit"
 
     def test_verdicts(self) -> None:
         good, bad = Stages("a", (5, 2), (5, 2)), Stages("b", (5, 2), (1, 2))

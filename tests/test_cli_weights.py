@@ -20,6 +20,7 @@ from acmix_zoo.cli import main
 from acmix_zoo.data import ImageDataModule, export_folder
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
+from acmix_zoo.training.export import parent, portable_command
 from acmix_zoo.weights import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,6 +80,14 @@ class TestConvert:
         record = read_config(tmp_path / "w")["acmix_zoo"]
         assert (record["name"], record["origin"]) == ("acmix_resnet_pico.mine", "converted from mine.pth")
         assert torch.equal(create_model(tmp_path / "w").fc.weight, model.fc.weight)
+
+    def test_other_channels(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        model = timm.create_model("acmix_resnet_pico", num_classes=4, in_chans=1)
+        torch.save({"net": model.state_dict()}, tmp_path / "grey.pth")
+        said(capsys, "convert", tmp_path / "grey.pth", tmp_path / "w", "--model", "acmix_resnet_pico.grey")
+        cfg = read_config(tmp_path / "w")["pretrained_cfg"]
+        assert cfg["input_size"] == [1, 32, 32] and cfg["mean"] == pytest.approx([0.449]) and len(cfg["std"]) == 1
+        assert create_model(tmp_path / "w")(torch.zeros(2, 1, 32, 32)).shape == (2, 4)
 
     def test_errors(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "other.pth")
@@ -158,7 +167,7 @@ class TestExport:
         assert record["dataset"]["splits"]["val"] == 20 and record["dataset"]["fingerprint"]
         assert {m["name"] for m in record["metrics"]} == {"top1", "top5"}
         row = checkpoint["callbacks"]["RunFolder"]["history"][-1]
-        assert record["metrics"][0]["value"] == row["val/top1"]
+        assert record["metrics"][0]["value"] == round(row["val/top1"], 6)
 
     def test_the_trained_weights(self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         said(capsys, "export", run / "checkpoints" / "last.ckpt", tmp_path / "w", "--no-ema")
@@ -173,6 +182,21 @@ class TestExport:
         shutil.copytree(SHIPPED, finished / "weights")
         said(capsys, "export", finished, tmp_path / "w")
         assert (tmp_path / "w" / "README.md").read_bytes() == (SHIPPED / "README.md").read_bytes()
+
+    def test_a_run_folder_works_as_its_weights(
+        self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        assert "acmix-zoo export" in said(capsys, "verify", run, code=1)  # it was not finished
+        finished = tmp_path / "run"
+        shutil.copytree(SHIPPED, finished / "weights")
+        for place in (finished, finished / "config.yaml"):
+            assert f"{place}: verified" in said(capsys, "verify", place)
+        assert "weights  acmix_resnet_pico.fashion_mnist" in said(capsys, "info", finished)
+
+    def test_a_file_is_not_a_folder(self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        error = said(capsys, "export", run, tmp_path / "model.onnx", code=1)
+        assert "model.onnx is the name of a .onnx file" in error and "torch.onnx.export(" in error
+        assert not list(tmp_path.iterdir())
 
     def test_errors(self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         checkpoint: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -193,3 +217,33 @@ class TestExport:
             capsys, "export", run, tmp_path / "photos", code=1
         )
         assert not (tmp_path / "w").exists()
+
+
+class TestPortable:
+    """What a record shows of the paths on a command line."""
+
+    @pytest.mark.parametrize(
+        ("given", "shown"),
+        [
+            ("--data.source=/data/ann/photos --x 1", "--data.source=photos --x 1"),
+            ("--data.source {cwd}/my/photos", "--data.source my/photos"),
+            ("--config {cwd}/recipes/finetune/folder.yaml", "--config recipes/finetune/folder.yaml"),
+            ("-c /usr/lib/acmix_zoo/recipes/finetune/folder.yaml", "-c recipes/finetune/folder.yaml"),
+            ("--config '/home/ann/my recipe.yaml'", "--config 'my recipe.yaml'"),
+            ("--data.source photos --run.folder ../runs/a", "--data.source photos --run.folder ../runs/a"),
+            ("--data.source hf://org/name --model.pretrained org/name", None),
+            ("--a '[/data/x, /data/y]'", "--a '[x, y]'"),
+            ('--a \'{"dir": "/data/ann/x", "lr": 0.1}\'', '--a \'{"dir": "x", "lr": 0.1}\''),
+            ("--url https://host/a/b --ratio 1/2", None),
+        ],
+    )
+    def test_command(self, given: str, shown: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        given = "acmix-zoo fit " + given.replace("{cwd}", str(tmp_path))
+        assert portable_command(given) == (f"acmix-zoo fit {shown}" if shown else given)
+        assert portable_command(portable_command(given)) == portable_command(given)
+
+    def test_parent(self, tmp_path: Path) -> None:
+        assert parent(str(SHIPPED), {}) == "acmix_resnet_pico.fashion_mnist"
+        assert parent(str(tmp_path / "start.pth"), {}) == "start.pth"
+        assert parent("runs/a/weights", {}) == "runs/a/weights"

@@ -1,8 +1,10 @@
 """`ImageDataModule` under Lightning's trainer: splits, mixing, resume, bad input, prediction."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -14,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from acmix_zoo.data import BadImage, ImageDataModule
-from acmix_zoo.data.checks import UnusableImages
+from acmix_zoo.data.checks import UnusableImages, fitting_batch_size
 from acmix_zoo.data.resume import compare_sizes
 from acmix_zoo.data.splits import stratified
 
@@ -106,12 +108,57 @@ def test_no_validation(tmp_path: Path) -> None:
     assert len(model.seen) == 3 and model.tested == []
 
 
-def test_few_images_still_make_a_batch(tmp_path: Path) -> None:
+def test_few_images_still_make_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = Recorder()
     data = small(folder(tmp_path), batch_size=64)
     L.Trainer(max_epochs=2, default_root_dir=tmp_path / "run", **QUIET).fit(model, data)
     assert [len(classes) for _, _, classes in model.seen] == [8, 8]  # 12 images, 4 of which validate
     assert sorted(model.tested) == [0] * 4 + [1] * 4
+    assert data.batch_size == 8  # which the learning rates are scaled by
+    assert "batches of 64 are more than the 8 training images give; batches of 8 are used" in capsys.readouterr().out
+
+
+def test_batches_that_are_too_large() -> None:
+    assert fitting_batch_size(8, 8, 1, 1) == (8, "") and fitting_batch_size(2, 8, 2, 2) == (2, "")
+    size, remark = fitting_batch_size(8, 9, 2, 1)
+    assert size == 4 and "the 9 training images on 2 processes give; batches of 4" in remark
+    size, remark = fitting_batch_size(4, 8, 1, 4)
+    assert (
+        size == 4 and "a step of 4 × 4" in remark.replace("an optimiser ", "a ") and "accumulate_grad_batches" in remark
+    )
+    assert fitting_batch_size(4, 1, 2, 1)[0] == 1
+
+
+def test_a_run_says_first_what_it_learns_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder(tmp_path / "data", 12)
+    folder(root, 3, classes="c")
+    (root / "a/photo.heic").write_bytes(b"")
+    small(root).setup("fit")
+    out = capsys.readouterr().out
+    assert "data: data, 3 classes; images: train 20, val 7" in out
+    assert "val is set aside from train" in out and re.search(r"\n  c +2 +1\n", out)
+    assert "unequal: 9 of 'a', 2 of 'c'" in out
+    assert "skipped 1 .heic file (first: a/photo.heic): to read them, `pip install pillow-heif`" in out
+    assert "pixel values: 8 bits, 0 to 255" in out
+
+
+def test_damage_in_the_middle_of_a_test_image_is_found_before_the_run(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        folder(tmp_path, 3, split=split)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    for split in ("val", "test"):
+        path = tmp_path / split / "a/0.png"
+        Image.fromarray(noise).save(path)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+    with pytest.raises(UnusableImages, match=r"^1 of 6 test images cannot be used"):
+        small(tmp_path).setup("fit")  # val's is left out when it comes up
+    small(tmp_path).setup("test")  # which is about to decode all of them
+    data = small(tmp_path)
+    data.trainer = SimpleNamespace(world_size=2, is_global_zero=True)  # type: ignore[assignment]
+    with pytest.raises(UnusableImages, match="1 of 6 test images"):  # in all processes, which else would wait for one
+        data.setup("test")
 
 
 # ---- resume

@@ -11,8 +11,12 @@ import pytest
 from PIL import Image
 from streams import shards, write_tar
 
-from acmix_zoo.data import export_folder, open_source, shipped
-from acmix_zoo.data.sources import ArrayImages, FolderSource
+from acmix_zoo.data import BadImage, export_folder, open_source, shipped
+from acmix_zoo.data.folders import FolderSource
+from acmix_zoo.data.paths import checked_path
+from acmix_zoo.data.sources import ArrayImages, match_splits
+from acmix_zoo.data.stream import Reader
+from acmix_zoo.data.stream_source import StreamSource
 
 
 def picture(path: Path, value: int = 128) -> None:
@@ -62,7 +66,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     ("names", "message"),
     [
         ([], "nothing usable"),
-        (["1.png", "2.png"], "2 pictures and no folder"),
+        (["1.png", "2.png"], "2 images and no folder"),
         (["cat/1.png"], "one class, 'cat'"),
         (["train/cat/1.png"], "one class, 'cat'"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "classes that .*train does not: c"),
@@ -78,13 +82,13 @@ def test_class_folder_without_a_picture(tmp_path: Path) -> None:
     tree(tmp_path, "a/1.png", "b/1.png", "d/1.png")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "list.txt").write_text("nothing to see")
-    with pytest.raises(ValueError, match=r"without a picture: c;"):
+    with pytest.raises(ValueError, match=r"without an image: c \(1 .txt file\)"):
         open_source(tmp_path)
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere/", "a/b/c", "", "C:\\pictures"])
 def test_missing_folder(source: str) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist; expected a folder, a data set id, or one of fashion"):
+    with pytest.raises(FileNotFoundError, match="does not exist; expected a folder, a data set id of the Hub"):
         open_source(source)
 
 
@@ -178,6 +182,82 @@ def test_tar_files_of_webdataset(cache: Path) -> None:
     (cache / "set/classes.txt").write_text("ant\nbee\ncow\n")
     assert open_source(cache / "set").class_names == ("ant", "bee", "cow")
     assert open_source(cache / "set/set1k-train-0001.tar").splits()["train"].targets.tolist() == [1, 2]
+
+
+def path_table(file: Path, *paths: str | None) -> Path:
+    """A table that names its images, as `datasets` writes one that holds no bytes."""
+    import datasets
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = [{"bytes": None, "path": path} for path in paths]
+    table = pa.table({"image": rows, "label": [n % 2 for n in range(len(rows))]}, schema=features.arrow_schema)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, file)
+    return file
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "path", ["/etc/hostname", "../other/1.png", "http://127.0.0.1:1/1.png", "zip://a::file:///x.zip"]
+)
+def test_a_table_names_only_images_of_its_own_folder(cache: Path, path: str, streaming: bool) -> None:
+    tree(cache, "other/1.png", "set/1.png")
+    path_table(cache / "set/train.parquet", "1.png", path)
+    with pytest.raises(ValueError, match=r"as an image, which is not below .*set.*"):
+        if streaming:
+            split = StreamSource(cache / "set").splits["train"]
+            _ = [example.image() for example in Reader(split, 0, 1, shuffle=0).once()]
+        else:
+            open_source(cache / "set").splits()
+
+
+def test_a_table_may_name_images_beside_it(cache: Path) -> None:
+    tree(cache, "set/1.png", "set/deep/2.png", "pool/3.png")
+    (cache / "set/link.png").symlink_to(cache / "pool/3.png")  # a link is the owner's
+    (cache / "way").symlink_to(cache / "set")
+    path_table(cache / "set/train.parquet", "1.png", "deep/2.png", "link.png", str(cache / "set/1.png"), None)
+    for root in (cache / "set", cache / "way", cache / "set/train.parquet"):
+        images = open_source(root).splits()["train"]
+        assert [images.image(n).getpixel((0, 0))[0] for n in range(4)] == [0, 1, 2, 0]  # type: ignore[index]
+        with pytest.raises(BadImage, match=r"\[4\] cannot be read: the table holds nothing in its place"):
+            images.image(4)
+        split = StreamSource(root).splits["train"]
+        examples = list(Reader(split, 0, 1, shuffle=0).once())
+        assert [example.image().getpixel((0, 0))[0] for example in examples[:4]] == [0, 1, 2, 0]  # type: ignore[index]
+
+
+def test_images_of_the_hub_stay_with_their_data_set() -> None:
+    roots = ("hf://datasets/org/set",)
+    for good in ("hf://datasets/org/set@1234/a/1.png", "zip://a/1.png::hf://datasets/org/set@1234/all.zip"):
+        assert checked_path(good, roots) == good
+    for bad in (
+        *("hf://datasets/org/set2@1/1.png", "hf://datasets/org/set@1/../../x", "/etc/hostname", "1.png"),
+        *("https://x.org/1.png", "simplecache::hf://datasets/org/set@1/1.png", "file:///hf://datasets/org/set@1/x"),
+    ):
+        with pytest.raises(ValueError, match="which is not below hf://datasets/org/set"):
+            checked_path(bad, roots)
+
+
+def test_two_spellings_of_a_split_in_a_table() -> None:
+    with pytest.raises(ValueError, match="set has both val and validation, which mean the same split"):
+        match_splits(["train", "val", "validation"], "set")
+    assert match_splits(["Training", "extra", "test"], "set") == {"train": "Training", "test": "test"}
+
+
+@pytest.mark.parametrize(
+    ("source", "near"), [("phtos", "photos"), ("photos/trian", "photos/train"), ("fashion_mnst", "fashion_mnist")]
+)
+def test_a_misspelt_source_is_not_looked_for_on_the_hub(
+    tmp_path: Path, source: str, near: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree(tmp_path, "photos/train/cat/1.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("acmix_zoo.data.hub.load_tables", lambda *_, **__: pytest.fail("the Hub was asked"))
+    for open_ in (open_source, lambda text: StreamSource(text)):
+        with pytest.raises(FileNotFoundError, match=f"source '{source}' does not exist.*Did you mean {near}"):
+            open_(source)
 
 
 def test_unknown_id_says_what_was_tried(cache: Path) -> None:

@@ -12,8 +12,9 @@ from acmix_zoo import demo, list_models
 def small_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     if not list_models(f"{demo.MODEL}.*", pretrained=True):
         pytest.skip(f"no weights of {demo.MODEL} ship yet")
-    monkeypatch.chdir(demo.ROOT)
-    monkeypatch.setattr(demo, "FOLDER", tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)  # the demo may be run from anywhere
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "mine.txt").write_text("an earlier result", encoding="utf-8")
     monkeypatch.setattr(demo, "PER_CLASS", {"train": 8, "val": 4, "test": 12})
     real = demo.acmix
 
@@ -21,13 +22,14 @@ def small_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         real([*arguments, "--trainer.max_epochs", "2"] if arguments[0] == "fit" else arguments)
 
     monkeypatch.setattr(demo, "acmix", acmix)
-    return tmp_path / "demo"
+    return tmp_path / "runs" / "demo-2"
 
 
 @pytest.mark.timeout(900)  # four processes that import everything
 def test_demo(small_budget: Path, capfd: pytest.CaptureFixture[str]) -> None:
     demo.main()
     out = capfd.readouterr().out
+    assert (small_budget.with_name("demo") / "mine.txt").is_file() and "demo-2" in out
     for label in ("before fine-tuning", "from scratch", "fine-tuned"):
         assert re.search(rf"{label} .*\d+\.\d %", out), label
     assert len(re.findall(r"^\S+\.png: ", out, re.MULTILINE)) == 2  # two images classified
@@ -39,7 +41,8 @@ def test_demo(small_budget: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_outside_of_a_clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setattr(demo, "RECIPE", tmp_path / "recipes" / "folder.yaml")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="runs in a clone"):
+    with pytest.raises(SystemExit, match="needs a clone"):
         demo.main()
+    assert not list(tmp_path.iterdir())

@@ -36,7 +36,7 @@ def test_commands_for_one_cpu_in_order(clone: Path) -> None:
         if needs_more_than_a_cpu(words):
             continue
         out = run([sys.executable, "-m", "acmix_zoo.cli", *words[1:], *(SHORT if words[1] == "fit" else [])], clone)
-        assert out.startswith("photo.png: ") or words[1] != "classify"
+        assert out.startswith("photo.png\n") or words[1] != "classify"
         ran.append(words[1])
     assert ran == ["fit", "classify", "validate", "predict", "plan"]
 

@@ -176,10 +176,12 @@ def test_dilation_widens_both_paths():
     ("arguments", "message"),
     [
         (
-            {"out_channels": 130},
-            "ACmix2d: out_channels=130 is not divisible by heads=4; nearest widths are 128 and 132",
+            {"out_channels": 130, "heads": 4},
+            'heads=4 does not divide out_channels=130. Use out_channels=128 or 132, or heads=5 or heads="auto"',
         ),
-        ({"out_channels": 3}, "nearest width is 4"),
+        ({"out_channels": 3, "heads": 4}, 'Use out_channels=4, or heads=3 or heads="auto"'),
+        ({"heads": "four"}, "heads must be a positive integer or \"auto\", got 'four'"),
+        ({"kernel_conv": 4}, "kernel_conv=4 is even, so its window has no centre; use 3 or 5"),
         ({"kernel_att": 6}, "kernel_att=6 is even, so its window has no centre; use 5 or 7"),
         ({"kernel_conv": 2}, "kernel_conv=2 is even"),
         ({"stride": 0}, "stride must be a positive integer, got 0"),
@@ -189,6 +191,45 @@ def test_dilation_widens_both_paths():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         ACmix2d(**{"in_channels": 8, "out_channels": 8, **arguments})
+
+
+def test_projection_without_a_bias_under_autocast():
+    layer = ACmix2d(8, 8)
+    layer.qkv = nn.Linear(8, 24, bias=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(1, 8, 5, 5)).dtype == torch.bfloat16
+
+
+def test_compiled_under_autocast():
+    layer, x = ACmix2d(8, 8), torch.randn(2, 8, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        assert relative(compiled(x).float(), layer(x).float()) < 1e-2 and compiled(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("channels", "heads"),
+    [
+        (8, 4), (16, 4), (64, 4), (96, 4), (128, 4), (256, 4), (320, 5), (384, 6), (512, 8), (1024, 16),
+        (6, 3), (10, 2), (7, 1), (130, 2), (257, 1), (1, 1),
+    ],
+)  # fmt: skip
+def test_auto_heads(channels, heads):
+    """Four up to 256 channels, as the layer always had; 64 channels for each head beyond; fewer where they must."""
+    layer = ACmix2d(4, channels)
+    assert layer.heads == heads and f"heads={heads}" in repr(layer)
+    assert ACmix2d(4, channels, heads="auto").state_dict().keys() == layer.state_dict().keys()
+
+
+@pytest.mark.parametrize("arguments", [(8, 16), (8, 16, 3), (8, 16, 5, 2), (8, 10, 1, 3)])
+def test_arguments_by_position_are_those_of_a_convolution(arguments):
+    """(in, out, kernel, stride) as nn.Conv2d, Ultralytics' Conv and config files pass them."""
+    inputs, outputs, kernel, stride = (*arguments, *(3, 1)[len(arguments) - 2 :])
+    layer, x = ACmix2d(*arguments), torch.randn(1, 8, 11, 8)
+    assert layer(x).shape == nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)(x).shape
+    assert (layer.kernel_conv, layer.stride, layer.kernel_att) == (kernel, stride, 7)
+    with pytest.raises(TypeError, match="positional arguments"):
+        ACmix2d(8, 16, 3, 1, 1)  # padding; dilation or groups would follow: by keyword only
 
 
 def test_bad_input():

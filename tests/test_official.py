@@ -4,8 +4,10 @@ import pickle
 import re
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -232,3 +234,26 @@ def test_the_second_link_and_a_damaged_cache(
     assert "is not used; fetch or write the weight folder again. It is fetched again" in str(
         recwarn.pop(UserWarning).message
     )
+
+
+def test_processes_that_fetch_at_the_same_time_download_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the ranks of a DDP run do. The first one has the lock while it downloads and converts."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    downloads = []
+
+    def download(link: str, file: Path) -> None:
+        downloads.append(link)
+        file.write_bytes(b"weights")
+
+    def convert(file: Path, name: str, folder: Path, record: dict[str, Any]) -> None:
+        time.sleep(0.2)
+        folder.mkdir(exist_ok=True)
+        for part in ("config.json", "model.safetensors"):
+            (folder / part).write_text("{}")
+
+    monkeypatch.setattr(official, "download", download)
+    monkeypatch.setattr(official, "convert", convert)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(official.fetch, ["acmix_swin_t"] * 4))
+    assert len(downloads) == 1
+    assert set(found) == {official.official_folder("acmix_swin_t") / "model.safetensors"}

@@ -35,7 +35,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-10
 def gradients(function, tensors):  # type: ignore[no-untyped-def]
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     out = function(*leaves)
-    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape).sin()
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).reshape(out.shape).sin()
     return out.detach(), torch.autograd.grad((out * weights).sum(), leaves)
 
 
@@ -69,11 +69,11 @@ FORMS = {
     [(1, 1, 7, 1, 1), (2, 9, 7, 1, 1), (8, 8, 3, 1, 1), (9, 16, 5, 2, 1), (13, 4, 7, 3, 2), (16, 1, 3, 2, 3),
      (5, 24, 7, 2, 1), (11, 10, 1, 3, 1)],
 )  # fmt: skip
-def test_every_form_at_any_size(form, h, w, kernel, stride, dilation, monkeypatch):
+def test_every_form_at_any_size(form, h, w, kernel, stride, dilation, device, monkeypatch):
     """Which form serves a map is a matter of speed: each of them is right for all maps."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, h, w, 2, 3, dtype=torch.float64) for _ in range(3))
-    pe = torch.randn(h, w, 3, dtype=torch.float64)
+    q, k, v = (torch.randn(2, h, w, 2, 3, dtype=torch.float64, device=device) for _ in range(3))
+    pe = torch.randn(h, w, 3, dtype=torch.float64, device=device)
 
     def fast(q, k, v, pe):  # type: ignore[no-untyped-def]
         return FORMS[form](q[:, ::stride, ::stride], k, v, pe, kernel, stride, dilation)
@@ -93,7 +93,7 @@ def test_every_form_at_any_size(form, h, w, kernel, stride, dilation, monkeypatc
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("size", "stride", "spread"), [(13, 1, 1.0), (40, 1, 1.0), (40, 1, 8.0), (41, 2, 8.0)])
-def test_half_precision_adds_little_to_what_rounding_costs(dtype, size, stride, spread):
+def test_half_precision_adds_little_to_what_rounding_costs(dtype, size, stride, spread, device):
     """The floor is the error that rounding q, k, v to `dtype` makes, everything else in float64. A `spread` of 1 is
     already more than the layer starts with; at 8, positions not counted from the tile's middle make it 3.7 times."""
     torch.manual_seed(0)
@@ -103,7 +103,8 @@ def test_half_precision_adds_little_to_what_rounding_costs(dtype, size, stride, 
     exact = la.local_attention_reference(q, k, v, pe, **geometry)
     rounded = [x.to(dtype) for x in (q, k, v)]
     floor = (la.local_attention_reference(*(x.double() for x in rounded), pe, **geometry).to(dtype) - exact).norm()
-    error = (la.local_attention(*rounded, pe.float(), **geometry) - exact).norm()
+    inputs = (x.to(device) for x in (*rounded, pe.float()))
+    error = (la.local_attention(*inputs, **geometry).cpu() - exact).norm()
     assert error <= 1.5 * floor
 
 

@@ -135,7 +135,7 @@ def test_one_path_alone(paths: str) -> None:
 
 
 def test_layer_errors() -> None:
-    with pytest.raises(ValueError, match="nearest widths are 8 and 12"):
+    with pytest.raises(ValueError, match="=8 or 12, or heads="):
         ReducedACmix(10, 4)
     with pytest.raises(ValueError, match=r"ReducedACmix: paths must be .*, got 'none'"):
         timm.create_model("acmix_pvt_pico", paths="none")

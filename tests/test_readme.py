@@ -69,7 +69,7 @@ def test_commands_of_acmix_zoo_in_order(clone: Path, fashion_mnist: str) -> None
     for words in commands:
         short = {"fit": SHORT, "bench": ["--repeats", "1", "--no-memory"]}.get(words[1], [])
         out = run([sys.executable, "-m", "acmix_zoo.cli", *words[1:], *short], clone)
-        assert out.startswith("photo.png: ") or words[1] != "classify"
+        assert out.startswith("photo.png\n") or words[1] != "classify"
 
 
 @pytest.mark.parametrize("snippet", blocks("python"))

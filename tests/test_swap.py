@@ -1,11 +1,14 @@
-"""swap_conv3x3 on networks of timm, torchvision and our own: what it takes, what it leaves, what it says."""
+"""swap_conv3x3 on networks of timm, torchvision and our own: what it replaces, what it keeps, what it reports."""
 
 import copy
+import pickle
 
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from acmix_zoo import ACmix2d, swap_conv3x3
 
@@ -38,7 +41,7 @@ def test_every_kind() -> None:
     model.plain.train()
     kept = {name: getattr(model, name) for name in ("grouped", "valid", "reflect", "narrow", "point", "oblong")}
     shape = model(torch.zeros(2, 3, 33, 30)).shape
-    report = swap_conv3x3(model, input_size=(3, 33, 30), kernel_att=5)
+    report = swap_conv3x3(model, "*", input_size=(3, 33, 30), kernel_att=5, heads=4)
     assert set(report.replaced) == {"stem", "plain", "again", "same", "dilated"}
     assert set(report.skipped) == set(kept) - {"point"}
     reasons = dict(grouped="groups=2", valid="padding=(0, 0)", reflect="reflect", narrow="6 output", oblong="by axis")
@@ -53,7 +56,7 @@ def test_every_kind() -> None:
 
 def test_report_numbers() -> None:
     model = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1, bias=False))
-    report = swap_conv3x3(model, input_size=(8, 9, 9))
+    report = swap_conv3x3(model, "*", input_size=(8, 9, 9))
     assert report.params[0] == 9 * 8 * 16
     assert report.params[1] == sum(p.numel() for p in model.parameters())
     assert report.macs is not None
@@ -90,7 +93,7 @@ def test_refused_arguments_change_nothing(kwargs: dict) -> None:
     model = Mixed()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError):
-        swap_conv3x3(model, **kwargs)
+        swap_conv3x3(model, "*", **kwargs)
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
 
@@ -110,5 +113,125 @@ def test_a_bare_convolution_stays() -> None:
 def test_training_statistics_are_left_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.BatchNorm2d(8)).train()
     model[2].eval()
-    swap_conv3x3(model, input_size=(3, 8, 8))
+    swap_conv3x3(model, "0", input_size=(3, 8, 8))
     assert model[1].training and not model[2].training and model[1].num_batches_tracked == 0
+
+
+# ---- what only a filter may replace
+
+NO_WEIGHTS = {"weights": None, "weights_backbone": None}
+
+
+class Segmenter(nn.Module):
+    """A tiny network with the head of segmentation_models_pytorch: a biased 3×3 convolution, and nothing behind it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(4, 16, 3, 2, 1), nn.ReLU())
+        self.hidden = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+        self.normed = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.add_module(name, nn.Sequential(nn.Conv2d(16, 8, 3, padding=1), nn.Identity(), nn.Sigmoid()))
+
+
+def test_default_keeps_detection_heads_and_stems() -> None:
+    """The first loss of a RetinaNet is around 1 thanks to the prior in the bias of its last layers."""
+    model = torchvision.models.detection.retinanet_resnet50_fpn(**NO_WEIGHTS)
+    report = swap_conv3x3(model)
+    assert len(report.replaced) == 18  # 16 of the ResNet-50's bottlenecks, 2 of the pyramid's 3
+    assert all(name.startswith(("backbone.body.layer", "backbone.fpn.")) for name in report.replaced)
+    for head in ("classification_head.cls_logits", "regression_head.bbox_reg", "classification_head.conv.0.0"):
+        assert "prediction head (head)" in report.skipped[f"head.{head}"]
+    assert type(model.head.classification_head.cls_logits) is nn.Conv2d
+    assert "output layer" in report.skipped["backbone.fpn.extra_blocks.p7"]
+    text = str(report)
+    assert "head.classification_head.cls_logits: kept, part of a prediction head" in text and "name it in the" in text
+
+
+def test_default_keeps_the_rpn_and_a_filter_takes_it() -> None:
+    model = torchvision.models.detection.fasterrcnn_resnet50_fpn(**NO_WEIGHTS).rpn
+    with pytest.raises(ValueError, match="fits filter="):
+        swap_conv3x3(model, "nothing.*")
+    assert not swap_conv3x3(model).replaced
+    assert set(swap_conv3x3(model, "head.conv.*").replaced) == {"head.conv.0.0"}
+
+
+@pytest.mark.parametrize("name", ["segmentation_head", "last"])
+def test_default_keeps_the_output_of_a_segmentation_network(name: str) -> None:
+    model = Segmenter(name)
+    report = swap_conv3x3(model)
+    assert set(report.replaced) == {"hidden.0", "normed"}
+    assert "in_channels=4" in report.skipped["stem.0"]
+    expected = "prediction head (segmentation_head)" if name == "segmentation_head" else "an output layer"
+    assert expected in report.skipped[f"{name}.0"]
+    everything = swap_conv3x3(Segmenter(name), lambda path, conv: True)
+    assert set(everything.replaced) == {"stem.0", "hidden.0", "normed", f"{name}.0"}
+
+
+def test_biased_convolutions_with_an_activation_are_replaced() -> None:
+    with torch.device("meta"):
+        model = torchvision.models.vgg11()
+    report = swap_conv3x3(model)
+    assert len(report.replaced) == 7 and set(report.skipped) == {"features.0"}
+
+
+# ---- what nothing may replace
+
+
+def test_blocks_that_merge_their_kernels_stay() -> None:
+    """RepVGG adds the kernels of its branches for inference; one without a kernel would break that."""
+    model = timm.create_model("repvgg_a0", num_classes=2)
+    report = swap_conv3x3(model, "*")
+    assert not report.replaced and len(report.skipped) == 22
+    assert all("RepVggBlock.reparameterize merges" in reason for reason in report.skipped.values())
+
+
+def test_hooks_and_parametrizations_are_not_lost() -> None:
+    model = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(4)))
+    prune.random_unstructured(model[0], "weight", 0.5)
+    parametrizations.weight_norm(model[1])
+    model[2].register_forward_hook(lambda *args: None)
+    report = swap_conv3x3(model, "*")
+    assert set(report.replaced) == {"3"}
+    assert "pruning" in report.skipped["0"] and "weight norm" in report.skipped["1"] and "hooks" in report.skipped["2"]
+
+
+def test_shared_convolution_is_kept_everywhere_or_nowhere() -> None:
+    conv = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+    model = nn.ModuleDict({"body": nn.Sequential(conv), "head": nn.Sequential(conv)})
+    report = swap_conv3x3(model)
+    assert not report.replaced and set(report.skipped) == {"body.0", "head.0"}
+
+
+class FusingBlock(nn.Module):
+    """A block that Ultralytics and YOLOv5 fold for inference: `bn` goes, and `forward_fuse` becomes the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(16)
+        self.act = nn.SiLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+    def forward_fuse(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.conv(x))
+
+
+def test_blocks_that_fold_their_norm_keep_it_beside_the_layer() -> None:
+    block = FusingBlock()
+    model = nn.ModuleDict({"a": block, "again": block})
+    norm = block.bn
+    report = swap_conv3x3(model)
+    layer = report.replaced["a.conv"]
+    assert set(report.replaced) == {"a.conv", "again.conv"} and report.replaced["again.conv"] is layer
+    assert not hasattr(block, "bn")  # fuse() of these packages looks for it, and would fold it into a kernel
+    assert list(block.conv) == [layer, norm]
+    x = torch.randn(2, 16, 8, 8)
+    for other in (block, copy.deepcopy(block), pickle.loads(pickle.dumps(block))):  # each forward is its own
+        other.eval()
+        layer, norm = other.conv
+        assert torch.equal(other(x), nn.functional.silu(norm(layer(x))))
+        with torch.no_grad():
+            norm.bias.add_(1)
+        assert torch.equal(other(x), nn.functional.silu(norm(layer(x))))

@@ -55,6 +55,13 @@ class TestSwin:
         x = x.double()
         torch.testing.assert_close(ours.double()(x), plain.double()(x), rtol=0, atol=1e-13)
 
+    def test_wrapped_weights(self) -> None:
+        """Of a training loop with DDP around the network and torch.compile around its blocks."""
+        plain = swin()
+        state = {f"module.{key.replace('.mlp.', '.mlp._orig_mod.')}": v for key, v in plain.state_dict().items()}
+        x = torch.randn(1, 3, 64, 64)
+        assert close(from_swin({"model_state_dict": state}, img_size=64).eval()(x), plain(x))
+
     @pytest.mark.parametrize("size", [(224, 224), (200, 168), (64, 96)])
     def test_torchvisions(self, size: tuple[int, int]) -> None:
         """Maps that are no multiple of the window are padded before the roll there and here; timm pads after it."""

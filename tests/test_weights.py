@@ -1,23 +1,30 @@
 """The weight folder: what is written, that it proves itself, and that no failure loses what was there."""
 
+import copy
 import errno
+import html
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import timm
 import torch
 from torch import nn
+from yaml import safe_load
 
 import acmix_zoo
 from acmix_zoo.weights import check_folder, create_model, read_config, write_folder
-from acmix_zoo.weights.card import render_card
+from acmix_zoo.weights.card import render_card, render_eval_results
+from acmix_zoo.weights.folder import beside, take_place
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG = {"tag": "shapes", "input_size": (3, 32, 32), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -100,13 +107,60 @@ def test_config_and_card(tmp_path: Path) -> None:
     for text in ("library_name: acmix_zoo", "license: mit", "- zalando-datasets/fashion_mnist", "93.12 %", "4 shape 4"):
         assert text in card
     assert "| Data | name fashion_mnist, splits (train 54000, test 10000) |" in card
-    assert "shapes.yaml \\| tee log" in card  # a bar would end the table's cell
+    assert "shapes.yaml &#124; tee log" in card  # a bar would end the table's cell
     from huggingface_hub import parse_eval_result_entries
-    from yaml import safe_load
 
     [entry] = parse_eval_result_entries(safe_load(next((folder / ".eval_results").iterdir()).read_text()))
     assert (entry.dataset_id, entry.value) == ("zalando-datasets/fashion_mnist", 0.93125)
     assert safe_load(card.split("---")[1])["tags"] == ["image-classification", "timm", "acmix"]
+
+
+@pytest.fixture(scope="module")
+def any_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return read_config(write(tmp_path_factory.mktemp("any") / "w", record={**RECORD, "parent": "start.pth"}))
+
+
+EVIL = "x\npipeline_tag: evil\n---\n<script>alert(1)</script>|`a` [b](http://c) \\| *d* &amp; | e\u2028f\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    "field", ["license", "origin", "parent", "command", "seed", "dataset", "metric", "note", "label", "tag"]
+)
+def test_nothing_in_a_card_is_markup(any_config: dict[str, Any], field: str) -> None:
+    """Names that users and data sets chose appear as they are: no front matter, no HTML, no link, no further cell."""
+    markdown = pytest.importorskip("markdown_it").MarkdownIt().enable("table")
+    config = copy.deepcopy(any_config)
+    plain = render_card(config)
+    record, label = config["acmix_zoo"], config["pretrained_cfg"]
+    value = "Ann's set" + EVIL
+    changes = {
+        "dataset": {"dataset": {"name": value, value: {value: value}}},
+        "metric": {"metrics": [{"dataset": value, "split": value, "name": "top1" + value, "value": 0.5}]},
+        "note": {"metrics": [{"dataset": "a/b", "split": "val", "name": "top1", "value": 0.5, "note": value}]},
+        "tag": {"name": value},
+    }
+    record.update(changes.get(field, {field: value}))
+    label["label_names"] = [value] * 10 if field == "label" else None
+    card = render_card(config)
+    front, body = card.removeprefix("---\n").split("\n---\n", 1)
+    expected = {
+        "library_name": "acmix_zoo",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "timm", "acmix"],
+    }
+    found = safe_load(front)
+    assert {key: found[key] for key in expected} == expected and found.keys() <= {*expected, "license", "datasets"}
+    assert len(body.splitlines()) == len(plain.split("\n---\n", 1)[1].splitlines()) + 4 * (field == "label")
+    for markup in ("<script", "[b](", "\x1b", "\u2028", "*d*"):
+        assert markup not in body
+    rows = [line for line in body.splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} <= {3, 5}
+    if field != "license":  # which only the front matter has
+        shown = html.unescape(re.sub("<[^>]*>", "", markdown.render(body)))
+        assert "<script>alert(1)</script>|`a` [b](http://c) \\| *d* &amp; | e f [2J" in shown
+    for text in render_eval_results(config).values():
+        [entry] = safe_load(text)
+        assert entry.keys() == {"dataset", "value", "notes"}
 
 
 def test_local_data_sets_are_not_announced_to_the_hub(tmp_path: Path) -> None:
@@ -260,6 +314,51 @@ def test_failing_exchange(old, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError, match="Input/output error"):
         write(folder)
     assert contents(folder) == before and os.listdir(folder.parent) == ["weights"]
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_another_process_takes_the_place_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    """Just before the new folder moves in, another process has put its own there, three times over."""
+    folder, others = tmp_path / "weights", [write(tmp_path / f"other{i}") for i in range(3)]
+    if not is_new:
+        write(folder)
+    model, rename = pico(), Path.rename
+
+    def racing(self: Path, target: Path) -> Path:
+        if target == folder and others:
+            rename(others.pop(), folder)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", racing)
+    write(folder, model)
+    assert not others and os.listdir(tmp_path) == ["weights"] and check_folder(folder) == []
+    assert torch.equal(create_model(folder).fc.weight, model.fc.weight)
+
+
+def test_many_fill_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acmix_zoo.weights.folder.check_folder", lambda folder: [])  # only the moving is tested
+
+    def fill(number: int) -> None:
+        for i in range(50):
+            with beside(tmp_path / "weights") as new:
+                for name in ("config.json", "model.safetensors"):
+                    (new / name).write_text(f"{number} {i}")
+                take_place(new, tmp_path / "weights")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(fill, range(4)))
+    found = contents(tmp_path / "weights")
+    assert len(found) == 2 and found["config.json"] == found["model.safetensors"]
+    assert os.listdir(tmp_path) == ["weights"]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.safetensors", "model.pth", "best.ckpt"])
+def test_a_file_is_not_a_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is the name of a .* file, but weights are written as a folder"):
+        write(tmp_path / name)
+    assert not (tmp_path / name).exists()
 
 
 def test_kill(old) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from test_weights import ROOT, write
+from test_weights import ROOT, pico, write
 from torch import nn
 
 import acmix_zoo
-from acmix_zoo.weights import check_folder, create_model, list_models, read_config
+from acmix_zoo.weights import check_folder, create_model, list_models, load_weights, read_config
 from acmix_zoo.weights.card import render_card
 
 
@@ -89,8 +89,89 @@ class TestCreate:
         assert len(maps) > 2 and whole(torch.randn(1, 3, 32, 32)).shape == (1, 10)
         grey, colour = (first_conv(model).weight for model in (create_model(folder, in_chans=1), whole))
         torch.testing.assert_close(grey, colour.sum(1, keepdim=True))
-        with pytest.raises(ValueError, match="features_only needs a weight folder"):
+        with pytest.raises(ValueError, match=r"features_only was given with .* Expected a weight folder"):
             create_model("acmix_resnet_pico", folder / "model.safetensors", features_only=True)
+
+    @pytest.mark.parametrize("source", ["folder", "file"])
+    def test_other_input_channels(self, tmp_path: Path, source: str) -> None:
+        """As timm adapts its own weights: one channel gets the sum, several repeat the three."""
+        folder = write(tmp_path / "w")
+        path = folder if source == "folder" else folder / "model.safetensors"
+        colour = first_conv(create_model(folder)).weight
+        grey = first_conv(create_model("acmix_resnet_pico", path, in_chans=1)).weight
+        torch.testing.assert_close(grey, colour.sum(1, keepdim=True))
+        five = first_conv(create_model("acmix_resnet_pico", path, in_chans=5)).weight
+        torch.testing.assert_close(five, colour[:, [0, 1, 2, 0, 1]] * 3 / 5)
+        assert create_model("acmix_resnet_pico", path, in_chans=1, num_classes=3).num_classes == 3
+
+    def test_a_new_classifier_is_not_a_matching_key(self, tmp_path: Path) -> None:
+        file = tmp_path / "other.pth"
+        torch.save({f"unrelated.{i}": torch.zeros(1) for i in range(3)}, file)
+        with pytest.raises(ValueError, match=r"does not fit ACmixResNet \(0 keys match\)") as caught:
+            create_model("acmix_resnet_pico", file, num_classes=3)
+        assert "fc." not in str(caught.value)
+
+
+class TestRuns:
+    """What `acmix-zoo fit` leaves behind works wherever a weight folder does."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Path:
+        """An interrupted run: checkpoints, no weights/."""
+        network = pico(layers=(1, 2, 1), num_classes=4)
+        cfg = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 32, 32], "label_names": ["a", "b", "c", "d"]}
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "run" / "config.yaml").touch()
+        checkpoint = {
+            "state_dict": {f"model.{key}": value for key, value in network.state_dict().items()},
+            "hyper_parameters": {
+                "model": "acmix_resnet_pico", "num_classes": 4, "pretrained": "start.pth",
+                "model_kwargs": {"layers": (1, 2, 1), "drop_path_rate": 0.1},
+            },
+            "ImageDataModule": {"card": {"cfg": cfg}},
+        }  # fmt: skip
+        torch.save(checkpoint, tmp_path / "run" / "checkpoints" / "best.ckpt")
+        return tmp_path / "run"
+
+    def test_checkpoint(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        checkpoint = run / "checkpoints" / "best.ckpt"
+        expected = torch.load(checkpoint, weights_only=True)["state_dict"]
+        monkeypatch.chdir(run.parent)
+        for name in (checkpoint, str(checkpoint), run, "run", "run/config.yaml"):
+            model = create_model(name)
+            assert all(torch.equal(value, expected[f"model.{key}"]) for key, value in model.state_dict().items())
+        assert model.pretrained_cfg["label_names"] == ["a", "b", "c", "d"] and model.pretrained_cfg["mean"] == [0.5] * 3
+        small = acmix_zoo.from_pretrained("run", num_classes=2, in_chans=1)
+        assert small.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 2)
+        load_weights(model, run)
+
+    def test_finished_run(self, run: Path) -> None:
+        """Its tested weights come before its checkpoints."""
+        folder = write(run / "weights")
+        expected = create_model(folder).fc.weight
+        assert torch.equal(create_model(run).fc.weight, expected)
+        assert torch.equal(create_model("acmix_resnet_pico", run).fc.weight, expected)
+        assert torch.equal(create_model(folder / "model.safetensors").fc.weight, expected)
+        assert torch.equal(load_weights(pico(), run).fc.weight, expected)
+
+    @pytest.mark.parametrize(
+        ("entry", "message"),
+        [
+            ({"hyper_parameters": {}}, r"does not say which network .* create_model\(NAME, pretrained="),
+            ({"hyper_parameters": {"model": "os.system", "num_classes": 4}}, "a model that is not known here"),
+            ({"hyper_parameters": {"model": "acmix_resnet_pico", "num_classes": 5}}, "does not fit"),
+            (
+                {"hyper_parameters": {"model": "acmix_resnet_pico", "num_classes": 4,
+                                      "model_kwargs": {"checkpoint_path": "/etc/passwd"}}},
+                "may not set checkpoint_path",
+            ),
+        ],
+    )  # fmt: skip
+    def test_refused(self, run: Path, entry: dict[str, object], message: str) -> None:
+        path = run / "checkpoints" / "best.ckpt"
+        torch.save({**torch.load(path, weights_only=True), **entry}, path)
+        with pytest.raises(ValueError, match=message):
+            create_model(run)
 
 
 SHIPPED = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/config.json"))

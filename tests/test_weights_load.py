@@ -3,8 +3,10 @@
 import argparse
 import sys
 import types
+from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -47,6 +49,18 @@ CHECKPOINTS = {
         "state_dict": {**prefixed("model.", s), "criterion.weight": torch.ones(10)},
         "pytorch-lightning_version": "2.6.6",
     },
+    "pytorch's tutorial": lambda s: {"epoch": 3, "model_state_dict": s, "optimizer_state_dict": {"state": {}}},
+    "net": lambda s: {"net": prefixed("module.", s), "acc": 93.0, "epoch": 3},
+    "network": lambda s: {"network": s, "iteration": torch.tensor(3)},
+    "ema with its settings": lambda s: {"ema": {"module": s, "updates": 7}, "model": other(s)},
+    "ema without tensors": lambda s: {"ema": {"decay": 0.9}, "model": s},
+    "another entry": lambda s: {"weights_of_mine": s, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}},
+    "module in a model": lambda s: prefixed("module.model.", s),
+    "backbone in a compiled network": lambda s: {"state_dict": prefixed("_orig_mod.network.backbone.", s)},
+    "encoder": lambda s: {**prefixed("encoder.", s), "decoder.weight": torch.ones(3)},
+    "net in ddp": lambda s: {"model": prefixed("module.net.", s)},
+    "another attribute": lambda s: {**prefixed("my_cnn.", s), "loss.weight": torch.ones(10)},
+    "compiled blocks": lambda s: {key.replace("layer1.", "layer1._orig_mod."): value for key, value in s.items()},
     "timm ema": lambda s: {"state_dict": other(s), "state_dict_ema": s, "args": argparse.Namespace(lr=0.1)},
     "torchvision ema": lambda s: {
         "model": other(s),
@@ -163,6 +177,28 @@ def test_settings_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert layer.alpha.item() == authors_layer(1)["rate1"].item()
 
 
+SETTINGS = {
+    "numpy scalar": np.float64(0.3),
+    "numpy integer": np.int64(3),
+    "numpy array": np.arange(3),
+    "path": Path("runs/1"),
+    "namespace with a path": argparse.Namespace(output=Path("runs/1"), lr=0.1),
+    "version": torch.__version__,
+    "time": datetime(2024, 1, 31),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_values_beside_the_weights(tmp_path: Path, kind: str, zipped: bool) -> None:
+    """In torch's format and in the one before 1.6."""
+    layer = ACmix2d(8, 8)
+    checkpoint = {"model_state_dict": layer.state_dict(), "best": SETTINGS[kind]}
+    torch.save(checkpoint, tmp_path / "c.pth", _use_new_zipfile_serialization=zipped)
+    loaded = load_weights(ACmix2d(8, 8), tmp_path / "c.pth")
+    assert torch.equal(loaded.qkv.weight, layer.qkv.weight)
+
+
 class Evil:
     """Unpickled the careless way, this would leave a file."""
 
@@ -177,6 +213,12 @@ def test_checkpoints_run_no_code(tmp_path: Path) -> None:
     torch.save({"model": pico().state_dict(), "extra": Evil(tmp_path / "harm")}, tmp_path / "evil.pth")
     with pytest.raises(ValueError, match=r"evil\.pth was refused.*Path.*weights_only=False and pass the state dict"):
         load_weights(pico(), tmp_path / "evil.pth")
+    old = {"model": pico().state_dict(), "args": argparse.Namespace(), "extra": Evil(tmp_path / "harm")}
+    torch.save(old, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    for name in ("evil.pth", "old.pth"):  # the class that is refused is named, and no harmless one
+        with pytest.raises(ValueError, match=r"contains objects of [^,]*(getattr|Path)") as caught:
+            load_weights(pico(), tmp_path / name)
+        assert "Namespace" not in str(caught.value)
     torch.save(pico(), tmp_path / "module.pth")  # a whole pickled module
     with pytest.raises(ValueError, match=r"refused.*ACmixResNet"):
         load_weights(pico(), tmp_path / "module.pth")
@@ -217,6 +259,15 @@ class TestMismatch:
         state["fc.extra"] = state.pop("fc.bias")
         lines = refused(pico(1), state).splitlines()
         assert lines[0].endswith(": fc.bias") and lines[1] == "unexpected 1 keys: fc.extra"
+
+    def test_several_networks(self) -> None:
+        state = pico(2).state_dict()
+        message = refused(pico(1), {**prefixed("teacher.", state), **prefixed("student.", state)})
+        assert "the keys behind student., teacher. all fit" in message and "pass the state dict of the one" in message
+        assert "encoder., model. all fit" in refused(
+            pico(1), {**prefixed("model.", state), **prefixed("encoder.", state)}
+        )
+        assert "several entries with tensors: a, b" in refused(pico(1), {"a": state, "b": state})
 
     def test_not_strict(self) -> None:
         source, target = pico(2, num_classes=7), pico(1, num_classes=10)

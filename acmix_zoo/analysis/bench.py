@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import Field, asdict, fields
 from math import isnan
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +17,8 @@ from acmix_zoo.analysis.benchmark import Row, measure
 from acmix_zoo.analysis.contestants import Case
 from acmix_zoo.analysis.growth import OVER, growth_cases, growths
 from acmix_zoo.layers.complexity import human
+
+T = TypeVar("T")
 
 
 def bench(arguments: Sequence[str]) -> list[Row]:
@@ -103,20 +106,26 @@ def print_table(rows: Sequence[Row]) -> None:
     Console().print(table)
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows under the names of their fields."""
+def write_csv(rows: Sequence[Any], path: Path) -> None:
+    """Write the rows, dataclasses of one type, under the names of their fields."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(file, [field.name for field in fields(rows[0] if rows else Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
 
 
 def read_csv(path: Path) -> list[Row]:
-    """The rows that `write_csv` wrote."""
+    """The rows that `acmix-zoo bench` wrote."""
+    return read_rows(path, Row)
+
+
+def read_rows(path: Path, kind: type[T]) -> list[T]:
+    """The rows that `write_csv` wrote, as dataclasses of the type `kind`."""
     kinds = {"str": str, "int": int, "float": float}
+    names: list[Field[Any]] = list(fields(kind))  # type: ignore[arg-type]
     with path.open(newline="", encoding="utf-8") as file:
         return [
-            Row(**{field.name: kinds[str(field.type)](line[field.name]) for field in fields(Row)})
+            kind(**{field.name: kinds[str(field.type)](line[field.name]) for field in names})
             for line in csv.DictReader(file)
         ]

@@ -4,8 +4,8 @@ A contestant is written as a network's name (ours or timm's), or `KIND:CHANNELSx
 is acmix2d, released (the authors' way of computing it), conv3x3, or shift-tensor, shift-frozen and shift-learnable (the
 same convolution as projections, shift and sum, see `acmix_zoo.analysis.decomposition`). SAN's weighted sums alone, over
 7×7 or other neighbourhoods, are `aggregate:CHANNELSxSIZE[kKERNEL]`, and `unfold:…` in the form that copies the value.
-`@reference` runs ACmix layers on the readable operators, `@released` replaces them by the authors' form, `+compile`
-compiles:
+`@reference` runs ACmix layers on the readable operators, `@global`, `@tiles` and `@offset` on that backend, `@tile8x16`
+on tiles of 8×16 queries; `@released` replaces them by the authors' form; `+compile` compiles:
 
     acmix_resnet50   acmix_resnet50@released   resnet50   acmix2d:64x56   released:64x56   acmix2d:128x56s2
     aggregate:64x56   unfold:64x56   aggregate:16x112k3
@@ -23,7 +23,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,10 +32,10 @@ import torch
 from torch import nn
 
 from acmix_zoo.analysis.aggregations import Aggregation
-from acmix_zoo.analysis.contestants import Case, build, layout
+from acmix_zoo.analysis.contestants import Case, build
+from acmix_zoo.analysis.passes import Pass, gpu_peak, synchronise, times
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.ops import use_form
 
 
 @dataclass(frozen=True)
@@ -64,32 +63,6 @@ class OutOfMemory(RuntimeError):
     """The case does not fit this machine's memory."""
 
 
-def runner(case: Case) -> Callable[[], None]:
-    """One pass of the case: forward in inference mode, or forward and backward."""
-    module, shape = build(case)
-    if case.contestant.endswith("+compile"):
-        module = torch.compile(module)  # type: ignore[assignment]
-    x = torch.randn(case.batch, *shape, device=case.device, dtype=getattr(torch, case.dtype))
-    x = x.contiguous(memory_format=layout(case))
-    grads: list[torch.Tensor] = []
-
-    def run() -> None:
-        with ExitStack() as stack:
-            if "@reference" in case.contestant:
-                stack.enter_context(use_form("reference"))
-            stack.enter_context(torch.set_grad_enabled(case.train))
-            out = module(x.requires_grad_(case.train and x.shape[1] > 3))  # an image needs no gradient, a map does
-            if case.train:
-                if not grads:
-                    grads.append(torch.ones_like(out) / out.numel())
-                module.zero_grad()
-                out.backward(grads[0])
-        if case.device != "cpu":
-            torch.cuda.synchronize()
-
-    return run
-
-
 def guarded(run: Callable[[], Any]) -> Any:
     """run(), with every allocator's way to say that memory ran out turned into `OutOfMemory`."""
     try:
@@ -106,38 +79,13 @@ def guarded(run: Callable[[], Any]) -> Any:
         raise
 
 
-def times(cases: Sequence[Case], repeats: int) -> list[list[float]]:
-    """Milliseconds of every round of every case, interleaved, after a warm-up of each."""
-    torch.set_num_threads(cases[0].threads)
-    runs = [runner(case) for case in cases]
-    spent: list[list[float]] = [[] for _ in runs]
-    for repeat in range(repeats + 1):
-        for run, ms in zip(runs, spent, strict=True):
-            # A short pass is run several times in a round, or it would be measured on the long one's cold caches alone.
-            until = time.perf_counter() + 0.1
-            while True:
-                start = time.perf_counter()
-                run()
-                if repeat:
-                    ms.append((time.perf_counter() - start) * 1e3)
-                if time.perf_counter() >= until:
-                    break
-    return spent
-
-
 def peak(case: Case) -> float:
     """MiB that one pass takes above the resting process. Only meaningful in a process that did nothing else before."""
     torch.set_num_threads(case.threads)
-    run = runner(case)
-    if case.device != "cpu":
-        run()
-        torch.cuda.reset_peak_memory_stats()
-        resting = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - resting) / 2**20
+    run = Pass(case)
     _warm(case)
     # Not getrusage: its maximum is inherited from the process that started this one.
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts again from what is resident now
     before = _memory("VmRSS")
     run()
     return _memory("VmHWM") - before
@@ -155,7 +103,7 @@ def _warm(case: Case) -> None:
 
 def _memory(field: str) -> float:
     """MiB, from Linux's account of this process."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) / 1024
 
 
@@ -167,7 +115,7 @@ def fresh_peak(case: Case) -> float:
     """
     command = [sys.executable, "-m", "acmix_zoo.analysis.benchmark", json.dumps(asdict(case))]
     done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(case.threads)}
+        command, capture_output=True, encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": str(case.threads)}
     )
     if done.returncode == -9 or "OutOfMemory" in done.stderr:
         raise OutOfMemory(f"{case.contestant} at batch {case.batch}")
@@ -182,49 +130,71 @@ def matmul_peak(
     device: str = "cpu",
     sizes: Sequence[tuple[int, int]] = ((1024, 12), (2048, 4)),
 ) -> float:
-    """GFLOP/s of square matrix products, each (side, times) of `sizes`, the best of all: what this machine can do."""
+    """GFLOP/s of square matrix products, each (side, repeats) of `sizes`, the best of all: what this machine can do."""
     torch.set_num_threads(threads)
     best = 0.0
-    for n, times in sizes:
+    for n, repeats in sizes:
         a = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
-        for _ in range(times):
+        for _ in range(repeats):
             start = time.perf_counter()
             torch.mm(a, a)
-            if device != "cpu":
-                torch.cuda.synchronize()
+            synchronise(device)
             best = max(best, 2 * n**3 / (time.perf_counter() - start) / 1e9)
     return best
 
 
-def measure(cases: Sequence[Case], repeats: int = 7, memory: bool = True) -> list[Row]:
+def measure(cases: Sequence[Case], repeats: int = 7, memory: bool = True, top: float | None = None) -> list[Row]:
     """Measure cases of the same batch, threads, dtype and device against each other.
 
     When one of them runs out of memory, all of them are measured again with half the batch; the rows say which it was.
+
+    Args:
+        cases: what to measure; the rows come in the same order.
+        repeats: rounds over all of them.
+        memory: whether to measure peak memory, which takes a process per case on a CPU.
+        top: GFLOP/s of this machine's matrix product, if `matmul_peak` was called already.
 
     Raises:
         OutOfMemory: not even a batch of one fits.
         ValueError: no such contestant.
     """
     for case in cases:  # a wrong name is found before the first measurement
-        build(case)
+        _on_meta(case)
     while True:
         try:
-            peaks = [fresh_peak(case) if memory else float("nan") for case in cases]
-            spent = guarded(partial(times, cases, repeats))
+            spent, peaks = guarded(partial(_times_and_peaks, cases, repeats, memory))
             break
         except OutOfMemory:
             if cases[0].batch == 1:
                 raise
-            cases = [Case(**{**asdict(case), "batch": case.batch // 2}) for case in cases]
-    top = matmul_peak(cases[0].threads, cases[0].dtype, cases[0].device)
+            cases = [replace(case, batch=case.batch // 2) for case in cases]
+        if cases[0].device_type == "cuda":
+            torch.cuda.empty_cache()
+    top = top or matmul_peak(cases[0].threads, cases[0].dtype, cases[0].device)
     return [_row(case, ms, mib, top) for case, ms, mib in zip(cases, spent, peaks, strict=True)]
+
+
+def _times_and_peaks(cases: Sequence[Case], repeats: int, memory: bool) -> tuple[list[list[float]], list[float]]:
+    peaks = [float("nan")] * len(cases)
+    if memory and cases[0].device_type != "cuda":
+        peaks = [fresh_peak(case) for case in cases]
+    runs = [Pass(case) for case in cases]
+    if memory and cases[0].device_type == "cuda":
+        peaks = [gpu_peak(run) for run in runs]
+    return times(runs, repeats), peaks
+
+
+def _on_meta(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The case without memory for its tensors."""
+    with torch.device("meta"):
+        return build(replace(case, device="meta"))
 
 
 def _row(case: Case, ms: list[float], peak_mib: float, top: float) -> Row:
     # Of ACmix by its definition: torch's counter does not see the products and sums of the released form.
     name = case.contestant.replace("released:", "acmix2d:").replace("@released", "")
-    module, shape = build(replace(case, contestant=name))
-    macs = module.macs if isinstance(module, Aggregation) else complexity(module.float().cpu(), shape).macs
+    module, shape = _on_meta(replace(case, contestant=name))
+    macs = module.macs if isinstance(module, Aggregation) else complexity(module, shape).macs
     q1, median, q3 = statistics.quantiles(ms, n=4) if len(ms) > 1 else [ms[0]] * 3
     gflops = 2 * macs * case.batch * (3 if case.train else 1) / median / 1e6  # backward is two forwards' arithmetic
     return Row(

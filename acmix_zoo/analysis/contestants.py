@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import timm
 import torch
@@ -17,14 +20,21 @@ from acmix_zoo.analysis.decomposition import DecomposedConv2d
 from acmix_zoo.analysis.released import ReleasedForm
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.cost import input_size_of
+from acmix_zoo.ops import FORMS, use_form
+from acmix_zoo.ops.plan import TILES
 
 _LAYER = re.compile(r"(acmix2d|released|conv3x3|shift-tensor|shift-frozen|shift-learnable):(\d+)x(\d+)(?:s(\d+))?")
+_TILE = re.compile(r"tile(\d+)x(\d+)")
 _SUMS = re.compile(r"(aggregate|unfold):(\d+)x(\d+)(?:k(\d+))?")
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: one pass of a contestant. `size` is the side of a network's image (0: the network's own)."""
+    """What is measured: one pass of a contestant.
+
+    `size` is the side of a network's image (0: the network's own). With `autocast` the weights are float32 and the
+    forward pass runs under autocast to `dtype`; without it everything is in `dtype`.
+    """
 
     contestant: str
     batch: int = 8
@@ -34,10 +44,16 @@ class Case:
     dtype: str = "float32"
     device: str = "cpu"
     kwargs: str = "{}"  # JSON, for the network's constructor
+    autocast: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise ValueError(f"bench: expected a dtype of torch such as float32 or bfloat16, got {self.dtype!r}")
+
+    @property
+    def device_type(self) -> str:
+        """The device without its number: "cpu", "cuda", …."""
+        return torch.device(self.device).type
 
 
 def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -47,9 +63,10 @@ def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
         ValueError: no such contestant; the message names near ones.
     """
     torch.manual_seed(0)
-    name, _, form = case.contestant.removesuffix("+compile").partition("@")
-    if form not in ("", "reference", "released"):
-        raise ValueError(f"bench: {case.contestant}: expected @reference or @released, got @{form}")
+    name, form = _parts(case)
+    if form not in ("", "released", *FORMS) and not _TILE.fullmatch(form):
+        expected = ", ".join(f"@{known}" for known in ("released", *FORMS))
+        raise ValueError(f"bench: {case.contestant}: expected one of {expected} or @tile8x16 or the like, got @{form}")
     module: nn.Module
     if layer := _LAYER.fullmatch(name):
         kind, c, size, stride = layer[1], int(layer[2]), int(layer[3]), int(layer[4] or 1)
@@ -68,14 +85,33 @@ def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
     if form == "released":
         for path, layer2d in [(p, m) for p, m in module.named_modules() if isinstance(m, ACmix2d)]:
             module.set_submodule(path, ReleasedForm(layer2d))
-    module = module.to(device=case.device, dtype=getattr(torch, case.dtype))
+    module = module.to(device=case.device, dtype=torch.float32 if case.autocast else getattr(torch, case.dtype))
     module = module.to(memory_format=layout(case))
     return module.train(case.train), shape
 
 
+@contextmanager
+def backend(case: Case) -> Iterator[None]:
+    """Use the backend or the tile that follows the `@` of a contestant."""
+    _, form = _parts(case)
+    with ExitStack() as stack:
+        if tile := _TILE.fullmatch(form):
+            stack.enter_context(patch.dict(TILES, {case.device_type: (int(tile[1]), int(tile[2]))}))
+            stack.enter_context(use_form("tiles"))
+        elif form in FORMS:
+            stack.enter_context(use_form(form))
+        yield
+
+
+def _parts(case: Case) -> tuple[str, str]:
+    """The contestant's name, and what follows its `@`."""
+    name, _, form = case.contestant.removesuffix("+compile").partition("@")
+    return name, form
+
+
 def _layer(kind: str, c: int, stride: int) -> nn.Module:
     if kind in ("acmix2d", "released"):
-        acmix = ACmix2d(c, c, stride=stride)
+        acmix = ACmix2d(c, c, stride=stride, heads=4)
         return acmix if kind == "acmix2d" else ReleasedForm(acmix)
     plain = nn.Conv2d(c, c, 3, stride, 1)
     if kind == "conv3x3":

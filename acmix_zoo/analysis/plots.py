@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+# For names that users chose: matplotlib would set what is between two $ as a formula, and fail where it is none.
+_AS_IS: dict[str, Any] = {"parse_math": False}
+
 
 def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
@@ -60,8 +63,8 @@ def plot_confusion(matrix: npt.ArrayLike, class_names: Sequence[str], path: str 
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_xticks(range(n), class_names, rotation=90 if n > 10 else 45, ha="center" if n > 10 else "right")
-    axes.set_yticks(range(n), class_names)
+    axes.set_xticks(range(n), class_names, rotation=90 if n > 10 else 45, ha="center" if n > 10 else "right", **_AS_IS)
+    axes.set_yticks(range(n), class_names, **_AS_IS)
     if n <= 20:
         for i, j in zip(*np.nonzero(counts), strict=True):
             axes.text(
@@ -93,7 +96,7 @@ def plot_images(
         if i < len(images):
             axes.imshow(np.asarray(images[i]), cmap="gray")
             color = "black" if good is None else "green" if good[i] else "red"
-            axes.set_title(titles[i], fontsize=8, color=color)
+            axes.set_title(titles[i], fontsize=8, color=color, **_AS_IS)
     figure.savefig(path, dpi=100)
     return Path(path)
 

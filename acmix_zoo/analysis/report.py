@@ -17,7 +17,7 @@ img{max-width:100%}"""
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """Rows of a run's metrics.csv as {column: value}; empty cells are left out."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 

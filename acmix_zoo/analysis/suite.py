@@ -103,7 +103,7 @@ GROUPS = {
 
 def machine() -> dict[str, object]:
     """What the figures were measured on and with."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     wide = any("avx512f" in line for line in lines if line.startswith("flags"))
     return {

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from acmix_zoo.data.images import bad_images, find_images
+from acmix_zoo.data.formats import is_lost_image, skip_advice
+from acmix_zoo.data.images import Inspection, bad_images
 from acmix_zoo.data.sources import Images
+from acmix_zoo.data.walk import find_images, walk_folders
 
 AUGMENTS = ("none", "light", "imagenet")
 
@@ -37,6 +39,22 @@ def check_options(
         raise ValueError(f"shift={shift}: expected a share of the image's side, in [0, 1)")
 
 
+def fitting_batch_size(batch_size: int, images: int, processes: int, accumulated: int) -> tuple[int, str]:
+    """Return a batch size that is no larger than a process's share of the training images, and a remark on what is
+    wrong with the one that was given; "" where nothing is.
+
+    The learning rates are scaled by the size of a batch, which therefore has to be the one that batches really have.
+    """
+    share = max(1, images // processes)
+    where = f"the {images} training images" + f" on {processes} processes" * (processes > 1)
+    if batch_size > share:
+        return share, f"data: batches of {batch_size} are more than {where} give; batches of {share} are used instead"
+    if batch_size * accumulated > share:
+        step = f"an optimiser step of {accumulated} × {batch_size} images is more than {where} give"
+        return batch_size, f"data: {step}. Lower trainer.accumulate_grad_batches"
+    return batch_size, ""
+
+
 def three_numbers(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, float, float], ...]:
     """
     Raises:
@@ -50,23 +68,35 @@ def three_numbers(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[fl
     return tuple((float(values[0]), float(values[1]), float(values[2])) for values in (mean, std))
 
 
-def check_images(parts: Mapping[str, tuple[Images, np.ndarray]]) -> None:
-    """
+def check_images(parts: Mapping[str, tuple[Images, np.ndarray]], thorough: bool = False) -> dict[str, Inspection]:
+    """Look at the images that a run will use, so that one that has taken days does not fail at its end.
+
     Args:
         parts: for each split the pictures, and the indices of its own among them.
+        thorough: decode those of the test split, of which every one has to be readable.
+
+    Returns:
+        What was found in each split.
 
     Raises:
-        UnusableImages: some cannot be read, as far as a quick look tells; the message names them.
+        UnusableImages: some cannot be read, as far as the look tells; the message names them.
     """
-    said = []
-    for name, (images, indices) in parts.items():
-        if problems := images.problems(indices.tolist()):
-            shown = "\n  ".join(problems[:5])
-            more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
-            what = f"{len(problems)} of {len(indices)} {name} images cannot be used; repair or remove them"
-            said.append(f"{what}:\n  {shown}{more}")
-    if said:
-        raise UnusableImages("\n".join(said))
+    found = {
+        name: images.inspect(indices.tolist(), thorough and name == "test") for name, (images, indices) in parts.items()
+    }
+    if message := "\n".join(unreadable(name, inspection) for name, inspection in found.items() if inspection.problems):
+        raise UnusableImages(message)
+    return found
+
+
+def unreadable(name: str, inspection: Inspection) -> str:
+    """Return a message that names the first unreadable images of the split `name`."""
+    problems = inspection.problems
+    shown = "\n  ".join(problems[:5])
+    more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return (
+        f"{len(problems)} of {inspection.count} {name} images cannot be used; repair or remove them:\n  {shown}{more}"
+    )
 
 
 def pictures_to_predict(source: str | None) -> list[str]:
@@ -82,7 +112,9 @@ def pictures_to_predict(source: str | None) -> list[str]:
         raise FileNotFoundError(f"predict_source {place} does not exist")
     found = find_images(place) if place.is_dir() else [str(place)]
     if not found:
-        raise ValueError(f"predict_source {place} holds no pictures")
+        skipped = [ext for ext in walk_folders([place]).skipped if ext.startswith(".") and is_lost_image(ext)]
+        reasons = "".join(f", and {extension} files: {skip_advice(extension)}" for extension in sorted(skipped))
+        raise ValueError(f"predict_source {place} holds no pictures{reasons}")
     if problems := bad_images(found):
         raise ValueError(f"{len(problems)} files cannot be predicted; repair or remove them: {'; '.join(problems[:5])}")
     return found

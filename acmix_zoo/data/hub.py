@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from acmix_zoo.data.images import BadImage, load_image
+from acmix_zoo.data.paths import allowed_roots, checked_path
 from acmix_zoo.data.shards import Shards
-from acmix_zoo.data.sources import SPLITS, Images, Source
+from acmix_zoo.data.sources import Images, Source, match_splits
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
@@ -28,8 +29,13 @@ def is_table(path: Path) -> bool:
 class HubImages(Images):
     """One split of a table: an image column (encoded files) and a class column."""
 
-    def __init__(self, table: Any, column: str, targets: np.ndarray, name: str) -> None:
-        self.table, self.column, self.targets, self.name = table, column, targets, name
+    def __init__(self, table: Any, column: str, targets: np.ndarray, name: str, roots: tuple[str, ...]) -> None:
+        self.table, self.column, self.targets, self.name, self.roots = table, column, targets, name, roots
+        for chunk in table.data.column(column).chunks:  # before anything is read, and so before the first step
+            encoded, paths = chunk.field("bytes"), chunk.field("path")
+            if encoded.null_count:
+                for path in paths.filter(encoded.is_null()).drop_null().to_pylist():
+                    checked_path(path, roots)
 
     def image(self, index: int) -> Image.Image:
         try:
@@ -43,8 +49,12 @@ class HubImages(Images):
 
     def file(self, index: int) -> bytes:
         """The picture as it was encoded: decoding is ours, so that all sources treat all kinds alike."""
-        value = self.table[index][self.column]
-        return bytes(value["bytes"]) if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        value = self.table[index][self.column] or {}
+        if value.get("bytes") is not None:
+            return bytes(value["bytes"])
+        if not value.get("path"):
+            raise BadImage(f"image {self.describe(index)} cannot be read: the table holds nothing in its place")
+        return Path(checked_path(value["path"], self.roots)).read_bytes()
 
 
 class HubSource(Source):
@@ -65,9 +75,10 @@ class HubSource(Source):
         path = Path(source).expanduser()
         local = path.exists()
         self.name = path.resolve().name if local else source
+        self.roots = allowed_roots(source)
         shards = Shards(path)
         tables = load_tables(source, shards)
-        self.tables = {SPLITS[name]: table for name, table in tables.items() if name in SPLITS}
+        self.tables = {split: tables[name] for split, name in match_splits(tables, source).items()}
         if "train" not in self.tables:
             raise ValueError(f"{source}: expected a split named train, found {', '.join(tables)}")
         train = self.tables["train"]
@@ -90,7 +101,7 @@ class HubSource(Source):
             if split != "train" and (targets < 0).all():
                 continue  # published without its labels
             undecoded = table.select_columns(self.column).cast_column(self.column, self._datasets.Image(decode=False))
-            splits[split] = HubImages(undecoded, self.column, targets, f"{self.name}/{split}")
+            splits[split] = HubImages(undecoded, self.column, targets, f"{self.name}/{split}", self.roots)
         return splits
 
     def _targets(self, table: Any, split: str) -> np.ndarray:

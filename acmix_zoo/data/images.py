@@ -1,21 +1,24 @@
-"""One picture: finding the files, telling good ones from broken ones, reading any kind as 8-bit RGB."""
+"""One picture: reading any kind as 8-bit RGB, and telling good files from broken ones."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, partial
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+from acmix_zoo.data.depth import deep_grey, is_dark, sample_bits, warn_of_range
+from acmix_zoo.data.formats import content_kind, open_formats
 
 
 class BadImage(ValueError):
@@ -25,25 +28,12 @@ class BadImage(ValueError):
         super().__init__(message.rpartition("BadImage: ")[2].strip())  # a loader's process puts its traceback in front
 
 
-def is_image_name(name: str) -> bool:
-    """True when the name ends like a picture's and is not hidden."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def find_images(folder: str | Path) -> list[str]:
-    """Paths of all pictures below `folder`, sorted; other files and all hidden ones are passed over."""
-    found: list[str] = []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(root, name) for name in files if is_image_name(name)]
-    return sorted(found)
-
-
 def load_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
     """Read a picture as 8-bit RGB of size (W, H).
 
-    Grey is repeated, 16-bit grey keeps its upper eight bits, palettes are looked up, transparency is laid on white,
-    CMYK is converted, the first frame of an animation is taken, and a camera's orientation tag is applied.
+    Grey is repeated, more than 8 bits per sample are scaled (`acmix_zoo.data.depth` says how; a warning names the range
+    once), palettes are looked up, transparency is laid on white, CMYK is converted, the first frame of an animation is
+    taken, and a camera's orientation tag is applied. HEIC is read where the package pillow-heif is installed.
 
     `ACMIX_JPEG=torchvision` has JPEG files decoded by torchvision, where it can: the same pixels, to the bit.
 
@@ -52,9 +42,18 @@ def load_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
         name: what to call it in an error; the path by default.
 
     Raises:
-        BadImage: missing, empty, truncated, corrupt, not a picture, or floating point without a known range.
+        BadImage: missing, empty, truncated, corrupt, not in one of `acmix_zoo.data.formats.FORMATS`, larger than twice
+            `PIL.Image.MAX_IMAGE_PIXELS`, or with pixel values of no known range.
         ValueError: ACMIX_JPEG is neither "pillow" (the default) nor "torchvision".
     """
+    picture, bits = _read(source, name)
+    if bits > 8:
+        warn_of_range(bits, is_dark(picture))
+    return picture
+
+
+def _read(source: str | Path | bytes, name: str | None = None) -> tuple[Image.Image, int]:
+    """Return the image as 8-bit RGB, and the bits per sample that its file has."""
     decoder = os.environ.get("ACMIX_JPEG", "pillow")
     if decoder not in ("pillow", "torchvision"):
         raise ValueError(f"ACMIX_JPEG={decoder!r} is set; expected pillow or torchvision")
@@ -62,20 +61,39 @@ def load_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large pictures are welcome
-            with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
+            with Image.open(
+                BytesIO(source) if isinstance(source, bytes) else source, formats=open_formats()
+            ) as picture:
+                bits = sample_bits(picture)
                 loaded = _by_torchvision(picture) if decoder == "torchvision" else None
                 if loaded is None:
                     picture.load()
                     loaded = picture
                 ImageOps.exif_transpose(loaded, in_place=True)  # of a large picture a copy costs as much as decoding
-                return loaded if loaded.mode == "RGB" and not loaded.has_transparency_data else _to_rgb(loaded)
+                if loaded.mode == "RGB" and not loaded.has_transparency_data:
+                    return loaded, bits
+                return _to_rgb(loaded, bits), bits
     except FileNotFoundError:
         raise BadImage(f"image {label} does not exist") from None
     except Exception as error:  # broken bytes raise OSError, SyntaxError, struct.error, … by format
         if isinstance(error, MemoryError):
             raise
-        reason = "not a picture, or empty" if isinstance(error, UnidentifiedImageError) else error
-        raise BadImage(f"image {label} cannot be read: {reason}") from error
+        raise BadImage(f"image {label} cannot be read: {_reason(error, source)}") from error
+
+
+def _reason(error: Exception, source: str | Path | bytes) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        return (
+            f"it has more than {limit:.0f} million pixels, which may fill the memory. Expected a smaller image; scale "
+            "it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+        )
+    if not isinstance(error, UnidentifiedImageError):
+        return str(error) or type(error).__name__
+    if isinstance(source, bytes):
+        return f"it is {content_kind(source[:64])}"
+    with open(source, "rb") as file:
+        return f"it is {content_kind(file.read(64))}"
 
 
 @cache
@@ -121,13 +139,9 @@ def _by_torchvision(picture: Image.Image) -> Image.Image | None:
     return decoded
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # I;16 and relatives, or I: 32-bit words, which hold 16-bit pictures
-        values = np.asarray(picture).astype(np.int64)
-        grey = (np.clip(values, 0, 65535) >> 8).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if picture.mode == "F":
-        raise BadImage("floating point pixels have no agreed range; save the picture with 8 or 16 bits")
+def _to_rgb(picture: Image.Image, bits: int) -> Image.Image:
+    if picture.mode.startswith("I"):  # I;16 and relatives, or I: 32-bit words, which may hold fewer bits
+        return deep_grey(picture, bits)
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -135,28 +149,91 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def bad_images(paths: Iterable[str]) -> list[str]:
-    """What is wrong with which files, one message a bad file; [] when all are good.
+@dataclass
+class Inspection:
+    """What a look at image files before they are used finds.
 
-    Cheap for JPEG and PNG: the header is parsed and the end marker looked for, and only a file that fails is decoded.
-    Damage in the middle of a file is therefore found when the file is first used.
+    Attributes:
+        count: how many were looked at.
+        problems: one message for each file that cannot be read.
+        depths: number of images for each number of bits per sample, where those are more than 8.
+        dark: how many of these come out almost black.
     """
-    with ThreadPoolExecutor(max_workers=8) as pool:  # the time goes into opening files
-        return [message for message in pool.map(_problem, paths) if message]
+
+    count: int = 0
+    problems: list[str] = field(default_factory=list)
+    depths: Counter[int] = field(default_factory=Counter)
+    dark: int = 0
 
 
-def _problem(path: str) -> str:
+def inspect_images(paths: Sequence[str], thorough: bool = False) -> Inspection:
+    """Find files that cannot be read, and images of more than 8 bits per sample.
+
+    Cheap for JPEG and for PNG of 8 bits: only the header and the end marker are looked at, and a file that fails is
+    decoded. Damage in the middle of a file is therefore found when the file is first used.
+
+    Args:
+        thorough: decode every file, which finds all damage.
+    """
+    found = Inspection(len(paths))
+    with ThreadPoolExecutor(max_workers=8) as pool:  # decoding, and waiting for a disk, leave the interpreter free
+        chunks = [paths[start : start + 64] for start in range(0, len(paths), 64)]
+        for problem, bits, dark in chain.from_iterable(pool.map(partial(_inspect_some, thorough), chunks)):
+            if problem:
+                found.problems.append(problem)
+            elif bits > 8:
+                found.depths[bits] += 1
+                found.dark += dark
+    return found
+
+
+def bad_images(paths: Iterable[str]) -> list[str]:
+    """Return one message for each file that cannot be read, as far as `inspect_images` tells; [] when all are good."""
+    return inspect_images(list(paths)).problems
+
+
+def _inspect_some(thorough: bool, paths: Sequence[str]) -> list[tuple[str, int, bool]]:
+    return [_inspect(path, thorough) for path in paths]
+
+
+def _inspect(path: str, thorough: bool) -> tuple[str, int, bool]:
+    """Return what is wrong with a file, its bits per sample, and whether it comes out almost black."""
+    if not thorough and _looks_whole(path):
+        return "", 8, False
     try:
-        with open(path, "rb") as file, Image.open(file) as picture:
-            kind = picture.format
-            file.seek(max(0, os.path.getsize(path) - 12))
-            tail = file.read()
-        if (kind == "JPEG" and tail.endswith(b"\xff\xd9")) or (kind == "PNG" and tail[4:8] == b"IEND"):
-            return ""
-    except Exception:  # whatever it was, the full reader below finds the words for it
-        pass
-    try:
-        load_image(path)
+        picture, bits = _read(path)
     except BadImage as error:
-        return str(error)
-    return ""
+        return str(error), 8, False
+    return "", bits, bits > 8 and is_dark(picture)
+
+
+_MANY_PIXELS = 2**26  # such an image goes through Pillow, which knows the limit
+
+
+def _looks_whole(path: str) -> bool:
+    """Return whether a file has the header and the end of a JPEG, or of a PNG with at most 8 bits per sample."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(26)
+            pixels = 0
+            if head.startswith(b"\xff\xd8\xff"):
+                pixels = _jpeg_pixels(file)
+            elif head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR" and head[24] <= 8:
+                pixels = int.from_bytes(head[16:20]) * int.from_bytes(head[20:24])
+            file.seek(-12, os.SEEK_END)
+            tail = file.read()
+    except (OSError, IndexError):  # missing or too short: the reader finds the words for it
+        return False
+    return 0 < pixels < _MANY_PIXELS and (tail.endswith(b"\xff\xd9") or tail[4:8] == b"IEND")
+
+
+def _jpeg_pixels(file: BinaryIO) -> int:
+    """Return width × height from the frame header of a JPEG; 0 if there is none."""
+    file.seek(2)
+    while (segment := file.read(4))[:1] == b"\xff" and len(segment) == 4:
+        kind, length = segment[1], int.from_bytes(segment[2:])
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            frame = file.read(5)  # precision, height, width
+            return int.from_bytes(frame[1:3]) * int.from_bytes(frame[3:5]) if frame[:1] == b"\x08" else 0
+        file.seek(length - 2, os.SEEK_CUR)
+    return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import lightning as L
@@ -14,15 +14,22 @@ from torch.utils.data import DataLoader
 
 from acmix_zoo.data.augment import Augment, Pixels
 from acmix_zoo.data.batches import ImageDataset, apart, as_is
-from acmix_zoo.data.checks import check_images, check_options, pictures_to_predict, three_numbers
+from acmix_zoo.data.checks import (
+    check_images,
+    check_options,
+    fitting_batch_size,
+    pictures_to_predict,
+    three_numbers,
+)
+from acmix_zoo.data.images import Inspection
 from acmix_zoo.data.mixing import Mixing
 from acmix_zoo.data.resume import compare_data, compare_sizes
 from acmix_zoo.data.samplers import EpochSampler, ShardSampler
 from acmix_zoo.data.sources import FileImages, Images, Source, open_source
-from acmix_zoo.data.splits import stratified
 from acmix_zoo.data.stream_batches import EvalStream, TrainStream
 from acmix_zoo.data.stream_loaders import StreamLoaders
 from acmix_zoo.data.stream_source import StreamSource
+from acmix_zoo.data.summary import split_parts, summarize
 
 Loader = DataLoader[Any]
 
@@ -141,13 +148,7 @@ class ImageDataModule(L.LightningDataModule):
         if self._parts is None:
             if not isinstance(self.source, Source):
                 raise ValueError(f"{self.source.name} is a stream: its images have no numbers; set streaming to false")
-            splits = self.source.splits()
-            parts = {name: (images, np.arange(len(images))) for name, images in splits.items()}
-            if "val" not in parts and self.val_fraction > 0:
-                images = splits["train"]
-                train, val = stratified(images.targets, self.val_fraction, self.seed)
-                parts["train"], parts["val"] = (images, train), (images, val)
-            self._parts = parts
+            self._parts = split_parts(self.source, self.val_fraction, self.seed)
         return self._parts
 
     def setup(self, stage: str) -> None:
@@ -161,17 +162,39 @@ class ImageDataModule(L.LightningDataModule):
             self.predict_paths = pictures_to_predict(self.predict_source)
             return
         used = {"fit": ("train", "val", "test"), "validate": ("val",), "test": ("test",)}[stage]
+        found: dict[str, Inspection] = {}
         if not self._stream and not (stage == "fit" and self.goes_on):  # a stream's are looked at as they come
             names = [name for name in used if name in self.parts() and (name == stage or name not in self._checked)]
-            check_images({name: self.parts()[name] for name in names})
+            # decoded before a long run begins; and where one process's error would leave the others waiting
+            thorough = stage == "fit" or (self.trainer is not None and self.trainer.world_size > 1)
+            found = check_images({name: self.parts()[name] for name in names}, thorough=thorough)
             self._checked.update(names)
         if stage == "fit":
+            self._limit_batch_size()
             # now, rather than with the first checkpoint: a file may break until then, or the Hub be away
-            dataset = self.card()["dataset"]
+            self.card()
             if self.trainer is None or self.trainer.is_global_zero:
-                there = {name: size for name, size in dataset["splits"].items() if name in self._splits()}
-                sizes = ", ".join(f"{name} {size or 'unknown'}" for name, size in there.items())
-                print(f"data: {dataset['name']}, {self.num_classes} classes; images: {sizes}", flush=True)
+                print(self.summary(found), flush=True)
+
+    def summary(self, found: Mapping[str, Inspection] | None = None) -> str:
+        """Return the block of text about the data that a fit begins with.
+
+        Args:
+            found: what `check_images` found in the files of each split.
+        """
+        if isinstance(self.source, Source):
+            return summarize(self.source, self.parts(), found or {})
+        sizes = self.card()["dataset"]["splits"]
+        images = ", ".join(f"{name} {sizes[name] or 'unknown'}" for name in sizes if name in self._splits())
+        return f"data: {self.source.name}, {self.num_classes} classes; images: {images}"
+
+    def _limit_batch_size(self) -> None:
+        if not self._stream:
+            processes = self.trainer.world_size if self.trainer else 1
+            images = len(self.parts()["train"][1])
+            self.batch_size, remark = fitting_batch_size(self.batch_size, images, processes, self._accumulated)
+            if remark and (self.trainer is None or self.trainer.is_global_zero):
+                print(remark, flush=True)
 
     def describe(self) -> dict[str, Any]:
         """What a record of a run says about its data: name, fingerprint, images a split, license."""
@@ -297,7 +320,8 @@ class ImageDataModule(L.LightningDataModule):
         theirs = state_dict.get("size")
         if self.trainer is not None and self.trainer.state.fn == "fit" and theirs:
             changed = compare_data(state_dict["card"]["dataset"], self.card()["dataset"])
-            for said in (changed, compare_sizes(theirs, self._sizes())):
+            begun = state_dict.get("epoch") or state_dict.get("batch")  # else nothing was counted: a Tuner's
+            for said in (changed, compare_sizes(theirs, self._sizes()) if begun else None):
                 if said and self.trainer.is_global_zero:
                     print(said, flush=True)
         self._resume = {name: state_dict.get(name) for name in ("epoch", "batch", "stream")}

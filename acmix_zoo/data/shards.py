@@ -110,7 +110,7 @@ class Shards:
     @cached_property
     def _info(self) -> dict[str, Any]:
         file = self.path / "_info.json"
-        info = json.loads(file.read_text()) if file.is_file() else {}
+        info = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return info if isinstance(info, dict) else {}
 
     def _walk(self, file: str, label: str) -> tuple[int, set[int]]:
@@ -126,7 +126,9 @@ def read_classes(file: str | Path) -> tuple[str, ...]:
     Raises:
         FileNotFoundError: no such file. ValueError: fewer than two names.
     """
-    names = tuple(line.strip() for line in Path(file).expanduser().read_text().splitlines() if line.strip())
+    names = tuple(
+        line.strip() for line in Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines() if line.strip()
+    )
     if len(names) < 2:
         raise ValueError(f"{file}: expected two or more class names, one a line, found {len(names)}")
     return names

@@ -1,21 +1,22 @@
-"""Where labelled images come from: arrays, class folders or the `datasets` library, all seen as two small classes."""
+"""Where labelled images come from: arrays, files or the `datasets` library, all seen as two small classes."""
 
 from __future__ import annotations
 
-import hashlib
+import difflib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from acmix_zoo.data.images import bad_images, find_images, is_image_name, load_image
+from acmix_zoo.data.images import Inspection, inspect_images, load_image
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CHECK_LIMIT = 100_000  # more files than this are not opened one by one before a run
+DECODE_LIMIT = 20_000  # nor more than this decoded
 
 
 class Images(ABC):
@@ -33,9 +34,9 @@ class Images(ABC):
         """What to call the i-th picture when talking to people."""
         return f"image {index}"
 
-    def problems(self, indices: Sequence[int]) -> list[str]:
-        """One message for each of these pictures that cannot be read, as far as a quick look tells."""
-        return []
+    def inspect(self, indices: Sequence[int], thorough: bool = False) -> Inspection:
+        """Find pictures among these that cannot be read or have more than 8 bits; `thorough`: decode every one."""
+        return Inspection()
 
 
 class ArrayImages(Images):
@@ -61,8 +62,10 @@ class FileImages(Images):
     def describe(self, index: int) -> str:
         return self.paths[index]
 
-    def problems(self, indices: Sequence[int]) -> list[str]:
-        return bad_images(self.paths[i] for i in indices) if len(indices) <= CHECK_LIMIT else []
+    def inspect(self, indices: Sequence[int], thorough: bool = False) -> Inspection:
+        if len(indices) > CHECK_LIMIT:
+            return Inspection()
+        return inspect_images([self.paths[i] for i in indices], thorough and len(indices) <= DECODE_LIMIT)
 
 
 class Source(ABC):
@@ -71,6 +74,8 @@ class Source(ABC):
     name: str
     license: str
     class_names: tuple[str, ...]
+    remarks: Sequence[str] = ()
+    """Sentences about what was skipped, and what looks wrong."""
 
     @abstractmethod
     def load(self) -> dict[str, Images]:
@@ -88,72 +93,27 @@ class Source(ABC):
         return self._splits
 
 
-class FolderSource(Source):
-    """A folder of class folders: `root/<class>/**/picture`, or the same below `root/train`, `root/val`, `root/test`.
+def match_splits(names: Iterable[str], where: str) -> dict[str, str]:
+    """Return for each of "train", "val" and "test" the name that stands for it; other names are left out.
 
-    Classes are the sorted names of the training split's folders. Hidden folders and files that are not named like
-    pictures are passed over.
+    Args:
+        names: for instance "training", "valid", "Test".
+        where: the data set, for the error.
 
     Raises:
-        ValueError: no class folder, one class only, a class folder without a picture, or a class in val or test that
-            the training split does not know.
+        ValueError: two names stand for the same split.
     """
-
-    license = "unknown"
-
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser()
-        self.name = self.root.resolve().name
-        names = _folders(self.root)
-        # a class may be called "train", so split folders are those that hold class folders
-        found = {SPLITS[name.lower()]: name for name in names if name.lower() in SPLITS and _folders(self.root / name)}
-        self.folders = {split: self.root / name for split, name in found.items()} if "train" in found else {}
-        if found and not self.folders:
-            raise ValueError(f"{self.root} has {', '.join(found.values())} but no train/ with class folders beside it")
-        self.folders = self.folders or {"train": self.root}
-        self.class_names = tuple(_folders(self.folders["train"]))
-        self._check_classes()
-        self._files = {split: self._list(folder) for split, folder in self.folders.items()}
-
-    def _check_classes(self) -> None:
-        root = self.folders["train"]
-        layout = f"expected {root}/<class>/picture.png with a folder for each of two or more classes"
-        if not self.class_names:
-            loose = sum(is_image_name(name) for name in os.listdir(root))
-            came = f"{loose} pictures and no folder" if loose else "nothing usable (it is empty or holds other files)"
-            raise ValueError(f"{layout}, found {came}")
-        if len(self.class_names) == 1:
-            raise ValueError(f"{layout}, found one class, {self.class_names[0]!r}; a classifier needs at least two")
-        for split, folder in self.folders.items():
-            if strange := sorted(set(_folders(folder)) - set(self.class_names)):
-                raise ValueError(
-                    f"{folder} has classes that {root} does not: {_few(strange)}; "
-                    f"rename or remove them, or add them to the training split ({split} can only test what was learnt)"
-                )
-
-    def _list(self, folder: Path) -> list[list[str]]:
-        files = [find_images(folder / name) if (folder / name).is_dir() else [] for name in self.class_names]
-        empty = [name for name, paths in zip(self.class_names, files, strict=True) if not paths]
-        empty = [name for name in empty if (folder / name).is_dir()]
-        if empty:
-            raise ValueError(f"{folder}: class folders without a picture: {_few(empty)}; add pictures or remove them")
-        return files
-
-    def load(self) -> dict[str, Images]:
-        splits: dict[str, Images] = {}
-        for split, files in self._files.items():
-            paths = [path for group in files for path in group]
-            targets = np.repeat(np.arange(len(files)), [len(group) for group in files]).astype(np.int64)
-            splits[split] = FileImages(paths, targets)
-        return splits
-
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for files in self._files.values():
-            for path in (path for group in files for path in group):
-                relative = os.path.relpath(path, self.root).replace(os.sep, "/")
-                digest.update(f"{relative}\0{os.path.getsize(path)}\n".encode())
-        return digest.hexdigest()[:16]
+    found: dict[str, str] = {}
+    for name in names:
+        split = SPLITS.get(name.lower())
+        if split in found:
+            raise ValueError(
+                f"{where} has both {found[split]} and {name}, which mean the same split. Expected one of them; merge "
+                "them or remove one"
+            )
+        if split:
+            found[split] = name
+    return found
 
 
 def open_source(source: str | Path, label_column: str | None = None) -> Source:
@@ -168,9 +128,13 @@ def open_source(source: str | Path, label_column: str | None = None) -> Source:
         FileNotFoundError: nothing of that name.
         ValueError: it is there but is no classification data set.
     """
+    from acmix_zoo.data.folders import FolderSource
     from acmix_zoo.data.hub import HubSource, is_table
+    from acmix_zoo.data.recorded import given_source
     from acmix_zoo.data.shipped import SHIPPED
 
+    if (given := given_source()) is not None:
+        return given
     text = str(source)
     if text in SHIPPED:
         return SHIPPED[text]()
@@ -181,15 +145,37 @@ def open_source(source: str | Path, label_column: str | None = None) -> Source:
         return FolderSource(path)
     if path.is_file():
         raise ValueError(f"source {text} is a file; expected a folder of class folders, or a parquet file")
-    if not text or text[0] in "./~" or text.endswith("/") or text.count("/") > 1 or "\\" in text:
-        known = ", ".join(SHIPPED)
-        raise FileNotFoundError(f"source {text!r} does not exist; expected a folder, a data set id, or one of {known}")
+    check_hub_id(text)
     return HubSource(text, label_column)
 
 
-def _folders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+def check_hub_id(text: str) -> None:
+    """Check that a source which is not here can be an id of the Hub, before the Hub is asked for half a minute.
+
+    Raises:
+        FileNotFoundError: it is not of the form org/name, or resembles a folder that is here.
+    """
+    from acmix_zoo.data.shipped import SHIPPED
+
+    path = Path(text).expanduser()
+    beside = [entry.name for entry in os.scandir(path.parent) if entry.is_dir()] if path.parent.is_dir() else []
+    near = [str(path.parent / name) for name in difflib.get_close_matches(path.name, beside, n=3)]
+    is_id = text.count("/") == 1 and text[0] not in "./~" and not text.endswith("/") and "\\" not in text
+    if is_id and not near:
+        return
+    near += difflib.get_close_matches(text, SHIPPED, n=1)
+    hint = f". Did you mean {' or '.join(near)}?" if near else ""
+    raise FileNotFoundError(
+        f"source {text!r} does not exist; expected a folder, a data set id of the Hub (org/name), or one of "
+        f"{', '.join(SHIPPED)}{hint}"
+    )
 
 
-def _few(names: Sequence[str], most: int = 5) -> str:
+def first_few(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names with commas, and how many there are more."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: "1 image", "2,000 images"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from acmix_zoo.data.images import BadImage, load_image
+from acmix_zoo.data.paths import checked_path
 
 SHUFFLE = 1_000  # images of ImageNet: 110 MB a reader
 READ = 64  # rows asked for at a time
@@ -38,6 +39,7 @@ class Streamed:
         pieces: the table's files by name, each with the number of row groups, which then are the shards; empty if they
             are not known, and the files are the shards.
         size: images; None if it is not known.
+        roots: where the images are that the table only names, see `acmix_zoo.data.paths`.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Streamed:
     class_count: int
     pieces: list[tuple[str, int]]
     size: int | None
+    roots: tuple[str, ...] = ()
 
 
 class Place(NamedTuple):
@@ -71,6 +74,7 @@ class Example(NamedTuple):
     name: str
     turn: int
     number: int
+    roots: tuple[str, ...] = ()
 
     def image(self) -> Image.Image:
         """The picture, 8-bit RGB.
@@ -82,10 +86,10 @@ class Example(NamedTuple):
         if encoded is None and isinstance(self.value, dict) and self.value.get("path"):
             import fsspec  # type: ignore[import-untyped]
 
-            try:  # kept beside the table, on this machine or another
-                with fsspec.open(self.value["path"], "rb") as file:
+            try:  # kept beside the table, on this machine or the Hub
+                with fsspec.open(checked_path(self.value["path"], self.roots), "rb") as file:
                     encoded = file.read()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise BadImage(f"image {self.name} cannot be read: {error}") from error
         if encoded is None:
             raise BadImage(f"image {self.name} cannot be read: the table holds nothing in its place")
@@ -201,4 +205,4 @@ class Reader:
             raise ValueError(
                 f"image {name} has the class {label!r}, which is none of the {self.split.class_count} of training"
             )
-        return Example(value, int(wanted), shard, row, name, turn, number)
+        return Example(value, int(wanted), shard, row, name, turn, number, self.split.roots)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from acmix_zoo.data.hub import classes_of, image_column_of, label_column_of, load_tables
+from acmix_zoo.data.paths import allowed_roots
 from acmix_zoo.data.shards import Shards, read_classes
 from acmix_zoo.data.shipped import SHIPPED
-from acmix_zoo.data.sources import SPLITS
+from acmix_zoo.data.sources import check_hub_id, match_splits
 from acmix_zoo.data.stream import Streamed
 
 
@@ -41,9 +42,11 @@ class StreamSource:
         self._shards = Shards(path)
         if text in SHIPPED or (path.exists() and not self._shards.kind):
             raise ValueError(f"streaming is for tables and shards; the images of {text} are read one by one without it")
+        if not self._shards.kind:
+            check_hub_id(text)
         self.name = path.resolve().name if self._shards.kind else text
         tables = load_tables(text, self._shards, streaming=True)
-        found = {SPLITS[name]: (name, table) for name, table in tables.items() if name in SPLITS}
+        found = {split: (name, tables[name]) for split, name in match_splits(tables, text).items()}
         if "train" not in found:
             raise ValueError(f"{text}: expected a split named train, found {', '.join(tables)}")
         train = found["train"][1]
@@ -58,6 +61,7 @@ class StreamSource:
             self.class_names, classes = self._classes(label, classes_file)
         if len(self.class_names) < 2:
             raise ValueError(f"{text}: column {label!r} has {len(self.class_names)} class; expected two or more")
+        roots = allowed_roots(text, streaming=True)
         self.splits: dict[str, Streamed] = {}
         for split, (named, table) in found.items():
             table = table.select_columns([image, label])
@@ -69,7 +73,7 @@ class StreamSource:
             known = (train.info.splits or {}).get(named)
             size = self._shards.size(split, label) if self._shards.kind else known and known.num_examples
             self.splits[split] = Streamed(
-                f"{self.name}/{split}", table, image, label, classes, len(self.class_names), pieces, size or None
+                f"{self.name}/{split}", table, image, label, classes, len(self.class_names), pieces, size or None, roots
             )
 
     def _classes(self, label: str, classes_file: str | None) -> tuple[tuple[str, ...], dict[Any, int]]:

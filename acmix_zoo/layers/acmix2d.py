@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths, check_heads, check_paths
+from acmix_zoo.layers.checks import Paths, auto_heads, check_dtype, check_heads, check_paths
 from acmix_zoo.layers.leaf import leaf
+from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix, mix
 from acmix_zoo.ops.attention_forms import positions
-from acmix_zoo.ops.tracing import fixed, in_format_of, is_tracing
+from acmix_zoo.ops.derivatives import in_format_of
+from acmix_zoo.ops.precision import autocast_off
+from acmix_zoo.ops.tracing import fixed, is_tracing, unflatten
 
 
 @leaf
@@ -22,12 +27,18 @@ class ACmix2d(nn.Module):
     continued by reflection); the convolution path mixes the same projections and convolves them with kernels that
     start as shifts. Keeps the input's dtype and memory format; any height and width down to 1×1.
 
+    The first four arguments come in the order of `nn.Conv2d`, for builders that pass arguments by position. The third
+    one is the side of the convolution path, as a convolution's kernel size would be; it leaves the attention window
+    alone. There is no padding to choose: the output always has ceil(size / stride) pixels.
+
     Args:
-        in_channels, out_channels: channels in and out; out_channels is a multiple of heads.
-        heads: attention heads; the convolution path's groups have as many outputs.
-        kernel_att: odd side of the attention window.
+        in_channels, out_channels: channels in and out.
         kernel_conv: odd side of the convolution.
         stride: queries and convolution are subsampled by it; keys and values are not.
+        heads: attention heads, a divisor of out_channels; the convolution path's groups have as many outputs. "auto"
+            takes the largest divisor up to max(4, out_channels // 64): 4 for the usual widths up to 256, then heads of
+            64 channels.
+        kernel_att: odd side of the attention window.
         dilation: of the attention window and of the convolution.
         paths: "both", or one path alone on the same projections (for comparisons; it then has no alpha and beta).
 
@@ -44,7 +55,14 @@ class ACmix2d(nn.Module):
         (B, in_channels, H, W) → (B, out_channels, ceil(H/stride), ceil(W/stride)).
 
     Raises:
-        ValueError: out_channels not divisible by heads; an even kernel; an input that is not (B, in_channels, H, W).
+        ValueError: out_channels not divisible by heads; an even kernel; an input that is not (B, in_channels, H, W), or
+            whose dtype is not that of the weights.
+
+    Note:
+        An Ultralytics model yaml names the layer once `ultralytics.nn.tasks.ACmix2d = ACmix2d` has put it where the
+        parser looks up names. The parser passes the arguments of a foreign layer unchanged and assumes that it keeps
+        the number of channels, so write `[-1, 1, ACmix2d, [c2, c2, 3, 1]]`: it replaces the word `c2` by the width
+        of the row before, scaled like all others. A Conv row before it changes the width.
 
     Source: "On the Integration of Self-Attention and Convolution", CVPR 2022, and the ResNet form of its released code.
     """
@@ -53,22 +71,24 @@ class ACmix2d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        *,
-        heads: int = 4,
-        kernel_att: int = 7,
         kernel_conv: int = 3,
         stride: int = 1,
+        *,
+        heads: int | Literal["auto"] = "auto",
+        kernel_att: int = 7,
         dilation: int = 1,
         paths: Paths = "both",
     ) -> None:
         super().__init__()
         for name, value in dict(
-            in_channels=in_channels, out_channels=out_channels, heads=heads, kernel_att=kernel_att,
-            kernel_conv=kernel_conv, stride=stride, dilation=dilation,
+            in_channels=in_channels, out_channels=out_channels, heads=1 if heads == "auto" else heads,
+            kernel_att=kernel_att, kernel_conv=kernel_conv, stride=stride, dilation=dilation,
         ).items():  # fmt: skip
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"ACmix2d: {name} must be a positive integer, got {value!r}")
-        check_heads("ACmix2d", "out_channels", out_channels, heads)
+                expected = 'a positive integer or "auto"' if name == "heads" else "a positive integer"
+                raise ValueError(f"ACmix2d: {name} must be {expected}, got {value!r}")
+        heads = auto_heads(out_channels) if heads == "auto" else heads
+        check_heads("ACmix2d", "out_channels", out_channels, heads, auto=True)
         for name, value in (("kernel_att", kernel_att), ("kernel_conv", kernel_conv)):
             if value % 2 == 0:
                 raise ValueError(
@@ -106,30 +126,44 @@ class ACmix2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or fixed(x.shape[1]) != self.in_channels:
             raise ValueError(f"ACmix2d: expected an input of (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
-        pe = fc = kernels = alpha = None
+        check_dtype("ACmix2d", x, self.qkv)
+        device = x.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        geometry = Geometry(self.heads, self.kernel_att, self.stride, self.dilation)
+        pe = None
         if self.paths != "convolution":
             pe = positions(self.position_weight, *x.shape[2:])
             if torch.is_grad_enabled() and not is_tracing():  # a trace must not depend on the grad mode
                 pe = pe + 0 * self.position_bias  # its gradient is zero, not missing
-        if self.paths != "attention":
-            fc, kernels = self.shift_conv.factors(self.beta if self.paths == "both" else None)
-        if self.paths == "both":
-            alpha = self.alpha
-        mixing, geometry = (
-            (pe, fc, kernels, alpha, None),
-            Geometry(self.heads, self.kernel_att, self.stride, self.dilation),
-        )
-        qkv, device = self.qkv, x.device.type
-        if type(qkv) is not nn.Linear or qkv._forward_hooks or qkv._forward_pre_hooks:
-            out = mix(qkv(x.permute(0, 2, 3, 1)), mixing, geometry)  # someone's own projection: it must be called
-        elif torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            # Cast once, here: a chunk that is computed again for its gradient must not come out in another dtype.
-            dtype = torch.get_autocast_dtype(device)
-            with torch.autocast(device, enabled=False):
-                out = acmix(x.to(dtype), qkv.weight.to(dtype), qkv.bias.to(dtype), mixing, geometry)
-        else:
-            out = acmix(x, qkv.weight, qkv.bias, mixing, geometry)
+        qkv, both = self.qkv, self.paths == "both"
+        if is_plain(qkv, nn.Linear) and (self.paths == "attention" or is_plain(self.shift_conv, ShiftConv)):
+            dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+            weight, bias, inputs = (t if t is None else t.to(dtype) for t in (qkv.weight, qkv.bias, x))
+            # Cast here, once: a chunk that is recomputed for its gradient must not come out in another dtype.
+            with autocast_off(x):
+                fc = kernels = None
+                if self.paths != "attention":
+                    fc, kernels = self.shift_conv.factors(self.beta if both else None)
+                out = acmix(inputs, weight, bias, (pe, fc, kernels, self.alpha if both else None, None), geometry)
+        else:  # a submodule that does more than its parameters say must be called
+            out = self._call_submodules(x, pe, geometry)
         return in_format_of(x, out)
+
+    def _call_submodules(self, x: Tensor, pe: Tensor | None, geometry: Geometry) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, Ho, Wo), with `qkv` and `shift_conv` called as modules."""
+        projections = self.qkv(x.permute(0, 2, 3, 1))  # (B, H, W, 3·out)
+        parts: list[Tensor] = []
+        if self.paths != "attention":
+            groups = unflatten(projections, 3, (-1, 3 * self.heads))  # (B, H, W, d, 3·heads)
+            maps = self.shift_conv(groups, self.beta if self.paths == "both" else None)  # (B, Ho, Wo, out)
+            parts.append(maps.permute(0, 3, 1, 2))  # (B, out, Ho, Wo)
+        if pe is not None:
+            with autocast_off(x):
+                parts.append(mix(projections, (pe, None, None, None, None), geometry))  # (B, out, Ho, Wo)
+        if len(parts) == 1:
+            return parts[0]
+        with autocast_off(x):
+            return torch.addcmul(parts[0].to(parts[1].dtype), parts[1], self.alpha.to(parts[1].dtype))
 
     def extra_repr(self) -> str:
         return (

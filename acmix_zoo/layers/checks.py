@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
+import torch.fx
+from torch import Tensor, nn
+
 Paths = Literal["both", "attention", "convolution"]
 
 
@@ -16,12 +20,53 @@ def check_paths(layer: str, paths: str) -> None:
         raise ValueError(f'{layer}: paths must be "both", "attention" or "convolution", got {paths!r}')
 
 
-def check_heads(layer: str, name: str, width: int, heads: int) -> None:
+def auto_heads(width: int) -> int:
+    """Return the largest divisor of `width` up to max(4, width // 64).
+
+    This gives four heads, the paper's choice, up to 256 channels, and heads of 64 channels beyond. If that number does
+    not divide the width, the next smaller one that does is taken.
     """
+    return next(heads for heads in range(max(4, width // 64), 0, -1) if width % heads == 0)
+
+
+def check_heads(layer: str, name: str, width: int, heads: int, *, auto: bool = False) -> None:
+    """
+    Args:
+        auto: whether the layer takes heads="auto".
+
     Raises:
-        ValueError: the heads do not divide the width; the message has the nearest that they do.
+        ValueError: the heads do not divide the width. The message lists the closest widths and heads that fit.
     """
     if width % heads:
         lower = width // heads * heads
-        near = f"nearest widths are {lower} and {lower + heads}" if lower else f"the nearest width is {heads}"
-        raise ValueError(f"{layer}: {name}={width} is not divisible by heads={heads}; {near}")
+        widths = f"{lower} or {lower + heads}" if lower else f"{heads}"
+        near = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: (abs(n - heads), n))
+        choice = f'heads={near} or heads="auto"' if auto else f"heads={near}"
+        raise ValueError(f"{layer}: heads={heads} does not divide {name}={width}. Use {name}={widths}, or {choice}")
+
+
+def check_dtype(owner: str, x: Tensor, first: nn.Module) -> None:
+    """Check the dtype of an input before the first module that computes with it.
+
+    Under autocast, any of its own dtypes and float32 will do. A module without a floating-point weight (a quantised
+    one) decides for itself.
+
+    Raises:
+        ValueError: the weights have another dtype.
+    """
+    if isinstance(x, torch.fx.Proxy):  # nothing has a dtype yet while torch.fx traces
+        return
+    while isinstance(first, nn.Sequential):
+        first = first[0]
+    weight = getattr(first, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or x.dtype == weight.dtype:
+        return
+    device = x.device.type
+    if x.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return
+    scale = "" if x.is_floating_point() else ", scaled and normalised as for training"
+    raise ValueError(
+        f"{owner}: the input is {x.dtype}, but the weights are {weight.dtype}. Convert the input with "
+        f"x.to({weight.dtype}){scale}"
+    )

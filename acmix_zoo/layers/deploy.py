@@ -13,15 +13,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from acmix_zoo.layers.acmix2d import ACmix2d
 from acmix_zoo.layers.leaf import leaf
+from acmix_zoo.layers.plain import is_plain
+from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix
 from acmix_zoo.ops.attention_forms import positions
-from acmix_zoo.ops.tracing import in_format_of
+from acmix_zoo.ops.derivatives import in_format_of
 
 
 def fold(parent: nn.Module, layer: str, norm: str) -> None:
     """Put the batch norm `parent.norm` into `parent.layer` before it, an ACmix2d or Conv2d, and nothing in its place.
 
-    A layer with one path alone stays as it is, and its norm with it.
+    A layer with one path alone stays as it is, and its norm with it. So does one whose projection is wrapped or hooked
+    (LoRA, quantisation), since its parameters do not tell what it computes.
 
     Raises:
         ValueError: the model is in training mode: its statistics still change.
@@ -32,9 +35,11 @@ def fold(parent: nn.Module, layer: str, norm: str) -> None:
     if behind.training:
         raise ValueError("deploy: expected a model in eval mode, since training changes batch norm; call model.eval()")
     if isinstance(before, ACmix2d):
-        if before.paths != "both":
+        if before.paths != "both" or not is_plain(before.qkv, nn.Linear) or not is_plain(before.shift_conv, ShiftConv):
             return
         folded: nn.Module = DeployedACmix2d(before, behind)
+    elif not is_plain(before, nn.Conv2d) or not is_plain(behind, nn.BatchNorm2d):
+        return
     else:
         folded = fuse_conv_bn_eval(before, behind)  # type: ignore[type-var]
     parent.set_submodule(layer, folded)

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths, check_heads, check_paths
+from acmix_zoo.layers.checks import Paths, check_dtype, check_heads, check_paths
 from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.layers.shift_conv import ShiftConv
+from acmix_zoo.ops.global_attention import fused_attention
 from acmix_zoo.ops.tracing import ceil_div, is_exporting, unflatten
 
 
@@ -66,6 +67,7 @@ class ReducedACmix(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        check_dtype("ReducedACmix", x, self.q)
         prefix = x.shape[1] - size[0] * size[1]
         q = unflatten(self.q(x), 2, (self.heads, -1))  # (B, L, heads, d)
         reduced = self.norm(self._reduced(x, size)) if self.reduction > 1 else x  # (B, L′, dim)
@@ -75,7 +77,7 @@ class ReducedACmix(nn.Module):
             out = F.pad(self._convolution(q[:, prefix:], k[:, prefix:], v[:, prefix:], size), (0, 0, prefix, 0))
         if self.paths != "convolution":
             queries, keys, values = (t.transpose(1, 2) for t in (q, k, v))  # (B, heads, L or L′, d)
-            heads = F.scaled_dot_product_attention(queries, keys, values)  # (B, heads, L, d)
+            heads = fused_attention(queries, keys, values)  # (B, heads, L, d)
             attention = self.proj(heads.transpose(1, 2).flatten(2))  # (B, L, dim)
             out = attention if out is None else torch.addcmul(out, attention, self.alpha.to(attention.dtype))
         return self.proj_drop(out)  # type: ignore[no-any-return]

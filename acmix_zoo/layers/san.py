@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths, check_paths
+from acmix_zoo.layers.checks import Paths, check_dtype, check_paths
 from acmix_zoo.layers.leaf import leaf
+from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.ops.aggregation import aggregate, reflect_pad
 from acmix_zoo.ops.attention_forms import positions
 from acmix_zoo.ops.tracing import unflatten
@@ -61,6 +62,7 @@ class _SAM(nn.Module):
             self.beta = nn.Parameter(torch.full((1,), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_dtype("SAN", x, self.conv1)
         q, k, v = self.conv1(x), self.conv2(x), self.conv3(x)
         if self.paths == "convolution":
             return self._convolution(q, k, v, self.static_weight)
@@ -91,6 +93,8 @@ class PairwiseSAM(_SAM):
 
     def __init__(self, channels: int, kernel: int, share: int = 8, **acmix: Any) -> None:
         super().__init__(channels, kernel, share, **acmix)
+        if self.paths == "convolution":
+            return  # what makes the attention's weights would be parameters without a gradient
         features = self.relation + 2
         self.conv_w = nn.Sequential(
             nn.BatchNorm2d(features),
@@ -107,13 +111,17 @@ class PairwiseSAM(_SAM):
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
         b, _, h, w = q.shape
-        assert self.conv_p.bias is not None
-        place = positions(self.conv_p.weight.flatten(1), h, w) + self.conv_p.bias  # (H, W, 2)
-        place = place.permute(2, 0, 1).unsqueeze(0)  # (1, 2, H, W)
+        if is_plain(self.conv_p, nn.Conv2d):
+            assert self.conv_p.bias is not None
+            place = positions(self.conv_p.weight.flatten(1), h, w) + self.conv_p.bias  # (H, W, 2)
+            place = place.permute(2, 0, 1).unsqueeze(0)  # (1, 2, H, W)
+        else:
+            coordinates = positions(torch.eye(2, device=q.device, dtype=q.dtype), h, w)  # (H, W, 2)
+            place = self.conv_p(coordinates.permute(2, 0, 1).unsqueeze(0).to(q.dtype))  # (1, 2, H, W)
         place = self._differences(place, place).expand(b, -1, -1, -1)  # (B, 2, k², H·W)
         features = torch.cat([self._differences(q, k), place.to(q.dtype)], 1)  # (B, P/16 + 2, k², H·W)
         weight = self.conv_w(features).softmax(2)  # (B, wc, k², H·W)
-        return weight.transpose(1, 2).reshape(b, -1, h, w)  # type: ignore[no-any-return]
+        return weight.transpose(1, 2).flatten(1, 2).unflatten(2, (h, w))  # type: ignore[no-any-return]
 
     def _differences(self, here: Tensor, there: Tensor) -> Tensor:
         """(B, C, H, W) twice → (B, C, k², H·W): here, minus there at every offset."""
@@ -128,6 +136,8 @@ class PatchwiseSAM(_SAM):
 
     def __init__(self, channels: int, kernel: int, share: int = 8, **acmix: Any) -> None:
         super().__init__(channels, kernel, share, **acmix)
+        if self.paths == "convolution":
+            return
         features = self.relation * (kernel**2 + 1)
         self.conv_w = nn.Sequential(
             nn.BatchNorm2d(features),
@@ -143,8 +153,12 @@ class PatchwiseSAM(_SAM):
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
         columns = F.unfold(reflect_pad(k, self.kernel // 2), self.kernel)  # (B, rel·k², H·W)
-        weight = self.conv_w[:-1](torch.cat([q, unflatten(columns, 2, q.shape[2:])], 1))  # (B, wc, H, W)
+        features = torch.cat([q, unflatten(columns, 2, q.shape[2:])], 1)  # (B, P/16·(k² + 1), H, W)
         last: Any = self.conv_w[-1]
+        if not is_plain(self.conv_w, nn.Sequential) or not is_plain(last, nn.Conv2d):  # they must be called
+            weight = unflatten(self.conv_w(features), 1, (self.shared, -1))  # (B, wc, k², H, W)
+            return weight.transpose(1, 2).flatten(1, 2)  # type: ignore[no-any-return]
+        weight = self.conv_w[:-1](features)  # (B, wc, H, W)
         # Its rows are ordered (wc, k²); the sums take an offset after the other, so the offsets come first there.
         rows, bias = (self._offsets_first(t) for t in (last.weight, last.bias))
         return F.conv2d(weight, rows, bias)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.acmix2d import ACmix2d
 from acmix_zoo.layers.cost import definition_macs, input_size_of, run_once
+from acmix_zoo.layers.swap_rules import why_protected, why_unfit
 
 Filter = str | Callable[[str, nn.Conv2d], bool]
 
@@ -49,14 +50,22 @@ def swap_conv3x3(
 ) -> SwapReport:
     """Replace, in place, the dense 3×3 `nn.Conv2d` of any network by freshly initialised `ACmix2d`.
 
-    A convolution fits when it is an `nn.Conv2d` itself (not a subclass, which computes something else), has kernel 3,
-    one group, zero padding equal to its dilation, equal strides, and output channels that `heads` divides. Channels,
-    stride, dilation, device and dtype are carried over; the weights are not, so train the network afterwards.
+    A convolution fits when it is an `nn.Conv2d` itself (not a subclass, which computes something else) without hooks,
+    has kernel 3, one group, zero padding equal to its dilation and equal strides, and when no block around it merges
+    its kernel with others (RepVGG, RepConv). Channels, stride, dilation, device and dtype are carried over; the weights
+    are not, so train the network afterwards.
+
+    Without a filter, three kinds of layers that seldom gain are left alone, and reported with the reason:
+
+    - stems and very narrow layers: fewer than 16 input channels, where ACmix costs far more than the convolution;
+    - output layers: a bias, and neither a norm nor a hidden activation registered right behind the convolution.
+      Their bias is often initialised to a prior, as in RetinaNet;
+    - everything within a module called head, heads or *_head. Networks whose decoder has that name need a filter.
 
     Args:
         model: any network; a convolution that stands in several places is replaced in all of them.
         filter: which 3×3 convolutions: a pattern on their names ("layer4.*"), or a function of (name, convolution).
-            All by default.
+            A filter takes stems, outputs and heads, too. None takes all convolutions but these.
         input_size: (C, H, W) for the MACs; by default that of the model's timm cfg.
         **acmix: heads, kernel_att, kernel_conv, paths of `ACmix2d`.
 
@@ -65,26 +74,41 @@ def swap_conv3x3(
 
     Raises:
         ValueError: the filter takes no 3×3 convolution, or ACmix2d refuses an argument. Nothing is replaced then.
+
+    Note:
+        Blocks of Ultralytics and YOLOv5 fold their batch norm into the kernel before inference, which ACmix2d does not
+        have. Their norm moves to the place of the convolution, as `nn.Sequential(ACmix2d, norm)`, and `fuse()` passes
+        them over.
+
+        Ultralytics builds the model once more from its yaml when training starts, without the swap. To keep it, swap in
+        the trainer and pass that to `YOLO.train(trainer=Trainer)`::
+
+            class Trainer(DetectionTrainer):
+                def get_model(self, cfg=None, weights=None, verbose=True):
+                    model = super().get_model(cfg, None, verbose)
+                    swap_conv3x3(model, "model.6.*")
+                    if weights:
+                        model.load(weights)
+                    return model
     """
     candidates = _candidates(model, filter)
     if not candidates:
         names = [name for name, m in model.named_modules() if _is_3x3(m)]
         have = f"it has {', '.join(names[:4])}{' …' if len(names) > 4 else ''}" if names else "it has none"
         raise ValueError(f"swap_conv3x3: no 3×3 convolution of {type(model).__name__} fits filter={filter!r}; {have}")
-    heads = acmix.get("heads", 4)
+    heads = acmix.get("heads", "auto")
     before = _count(model)
-    layers: dict[nn.Conv2d, ACmix2d] = {}
-    skipped: dict[str, str] = {}
+    reasons: dict[nn.Conv2d, str] = {}  # one that stands in several places is kept in all of them, or in none
     for name, conv in candidates.items():
-        reason = "the model itself, which has no place to put another" if conv is model else _unfit(conv, heads)
+        reason = why_unfit(model, name, conv, heads) or (why_protected(model, name, conv) if filter is None else None)
         if reason:
-            skipped[name] = reason
-        elif conv not in layers:
-            layers[conv] = _like(conv, acmix)
-    replaced = {name: layers[conv] for name, conv in candidates.items() if name not in skipped}
+            reasons.setdefault(conv, reason)
+    layers = {conv: _like(conv, acmix) for conv in dict.fromkeys(candidates.values()) if conv not in reasons}
+    replaced = {name: layers[conv] for name, conv in candidates.items() if conv in layers}
+    skipped = {name: reasons[conv] for name, conv in candidates.items() if conv in reasons}
     for name, layer in replaced.items():  # only now: everything could be built
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
+        _put(model.get_submodule(parent), child, layer)
     size = tuple(input_size) if input_size is not None else input_size_of(model)
     return SwapReport(
         replaced=replaced,
@@ -108,20 +132,17 @@ def _candidates(model: nn.Module, filter: Filter | None) -> dict[str, nn.Conv2d]
     return found
 
 
-def _unfit(conv: nn.Conv2d, heads: int) -> str | None:
-    """Why the convolution cannot become an ACmix2d; None when it can."""
-    if type(conv) is not nn.Conv2d:
-        return f"a {type(conv).__name__}, not a plain Conv2d"
-    if conv.groups != 1:
-        return f"groups={conv.groups}, not dense"
-    if conv.stride[0] != conv.stride[1] or conv.dilation[0] != conv.dilation[1]:
-        return f"stride={conv.stride}, dilation={conv.dilation} differ by axis"
-    same = conv.padding == conv.dilation or (conv.padding == "same" and conv.stride == (1, 1))
-    if not same or conv.padding_mode != "zeros":
-        return f"padding={conv.padding} ({conv.padding_mode}), where ACmix stands for zeros and padding={conv.dilation}"
-    if heads > 0 and conv.out_channels % heads:  # ACmix2d itself refuses other heads
-        return f"{conv.out_channels} output channels are not divisible by heads={heads}"
-    return None
+def _put(block: nn.Module, child: str, layer: ACmix2d) -> None:
+    """Put the layer into its place. A block that folds its batch norm into `conv` gets both there, as if it had."""
+    norm = block._modules.get("bn")
+    if layer in block._modules[child].modules():  # type: ignore[union-attr]  # the block itself is in several places
+        return
+    if child == "conv" and isinstance(norm, nn.Module) and hasattr(block, "forward_fuse"):
+        block.conv = nn.Sequential(layer, norm)
+        del block.bn
+        block.forward = block.forward_fuse  # type: ignore[assignment]
+    else:
+        setattr(block, child, layer)
 
 
 def _like(conv: nn.Conv2d, acmix: dict[str, Any]) -> ACmix2d:

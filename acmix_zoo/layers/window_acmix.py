@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths, check_heads, check_paths
+from acmix_zoo.layers.checks import Paths, check_dtype, check_heads, check_paths
 from acmix_zoo.layers.leaf import leaf
+from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.tracing import at_most, ceil_div, fixed, is_open, unflatten
 from acmix_zoo.ops.windows import (
@@ -49,6 +54,7 @@ class WindowACmix(nn.Module):
     """
 
     relative_position_index: Tensor
+    shift_mask: Tensor | None
 
     def __init__(
         self,
@@ -77,29 +83,74 @@ class WindowACmix(nn.Module):
             self.alpha = nn.Parameter(torch.full((1,), 0.5))
             self.beta = nn.Parameter(torch.full((1,), 0.5))
         self.proj_drop = nn.Dropout(proj_drop)
+        # These buffers follow from the window and the shift. `init_non_persistent_buffers` computes them.
+        if paths != "convolution":
+            self.register_buffer("relative_position_index", None, persistent=False)  # (L, L)
+            self.register_buffer("shift_mask", None, persistent=False)  # (4, L, L), or None without a shift
         self.window = (1, 1)
-        self.register_buffer("relative_position_index", relative_position_index((1, 1)), persistent=False)
         self.set_window(window, shift)
 
+    @torch.inference_mode(False)  # an inference tensor could not be used for training later
     def set_window(self, window: tuple[int, int], shift: tuple[int, int]) -> None:
-        """Another window or shift; the position table is resized to the window."""
-        changed = window != self.window
+        """Set another window or shift, and resize the position table to the window."""
+        before = self.window
         self.window, self.shift = window, shift
-        if self.paths == "convolution" or not changed:
+        if self.paths == "convolution":
+            return
+        if window != before:
+            table = self.relative_position_bias_table
+            resized = self.resized_table(table.detach(), before)
+            self.relative_position_bias_table = nn.Parameter(resized, table.requires_grad)
+        self.init_non_persistent_buffers()
+
+    @torch.inference_mode(False)
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the buffers that no checkpoint holds, on the device of the position table.
+
+        timm's and transformers' loaders call this after they have built a network on the meta device. `to_empty`,
+        `.to()` and `load_state_dict` do so by themselves, so nothing else has to.
+        """
+        if self.paths == "convolution":
             return
         table = self.relative_position_bias_table
-        self.relative_position_bias_table = nn.Parameter(self.resized_table(table.detach()), table.requires_grad)
-        self.register_buffer("relative_position_index", relative_position_index(window, table.device), persistent=False)
+        self.relative_position_index = relative_position_index(self.window, table.device)
+        self.shift_mask = None
+        if any(self.shift):
+            # Two windows by two: an inner one, one at the right, one at the bottom, and the corner.
+            four = (2 * self.window[0], 2 * self.window[1])
+            self.shift_mask = shifted_window_mask(four, self.window, self.shift, table.device).to(table.dtype)
 
-    def resized_table(self, table: Tensor) -> Tensor:
-        """A position table ((2·h−1)·(2·w−1), heads) of another, square window, interpolated for this one."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WindowACmix:
+        super()._apply(fn, recurse)
+        self.init_non_persistent_buffers()  # `to_empty` has left them without values
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        # With assign=True the table may have left the meta device.
+        self.init_non_persistent_buffers()
+
+    def resized_table(self, table: Tensor, window: tuple[int, int] | None = None) -> Tensor:
+        """Interpolate a position table ((2·h−1)·(2·w−1), heads) of another window for this layer's window.
+
+        `window` is the table's own. Without it, as in a checkpoint, a table of the right length is taken for one of
+        this window, and any other for one of a square window.
+        """
         wh, ww = self.window
-        shape = ((2 * wh - 1) * (2 * ww - 1), self.heads)
-        if table.shape == shape or table.dim() != 2:
+        rows = (2 * wh - 1) * (2 * ww - 1)
+        if table.dim() != 2 or window == self.window or (window is None and table.shape == (rows, self.heads)):
             return table
         if table.is_meta or table.shape[0] == 1:  # nothing to interpolate: one bias for all
-            return table[:1].repeat(shape[0], 1)
-        return resize_rel_pos_bias_table(table, new_window_size=self.window, new_bias_shape=shape)  # type: ignore[no-any-return]
+            return table[:1].repeat(rows, 1)
+        side = math.isqrt(table.shape[0])
+        height, width = (side, side) if window is None else (2 * window[0] - 1, 2 * window[1] - 1)
+        if height * width != table.shape[0]:
+            return table  # no square window's: the load reports the shape
+        maps = table.mT.unflatten(1, (height, width))  # (heads, height, width): timm reads the window off this shape
+        maps = maps.expand(-1, max(height, 3), max(width, 3)) if 1 in (height, width) else maps  # two points at least
+        shape = (table.shape[1], 2 * wh - 1, 2 * ww - 1)
+        resized = resize_rel_pos_bias_table(maps, new_window_size=self.window, new_bias_shape=shape)
+        return resized.flatten(1).mT.contiguous()  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def deploy(self) -> None:
@@ -108,7 +159,9 @@ class WindowACmix(nn.Module):
         Nothing else is precomputed. Looking up the position table takes little time, and a bias that is remembered
         would be wrong once other weights are loaded.
         """
-        if self.paths == "both" and self.alpha is not None:
+        # Scaling the parameters scales the output only of submodules that compute with them and nothing else.
+        scalable = self.paths == "both" and is_plain(self.proj, nn.Linear) and is_plain(self.shift_conv, ShiftConv)
+        if scalable and self.alpha is not None:
             for factor, tensors in ((self.alpha, self.proj.parameters()), (self.beta, [self.shift_conv.shift_weight])):
                 for tensor in tensors:
                     tensor.mul_(factor)
@@ -117,6 +170,7 @@ class WindowACmix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or fixed(x.shape[3]) != self.dim:
             raise ValueError(f"WindowACmix: expected an input of (B, H, W, {self.dim}), got {tuple(x.shape)}")
+        check_dtype("WindowACmix", x, self.qkv)
         h, w = x.shape[1:3]
         rows, cols = (ceil_div(n, side) for n, side in zip((h, w), self.window, strict=True))  # of windows
         # Written this way, the padded size is a plain product for the compiler too, which proves the reshapes by it.
@@ -163,6 +217,16 @@ class WindowACmix(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]  # (L·L, heads)
         return bias.unflatten(0, (length, length)).permute(2, 0, 1).unsqueeze(0)  # type: ignore[no-any-return]
 
+    def _mask_of_windows(self, rows: int, cols: int) -> Tensor:
+        """Look up the mask of each of rows × cols windows: (rows·cols, 1, L, L)."""
+        assert self.shift_mask is not None
+        at_end = []
+        for count in (rows, cols):
+            at = torch.arange(count, device=self.shift_mask.device)
+            at_end.append(((at == count - 1) & (at > 0)).long())  # the last window holds the seam; one alone has none
+        kind = 2 * at_end[0].unsqueeze(1) + at_end[1]  # (rows, cols), each 0 to 3
+        return self.shift_mask[kind.flatten()].unsqueeze(1)
+
     def _sum(self, attention: Tensor | None, convolution: Tensor) -> Tensor:
         if attention is None:
             return convolution
@@ -191,8 +255,8 @@ class WindowACmix(nn.Module):
         q, k, v = windows.unbind(0)  # 3 × (B·n, heads, L, d)
         bias = self._position_bias().to(q.dtype)
         if any(self.shift if is_open(*shift) else shift):
-            mask = shifted_window_mask(size, self.window, shift, q.device).to(q.dtype)  # (n, L, L)
-            bias = bias + mask.unsqueeze(1)  # (n, heads, L, L)
+            wh, ww = self.window
+            bias = bias + self._mask_of_windows(size[0] // wh, size[1] // ww).to(q.dtype)  # (n, heads, L, L)
         return window_attention(q, k, v, bias)
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._builder import resolve_pretrained_cfg
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models._features import feature_take_indices  # has no public name; timm's own models import it from here
 from torch import Tensor, nn
+
+from acmix_zoo.models._feature_maps import feature_class
 
 __all__ = [
     "FETCH",
@@ -21,6 +25,8 @@ __all__ = [
     "check_sha256",
     "checkpoints_root",
     "default_cfgs",
+    "record_arguments",
+    "feature_take_indices",
     "register_model",
 ]
 
@@ -64,7 +70,9 @@ def default_cfgs(base: Mapping[str, Mapping[str, Any]]) -> Any:
         architecture = name.partition(".")[0]
         shipped = sorted(root.glob(f"{architecture}.*/config.json")) if root else []
         for config in shipped:
-            stored = json.loads(config.read_text(encoding="utf-8"))["pretrained_cfg"]
+            folder = json.loads(config.read_text(encoding="utf-8"))
+            stored = {k: tuple(v) if isinstance(v, list) else v for k, v in folder["pretrained_cfg"].items()}
+            stored["label_names"] = folder.get("label_names")  # at the top level of timm's layout
             cfgs[config.parent.name] = {**cfg, **stored, "file": str(config.parent / "model.safetensors")}
         if name != architecture or not shipped:  # beside weights timm lists an entry without a tag as one more weight
             cfgs[name] = dict(cfg)
@@ -81,8 +89,13 @@ def build(
 ) -> nn.Module:
     """A registered network, by timm's builder: pretrained weights, `num_classes`, `in_chans`, `features_only`.
 
-    `feature_cfg` says how `features_only` is built (`out_indices`, `feature_cls`).
+    `feature_cfg` says how `features_only` is built (`out_indices`, `feature_cls`). `device` and `dtype` are timm's
+    factory arguments: where the network is built, and what its tensors are cast to.
     """
+    device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
+    if kwargs.get("features_only"):
+        requested = feature_class(kwargs.pop("feature_cls", None), feature_cfg.get("feature_cls"))
+        feature_cfg = {**feature_cfg, **({"feature_cls": requested} if requested else {})}
     if pretrained:
         cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
         fetch = FETCH.get(f"{variant}.{cfg.tag}")
@@ -90,9 +103,21 @@ def build(
             kwargs["pretrained_cfg_overlay"] = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": str(fetch())}
         elif cfg.file:
             check_sha256(Path(cfg.file))
-    return build_model_with_cfg(
-        network, variant, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=feature_cfg, **kwargs
-    )
+    with nullcontext() if device is None else torch.device(device):
+        model = build_model_with_cfg(
+            network, variant, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=feature_cfg, **kwargs
+        )
+    return model if dtype is None else model.to(dtype=dtype)
+
+
+def record_arguments(model: nn.Module, **arguments: Any) -> None:
+    """Note constructor arguments that a method has changed since, where timm keeps those that built the model.
+
+    `write_folder` and timm's `save_for_hf` then describe the network as it is, and it can be built again.
+    """
+    model._model_args = {**getattr(model, "_model_args", {}), **arguments}  # type: ignore[assignment]
+    if "img_size" in arguments:  # timm 1.0.31 keeps the size twice
+        model._traits = {**getattr(model, "_traits", {}), "img_size": arguments["img_size"]}  # type: ignore[assignment]
 
 
 def check_sha256(weights: Path) -> None:

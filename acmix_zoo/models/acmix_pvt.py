@@ -13,13 +13,13 @@ from typing import Any
 import torch
 import torch.fx
 from timm.layers import calculate_drop_path_rates
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint
+from timm.models import checkpoint
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths
+from acmix_zoo.layers.checks import Paths, check_dtype
+from acmix_zoo.models._feature_maps import check_output_fmt, to_output_fmt
 from acmix_zoo.models._pvt_blocks import Block, PatchEmbed, Size, as_map, resized_positions
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
+from acmix_zoo.models._registry import IMAGENET, SMALL, build, feature_take_indices, record_arguments, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._silent import silent_convolution
 from acmix_zoo.models._stem import small_stem
@@ -145,11 +145,13 @@ class PVT(nn.Module):
             if global_pool not in ("token", "avg", ""):
                 raise ValueError(f'PVT: global_pool must be "token", "avg" or "", got {global_pool!r}')
             self.global_pool = global_pool
+            record_arguments(self, global_pool=global_pool)
         self.num_classes = num_classes
         like = next(self.parameters())
         self.head = nn.Identity()
         if num_classes:
             self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+        self.head.train(self.training)
 
     def _stage(self, i: int, x: Tensor) -> tuple[Tensor, Size]:
         """(B, C, H, W) → tokens (B, prefix + H′·W′, C′) and (H′, W′)."""
@@ -173,10 +175,13 @@ class PVT(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps of the stages, (B, C, H/reduction, W/reduction), as timm's networks give them."""
-        if output_fmt != "NCHW":
-            raise ValueError(f'PVT: output_fmt must be "NCHW", got {output_fmt!r}')
+        """Maps of the stages, (B, C, H/reduction, W/reduction), as timm's networks give them.
+
+        With `output_fmt="NHWC"` they are (B, H/reduction, W/reduction, C). The final features are tokens in any case.
+        """
+        check_output_fmt("PVT", output_fmt)
         take, last = feature_take_indices(len(self.feature_info), indices)
+        check_dtype("PVT", x, self.get_submodule("patch_embed1.proj"))
         x, maps = self.stem(x), []
         end = len(self.feature_info) - 1
         for i in range(last + 1 if stop_early else end + 1):
@@ -184,7 +189,7 @@ class PVT(nn.Module):
             tokens = self.norm(tokens) if i == end and norm else tokens
             x = as_map(tokens, size)
             if i in take:
-                maps.append(x)
+                maps.append(to_output_fmt(x, output_fmt))
         if intermediates_only:
             return maps
         return (self.norm(tokens) if i == end and not norm else tokens), maps
@@ -209,6 +214,7 @@ class PVT(nn.Module):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
+        check_dtype("PVT", x, self.get_submodule("patch_embed1.proj"))
         x = self.stem(x)
         for i in range(len(self.feature_info) - 1):
             x = as_map(*self._stage(i, x))
@@ -243,10 +249,11 @@ def _pretrained(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Te
 
 
 _ENDS = {"first_conv": "patch_embed1.proj", "classifier": "head"}
+_TOKENS = {"pool_size": None}  # as in timm's vision transformers: the last features are tokens, not a map
 default_cfgs = _default_cfgs(
     {
-        **{name: {**IMAGENET, **_ENDS} for name in ("pvt_tiny", "pvt_small", "acmix_pvt_t", "acmix_pvt_s")},
-        "acmix_pvt_pico": {**SMALL, "first_conv": "stem.0", "classifier": "head"},
+        **{name: {**IMAGENET, **_ENDS, **_TOKENS} for name in ("pvt_tiny", "pvt_small", "acmix_pvt_t", "acmix_pvt_s")},
+        "acmix_pvt_pico": {**SMALL, **_TOKENS, "first_conv": "stem.0", "classifier": "head"},
     }
 )
 
@@ -287,7 +294,8 @@ def acmix_pvt_s(pretrained: bool = False, **kwargs: Any) -> PVT:
 @register_model
 def acmix_pvt_pico(pretrained: bool = False, **kwargs: Any) -> PVT:
     """ACmix-PVT for 32-pixel images: 847,057 parameters, 25.3 MMACs, stages of two and three blocks, 10
-    classes. It reads all positions, not the class token alone, so that the last convolution counts."""
+    classes. It reads all positions, not the class token alone, so that the last convolution counts.
+    As an encoder it halves the image three times: depth 3, maps of 1/4 and 1/8."""
     defaults = {
         "img_size": 32, "patch_size": 4, "depths": (2, 3), "embed_dims": (64, 128), "num_heads": (2, 4),
         "mlp_ratios": (4, 4), "reductions": (2, 1), "small_input": True, "global_pool": "avg", "drop_path_rate": 0.0,

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d
-from acmix_zoo.layers.checks import Paths
+from acmix_zoo.layers.checks import Paths, check_dtype
 from acmix_zoo.layers.deploy import fold
+from acmix_zoo.models._feature_maps import check_output_fmt, to_output_fmt
 from acmix_zoo.models._map_head import MapHead
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
+from acmix_zoo.models._registry import IMAGENET, SMALL, build, feature_take_indices, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._stem import small_stem
 
@@ -65,6 +65,9 @@ class ACmixResNet(MapHead):
         small_input: a stem of two 3×3 convolutions for 32-pixel images in place of the 7×7 one; like it, and with the
             same pooling behind it, it hands a quarter of the image's side to the first stage.
         heads, kernel_att, kernel_conv, paths: of the ACmix layers.
+        output_stride: 8, 16 or 32, by how much the last map is smaller than the image. Stages that would go beyond it
+            keep their side and dilate their ACmix layers instead, as timm's ResNet does for its convolutions. The
+            parameters are the same.
         in_chans, num_classes, global_pool, drop_rate, drop_path_rate, zero_init_last: as in timm.
 
     Shape: (B, in_chans, H, W) → (B, num_classes); any height and width.
@@ -82,6 +85,7 @@ class ACmixResNet(MapHead):
         kernel_att: int = 7,
         kernel_conv: int = 3,
         paths: Paths = "both",
+        output_stride: int = 32,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -90,25 +94,32 @@ class ACmixResNet(MapHead):
         zero_init_last: bool = True,
     ) -> None:
         super().__init__()
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"ACmixResNet: unknown output_stride={output_stride!r}; expected 8, 16 or 32")
         self.in_chans = in_chans
         large = nn.Conv2d(in_chans, stem_width, 7, 2, 3, bias=False)
         self.conv1: nn.Module = small_stem(in_chans, stem_width) if small_input else large
         self.bn1 = nn.BatchNorm2d(stem_width)
         self.act1 = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.maxpool: nn.Module = nn.MaxPool2d(3, 2, 1)
         self.feature_info = [{"num_chs": stem_width, "reduction": 2, "module": "act1"}]
 
         acmix = {"heads": heads, "kernel_att": kernel_att, "kernel_conv": kernel_conv, "paths": paths}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)  # [stage][block]
-        inputs = stem_width
+        inputs, reduction, dilation = stem_width, 4, 1
         for i, (depth, plane) in enumerate(zip(layers, planes, strict=True)):
-            blocks = []
+            blocks, before, down = [], dilation, 2 if i else 1
+            if reduction * down > output_stride:
+                down, dilation = 1, dilation * down
+            reduction *= down
             for j in range(depth):
-                down = 2 if i and not j else 1
-                blocks.append(Bottleneck(inputs, plane, plane * base_width // 64, down, drop_path[i][j], **acmix))
+                # The first block reads a map that the stage before has made, so it keeps that stage's dilation.
+                spacing = {"stride": down, "dilation": before} if j == 0 else {"stride": 1, "dilation": dilation}
+                width = plane * base_width // 64
+                blocks.append(Bottleneck(inputs, plane, width, drop_path=drop_path[i][j], **spacing, **acmix))
                 inputs = plane * Bottleneck.expansion
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
-            self.feature_info.append({"num_chs": inputs, "reduction": 4 * 2**i, "module": f"layer{i + 1}"})
+            self.feature_info.append({"num_chs": inputs, "reduction": reduction, "module": f"layer{i + 1}"})
 
         self.num_features = inputs
         self.make_head(num_classes, global_pool, drop_rate)
@@ -163,17 +174,20 @@ class ACmixResNet(MapHead):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps of the stem (index 0) and the stages, (B, C, H/reduction, W/reduction), as timm's networks give them."""
-        if output_fmt != "NCHW":
-            raise ValueError(f'ACmixResNet: output_fmt must be "NCHW", got {output_fmt!r}')
+        """Maps of the stem (index 0) and the stages, (B, C, H/reduction, W/reduction), as timm's networks give them.
+
+        With `output_fmt="NHWC"` the maps, but not the final features, are (B, H/reduction, W/reduction, C).
+        """
+        check_output_fmt("ACmixResNet", output_fmt)
         take, last = feature_take_indices(len(self.feature_info), indices)
+        check_dtype("ACmixResNet", x, self.conv1)
         x = self.act1(self.bn1(self.conv1(x)))
-        maps = [x] if 0 in take else []
+        maps = [to_output_fmt(x, output_fmt)] if 0 in take else []
         x = self.maxpool(x)
         for i, stage in enumerate(self.stages[:last] if stop_early else self.stages, 1):
             x = self._stage(stage, x)
             if i in take:
-                maps.append(x)
+                maps.append(to_output_fmt(x, output_fmt))
         return maps if intermediates_only else (x, maps)
 
     def prune_intermediate_layers(
@@ -184,6 +198,8 @@ class ACmixResNet(MapHead):
         pruned = last < len(self.feature_info) - 1
         for stage in self.feature_info[last + 1 :]:
             setattr(self, str(stage["module"]), nn.Sequential())
+        if last == 0:
+            self.maxpool = nn.Identity()  # the features end with the stem's map
         if pruned:
             self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])  # type: ignore[call-overload]
         if prune_head or pruned:
@@ -191,6 +207,7 @@ class ACmixResNet(MapHead):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
+        check_dtype("ACmixResNet", x, self.conv1)
         x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
         for stage in self.stages:
             x = self._stage(stage, x)
@@ -204,7 +221,7 @@ _ENDS = {"first_conv": "conv1", "classifier": "fc"}
 default_cfgs = _default_cfgs(
     {
         **{f"acmix_resnet{depth}": {**IMAGENET, **_ENDS} for depth in (26, 38, 50)},
-        "acmix_resnet_pico": {**SMALL, "classifier": "fc", "first_conv": "conv1.0"},
+        "acmix_resnet_pico": {**SMALL, "pool_size": (2, 2), "classifier": "fc", "first_conv": "conv1.0"},
     }
 )
 
@@ -235,6 +252,7 @@ def acmix_resnet50(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
 
 @register_model
 def acmix_resnet_pico(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
-    """ACmix-ResNet for 32-pixel images: 653,054 parameters, 10.4 MMACs, three stages of two bottlenecks, 10 classes."""
+    """ACmix-ResNet for 32-pixel images: 653,054 parameters, 10.4 MMACs, three stages of two bottlenecks, 10 classes.
+    As an encoder it halves the image four times: depth 4, maps of 1/2, 1/4, 1/8 and 1/16."""
     defaults = {"layers": (2, 2, 2), "planes": (32, 64, 128), "stem_width": 32, "small_input": True}
     return _create("acmix_resnet_pico", pretrained, defaults, kwargs)

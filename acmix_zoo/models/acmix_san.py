@@ -12,19 +12,16 @@ from typing import Any, Literal
 
 from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.nn.functional import max_pool2d, pad
 
-from acmix_zoo.layers.checks import Paths
-from acmix_zoo.layers.leaf import leaf
+from acmix_zoo.layers.checks import Paths, check_dtype
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
+from acmix_zoo.models._feature_maps import check_output_fmt, to_output_fmt
 from acmix_zoo.models._map_head import MapHead
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
+from acmix_zoo.models._registry import IMAGENET, SMALL, build, feature_take_indices, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._silent import silent_convolution
 from acmix_zoo.models._stem import small_stem
-from acmix_zoo.ops.tracing import is_exporting
 
 __all__ = ["SAN"]
 
@@ -48,17 +45,6 @@ class Bottleneck(nn.Module):
         return x + self.drop_path(self.conv(out))  # type: ignore[no-any-return]
 
 
-@leaf
-class Halve(nn.Module):
-    """Max pooling 2×2 that leaves a side of 1 as it is, so that images may be smaller than 32 pixels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[2:]
-        if is_exporting():  # the same without a decision: 1 // n is 1 for a side of 1, and 0 for any other
-            return max_pool2d(pad(x, (0, 1 // w, 0, 1 // h), value=float("-inf")), 2)
-        return max_pool2d(x, (min(2, h), min(2, w)))
-
-
 class SAN(MapHead):
     """Self-attention network, plain or with ACmix, with timm's model interface.
 
@@ -72,7 +58,8 @@ class SAN(MapHead):
             stem and the first pooling.
         in_chans, num_classes, global_pool, drop_rate, drop_path_rate: as in timm.
 
-    Shape: (B, in_chans, H, W) → (B, num_classes); any height and width.
+    Shape: (B, in_chans, H, W) → (B, num_classes); any height and width. A map of an odd side is halved to the larger
+    half, as in the other families; the released code drops its last row or column. At even sides they are equal.
     """
 
     def __init__(
@@ -101,7 +88,7 @@ class SAN(MapHead):
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)  # [stage][block]
         for i, (depth, kernel, width) in enumerate(zip(layers, kernels, widths, strict=True)):
             blocks = [Bottleneck(width, form, drop_path[i][j], kernel=kernel, paths=paths) for j in range(depth)]
-            self.add_module(f"pool{i}", nn.Identity() if small_input and i == 0 else Halve())
+            self.add_module(f"pool{i}", nn.Identity() if small_input and i == 0 else nn.MaxPool2d(2, 2, ceil_mode=True))
             self.add_module(f"conv{i}", nn.Conv2d(inputs, width, 1, bias=False))
             self.add_module(f"layer{i}", nn.Sequential(*blocks))
             self.add_module(f"bn{i}", nn.BatchNorm2d(width))
@@ -134,15 +121,18 @@ class SAN(MapHead):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps of the stages, (B, C, H/reduction, W/reduction), as timm's networks give them."""
-        if output_fmt != "NCHW":
-            raise ValueError(f'SAN: output_fmt must be "NCHW", got {output_fmt!r}')
+        """Maps of the stages, (B, C, H/reduction, W/reduction), as timm's networks give them.
+
+        With `output_fmt="NHWC"` the maps, but not the final features, are (B, H/reduction, W/reduction, C).
+        """
+        check_output_fmt("SAN", output_fmt)
         take, last = feature_take_indices(len(self.feature_info), indices)
+        check_dtype("SAN", x, self.conv_in)
         x, maps = self.relu(self.bn_in(self.conv_in(x))), []
         for i in range(last + 1 if stop_early else len(self.feature_info)):
             x = self._stage(i, x)
             if i in take:
-                maps.append(x)
+                maps.append(to_output_fmt(x, output_fmt))
         return maps if intermediates_only else (x, maps)
 
     def prune_intermediate_layers(
@@ -162,6 +152,7 @@ class SAN(MapHead):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
+        check_dtype("SAN", x, self.conv_in)
         x = self.relu(self.bn_in(self.conv_in(x)))
         for i in range(len(self.feature_info)):
             x = self._stage(i, x)
@@ -248,7 +239,8 @@ def acmix_san19(pretrained: bool = False, **kwargs: Any) -> SAN:
 
 @register_model
 def acmix_san_pico(pretrained: bool = False, **kwargs: Any) -> SAN:
-    """ACmix-SAN for 32-pixel images: 676,638 parameters, 24.1 MMACs, three stages of two blocks, 10 classes."""
+    """ACmix-SAN for 32-pixel images: 676,638 parameters, 24.1 MMACs, three stages of two blocks, 10 classes.
+    As an encoder it halves the image three times: depth 3, maps of 1/2, 1/4 and 1/8."""
     defaults = {
         "layers": (2, 2, 2), "widths": (64, 256, 512), "kernels": (3, 5, 5), "paths": "both", "small_input": True,
     }  # fmt: skip

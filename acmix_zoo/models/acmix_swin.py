@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, PatchEmbed, calculate_drop_path_rates, resample_patch_embed
-from timm.models._features import feature_take_indices
+from timm.layers import ClassifierHead, PatchEmbed, calculate_drop_path_rates, resample_patch_embed, to_2tuple
 from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
-from acmix_zoo.layers.checks import Paths
+from acmix_zoo.layers.checks import Paths, check_dtype
 from acmix_zoo.layers.deploy import fold
+from acmix_zoo.models._feature_maps import check_output_fmt
 from acmix_zoo.models._plain_swin import from_plain_swin, is_plain_swin
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, register_model
+from acmix_zoo.models._registry import IMAGENET, SMALL, build, feature_take_indices, record_arguments, register_model
 from acmix_zoo.models._registry import default_cfgs as _default_cfgs
 from acmix_zoo.models._stem import small_stem
 from acmix_zoo.models._swin_blocks import PatchMerging, Size, Stage
@@ -48,7 +48,7 @@ class ACmixSwin(nn.Module):
     def __init__(
         self,
         img_size: int | Size = 224,
-        patch_size: int = 4,
+        patch_size: int | Size = 4,
         *,
         embed_dim: int = 96,
         depths: tuple[int, ...] = (2, 2, 6, 2),
@@ -74,8 +74,9 @@ class ACmixSwin(nn.Module):
                 *small_stem(in_chans, embed_dim), nn.BatchNorm2d(embed_dim), nn.ReLU(inplace=True)
             )
         self.stem_stride = 2 if small_input else 1
+        patch: Size = to_2tuple(patch_size)
         self.patch_embed = PatchEmbed(
-            self._behind_stem(img_size), patch_size // self.stem_stride, embed_dim if small_input else in_chans,
+            self._behind_stem(img_size), self._behind_stem(patch), embed_dim if small_input else in_chans,
             embed_dim, norm_layer=nn.LayerNorm, output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True,
         )  # fmt: skip
         acmix = {"kernel_conv": kernel_conv, "conv_before_shift": conv_before_shift, "paths": paths}
@@ -87,19 +88,19 @@ class ACmixSwin(nn.Module):
             stages.append(
                 Stage(dim, depth, i > 0, drop_path[i], heads=heads, mlp_ratio=mlp_ratio, drop=proj_drop_rate, **acmix)
             )
-            self.feature_info.append({"num_chs": dim, "reduction": patch_size * 2**i, "module": f"layers.{i}"})
+            self.feature_info.append({"num_chs": dim, "reduction": max(patch) * 2**i, "module": f"layers.{i}"})
         self.layers = nn.Sequential(*stages)
         self.num_features = dim
         self.norm = nn.LayerNorm(dim)
         self.head = ClassifierHead(dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt="NHWC")
         self.head_hidden_size = self.head.num_features
-        self.window_size: Size = (window_size, window_size) if isinstance(window_size, int) else window_size
+        self.window_size: Size = to_2tuple(window_size)
         self.set_input_size()
         self.init_weights()
 
     def _behind_stem(self, size: int | Size) -> Size:
         """An image's (or a patch's) size on the map that the stem hands to the patches."""
-        h, w = (size, size) if isinstance(size, int) else size
+        h, w = to_2tuple(size)
         return -(-h // self.stem_stride), -(-w // self.stem_stride)
 
     @torch.no_grad()
@@ -119,7 +120,10 @@ class ACmixSwin(nn.Module):
         patch_size: int | Size | None = None,
         window_size: int | Size | None = None,
     ) -> None:
-        """Make the windows for another image size, patch size or window; position tables are resized, not lost."""
+        """Make the windows for another image size, patch size or window; position tables are resized, not lost.
+
+        Unlike timm's Swin, the window stays as it is unless `window_size` is given.
+        """
         if img_size is not None or patch_size is not None:
             self.patch_embed.set_input_size(
                 img_size=None if img_size is None else self._behind_stem(img_size),
@@ -128,7 +132,9 @@ class ACmixSwin(nn.Module):
             for i, info in enumerate(self.feature_info):
                 info["reduction"] = self.stem_stride * max(self.patch_embed.patch_size) * 2**i
         if window_size is not None:
-            self.window_size = (window_size, window_size) if isinstance(window_size, int) else window_size
+            self.window_size = to_2tuple(window_size)
+        given = {"img_size": img_size, "patch_size": patch_size, "window_size": window_size}
+        record_arguments(self, **{name: to_2tuple(value) for name, value in given.items() if value is not None})
         h, w = self.patch_embed.grid_size
         for stage in self.layers:
             if isinstance(stage.downsample, PatchMerging):
@@ -153,7 +159,12 @@ class ACmixSwin(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         parameter = next(self.parameters())
         self.num_classes = num_classes
+        self.head.in_features = self.num_features  # fewer once the last stages were pruned
         self.head.reset(num_classes, pool_type=global_pool, device=parameter.device, dtype=parameter.dtype)
+        self.head.train(self.training)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+        if global_pool is not None:
+            record_arguments(self, global_pool=global_pool)
 
     def forward_intermediates(
         self,
@@ -164,9 +175,11 @@ class ACmixSwin(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps of the stages, (B, C, H/reduction, W/reduction), as timm's networks give them."""
-        if output_fmt != "NCHW":
-            raise ValueError(f'ACmixSwin: output_fmt must be "NCHW", got {output_fmt!r}')
+        """Maps of the stages, (B, C, H/reduction, W/reduction), as timm's networks give them.
+
+        With `output_fmt="NHWC"` they are (B, H/reduction, W/reduction, C), as the final features are in any case.
+        """
+        check_output_fmt("ACmixSwin", output_fmt)
         take, last = feature_take_indices(len(self.layers), indices)
         maps = []
         x = self._embed(x)
@@ -174,7 +187,7 @@ class ACmixSwin(nn.Module):
             x = stage(x)
             if i in take:
                 out = self.norm(x) if norm and i == len(self.layers) - 1 else x
-                maps.append(out.permute(0, 3, 1, 2).contiguous())  # (B, C, H, W)
+                maps.append(out if output_fmt == "NHWC" else out.permute(0, 3, 1, 2).contiguous())
         if intermediates_only:
             return maps
         return (self.norm(x) if len(self.layers) - 1 <= last or not stop_early else x), maps
@@ -206,6 +219,7 @@ class ACmixSwin(nn.Module):
 
     def _embed(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) → (B, H/4, W/4, embed_dim)."""
+        check_dtype("ACmixSwin", x, self.patch_embed.proj)
         x = self.stem(x)
         h, w = x.shape[2:]
         ph, pw = self.patch_embed.patch_size
@@ -293,7 +307,8 @@ def acmix_swin_b(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
 
 @register_model
 def acmix_swin_pico(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
-    """ACmix-Swin for 32-pixel images: 599,462 parameters, 21.5 MMACs, two stages of two blocks, 10 classes."""
+    """ACmix-Swin for 32-pixel images: 599,462 parameters, 21.5 MMACs, two stages of two blocks, 10 classes.
+    As an encoder it halves the image three times: depth 3, maps of 1/4 and 1/8."""
     defaults = {
         "img_size": 32, "patch_size": 4, "embed_dim": 64, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4,
         "small_input": True, "drop_path_rate": 0.0,

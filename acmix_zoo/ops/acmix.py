@@ -7,17 +7,17 @@ kept: for the gradient, a chunk is computed again. Such a layer holds its input,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.local_attention import local_attention
 from acmix_zoo.ops.plan import forced_form, keeps_projections, plan_layer, use_form
 from acmix_zoo.ops.shift_conv import grouped_conv
-from acmix_zoo.ops.tracing import is_exporting, is_recording, unflatten
+from acmix_zoo.ops.tracing import is_exporting, unflatten
 
 
 class Geometry(NamedTuple):
@@ -42,7 +42,7 @@ def acmix(
     Returns:
         (B, out, ceil(H/stride), ceil(W/stride)), channels_last in memory.
     """
-    if is_exporting():
+    if is_exporting() or is_transformed(x, weight, bias, *mixing):
         return mix(project(x, weight, bias), mixing, geometry)
     if torch.compiler.is_compiling() and x.device.type == "cpu":
         keep = torch.is_grad_enabled() and keeps_projections(x.shape[1])
@@ -51,7 +51,7 @@ def acmix(
     plan = plan_layer(x.shape, len(weight) // 3, *window, itemsize=x.element_size(), device=x.device.type)
     if plan.keep == "all" or (plan.images >= x.shape[0] and not torch.is_grad_enabled()):
         return mix(project(x, weight, bias), mixing, geometry)
-    return _Chunked.apply(plan.images, plan.keep == "projections", geometry, x, weight, bias, *mixing)  # type: ignore[no-any-return]
+    return _Chunked.apply(plan.images, plan.keep == "projections", geometry, x, weight, bias, *mixing)[0]  # type: ignore[no-any-return]
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -83,38 +83,17 @@ def mix(projections: Tensor, mixing: Sequence[Tensor | None], g: Geometry) -> Te
 
 def attend(projections: Tensor, pe: Tensor, g: Geometry) -> Tensor:
     """The attention path: projections (B, H, W, d, 3·heads) → (B, Ho, Wo, heads, d)."""
-    if is_recording() or not torch.is_grad_enabled() or forced_form() == "reference":
-        q, k, v = _split(projections, g.heads)
-        return local_attention(q, k, v, pe, kernel=g.kernel, stride=g.stride, dilation=g.dilation)
-    return _Attend.apply(projections, pe, g)  # type: ignore[no-any-return]
+    q, k, v = _split(projections, g.heads)
+    return local_attention(q, k, v, pe, kernel=g.kernel, stride=g.stride, dilation=g.dilation)
 
 
-def _split(projections: Tensor, heads: int) -> tuple[Tensor, ...]:
-    """(B, H, W, d, 3·heads) → q, k, v: 3 × (B, H, W, heads, d), views."""
-    return unflatten(projections, 4, (3, heads)).transpose(3, 5).unbind(4)
+def _split(projections: Tensor, heads: int) -> list[Tensor]:
+    """(B, H, W, d, 3·heads) → q, k, v: 3 × (B, H, W, heads, d), views.
 
-
-class _Attend(torch.autograd.Function):
-    """`local_attention` of q, k and v that lie interleaved in one tensor: their gradients are written into one such
-    tensor, where autograd would stack them in an order that the next matrix product must copy."""
-
-    @staticmethod
-    def forward(ctx, projections: Tensor, pe: Tensor, g: Geometry) -> Tensor:  # type: ignore[no-untyped-def]
-        leaves = [t.detach().requires_grad_() for t in (*_split(projections.detach(), g.heads), pe)]
-        with torch.enable_grad():
-            out = local_attention(*leaves, kernel=g.kernel, stride=g.stride, dilation=g.dilation)
-        ctx.leaves, ctx.out, ctx.heads = leaves, out, g.heads
-        return out.detach()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        q, k, v, pe = torch.autograd.grad(ctx.out, ctx.leaves, grad, retain_graph=True)
-        b, h, w, heads, d = ctx.leaves[1].shape
-        grads = grad.new_empty((b, h, w, d, 3 * heads))
-        for part, found in zip(_split(grads, heads), (q, k, v), strict=True):
-            part.copy_(found)
-        return grads, pe, None
+    Split before they are transposed, so that autograd concatenates the three gradients into the layout of `projections`
+    and adds those of the convolution in place. Any other order of views costs a copy or two.
+    """
+    return [part.transpose(3, 4) for part in projections.split(heads, 4)]
 
 
 class _Chunked(torch.autograd.Function):
@@ -123,17 +102,13 @@ class _Chunked(torch.autograd.Function):
     With `keep` the projections are kept for it, without they are computed again too.
     """
 
+    generate_vmap_rule = True  # reached under vmap only with tensors that are not batched
+
     @staticmethod
-    def forward(  # type: ignore[no-untyped-def]
-        ctx,
-        images: int,
-        keep: bool,
-        g: Geometry,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        *mixing: Tensor | None,
-    ) -> Tensor:
+    def forward(
+        images: int, keep: bool, g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, *mixing: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Return the output (B, out, Ho, Wo) and, with `keep`, each chunk's projections (images, H, W, 3·out)."""
         out, kept = None, []
         for i, part in enumerate(x.split(images)):
             projections = project(part, weight, bias)  # (images, H, W, 3·out)
@@ -144,17 +119,33 @@ class _Chunked(torch.autograd.Function):
             if keep:
                 kept.append(projections)
             del projections, done  # before the next chunk's are made
-        ctx.save_for_backward(x, weight, bias, *mixing, *kept)
-        ctx.images, ctx.g, ctx.mixing, ctx.form = images, g, len(mixing), forced_form()
-        return out  # type: ignore[return-value]
+        assert out is not None  # even an empty batch is one chunk
+        return out, *kept
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        x, weight, bias, *rest = ctx.saved_tensors
-        mixing, kept = rest[: ctx.mixing], rest[ctx.mixing :]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.images, _, ctx.g, *tensors = inputs
+        ctx.tensors, ctx.form = len(tensors), forced_form()
+        ctx.save_for_backward(*tensors, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * (3 + ctx.tensors)
+        saved = ctx.saved_tensors
+        tensors, kept = saved[: ctx.tensors], saved[ctx.tensors :]
+        wanted, g = ctx.needs_input_grad[3:], ctx.g
         with use_form(ctx.form):  # the backward pass may run in another thread, or after `use_form`
-            found = chunked_backward(grad, x, weight, bias, mixing, ctx.g, ctx.images, kept, ctx.needs_input_grad[3:])
+            if needs_plain_gradients(grad):
+
+                def plain(x: Tensor, weight: Tensor, bias: Tensor | None, *mixing: Tensor | None) -> Tensor:
+                    return mix(project(x, weight, bias), mixing, g)
+
+                found = plain_gradients(plain, tensors, wanted, grad)
+            else:
+                found = chunked_backward(grad, *tensors[:3], tensors[3:], g, ctx.images, kept, wanted)
         return None, None, None, *found
 
 
@@ -169,11 +160,14 @@ def chunked_backward(
     kept: Sequence[Tensor],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of x, weight, bias and `mixing`, chunk by chunk; `kept` holds the chunks' projections or nothing."""
+    """Gradients of x, weight, bias and `mixing`, chunk by chunk; `kept` holds the chunks' projections or nothing.
+
+    Sums over chunks are kept in float32 at least.
+    """
     leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(mixing, wanted[3:], strict=True)]
     sought = [t for t in leaves if t is not None and t.requires_grad]
-    d_weight, d_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
-    d_x, d_sought = torch.empty_like(x), [torch.zeros_like(t) for t in sought]
+    d_x, d_weight, d_bias = torch.empty_like(x), _zeros_for_sum(weight), _zeros_for_sum(weight[:, 0])
+    d_sought = [_zeros_for_sum(t) for t in sought]
     for i, part in enumerate(x.split(images)):
         rows = slice(i * images, i * images + len(part))
         projections = kept[i] if kept else project(part, weight, bias)
@@ -184,10 +178,16 @@ def chunked_backward(
         d_projections = found[0].flatten(0, 2)  # (images·H·W, 3·out)
         if wanted[0]:
             d_x[rows] = (d_projections @ weight).view(*projections.shape[:3], -1).permute(0, 3, 1, 2)
-        d_weight.addmm_(d_projections.T, part.permute(0, 2, 3, 1).flatten(0, 2))
-        d_bias += d_projections.sum(0)
+        d_weight += d_projections.T @ part.permute(0, 2, 3, 1).flatten(0, 2)
+        d_bias += d_projections.sum(0, dtype=d_bias.dtype)
         for total, more in zip(d_sought, found[1:], strict=True):
             total += more
-    sums = iter(d_sought)
+    sums = iter(total.to(t.dtype) for total, t in zip(d_sought, sought, strict=True))
     d_mixing = [next(sums) if t is not None and t.requires_grad else None for t in leaves]
+    d_weight, d_bias = d_weight.to(weight.dtype), d_bias.to(weight.dtype)
     return [d_x if wanted[0] else None, d_weight, d_bias if bias is not None else None, *d_mixing]
+
+
+def _zeros_for_sum(t: Tensor) -> Tensor:
+    """Zeros in the shape of t, in float32 at least: a sum over many chunks loses digits in half precision."""
+    return torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32))

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from acmix_zoo.ops.aggregation_windows import windowed_gradients, windowed_sums
+from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.reflect import reflected_range
 from acmix_zoo.ops.tracing import fixed, is_exporting, unflatten
 
@@ -39,8 +41,12 @@ def aggregate(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
     """
     _check(value, weight, kernel)
     weight = weight.to(value.dtype)  # autocast makes float32 of what comes from a softmax
-    if is_exporting() or (torch.compiler.is_compiling() and value.device.type != "cpu"):
-        return _traced(value, weight, kernel)
+    if is_exporting() or is_transformed(value, weight):
+        return aggregate_plain(value, weight, kernel)
+    if not torch.compiler.is_compiling():
+        return _Aggregate.apply(value, weight, kernel)  # type: ignore[no-any-return]
+    if value.device.type != "cpu":
+        return aggregate_plain(value, weight, kernel)
     return torch.ops.acmix_zoo.aggregate(value, weight, kernel)  # type: ignore[no-any-return]
 
 
@@ -107,30 +113,63 @@ def _unpadded(grad: Tensor, by: int) -> Tensor:
     return grad
 
 
-def _traced(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
-    """For export, and for compilers of other devices, which make one kernel of it: plain operators."""
+def aggregate_plain(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
+    """Return what `aggregate` returns, by operators that can be exported, compiled for other devices (where they become
+    one kernel), transformed by `torch.func` and differentiated any number of times."""
     h, w = weight.shape[2:]
-    weights = unflatten(weight, 1, (kernel**2, -1))  # (B, k², wc, H, W)
-    padded = reflect_pad(value, kernel // 2)
-    values = unflatten(padded, 1, (-1, weights.shape[2]))  # (B, share, wc, H + k − 1, W + k − 1)
-    out = value.new_zeros(())
+    shared = weight.shape[1] // kernel**2
+    exact = torch.promote_types(value.dtype, torch.float32)
+    weights = unflatten(weight.to(exact), 1, (kernel**2, shared))  # (B, k², wc, H, W)
+    values = reflect_pad(value.to(exact), kernel // 2)
+    values = unflatten(values, 1, (value.shape[1] // shared, shared))  # (B, share, wc, H + k − 1, W + k − 1)
+    out = values.new_zeros(())
     for j in range(kernel**2):
         y, x = divmod(j, kernel)
         out = out + values[..., y : y + h, x : x + w] * weights[:, j].unsqueeze(1)
-    return out.flatten(1, 2)  # (B, C, H, W)
+    return out.flatten(1, 2).to(value.dtype)  # (B, C, H, W)
 
 
-# One operator, and one for its gradient, also in a compiled graph: on a CPU a compiler would only unroll the loops.
-@torch.library.custom_op("acmix_zoo::aggregate", mutates_args=())
-def _aggregate(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
+class _Aggregate(torch.autograd.Function):
+    """`aggregate` chunk by chunk, outside compiled graphs."""
+
+    generate_vmap_rule = True  # reached under vmap only with tensors that are not batched
+
+    @staticmethod
+    def forward(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
+        return _forward(value, weight, kernel)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.kernel = inputs[2]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        if grad is None:
+            return None, None, None
+        if needs_plain_gradients(grad):
+            found = _plain_gradients(ctx, grad)
+        else:
+            found = list(_backward(grad, *ctx.saved_tensors, ctx.kernel))
+        return found[0], found[1], None
+
+
+def _plain_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    def plain(value: Tensor, weight: Tensor) -> Tensor:
+        return aggregate_plain(value, weight, ctx.kernel)
+
+    return plain_gradients(plain, ctx.saved_tensors, ctx.needs_input_grad[:2], grad)
+
+
+def _forward(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
     out = torch.empty_like(value, memory_format=_layout(value))
     for o, v, w in zip(*(t.split(_images(value)) for t in (out, value, weight)), strict=True):
         o.copy_(_sums(v, w, kernel))
     return out
 
 
-@torch.library.custom_op("acmix_zoo::aggregate_backward", mutates_args=())
-def _aggregate_backward(grad: Tensor, value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+def _backward(grad: Tensor, value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
     found = tuple(torch.empty_like(t, memory_format=_layout(t)) for t in (value, weight))
     for d_v, d_w, g, v, w in zip(*(t.split(_images(value)) for t in (*found, grad, value, weight)), strict=True):
         for target, source in zip((d_v, d_w), _gradients(g, v, w, kernel), strict=True):
@@ -142,10 +181,17 @@ def _images(value: Tensor) -> int:
     """How many images at a time: on a CPU as many as stay in its cache together with what is made of them."""
     if value.device.type != "cpu":
         return max(len(value), 1)
-    return max(_CHUNK_BYTES // max(value.shape[1:].numel() * value.element_size(), 1), 1)
+    return max(_CHUNK_BYTES // max(value.shape[1:].numel() * max(value.element_size(), 4), 1), 1)
+
+
+def _saves_launches(value: Tensor) -> bool:
+    """Whether a loop over the offsets would mostly wait for kernel launches: on every device but a CPU."""
+    return value.device.type != "cpu"
 
 
 def _sums(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
+    if _saves_launches(value):
+        return windowed_sums(reflect_pad(value, kernel // 2), weight, kernel)
     padded, values, weights = _prepared(value, weight, kernel)
     h, w = value.shape[2:]
     out = torch.zeros_like(padded[:, :, :h, :w])  # in the layout of the padded value
@@ -157,10 +203,14 @@ def _sums(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
 
 
 def _gradients(grad: Tensor, value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+    if _saves_launches(value):
+        d_padded, d_weight = windowed_gradients(grad, reflect_pad(value, kernel // 2), weight, kernel)
+        return _unpadded(d_padded, kernel // 2), d_weight
     padded, values, weights = _prepared(value, weight, kernel)
     h, w = value.shape[2:]
     layout = torch.contiguous_format if padded.is_contiguous() else torch.channels_last
-    grads = grad.contiguous(memory_format=layout).unflatten(1, values.shape[1:3])  # (B, share, wc, H, W)
+    grads = grad.to(padded.dtype).contiguous(memory_format=layout)
+    grads = grads.unflatten(1, values.shape[1:3])  # (B, share, wc, H, W)
     d_padded, d_weights = torch.zeros_like(padded), torch.empty_like(weights)
     d_values = d_padded.unflatten(1, values.shape[1:3])
     for j in range(kernel**2):
@@ -171,17 +221,24 @@ def _gradients(grad: Tensor, value: Tensor, weight: Tensor, kernel: int) -> tupl
 
 
 def _prepared(value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(padded, its view (B, share, wc, H + k − 1, W + k − 1), weights (B, k², wc, H, W)) in the faster layout."""
+    """(padded, its view (B, share, wc, H + k − 1, W + k − 1), weights (B, k², wc, H, W)) in the faster layout and in
+    float32 at least: a sum of k² terms in half precision would lose digits with every term."""
     last = value.device.type == "cpu" and value.shape[2:].numel() <= _CHANNELS_LAST_UP_TO
     layout = torch.channels_last if last else torch.contiguous_format
-    padded = reflect_pad(value, kernel // 2).contiguous(memory_format=layout)
-    weights = weight.contiguous(memory_format=layout).unflatten(1, (kernel**2, -1))
-    return padded, padded.unflatten(1, (-1, weights.shape[2])), weights
+    exact, shared = torch.promote_types(value.dtype, torch.float32), weight.shape[1] // kernel**2
+    padded = reflect_pad(value.to(exact), kernel // 2).contiguous(memory_format=layout)
+    weights = weight.to(exact).contiguous(memory_format=layout).unflatten(1, (kernel**2, shared))
+    return padded, padded.unflatten(1, (value.shape[1] // shared, shared)), weights
 
 
 def _layout(x: Tensor) -> torch.memory_format:
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
+
+
+# In a compiled graph on a CPU, one operator, and one for its gradient: a compiler would only unroll the loops.
+_aggregate = torch.library.custom_op("acmix_zoo::aggregate", _forward, mutates_args=())
+_aggregate_backward = torch.library.custom_op("acmix_zoo::aggregate_backward", _backward, mutates_args=())
 
 
 @_aggregate.register_fake
@@ -194,13 +251,8 @@ def _(grad, value, weight, kernel):  # type: ignore[no-untyped-def]
     return tuple(torch.empty_like(t, memory_format=_layout(t)) for t in (value, weight))
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.kernel = inputs[2]
-
-
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     return *torch.ops.acmix_zoo.aggregate_backward(grad, *ctx.saved_tensors, ctx.kernel), None
 
 
-_aggregate.register_autograd(_gradient, setup_context=_save)
+_aggregate.register_autograd(_gradient, setup_context=_Aggregate.setup_context)

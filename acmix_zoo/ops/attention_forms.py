@@ -16,11 +16,14 @@ kernel, stride, dilation. All return (B, Ho, Wo, heads, d).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from acmix_zoo.ops.derivatives import needs_plain_gradients
+from acmix_zoo.ops.padded_attention import padded_attention
 from acmix_zoo.ops.plan import halo
 from acmix_zoo.ops.reflect import reflected_range, window_index
 from acmix_zoo.ops.remembered import remembered
@@ -38,7 +41,7 @@ def global_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, s
     queries = q.flatten(1, 2).transpose(1, 2)  # (B, heads, Ho·Wo, d)
     keys = _minus_position(k, pe, q.dtype).flatten(1, 2).transpose(1, 2)  # (B, heads, H·W, d)
     values = v.flatten(1, 2).transpose(1, 2)  # (B, heads, H·W, d)
-    out = F.scaled_dot_product_attention(_dense(queries), _dense(keys), _dense(values), attn_mask=mask)
+    out = padded_attention(_dense(queries), _dense(keys), _dense(values), mask)
     result: Tensor = out.transpose(1, 2).unflatten(1, (ho, wo))  # (B, Ho, Wo, heads, d)
     return result
 
@@ -66,9 +69,7 @@ def tile_attention(
         keys, values = (_gather(x, geometry, some) for x in (k, v))  # 2 × (some, kh·kw, heads, d)
         if half:
             keys = _minus_tile_position(keys, pe, geometry)
-        return F.scaled_dot_product_attention(
-            queries[some], keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask
-        )
+        return padded_attention(queries[some], keys.transpose(1, 2), values.transpose(1, 2), mask)
 
     if half or torch.is_grad_enabled() or torch.compiler.is_compiling() or q.device.type != "cpu":
         out = attended(slice(None))
@@ -83,22 +84,28 @@ def tile_attention(
 
 
 def offset_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
-    """Attention column by column of the window."""
+    """Attention column by column of the window, computed in float32 at least.
+
+    In plain operators throughout, so that it has derivatives of any order and runs under any `torch.func` transform.
+    """
     rows = window_index(q.shape[1], k.shape[1], kernel, stride, dilation, q.device)  # (k, Ho)
     cols = window_index(q.shape[2], k.shape[2], kernel, stride, dilation, q.device)  # (k, Wo)
-    keys, values = _minus_position(k, pe, q.dtype)[:, rows], v[:, rows]  # 2 × (B, k, Ho, W, heads, d)
-    q = (q * q.shape[-1] ** -0.5).unsqueeze(1)  # (B, 1, Ho, Wo, heads, d)
+    dtype, exact = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    keys, values = _minus_position(k, pe, exact)[:, rows], v.to(exact)[:, rows]  # 2 × (B, k, Ho, W, heads, d)
+    q = (q.to(exact) * q.shape[-1] ** -0.5).unsqueeze(1)  # (B, 1, Ho, Wo, heads, d)
     logits = torch.stack([(q * keys[:, :, :, col]).sum(-1) for col in cols.unbind()], 2)  # (B, k, k, Ho, Wo, heads)
     weights = unflatten(logits.flatten(1, 2).softmax(1), 1, (kernel, kernel)).unsqueeze(-1)
     columns = [(weights[:, :, x] * values[:, :, :, col]).sum(1) for x, col in enumerate(cols.unbind())]
-    return torch.stack(columns).sum(0)  # of k × (B, Ho, Wo, heads, d)
+    return torch.stack(columns).sum(0).to(dtype)  # of k × (B, Ho, Wo, heads, d)
 
 
 def positions(weight: Tensor, h: int, w: int) -> Tensor:
     """The position encoding of a map: the coordinates (x, y), each from −1 to 1, times weight (d, 2) → (H, W, d), in
     float32 at least: in half precision the difference of two positions would drown."""
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    return remembered(_coordinates, h, w, dtype=weight.dtype, device=weight.device) @ weight.T
+    place = remembered(_coordinates, h, w, dtype=weight.dtype, device=weight.device)
+    # Products and a sum, since autocast would run a matrix product in half precision.
+    return place[..., :1] * weight[:, 0] + place[..., 1:] * weight[:, 1]
 
 
 def _coordinates(h: int, w: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -148,14 +155,25 @@ class _GatherTiles(torch.autograd.Function):
     (`index_add` and the gradient of `unfold` took 3 to 10 times as long.)
     """
 
+    generate_vmap_rule = True  # reached under vmap only with maps that are not batched
+
     @staticmethod
-    def forward(ctx, x: Tensor, geometry: tuple[int, ...]) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.shape, ctx.geometry = x.shape, geometry
+    def forward(x: Tensor, geometry: tuple[int, ...]) -> Tensor:
         return _gather(x, geometry, slice(None))
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, ...]], output: Tensor) -> None:
+        ctx.shape, ctx.geometry = inputs[0].shape, inputs[1]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
+        if grad is None:
+            return None, None
+        if needs_plain_gradients(grad):
+            index = remembered(_tile_index, ctx.shape[0], *ctx.geometry, device=grad.device)  # (B·nh·nw, kh·kw)
+            empty = grad.new_zeros(ctx.shape).flatten(0, 2)  # (B·H·W, heads, d)
+            return empty.index_add(0, index.flatten(), grad.flatten(0, 1)).view(ctx.shape), None
         order = remembered(_tile_order, ctx.shape[0], *ctx.geometry, device=grad.device)
         starts = remembered(_tile_starts, ctx.shape[0], *ctx.geometry, device=grad.device)
         rows = grad.reshape(len(order), -1)  # (B·nh·nw·kh·kw, heads·d)
@@ -220,7 +238,8 @@ def _multiplicity_mask(
         return (seen.unsqueeze(2) == torch.arange(size, device=device)).sum(0)  # one_hot would fix size in a graph
 
     times = count(ho, h)[:, None, :, None] * count(wo, w)[None, :, None, :]  # (Ho, Wo, H, W)
-    return times.flatten(2).flatten(0, 1).to(torch.float64).log().to(dtype)
+    # Not in float64, which MPS does not have; products of small counts are exact in float32.
+    return times.flatten(2).flatten(0, 1).to(torch.promote_types(dtype, torch.float32)).log().to(dtype)
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acmix_zoo.ops.attention_forms import global_attention, offset_attention, tile_attention
+from acmix_zoo.ops.derivatives import is_transformed, with_plain_derivatives
 from acmix_zoo.ops.plan import plan_attention
 from acmix_zoo.ops.reflect import reflected_range
 from acmix_zoo.ops.tracing import is_exporting
@@ -77,13 +78,19 @@ def local_attention(
         return offset_attention(q[:, rows][:, :, cols], k, v, pe, kernel, stride, dilation)
     if q.numel() == 0:  # no kernel takes an empty batch; the sum keeps every input in the graph
         return q[:, ::stride, ::stride] + 0 * (k.sum() + v.sum() + pe.sum()).to(q.dtype)
-    plan = plan_attention(q.shape[1], q.shape[2], kernel, stride, dilation)
+    plan = plan_attention(q.shape[1], q.shape[2], kernel, stride, dilation, q.device.type)
     if plan.form == "reference":
         return local_attention_reference(q, k, v, pe.to(q.dtype), kernel=kernel, stride=stride, dilation=dilation)
-    window = (pe, kernel, stride, dilation)
+    window = (kernel, stride, dilation)
     q = q[:, ::stride, ::stride]
-    if plan.form == "global":
-        return global_attention(q, k, v, *window)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor, pe: Tensor) -> Tensor:
+        return offset_attention(q, k, v, pe, *window)
+
+    if plan.form == "offset" or is_transformed(q, k, v, pe):
+        return plain(q, k, v, pe)
     if plan.tile is None:
-        return offset_attention(q, k, v, *window)
-    return tile_attention(q, k, v, *window, plan.tile)
+        out = global_attention(q, k, v, pe, *window)
+    else:
+        out = tile_attention(q, k, v, pe, *window, plan.tile)
+    return with_plain_derivatives(out, plain, q, k, v, pe)

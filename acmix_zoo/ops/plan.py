@@ -23,6 +23,9 @@ FORMS = ("reference", "global", "tiles", "offset")
 _GLOBAL_UP_TO = 256
 # When sizes are symbols (compile) the tile cannot depend on them.
 _SYMBOLIC_TILE = (4, 8)
+# The tile of (th, tw) queries on each type of device. A device that is not listed gets the tile of `choose_tile`, whose
+# costs were measured on a CPU. `make bench-gpu` measures 4×7, 8×8 and 8×16 on a GPU, so that "cuda" can be filled in.
+TILES: dict[str, tuple[int, int]] = {}
 # What a chunk of the batch may take on a CPU, so that one step of the layer finds the last one's result in a cache, and
 # no buffer is so large that the allocator fetches fresh pages for it.
 _CHUNK_BYTES = 16 << 20
@@ -80,7 +83,9 @@ class AttentionPlan:
     why: str
 
 
-def plan_attention(h: int, w: int, kernel: int, stride: int = 1, dilation: int = 1) -> AttentionPlan:
+def plan_attention(
+    h: int, w: int, kernel: int, stride: int = 1, dilation: int = 1, device: str = "cpu"
+) -> AttentionPlan:
     """The form for a map of (h, w)."""
     form, why = forced_form(), "use_form or ACMIX_FORM asks for it"
     if form is None:
@@ -89,6 +94,8 @@ def plan_attention(h: int, w: int, kernel: int, stride: int = 1, dilation: int =
         why = f"the map has {'at most' if small else 'more than'} {_GLOBAL_UP_TO} positions"
     if form != "tiles":
         return AttentionPlan(form, None, why)
+    if device in TILES:
+        return AttentionPlan(form, TILES[device], why)
     if torch.compiler.is_compiling():
         return AttentionPlan(form, _SYMBOLIC_TILE, why)
     return AttentionPlan(form, choose_tile(-(-h // stride), -(-w // stride), kernel, stride, dilation), why)
@@ -185,7 +192,7 @@ def explain_plan(
     batch: 8 of 8 images at a time: the batch takes 4.6 MiB, within 16
     """
     window = (kernel, stride, dilation)
-    attention = plan_attention(shape[2], shape[3], *window)
+    attention = plan_attention(shape[2], shape[3], *window, device=device)
     what = attention.form
     if attention.tile is not None:
         keys = [halo(n, *window) for n in attention.tile]

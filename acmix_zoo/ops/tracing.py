@@ -63,14 +63,6 @@ def unflatten(x: Tensor, dim: int, sizes: Sequence[Any]) -> Tensor:
     return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
 
 
-def in_format_of(x: Tensor, out: Tensor) -> Tensor:
-    """Return `out`, which is channels_last, in the memory format of `x`: channels_last or contiguous."""
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    if is_tracing():  # never a view, which TorchScript does not let a ReLU behind it change in place
-        return out.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
-    return out if last else out.contiguous()
-
-
 def fixed(size: Any) -> Any:
     """Return a size that is the same at every run, such as a number of channels, as an int also in a trace.
 

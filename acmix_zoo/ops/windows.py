@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from acmix_zoo.ops.global_attention import fused_attention
 from acmix_zoo.ops.tracing import is_open, unflatten
 
 
@@ -91,15 +91,20 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (B·n, heads, L, d).
     """
+    if q.device.type != "cpu":
+        return _fused_window_attention(q, k, v, bias)
+    # The CPU's fused kernel gives no gradient to a bias, needs a copy of it for every image, and is no faster.
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B·n, heads, L, L)
+    weights: Tensor = (unflatten(logits, 0, (-1, bias.shape[0])) + bias).softmax(-1)  # (B, n, heads, L, L)
+    return weights.flatten(0, 1) @ v
+
+
+def _fused_window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """`window_attention` in one kernel. Windows become heads, so that the bias is not copied for every image."""
     n = bias.shape[0]
-    if q.device.type == "cpu":
-        # The CPU's fused kernel gives no gradient to a bias, needs a copy of it for every image, and is no faster.
-        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B·n, heads, L, L)
-        weights: Tensor = (unflatten(logits, 0, (-1, n)) + bias).softmax(-1)  # (B, n, heads, L, L)
-        return weights.flatten(0, 1) @ v
-    if is_open(n) or n > 1:
-        bias = bias.expand(q.shape[0] // n, -1, -1, -1, -1).flatten(0, 1)  # (B·n, heads, L, L)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    q, k, v = (t.unflatten(0, (-1, n)).flatten(1, 2) for t in (q, k, v))  # (B, n·heads, L, d)
+    out = fused_attention(q, k, v, bias.flatten(0, 1).unsqueeze(0))  # (B, n·heads, L, d)
+    return out.unflatten(1, (n, -1)).flatten(0, 1)  # type: ignore[no-any-return]
 
 
 def shifted_window_mask(
@@ -117,12 +122,7 @@ def shifted_window_mask(
 
     rows, cols = (region(length, side, offset) for length, side, offset in zip(size, window, shift, strict=True))
     labels = window_partition((rows.unsqueeze(1) * 3 + cols)[None], window)  # (windows, wh·ww)
-    if torch.compiler.is_compiling():
-        # Equality as a product: a compiler then keeps the mask, and does not compare again for every head.
-        kinds = F.one_hot(labels, 9).to(torch.float32)  # (windows, wh·ww, 9)
-        same = kinds @ kinds.transpose(1, 2)
-    else:
-        same = (labels.unsqueeze(1) == labels.unsqueeze(2)).to(torch.float32)
+    same = (labels.unsqueeze(1) == labels.unsqueeze(2)).to(torch.float32)
     return (same - 1) * 100.0
 
 

@@ -5,6 +5,10 @@ data = ImageDataModule("folder/of/class/folders", image_size=32)
 trainer.fit(ClassificationTask("acmix_resnet_pico", num_classes=data.num_classes, pretrained=True), data)
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -18,17 +22,49 @@ from torchmetrics.classification import MulticlassAccuracy
 from acmix_zoo.training.ema import EMA
 from acmix_zoo.training.metrics import ExactMean
 from acmix_zoo.training.optim import param_groups, warmup_cosine
+from acmix_zoo.training.resume import check_hyperparameters
 from acmix_zoo.training.sharded import is_sharded, shard
-from acmix_zoo.weights import create_model
+from acmix_zoo.weights import create_model, read_config
 
 Batch = tuple[Tensor, Tensor]  # (B, C, H, W) float, and (B,) int64 labels or, with mixup, (B, classes) float
+
+_start_weights_wanted: ContextVar[bool] = ContextVar("_start_weights_wanted", default=True)
+
+
+@contextmanager
+def without_start_weights(active: bool = True) -> Iterator[None]:
+    """Build tasks without the weights that `pretrained` names, because a checkpoint with all weights follows.
+
+    The hyper-parameters keep `pretrained`: the record of the run says what it started from. A checkpoint is complete
+    that way; the file that the run started from may be gone.
+
+    Args:
+        active: False leaves everything as it is.
+    """
+    token = _start_weights_wanted.set(_start_weights_wanted.get() and not active)
+    try:
+        yield
+    finally:
+        _start_weights_wanted.reset(token)
+
+
+def _architecture(
+    model: str, pretrained: bool | str, model_kwargs: dict[str, Any] | None
+) -> tuple[str, bool | str, dict[str, Any] | None]:
+    """Replace a weight folder that is given as the model by its architecture, with the folder as `pretrained`: a
+    checkpoint then says by itself how to build its network, when the folder is gone, too."""
+    if isinstance(pretrained, str) or not (Path(model) / "config.json").is_file():
+        return model, pretrained, model_kwargs
+    config = read_config(model)
+    return config["architecture"], model, {**config.get("model_args", {}), **(model_kwargs or {})}
 
 
 class ClassificationTask(L.LightningModule):
     """Train, evaluate and apply a classifier; the network is `self.model`.
 
     Four hooks are there to be overridden: configure_models, configure_losses, configure_metrics, configure_optimizers.
-    Logged: train/loss (as trained: smoothed, mixed), val/ and test/ loss (plain cross-entropy), top1 and top5 in 0..1.
+    Logged: train/loss (as trained: smoothed, mixed), val/ and test/ loss (plain cross-entropy), top1 and, of
+    more than five classes, top5 in 0..1.
 
     Args:
         model: name of one of this project's or timm's models, or a weight folder.
@@ -82,16 +118,39 @@ class ClassificationTask(L.LightningModule):
         linear_probe: bool = False,
     ) -> None:
         super().__init__()
+        model, pretrained, model_kwargs = _architecture(model, pretrained, model_kwargs)
         self.save_hyperparameters()
         self.num_classes = num_classes
+        self._check_hyperparameters()
         self.configure_models()
         self.configure_losses()
         self.configure_metrics()
 
+    def _check_hyperparameters(self) -> None:
+        """
+        Raises:
+            ValueError: one is outside of its range.
+        """
+        ranges: dict[str, tuple[Callable[[Any], bool], str]] = {
+            "lr": (lambda v: v > 0, "a number above 0, such as 0.001"),
+            "lr_batch": (lambda v: v is None or v > 0, "a number of images, such as 128, or null"),
+            "weight_decay": (lambda v: v >= 0, "0 or more"),
+            "momentum": (lambda v: 0 <= v < 1, "a number from 0 to below 1, such as 0.9"),
+            "warmup_epochs": (lambda v: v >= 0, "0 or more"),
+            "warmup_lr": (lambda v: v >= 0, "0 or more"),
+            "min_lr": (lambda v: v >= 0, "0 or more"),
+            "label_smoothing": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+            "ema_decay": (lambda v: v is None or 0 <= v < 1, "a number from 0 to below 1, such as 0.999, or null"),
+        }
+        for name, (is_valid, expected) in ranges.items():
+            if not is_valid(self.hparams[name]):
+                raise ValueError(f"{name}={self.hparams[name]} was given; expected {expected}")
+
     def configure_models(self) -> None:
         """Build the network."""
         h = self.hparams
-        self.model = create_model(h["model"], h["pretrained"], num_classes=self.num_classes, **h["model_kwargs"] or {})
+        pretrained = h["pretrained"] if _start_weights_wanted.get() else False
+        self.model = create_model(h["model"], pretrained, num_classes=self.num_classes, **h["model_kwargs"] or {})
         if h["grad_checkpointing"]:
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
         if h["linear_probe"]:
@@ -124,20 +183,21 @@ class ClassificationTask(L.LightningModule):
     def configure_metrics(self) -> None:
         """Make one set of metrics a stage: torchmetrics objects of integers, so that they are the same, to the bit,
         over any number of processes."""
-        k = min(5, self.num_classes)
         self.train_loss = ExactMean()
         for stage in ("val", "test"):
             metrics: dict[str, Metric] = {
                 "loss": ExactMean(),
                 # micro: the share of images; torchmetrics' default is the mean over classes
                 "top1": MulticlassAccuracy(self.num_classes, average="micro"),
-                "top5": MulticlassAccuracy(self.num_classes, average="micro", top_k=k),
             }
+            if self.num_classes > 5:  # of five classes or fewer every answer is among the first five
+                metrics["top5"] = MulticlassAccuracy(self.num_classes, average="micro", top_k=5)
             setattr(self, f"{stage}_metrics", nn.ModuleDict(metrics))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return optimiser and schedule, the latter stepped with every optimiser step."""
         h = self.hparams
+        total = int(self.trainer.estimated_stepping_batches)  # reads the loaders, too
         lr = h["lr"] * self._lr_factor()
         groups = param_groups(self.model, lr, h["weight_decay"], h["layer_decay"])
         optimizer: torch.optim.Optimizer
@@ -148,7 +208,6 @@ class ClassificationTask(L.LightningModule):
             optimizer = torch.optim.AdamW(groups, lr=lr, betas=(h["momentum"], 0.999))
         else:
             raise ValueError(f"optimizer={h['optimizer']!r} was given; expected 'adamw' or 'sgd'")
-        total = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise ValueError("ClassificationTask: the schedule counts in epochs; set Trainer(max_epochs=...)")
@@ -165,11 +224,21 @@ class ClassificationTask(L.LightningModule):
             if h["lr_batch"] is not None:
                 raise ValueError("lr_batch is set, but the data has no batch_size; train with an ImageDataModule")
             return 1.0
-        batch = images * trainer.world_size * trainer.accumulate_grad_batches
+        sampler = getattr(trainer.train_dataloader, "sampler", None)  # a stream has none
+        size = len(sampler) if sampler is not None else images
+        if images > size:  # the loader then makes one batch of all it has
+            if trainer.is_global_zero:
+                print(
+                    f"Warning: data.batch_size {images} is more than the {size} training images of a process. Each "
+                    f"step uses {size}, and the learning rate is scaled for them. Use --data.batch_size "
+                    f"{max(1, size // 8)} or less for several steps per epoch",
+                    flush=True,
+                )
+            images = size
+        accumulated = min(trainer.accumulate_grad_batches, int(min(trainer.num_training_batches, 2**31)))
+        batch = images * trainer.world_size * accumulated
         factor = batch / h["lr_batch"] if h["lr_batch"] else 1.0
-        parts = f"{trainer.world_size} × {images}" + f" × {trainer.accumulate_grad_batches} accumulated" * (
-            trainer.accumulate_grad_batches > 1
-        )
+        parts = f"{trainer.world_size} × {images}" + f" × {accumulated} accumulated" * (accumulated > 1)
         rule = f" = {h['lr']:g} × {batch} / {h['lr_batch']}" if h["lr_batch"] else ", not scaled (no lr_batch)"
         if trainer.is_global_zero:
             print(f"batch: {parts} = {batch} images a step; lr {h['lr'] * factor:g}{rule}", flush=True)
@@ -203,9 +272,24 @@ class ClassificationTask(L.LightningModule):
         for training."""
         self.train()
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "ClassificationTask":
+        """Return the task of a checkpoint, as Lightning does, without the weights that its training started from: the
+        checkpoint holds all of them."""
+        with without_start_weights():
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    def _attached(self) -> L.Trainer | None:
+        """The trainer; None outside of one, as in `load_from_checkpoint`."""
+        try:
+            return self.trainer
+        except RuntimeError:
+            return None
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model, in words, before torch does in hundreds of lines."""
-        theirs = checkpoint.get("hyper_parameters", {})
+        """Refuse the checkpoint of another model, before torch does in hundreds of lines, and to resume a training with
+        options that would make it another one."""
+        theirs, trainer = checkpoint.get("hyper_parameters", {}), self._attached()
         for key in ("model", "num_classes"):
             if key in theirs and theirs[key] != self.hparams[key]:
                 raise ValueError(
@@ -213,17 +297,23 @@ class ClassificationTask(L.LightningModule):
                     f"run has {self.hparams['model']} with {self.num_classes}. Give this run's checkpoint, or start "
                     "from its weights with --model.pretrained PATH"
                 )
-
-        if "train_loss" in checkpoint and self.trainer.is_global_zero:  # saved within an epoch: the sum goes on
+        if trainer is None or trainer.state.fn != "fit":
+            return
+        if checkpoint.get("global_step"):  # before the first step nothing depends on them: Lightning's Tuner
+            check_hyperparameters(theirs, dict(self.hparams))
+        if "train_loss" in checkpoint and trainer.is_global_zero:  # saved within an epoch: the sum goes on
             self.train_loss.restore(checkpoint["train_loss"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Within an epoch, keep the sums of the training loss so far, of all processes."""
-        loop: Any = self.trainer.fit_loop.epoch_loop
+        trainer = self._attached()
+        if trainer is None:
+            return
+        loop: Any = trainer.fit_loop.epoch_loop
         done = loop.batch_progress.current.processed
-        if 0 < done < self.trainer.num_training_batches:
+        if 0 < done < trainer.num_training_batches:
             sums = self.train_loss.sums()
-            checkpoint["train_loss"] = self.trainer.strategy.reduce(sums, reduce_op="sum").cpu()
+            checkpoint["train_loss"] = trainer.strategy.reduce(sums, reduce_op="sum").cpu()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, num_classes)."""
@@ -239,7 +329,8 @@ class ClassificationTask(L.LightningModule):
         self.train_loss.update(loss.detach().expand(len(x)))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
-        self.log("lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+        if (trainer := self._attached()) is not None:
+            self.log("lr", max(group["lr"] for group in trainer.optimizers[0].param_groups))
         return loss
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
@@ -261,7 +352,11 @@ class ClassificationTask(L.LightningModule):
         """Count a batch of the test split."""
         self._evaluate(batch, "test")
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Return probabilities (B, num_classes) and the images' positions (B,) in the data's `predict_paths`."""
-        x, index = batch
-        return self(x).float().softmax(-1), index
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor | tuple[Tensor, Tensor]:
+        """Return probabilities (B, num_classes), and the images' positions (B,) in the data's `predict_paths`.
+
+        A loader of images alone, in batches of a tensor or a sequence of one tensor, gets the probabilities alone.
+        """
+        x, *index = [batch] if isinstance(batch, Tensor) else batch
+        probabilities = self(x).float().softmax(-1)
+        return (probabilities, index[0]) if index else probabilities

@@ -1,23 +1,34 @@
 """LightningCLI with a run folder: fit, validate, test and predict from a recipe and overrides."""
 
 import csv
-import logging
+import signal
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import distributed
 
+from acmix_zoo.cli_parser import Parser
 from acmix_zoo.data import ImageDataModule
+from acmix_zoo.data.recorded import recorded_source
 from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.tasks.classification import without_start_weights
 from acmix_zoo.training.checkpoints import is_checkpoint
 from acmix_zoo.training.finish import finish_run
-from acmix_zoo.training.logs import Log
+from acmix_zoo.training.launch import check_config, is_first_process, missing_source, settle_folder
+from acmix_zoo.training.logs import Bar, Log, quieten_lightning
+from acmix_zoo.training.resume import (
+    check_finished,
+    check_resume,
+    finished_message,
+    finished_record,
+    flatten,
+    read_recorded,
+)
 from acmix_zoo.training.run import RunFolder
+from acmix_zoo.training.signals import Interrupted
 from acmix_zoo.training.speed import Speed
 
 
@@ -38,6 +49,10 @@ class _SaveConfig(SaveConfigCallback):
             self.already_saved = True
 
 
+class _Parser(Parser, LightningArgumentParser):
+    """Lightning's parser with our short errors."""
+
+
 class TrainingCLI(LightningCLI):
     """`acmix-zoo fit|validate|test|predict`.
 
@@ -47,19 +62,20 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, command: str) -> None:
         self.command = command
-        # An advertisement in every log, and a deprecation that Lightning has to settle with torch.
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
-        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+        quieten_lightning()
         on_terminal = sys.stdout.isatty()
         super().__init__(
             ClassificationTask,
             ImageDataModule,
             save_config_callback=_SaveConfig,
             seed_everything_default=0,
+            parser_class=_Parser,
             trainer_defaults={
                 # A log file gets a line an epoch from RunFolder instead.
                 "enable_progress_bar": on_terminal,
-                "callbacks": [RichProgressBar()] if on_terminal else [],
+                # RunFolder says what is trained in a line; Lightning's table would count no FLOPs of our layers
+                "enable_model_summary": False,
+                "callbacks": [Bar()] if on_terminal else [],
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # hyper-parameters in a checkpoint stay plain values
@@ -70,21 +86,53 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(RunFolder, "run")
         parser.add_lightning_class_args(Speed, "speed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        # the default of ImageDataModule would train on clothes whoever forgets to name photographs
+        parser.set_defaults({"data.source": None})
 
     def _parse_ckpt_path(self) -> None:
         """Keep the model that was asked for: the base class would quietly put the checkpoint's in its place."""
 
+    def _set_seed(self) -> None:
+        """Set the seed, and note whether it was drawn: on resume such a run keeps the one it drew first."""
+        self._seed_was_drawn = self._get(self.config, "seed_everything") is True
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Settle the run folder and the checkpoint before anything is built."""
         config = self.config[self.subcommand]
-        if config.run.folder is None:
-            config.run.folder = f"runs/{Path(config.model.model).name}"
+        self.is_finished = False  # the run, so that there is nothing left to do
+        check_config(config, str(self.subcommand))
+        settle_folder(config, self.command)
         run = RunFolder(config.run.folder)
         config.trainer.default_root_dir = str(run.folder)
         if config.trainer.logger in (None, True):  # `false`, or loggers of the user's, stay what they are
             config.trainer.logger = self.subcommand == "fit"
         config.weights_only = True  # a checkpoint never runs code
+        self._resumes_by_itself = config.ckpt_path == "last"
         self._settle_checkpoint(config, run)
+        self._card = read_recorded(Path(config.ckpt_path)).card if config.ckpt_path else None
+        if self.subcommand == "predict" and self._card:
+            config.data.streaming = False  # of what it was trained on only the classes are needed
+        elif config.data.source is None:
+            raise ValueError(missing_source(str(self.subcommand)))
+        if self.subcommand == "fit" and config.ckpt_path:
+            self._check_resume(config, run)
+        elif self.subcommand == "fit" and not config.trainer.fast_dev_run and is_first_process():
+            print(f"New run in {run.folder}", flush=True)
+
+    def _check_resume(self, config: Any, run: RunFolder) -> None:
+        """Compare the options with those of the run that is resumed, and see whether there is anything left to do."""
+        recorded = read_recorded(Path(config.ckpt_path))
+        if self._seed_was_drawn and "seed_everything" in recorded.options:
+            config.seed_everything = recorded.options["seed_everything"]
+        is_own = Path(config.ckpt_path).parent.resolve() == run.checkpoints.folder.resolve()
+        what = f"The run in {run.folder}" if is_own else f"The run of {config.ckpt_path}"
+        check_resume(recorded, flatten(config), what)
+        record = finished_record(run.folder, recorded) if is_own else None
+        if record is not None and check_finished(recorded, flatten(config), what):
+            self.is_finished = True
+            if is_first_process():
+                print(finished_message(run.folder, record, recorded), flush=True)
 
     def _settle_checkpoint(self, config: Any, run: RunFolder) -> None:
         given = config.ckpt_path
@@ -96,8 +144,6 @@ class TrainingCLI(LightningCLI):
         elif given == "last" and fitting:
             found = run.checkpoints.find()
             config.ckpt_path = str(found) if found else None
-            if not found:
-                print(f"{run.last} does not exist yet: the run starts from the beginning", flush=True)
         elif given in ("last", "best"):
             path = run.last if given == "last" else run.best
             if not path.exists():
@@ -126,16 +172,27 @@ class TrainingCLI(LightningCLI):
             config.ckpt_path = str(run.best)
 
     def instantiate_classes(self) -> None:
-        """Build all; data of a run that goes on are not refused for a file that broke meanwhile."""
-        super().instantiate_classes()
+        """Build everything, unless the run is finished; data of a resumed run are not refused for a file that broke
+        meanwhile."""
+        if self.is_finished:
+            return
+        card = self._card if self.subcommand == "predict" else None
+        with without_start_weights(bool(self.config[self.subcommand].ckpt_path)), recorded_source(card):
+            super().instantiate_classes()
         if self.subcommand == "fit":
             self.datamodule.goes_on = bool(self.config[self.subcommand].ckpt_path)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.is_finished:
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer; its TensorBoard log goes into the run folder."""
         self.run: RunFolder = self._get(self.config_init, "run")
         recipe = self.config[self.subcommand].get("config")
         self.run.command, self.run.recipe = self.command, str(recipe[0]) if recipe else None
+        self.run.options = flatten(self.config[self.subcommand])
+        self.run.resumes_by_itself = self._resumes_by_itself
         if self._get(self.config_init, "trainer").logger is True:
             kwargs["logger"] = Log(self.run.folder / "tensorboard")
         return super().instantiate_trainer(**kwargs)
@@ -144,7 +201,39 @@ class TrainingCLI(LightningCLI):
         """Test the best weights and write the weight folder."""
         if self._get(self.config, "trainer").fast_dev_run:
             return
-        finish_run(self.trainer, self.model, self.datamodule, self.run)
+        try:
+            finish_run(self.trainer, self.model, self.datamodule, self.run)
+        except (KeyboardInterrupt, SystemExit) as error:  # the latter is Lightning's, for Ctrl-C during the test
+            if self.trainer.is_global_zero:
+                again = "the same command" if self.run.resumes_by_itself else "the same command with --ckpt_path last"
+                print(
+                    f"The training is finished and its best weights are safe in {self.run.best}. Testing them and "
+                    f"writing {self.run.folder / 'weights'} was interrupted; run {again} to do it",
+                    flush=True,
+                )
+            raise Interrupted(128 + signal.SIGINT) from error
+
+    def validate(self, **kwargs: Any) -> None:
+        """Print the scores on the validation split."""
+        self._evaluate("val", self.trainer.validate(**{**kwargs, "verbose": False}))
+
+    def test(self, **kwargs: Any) -> None:
+        """Print the scores on the test split."""
+        self._evaluate("test", self.trainer.test(**{**kwargs, "verbose": False}))
+
+    def _evaluate(self, split: str, results: list[Any]) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        if not results or f"{split}/top1" not in results[0]:
+            what = "validation" if split == "val" else split
+            raise ValueError(
+                f"{self.datamodule.source.name} has no {what} images to evaluate on. Add a {split}/ folder with the "
+                "same class folders" + (", or give --data.val_fraction 0.1" if split == "val" else "")
+            )
+        scores = {name.removeprefix(f"{split}/"): value for name, value in results[0].items()}
+        tops = [f"{n.replace('top', 'top-')} {100 * v:.2f} %" for n, v in scores.items() if n.startswith("top")]
+        weights = self.config[self.subcommand].ckpt_path or self.model.hparams["pretrained"]
+        print(f"{split}: {', '.join(tops)}, loss {scores['loss']:.4f} ({weights})", flush=True)
 
     def predict(self, **kwargs: Any) -> None:
         """Write predictions.csv into the run folder: path, class, probability, and the probability of every class."""
@@ -158,10 +247,22 @@ class TrainingCLI(LightningCLI):
         paths, names = self.datamodule.predict_paths, self.datamodule.class_names
         self.run.folder.mkdir(parents=True, exist_ok=True)
         target = self.run.folder / "predictions.csv"
+        kept = _keep(target)
         rows = sorted(pair for part in parts for pair in part)
-        with target.open("w", newline="") as file:
+        with target.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "class", "probability", *names])
             for i, p in rows:
                 writer.writerow([paths[i], names[p.index(max(p))], f"{max(p):.4f}", *(f"{v:.4f}" for v in p)])
-        print(f"{target}: {len(rows)} images", flush=True)
+        before = f" (the ones before are in {kept.name} now)" if kept else ""
+        print(f"Saved the predictions for {len(rows)} images to {target}{before}", flush=True)
+
+
+def _keep(path: Path) -> Path | None:
+    """Give a file the first free name of the kind predictions-1.csv; return it, None if there is no file."""
+    if not path.exists():
+        return None
+    number = 1
+    while (free := path.with_stem(f"{path.stem}-{number}")).exists():
+        number += 1
+    return path.rename(free)

@@ -1,21 +1,36 @@
-"""Exponential moving average of the weights that leaves integers alone."""
+"""Exponential moving average of the weights: exact for integers, in float32 for half-precision weights."""
 
-import warnings
-from collections.abc import Sequence
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
 class EMA(WeightAveraging):
-    """Lightning's weight averaging with a moving average over floating-point tensors and copies of all others.
+    """Keep a moving average of floating-point weights and buffers, and copies of all others.
 
-    Averaging position indices or counters in floating point and truncating makes them wrong. The decay after n updates
-    is min(decay, (1 + n) / (10 + n)), so a short run is not held back by its initial weights. Validation, checkpoints
-    (`state_dict`) and the final model use the average; the trained weights are `current_model_state`.
+    The decay after n updates is min(decay, (1 + n) / (10 + n)), so a short run is not held back by its initial weights.
+    Validation, checkpoints (`state_dict`) and the final model use the average; the trained weights are
+    `current_model_state`.
+
+    When to update, what to save and what to restore is Lightning's WeightAveraging. What is different here, and why
+    neither its EMAWeightAveraging nor timm's ModelEmaV3 takes this place:
+
+    * integer buffers, such as position indices and counters, are copied. Lightning averages them in floating point and
+      truncates, which makes them wrong;
+    * the average is on the device of the training. Lightning's stays where the module was before the fit, on the CPU,
+      so that every step would copy all weights off a GPU and wait for them;
+    * the average of bfloat16 and float16 weights is in float32 (`precision="bf16-true"`). Their own dtype would round
+      an update of 1 - decay to nothing, and Lightning's fails on the two dtypes;
+    * ModelEmaV3 does all of these, but is no callback: validation, checkpoints and resuming would be ours to write.
 
     Raises:
         ValueError: decay outside (0, 1).
@@ -26,26 +41,37 @@ class EMA(WeightAveraging):
             raise ValueError(f"EMA: decay={decay} was given; expected a number in (0, 1), such as 0.999")
         self.decay = decay
         self._swapped = False
-        super().__init__(multi_avg_fn=self._update)
+        self._kept: list[Tensor] = []  # trained weights of another dtype than their average, during a validation
+        super().__init__()
+        self._average_model: _Average | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Make the average. The task refuses networks that are spread, which Lightning warns of in any case."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*overrides the configure_model callback.*")
-            super().setup(trainer, pl_module, stage)
+        """Make the average. The task refuses networks that are spread over processes."""
+        if stage == "fit":
+            pl_module.configure_model()  # a module may make its layers there
+            self._average_model = _Average(pl_module, self.decay)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Bring the average to the device and the precision that the module has by now."""
+        assert self._average_model is not None
+        self._average_model.match(pl_module)
 
     @torch.no_grad()
-    def _update(self, average: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
-        """Update tensors of one device and dtype in place."""
-        n = int(updates)
-        if average[0].is_floating_point():
-            weight = 1 - min(self.decay, (1 + n) / (10 + n))
-            torch._foreach_lerp_(list(average), list(current), weight)
-        else:
-            torch._foreach_copy_(list(average), list(current))
-
     def _swap_models(self, pl_module: L.LightningModule) -> None:
-        super()._swap_models(pl_module)
+        """Exchange average and trained weights. Where their dtypes differ the trained ones are put aside: the average
+        would come back rounded."""
+        assert self._average_model is not None
+        kept, self._kept = iter(self._kept), []
+        for average, current in zip(_tensors(self._average_model.module), _tensors(pl_module), strict=True):
+            if average.dtype == current.dtype:
+                before = average.clone()
+                average.copy_(current)
+                current.copy_(before)
+            elif self._swapped:
+                current.copy_(next(kept))
+            else:
+                self._kept.append(current.clone())
+                current.copy_(average)
         self._swapped = not self._swapped
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -61,3 +87,42 @@ class EMA(WeightAveraging):
         """Outside of a fit the checkpoint's `state_dict`, the average, is just what is wanted: nothing to restore."""
         if self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        yield tensor.detach()
+
+
+class _Average(AveragedModel):
+    """The averaged copy of a module, with buffers."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        super().__init__(module, use_buffers=True)
+        self.decay = decay
+        self.match(module)
+
+    def match(self, model: nn.Module) -> None:
+        """Take a module's device, and its dtypes but for those of half precision, in place of which float32 is taken.
+        The number of updates stays on the CPU: the program reads it."""
+        ours = itertools.chain(self.module.parameters(), self.module.buffers())
+        for average, current in zip(ours, _tensors(model), strict=True):
+            is_half = current.dtype in (torch.bfloat16, torch.float16)
+            average.data = average.data.to(current.device, torch.float32 if is_half else current.dtype)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards a module's weights; the first time, copy them."""
+        n = int(self.n_averaged)
+        weight = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0
+        groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+        for average, current in zip(_tensors(self.module), _tensors(model), strict=True):
+            if n and average.is_floating_point():
+                averages, currents = groups[average.dtype]
+                averages.append(average)
+                currents.append(current.to(average))  # dtype and device
+            else:
+                average.copy_(current)
+        for averages, currents in groups.values():
+            torch._foreach_lerp_(averages, currents, weight)
+        self.n_averaged += 1

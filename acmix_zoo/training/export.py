@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from acmix_zoo.training.sharded import read_checkpoint
-from acmix_zoo.weights import check_folder, create_model, load_weights, write_folder
+from acmix_zoo.weights import check_folder, create_model, load_weights, read_config, write_folder
 from acmix_zoo.weights.folder import beside, free_place, take_place
+from acmix_zoo.weights.locate import locate
 
 
 def run_record(
@@ -27,27 +32,68 @@ def run_record(
     history = run.get("history", [])
     return {
         "metrics": [
-            {"dataset": dataset["name"], "split": split, "name": name, "value": value}
+            # float32 scores such as 0.32499998807907104; six digits tell one image in a million
+            {"dataset": dataset["name"], "split": split, "name": name, "value": round(value, 6)}
             for split, values in (scores.items() if dataset else ())
             for name, value in values.items()
             if name != "loss"
         ],
-        "recipe": run.get("recipe"),
-        "command": run.get("command"),
+        "recipe": portable(run["recipe"]) if run.get("recipe") else None,
+        "command": portable_command(run["command"]) if run.get("command") else None,
         "dataset": dataset or None,
         "seed": run.get("seed"),
         "epochs": int(history[-1]["epoch"]) if history else None,
-        "minutes": round(sum(row["seconds"] for row in history) / 60, 1) if history else None,
+        "steps": int(history[-1]["step"]) if history else None,
+        "minutes": float(f"{sum(row['seconds'] for row in history) / 60:.3g}") if history else None,
+        # options that were changed when the run was resumed: one command alone does not repeat such a run
+        **({"changes": list(run["changes"])} if run.get("changes") else {}),
         "license": run.get("license"),
         "origin": "trained here",
     }
 
 
 def parent(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str | None:
-    """What a network's `pretrained` meant, in a name; `cfg` is its pretrained_cfg."""
+    """Return what a network's `pretrained` meant, by name; `cfg` is its pretrained_cfg."""
     if pretrained is True:
         return ".".join(str(cfg[key]) for key in ("architecture", "tag") if cfg.get(key)) or None
-    return str(pretrained) if pretrained else None
+    if not pretrained:
+        return None
+    if not os.path.isabs(pretrained):
+        return str(pretrained)
+    try:  # the weights' own name says more than the last part of their path
+        return str(read_config(locate(pretrained))["acmix_zoo"]["name"])
+    except (OSError, ValueError, KeyError):
+        return portable(pretrained)
+
+
+def portable(path: str) -> str:
+    """Return a path as a record may show it to strangers: without the machine's own folders.
+
+    Shipped recipes are named as in a clone (`recipes/...`), other absolute paths relative to the working directory if
+    they are below it, else by their last part. Relative paths are unchanged.
+    """
+    if not os.path.isabs(path):
+        return path
+    parts = Path(path).parts
+    if "recipes" in parts and path.endswith(".yaml"):
+        return "/".join(parts[len(parts) - 1 - parts[::-1].index("recipes") :])
+    with suppress(ValueError):
+        return Path(path).relative_to(Path.cwd()).as_posix()
+    return Path(path).name
+
+
+def portable_command(command: str) -> str:
+    """Return a command line with `portable` paths, in lists and mappings too."""
+    words = []
+    for word in shlex.split(command):
+        option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        value = portable(value) if os.path.isabs(value) else _INNER_PATH.sub(lambda m: portable(m[0]), value)
+        words.append(option + equals + value)
+    return shlex.join(words)
+
+
+# An absolute path inside a value such as [/data/a, /data/b] or {"save_dir": "/logs"}; not the slashes of an address.
+_INNER_PATH = re.compile(r"""(?<=[\s\[{(,'"=])/[^\s\[\]{}(),'"]+""")
 
 
 def run_cfg(run: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The end of a run: the best weights, tested once, written as a weight folder with the record of their making."""
 
+import math
 import platform
 import subprocess
 import warnings
@@ -17,6 +18,7 @@ from acmix_zoo.data.checks import UnusableImages
 from acmix_zoo.data.images import BadImage
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training.export import parent, run_cfg, run_record, validation_scores
+from acmix_zoo.training.guard import NotFinite
 from acmix_zoo.training.history import write_csv
 from acmix_zoo.training.run import RunFolder
 from acmix_zoo.training.sharded import is_sharded, load_whole, read_checkpoint
@@ -39,10 +41,24 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
         OSError: the folder could not be written; best.ckpt holds the weights then.
     """
     checkpoint = read_checkpoint(run.best)
+    if not math.isfinite(_row(checkpoint).get("val/loss", 0.0)):
+        raise NotFinite(
+            f"the training diverged: the validation loss is {_row(checkpoint)['val/loss']} in every epoch, so no "
+            f"weights are worth keeping. {run.folder} holds what was logged. Start a new run with a lower model.lr (it was "
+            f"{task.hparams.get('lr')}), a longer model.warmup_epochs, or trainer.gradient_clip_val 1.0"
+        )
     load_whole(task, checkpoint["state_dict"])
-    scores = validation_scores(_row(checkpoint))
+    whole_val, whole_test = (_is_whole(trainer, name) for name in ("val", "test"))
+    scores = validation_scores(_row(checkpoint)) if whole_val else {}
     if run.test and data.card()["dataset"]["splits"].get("test"):
-        scores |= _test(trainer, task, data, run)
+        tested = _test(trainer, task, data, run)
+        scores |= tested if whole_test else {}
+    if not (whole_val and whole_test) and trainer.is_global_zero:
+        print(
+            "Warning: trainer.limit_val_batches or trainer.limit_test_batches left out images. Scores of a part of a "
+            "split are not recorded; evaluate the finished run without these options",
+            flush=True,
+        )
     try:
         if trainer.is_global_zero:
             _write(trainer, task, data, run, checkpoint, scores)
@@ -52,6 +68,12 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
     if run.push_to and trainer.is_global_zero:
         _publish(folder, run.push_to)
     return folder
+
+
+def _is_whole(trainer: L.Trainer, split: str) -> bool:
+    """Return whether every image of a split is evaluated: a record states scores of whole splits."""
+    limit: float = getattr(trainer, f"limit_{split}_batches")
+    return isinstance(limit, float) and limit == 1.0
 
 
 def _write(
@@ -87,8 +109,10 @@ def _write(
             example=_example(data),
         )
     except OSError as error:
-        raise OSError(f"{error}. The weights are safe in {run.best}; {run.resume_words}") from error
-    print(f"{_summary(scores, card['dataset']['name'])}\n{folder}: the weights; {run.folder}: the run", flush=True)
+        raise OSError(f"{error}. The weights are safe in {run.best}; {run.resume_message}") from error
+    best = f"the best weights (epoch {int(_row(checkpoint)['epoch'])} of {int(run.history[-1]['epoch'])})"
+    print(_summary(scores, card["dataset"]["name"]), flush=True)
+    print(f"Saved {best} to {folder}; logs and curves are in {run.folder}", flush=True)
 
 
 def _test(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolder) -> dict[str, dict[str, float]]:
@@ -143,11 +167,11 @@ def _example(data: Any) -> Tensor:
 
 def _summary(scores: dict[str, dict[str, float]], dataset: str) -> str:
     parts = [
-        f"{split} top-1 {100 * values['top1']:.2f} %, top-5 {100 * values['top5']:.2f} %"
+        f"{split} " + ", ".join(f"{n.replace('top', 'top-')} {100 * v:.2f} %" for n, v in values.items() if n != "loss")
         for split, values in scores.items()
         if "top1" in values
     ]
-    return f"{dataset}: " + "; ".join(parts)
+    return f"{dataset}: " + ("; ".join(parts) or "not evaluated, for there was no validation or test split")
 
 
 def _environment(trainer: L.Trainer) -> dict[str, Any]:
@@ -167,7 +191,9 @@ def git_revision() -> str | None:
     here = Path(acmix_zoo.__file__).parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, encoding="utf-8", check=True, timeout=10
+        )
         return done.stdout.strip()
 
     try:

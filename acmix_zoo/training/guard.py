@@ -1,4 +1,5 @@
-"""What a run does when its loss is no number any more: it stops before the weights are touched, and keeps the batch."""
+"""What a run does when its loss or its weights are no longer finite: it stops, saves nothing of them, and keeps the
+batch."""
 
 from __future__ import annotations
 
@@ -15,8 +16,13 @@ class NotFinite(ValueError):
 
 
 def weights_are_finite(module: L.LightningModule) -> bool:
-    """Whether a checkpoint of them would be worth going on from."""
-    return all(bool(p.detach().isfinite().all()) for p in module.parameters())
+    """Return whether a checkpoint of a module's weights and buffers would be worth resuming from."""
+    tensors = [t.detach() for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+    finite = [t.isfinite().all() for t in tensors]
+    # one look at all of them: each look makes the host wait for the device
+    plain = [value for value in finite if type(value) is Tensor]
+    spread = [value for value in finite if type(value) is not Tensor]  # over processes; each is a small collective
+    return (not plain or bool(torch.stack(plain).all())) and all(map(bool, spread))
 
 
 def keep_batch(folder: Path, trainer: L.Trainer, batch: Any, index: int, loss: Tensor) -> str:

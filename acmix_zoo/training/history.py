@@ -11,7 +11,7 @@ def write_csv(path: Path, history: Sequence[Row]) -> None:
     """Write the table; where that fails it is said and no error: checkpoints have the history, too."""
     names = list(dict.fromkeys(name for row in history for name in row))
     try:
-        with path.with_suffix(".new").open("w", newline="") as file:
+        with path.with_suffix(".new").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in history)

@@ -18,6 +18,11 @@ class Lock:
     """A lock on a folder, of this process and none that it starts; it ends with the process, kill -9 or not. Within a
     process one at a time: the system drops the lock when any of them is closed.
 
+    `filelock`, which torch installs, does not do this job in every version that torch accepts. Its lock is a `flock`,
+    which the forked processes of a loader hold as well: with filelock 3.20 the folder stays locked after its run was
+    killed, until they have ended too, and a second run erases the name of the holder when it looks. Version 4 mends
+    both, but falls back to a marker file where there is no `flock`, and a machine that is lost leaves that behind.
+
     Args:
         folder: gets a file `.lock`, which says who has it.
     """
@@ -33,7 +38,7 @@ class Lock:
         """
         if fcntl is None or self._file is not None:
             return
-        file = self.path.open("a+")
+        file = self.path.open("a+", encoding="utf-8")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -1,11 +1,48 @@
-"""TensorBoard's log of a run, which is worth less than the run."""
+"""What a run shows: TensorBoard's log, the progress bar, and which of Lightning's messages reach the user."""
 
 import contextlib
+import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+
+_NOT_FOR_USERS = (
+    "Tip:",  # an advertisement
+    "GPU available:", "TPU available:", "HPU available:",  # the line "model: ..." names the device
+    "Loading `train_dataloader`",
+    "Restoring states from", "Restored all states", "Loaded model weights",  # "The run goes on in ..." says it
+    "Found current_model_state",  # of every resumed run with averaged weights
+    "`weights_only` was not set",
+    "`Trainer.fit` stopped: `max_epochs",  # the line of the last epoch says so
+)  # fmt: skip
+
+
+def quieten_lightning() -> None:
+    """Leave out Lightning's messages that tell a user of the command line nothing to act on."""
+    for name in ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.{name}").addFilter(
+            lambda record: not any(words in record.getMessage() for words in _NOT_FOR_USERS)
+        )
+    for message in (
+        ".*LeafSpec.* is deprecated",  # Lightning has to settle that with torch
+        ".*is smaller than the logging interval",  # RunFolder logs every epoch, whatever the interval
+        ".*callbacks used to create the checkpoint need to be provided.*",  # the average is needed in a fit only
+        ".*does not have many workers which may be a bottleneck",  # Speed measures whether it is one
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+class Bar(RichProgressBar):
+    """Lightning's progress bar, with epochs counted from one, as in every other line of a run."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        epochs = self.trainer.max_epochs
+        text = f"Epoch {current_epoch + 1}" + (f"/{epochs}" if epochs and epochs > 0 else "")
+        return f"{text:{len(self.validation_description)}}"  # as wide as the bar of the validation: no flickering
 
 
 class Log(TensorBoardLogger):

@@ -8,6 +8,7 @@ weights/           the best weights as a weight folder, tested on the test split
 .lock              of the process that writes
 """
 
+import math
 import signal
 import time
 from pathlib import Path
@@ -23,7 +24,9 @@ from acmix_zoo.data.augment import image_keys, seed_globals
 from acmix_zoo.training.checkpoints import Checkpoints
 from acmix_zoo.training.guard import NotFinite, keep_batch, weights_are_finite
 from acmix_zoo.training.history import Row, epoch_line, write_csv
+from acmix_zoo.training.launch import start_message
 from acmix_zoo.training.lock import Lock
+from acmix_zoo.training.resume import Options, recorded_changes
 from acmix_zoo.training.signals import Interrupted, Signals, requeue
 from acmix_zoo.weights.hub import check_push
 
@@ -52,6 +55,10 @@ class RunFolder(Checkpoint):
     command: str | None = None
     recipe: str | None = None
     """The command line as given and the recipe that it names; for the record."""
+    options: Options = {}  # noqa: RUF012
+    """The options that the command amounts to; a resumed run is compared with them."""
+    resumes_by_itself = False
+    """Whether the same command resumes the run, since its recipe says `ckpt_path: last`."""
 
     def __init__(
         self,
@@ -78,12 +85,15 @@ class RunFolder(Checkpoint):
         self._signals = Signals()
         self._stop = 0  # the signal that all processes know of
         self._batch: tuple[Any, int] = (None, 0)  # of the running step, and its number in the epoch
+        self._previous: tuple[Any, int, Tensor | None] = (None, 0, None)  # the batch before, its number and its loss
         self._rehearsal = False  # Trainer(fast_dev_run=True): nothing is kept
         self._epoch_start = self._validation_seconds = 0.0
         self._images = 0
         self._validated = False  # in this epoch
         self._began = False  # to train
         self._epochs: int | None = None  # of the run
+        self._changes: list[dict[str, Any]] = []  # of options, at resumes
+        self._resumed_step = 0
 
     @property
     def last(self) -> Path:
@@ -99,13 +109,28 @@ class RunFolder(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run goes on with."""
-        about = {"command": self.command, "recipe": self.recipe, "tag": self.tag, "license": self.license}
+        about: dict[str, Any] = {"command": self.command, "recipe": self.recipe, "tag": self.tag}
+        about |= {"license": self.license, "options": self.options, "changes": self._changes}
         return {"history": self.history, "best": self._best, "seed": self.seed, "epochs": self._epochs, **about}
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note where the checkpoint stands, for the record."""
+        self._resumed_step = int(checkpoint.get("global_step", 0))
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the state of a checkpoint."""
+        """Resume from the state of a checkpoint.
+
+        The record keeps the command that started the run. Only when this one changes how the run continues, as more
+        epochs do, is it recorded instead, and the change with it.
+        """
         self.history = list(state_dict["history"])
         self._best, self.seed, self._epochs = state_dict["best"], state_dict["seed"], state_dict.get("epochs")
+        self._changes = list(state_dict.get("changes", []))
+        changed = recorded_changes(state_dict.get("options") or {}, self.options)
+        if changed:
+            self._changes.append({"step": self._resumed_step, "options": {k: list(v) for k, v in changed.items()}})
+        elif state_dict.get("command"):
+            self.command, self.recipe = state_dict["command"], state_dict.get("recipe")
 
     # Fit.
 
@@ -121,6 +146,8 @@ class RunFolder(Checkpoint):
             self._take_lock(trainer)
         if self.seed is None:
             self.seed = torch.initial_seed()
+        if trainer.is_global_zero:
+            print(start_message(trainer, pl_module), flush=True)
         if self.push_to and not self._rehearsal:
             check_push(self.push_to)  # now, rather than after the last epoch
 
@@ -153,6 +180,7 @@ class RunFolder(Checkpoint):
                 now = f"from here on it follows the schedule of {trainer.max_epochs}, as no new run would"
                 print(f"OTHER SCHEDULE: the run was to have {self._epochs} epochs; {now}", flush=True)
         self._epochs = trainer.max_epochs
+        self._previous = (None, 0, None)
         self._start_clock()  # a run that goes on within an epoch does not start one
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -175,17 +203,37 @@ class RunFolder(Checkpoint):
         torch.manual_seed(key >> 1)  # the device's, too
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Agree with the other processes on signals, and on whether every loss is a number."""
+        """Agree with the other processes on signals, and on whether every loss is a number.
+
+        A GPU has not computed this loss yet; there the one before it is looked at, and the last one before anything is
+        saved, so that the device never waits for the host.
+        """
         own = ~loss.detach().isfinite()
-        self._stop, broken = self._signals.agree(loss.device, own)
+        self._stop, broken = self._signals.agree_behind(loss.device, own)
+        seen, is_behind = (*self._batch, loss.detach()), self._signals.is_behind(loss.device)
         if broken:
-            # of the processes whose loss it is; the first one speaks for all
-            where = keep_batch(self.folder, trainer, *self._batch, loss) if own else "the batch is another process's"
-            raise NotFinite(
-                f"the loss is {float(loss.detach())} at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; "
-                f"{where}. The weights were not changed by it. {self.resume_words} What helps: a lower model.lr, a "
-                "longer model.warmup_epochs, trainer.gradient_clip_val, bf16-mixed in place of 16-mixed"
-            )
+            self._end_broken(trainer, *(self._previous if is_behind else seen), is_behind)
+        if is_behind:
+            self._previous = seen
+
+    def _end_broken(
+        self, trainer: L.Trainer, batch: Any, index: int, loss: Tensor | None, is_behind: bool = True
+    ) -> None:
+        """
+        Raises:
+            NotFinite: the loss of a batch is NaN or infinite, of this or of another process.
+        """
+        is_own = loss is not None and not bool(loss.isfinite())
+        if loss is not None and is_own:
+            where, value = keep_batch(self.folder, trainer, batch, index, loss), f"{float(loss)}"
+        else:  # of the processes whose loss it is the first one speaks for all
+            where, value = "the batch is another process's", "not finite"
+        spared = "The weights that it spoilt are not saved." if is_behind else "The weights were not changed by it."
+        raise NotFinite(
+            f"the loss is {value} at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; {where}. {spared} "
+            f"{self.resume_message} To train on, start a new run with a lower model.lr, a longer model.warmup_epochs, "
+            "trainer.gradient_clip_val, or bf16-mixed in place of 16-mixed"
+        )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -231,8 +279,10 @@ class RunFolder(Checkpoint):
         row["images_per_second"] = self._images / max(1e-9, seconds - self._validation_seconds)
         self.history.append(row)
 
-        # without a validation the last one is the best, until there is one
-        score = [row["val/top1"], -row["val/loss"]] if "val/top1" in row else [-1.0, row["epoch"]]
+        # without a validation the last one is the best, until there is one; one that diverged is the best only of such
+        score = [-1.0, row["epoch"]]
+        if "val/top1" in row:
+            score = [row["val/top1"], -row["val/loss"]] if math.isfinite(row["val/loss"]) else [-2.0, 0.0]
         better = self._best is None or score > self._best
         previous, self._best = self._best, score if better else self._best
         if not self._save(trainer, pl_module, better) and better:
@@ -250,7 +300,7 @@ class RunFolder(Checkpoint):
         trainer.strategy.barrier("run folder")
         if self.checkpoints.unsaved:
             raise OSError(
-                f"the last epoch of the run could not be saved: {self.checkpoints.unsaved}. {self.resume_words}"
+                f"the last epoch of the run could not be saved: {self.checkpoints.unsaved}. {self.resume_message}"
             )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -263,20 +313,27 @@ class RunFolder(Checkpoint):
             and trainer.is_global_zero
             and not isinstance(exception, NotFinite)
         ):
-            print(f"The run stopped ({type(exception).__name__}). {self.resume_words}", flush=True)
+            print(f"The run stopped ({type(exception).__name__}). {self.resume_message}", flush=True)
 
     @property
-    def resume_words(self) -> str:
-        """What to do to go on."""
+    def resume_message(self) -> str:
+        """What to do to resume, in a sentence."""
         if not self.last.exists():
             return "Nothing had been saved yet."
-        return f"{self.last} holds its state: give the same command again with --ckpt_path last to go on from there."
+        if not self.options:
+            return f"The last state is in {self.last}; pass it to Trainer.fit as ckpt_path to resume."
+        ask = "" if self.resumes_by_itself else " with --ckpt_path last"
+        return f"The last state is in {self.last}; run the same command again{ask} to resume."
 
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, best: bool = False) -> bool:
-        """Save, unless it is not worth going on from: a step may have spoilt the weights after a good loss."""
-        if not weights_are_finite(pl_module):
+        """Save, unless it is not worth resuming from: a step may have spoilt the weights after a good loss."""
+        if any(self._signals.settle()[1:]):
+            self._end_broken(trainer, *self._previous)
+        # batch norms have the statistics of their own process
+        if not trainer.strategy.reduce_boolean_decision(weights_are_finite(pl_module)):
             raise NotFinite(
-                f"the weights are not finite after step {trainer.global_step}: they are not saved. {self.resume_words} "
-                "What helps: a lower model.lr, a longer model.warmup_epochs, trainer.gradient_clip_val"
+                f"the weights are not finite after step {trainer.global_step}: they are not saved. "
+                f"{self.resume_message} To train on, start a new run with a lower model.lr, a longer "
+                "model.warmup_epochs, or trainer.gradient_clip_val"
             )
         return self.checkpoints.save(trainer, best)

@@ -30,9 +30,11 @@ class Signals:
     def __init__(self) -> None:
         self.number: int | None = None
         self._handlers: dict[int, Any] = {}
+        self._pending: tuple[torch.Tensor, Any] | None = None  # on its way to the host, and what says it has arrived
 
     def take(self) -> None:
         """Take the signals over, if this is the main thread."""
+        self._pending = None
         if threading.current_thread() is threading.main_thread():
             for number in ASKING:
                 self._handlers[number] = signal.signal(number, self._note)
@@ -55,15 +57,53 @@ class Signals:
 
         With one process nothing is sent; with more, all of them have to call this: it is one small message a step.
         """
+        return self._read(self._reduce(device, others))
+
+    def agree_behind(self, device: torch.device, *others: bool | torch.Tensor) -> list[int]:
+        """Like `agree`, but on a device that works behind the program return what the call before this one found: the
+        host then waits for work that is already done, not for the step that it has just queued. All zero at first."""
+        values = self._reduce(device, others)
+        if not self.is_behind(device):
+            return self._read(values)
+        before, self._pending = self._pending, self._send(values)
+        return self._arrived(before) if before else [0] * len(values)
+
+    def settle(self) -> list[int]:
+        """Return what the last call of `agree_behind` has not returned yet; [] if there is nothing."""
+        before, self._pending = self._pending, None
+        return self._arrived(before) if before else []
+
+    def _reduce(self, device: torch.device, others: tuple[bool | torch.Tensor, ...]) -> torch.Tensor:
         values = torch.tensor([self.number or 0, *(0 for _ in others)], device=device)
         for place, other in enumerate(others):
             values[place + 1] = other
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             distributed.all_reduce(values, distributed.ReduceOp.MAX)
+        return values
+
+    def _read(self, values: torch.Tensor) -> list[int]:
         found: list[int] = values.tolist()
         # one that came while the others were waited for is not forgotten: the next step agrees on it
         self.number = max(found[0], self.number or 0) or None
         return found
+
+    @staticmethod
+    def is_behind(device: torch.device) -> bool:
+        """Whether a device works behind the program, so that reading a value of the running step waits for it."""
+        return device.type == "cuda"
+
+    @staticmethod
+    def _send(values: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        return host, done
+
+    def _arrived(self, sent: tuple[torch.Tensor, Any]) -> list[int]:
+        values, done = sent
+        done.synchronize()
+        return self._read(values)
 
 
 def requeue() -> None:
@@ -73,7 +113,8 @@ def requeue() -> None:
     if not job:
         return
     try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+        command = ["scontrol", "requeue", job]
+        subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
         print(f"SLURM job {job} is queued again", flush=True)
     except (OSError, subprocess.SubprocessError) as error:
         detail = (getattr(error, "stderr", "") or str(error)).strip()

@@ -50,6 +50,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     for key in ("acmix_zoo", "model_args"):
         if not isinstance(config.get(key, {}), dict):
             raise ValueError(f"{path}: {key} must be a mapping, is {type(config[key]).__name__}")
+    for key in ("label_names", "label_descriptions"):  # timm's layout has them at the top level, its cfg inside
+        if key in config:
+            config["pretrained_cfg"][key] = config[key]
     return config
 
 
@@ -62,7 +65,8 @@ def build(folder: str | Path, **kwargs: Any) -> nn.Module:
     """
     folder = Path(folder)
     config = read_config(folder)
-    architecture, cfg, arguments = _described(config, folder)
+    architecture, cfg, arguments = described(config, folder)
+    cfg = dataclasses.replace(cfg, source="local-dir", file=str(folder))
     stored = header(folder / "model.safetensors")
     for name in arguments.keys() & {"layers", "depths", "depth"}:
         blocks = arguments[name] if isinstance(arguments[name], list) else [arguments[name]]
@@ -79,28 +83,34 @@ def build(folder: str | Path, **kwargs: Any) -> nn.Module:
     return timm.create_model(architecture, pretrained=True, pretrained_cfg=cfg, **{**arguments, **kwargs})
 
 
-def _described(config: dict[str, Any], folder: Path) -> tuple[str, PretrainedCfg, dict[str, Any]]:
-    """What config.json may say, checked: architecture, timm's cfg and the arguments of the network."""
+def described(config: dict[str, Any], where: Path) -> tuple[str, PretrainedCfg, dict[str, Any]]:
+    """Return architecture, timm's cfg and the network's arguments from what a weight folder or a checkpoint says.
+
+    Args:
+        config: in the layout of config.json.
+        where: the folder or file, for errors.
+
+    Raises:
+        ValueError: it names an unknown architecture, or something other than plain values.
+    """
     architecture = config["architecture"]
     if not timm.is_model(architecture) or "." in architecture:
-        raise ValueError(f"{folder} is a weight folder of {architecture!r}, a model that is not known here")
+        raise ValueError(f"{where} holds weights of {architecture!r}, a model that is not known here")
     arguments = config.get("model_args", {})
     if refused := sorted(arguments.keys() & _BUILDERS):
-        raise ValueError(
-            f"{folder}/config.json: model_args may not set {', '.join(refused)}; it describes a network only"
-        )
+        raise ValueError(f"{where}: model_args may not set {', '.join(refused)}; it describes a network only")
     for name, value in arguments.items():
         if not _harmless(value):
             raise ValueError(
-                f"{folder}/config.json: {name}={str(value)[:60]} is not a plain value of a network; expected short "
+                f"{where}: {name}={str(value)[:60]} is not a plain value of a network; expected short "
                 f"strings, truth values, numbers up to {_LARGEST} and short lists of them"
             )
     known = {field.name for field in dataclasses.fields(PretrainedCfg)}
     given = {key: value for key, value in config["pretrained_cfg"].items() if key not in _SOURCES}
     if unknown := sorted(given.keys() - known):
-        raise ValueError(f"{folder}/config.json: timm's pretrained_cfg has no {', '.join(unknown)[:200]}")
+        raise ValueError(f"{where}: timm's pretrained_cfg has no {', '.join(unknown)[:200]}")
     given["num_classes"] = config.get("num_classes", given.get("num_classes", 1000))
-    return architecture, PretrainedCfg(**given, source="local-dir", file=str(folder)), arguments
+    return architecture, PretrainedCfg(**given), arguments
 
 
 def _harmless(value: Any) -> bool:

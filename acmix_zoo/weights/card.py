@@ -1,8 +1,12 @@
 """The model card: README.md and .eval_results/ of a weight folder, written from its config.json alone."""
 
-import json
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from huggingface_hub import ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id, yaml_dump  # type: ignore[attr-defined]  # public, exported lazily
 
 from acmix_zoo.models._published import is_reconstruction
 
@@ -11,13 +15,30 @@ _HUB_DATASETS = {"fashion_mnist": "zalando-datasets/fashion_mnist"}
 
 
 def hub_dataset(name: str) -> str | None:
-    """The Hub id of a data set, or None when it is not on the Hub (a local folder)."""
+    """Return the Hub id of a data set, or None if it has none, like a local folder."""
     name = _HUB_DATASETS.get(name, name)
-    return name if name.count("/") == 1 and not name.startswith((".", "/")) else None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name if "/" in name else None
 
 
-def _yaml(text: Any) -> str:
-    return json.dumps(text, ensure_ascii=False)  # every JSON scalar and list is YAML
+_SPACES = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
+# Characters that mean something in Markdown, HTML or a table, as entities, which mean nothing but themselves.
+_MARKUP = {ord(c): f"&#{ord(c)};" for c in "|`*[]\\"} | {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;"}
+
+
+def escape(value: Any) -> str:
+    """Return a value as one line of plain text for Markdown, whatever markup it contains. Use it for every value that
+    a user or a data set chose."""
+    return _SPACES.sub(" ", str(value)).strip().translate(_MARKUP)
+
+
+def _code(value: Any) -> str:
+    """Return a value as code on one line."""
+    text = escape(value)
+    return f"`{value}`" if text == value else f"<code>{text}</code>"  # backticks would show the entities
 
 
 def _percent(metric: Mapping[str, Any]) -> str:
@@ -31,7 +52,7 @@ def _note(metric: Mapping[str, Any]) -> str:
 
 
 def render_card(config: Mapping[str, Any]) -> str:
-    """The text of README.md for a weight folder's config.json (as a dict): front matter, facts, results, use."""
+    """Return the text of README.md for a weight folder's config.json (as a dict): front matter, facts, results, use."""
     record, cfg = config["acmix_zoo"], config["pretrained_cfg"]
     name, architecture = record["name"], config["architecture"]
     dataset = record.get("dataset") or {}
@@ -39,33 +60,34 @@ def render_card(config: Mapping[str, Any]) -> str:
     names = sorted({metric["dataset"] for metric in metrics} | ({dataset["name"]} if "name" in dataset else set()))
     hub_ids = [hub_id for hub_id in map(hub_dataset, names) if hub_id]
 
-    head = ["---", "library_name: acmix_zoo", "pipeline_tag: image-classification", "tags:"]
-    head += ["- image-classification", "- timm", "- acmix"]
-    if record.get("license"):
-        head.append(f"license: {record['license']}")
-    if hub_ids:
-        head += ["datasets:", *(f"- {hub_id}" for hub_id in hub_ids)]
-    head.append("---")
-
+    head = ModelCardData(
+        library_name="acmix_zoo",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "acmix"],
+        license=_SPACES.sub(" ", str(record["license"])).strip() if record.get("license") else None,
+        datasets=hub_ids or None,
+    )
     channels, height, width = cfg["input_size"]
+    statistics = f"mean {_numbers(cfg['mean'])}, std {_numbers(cfg['std'])}"
     facts = [
-        ("Architecture", f"`{architecture}`"),
+        ("Architecture", _code(architecture)),
         ("Classes", f"{config['num_classes']}"),
-        ("Input", f"{channels}×{height}×{width}, mean {cfg['mean']}, std {cfg['std']}, {cfg['interpolation']}"),
+        ("Input", f"{channels}×{height}×{width}, {statistics}, {escape(cfg['interpolation'])}"),
         ("Parameters", f"{record['params']:,}"),
         ("MACs", f"{record['macs']:,}" if record.get("macs") else None),
-        ("File", f"model.safetensors, {record['file_size']:,} bytes, sha256 `{record['sha256']}`"),
-        ("Origin", record.get("origin")),
-        ("Source", record.get("source")),
-        ("Started from", f"`{record['parent']}`" if record.get("parent") else None),
-        ("Data", dataset or None),
-        ("Recipe", f"`{record['recipe']}`" if record.get("recipe") else None),
-        ("Command", f"`{record['command']}`" if record.get("command") else None),
-        ("Seed", record.get("seed")),
-        ("Revision", f"`{record['git_revision']}`" if record.get("git_revision") else None),
-        ("Environment", record["environment"]),
+        ("File", f"model.safetensors, {record['file_size']:,} bytes, sha256 {_code(record['sha256'])}"),
+        ("Origin", _cell(record.get("origin"))),
+        ("Source", _cell(record.get("source"))),
+        ("Started from", _code(record["parent"]) if record.get("parent") else None),
+        ("Data", _cell(dataset or None)),
+        ("Recipe", _code(record["recipe"]) if record.get("recipe") else None),
+        ("Command", _code(record["command"]) if record.get("command") else None),
+        ("Seed", _cell(record.get("seed"))),
+        ("Revision", _code(record["git_revision"]) if record.get("git_revision") else None),
+        ("Environment", _cell(record["environment"])),
     ]
-    body = [f"# {name}", "", "Weights for image classification, made for `acmix_zoo` (ACmix, CVPR 2022) and timm.", ""]
+    body = [f"# {escape(name)}", ""]
+    body += ["Weights for image classification, made for `acmix_zoo` (ACmix, CVPR 2022) and timm.", ""]
     if is_reconstruction(architecture):
         body += [
             "The network is a **reconstruction**: its authors published what it costs and reaches, not what it is. "
@@ -73,42 +95,58 @@ def render_card(config: Mapping[str, Any]) -> str:
             "",
         ]
     body += ["| | |", "|---|---|"]
-    body += [f"| {key} | {_cell(value)} |" for key, value in facts if value is not None]
+    body += [f"| {key} | {text} |" for key, text in facts if text is not None]
     if metrics:
         body += ["", "## Results", "", "| data set | split | metric | value |", "|---|---|---|---|"]
-        body += [f"| {m['dataset']} | {m['split']} | {m['name']} | {_percent(m)}{_note(m)} |" for m in metrics]
-    if cfg.get("label_names"):
-        body += ["", "## Classes", "", ", ".join(f"{i} {label}" for i, label in enumerate(cfg["label_names"])) + "."]
+        body += [
+            f"| {escape(m['dataset'])} | {escape(m['split'])} | {escape(m['name'])} | {_percent(m)}{escape(_note(m))} |"
+            for m in metrics
+        ]
+    if names := config.get("label_names") or cfg.get("label_names"):
+        labels = ", ".join(f"{i} {escape(label)}" for i, label in enumerate(names))
+        body += ["", "## Classes", "", f"{labels}."]
     body += [
         *("", "## Use", "", "```python", "import acmix_zoo", ""),
         'model = acmix_zoo.create_model("path/to/this/folder").eval()',
         f"logits = model(images)  # (B, {channels}, {height}, {width}) -> (B, {config['num_classes']})",
         *("```", ""),
+        "timm and transformers read the folder, too. They know the architecture once `acmix_zoo` has been imported; "
+        "without that import, transformers asks for a newer timm.",
+        *("", "```python", "import acmix_zoo  # registers the architecture with timm", "import timm"),
+        *("from transformers import pipeline", ""),
+        'model = timm.create_model("local-dir:path/to/this/folder", pretrained=True)',
+        'classify = pipeline("image-classification", "path/to/this/folder")',
+        *("```", ""),
         f"`test/example.safetensors` holds an input and its logits; `acmix_zoo.weights.check_folder` replays them. "
-        f"Written by acmix_zoo {record['version']}; every number above comes from `config.json`.",
+        f"Written by acmix_zoo {escape(record['version'])}; every number above comes from `config.json`.",
     ]
-    return "\n".join([*head, "", *body, ""])
+    return "\n".join(["---", head.to_yaml(line_break="\n"), "---", "", *body, ""])
 
 
-def _cell(value: Any) -> str:
-    """A value as the text of a table's cell; what is inside a mapping's mapping stands in brackets."""
+def _cell(value: Any) -> str | None:
+    """Return a value as the text of a table's cell; a mapping inside a mapping is put in brackets."""
     if isinstance(value, Mapping):
-        inner = {key: f"({_cell(v)})" if isinstance(v, Mapping) else v for key, v in value.items()}
-        value = ", ".join(f"{key} {v}" for key, v in inner.items())
-    return str(value).replace("|", "\\|").replace("\n", " ")
+        inner = {key: f"({_cell(v)})" if isinstance(v, Mapping) else escape(v) for key, v in value.items()}
+        return ", ".join(f"{escape(key)} {text}" for key, text in inner.items())
+    return None if value is None else escape(value)
+
+
+def _numbers(values: Any) -> str:
+    return f"[{', '.join(map(escape, values))}]"
 
 
 def render_eval_results(config: Mapping[str, Any]) -> dict[str, str]:
-    """The Hub's result files, {file name: YAML text}: one for each data set that the Hub knows."""
-    files: dict[str, str] = {}
+    """Return the Hub's result files, {file name: YAML text}: one for each data set that the Hub knows."""
+    entries: dict[str, list[dict[str, Any]]] = {}
     for metric in config["acmix_zoo"].get("metrics") or []:
         hub_id = hub_dataset(metric["dataset"])
         if hub_id is None:
             continue
-        notes = f"{metric['name']} on the {metric['split']} split{_note(metric)}"
-        file = hub_id.replace("/", "_") + ".yaml"
-        files[file] = files.get(file, "") + (
-            f"- dataset:\n    id: {_yaml(hub_id)}\n    task_id: image_classification\n"
-            f"  value: {_yaml(metric['value'])}\n  notes: {_yaml(notes)}\n"
+        entries.setdefault(hub_id.replace("/", "_") + ".yaml", []).append(
+            {
+                "dataset": {"id": hub_id, "task_id": "image_classification"},
+                "value": metric["value"],
+                "notes": f"{metric['name']} on the {metric['split']} split{_note(metric)}",
+            }
         )
-    return files
+    return {file: yaml_dump(content, sort_keys=False) for file, content in entries.items()}

@@ -14,7 +14,9 @@ from acmix_zoo.weights.load import copy_in, translated
 
 
 def convert(file: Path, name: str, folder: str | Path, record: Mapping[str, Any]) -> Path:
-    """Write the weights of a checkpoint file as a weight folder; the number of classes is read off the file.
+    """Write the weights of a checkpoint file as a weight folder.
+
+    The numbers of classes and of input channels are those of the file.
 
     Args:
         file: a checkpoint of the authors, Lightning, timm or plain torch, or a safetensors file.
@@ -33,13 +35,17 @@ def convert(file: Path, name: str, folder: str | Path, record: Mapping[str, Any]
         raise ValueError(f"convert: unknown model {architecture!r}; `acmix-zoo list` shows what there is")
     known = name if tag and timm.models.is_model_pretrained(name) else architecture  # whose image size, crop and so on
     model = timm.create_model(known)
-    state, cfg = translated(file, model), cast(dict[str, Any], model.pretrained_cfg)
-    classifier = cfg.get("classifier")
-    classes = state.get(f"{classifier}.weight")
-    if classes is not None and len(classes) != model.num_classes:
-        model = timm.create_model(known, num_classes=len(classes))
+    state, cfg, own = translated(file, model), cast(dict[str, Any], model.pretrained_cfg), model.state_dict()
+    classifier, stem = (f"{cfg.get(key)}.weight" for key in ("classifier", "first_conv"))
+    classes = len(state[classifier]) if classifier in state else int(model.num_classes)  # type: ignore[arg-type]
+    channels, *size = cfg["input_size"]
+    given: dict[str, Any] = {"tag": tag or None}
+    if stem in state and own[stem].shape[1] == channels != state[stem].shape[1]:
+        channels = state[stem].shape[1]
+        given["input_size"] = (channels, *size)
+        given |= {key: (sum(cfg[key]) / len(cfg[key]),) * channels for key in ("mean", "std")}  # as timm does
+    if (classes, channels) != (model.num_classes, cfg["input_size"][0]):
+        model = timm.create_model(known, num_classes=classes, in_chans=channels)
     copy_in(model, state, str(file))
-    images = torch.randn(1, *cfg["input_size"], generator=torch.Generator().manual_seed(0))
-    return write_folder(
-        folder, model, architecture=architecture, pretrained_cfg={"tag": tag or None}, record=record, example=images
-    )
+    images = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    return write_folder(folder, model, architecture=architecture, pretrained_cfg=given, record=record, example=images)

@@ -3,15 +3,16 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from torch import Tensor, nn
+from torch import nn
 
 from acmix_zoo.weights.build import build, read_config
+from acmix_zoo.weights.checkpoint import build_path, build_with
 from acmix_zoo.weights.hub import from_pretrained
-from acmix_zoo.weights.load import copy_in, translated
+from acmix_zoo.weights.locate import locate
 
 _HUB = "hf-hub:"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
@@ -33,11 +34,13 @@ def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwar
 
     Args:
         name: a model (`acmix_resnet_pico`, or any name that timm knows), with a tag (`acmix_resnet_pico.fashion_mnist`)
-            if there are several weights; or a weight folder, or `hf-hub:org/name[@revision]`, whose weights are then
-            loaded whatever `pretrained` says.
-        pretrained: True for the default weights; a tag; or the path of a weight folder or of a checkpoint file.
+            if there are several weights; or the path of a weight folder, a run folder or a checkpoint of
+            `acmix-zoo fit`, or `hf-hub:org/name[@revision]`, whose weights are then loaded whatever `pretrained` says.
+        pretrained: True for the default weights; a tag; or the path of a weight folder, a run folder or any checkpoint
+            file.
         kwargs: num_classes, in_chans, drop_path_rate, features_only, ...: timm's and the model's own. With another
-            num_classes than the weights have, the classifier starts anew.
+            num_classes than the weights have, the classifier is re-initialised; with other in_chans, the first
+            convolution is adapted as in timm.
 
     Raises:
         ValueError: unknown model (the nearest names are told), no such weights, weights of another model.
@@ -48,7 +51,7 @@ def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwar
     if isinstance(name, Path) or _is_path(name):
         if isinstance(pretrained, str | Path):
             raise ValueError(f"create_model: {name} and {pretrained} both name weights; give a model and one path")
-        return build(_existing(name), **kwargs)
+        return build_path(_existing(name), **kwargs)
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         raise ValueError(f"create_model: unknown model {name!r}; {_nearest(architecture)}")
@@ -82,12 +85,16 @@ def _is_path(source: str | Path) -> bool:
     separators = {os.sep, os.altsep or os.sep, "/"}
     if any(s in source for s in separators) or Path(source).suffix in _SUFFIXES:
         return True
-    return not timm.is_model(source.split(".")[0]) and (Path(source) / "config.json").is_file()
+    place = locate(source)
+    is_there = place != Path(source) or (place / "config.json").is_file()
+    return not timm.is_model(source.split(".")[0]) and is_there
 
 
 def _existing(path: str | Path) -> Path:
     if not Path(path).exists():
-        raise FileNotFoundError(f"create_model: {path} does not exist; expected a weight folder or a checkpoint file")
+        raise FileNotFoundError(
+            f"create_model: {path} does not exist; expected a weight folder, a run folder or a checkpoint file"
+        )
     return Path(path)
 
 
@@ -101,24 +108,10 @@ def _nearest(architecture: str) -> str:
 
 def _from_path(architecture: str, path: Path, **kwargs: Any) -> nn.Module:
     """Build `architecture` with the weights of a folder or a file."""
+    path = locate(path)
     if path.is_dir():
         theirs = read_config(path)["architecture"]
         if theirs != architecture:
             raise ValueError(f"create_model: {path} holds weights of {theirs}, not of {architecture}")
         return build(path, **kwargs)
-    if kwargs.get("features_only"):
-        raise ValueError(f"create_model: features_only needs a weight folder, {path} is a single file")
-    model = timm.create_model(architecture, **kwargs)
-    state, own = translated(path, model), model.state_dict()
-    classifiers = cast(dict[str, Any], model.pretrained_cfg).get("classifier") or ()
-    for classifier in (classifiers,) if isinstance(classifiers, str) else classifiers:
-        if _classes(state, classifier) != _classes(own, classifier):  # starts anew, or is not wanted
-            state = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")}
-            state |= {key: value for key, value in own.items() if key.startswith(f"{classifier}.")}
-    copy_in(model, state, str(path))
-    return model
-
-
-def _classes(state: dict[str, Tensor], classifier: str) -> int:
-    weight = state.get(f"{classifier}.weight")
-    return 0 if weight is None else len(weight)
+    return build_with(architecture, path, str(path), **kwargs)

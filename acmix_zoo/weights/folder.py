@@ -9,20 +9,22 @@
 
 import copy
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import safetensors.torch
 import timm
 import torch
+from timm.layers import to_2tuple
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
@@ -33,9 +35,18 @@ from acmix_zoo.weights.verify import check_folder
 
 # What a network keeps of the configuration it was built from; the rest described the weights that it started from.
 _INHERITED = {"input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
-_INHERITED |= {"first_conv", "classifier", "pool_size"}
+_INHERITED |= {"first_conv", "classifier"}
 # Arguments that config.json states elsewhere, or that belong to the training run.
 _NOT_ARCHITECTURE = {"num_classes", "drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate"}
+
+_TORCH = "For a file: torch.save(acmix_zoo.create_model(WEIGHTS).state_dict(), FILE)"
+# Kinds of model files that people expect here, and how to make one of a weight folder or run folder.
+_FILES = {
+    ".onnx": "For ONNX: torch.onnx.export(acmix_zoo.create_model(WEIGHTS).eval(), (torch.zeros(1, 3, H, W),), FILE)",
+    ".pt2": "For torch.export: torch.export.save(torch.export.export(MODEL, (torch.zeros(1, 3, H, W),)), FILE)",
+    ".safetensors": "The file is model.safetensors in that folder",
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _TORCH),
+}
 
 
 def write_folder(
@@ -83,7 +94,7 @@ def write_folder(
         logits = twin(images)  # (B, classes), from the numbers as stored
     counted = complexity(twin.to("meta"), images.shape[1:])
     record = {"metrics": [], **record, "params": counted.params, "macs": counted.macs}
-    config = _config(model, architecture, pretrained_cfg, record, weights)
+    config = _config(model, architecture, _network_cfg(twin, pretrained_cfg), record, weights)
     files = {
         "model.safetensors": weights,
         "test/example.safetensors": safetensors.torch.save({"input": images, "logits": logits.contiguous()}),
@@ -95,30 +106,61 @@ def write_folder(
     return folder
 
 
-def _config(
-    model: nn.Module, architecture: str, given: Mapping[str, Any], record: Mapping[str, Any], weights: bytes
-) -> dict[str, Any]:
-    """config.json as a dict."""
+def _network_cfg(twin: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's pretrained_cfg of a network, given what is known about its weights; `twin` is it on the meta device."""
     unknown = sorted(given.keys() - {field.name for field in dataclasses.fields(PretrainedCfg)})
     if unknown:
         raise ValueError(f"write_folder: timm's pretrained_cfg has no {', '.join(unknown)}; put them into the record")
-    own = getattr(model, "pretrained_cfg", {})
-    num_classes = int(model.num_classes)  # type: ignore[arg-type]  # timm's contract
+    own = getattr(twin, "pretrained_cfg", {})
+    num_classes = int(twin.num_classes)  # type: ignore[arg-type]  # timm's contract
     cfg = {**{key: own[key] for key in _INHERITED if key in own}, **given, "num_classes": num_classes}
-    if "pool_size" not in given and tuple(cfg.get("input_size", ())) != tuple(own.get("input_size", ())):
-        cfg["pool_size"] = None  # it belongs to another image size
     labels = cfg.get("label_names")
     if labels is not None and len(labels) != num_classes:
         raise ValueError(f"write_folder: {len(labels)} label_names were given for {num_classes} classes")
+    channels, *size = cfg.get("input_size") or (3, 224, 224)
+    channels = getattr(twin, "in_chans", channels)
+    if "input_size" not in given:  # the source's; `set_input_size` may have changed the network's since
+        cfg["input_size"] = (channels, *to_2tuple(getattr(twin, "_model_args", {}).get("img_size", size)))
+    for key in ("mean", "std"):
+        values = tuple(cfg.get(key) or ())
+        if values and key not in given and len(values) != channels:  # as timm fits them to other channels
+            cfg[key] = values = (sum(values) / len(values),) * channels
+        if cfg["input_size"][0] != channels or (values and len(values) != channels):
+            raise ValueError(
+                f"write_folder: the network has {channels} input channels, input_size is {tuple(cfg['input_size'])} "
+                f"and {key} {values}; give them for {channels} channels"
+            )
+    if "pool_size" not in given:
+        cfg["pool_size"] = _pool_size(twin, cfg["input_size"])
+    return cfg
+
+
+@torch.no_grad()
+def _pool_size(twin: nn.Module, input_size: Sequence[int]) -> tuple[int, int] | None:
+    """Height and width of the last feature map, or None where the features are tokens."""
+    features = twin.forward_features(torch.empty(1, *input_size, device="meta"))  # type: ignore[operator]
+    if not isinstance(features, Tensor) or features.dim() != 4:
+        return None
+    height, width = features.shape[1:3] if getattr(twin, "output_fmt", "NCHW") == "NHWC" else features.shape[2:]
+    return int(height), int(width)
+
+
+def _config(
+    model: nn.Module, architecture: str, cfg: dict[str, Any], record: Mapping[str, Any], weights: bytes
+) -> dict[str, Any]:
+    """config.json as a dict."""
     cfg = PretrainedCfg(**cfg).to_dict(remove_source=True)  # timm's defaults are filled in: nothing is left to guess
     cfg.pop("architecture", None)
+    # At the top level, where timm and transformers read them.
+    labels = {key: value for key in ("label_names", "label_descriptions") if (value := cfg.pop(key, None)) is not None}
     tag = cfg.get("tag")
     license = record.get("license") or cfg.get("license")
     arguments = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in _NOT_ARCHITECTURE}
     config: dict[str, Any] = {
         "architecture": architecture,
-        "num_classes": num_classes,
+        "num_classes": cfg["num_classes"],
         "num_features": int(model.num_features),  # type: ignore[arg-type]
+        **labels,
         "global_pool": getattr(model, "global_pool", None),
         "model_args": arguments,
         "pretrained_cfg": cfg,
@@ -155,12 +197,17 @@ def _version() -> str:
 
 
 def free_place(folder: str | Path) -> Path:
-    """The absolute path of a place where a weight folder may be put: nothing is there, or another weight folder.
+    """Return the absolute path of a place where a weight folder may be put: nothing is there, or another weight folder.
 
     Raises:
-        FileExistsError: something else is in the way.
+        ValueError: the path is a model file's, such as model.onnx. FileExistsError: something else is in the way.
     """
     folder = Path(os.path.abspath(folder))
+    if folder.suffix in _FILES:
+        raise ValueError(
+            f"{folder.name} is the name of a {folder.suffix} file, but weights are written as a folder. Expected a "
+            f"folder's name, such as {folder.stem}. {_FILES[folder.suffix]}"
+        )
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not empty and not (folder / "config.json").is_file():
         raise FileExistsError(f"{folder} exists and is not a weight folder; choose another place")
@@ -203,19 +250,27 @@ def beside(folder: Path) -> Iterator[Path]:
 def take_place(new: Path, folder: Path) -> None:
     """Verify the weight folder `new` and move it to `folder`; if it does not verify, `folder` is as it was.
 
+    Several processes may do so at the same time: the last one wins, and each of their folders is whole. No lock
+    (filelock) is used, because its file would stay beside the folder, and some network file systems know no locks.
+
     Raises:
         ValueError: it does not verify.
     """
     problems = check_folder(new)
     if problems:
         raise ValueError(f"{folder} would not verify: {'; '.join(problems)}")
-    if not folder.exists():
-        new.rename(folder)
-        return
     with beside(folder) as old:
-        folder.rename(old / folder.name)
-        try:
-            new.rename(folder)
-        except BaseException:
-            (old / folder.name).rename(folder)
-            raise
+        for attempt in range(100):
+            aside = old / str(attempt)
+            try:
+                with suppress(FileNotFoundError):
+                    folder.rename(aside)
+                new.rename(folder)
+                return
+            except BaseException as error:
+                if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                    continue  # another process put its folder there in between
+                with suppress(OSError):  # nothing was there before, or another process's folder is there now
+                    aside.rename(folder)
+                raise
+    raise FileExistsError(f"{folder} is replaced by other processes all the time; write to another folder")

@@ -15,11 +15,13 @@ from typing import Any, NoReturn, TypeVar
 
 import huggingface_hub as hf
 from huggingface_hub import errors
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but exported lazily
 from torch import nn
 
 from acmix_zoo.weights.build import build, read_config
+from acmix_zoo.weights.checkpoint import build_path
 from acmix_zoo.weights.folder import beside, free_place, take_place
+from acmix_zoo.weights.locate import locate
 from acmix_zoo.weights.verify import check_folder
 
 _FILES = ["config.json", "model.safetensors", "README.md", "test/*", ".eval_results/*"]
@@ -29,11 +31,11 @@ T = TypeVar("T")
 
 
 def from_pretrained(source: str | Path, *, token: str | None = None, **kwargs: Any) -> nn.Module:
-    """The model of a weight folder on the Hub or on this machine, with its weights.
+    """Return the model of a weight folder on the Hub or on this machine, with its weights.
 
     Args:
-        source: "org/name", "org/name@revision" (branch, tag or commit), or the path of a weight folder; a folder that
-            is there comes before a repository of the same name.
+        source: "org/name", "org/name@revision" (branch, tag or commit), or the path of a weight folder or a run
+            folder; a folder that is there comes before a repository of the same name.
         token: for private repositories; by default the one of `hf auth login` or HF_TOKEN.
         kwargs: num_classes, in_chans, drop_path_rate, features_only, ...: timm's and the model's own.
 
@@ -45,8 +47,9 @@ def from_pretrained(source: str | Path, *, token: str | None = None, **kwargs: A
         ConnectionError: the Hub cannot be reached and the cache does not have it. ValueError: not a weight folder, or
         the weights are not those that its config.json describes.
     """
-    if isinstance(source, Path) or (Path(source) / "config.json").is_file():
-        return build(source, **kwargs)
+    place = locate(source)
+    if isinstance(source, Path) or place != Path(source) or (place / "config.json").is_file():
+        return build_path(source, **kwargs)
     return build(snapshot(source, token), **kwargs)
 
 
@@ -127,7 +130,7 @@ def push(
     """Publish a weight folder as one commit; what broke off goes on where it was, and nothing is half-published.
 
     Args:
-        folder: a weight folder that verifies; it is only read.
+        folder: a weight folder that verifies, or the run folder around it; it is only read.
         name: "org/name"; the repository is made if it is missing.
         private: of a repository that is made.
         revision: branch to commit to, made if it is missing; by default the main one.
@@ -143,7 +146,7 @@ def push(
     """
     repo, other = check_push(name, token)
     revision = revision or other
-    folder = Path(folder)
+    folder = locate(folder)
     config = read_config(folder)
     if problems := check_folder(folder):
         raise ValueError(f"{folder} does not verify and is not pushed: {'; '.join(problems)}")

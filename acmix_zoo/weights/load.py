@@ -6,96 +6,24 @@
 - `load_weights(layer, state_dict)`: tensors by name, for a whole network or a single layer
 """
 
-import argparse
-import pickle
+import re
 import sys
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from os import PathLike
-from pathlib import Path
-from typing import Any, cast
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from typing import cast
 
-import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from acmix_zoo.models._plain_swin import is_plain_swin
 from acmix_zoo.models._silent import lacks_convolution
+from acmix_zoo.weights.read import Source, State, read_state_dict
 
-State = dict[str, Tensor]
-Source = str | PathLike[str] | Mapping[str, Any]
-
-# Where trainers put the state dict; averaged weights first, because they are the ones that were evaluated.
-_ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")
-# What wrappers put before each key: DDP and AveragedModel, torch.compile, a LightningModule's `self.model`.
-_PREFIXES = ("", "module.", "_orig_mod.", "model.", "model._orig_mod.", "_orig_mod.module.", "module._orig_mod.")
-
-
-def read_state_dict(source: Source) -> State:
-    """Read the tensors of `source`, whatever it is, onto the CPU; keys stay as they are stored.
-
-    Args:
-        source: weight folder, safetensors file, torch checkpoint (.pth, .pt, .ckpt, .bin) or a mapping.
-
-    Raises:
-        FileNotFoundError: nothing there. ValueError: unreadable, or no weights inside.
-    """
-    if isinstance(source, Mapping):
-        return _unwrap(source, "the mapping")
-    path = Path(source)
-    if path.is_dir():
-        if not (path / "model.safetensors").is_file():
-            raise FileNotFoundError(f"load_weights: the folder {path} holds no model.safetensors; give a weight folder")
-        path = path / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"load_weights: {path} does not exist; give a weight folder or a checkpoint file")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        # Only tensors and plain containers are unpickled: a checkpoint never runs code here. Trainers store their
-        # settings beside the weights: timm's a Namespace, Swin's a CfgNode, for which a plain dict stands in.
-        with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise  # not the file's content: permissions, a failing disk
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"load_weights: {path} was refused, {_refusal(path)}") from error
-    except Exception as error:  # damaged pickles raise nearly everything
-        raise ValueError(
-            f"load_weights: {path} ({path.stat().st_size} bytes) is damaged or not a checkpoint ({error}); "
-            "fetch or write it again"
-        ) from error
-    return _unwrap(checkpoint, str(path))
-
-
-def _refusal(path: Path) -> str:
-    """Say what a checkpoint holds that `weights_only` does not read."""
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not a zip archive: the old format cannot be looked through, and plain garbage ends here too
-        names = []
-    if not names:
-        return (
-            "it is damaged or holds more than tensors; save the state dict alone: torch.save(model.state_dict(), path)"
-        )
-    return (
-        f"beside tensors it holds objects of {', '.join(names)}, and reading those would run code from the file; "
-        "if you trust it, load it yourself with weights_only=False and pass the state dict"
-    )
-
-
-def _unwrap(checkpoint: Any, where: str) -> State:
-    """Find the state dict in a checkpoint, which is either itself or one of its known entries."""
-    if isinstance(checkpoint, Mapping):
-        for entry in _ENTRIES:
-            if isinstance(checkpoint.get(entry), Mapping):
-                return _unwrap(checkpoint[entry], f"{where}[{entry!r}]")
-        state = {str(key): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
-        if state:
-            return state
-    keys = ", ".join(map(str, list(checkpoint)[:8])) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
-    raise ValueError(f"load_weights: no weights in {where}; expected named tensors, found: {keys or 'nothing'}")
+# What people call the attribute that holds the network, and what DDP and torch.compile put around it. A checkpoint's
+# keys may begin with any sequence of these words.
+_WRAPPERS = re.compile(r"((module|_orig_mod|model|network|net|encoder|backbone)\.)*")
+# Wrappers of single blocks, anywhere in a key: torch.compile, FSDP, activation checkpointing.
+_BLOCK_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 def _fits(state: State, own: State) -> bool:
@@ -104,10 +32,8 @@ def _fits(state: State, own: State) -> bool:
 
 def translated(source: Source, module: nn.Module) -> State:
     """Read `source` and bring its keys into the module's own: prefixes, the authors' names, another window size."""
-    state, own = read_state_dict(source), module.state_dict()
-    prefix = max(_PREFIXES, key=lambda p: sum(p + key in state for key in own))
-    if prefix:
-        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    own = module.state_dict()
+    state = _without_wrappers(read_state_dict(source), own)
     if _fits(state, own):
         return state
     from acmix_zoo.weights import authors  # only foreign checkpoints pay for it
@@ -122,6 +48,40 @@ def translated(source: Source, module: nn.Module) -> State:
         if fallback is not None:
             state = fallback(dict(state), module)
     return state
+
+
+def _without_wrappers(state: State, own: State) -> State:
+    """Remove what wrappers put into the keys of `state`, guided by a module's `own` keys."""
+    if not any(_BLOCK_WRAPPERS.search(key) for key in own):
+        state = without_block_wrappers(state)
+    # How many of the module's keys are found behind each prefix, "" included.
+    found: Counter[str] = Counter()
+    for key in state:
+        ends = [0, *(match.end() for match in re.finditer(r"\.", key))]
+        found.update(key[:end] for end in ends if key[end:] in own)
+    known = {prefix: count for prefix, count in found.items() if _WRAPPERS.fullmatch(prefix)}
+    complete = [prefix for prefix, count in found.items() if count == len(own) and prefix in known] or [
+        prefix for prefix, count in found.items() if count == len(own) and not known
+    ]
+    if len(complete) > 1:
+        raise ValueError(
+            f"load_weights: the keys behind {', '.join(sorted(complete)[:8])} all fit. Expected one network; pass the "
+            "state dict of the one that you want, without its prefix"
+        )
+    if complete:  # a name that we do not know is taken if it is the only place that has every key
+        prefix = complete[0]
+    elif known:
+        prefix = max(known, key=lambda p: (known[p], -len(p)))
+    else:  # another project's names: drop the wrappers that all keys share
+        heads = [match[0] for key in state if (match := _WRAPPERS.match(key))]
+        prefix = min(heads, key=len, default="")
+        prefix = prefix if all(key.startswith(prefix) for key in state) else ""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def without_block_wrappers(state: State) -> State:
+    """Remove what torch.compile, FSDP and activation checkpointing of single blocks put inside the keys."""
+    return {_BLOCK_WRAPPERS.sub("", key): value for key, value in state.items()}
 
 
 def _some(names: list[str]) -> str:
@@ -152,8 +112,13 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return cast(nn.Module, getattr(module, "_orig_mod", module))
 
 
-def mismatch(own: State, state: State, where: str, kind: str) -> str:
-    """Three lines on what of `state` does not fit a module's `own` state dict; empty when all does."""
+def mismatch(own: State, state: State, where: str, kind: str, fresh: Collection[str] = ()) -> str:
+    """Return three lines on what of `state` does not fit a module's `own` state dict; empty when everything fits.
+
+    `fresh` are keys that keep their initial values; what `state` has under these names is left out of account.
+    """
+    own = {key: value for key, value in own.items() if key not in fresh}
+    state = {key: value for key, value in state.items() if key not in fresh}
     missing = [key for key in own if key not in state]
     unexpected = sorted(state.keys() - own.keys())
     differ = [key for key in own if key in state and state[key].shape != own[key].shape]
@@ -169,14 +134,19 @@ def mismatch(own: State, state: State, where: str, kind: str) -> str:
     )
 
 
-def copy_in(module: nn.Module, state: State, where: str, strict: bool = True) -> None:
-    """Copy `state` into `module` if every key and shape fits, else say in three lines what does not."""
+def copy_in(module: nn.Module, state: State, where: str, strict: bool = True, fresh: Collection[str] = ()) -> None:
+    """Copy `state` into `module`, except for the keys `fresh`, which keep their initial values.
+
+    Raises:
+        ValueError: a key or shape does not fit; nothing was copied.
+    """
     own: State = module.state_dict()
-    fits = {key: state[key] for key in own if key in state and state[key].shape == own[key].shape}
-    report = mismatch(own, state, where, type(module).__name__)
+    wanted = {key: value for key, value in own.items() if key not in fresh}
+    fits = {key: state[key] for key, value in wanted.items() if key in state and state[key].shape == value.shape}
+    report = mismatch(own, state, where, type(module).__name__, fresh)
     if report:
         plain = is_plain_swin(state) and hasattr(module, "set_input_size")
-        if plain or lacks_convolution(key for key in own if key not in state):
+        if plain or lacks_convolution(key for key in wanted if key not in state):
             report += "\nThese are a plain network's: acmix_zoo.from_swin, from_pvt and from_san make ACmix of them"
         if strict or not fits:
             raise ValueError(f"{report}; nothing was loaded")

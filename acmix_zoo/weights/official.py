@@ -20,6 +20,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # public, but exported lazily
 
 from acmix_zoo.models._registry import FETCH, check_sha256
 from acmix_zoo.weights.convert import convert
@@ -63,15 +64,33 @@ def fetch(model: str) -> Path:
         In both cases nothing is left behind, and what the cache held is as it was.
     """
     folder = official_folder(model)
-    if (folder / "config.json").is_file():
-        try:
-            check_sha256(folder)  # it was verified as a whole when it was written
-            return folder / "model.safetensors"
-        except ValueError as error:
-            warnings.warn(f"{error}. It is fetched again", stacklevel=2)
+    if _is_whole(folder):
+        return folder / "model.safetensors"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # One process downloads, for instance of a DDP run; the others wait and find the file. huggingface_hub's lock is
+    # filelock's, and also works on file systems that know no locks.
+    with WeakFileLock(folder.parent / f".{folder.name}.lock"):
+        if not _is_whole(folder):
+            _download_and_convert(model, folder)
+    return folder / "model.safetensors"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the folder holds weights with the recorded hash; it was verified completely when it was written."""
+    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+        return False
+    try:
+        check_sha256(folder)
+    except ValueError as error:
+        warnings.warn(f"{error}. It is fetched again", stacklevel=3)
+        return False
+    return True
+
+
+def _download_and_convert(model: str, folder: Path) -> None:
+    """Fetch the authors' file of `model` from the first link that works, and write it as a weight folder."""
     failures, cfg = [], timm.get_pretrained_cfg(f"{model}.{TAG}")
     assert cfg is not None and isinstance(cfg.url, str)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as space:  # the disk that the weights will be on
         for link in [cfg.url, *LINKS[model]]:
             print(f"{model}.{TAG}: fetching {link}, once; the weights will be in {folder}", file=sys.stderr, flush=True)
@@ -82,7 +101,7 @@ def fetch(model: str) -> Path:
                     sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
                 source = {"link": link, "bytes": file.stat().st_size, "sha256": sha256}
                 convert(file, f"{model}.{TAG}", folder, {**official_record(model), "source": source})
-                return folder / "model.safetensors"
+                return
             except (OSError, ValueError) as error:
                 failures.append(f"  {link}: {error}")
     raise OSError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d
-from acmix_zoo.weights.load import Source, State
+from acmix_zoo.weights.read import Source, State
 from acmix_zoo.weights.warm_start import create_with, plain_state
 
 _RESNETS = {(1, 2, 4, 1): "acmix_resnet26", (2, 3, 5, 2): "acmix_resnet38", (3, 4, 6, 3): "acmix_resnet50"}

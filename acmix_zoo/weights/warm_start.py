@@ -16,7 +16,8 @@ import timm
 from torch import nn
 
 from acmix_zoo.models._plain_swin import configuration, timm_names
-from acmix_zoo.weights.load import Source, State, read_state_dict, unwrapped
+from acmix_zoo.weights.load import unwrapped, without_block_wrappers
+from acmix_zoo.weights.read import Source, State, read_state_dict
 
 _SWINS = {
     (96, (2, 2, 6, 2), (3, 6, 12, 24)): "acmix_swin_t",
@@ -148,8 +149,9 @@ def _ends(state: State, first: str, last: str) -> dict[str, Any]:
 
 
 def plain_state(source: nn.Module | Source) -> State:
-    """The weights of a network or of what is stored, without what a wrapper put before all keys."""
+    """Return the weights of a network or of what is stored, without what wrappers put into the keys."""
     state = dict(unwrapped(source).state_dict()) if isinstance(source, nn.Module) else read_state_dict(source)
+    state = without_block_wrappers(state)
     for key in state:
         if match := re.match(r"(.*\.)?(patch_embed1?\.proj|features\.0\.0|conv1|conv_in)\.weight$", key):
             prefix = match[1] or ""

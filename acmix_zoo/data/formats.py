@@ -1,0 +1,96 @@
+"""Which files are images: the formats that are opened, their file names, and what is said about all others."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+# Pillow's names. Only these are ever tried, whatever a file is called: Pillow would hand PostScript to Ghostscript, and
+# its readers of rare formats get little testing. TGA is left out because its files have no signature to know them by.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI", "PCX", "SGI")
+
+EXTENSIONS = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".pbm",
+    ".pgm", ".ppm", ".pnm", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".qoi", ".pcx",
+    ".sgi",
+})  # fmt: skip
+HEIC = frozenset({".heic", ".heif", ".hif"})
+
+_RAW = frozenset({
+    ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".3fr",
+})  # fmt: skip
+_OTHER_IMAGES = frozenset({
+    ".jxl", ".jxr", ".svg", ".svgz", ".eps", ".ps", ".ai", ".pdf", ".psd", ".xcf", ".tga", ".ico", ".icns", ".cur",
+    ".exr", ".hdr", ".pfm", ".fits", ".fit", ".dcm", ".nii", ".mrxs", ".svs", ".ndpi", ".wmf", ".emf", ".dds",
+    ".xbm", ".xpm", ".djvu",
+})  # fmt: skip
+_FOLDERS_OF_SYSTEMS = frozenset({
+    "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__",
+})  # fmt: skip
+_SIGNATURES = (
+    (b"%!PS", "a PostScript file"),
+    (b"\xc5\xd0\xd3\xc6", "a PostScript file"),
+    (b"%PDF", "a PDF file"),
+    (b"8BPS", "a Photoshop file"),
+    (b"<svg", "an SVG drawing"),
+    (b"<!doctype html", "a web page, perhaps a failed download"),
+    (b"<html", "a web page, perhaps a failed download"),
+    (b"<?xml", "an XML file"),
+    (b"\xff\x0a", "a JPEG XL file"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL file"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the image"),
+)
+
+
+@cache
+def has_heif() -> bool:
+    """Return whether the package pillow-heif, which reads HEIC photographs, is installed."""
+    return find_spec("pillow_heif") is not None
+
+
+@cache
+def open_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that are opened; HEIF is among them where pillow-heif is installed."""
+    if not has_heif():
+        return FORMATS
+    from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
+
+    register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden (.git, .DS_Store, ._photo.jpg) or an operating system's own."""
+    return name.startswith(".") or name.lower() in _FOLDERS_OF_SYSTEMS
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file is named like an image that can be read, and is not hidden."""
+    extension = os.path.splitext(name)[1].lower()
+    return not is_hidden(name) and (extension in EXTENSIONS or (extension in HEIC and has_heif()))
+
+
+def skip_advice(extension: str) -> str:
+    """Return what to do about skipped files with this extension (lower case, with its dot), as an imperative."""
+    if extension in HEIC:
+        return "to read them, `pip install pillow-heif`"
+    if not extension:
+        return "if they are images, give them an extension such as .jpg"
+    return "convert them to JPEG or PNG"
+
+
+def is_lost_image(extension: str) -> bool:
+    """Return whether skipping a file with this extension probably loses an image that its owner counts on."""
+    return extension in HEIC or extension in _RAW or extension in _OTHER_IMAGES or not extension
+
+
+def content_kind(head: bytes) -> str:
+    """Return what a file that is none of `FORMATS` seems to be, judging by its first bytes."""
+    if not head:
+        return "an empty file"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
+        return "a HEIC photograph" + ("" if has_heif() else "; to read it: pip install pillow-heif")
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower() if head[:1] in b"\xef \t\r\n<" else head
+    return next((kind for signature, kind in _SIGNATURES if start.startswith(signature)), "not an image")

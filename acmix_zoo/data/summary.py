@@ -1,0 +1,96 @@
+"""What is said about a data set before a run: splits, classes, images per class, what was skipped, pixel values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from acmix_zoo.data.checks import unreadable
+from acmix_zoo.data.depth import DARK
+from acmix_zoo.data.images import Inspection
+from acmix_zoo.data.sources import Images, Source, counted
+from acmix_zoo.data.splits import stratified
+
+Parts = dict[str, tuple[Images, np.ndarray]]
+_TABLE_CLASSES = 20  # more than these are summed up
+
+
+def split_parts(source: Source, val_fraction: float, seed: int) -> Parts:
+    """Return for each of "train", "val" and "test" that exists the images, and the indices of its own among them.
+
+    Args:
+        val_fraction: share of each class that validates where the source has no validation split; 0 for none.
+        seed: of the draw.
+    """
+    splits = source.splits()
+    parts = {name: (images, np.arange(len(images))) for name, images in splits.items()}
+    if "val" not in parts and val_fraction > 0:
+        images = splits["train"]
+        train, val = stratified(images.targets, val_fraction, seed)
+        parts["train"], parts["val"] = (images, train), (images, val)
+    return parts
+
+
+def summarize(source: Source, parts: Parts, inspections: Mapping[str, Inspection]) -> str:
+    """Return the block of text about a data set that a run begins with and `acmix-zoo data` prints.
+
+    Args:
+        parts: the images of each split, from `split_parts`.
+        inspections: what a look at the files of each split found, as far as one was taken.
+    """
+    names = source.class_names
+    splits = [split for split in ("train", "val", "test") if split in parts]
+    counts = {split: _class_counts(*parts[split], len(names)) for split in splits}
+    sizes = ", ".join(f"{split} {counts[split].sum():,}" for split in splits)
+    lines = [f"data: {source.name}, {len(names)} classes; images: {sizes}"]
+    if "val" not in source.splits() and "val" in parts:
+        lines.append("  val is set aside from train (data.val_fraction), since there is no validation split")
+    if len(names) <= _TABLE_CLASSES:
+        width = max(map(len, ("class", *names)))
+        lines.append("  " + "class".ljust(width) + "".join(f"{split:>9}" for split in splits))
+        for number, name in enumerate(names):
+            row = "".join(f"{counts[split][number]:>9,}" for split in splits)
+            lines.append("  " + name.ljust(width) + row)
+    else:
+        for split in splits:
+            low, middle, high = counts[split].min(), int(np.median(counts[split])), counts[split].max()
+            spread = f"{low:,} to {high:,} images per class, median {middle:,}"
+            lines.append(f"  {split}: {spread if low < high else counted(low, 'image') + ' per class'}")
+    lines += [f"  {remark}" for remark in [*_imbalance(counts["train"], names), *source.remarks]]
+    lines += [f"  {line}" for line in _pixel_values(inspections)]
+    lines += [f"  {unreadable(s, found)}" for s, found in inspections.items() if found.problems]
+    return "\n".join(lines)
+
+
+def _class_counts(images: Images, indices: np.ndarray, classes: int) -> np.ndarray:
+    targets = images.targets[indices]
+    return np.bincount(targets[targets >= 0], minlength=classes)
+
+
+def _imbalance(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:
+    low, high = int(counts.argmin()), int(counts.argmax())
+    if counts[high] < 3 * max(1, counts[low]):
+        return []
+    ratio = f"{counts[high]:,} of {names[high]!r}, {counts[low]:,} of {names[low]!r}"
+    return [f"the training classes are unequal: {ratio}. Top-1 accuracy counts images, not classes"]
+
+
+def _pixel_values(inspections: Mapping[str, Inspection]) -> list[str]:
+    count = sum(found.count for found in inspections.values())
+    depths: dict[int, int] = {}
+    for found in inspections.values():
+        for bits, images in found.depths.items():
+            depths[bits] = depths.get(bits, 0) + images
+    if not count:
+        return []
+    if not depths:
+        return ["pixel values: 8 bits, 0 to 255"]
+    lines = [
+        f"pixel values: {images:,} of {count:,} images have {bits} bits; black to white is 0 to {2**bits - 1:,}"
+        for bits, images in sorted(depths.items())
+    ]
+    if dark := sum(found.dark for found in inspections.values()):
+        which = f"Warning: {counted(dark, 'image')}"
+        lines.append(DARK.format(which=which, bits="/".join(map(str, sorted(depths)))))
+    return lines

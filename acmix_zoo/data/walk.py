@@ -1,0 +1,154 @@
+"""Finding image files below folders: links are resolved, each file is counted once, and what is skipped is counted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from acmix_zoo.data.formats import is_hidden, is_image_name
+
+HIDDEN = "hidden"
+LINKS_BACK = "links back"
+REPEATED = "repeated"
+
+
+@dataclass
+class Walk:
+    """What a walk found.
+
+    Attributes:
+        images: for each folder the sorted paths of its images.
+        skipped: number of files or links for each reason: `HIDDEN`, `LINKS_BACK` (links to a folder that contains the
+            link's own), `REPEATED` (links to what is already counted), or an extension in lower case.
+        examples: for each reason the first path, in alphabetical order.
+        has_links: whether there were any links.
+    """
+
+    images: list[list[str]]
+    skipped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+    has_links: bool = False
+
+    def skip(self, reason: str, path: str) -> None:
+        """Count a path that is skipped."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        self.examples[reason] = min(path, self.examples.get(reason, path))
+
+    def add(self, other: Walk) -> None:
+        """Add what another walk skipped; its images are left out."""
+        self.has_links |= other.has_links
+        for reason, count in other.skipped.items():
+            self.skipped[reason] = self.skipped.get(reason, 0) + count
+            self.examples[reason] = min(other.examples[reason], self.examples.get(reason, other.examples[reason]))
+
+
+def walk_folders(places: Sequence[str | Path], root: str | Path | None = None) -> Walk:
+    """Find the images below each of `places`, for instance the class folders of one split.
+
+    A file that can be reached twice counts once: where it really is, else under the first link to it. Links may lead
+    anywhere, but not back up: a link to a folder that contains `root` or one of `places` is skipped, since following
+    it would file every other class under this one.
+
+    Args:
+        places: the folders to look in.
+        root: the folder of the whole data set.
+
+    Raises:
+        ValueError: two folders have links to the same file.
+        OSError: a folder cannot be read.
+    """
+    folders = [str(Path(place)) for place in places]  # without a slash at the end
+    walk = Walk([[] for _ in folders])
+    real_folders = [os.path.realpath(folder) for folder in folders]
+    above = [*real_folders, *([os.path.realpath(root)] if root is not None else [])]
+    visited: set[str] = set()
+    links: list[tuple[int, str]] = []
+    for number, (folder, real) in enumerate(zip(folders, real_folders, strict=True)):
+        _walk_tree(walk, number, folder, real, visited, links)
+    walk.has_links = bool(links)
+    if links:
+        owner: dict[
+            str, tuple[int, str]
+        ] = {}  # real path of a file: the folder that has it, and the link, if it is one
+        for number, (folder, real) in enumerate(zip(folders, real_folders, strict=True)):
+            owner |= {real + path[len(folder) :]: (number, "") for path in walk.images[number]}
+        _follow_links(walk, links, above, visited, owner)
+    for images in walk.images:
+        images.sort()
+    return walk
+
+
+def find_images(folder: str | Path) -> list[str]:
+    """Return the sorted paths of all images below `folder`. Other files and hidden ones are skipped."""
+    return walk_folders([folder]).images[0]
+
+
+def _walk_tree(
+    walk: Walk, number: int, folder: str, real: str, visited: set[str], links: list[tuple[int, str]]
+) -> None:
+    """Add the images below one folder; links are left for later."""
+    stack = [(folder, real)]
+    while stack:
+        path, real = stack.pop()
+        if real in visited:
+            walk.skip(REPEATED, path)
+            continue
+        visited.add(real)
+        with os.scandir(path) as entries:
+            for entry in entries:
+                name = entry.name
+                if is_hidden(name):
+                    walk.skip(HIDDEN, entry.path)
+                elif entry.is_symlink():
+                    links.append((number, entry.path))
+                elif entry.is_dir(follow_symlinks=False):
+                    stack.append((entry.path, os.path.join(real, name)))
+                elif is_image_name(name) and entry.is_file(follow_symlinks=False):
+                    walk.images[number].append(entry.path)
+                else:
+                    walk.skip(os.path.splitext(name)[1].lower(), entry.path)
+
+
+def _follow_links(
+    walk: Walk,
+    links: list[tuple[int, str]],
+    above: list[str],
+    visited: set[str],
+    owner: dict[str, tuple[int, str]],
+) -> None:
+    while links:
+        waiting, links[:] = sorted(links), []
+        for number, path in waiting:
+            target = os.path.realpath(path)
+            if os.path.isdir(target):
+                if target in visited:
+                    walk.skip(REPEATED, path)
+                elif any((folder + os.sep).startswith(target.rstrip(os.sep) + os.sep) for folder in above):
+                    walk.skip(LINKS_BACK, path)
+                else:
+                    start = len(walk.images[number])
+                    _walk_tree(walk, number, path, target, visited, links)
+                    found = walk.images[number][start:]
+                    del walk.images[number][start:]
+                    for file in found:
+                        _add_file(walk, number, file, target + file[len(path) :], owner)
+            elif not is_image_name(os.path.basename(path)):
+                walk.skip(os.path.splitext(path)[1].lower(), path)
+            else:  # a link to nothing, too: the check before a run names it
+                _add_file(walk, number, path, target, owner)
+
+
+def _add_file(walk: Walk, number: int, path: str, real: str, owner: dict[str, tuple[int, str]]) -> None:
+    if real not in owner:
+        owner[real] = number, path
+        walk.images[number].append(path)
+        return
+    other, link = owner[real]
+    if link and other != number:
+        raise ValueError(
+            f"{link} and {path} are links to the same image, {real}, in two folders. "
+            "Expected each image in one class; remove one of the links"
+        )
+    walk.skip(REPEATED, path)

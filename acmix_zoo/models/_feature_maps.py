@@ -1,0 +1,47 @@
+"""Feature maps of the networks: their memory layout, and the wrappers behind `features_only=True`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models._features import FeatureGetterNet
+from torch import Tensor
+
+
+def check_output_fmt(network: str, output_fmt: str) -> None:
+    """Raise a ValueError unless `output_fmt` is a layout that `forward_intermediates` can return."""
+    if output_fmt not in ("NCHW", "NHWC"):
+        raise ValueError(
+            f'{network}.forward_intermediates: unknown output_fmt={str(output_fmt)!r}; expected "NCHW" or "NHWC"'
+        )
+
+
+def to_output_fmt(maps: Tensor, output_fmt: str) -> Tensor:
+    """Return maps (B, C, H, W) as they are, or as (B, H, W, C) for "NHWC"."""
+    return maps.permute(0, 2, 3, 1) if output_fmt == "NHWC" else maps
+
+
+class MapList(FeatureGetterNet):  # type: ignore[misc]
+    """A list of maps from `forward_intermediates`; unlike timm's class, it passes gradient checkpointing on."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.model.set_grad_checkpointing(enable)
+
+
+class MapDict(MapList):
+    """The same maps by the index of their stage, as a string: the keys of timm's FeatureDictNet."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return dict(zip(map(str, self.out_indices), super().forward(x), strict=True))
+
+
+def feature_class(requested: Any, default: Any = None) -> Any:
+    """Return the class for timm's `feature_cls=`.
+
+    Stages that are no row of modules cannot be rebuilt by timm's FeatureListNet and FeatureDictNet. Networks with such
+    stages have the default "getter", and give the same result from `forward_intermediates`.
+    """
+    name = default if requested is None else requested
+    if default == "getter" and name in ("list", "dict"):
+        return MapDict if name == "dict" else MapList
+    return MapList if name == "getter" else name

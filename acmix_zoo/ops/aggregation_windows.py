@@ -1,0 +1,98 @@
+"""SAN's weighted sums in few kernel launches, for devices where launching a kernel costs more than what it does.
+
+`aggregation.py` walks over the k² offsets of the window. On a CPU that copies nothing and is fastest; on a GPU it takes
+a few launches per offset, 225 for one 7×7 aggregation with its gradient. Here all offsets are one multiplication with a
+strided view of the windows, followed by one sum. The products are the only large buffer: k² times the value, so they
+are made in chunks of a bounded size.
+
+Products and sums are float32 for half-precision inputs. Every sum has a fixed order, so results repeat to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Products held at a time. Not measured on any GPU: it bounds the memory and keeps the number of chunks small.
+_PRODUCT_BYTES = 128 << 20
+
+
+def windowed_sums(padded: Tensor, weight: Tensor, kernel: int) -> Tensor:
+    """Sum every k×k window of `padded`, weighted.
+
+    Args:
+        padded: (B, C, H + k − 1, W + k − 1), the value and its border.
+        weight: (B, k²·wc, H, W), channels ordered (k², wc); C is a multiple of wc.
+        kernel: k.
+
+    Returns:
+        (B, C, H, W) in the dtype of `padded`.
+    """
+    weights = _weights(weight, kernel)
+    out = padded.new_empty((*padded.shape[:2], *weight.shape[2:]))  # (B, C, H, W)
+    sums = out.unflatten(1, (-1, weights.shape[1]))  # (B, share, wc, H, W), a view
+    for images, rows in _chunks(out, kernel):
+        windows = _windows(padded, weights.shape[1], kernel, images, rows)  # (b, share, wc, h, W, k, k)
+        products = windows * weights[images, :, rows].unsqueeze(1)
+        sums[images, :, :, rows] = products.sum((-2, -1), dtype=_accumulator(padded))
+    return out
+
+
+def windowed_gradients(grad: Tensor, padded: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `windowed_sums` for `padded`, in float32 at least, and for `weight`, in its own dtype.
+
+    `grad` is the gradient of the result, (B, C, H, W).
+    """
+    weights = _weights(weight, kernel)
+    shared, width = weights.shape[1], grad.shape[3]
+    # Chunks of rows overlap by their halo in the gradient of the value, so it is accumulated over them in float32.
+    d_padded = padded.new_zeros(padded.shape, dtype=_accumulator(padded))
+    d_weight = weight.new_empty(weight.shape)
+    d_weights = _weights(d_weight, kernel)
+    grads = grad.unflatten(1, (-1, shared))[..., None, None]  # (B, share, wc, H, W, 1, 1)
+    for images, rows in _chunks(grad, kernel):
+        windows = _windows(padded, shared, kernel, images, rows)  # (b, share, wc, h, W, k, k)
+        part = grads[images, :, :, rows].to(windows.dtype)
+        d_weights[images, :, rows] = (part * windows).sum(1)
+        # (b, share, wc, k, k, h, W): the order of F.fold, which adds every product to the position it came from.
+        products = part.movedim((-2, -1), (3, 4)) * weights[images, :, rows].movedim((-2, -1), (2, 3)).unsqueeze(1)
+        columns = products.reshape(len(products), grad.shape[1] * kernel**2, -1)  # (b, C·k², h·W)
+        side = (rows.stop - rows.start + kernel - 1, width + kernel - 1)
+        folded = F.fold(columns, side, kernel)  # (b, C, h + k − 1, W + k − 1)
+        d_padded[images, :, rows.start : rows.stop + kernel - 1] += folded
+    return d_padded, d_weight
+
+
+def _weights(weight: Tensor, kernel: int) -> Tensor:
+    """(B, k²·wc, H, W) → (B, wc, H, W, k, k), a view."""
+    return weight.unflatten(1, (kernel, kernel, -1)).movedim((1, 2), (-2, -1))  # type: ignore[no-any-return]
+
+
+def _windows(padded: Tensor, shared: int, kernel: int, images: slice, rows: slice) -> Tensor:
+    """Return the windows (b, share, wc, h, W, k, k) of some images and rows in the dtype of the sums.
+
+    A view, unless it has to be converted: then the map is, not its windows.
+    """
+    part = padded[images, :, rows.start : rows.stop + kernel - 1].to(_accumulator(padded))
+    return part.unflatten(1, (-1, shared)).unfold(3, kernel, 1).unfold(4, kernel, 1)  # type: ignore[no-any-return]
+
+
+def _accumulator(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _chunks(out: Tensor, kernel: int) -> Iterator[tuple[slice, slice]]:
+    """Yield (images, rows) of a result (B, C, H, W), so that the products of each stay within `_PRODUCT_BYTES`.
+
+    All rows of as many images as fit; if not even one image does, as many of its rows, at least one.
+    """
+    b, c, h, w = out.shape
+    row = c * w * kernel**2 * _accumulator(out).itemsize
+    images = min(b, max(1, _PRODUCT_BYTES // max(h * row, 1)))
+    rows = h if h * row <= _PRODUCT_BYTES else max(1, _PRODUCT_BYTES // row)
+    for image in range(0, b, max(images, 1)):
+        for start in range(0, h, rows):
+            yield slice(image, min(image + images, b)), slice(start, min(start + rows, h))

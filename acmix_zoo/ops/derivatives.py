@@ -1,0 +1,144 @@
+"""Give fast code every derivative that plain operators have.
+
+A fast kernel, or a backward pass written by hand, covers the forward pass and the first derivative. `torch.func`
+transforms, forward-mode AD and second derivatives need more. Each piece of fast code in this package therefore names a
+plain equivalent: the same function written in operators that PyTorch can differentiate any number of times.
+
+* Before the fast code runs, `is_transformed` tells whether to call the plain equivalent instead.
+* `with_plain_derivatives` attaches the plain equivalent to a result that autograd recorded through a kernel without a
+  second derivative. It is used only if the backward pass is itself differentiated (`create_graph=True`) or batched
+  (`is_grads_batched=True`); ordinary training runs the kernel's own backward pass.
+* `plain_gradients` does the same inside the backward pass of an `autograd.Function`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import make_dual, unpack_dual
+from torch.func import debug_unwrap
+
+from acmix_zoo.ops.tracing import is_recording, is_tracing
+
+
+def is_transformed(*tensors: Tensor | None) -> bool:
+    """Return whether a `torch.func` transform or forward-mode AD is at work on one of the tensors.
+
+    While a graph is compiled or exported, tensors cannot be asked; the answer then is whether any is at work at all.
+    """
+    if torch.compiler.is_compiling():
+        return _is_any_transform_active()
+    return any(
+        t is not None and (debug_unwrap(t, recurse=False) is not t or unpack_dual(t).tangent is not None)
+        for t in tensors
+    )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_any_transform_active() -> bool:
+    """Return whether the caller runs inside a `torch.func` transform or a level of forward-mode AD.
+
+    PyTorch has no public function for this, so two things are tried that it allows only on one side.
+    """
+    nothing = torch.empty(0)
+    try:
+        _OldStyle.apply()
+    except RuntimeError:
+        return True
+    try:
+        make_dual(nothing, nothing)
+    except RuntimeError:
+        return False
+    return True
+
+
+class _OldStyle(torch.autograd.Function):
+    """A Function without `setup_context`, which PyTorch refuses to run inside a `torch.func` transform."""
+
+    @staticmethod
+    def forward(ctx: Any) -> Tensor:
+        return torch.empty(0)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Return whether x (B, C, H, W) is channels_last in memory. Under `vmap`, which cannot tell, the answer is no."""
+    return not is_transformed(x) and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def in_format_of(x: Tensor, out: Tensor) -> Tensor:
+    """Return `out`, which is channels_last, in the memory format of `x`: channels_last or contiguous."""
+    last = is_channels_last(x)
+    if is_tracing():  # never a view, which TorchScript does not let a ReLU behind it change in place
+        return out.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return out if last else out.contiguous()
+
+
+def needs_plain_gradients(grad: Tensor) -> bool:
+    """Return whether a backward pass that received `grad` must be differentiable or take many gradients at once."""
+    if torch.is_grad_enabled() or is_transformed(grad):
+        return True
+    try:
+        grad.untyped_storage()
+    except NotImplementedError:  # `is_grads_batched=True` passes a tensor without storage that stands for the batch
+        return True
+    return False
+
+
+def plain_gradients(
+    plain: Callable[..., Tensor], inputs: Sequence[Tensor | None], wanted: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """Return the gradients of `plain(*inputs)`, themselves differentiable if grad mode is enabled.
+
+    Args:
+        plain: the function, in plain operators.
+        inputs: its arguments, in the graph that they belong to.
+        wanted: for each argument, whether its gradient is needed; the others get None.
+        grad: the gradient of the result, of the result's shape.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, because one argument may have been computed from another: its gradient must not pass through that.
+        views = [t.view_as(t) if w and t is not None else t for t, w in zip(inputs, wanted, strict=True)]
+        out = plain(*views)
+    sought = [v for v, w in zip(views, wanted, strict=True) if w and v is not None]
+    found = iter(torch.autograd.grad(out, sought, grad, create_graph=create_graph, allow_unused=True))
+    return [next(found) if w and v is not None else None for v, w in zip(views, wanted, strict=True)]
+
+
+def with_plain_derivatives(out: Tensor, plain: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Return `out`, with second derivatives taken from `plain`.
+
+    Args:
+        out: the result of fast code, recorded by autograd.
+        plain: a function in plain operators with `plain(*inputs)` equal to `out`.
+        inputs: the tensors that `out` was computed from. They are saved for the backward pass.
+    """
+    if is_recording() or not torch.is_grad_enabled() or not out.requires_grad:
+        return out
+    return _PlainDerivatives.apply(plain, out, *inputs)  # type: ignore[no-any-return]
+
+
+class _PlainDerivatives(torch.autograd.Function):
+    """The identity on `out`, whose gradient goes either into the graph of `out` or to `inputs` by way of `plain`."""
+
+    generate_vmap_rule = True  # reached under vmap only with inputs that are not batched
+
+    @staticmethod
+    def forward(plain: Callable[..., Tensor], out: Tensor, *inputs: Tensor) -> Tensor:
+        return out.detach()  # autograd would take `out` itself for a view, on which no in-place operator may work
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.plain = inputs[0]
+        ctx.save_for_backward(*inputs[2:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        wanted = ctx.needs_input_grad[2:]
+        if grad is None or not needs_plain_gradients(grad):
+            return None, grad, *(None for _ in wanted)
+        return None, None, *plain_gradients(ctx.plain, ctx.saved_tensors, wanted, grad)

@@ -1,0 +1,123 @@
+"""Before the first step: options that cannot work, where the run folder is, and what a run starts from."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+
+from acmix_zoo.training.export import parent
+
+
+def check_config(config: Any, subcommand: str) -> None:
+    """Refuse options that would end a run later, in an error that does not name them.
+
+    Args:
+        config: the parsed options of the subcommand.
+
+    Raises:
+        ValueError: says which option cannot work, and what to give.
+    """
+    trainer = config.trainer
+    if subcommand == "fit" and trainer.enable_checkpointing is False:
+        raise ValueError(
+            "--trainer.enable_checkpointing false leaves no checkpoint that the run could be finished or resumed from. "
+            "Leave the option out, or use --trainer.fast_dev_run true for a trial that writes nothing"
+        )
+    for name in ("limit_train_batches", "overfit_batches") if subcommand == "fit" else ():
+        value = getattr(trainer, name)
+        if value is not None and (value < 0 or (value == 0 and name == "limit_train_batches")):
+            raise ValueError(
+                f"--trainer.{name} {value} leaves nothing to train on. Expected a number of batches (1 or more) or a "
+                "fraction of them (0.1)"
+            )
+    if trainer.accelerator in ("gpu", "cuda") and not (
+        torch.cuda.is_available() or (trainer.accelerator == "gpu" and torch.backends.mps.is_available())
+    ):
+        raise ValueError(
+            f"--trainer.accelerator {trainer.accelerator} was given, but torch {torch.__version__} finds no GPU here. "
+            "Use --trainer.accelerator cpu (or auto), or check the driver with nvidia-smi and install a torch that was "
+            "built for it"
+        )
+    if trainer.accelerator == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(
+            "--trainer.accelerator mps was given, but this is no Apple computer with Metal. Use --trainer.accelerator "
+            "cpu or auto"
+        )
+
+
+def missing_source(subcommand: str) -> str:
+    """Return the error for a command without images."""
+    return (
+        f"there are no images to {subcommand} with: --data.source is missing. Expected a folder with a subfolder of "
+        "images for each class (photos/cat/1.jpg, photos/dog/2.jpg), the id of a data set on the Hugging Face Hub, or "
+        "the name of a data set such as fashion_mnist. Add --data.source FOLDER"
+    )
+
+
+def settle_folder(config: Any, command: str) -> None:
+    """Fill in the run folder, in place.
+
+    A run's own config.yaml means the folder that it lies in, wherever that was moved to or is called from; relative
+    paths in it are then found beside the folder's old place. Without --run.folder a run gets a folder that is named
+    after its recipe (or its network) and its data, so that two experiments do not meet in one folder.
+
+    Args:
+        config: the parsed options of the subcommand.
+        command: the command line as given.
+    """
+    recipes = [Path(str(path)) for path in config.get("config") or []]
+    given = {word.split("=")[0] for word in shlex.split(command)}
+    own = next((path.parent for path in reversed(recipes) if _is_run_config(path)), None)
+    if own is not None and "--run.folder" not in given:
+        start = _start_of(own, config.run.folder)
+        config.run.folder = str(own)
+        for group, name in (("data", "source"), ("data", "classes_file"), ("model", "pretrained"), ("model", "model")):
+            value = config[group].get(name)
+            moved = start / value if start and isinstance(value, str) and f"--{group}.{name}" not in given else None
+            if moved is not None and not Path(value).exists() and moved.exists():
+                config[group][name] = str(moved)
+    if config.run.folder is None:
+        experiment = recipes[0].stem if recipes else Path(str(config.model.model)).name
+        data = re.sub(r"[^\w.-]+", "_", Path(str(config.data.source)).name)
+        config.run.folder = f"runs/{experiment}-{data}" if data else f"runs/{experiment}"
+
+
+def _is_run_config(path: Path) -> bool:
+    return path.name == "config.yaml" and (path.parent / "checkpoints").is_dir()
+
+
+def _start_of(folder: Path, recorded: str | None) -> Path | None:
+    """Return the directory in which a run was started that recorded its folder as `recorded`; None if it cannot be told
+    from where the folder is now."""
+    there, parts = folder.resolve(), Path(recorded or "").parts
+    if not parts or Path(*parts).is_absolute() or ".." in parts or there.parts[-len(parts) :] != parts:
+        return None
+    return Path(*there.parts[: -len(parts)])
+
+
+def is_first_process() -> bool:
+    """Return whether this is the first of the run's processes, as its launcher says: there is no trainer yet."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def start_message(trainer: L.Trainer, module: L.LightningModule) -> str:
+    """Return a line on what is trained: the network, the weights that it starts from, the images, the device."""
+    model = getattr(module, "model", module)
+    hparams, cfg = module.hparams, getattr(model, "pretrained_cfg", None) or {}
+    name = hparams.get("model") or type(model).__name__
+    count = sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else 0
+    start = parent(hparams.get("pretrained"), cfg)
+    start = f"fine-tuned from {start}" if start else "trained from scratch"
+    size = getattr(getattr(trainer, "datamodule", None), "input_size", None)
+    images = f"; images are resized to {size[1]} × {size[2]} pixels" if size else ""
+    device: Any = trainer.strategy.root_device
+    device = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    devices = f"{trainer.world_size} × {device}" if trainer.world_size > 1 else device
+    return f"model: {name} ({count / 1e6:.3g} M parameters), {start}{images}; device: {devices}, {trainer.precision}"

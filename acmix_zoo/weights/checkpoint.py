@@ -1,0 +1,133 @@
+"""From a checkpoint file to a model, as timm does it for its own weights: another classifier, other input channels.
+
+A checkpoint of `acmix-zoo fit` says which network it is of; for any other file the caller names the network.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from timm.models import adapt_input_conv
+from torch import nn
+
+from acmix_zoo.weights.build import build, described
+from acmix_zoo.weights.load import copy_in, translated
+from acmix_zoo.weights.locate import locate
+from acmix_zoo.weights.read import Source, State, read_checkpoint
+
+
+def build_path(path: str | Path, **kwargs: Any) -> nn.Module:
+    """Build the model of a weight folder, a run folder or a checkpoint of `acmix-zoo fit`, with its weights.
+
+    Args:
+        path: of the folder or file.
+        kwargs: num_classes, in_chans, drop_path_rate, ... for timm.
+
+    Raises:
+        FileNotFoundError: `path` does not exist, or is neither a weight folder nor a run. ValueError: what `path`
+            holds is damaged, unsafe, or does not say which network it is of.
+    """
+    place = locate(path)
+    if place.is_dir():
+        return build(place, **kwargs)
+    if place.name == "model.safetensors" and (place.parent / "config.json").is_file():
+        return build(place.parent, **kwargs)
+    if not place.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected a weight folder, a run folder or a checkpoint file")
+    return _build_checkpoint(place, **kwargs)
+
+
+def _build_checkpoint(path: Path, **kwargs: Any) -> nn.Module:
+    """Build the network of a Lightning checkpoint of a ClassificationTask."""
+    checkpoint = read_checkpoint(path) if path.suffix != ".safetensors" else None
+    hyper = _entry(checkpoint, "hyper_parameters")
+    if not {"model", "num_classes"} <= hyper.keys():
+        raise ValueError(
+            f"create_model: {path} does not say which network its weights are for. Expected a weight folder, a run "
+            f'folder or a checkpoint of `acmix-zoo fit`. Name the network: create_model(NAME, pretrained="{path}")'
+        )
+    name = str(hyper["model"])
+    if (Path(name) / "config.json").is_file():  # trained from a weight folder that is given as the model
+        raise ValueError(
+            f"create_model: {path} was trained with the weight folder {name} as its model. Expected a model's name in "
+            "the checkpoint. Use the run's weights/, or `acmix-zoo export` the checkpoint where that folder is"
+        )
+    architecture = name.partition(".")[0]
+    default = timm.get_pretrained_cfg(architecture)
+    stored = _entry(_entry(_entry(checkpoint, "ImageDataModule"), "card"), "cfg")  # mean, std, names of the classes
+    cfg = {**(default.to_dict(remove_source=True) if default else {}), **stored}
+    try:
+        arguments = json.loads(json.dumps(hyper.get("model_kwargs") or {}))  # tuples become lists, as in config.json
+    except TypeError as error:
+        raise ValueError(f"create_model: model_kwargs of {path} are no plain values ({error})") from error
+    config = {
+        "architecture": architecture,
+        "num_classes": hyper["num_classes"],
+        "model_args": arguments,
+        "pretrained_cfg": {key: value for key, value in cfg.items() if key not in ("architecture", "tag")},
+    }
+    known, pretrained_cfg, arguments = described(config, path)
+    return build_with(known, checkpoint or {}, str(path), pretrained_cfg=pretrained_cfg, **arguments, **kwargs)
+
+
+def _entry(mapping: Any, key: str) -> Mapping[str, Any]:
+    """Return the mapping that another one has under `key`; an empty one if there is none."""
+    value = mapping.get(key) if isinstance(mapping, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def build_with(architecture: str, source: Source, where: str, **kwargs: Any) -> nn.Module:
+    """Build `architecture` with the weights of a checkpoint file or state dict.
+
+    As in timm, a classifier with another number of classes than the stored one keeps its initial values, and the
+    first convolution is adapted to `in_chans`.
+
+    Args:
+        architecture: a model's name.
+        source: where the weights are, as in `load_weights`.
+        where: what to call `source` in errors.
+        kwargs: arguments of `timm.create_model`.
+
+    Raises:
+        ValueError: the weights are another network's, unreadable or unsafe.
+    """
+    if kwargs.get("features_only"):
+        raise ValueError(
+            f"create_model: features_only was given with {where}. Expected a weight folder; `acmix-zoo convert` makes "
+            "one of a file"
+        )
+    model = timm.create_model(architecture, **kwargs)
+    state, own = translated(source, model), model.state_dict()
+    cfg = cast(dict[str, Any], model.pretrained_cfg)
+    for name in _names(cfg.get("first_conv")):
+        key = f"{name}.weight"
+        if key in own and key in state and own[key].ndim == state[key].ndim == 4:
+            state[key] = _adapted(state[key], own[key].shape[1])
+    fresh: set[str] = set()
+    for name in _names(cfg.get("classifier")):
+        if _classes(state, name) != _classes(own, name):
+            fresh |= {key for key in (*own, *state) if key.startswith(f"{name}.")}
+    copy_in(model, state, where, fresh=fresh)
+    return model
+
+
+def _adapted(weight: Any, channels: int) -> Any:
+    """Return a first convolution's weight (O, stored, K, K) as (O, channels, K, K)."""
+    stored = weight.shape[1]
+    if stored == channels:
+        return weight
+    if stored == 3:
+        return adapt_input_conv(channels, weight)
+    return adapt_input_conv(channels, weight, base_chans=stored)  # an argument of timm's newer releases
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Return timm's field for layers, which is None, a name or several, as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _classes(state: State, classifier: str) -> int:
+    weight = state.get(f"{classifier}.weight")
+    return 0 if weight is None else len(weight)

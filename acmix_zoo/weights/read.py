@@ -1,0 +1,155 @@
+"""Read the tensors of a weight folder, a safetensors file or a torch checkpoint, without running code from the file.
+
+Trainers store their weights under many names and beside many other objects. This file knows those names and objects;
+how the tensors are matched to a module is in `load.py`.
+"""
+
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from acmix_zoo.weights.locate import locate
+
+State = dict[str, Tensor]
+Source = str | PathLike[str] | Mapping[str, Any]
+
+# Entries that hold the state dict, in order of preference: averaged weights come first, because they were evaluated.
+_ENTRIES = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),
+    *("state_dict", "model_state_dict", "model", "network", "net", "module"),
+)
+
+
+class _Ignored:
+    """The value of an object that is stored beside the weights and never used, such as a numpy scalar or a path.
+
+    Unpickling creates this object instead of the real one, so that none of the real class's code runs.
+    """
+
+    def __init__(self, *args: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+# Classes that trainers store beside the weights: settings, scores, output folders. Each name stands for a harmless
+# value; a class that is missing here is refused. A CfgNode (Swin's trainer) is filled like a dict.
+_IGNORED = (
+    *("argparse.Namespace", "datetime.datetime", "datetime.timedelta", "torch.torch_version.TorchVersion"),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray"),
+    *(f"pathlib{local}.{name}" for local in ("", "._local") for name in ("PosixPath", "WindowsPath")),
+)
+_SAFE_GLOBALS: list[Any] = [(OrderedDict, "yacs.config.CfgNode"), *((_Ignored, name) for name in _IGNORED)]
+
+
+def read_state_dict(source: Source) -> State:
+    """Return the tensors of `source` by name, on the CPU; names stay as they are stored.
+
+    Args:
+        source: a weight folder, a run folder, a safetensors file, a torch checkpoint (.pth, .pt, .ckpt, .bin) or a
+            mapping. In checkpoints and mappings the state dict may be an entry such as `model_state_dict` or `net`.
+
+    Raises:
+        FileNotFoundError: `source` does not exist. ValueError: it is unreadable, or has no weights inside.
+    """
+    if isinstance(source, Mapping):
+        return _state_dict(source, "the mapping")
+    path = locate(source)
+    if path.is_dir():
+        if not (path / "model.safetensors").is_file():
+            raise FileNotFoundError(f"load_weights: the folder {path} holds no model.safetensors; give a weight folder")
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"load_weights: {path} does not exist; give a weight folder or a checkpoint file")
+    if path.suffix != ".safetensors":
+        return _state_dict(read_checkpoint(path), str(path))
+    try:
+        return safetensors.torch.load_file(path)
+    except OSError:
+        raise  # the file may be fine: permissions, a failing disk
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Return the content of a torch checkpoint, on the CPU.
+
+    The file is read with `weights_only`, which creates tensors and plain containers and runs no code from the file.
+    Settings and scores that trainers commonly store beside the weights are read as placeholders.
+
+    Raises:
+        ValueError: the file is damaged, or contains objects of other classes. OSError: it cannot be read.
+    """
+    with torch.serialization.safe_globals(_SAFE_GLOBALS):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"load_weights: {path} was refused: {_refusal(path, error)}") from error
+        except Exception as error:  # damaged pickles raise nearly everything
+            raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"load_weights: {path} ({path.stat().st_size} bytes) is damaged or not a checkpoint ({error}); "
+        "fetch or write it again"
+    )
+
+
+def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
+    """Explain why `weights_only` refuses a file. Must be called while the safe globals are in effect."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # torch's format before 1.6, which only names the first class, or no checkpoint at all
+        names = re.findall(r"\bGLOBAL (\S+)", str(error))[:1]
+    if not names:
+        return (
+            "it is damaged or holds more than tensors; save the state dict alone: torch.save(model.state_dict(), path)"
+        )
+    shown = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more classes" if len(names) > 5 else "")
+    return (
+        f"it contains objects of {shown}, and reading those would run code from the file. Expected "
+        "tensors and plain values. If you trust the file, load it yourself with weights_only=False and pass the state "
+        "dict"
+    )
+
+
+def _state_dict(checkpoint: Any, where: str) -> State:
+    """Return the state dict in a checkpoint, which is the checkpoint itself, a known entry or the only one with one."""
+    state = _find_state(checkpoint)
+    if state:
+        return state
+    found = [str(key) for key, value in checkpoint.items() if _find_state(value)] if _is_mapping(checkpoint) else []
+    if len(found) > 1:
+        raise ValueError(
+            f"load_weights: {where} has several entries with tensors: {', '.join(found[:8])}; expected one. Pass the "
+            "state dict that you want"
+        )
+    if found:
+        return _find_state(checkpoint[found[0]]) or {}
+    keys = ", ".join(map(str, list(checkpoint)[:8])) if _is_mapping(checkpoint) else type(checkpoint).__name__
+    raise ValueError(f"load_weights: no weights in {where}; expected named tensors, found: {keys or 'nothing'}")
+
+
+def _find_state(value: Any, depth: int = 4) -> State | None:
+    """Return the tensors of a mapping, or those of the first known entry that has any, up to `depth` entries deep."""
+    if not _is_mapping(value) or not depth:
+        return None
+    for entry in _ENTRIES:
+        if state := _find_state(value.get(entry), depth - 1):
+            return state
+    return {key: v for key, v in value.items() if isinstance(key, str) and isinstance(v, Tensor)} or None
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)

@@ -1,0 +1,75 @@
+"""Segmentation Models PyTorch: every family as a `tu-` encoder, and the small networks with the depth that they have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import acmix_zoo  # noqa: F401  registers the networks
+
+smp = pytest.importorskip("segmentation_models_pytorch")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+FAMILIES = {
+    "acmix_resnet26": {"layers": (1, 1, 1, 1)},
+    "acmix_swin_t": {"depths": (1, 1, 1, 1)},
+    "acmix_san10": {"layers": (1, 1, 1, 1, 1)},
+    "acmix_pvt_t": {"depths": (1, 1, 1, 1)},
+}
+# As their docstrings say: the encoder's depth is the number of times that it halves the image.
+DEPTHS = {"acmix_resnet_pico": 4, "acmix_swin_pico": 3, "acmix_san_pico": 3, "acmix_pvt_pico": 3}
+
+
+def learn(model: torch.nn.Module, size: tuple[int, int] = (64, 96), unused: tuple[str, ...] = ()) -> None:
+    """One step: masks of the image's size, a gradient for the whole encoder but for what SMP leaves out."""
+    masks = model.train()(torch.randn(2, 3, *size))
+    assert masks.shape == (2, 2, *size)
+    masks.square().mean().backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None and not key.startswith(unused)] == []
+    with torch.no_grad():
+        assert model.eval()(torch.randn(1, 3, *size)).isfinite().all()
+
+
+@pytest.mark.parametrize("decoder", ["Unet", "FPN", "UPerNet", "Segformer", "MAnet", "DPT"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_decoders(name: str, decoder: str) -> None:
+    model = getattr(smp, decoder)(f"tu-{name}", encoder_weights=None, classes=2, **FAMILIES[name])
+    # DPT alone keeps the classifier, and the norm before it, in the encoder.
+    learn(model, unused=tuple(f"encoder.model.{key}" for key in ("fc", "head", "norm.")) if decoder == "DPT" else ())
+
+
+@pytest.mark.parametrize("decoder", ["DeepLabV3", "DeepLabV3Plus", "PAN"])
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_dilated_encoder(decoder: str, output_stride: int) -> None:
+    if decoder == "PAN" and output_stride == 8:
+        pytest.skip("SMP's PAN takes 16 and 32")
+    model = getattr(smp, decoder)(
+        "tu-acmix_resnet26", encoder_weights=None, encoder_output_stride=output_stride, classes=2, layers=(1, 1, 1, 1)
+    )
+    assert model.encoder.output_stride == output_stride
+    # PAN's attention pools its last map to three smaller ones, which SMP makes only of images of 128 pixels or more.
+    learn(model, (128, 160))
+
+
+@pytest.mark.parametrize("name", ["acmix_swin_t", "acmix_san10", "acmix_pvt_t"])
+def test_other_families_refuse_dilation(name: str) -> None:
+    """As timm's own Swin does: they have no stride that could be dilated."""
+    with pytest.raises(TypeError, match="output_stride"):
+        smp.DeepLabV3Plus(f"tu-{name}", encoder_weights=None, classes=2)
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+def test_small_networks(name: str) -> None:
+    depth = DEPTHS[name]
+    channels = (64, 32, 16, 16)[:depth]
+    model = smp.Unet(f"tu-{name}", encoder_weights=None, encoder_depth=depth, decoder_channels=channels, classes=2)
+    learn(model, (32, 48))
+
+
+def test_pretrained_encoder() -> None:
+    model = smp.Unet(
+        "tu-acmix_san_pico.fashion_mnist", encoder_weights=True, encoder_depth=3, decoder_channels=(64, 32, 16), classes=2
+    )
+    state = acmix_zoo.create_model("acmix_san_pico", pretrained=True).state_dict()
+    for key, value in model.encoder.model.model.state_dict().items():
+        assert torch.equal(value, state[key]), key
