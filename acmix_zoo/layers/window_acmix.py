@@ -120,7 +120,7 @@ class WindowACmix(nn.Module):
             self.position_bias = self._position_bias().detach()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WindowACmix:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.init_non_persistent_buffers()  # `to_empty` has left them without values
         return self
 
