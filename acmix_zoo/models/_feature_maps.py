@@ -33,7 +33,7 @@ class MapDict(MapList):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = super().forward(x)  # type: ignore[no-untyped-call]
-        return dict(zip(map(str, self.feature_info.out_indices), maps, strict=True))  # type: ignore[arg-type]
+        return dict(zip(map(str, self.feature_info.out_indices), maps, strict=True))
 
 
 def feature_class(requested: Any, default: Any = None) -> Any:
