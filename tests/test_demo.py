@@ -30,7 +30,7 @@ def test_demo(small_budget: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = capfd.readouterr().out
     for label in ("before fine-tuning", "from scratch", "fine-tuned"):
         assert re.search(rf"{label} .*\d+\.\d %", out), label
-    assert len(re.findall(r"^\S+\.png: ", out, re.MULTILINE)) == 2  # two images classified
+    assert len(re.findall(r"^\S+\.png$", out, re.MULTILINE)) == 2  # two images classified
     assert (small_budget / "finetuned" / "weights" / "model.safetensors").is_file()
     report = (small_budget / "report.html").read_text(encoding="utf-8")
     assert report.count("data:image/png;base64,") == 3 and "fine-tuned" in report
