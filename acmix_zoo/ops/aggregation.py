@@ -239,7 +239,9 @@ def _(grad, value, weight, kernel):  # type: ignore[no-untyped-def]
     return tuple(torch.empty_like(t, memory_format=_layout(t)) for t in (value, weight))
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    if needs_plain_gradients(grad):
+        return *_plain_gradients(ctx, grad), None  # type: ignore[return-value]
     return *torch.ops.acmix_zoo.aggregate_backward(grad, *ctx.saved_tensors, ctx.kernel), None
 
 
