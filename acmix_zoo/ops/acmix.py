@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
+from acmix_zoo.ops.derivatives import is_jit_tracing, is_transformed, needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.local_attention import local_attention
 from acmix_zoo.ops.plan import keeps_projections, plan_layer
 from acmix_zoo.ops.shift_conv import grouped_conv
@@ -42,7 +42,7 @@ def acmix(
     Returns:
         (B, out, ceil(H/stride), ceil(W/stride)), channels_last in memory.
     """
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed(x, weight, bias, *mixing):
+    if torch.compiler.is_exporting() or is_jit_tracing() or is_transformed(x, weight, bias, *mixing):
         return mix_projected(geometry, x, weight, bias, *mixing)
     if torch.compiler.is_compiling() and x.device.type == "cpu":
         keep = torch.is_grad_enabled() and keeps_projections(x.shape[1])
@@ -138,14 +138,15 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
         if grad is None:
-            return (None,) * (3 + ctx.tensors)
+            return tuple(None for _ in ctx.needs_input_grad)
         saved = ctx.saved_tensors
         tensors, kept = saved[: ctx.tensors], saved[ctx.tensors :]
         wanted, g = ctx.needs_input_grad[3:], ctx.g
         if needs_plain_gradients(grad):
             found = plain_gradients(partial(mix_projected, g), tensors, wanted, grad)
         else:
-            found = chunked_backward(grad, *tensors[:3], tensors[3:], g, ctx.images, kept, wanted)
+            x, weight, bias, *mixing = tensors
+            found = chunked_backward(grad, x, weight, bias, mixing, g, ctx.images, kept, wanted)
         return None, None, None, *found
 
 

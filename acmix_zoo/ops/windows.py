@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix_zoo.ops.global_attention import fused_attention
+from acmix_zoo.ops.derivatives import is_transformed, with_plain_derivatives
 
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
@@ -46,15 +46,20 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (B·n, heads, L, d).
     """
-    n = len(bias)
-    if q.device.type == "cpu":
+    if q.device.type == "cpu" or is_transformed(q, k, v, bias):
         # The CPU's fused kernel gives no gradient to a bias, needs a copy of it for every image, and is no faster.
-        logits = (q * q.shape[-1] ** -0.5) @ k.mT  # (B·n, heads, L, L)
-        weights: Tensor = (logits.unflatten(0, (-1, n)) + bias).softmax(-1)  # (B, n, heads, L, L)
-        return weights.flatten(0, 1) @ v
-    if n > 1:
-        bias = bias.expand(len(q) // n, -1, -1, -1, -1).flatten(0, 1)  # (B·n, heads, L, L)
-    return fused_attention(q, k, v, bias)
+        return _plain_window_attention(q, k, v, bias)
+    mask = bias
+    if len(bias) > 1:
+        mask = bias.expand(len(q) // len(bias), -1, -1, -1, -1).flatten(0, 1)  # (B·n, heads, L, L)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return with_plain_derivatives(out, _plain_window_attention, q, k, v, bias)
+
+
+def _plain_window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    logits = (q * q.shape[-1] ** -0.5) @ k.mT  # (B·n, heads, L, L)
+    weights = (logits.unflatten(0, (-1, len(bias))) + bias).softmax(-1)  # (B, n, heads, L, L)
+    return weights.flatten(0, 1) @ v  # type: ignore[no-any-return]
 
 
 def shifted_window_mask(
