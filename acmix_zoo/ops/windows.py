@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from acmix_zoo.ops.global_attention import fused_attention
+from acmix_zoo.ops.fused_attention import fused_attention
 from acmix_zoo.ops.tracing import is_open, unflatten
 
 
