@@ -10,6 +10,7 @@ from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix, mix
 from acmix_zoo.ops.attention_forms import positions
 from acmix_zoo.ops.derivatives import is_channels_last
+from acmix_zoo.ops.precision import autocast_off
 
 
 class ACmix2d(nn.Module):
@@ -123,7 +124,7 @@ class ACmix2d(nn.Module):
         elif torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             # Cast once, here: a chunk that is computed again for its gradient must not come out in another dtype.
             dtype = torch.get_autocast_dtype(device)
-            with torch.autocast(device, enabled=False):
+            with autocast_off(x):
                 out = acmix(x.to(dtype), qkv.weight.to(dtype), qkv.bias.to(dtype), mixing, geometry)
         else:
             out = acmix(x, qkv.weight, qkv.bias, mixing, geometry)

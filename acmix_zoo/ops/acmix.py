@@ -41,11 +41,11 @@ def acmix(
     Returns:
         (B, out, ceil(H/stride), ceil(W/stride)), channels_last in memory.
     """
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.device.type == "cpu":
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed(x, weight, bias, *mixing):
+        return mix(project(x, weight, bias), mixing, geometry)
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
         keep = torch.is_grad_enabled() and keeps_projections(x.shape[1])
         return torch.ops.acmix_zoo.acmix(x, weight, bias, *mixing, *geometry, keep)[0]  # type: ignore[no-any-return]
-    if torch.jit.is_tracing() or is_transformed(x, weight, bias, *mixing):
-        return mix(project(x, weight, bias), mixing, geometry)
     window = geometry[1:]
     plan = plan_layer(x.shape, len(weight) // 3, *window, itemsize=x.element_size(), device=x.device.type)
     if plan.keep == "all" or (plan.images >= x.shape[0] and not torch.is_grad_enabled()):
@@ -89,11 +89,10 @@ def attend(projections: Tensor, pe: Tensor, g: Geometry) -> Tensor:
 def _split(projections: Tensor, heads: int) -> list[Tensor]:
     """(B, H, W, d, 3·heads) → q, k, v: 3 × (B, H, W, heads, d), views.
 
-    Split before they are transposed, so that autograd stacks the three gradients into the layout of `projections`; the
-    other way round, the matrix product behind would have to copy them.
+    Split before they are transposed, so that autograd concatenates the three gradients into the layout of `projections`
+    and adds those of the convolution in place. Any other order of views costs a copy or two.
     """
-    parts = projections.unflatten(4, (3, heads)).unbind(4)  # 3 × (B, H, W, d, heads)
-    return [part.transpose(3, 4) for part in parts]
+    return [part.transpose(3, 4) for part in projections.split(heads, 4)]
 
 
 class _Chunked(torch.autograd.Function):

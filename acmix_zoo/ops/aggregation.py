@@ -40,11 +40,13 @@ def aggregate(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
     """
     _check(value, weight, kernel)
     weight = weight.to(value.dtype)  # autocast makes float32 of what comes from a softmax
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and value.device.type == "cpu":
-        return torch.ops.acmix_zoo.aggregate(value, weight, kernel)  # type: ignore[no-any-return]
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed(value, weight):
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed(value, weight):
         return aggregate_plain(value, weight, kernel)
-    return _Aggregate.apply(value, weight, kernel)  # type: ignore[no-any-return]
+    if not torch.compiler.is_compiling():
+        return _Aggregate.apply(value, weight, kernel)  # type: ignore[no-any-return]
+    if value.device.type != "cpu":
+        return aggregate_plain(value, weight, kernel)
+    return torch.ops.acmix_zoo.aggregate(value, weight, kernel)  # type: ignore[no-any-return]
 
 
 def aggregate_reference(value: Tensor, weight: Tensor, kernel: int) -> Tensor:

@@ -18,19 +18,47 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.func import debug_unwrap
 
 
 def is_transformed(*tensors: Tensor | None) -> bool:
     """Return whether a `torch.func` transform or forward-mode AD is at work on one of the tensors.
 
-    While a graph is compiled or exported, the answer is no: the compiler differentiates what it traced.
+    While a graph is compiled or exported, tensors cannot be asked; the answer then is whether any is at work at all.
     """
-    return not torch.compiler.is_compiling() and any(
+    if torch.compiler.is_compiling():
+        return _is_any_transform_active()
+    return any(
         t is not None and (debug_unwrap(t, recurse=False) is not t or unpack_dual(t).tangent is not None)
         for t in tensors
     )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_any_transform_active() -> bool:
+    """Return whether the caller runs inside a `torch.func` transform or a level of forward-mode AD.
+
+    PyTorch has no public function for this, so two things are tried that it allows only on one side.
+    """
+    nothing = torch.empty(0)
+    try:
+        _OldStyle.apply()
+    except RuntimeError:
+        return True
+    try:
+        make_dual(nothing, nothing)
+    except RuntimeError:
+        return False
+    return True
+
+
+class _OldStyle(torch.autograd.Function):
+    """A Function without `setup_context`, which PyTorch refuses to run inside a `torch.func` transform."""
+
+    @staticmethod
+    def forward(ctx: Any) -> Tensor:
+        return torch.empty(0)
 
 
 def is_channels_last(x: Tensor) -> bool:

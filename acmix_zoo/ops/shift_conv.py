@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acmix_zoo.ops.plan import forced_form
+from acmix_zoo.ops.precision import autocast_off
 
 _COMPOSE_UP_TO_HEADS = 4
 
@@ -70,7 +71,8 @@ def shift_conv(
     out = grouped_conv(x, kernels, stride=stride, dilation=dilation).permute(0, 3, 1, 2)  # (B, d·heads, Ho, Wo)
     if bias is not None:  # what a constant map of `bias` gives: the same for all images, different at the border
         ones = out.new_ones(1, 1, h, w)
-        kernels = torch.einsum("omyx,m->oyx", shift, bias).unsqueeze(1)  # (d·heads, 1, k, k)
+        with autocast_off(shift):
+            kernels = torch.einsum("omyx,m->oyx", shift, bias).unsqueeze(1)  # (d·heads, 1, k, k)
         out = out + F.conv2d(ones, kernels.to(out.dtype), None, stride, shift.shape[-1] // 2 * dilation, dilation)
     return out.permute(0, 2, 3, 1)  # (B, Ho, Wo, d·heads)
 
@@ -80,7 +82,8 @@ def conv_factors(fc: Tensor, shift: Tensor) -> tuple[Tensor | None, Tensor]:
     if fc.shape[1] > 3 * _COMPOSE_UP_TO_HEADS or forced_form() == "reference":
         return fc, shift
     # A kernel's taps lie before its inputs in memory: the layout that a channels_last convolution reads.
-    taps = shift.flatten(2).mT @ fc  # (d·heads, k·k, 3·heads)
+    with autocast_off(shift):
+        taps = shift.flatten(2).mT @ fc  # (d·heads, k·k, 3·heads)
     return None, taps.unflatten(1, shift.shape[2:]).permute(0, 3, 1, 2)  # (d·heads, 3·heads, k, k)
 
 
