@@ -38,18 +38,9 @@ class OnTokens(nn.Module):
         return self.layer(x, self.size)
 
 
-class Far(ACmix2d):
-    """A layer that has learned positions eight times as far apart as it starts with."""
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        self.position_weight.data *= 8
-
-
 # Each layer with the shape of its input.
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "resnet, tiles": (lambda: ACmix2d(16, 16), (2, 16, 18, 17)),
-    "resnet, far": (lambda: Far(8, 16, heads=1), (1, 8, 33, 30)),
     "resnet, cut": (lambda: ACmix2d(8, 8), (48, 8, 5, 4)),
     "resnet, global": (lambda: ACmix2d(16, 16, heads=8, stride=2), (3, 16, 9, 8)),
     "resnet, heads of 5": (lambda: ACmix2d(8, 20), (2, 8, 17, 18)),  # padded for the attention on a GPU

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.checks import Paths, check_heads, check_paths
 from acmix_zoo.layers.shift_conv import ShiftConv
-from acmix_zoo.ops.global_attention import fused_attention
+from acmix_zoo.ops.fused_attention import fused_attention
 
 
 class ReducedACmix(nn.Module):

@@ -110,7 +110,7 @@ class PairwiseSAM(_SAM):
         place = self._differences(place, place).expand(b, -1, -1, -1)  # (B, 2, k², H·W)
         features = torch.cat([self._differences(q, k), place.to(q.dtype)], 1)  # (B, P/16 + 2, k², H·W)
         weight = self.conv_w(features).softmax(2)  # (B, wc, k², H·W)
-        return weight.transpose(1, 2).reshape(b, -1, h, w)  # type: ignore[no-any-return]
+        return weight.transpose(1, 2).reshape(b, self.kernel**2 * self.shared, h, w)  # type: ignore[no-any-return]
 
     def _differences(self, here: Tensor, there: Tensor) -> Tensor:
         """(B, C, H, W) twice → (B, C, k², H·W): here, minus there at every offset."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from acmix_zoo.ops.aggregation_windows import windowed_gradients, windowed_sums
-from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
+from acmix_zoo.ops.derivatives import is_jit_tracing, is_transformed, needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.reflect import reflected_range
 
 # Positions of a map up to which channels side by side are the faster layout on a CPU (at 7² three times, at 56² the
@@ -40,7 +40,7 @@ def aggregate(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
     """
     _check(value, weight, kernel)
     weight = weight.to(value.dtype)  # autocast makes float32 of what comes from a softmax
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed(value, weight):
+    if torch.compiler.is_exporting() or is_jit_tracing() or is_transformed(value, weight):
         return aggregate_plain(value, weight, kernel)
     if not torch.compiler.is_compiling():
         return _Aggregate.apply(value, weight, kernel)  # type: ignore[no-any-return]
@@ -125,7 +125,8 @@ def aggregate_plain(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
     for j in range(kernel**2):
         y, x = divmod(j, kernel)
         out = out + values[..., y : y + h, x : x + w] * weights[:, j].unsqueeze(1)
-    return out.flatten(1, 2).to(value.dtype)  # (B, C, H, W)
+    result: Tensor = out.flatten(1, 2).to(value.dtype)  # (B, C, H, W)
+    return result
 
 
 class _Aggregate(torch.autograd.Function):
@@ -150,7 +151,8 @@ class _Aggregate(torch.autograd.Function):
         if needs_plain_gradients(grad):
             found = _plain_gradients(ctx, grad)
         else:
-            found = list(_backward(grad, *ctx.saved_tensors, ctx.kernel))
+            value, weight = ctx.saved_tensors
+            found = list(_backward(grad, value, weight, ctx.kernel))
         return found[0], found[1], None
 
 
@@ -250,7 +252,9 @@ def _(grad, value, weight, kernel):  # type: ignore[no-untyped-def]
     return tuple(torch.empty_like(t, memory_format=_layout(t)) for t in (value, weight))
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    if needs_plain_gradients(grad):
+        return *_plain_gradients(ctx, grad), None  # type: ignore[return-value]
     return *torch.ops.acmix_zoo.aggregate_backward(grad, *ctx.saved_tensors, ctx.kernel), None
 
 

@@ -28,7 +28,7 @@ def is_transformed(*tensors: Tensor | None) -> bool:
     While a graph is compiled or exported, tensors cannot be asked; the answer then is whether any is at work at all.
     """
     if torch.compiler.is_compiling():
-        return _is_any_transform_active()
+        return bool(_is_any_transform_active())
     return any(
         t is not None and (debug_unwrap(t, recurse=False) is not t or unpack_dual(t).tangent is not None)
         for t in tensors
@@ -59,6 +59,11 @@ class _OldStyle(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any) -> Tensor:
         return torch.empty(0)
+
+
+def is_jit_tracing() -> bool:
+    """Return whether `torch.jit.trace` is recording, which cannot save a graph with an `autograd.Function` in it."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -106,8 +111,7 @@ def with_plain_derivatives(out: Tensor, plain: Callable[..., Tensor], *inputs: T
         plain: a function in plain operators with `plain(*inputs)` equal to `out`.
         inputs: the tensors that `out` was computed from. They are saved for the backward pass.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if traced or not torch.is_grad_enabled() or not out.requires_grad:
+    if torch.compiler.is_compiling() or is_jit_tracing() or not (torch.is_grad_enabled() and out.requires_grad):
         return out
     return _PlainDerivatives.apply(plain, out, *inputs)  # type: ignore[no-any-return]
 
