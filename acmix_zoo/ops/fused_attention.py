@@ -8,27 +8,24 @@ from acmix_zoo.ops.derivatives import is_transformed, with_plain_derivatives
 from acmix_zoo.ops.padded_attention import padded_attention
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return `softmax(q·k / sqrt(d) + bias) · v`, computed by `torch.nn.functional.scaled_dot_product_attention`.
+def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return `softmax(q·k / sqrt(d)) · v`, computed by `torch.nn.functional.scaled_dot_product_attention`.
 
-    The fused kernels have no second derivatives and no forward-mode AD; `plain_attention` provides those.
+    The fused kernels have no second derivatives and no forward-mode AD; plain operators provide those.
 
     Args:
         q: (B, heads, L, d).
         k, v: (B, heads, L′, d).
-        bias: added to the logits, broadcast to (B, heads, L, L′).
 
     Returns:
         (B, heads, L, d).
     """
-    tensors = (q, k, v) if bias is None else (q, k, v, bias)
-    if is_transformed(*tensors):
-        return plain_attention(*tensors)
-    out = padded_attention(q, k, v, bias)
-    return with_plain_derivatives(out, plain_attention, *tensors)
+    if is_transformed(q, k, v):
+        return _plain(q, k, v)
+    return with_plain_derivatives(padded_attention(q, k, v), _plain, q, k, v)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return what `fused_attention` returns, by matrix products and a softmax."""
+def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     logits = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, heads, L, L′)
-    return (logits if bias is None else logits + bias).softmax(-1) @ v
+    out: Tensor = logits.softmax(-1) @ v
+    return out
