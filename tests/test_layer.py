@@ -238,7 +238,7 @@ def test_bad_input():
 
 
 def test_script_is_refused_in_words():
-    with pytest.raises(TypeError, match=r"use torch\.compile or torch\.export"):
+    with pytest.raises(TypeError, match=r"Use torch\.compile or torch\.export"):
         torch.jit.script(nn.Sequential(ACmix2d(8, 8)))
 
 

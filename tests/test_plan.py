@@ -23,7 +23,7 @@ from acmix_zoo.analysis.plan import BUCKET, Training, all_reduce, compute, memor
 from acmix_zoo.analysis.scaling_check import MODES, fit_link, network_checks, read_checks, training
 from acmix_zoo.analysis.scaling_check import main as scaling_check
 from acmix_zoo.cli import main
-from acmix_zoo.ops import attention_forms
+from acmix_zoo.ops import remembered
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "hardware")
@@ -136,16 +136,15 @@ class TestActivations:
     @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"])
     def test_on_a_gpu_that_is_not_there(self, name: str) -> None:
         """In float32 not far from what the CPU keeps where it keeps all; half numbers take less, checkpoints less."""
-        before = dict(attention_forms._constants)
-
+        before = dict(remembered._tensors)
         full, half = counted(name), counted(name, torch.bfloat16)
         assert 0.4 * full.image < half.image < 0.8 * full.image and half.fixed > full.fixed >= 0
         here = create_model(name).train()
         image = (saved(here, torch.zeros(4, 3, 32, 32)) - saved(here, torch.zeros(2, 3, 32, 32))) / 2
         assert 0.75 * image < full.image < 1.35 * image
-        assert attention_forms._constants.keys() >= before.keys()
+        assert remembered._tensors.keys() >= before.keys()
         assert not torch.is_autocast_enabled("cuda")
-        assert not any("cuda" in str(key) for key in attention_forms._constants)
+        assert not any("cuda" in str(key) for key in remembered._tensors)
 
     def test_checkpoints_take_less(self) -> None:
         full, less = (counted("acmix_resnet_pico", checkpoints=on) for on in (False, True))

@@ -116,7 +116,7 @@ def test_fx_with_default_arguments(name: str) -> None:
 def test_feature_extractor_of_torchvision(name: str) -> None:
     model = MODELS[name]()
     nodes = get_graph_node_names(model)[1]
-    last = next(prefix for prefix in ("layer", "layers.", "block") if any(node.startswith(prefix) for node in nodes))
+    last = next(prefix for prefix in ("layers.", "layer", "block") if any(node.startswith(prefix) for node in nodes))
     wanted = last + ("1" if last != "block" else "2")  # a stage, by the beginning of its nodes' names
     maps = create_feature_extractor(model, [wanted, nodes[-1]])(images((2, 48, 40)))
     assert maps[wanted].dim() >= 3 and maps[nodes[-1]].shape == (2, 10)
@@ -178,7 +178,9 @@ def test_exported_graph_at_other_sizes(name: str, exporter: str) -> None:
         pytest.importorskip("onnxscript")
     model = MODELS[name]()
     with torch.no_grad():
-        graph = EXPORTERS[exporter](model, images(TRACED))
-        for size in SIZES:
+        # No map of the example may be a single row or column: torch.export makes sizes of 1 constant.
+        graph = EXPORTERS[exporter](model, images((2, 64, 64) if "swapped" in name else TRACED))
+        # torch.export never lets a size of the traced program become 1, and says so for an image that is that small.
+        for size in SIZES[:-1] if exporter == "export" else SIZES:
             x = images(size)
             assert error(graph(x), model(x)) < 1e-5, size

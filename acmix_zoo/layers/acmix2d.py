@@ -14,7 +14,7 @@ from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix, mix
 from acmix_zoo.ops.attention_forms import positions
-from acmix_zoo.ops.tracing import fixed, is_tracing, unflatten
+from acmix_zoo.ops.tracing import fixed, in_format_of, is_tracing, unflatten
 
 
 @leaf
@@ -148,7 +148,7 @@ class ACmix2d(nn.Module):
                 out = acmix(inputs, weight, bias, (pe, fc, kernels, self.alpha if both else None, None), geometry)
         else:  # a submodule that does more than its parameters say must be called
             out = self._call_submodules(x, pe, geometry, manual_cast)
-        return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
+        return in_format_of(x, out)
 
     def _call_submodules(
         self, x: Tensor, pe: Tensor | None, geometry: Geometry, manual_cast: AbstractContextManager[object]

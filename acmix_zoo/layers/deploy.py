@@ -17,6 +17,7 @@ from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix
 from acmix_zoo.ops.attention_forms import positions
+from acmix_zoo.ops.tracing import in_format_of
 
 
 def fold(parent: nn.Module, layer: str, norm: str) -> None:
@@ -84,4 +85,4 @@ class DeployedACmix2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pe = positions(self.position_weight, *x.shape[2:])
         out = acmix(x, self.weight, self.bias, (pe, self.fc, self.kernels, self.alpha, self.offset), self.geometry)
-        return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
+        return in_format_of(x, out)

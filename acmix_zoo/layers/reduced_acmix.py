@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from acmix_zoo.layers.checks import Paths, check_dtype, check_heads, check_paths
 from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.layers.shift_conv import ShiftConv
-from acmix_zoo.ops.tracing import ceil_div, unflatten
+from acmix_zoo.ops.tracing import ceil_div, is_exporting, unflatten
 
 
 @leaf
@@ -75,7 +75,8 @@ class ReducedACmix(nn.Module):
         if self.paths != "attention":
             out = F.pad(self._convolution(q[:, prefix:], k[:, prefix:], v[:, prefix:], size), (0, 0, prefix, 0))
         if self.paths != "convolution":
-            heads = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))  # (B, heads, L, d)
+            queries, keys, values = (t.transpose(1, 2) for t in (q, k, v))  # (B, heads, L or L′, d)
+            heads = F.scaled_dot_product_attention(queries, keys, values)  # (B, heads, L, d)
             attention = self.proj(heads.transpose(1, 2).flatten(2))  # (B, L, dim)
             out = attention if out is None else torch.addcmul(out, attention, self.alpha.to(attention.dtype))
         return self.proj_drop(out)  # type: ignore[no-any-return]
@@ -104,6 +105,8 @@ def _spread(x: Tensor, dim: int, times: int, length: int) -> Tensor:
     """Each position of `dim` `times` over, cut to `length`."""
     if times == 1:
         return x
+    if is_exporting():  # a narrowed view would tie the graph to maps that are, or are not, a multiple of `times`
+        return x.index_select(dim, torch.arange(length, device=x.device) // times)
     copies = [-1] * (x.dim() + 1)
     copies[dim + 1] = times
     return x.unsqueeze(dim + 1).expand(copies).flatten(dim, dim + 1).narrow(dim, 0, length)

@@ -13,10 +13,12 @@ from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.tracing import at_most, ceil_div, fixed, is_open, unflatten
 from acmix_zoo.ops.windows import (
+    crop,
     relative_position_index,
     roll,
     shifted_window_mask,
     window_attention,
+    window_partition,
     window_reverse,
 )
 
@@ -134,7 +136,7 @@ class WindowACmix(nn.Module):
         projections = unflatten(projections, 3, (-1, 3 * self.heads))  # (B, H′, W′, d, 3·heads)
 
         def back(rolled: Tensor) -> Tensor:  # (B, H′, W′, …) → (B, H, W, …), as the map lay before
-            cropped = roll(rolled, shift)[:, :h, :w]
+            cropped = crop(roll(rolled, shift), h, w)
             # For the compiler always in its own memory: else whether the map was padded decides what it compiles.
             return cropped.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else cropped
 
@@ -148,9 +150,8 @@ class WindowACmix(nn.Module):
             attention = self.proj(self._attention(projections, shift)) if self.paths == "both" else None
             if opened:  # a single window is not rolled, and its convolution sees no padding
                 bottom, right = ((1 - at_most(rows * cols - 1, 1)) * by for by in (x.shape[1] - h, x.shape[2] - w))
-                rows, cols = (torch.arange(n, device=x.device) for n in (x.shape[1] - bottom, x.shape[2] - right))
-                cropped = projections.index_select(1, rows).index_select(2, cols)  # a slice's size would be unknown
-                convolution = F.pad(self._convolution(cropped), (0, 0, 0, right, 0, bottom))  # (B, H′, W′, dim)
+                convolution = self._convolution(crop(projections, x.shape[1] - bottom, x.shape[2] - right))
+                convolution = F.pad(convolution, (0, 0, 0, right, 0, bottom))  # (B, H′, W′, dim)
             else:
                 convolution = self._convolution(projections)
             out = back(self._sum(attention, convolution))
@@ -177,18 +178,26 @@ class WindowACmix(nn.Module):
         """(B, H, W, d, 3·heads) → (B, H, W, heads·d), before proj."""
         b, h, w = projections.shape[:3]
         wh, ww = self.window
-        windows = unflatten(projections, 4, (3, self.heads))  # (B, H, W, d, 3, heads)
-        windows = unflatten(unflatten(windows, 2, (-1, ww)), 1, (-1, wh))  # (B, H/wh, wh, W/ww, ww, d, 3, heads)
-        windows = windows.permute(6, 0, 1, 3, 7, 2, 4, 5)  # (3, B, H/wh, W/ww, heads, wh, ww, d)
-        # One copy, asked for by name: whether `flatten` makes it depends on the number of windows.
-        windows = windows.clone(memory_format=torch.contiguous_format)
-        q, k, v = windows.view(3, -1, self.heads, wh * ww, self.dim // self.heads).unbind(0)  # 3 × (B·n, heads, L, d)
+        if is_open(h, w):
+            windows = window_partition(projections, self.window)  # (B·n, L, d, 3·heads)
+            windows = unflatten(windows, 3, (3, self.heads)).permute(3, 0, 4, 1, 2)  # (3, B·n, heads, L, d)
+        else:
+            windows = projections.unflatten(4, (3, self.heads)).unflatten(2, (-1, ww)).unflatten(1, (-1, wh))
+            windows = windows.permute(6, 0, 1, 3, 7, 2, 4, 5)  # (3, B, H/wh, W/ww, heads, wh, ww, d)
+            # One copy, asked for by name: whether `flatten` makes it depends on the number of windows.
+            windows = windows.clone(memory_format=torch.contiguous_format)
+            windows = windows.view(3, -1, self.heads, wh * ww, self.dim // self.heads)  # (3, B·n, heads, L, d)
+        out = self._attend(windows, (h, w), shift)  # (B·n, heads, L, d)
+        return window_reverse(out.transpose(1, 2).flatten(2), self.window, (b, h, w))  # (B, H, W, heads·d)
+
+    def _attend(self, windows: Tensor, size: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+        """q, k and v of the n windows of each map, (3, B·n, heads, L, d) → (B·n, heads, L, d)."""
+        q, k, v = windows.unbind(0)  # 3 × (B·n, heads, L, d)
         bias = self._position_bias().to(q.dtype)
         if any(self.shift if is_open(*shift) else shift):
-            mask = shifted_window_mask((h, w), self.window, shift, q.device).to(q.dtype)  # (n, L, L)
+            mask = shifted_window_mask(size, self.window, shift, q.device).to(q.dtype)  # (n, L, L)
             bias = bias + mask.unsqueeze(1)  # (n, heads, L, L)
-        out = window_attention(q, k, v, bias)  # (B·n, heads, L, d)
-        return window_reverse(out.transpose(1, 2).flatten(2), self.window, (b, h, w))  # (B, H, W, heads·d)
+        return window_attention(q, k, v, bias)
 
 
 def rows_by_channel(rows: Tensor, heads: int) -> Tensor:

@@ -59,8 +59,16 @@ def unflatten(x: Tensor, dim: int, sizes: Sequence[Any]) -> Tensor:
     In a trace by `reshape`: the TorchScript-based ONNX exporter turns all sizes behind an `unflatten` into constants.
     """
     if not is_tracing():
-        return x.unflatten(dim, tuple(sizes))  # type: ignore[no-any-return,no-untyped-call]
+        return x.unflatten(dim, tuple(sizes))  # type: ignore[no-any-return]
     return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
+
+
+def in_format_of(x: Tensor, out: Tensor) -> Tensor:
+    """Return `out`, which is channels_last, in the memory format of `x`: channels_last or contiguous."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    if is_tracing():  # never a view, which TorchScript does not let a ReLU behind it change in place
+        return out.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return out if last else out.contiguous()
 
 
 def fixed(size: Any) -> Any:

@@ -13,6 +13,9 @@ def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
     """(B, H, W, …) → (B · H/wh · W/ww, wh·ww, …). H and W are multiples of the window."""
     b, h, w, *rest = x.shape
     wh, ww = window
+    if is_open(h, w):
+        order, _ = _window_order((h, w), window, x.device)
+        return x.flatten(1, 2).index_select(1, order).reshape(-1, wh * ww, *rest)
     x = x.reshape(b, h // wh, wh, w // ww, ww, *rest).transpose(2, 3)  # (B, H/wh, W/ww, wh, ww, …)
     return x.reshape(b * (h // wh) * (w // ww), wh * ww, *rest)
 
@@ -20,8 +23,38 @@ def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
 def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, int, int]) -> Tensor:
     """(B · H/wh · W/ww, wh·ww, …) → (B, H, W, …), with size = (B, H, W)."""
     (wh, ww), (b, h, w), rest = window, size, windows.shape[2:]
+    if is_open(h, w):
+        _, place = _window_order((h, w), window, windows.device)
+        return windows.reshape(-1, h * w, *rest).index_select(1, place).reshape(-1, h, w, *rest)
     x = windows.reshape(b, h // wh, w // ww, wh, ww, *rest).transpose(2, 3)  # (B, H/wh, wh, W/ww, ww, …)
     return x.reshape(b, h, w, *rest)
+
+
+def _window_order(size: tuple[int, int], window: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return partition and reverse as two permutations of the H·W positions, for exported graphs with open sizes.
+
+    There a size that is 1 in the example, such as the number of windows of a small map, would become a constant. Here
+    no tensor has the number of windows as a size of its own.
+
+    Returns:
+        order: (H·W,) the position that comes k-th when windows are read one after the other.
+        place: (H·W,) its inverse.
+    """
+    (h, w), (wh, ww) = size, window
+    at = torch.arange(h * w, device=device)
+    across, width = (torch.full_like(at, n) for n in (w // ww, w))  # tensors: ONNX takes no symbol as a modulus
+
+    def divided(x: Tensor, by: Tensor | int) -> tuple[Tensor, Tensor]:
+        quotient = torch.div(x, by, rounding_mode="floor")
+        return quotient, x - quotient * by
+
+    n, within = divided(at, wh * ww)
+    (row, col), (y, x) = divided(n, across), divided(within, ww)
+    order = (row * wh + y) * width + col * ww + x
+    y, x = divided(at, width)
+    (row, y), (col, x) = divided(y, wh), divided(x, ww)
+    place = (row * across + col) * (wh * ww) + y * ww + x
+    return order, place
 
 
 def roll(x: Tensor, shift: tuple[int, int]) -> Tensor:
@@ -38,6 +71,13 @@ def roll(x: Tensor, shift: tuple[int, int]) -> Tensor:
         elif by:
             x = torch.cat(x.tensor_split((-by,), dim)[::-1], dim)
     return x
+
+
+def crop(x: Tensor, h: int, w: int) -> Tensor:
+    """(B, H, W, …) → (B, h, w, …): the first h rows and w columns."""
+    if is_open(h, w):  # a slice would tie an exported graph to maps of which something, or nothing, is cut off
+        return x.index_select(1, torch.arange(h, device=x.device)).index_select(2, torch.arange(w, device=x.device))
+    return x[:, :h, :w]
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
