@@ -24,6 +24,9 @@ def leaf(layer: _Layer) -> _Layer:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return run_leaf(self, *args, **kwargs)
 
+    # A code object for each layer: torch.compile limits the recompilations of a code object, and all would share one.
+    call.__code__ = call.__code__.replace(co_name=f"{layer.__name__}_forward")
+
     def refuse(self: nn.Module) -> nn.Module:
         raise TypeError(
             f"{layer.__name__} does not support torch.jit.script, which is deprecated in PyTorch. "
