@@ -76,6 +76,16 @@ def test_every_module_with_such_buffers_follows_timms_protocol() -> None:
                 assert hasattr(module, "init_non_persistent_buffers"), f"{name}: {key} ({type(module).__name__})"
 
 
+def test_frozen_shifts_of_a_decomposed_convolution() -> None:
+    from acmix_zoo.analysis.decomposition import DecomposedConv2d
+
+    layer, x = DecomposedConv2d(4, 4, shift="frozen"), torch.randn(1, 4, 5, 5)
+    with torch.device("meta"):
+        shell = DecomposedConv2d(4, 4, shift="frozen")
+    reinitialised(layer, shell)
+    torch.testing.assert_close(shell(x), layer(x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     "change",
     [

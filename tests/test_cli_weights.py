@@ -243,6 +243,10 @@ class TestPortable:
         assert portable_command(given) == (f"acmix-zoo fit {shown}" if shown else given)
         assert portable_command(portable_command(given)) == portable_command(given)
 
+    def test_in_the_root_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir("/")
+        assert portable_command("acmix-zoo fit --data.source /data/ann/photos") == "acmix-zoo fit --data.source photos"
+
     def test_parent(self, tmp_path: Path) -> None:
         assert parent(str(SHIPPED), {}) == "acmix_resnet_pico.fashion_mnist"
         assert parent(str(tmp_path / "start.pth"), {}) == "start.pth"

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler
 
 from acmix_zoo.data import BadImage
-from acmix_zoo.data.augment import Augment, Pixels, image_keys, shift_and_flip, uniforms
+from acmix_zoo.data.augment import Augment, Pixels, image_keys, seed_globals, shift_and_flip, uniforms
 from acmix_zoo.data.batches import ImageDataset, apart, as_is
 from acmix_zoo.data.samplers import EpochSampler, ShardSampler
 from acmix_zoo.data.sources import ArrayImages, FileImages
@@ -100,6 +100,60 @@ def test_random_erasing_erases() -> None:
     erased, x = (d.__getitems__(list(range(12)))[0] for d in (dataset, plain))
     assert all((a != b).any() and (a == b).any() for a, b in zip(erased, x, strict=True))
     assert (erased[erased != x] == 0).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("augment", ["none", "light", "imagenet"])
+def test_images_normalised_later_are_the_same_to_the_bit(augment: str, channels: int) -> None:
+    """A quarter of the bytes until then, and an eighth of what is erased; timm erases what is already normalised."""
+    made = Augment(PIXELS, augment, random_erasing=0.5)
+    now, later = (
+        ImageDataset(images(channels=channels), np.arange(12), made, seed=3, raw=raw) for raw in (False, True)
+    )
+    x, raw = now.__getitems__([4, 5, 17])[0], later.__getitems__([4, 5, 17])[0]
+    assert x.dtype == torch.float32 and raw.dtype == torch.uint8 and raw.shape[1] in (channels + 1, 4)
+    assert torch.equal(PIXELS.normalize(raw), x)
+    plain = Augment(PIXELS, augment)
+    erased = ImageDataset(images(channels=channels), np.arange(12), plain, seed=3).__getitems__([4, 5, 17])[0]
+    for image, key in zip(erased, image_keys(3, 0, images=np.array([4, 5, 17])), strict=True):
+        seed_globals(int(key) ^ 1)
+        made.erase(image)  # type: ignore[misc]
+    assert torch.equal(erased, x) and (erased == 0).any()
+
+
+@pytest.mark.gpu
+def test_normalising_on_a_gpu_gives_the_same_bits() -> None:
+    raw = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16).contiguous()
+    assert torch.equal(PIXELS.normalize(raw.cuda()).cpu(), PIXELS.normalize(raw))
+
+
+class Processes(ImageDataset):
+    """Gives the number of the worker process in place of the class."""
+
+    def __getitems__(self, indices):
+        return super().__getitems__(indices)[0], torch.tensor([os.getpid()])
+
+
+def test_workers_live_through_all_epochs() -> None:
+    """And learn of the epoch all the same."""
+    made = {}
+    for workers in (0, 2):
+        dataset = Processes(images(), np.arange(12), Augment(PIXELS, "imagenet"), seed=3)
+        sampler = EpochSampler(dataset, seed=3)
+        loader = DataLoader(
+            dataset, 4, sampler=sampler, num_workers=workers, collate_fn=as_is, persistent_workers=workers > 0
+        )
+        seen, processes = [], set()
+        for epoch in range(3):
+            sampler.set_epoch(epoch)
+            for x, process in loader:
+                seen.append(x)
+                processes.add(int(process))
+                if epoch == 1:
+                    break  # what the workers had prepared is thrown away
+        made[workers] = seen
+        assert len(processes) == max(1, workers)
+    assert all(torch.equal(a, b) for a, b in zip(made[0], made[2], strict=True))
 
 
 def test_workers_give_the_same_batches() -> None:

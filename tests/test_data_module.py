@@ -270,6 +270,50 @@ def test_two_processes_train_apart_and_count_exactly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+# ---- on the device
+
+
+class Wide(Recorder):
+    """Writes down what the trainer gives it, and what the loader gave the trainer."""
+
+    def on_train_start(self) -> None:
+        self.loaded: list[torch.dtype] = []
+        self.given: list[torch.dtype] = []
+        self.workers: set[int] = set()
+
+    def on_train_epoch_start(self) -> None:
+        loader: Any = self.trainer.train_dataloader
+        if loader.num_workers:
+            self.workers |= {process.pid for process in loader._iterator._workers}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        self.given.append(batch[0].dtype)
+        return super().training_step(batch, index)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true"])
+def test_images_travel_as_bytes_and_arrive_as_the_precision_wants_them(tmp_path: Path, precision: Any) -> None:
+    source = folder(tmp_path / "data", 8)
+    travelled = []
+    data = small(source, augment="light", random_erasing=0.5, mixup=0.2)
+    move = data.transfer_batch_to_device
+    data.transfer_batch_to_device = lambda batch, *rest: travelled.append(batch[0].dtype) or move(batch, *rest)  # type: ignore[method-assign,func-returns-value]
+    model = Wide()
+    L.Trainer(max_epochs=1, default_root_dir=tmp_path, precision=precision, **QUIET).fit(model, data)
+    wanted = {"32": torch.float32, "64": torch.float64, "bf": torch.bfloat16}[precision[:2]]
+    assert set(travelled) == {torch.uint8} and set(model.given) == {wanted}
+    images, _ = next(iter(data.train_dataloader()))  # outside of a trainer's run
+    assert images.dtype == torch.float32
+
+
+def test_a_fit_keeps_its_workers(tmp_path: Path) -> None:
+    alone, model = Recorder(), Wide()
+    for recorder, workers in ((alone, 0), (model, 2)):
+        data = small(folder(tmp_path / str(workers), 8), augment="light", mixup=0.2, num_workers=workers)
+        L.Trainer(max_epochs=3, default_root_dir=tmp_path, **QUIET).fit(recorder, data)
+    assert len(model.workers) == 2 and model.seen == alone.seen and model.tested == alone.tested
+
+
 # ---- mixing
 
 

@@ -32,7 +32,7 @@ def test_demo(small_budget: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert (small_budget.with_name("demo") / "mine.txt").is_file() and "demo-2" in out
     for label in ("before fine-tuning", "from scratch", "fine-tuned"):
         assert re.search(rf"{label} .*\d+\.\d %", out), label
-    assert len(re.findall(r"^\S+\.png: ", out, re.MULTILINE)) == 2  # two images classified
+    assert len(re.findall(r"^\S+\.png$", out, re.MULTILINE)) == 2  # two images classified
     assert (small_budget / "finetuned" / "weights" / "model.safetensors").is_file()
     report = (small_budget / "report.html").read_text(encoding="utf-8")
     assert report.count("data:image/png;base64,") == 3 and "fine-tuned" in report

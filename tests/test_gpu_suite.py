@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from acmix_zoo.analysis import gpu_suite
+from acmix_zoo.analysis import gpu_suite, passes
 from acmix_zoo.analysis.bench import read_rows
 from acmix_zoo.analysis.contestants import Case, build
 from acmix_zoo.analysis.gpu_groups import PARTS, Group
 from acmix_zoo.analysis.gpu_suite import Budget, GpuRow, main, missing_gpu, tf32
+from acmix_zoo.analysis.passes import Pass, gpu_peak
 
 TINY = [
     Group(("conv3x3:8x9", "acmix2d:8x9"), precision, train)
@@ -108,6 +111,35 @@ def test_wrong_arguments(arguments: list[str], words: str, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         main(arguments)
     assert words in capsys.readouterr().err
+
+
+def test_code_for_cuda_with_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's events, allocator and properties replaced by the CPU's clock and fixed numbers: what calls them runs."""
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = time.perf_counter()
+
+        def elapsed_time(self, end: Event) -> float:
+            return (end.at - self.at) * 1e3
+
+    stand_ins = {
+        "Event": Event, "synchronize": lambda: None, "reset_peak_memory_stats": lambda: None,
+        "memory_allocated": lambda: 1 << 20, "max_memory_allocated": lambda: 4 << 20,
+        "get_device_name": lambda: "Card", "get_device_properties": lambda i: SimpleNamespace(total_memory=85 * 10**9),
+    }  # fmt: skip
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    run = Pass(Case("acmix2d:8x9", batch=1, train=True, threads=1))
+    found = passes._queued_round(run, 0.02)
+    assert 1 <= len(found) <= 100 and min(found) > 0
+    assert gpu_peak(run) == 3
+    monkeypatch.setenv("PATH", "")
+    assert gpu_suite._card() == ("Card", "unknown")  # there is no nvidia-smi
+    assert gpu_suite._batch() == 128
 
 
 @pytest.mark.gpu

@@ -55,7 +55,8 @@ def check(cfg: dict[str, Any], network: nn.Module) -> None:
     assert next(key for key, value in state.items() if value.dim() == 4) == f"{cfg['first_conv']}.weight"
     assert cfg["num_classes"] == network.num_classes == len(state[f"{cfg['classifier']}.weight"])
     assert network.get_classifier() is network.get_submodule(cfg["classifier"])
-    assert cfg.get("label_names") is None or len(set(cfg["label_names"])) == len(cfg["label_names"]) == network.num_classes
+    labels = cfg.get("label_names")
+    assert labels is None or len(set(labels)) == len(labels) == network.num_classes
     # Maps: the last one's size is stated, and any other image size runs unless the cfg forbids it.
     assert cfg["pool_size"] == _pool_size(network, (channels, height, width))
     if cfg["pool_size"]:
@@ -77,9 +78,7 @@ def test_every_field_is_looked_at() -> None:
 DEEPER = re.compile(r"38|50|15|19|_[sb]\b|small")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * bool(DEEPER.search(n))) for n in CFGS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * bool(DEEPER.search(n))) for n in CFGS])
 def test_registered_cfg(name: str) -> None:
     cfg = CFGS[name].to_dict()
     with torch.device("meta"):

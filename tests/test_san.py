@@ -107,8 +107,6 @@ def test_macs(depth: str, published: float) -> None:
             more += inputs[0].numel()
         elif isinstance(module, nn.ReLU) or getattr(module, "bias", None) is not None:
             more += out.numel()
-        elif isinstance(module, PatchwiseSAM):  # the bias of its last convolution
-            more += module.kernel**2 * module.shared * out[0, 0].numel()
 
     for module in network.modules():
         module.register_forward_hook(add)

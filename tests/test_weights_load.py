@@ -261,12 +261,15 @@ class TestMismatch:
         assert lines[0].endswith(": fc.bias") and lines[1] == "unexpected 1 keys: fc.extra"
 
     def test_several_networks(self) -> None:
-        state = pico(2).state_dict()
-        message = refused(pico(1), {**prefixed("teacher.", state), **prefixed("student.", state)})
+        state, second = pico(2).state_dict(), pico(3).state_dict()
+        message = refused(pico(1), {**prefixed("teacher.", state), **prefixed("student.", second)})
         assert "the keys behind student., teacher. all fit" in message and "pass the state dict of the one" in message
         assert "encoder., model. all fit" in refused(
-            pico(1), {**prefixed("model.", state), **prefixed("encoder.", state)}
+            pico(1), {**prefixed("model.", state), **prefixed("encoder.", second)}
         )
+        one_by_two_names = {**prefixed("model.", state), **prefixed("net.", state)}
+        shared = load_weights(pico(1), one_by_two_names)
+        assert torch.equal(shared.fc.weight, state["fc.weight"])
         assert "several entries with tensors: a, b" in refused(pico(1), {"a": state, "b": state})
 
     def test_not_strict(self) -> None:

@@ -50,6 +50,11 @@ class DecomposedConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.shifts = nn.Parameter(shift_kernels(out_channels, kernel)) if shift == "learnable" else None
 
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the frozen kernels, which no checkpoint holds, as timm's loaders ask for."""
+        if self.shift == "frozen":
+            self.frozen = shift_kernels(self.out_channels, self.kernel).to(self.bias)
+
     @classmethod
     @torch.no_grad()
     def of(cls, conv: nn.Conv2d, shift: Shift) -> DecomposedConv2d:

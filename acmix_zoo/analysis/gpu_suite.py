@@ -6,8 +6,9 @@
 
 Every group of contestants is measured in float32 (TF32 off), tf32 (float32 with TF32 in matrix products and
 convolutions) or bfloat16 (autocast, float32 weights), for inference or training (forward and backward), eager or
-compiled. Rows are written as they are measured. Groups that do not fit into the budget are listed at the end; running
-the same command again measures them and keeps the rows that are there.
+compiled. cuDNN chooses its kernels by its heuristics, as in training (`cudnn.benchmark` is off). Rows are written as
+they are measured. Groups that do not fit into the budget are listed at the end; running the same command again measures
+them and keeps the rows that are there.
 """
 
 from __future__ import annotations

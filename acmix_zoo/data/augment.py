@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,13 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
+
+
+@lru_cache(maxsize=16)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(3,) numbers as a tensor (1, 3, 1, 1); kept, because to move them to a GPU makes the host wait for it."""
+    with torch.inference_mode(False):  # a validation may be the first to ask
+        return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -57,11 +65,15 @@ class Pixels:
         _mend_posterize(transform)
         return transform
 
-    def normalize(self, pixels: np.ndarray) -> Tensor:
-        """(B, 1 or 3, S, S) uint8 → (B, 3, S, S) float32."""
-        mean = torch.tensor(self.mean).view(1, 3, 1, 1)
-        std = torch.tensor(self.std).view(1, 3, 1, 1)
-        return (torch.from_numpy(pixels).float().div_(255) - mean).div_(std)  # grey is repeated by broadcasting
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Turn what `Augment.batch` returns into images: (B, C, S, S) uint8 → (B, 3, S, S) float32, on any device.
+
+        C is 1 or 3, or one more where the last channel says what is kept: 0 is erased, which makes it the mean colour.
+        """
+        mean, std = _per_channel(self.mean, pixels.device), _per_channel(self.std, pixels.device)
+        colours = 1 if pixels.shape[1] < 3 else 3
+        images = (pixels[:, :colours].float().div_(255) - mean).div_(std)  # grey is repeated by broadcasting
+        return images if colours == pixels.shape[1] else images.masked_fill_(pixels[:, colours:] == 0, 0)
 
 
 class Augment:
@@ -101,15 +113,25 @@ class Augment:
         return np.asarray(self.transform(picture))
 
     def batch(self, pixels: np.ndarray, keys: np.ndarray) -> Tensor:
-        """(B, 1 or 3, S, S) uint8 and keys (B,) uint64 → (B, 3, S, S) float32; call it within `kept_random_state`."""
+        """Augment a batch that is not normalised yet; call it within `kept_random_state`.
+
+        Args:
+            pixels: (B, C, S, S) uint8, C being 1 or 3.
+            keys: (B,) uint64.
+
+        Returns:
+            uint8, (B, C, S, S), or (B, C + 1, S, S) with random erasing; for `Pixels.normalize`.
+        """
         if self.light:
             pixels = shift_and_flip(pixels, self.reach, self.hflip, keys)
-        images = self.pixels.normalize(pixels)
-        if self.erase:
-            for image, key in zip(images, keys, strict=True):
-                seed_globals(int(key) ^ 1)
-                self.erase(image)  # in place
-        return images
+        images = torch.from_numpy(pixels)
+        if self.erase is None:
+            return images
+        kept = torch.ones_like(images[:, :1], dtype=torch.float32)  # (B, 1, S, S); timm erases by setting to 0
+        for mask, key in zip(kept, keys, strict=True):
+            seed_globals(int(key) ^ 1)
+            self.erase(mask)  # in place
+        return torch.cat([images, kept.to(torch.uint8)], 1)
 
 
 def image_keys(*numbers: int, images: np.ndarray) -> np.ndarray:

@@ -33,6 +33,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         max_bad: so many unreadable pictures are left out of their batches, each with one warning; one more is an error.
         training: a batch of which nothing can be read is made of the pictures behind its own; else it is `blank`.
         with_index: give the index in place of the class.
+        raw: leave the images as uint8, a quarter of the bytes, to be normalised where they are used (see
+            `Pixels.normalize`).
     """
 
     def __init__(
@@ -45,11 +47,12 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         max_bad: int = 0,
         training: bool = False,
         with_index: bool = False,
+        raw: bool = False,
     ) -> None:
         self.images, self.indices, self.augment, self.seed = images, indices, augment, seed
-        self.training = training
+        self.training, self.raw = training, raw
         self.targets = np.arange(len(indices)) if with_index else images.targets[indices]
-        self.epoch = 0  # kept by EpochSampler
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers outlive an epoch
         self.bad = BadImages(len(indices), max_bad)
         # in memory at the right size: nothing to do for a single picture
         size = augment.pixels.image_size
@@ -65,12 +68,21 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch, in all worker processes; `EpochSampler` sets it."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         images, targets = self.__getitems__([index])
         return images[0], int(targets[0])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Images (B, 3, S, S) float32 and classes (B,) int64.
+        """Images (B, 3, S, S) float32, or (B, C, S, S) uint8 if they are left raw, and classes (B,) int64.
 
         Raises:
             BadImage: more unreadable pictures than allowed, or none of all can be read.
@@ -81,16 +93,20 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         targets = np.where(given < 0, -1, self.targets[places])
         if self.array is not None:
             with kept_random_state():
-                return self.augment.batch(self.array[self.indices[places]], keys), torch.from_numpy(targets)
+                images = self.augment.batch(self.array[self.indices[places]], keys)
+            return self._finished(images, targets)
         images, kept = self._read(places, keys)
         if len(kept):
-            return images, torch.from_numpy(targets[kept])
+            return self._finished(images, targets[kept])
         if not self.training:
-            return blank(self.augment)
+            return blank(self.augment, self.raw)
         while not len(kept):  # ends: `bad` raises when there is none left
             places = (places + 1) % len(self)
             images, kept = self._read(places, keys)
-        return images, torch.from_numpy(self.targets[places[kept]])
+        return self._finished(images, self.targets[places[kept]])
+
+    def _finished(self, images: Tensor, targets: np.ndarray) -> Batch:
+        return images if self.raw else self.augment.pixels.normalize(images), torch.from_numpy(targets)
 
     def _read(self, places: np.ndarray, keys: np.ndarray) -> tuple[Tensor, np.ndarray]:
         readers = ((int(place), lambda place=place: self.images.image(int(self.indices[place]))) for place in places)
@@ -111,7 +127,7 @@ class BadImages:
     """
 
     def __init__(self, size: int, limit: int) -> None:
-        # shared memory: workers are processes, and are started anew for each epoch
+        # shared memory: workers are processes
         self.seen = torch.zeros(max(1, size), dtype=torch.uint8).share_memory_()
         self.limit = limit
 
@@ -136,8 +152,8 @@ class BadImages:
 def read_batch(
     readers: Iterable[tuple[int, Callable[[], Image.Image]]], keys: np.ndarray, augment: Augment, bad: BadImages
 ) -> tuple[Tensor, np.ndarray]:
-    """Read pictures and make a batch of them: images (B, 3, S, S) float32, and which of the readers gave one, (B,);
-    B may be 0.
+    """Read pictures and make a batch of them: images (B, C, S, S) uint8 for `Pixels.normalize`, and which of the
+    readers gave one, (B,); B may be 0.
 
     Args:
         readers: for each picture its number in `bad`, and what reads it.
@@ -158,15 +174,16 @@ def read_batch(
             pixels.append(augment.picture(picture, int(keys[place])))
             kept.append(place)
         if not kept:
-            return blank(augment)[0][:0], np.zeros(0, np.int64)
+            return blank(augment, raw=True)[0][:0], np.zeros(0, np.int64)
         return augment.batch(np.stack(pixels), keys[kept]), np.asarray(kept)
 
 
-def blank(augment: Augment) -> Batch:
+def blank(augment: Augment, raw: bool) -> Batch:
     """An image (1, 3, S, S) of class -1, which is computed and not counted: for an evaluation in which nothing is left
     to count, while other processes may need this one in every step."""
     size = augment.pixels.image_size
-    return torch.zeros(1, 3, size, size), torch.tensor([-1])
+    images = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    return images if raw else augment.pixels.normalize(images), torch.tensor([-1])
 
 
 def apart(worker: int) -> None:

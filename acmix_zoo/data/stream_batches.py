@@ -27,12 +27,21 @@ class BatchMaker:
         workers: processes that read; 0 reads in the calling process.
         seed: of order and augmentation.
         max_bad: unreadable images that are left out, each with one warning; one more is an error.
+        raw: leave the images as uint8, as `ImageDataset` does.
     """
 
     def __init__(
-        self, split: Streamed, augment: Augment, batch_size: int, *, workers: int = 0, seed: int = 0, max_bad: int = 0
+        self,
+        split: Streamed,
+        augment: Augment,
+        batch_size: int,
+        *,
+        workers: int = 0,
+        seed: int = 0,
+        max_bad: int = 0,
+        raw: bool = False,
     ) -> None:
-        self.split, self.augment, self.batch_size, self.seed = split, augment, batch_size, seed
+        self.split, self.augment, self.batch_size, self.seed, self.raw = split, augment, batch_size, seed, raw
         self.processes, self.workers = workers, max(1, workers)
         self.rank, self.world = place_of()
         # where the size is not known, two bad images may count as one
@@ -44,17 +53,18 @@ class BatchMaker:
         return Reader(self.split, number, self.world * self.workers, seed=self.seed, shuffle=shuffle)
 
     def batch(self, examples: list[Example], reader: Reader) -> tuple[Batch, list[str]]:
-        """Images (B, 3, S, S) float32 and classes (B,) int64, with the images' names; B is 0 if none can be read. The
-        augmentation is given by an image's number in the pass of its reader, whichever process that is."""
+        """Images as of an `ImageDataset` and classes (B,) int64, with the images' names; B is 0 if none can be read.
+        The augmentation is given by an image's number in the pass of its reader, whichever process that is."""
         keys = [image_keys(self.seed, e.turn, reader.reader, images=np.array([e.number])) for e in examples]
         size = len(self.bad.seen)
         readers = [((example.shard * 1_000_003 + example.row) % size, example.image) for example in examples]
         images, kept = read_batch(readers, np.concatenate(keys), self.augment, self.bad)
+        images = images if self.raw else self.augment.pixels.normalize(images)
         read = [examples[place] for place in kept]
         return (images, torch.tensor([e.label for e in read], dtype=torch.int64)), [e.name for e in read]
 
     def loader(self, dataset: IterableDataset[Any]) -> DataLoader[Any]:
-        """Workers are started anew for each pass over it: that is how they learn their places."""
+        """Return a loader whose workers learn their places when it is iterated."""
         return DataLoader(
             dataset,
             batch_size=None,  # batches come ready
@@ -103,8 +113,8 @@ class _Endless(IterableDataset[tuple[Batch, int, Place, list[str]]]):
 class TrainStream:
     """Training batches as a loader for Lightning, `steps` an epoch; the next epoch goes on where the last one ended.
 
-    Workers run ahead. Where a worker stands is what came with its last batch that was taken, so nothing is lost when
-    what it has prepared is thrown away: at the end of an epoch, and when a run stops.
+    Workers run ahead, from one epoch into the next. Where a worker stands is what came with its last batch that was
+    taken, so nothing is lost when what it has prepared is thrown away because a run stops.
 
     Args:
         maker: of the batches. steps: batches an epoch. shuffle: images a chunk, see `Reader`.
@@ -139,6 +149,7 @@ class TrainStream:
             own = state["places"][maker.rank * maker.workers : (maker.rank + 1) * maker.workers]
             places, given = [Place(*place) for place in own], state["given"]
         self.stream = _Endless(maker, shuffle, places, given)
+        self._batches: Iterator[tuple[Batch, int, Place, list[str]]] | None = None
 
     def __len__(self) -> int:
         # the whole epoch's, also when it is continued: the trainer counts the batches done before
@@ -146,11 +157,17 @@ class TrainStream:
 
     def __iter__(self) -> Iterator[Batch]:
         count, self.start = self.steps - self.start, 0
-        for batch, worker, place, names in islice(self.maker.loader(self.stream), count):
+        if self._batches is None:
+            self._batches = iter(self.maker.loader(self.stream))
+        for batch, worker, place, names in islice(self._batches, count):
             self.names = names
             self.stream.places[worker] = place
             self.stream.given = (worker + 1) % self.maker.workers
             yield batch
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._batches = None
 
     def gathered(self) -> dict[str, Any]:
         """Where all workers of all processes stand, in plain numbers; every process has to ask for it."""
@@ -171,7 +188,7 @@ class _Finite(IterableDataset[Batch]):
         images = reader.once()
         while examples := list(islice(images, self.maker.batch_size)):
             batch, names = self.maker.batch(examples, reader)
-            yield batch if names else blank(self.maker.augment)
+            yield batch if names else blank(self.maker.augment, self.maker.raw)
 
 
 class EvalStream:
@@ -187,7 +204,7 @@ class EvalStream:
             batch = next(batches, None)
             if not _any_process(batch is not None, self.maker.world):
                 return
-            yield blank(self.maker.augment) if batch is None else batch
+            yield blank(self.maker.augment, self.maker.raw) if batch is None else batch
 
 
 def _any_process(own: bool, world: int) -> bool:

@@ -57,9 +57,9 @@ class StreamLoaders:
         """Images of each split; 0 where it is not known."""
         return {name: split.size or 0 for name, split in self.source.splits.items()}
 
-    def train(self, accumulated: int, resume: dict[str, Any]) -> TrainStream:
+    def train(self, accumulated: int, resume: dict[str, Any], raw: bool) -> TrainStream:
         """Training batches; where there are as many, an epoch has whole optimiser steps of `accumulated` batches."""
-        maker = self._maker("train", self.augment, self.max_bad)
+        maker = self._maker("train", self.augment, self.max_bad, raw)
         steps = max(1, self.epoch_images // (maker.world * self.batch_size))
         steps = steps // accumulated * accumulated or steps
         if resume["epoch"] + resume["batch"] > 0 and not resume.get("stream"):
@@ -67,13 +67,19 @@ class StreamLoaders:
                 "the checkpoint is of a run that did not stream; go on with --data.streaming false, or begin a new run "
                 "from its weights with --model.pretrained"
             )
+        self.close()
         self._train = TrainStream(maker, steps, state=resume.get("stream"), start=resume["batch"])
         return self._train
 
-    def evaluation(self, part: str) -> EvalStream:
+    def close(self) -> None:
+        """Stop the workers of the training."""
+        if self._train:
+            self._train.close()
+
+    def evaluation(self, part: str, raw: bool) -> EvalStream:
         """Every image of a split once; of the test split all have to be readable."""
         plain = Augment(self.augment.pixels)
-        return EvalStream(self._maker(part, plain, 0 if part == "test" else self.max_bad))
+        return EvalStream(self._maker(part, plain, 0 if part == "test" else self.max_bad, raw))
 
     def batch_names(self) -> list[str]:
         """What the images of this process's last training batch are called."""
@@ -83,5 +89,5 @@ class StreamLoaders:
         """Where training stands; every process has to ask for it."""
         return self._train.gathered() if self._train else None
 
-    def _maker(self, part: str, augment: Augment, max_bad: int) -> BatchMaker:
-        return BatchMaker(self.source.splits[part], augment, self.batch_size, max_bad=max_bad, **self._making)
+    def _maker(self, part: str, augment: Augment, max_bad: int, raw: bool) -> BatchMaker:
+        return BatchMaker(self.source.splits[part], augment, self.batch_size, max_bad=max_bad, raw=raw, **self._making)

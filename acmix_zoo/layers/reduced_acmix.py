@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from acmix_zoo.layers.checks import Paths, check_dtype, check_heads, check_paths
 from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.layers.shift_conv import ShiftConv
-from acmix_zoo.ops.global_attention import fused_attention
+from acmix_zoo.ops.fused_attention import fused_attention
 from acmix_zoo.ops.tracing import ceil_div, is_exporting, unflatten
 
 

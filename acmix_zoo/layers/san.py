@@ -121,7 +121,7 @@ class PairwiseSAM(_SAM):
         place = self._differences(place, place).expand(b, -1, -1, -1)  # (B, 2, k², H·W)
         features = torch.cat([self._differences(q, k), place.to(q.dtype)], 1)  # (B, P/16 + 2, k², H·W)
         weight = self.conv_w(features).softmax(2)  # (B, wc, k², H·W)
-        return weight.transpose(1, 2).flatten(1, 2).unflatten(2, (h, w))  # type: ignore[no-any-return]
+        return weight.transpose(1, 2).reshape(b, self.kernel**2 * self.shared, h, w)  # type: ignore[no-any-return]
 
     def _differences(self, here: Tensor, there: Tensor) -> Tensor:
         """(B, C, H, W) twice → (B, C, k², H·W): here, minus there at every offset."""
@@ -157,7 +157,7 @@ class PatchwiseSAM(_SAM):
         last: Any = self.conv_w[-1]
         if not is_plain(self.conv_w, nn.Sequential) or not is_plain(last, nn.Conv2d):  # they must be called
             weight = unflatten(self.conv_w(features), 1, (self.shared, -1))  # (B, wc, k², H, W)
-            return weight.transpose(1, 2).flatten(1, 2)  # type: ignore[no-any-return]
+            return weight.transpose(1, 2).flatten(1, 2)
         weight = self.conv_w[:-1](features)  # (B, wc, H, W)
         # Its rows are ordered (wc, k²); the sums take an offset after the other, so the offsets come first there.
         rows, bias = (self._offsets_first(t) for t in (last.weight, last.bias))

@@ -121,7 +121,7 @@ class WindowACmix(nn.Module):
             self.shift_mask = shifted_window_mask(four, self.window, self.shift, table.device).to(table.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WindowACmix:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.init_non_persistent_buffers()  # `to_empty` has left them without values
         return self
 

@@ -21,18 +21,19 @@ def to_output_fmt(maps: Tensor, output_fmt: str) -> Tensor:
     return maps.permute(0, 2, 3, 1) if output_fmt == "NHWC" else maps
 
 
-class MapList(FeatureGetterNet):  # type: ignore[misc]
+class MapList(FeatureGetterNet):
     """A list of maps from `forward_intermediates`; unlike timm's class, it passes gradient checkpointing on."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.model.set_grad_checkpointing(enable)
+        self.model.set_grad_checkpointing(enable)  # type: ignore[operator]
 
 
 class MapDict(MapList):
     """The same maps by the index of their stage, as a string: the keys of timm's FeatureDictNet."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return dict(zip(map(str, self.out_indices), super().forward(x), strict=True))
+        maps = super().forward(x)  # type: ignore[no-untyped-call]
+        return dict(zip(map(str, self.feature_info.out_indices), maps, strict=True))
 
 
 def feature_class(requested: Any, default: Any = None) -> Any:

@@ -64,4 +64,4 @@ def as_map(tokens: Tensor, size: Size) -> Tensor:
     """(B, prefix + H·W, C) → (B, C, H, W), the prefix left out."""
     h, w = size
     tokens = tokens[:, tokens.shape[1] - h * w :]
-    return tokens.transpose(1, 2).unflatten(2, (h, w))
+    return tokens.transpose(1, 2).unflatten(2, (h, w))  # type: ignore[no-any-return]

@@ -104,7 +104,7 @@ class ACmixResNet(MapHead):
         self.maxpool: nn.Module = nn.MaxPool2d(3, 2, 1)
         self.feature_info = [{"num_chs": stem_width, "reduction": 2, "module": "act1"}]
 
-        acmix = {"heads": heads, "kernel_att": kernel_att, "kernel_conv": kernel_conv, "paths": paths}
+        acmix: dict[str, Any] = {"heads": heads, "kernel_att": kernel_att, "kernel_conv": kernel_conv, "paths": paths}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)  # [stage][block]
         inputs, reduction, dilation = stem_width, 4, 1
         for i, (depth, plane) in enumerate(zip(layers, planes, strict=True)):

@@ -75,8 +75,9 @@ class ACmixSwin(nn.Module):
             )
         self.stem_stride = 2 if small_input else 1
         patch: Size = to_2tuple(patch_size)
+        behind_stem: Any = self._behind_stem(patch)  # timm takes two sides, its annotation says one
         self.patch_embed = PatchEmbed(
-            self._behind_stem(img_size), self._behind_stem(patch), embed_dim if small_input else in_chans,
+            self._behind_stem(img_size), behind_stem, embed_dim if small_input else in_chans,
             embed_dim, norm_layer=nn.LayerNorm, output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True,
         )  # fmt: skip
         acmix = {"kernel_conv": kernel_conv, "conv_before_shift": conv_before_shift, "paths": paths}

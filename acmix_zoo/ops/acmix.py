@@ -7,6 +7,7 @@ kept: for the gradient, a chunk is computed again. Such a layer holds its input,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -43,20 +44,25 @@ def acmix(
         (B, out, ceil(H/stride), ceil(W/stride)), channels_last in memory.
     """
     if is_exporting() or is_transformed(x, weight, bias, *mixing):
-        return mix(project(x, weight, bias), mixing, geometry)
+        return mix_projected(geometry, x, weight, bias, *mixing)
     if torch.compiler.is_compiling() and x.device.type == "cpu":
         keep = torch.is_grad_enabled() and keeps_projections(x.shape[1])
         return torch.ops.acmix_zoo.acmix(x, weight, bias, *mixing, *geometry, keep)[0]  # type: ignore[no-any-return]
     window = geometry[1:]
     plan = plan_layer(x.shape, len(weight) // 3, *window, itemsize=x.element_size(), device=x.device.type)
     if plan.keep == "all" or (plan.images >= x.shape[0] and not torch.is_grad_enabled()):
-        return mix(project(x, weight, bias), mixing, geometry)
+        return mix_projected(geometry, x, weight, bias, *mixing)
     return _Chunked.apply(plan.images, plan.keep == "projections", geometry, x, weight, bias, *mixing)[0]  # type: ignore[no-any-return]
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(B, C, H, W) → (B, H, W, 3·out)."""
     return F.linear(x.permute(0, 2, 3, 1), weight, bias)
+
+
+def mix_projected(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, *mixing: Tensor | None) -> Tensor:
+    """Return `acmix` of the whole batch at once, recorded by autograd operator by operator."""
+    return mix(project(x, weight, bias), mixing, g)
 
 
 def mix(projections: Tensor, mixing: Sequence[Tensor | None], g: Geometry) -> Tensor:
@@ -133,19 +139,16 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
         if grad is None:
-            return (None,) * (3 + ctx.tensors)
+            return tuple(None for _ in ctx.needs_input_grad)
         saved = ctx.saved_tensors
         tensors, kept = saved[: ctx.tensors], saved[ctx.tensors :]
         wanted, g = ctx.needs_input_grad[3:], ctx.g
         with use_form(ctx.form):  # the backward pass may run in another thread, or after `use_form`
             if needs_plain_gradients(grad):
-
-                def plain(x: Tensor, weight: Tensor, bias: Tensor | None, *mixing: Tensor | None) -> Tensor:
-                    return mix(project(x, weight, bias), mixing, g)
-
-                found = plain_gradients(plain, tensors, wanted, grad)
+                found = plain_gradients(partial(mix_projected, g), tensors, wanted, grad)
             else:
-                found = chunked_backward(grad, *tensors[:3], tensors[3:], g, ctx.images, kept, wanted)
+                x, weight, bias, *mixing = tensors
+                found = chunked_backward(grad, x, weight, bias, mixing, g, ctx.images, kept, wanted)
         return None, None, None, *found
 
 
@@ -177,7 +180,7 @@ def chunked_backward(
         found = torch.autograd.grad(out, [projections, *sought], grad[rows])
         d_projections = found[0].flatten(0, 2)  # (images·H·W, 3·out)
         if wanted[0]:
-            d_x[rows] = (d_projections @ weight).view(*projections.shape[:3], -1).permute(0, 3, 1, 2)
+            d_x[rows] = (d_projections @ weight).view(*projections.shape[:3], x.shape[1]).permute(0, 3, 1, 2)
         d_weight += d_projections.T @ part.permute(0, 2, 3, 1).flatten(0, 2)
         d_bias += d_projections.sum(0, dtype=d_bias.dtype)
         for total, more in zip(d_sought, found[1:], strict=True):

@@ -126,7 +126,8 @@ def aggregate_plain(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
     for j in range(kernel**2):
         y, x = divmod(j, kernel)
         out = out + values[..., y : y + h, x : x + w] * weights[:, j].unsqueeze(1)
-    return out.flatten(1, 2).to(value.dtype)  # (B, C, H, W)
+    result: Tensor = out.flatten(1, 2).to(value.dtype)  # (B, C, H, W)
+    return result
 
 
 class _Aggregate(torch.autograd.Function):
@@ -151,7 +152,8 @@ class _Aggregate(torch.autograd.Function):
         if needs_plain_gradients(grad):
             found = _plain_gradients(ctx, grad)
         else:
-            found = list(_backward(grad, *ctx.saved_tensors, ctx.kernel))
+            value, weight = ctx.saved_tensors
+            found = list(_backward(grad, value, weight, ctx.kernel))
         return found[0], found[1], None
 
 
@@ -251,7 +253,9 @@ def _(grad, value, weight, kernel):  # type: ignore[no-untyped-def]
     return tuple(torch.empty_like(t, memory_format=_layout(t)) for t in (value, weight))
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    if needs_plain_gradients(grad):
+        return *_plain_gradients(ctx, grad), None  # type: ignore[return-value]
     return *torch.ops.acmix_zoo.aggregate_backward(grad, *ctx.saved_tensors, ctx.kernel), None
 
 

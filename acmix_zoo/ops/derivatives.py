@@ -27,10 +27,11 @@ from acmix_zoo.ops.tracing import is_recording, is_tracing
 def is_transformed(*tensors: Tensor | None) -> bool:
     """Return whether a `torch.func` transform or forward-mode AD is at work on one of the tensors.
 
-    While a graph is compiled or exported, tensors cannot be asked; the answer then is whether any is at work at all.
+    While a graph is compiled, tensors cannot be asked; the answer then is whether any is at work at all. An exported
+    graph has none.
     """
     if torch.compiler.is_compiling():
-        return _is_any_transform_active()
+        return not torch.compiler.is_exporting() and bool(_is_any_transform_active())
     return any(
         t is not None and (debug_unwrap(t, recurse=False) is not t or unpack_dual(t).tangent is not None)
         for t in tensors
@@ -41,11 +42,11 @@ def is_transformed(*tensors: Tensor | None) -> bool:
 def _is_any_transform_active() -> bool:
     """Return whether the caller runs inside a `torch.func` transform or a level of forward-mode AD.
 
-    PyTorch has no public function for this, so two things are tried that it allows only on one side.
+    PyTorch has no public function for this. So this tries a call that it refuses inside transforms, and another that it
+    refuses outside of forward-mode AD.
     """
-    nothing = torch.empty(0)
     try:
-        _OldStyle.apply()
+        nothing = _OldStyle.apply()
     except RuntimeError:
         return True
     try:

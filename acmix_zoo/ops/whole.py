@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from acmix_zoo.ops.acmix import Geometry, acmix, chunked_backward, mix, project
+from acmix_zoo.ops.acmix import Geometry, acmix, chunked_backward, mix, mix_projected, project
+from acmix_zoo.ops.derivatives import needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.plan import plan_layer
 
 _TENSORS = "Tensor x, Tensor weight, Tensor? bias, Tensor? pe, Tensor? fc, Tensor? shift, Tensor? alpha, Tensor? offset"
@@ -85,6 +87,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     *tensors, kept = ctx.saved_tensors
     wanted = [need and t is not None for need, t in zip(ctx.needs_input_grad[:8], tensors, strict=True)]
+    if needs_plain_gradients(grad):
+        plain = partial(mix_projected, Geometry(*ctx.numbers))
+        return *plain_gradients(plain, tensors, wanted, grad), None, None, None, None, None
     found = iter(torch.ops.acmix_zoo.acmix_backward(grad, kept, *tensors, *ctx.numbers, wanted))
     return *(next(found) if w else None for w in wanted), None, None, None, None, None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from acmix_zoo.ops.global_attention import fused_attention
+from acmix_zoo.ops.derivatives import is_transformed, with_plain_derivatives
+from acmix_zoo.ops.padded_attention import padded_attention
 from acmix_zoo.ops.tracing import is_open, unflatten
 
 
@@ -91,20 +92,25 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (B·n, heads, L, d).
     """
-    if q.device.type != "cpu":
-        return _fused_window_attention(q, k, v, bias)
-    # The CPU's fused kernel gives no gradient to a bias, needs a copy of it for every image, and is no faster.
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B·n, heads, L, L)
-    weights: Tensor = (unflatten(logits, 0, (-1, bias.shape[0])) + bias).softmax(-1)  # (B, n, heads, L, L)
-    return weights.flatten(0, 1) @ v
+    if q.device.type == "cpu" or is_transformed(q, k, v, bias):
+        # The CPU's fused kernel gives no gradient to a bias, needs a copy of it for every image, and is no faster.
+        return _plain_window_attention(q, k, v, bias)
+    out = _fused_window_attention(q, k, v, bias)
+    return with_plain_derivatives(out, _plain_window_attention, q, k, v, bias)
 
 
 def _fused_window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """`window_attention` in one kernel. Windows become heads, so that the bias is not copied for every image."""
     n = bias.shape[0]
     q, k, v = (t.unflatten(0, (-1, n)).flatten(1, 2) for t in (q, k, v))  # (B, n·heads, L, d)
-    out = fused_attention(q, k, v, bias.flatten(0, 1).unsqueeze(0))  # (B, n·heads, L, d)
+    out = padded_attention(q, k, v, bias.flatten(0, 1).unsqueeze(0))  # (B, n·heads, L, d)
     return out.unflatten(1, (n, -1)).flatten(0, 1)  # type: ignore[no-any-return]
+
+
+def _plain_window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B·n, heads, L, L)
+    weights: Tensor = (unflatten(logits, 0, (-1, bias.shape[0])) + bias).softmax(-1)  # (B, n, heads, L, L)
+    return weights.flatten(0, 1) @ v
 
 
 def shifted_window_mask(

@@ -121,6 +121,7 @@ class ClassificationTask(L.LightningModule):
         model, pretrained, model_kwargs = _architecture(model, pretrained, model_kwargs)
         self.save_hyperparameters()
         self.num_classes = num_classes
+        self._checked_size: tuple[int, ...] | None = None  # of images, that the network takes
         self._check_hyperparameters()
         self.configure_models()
         self.configure_losses()
@@ -197,6 +198,12 @@ class ClassificationTask(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return optimiser and schedule, the latter stepped with every optimiser step."""
         h = self.hparams
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise ValueError(
+                f"max_epochs={epochs} was given, but the schedule needs the length of the run. Set --trainer.max_epochs "
+                "to 1 or more, in Python Trainer(max_epochs=...)"
+            )
         total = int(self.trainer.estimated_stepping_batches)  # reads the loaders, too
         lr = h["lr"] * self._lr_factor()
         groups = param_groups(self.model, lr, h["weight_decay"], h["layer_decay"])
@@ -208,9 +215,6 @@ class ClassificationTask(L.LightningModule):
             optimizer = torch.optim.AdamW(groups, lr=lr, betas=(h["momentum"], 0.999))
         else:
             raise ValueError(f"optimizer={h['optimizer']!r} was given; expected 'adamw' or 'sgd'")
-        epochs = self.trainer.max_epochs
-        if epochs is None or epochs < 1:
-            raise ValueError("ClassificationTask: the schedule counts in epochs; set Trainer(max_epochs=...)")
         warmup = round(total * h["warmup_epochs"] / epochs)
         factor = warmup_cosine(warmup, total, h["min_lr"] / h["lr"], h["warmup_lr"] / h["lr"])
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -262,10 +266,43 @@ class ClassificationTask(L.LightningModule):
                 f"the data has {classes} classes, the model {self.num_classes}; "
                 f"build ClassificationTask(..., num_classes={classes})"
             )
+        self._check_image_size()
         if self.hparams["channels_last"] and not is_sharded(self.model):
             self.model.to(memory_format=torch.channels_last)
         if self.hparams["compile"] and self.model._compiled_call_impl is None:
             self.model.compile()  # in place: keys of the state dict stay what they are
+
+    def _check_image_size(self) -> None:
+        """
+        Raises:
+            ValueError: the network cannot process images of the data's size, which some networks fix when they are
+                built.
+        """
+        size = getattr(getattr(self.trainer, "datamodule", None), "input_size", None)
+        if size is None or size == self._checked_size or is_sharded(self.model):
+            return
+        cfg = getattr(self.model, "pretrained_cfg", None) or {}
+        built = getattr(getattr(self.model, "patch_embed", None), "img_size", None)
+        modes = [(module, module.training) for module in self.model.modules()]
+        parameter = next(self.model.parameters())
+        try:
+            with torch.no_grad():
+                self.model.eval()(torch.zeros(1, *size, dtype=parameter.dtype, device=parameter.device))
+            if cfg.get("fixed_input_size") and built is not None and tuple(built) != tuple(size[1:]):
+                # it resizes its positions at every step; its weights would not fit a network of the images' size
+                raise ValueError(f"it was built for {built[0]} × {built[1]}")
+        except Exception as error:  # networks say it in many ways
+            fits = built[0] if built else cfg.get("input_size", (3, "of another size"))[1]
+            rebuild = f", or build it for this size with --model.model_kwargs '{{img_size: {size[1]}}}'"
+            raise ValueError(
+                f"{self.hparams['model']} cannot process images of {size[1]} × {size[2]} pixels "
+                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Set --data.image_size {fits}"
+                + (rebuild if built else "")
+            ) from error
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        self._checked_size = tuple(size)
 
     def on_train_start(self) -> None:
         """Set the mode: Lightning keeps the one that each part was built in, and what a linear probe freezes is built

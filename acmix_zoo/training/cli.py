@@ -195,7 +195,13 @@ class TrainingCLI(LightningCLI):
         self.run.resumes_by_itself = self._resumes_by_itself
         if self._get(self.config_init, "trainer").logger is True:
             kwargs["logger"] = Log(self.run.folder / "tensorboard")
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, ImportError) as error:
+            raise ValueError(
+                f"Lightning's trainer cannot be built with these --trainer options: {error}. Change the option that it "
+                "names"
+            ) from error
 
     def after_fit(self) -> None:
         """Test the best weights and write the weight folder."""

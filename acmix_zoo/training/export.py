@@ -77,8 +77,10 @@ def portable(path: str) -> str:
     parts = Path(path).parts
     if "recipes" in parts and path.endswith(".yaml"):
         return "/".join(parts[len(parts) - 1 - parts[::-1].index("recipes") :])
-    with suppress(ValueError):
-        return Path(path).relative_to(Path.cwd()).as_posix()
+    here = Path.cwd()
+    if here != Path(here.anchor):  # everything is below the root, where containers start
+        with suppress(ValueError):
+            return Path(path).relative_to(here).as_posix()
     return Path(path).name
 
 

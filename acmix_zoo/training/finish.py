@@ -44,8 +44,8 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
     if not math.isfinite(_row(checkpoint).get("val/loss", 0.0)):
         raise NotFinite(
             f"the training diverged: the validation loss is {_row(checkpoint)['val/loss']} in every epoch, so no "
-            f"weights are worth keeping. {run.folder} holds what was logged. Start a new run with a lower model.lr (it was "
-            f"{task.hparams.get('lr')}), a longer model.warmup_epochs, or trainer.gradient_clip_val 1.0"
+            f"weights are worth keeping. {run.folder} holds what was logged. Start a new run with a lower model.lr "
+            f"(it was {task.hparams.get('lr')}), a longer model.warmup_epochs, or trainer.gradient_clip_val 1.0"
         )
     load_whole(task, checkpoint["state_dict"])
     whole_val, whole_test = (_is_whole(trainer, name) for name in ("val", "test"))
@@ -137,9 +137,18 @@ def _row(checkpoint: dict[str, Any]) -> dict[str, float]:
     return row
 
 
+def _full_precision(task: ClassificationTask, state: dict[str, Tensor]) -> None:
+    """Give a task the dtypes of a checkpoint, whose averages are in float32 where the training was in bfloat16."""
+    for name, tensor in (*task.named_parameters(), *task.named_buffers()):
+        if name in state and tensor.dtype != state[name].dtype:
+            tensor.data = tensor.data.to(state[name].dtype)
+
+
 def _whole(task: ClassificationTask, state: dict[str, Tensor]) -> nn.Module:
     """The task's network; a new one with the same weights if its own is spread over processes."""
     if not is_sharded(task.model):
+        _full_precision(task, state)
+        task.load_state_dict(state)  # once more: testing in half precision has rounded them
         return task.model
     twin = type(task)(**{**task.hparams, "pretrained": False})
     twin.load_state_dict(state)

@@ -148,8 +148,8 @@ def check_resume(recorded: Recorded, given: Options, what: str) -> None:
     if fixed:
         raise ValueError(
             f"{what} was started with {_values(fixed, 0)}; this command says {_values(fixed, 1)}. These options cannot "
-            f"change while a run lasts. Resume with {_arguments(fixed)}, or choose another --run.folder for a new run, which may start from "
-            "these weights with --model.pretrained"
+            f"change while a run lasts. Resume with {_arguments(fixed)}, or choose another --run.folder for a new run, "
+            "which may start from these weights with --model.pretrained"
         )
     epochs, trained = given.get("trainer.max_epochs"), recorded.epochs + recorded.within
     if isinstance(epochs, int) and 0 <= epochs < trained:

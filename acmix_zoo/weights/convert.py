@@ -37,14 +37,15 @@ def convert(file: Path, name: str, folder: str | Path, record: Mapping[str, Any]
     model = timm.create_model(known)
     state, cfg, own = translated(file, model), cast(dict[str, Any], model.pretrained_cfg), model.state_dict()
     classifier, stem = (f"{cfg.get(key)}.weight" for key in ("classifier", "first_conv"))
-    classes = len(state[classifier]) if classifier in state else int(model.num_classes)  # type: ignore[arg-type]
+    known_classes = int(model.num_classes)  # type: ignore[arg-type]
+    classes = len(state[classifier]) if classifier in state else known_classes
     channels, *size = cfg["input_size"]
     given: dict[str, Any] = {"tag": tag or None}
     if stem in state and own[stem].shape[1] == channels != state[stem].shape[1]:
         channels = state[stem].shape[1]
         given["input_size"] = (channels, *size)
         given |= {key: (sum(cfg[key]) / len(cfg[key]),) * channels for key in ("mean", "std")}  # as timm does
-    if (classes, channels) != (model.num_classes, cfg["input_size"][0]):
+    if (classes, channels) != (known_classes, cfg["input_size"][0]):
         model = timm.create_model(known, num_classes=classes, in_chans=channels)
     copy_in(model, state, str(file))
     images = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import cast
 
+import torch
 from torch import nn
 
 from acmix_zoo.models._plain_swin import is_plain_swin
@@ -63,12 +64,12 @@ def _without_wrappers(state: State, own: State) -> State:
     complete = [prefix for prefix, count in found.items() if count == len(own) and prefix in known] or [
         prefix for prefix, count in found.items() if count == len(own) and not known
     ]
-    if len(complete) > 1:
+    if any(not torch.equal(state[complete[0] + key], state[p + key]) for p in complete[1:] for key in own):
         raise ValueError(
             f"load_weights: the keys behind {', '.join(sorted(complete)[:8])} all fit. Expected one network; pass the "
             "state dict of the one that you want, without its prefix"
         )
-    if complete:  # a name that we do not know is taken if it is the only place that has every key
+    if complete:  # a name that we do not know is taken if it is the only place that has every key, or all are equal
         prefix = complete[0]
     elif known:
         prefix = max(known, key=lambda p: (known[p], -len(p)))

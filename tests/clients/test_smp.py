@@ -1,11 +1,11 @@
-"""Segmentation Models PyTorch: every family as a `tu-` encoder, and the small networks with the depth that they have."""
+"""Segmentation Models PyTorch: every family as a `tu-` encoder, and the small networks with their own depths."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-import acmix_zoo  # noqa: F401  registers the networks
+import acmix_zoo  # registers the networks
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -68,7 +68,7 @@ def test_small_networks(name: str) -> None:
 
 def test_pretrained_encoder() -> None:
     model = smp.Unet(
-        "tu-acmix_san_pico.fashion_mnist", encoder_weights=True, encoder_depth=3, decoder_channels=(64, 32, 16), classes=2
+        "tu-acmix_san_pico.fashion_mnist", encoder_weights=True, encoder_depth=3, decoder_channels=(64, 32, 16)
     )
     state = acmix_zoo.create_model("acmix_san_pico", pretrained=True).state_dict()
     for key, value in model.encoder.model.model.state_dict().items():

@@ -1,4 +1,4 @@
-"""torchvision's detection networks over `features_only`, as a list and as a dict of maps."""
+"""torchvision's detection networks over `features_only`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Pyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), self.out_channels)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return self.fpn(OrderedDict(self.body(x)))  # type: ignore[no-any-return]
+        maps = self.body(x).values()
+        return self.fpn(OrderedDict(zip("012", maps, strict=True)))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("detector", [FasterRCNN, MaskRCNN, RetinaNet])
