@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import wraps
+from types import CodeType
 from typing import Any, TypeVar
 
 import torch.fx
@@ -25,7 +26,8 @@ def leaf(layer: _Layer) -> _Layer:
         return run_leaf(self, *args, **kwargs)
 
     # A code object for each layer: torch.compile limits the recompilations of a code object, and all would share one.
-    call.__code__ = call.__code__.replace(co_name=f"{layer.__name__}_forward")
+    code: CodeType = call.__code__  # type: ignore[attr-defined]
+    call.__code__ = code.replace(co_name=f"{layer.__name__}_forward")  # type: ignore[attr-defined]
 
     def refuse(self: nn.Module) -> nn.Module:
         raise TypeError(
