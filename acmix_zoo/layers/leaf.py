@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import wraps
+from types import CodeType
 from typing import Any, TypeVar
 
 import torch.fx
@@ -23,6 +24,10 @@ def leaf(layer: _Layer) -> _Layer:
     @wraps(forward)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return run_leaf(self, *args, **kwargs)
+
+    # A code object for each layer: torch.compile limits the recompilations of a code object, and all would share one.
+    code: CodeType = call.__code__  # type: ignore[attr-defined]
+    call.__code__ = code.replace(co_name=f"{layer.__name__}_forward")  # type: ignore[attr-defined]
 
     def refuse(self: nn.Module) -> nn.Module:
         raise TypeError(

@@ -10,7 +10,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ReducedACmix
-from acmix_zoo.ops.tracing import ceil_div, is_open
+from acmix_zoo.ops.tracing import ceil_div, is_open, unflatten
 
 Size = tuple[int, int]
 
@@ -64,4 +64,4 @@ def as_map(tokens: Tensor, size: Size) -> Tensor:
     """(B, prefix + H·W, C) → (B, C, H, W), the prefix left out."""
     h, w = size
     tokens = tokens[:, tokens.shape[1] - h * w :]
-    return tokens.transpose(1, 2).unflatten(2, (h, w))  # type: ignore[no-any-return]
+    return unflatten(tokens.transpose(1, 2), 2, (h, w))
