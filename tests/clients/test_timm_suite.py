@@ -83,7 +83,7 @@ KNOWN: dict[tuple[str, str], str] = {
 }
 
 
-def tests_of_timm(folder: Path) -> Path:
+def path_of_timms_tests(folder: Path) -> Path:
     """Return the path of timm's test_models.py, or skip."""
     if named := os.environ.get("ACMIX_TIMM_TESTS"):
         path = Path(named)
@@ -106,8 +106,8 @@ def tests_of_timm(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def test_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tests_of_timm(tmp_path_factory.mktemp("timm"))
+def timms_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return path_of_timms_tests(tmp_path_factory.mktemp("timm"))
 
 
 def reason(test: str, model: str) -> tuple[str, str] | None:
@@ -118,9 +118,9 @@ def reason(test: str, model: str) -> tuple[str, str] | None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_family(family: str, test_models: Path, tmp_path: Path) -> None:
+def test_family(family: str, timms_tests: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    command = [sys.executable, __file__, str(test_models), family, str(report)]
+    command = [sys.executable, __file__, str(timms_tests), family, str(report)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     subprocess.run(command, check=False, capture_output=True, env=environment, cwd=tmp_path)
     rows = [tuple(row) for row in json.loads(report.read_text(encoding="utf-8"))]
