@@ -78,7 +78,8 @@ def swap_conv3x3(
     Note:
         Blocks of Ultralytics and YOLOv5 fold their batch norm into the kernel before inference, which ACmix2d does not
         have. Their norm moves to the place of the convolution, as `nn.Sequential(ACmix2d, norm)`, and `fuse()` passes
-        them over.
+        them over. If a filter takes the first convolution of such a model, its `info()` prints no GFLOPs: it reads the
+        number of input channels off the shape of the first parameter.
 
         Ultralytics builds the model once more from its yaml when training starts, without the swap. To keep it, swap in
         the trainer and pass that to `YOLO.train(trainer=Trainer)`::
