@@ -247,7 +247,7 @@ class InterruptTest(L.Callback):
 def test_an_interrupted_test_says_that_the_training_is_safe(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     words = fit(pictures, tmp_path / "run", ckpt_path="last")
     try:
         with pytest.raises(Interrupted) as stop:
