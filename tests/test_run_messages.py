@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def test_a_recipe_without_images_is_refused(recipe: str, capsys: pytest.CaptureF
         ({"trainer__strategy": "nonsense"}, "an invalid strategy name: `strategy='nonsense'`"),
         ({"model__model": "test_vit"}, "test_vit cannot process images of 32 × 32 pixels"),
         ({"model__model": "test_vit"}, "--data.image_size 160, or build it for this size with --model.model_kwargs"),
+        ({"model__model_kwargs": "{nonsense: 1}"}, "test_resnet cannot be built with model_kwargs={'nonsense': 1}"),
         ({"model__lr": 0}, "lr=0.0 was given; expected a number above 0"),
         ({"model__momentum": 1}, "momentum=1.0 was given; expected"),
         ({"model__ema_decay": 2}, "ema_decay=2.0 was given; expected"),
@@ -105,13 +107,11 @@ def test_the_size_check_leaves_the_modes_of_a_network_alone(pictures: Path) -> N
     assert [module.training for module in task.modules()] == before
 
 
-def test_a_run_says_what_it_starts_from(pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_says_what_it_starts_from(pictures: Path, tmp_path: Path) -> None:
     """In a process of its own everything that Lightning says would be seen."""
-    import subprocess
-
     words = fit(pictures, tmp_path / "run", model__ema_decay=0.9, ckpt_path="last")
     command = [sys.executable, "-m", "acmix_zoo.cli", *words]
-    said = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(1)][0]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"New run in {tmp_path / 'run'}" in said.stdout
     line = next(line for line in said.stdout.splitlines() if line.startswith("model: "))
     assert "test_resnet (0.373 M parameters), trained from scratch; images are resized to 32 × 32 pixels" in line
@@ -148,9 +148,7 @@ def test_accumulation_over_more_batches_than_there_are(pictures: Path, capsys: p
 # ---- where a run is
 
 
-def test_experiments_have_folders_of_their_own(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_experiments_have_folders_of_their_own(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Named after the recipe, or the network, and the data."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "light.yaml").write_text(yaml.safe_dump({"model": {"lr": 0.01}}))
@@ -249,7 +247,7 @@ class InterruptTest(L.Callback):
 def test_an_interrupted_test_says_that_the_training_is_safe(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     words = fit(pictures, tmp_path / "run", ckpt_path="last")
     try:
         with pytest.raises(Interrupted) as stop:

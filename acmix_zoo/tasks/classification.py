@@ -151,7 +151,15 @@ class ClassificationTask(L.LightningModule):
         """Build the network."""
         h = self.hparams
         pretrained = h["pretrained"] if _start_weights_wanted.get() else False
-        self.model = create_model(h["model"], pretrained, num_classes=self.num_classes, **h["model_kwargs"] or {})
+        try:
+            self.model = create_model(h["model"], pretrained, num_classes=self.num_classes, **h["model_kwargs"] or {})
+        except TypeError as error:
+            if not h["model_kwargs"]:
+                raise
+            raise ValueError(
+                f"{h['model']} cannot be built with model_kwargs={h['model_kwargs']}: {error}. Expected arguments of "
+                "its constructor, such as {drop_path_rate: 0.1}"
+            ) from error
         if h["grad_checkpointing"]:
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
         if h["linear_probe"]:
@@ -201,8 +209,8 @@ class ClassificationTask(L.LightningModule):
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise ValueError(
-                f"max_epochs={epochs} was given, but the schedule needs the length of the run. Set --trainer.max_epochs "
-                "to 1 or more, in Python Trainer(max_epochs=...)"
+                f"max_epochs={epochs} was given, but the schedule needs the length of the run. Set "
+                "--trainer.max_epochs to 1 or more, in Python Trainer(max_epochs=...)"
             )
         total = int(self.trainer.estimated_stepping_batches)  # reads the loaders, too
         lr = h["lr"] * self._lr_factor()
@@ -367,7 +375,8 @@ class ClassificationTask(L.LightningModule):
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         if (trainer := self._attached()) is not None:
-            self.log("lr", max(group["lr"] for group in trainer.optimizers[0].param_groups))
+            # as a tensor on the CPU: Lightning would copy a number to the device, and wait for it
+            self.log("lr", torch.tensor(max(group["lr"] for group in trainer.optimizers[0].param_groups)))
         return loss
 
     def _evaluate(self, batch: Batch, stage: str) -> None:

@@ -238,9 +238,11 @@ def finished_message(folder: Path, record: Mapping[str, Any], recorded: Recorded
     scores = ", ".join(
         f"{m['split']} {m['name'].replace('top', 'top-')} {100 * m['value']:.2f} %" for m in record.get("metrics", [])
     )
+    longer = f"To train for longer, run the same command with --trainer.max_epochs {2 * planned}"
+    if recorded.epochs < planned:
+        longer = "To train for longer, raise what ended it: --trainer.max_time, --trainer.max_steps or a callback"
     return (
         f"The run in {folder} is finished: {recorded.epochs} of {planned} epochs, best epoch "
         f"{record.get('best_epoch', 'unknown')}" + (f"; {scores}" if scores else "") + f".\nIts weights are in "
-        f"{folder / 'weights'}. Nothing was changed.\nTo train for longer, run the same command with "
-        f"--trainer.max_epochs {2 * planned}. For a new run choose another --run.folder."
+        f"{folder / 'weights'}. Nothing was changed.\n{longer}. For a new run choose another --run.folder."
     )

@@ -42,7 +42,8 @@ class RunFolder(Checkpoint):
     When the loss is NaN or infinite, the run stops before it changes the weights, and keeps the batch.
 
     Args:
-        folder: where; made when it is missing. None: `runs/<model>`, which the command line fills in.
+        folder: output folder, created if needed. None: `runs/<recipe>-<data>`, which the command line fills in, with
+            the model's name where no recipe is given.
         tag: the second half of the weights' name, `<model>.<tag>`; by default the data's name.
         license: of the weights, for their card.
         test: evaluate the best weights on the test split when the run ends. False for a run whose weights are only

@@ -74,7 +74,9 @@ class Signals:
         return self._arrived(before) if before else []
 
     def _reduce(self, device: torch.device, others: tuple[bool | torch.Tensor, ...]) -> torch.Tensor:
-        values = torch.tensor([self.number or 0, *(0 for _ in others)], device=device)
+        # filled there: a tensor that is copied to a GPU makes the host wait for all work queued before
+        values = torch.zeros(1 + len(others), dtype=torch.int64, device=device)
+        values[0] = self.number or 0
         for place, other in enumerate(others):
             values[place + 1] = other
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
