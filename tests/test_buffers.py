@@ -146,8 +146,9 @@ def test_mask_of_any_map(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch)
     x = torch.randn(2, *size, 16)
     found = layer(x)
 
-    def whole(self: nn.Module, windows: tuple[int, int], shift: tuple[int, int]) -> Tensor:
-        mask = module.shifted_window_mask((windows[0] * 4, windows[1] * 4), (4, 4), shift)
+    def whole(self: nn.Module, rows: int, cols: int) -> Tensor:
+        shift = (2 if rows > 1 else 0, 2 if cols > 1 else 0)
+        mask = module.shifted_window_mask((rows * 4, cols * 4), (4, 4), shift)
         return mask.unsqueeze(1)  # (n, 1, L, L)
 
     monkeypatch.setattr(module.WindowACmix, "_mask_of_windows", whole)

@@ -171,6 +171,18 @@ def test_other_formats_are_named_and_never_opened(
     assert told in problem and name in problem
 
 
+def test_a_replaced_reader_of_pillow_hides_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ultralytics, once imported, answers an unknown file by importing a package that may be missing."""
+
+    def replaced(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError("No module named 'pi_heif'")
+
+    (tmp_path / "page.jpg").write_bytes(b"<!DOCTYPE html><html>404</html>")
+    monkeypatch.setattr("PIL.Image.open", replaced)
+    with pytest.raises(BadImage, match="it is a web page"):
+        load_image(tmp_path / "page.jpg")
+
+
 @pytest.mark.parametrize(
     "extension", sorted({".jpg", ".jfif", ".avif", ".webp", ".tiff", ".bmp", ".gif", ".jp2", ".pcx"})
 )

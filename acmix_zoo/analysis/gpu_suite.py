@@ -159,7 +159,7 @@ def _card() -> tuple[str, str]:
     """(name of the card, version of the driver)."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
     try:
-        driver = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        driver = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         driver = "unknown"
     return torch.cuda.get_device_name(), driver

@@ -88,7 +88,8 @@ def _reason(error: Exception, source: str | Path | bytes) -> str:
             f"it has more than {limit:.0f} million pixels, which may fill the memory. Expected a smaller image; scale "
             "it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
         )
-    if not isinstance(error, UnidentifiedImageError):
+    # Ultralytics replaces Image.open by one that imports a package of its own for a file that Pillow does not know.
+    if not isinstance(error, UnidentifiedImageError | ImportError):
         return str(error) or type(error).__name__
     if isinstance(source, bytes):
         return f"it is {content_kind(source[:64])}"

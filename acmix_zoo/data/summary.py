@@ -54,7 +54,7 @@ def summarize(source: Source, parts: Parts, inspections: Mapping[str, Inspection
             lines.append("  " + name.ljust(width) + row)
     else:
         for split in splits:
-            low, middle, high = counts[split].min(), int(np.median(counts[split])), counts[split].max()
+            low, middle, high = (int(f(counts[split])) for f in (np.min, np.median, np.max))
             spread = f"{low:,} to {high:,} images per class, median {middle:,}"
             lines.append(f"  {split}: {spread if low < high else counted(low, 'image') + ' per class'}")
     lines += [f"  {remark}" for remark in [*_imbalance(counts["train"], names), *source.remarks]]

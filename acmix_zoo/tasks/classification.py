@@ -318,11 +318,13 @@ class ClassificationTask(L.LightningModule):
         self.train()
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "ClassificationTask":
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, *args: Any, weights_only: bool = True, **kwargs: Any
+    ) -> "ClassificationTask":
         """Return the task of a checkpoint, as Lightning does, without the weights that its training started from: the
-        checkpoint holds all of them."""
+        checkpoint holds all of them. Nothing in the file is run unless `weights_only` is False."""
         with without_start_weights():
-            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+            return super().load_from_checkpoint(checkpoint_path, *args, weights_only=weights_only, **kwargs)
 
     def _attached(self) -> L.Trainer | None:
         """The trainer; None outside of one, as in `load_from_checkpoint`."""
