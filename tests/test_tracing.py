@@ -179,8 +179,10 @@ def test_exported_graph_at_other_sizes(name: str, exporter: str) -> None:
     model = MODELS[name]()
     with torch.no_grad():
         # No map of the example may be a single row or column: torch.export makes sizes of 1 constant.
-        graph = EXPORTERS[exporter](model, images((2, 64, 64) if "swapped" in name else TRACED))
+        scale = 2 if "swapped" in name else 1  # its last maps are 32 times smaller than the image
+        sizes = [(b, scale * h, scale * w) for b, h, w in SIZES]
+        graph = EXPORTERS[exporter](model, images(sizes[0]))
         # torch.export never lets a size of the traced program become 1, and says so for an image that is that small.
-        for size in SIZES[:-1] if exporter == "export" else SIZES:
+        for size in sizes[:-1] if exporter == "export" else sizes:
             x = images(size)
             assert error(graph(x), model(x)) < 1e-5, size

@@ -102,9 +102,9 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 def _fused_window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """`window_attention` in one kernel. Windows become heads, so that the bias is not copied for every image."""
     n = bias.shape[0]
-    q, k, v = (t.unflatten(0, (-1, n)).flatten(1, 2) for t in (q, k, v))  # (B, n·heads, L, d)
+    q, k, v = (unflatten(t, 0, (-1, n)).flatten(1, 2) for t in (q, k, v))  # (B, n·heads, L, d)
     out = padded_attention(q, k, v, bias.flatten(0, 1).unsqueeze(0))  # (B, n·heads, L, d)
-    return out.unflatten(1, (n, -1)).flatten(0, 1)  # type: ignore[no-any-return]
+    return unflatten(out, 1, (n, -1)).flatten(0, 1)
 
 
 def _plain_window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
