@@ -319,12 +319,20 @@ class ClassificationTask(L.LightningModule):
 
     @classmethod
     def load_from_checkpoint(
-        cls, checkpoint_path: Any, *args: Any, weights_only: bool = True, **kwargs: Any
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
     ) -> "ClassificationTask":
         """Return the task of a checkpoint, as Lightning does, without the weights that its training started from: the
         checkpoint holds all of them. Nothing in the file is run unless `weights_only` is False."""
         with without_start_weights():
-            return super().load_from_checkpoint(checkpoint_path, *args, weights_only=weights_only, **kwargs)
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
+            )
 
     def _attached(self) -> L.Trainer | None:
         """The trainer; None outside of one, as in `load_from_checkpoint`."""
