@@ -1,5 +1,6 @@
 # make demo   the main job, end to end, in a few minutes
 # make test   ruff, mypy and the whole quick suite
+# make test-slow   full grids of exporters, and the packages that our users have (Ultralytics, transformers, timm's own tests)
 # make test-distributed   what takes several processes, networks and kills: minutes
 # Both keep their environment in .venv; a stamp beside it makes that free when pyproject.toml has not changed.
 
@@ -20,7 +21,7 @@ test: lint data
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 test-slow: .venv/.clients data
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow -n auto --maxprocesses 2
 
 # Processes that are killed, joined over networks and compared to the bit; ends with a table of what was shown.
 test-distributed: .venv/.test data
