@@ -10,8 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import acmix_zoo
 from acmix_zoo import ACmix2d
 from acmix_zoo.layers.complexity import complexity, human
-from acmix_zoo.layers.cost import definition_macs
-from acmix_zoo.ops.attention_forms import positions
 
 
 def test_by_hand() -> None:
@@ -144,15 +142,9 @@ def test_published_acmix_resnets(name: str, params: int, published: tuple[float,
     assert (round((params + weights) / 1e6, 1), round((found.macs + sum(macs)) / 1e9, 1)) == published
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_torchs_counter_knows_our_operators(stride: int) -> None:
-    """Compiled graphs on a CPU hold them; torch's counter would count them as nothing."""
-    layer, x = ACmix2d(8, 16, stride=stride), torch.randn(2, 8, 9, 12)
-    mixing = (positions(layer.position_weight, 9, 12), *layer.shift_conv.factors(layer.beta), layer.alpha, None)
-    numbers = (layer.heads, layer.kernel_att, stride, 1, False)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        torch.ops.acmix_zoo.acmix(x, layer.qkv.weight, layer.qkv.bias, *mixing, *numbers)
-    assert counter.get_total_flops() == 2 * definition_macs(layer, x)
+def test_torchs_counter_knows_the_sums_of_san() -> None:
+    """Compiled graphs on a CPU hold them as one operator, which torch's counter would count as nothing."""
+    x = torch.randn(2, 8, 9, 12)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         torch.ops.acmix_zoo.aggregate(x, torch.randn(2, 9 * 4, 9, 12), 3)
     assert counter.get_total_flops() == 2 * x.numel() * 9

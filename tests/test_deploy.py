@@ -1,12 +1,16 @@
 """model.deploy(): the same logits, fewer operations, exportable, and the way back is a new model."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
 
 import acmix_zoo
-from acmix_zoo.layers.deploy import DeployedACmix2d
+from acmix_zoo import ACmix2d
+from acmix_zoo.layers.deploy import DeployedACmix2d, fold
 
 NETWORKS = {
     "acmix_resnet_pico": {},
@@ -88,3 +92,44 @@ def test_folded_networks_export(name: str) -> None:
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("b", min=2)},))
     more = torch.randn(5, model.in_chans, 32, 32)
     torch.testing.assert_close(program.module()(more), model(more), rtol=1e-4, atol=1e-4)
+
+
+class _Doubled(ACmix2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def _hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda module, args, out: 2 * out)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm"),
+    [
+        (lambda: _Doubled(8, 8), lambda: nn.BatchNorm2d(8)),
+        (lambda: _hooked(ACmix2d(8, 8)), lambda: nn.BatchNorm2d(8)),
+        (lambda: ACmix2d(8, 8), lambda: _hooked(nn.BatchNorm2d(8))),
+        (lambda: ACmix2d(8, 8), lambda: BatchNormAct2d(8)),
+        (lambda: ACmix2d(8, 8), lambda: nn.BatchNorm2d(8)),
+    ],
+    ids=["subclass", "hooked layer", "hooked norm", "norm with activation", "plain"],
+)
+@torch.no_grad()
+def test_what_parameters_do_not_tell_is_not_folded_away(
+    layer: Callable[[], nn.Module], norm: Callable[[], nn.Module], request: pytest.FixtureRequest
+) -> None:
+    model = nn.Sequential(layer(), norm()).eval()
+    x = torch.randn(2, 8, 12, 12)
+    before = model(x)
+    fold(model, "0", "1")
+    assert isinstance(model[0], DeployedACmix2d) == (request.node.callspec.id == "plain")
+    torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_folded_layer_refuses_another_dtype() -> None:
+    model = nn.Sequential(ACmix2d(8, 8), nn.BatchNorm2d(8)).eval()
+    fold(model, "0", "1")
+    with pytest.raises(ValueError, match=r"DeployedACmix2d: the input is torch\.float64.*x\.to\(torch\.float32\)"):
+        model(torch.randn(1, 8, 9, 9).double())

@@ -229,3 +229,12 @@ def test_weighted_sums_lose_nothing_beside_their_terms_and_result(dtype: torch.d
     floors = [t.to(dtype).double() for t in with_grads(*(t.to(dtype).double() for t in tensors))]
     for actual, e, floor in zip(with_grads(*(t.to(device, dtype) for t in tensors)), exact, floors, strict=True):
         assert (actual - e).norm() <= 1.01 * (floor - e).norm()
+
+
+@torch.no_grad()
+def test_autocast_leaves_float64_alone() -> None:
+    """As it does in PyTorch's own layers."""
+    layer, x = ACmix2d(8, 8).double(), torch.randn(1, 8, 9, 9, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    torch.testing.assert_close(out, layer(x), rtol=0, atol=0)

@@ -41,7 +41,8 @@ class ImageDataModule(L.LightningDataModule):
     Batches are images (B, 3, S, S) float32 and classes (B,) int64; after mixup or cutmix, in training only, classes
     are (B, classes) float32. In evaluation -1 marks an image that is not to be counted. Prediction gives the index into
     `predict_paths` in place of the class. A running trainer moves images to its device as uint8 and normalises them
-    there: the same numbers for a quarter of the traffic.
+    there: the same numbers for a quarter of the traffic. The loaders of a running trainer therefore yield uint8. A
+    callback that needs images takes them from the trainer's hooks, or calls `on_after_batch_transfer`.
 
     The order of the images and their augmentation are given by (seed, epoch): an interrupted run continues with the
     very batches it would have seen, and the images of a step are the same on any number of processes with the same

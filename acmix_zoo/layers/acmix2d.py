@@ -137,7 +137,8 @@ class ACmix2d(nn.Module):
                 pe = pe + 0 * self.position_bias  # its gradient is zero, not missing
         qkv, both = self.qkv, self.paths == "both"
         if is_plain(qkv, nn.Linear) and (self.paths == "attention" or is_plain(self.shift_conv, ShiftConv)):
-            dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+            # Autocast leaves float64 alone.
+            dtype = torch.get_autocast_dtype(device) if autocast and x.dtype != torch.float64 else x.dtype
             weight, bias, inputs = (t if t is None else t.to(dtype) for t in (qkv.weight, qkv.bias, x))
             # Cast here, once: a chunk that is recomputed for its gradient must not come out in another dtype.
             with autocast_off(x):

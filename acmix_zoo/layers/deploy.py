@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from acmix_zoo.layers.acmix2d import ACmix2d
+from acmix_zoo.layers.checks import check_dtype
 from acmix_zoo.layers.leaf import leaf
 from acmix_zoo.layers.plain import is_plain
 from acmix_zoo.layers.shift_conv import ShiftConv
@@ -23,8 +24,8 @@ from acmix_zoo.ops.derivatives import in_format_of
 def fold(parent: nn.Module, layer: str, norm: str) -> None:
     """Put the batch norm `parent.norm` into `parent.layer` before it, an ACmix2d or Conv2d, and nothing in its place.
 
-    A layer with one path alone stays as it is, and its norm with it. So does one whose projection is wrapped or hooked
-    (LoRA, quantisation), since its parameters do not tell what it computes.
+    A layer with one path alone stays as it is, and its norm with it. So does a layer or norm of another class, a hooked
+    one, and a layer whose projection is wrapped (LoRA, quantisation): parameters do not tell what they compute.
 
     Raises:
         ValueError: the model is in training mode: its statistics still change.
@@ -34,12 +35,13 @@ def fold(parent: nn.Module, layer: str, norm: str) -> None:
         return
     if behind.training:
         raise ValueError("deploy: expected a model in eval mode, since training changes batch norm; call model.eval()")
+    kind = ACmix2d if isinstance(before, ACmix2d) else nn.Conv2d
+    if not is_plain(before, kind) or not is_plain(behind, nn.BatchNorm2d):
+        return
     if isinstance(before, ACmix2d):
         if before.paths != "both" or not is_plain(before.qkv, nn.Linear) or not is_plain(before.shift_conv, ShiftConv):
             return
         folded: nn.Module = DeployedACmix2d(before, behind)
-    elif not is_plain(before, nn.Conv2d) or not is_plain(behind, nn.BatchNorm2d):
-        return
     else:
         folded = fuse_conv_bn_eval(before, behind)  # type: ignore[type-var]
     parent.set_submodule(layer, folded)
@@ -83,6 +85,7 @@ class DeployedACmix2d(nn.Module):
             self.register_buffer(name, None if tensor is None else tensor.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        check_dtype("DeployedACmix2d", x, self)
         pe = positions(self.position_weight, *x.shape[2:])
         out = acmix(x, self.weight, self.bias, (pe, self.fc, self.kernels, self.alpha, self.offset), self.geometry)
         return in_format_of(x, out)

@@ -1,7 +1,8 @@
-"""What our operators cost, for `torch.utils.flop_counter.FlopCounterMode`, which counts an unknown operator as nothing.
+"""What SAN's sums cost, for `torch.utils.flop_counter.FlopCounterMode`, which counts an unknown operator as nothing.
 
-By the definition of the operator and not by the arithmetic of its implementation, see `acmix_zoo.layers.cost`. As
-everywhere in torch's counter, a multiply-accumulate counts as two.
+A compiled graph holds the sums as one operator. ACmix layers need no formula. The counter hooks all modules, so the
+layers call their projections one by one, and it counts the arithmetic that runs. `acmix_zoo.layers.complexity` counts by
+definition instead. As everywhere in torch's counter, a multiply-accumulate counts as two.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from acmix_zoo.ops import aggregation, whole  # noqa: F401  (they define the operators)
+from acmix_zoo.ops import aggregation  # noqa: F401  (defines the operators)
 
 _Shape = Sequence[int]
 
@@ -26,24 +27,3 @@ def _aggregate(value: _Shape, weight: _Shape, kernel: int, **_: Any) -> int:
 @register_flop_formula(torch.ops.acmix_zoo.aggregate_backward)
 def _aggregate_backward(grad: _Shape, value: _Shape, weight: _Shape, kernel: int, **_: Any) -> int:
     return 2 * _aggregate(value, weight, kernel)  # one sum for the value, one for the weights
-
-
-@register_flop_formula(torch.ops.acmix_zoo.acmix)
-def _acmix(
-    x: _Shape, weight: _Shape, bias: Any, pe: Any, fc: Any, shift: _Shape | None, alpha: Any, offset: Any,
-    heads: int, kernel: int, stride: int, dilation: int, keep: bool = False, **_: Any,
-) -> int:  # fmt: skip
-    b, c, h, w = x
-    out, full, strided = weight[0] // 3, h * w, -(-h // stride) * -(-w // stride)
-    macs = full * 3 * c * out
-    if pe is not None:
-        macs += strided * 2 * kernel**2 * out
-    if shift is not None:
-        side = shift[-1]
-        macs += full * 3 * side**2 * out + strided * side**4 * out
-    return 2 * b * macs
-
-
-@register_flop_formula(torch.ops.acmix_zoo.acmix_backward)
-def _acmix_backward(grad: _Shape, kept: _Shape, *args: Any, wanted: Any = None, **_: Any) -> int:
-    return 2 * _acmix(*args[:12])
