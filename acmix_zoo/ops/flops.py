@@ -1,8 +1,8 @@
 """What SAN's sums cost, for `torch.utils.flop_counter.FlopCounterMode`, which counts an unknown operator as nothing.
 
 A compiled graph holds the sums as one operator. ACmix layers need no formula. The counter hooks all modules, so the
-layers call their projections one by one, and it counts the arithmetic that runs. `acmix_zoo.layers.complexity` counts by
-definition instead. As everywhere in torch's counter, a multiply-accumulate counts as two.
+layers call their projections one by one, and it counts the arithmetic that runs. `acmix_zoo.layers.complexity` counts
+by definition instead. As everywhere in torch's counter, a multiply-accumulate counts as two.
 """
 
 from __future__ import annotations
