@@ -26,7 +26,7 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "data: pets, 3 classes; images: train 9, val 3",
-        "  val is set aside from train (data.val_fraction), since there is no validation split",
+        "  val was split off from train (data.val_fraction), because there is no validation split",
         "  class    train      val",
         "  cat          3        1",
         "  dog          3        1",
@@ -48,7 +48,7 @@ def test_many_classes_are_summed_up(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["data", str(root)]) == 0
     out = capsys.readouterr().out
     assert "  train: 1 to 8 images per class, median 1\n  val: 1 image per class\n" in out
-    assert "the training classes are unequal: 8 of 'c20', 1 of 'c00'" in out
+    assert "the training classes are imbalanced: 8 of 'c20', 1 of 'c00'" in out
 
 
 def test_shipped_data(capsys: pytest.CaptureFixture[str]) -> None:
