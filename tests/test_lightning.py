@@ -193,7 +193,7 @@ def test_a_loss_that_is_found_late_is_not_saved(pictures: Path, tmp_path: Path, 
     run, task = RunFolder(str(tmp_path / "run"), save_every=1), task_of(lr=0.01, ema_decay=0.9)
     run._signals = Behind()
     task.train_criterion = NanAt(batch)
-    with pytest.raises(NotFinite, match=r"the loss is nan at epoch 2.*The weights that it spoilt are not saved") as e:
+    with pytest.raises(NotFinite, match=r"the loss is nan at epoch 2.*The affected weights were not saved") as e:
         trainer_of(run).fit(task, data_of(pictures, batch_size=4))
     (kept,) = (tmp_path / "run").glob("not_finite_*.pt")
     assert str(kept) in str(e.value)

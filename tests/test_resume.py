@@ -151,7 +151,7 @@ def test_what_is_compared_with_the_data_is_refused_there(made: Path, capsys: pyt
     assert main(command(made, "cut", data__batch_size=4)) == 1
     assert "--data.batch_size 8" in capsys.readouterr().err
     assert main(command(made, "done", data__batch_size=4)) == 1  # nothing is read of a finished run's data
-    assert "is finished; it was made with data.batch_size 8" in capsys.readouterr().err
+    assert "is finished; it was trained with data.batch_size 8" in capsys.readouterr().err
 
 
 def test_what_has_no_influence_takes_effect(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +176,7 @@ def test_more_epochs_take_effect_and_are_recorded(place: Path) -> None:
 def test_fewer_epochs_than_were_trained_are_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(made / "done")
     assert main(command(made, "done", trainer__max_epochs=1)) == 1
-    assert "is in epoch 2 already; this command asks for 1" in capsys.readouterr().err
+    assert "has already reached epoch 2; this command asks for 1" in capsys.readouterr().err
     assert files(made / "done") == before
 
 
@@ -202,7 +202,7 @@ def test_a_finished_card_is_not_rewritten(
 ) -> None:
     before = files(made / "done")
     assert main(command(made, "done", **{option.replace(".", "__"): value})) == 1
-    assert f"is finished; it was made with {option} " in capsys.readouterr().err
+    assert f"is finished; it was trained with {option} " in capsys.readouterr().err
     assert files(made / "done") == before
 
 

@@ -64,7 +64,7 @@ def test_a_recipe_without_images_is_refused(recipe: str, capsys: pytest.CaptureF
     """Before anything is built, rather than trained on images that nobody named."""
     assert main(["fit", "--config", str(ROOT / f"recipes/finetune/{recipe}.yaml")]) == 1
     error = capsys.readouterr().err
-    assert "there are no images to fit with: --data.source is missing" in error and "Add --data.source" in error
+    assert "fit needs images, but --data.source is missing" in error and "Add --data.source" in error
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_predictions_are_kept(done: Path, pictures: Path, tmp_path: Path, capsys
         assert main(["predict", f"--config={tmp_path / 'run/config.yaml'}", source]) == 0
     said = capsys.readouterr().out
     assert f"Saved the predictions for 4 images to {tmp_path / 'run/predictions.csv'}" in said
-    assert "the ones before are in predictions-2.csv now" in said
+    assert "the previous ones are now in predictions-2.csv" in said
     places = []
     for name in ("predictions", "predictions-1", "predictions-2"):
         with (tmp_path / f"run/{name}.csv").open(newline="") as file:
@@ -207,7 +207,7 @@ def test_records_are_rounded(done: Path) -> None:
 
 def test_a_run_without_validation_says_so(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(fit(pictures / "train", tmp_path / "run", data__val_fraction=0)) == 0
-    assert "train: not evaluated, for there was no validation or test split" in capsys.readouterr().out
+    assert "train: not evaluated, because there was no validation or test split" in capsys.readouterr().out
     assert main(["validate", f"--config={tmp_path / 'run/config.yaml'}"]) == 1
     assert "train has no validation images to evaluate on" in capsys.readouterr().err
 
@@ -217,7 +217,7 @@ def test_scores_of_a_part_of_a_split_are_not_recorded(
 ) -> None:
     options = {"trainer__limit_val_batches": 1, "trainer__limit_test_batches": 1}
     assert main(fit(pictures, tmp_path / "run", **options)) == 0
-    assert "Scores of a part of a split are not recorded" in capsys.readouterr().out
+    assert "Scores on part of a split are not recorded" in capsys.readouterr().out
     assert read_config(tmp_path / "run/weights")["acmix_zoo"]["metrics"] == []
 
 
