@@ -148,7 +148,7 @@ def test_predict_and_classify_agree(run: Path, pictures: Path, capsys: pytest.Ca
         assert second[1] <= probability
     out, error = capsys.readouterr()
     assert out.splitlines()[0] == predicted[0]["path"] and out.splitlines()[1].endswith(f" %  {predicted[0]['class']}")
-    assert "knows 3 classes (class0, class1, class2); every picture gets one of them" in error
+    assert "knows 3 classes (class0, class1, class2); every picture is assigned to one" in error
 
 
 @pytest.mark.parametrize(

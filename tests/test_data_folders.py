@@ -200,7 +200,8 @@ def test_accents_are_compared_in_one_form(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "reported"), [("Cat", "'Cat' (in training: 'cat')"), ("cat ", "'cat ' (in training: 'cat')"), ("c\u0430t", "c\u0430t")]
+    ("name", "reported"),
+    [("Cat", "'Cat' (in training: 'cat')"), ("cat ", "'cat ' (in training: 'cat')"), ("c\u0430t", "c\u0430t")],
 )
 def test_names_that_nearly_agree_are_shown(tmp_path: Path, name: str, reported: str) -> None:
     root = tree(tmp_path, "train/cat/1.png", "train/dog/1.png", f"val/{name}/1.png")

@@ -50,7 +50,7 @@ def test_what_does_not_fit_is_named(tiny: None, tmp_path: Path, capsys: pytest.C
     path = tmp_path / "gpu.csv"
     assert main([*REHEARSAL[:-1], "0", "--csv", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "Left out for lack of time:" in out and "Run the same command again" in out
+    assert "Not measured for lack of time:" in out and "Run the same command again" in out
     assert all(f"acmix2d:8x9 against conv3x3:8x9, {group.precision}, {group.mode}" in out for group in TINY)
     assert not path.exists()
 

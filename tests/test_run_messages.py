@@ -71,7 +71,7 @@ def test_a_recipe_without_images_is_refused(recipe: str, capsys: pytest.CaptureF
     ("options", "words"),
     [
         ({"trainer__limit_train_batches": 0}, "--trainer.limit_train_batches 0 leaves nothing to train on"),
-        ({"trainer__enable_checkpointing": "false"}, "leaves no checkpoint that the run could be finished"),
+        ({"trainer__enable_checkpointing": "false"}, "leaves no checkpoint from which to finish or resume the run"),
         ({"trainer__accelerator": "gpu"}, "finds no GPU here. Use --trainer.accelerator cpu"),
         ({"trainer__accelerator": "tpu"}, "Lightning's trainer cannot be built with these --trainer options"),
         ({"trainer__max_epochs": 0}, "max_epochs=0 was given, but the schedule needs the length of the run"),
@@ -257,7 +257,7 @@ def test_an_interrupted_test_says_that_the_training_is_safe(
     assert stop.value.code == 128 + signal.SIGINT
     said = capsys.readouterr().out
     assert f"its best weights are safe in {tmp_path / 'run/checkpoints/best.ckpt'}" in said
-    assert "run the same command to do it" in said
+    assert "run the same command again to complete them" in said
     assert main(words) == 0
     assert check_folder(tmp_path / "run/weights") == []
 

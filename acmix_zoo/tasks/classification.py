@@ -327,8 +327,8 @@ class ClassificationTask(L.LightningModule):
         weights_only: bool | None = True,
         **kwargs: Any,
     ) -> "ClassificationTask":
-        """Load a task from a checkpoint, like Lightning, but without the weights that its training started from, since
-        the checkpoint contains all weights. No code from the file is run unless `weights_only` is False."""
+        """Load a task from a checkpoint, like Lightning, but without the weights that its training started from. The
+        checkpoint contains all weights. No code from the file is run unless `weights_only` is False."""
         with without_start_weights():
             return super().load_from_checkpoint(
                 checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs

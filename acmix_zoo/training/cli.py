@@ -211,7 +211,7 @@ class TrainingCLI(LightningCLI):
             finish_run(self.trainer, self.model, self.datamodule, self.run)
         except (KeyboardInterrupt, SystemExit) as error:  # Lightning raises SystemExit for Ctrl-C during the test
             if self.trainer.is_global_zero:
-                again = "the same command" if self.run.resumes_by_itself else "the same command with --ckpt_path last"
+                again = "the same command again" + ("" if self.run.resumes_by_itself else " with --ckpt_path last")
                 print(
                     f"The training is finished and its best weights are safe in {self.run.best}. The test and the "
                     f"export to {self.run.folder / 'weights'} were interrupted; run {again} to complete them",
