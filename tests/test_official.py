@@ -231,7 +231,7 @@ def test_the_second_link_and_a_damaged_cache(
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     links.give(good)
     assert FETCH["acmix_swin_t.official_in1k"]().read_bytes() == whole
-    assert "is not used; fetch or write the weight folder again. It is fetched again" in str(
+    assert "is not used; fetch or write the weight folder again. Fetching it again" in str(
         recwarn.pop(UserWarning).message
     )
 

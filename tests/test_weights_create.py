@@ -89,7 +89,7 @@ class TestCreate:
         assert len(maps) > 2 and whole(torch.randn(1, 3, 32, 32)).shape == (1, 10)
         grey, colour = (first_conv(model).weight for model in (create_model(folder, in_chans=1), whole))
         torch.testing.assert_close(grey, colour.sum(1, keepdim=True))
-        with pytest.raises(ValueError, match=r"features_only was given with .* Expected a weight folder"):
+        with pytest.raises(ValueError, match=r"features_only does not work with .* Expected a weight folder"):
             create_model("acmix_resnet_pico", folder / "model.safetensors", features_only=True)
 
     @pytest.mark.parametrize("source", ["folder", "file"])
@@ -158,7 +158,7 @@ class TestRuns:
         ("entry", "message"),
         [
             ({"hyper_parameters": {}}, r"does not say which network .* create_model\(NAME, pretrained="),
-            ({"hyper_parameters": {"model": "os.system", "num_classes": 4}}, "a model that is not known here"),
+            ({"hyper_parameters": {"model": "os.system", "num_classes": 4}}, "which is not a known model"),
             ({"hyper_parameters": {"model": "acmix_resnet_pico", "num_classes": 5}}, "does not fit"),
             (
                 {"hyper_parameters": {"model": "acmix_resnet_pico", "num_classes": 4,
