@@ -118,7 +118,7 @@ def test_input_channels_are_not_misstated(tmp_path: Path) -> None:
     network = create_model("acmix_resnet_pico", in_chans=1)
     options: dict[str, Any] = {"architecture": "acmix_resnet_pico", "record": {}, "example": torch.randn(1, 1, 32, 32)}
     for wrong in ({"input_size": (3, 32, 32)}, {"mean": (0.5, 0.5, 0.5)}):
-        with pytest.raises(ValueError, match="has 1 channels, but input_size"):
+        with pytest.raises(ValueError, match="1 input channels"):
             write_folder(tmp_path / "w", network, pretrained_cfg=wrong, **options)
 
 

@@ -23,8 +23,8 @@ from acmix_zoo.ops.derivatives import in_format_of
 def fold(parent: nn.Module, layer: str, norm: str) -> None:
     """Put the batch norm `parent.norm` into `parent.layer` before it, an ACmix2d or Conv2d, and nothing in its place.
 
-    A layer with one path alone stays as it is, and its norm with it. So does one whose projection is wrapped or hooked
-    (LoRA, quantisation), since its parameters do not tell what it computes.
+    A layer with only one path is left unchanged, together with its norm. The same applies to a layer whose projection
+    is wrapped or hooked (LoRA, quantisation), because its parameters alone do not define what it computes.
 
     Raises:
         ValueError: the model is in training mode: its statistics still change.
@@ -50,8 +50,8 @@ def fold(parent: nn.Module, layer: str, norm: str) -> None:
 class DeployedACmix2d(nn.Module):
     """An `ACmix2d` and the batch norm behind it, for inference: (B, in, H, W) → (B, out, Ho, Wo).
 
-    Its tensors are buffers: there is nothing to train. All of them are saved with the state dict, and nothing else is
-    kept from one call to the next, so that loaded or converted weights take effect at once.
+    Its tensors are buffers, because there is nothing to train. All of them are in the state dict, and nothing else is
+    cached between calls, so loaded or converted weights take effect immediately.
     """
 
     weight: Tensor

@@ -127,8 +127,8 @@ def _network_cfg(twin: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
             cfg[key] = values = (sum(values) / len(values),) * channels
         if cfg["input_size"][0] != channels or (values and len(values) != channels):
             raise ValueError(
-                f"write_folder: the network has {channels} channels, but input_size is {tuple(cfg['input_size'])} "
-                f"and {key} is {values}. Give both for {channels} channels"
+                f"write_folder: the network has {channels} input channels, but input_size is "
+                f"{tuple(cfg['input_size'])} and {key} is {values}. Give both for {channels} channels"
             )
     if "pool_size" not in given:
         cfg["pool_size"] = _pool_size(twin, cfg["input_size"])

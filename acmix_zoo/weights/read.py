@@ -113,7 +113,9 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     except Exception:  # torch's format before 1.6, for which only the first class is known, or not a checkpoint at all
         names = re.findall(r"\bGLOBAL (\S+)", str(error))[:1]
     if not names:
-        return "it is damaged or contains more than tensors. Save only the state dict: torch.save(model.state_dict(), path)"
+        return (
+            "it is damaged or holds more than tensors. Save only the state dict: torch.save(model.state_dict(), path)"
+        )
     shown = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more classes" if len(names) > 5 else "")
     return (
         f"it contains objects of {shown}, and reading those would run code from the file. Expected "
