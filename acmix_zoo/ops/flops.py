@@ -1,7 +1,7 @@
-"""What our operators cost, for `torch.utils.flop_counter.FlopCounterMode`, which counts an unknown operator as nothing.
+"""FLOP formulas for `torch.utils.flop_counter.FlopCounterMode`, which would otherwise count our operators as zero.
 
-By the definition of the operator and not by the arithmetic of its implementation, see `acmix_zoo.layers.cost`. As
-everywhere in torch's counter, a multiply-accumulate counts as two.
+Operators are counted by their definition, not by the arithmetic of their implementation; see `acmix_zoo.layers.cost`.
+As everywhere in torch's counter, a multiply-accumulate counts as two.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from acmix_zoo.ops import aggregation, whole  # noqa: F401  (they define the operators)
+from acmix_zoo.ops import aggregation, whole  # noqa: F401  (these define the operators)
 
 _Shape = Sequence[int]
 
