@@ -114,7 +114,7 @@ def test_the_saved_configuration_gives_the_same_weights(run: Path, tmp_path: Pat
 
 
 def test_a_run_is_reproduced_from_its_portable_record(run: Path, tmp_path: Path) -> None:
-    """Where the data is, the record does not say; the run's own config.yaml does."""
+    """The record does not say where the data is, but the run's own config.yaml does."""
     assert main(["reproduce", str(run), "--run.folder", str(tmp_path / "again")]) == 0
     assert same(run / "checkpoints/best.ckpt", tmp_path / "again/checkpoints/best.ckpt")
 

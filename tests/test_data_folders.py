@@ -1,4 +1,4 @@
-"""Class folders as people have them: links, hidden files, other formats, Unicode, case, doubled and loose splits."""
+"""Realistic class folders: links, hidden files, other formats, Unicode, case, duplicate and loose splits."""
 
 import os
 import unicodedata
@@ -12,7 +12,7 @@ from acmix_zoo.data.sources import FileImages, Source
 
 
 def tree(root: Path, *names: str) -> Path:
-    """A folder of files: images of different colours, and text where a name has no image's extension."""
+    """Create a folder of files: images of different colours, and text files for names without an image extension."""
     for number, name in enumerate(names):
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def test_links_out_of_the_folder_are_followed_once(tmp_path: Path) -> None:
     link(root / "cat/b.png", "a.png")
     found = listed(open_source(root))
     assert found["dog"] == ["dog/3.png", "dog/7.png", "dog/all/deep/8.png"] and found["emu"] == ["emu/9.png"]
-    assert found["cat"] == [*PLAIN["cat"], "cat/a.png", "cat/b.png"]  # unreadable, which the check before a run says
+    assert found["cat"] == [*PLAIN["cat"], "cat/a.png", "cat/b.png"]  # unreadable, as the check before a run reports
     assert listed(open_source(root)) == found
 
 
@@ -224,4 +224,4 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
         open_source(root)
     os.rename(os.fsencode(root) + b"/caf\xe9", os.fsencode(root) + b"/cat/caf\xe9")
     os.rename(root / "cat/1.png", os.fsencode(root) + b"/cat/caf\xe9/1.png")
-    assert len(open_source(root).fingerprint()) == 16  # only a class needs a printable name
+    assert len(open_source(root).fingerprint()) == 16  # only class names must be printable

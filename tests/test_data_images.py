@@ -121,7 +121,7 @@ def colour_png(values: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("make", [deep_png, colour_png])
-def test_the_range_is_said_once_and_dark_images_are_noted(make: Any) -> None:
+def test_warnings_give_the_range_once_and_mention_dark_images(make: Any) -> None:
     depth._warn.cache_clear()
     with pytest.warns(UserWarning) as warned:
         for _ in range(3):
@@ -172,7 +172,7 @@ def test_other_formats_are_named_and_never_opened(
 
 
 def test_a_replaced_reader_of_pillow_hides_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ultralytics, once imported, answers an unknown file by importing a package that may be missing."""
+    """Once imported, Ultralytics reacts to an unknown file by importing a package that may be missing."""
 
     def replaced(*_: Any, **__: Any) -> None:
         raise ModuleNotFoundError("No module named 'pi_heif'")

@@ -129,7 +129,7 @@ def test_batches_that_are_too_large() -> None:
     assert fitting_batch_size(4, 1, 2, 1)[0] == 1
 
 
-def test_a_run_says_first_what_it_learns_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_first_prints_a_summary_of_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = folder(tmp_path / "data", 12)
     folder(root, 3, classes="c")
     (root / "a/photo.heic").write_bytes(b"")
@@ -274,7 +274,7 @@ def test_two_processes_train_apart_and_count_exactly(tmp_path: Path) -> None:
 
 
 class Wide(Recorder):
-    """Writes down what the trainer gives it, and what the loader gave the trainer."""
+    """Records what the trainer passes to it, and what the loader passed to the trainer."""
 
     def on_train_start(self) -> None:
         self.loaded: list[torch.dtype] = []

@@ -185,7 +185,7 @@ def test_tar_files_of_webdataset(cache: Path) -> None:
 
 
 def path_table(file: Path, *paths: str | None) -> Path:
-    """A table that names its images, as `datasets` writes one that holds no bytes."""
+    """A table that references its images by path, as written by `datasets` without embedded bytes."""
     import datasets
     import pyarrow as pa
     from pyarrow import parquet

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.modules import activation
 from torch.nn.utils import parametrize
 
-# Inputs with fewer channels are mostly images (RGB, depth, satellite bands), not features to attend to. ACmix also is
-# far more expensive here: about 206 multiplications per output value after the projections, against 9 per input channel.
+# Inputs with fewer channels are mostly images (RGB, depth, satellite bands), not features to attend to. There, ACmix is
+# also far more expensive: about 206 multiplications per output value after the projections, not 9 per input channel.
 _FEWEST_INPUTS = 16
 # Methods of blocks that merge the kernels of several convolutions into one, which ACmix2d does not have.
 _MERGES = ("fuse_convs", "reparameterize", "switch_to_deploy", "get_equivalent_kernel_bias")
