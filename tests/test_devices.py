@@ -177,8 +177,8 @@ def test_a_step_does_not_wait_for_the_gpu(name: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("train", [False, True])
 def test_tiles_take_less_memory_than_the_reference(train: bool) -> None:
-    """The reference unfolds k and v into 49 copies each. Tiles of 4×7 gather 4.6 keys per query, ten times fewer; the
-    projections, logits and results that both have leave at least a factor of three."""
+    """The reference unfolds k and v into 49 copies each. Tiles of 4×7 gather 4.6 keys per query, ten times fewer. Both
+    also need projections, logits and results, which leaves at least a factor of three."""
     fast, reference = (
         gpu_peak(Pass(Case(f"acmix2d:64x56{form}", 8, train=train, device="cuda"))) for form in ("", "@reference")
     )

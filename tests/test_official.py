@@ -237,7 +237,7 @@ def test_the_second_link_and_a_damaged_cache(
 
 
 def test_processes_that_fetch_at_the_same_time_download_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the ranks of a DDP run do. The first one has the lock while it downloads and converts."""
+    """This is what the ranks of a DDP run do. The first one holds the lock while it downloads and converts."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     downloads = []
 

@@ -94,7 +94,7 @@ class TestCreate:
 
     @pytest.mark.parametrize("source", ["folder", "file"])
     def test_other_input_channels(self, tmp_path: Path, source: str) -> None:
-        """As timm adapts its own weights: one channel gets the sum, several repeat the three."""
+        """Weights are adapted as in timm: one channel gets the sum, several channels repeat the three."""
         folder = write(tmp_path / "w")
         path = folder if source == "folder" else folder / "model.safetensors"
         colour = first_conv(create_model(folder)).weight
@@ -113,7 +113,7 @@ class TestCreate:
 
 
 class TestRuns:
-    """What `acmix-zoo fit` leaves behind works wherever a weight folder does."""
+    """The output of `acmix-zoo fit` works wherever a weight folder does."""
 
     @pytest.fixture
     def run(self, tmp_path: Path) -> Path:
@@ -146,7 +146,7 @@ class TestRuns:
         load_weights(model, run)
 
     def test_finished_run(self, run: Path) -> None:
-        """Its tested weights come before its checkpoints."""
+        """The tested weights take precedence over the checkpoints."""
         folder = write(run / "weights")
         expected = create_model(folder).fc.weight
         assert torch.equal(create_model(run).fc.weight, expected)

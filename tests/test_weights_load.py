@@ -191,7 +191,7 @@ SETTINGS = {
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_values_beside_the_weights(tmp_path: Path, kind: str, zipped: bool) -> None:
-    """In torch's format and in the one before 1.6."""
+    """This works in torch's current format and in the one before 1.6."""
     layer = ACmix2d(8, 8)
     checkpoint = {"model_state_dict": layer.state_dict(), "best": SETTINGS[kind]}
     torch.save(checkpoint, tmp_path / "c.pth", _use_new_zipfile_serialization=zipped)
