@@ -1,7 +1,7 @@
 """What is cached between calls never becomes wrong and never exceeds its memory budget.
 
-`ops/remembered.py` caches masks and indices. Deployed layers hold only saved buffers. In these tests, a network that has run
-is copied, converted, given other weights or run under other modes, and must then give the same as a fresh one.
+`ops/remembered.py` caches masks and indices. Deployed layers hold only saved buffers. Here, a network that has
+run is copied, converted, given other weights or run under other modes, and must then give the same as a fresh one.
 """
 
 import copy

@@ -1,8 +1,8 @@
 """Folding for inference: what is fixed once training is over is computed once.
 
 Batch norm goes into the convolution or the ACmix layer before it; an ACmix layer keeps its composed kernels times beta,
-and alpha as a factor of each channel. A folded model is for inference alone; to train
-on, make the model anew and load its weights.
+and alpha as a factor of each channel. A folded model can only be used for inference; to
+continue training, create the model again and load its weights.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def read_checkpoint(path: Path) -> Any:
     """Return the content of a torch checkpoint, on the CPU.
 
     The file is read with `weights_only`, which creates tensors and plain containers and runs no code from the file.
-    Settings and scores that trainers commonly store beside the weights are read as placeholders.
+    Settings and scores that trainers commonly store with the weights are read as placeholders.
 
     Raises:
         ValueError: the file is damaged, or contains objects of other classes. OSError: it cannot be read.
