@@ -96,16 +96,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _use_utf8(argv: Sequence[str], is_program: bool) -> None:
-    """Have every text file read and written as UTF-8, and print a character that the terminal lacks as "?".
+    """Make Python read and write all text files as UTF-8, and print characters that the terminal cannot show as "?".
 
-    Recipes, cards and class names are UTF-8, whatever the locale says, and libraries (jsonargparse) open files in the
-    locale's encoding. Only a new interpreter can change that, so a program started under another locale starts again.
+    Recipes, cards and class names are UTF-8 regardless of the locale, but libraries such as jsonargparse open files in
+    the locale's encoding. Only a new interpreter can change that, so under other locales the program restarts itself.
     """
     if is_program and not sys.flags.utf8_mode and locale.getencoding().lower() not in ("utf-8", "utf8"):
         command, environment = [sys.executable, "-m", "acmix_zoo.cli", *argv], {**os.environ, "PYTHONUTF8": "1"}
         if os.name == "posix":
             os.execve(command[0], command, environment)
-        sys.exit(subprocess.run(command, env=environment).returncode)  # elsewhere exec would not wait for the end
+        sys.exit(subprocess.run(command, env=environment).returncode)  # on Windows, exec would not wait for the end
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -141,8 +141,8 @@ def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> 
     given, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
         return Run(command=shlex.join(["acmix-zoo", *argv]))
-    except MisconfigurationException as error:  # Lightning's word for options that do not go together
-        raise ValueError(f"{error}. This is what Lightning says of the options of this command") from error
+    except MisconfigurationException as error:  # Lightning's exception for incompatible options
+        raise ValueError(f"{error}. This is Lightning's message about the options of this command") from error
     finally:
         sys.argv = given
 

@@ -1,4 +1,4 @@
-"""The command `classify`: the most probable classes of pictures. See `acmix_zoo.cli`."""
+"""The command `acmix-zoo classify`: print the most probable classes of pictures. See `acmix_zoo.cli`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
     """Print the most probable classes of pictures, one per line.
 
     Returns:
-        For each picture (class, probability) pairs, the most probable first.
+        A list of (class, probability) pairs for each picture, most probable first.
 
     Raises:
-        FileNotFoundError, ValueError: the weights or a picture do not exist or cannot be read.
+        FileNotFoundError, ValueError: the weights or a picture does not exist or cannot be read.
     """
     parser = Parser("acmix-zoo classify", description="Classify pictures with trained weights.")
     parser.add_argument("weights", help="a weight folder, a run folder, a checkpoint of `fit`, or a model's name")
@@ -39,8 +39,8 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     transform = create_transform(**resolve_data_config(pretrained_cfg=cfg))
     labels = cfg.get("label_names") or [f"class {i}" for i in range(int(model.num_classes))]  # type: ignore[arg-type]
-    # Nothing in a probability tells that a picture shows none of these classes.
-    print(f"{options.weights} knows {_known(labels)}; every picture gets one of them", file=sys.stderr, flush=True)
+    # A probability does not reveal that a picture shows none of these classes.
+    print(f"{options.weights} knows {_known(labels)}; every picture is assigned to one", file=sys.stderr, flush=True)
     results = []
     for path in paths:
         x = transform(load_image(path))[None]  # (1, C, H, W)
@@ -53,7 +53,7 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
 
 
 def _pictures(path: Path) -> list[Path]:
-    """Return the pictures of a folder and of those below it; a file by itself."""
+    """Return all pictures in a folder and its subfolders, or the file itself."""
     if not path.is_dir():
         return [path]
     from acmix_zoo.data.checks import pictures_to_predict

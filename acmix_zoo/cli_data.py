@@ -1,4 +1,4 @@
-"""The command `acmix-zoo data`: what a training would make of a data set, without training. See `acmix_zoo.cli`."""
+"""The command `acmix-zoo data`: check and summarise a data set without training. See `acmix_zoo.cli`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from acmix_zoo.data.summary import split_parts, summarize
 
 
 def data(arguments: Sequence[str]) -> bool:
-    """Print the splits, classes and images of a data set, what is skipped and what cannot be read.
+    """Print the splits, classes and images of a data set, and its skipped and unreadable files.
 
     Returns:
-        Whether all of its images can be read, as far as a look at the files tells.
+        Whether no unreadable image was found.
 
     Raises:
-        FileNotFoundError, ValueError: no such data set, or a training would refuse it.
+        FileNotFoundError, ValueError: the data set does not exist, or training would refuse it.
     """
     parser = argparse.ArgumentParser(
-        "acmix-zoo data", description="Show what a training would make of a data set: splits, classes, skipped files."
+        "acmix-zoo data", description="Check a data set without training: splits, classes, unusable files."
     )
-    parser.add_argument("source", help="a folder, or anything else that --data.source takes")
-    parser.add_argument("--label_column", metavar="NAME", help="the class column of a table that has several")
+    parser.add_argument("source", help="a folder, or anything else that --data.source accepts")
+    parser.add_argument("--label_column", metavar="NAME", help="class column of a table that has several")
     options = parser.parse_args(arguments)
     source = open_source(options.source, options.label_column)
     parts = split_parts(source, val_fraction=0.1, seed=0)  # the defaults of ImageDataModule

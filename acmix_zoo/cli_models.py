@@ -22,7 +22,7 @@ from acmix_zoo.weights.locate import locate
 
 def list_(arguments: Sequence[str]) -> None:
     """Print the networks, or the weights, with what they cost and what they reach."""
-    parser = Parser("acmix-zoo list", description="The networks and their weights.")
+    parser = Parser("acmix-zoo list", description="List the networks and their weights.")
     parser.add_argument("pattern", nargs="?", default="", help='wildcard, such as "*swin*"')
     parser.add_argument("--pretrained", action="store_true", help="weights, as architecture.tag, instead of networks")
     options = parser.parse_args(arguments)
@@ -76,16 +76,14 @@ def shipped(name: str) -> Path | None:
 
 
 def info(arguments: Sequence[str]) -> None:
-    """Print what a network is and needs, and for ACmix networks the paper's table of the two stages of every layer."""
+    """Print the properties of a network and, for ACmix networks, the paper's table of both stages of every layer."""
     parser = Parser(
         "acmix-zoo info",
-        description="Parameters, MACs, input and weights of a network or of weights. Of ACmix networks also what the "
-        "projections to q, k and v cost (stage I), and the attention and the convolution on them (stage II), layer by "
-        "layer: the paper's table 1 of a network.",
+        description="Show the parameters, MACs, input and weights of a network. For ACmix networks, also show the cost "
+        "of the projections to q, k and v (stage I) and of the attention and convolution on them (stage II) in every "
+        "layer, as in table 1 of the paper.",
     )
-    parser.add_argument(
-        "model", help="the name of a network or of weights, or the path of a weight folder or run folder"
-    )
+    parser.add_argument("model", help="name of a network or of weights, or path of a weight folder or run folder")
     parser.add_argument("--size", type=int, help="side of the image (default: the network's own)")
     options = parser.parse_args(arguments)
     place = locate(options.model)
@@ -106,11 +104,11 @@ def info(arguments: Sequence[str]) -> None:
     if any(isinstance(layer, LAYERS) for layer in model.modules()):
         _print_stages(model, size)
     else:
-        print("No layer of this network has the two stages of ACmix, so there is no table of them.")
+        print("This network has no ACmix layers, so there is no table of the two stages.")
 
 
 def _facts(model: nn.Module, folder: Path | None) -> list[tuple[str, str]]:
-    """Return (name, text) of what a user of a network has to know; `folder` is that of its weights, if it has them."""
+    """Return (name, text) pairs with what a user needs to know; `folder` is the network's weight folder, if any."""
     cfg = cast(dict[str, Any], model.pretrained_cfg)
     size, mean, std = (
         "×".join(map(str, cfg["input_size"])),
@@ -131,14 +129,14 @@ def _facts(model: nn.Module, folder: Path | None) -> list[tuple[str, str]]:
         facts.append(("licence", str(record.get("license") or "none stated")))
         return facts
     architecture = str(cfg.get("architecture", ""))
-    found = timm.list_models(f"{architecture}.*", pretrained=True)  # timm's own networks, too
+    found = timm.list_models(f"{architecture}.*", pretrained=True)  # includes timm's own networks
     facts.append(("weights", ", ".join(name.partition(".")[2] for name in found) or "none"))
     facts.append(("licence", str(cfg.get("license") or "none stated")))
     return facts
 
 
 def _print_stages(model: nn.Module, size: tuple[int, int, int] | None) -> None:
-    """Print both stages of every ACmix layer, and which of them dominates."""
+    """Print the cost of both stages of every ACmix layer, and which stage dominates."""
     layers, total, rest = stage_table(model, size)
     cells = [("layer", "I: parameters", "MACs", "II: parameters", "MACs", "I of the MACs")]
     cells += [

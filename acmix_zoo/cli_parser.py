@@ -1,4 +1,4 @@
-"""The command line's parser: an error is one line that names the closest options, without the list of all options."""
+"""Command-line parser with short errors: one line with the closest options instead of a list of all options."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import re
 import sys
 from typing import NoReturn
 
-# What a reader of an error calls the types that a parser names.
+# Plain words for the types in a parser's errors.
 _TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "NoneType": "null"}
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser with short errors. Mixed in before jsonargparse's parser it does the same for that one."""
+    """An ArgumentParser with short errors. As a mixin before jsonargparse's parser, it shortens its errors."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong, the closest options and where to find all of them; exit with 2."""
+        """Print what is wrong, the closest options and how to list all of them, and exit with status 2."""
         if not getattr(self, "exit_on_error", True):  # the caller wants the exception
             super().error(message)
-        parser = getattr(ex, "subcommand_parser", None) or self  # jsonargparse's, of `fit` and so on
+        parser = getattr(ex, "subcommand_parser", None) or self  # jsonargparse's parser for `fit` and so on
         program = " ".join(["acmix-zoo", *parser.prog.replace("[options]", "").split()[1:]])
         options = re.findall(r"--[\w.+-]+", parser.format_usage())
         print(f"{program}: error: {explain(message, options)}\nAll options: {program} --help", file=sys.stderr)
@@ -30,8 +30,8 @@ def explain(message: str, options: list[str]) -> str:
     """Return an error of argparse or jsonargparse in plain words.
 
     Args:
-        message: the parser's own.
-        options: all options that it knows, for suggestions.
+        message: the parser's own message.
+        options: all options that the parser knows, for suggestions.
     """
     if match := re.match(r"unrecognized arguments: (.*)", message, re.DOTALL):
         return "; ".join(_unknown(word, options) for word in _names(match[1].split()))
@@ -48,7 +48,7 @@ def explain(message: str, options: list[str]) -> str:
 
 
 def _names(words: list[str]) -> list[str]:
-    """Return the options among unrecognised words, without their values; all words if none is an option."""
+    """Return the options among unrecognised words, without their values, or all words if none is an option."""
     return [word.partition("=")[0] for word in words if word.startswith("-")] or words
 
 
@@ -56,7 +56,7 @@ def _unknown(word: str, options: list[str]) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}"
     name = word.lstrip("-")
-    # A part that was left out (--lr for --model.lr) before a misspelling.
+    # Prefer a missing prefix (--lr for --model.lr) over a misspelling.
     near = [option for option in options if option.endswith(f".{name}")]
     near = list(dict.fromkeys([*near, *difflib.get_close_matches(word, set(options), 3, 0.75)]))[:3]
     return f"unknown option {word}" + (f"; did you mean {' or '.join(near)}?" if near else "")

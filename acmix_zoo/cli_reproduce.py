@@ -110,7 +110,7 @@ def find_target(name: str) -> Target:
             "recipe in recipes/"
         ) from None
     if record.get("command") or record.get("recipe"):
-        own = folder.parent / "config.yaml"  # of the run, if the folder is still inside it
+        own = folder.parent / "config.yaml"  # the run's config, if the folder is still inside the run folder
         return Target(record["name"], recorded_arguments(record, own if own.is_file() else None), record)
     if recipe:
         return _of_recipe(recipe)
@@ -140,10 +140,10 @@ def _of_recipe(recipe: Path) -> Target:
 
 
 def recorded_arguments(record: Record, config: Path | None = None) -> list[str]:
-    """Return the arguments of `fit` in a record's command, with its seed; recipes by where they are now.
+    """Return the arguments of `fit` from a record's command, with the seed and the present paths of the recipes.
 
-    A record names files outside the run's working directory by their last part only. The run's own `config`, which
-    stays on the machine, says where they are.
+    For files outside the run's working directory, a record contains only the last part of the path. The run's own
+    `config`, which stays on the machine, has the full paths.
 
     Raises:
         FileNotFoundError: a recipe of the command is not here.
@@ -175,7 +175,7 @@ def _settings(path: str | Path) -> dict[str, Any]:
 
 
 def _setting(settings: Mapping[str, Any], option: str) -> str:
-    """Return the text that a recipe gives for `--some.option`, or "" if it gives none."""
+    """Return a recipe's value for `--some.option` as text, or "" if it has none."""
     found: Any = settings
     for key in option.removeprefix("--").split("."):
         found = found.get(key) if isinstance(found, dict) else None

@@ -20,7 +20,7 @@ def verify(arguments: Sequence[str]) -> bool:
         "acmix-zoo verify", description="Verify weight folders: record, size, sha256, counts, and logits replayed."
     )
     parser.add_argument(
-        "weights", nargs="+", help="weight folders, run folders, or names: shipped, fetched, or org/name of the Hub"
+        "weights", nargs="+", help="weight folders, run folders, or names of shipped, fetched or Hub (org/name) weights"
     )
     parser.add_argument("--data", metavar="SOURCE", help="measure the recorded accuracy again on this source of images")
     options = parser.parse_args(arguments)
@@ -49,13 +49,13 @@ def verify(arguments: Sequence[str]) -> bool:
 
 
 def weight_folder(name: str) -> Path:
-    """Return the weight folder that a name, a weight folder's or a run folder's path means."""
+    """Return the weight folder for a name of weights, or for the path of a weight folder or run folder."""
     place = locate(name)
     if (place / "config.json").is_file():
         return place
     if place.is_file() and (place.suffix == ".ckpt" or place != Path(name)):
         raise ValueError(
-            f"{name} is not a weight folder: {place} is a checkpoint of training. Write its weights as a folder first: "
+            f"{name} is not a weight folder: {place} is a training checkpoint. Export its weights to a folder first: "
             f"acmix-zoo export {name} FOLDER"
         )
     names = [n for n in (name, *(f"{name}.{tag}" for tag in tags(name))) if "." in n]
@@ -73,7 +73,7 @@ def weight_folder(name: str) -> Path:
 
 def convert_(arguments: Sequence[str]) -> None:
     """Turn a checkpoint file into a weight folder."""
-    parser = Parser("acmix-zoo convert", description="A checkpoint file as a weight folder.")
+    parser = Parser("acmix-zoo convert", description="Convert a checkpoint file to a weight folder.")
     parser.add_argument("file", type=Path, help="of the authors, Lightning, timm, plain torch, or safetensors")
     parser.add_argument("folder", type=Path, nargs="?", help="where to (default: weights/NAME, for the authors' files "
                         "the cache that pretrained= reads)")  # fmt: skip
@@ -92,7 +92,7 @@ def convert_(arguments: Sequence[str]) -> None:
 
 def export(arguments: Sequence[str]) -> None:
     """Turn a run or a Lightning checkpoint into a weight folder."""
-    parser = Parser("acmix-zoo export", description="A run's weights as a weight folder.")
+    parser = Parser("acmix-zoo export", description="Export a run's weights to a weight folder.")
     parser.add_argument("run", type=Path, help="run folder, or Lightning checkpoint")
     parser.add_argument("folder", type=Path, help="where to")
     parser.add_argument("--no-ema", action="store_true", help="the trained weights, not their moving average")

@@ -42,8 +42,8 @@ console = Console(highlight=False)
 def main() -> None:
     """Run the demo with the recipes and weights of this clone.
 
-    The results go into a new folder below the current directory: runs/demo, or runs/demo-2, runs/demo-3, … if earlier
-    demos are there. Nothing that exists is changed or deleted.
+    The results are written to a new folder below the current directory: runs/demo, or runs/demo-2, runs/demo-3, … if
+    there were earlier demos. Existing files are never changed or deleted.
     """
     started = time.perf_counter()
     if not RECIPE.is_file():
@@ -93,7 +93,7 @@ def new_folder(wanted: Path) -> Path:
     folder, number = wanted, 1
     while True:
         try:
-            folder.mkdir(parents=True)  # atomic: of two demos that start together, one takes the next number
+            folder.mkdir(parents=True)  # atomic: if two demos start together, one of them takes the next number
             return folder
         except FileExistsError:
             number += 1

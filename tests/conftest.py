@@ -18,7 +18,7 @@ from hub_server import Hub
 from huggingface_hub import constants
 
 torch.set_num_threads(1)
-torch.backends.cudnn.allow_tf32 = False  # on by default: float32 convolutions on a GPU would keep ten bits
+torch.backends.cudnn.allow_tf32 = False  # TF32 is on by default; float32 convolutions on a GPU would only keep ten bits
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +50,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
-    """Every device that a test runs on."""
+    """Each device that the test runs on."""
     return str(request.param)
 
 
@@ -87,5 +87,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"give these parameters a name of their own (ids=...): {addresses}")
     if not torch.cuda.is_available():
         for item in items:
-            if item.get_closest_marker("gpu"):  # not `item.keywords`, which a folder of that name is in as well
+            if item.get_closest_marker("gpu"):  # not `item.keywords`, which also contains folder names
                 item.add_marker(pytest.mark.skip(reason="no GPU"))

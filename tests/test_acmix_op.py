@@ -163,8 +163,8 @@ def test_forms_by_name():
     assert plan.plan_attention(56, 56, 7).form == "tiles"
 
 
-def test_a_form_holds_for_one_thread_alone():
-    """Forcing a form in one thread once changed what all others ran."""
+def test_use_form_only_affects_its_own_thread():
+    """Forcing a form in one thread used to affect all others."""
     forced, done = threading.Event(), threading.Event()
 
     def other():
@@ -185,7 +185,7 @@ def test_a_form_holds_for_one_thread_alone():
 
 
 def test_the_backward_pass_uses_the_form_of_its_forward_pass(monkeypatch):
-    """Chunks are computed again there, perhaps in another thread and after `use_form`."""
+    """The backward pass recomputes chunks, perhaps in another thread and after `use_form` has ended."""
     called = []
     offset = local_attention.offset_attention
     monkeypatch.setattr(local_attention, "offset_attention", lambda *args: called.append(1) or offset(*args))

@@ -83,7 +83,7 @@ def test_operator_is_registered_as_it_behaves(side: int, layout) -> None:
     torch.library.opcheck(torch.ops.acmix_zoo.aggregate_backward, (grad, *(t.detach() for t in tensors), 3))
 
 
-def testaggregate_plain_form_is_equal() -> None:
+def test_aggregate_plain_form_is_equal() -> None:
     """The one that export and compilers of other devices see."""
     value, weight = torch.randn(2, 8, 5, 6, dtype=torch.float64), torch.randn(2, 9 * 4, 5, 6, dtype=torch.float64)
     grad = torch.randn_like(value)

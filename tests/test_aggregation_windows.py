@@ -1,4 +1,4 @@
-"""SAN's sums as a GPU runs them, in few launches: forced here on every device."""
+"""SAN's sums in few kernel launches, as used on GPUs; here they are forced on every device."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def test_empty_batch(device: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_adds_only_the_rounding_of_results(dtype: torch.dtype, device: str) -> None:
-    """Products and sums are float32: against the exact result for the same rounded inputs, what is left is the rounding
-    of each result, half a unit in the last place. The gradient of the value is added up over the reflected border
-    in float32 too, so the same holds for it."""
+    """Products and sums are in float32. Compared with the exact result for the same rounded inputs, the only error is
+    the rounding of each result, half a unit in the last place. The same holds for the gradient of the value, which is
+    also accumulated over the reflected border in float32."""
     value, weight, grad = (t.to(device) for t in example((2, 16, 12, 12), 2, 7, dtype))
     exact = gradients(aggregate, value.double(), weight.double(), 7, grad.double())
     for a, e in zip(gradients(aggregate, value, weight, 7, grad), exact, strict=True):

@@ -63,7 +63,7 @@ def test_contestants_agree() -> None:
     [
         (("acmix_resnet5",), "there is no network 'acmix_resnet5'.*acmix_resnet50"),
         (("unfold:12x7",), "12 must be a multiple of 8"),
-        (("resnet18@fast",), "expected one of @released, @reference.* or @tile8x16 or the like, got @fast"),
+        (("resnet18@fast",), "expected @released, @reference.* or a tile such as @tile8x16, got @fast"),
         (("resnet18", 1, 0, False, 1, "float31"), "expected a dtype of torch"),
     ],
 )

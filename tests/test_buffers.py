@@ -1,4 +1,4 @@
-"""Buffers that no checkpoint holds: they are right however a network was built, moved, copied or loaded."""
+"""Buffers that are not in checkpoints are correct, however a network was built, moved, copied or loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ X = torch.randn(2, 3, 40, 24, generator=torch.Generator().manual_seed(0))  # pad
 
 
 def trained(name: str = "acmix_swin_pico", **kwargs: object) -> nn.Module:
-    """A network in eval mode whose position tables, of std 0.02 at the start, are large enough to matter."""
+    """A network in eval mode whose position tables (initialised with std 0.02) are scaled up so that they matter."""
     network: nn.Module = create_model(name, **kwargs).eval()
     with torch.no_grad():
         for key, parameter in network.named_parameters():
@@ -42,7 +42,7 @@ def emptied(network: nn.Module, shell: nn.Module) -> nn.Module:
 
 
 def reinitialised(network: nn.Module, shell: nn.Module) -> nn.Module:
-    """As transformers loads: tensors are exchanged one by one, then timm's protocol is called on every module."""
+    """Load as transformers does: replace tensors one by one, then call timm's initialisation method on every module."""
     state = network.state_dict()
     for name, module in shell.named_modules():
         for key, parameter in list(module._parameters.items()):
@@ -126,7 +126,7 @@ def test_fake_tensors_leave_nothing_behind() -> None:
 
 
 def test_inference_mode_then_training() -> None:
-    """A window that was set under inference mode can be trained with."""
+    """A window that was set under inference mode can be used in training."""
     network = create_model("acmix_swin_pico")
     with torch.inference_mode():
         network.set_input_size(64, window_size=8)
@@ -138,7 +138,7 @@ def test_inference_mode_then_training() -> None:
 @pytest.mark.parametrize("size", [(8, 8), (8, 16), (16, 8), (12, 20), (5, 13)])
 @torch.no_grad()
 def test_mask_of_any_map(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The four remembered masks give the mask of the whole map, which depends on the map's size."""
+    """The four cached masks give the mask of the full map, which depends on the map's size."""
     from acmix_zoo.layers import window_acmix as module
 
     layer = module.WindowACmix(16, 2, (4, 4), (2, 2)).eval()
@@ -168,7 +168,7 @@ def test_no_mask_is_built_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("window", [(2, 4), (4, 2), (1, 4), (4, 1), (13, 1), (6, 5)])
 def test_table_of_a_window_that_is_not_square(window: tuple[int, int]) -> None:
-    """A table that is steeper along columns than along rows stays so: the two sides are not confused."""
+    """A table that is steeper along columns than along rows stays that way, so height and width are not swapped."""
     from acmix_zoo.layers import WindowACmix
 
     layer = WindowACmix(16, 2, (6, 6))

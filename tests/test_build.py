@@ -34,9 +34,9 @@ def change(folder: Path, **entries: Any) -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"architecture": "os.system"}, "'os.system', a model that is not known here"),
-        ({"architecture": "acmix_swin_t.official_in1k"}, "a model that is not known here"),
-        ({"architecture": "hf-hub:org/evil"}, "a model that is not known here"),
+        ({"architecture": "os.system"}, "'os.system', which is not a known model"),
+        ({"architecture": "acmix_swin_t.official_in1k"}, "which is not a known model"),
+        ({"architecture": "hf-hub:org/evil"}, "which is not a known model"),
         ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "model_args may not set checkpoint_path"),
         ({"model_args": {"pretrained_cfg_overlay": {"file": "/etc/passwd"}}}, "may not set pretrained_cfg_overlay"),
         ({"model_args": {"features_only": True, "cache_dir": "/"}}, "may not set cache_dir, features_only"),

@@ -114,7 +114,7 @@ def test_the_saved_configuration_gives_the_same_weights(run: Path, tmp_path: Pat
 
 
 def test_a_run_is_reproduced_from_its_portable_record(run: Path, tmp_path: Path) -> None:
-    """Where the data is, the record does not say; the run's own config.yaml does."""
+    """The record does not say where the data is, but the run's own config.yaml does."""
     assert main(["reproduce", str(run), "--run.folder", str(tmp_path / "again")]) == 0
     assert same(run / "checkpoints/best.ckpt", tmp_path / "again/checkpoints/best.ckpt")
 
@@ -148,7 +148,7 @@ def test_predict_and_classify_agree(run: Path, pictures: Path, capsys: pytest.Ca
         assert second[1] <= probability
     out, error = capsys.readouterr()
     assert out.splitlines()[0] == predicted[0]["path"] and out.splitlines()[1].endswith(f" %  {predicted[0]['class']}")
-    assert "knows 3 classes (class0, class1, class2); every picture gets one of them" in error
+    assert "knows 3 classes (class0, class1, class2); every picture is assigned to one" in error
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`acmix-zoo data`: what a training would make of a data set; and text under other locales than UTF-8."""
+"""The command `acmix-zoo data`, and text under locales other than UTF-8."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "data: pets, 3 classes; images: train 9, val 3",
-        "  val is set aside from train (data.val_fraction), since there is no validation split",
+        "  val was split off from train (data.val_fraction), because there is no validation split",
         "  class    train      val",
         "  cat          3        1",
         "  dog          3        1",
@@ -35,20 +35,20 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "  pixel values: 8 bits, 0 to 255",
     ]
     (root / "cat/1.png").write_bytes(b"")
-    assert main(["data", str(root)]) == 1  # as a training, which would not begin
+    assert main(["data", str(root)]) == 1  # a training run would not start, either
     assert "1 of 9 train images cannot be used" in capsys.readouterr().out
     assert main(["data", str(root / "cat")]) == 1
     assert "expected" in capsys.readouterr().err
 
 
-def test_many_classes_are_summed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_classes_are_summarised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = folder(tmp_path / "many", *(f"c{n:02d}" for n in range(21)), count=2)
     for number in range(7):
         Image.new("RGB", (9, 9)).save(root / f"c20/more{number}.png")
     assert main(["data", str(root)]) == 0
     out = capsys.readouterr().out
     assert "  train: 1 to 8 images per class, median 1\n  val: 1 image per class\n" in out
-    assert "the training classes are unequal: 8 of 'c20', 1 of 'c00'" in out
+    assert "the training classes are imbalanced: 8 of 'c20', 1 of 'c00'" in out
 
 
 def test_shipped_data(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +73,7 @@ OTHER_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  #
     ids=["cp1252", "C"],
 )
 def test_text_under_another_locale(tmp_path: Path, environment: dict[str, str], shown: str) -> None:
-    """Names outside of the code page are printed with replacement, and files are UTF-8 whatever the locale is."""
+    """Characters outside the code page are printed as "?", and files are UTF-8 regardless of the locale."""
     root = folder(tmp_path / "pets", "caf\u00e9", "\u0107at")
     command = [sys.executable, "-m", "acmix_zoo.cli", "data", str(root)]
     done = subprocess.run(command, capture_output=True, env={**os.environ, **environment})

@@ -89,7 +89,7 @@ class TestInfo:
         lines = said(capsys, "info", "resnet18").splitlines()
         assert lines[0] == "resnet18: 11.7M parameters, 1.81G MACs at 3×224×224"
         assert lines[3].startswith("weights  ") and "a1_in1k" in lines[3]
-        assert lines[-1].startswith("No layer of this network has the two stages")
+        assert lines[-1].startswith("This network has no ACmix layers")
 
     @pytest.mark.parametrize("name", ["acmix_resnet_pico.fashion_mnist", SHIPPED])
     def test_weights(self, name: object, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""CUDA graphs, which keep addresses and not tensors: what they read must stay in place as long as they are replayed."""
+"""CUDA graphs store addresses, not tensors, so everything they read must stay in place as long as they are replayed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def forget_constants() -> None:
 @pytest.mark.parametrize("size", [14, 40])
 @pytest.mark.parametrize("warm", [True, False])
 def test_a_replay_computes_what_eager_does(size: int, warm: bool) -> None:
-    """Also with the cache emptied and its memory overwritten after the capture."""
+    """This also holds if the cache is emptied and its memory overwritten after the capture."""
     layer = ACmix2d(8, 16).cuda().eval()
     x = torch.randn(2, 8, size, size, device="cuda")
     stream = torch.cuda.Stream()

@@ -105,7 +105,7 @@ def test_random_erasing_erases() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("augment", ["none", "light", "imagenet"])
 def test_images_normalised_later_are_the_same_to_the_bit(augment: str, channels: int) -> None:
-    """A quarter of the bytes until then, and an eighth of what is erased; timm erases what is already normalised."""
+    """Images stay uint8 until normalisation, even with random erasing, which timm applies after normalisation."""
     made = Augment(PIXELS, augment, random_erasing=0.5)
     now, later = (
         ImageDataset(images(channels=channels), np.arange(12), made, seed=3, raw=raw) for raw in (False, True)
@@ -135,7 +135,7 @@ class Processes(ImageDataset):
 
 
 def test_workers_live_through_all_epochs() -> None:
-    """And learn of the epoch all the same."""
+    """They must still receive the current epoch."""
     made = {}
     for workers in (0, 2):
         dataset = Processes(images(), np.arange(12), Augment(PIXELS, "imagenet"), seed=3)

@@ -1,4 +1,4 @@
-"""Class folders as people have them: links, hidden files, other formats, Unicode, case, doubled and loose splits."""
+"""Realistic class folders: links, hidden files, other formats, Unicode, case, duplicate and loose splits."""
 
 import os
 import unicodedata
@@ -12,7 +12,7 @@ from acmix_zoo.data.sources import FileImages, Source
 
 
 def tree(root: Path, *names: str) -> Path:
-    """A folder of files: images of different colours, and text where a name has no image's extension."""
+    """Create a folder of files: images of different colours, and text files for names without an image extension."""
     for number, name in enumerate(names):
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def test_what_is_linked_within_the_data_counts_where_it_is(tmp_path: Path, targe
     root = tree(tmp_path / "pets", *TWO)
     link(root / f"cat/0{Path(target).suffix}", target)  # comes before the real one
     assert listed(open_source(root)) == PLAIN
-    assert "skipped links to images or folders that are already counted: 1" in remarks(root)
+    assert "skipped links to images or folders that were already counted: 1" in remarks(root)
 
 
 def test_links_out_of_the_folder_are_followed_once(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_links_out_of_the_folder_are_followed_once(tmp_path: Path) -> None:
     link(root / "cat/b.png", "a.png")
     found = listed(open_source(root))
     assert found["dog"] == ["dog/3.png", "dog/7.png", "dog/all/deep/8.png"] and found["emu"] == ["emu/9.png"]
-    assert found["cat"] == [*PLAIN["cat"], "cat/a.png", "cat/b.png"]  # unreadable, which the check before a run says
+    assert found["cat"] == [*PLAIN["cat"], "cat/a.png", "cat/b.png"]  # unreadable, as the check before a run reports
     assert listed(open_source(root)) == found
 
 
@@ -149,7 +149,7 @@ def test_class_folders_of_heic_name_the_package(tmp_path: Path) -> None:
 
 def test_images_outside_of_classes_are_counted(tmp_path: Path) -> None:
     root = tree(tmp_path / "pets", *TWO, "5.png", "6.jpg")
-    assert f"skipped 2 images directly in {root}, outside of the class folders" in remarks(root)
+    assert f"skipped 2 images directly in {root}, outside the class folders" in remarks(root)
 
 
 # ---- splits
@@ -170,7 +170,7 @@ def test_unlabelled_test_images_are_named(tmp_path: Path) -> None:
     assert set(source.splits()) == {"train"}
     said = remarks(root)
     assert "test: its 2 images cannot be scored without class folders" in said and "--data.predict_source" in said
-    assert "skipped folders beside the splits: old" in said and "skipped 1 image directly in" in said
+    assert "skipped folders next to the splits: old" in said and "skipped 1 image directly in" in said
 
 
 @pytest.mark.parametrize("names", [(*TWO, "test/1.jpg"), (*TWO, "Validation/1.jpg"), ("train/1.jpg", "test/1.jpg")])
@@ -181,7 +181,7 @@ def test_a_loose_split_is_no_class(tmp_path: Path, names: tuple[str, ...]) -> No
 
 def test_a_folder_around_the_classes_is_named(tmp_path: Path) -> None:
     root = tree(tmp_path, *(f"archive/{name}" for name in TWO))
-    with pytest.raises(ValueError, match=r"found one class, 'archive'.*Did you mean .*/archive, which has folders"):
+    with pytest.raises(ValueError, match=r"found one class, 'archive'.*Did you mean .*/archive, which has subfolders"):
         open_source(root)
 
 
@@ -200,13 +200,14 @@ def test_accents_are_compared_in_one_form(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("Cat", "'Cat' (there: 'cat')"), ("cat ", "'cat ' (there: 'cat')"), ("c\u0430t", "c\u0430t")]
+    ("name", "reported"),
+    [("Cat", "'Cat' (in training: 'cat')"), ("cat ", "'cat ' (in training: 'cat')"), ("c\u0430t", "c\u0430t")],
 )
-def test_names_that_nearly_agree_are_shown(tmp_path: Path, name: str, told: str) -> None:
+def test_names_that_nearly_agree_are_shown(tmp_path: Path, name: str, reported: str) -> None:
     root = tree(tmp_path, "train/cat/1.png", "train/dog/1.png", f"val/{name}/1.png")
     with pytest.raises(ValueError, match=r"val has classes that .*train does not: ") as error:
         open_source(root)
-    assert told in str(error.value)
+    assert reported in str(error.value)
 
 
 def test_classes_that_differ_in_case_or_are_missing_are_noted(tmp_path: Path) -> None:
@@ -223,4 +224,4 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
         open_source(root)
     os.rename(os.fsencode(root) + b"/caf\xe9", os.fsencode(root) + b"/cat/caf\xe9")
     os.rename(root / "cat/1.png", os.fsencode(root) + b"/cat/caf\xe9/1.png")
-    assert len(open_source(root).fingerprint()) == 16  # only a class needs a printable name
+    assert len(open_source(root).fingerprint()) == 16  # only class names must be printable

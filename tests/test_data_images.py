@@ -121,7 +121,7 @@ def colour_png(values: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("make", [deep_png, colour_png])
-def test_the_range_is_said_once_and_dark_images_are_noted(make: Any) -> None:
+def test_warnings_give_the_range_once_and_mention_dark_images(make: Any) -> None:
     depth._warn.cache_clear()
     with pytest.warns(UserWarning) as warned:
         for _ in range(3):
@@ -172,7 +172,7 @@ def test_other_formats_are_named_and_never_opened(
 
 
 def test_a_replaced_reader_of_pillow_hides_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ultralytics, once imported, answers an unknown file by importing a package that may be missing."""
+    """Once imported, Ultralytics reacts to an unknown file by importing a package that may be missing."""
 
     def replaced(*_: Any, **__: Any) -> None:
         raise ModuleNotFoundError("No module named 'pi_heif'")
@@ -199,9 +199,9 @@ def test_an_image_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     monkeypatch.setattr(images, "_MANY_PIXELS", 100)
     for problem in bad_images([str(tmp_path / "bomb.png"), str(tmp_path / "bomb.jpg")]):
-        assert "which may fill the memory. Expected a smaller image; scale it down" in problem
+        assert "may not fit into memory. Expected a smaller image; scale it down" in problem
     assert len(bad_images([str(tmp_path / "bomb.png"), str(tmp_path / "bomb.jpg")])) == 2
-    with pytest.raises(BadImage, match="fill the memory"):
+    with pytest.raises(BadImage, match="may not fit into memory"):
         load_image(tmp_path / "bomb.png")
 
 

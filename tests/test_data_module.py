@@ -115,13 +115,13 @@ def test_few_images_still_make_a_batch(tmp_path: Path, capsys: pytest.CaptureFix
     assert [len(classes) for _, _, classes in model.seen] == [8, 8]  # 12 images, 4 of which validate
     assert sorted(model.tested) == [0] * 4 + [1] * 4
     assert data.batch_size == 8  # which the learning rates are scaled by
-    assert "batches of 64 are more than the 8 training images give; batches of 8 are used" in capsys.readouterr().out
+    assert "batch size 64 is larger than the 8 training images; using 8 instead" in capsys.readouterr().out
 
 
 def test_batches_that_are_too_large() -> None:
     assert fitting_batch_size(8, 8, 1, 1) == (8, "") and fitting_batch_size(2, 8, 2, 2) == (2, "")
     size, remark = fitting_batch_size(8, 9, 2, 1)
-    assert size == 4 and "the 9 training images on 2 processes give; batches of 4" in remark
+    assert size == 4 and "larger than the 9 training images on 2 processes; using 4" in remark
     size, remark = fitting_batch_size(4, 8, 1, 4)
     assert (
         size == 4 and "a step of 4 × 4" in remark.replace("an optimiser ", "a ") and "accumulate_grad_batches" in remark
@@ -129,15 +129,15 @@ def test_batches_that_are_too_large() -> None:
     assert fitting_batch_size(4, 1, 2, 1)[0] == 1
 
 
-def test_a_run_says_first_what_it_learns_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_first_prints_a_summary_of_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = folder(tmp_path / "data", 12)
     folder(root, 3, classes="c")
     (root / "a/photo.heic").write_bytes(b"")
     small(root).setup("fit")
     out = capsys.readouterr().out
     assert "data: data, 3 classes; images: train 20, val 7" in out
-    assert "val is set aside from train" in out and re.search(r"\n  c +2 +1\n", out)
-    assert "unequal: 9 of 'a', 2 of 'c'" in out
+    assert "val was split off from train" in out and re.search(r"\n  c +2 +1\n", out)
+    assert "imbalanced: 9 of 'a', 2 of 'c'" in out
     assert "skipped 1 .heic file (first: a/photo.heic): to read them, `pip install pillow-heif`" in out
     assert "pixel values: 8 bits, 0 to 255" in out
 
@@ -274,7 +274,7 @@ def test_two_processes_train_apart_and_count_exactly(tmp_path: Path) -> None:
 
 
 class Wide(Recorder):
-    """Writes down what the trainer gives it, and what the loader gave the trainer."""
+    """Records what the trainer passes to it, and what the loader passed to the trainer."""
 
     def on_train_start(self) -> None:
         self.loaded: list[torch.dtype] = []
@@ -436,7 +436,7 @@ def test_nothing_to_predict(tmp_path: Path) -> None:
         small("digits").setup("predict")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         small("digits", predict_source=str(tmp_path / "no")).setup("predict")
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(ValueError, match="contains no pictures"):
         small("digits", predict_source=str(tmp_path)).setup("predict")
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(ValueError, match=r"1 files? cannot be predicted.*text\.png"):

@@ -185,7 +185,7 @@ def test_tar_files_of_webdataset(cache: Path) -> None:
 
 
 def path_table(file: Path, *paths: str | None) -> Path:
-    """A table that names its images, as `datasets` writes one that holds no bytes."""
+    """A table that references its images by path, as written by `datasets` without embedded bytes."""
     import datasets
     import pyarrow as pa
     from pyarrow import parquet
@@ -205,7 +205,7 @@ def path_table(file: Path, *paths: str | None) -> Path:
 def test_a_table_names_only_images_of_its_own_folder(cache: Path, path: str, streaming: bool) -> None:
     tree(cache, "other/1.png", "set/1.png")
     path_table(cache / "set/train.parquet", "1.png", path)
-    with pytest.raises(ValueError, match=r"as an image, which is not below .*set.*"):
+    with pytest.raises(ValueError, match=r"references the image .*, which is not below .*set.*"):
         if streaming:
             split = StreamSource(cache / "set").splits["train"]
             _ = [example.image() for example in Reader(split, 0, 1, shuffle=0).once()]
@@ -221,7 +221,7 @@ def test_a_table_may_name_images_beside_it(cache: Path) -> None:
     for root in (cache / "set", cache / "way", cache / "set/train.parquet"):
         images = open_source(root).splits()["train"]
         assert [images.image(n).getpixel((0, 0))[0] for n in range(4)] == [0, 1, 2, 0]  # type: ignore[index]
-        with pytest.raises(BadImage, match=r"\[4\] cannot be read: the table holds nothing in its place"):
+        with pytest.raises(BadImage, match=r"\[4\] cannot be read: its cell in the table is empty"):
             images.image(4)
         split = StreamSource(root).splits["train"]
         examples = list(Reader(split, 0, 1, shuffle=0).once())

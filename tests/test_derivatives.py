@@ -1,4 +1,4 @@
-"""Every derivative of every layer: torch.func, forward mode, second derivatives; and what waits for the gradient."""
+"""All derivatives of all layers: torch.func, forward mode, second derivatives; and saved tensors."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def loss(layer: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def test_gradients_by_torch_func(case: tuple[nn.Module, Tensor]) -> None:
-    """Of one input, and per sample."""
+    """Gradients for one input, and per-sample gradients."""
     layer, x = case
     parameters = dict(layer.named_parameters())
     given = x.clone().requires_grad_()
@@ -107,7 +107,7 @@ def test_forward_mode(case: tuple[nn.Module, Tensor]) -> None:
 
 
 def test_second_derivatives(case: tuple[nn.Module, Tensor]) -> None:
-    """Numerically, and a gradient penalty's gradients beside those by torch.func."""
+    """Compare with numerical derivatives, and the gradients of a gradient penalty with those by torch.func."""
     layer, x = case
     parameters = dict(layer.named_parameters())
     x.requires_grad_()
@@ -137,8 +137,8 @@ def test_many_gradients_at_once(case: tuple[nn.Module, Tensor]) -> None:
         assert_close(jacfwd(few)(x), expected)
 
 
-def test_layers_that_a_transform_does_not_concern(case: tuple[nn.Module, Tensor]) -> None:
-    """A frozen backbone in front of a head that is transformed keeps its fast code and its own gradients."""
+def test_layers_outside_a_transform(case: tuple[nn.Module, Tensor]) -> None:
+    """A frozen backbone before a transformed head keeps its fast code and its own gradients."""
     layer, x = case
     x.requires_grad_()
     expected = layer(x).sum()
@@ -172,7 +172,7 @@ def test_transforms_in_a_compiled_function(name: str, transform: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet, global", "patchwise"])
 def test_transforms_of_a_compiled_layer(name: str) -> None:
-    """Compiled for training, then transformed, then trained on."""
+    """A layer is compiled for training, then transformed, then trained further."""
     build, shape = LAYERS[name]
     layer, x = build().double().eval(), torch.randn(2, *shape, dtype=torch.float64)
     torch._dynamo.reset()
@@ -202,7 +202,7 @@ NETWORKS = ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name: str) -> None:
-    """Per-sample gradients, a directional derivative and a gradient penalty of whole networks."""
+    """Per-sample gradients, a directional derivative and a gradient penalty of complete networks."""
     network = acmix_zoo.create_model(name, num_classes=3).double().eval()
     x = torch.randn(2, *network.default_cfg["input_size"], dtype=torch.float64)
     parameters = dict(network.named_parameters())
@@ -229,7 +229,7 @@ def test_networks(name: str) -> None:
 
 
 class Living(TorchDispatchMode):
-    """Counts the bytes of the storages that operators made and that are still alive."""
+    """Counts the bytes of all storages that operators have allocated and that are still alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ class Living(TorchDispatchMode):
 @pytest.mark.parametrize("size", [8, 20])
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_keeps_the_input_alone(size: int, reentrant: bool) -> None:
-    """Nothing that the layer made but its output is alive between the passes, seen by hooks and by storages."""
+    """Between the passes, only the output of the layer is alive, as seen by hooks and by storages."""
     layer, x = ACmix2d(16, 16), torch.randn(2, 16, size, size, requires_grad=True)
     layer(x)  # builds what is remembered for the size
     gc.collect()
@@ -270,7 +270,7 @@ def test_checkpointing_keeps_the_input_alone(size: int, reentrant: bool) -> None
 
 
 def test_hooks_see_all_that_is_kept() -> None:
-    """What hooks for saved tensors move away is gone: nothing is held besides."""
+    """If hooks move all saved tensors away, nothing else is kept alive."""
     layer, x = ACmix2d(16, 16), torch.randn(2, 16, 20, 20, requires_grad=True)
     expected = torch.autograd.grad(layer(x).square().sum(), x)
     gc.collect()
@@ -284,7 +284,7 @@ def test_hooks_see_all_that_is_kept() -> None:
 
 
 def test_anomaly_mode() -> None:
-    """A NaN is traced to the operator within the layer that made it."""
+    """A NaN is traced to the operator that produced it inside the layer."""
     layer, x = ACmix2d(4, 8), torch.randn(1, 4, 6, 6, requires_grad=True)
     with torch.autograd.set_detect_anomaly(True):
         layer(x).sum().backward()

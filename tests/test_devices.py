@@ -25,7 +25,7 @@ NETWORKS = ("acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt
 
 
 def randomised(layer: nn.Module) -> nn.Module:
-    """Every parameter away from its start, where many layers compute something simpler."""
+    """Perturb every parameter, because many layers compute something simpler at initialisation."""
     torch.manual_seed(0)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.2)
@@ -51,7 +51,7 @@ class NoFloat64(TorchDispatchMode):
 
 @pytest.fixture
 def deterministic() -> Iterator[None]:
-    """PyTorch refuses every operator that is not deterministic."""
+    """Make PyTorch refuse every operator that is not deterministic."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -59,7 +59,7 @@ def deterministic() -> Iterator[None]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_masks_need_no_float64(dtype: torch.dtype, device: str) -> None:
-    """Apple's GPUs do not have it. A float32 logarithm may be one unit in the last place off; the others are exact."""
+    """Apple's GPUs have no float64. A float32 logarithm may be off by one unit in the last place; the rest is exact."""
     kind = {"dtype": dtype, "device": torch.device(device)}
     with NoFloat64():
         mask = forms._multiplicity_mask(5, 4, 5, 4, 7, 1, 1, **kind)
@@ -89,7 +89,7 @@ def test_memory_format_changes_nothing(name: str, device: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_autocast_is_no_worse_than_converting_everything(name: str, device: str) -> None:
-    """What autocast leaves in float32 can only help; twice the other's error, since the two round in other places."""
+    """Autocast leaves more in float32, so its error is at most twice as large; both round in different places."""
     model = create_model(name, in_chans=3).to(device).eval()
     x = torch.randn(4, 3, 32, 32, device=device)
     with torch.no_grad():
@@ -138,14 +138,14 @@ def test_compiled_training_is_eager_training(name: str, deterministic: None) -> 
 
 
 class Projection(nn.Linear):
-    """Not `nn.Linear` itself, so that ACmix2d calls it and goes on operator by operator on every device."""
+    """A subclass of `nn.Linear`, so that ACmix2d calls it and runs operator by operator on every device."""
 
 
 @pytest.mark.parametrize("size", [14, 20])  # global attention, tiles
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("train", [False, True])
 def test_layer_traced_operator_by_operator(size: int, dtype: torch.dtype, train: bool, device: str) -> None:
-    """What is compiled on a GPU, against eager; without inductor, so that it is the same arithmetic."""
+    """Compare the graph that is compiled on a GPU with eager mode; without inductor, both do the same arithmetic."""
     torch.compiler.reset()
     layer = randomised(ACmix2d(8, 16)).to(device, dtype)
     layer.qkv.__class__ = Projection
@@ -177,8 +177,8 @@ def test_a_step_does_not_wait_for_the_gpu(name: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("train", [False, True])
 def test_tiles_take_less_memory_than_the_reference(train: bool) -> None:
-    """The reference unfolds k and v into 49 copies each. Tiles of 4×7 gather 4.6 keys per query, ten times fewer; the
-    projections, logits and results that both have leave at least a factor of three."""
+    """The reference unfolds k and v into 49 copies each. Tiles of 4×7 gather 4.6 keys per query, ten times fewer. Both
+    also need projections, logits and results, which leaves at least a factor of three."""
     fast, reference = (
         gpu_peak(Pass(Case(f"acmix2d:64x56{form}", 8, train=train, device="cuda"))) for form in ("", "@reference")
     )

@@ -141,7 +141,7 @@ def test_evaluation_is_exact_to_the_bit(processes: int, alone: Path, tmp_path: P
 
 
 def logged(path: Path) -> dict[str, str]:
-    """The metrics that Lightning's logger wrote, digit for digit."""
+    """Return the metrics that Lightning's logger wrote, without rounding."""
     with path.open(newline="") as file:
         (row,) = csv.DictReader(file)
     return {name: value for name, value in row.items() if name.startswith("val/")}

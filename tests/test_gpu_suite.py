@@ -1,4 +1,4 @@
-"""`make bench-gpu`, rehearsed without a GPU. No test looks at how long anything took."""
+"""Rehearse `make bench-gpu` without a GPU. No test depends on timings."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def test_rehearsal(tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert path.read_bytes() == before
 
 
-def test_what_does_not_fit_is_named(tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_groups_that_do_not_fit_are_listed(tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "gpu.csv"
     assert main([*REHEARSAL[:-1], "0", "--csv", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "Left out for lack of time:" in out and "Run the same command again" in out
+    assert "Not measured for lack of time:" in out and "Run the same command again" in out
     assert all(f"acmix2d:8x9 against conv3x3:8x9, {group.precision}, {group.mode}" in out for group in TINY)
     assert not path.exists()
 
 
-def test_a_group_that_fails_does_not_cost_the_others(
+def test_a_failing_group_does_not_stop_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups = [Group(("conv3x3:8x9", "acmix2d:7x9"), "float32", False), TINY[2]]  # four heads do not divide 7
@@ -65,7 +65,7 @@ def test_a_group_that_fails_does_not_cost_the_others(
     assert len(read_rows(tmp_path / "gpu.csv", GpuRow)) == 2
 
 
-def test_budget_learns_how_long_a_kind_of_group_takes() -> None:
+def test_budget_learns_the_time_of_each_kind_of_group() -> None:
     layer, network = TINY[0], Group(("resnet50", "acmix_resnet50"), "float32", False)
     budget = Budget(10)
     assert budget.allows(layer) and not budget.allows(network)
@@ -90,7 +90,7 @@ def test_every_contestant_exists() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_without_a_gpu_one_line_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for cuda, words in ((None, "was built without CUDA"), ("13.0", "was built for CUDA 13.0, but finds no usable")):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         message = missing_gpu()
@@ -114,7 +114,7 @@ def test_wrong_arguments(arguments: list[str], words: str, capsys: pytest.Captur
 
 
 def test_code_for_cuda_with_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA's events, allocator and properties replaced by the CPU's clock and fixed numbers: what calls them runs."""
+    """Run the code for CUDA with the CPU's clock and fixed numbers in place of events, allocator and properties."""
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
@@ -144,7 +144,7 @@ def test_code_for_cuda_with_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The card is named, memory is measured, and CUDA's events give times."""
+    """Rows have the name of the card, the memory, and times from CUDA events."""
     monkeypatch.setattr(gpu_suite, "_EXPECTED", dict.fromkeys(gpu_suite._EXPECTED, 1.0))
     assert main(["layers", "--seconds", "120", "--csv", str(tmp_path / "gpu.csv")]) == 0
     rows = read_rows(tmp_path / "gpu.csv", GpuRow)

@@ -1,6 +1,6 @@
 """Training on a GPU: the same batches and steps as on a CPU, half precision, averages on the device, DDP over NCCL.
 
-`make test-gpu` runs these on a GPU; on a CPU, `make test-distributed` runs those that any device can.
+`make test-gpu` runs these on a GPU; on a CPU, `make test-distributed` runs those that do not need a GPU.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ QUIET: dict[str, Any] = {
 
 
 def train(folder: Path, accelerator: str, **changes: Any) -> Path:
-    """20 steps, and the last checkpoint of them."""
+    """Train for 20 steps, and return the last checkpoint."""
     run(command(fit(folder, trainer__accelerator=accelerator, **changes)), folder.with_suffix(".log"))
     return folder / "checkpoints/last.ckpt"
 
 
 class Seen(ClassificationTask):
-    """Keeps the batches of training, as they reach it."""
+    """Records the training batches that it receives."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         self.batches = [*getattr(self, "batches", []), batch]
@@ -41,7 +41,7 @@ class Seen(ClassificationTask):
 
 
 def fitted(accelerator: str, *callbacks: L.Callback) -> Seen:
-    """Three steps in this process."""
+    """Train for three steps in this process."""
     L.seed_everything(0, verbose=False)
     data = ImageDataModule("digits", image_size=32, batch_size=16, augment="light")
     task = Seen("acmix_swin_pico", num_classes=data.num_classes)
@@ -52,7 +52,7 @@ def fitted(accelerator: str, *callbacks: L.Callback) -> Seen:
 
 @ACCELERATORS
 def test_batches_are_normalised_and_on_the_device(accelerator: str) -> None:
-    """However they got there, they are those of the CPU."""
+    """They are the same batches as on the CPU."""
     found, expected = fitted(accelerator).batches, fitted("cpu").batches
     assert len(found) == 3 and found[0][0].device.type == ("cuda" if accelerator == "gpu" else "cpu")
     for (images, labels, *_), (same_images, same_labels, *_) in zip(found, expected, strict=True):
@@ -79,7 +79,7 @@ def test_the_average_is_on_the_device_of_the_training(accelerator: str) -> None:
 @ACCELERATORS
 @pytest.mark.distributed
 def test_one_process_of_ddp_is_plain_training(accelerator: str, tmp_path: Path) -> None:
-    """Over NCCL on a GPU, over gloo on a CPU."""
+    """DDP uses NCCL on a GPU and gloo on a CPU."""
     one = train(tmp_path / "plain", accelerator, trainer__devices=1)
     ddp = train(tmp_path / "ddp", accelerator, trainer__devices=1, trainer__strategy="ddp")
     assert largest_difference(one, ddp) < 1e-5
@@ -97,7 +97,7 @@ def test_training_repeats_to_the_bit(accelerator: str, tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.distributed
 def test_a_gpu_takes_the_steps_of_a_cpu(tmp_path: Path) -> None:
-    """Twenty steps of SGD in float32; what differs is the order of sums."""
+    """Twenty steps of SGD in float32. Only the order of sums differs."""
     found, expected = (train(tmp_path / name, name, trainer__devices=1) for name in ("gpu", "cpu"))
     assert largest_difference(found, expected) < 1e-3
 
@@ -106,7 +106,7 @@ def test_a_gpu_takes_the_steps_of_a_cpu(tmp_path: Path) -> None:
 @pytest.mark.distributed
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "bf16-true"])
 def test_half_precision_trains(precision: str, tmp_path: Path) -> None:
-    """The validation loss is that of float32, up to a rounding that training does not amplify in 20 steps."""
+    """The validation loss equals that of float32 up to rounding, which 20 steps of training do not amplify."""
 
     def loss(folder: Path, **changes: Any) -> float:
         train(folder, "gpu", trainer__devices=1, **changes)

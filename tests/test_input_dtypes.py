@@ -1,4 +1,4 @@
-"""An image or map of another dtype than the weights is refused by each layer and network in the same words."""
+"""All layers and networks refuse inputs whose dtype differs from that of the weights, with the same message."""
 
 from __future__ import annotations
 

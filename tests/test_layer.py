@@ -215,7 +215,7 @@ def test_compiled_under_autocast():
     ],
 )  # fmt: skip
 def test_auto_heads(channels, heads):
-    """Four up to 256 channels, as the layer always had; 64 channels for each head beyond; fewer where they must."""
+    """Four heads up to 256 channels, as before; then heads of 64 channels; fewer if those do not divide the width."""
     layer = ACmix2d(4, channels)
     assert layer.heads == heads and f"heads={heads}" in repr(layer)
     assert ACmix2d(4, channels, heads="auto").state_dict().keys() == layer.state_dict().keys()
@@ -223,7 +223,7 @@ def test_auto_heads(channels, heads):
 
 @pytest.mark.parametrize("arguments", [(8, 16), (8, 16, 3), (8, 16, 5, 2), (8, 10, 1, 3)])
 def test_arguments_by_position_are_those_of_a_convolution(arguments):
-    """(in, out, kernel, stride) as nn.Conv2d, Ultralytics' Conv and config files pass them."""
+    """The order (in, out, kernel, stride) is that of nn.Conv2d, Ultralytics' Conv and config files."""
     inputs, outputs, kernel, stride = (*arguments, *(3, 1)[len(arguments) - 2 :])
     layer, x = ACmix2d(*arguments), torch.randn(1, 8, 11, 8)
     assert layer(x).shape == nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)(x).shape

@@ -1,4 +1,4 @@
-"""Our task, data and averages with Lightning's own tools: checkpoints outside of a trainer, precisions, the Tuner."""
+"""Our task, data and averages with Lightning's own tools: checkpoints without a trainer, precisions, the Tuner."""
 
 import copy
 from pathlib import Path
@@ -42,8 +42,8 @@ def test_a_checkpoint_within_an_epoch_loads_without_a_trainer(pictures: Path, tm
     assert all(torch.equal(value, state[name]) for name, value in task.state_dict().items())
 
 
-def test_hooks_do_without_a_trainer(pictures: Path) -> None:
-    """A task, and its data, are used by themselves, too."""
+def test_hooks_work_without_a_trainer(pictures: Path) -> None:
+    """A task and its data can be used on their own."""
     task, data = task_of(), data_of(pictures)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
@@ -103,8 +103,8 @@ def test_averages_of_every_precision(pictures: Path, tmp_path: Path, precision: 
 
 
 def test_an_average_keeps_what_its_weights_would_round_away() -> None:
-    """Weights in bfloat16 and a decay of 0.999: 200 updates by a thousandth, each below half a unit in the last place
-    of bfloat16 at 1 (2^-8), which an average in bfloat16 would lose, one and all."""
+    """With bfloat16 weights and a decay of 0.999, each of 200 updates changes the average by a thousandth. That is less
+    than half a unit in the last place of bfloat16 at 1 (2^-8), so an average in bfloat16 would lose all of them."""
 
     class Net(L.LightningModule):
         def __init__(self) -> None:
@@ -116,7 +116,7 @@ def test_an_average_keeps_what_its_weights_would_round_away() -> None:
     ema.setup(L.Trainer(logger=False, enable_checkpointing=False), net, "fit")
     average = ema._average_model
     assert average is not None
-    average.n_averaged.fill_(10_000)  # the decay is no longer that of a start
+    average.n_averaged.fill_(10_000)  # past the smaller decay of the first updates
     net.weight.data.fill_(1)
     for _ in range(200):
         net.index += 1
@@ -161,7 +161,7 @@ def test_an_average_is_on_the_gpu(pictures: Path) -> None:
 
 
 class Behind(Signals):
-    """As on a GPU, where what a step found is looked at after the next one was queued."""
+    """Signals as on a GPU, where the result of a step is checked after the next step has been queued."""
 
     @staticmethod
     def is_behind(device: torch.device) -> bool:
@@ -189,11 +189,11 @@ class NanAt(nn.CrossEntropyLoss):
 
 @pytest.mark.parametrize("batch", [7, 11])  # within the second epoch of six steps, and its last
 def test_a_loss_that_is_found_late_is_not_saved(pictures: Path, tmp_path: Path, batch: int) -> None:
-    """The batch is the one that had it, and no checkpoint has anything of it, though each step is saved."""
+    """The saved batch is the one with the bad loss, and no checkpoint is affected, although each step is saved."""
     run, task = RunFolder(str(tmp_path / "run"), save_every=1), task_of(lr=0.01, ema_decay=0.9)
     run._signals = Behind()
     task.train_criterion = NanAt(batch)
-    with pytest.raises(NotFinite, match=r"the loss is nan at epoch 2.*The weights that it spoilt are not saved") as e:
+    with pytest.raises(NotFinite, match=r"the loss is nan at epoch 2.*The affected weights were not saved") as e:
         trainer_of(run).fit(task, data_of(pictures, batch_size=4))
     (kept,) = (tmp_path / "run").glob("not_finite_*.pt")
     assert str(kept) in str(e.value)

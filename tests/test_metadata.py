@@ -1,4 +1,4 @@
-"""Every field of every pretrained_cfg and of every shipped config.json, against the network that it describes."""
+"""Compare every field of every pretrained_cfg and every shipped config.json with the network that it describes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FOLDERS = sorted(path.parent for path in CHECKPOINTS.glob("*/config.json"))
 CFGS: dict[str, PretrainedCfg] = {
     key: cfg for name in acmix_zoo.list_models() for key, cfg in get_arch_pretrained_cfgs(name).items()
 }
-# Fields that describe where weights lie or how they were made rather than the network; the tests below look at them.
+# Fields that describe where weights are stored or how they were produced, not the network. Other tests check them.
 SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "architecture", "tag", "custom_load"}
 WORDS = {"license", "description", "origin_url", "paper_name", "paper_ids", "notes", "label_descriptions"}
 NETWORK = {
@@ -38,12 +38,12 @@ NETWORK = {
 
 
 def plain(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
+    """Convert JSON's lists back to tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def check(cfg: dict[str, Any], network: nn.Module) -> None:
-    """Compare what a cfg says with a network on the meta device that was built by it."""
+    """Compare a cfg with a network that was built from it on the meta device."""
     state = network.state_dict()
     channels, height, width = cfg["input_size"]
     assert network.in_chans == channels and len(cfg["mean"]) == len(cfg["std"]) == channels
@@ -64,13 +64,13 @@ def check(cfg: dict[str, Any], network: nn.Module) -> None:
         assert cfg["pool_size"] == (math.ceil(height / reduction), math.ceil(width / reduction))
     assert cfg["fixed_input_size"] is False
     assert network(torch.empty(2, channels, height + 32, width - 8, device="meta")).shape == (2, network.num_classes)
-    # What no network of ours has must not be stated.
+    # Features that our networks do not have must not be stated.
     for key in ("test_input_size", "min_input_size", "test_crop_pct", "test_pool_size", "label_offset"):
         assert cfg.get(key) is None, key
 
 
-def test_every_field_is_looked_at() -> None:
-    """A field that a newer timm adds has to be put into one of the sets above, and checked."""
+def test_every_field_is_checked() -> None:
+    """If a newer timm adds a field, add it to one of the sets above and check it."""
     assert {field.name for field in dataclasses.fields(PretrainedCfg)} <= SOURCES | WORDS | NETWORK
 
 
@@ -114,7 +114,7 @@ def test_config_of_a_shipped_folder(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_timm_reads_a_shipped_folder(folder: Path) -> None:
-    """By its own reader of folders, the same as by the registered name, and as we do."""
+    """timm's own reader of folders gives the same as the registered name and as our reader."""
     ours = acmix_zoo.create_model(folder).eval()
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     named = timm.create_model(folder.name, pretrained=True).eval()

@@ -231,13 +231,13 @@ def test_the_second_link_and_a_damaged_cache(
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     links.give(good)
     assert FETCH["acmix_swin_t.official_in1k"]().read_bytes() == whole
-    assert "is not used; fetch or write the weight folder again. It is fetched again" in str(
+    assert "is not used; fetch or write the weight folder again. Fetching it again" in str(
         recwarn.pop(UserWarning).message
     )
 
 
 def test_processes_that_fetch_at_the_same_time_download_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the ranks of a DDP run do. The first one has the lock while it downloads and converts."""
+    """This is what the ranks of a DDP run do. The first one holds the lock while it downloads and converts."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     downloads = []
 

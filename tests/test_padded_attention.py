@@ -1,4 +1,4 @@
-"""Attention with heads padded for CUDA's fused kernels: the padding is forced here, on every device."""
+"""Attention with heads padded for CUDA's fused kernels. Here the padding is forced on every device."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tensors(d: int) -> list[torch.Tensor]:
     ],
 )
 def test_padding(width: int, itemsize: int, device: str, expected: int) -> None:
-    """To rows of 16 bytes on CUDA, where there is a fused kernel; nowhere else."""
+    """Heads are padded to rows of 16 bytes only on CUDA, and only for dtypes with a fused kernel."""
     assert padding(width, itemsize, device) == expected
 
 
@@ -65,7 +65,7 @@ def test_layer_with_padded_heads(form: str, device: str, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("windows", [1, 3])
 def test_windows_beside_heads(windows: int, device: str) -> None:
-    """What runs on a GPU, against the plain products that run on a CPU."""
+    """Compare the GPU implementation with the plain products that a CPU uses."""
     inputs = [torch.randn(6, 2, 9, 4, dtype=torch.float64, device=device) for _ in "qkv"]
     inputs.append(torch.randn(windows, 2, 9, 9, dtype=torch.float64, device=device))
     expected = with_gradients(window_attention, [t.cpu() for t in inputs])
@@ -77,7 +77,7 @@ def test_windows_beside_heads(windows: int, device: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("d", [1, 5, 12, 16])
 def test_a_fused_kernel_takes_every_head_width(d: int, dtype: torch.dtype) -> None:
-    """Without the padding `sdpa_kernel` would raise: no kernel available."""
+    """Without padding, `sdpa_kernel` would raise an error, because no kernel is available."""
     inputs = [t.cuda() for t in tensors(d)]
     expected = with_gradients(padded_attention, inputs)
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):

@@ -1,4 +1,4 @@
-"""Which part of a layer is computed in which dtype, and that no layer loses more digits than its dtype costs."""
+"""Check the dtype of each part of a layer, and that no layer loses more precision than its dtype requires."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ CASES = {
     "autocast bfloat16": (torch.float32, torch.bfloat16),
     "autocast float16": (torch.float32, torch.float16),
 }
-# What each family computes in which dtype: "lower" is autocast's dtype, or that of the parameters without autocast.
-# Kernels of softmax, norm and attention compute in float32 inside; what is stated is the dtype of what they read.
+# The dtypes that each family computes in: "lower" is autocast's dtype, or without autocast that of the parameters.
+# The kernels of softmax, norm and attention compute in float32 internally; this is the dtype of their inputs.
 # "kernels" are the products that compose the convolution's weights.
 COMMON = {"kernels": "parameters", "linear": "lower", "convolution": "lower"}
 SAN = {"convolution": "lower", "norm": "lower", "sums": "float32"}
@@ -81,7 +81,7 @@ OPERATORS = {
 
 
 class Dtypes(TorchDispatchMode):
-    """Collects the dtypes of the tensors that each kind of operator reads first."""
+    """Collects the dtype of the first input of each kind of operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def test_what_is_computed_in_which_dtype(name: str, case: str, monkeypatch: pyte
 
 
 class Rounded(torch.autograd.Function):
-    """Rounds a value, and the gradient that comes back, to a dtype, and stays in float64."""
+    """Rounds a value and its gradient to a dtype, but keeps both in float64."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -145,7 +145,7 @@ class Rounded(torch.autograd.Function):
 
 
 def rounded(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy in float64 with weights, and what goes from one module to the next, rounded to `dtype`."""
+    """Return a float64 copy whose weights and intermediate results between modules are rounded to `dtype`."""
     copied = copy.deepcopy(layer).to(dtype).double()
     for module in copied.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm2d | nn.LayerNorm):
@@ -163,7 +163,7 @@ def with_gradients(layer: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tenso
 
 
 def samples(name: str) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
-    """Yield layers in float64, in eval mode and away from their start, with an input and a gradient of the output."""
+    """Yield perturbed float64 layers in eval mode, with an input and a gradient of the output."""
     build, shape = LAYERS[name]
     for seed in range(SAMPLES):
         torch.manual_seed(seed)
@@ -183,13 +183,13 @@ def samples(name: str) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
 def test_error_is_at_most_twice_what_rounding_costs(
     name: str, case: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the output and of every gradient, against float64, as a mean over several layers.
+    """Check the error of the output and of every gradient relative to float64, averaged over several layers.
 
-    The bound is the error of the same layer in float64 on rounded inputs and weights, with what its linear layers,
-    convolutions and norms return rounded too. In float32 the sums themselves round, and a sum of n terms loses up to
+    The bound is the error of the same layer in float64 on rounded inputs and weights, where the results of its linear
+    layers, convolutions and norms are rounded, too. In float32, sums round as well, and a sum of n terms loses up to
     sqrt(n) times the rounding of one (N. Higham and T. Mary, A new approach to probabilistic rounding error analysis,
-    2019); in half precision they are float32 sums, and lose nothing beside the rounding of their terms. Two errors of n
-    random values that are equal on average differ by a factor of exp(3 / sqrt(n)) at most, in 999 of 1,000 cases.
+    2019). In half precision, sums are in float32, so only the rounding of their terms matters. Two errors of n random
+    values that are equal on average differ by a factor of at most exp(3 / sqrt(n)) in 999 of 1,000 cases.
     """
     dtype, lower = CASES[case]
     half = lower or dtype

@@ -1,7 +1,7 @@
-"""What is remembered between calls never becomes wrong, and never takes more memory than its budget.
+"""What is cached between calls never becomes wrong and never exceeds its memory budget.
 
-`ops/remembered.py` holds masks and indices. Deployed layers hold nothing but saved buffers. Here a network that has run
-is copied, converted, given other weights and run under other modes, and must then give what a fresh one gives.
+`ops/remembered.py` caches masks and indices. Deployed layers hold only saved buffers. Here, a network that has
+run is copied, converted, given other weights or run under other modes, and must then give the same as a fresh one.
 """
 
 import copy
@@ -146,7 +146,7 @@ MODES: dict[str, Callable[[nn.Module, Tensor], object]] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [name for name in LAYERS if "Swin" not in name])  # which remembers nothing
+@pytest.mark.parametrize("name", [name for name in LAYERS if "Swin" not in name])  # these cache nothing
 def test_a_real_call_after_a_call_in_another_mode(name: str, mode: str) -> None:
     layer, x = LAYERS[name](), example(name)
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_functorch_leaves_plain_tensors(transform: Any) -> None:
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_two_threads_at_once(grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_BUDGET_BYTES", 1 << 17)  # so that each thread drops what the other one remembers
+    monkeypatch.setattr(memory, "_BUDGET_BYTES", 1 << 17)  # so that each thread evicts what the other has cached
     layer = deployed()
     inputs = [example("DeployedACmix2d", side) for side in (17, 18)]
     with torch.no_grad():
@@ -218,4 +218,4 @@ def test_a_sweep_of_sizes_stays_within_the_budget(monkeypatch: pytest.MonkeyPatc
     assert built > 1 << 18  # the sweep is large enough to show it
     newest = list(memory._tensors)[-1]
     layer(torch.randn(2, 4, side, side)).sum().backward()
-    assert newest in memory._tensors  # the oldest give way, not the ones in use
+    assert newest in memory._tensors  # the oldest entries are evicted, not those in use

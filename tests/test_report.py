@@ -1,4 +1,4 @@
-"""Pictures and pages of results: names that users chose appear as they are."""
+"""User-chosen names appear literally in plots and HTML reports."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 from acmix_zoo.analysis.plots import plot_confusion, plot_images
 from acmix_zoo.analysis.report import write_html
 
-NAME = r"<b>5 $\frac$ & 10</b>"  # markup, and no formula that matplotlib could set
+NAME = r"<b>5 $\frac$ & 10</b>"  # HTML markup, and not a formula that matplotlib could typeset
 
 
 def test_names_in_pictures(tmp_path: Path) -> None:

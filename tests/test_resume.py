@@ -1,4 +1,4 @@
-"""What a resumed or finished run may change, option by option, through the command line and in Python."""
+"""Which options may change for a resumed or finished run, on the command line and in Python."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from acmix_zoo.training.cli import TrainingCLI
 from acmix_zoo.training.resume import RULES, Rule, changes, flatten
 from acmix_zoo.weights import read_config
 
-# Given by every run here; data.source, run.folder and ckpt_path come to them.
+# Options of every run here, in addition to data.source, run.folder and ckpt_path.
 BASE = {
     "data.image_size": 32, "data.batch_size": 8, "data.val_fraction": 0.25, "model.model": "test_resnet",
     "model.lr": 0.001, "trainer.max_epochs": 2, "trainer.accelerator": "cpu", "trainer.limit_train_batches": 2,
@@ -30,7 +30,7 @@ BASE = {
 
 
 class Parsed(Exception):
-    """Ends the command line once its parser stands."""
+    """Stops the command line once its parser is built."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def parser() -> Any:
 
 
 def test_every_option_has_a_rule(parser: Any) -> None:
-    """Of the parser itself, so that a new option of a class, of Lightning, too, cannot be forgotten."""
+    """The options come from the parser itself, so that no new option, including Lightning's, can be forgotten."""
     helpers = ("_HelpAction", "ActionConfigFile", "_ActionPrintConfig", "_ActionHelpClassPath", "_ActionConfigLoad")
     options = {action.dest for action in parser._actions if type(action).__name__ not in helpers}
     options -= {"data.num_classes --> model.num_classes", "model.num_classes"}  # the data's, compared with the data
@@ -94,7 +94,7 @@ def command(place: Path, run: str, **changes: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pictures/, a run `cut` that was stopped in its second epoch, and `done`, which is finished."""
+    """A folder with pictures/, a run `cut` that was stopped in its second epoch, and a finished run `done`."""
     folder = tmp_path_factory.mktemp("made")
     make_pictures(folder / "pictures")
     with pytest.raises(RuntimeError, match="power"):
@@ -150,12 +150,12 @@ def test_what_changes_the_result_is_refused(
 def test_what_is_compared_with_the_data_is_refused_there(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(made, "cut", data__batch_size=4)) == 1
     assert "--data.batch_size 8" in capsys.readouterr().err
-    assert main(command(made, "done", data__batch_size=4)) == 1  # nothing is read of a finished run's data
-    assert "is finished; it was made with data.batch_size 8" in capsys.readouterr().err
+    assert main(command(made, "done", data__batch_size=4)) == 1  # the data of a finished run is not read
+    assert "is finished; it was trained with data.batch_size 8" in capsys.readouterr().err
 
 
 def test_what_has_no_influence_takes_effect(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The weights are those of the run that nothing disturbed, and the record has the first command."""
+    """The weights are those of an uninterrupted run, and the record has the first command."""
     options = {"trainer__log_every_n_steps": 1, "data__num_workers": 1, "run__save_every": 1}
     assert main(command(place, "cut", **options)) == 0
     one, two = (torch.load(place / run / "checkpoints/last.ckpt", weights_only=True) for run in ("cut", "done"))
@@ -176,7 +176,7 @@ def test_more_epochs_take_effect_and_are_recorded(place: Path) -> None:
 def test_fewer_epochs_than_were_trained_are_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(made / "done")
     assert main(command(made, "done", trainer__max_epochs=1)) == 1
-    assert "is in epoch 2 already; this command asks for 1" in capsys.readouterr().err
+    assert "has already reached epoch 2; this command asks for 1" in capsys.readouterr().err
     assert files(made / "done") == before
 
 
@@ -202,12 +202,12 @@ def test_a_finished_card_is_not_rewritten(
 ) -> None:
     before = files(made / "done")
     assert main(command(made, "done", **{option.replace(".", "__"): value})) == 1
-    assert f"is finished; it was made with {option} " in capsys.readouterr().err
+    assert f"is finished; it was trained with {option} " in capsys.readouterr().err
     assert files(made / "done") == before
 
 
 def test_a_run_that_could_not_write_its_weights_keeps_its_command(place: Path) -> None:
-    """It is finished by the command that its config.yaml gives, which did not make the weights."""
+    """The run is finished by a command with its config.yaml, which is not the command that trained the weights."""
     first = read_config(place / "done/weights")["acmix_zoo"]
     shutil.rmtree(place / "done/weights")
     shutil.rmtree(place / "done/tensorboard")
@@ -246,8 +246,10 @@ def test_an_older_checkpoint_is_compared_by_its_hyperparameters(
 # ---- a checkpoint is complete
 
 
-def test_a_run_needs_its_start_no_more(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither the file that it was fine-tuned from, nor, to predict, the images that it was trained on."""
+def test_a_checkpoint_does_not_need_the_pretrained_weights(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It needs neither the file that it was fine-tuned from nor, for prediction, the training images."""
     place = tmp_path / "place"
     shutil.copytree(made / "pictures", place / "pictures")
     start = place / "start.pth"
@@ -267,7 +269,7 @@ def test_a_run_needs_its_start_no_more(made: Path, tmp_path: Path, capsys: pytes
     assert "12 images" in capsys.readouterr().out
 
 
-def test_a_weight_folder_as_the_model_is_needed_no_more(made: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_does_not_need_the_weight_folder_given_as_the_model(made: Path, tmp_path: Path) -> None:
     folder = tmp_path / "weights"
     shutil.copytree(made / "done/weights", folder)
     run = RunFolder(str(tmp_path / "run"))

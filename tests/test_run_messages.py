@@ -1,4 +1,4 @@
-"""What a run says to the person who started it, and what it refuses before it begins."""
+"""The messages of a run, and what it refuses before it starts."""
 
 import csv
 import os
@@ -61,17 +61,17 @@ def done(pictures: Path) -> Path:
 
 @pytest.mark.parametrize("recipe", ["folder", "full", "linear_probe", "swin_warm_start"])
 def test_a_recipe_without_images_is_refused(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Before anything is built, rather than trained on images that nobody named."""
+    """The command fails before anything is built, instead of training on images that the user did not choose."""
     assert main(["fit", "--config", str(ROOT / f"recipes/finetune/{recipe}.yaml")]) == 1
     error = capsys.readouterr().err
-    assert "there are no images to fit with: --data.source is missing" in error and "Add --data.source" in error
+    assert "fit needs images, but --data.source is missing" in error and "Add --data.source" in error
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"trainer__limit_train_batches": 0}, "--trainer.limit_train_batches 0 leaves nothing to train on"),
-        ({"trainer__enable_checkpointing": "false"}, "leaves no checkpoint that the run could be finished"),
+        ({"trainer__enable_checkpointing": "false"}, "leaves no checkpoint from which to finish or resume the run"),
         ({"trainer__accelerator": "gpu"}, "finds no GPU here. Use --trainer.accelerator cpu"),
         ({"trainer__accelerator": "tpu"}, "Lightning's trainer cannot be built with these --trainer options"),
         ({"trainer__max_epochs": 0}, "max_epochs=0 was given, but the schedule needs the length of the run"),
@@ -108,7 +108,7 @@ def test_the_size_check_leaves_the_modes_of_a_network_alone(pictures: Path) -> N
 
 
 def test_a_run_says_what_it_starts_from(pictures: Path, tmp_path: Path) -> None:
-    """In a process of its own everything that Lightning says would be seen."""
+    """A separate process would show every message of Lightning's."""
     words = fit(pictures, tmp_path / "run", model__ema_decay=0.9, ckpt_path="last")
     command = [sys.executable, "-m", "acmix_zoo.cli", *words]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -138,7 +138,7 @@ def test_a_batch_larger_than_the_data_scales_the_rate_by_what_it_has(
 
 
 def test_accumulation_over_more_batches_than_there_are(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An epoch's last batch takes its step, however many were to be accumulated."""
+    """The last batch of an epoch always ends with an optimiser step, even if fewer batches were accumulated."""
     trainer = trainer_of(epochs=1, enable_checkpointing=False, accumulate_grad_batches=100)
     trainer.fit(task_of(lr=0.1, lr_batch=24), data_of(pictures / "train", batch_size=8))
     assert "1 × 8 × 3 accumulated = 24 images a step" in capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_accumulation_over_more_batches_than_there_are(pictures: Path, capsys: p
 
 
 def test_experiments_have_folders_of_their_own(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Named after the recipe, or the network, and the data."""
+    """Folders are named after the recipe, or the network, and the data."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "light.yaml").write_text(yaml.safe_dump({"model": {"lr": 0.01}}))
     assert main(fit(pictures, None)) == 0
@@ -161,7 +161,7 @@ def test_experiments_have_folders_of_their_own(pictures: Path, tmp_path: Path, m
 def test_a_run_is_evaluated_from_elsewhere(
     done: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`--config ../runs/x/config.yaml` means that folder, and the data beside the place where it was started."""
+    """`--config ../runs/x/config.yaml` uses that folder, and finds the data relative to where the run was started."""
     (done.parents[1] / "elsewhere").mkdir(exist_ok=True)
     monkeypatch.chdir(done.parents[1] / "elsewhere")
     assert main([command, "--config=../runs/x/config.yaml"]) == 0
@@ -187,7 +187,7 @@ def test_predictions_are_kept(done: Path, pictures: Path, tmp_path: Path, capsys
         assert main(["predict", f"--config={tmp_path / 'run/config.yaml'}", source]) == 0
     said = capsys.readouterr().out
     assert f"Saved the predictions for 4 images to {tmp_path / 'run/predictions.csv'}" in said
-    assert "the ones before are in predictions-2.csv now" in said
+    assert "the previous ones are now in predictions-2.csv" in said
     places = []
     for name in ("predictions", "predictions-1", "predictions-2"):
         with (tmp_path / f"run/{name}.csv").open(newline="") as file:
@@ -207,7 +207,7 @@ def test_records_are_rounded(done: Path) -> None:
 
 def test_a_run_without_validation_says_so(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(fit(pictures / "train", tmp_path / "run", data__val_fraction=0)) == 0
-    assert "train: not evaluated, for there was no validation or test split" in capsys.readouterr().out
+    assert "train: not evaluated, because there was no validation or test split" in capsys.readouterr().out
     assert main(["validate", f"--config={tmp_path / 'run/config.yaml'}"]) == 1
     assert "train has no validation images to evaluate on" in capsys.readouterr().err
 
@@ -217,7 +217,7 @@ def test_scores_of_a_part_of_a_split_are_not_recorded(
 ) -> None:
     options = {"trainer__limit_val_batches": 1, "trainer__limit_test_batches": 1}
     assert main(fit(pictures, tmp_path / "run", **options)) == 0
-    assert "Scores of a part of a split are not recorded" in capsys.readouterr().out
+    assert "Scores on part of a split are not recorded" in capsys.readouterr().out
     assert read_config(tmp_path / "run/weights")["acmix_zoo"]["metrics"] == []
 
 
@@ -238,7 +238,7 @@ def test_weights_of_half_precision_are_finished(pictures: Path, tmp_path: Path) 
 
 
 class InterruptTest(L.Callback):
-    """Ctrl-C in the test at the end."""
+    """Simulates Ctrl-C during the final test."""
 
     def on_test_batch_end(self, *_: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -257,7 +257,7 @@ def test_an_interrupted_test_says_that_the_training_is_safe(
     assert stop.value.code == 128 + signal.SIGINT
     said = capsys.readouterr().out
     assert f"its best weights are safe in {tmp_path / 'run/checkpoints/best.ckpt'}" in said
-    assert "run the same command to do it" in said
+    assert "run the same command again to complete them" in said
     assert main(words) == 0
     assert check_folder(tmp_path / "run/weights") == []
 

@@ -1,7 +1,7 @@
-"""Submodules of the layers are called whenever calling them does more than their parameters say.
+"""Submodules of the layers are called whenever calling them does more than apply their parameters.
 
-Hooks, LoRA, quantisation, pruning and weight norm all wrap or hook `layer.qkv` and the like; the fast paths, which read
-its weight, must not pass them over.
+Hooks, LoRA, quantisation, pruning and weight norm all wrap or hook submodules such as `layer.qkv`. The fast paths,
+which read weights directly, must not bypass them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def output_and_gradients(layer: nn.Module, inputs: tuple) -> list[Tensor]:
 
 
 class LoRA(nn.Module):
-    """A Linear or 1×1 convolution with a low-rank term, as peft wraps it: `weight` is still that of the base."""
+    """A Linear or 1×1 convolution with a low-rank term, as wrapped by peft: `weight` is still the base weight."""
 
     def __init__(self, base: nn.Module, rank: int = 2) -> None:
         super().__init__()
@@ -134,8 +134,8 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("kind", "name"), PLACES)
-def test_lora_counts(kind: str, name: str) -> None:
-    """A low-rank term beside any projection gives what its sum with the weight gives."""
+def test_lora_is_applied(kind: str, name: str) -> None:
+    """A low-rank term added to any projection gives the same result as adding it to the weight."""
     layer, inputs = layer_and_inputs(kind)
     before = layer(*inputs)
     layer.set_submodule(name, wrapped := LoRA(layer.get_submodule(name)))
@@ -203,7 +203,7 @@ def test_what_is_plain() -> None:
     assert not is_plain(replaced, nn.Linear)
 
     class Quantised(Tensor):
-        """A weight with an arithmetic of its own, as torchao's."""
+        """A weight with its own arithmetic, as in torchao."""
 
     subclassed = nn.Linear(2, 2)
     subclassed.weight = nn.Parameter(subclassed.weight.detach().as_subclass(Quantised))
@@ -218,7 +218,7 @@ def test_what_is_plain() -> None:
 
 @pytest.mark.parametrize(("name", "place"), [("acmix_resnet_pico", "qkv"), ("acmix_swin_pico", "proj")])
 def test_deploying_keeps_wrapped_projections(name: str, place: str) -> None:
-    """What is wrapped is not folded; all else is."""
+    """Wrapped modules are not folded; everything else is."""
     model = timm.create_model(name).eval()
     layers = [m for m in model.modules() if isinstance(m, ACmix2d | WindowACmix)]
     setattr(layers[0], place, LoRA(getattr(layers[0], place)))

@@ -208,7 +208,7 @@ def test_weights_that_are_no_numbers_are_not_saved(pictures: Path, tmp_path: Pat
             if trainer.global_step == 9:
                 next(module.parameters()).grad.fill_(float("inf"))  # type: ignore[union-attr]
 
-    with pytest.raises(NotFinite, match="the weights are not finite after step 10: they are not saved"):
+    with pytest.raises(NotFinite, match="the weights are not finite after step 10, so they were not saved"):
         fit(tmp_path / "run", pictures, Spoil(), save_every=2)
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 8
 

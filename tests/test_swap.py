@@ -134,7 +134,7 @@ class Segmenter(nn.Module):
 
 
 def test_default_keeps_detection_heads_and_stems() -> None:
-    """The first loss of a RetinaNet is around 1 thanks to the prior in the bias of its last layers."""
+    """The first loss of a RetinaNet is around 1 because of the prior in the bias of its last layers."""
     model = torchvision.models.detection.retinanet_resnet50_fpn(**NO_WEIGHTS)
     report = swap_conv3x3(model)
     assert len(report.replaced) == 18  # 16 of the ResNet-50's bottlenecks, 2 of the pyramid's 3
@@ -178,7 +178,7 @@ def test_biased_convolutions_with_an_activation_are_replaced() -> None:
 
 
 def test_blocks_that_merge_their_kernels_stay() -> None:
-    """RepVGG adds the kernels of its branches for inference; one without a kernel would break that."""
+    """RepVGG adds the kernels of its branches for inference. A branch without a kernel would break that."""
     model = timm.create_model("repvgg_a0", num_classes=2)
     report = swap_conv3x3(model, "*")
     assert not report.replaced and len(report.skipped) == 22

@@ -1,4 +1,4 @@
-"""What timm's users do with a network: empty batches, every variant, other heads and sizes, dilation, feature maps."""
+"""Typical uses through timm: empty batches, all variants, other heads and sizes, dilation, feature maps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_every_parameter_of_every_variant_has_a_gradient(name: str, options: dict[str, Any]) -> None:
-    """Otherwise DistributedDataParallel waits for it, and stops."""
+    """Otherwise DistributedDataParallel fails, because it waits for every gradient."""
     for kwargs in ({}, {"features_only": True})[: 2 if len(options) == 1 else 1]:
         network = create_model(name, **options, **kwargs).train()
         out = network(torch.randn(2, 3, 16, 16))
@@ -42,7 +42,7 @@ def test_every_parameter_of_every_variant_has_a_gradient(name: str, options: dic
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize(("name", "options"), [v for v in VARIANTS if "both" in v.id])  # type: ignore[operator]
 def test_empty_batch(name: str, options: dict[str, Any], training: bool) -> None:
-    """No image gives no logits, and leaves the statistics of batch norms as they were."""
+    """An empty batch gives no logits and does not change the statistics of batch norms."""
     network = create_model(name, **options).train(training)
     before = {key: value.clone() for key, value in network.state_dict().items() if "running" in key}
     out = network(torch.zeros(0, 3, 32, 32))
@@ -146,7 +146,7 @@ def test_maps_with_channels_last(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("size", [(32, 32), (35, 49), (31, 65)])
 def test_maps_round_up(name: str, size: tuple[int, int]) -> None:
-    """At odd sizes too, so that a decoder finds the sizes that other backbones have."""
+    """Odd sizes are rounded up, so that decoders get maps of the same sizes as from other backbones."""
     features = create_model(name, features_only=True).eval()
     for map_, info in zip(features(torch.randn(1, 3, *size)), features.feature_info.get_dicts(), strict=True):
         assert map_.shape[1:] == (info["num_chs"], *(-(-side // info["reduction"]) for side in size))
@@ -198,10 +198,10 @@ def test_checkpointed_feature_maps(name: str, feature_cls: str | None) -> None:
 
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_dilation_in_place_of_stride(output_stride: int) -> None:
-    """With the same weights the dilated network has the strided one's features at every place that both have.
+    """With the same weights, both networks have the same features at all positions of the strided network.
 
-    At odd sides these places coincide, and reflection and the ends of the coordinates do, too: the difference is
-    rounding alone, of about 30 layers.
+    For odd sides these positions coincide, as do reflections and the ends of the coordinates. The only difference is
+    the rounding of about 30 layers.
     """
     kwargs = {"layers": (1, 2, 2, 2), "planes": (8, 16, 32, 64)}
     strided = create_model("acmix_resnet26", zero_init_last=False, **kwargs).eval()

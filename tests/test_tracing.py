@@ -1,4 +1,4 @@
-"""Graphs that other tools record: torch.jit.trace, torch.fx, torch.export and ONNX give what the network gives."""
+"""Graphs recorded by torch.jit.trace, torch.fx, torch.export and ONNX compute the same as the network."""
 
 import copy
 import io
@@ -22,7 +22,7 @@ TRACED, SIZES = (2, 32, 32), [(2, 32, 32), (1, 32, 32), (3, 64, 48), (2, 33, 47)
 
 
 def perturbed(name: str, **kwargs: object) -> nn.Module:
-    """A network whose blocks and paths all count; at the start, zero-initialised norms and silent paths hide faults."""
+    """A network in which all blocks and paths matter. At initialisation, zeroed norms and silent paths hide bugs."""
     torch.manual_seed(0)
     model = acmix_zoo.create_model(name, **kwargs)
     for module in model.modules():
@@ -38,7 +38,7 @@ def perturbed(name: str, **kwargs: object) -> nn.Module:
 
 
 def swapped() -> nn.Module:
-    """Somebody else's network with our layer in it."""
+    """A third-party network that contains our layer."""
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=10)
     acmix_zoo.swap_conv3x3(model, "layer[34]*")
@@ -63,7 +63,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 def traced(model: nn.Module, x: Tensor) -> torch.jit.ScriptModule:
-    """`torch.jit.trace`, where a size that becomes a constant is an error and not a warning."""
+    """Run `torch.jit.trace`, and raise an error instead of a warning if a size becomes a constant."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("error", torch.jit.TracerWarning)
@@ -93,7 +93,7 @@ def test_jit_trace_of_the_layer(kwargs: dict[str, object]) -> None:
 
 
 def test_a_trace_leaves_nothing_behind() -> None:
-    """Sizes are tensors while a trace is recorded; a real call of the same size must not meet them."""
+    """Sizes are tensors while a trace is recorded. Later calls of the same size must not reuse what they produced."""
     layer, x = acmix_zoo.ACmix2d(4, 8).eval(), torch.randn(1, 4, 9, 11)
     traced(layer, x)
     expected = copy.deepcopy(layer)(x)
@@ -182,7 +182,7 @@ def test_exported_graph_at_other_sizes(name: str, exporter: str) -> None:
         scale = 2 if "swapped" in name else 1  # its last maps are 32 times smaller than the image
         sizes = [(b, scale * h, scale * w) for b, h, w in SIZES]
         graph = EXPORTERS[exporter](model, images(sizes[0]))
-        # torch.export never lets a size of the traced program become 1, and says so for an image that is that small.
+        # torch.export does not allow dynamic sizes of 1, and raises an error for images that are that small.
         for size in sizes[:-1] if exporter == "export" else sizes:
             x = images(size)
             assert error(graph(x), model(x)) < 1e-5, size

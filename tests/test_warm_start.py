@@ -56,7 +56,7 @@ class TestSwin:
         torch.testing.assert_close(ours.double()(x), plain.double()(x), rtol=0, atol=1e-13)
 
     def test_wrapped_weights(self) -> None:
-        """Of a training loop with DDP around the network and torch.compile around its blocks."""
+        """Weights from a training loop with DDP around the network and torch.compile around its blocks."""
         plain = swin()
         state = {f"module.{key.replace('.mlp.', '.mlp._orig_mod.')}": v for key, v in plain.state_dict().items()}
         x = torch.randn(1, 3, 64, 64)

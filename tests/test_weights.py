@@ -127,7 +127,7 @@ EVIL = "x\npipeline_tag: evil\n---\n<script>alert(1)</script>|`a` [b](http://c) 
     "field", ["license", "origin", "parent", "command", "seed", "dataset", "metric", "note", "label", "tag"]
 )
 def test_nothing_in_a_card_is_markup(any_config: dict[str, Any], field: str) -> None:
-    """Names that users and data sets chose appear as they are: no front matter, no HTML, no link, no further cell."""
+    """Names from users and data sets appear literally. They cannot add front matter, HTML, links or table cells."""
     markdown = pytest.importorskip("markdown_it").MarkdownIt().enable("table")
     config = copy.deepcopy(any_config)
     plain = render_card(config)
@@ -320,7 +320,7 @@ def test_failing_exchange(old, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_process_takes_the_place_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
 ) -> None:
-    """Just before the new folder moves in, another process has put its own there, three times over."""
+    """Three times in a row, another process puts its own folder in place just before the new one is moved there."""
     folder, others = tmp_path / "weights", [write(tmp_path / f"other{i}") for i in range(3)]
     if not is_new:
         write(folder)

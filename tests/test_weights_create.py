@@ -89,12 +89,12 @@ class TestCreate:
         assert len(maps) > 2 and whole(torch.randn(1, 3, 32, 32)).shape == (1, 10)
         grey, colour = (first_conv(model).weight for model in (create_model(folder, in_chans=1), whole))
         torch.testing.assert_close(grey, colour.sum(1, keepdim=True))
-        with pytest.raises(ValueError, match=r"features_only was given with .* Expected a weight folder"):
+        with pytest.raises(ValueError, match=r"features_only does not work with .* Expected a weight folder"):
             create_model("acmix_resnet_pico", folder / "model.safetensors", features_only=True)
 
     @pytest.mark.parametrize("source", ["folder", "file"])
     def test_other_input_channels(self, tmp_path: Path, source: str) -> None:
-        """As timm adapts its own weights: one channel gets the sum, several repeat the three."""
+        """Weights are adapted as in timm: one channel gets the sum, several channels repeat the three."""
         folder = write(tmp_path / "w")
         path = folder if source == "folder" else folder / "model.safetensors"
         colour = first_conv(create_model(folder)).weight
@@ -113,7 +113,7 @@ class TestCreate:
 
 
 class TestRuns:
-    """What `acmix-zoo fit` leaves behind works wherever a weight folder does."""
+    """The output of `acmix-zoo fit` works wherever a weight folder does."""
 
     @pytest.fixture
     def run(self, tmp_path: Path) -> Path:
@@ -146,7 +146,7 @@ class TestRuns:
         load_weights(model, run)
 
     def test_finished_run(self, run: Path) -> None:
-        """Its tested weights come before its checkpoints."""
+        """The tested weights take precedence over the checkpoints."""
         folder = write(run / "weights")
         expected = create_model(folder).fc.weight
         assert torch.equal(create_model(run).fc.weight, expected)
@@ -158,7 +158,7 @@ class TestRuns:
         ("entry", "message"),
         [
             ({"hyper_parameters": {}}, r"does not say which network .* create_model\(NAME, pretrained="),
-            ({"hyper_parameters": {"model": "os.system", "num_classes": 4}}, "a model that is not known here"),
+            ({"hyper_parameters": {"model": "os.system", "num_classes": 4}}, "which is not a known model"),
             ({"hyper_parameters": {"model": "acmix_resnet_pico", "num_classes": 5}}, "does not fit"),
             (
                 {"hyper_parameters": {"model": "acmix_resnet_pico", "num_classes": 4,

@@ -191,7 +191,7 @@ SETTINGS = {
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_values_beside_the_weights(tmp_path: Path, kind: str, zipped: bool) -> None:
-    """In torch's format and in the one before 1.6."""
+    """This works in torch's current format and in the one before 1.6."""
     layer = ACmix2d(8, 8)
     checkpoint = {"model_state_dict": layer.state_dict(), "best": SETTINGS[kind]}
     torch.save(checkpoint, tmp_path / "c.pth", _use_new_zipfile_serialization=zipped)
@@ -263,8 +263,11 @@ class TestMismatch:
     def test_several_networks(self) -> None:
         state, second = pico(2).state_dict(), pico(3).state_dict()
         message = refused(pico(1), {**prefixed("teacher.", state), **prefixed("student.", second)})
-        assert "the keys behind student., teacher. all fit" in message and "pass the state dict of the one" in message
-        assert "encoder., model. all fit" in refused(
+        assert (
+            "the prefixes student., teacher. each give a complete network" in message
+            and "pass the state dict of the one" in message
+        )
+        assert "the prefixes encoder., model. each give" in refused(
             pico(1), {**prefixed("model.", state), **prefixed("encoder.", second)}
         )
         one_by_two_names = {**prefixed("model.", state), **prefixed("net.", state)}

@@ -16,7 +16,7 @@ from weakref import WeakSet
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode  # has no public name yet
+from torch._subclasses.fake_tensor import FakeTensorMode  # there is no public name yet
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 

@@ -107,7 +107,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def write_csv(rows: Sequence[Any], path: Path) -> None:
-    """Write the rows, dataclasses of one type, under the names of their fields."""
+    """Write rows, which are dataclasses of one type, with their field names as the header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(rows[0] if rows else Row)], lineterminator="\n")
@@ -116,12 +116,12 @@ def write_csv(rows: Sequence[Any], path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """The rows that `acmix-zoo bench` wrote."""
+    """Return the rows that `acmix-zoo bench` wrote."""
     return read_rows(path, Row)
 
 
 def read_rows(path: Path, kind: type[T]) -> list[T]:
-    """The rows that `write_csv` wrote, as dataclasses of the type `kind`."""
+    """Return the rows that `write_csv` wrote, as dataclasses of type `kind`."""
     kinds = {"str": str, "int": int, "float": float}
     names: list[Field[Any]] = list(fields(kind))  # type: ignore[arg-type]
     with path.open(newline="", encoding="utf-8") as file:

@@ -5,14 +5,14 @@ is acmix2d, released (the authors' way of computing it), conv3x3, or shift-tenso
 same convolution as projections, shift and sum, see `acmix_zoo.analysis.decomposition`). SAN's weighted sums alone, over
 7×7 or other neighbourhoods, are `aggregate:CHANNELSxSIZE[kKERNEL]`, and `unfold:…` in the form that copies the value.
 `@reference` runs ACmix layers on the readable operators, `@global`, `@tiles` and `@offset` on that backend, `@tile8x16`
-on tiles of 8×16 queries; `@released` replaces them by the authors' form; `+compile` compiles:
+on tiles of 8×16 queries; `@released` replaces them by the authors' implementation; `+compile` compiles:
 
     acmix_resnet50   acmix_resnet50@released   resnet50   acmix2d:64x56   released:64x56   acmix2d:128x56s2
     aggregate:64x56   unfold:64x56   aggregate:16x112k3
 
 All contestants run in one process, one after the other, round after round; figures are medians and quartiles of the
-rounds. Peak memory is what a fresh process takes above its resting state for one pass; on a GPU it is what PyTorch's
-allocator gives out above weights and input, and times are those of CUDA events.
+rounds. Peak memory is what one pass in a fresh process needs above the idle state. On a GPU it is the memory that
+PyTorch's allocator uses above weights and input, and times are measured with CUDA events.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def peak(case: Case) -> float:
     run = Pass(case)
     _warm(case)
     # Not getrusage: its maximum is inherited from the process that started this one.
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts again from what is resident now
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak to the current resident size
     before = _memory("VmRSS")
     run()
     return _memory("VmHWM") - before
@@ -131,7 +131,7 @@ def matmul_peak(
     device: str = "cpu",
     sizes: Sequence[tuple[int, int]] = ((1024, 12), (2048, 4)),
 ) -> float:
-    """GFLOP/s of square matrix products, each (side, repeats) of `sizes`, the best of all: what this machine can do."""
+    """Return this machine's peak GFLOP/s: the best of square matrix products, one per (side, repeats) in `sizes`."""
     torch.set_num_threads(threads)
     best = 0.0
     for n, repeats in sizes:
@@ -150,10 +150,10 @@ def measure(cases: Sequence[Case], repeats: int = 7, memory: bool = True, top: f
     When one of them runs out of memory, all of them are measured again with half the batch; the rows say which it was.
 
     Args:
-        cases: what to measure; the rows come in the same order.
-        repeats: rounds over all of them.
-        memory: whether to measure peak memory, which takes a process per case on a CPU.
-        top: GFLOP/s of this machine's matrix product, if `matmul_peak` was called already.
+        cases: what to measure; the rows are in the same order.
+        repeats: number of rounds over all cases.
+        memory: whether to measure peak memory, which takes one process per case on a CPU.
+        top: GFLOP/s of this machine's matrix product, if `matmul_peak` has already been called.
 
     Raises:
         OutOfMemory: not even a batch of one fits.
@@ -186,7 +186,7 @@ def _times_and_peaks(cases: Sequence[Case], repeats: int, memory: bool) -> tuple
 
 
 def _on_meta(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The case without memory for its tensors."""
+    """Build the case without allocating memory for its tensors."""
     with torch.device("meta"):
         return build(replace(case, device="meta"))
 

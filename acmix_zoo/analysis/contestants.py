@@ -30,10 +30,10 @@ _SUMS = re.compile(r"(aggregate|unfold):(\d+)x(\d+)(?:k(\d+))?")
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: one pass of a contestant.
+    """A measurement: one pass of a contestant.
 
-    `size` is the side of a network's image (0: the network's own). With `autocast` the weights are float32 and the
-    forward pass runs under autocast to `dtype`; without it everything is in `dtype`.
+    `size` is the side length of a network's image (0: the network's default). With `autocast`, the weights are float32
+    and the forward pass runs under autocast to `dtype`; without it, everything is in `dtype`.
     """
 
     contestant: str
@@ -52,7 +52,7 @@ class Case:
 
     @property
     def device_type(self) -> str:
-        """The device without its number: "cpu", "cuda", …."""
+        """The type of the device: "cpu", "cuda", …."""
         return torch.device(self.device).type
 
 
@@ -66,7 +66,7 @@ def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
     name, form = _parts(case)
     if form not in ("", "released", *FORMS) and not _TILE.fullmatch(form):
         expected = ", ".join(f"@{known}" for known in ("released", *FORMS))
-        raise ValueError(f"bench: {case.contestant}: expected one of {expected} or @tile8x16 or the like, got @{form}")
+        raise ValueError(f"bench: {case.contestant}: expected {expected} or a tile such as @tile8x16, got @{form}")
     module: nn.Module
     if layer := _LAYER.fullmatch(name):
         kind, c, size, stride = layer[1], int(layer[2]), int(layer[3]), int(layer[4] or 1)
@@ -92,7 +92,7 @@ def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
 
 @contextmanager
 def backend(case: Case) -> Iterator[None]:
-    """Use the backend or the tile that follows the `@` of a contestant."""
+    """Use the backend or tile given after the `@` of a contestant."""
     _, form = _parts(case)
     with ExitStack() as stack:
         if tile := _TILE.fullmatch(form):
@@ -104,7 +104,7 @@ def backend(case: Case) -> Iterator[None]:
 
 
 def _parts(case: Case) -> tuple[str, str]:
-    """The contestant's name, and what follows its `@`."""
+    """Return the contestant's name and the part after its `@`."""
     name, _, form = case.contestant.removesuffix("+compile").partition("@")
     return name, form
 

@@ -51,7 +51,7 @@ class DecomposedConv2d(nn.Module):
         self.shifts = nn.Parameter(shift_kernels(out_channels, kernel)) if shift == "learnable" else None
 
     def init_non_persistent_buffers(self) -> None:
-        """Compute the frozen kernels, which no checkpoint holds, as timm's loaders ask for."""
+        """Compute the frozen kernels, which are not stored in checkpoints. timm's loaders call this."""
         if self.shift == "frozen":
             self.frozen = shift_kernels(self.out_channels, self.kernel).to(self.bias)
 
@@ -70,7 +70,7 @@ class DecomposedConv2d(nn.Module):
         maps = self.projections(x)  # (B, out·k², H, W)
         if self.shift == "tensor":
             return sum(self.shifted(maps)) + self.bias[:, None, None]
-        # Frozen kernels are made at every call: a buffer that no checkpoint restores is lost on the meta device.
+        # Frozen kernels are computed at every call, since a buffer that is in no checkpoint is lost on the meta device.
         kernels = self.shifts if self.shifts is not None else shift_kernels(self.out_channels, self.kernel).to(maps)
         return F.conv2d(maps, kernels, self.bias, padding=self.kernel // 2, groups=self.out_channels)
 

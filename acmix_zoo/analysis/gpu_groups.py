@@ -1,4 +1,4 @@
-"""What `make bench-gpu` measures: the groups of contestants, the most important first."""
+"""The groups of contestants that `make bench-gpu` measures, most important first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import product
 from acmix_zoo.analysis.suite import STRIDE_1, STRIDE_2
 
 PRECISIONS = ("bfloat16", "float32", "tf32")
-# ACmix networks and the plain networks that they are compared with.
+# ACmix networks and their plain baselines.
 NETWORKS = (
     ("resnet50", "acmix_resnet50"),
     ("swin_tiny_patch4_window7_224", "acmix_swin_t"),
@@ -20,7 +20,7 @@ NETWORKS = (
 
 @dataclass(frozen=True)
 class Group:
-    """Contestants that are measured side by side; ratios are to the first, the baseline."""
+    """Contestants that are measured side by side. Ratios are relative to the first one, the baseline."""
 
     contestants: tuple[str, ...]
     precision: str
@@ -32,7 +32,7 @@ class Group:
 
     @property
     def kind(self) -> tuple[str, bool]:
-        """What decides how long it takes: whether it is a layer or a network, and whether it is compiled."""
+        """What determines the time needed: whether it is a layer or a network, and whether it is compiled."""
         name = self.contestants[0]
         return "layer" if ":" in name else "network", name.endswith("+compile")
 
@@ -41,26 +41,27 @@ class Group:
 
 
 def layer_groups() -> Iterator[Group]:
-    """The layer against the 3×3 convolution whose place it takes."""
+    """Return groups that compare the layer with the 3×3 convolution that it replaces."""
     for shape, precision, train in product(STRIDE_1 + STRIDE_2, PRECISIONS, (False, True)):
         yield Group((f"conv3x3:{shape}", f"acmix2d:{shape}"), precision, train)
 
 
 def network_groups() -> Iterator[Group]:
-    """Networks against their plain counterparts."""
+    """Return groups that compare networks with their plain counterparts."""
     for precision, names, train in product(PRECISIONS, NETWORKS, (False, True)):
         yield Group(names, precision, train)
 
 
 def tile_groups() -> Iterator[Group]:
-    """Tiles and `global` attention, to choose `TILES` and the limit between the two in `acmix_zoo.ops.plan` by."""
+    """Return groups that compare tile sizes and `global` attention, to choose `TILES` and the limit in
+    `acmix_zoo.ops.plan`."""
     for shape, precision, train in product(("64x56", "128x28", "256x14"), ("bfloat16", "float32"), (False, True)):
         backends = ["tile4x7", "tile8x8", "tile8x16", *["global"] * (shape != "64x56")]
         yield Group(tuple(f"acmix2d:{shape}@{backend}" for backend in backends), precision, train)
 
 
 def compiled_groups() -> Iterator[Group]:
-    """Two shapes of the layer and all networks under torch.compile."""
+    """Return groups with two shapes of the layer and all networks under torch.compile."""
     layers = [(f"conv3x3:{shape}", f"acmix2d:{shape}") for shape in ("64x56", "256x14")]
     pairs = (layers[0], *NETWORKS[:2], layers[1], *NETWORKS[2:])
     for precision, (plain, acmix), train in product(("bfloat16", "float32"), pairs, (True, False)):

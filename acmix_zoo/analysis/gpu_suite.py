@@ -1,4 +1,4 @@
-"""Measure ACmix layers and networks against plain ones on a GPU, within a time budget: `make bench-gpu`.
+"""Benchmark ACmix layers and networks against plain ones on a GPU, within a time budget (`make bench-gpu`).
 
     python -m acmix_zoo.analysis.gpu_suite                                     # on the GPU, into benchmarks/gpu.csv
     python -m acmix_zoo.analysis.gpu_suite tiles --seconds 60                  # one part of it
@@ -6,9 +6,9 @@
 
 Every group of contestants is measured in float32 (TF32 off), tf32 (float32 with TF32 in matrix products and
 convolutions) or bfloat16 (autocast, float32 weights), for inference or training (forward and backward), eager or
-compiled. cuDNN chooses its kernels by its heuristics, as in training (`cudnn.benchmark` is off). Rows are written as
-they are measured. Groups that do not fit into the budget are listed at the end; running the same command again measures
-them and keeps the rows that are there.
+compiled. cuDNN chooses its kernels by its heuristics, as in training (`cudnn.benchmark` is off). Each row is written
+as soon as it is measured. Groups that do not fit into the budget are listed at the end. Run the same command again to
+measure them; existing rows are kept.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from acmix_zoo.analysis.benchmark import Row, matmul_peak, measure
 from acmix_zoo.analysis.contestants import Case
 from acmix_zoo.analysis.gpu_groups import PARTS, Group
 
-# Seconds that a group is expected to take, by (part, compiled), until one of them has been measured.
+# Expected seconds per group, by (part, compiled), until one such group has been measured.
 _EXPECTED = {("layer", False): 3.0, ("network", False): 15.0, ("layer", True): 60.0, ("network", True): 150.0}
 
 
 @dataclass(frozen=True)
 class GpuRow:
-    """A measurement and what it was made on. `ratio` and `memory_ratio` are to the baseline, per image."""
+    """A measurement with its hardware and software. Both ratios are relative to the baseline, per image."""
 
     card: str
     driver: str
@@ -61,12 +61,12 @@ class GpuRow:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What tells it from every other row."""
+        """The values that identify the row."""
         return self.card, self.torch, self.contestant, self.baseline, self.precision, self.mode
 
 
 class Budget:
-    """Decides what still fits into the time, by how long the same kind of group took before."""
+    """Decides whether a group still fits into the time, based on how long groups of the same kind have taken."""
 
     def __init__(self, seconds: float) -> None:
         self._until = time.monotonic() + seconds
@@ -99,7 +99,7 @@ def tf32(on: bool) -> Iterator[None]:
 
 
 class Bench:
-    """Measures groups on one device.
+    """Measure groups on one device.
 
     Args:
         device: "cuda", or "cpu" for a rehearsal with two small images and one round.
@@ -112,7 +112,7 @@ class Bench:
         self.card, self.driver = (platform.processor() or "CPU", "") if device == "cpu" else _card()
 
     def run(self, group: Group) -> tuple[list[Row], list[GpuRow]]:
-        """Return the figures of a group's contestants, as measured and with what they were measured on."""
+        """Return the rows of a group's contestants: the measurements and the hardware and software."""
         dtype = "bfloat16" if group.precision == "bfloat16" else "float32"
         with tf32(group.precision == "tf32"):
             cases = [
@@ -123,12 +123,12 @@ class Bench:
                 for name in group.contestants
             ]  # fmt: skip
             if group.kind[1]:
-                torch.compiler.reset()  # or dynamo's limit of recompilations sends the later ones back to eager
+                torch.compiler.reset()  # otherwise dynamo's recompile limit makes later ones run in eager mode
             rows = measure(cases, self.repeats, memory=self.device != "cpu", top=self._top(group.precision, dtype))
         return rows, [self._gpu_row(row, rows[0], group) for row in rows]
 
     def _top(self, precision: str, dtype: str) -> float:
-        """GFLOP/s of a matrix product in this precision."""
+        """Return the GFLOP/s of a matrix product in this precision."""
         if precision not in self._tops:
             sizes = [(512, 2)] if self.device == "cpu" else [(4096, 10), (8192, 5)]
             self._tops[precision] = matmul_peak(torch.get_num_threads(), dtype, self.device, sizes)
@@ -144,19 +144,19 @@ class Bench:
 
 
 def missing_gpu() -> str | None:
-    """Return one line that says what is missing to use a CUDA GPU, or None."""
+    """Return one line that says why no CUDA GPU can be used, or None if one can."""
     if torch.cuda.is_available():
         return None
     if torch.version.cuda is None:
         return f"No GPU: torch {torch.__version__} was built without CUDA. Install a CUDA build of torch (pytorch.org)."
     return (
         f"No GPU: torch {torch.__version__} was built for CUDA {torch.version.cuda}, but finds no usable device. "
-        "Run nvidia-smi to check card and driver."
+        "Run nvidia-smi to check the card and the driver."
     )
 
 
 def _card() -> tuple[str, str]:
-    """(name of the card, version of the driver)."""
+    """Return the name of the card and the version of its driver."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
     try:
         driver = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
@@ -166,7 +166,7 @@ def _card() -> tuple[str, str]:
 
 
 def _batch() -> int:
-    """Two images per GiB of the card, as a power of two; `measure` halves it where that is too many."""
+    """Return a batch size of two images per GiB of GPU memory, as a power of two; `measure` halves it if needed."""
     total: int = torch.cuda.get_device_properties(0).total_memory
     return int(2 ** int(log2(max(2 * total / 2**30, 1))))
 
@@ -215,19 +215,17 @@ def _measure_all(groups: Sequence[Group], bench: Bench, budget: Budget, path: Pa
         try:
             with budget.spend(group):
                 found, new = bench.run(group)
-        except Exception as error:  # the other groups can still be measured
+        except Exception as error:  # continue with the other groups
             failed.append(f"{group}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
             continue
         print(f"{group.precision}:")
         print_table(found)
         rows = [row for row in rows if row.key not in keys] + new
         write_csv(rows, path)
-    for title, groups_ in (("Left out for lack of time", left_out), ("Failed", failed)):
+    for title, groups_ in (("Not measured for lack of time", left_out), ("Failed", failed)):
         if groups_:
             print(f"{title}:", *groups_, sep="\n  ")
-    print(
-        f"{path} has {len(rows)} rows." + " Run the same command again to measure what was left out." * bool(left_out)
-    )
+    print(f"{path} has {len(rows)} rows." + " Run the same command again to measure the rest." * bool(left_out))
     return int(bool(failed))
 
 

@@ -1,4 +1,4 @@
-"""One pass of a contestant, how long it takes, and what it takes of a GPU's memory."""
+"""Run one pass of a contestant, and measure its time and GPU memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from acmix_zoo.analysis.contestants import Case, backend, build, layout
 
 
 class Pass:
-    """One pass of a case, run by calling it: forward in inference mode, or forward and backward.
+    """One pass of a case: forward in inference mode, or forward and backward. Call it to run the pass.
 
-    On a GPU a call returns once the work is queued.
+    On a GPU, a call returns as soon as the work is queued.
     """
 
     def __init__(self, case: Case) -> None:
@@ -29,7 +29,7 @@ class Pass:
     def __call__(self) -> None:
         case = self.case
         with backend(case), torch.set_grad_enabled(case.train):
-            # An image needs no gradient, a map does.
+            # Feature maps need a gradient; images do not.
             x = self._x.requires_grad_(case.train and self._x.shape[1] > 3)
             with torch.autocast(case.device_type, getattr(torch, case.dtype), enabled=case.autocast):
                 out = self._forward(x)
@@ -40,13 +40,13 @@ class Pass:
                 out.backward(self._grad)
 
     def release(self) -> None:
-        """Free the gradients that the last call left."""
+        """Free the gradients of the last call."""
         self.module.zero_grad()
         self._x.grad = None
 
 
 def times(runs: Sequence[Pass], repeats: int) -> list[list[float]]:
-    """Milliseconds of every round of every pass, interleaved, after a warm-up of each."""
+    """Return the milliseconds of every round of every pass, interleaved, after warming up each pass."""
     torch.set_num_threads(runs[0].case.threads)
     spent: list[list[float]] = [[] for _ in runs]
     for repeat in range(repeats + 1):
@@ -58,9 +58,10 @@ def times(runs: Sequence[Pass], repeats: int) -> list[list[float]]:
 
 
 def _round(run: Pass, seconds: float = 0.1) -> list[float]:
-    """Milliseconds of the passes of one round.
+    """Return the milliseconds of each pass in one round.
 
-    A short pass is run several times in a round, or it would be measured on the long one's cold caches alone.
+    Short passes run several times per round. Otherwise they would only be measured with the cold caches that a long
+    pass leaves behind.
     """
     if run.case.device_type == "cuda":
         return _queued_round(run, seconds)
@@ -75,7 +76,7 @@ def _round(run: Pass, seconds: float = 0.1) -> list[float]:
 
 
 def _queued_round(run: Pass, seconds: float) -> list[float]:
-    """Like `_round`, by CUDA events between passes that are queued one behind the other, as training queues them."""
+    """Like `_round`, but measured with CUDA events between passes that are queued without waiting, as in training."""
     start = time.perf_counter()
     run()
     torch.cuda.synchronize()
@@ -90,14 +91,14 @@ def _queued_round(run: Pass, seconds: float) -> list[float]:
 
 
 def synchronise(device: str) -> None:
-    """Wait until the device has done what was queued."""
+    """Wait until the device has finished all queued work."""
     if device != "cpu":
         torch.accelerator.synchronize()
 
 
 def gpu_peak(run: Pass) -> float:
-    """MiB of GPU memory that one pass takes above weights and input, by PyTorch's allocator, whose account is exact."""
-    run()  # workspaces, constants and compiled code stay
+    """Return the GPU memory in MiB that one pass needs above weights and input, as counted by PyTorch's allocator."""
+    run()  # warm up: workspaces, constants and compiled code stay allocated
     run.release()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

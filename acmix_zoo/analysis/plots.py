@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# For names that users chose: matplotlib would set what is between two $ as a formula, and fail where it is none.
+# For user-chosen names: matplotlib would typeset text between two $ as a formula, and fail if it is not one.
 _AS_IS: dict[str, Any] = {"parse_math": False}
 
 

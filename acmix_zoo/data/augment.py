@@ -23,8 +23,8 @@ from torch import Tensor
 
 @lru_cache(maxsize=16)
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(3,) numbers as a tensor (1, 3, 1, 1); kept, because to move them to a GPU makes the host wait for it."""
-    with torch.inference_mode(False):  # a validation may be the first to ask
+    """Return (3,) numbers as a tensor (1, 3, 1, 1). It is cached, because moving it to a GPU makes the host wait."""
+    with torch.inference_mode(False):  # the first call may come from a validation
         return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
@@ -68,7 +68,7 @@ class Pixels:
     def normalize(self, pixels: Tensor) -> Tensor:
         """Turn what `Augment.batch` returns into images: (B, C, S, S) uint8 → (B, 3, S, S) float32, on any device.
 
-        C is 1 or 3, or one more where the last channel says what is kept: 0 is erased, which makes it the mean colour.
+        C is 1 or 3, plus 1 if the last channel is a mask. Where the mask is 0, the pixel is erased (mean colour).
         """
         mean, std = _per_channel(self.mean, pixels.device), _per_channel(self.std, pixels.device)
         colours = 1 if pixels.shape[1] < 3 else 3
@@ -113,14 +113,14 @@ class Augment:
         return np.asarray(self.transform(picture))
 
     def batch(self, pixels: np.ndarray, keys: np.ndarray) -> Tensor:
-        """Augment a batch that is not normalised yet; call it within `kept_random_state`.
+        """Augment a batch before normalisation; call this within `kept_random_state`.
 
         Args:
-            pixels: (B, C, S, S) uint8, C being 1 or 3.
+            pixels: (B, C, S, S) uint8, where C is 1 or 3.
             keys: (B,) uint64.
 
         Returns:
-            uint8, (B, C, S, S), or (B, C + 1, S, S) with random erasing; for `Pixels.normalize`.
+            (B, C, S, S) uint8, or (B, C + 1, S, S) with random erasing; the input of `Pixels.normalize`.
         """
         if self.light:
             pixels = shift_and_flip(pixels, self.reach, self.hflip, keys)

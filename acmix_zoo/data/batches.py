@@ -33,8 +33,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         max_bad: so many unreadable pictures are left out of their batches, each with one warning; one more is an error.
         training: a batch of which nothing can be read is made of the pictures behind its own; else it is `blank`.
         with_index: give the index in place of the class.
-        raw: leave the images as uint8, a quarter of the bytes, to be normalised where they are used (see
-            `Pixels.normalize`).
+        raw: keep the images as uint8, which takes a quarter of the memory. They have to be normalised later with
+            `Pixels.normalize`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def epoch(self) -> int:
-        """The epoch, in all worker processes; `EpochSampler` sets it."""
+        """The epoch, shared by all worker processes; `EpochSampler` sets it."""
         return int(self._epoch)
 
     @epoch.setter
@@ -82,7 +82,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return images[0], int(targets[0])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Images (B, 3, S, S) float32, or (B, C, S, S) uint8 if they are left raw, and classes (B,) int64.
+        """Images (B, 3, S, S) float32, or (B, C, S, S) uint8 with `raw`, and classes (B,) int64.
 
         Raises:
             BadImage: more unreadable pictures than allowed, or none of all can be read.
@@ -152,8 +152,8 @@ class BadImages:
 def read_batch(
     readers: Iterable[tuple[int, Callable[[], Image.Image]]], keys: np.ndarray, augment: Augment, bad: BadImages
 ) -> tuple[Tensor, np.ndarray]:
-    """Read pictures and make a batch of them: images (B, C, S, S) uint8 for `Pixels.normalize`, and which of the
-    readers gave one, (B,); B may be 0.
+    """Read pictures into a batch. Returns images (B, C, S, S) uint8 for `Pixels.normalize`, and the indices (B,) of the
+    readers that succeeded; B may be 0.
 
     Args:
         readers: for each picture its number in `bad`, and what reads it.

@@ -16,7 +16,7 @@ AUGMENTS = ("none", "light", "imagenet")
 
 
 class UnusableImages(ValueError):
-    """A look at the files before they are used found some that are no images; in all processes alike."""
+    """Some files that a run would use are not readable images. Raised in every process."""
 
 
 def check_options(
@@ -40,17 +40,17 @@ def check_options(
 
 
 def fitting_batch_size(batch_size: int, images: int, processes: int, accumulated: int) -> tuple[int, str]:
-    """Return a batch size that is no larger than a process's share of the training images, and a remark on what is
-    wrong with the one that was given; "" where nothing is.
+    """Return a batch size no larger than a process's share of the training images, and a warning if the given batch
+    size is too large ("" if it is not).
 
-    The learning rates are scaled by the size of a batch, which therefore has to be the one that batches really have.
+    Learning rates are scaled by the batch size, so it must be the size that batches actually have.
     """
     share = max(1, images // processes)
     where = f"the {images} training images" + f" on {processes} processes" * (processes > 1)
     if batch_size > share:
-        return share, f"data: batches of {batch_size} are more than {where} give; batches of {share} are used instead"
+        return share, f"data: batch size {batch_size} is larger than {where}; using {share} instead"
     if batch_size * accumulated > share:
-        step = f"an optimiser step of {accumulated} × {batch_size} images is more than {where} give"
+        step = f"an optimiser step of {accumulated} × {batch_size} images is larger than {where}"
         return batch_size, f"data: {step}. Lower trainer.accumulate_grad_batches"
     return batch_size, ""
 
@@ -69,17 +69,17 @@ def three_numbers(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[fl
 
 
 def check_images(parts: Mapping[str, tuple[Images, np.ndarray]], thorough: bool = False) -> dict[str, Inspection]:
-    """Look at the images that a run will use, so that one that has taken days does not fail at its end.
+    """Check the images that a run will use, so that it does not fail on an unreadable one after days of training.
 
     Args:
-        parts: for each split the pictures, and the indices of its own among them.
-        thorough: decode those of the test split, of which every one has to be readable.
+        parts: for each split, the images and the indices of those that belong to it.
+        thorough: decode every image of the test split, because all of them have to be readable.
 
     Returns:
-        What was found in each split.
+        The result of the check for each split.
 
     Raises:
-        UnusableImages: some cannot be read, as far as the look tells; the message names them.
+        UnusableImages: some images cannot be read; the message lists them.
     """
     found = {
         name: images.inspect(indices.tolist(), thorough and name == "test") for name, (images, indices) in parts.items()
@@ -90,7 +90,7 @@ def check_images(parts: Mapping[str, tuple[Images, np.ndarray]], thorough: bool 
 
 
 def unreadable(name: str, inspection: Inspection) -> str:
-    """Return a message that names the first unreadable images of the split `name`."""
+    """Return a message that lists the first unreadable images of the split `name`."""
     problems = inspection.problems
     shown = "\n  ".join(problems[:5])
     more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -114,7 +114,7 @@ def pictures_to_predict(source: str | None) -> list[str]:
     if not found:
         skipped = [ext for ext in walk_folders([place]).skipped if ext.startswith(".") and is_lost_image(ext)]
         reasons = "".join(f", and {extension} files: {skip_advice(extension)}" for extension in sorted(skipped))
-        raise ValueError(f"predict_source {place} holds no pictures{reasons}")
+        raise ValueError(f"predict_source {place} contains no pictures{reasons}")
     if problems := bad_images(found):
         raise ValueError(f"{len(problems)} files cannot be predicted; repair or remove them: {'; '.join(problems[:5])}")
     return found

@@ -1,16 +1,16 @@
-"""Images of more than 8 bits per sample: which range of values is taken as black to white.
+"""The range of values that is taken as black to white in images with more than 8 bits per sample.
 
-The range follows from what the file declares, never from the values that one image happens to hold, so that the same
-value is the same grey in every image, in training as in prediction:
+The range depends only on what the file declares, never on the values that one image happens to contain. The same value
+is therefore the same grey in every image, in training and in prediction:
 
 | file | range |
 |---|---|
-| PNG, 16 bits | 0 to 65535, which the PNG specification demands whatever its sBIT chunk says |
-| PGM, JPEG 2000 | 0 to the maximum that the header states (Pillow scales it) |
-| TIFF, 12 or 16 bits, unsigned | 0 to 2^bits − 1, or MaxSampleValue if the file has that tag and it is some 2^n − 1 |
-| TIFF, signed or 32 bits | 0 to MaxSampleValue likewise; refused without it, as floating point is |
+| PNG, 16 bits | 0 to 65535, as the PNG specification requires regardless of the sBIT chunk |
+| PGM, JPEG 2000 | 0 to the maximum in the header (Pillow scales it) |
+| TIFF, 12 or 16 bits, unsigned | 0 to 2^bits − 1, or to MaxSampleValue if the file has that tag and it equals 2^n − 1 |
+| TIFF, signed or 32 bits | 0 to MaxSampleValue under the same condition; otherwise refused, like floating point |
 
-MaxSampleValue is otherwise ignored: by the TIFF specification it may be the maximum of the one image.
+Any other MaxSampleValue is ignored, because the TIFF specification allows it to be the maximum of that one image.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _BITS, _FORMAT, _MAXIMUM = 258, 339, 281  # TIFF tags: BitsPerSample, SampleForm
 
 
 class UnknownRange(ValueError):
-    """The file does not say which of its values is white."""
+    """The file does not say which value is white."""
 
 
 def sample_bits(picture: Image.Image) -> int:
-    """Return for how many bits the samples of an opened image are scaled: 8 for an ordinary one.
+    """Return the number of bits by which the samples of an opened image are scaled; 8 for ordinary images.
 
     Raises:
-        UnknownRange: floating point, signed, or 32 bits, and no maximum is declared.
+        UnknownRange: the samples are floating-point, signed or 32-bit, and the file declares no maximum.
     """
     tags: Any = getattr(picture, "tag_v2", None)
     if picture.mode == "F":
@@ -47,7 +47,7 @@ def sample_bits(picture: Image.Image) -> int:
     maximum = _first(tags, _MAXIMUM, 0)
     declared = maximum.bit_length() if maximum & (maximum + 1) == 0 and 8 <= maximum.bit_length() <= bits else 0
     is_grey = picture.mode.startswith("I")
-    if not is_grey and declared not in (0, bits):  # of colour, Pillow keeps the upper eight bits
+    if not is_grey and declared not in (0, bits):  # Pillow keeps only the upper eight bits of colour images
         raise UnknownRange(f"colour with {declared} of {bits} bits is not supported. Save the image with 8 bits")
     if (is_signed and not (is_grey and declared)) or (bits > 16 and not declared):
         kind = f"{'signed ' * is_signed}{bits}-bit integer"
@@ -56,20 +56,20 @@ def sample_bits(picture: Image.Image) -> int:
 
 
 def deep_grey(picture: Image.Image, bits: int) -> Image.Image:
-    """Scale a loaded grey image of mode I or I;16, whose samples have `bits` bits, to 8-bit RGB."""
+    """Scale a loaded grey image of mode I or I;16 with `bits` bits per sample to 8-bit RGB."""
     values = np.asarray(picture).astype(np.int64)  # (H, W)
     grey = (np.clip(values, 0, 2**bits - 1) >> (bits - 8)).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 
 
 def is_dark(picture: Image.Image) -> bool:
-    """Return whether an 8-bit RGB image has nothing above 15 of 255: of a 16-bit file, only the lower 12 bits."""
+    """Return whether no value of an 8-bit RGB image exceeds 15, as when a 16-bit file uses only its lower 12 bits."""
     extrema: Any = picture.getextrema()
     return all(high < 16 for _, high in extrema)
 
 
 def warn_of_range(bits: int, dark: bool) -> None:
-    """Say once in a process which range was assumed, and once if an image came out almost black."""
+    """Warn once per process about the range that was assumed, and once if an image turned out almost black."""
     _warn(f"images with {bits} bits per sample: 0 to {2**bits - 1:,} is taken as black to white")
     if dark:
         _warn(DARK.format(which="an image", bits=bits))

@@ -1,4 +1,4 @@
-"""Class folders as a data set: which folders are splits and classes, and what is wrong or left over."""
+"""Class folders as a data set: find splits and classes, and report problems and skipped files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from acmix_zoo.data.walk import HIDDEN, LINKS_BACK, REPEATED, Walk, find_images,
 class FolderSource(Source):
     """A folder of class folders: `root/<class>/**/picture`, or the same below `root/train`, `root/val`, `root/test`.
 
-    Classes are the sorted names of the training split's folders, in Unicode's composed form (NFC). Links are followed;
-    an image that can be reached twice in a split counts once. `remarks` says what was skipped, and why.
+    Classes are the sorted names of the training split's folders, in Unicode's composed form (NFC). Links are followed.
+    An image that can be reached in two ways within a split is counted once. `remarks` lists what was skipped, and why.
 
     Raises:
-        ValueError: no class folder, one class only, a class folder without an image, a class in val or test that the
-            training split does not know, two folders for one split or class, or a split without class folders.
+        ValueError: there are no class folders or only one, a class folder contains no image, val or test has a class
+            that the training split lacks, a split or class has two folders, or a split has no class folders.
     """
 
     license = "unknown"
@@ -44,7 +44,7 @@ class FolderSource(Source):
     # ---- layout
 
     def _find_splits(self) -> dict[str, Path]:
-        """Return the folder of each split; the root itself is the training split where classes lie in it."""
+        """Return the folder of each split. If the root contains class folders, it is the training split itself."""
         names = self._subfolders(self.root)
         named = [name for name in names if name.lower() in SPLITS]
         # a class may be called "train", so split folders are those that hold class folders
@@ -52,7 +52,7 @@ class FolderSource(Source):
         loose = [name for name in named if name not in found.values()]
         if found and "train" not in found:
             raise ValueError(
-                f"{self.root} has {', '.join(sorted(found.values()))} but no train/ with class folders beside it"
+                f"{self.root} has {', '.join(sorted(found.values()))} but no train/ with class folders next to it"
             )
         if found:
             self._note_unused([name for name in names if name not in named], loose)
@@ -63,16 +63,16 @@ class FolderSource(Source):
         if count := _count_images(self.root):
             if names:
                 self.remarks.append(
-                    f"skipped {counted(count, 'image')} directly in {self.root}, outside of the class folders"
+                    f"skipped {counted(count, 'image')} directly in {self.root}, outside the class folders"
                 )
         return {"train": self.root}
 
     def _refuse_loose_splits(self, classes: Sequence[str], loose: Sequence[str]) -> None:
-        beside = f" beside the classes {first_few(classes)}" if classes else ""
+        beside = f" next to the classes {first_few(classes)}" if classes else ""
         raise ValueError(
             f"{' and '.join(f'{self.root / name}' for name in loose)}: no class folders inside{beside}. Expected "
             f"{self.root / loose[0]}/<class>/image.jpg. Move unlabelled images out of the data set (`acmix-zoo "
-            "predict` labels them); if this is a class of its own, give it another name"
+            "predict` labels them). If the folder is a class, give it another name"
         )
 
     def _note_unused(self, others: Sequence[str], loose: Sequence[str]) -> None:
@@ -84,10 +84,10 @@ class FolderSource(Source):
                 )
         if others:
             self.remarks.append(
-                f"skipped folders beside the splits: {first_few(others)} (a split is named {', '.join(SPLITS)})"
+                f"skipped folders next to the splits: {first_few(others)} (splits are named {', '.join(SPLITS)})"
             )
         if count := _count_images(self.root):
-            self.remarks.append(f"skipped {counted(count, 'image')} directly in {self.root}, outside of the splits")
+            self.remarks.append(f"skipped {counted(count, 'image')} directly in {self.root}, outside the splits")
 
     def _subfolders(self, folder: Path) -> list[str]:
         """Return the sorted names of the folders in `folder` that are not hidden and do not lead back up."""
@@ -136,7 +136,7 @@ class FolderSource(Source):
             raise ValueError(f"{layout}, found {came}{reasons}")
         if len(self.class_names) == 1:
             inner = root / self._class_folders["train"][self.class_names[0]]
-            hint = f". Did you mean {inner}, which has folders itself?" if self._subfolders(inner) else ""
+            hint = f". Did you mean {inner}, which has subfolders?" if self._subfolders(inner) else ""
             only = f"found one class, {self.class_names[0]!r}; a classifier needs at least two"
             raise ValueError(f"{layout}, {only}{hint}")
         for split, classes in self._class_folders.items():
@@ -144,25 +144,25 @@ class FolderSource(Source):
                 raise ValueError(
                     f"{self.folders[split]} has classes that {root} does not: "
                     f"{first_few([self._compared(name) for name in strange])}; "
-                    f"rename or remove them, or add them to the training split ({split} can only test what was learnt)"
+                    f"rename or remove them, or add them to the training split, which defines the classes"
                 )
             if absent := sorted(set(self.class_names) - set(classes)):
                 self.remarks.append(f"{split} has no folder for the classes {first_few(absent)}")
         for one, two in _case_twins(self.class_names):
-            self.remarks.append(f"the classes {one!r} and {two!r} differ only in case: is that meant?")
+            self.remarks.append(f"the classes {one!r} and {two!r} differ only in case. Is that intended?")
 
     def _compared(self, strange: str) -> str:
-        """Return the name of a class that training lacks, with the one that it was probably meant to be."""
+        """Return the name of a class that training lacks, with the training class that was probably meant."""
         near = next((name for name in self.class_names if _loosely(name) == _loosely(strange)), None)
         if near is None:
             return strange
         both = (strange, near) if strange.isascii() and near.isascii() else (ascii(strange)[1:-1], ascii(near)[1:-1])
-        return f"{both[0]!r} (there: {both[1]!r})"
+        return f"{both[0]!r} (in training: {both[1]!r})"
 
     # ---- images
 
     def _list_images(self, split: str) -> list[list[str]]:
-        """Return for each class the sorted paths of its images."""
+        """Return the sorted paths of the images of each class."""
         names = self._class_folders[split]
         folders = [self.folders[split] / names[label] for label in self.class_names if label in names]
         walk = walk_folders(folders, self.root)
@@ -177,7 +177,7 @@ class FolderSource(Source):
         return [next(images) if label in names else [] for label in self.class_names]
 
     def _note_shared_images(self) -> None:
-        """Note images of val and test that links bring into training, too."""
+        """Add a remark if images of val or test are links to training images."""
         places = [
             folder / name for split, folder in self.folders.items() for name in self._class_folders[split].values()
         ]
@@ -190,7 +190,7 @@ class FolderSource(Source):
             if shared := len(real[split] & real["train"]):
                 self.remarks.append(
                     f"Warning: {shared} of the {len(real[split])} images of {split} are links to images of train, "
-                    "so the score will be too good"
+                    "so the score will be too high"
                 )
 
     def load(self) -> dict[str, Images]:
@@ -206,13 +206,13 @@ class FolderSource(Source):
         for files in self._files.values():
             for path in (path for group in files for path in group):
                 relative = unicodedata.normalize("NFC", os.path.relpath(path, self.root).replace(os.sep, "/"))
-                size = os.path.getsize(path) if os.path.exists(path) else -1  # a link to nothing
+                size = os.path.getsize(path) if os.path.exists(path) else -1  # -1: a broken link
                 digest.update(os.fsencode(relative) + f"\0{size}\n".encode())
         return digest.hexdigest()[:16]
 
 
 def _skip_remarks(walk: Walk, root: Path) -> list[str]:
-    """Return a line for each kind of file that a walk skipped, those that may be images first."""
+    """Return one line for each kind of file that was skipped, starting with those that may be images."""
     extensions = sorted(set(walk.skipped) - {HIDDEN, LINKS_BACK, REPEATED})
     first = {reason: f" (first: {os.path.relpath(path, root)})" for reason, path in walk.examples.items()}
     lines = [
@@ -226,7 +226,7 @@ def _skip_remarks(walk: Walk, root: Path) -> list[str]:
         lines.append(f"skipped {counted(sum(others.values()), 'other file')}: {kinds}")
     for reason, what in (
         (LINKS_BACK, "links back up to a folder that contains them"),
-        (REPEATED, "links to images or folders that are already counted"),
+        (REPEATED, "links to images or folders that were already counted"),
         (HIDDEN, "hidden files and folders"),
     ):
         if reason in walk.skipped:
@@ -235,7 +235,7 @@ def _skip_remarks(walk: Walk, root: Path) -> list[str]:
 
 
 def _contents(folder: Path) -> str:
-    """Return what a class folder without an image holds, in brackets."""
+    """Return a list, in brackets, of the files in a class folder that has no image."""
     skipped = walk_folders([folder]).skipped
     kinds = [(ext, count) for ext, count in sorted(skipped.items()) if ext not in (HIDDEN, LINKS_BACK, REPEATED)]
     words = [_counted_files(n, ext) + (f": {skip_advice(ext)}" if is_lost_image(ext) else "") for ext, n in kinds]
@@ -258,7 +258,7 @@ def _extensions(folder: Path) -> list[str]:
 def _is_text(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # bytes that the file system gave and that are no text
+    except UnicodeEncodeError:  # the file system returned bytes that are not valid text
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Which files are images: the formats that are opened, their file names, and what is said about all others."""
+"""Which files count as images: supported formats and file names, and advice for all other files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 from functools import cache
 from importlib.util import find_spec
 
-# Pillow's names. Only these are ever tried, whatever a file is called: Pillow would hand PostScript to Ghostscript, and
-# its readers of rare formats get little testing. TGA is left out because its files have no signature to know them by.
+# Pillow's names. Only these formats are tried, whatever the file name: Pillow would pass PostScript to Ghostscript, and
+# its readers for rare formats are not well tested. TGA is left out because its files have no signature.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI", "PCX", "SGI")
 
 EXTENSIONS = frozenset({
@@ -52,7 +52,7 @@ def has_heif() -> bool:
 
 @cache
 def open_formats() -> tuple[str, ...]:
-    """Return Pillow's names of the formats that are opened; HEIF is among them where pillow-heif is installed."""
+    """Return Pillow's names of the supported formats, including HEIF if pillow-heif is installed."""
     if not has_heif():
         return FORMATS
     from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
@@ -62,18 +62,18 @@ def open_formats() -> tuple[str, ...]:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is hidden (.git, .DS_Store, ._photo.jpg) or an operating system's own."""
+    """Return whether a file or folder is hidden (.git, .DS_Store, ._photo.jpg) or belongs to an operating system."""
     return name.startswith(".") or name.lower() in _FOLDERS_OF_SYSTEMS
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file is named like an image that can be read, and is not hidden."""
+    """Return whether a file has the extension of a supported image format and is not hidden."""
     extension = os.path.splitext(name)[1].lower()
     return not is_hidden(name) and (extension in EXTENSIONS or (extension in HEIC and has_heif()))
 
 
 def skip_advice(extension: str) -> str:
-    """Return what to do about skipped files with this extension (lower case, with its dot), as an imperative."""
+    """Return advice on skipped files with this extension (lower case, with the dot), as an imperative."""
     if extension in HEIC:
         return "to read them, `pip install pillow-heif`"
     if not extension:
@@ -82,12 +82,12 @@ def skip_advice(extension: str) -> str:
 
 
 def is_lost_image(extension: str) -> bool:
-    """Return whether skipping a file with this extension probably loses an image that its owner counts on."""
+    """Return whether a file with this extension is probably an image that the user expects to be used."""
     return extension in HEIC or extension in _RAW or extension in _OTHER_IMAGES or not extension
 
 
 def content_kind(head: bytes) -> str:
-    """Return what a file that is none of `FORMATS` seems to be, judging by its first bytes."""
+    """Return what a file in none of the `FORMATS` appears to be, judging by its first bytes."""
     if not head:
         return "an empty file"
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):

@@ -31,7 +31,7 @@ class HubImages(Images):
 
     def __init__(self, table: Any, column: str, targets: np.ndarray, name: str, roots: tuple[str, ...]) -> None:
         self.table, self.column, self.targets, self.name, self.roots = table, column, targets, name, roots
-        for chunk in table.data.column(column).chunks:  # before anything is read, and so before the first step
+        for chunk in table.data.column(column).chunks:  # check all paths before the first training step
             encoded, paths = chunk.field("bytes"), chunk.field("path")
             if encoded.null_count:
                 for path in paths.filter(encoded.is_null()).drop_null().to_pylist():
@@ -53,7 +53,7 @@ class HubImages(Images):
         if value.get("bytes") is not None:
             return bytes(value["bytes"])
         if not value.get("path"):
-            raise BadImage(f"image {self.describe(index)} cannot be read: the table holds nothing in its place")
+            raise BadImage(f"image {self.describe(index)} cannot be read: its cell in the table is empty")
         return Path(checked_path(value["path"], self.roots)).read_bytes()
 
 

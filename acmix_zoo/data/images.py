@@ -1,4 +1,4 @@
-"""One picture: reading any kind as 8-bit RGB, and telling good files from broken ones."""
+"""Read a single image of any supported format as 8-bit RGB, and check whether files are readable."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ class BadImage(ValueError):
 def load_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
     """Read a picture as 8-bit RGB of size (W, H).
 
-    Grey is repeated, more than 8 bits per sample are scaled (`acmix_zoo.data.depth` says how; a warning names the range
-    once), palettes are looked up, transparency is laid on white, CMYK is converted, the first frame of an animation is
-    taken, and a camera's orientation tag is applied. HEIC is read where the package pillow-heif is installed.
+    Grey images are repeated over the channels. Samples with more than 8 bits are scaled, as `acmix_zoo.data.depth`
+    describes, with one warning that gives the range. Palettes are looked up, transparent images are put on a white
+    background, CMYK is converted, the first frame of an animation is used, and a camera's orientation tag is applied.
+    HEIC is supported if the package pillow-heif is installed.
 
     `ACMIX_JPEG=torchvision` has JPEG files decoded by torchvision, where it can: the same pixels, to the bit.
 
@@ -42,8 +43,8 @@ def load_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
         name: what to call it in an error; the path by default.
 
     Raises:
-        BadImage: missing, empty, truncated, corrupt, not in one of `acmix_zoo.data.formats.FORMATS`, larger than twice
-            `PIL.Image.MAX_IMAGE_PIXELS`, or with pixel values of no known range.
+        BadImage: the file is missing, empty, truncated or corrupt, is not in one of `acmix_zoo.data.formats.FORMATS`,
+            is larger than twice `PIL.Image.MAX_IMAGE_PIXELS`, or has pixel values of unknown range.
         ValueError: ACMIX_JPEG is neither "pillow" (the default) nor "torchvision".
     """
     picture, bits = _read(source, name)
@@ -53,7 +54,7 @@ def load_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
 
 
 def _read(source: str | Path | bytes, name: str | None = None) -> tuple[Image.Image, int]:
-    """Return the image as 8-bit RGB, and the bits per sample that its file has."""
+    """Return the image as 8-bit RGB, and the number of bits per sample in its file."""
     decoder = os.environ.get("ACMIX_JPEG", "pillow")
     if decoder not in ("pillow", "torchvision"):
         raise ValueError(f"ACMIX_JPEG={decoder!r} is set; expected pillow or torchvision")
@@ -85,10 +86,10 @@ def _reason(error: Exception, source: str | Path | bytes) -> str:
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         return (
-            f"it has more than {limit:.0f} million pixels, which may fill the memory. Expected a smaller image; scale "
+            f"it has more than {limit:.0f} million pixels and may not fit into memory. Expected a smaller image; scale "
             "it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
         )
-    # Ultralytics replaces Image.open by one that imports a package of its own for a file that Pillow does not know.
+    # Ultralytics replaces Image.open by a function that imports another package for files unknown to Pillow.
     if not isinstance(error, UnidentifiedImageError | ImportError):
         return str(error) or type(error).__name__
     if isinstance(source, bytes):
@@ -141,7 +142,7 @@ def _by_torchvision(picture: Image.Image) -> Image.Image | None:
 
 
 def _to_rgb(picture: Image.Image, bits: int) -> Image.Image:
-    if picture.mode.startswith("I"):  # I;16 and relatives, or I: 32-bit words, which may hold fewer bits
+    if picture.mode.startswith("I"):  # I;16 and its variants, or I: 32-bit integers, whose samples may use fewer bits
         return deep_grey(picture, bits)
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
@@ -152,13 +153,13 @@ def _to_rgb(picture: Image.Image, bits: int) -> Image.Image:
 
 @dataclass
 class Inspection:
-    """What a look at image files before they are used finds.
+    """Result of checking image files before they are used.
 
     Attributes:
-        count: how many were looked at.
+        count: number of files that were checked.
         problems: one message for each file that cannot be read.
-        depths: number of images for each number of bits per sample, where those are more than 8.
-        dark: how many of these come out almost black.
+        depths: number of images for each number of bits per sample above 8.
+        dark: number of these images that are almost black after scaling.
     """
 
     count: int = 0
@@ -168,16 +169,16 @@ class Inspection:
 
 
 def inspect_images(paths: Sequence[str], thorough: bool = False) -> Inspection:
-    """Find files that cannot be read, and images of more than 8 bits per sample.
+    """Find files that cannot be read, and images with more than 8 bits per sample.
 
-    Cheap for JPEG and for PNG of 8 bits: only the header and the end marker are looked at, and a file that fails is
-    decoded. Damage in the middle of a file is therefore found when the file is first used.
+    This is cheap for JPEG and 8-bit PNG: only the header and the end marker are checked, and files that fail this
+    check are decoded. Damage in the middle of a file is therefore only found when the file is first used.
 
     Args:
-        thorough: decode every file, which finds all damage.
+        thorough: decode every file to find all damage.
     """
     found = Inspection(len(paths))
-    with ThreadPoolExecutor(max_workers=8) as pool:  # decoding, and waiting for a disk, leave the interpreter free
+    with ThreadPoolExecutor(max_workers=8) as pool:  # decoding and disk access release the GIL
         chunks = [paths[start : start + 64] for start in range(0, len(paths), 64)]
         for problem, bits, dark in chain.from_iterable(pool.map(partial(_inspect_some, thorough), chunks)):
             if problem:
@@ -189,7 +190,7 @@ def inspect_images(paths: Sequence[str], thorough: bool = False) -> Inspection:
 
 
 def bad_images(paths: Iterable[str]) -> list[str]:
-    """Return one message for each file that cannot be read, as far as `inspect_images` tells; [] when all are good."""
+    """Return one message for each file that `inspect_images` finds unreadable; [] if there is none."""
     return inspect_images(list(paths)).problems
 
 
@@ -198,7 +199,7 @@ def _inspect_some(thorough: bool, paths: Sequence[str]) -> list[tuple[str, int, 
 
 
 def _inspect(path: str, thorough: bool) -> tuple[str, int, bool]:
-    """Return what is wrong with a file, its bits per sample, and whether it comes out almost black."""
+    """Return what is wrong with a file, its bits per sample, and whether it is almost black after scaling."""
     if not thorough and _looks_whole(path):
         return "", 8, False
     try:
@@ -208,11 +209,11 @@ def _inspect(path: str, thorough: bool) -> tuple[str, int, bool]:
     return "", bits, bits > 8 and is_dark(picture)
 
 
-_MANY_PIXELS = 2**26  # such an image goes through Pillow, which knows the limit
+_MANY_PIXELS = 2**26  # larger images are opened with Pillow, which enforces its limit
 
 
 def _looks_whole(path: str) -> bool:
-    """Return whether a file has the header and the end of a JPEG, or of a PNG with at most 8 bits per sample."""
+    """Return whether a file has the header and end marker of a JPEG, or of a PNG with at most 8 bits per sample."""
     try:
         with open(path, "rb") as file:
             head = file.read(26)
@@ -223,7 +224,7 @@ def _looks_whole(path: str) -> bool:
                 pixels = int.from_bytes(head[16:20]) * int.from_bytes(head[20:24])
             file.seek(-12, os.SEEK_END)
             tail = file.read()
-    except (OSError, IndexError):  # missing or too short: the reader finds the words for it
+    except (OSError, IndexError):  # missing or too short: the full reader reports it
         return False
     return 0 < pixels < _MANY_PIXELS and (tail.endswith(b"\xff\xd9") or tail[4:8] == b"IEND")
 

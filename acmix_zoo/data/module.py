@@ -40,9 +40,10 @@ class ImageDataModule(L.LightningDataModule):
 
     Batches are images (B, 3, S, S) float32 and classes (B,) int64; after mixup or cutmix, in training only, classes
     are (B, classes) float32. In evaluation -1 marks an image that is not to be counted. Prediction gives the index into
-    `predict_paths` in place of the class. A running trainer moves images to its device as uint8 and normalises them
-    there: the same numbers for a quarter of the traffic. The loaders of a running trainer therefore yield uint8. A
-    callback that needs images takes them from the trainer's hooks, or calls `on_after_batch_transfer`.
+    `predict_paths` in place of the class. Within a trainer, images are moved to the device as uint8 and normalised
+    there, which gives the same values and needs only a quarter of the bandwidth. The loaders of a running trainer
+    therefore yield uint8. A callback that needs images takes them from the trainer's hooks, or calls
+    `on_after_batch_transfer`.
 
     The order of the images and their augmentation are given by (seed, epoch): an interrupted run continues with the
     very batches it would have seen, and the images of a step are the same on any number of processes with the same
@@ -168,7 +169,7 @@ class ImageDataModule(L.LightningDataModule):
         found: dict[str, Inspection] = {}
         if not self._stream and not (stage == "fit" and self.goes_on):  # a stream's are looked at as they come
             names = [name for name in used if name in self.parts() and (name == stage or name not in self._checked)]
-            # decoded before a long run begins; and where one process's error would leave the others waiting
+            # Decode before a long run starts, and where an error in one process would leave the others waiting.
             thorough = stage == "fit" or (self.trainer is not None and self.trainer.world_size > 1)
             found = check_images({name: self.parts()[name] for name in names}, thorough=thorough)
             self._checked.update(names)
@@ -180,10 +181,10 @@ class ImageDataModule(L.LightningDataModule):
                 print(self.summary(found), flush=True)
 
     def summary(self, found: Mapping[str, Inspection] | None = None) -> str:
-        """Return the block of text about the data that a fit begins with.
+        """Return the summary of the data that is printed at the start of a fit.
 
         Args:
-            found: what `check_images` found in the files of each split.
+            found: the results of `check_images` for each split.
         """
         if isinstance(self.source, Source):
             return summarize(self.source, self.parts(), found or {})
@@ -236,7 +237,7 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def _is_raw(self) -> bool:
-        """Whether loaders are a running trainer's, which normalises images on the device."""
+        """Whether the loaders belong to a running trainer, which normalises images on the device."""
         return self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
 
     @property
@@ -294,14 +295,14 @@ class ImageDataModule(L.LightningDataModule):
             collate_fn=as_is,
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=fitting and self.num_workers > 0,  # else started anew for each epoch
+            persistent_workers=fitting and self.num_workers > 0,  # otherwise they would be restarted every epoch
         )
 
     # ---- on the device
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Normalise images, (B, C, S, S) uint8 → (B, 3, S, S) float32 or as the trainer's precision wants them; mix
-        training batches, classes (B,) int64 → (B, classes) float32."""
+        """Normalise images, (B, C, S, S) uint8 → (B, 3, S, S) in float32 or the trainer's precision, and apply mixup
+        and cutmix to training batches, whose classes (B,) int64 become (B, classes) float32."""
         trainer = self.trainer
         if trainer is None:
             return batch
@@ -315,7 +316,7 @@ class ImageDataModule(L.LightningDataModule):
         return self._mixing(batch, trainer.current_epoch, index, trainer.global_rank)
 
     def teardown(self, stage: str) -> None:
-        """Stop the workers of a stream; others are the loader's, which the trainer drops."""
+        """Stop the workers of a stream. Other workers belong to a loader and end when the trainer drops it."""
         if self._stream:
             self._stream.close()
 
@@ -347,7 +348,7 @@ class ImageDataModule(L.LightningDataModule):
         theirs = state_dict.get("size")
         if self.trainer is not None and self.trainer.state.fn == "fit" and theirs:
             changed = compare_data(state_dict["card"]["dataset"], self.card()["dataset"])
-            begun = state_dict.get("epoch") or state_dict.get("batch")  # else nothing was counted: a Tuner's
+            begun = state_dict.get("epoch") or state_dict.get("batch")  # otherwise nothing was counted, as with a Tuner
             for said in (changed, compare_sizes(theirs, self._sizes()) if begun else None):
                 if said and self.trainer.is_global_zero:
                     print(said, flush=True)

@@ -1,7 +1,7 @@
-"""Images that a table names by path instead of holding them: they must belong to the data set.
+"""Check that images which a table references by path belong to the data set.
 
-A table comes from somebody else. Without this check, a row could have any file of this machine opened, or any address
-fetched, by whoever trains on it.
+Tables may come from untrusted sources. Without this check, a row could make the person who trains on it open any file
+on their machine or fetch any URL.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ _ARCHIVES = ("zip://", "tar://", "gzip://", "bz2://", "xz://", "zstd://")  # as 
 
 
 def allowed_roots(source: str, streaming: bool = False) -> tuple[str, ...]:
-    """Return the folders, or the address, below which the images of a data set may be.
+    """Return the folders, or the URL, below which the images of a data set may be located.
 
     Args:
-        source: a folder or a file, or the id of a data set on the Hub.
-        streaming: whether a data set of the Hub is read in passing; else its files are in the Hub's cache.
+        source: a folder, a file, or the id of a data set on the Hub.
+        streaming: whether a data set is streamed from the Hub. Otherwise its files are in the Hub's cache.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -32,9 +32,9 @@ def allowed_roots(source: str, streaming: bool = False) -> tuple[str, ...]:
 
 
 def checked_path(path: str, roots: tuple[str, ...]) -> str:
-    """Return the path to open for an image that a table names; a relative one is taken to be below the first root.
+    """Return the path to open for an image that a table references. Relative paths are relative to the first root.
 
-    Links within the data set may lead out of it, as in a class folder: they are its owner's.
+    As in class folders, links inside the data set may point outside it, because its owner created them.
 
     Raises:
         ValueError: the image is not below one of `roots`.
@@ -49,8 +49,8 @@ def checked_path(path: str, roots: tuple[str, ...]) -> str:
             if any(_is_below(full, root) for root in local):
                 return "::".join([*archives, full])
     raise ValueError(
-        f"the table names {path!r} as an image, which is not below {' or '.join(roots)}. Expected images within the "
-        "data set; store their bytes in the table, or move the table to a folder above the images"
+        f"the table references the image {path!r}, which is not below {' or '.join(roots)}. Expected images within "
+        "the data set; store their bytes in the table, or move the table to a folder above the images"
     )
 
 

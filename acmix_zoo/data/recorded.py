@@ -1,4 +1,4 @@
-"""The data of a checkpoint as far as the checkpoint knows them: classes without images, which is enough to predict."""
+"""The data set as recorded in a checkpoint: its classes, but no images. This is enough for prediction."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _given: ContextVar[RecordedSource | None] = ContextVar("_given", default=None)
 
 
 class RecordedSource(Source):
-    """The source that a model was trained on, where its images may be gone.
+    """The source that a model was trained on, whose images may no longer exist.
 
     Args:
-        card: what `ImageDataModule.card` returned in the training.
+        card: the value of `ImageDataModule.card` during training.
     """
 
     def __init__(self, card: Mapping[str, Any]) -> None:
@@ -34,17 +34,17 @@ class RecordedSource(Source):
             ValueError: always; only the classes are known.
         """
         raise ValueError(
-            f"only the classes of {self.name} are known, from a checkpoint; to train or to evaluate give the images "
-            "with --data.source"
+            f"the checkpoint contains only the classes of {self.name}, not its images. To train or evaluate, give the "
+            "images with --data.source"
         )
 
 
 @contextmanager
 def recorded_source(card: Mapping[str, Any] | None) -> Iterator[None]:
-    """Have `open_source` return the source of a card, whatever it is asked for.
+    """Make `open_source` return the source of a card, whatever its arguments.
 
     Args:
-        card: as for RecordedSource; None leaves everything as it is.
+        card: as for RecordedSource; None changes nothing.
     """
     token = _given.set(RecordedSource(card) if card else _given.get())
     try:
@@ -54,5 +54,5 @@ def recorded_source(card: Mapping[str, Any] | None) -> Iterator[None]:
 
 
 def given_source() -> RecordedSource | None:
-    """Return the source that `recorded_source` gives, if any."""
+    """Return the source set by `recorded_source`, if any."""
     return _given.get()

@@ -16,7 +16,7 @@ from acmix_zoo.data.images import Inspection, inspect_images, load_image
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CHECK_LIMIT = 100_000  # more files than this are not opened one by one before a run
-DECODE_LIMIT = 20_000  # nor more than this decoded
+DECODE_LIMIT = 20_000  # and at most this many are decoded
 
 
 class Images(ABC):
@@ -35,7 +35,7 @@ class Images(ABC):
         return f"image {index}"
 
     def inspect(self, indices: Sequence[int], thorough: bool = False) -> Inspection:
-        """Find pictures among these that cannot be read or have more than 8 bits; `thorough`: decode every one."""
+        """Find pictures that cannot be read or have more than 8 bits. If `thorough`, decode every one of them."""
         return Inspection()
 
 
@@ -75,7 +75,7 @@ class Source(ABC):
     license: str
     class_names: tuple[str, ...]
     remarks: Sequence[str] = ()
-    """Sentences about what was skipped, and what looks wrong."""
+    """Remarks about skipped files and likely mistakes."""
 
     @abstractmethod
     def load(self) -> dict[str, Images]:
@@ -94,14 +94,14 @@ class Source(ABC):
 
 
 def match_splits(names: Iterable[str], where: str) -> dict[str, str]:
-    """Return for each of "train", "val" and "test" the name that stands for it; other names are left out.
+    """Map "train", "val" and "test" to the names that stand for them; other names are left out.
 
     Args:
-        names: for instance "training", "valid", "Test".
-        where: the data set, for the error.
+        names: names of splits, for instance "training", "valid", "Test".
+        where: name of the data set for error messages.
 
     Raises:
-        ValueError: two names stand for the same split.
+        ValueError: two names mean the same split.
     """
     found: dict[str, str] = {}
     for name in names:
@@ -150,10 +150,10 @@ def open_source(source: str | Path, label_column: str | None = None) -> Source:
 
 
 def check_hub_id(text: str) -> None:
-    """Check that a source which is not here can be an id of the Hub, before the Hub is asked for half a minute.
+    """Check that a source which does not exist locally could be a Hub id, before half a minute is spent asking the Hub.
 
     Raises:
-        FileNotFoundError: it is not of the form org/name, or resembles a folder that is here.
+        FileNotFoundError: it is not of the form org/name, or resembles an existing folder.
     """
     from acmix_zoo.data.shipped import SHIPPED
 
@@ -172,7 +172,7 @@ def check_hub_id(text: str) -> None:
 
 
 def first_few(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names with commas, and how many there are more."""
+    """Return the first few names separated by commas, and the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

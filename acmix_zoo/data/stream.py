@@ -39,7 +39,7 @@ class Streamed:
         pieces: the table's files by name, each with the number of row groups, which then are the shards; empty if they
             are not known, and the files are the shards.
         size: images; None if it is not known.
-        roots: where the images are that the table only names, see `acmix_zoo.data.paths`.
+        roots: where images that the table references by path must be, see `acmix_zoo.data.paths`.
     """
 
     name: str
@@ -86,13 +86,13 @@ class Example(NamedTuple):
         if encoded is None and isinstance(self.value, dict) and self.value.get("path"):
             import fsspec  # type: ignore[import-untyped]
 
-            try:  # kept beside the table, on this machine or the Hub
+            try:  # stored next to the table, on this machine or on the Hub
                 with fsspec.open(checked_path(self.value["path"], self.roots), "rb") as file:
                     encoded = file.read()
             except (OSError, ValueError) as error:
                 raise BadImage(f"image {self.name} cannot be read: {error}") from error
         if encoded is None:
-            raise BadImage(f"image {self.name} cannot be read: the table holds nothing in its place")
+            raise BadImage(f"image {self.name} cannot be read: its cell in the table is empty")
         return load_image(bytes(encoded), self.name)
 
 

@@ -27,7 +27,7 @@ class BatchMaker:
         workers: processes that read; 0 reads in the calling process.
         seed: of order and augmentation.
         max_bad: unreadable images that are left out, each with one warning; one more is an error.
-        raw: leave the images as uint8, as `ImageDataset` does.
+        raw: keep the images as uint8, as in `ImageDataset`.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class BatchMaker:
         return Reader(self.split, number, self.world * self.workers, seed=self.seed, shuffle=shuffle)
 
     def batch(self, examples: list[Example], reader: Reader) -> tuple[Batch, list[str]]:
-        """Images as of an `ImageDataset` and classes (B,) int64, with the images' names; B is 0 if none can be read.
-        The augmentation is given by an image's number in the pass of its reader, whichever process that is."""
+        """Images as in `ImageDataset` and classes (B,) int64, with the images' names; B is 0 if none can be read. An
+        image's augmentation depends on its number in its reader's pass, regardless of the process."""
         keys = [image_keys(self.seed, e.turn, reader.reader, images=np.array([e.number])) for e in examples]
         size = len(self.bad.seen)
         readers = [((example.shard * 1_000_003 + example.row) % size, example.image) for example in examples]
@@ -64,7 +64,7 @@ class BatchMaker:
         return (images, torch.tensor([e.label for e in read], dtype=torch.int64)), [e.name for e in read]
 
     def loader(self, dataset: IterableDataset[Any]) -> DataLoader[Any]:
-        """Return a loader whose workers learn their places when it is iterated."""
+        """Return a loader that sends its workers their positions when it is iterated."""
         return DataLoader(
             dataset,
             batch_size=None,  # batches come ready
@@ -113,8 +113,8 @@ class _Endless(IterableDataset[tuple[Batch, int, Place, list[str]]]):
 class TrainStream:
     """Training batches as a loader for Lightning, `steps` an epoch; the next epoch goes on where the last one ended.
 
-    Workers run ahead, from one epoch into the next. Where a worker stands is what came with its last batch that was
-    taken, so nothing is lost when what it has prepared is thrown away because a run stops.
+    Workers prefetch beyond the end of an epoch. A worker's position is the one that came with its last consumed
+    batch, so nothing is lost if prefetched batches are discarded because a run stops.
 
     Args:
         maker: of the batches. steps: batches an epoch. shuffle: images a chunk, see `Reader`.

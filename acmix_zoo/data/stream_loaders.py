@@ -72,7 +72,7 @@ class StreamLoaders:
         return self._train
 
     def close(self) -> None:
-        """Stop the workers of the training."""
+        """Stop the training workers."""
         if self._train:
             self._train.close()
 

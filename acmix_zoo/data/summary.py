@@ -1,4 +1,4 @@
-"""What is said about a data set before a run: splits, classes, images per class, what was skipped, pixel values."""
+"""Summarise a data set before a run: splits, classes, images per class, skipped files and pixel values."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from acmix_zoo.data.sources import Images, Source, counted
 from acmix_zoo.data.splits import stratified
 
 Parts = dict[str, tuple[Images, np.ndarray]]
-_TABLE_CLASSES = 20  # more than these are summed up
+_TABLE_CLASSES = 20  # data sets with more classes get a summary instead of a table
 
 
 def split_parts(source: Source, val_fraction: float, seed: int) -> Parts:
-    """Return for each of "train", "val" and "test" that exists the images, and the indices of its own among them.
+    """Return the images of each existing split ("train", "val", "test") and the indices of those that belong to it.
 
     Args:
-        val_fraction: share of each class that validates where the source has no validation split; 0 for none.
-        seed: of the draw.
+        val_fraction: fraction of each class used for validation if the source has no validation split; 0 for none.
+        seed: seed for choosing the validation images.
     """
     splits = source.splits()
     parts = {name: (images, np.arange(len(images))) for name, images in splits.items()}
@@ -33,11 +33,11 @@ def split_parts(source: Source, val_fraction: float, seed: int) -> Parts:
 
 
 def summarize(source: Source, parts: Parts, inspections: Mapping[str, Inspection]) -> str:
-    """Return the block of text about a data set that a run begins with and `acmix-zoo data` prints.
+    """Return the summary of a data set that is printed at the start of a run and by `acmix-zoo data`.
 
     Args:
         parts: the images of each split, from `split_parts`.
-        inspections: what a look at the files of each split found, as far as one was taken.
+        inspections: the results of inspecting the files, for each split that was inspected.
     """
     names = source.class_names
     splits = [split for split in ("train", "val", "test") if split in parts]
@@ -45,7 +45,7 @@ def summarize(source: Source, parts: Parts, inspections: Mapping[str, Inspection
     sizes = ", ".join(f"{split} {counts[split].sum():,}" for split in splits)
     lines = [f"data: {source.name}, {len(names)} classes; images: {sizes}"]
     if "val" not in source.splits() and "val" in parts:
-        lines.append("  val is set aside from train (data.val_fraction), since there is no validation split")
+        lines.append("  val was split off from train (data.val_fraction), because there is no validation split")
     if len(names) <= _TABLE_CLASSES:
         width = max(map(len, ("class", *names)))
         lines.append("  " + "class".ljust(width) + "".join(f"{split:>9}" for split in splits))
@@ -73,7 +73,7 @@ def _imbalance(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:
     if counts[high] < 3 * max(1, counts[low]):
         return []
     ratio = f"{counts[high]:,} of {names[high]!r}, {counts[low]:,} of {names[low]!r}"
-    return [f"the training classes are unequal: {ratio}. Top-1 accuracy counts images, not classes"]
+    return [f"the training classes are imbalanced: {ratio}. Top-1 accuracy counts images, not classes"]
 
 
 def _pixel_values(inspections: Mapping[str, Inspection]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Finding image files below folders: links are resolved, each file is counted once, and what is skipped is counted."""
+"""Find image files below folders: resolve links, count each file once, and count what is skipped."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ REPEATED = "repeated"
 
 @dataclass
 class Walk:
-    """What a walk found.
+    """Result of walking through folders.
 
     Attributes:
-        images: for each folder the sorted paths of its images.
+        images: the sorted paths of the images in each folder.
         skipped: number of files or links for each reason: `HIDDEN`, `LINKS_BACK` (links to a folder that contains the
-            link's own), `REPEATED` (links to what is already counted), or an extension in lower case.
-        examples: for each reason the first path, in alphabetical order.
-        has_links: whether there were any links.
+            link itself), `REPEATED` (links to something already counted), or an extension in lower case.
+        examples: the alphabetically first path for each reason.
+        has_links: whether any links were found.
     """
 
     images: list[list[str]]
@@ -32,12 +32,12 @@ class Walk:
     has_links: bool = False
 
     def skip(self, reason: str, path: str) -> None:
-        """Count a path that is skipped."""
+        """Record a skipped path."""
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
         self.examples[reason] = min(path, self.examples.get(reason, path))
 
     def add(self, other: Walk) -> None:
-        """Add what another walk skipped; its images are left out."""
+        """Add the skipped files of another walk, but not its images."""
         self.has_links |= other.has_links
         for reason, count in other.skipped.items():
             self.skipped[reason] = self.skipped.get(reason, 0) + count
@@ -47,19 +47,19 @@ class Walk:
 def walk_folders(places: Sequence[str | Path], root: str | Path | None = None) -> Walk:
     """Find the images below each of `places`, for instance the class folders of one split.
 
-    A file that can be reached twice counts once: where it really is, else under the first link to it. Links may lead
-    anywhere, but not back up: a link to a folder that contains `root` or one of `places` is skipped, since following
-    it would file every other class under this one.
+    A file that can be reached in two ways is counted once: at its real location if that is below `places`, otherwise
+    at the first link to it. Links may lead anywhere except back up. A link to a folder that contains `root` or one of
+    `places` is skipped, because following it would put the images of all other classes into this class.
 
     Args:
         places: the folders to look in.
-        root: the folder of the whole data set.
+        root: the root folder of the data set.
 
     Raises:
-        ValueError: two folders have links to the same file.
+        ValueError: two folders contain links to the same file.
         OSError: a folder cannot be read.
     """
-    folders = [str(Path(place)) for place in places]  # without a slash at the end
+    folders = [str(Path(place)) for place in places]  # without a trailing slash
     walk = Walk([[] for _ in folders])
     real_folders = [os.path.realpath(folder) for folder in folders]
     above = [*real_folders, *([os.path.realpath(root)] if root is not None else [])]
@@ -71,7 +71,7 @@ def walk_folders(places: Sequence[str | Path], root: str | Path | None = None) -
     if links:
         owner: dict[
             str, tuple[int, str]
-        ] = {}  # real path of a file: the folder that has it, and the link, if it is one
+        ] = {}  # real path of a file: the folder that contains it, and the link if there is one
         for number, (folder, real) in enumerate(zip(folders, real_folders, strict=True)):
             owner |= {real + path[len(folder) :]: (number, "") for path in walk.images[number]}
         _follow_links(walk, links, above, visited, owner)
@@ -81,14 +81,14 @@ def walk_folders(places: Sequence[str | Path], root: str | Path | None = None) -
 
 
 def find_images(folder: str | Path) -> list[str]:
-    """Return the sorted paths of all images below `folder`. Other files and hidden ones are skipped."""
+    """Return the sorted paths of all images below `folder`, without hidden ones."""
     return walk_folders([folder]).images[0]
 
 
 def _walk_tree(
     walk: Walk, number: int, folder: str, real: str, visited: set[str], links: list[tuple[int, str]]
 ) -> None:
-    """Add the images below one folder; links are left for later."""
+    """Add the images below one folder, and collect its links for later."""
     stack = [(folder, real)]
     while stack:
         path, real = stack.pop()
@@ -136,7 +136,7 @@ def _follow_links(
                         _add_file(walk, number, file, target + file[len(path) :], owner)
             elif not is_image_name(os.path.basename(path)):
                 walk.skip(os.path.splitext(path)[1].lower(), path)
-            else:  # a link to nothing, too: the check before a run names it
+            else:  # includes broken links, which the check before a run reports
                 _add_file(walk, number, path, target, owner)
 
 

@@ -27,18 +27,18 @@ class ACmix2d(nn.Module):
     continued by reflection); the convolution path mixes the same projections and convolves them with kernels that
     start as shifts. Keeps the input's dtype and memory format; any height and width down to 1×1.
 
-    The first four arguments come in the order of `nn.Conv2d`, for builders that pass arguments by position. The third
-    one is the side of the convolution path, as a convolution's kernel size would be; it leaves the attention window
-    alone. There is no padding to choose: the output always has ceil(size / stride) pixels.
+    The first four arguments have the same order as in `nn.Conv2d`, for builders that pass arguments by position. The
+    third one is the kernel size of the convolution path; it does not affect the attention window. There is no padding
+    argument, because the output always has ceil(size / stride) pixels per side.
 
     Args:
-        in_channels, out_channels: channels in and out.
+        in_channels, out_channels: numbers of input and output channels.
         kernel_conv: odd side of the convolution.
         stride: queries and convolution are subsampled by it; keys and values are not.
-        heads: attention heads, a divisor of out_channels; the convolution path's groups have as many outputs. "auto"
-            takes the largest divisor up to max(4, out_channels // 64): 4 for the usual widths up to 256, then heads of
-            64 channels.
-        kernel_att: odd side of the attention window.
+        heads: number of attention heads, a divisor of out_channels. Each group of the convolution path has as many
+            outputs. "auto" uses the largest divisor up to max(4, out_channels // 64): 4 for the usual widths up to 256,
+            then heads of 64 channels.
+        kernel_att: side length of the attention window; odd.
         dilation: of the attention window and of the convolution.
         paths: "both", or one path alone on the same projections (for comparisons; it then has no alpha and beta).
 
@@ -55,14 +55,14 @@ class ACmix2d(nn.Module):
         (B, in_channels, H, W) → (B, out_channels, ceil(H/stride), ceil(W/stride)).
 
     Raises:
-        ValueError: out_channels not divisible by heads; an even kernel; an input that is not (B, in_channels, H, W), or
-            whose dtype is not that of the weights.
+        ValueError: out_channels is not divisible by heads, a kernel is even, or the input does not have the shape
+            (B, in_channels, H, W) and the dtype of the weights.
 
     Note:
-        An Ultralytics model yaml names the layer once `ultralytics.nn.tasks.ACmix2d = ACmix2d` has put it where the
-        parser looks up names. The parser passes the arguments of a foreign layer unchanged and assumes that it keeps
-        the number of channels, so write `[-1, 1, ACmix2d, [c2, c2, 3, 1]]`: it replaces the word `c2` by the width
-        of the row before, scaled like all others. A Conv row before it changes the width.
+        To use the layer in an Ultralytics model yaml, first make it known to the parser with
+        `ultralytics.nn.tasks.ACmix2d = ACmix2d`. The parser passes the arguments of third-party layers unchanged and
+        assumes that they keep the number of channels, so write `[-1, 1, ACmix2d, [c2, c2, 3, 1]]`. It replaces `c2` by
+        the scaled width of the previous row. To change the width, put a Conv row before the layer.
 
     Source: "On the Integration of Self-Attention and Convolution", CVPR 2022, and the ResNet form of its released code.
     """
@@ -146,7 +146,7 @@ class ACmix2d(nn.Module):
                 if self.paths != "attention":
                     fc, kernels = self.shift_conv.factors(self.beta if both else None)
                 out = acmix(inputs, weight, bias, (pe, fc, kernels, self.alpha if both else None, None), geometry)
-        else:  # a submodule that does more than its parameters say must be called
+        else:  # a wrapped or hooked submodule must be called, because its parameters alone do not define its output
             out = self._call_submodules(x, pe, geometry)
         return in_format_of(x, out)
 

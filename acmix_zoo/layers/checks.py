@@ -23,8 +23,8 @@ def check_paths(layer: str, paths: str) -> None:
 def auto_heads(width: int) -> int:
     """Return the largest divisor of `width` up to max(4, width // 64).
 
-    This gives four heads, the paper's choice, up to 256 channels, and heads of 64 channels beyond. If that number does
-    not divide the width, the next smaller one that does is taken.
+    This gives four heads, as in the paper, for up to 256 channels, and heads of 64 channels for wider layers. If that
+    number does not divide the width, the next smaller divisor is used.
     """
     return next(heads for heads in range(max(4, width // 64), 0, -1) if width % heads == 0)
 
@@ -35,7 +35,7 @@ def check_heads(layer: str, name: str, width: int, heads: int, *, auto: bool = F
         auto: whether the layer takes heads="auto".
 
     Raises:
-        ValueError: the heads do not divide the width. The message lists the closest widths and heads that fit.
+        ValueError: the heads do not divide the width. The message suggests the closest widths and numbers of heads.
     """
     if width % heads:
         lower = width // heads * heads
@@ -46,15 +46,15 @@ def check_heads(layer: str, name: str, width: int, heads: int, *, auto: bool = F
 
 
 def check_dtype(owner: str, x: Tensor, first: nn.Module) -> None:
-    """Check the dtype of an input before the first module that computes with it.
+    """Check the dtype of an input before the first module that uses it.
 
-    Under autocast, any of its own dtypes and float32 will do. A module without a floating-point weight (a quantised
-    one) decides for itself.
+    Under autocast, float32 and all dtypes that autocast uses are accepted. Modules without a floating-point weight,
+    such as quantised ones, are not checked.
 
     Raises:
-        ValueError: the weights have another dtype.
+        ValueError: the dtype differs from that of the weights.
     """
-    if isinstance(x, torch.fx.Proxy):  # nothing has a dtype yet while torch.fx traces
+    if isinstance(x, torch.fx.Proxy):  # proxies have no dtype while torch.fx traces
         return
     while isinstance(first, nn.Sequential):
         first = first[0]

@@ -62,7 +62,7 @@ def complexity(model: nn.Module, input_size: Sequence[int] | None = None) -> Com
         for h in macs.watch(module)
     ]
     try:
-        # Attention as two matrix products: torch's counter does not know the fused kernel of CPUs.
+        # Express attention as two matrix products, because torch's counter does not know the fused CPU kernel.
         run_once(model, size, sdpa_kernel(SDPBackend.MATH), counter)
     finally:
         for hook in hooks:

@@ -1,8 +1,8 @@
 """Folding for inference: what is fixed once training is over is computed once.
 
 Batch norm goes into the convolution or the ACmix layer before it; an ACmix layer keeps its composed kernels times beta,
-and alpha as a factor of each channel. A folded model is for inference alone; to train
-on, make the model anew and load its weights.
+and alpha as a factor of each channel. A folded model can only be used for inference; to
+continue training, create the model again and load its weights.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from acmix_zoo.ops.derivatives import in_format_of
 def fold(parent: nn.Module, layer: str, norm: str) -> None:
     """Put the batch norm `parent.norm` into `parent.layer` before it, an ACmix2d or Conv2d, and nothing in its place.
 
-    A layer with one path alone stays as it is, and its norm with it. So does a layer or norm of another class, a hooked
-    one, and a layer whose projection is wrapped (LoRA, quantisation): parameters do not tell what they compute.
+    A layer with only one path is left unchanged, together with its norm. The same applies to a layer or norm that is a
+    subclass or hooked, and to a layer whose projection is wrapped (LoRA, quantisation), because its parameters alone do
+    not define what it computes.
 
     Raises:
         ValueError: the model is in training mode: its statistics still change.
@@ -52,8 +53,8 @@ def fold(parent: nn.Module, layer: str, norm: str) -> None:
 class DeployedACmix2d(nn.Module):
     """An `ACmix2d` and the batch norm behind it, for inference: (B, in, H, W) → (B, out, Ho, Wo).
 
-    Its tensors are buffers: there is nothing to train. All of them are saved with the state dict, and nothing else is
-    kept from one call to the next, so that loaded or converted weights take effect at once.
+    Its tensors are buffers, because there is nothing to train. All of them are in the state dict, and nothing else is
+    cached between calls, so loaded or converted weights take effect immediately.
     """
 
     weight: Tensor

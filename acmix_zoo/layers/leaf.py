@@ -1,4 +1,4 @@
-"""Layers that tools for graphs treat as a unit: torch.fx keeps a call of them, and torch.jit.script is refused."""
+"""Make layers leaves of torch.fx graphs, and refuse torch.jit.script."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _Layer = TypeVar("_Layer", bound=type[nn.Module])
 def leaf(layer: _Layer) -> _Layer:
     """Make a layer (as a class decorator) a leaf of `torch.fx` graphs, and refuse `torch.jit.script`.
 
-    What our layers compute depends on the size of their input, and fx cannot follow such decisions. Its graph holds a
-    call of `run_leaf` with the layer as its first argument instead. Every fx tracer records that with its default
-    arguments, whereas a list of leaf modules would have to be passed to each of them.
+    Our layers choose an implementation by the size of their input, and fx cannot trace such decisions. Its graph
+    therefore contains a call of `run_leaf` with the layer as the first argument. All fx tracers record this call with
+    their default arguments, whereas a list of leaf modules would have to be passed to each of them.
     """
     forward = layer.forward
 
@@ -25,14 +25,14 @@ def leaf(layer: _Layer) -> _Layer:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return run_leaf(self, *args, **kwargs)
 
-    # A code object for each layer: torch.compile limits the recompilations of a code object, and all would share one.
+    # One code object per layer class: torch.compile limits recompilations per code object, and all would share one.
     code: CodeType = call.__code__  # type: ignore[attr-defined]
     call.__code__ = code.replace(co_name=f"{layer.__name__}_forward")  # type: ignore[attr-defined]
 
     def refuse(self: nn.Module) -> nn.Module:
         raise TypeError(
             f"{layer.__name__} does not support torch.jit.script, which is deprecated in PyTorch. "
-            "Use torch.compile or torch.export, or torch.jit.trace where TorchScript is needed"
+            "Use torch.compile or torch.export, or torch.jit.trace if you need TorchScript"
         )
 
     layer.forward = call
@@ -43,5 +43,5 @@ def leaf(layer: _Layer) -> _Layer:
 
 @torch.fx.wrap
 def run_leaf(layer: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run the forward method of a layer that `leaf` decorates."""
+    """Run the forward method of a layer that is decorated with `leaf`."""
     return layer.leaf_forward(*args, **kwargs)

@@ -1,7 +1,7 @@
 """Whether a layer may compute with a submodule's parameters instead of calling the submodule.
 
-The fast paths read `qkv.weight` and the like. That is only right as long as nobody has changed what calling the
-submodule does: LoRA, quantisation, pruning, weight norm and profilers all work by wrapping or hooking it.
+The fast paths read parameters such as `qkv.weight` directly. This is only correct if calling the submodule does nothing
+else: LoRA, quantisation, pruning, weight norm and profilers all work by wrapping or hooking it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from torch.nn.modules import module as _globals
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return whether calling `module` does what a `kind` does with its parameters, and nothing else.
+    """Return whether calling `module` is the same as applying a plain `kind` with its parameters.
 
-    The answer is no for another class (a wrapper, a quantised layer, a parametrized layer), for hooks of any kind on
-    the module or on all modules, for a `forward` replaced on the instance, and for parameters of a tensor subclass,
-    whose arithmetic is its own.
+    It is not if the module has another class (a wrapper, a quantised or parametrized layer), if there are hooks of any
+    kind on it or on all modules, if its `forward` was replaced on the instance, or if its parameters are tensor
+    subclasses, which may define their own arithmetic.
     """
     if type(module) is not kind or "forward" in module.__dict__:
         return False

@@ -106,7 +106,7 @@ def _spread(x: Tensor, dim: int, times: int, length: int) -> Tensor:
     """Each position of `dim` `times` over, cut to `length`."""
     if times == 1:
         return x
-    if is_exporting():  # a narrowed view would tie the graph to maps that are, or are not, a multiple of `times`
+    if is_exporting():  # a narrowed view would fix whether maps are a multiple of `times`
         return x.index_select(dim, torch.arange(length, device=x.device) // times)
     copies = [-1] * (x.dim() + 1)
     copies[dim + 1] = times

@@ -94,7 +94,7 @@ class PairwiseSAM(_SAM):
     def __init__(self, channels: int, kernel: int, share: int = 8, **acmix: Any) -> None:
         super().__init__(channels, kernel, share, **acmix)
         if self.paths == "convolution":
-            return  # what makes the attention's weights would be parameters without a gradient
+            return  # without attention, the layers below would have parameters without a gradient
         features = self.relation + 2
         self.conv_w = nn.Sequential(
             nn.BatchNorm2d(features),
@@ -155,7 +155,7 @@ class PatchwiseSAM(_SAM):
         columns = F.unfold(reflect_pad(k, self.kernel // 2), self.kernel)  # (B, rel·k², H·W)
         features = torch.cat([q, unflatten(columns, 2, q.shape[2:])], 1)  # (B, P/16·(k² + 1), H, W)
         last: Any = self.conv_w[-1]
-        if not is_plain(self.conv_w, nn.Sequential) or not is_plain(last, nn.Conv2d):  # they must be called
+        if not is_plain(self.conv_w, nn.Sequential) or not is_plain(last, nn.Conv2d):  # must be called
             weight = unflatten(self.conv_w(features), 1, (self.shared, -1))  # (B, wc, k², H, W)
             return weight.transpose(1, 2).flatten(1, 2)
         weight = self.conv_w[:-1](features)  # (B, wc, H, W)

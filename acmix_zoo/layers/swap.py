@@ -50,22 +50,22 @@ def swap_conv3x3(
 ) -> SwapReport:
     """Replace, in place, the dense 3×3 `nn.Conv2d` of any network by freshly initialised `ACmix2d`.
 
-    A convolution fits when it is an `nn.Conv2d` itself (not a subclass, which computes something else) without hooks,
-    has kernel 3, one group, zero padding equal to its dilation and equal strides, and when no block around it merges
-    its kernel with others (RepVGG, RepConv). Channels, stride, dilation, device and dtype are carried over; the weights
-    are not, so train the network afterwards.
+    A convolution can be replaced if it is a plain `nn.Conv2d` (not a subclass, which may compute something else)
+    without hooks, has kernel size 3, one group, zero padding equal to its dilation and equal strides, and if no block
+    around it merges its kernel with others (RepVGG, RepConv). Channels, stride, dilation, device and dtype are carried
+    over. The weights are not, so train the network afterwards.
 
-    Without a filter, three kinds of layers that seldom gain are left alone, and reported with the reason:
+    Without a filter, three kinds of layers that rarely benefit are kept, and reported with the reason:
 
     - stems and very narrow layers: fewer than 16 input channels, where ACmix costs far more than the convolution;
-    - output layers: a bias, and neither a norm nor a hidden activation registered right behind the convolution.
-      Their bias is often initialised to a prior, as in RetinaNet;
-    - everything within a module called head, heads or *_head. Networks whose decoder has that name need a filter.
+    - output layers: convolutions with a bias that are not followed by a norm or a hidden activation. Their bias is
+      often initialised to a prior, as in RetinaNet;
+    - everything within a module called head, heads or *_head. Networks whose decoder has such a name need a filter.
 
     Args:
         model: any network; a convolution that stands in several places is replaced in all of them.
         filter: which 3×3 convolutions: a pattern on their names ("layer4.*"), or a function of (name, convolution).
-            A filter takes stems, outputs and heads, too. None takes all convolutions but these.
+            A filter also replaces stems, output layers and heads. None replaces all convolutions except these.
         input_size: (C, H, W) for the MACs; by default that of the model's timm cfg.
         **acmix: heads, kernel_att, kernel_conv, paths of `ACmix2d`.
 
@@ -76,13 +76,13 @@ def swap_conv3x3(
         ValueError: the filter takes no 3×3 convolution, or ACmix2d refuses an argument. Nothing is replaced then.
 
     Note:
-        Blocks of Ultralytics and YOLOv5 fold their batch norm into the kernel before inference, which ACmix2d does not
-        have. Their norm moves to the place of the convolution, as `nn.Sequential(ACmix2d, norm)`, and `fuse()` passes
-        them over. If a filter takes the first convolution of such a model, its `info()` prints no GFLOPs: it reads the
-        number of input channels off the shape of the first parameter.
+        Blocks of Ultralytics and YOLOv5 fold their batch norm into the convolution's kernel before inference. ACmix2d
+        has no such kernel, so the convolution is replaced by `nn.Sequential(ACmix2d, norm)`, and `fuse()` skips the
+        block. If a filter replaces the first convolution of such a model, `info()` prints no GFLOPs, because it infers
+        the number of input channels from the shape of the first parameter.
 
-        Ultralytics builds the model once more from its yaml when training starts, without the swap. To keep it, swap in
-        the trainer and pass that to `YOLO.train(trainer=Trainer)`::
+        When training starts, Ultralytics builds the model again from its yaml, without the swap. To keep the swap,
+        repeat it in a trainer and pass that to `YOLO.train(trainer=Trainer)`::
 
             class Trainer(DetectionTrainer):
                 def get_model(self, cfg=None, weights=None, verbose=True):
@@ -99,7 +99,7 @@ def swap_conv3x3(
         raise ValueError(f"swap_conv3x3: no 3×3 convolution of {type(model).__name__} fits filter={filter!r}; {have}")
     heads = acmix.get("heads", "auto")
     before = _count(model)
-    reasons: dict[nn.Conv2d, str] = {}  # one that stands in several places is kept in all of them, or in none
+    reasons: dict[nn.Conv2d, str] = {}  # a convolution used in several places is kept in all of them or in none
     for name, conv in candidates.items():
         reason = why_unfit(model, name, conv, heads) or (why_protected(model, name, conv) if filter is None else None)
         if reason:
@@ -134,9 +134,9 @@ def _candidates(model: nn.Module, filter: Filter | None) -> dict[str, nn.Conv2d]
 
 
 def _put(block: nn.Module, child: str, layer: ACmix2d) -> None:
-    """Put the layer into its place. A block that folds its batch norm into `conv` gets both there, as if it had."""
+    """Replace `conv` by the layer, together with the norm if the block folds its batch norm into `conv`."""
     norm = block._modules.get("bn")
-    if layer in block._modules[child].modules():  # type: ignore[union-attr]  # the block itself is in several places
+    if layer in block._modules[child].modules():  # type: ignore[union-attr]  # the block is used in several places
         return
     if child == "conv" and isinstance(norm, nn.Module) and hasattr(block, "forward_fuse"):
         block.conv = nn.Sequential(layer, norm)

@@ -1,6 +1,6 @@
-"""Which 3×3 convolutions `swap_conv3x3` leaves alone: those that ACmix2d cannot replace, and those it should not.
+"""Rules for the 3×3 convolutions that `swap_conv3x3` keeps because ACmix2d cannot or should not replace them.
 
-Each rule gives its reason in words, which the report shows.
+Each rule returns a reason in words for the report.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn.modules import activation
 from torch.nn.utils import parametrize
 
-# Fewer input channels are mostly an image (RGB, depth, the bands of a satellite), not features to attend to, and ACmix
-# costs far more: about 206 multiplications per output value after the projections; a convolution 9 per input channel.
+# Inputs with fewer channels are mostly images (RGB, depth, satellite bands), not features to attend to. There, ACmix is
+# also far more expensive: about 206 multiplications per output value after the projections, not 9 per input channel.
 _FEWEST_INPUTS = 16
 # Methods of blocks that merge the kernels of several convolutions into one, which ACmix2d does not have.
 _MERGES = ("fuse_convs", "reparameterize", "switch_to_deploy", "get_equivalent_kernel_bias")
-# What stands behind a hidden layer. Sigmoid, tanh and softmax stand behind an output at least as often.
+# Activations that follow a hidden layer. Sigmoid, tanh and softmax follow an output layer at least as often.
 _HIDDEN = tuple(
     getattr(activation, name)
     for name in activation.__all__
@@ -25,27 +25,27 @@ _HIDDEN = tuple(
 def why_unfit(model: nn.Module, name: str, conv: nn.Conv2d, heads: int | str) -> str | None:
     """Return why the convolution cannot become an ACmix2d, or None when it can."""
     if conv is model:
-        return "the model itself, which has no place to put another"
+        return "the model itself, which has no parent module in which to replace it"
     if type(conv) is not nn.Conv2d:
         if parametrize.is_parametrized(conv):
-            return "parametrized (weight norm and the like), which ACmix2d would not be"
+            return "parametrized (for example weight norm), which would be lost with ACmix2d"
         return f"a {type(conv).__name__}, not a plain Conv2d"
     if conv._forward_pre_hooks or conv._forward_hooks or conv._backward_pre_hooks or conv._backward_hooks:
-        return "it has hooks (pruning, weight norm, recorded features), which ACmix2d would not have"
+        return "has hooks (pruning, weight norm, recorded features), which would be lost with ACmix2d"
     if conv.groups != 1:
         return f"groups={conv.groups}, not dense"
     if conv.stride[0] != conv.stride[1] or conv.dilation[0] != conv.dilation[1]:
         return f"stride={conv.stride}, dilation={conv.dilation} differ by axis"
     same = conv.padding == conv.dilation or (conv.padding == "same" and conv.stride == (1, 1))
     if not same or conv.padding_mode != "zeros":
-        return f"padding={conv.padding} ({conv.padding_mode}), where ACmix stands for zeros and padding={conv.dilation}"
-    if isinstance(heads, int) and heads > 0 and conv.out_channels % heads:  # ACmix2d itself refuses other heads
+        return f"padding={conv.padding} ({conv.padding_mode}), but ACmix needs zeros and padding={conv.dilation}"
+    if isinstance(heads, int) and heads > 0 and conv.out_channels % heads:  # ACmix2d itself refuses invalid heads
         return f"{conv.out_channels} output channels are not divisible by heads={heads}"
     return _merging_block(model, name)
 
 
 def why_protected(model: nn.Module, name: str, conv: nn.Conv2d) -> str | None:
-    """Return why only a filter may take the convolution, or None when it is an ordinary hidden layer."""
+    """Return why the convolution is only replaced if a filter names it, or None if it is an ordinary hidden layer."""
     how = "; name it in the filter to replace it"
     if conv.in_channels < _FEWEST_INPUTS:
         return f"a stem or very narrow (in_channels={conv.in_channels}){how}"
@@ -54,12 +54,12 @@ def why_protected(model: nn.Module, name: str, conv: nn.Conv2d) -> str | None:
             return f"part of a prediction head ({part}){how}"
     behind = _next_module(model, name)
     if conv.bias is not None and not isinstance(behind, _HIDDEN) and "Norm" not in type(behind).__name__:
-        return f"an output layer (a bias, no norm or activation behind it){how}"
+        return f"an output layer (it has a bias, and no norm or activation follows){how}"
     return None
 
 
 def _merging_block(model: nn.Module, name: str) -> str | None:
-    """Why a block around the convolution needs its kernel; None when none does."""
+    """Return why a block around the convolution needs its kernel, or None if no block does."""
     for path in _ancestors(name):
         block = model.get_submodule(path)
         for method in _MERGES:
@@ -69,13 +69,13 @@ def _merging_block(model: nn.Module, name: str) -> str | None:
 
 
 def _ancestors(name: str) -> list[str]:
-    """The paths of the modules around `name`, the innermost first, without the model itself."""
+    """Return the paths of the modules around `name`, innermost first, without the model itself."""
     parts = name.split(".")
     return [".".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]
 
 
 def _next_module(model: nn.Module, name: str) -> nn.Module | None:
-    """The module registered behind `name`, looked for outside as well where `name` ends an nn.Sequential."""
+    """Return the module registered after `name`. If `name` is the last in an nn.Sequential, look after that one."""
     while name:
         parent, _, child = name.rpartition(".")
         siblings = list(model.get_submodule(parent)._modules)

@@ -1,7 +1,7 @@
-"""Rules for thop, which Ultralytics counts with: an ACmix layer counts by its definition there, as in `complexity`.
+"""Rules for thop, the FLOP counter of Ultralytics: count ACmix layers by their definition, as in `complexity`.
 
-Without them thop counts the products of the fast forms. How many there are depends on the map's size, so Ultralytics,
-which measures small images and extrapolates to 640 pixels, prints several times the layer's cost.
+Without them, thop counts the products of the fast implementations, whose number depends on the size of the map.
+Ultralytics measures small images and extrapolates to 640 pixels, so it would print several times the layer's cost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
 
 
 def _count(layer: Any, inputs: Any, output: Any) -> None:
-    """A hook in thop's form. The definition includes the layers within, which have counted themselves before."""
+    """Count one call; a hook for thop. The definition includes inner layers, which have already counted themselves."""
     for part in layer.modules():
         if part is not layer and hasattr(part, "total_ops"):
             part.total_ops = part.total_ops * 0
@@ -24,7 +24,7 @@ def _count(layer: Any, inputs: Any, output: Any) -> None:
 
 
 def register() -> None:
-    """Add the rules to thop's own, if thop is installed."""
+    """Register the rules with thop, if it is installed."""
     try:
         from thop.profile import register_hooks  # type: ignore[import-untyped,import-not-found,unused-ignore]
     except ImportError:

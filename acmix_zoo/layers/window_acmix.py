@@ -90,9 +90,9 @@ class WindowACmix(nn.Module):
         self.window = (1, 1)
         self.set_window(window, shift)
 
-    @torch.inference_mode(False)  # an inference tensor could not be used for training later
+    @torch.inference_mode(False)  # inference tensors could not be used for training later
     def set_window(self, window: tuple[int, int], shift: tuple[int, int]) -> None:
-        """Set another window or shift, and resize the position table to the window."""
+        """Change the window or shift, and resize the position table to match."""
         before = self.window
         self.window, self.shift = window, shift
         if self.paths == "convolution":
@@ -105,10 +105,10 @@ class WindowACmix(nn.Module):
 
     @torch.inference_mode(False)
     def init_non_persistent_buffers(self) -> None:
-        """Compute the buffers that no checkpoint holds, on the device of the position table.
+        """Compute the buffers that are not in checkpoints, on the device of the position table.
 
-        timm's and transformers' loaders call this after they have built a network on the meta device. `to_empty`,
-        `.to()` and `load_state_dict` do so by themselves, so nothing else has to.
+        timm's and transformers' loaders call this after building a network on the meta device. `to_empty`, `.to()` and
+        `load_state_dict` call it automatically.
         """
         if self.paths == "convolution":
             return
@@ -116,7 +116,7 @@ class WindowACmix(nn.Module):
         self.relative_position_index = relative_position_index(self.window, table.device)
         self.shift_mask = None
         if any(self.shift):
-            # Two windows by two: an inner one, one at the right, one at the bottom, and the corner.
+            # 2 × 2 windows: an inner one, one at the right, one at the bottom, and one in the corner.
             four = (2 * self.window[0], 2 * self.window[1])
             self.shift_mask = shifted_window_mask(four, self.window, self.shift, table.device).to(table.dtype)
 
@@ -133,8 +133,8 @@ class WindowACmix(nn.Module):
     def resized_table(self, table: Tensor, window: tuple[int, int] | None = None) -> Tensor:
         """Interpolate a position table ((2·h−1)·(2·w−1), heads) of another window for this layer's window.
 
-        `window` is the table's own. Without it, as in a checkpoint, a table of the right length is taken for one of
-        this window, and any other for one of a square window.
+        `window` is the window that the table belongs to. If it is unknown, as in a checkpoint, a table of the right
+        length is assumed to belong to this window, and any other table to a square window.
         """
         wh, ww = self.window
         rows = (2 * wh - 1) * (2 * ww - 1)
@@ -145,9 +145,9 @@ class WindowACmix(nn.Module):
         side = math.isqrt(table.shape[0])
         height, width = (side, side) if window is None else (2 * window[0] - 1, 2 * window[1] - 1)
         if height * width != table.shape[0]:
-            return table  # no square window's: the load reports the shape
-        maps = table.mT.unflatten(1, (height, width))  # (heads, height, width): timm reads the window off this shape
-        maps = maps.expand(-1, max(height, 3), max(width, 3)) if 1 in (height, width) else maps  # two points at least
+            return table  # not from a square window: loading will report the shape
+        maps = table.mT.unflatten(1, (height, width))  # (heads, height, width): timm infers the window from this shape
+        maps = maps.expand(-1, max(height, 3), max(width, 3)) if 1 in (height, width) else maps  # at least two points
         shape = (table.shape[1], 2 * wh - 1, 2 * ww - 1)
         resized = resize_rel_pos_bias_table(maps, new_window_size=self.window, new_bias_shape=shape)
         return resized.flatten(1).mT.contiguous()  # type: ignore[no-any-return]
@@ -156,10 +156,10 @@ class WindowACmix(nn.Module):
     def deploy(self) -> None:
         """For inference: fold alpha into the projection and beta into the kernels.
 
-        Nothing else is precomputed. Looking up the position table takes little time, and a bias that is remembered
-        would be wrong once other weights are loaded.
+        Nothing else is precomputed. Looking up the position table is cheap, and a cached bias would be wrong after
+        other weights are loaded.
         """
-        # Scaling the parameters scales the output only of submodules that compute with them and nothing else.
+        # Scaling the parameters only scales the output of plain submodules.
         scalable = self.paths == "both" and is_plain(self.proj, nn.Linear) and is_plain(self.shift_conv, ShiftConv)
         if scalable and self.alpha is not None:
             for factor, tensors in ((self.alpha, self.proj.parameters()), (self.beta, [self.shift_conv.shift_weight])):
@@ -177,7 +177,7 @@ class WindowACmix(nn.Module):
         x = F.pad(x, (0, 0, 0, cols * self.window[1] - w, 0, rows * self.window[0] - h))  # (B, H′, W′, dim)
         # A window that holds all rows (columns) has nothing to shift.
         opened = is_open(rows, cols)
-        if opened:  # the same without a decision
+        if opened:  # the same without data-dependent branches
             shift = (self.shift[0] * at_most(rows - 1, 1), self.shift[1] * at_most(cols - 1, 1))
         else:
             shift = (self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0)
@@ -198,7 +198,7 @@ class WindowACmix(nn.Module):
             out = self._sum(attention, convolution)
         else:
             attention = self.proj(self._attention(projections, shift)) if self.paths == "both" else None
-            if opened:  # a single window is not rolled, and its convolution sees no padding
+            if opened:  # a single window is not rolled, and its convolution is not padded
                 bottom, right = ((1 - at_most(rows * cols - 1, 1)) * by for by in (x.shape[1] - h, x.shape[2] - w))
                 convolution = self._convolution(crop(projections, x.shape[1] - bottom, x.shape[2] - right))
                 convolution = F.pad(convolution, (0, 0, 0, right, 0, bottom))  # (B, H′, W′, dim)
@@ -218,12 +218,12 @@ class WindowACmix(nn.Module):
         return bias.unflatten(0, (length, length)).permute(2, 0, 1).unsqueeze(0)  # type: ignore[no-any-return]
 
     def _mask_of_windows(self, rows: int, cols: int) -> Tensor:
-        """Look up the mask of each of rows × cols windows: (rows·cols, 1, L, L)."""
+        """Return the masks of rows × cols windows, (rows·cols, 1, L, L)."""
         assert self.shift_mask is not None
         at_end = []
         for count in (rows, cols):
             at = torch.arange(count, device=self.shift_mask.device)
-            at_end.append(((at == count - 1) & (at > 0)).long())  # the last window holds the seam; one alone has none
+            at_end.append(((at == count - 1) & (at > 0)).long())  # the last window has the seam; a single one has none
         kind = 2 * at_end[0].unsqueeze(1) + at_end[1]  # (rows, cols), each 0 to 3
         return self.shift_mask[kind.flatten()].unsqueeze(1)
 
@@ -244,7 +244,7 @@ class WindowACmix(nn.Module):
         else:
             windows = projections.unflatten(4, (3, self.heads)).unflatten(2, (-1, ww)).unflatten(1, (-1, wh))
             windows = windows.permute(6, 0, 1, 3, 7, 2, 4, 5)  # (3, B, H/wh, W/ww, heads, wh, ww, d)
-            # One copy, asked for by name: whether `flatten` makes it depends on the number of windows.
+            # Copy explicitly, because whether `flatten` copies depends on the number of windows.
             windows = windows.clone(memory_format=torch.contiguous_format)
             windows = windows.view(3, -1, self.heads, wh * ww, self.dim // self.heads)  # (3, B·n, heads, L, d)
         out = self._attend(windows, (h, w), shift)  # (B·n, heads, L, d)

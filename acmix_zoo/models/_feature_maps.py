@@ -1,4 +1,4 @@
-"""Feature maps of the networks: their memory layout, and the wrappers behind `features_only=True`."""
+"""Feature maps of the networks: their layout, and the wrappers that implement `features_only=True`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def check_output_fmt(network: str, output_fmt: str) -> None:
 
 
 def to_output_fmt(maps: Tensor, output_fmt: str) -> Tensor:
-    """Return maps (B, C, H, W) as they are, or as (B, H, W, C) for "NHWC"."""
+    """Return maps (B, C, H, W) unchanged, or as (B, H, W, C) for "NHWC"."""
     return maps.permute(0, 2, 3, 1) if output_fmt == "NHWC" else maps
 
 
 class MapList(FeatureGetterNet):
-    """A list of maps from `forward_intermediates`; unlike timm's class, it passes gradient checkpointing on."""
+    """A list of maps from `forward_intermediates`. Unlike timm's class, it supports gradient checkpointing."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.model.set_grad_checkpointing(enable)  # type: ignore[operator]
 
 
 class MapDict(MapList):
-    """The same maps by the index of their stage, as a string: the keys of timm's FeatureDictNet."""
+    """The same maps as a dict. As in timm's FeatureDictNet, the keys are the stage indices as strings."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = super().forward(x)  # type: ignore[no-untyped-call]
@@ -39,8 +39,8 @@ class MapDict(MapList):
 def feature_class(requested: Any, default: Any = None) -> Any:
     """Return the class for timm's `feature_cls=`.
 
-    Stages that are no row of modules cannot be rebuilt by timm's FeatureListNet and FeatureDictNet. Networks with such
-    stages have the default "getter", and give the same result from `forward_intermediates`.
+    timm's FeatureListNet and FeatureDictNet can only rebuild stages that are sequences of modules. Networks with other
+    stages default to "getter", and return the same result from `forward_intermediates`.
     """
     name = default if requested is None else requested
     if default == "getter" and name in ("list", "dict"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
-from timm.models._features import feature_take_indices  # has no public name; timm's own models import it from here
+from timm.models._features import feature_take_indices  # not public, but timm's own models import it from here
 from torch import Tensor, nn
 
 from acmix_zoo.models._feature_maps import feature_class
@@ -72,7 +72,7 @@ def default_cfgs(base: Mapping[str, Mapping[str, Any]]) -> Any:
         for config in shipped:
             folder = json.loads(config.read_text(encoding="utf-8"))
             stored = {k: tuple(v) if isinstance(v, list) else v for k, v in folder["pretrained_cfg"].items()}
-            stored["label_names"] = folder.get("label_names")  # at the top level of timm's layout
+            stored["label_names"] = folder.get("label_names")  # timm expects them at the top level
             cfgs[config.parent.name] = {**cfg, **stored, "file": str(config.parent / "model.safetensors")}
         if name != architecture or not shipped:  # beside weights timm lists an entry without a tag as one more weight
             cfgs[name] = dict(cfg)
@@ -89,8 +89,8 @@ def build(
 ) -> nn.Module:
     """A registered network, by timm's builder: pretrained weights, `num_classes`, `in_chans`, `features_only`.
 
-    `feature_cfg` says how `features_only` is built (`out_indices`, `feature_cls`). `device` and `dtype` are timm's
-    factory arguments: where the network is built, and what its tensors are cast to.
+    `feature_cfg` configures `features_only` (`out_indices`, `feature_cls`). `device` and `dtype` are timm's factory
+    arguments: the device on which the network is built, and the dtype of its tensors.
     """
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
     if kwargs.get("features_only"):
@@ -111,12 +111,12 @@ def build(
 
 
 def record_arguments(model: nn.Module, **arguments: Any) -> None:
-    """Note constructor arguments that a method has changed since, where timm keeps those that built the model.
+    """Update the constructor arguments that timm keeps with the model, after a method has changed the network.
 
-    `write_folder` and timm's `save_for_hf` then describe the network as it is, and it can be built again.
+    `write_folder` and timm's `save_for_hf` then describe the network in its present form, so that it can be rebuilt.
     """
     model._model_args = {**getattr(model, "_model_args", {}), **arguments}  # type: ignore[assignment]
-    if "img_size" in arguments:  # timm 1.0.31 keeps the size twice
+    if "img_size" in arguments:  # timm 1.0.31 stores the size twice
         model._traits = {**getattr(model, "_traits", {}), "img_size": arguments["img_size"]}  # type: ignore[assignment]
 
 

@@ -26,7 +26,7 @@ from acmix_zoo.models._stem import small_stem
 
 __all__ = ["PVT"]
 
-torch.fx.wrap("resized_positions")  # it decides by the map's size, so fx keeps the call
+torch.fx.wrap("resized_positions")  # it branches on the map's size, so fx must keep the call
 
 
 class PVT(nn.Module):
@@ -175,9 +175,9 @@ class PVT(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps of the stages, (B, C, H/reduction, W/reduction), as timm's networks give them.
+        """Return the maps of the stages, (B, C, H/reduction, W/reduction), as in timm's networks.
 
-        With `output_fmt="NHWC"` they are (B, H/reduction, W/reduction, C). The final features are tokens in any case.
+        With `output_fmt="NHWC"` they are (B, H/reduction, W/reduction, C). The final features are always tokens.
         """
         check_output_fmt("PVT", output_fmt)
         take, last = feature_take_indices(len(self.feature_info), indices)
@@ -294,7 +294,7 @@ def acmix_pvt_s(pretrained: bool = False, **kwargs: Any) -> PVT:
 @register_model
 def acmix_pvt_pico(pretrained: bool = False, **kwargs: Any) -> PVT:
     """ACmix-PVT for 32-pixel images: 847,057 parameters, 25.3 MMACs, stages of two and three blocks, 10
-    classes. It reads all positions, not the class token alone, so that the last convolution counts.
+    classes. It pools all positions instead of reading only the class token, so that the last convolution is used.
     As an encoder it halves the image three times: depth 3, maps of 1/4 and 1/8."""
     defaults = {
         "img_size": 32, "patch_size": 4, "depths": (2, 3), "embed_dims": (64, 128), "num_heads": (2, 4),

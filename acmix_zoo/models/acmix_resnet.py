@@ -65,9 +65,9 @@ class ACmixResNet(MapHead):
         small_input: a stem of two 3×3 convolutions for 32-pixel images in place of the 7×7 one; like it, and with the
             same pooling behind it, it hands a quarter of the image's side to the first stage.
         heads, kernel_att, kernel_conv, paths: of the ACmix layers.
-        output_stride: 8, 16 or 32, by how much the last map is smaller than the image. Stages that would go beyond it
-            keep their side and dilate their ACmix layers instead, as timm's ResNet does for its convolutions. The
-            parameters are the same.
+        output_stride: 8, 16 or 32, the ratio of the image's side to that of the last map. Stages that would exceed it
+            keep the size of their maps and dilate their ACmix layers instead, as timm's ResNet does with its
+            convolutions. The parameters are the same.
         in_chans, num_classes, global_pool, drop_rate, drop_path_rate, zero_init_last: as in timm.
 
     Shape: (B, in_chans, H, W) → (B, num_classes); any height and width.
@@ -113,7 +113,7 @@ class ACmixResNet(MapHead):
                 down, dilation = 1, dilation * down
             reduction *= down
             for j in range(depth):
-                # The first block reads a map that the stage before has made, so it keeps that stage's dilation.
+                # The first block reads the previous stage's output, so it keeps that stage's dilation.
                 spacing = {"stride": down, "dilation": before} if j == 0 else {"stride": 1, "dilation": dilation}
                 width = plane * base_width // 64
                 blocks.append(Bottleneck(inputs, plane, width, drop_path=drop_path[i][j], **spacing, **acmix))
@@ -174,9 +174,9 @@ class ACmixResNet(MapHead):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps of the stem (index 0) and the stages, (B, C, H/reduction, W/reduction), as timm's networks give them.
+        """Return the maps of the stem (index 0) and the stages, (B, C, H/reduction, W/reduction), as in timm.
 
-        With `output_fmt="NHWC"` the maps, but not the final features, are (B, H/reduction, W/reduction, C).
+        With `output_fmt="NHWC"`, the maps are (B, H/reduction, W/reduction, C), but the final features are not.
         """
         check_output_fmt("ACmixResNet", output_fmt)
         take, last = feature_take_indices(len(self.feature_info), indices)
@@ -199,7 +199,7 @@ class ACmixResNet(MapHead):
         for stage in self.feature_info[last + 1 :]:
             setattr(self, str(stage["module"]), nn.Sequential())
         if last == 0:
-            self.maxpool = nn.Identity()  # the features end with the stem's map
+            self.maxpool = nn.Identity()  # the stem's map is the last feature map
         if pruned:
             self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])  # type: ignore[call-overload]
         if prune_head or pruned:

@@ -58,8 +58,8 @@ class SAN(MapHead):
             stem and the first pooling.
         in_chans, num_classes, global_pool, drop_rate, drop_path_rate: as in timm.
 
-    Shape: (B, in_chans, H, W) → (B, num_classes); any height and width. A map of an odd side is halved to the larger
-    half, as in the other families; the released code drops its last row or column. At even sides they are equal.
+    Shape: (B, in_chans, H, W) → (B, num_classes), for any height and width. Odd sides are rounded up when a map is
+    halved, as in the other families; the released code drops the last row or column. For even sides both are equal.
     """
 
     def __init__(
@@ -121,9 +121,9 @@ class SAN(MapHead):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps of the stages, (B, C, H/reduction, W/reduction), as timm's networks give them.
+        """Return the maps of the stages, (B, C, H/reduction, W/reduction), as in timm's networks.
 
-        With `output_fmt="NHWC"` the maps, but not the final features, are (B, H/reduction, W/reduction, C).
+        With `output_fmt="NHWC"`, the maps are (B, H/reduction, W/reduction, C), but the final features are not.
         """
         check_output_fmt("SAN", output_fmt)
         take, last = feature_take_indices(len(self.feature_info), indices)

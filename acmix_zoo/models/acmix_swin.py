@@ -75,7 +75,7 @@ class ACmixSwin(nn.Module):
             )
         self.stem_stride = 2 if small_input else 1
         patch: Size = to_2tuple(patch_size)
-        behind_stem: Any = self._behind_stem(patch)  # timm takes two sides, its annotation says one
+        behind_stem: Any = self._behind_stem(patch)  # timm accepts two sides, although its annotation says one
         self.patch_embed = PatchEmbed(
             self._behind_stem(img_size), behind_stem, embed_dim if small_input else in_chans,
             embed_dim, norm_layer=nn.LayerNorm, output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True,
@@ -121,9 +121,9 @@ class ACmixSwin(nn.Module):
         patch_size: int | Size | None = None,
         window_size: int | Size | None = None,
     ) -> None:
-        """Make the windows for another image size, patch size or window; position tables are resized, not lost.
+        """Change the image size, patch size or window. Position tables are resized.
 
-        Unlike timm's Swin, the window stays as it is unless `window_size` is given.
+        Unlike in timm's Swin, the window does not change unless `window_size` is given.
         """
         if img_size is not None or patch_size is not None:
             self.patch_embed.set_input_size(
@@ -160,7 +160,7 @@ class ACmixSwin(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         parameter = next(self.parameters())
         self.num_classes = num_classes
-        self.head.in_features = self.num_features  # fewer once the last stages were pruned
+        self.head.in_features = self.num_features  # fewer if the last stages were pruned
         self.head.reset(num_classes, pool_type=global_pool, device=parameter.device, dtype=parameter.dtype)
         self.head.train(self.training)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
@@ -176,9 +176,9 @@ class ACmixSwin(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps of the stages, (B, C, H/reduction, W/reduction), as timm's networks give them.
+        """Return the maps of the stages, (B, C, H/reduction, W/reduction), as in timm's networks.
 
-        With `output_fmt="NHWC"` they are (B, H/reduction, W/reduction, C), as the final features are in any case.
+        With `output_fmt="NHWC"` they are (B, H/reduction, W/reduction, C). The final features always have this layout.
         """
         check_output_fmt("ACmixSwin", output_fmt)
         take, last = feature_take_indices(len(self.layers), indices)
@@ -209,7 +209,7 @@ class ACmixSwin(nn.Module):
         return take
 
     def deploy(self) -> ACmixSwin:
-        """Fold batch norms, alpha and beta for inference, in place. To train on, make the model anew."""
+        """Fold batch norms, alpha and beta for inference, in place. To continue training, create the model again."""
         if isinstance(self.stem, nn.Sequential):
             fold(self.stem, "0", "1")
             fold(self.stem, "3", "4")

@@ -61,7 +61,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def mix_projected(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, *mixing: Tensor | None) -> Tensor:
-    """Return `acmix` of the whole batch at once, recorded by autograd operator by operator."""
+    """Return `acmix` for the full batch at once; autograd records every operator."""
     return mix(project(x, weight, bias), mixing, g)
 
 
@@ -96,8 +96,8 @@ def attend(projections: Tensor, pe: Tensor, g: Geometry) -> Tensor:
 def _split(projections: Tensor, heads: int) -> list[Tensor]:
     """(B, H, W, d, 3·heads) → q, k, v: 3 × (B, H, W, heads, d), views.
 
-    Split before they are transposed, so that autograd concatenates the three gradients into the layout of `projections`
-    and adds those of the convolution in place. Any other order of views costs a copy or two.
+    They are split before they are transposed, so that autograd concatenates the three gradients in the layout of
+    `projections` and adds those of the convolution in place. Any other order of views costs one or two more copies.
     """
     return [part.transpose(3, 4) for part in projections.split(heads, 4)]
 
@@ -108,13 +108,13 @@ class _Chunked(torch.autograd.Function):
     With `keep` the projections are kept for it, without they are computed again too.
     """
 
-    generate_vmap_rule = True  # reached under vmap only with tensors that are not batched
+    generate_vmap_rule = True  # under vmap, this is only called with tensors that are not batched
 
     @staticmethod
     def forward(
         images: int, keep: bool, g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, *mixing: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """Return the output (B, out, Ho, Wo) and, with `keep`, each chunk's projections (images, H, W, 3·out)."""
+        """Return the output (B, out, Ho, Wo) and, if `keep`, each chunk's projections (images, H, W, 3·out)."""
         out, kept = None, []
         for i, part in enumerate(x.split(images)):
             projections = project(part, weight, bias)  # (images, H, W, 3·out)
@@ -143,7 +143,7 @@ class _Chunked(torch.autograd.Function):
         saved = ctx.saved_tensors
         tensors, kept = saved[: ctx.tensors], saved[ctx.tensors :]
         wanted, g = ctx.needs_input_grad[3:], ctx.g
-        with use_form(ctx.form):  # the backward pass may run in another thread, or after `use_form`
+        with use_form(ctx.form):  # the backward pass may run in another thread or after `use_form` has ended
             if needs_plain_gradients(grad):
                 found = plain_gradients(partial(mix_projected, g), tensors, wanted, grad)
             else:
@@ -163,9 +163,9 @@ def chunked_backward(
     kept: Sequence[Tensor],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of x, weight, bias and `mixing`, chunk by chunk; `kept` holds the chunks' projections or nothing.
+    """Return the gradients of x, weight, bias and `mixing`, computed chunk by chunk.
 
-    Sums over chunks are kept in float32 at least.
+    `kept` contains the chunks' projections or is empty. Sums over chunks are in float32 or higher precision.
     """
     leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(mixing, wanted[3:], strict=True)]
     sought = [t for t in leaves if t is not None and t.requires_grad]
@@ -192,5 +192,5 @@ def chunked_backward(
 
 
 def _zeros_for_sum(t: Tensor) -> Tensor:
-    """Zeros in the shape of t, in float32 at least: a sum over many chunks loses digits in half precision."""
+    """Return zeros in the shape of t, at least in float32, because sums over many chunks need the precision."""
     return torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32))

@@ -90,7 +90,7 @@ def reflect_pad(x: Tensor, by: int) -> Tensor:
     """
     for dim in (2, 3):
         n = x.shape[dim]
-        if not is_exporting() and n > by:  # an exported graph has to serve smaller maps too
+        if not is_exporting() and n > by:  # an exported graph must also work for smaller maps
             before, after = x.narrow(dim, 1, by).flip(dim), x.narrow(dim, n - 1 - by, by).flip(dim)
             x = torch.cat([before, x, after], dim)
         else:
@@ -114,8 +114,8 @@ def _unpadded(grad: Tensor, by: int) -> Tensor:
 
 
 def aggregate_plain(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
-    """Return what `aggregate` returns, by operators that can be exported, compiled for other devices (where they become
-    one kernel), transformed by `torch.func` and differentiated any number of times."""
+    """Compute `aggregate` with plain operators. They can be exported, compiled for other devices (into one kernel),
+    transformed by `torch.func` and differentiated any number of times."""
     h, w = weight.shape[2:]
     shared = weight.shape[1] // kernel**2
     exact = torch.promote_types(value.dtype, torch.float32)
@@ -131,9 +131,9 @@ def aggregate_plain(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
 
 
 class _Aggregate(torch.autograd.Function):
-    """`aggregate` chunk by chunk, outside compiled graphs."""
+    """`aggregate` in chunks, used outside compiled graphs."""
 
-    generate_vmap_rule = True  # reached under vmap only with tensors that are not batched
+    generate_vmap_rule = True  # under vmap, this is only called with tensors that are not batched
 
     @staticmethod
     def forward(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
@@ -187,7 +187,7 @@ def _images(value: Tensor) -> int:
 
 
 def _saves_launches(value: Tensor) -> bool:
-    """Whether a loop over the offsets would mostly wait for kernel launches: on every device but a CPU."""
+    """Return whether kernel launches would dominate a loop over the offsets, as on every device but a CPU."""
     return value.device.type != "cpu"
 
 
@@ -223,8 +223,8 @@ def _gradients(grad: Tensor, value: Tensor, weight: Tensor, kernel: int) -> tupl
 
 
 def _prepared(value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(padded, its view (B, share, wc, H + k − 1, W + k − 1), weights (B, k², wc, H, W)) in the faster layout and in
-    float32 at least: a sum of k² terms in half precision would lose digits with every term."""
+    """Return (padded, its view (B, share, wc, H + k − 1, W + k − 1), weights (B, k², wc, H, W)) in the faster layout.
+    The dtype is float32 or higher, because a sum of k² terms in half precision would lose digits with every term."""
     last = value.device.type == "cpu" and value.shape[2:].numel() <= _CHANNELS_LAST_UP_TO
     layout = torch.channels_last if last else torch.contiguous_format
     exact, shared = torch.promote_types(value.dtype, torch.float32), weight.shape[1] // kernel**2
@@ -238,7 +238,7 @@ def _layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-# In a compiled graph on a CPU, one operator, and one for its gradient: a compiler would only unroll the loops.
+# In compiled graphs on a CPU, use one operator, and one for its gradient, because a compiler would unroll the loops.
 _aggregate = torch.library.custom_op("acmix_zoo::aggregate", _forward, mutates_args=())
 _aggregate_backward = torch.library.custom_op("acmix_zoo::aggregate_backward", _backward, mutates_args=())
 

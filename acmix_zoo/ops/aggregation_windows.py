@@ -1,11 +1,12 @@
-"""SAN's weighted sums in few kernel launches, for devices where launching a kernel costs more than what it does.
+"""SAN's weighted sums in few kernel launches, for devices where launching a kernel takes longer than running it.
 
-`aggregation.py` walks over the k² offsets of the window. On a CPU that copies nothing and is fastest; on a GPU it takes
-a few launches per offset, 225 for one 7×7 aggregation with its gradient. Here all offsets are one multiplication with a
-strided view of the windows, followed by one sum. The products are the only large buffer: k² times the value, so they
-are made in chunks of a bounded size.
+`aggregation.py` loops over the k² offsets of the window. On a CPU this needs no copies and is fastest, but on a GPU it
+takes several launches per offset: 225 for one 7×7 aggregation including its gradient. Here, one multiplication with a
+strided view of the windows handles all offsets, followed by one sum. The products are the only large buffer, k² times
+the size of the value, so they are computed in chunks of bounded size.
 
-Products and sums are float32 for half-precision inputs. Every sum has a fixed order, so results repeat to the bit.
+For half-precision inputs, products and sums are in float32. All sums have a fixed order, so results are bit-identical
+between runs.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Products held at a time. Not measured on any GPU: it bounds the memory and keeps the number of chunks small.
+# Size of the products per chunk. Not tuned on a GPU: it limits the memory and keeps the number of chunks small.
 _PRODUCT_BYTES = 128 << 20
 
 
 def windowed_sums(padded: Tensor, weight: Tensor, kernel: int) -> Tensor:
-    """Sum every k×k window of `padded`, weighted.
+    """Return the weighted sum of every k×k window of `padded`.
 
     Args:
-        padded: (B, C, H + k − 1, W + k − 1), the value and its border.
+        padded: (B, C, H + k − 1, W + k − 1), the value with its border.
         weight: (B, k²·wc, H, W), channels ordered (k², wc); C is a multiple of wc.
-        kernel: k.
+        kernel: the side length k.
 
     Returns:
         (B, C, H, W) in the dtype of `padded`.
@@ -42,13 +43,13 @@ def windowed_sums(padded: Tensor, weight: Tensor, kernel: int) -> Tensor:
 
 
 def windowed_gradients(grad: Tensor, padded: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
-    """Return the gradients of `windowed_sums` for `padded`, in float32 at least, and for `weight`, in its own dtype.
+    """Return the gradients of `windowed_sums` for `padded`, at least in float32, and for `weight`, in its own dtype.
 
     `grad` is the gradient of the result, (B, C, H, W).
     """
     weights = _weights(weight, kernel)
     shared, width = weights.shape[1], grad.shape[3]
-    # Chunks of rows overlap by their halo in the gradient of the value, so it is accumulated over them in float32.
+    # In the gradient of the value, chunks of rows overlap by their halo, so they are accumulated in float32.
     d_padded = padded.new_zeros(padded.shape, dtype=_accumulator(padded))
     d_weight = weight.new_empty(weight.shape)
     d_weights = _weights(d_weight, kernel)
@@ -74,7 +75,7 @@ def _weights(weight: Tensor, kernel: int) -> Tensor:
 def _windows(padded: Tensor, shared: int, kernel: int, images: slice, rows: slice) -> Tensor:
     """Return the windows (b, share, wc, h, W, k, k) of some images and rows in the dtype of the sums.
 
-    A view, unless it has to be converted: then the map is, not its windows.
+    The result is a view. If the dtype differs, the map is converted before the view is taken.
     """
     part = padded[images, :, rows.start : rows.stop + kernel - 1].to(_accumulator(padded))
     return part.unflatten(1, (-1, shared)).unfold(3, kernel, 1).unfold(4, kernel, 1)  # type: ignore[no-any-return]
@@ -85,9 +86,10 @@ def _accumulator(x: Tensor) -> torch.dtype:
 
 
 def _chunks(out: Tensor, kernel: int) -> Iterator[tuple[slice, slice]]:
-    """Yield (images, rows) of a result (B, C, H, W), so that the products of each stay within `_PRODUCT_BYTES`.
+    """Yield slices (images, rows) of a result (B, C, H, W) whose products fit into `_PRODUCT_BYTES`.
 
-    All rows of as many images as fit; if not even one image does, as many of its rows, at least one.
+    Each covers all rows of as many images as fit. If not even one image fits, it covers as many of its rows as
+    possible, at least one.
     """
     b, c, h, w = out.shape
     row = c * w * kernel**2 * _accumulator(out).itemsize

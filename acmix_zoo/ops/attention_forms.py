@@ -84,9 +84,9 @@ def tile_attention(
 
 
 def offset_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
-    """Attention column by column of the window, computed in float32 at least.
+    """Compute attention column by column of the window, at least in float32.
 
-    In plain operators throughout, so that it has derivatives of any order and runs under any `torch.func` transform.
+    This uses only plain operators, so it has derivatives of any order and works under any `torch.func` transform.
     """
     rows = window_index(q.shape[1], k.shape[1], kernel, stride, dilation, q.device)  # (k, Ho)
     cols = window_index(q.shape[2], k.shape[2], kernel, stride, dilation, q.device)  # (k, Wo)
@@ -104,7 +104,7 @@ def positions(weight: Tensor, h: int, w: int) -> Tensor:
     float32 at least: in half precision the difference of two positions would drown."""
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     place = remembered(_coordinates, h, w, dtype=weight.dtype, device=weight.device)
-    # Products and a sum, since autocast would run a matrix product in half precision.
+    # Multiply and sum, because autocast would run a matrix product in half precision.
     return place[..., :1] * weight[:, 0] + place[..., 1:] * weight[:, 1]
 
 
@@ -155,7 +155,7 @@ class _GatherTiles(torch.autograd.Function):
     (`index_add` and the gradient of `unfold` took 3 to 10 times as long.)
     """
 
-    generate_vmap_rule = True  # reached under vmap only with maps that are not batched
+    generate_vmap_rule = True  # under vmap, this is only called with maps that are not batched
 
     @staticmethod
     def forward(x: Tensor, geometry: tuple[int, ...]) -> Tensor:
@@ -238,7 +238,7 @@ def _multiplicity_mask(
         return (seen.unsqueeze(2) == torch.arange(size, device=device)).sum(0)  # one_hot would fix size in a graph
 
     times = count(ho, h)[:, None, :, None] * count(wo, w)[None, :, None, :]  # (Ho, Wo, H, W)
-    # Not in float64, which MPS does not have; products of small counts are exact in float32.
+    # float32, because MPS has no float64; products of small counts are exact in float32.
     return times.flatten(2).flatten(0, 1).to(torch.promote_types(dtype, torch.float32)).log().to(dtype)
 
 

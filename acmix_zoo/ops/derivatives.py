@@ -1,8 +1,8 @@
 """Give fast code every derivative that plain operators have.
 
-A fast kernel, or a backward pass written by hand, covers the forward pass and the first derivative. `torch.func`
-transforms, forward-mode AD and second derivatives need more. Each piece of fast code in this package therefore names a
-plain equivalent: the same function written in operators that PyTorch can differentiate any number of times.
+Fast kernels and hand-written backward passes only support the forward pass and the first derivative. `torch.func`
+transforms, forward-mode AD and second derivatives need more. All fast code in this package therefore has a plain
+equivalent: the same function, written in operators that PyTorch can differentiate any number of times.
 
 * Before the fast code runs, `is_transformed` tells whether to call the plain equivalent instead.
 * `with_plain_derivatives` attaches the plain equivalent to a result that autograd recorded through a kernel without a
@@ -25,10 +25,10 @@ from acmix_zoo.ops.tracing import is_recording, is_tracing
 
 
 def is_transformed(*tensors: Tensor | None) -> bool:
-    """Return whether a `torch.func` transform or forward-mode AD is at work on one of the tensors.
+    """Return whether a `torch.func` transform or forward-mode AD is applied to one of the tensors.
 
-    While a graph is compiled, tensors cannot be asked; the answer then is whether any is at work at all. An exported
-    graph has none.
+    While a graph is being compiled, tensors do not reveal this. The result then says whether any transform is active.
+    Exported graphs have none.
     """
     if torch.compiler.is_compiling():
         return not torch.compiler.is_exporting() and bool(_is_any_transform_active())
@@ -42,8 +42,8 @@ def is_transformed(*tensors: Tensor | None) -> bool:
 def _is_any_transform_active() -> bool:
     """Return whether the caller runs inside a `torch.func` transform or a level of forward-mode AD.
 
-    PyTorch has no public function for this. So this tries a call that it refuses inside transforms, and another that it
-    refuses outside of forward-mode AD.
+    PyTorch has no public function for this. This function therefore tries one call that PyTorch refuses inside
+    transforms, and another that it refuses outside forward-mode AD.
     """
     try:
         nothing = _OldStyle.apply()
@@ -65,14 +65,14 @@ class _OldStyle(torch.autograd.Function):
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Return whether x (B, C, H, W) is channels_last in memory. Under `vmap`, which cannot tell, the answer is no."""
+    """Return whether x (B, C, H, W) is channels_last in memory. Always False under `vmap`, where it is unknown."""
     return not is_transformed(x) and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def in_format_of(x: Tensor, out: Tensor) -> Tensor:
     """Return `out`, which is channels_last, in the memory format of `x`: channels_last or contiguous."""
     last = is_channels_last(x)
-    if is_tracing():  # never a view, which TorchScript does not let a ReLU behind it change in place
+    if is_tracing():  # not a view, because in TorchScript a ReLU after it could not change it in place
         return out.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
     return out if last else out.contiguous()
 
@@ -83,7 +83,7 @@ def needs_plain_gradients(grad: Tensor) -> bool:
         return True
     try:
         grad.untyped_storage()
-    except NotImplementedError:  # `is_grads_batched=True` passes a tensor without storage that stands for the batch
+    except NotImplementedError:  # with `is_grads_batched=True`, `grad` is a tensor without storage
         return True
     return False
 
@@ -91,17 +91,17 @@ def needs_plain_gradients(grad: Tensor) -> bool:
 def plain_gradients(
     plain: Callable[..., Tensor], inputs: Sequence[Tensor | None], wanted: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
-    """Return the gradients of `plain(*inputs)`, themselves differentiable if grad mode is enabled.
+    """Return the gradients of `plain(*inputs)`. They are differentiable if grad mode is enabled.
 
     Args:
         plain: the function, in plain operators.
-        inputs: its arguments, in the graph that they belong to.
+        inputs: its arguments, attached to their graph.
         wanted: for each argument, whether its gradient is needed; the others get None.
-        grad: the gradient of the result, of the result's shape.
+        grad: the gradient of the result, in the result's shape.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views, because one argument may have been computed from another: its gradient must not pass through that.
+        # Views, because one argument may have been computed from another, and the gradient must not flow through that.
         views = [t.view_as(t) if w and t is not None else t for t, w in zip(inputs, wanted, strict=True)]
         out = plain(*views)
     sought = [v for v, w in zip(views, wanted, strict=True) if w and v is not None]
@@ -123,13 +123,13 @@ def with_plain_derivatives(out: Tensor, plain: Callable[..., Tensor], *inputs: T
 
 
 class _PlainDerivatives(torch.autograd.Function):
-    """The identity on `out`, whose gradient goes either into the graph of `out` or to `inputs` by way of `plain`."""
+    """Identity on `out` whose gradient flows either into the graph of `out` or to `inputs` through `plain`."""
 
-    generate_vmap_rule = True  # reached under vmap only with inputs that are not batched
+    generate_vmap_rule = True  # under vmap, this is only called with inputs that are not batched
 
     @staticmethod
     def forward(plain: Callable[..., Tensor], out: Tensor, *inputs: Tensor) -> Tensor:
-        return out.detach()  # autograd would take `out` itself for a view, on which no in-place operator may work
+        return out.detach()  # autograd would treat `out` itself as a view, which in-place operators must not modify
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What SAN's sums cost, for `torch.utils.flop_counter.FlopCounterMode`, which counts an unknown operator as nothing.
+"""FLOP formulas for `torch.utils.flop_counter.FlopCounterMode`, which would otherwise count SAN's sums as zero.
 
 A compiled graph holds the sums as one operator. ACmix layers need no formula. The counter hooks all modules, so the
 layers call their projections one by one, and it counts the arithmetic that runs. `acmix_zoo.layers.complexity` counts

@@ -1,4 +1,4 @@
-"""Attention of every query to every key, through PyTorch's fused kernels, with derivatives of any order."""
+"""Full attention with PyTorch's fused kernels and derivatives of any order."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""`scaled_dot_product_attention` that a GPU can run in a fused kernel whatever the width of the heads.
+"""`scaled_dot_product_attention` that runs in a fused GPU kernel for any head width.
 
 The fused CUDA kernels load rows of 16 bytes: eight half-precision or four float32 channels. For any other head width
-PyTorch silently falls back to its math kernel, which stores all logits. Zero channels appended to q, k and v change
-neither q·k nor the channels of v that were there, so the heads are padded to the next width that the kernels accept.
+PyTorch silently falls back to its math kernel, which stores all logits. Appending zero
+channels to q, k and v changes neither q·k nor the original channels of v, so heads are padded to the next width that
+the kernels accept.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
 
 
 def padding(width: int, itemsize: int, device: str) -> int:
-    """Return how many zero channels a head of `width` channels of `itemsize` bytes needs on `device`.
+    """Return the number of zero channels to add to a head of `width` channels of `itemsize` bytes on `device`.
 
-    None on a CPU, whose kernels take any width, and none in float64, for which CUDA has no fused kernel.
+    It is 0 on a CPU, whose kernels accept any width, and in float64, for which CUDA has no fused kernel.
     """
     if device != "cuda" or itemsize > 4:
         return 0

@@ -23,8 +23,8 @@ FORMS = ("reference", "global", "tiles", "offset")
 _GLOBAL_UP_TO = 256
 # When sizes are symbols (compile) the tile cannot depend on them.
 _SYMBOLIC_TILE = (4, 8)
-# The tile of (th, tw) queries on each type of device. A device that is not listed gets the tile of `choose_tile`, whose
-# costs were measured on a CPU. `make bench-gpu` measures 4×7, 8×8 and 8×16 on a GPU, so that "cuda" can be filled in.
+# The tile of (th, tw) queries for each type of device. Other devices use the tile from `choose_tile`, whose costs were
+# measured on a CPU. `make bench-gpu` measures 4×7, 8×8 and 8×16 on a GPU, so that an entry for "cuda" can be added.
 TILES: dict[str, tuple[int, int]] = {}
 # What a chunk of the batch may take on a CPU, so that one step of the layer finds the last one's result in a cache, and
 # no buffer is so large that the allocator fetches fresh pages for it.
@@ -32,21 +32,21 @@ _CHUNK_BYTES = 16 << 20
 # Input channels from which projecting again for the gradient costs more time than keeping the projections is worth.
 _KEEP_FROM = 256
 
-# A context variable, so that `use_form` in one thread or asyncio task leaves all others alone.
+# A context variable, so that `use_form` in one thread or asyncio task does not affect any other.
 _forced: ContextVar[str | None] = ContextVar("acmix_form", default=os.environ.get("ACMIX_FORM") or None)
 
 
 @contextmanager
 def use_form(form: str | None) -> Iterator[None]:
-    """Force a form of the operator, one of `FORMS`, for every layer that runs within; None forces nothing.
+    """Force a form of the operator, one of `FORMS`, for every layer that runs within this context; None forces nothing.
 
     "reference" runs attention and convolution as printed in the paper, by plain operators that also have second
     derivatives; the others are the fast forms of the attention.
 
-    It holds for the calling thread or asyncio task alone. A backward pass outside of it uses the form of its forward
-    pass. One case is out of its reach: on a GPU, autograd runs the backward pass in threads of its own, and what
-    `torch.utils.checkpoint` computes again there is computed in the default form. Set the environment variable
-    ACMIX_FORM, which holds everywhere, to force a form with gradient checkpointing on a GPU.
+    It only affects the calling thread or asyncio task. A backward pass outside the context uses the form of its forward
+    pass. Gradient checkpointing on a GPU is an exception: autograd runs the backward pass in its own threads, where
+    `torch.utils.checkpoint` recomputes with the default form. To force a form in this case, set the environment
+    variable ACMIX_FORM, which applies everywhere.
 
     Raises:
         ValueError: no such form.

@@ -1,4 +1,4 @@
-"""What stays in float32 under autocast."""
+"""Keep small products in float32 under autocast."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def autocast_off(x: Tensor) -> AbstractContextManager[Any]:
-    """Return a context in which autocast is off for the device of x.
+    """Return a context in which autocast is disabled for the device of x.
 
-    For small products of weights: they cost nothing in float32, and are then rounded once instead of three times.
+    Use it for small products of weights. They are cheap in float32, and are rounded once instead of three times.
     """
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

@@ -14,7 +14,7 @@ def reflect_index(positions: Tensor, size: int) -> Tensor:
     Reflection is periodic, so any overhang is defined: a map of 3 continues as 0 1 2 1 0 1 2 …, a map of 1 as 0 0 0 ….
     Where `torch.nn.functional.pad(mode="reflect")` runs, this is the same.
     """
-    period = torch.full_like(positions, at_least(2 * size - 2, 1))  # a tensor: ONNX takes no symbol as a modulus
+    period = torch.full_like(positions, at_least(2 * size - 2, 1))  # ONNX needs a tensor as a modulus
     # Not `positions.remainder(period)`: inductor 2.15 takes its bounds for floats and fails on them as an index.
     folded = positions - period * torch.div(positions, period, rounding_mode="floor")
     return (size - 1) - (folded - (size - 1)).abs()

@@ -1,8 +1,8 @@
-"""Masks and indices that depend on a map's geometry alone, remembered from one call to the next.
+"""A cache of masks and indices that depend only on the geometry of a map.
 
-They never become invalid: what a tensor holds follows from its key, and nobody writes into it. What has to be watched
-is where it was made. A tensor of a FakeTensorMode, of a functorch transform, of inference mode or of a graph that is
-being recorded must not serve a later call, so such a tensor is either not remembered or made elsewhere.
+Entries never become invalid, because a tensor's content follows from its key and is never modified. But it matters
+where a tensor was created. A tensor from a FakeTensorMode, a functorch transform, inference mode or a graph that is
+being recorded must not be used in a later call, so such tensors are either not cached or created in another context.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from acmix_zoo.ops.tracing import is_recording
 
-# Enough for the training of a large network at one image size. The least recently used tensors make room for new ones,
-# so a sweep over image sizes holds no more than this either.
+# Enough for training a large network at one image size. The least recently used tensors are evicted first, so that a
+# sweep over image sizes does not need more than this, either.
 _BUDGET_BYTES = 64 << 20
 _tensors: OrderedDict[object, Tensor] = OrderedDict()
 _held_bytes = 0
@@ -27,12 +27,12 @@ _lock = Lock()
 
 
 def remembered(build: Callable[..., Tensor], *geometry: int, **kind: Any) -> Tensor:
-    """Return `build(*geometry, **kind)`, from memory where it was built before.
+    """Return `build(*geometry, **kind)`, from the cache if it was built before.
 
     Args:
-        build: makes a tensor out of nothing but its arguments.
+        build: a function that creates a tensor from its arguments alone.
         geometry: sizes.
-        kind: `device`, and `dtype` where `build` takes one.
+        kind: `device`, and `dtype` if `build` has that argument.
     """
     if not _may_remember(kind["device"]):
         return build(*geometry, **kind)
@@ -41,7 +41,7 @@ def remembered(build: Callable[..., Tensor], *geometry: int, **kind: Any) -> Ten
         if key in _tensors:
             _tensors.move_to_end(key)
             return _tensors[key]
-    # In a thread of its own, where no mode or transform of the caller is active: they all belong to a thread.
+    # In a separate thread, where the caller's modes and transforms are not active, because all of them are per thread.
     with ThreadPoolExecutor(1) as pool:
         tensor = pool.submit(_build, build, geometry, kind).result()
     _store(key, tensor)
@@ -51,15 +51,15 @@ def remembered(build: Callable[..., Tensor], *geometry: int, **kind: Any) -> Ten
 def _may_remember(device: torch.device) -> bool:
     if is_recording() or device.type == "meta":
         return False
-    if type(torch.empty(0)) is not Tensor:  # FakeTensorMode, and others that hand out tensors of their own
+    if type(torch.empty(0)) is not Tensor:  # FakeTensorMode and other modes that create special tensors
         return False
-    # Memory that a CUDA graph's capture hands out is filled when the graph is replayed, and not before.
+    # Memory allocated while a CUDA graph is captured is only filled when the graph is replayed.
     return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
 def _build(build: Callable[..., Tensor], geometry: tuple[int, ...], kind: dict[str, Any]) -> Tensor:
     tensor = build(*geometry, **kind)
-    if tensor.device.type == "cuda":  # the caller's stream may be another one than this thread's
+    if tensor.device.type == "cuda":  # the caller may use a different stream
         torch.cuda.current_stream(tensor.device).synchronize()
     return tensor
 

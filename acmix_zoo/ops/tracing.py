@@ -1,8 +1,8 @@
-"""What the operators ask when they run in order to be recorded as a graph.
+"""Detect that the operators are being recorded as a graph, and compute with sizes that may be dynamic.
 
-PyTorch has several recorders. `torch.compile` and `torch.export` hand out symbols for open sizes and say so through
-`torch.compiler`. `torch.jit.trace`, and `torch.onnx.export(dynamo=False)` and TensorBoard's `add_graph` which rest on
-it, hand out 0-d tensors for all sizes and record what is computed from them.
+PyTorch records graphs in several ways. `torch.compile` and `torch.export` use symbols for dynamic sizes and can be
+detected through `torch.compiler`. `torch.jit.trace`, on which `torch.onnx.export(dynamo=False)` and TensorBoard's
+`add_graph` are based, uses 0-d tensors for all sizes and records what is computed from them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def is_tracing() -> bool:
 
 
 def is_exporting() -> bool:
-    """Return whether a graph is being recorded that other programs run, at sizes that are not known yet."""
+    """Return whether a graph is being recorded for other programs, which may run it with other sizes."""
     return torch.compiler.is_exporting() or is_tracing()
 
 
 def is_recording() -> bool:
-    """Return whether a graph is being recorded, for a compiler or for export. Nothing may be remembered meanwhile."""
+    """Return whether a graph is being recorded, for a compiler or for export. Nothing may be cached in the meantime."""
     return torch.compiler.is_compiling() or is_tracing()
 
 
@@ -43,20 +43,21 @@ def at_most(size: Any, maximum: int) -> Any:
 def ceil_div(size: Any, by: int) -> Any:
     """Return `size / by`, rounded up, for a size of any kind.
 
-    Not `-(-size // by)`: ONNX divides towards zero, so that a negative numerator is rounded the other way there.
+    This does not use `-(-size // by)`, because ONNX rounds towards zero and would round negative numerators up.
     """
     return (size + by - 1) // by
 
 
 def is_open(*sizes: Any) -> bool:
-    """Return whether one of the sizes is left open in an exported graph, so that no decision may rest on it."""
+    """Return whether one of the sizes is dynamic in an exported graph, so that code must not branch on it."""
     return is_exporting() and any(isinstance(size, Tensor | torch.SymInt) for size in sizes)
 
 
 def unflatten(x: Tensor, dim: int, sizes: Sequence[Any]) -> Tensor:
     """Return `x.unflatten(dim, sizes)`.
 
-    In a trace by `reshape`: the TorchScript-based ONNX exporter turns all sizes behind an `unflatten` into constants.
+    A trace uses `reshape` instead, because the TorchScript-based ONNX exporter turns all sizes after an `unflatten`
+    into constants.
     """
     if not is_tracing():
         return x.unflatten(dim, tuple(sizes))  # type: ignore[no-any-return]
@@ -64,10 +65,10 @@ def unflatten(x: Tensor, dim: int, sizes: Sequence[Any]) -> Tensor:
 
 
 def fixed(size: Any) -> Any:
-    """Return a size that is the same at every run, such as a number of channels, as an int also in a trace.
+    """Return a size that never changes, such as a number of channels, as an int, even in a trace.
 
-    `torch.jit.trace` warns where a size becomes a Python number, since another input would have another one. Such sizes
-    pass through here, so that every warning that remains is a fault.
+    `torch.jit.trace` warns whenever a size becomes a Python number, because the size could differ for another input.
+    Constant sizes go through this function, so that any remaining warning indicates a bug.
     """
     if not isinstance(size, Tensor):
         return size

@@ -16,7 +16,7 @@ def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
     wh, ww = window
     if is_open(h, w):
         order, _ = _window_order((h, w), window, x.device)
-        # All positions in one dimension between the two shapes: else they are compared, and are equal for one window.
+        # Flatten all positions between the two shapes. Otherwise the shapes are compared, and are equal for one window.
         return x.flatten(1, 2).index_select(1, order).flatten(0, 1).reshape(-1, wh * ww, *rest)
     x = x.reshape(b, h // wh, wh, w // ww, ww, *rest).transpose(2, 3)  # (B, H/wh, W/ww, wh, ww, …)
     return x.reshape(b * (h // wh) * (w // ww), wh * ww, *rest)
@@ -33,18 +33,18 @@ def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, in
 
 
 def _window_order(size: tuple[int, int], window: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return partition and reverse as two permutations of the H·W positions, for exported graphs with open sizes.
+    """Return partition and reverse as two permutations of the H·W positions, for exported graphs with dynamic sizes.
 
-    There a size that is 1 in the example, such as the number of windows of a small map, would become a constant. Here
-    no tensor has the number of windows as a size of its own.
+    In exported graphs, a size that is 1 in the example, such as the number of windows of a small map, would become a
+    constant. Therefore no tensor here has the number of windows as a dimension.
 
     Returns:
-        order: (H·W,) the position that comes k-th when windows are read one after the other.
-        place: (H·W,) its inverse.
+        order: (H·W,) the k-th position when the windows are read one after another.
+        place: (H·W,) the inverse of `order`.
     """
     (h, w), (wh, ww) = size, window
     at = torch.arange(h * w, device=device)
-    across, width = (torch.full_like(at, n) for n in (w // ww, w))  # tensors: ONNX takes no symbol as a modulus
+    across, width = (torch.full_like(at, n) for n in (w // ww, w))  # tensors: ONNX needs them for a modulus
 
     def divided(x: Tensor, by: Tensor | int) -> tuple[Tensor, Tensor]:
         quotient = torch.div(x, by, rounding_mode="floor")
@@ -66,7 +66,7 @@ def roll(x: Tensor, shift: tuple[int, int]) -> Tensor:
     which inductor (torch 2.15, CPU) keeps the map transposed, is slow, and writes past its end.
     """
     for dim, by in enumerate(shift, start=1):
-        if is_open(by):  # where it comes out as 0 at some sizes
+        if is_open(by):  # it may be 0 for some sizes
             n = x.shape[dim]
             at = torch.arange(n, device=x.device) - by
             x = x.index_select(dim, at + n * (at < 0).long() - n * (at >= n).long())
@@ -76,8 +76,8 @@ def roll(x: Tensor, shift: tuple[int, int]) -> Tensor:
 
 
 def crop(x: Tensor, h: int, w: int) -> Tensor:
-    """(B, H, W, …) → (B, h, w, …): the first h rows and w columns."""
-    if is_open(h, w):  # a slice would tie an exported graph to maps of which something, or nothing, is cut off
+    """Return the first h rows and w columns, (B, H, W, …) → (B, h, w, …)."""
+    if is_open(h, w):  # a slice would fix whether anything is cut off
         return x.index_select(1, torch.arange(h, device=x.device)).index_select(2, torch.arange(w, device=x.device))
     return x[:, :h, :w]
 
@@ -100,7 +100,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def _fused_window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """`window_attention` in one kernel. Windows become heads, so that the bias is not copied for every image."""
+    """Compute `window_attention` in one kernel. Windows become heads, so the bias is not copied for every image."""
     n = bias.shape[0]
     q, k, v = (unflatten(t, 0, (-1, n)).flatten(1, 2) for t in (q, k, v))  # (B, n·heads, L, d)
     out = padded_attention(q, k, v, bias.flatten(0, 1).unsqueeze(0))  # (B, n·heads, L, d)
@@ -122,7 +122,7 @@ def shifted_window_mask(
         float32 (H/wh · W/ww, wh·ww, wh·ww). −100 rather than −inf is Swin's value, and pretrained weights know it.
     """
 
-    def region(length: int, side: int, offset: int) -> Tensor:  # 0 other windows, 1 the last one's head, 2 its tail
+    def region(length: int, side: int, offset: int) -> Tensor:  # 0: other windows, 1: start of the last one, 2: its end
         at = torch.arange(length, device=device)
         return (at >= length - side).long() + (at >= length - offset).long()
 

@@ -33,13 +33,13 @@ _start_weights_wanted: ContextVar[bool] = ContextVar("_start_weights_wanted", de
 
 @contextmanager
 def without_start_weights(active: bool = True) -> Iterator[None]:
-    """Build tasks without the weights that `pretrained` names, because a checkpoint with all weights follows.
+    """Build tasks without loading the weights that `pretrained` names, because a complete checkpoint is loaded next.
 
-    The hyper-parameters keep `pretrained`: the record of the run says what it started from. A checkpoint is complete
-    that way; the file that the run started from may be gone.
+    Checkpoints therefore do not depend on the file that the run started from. The hyper-parameters still contain
+    `pretrained`, so that the run's record says what it started from.
 
     Args:
-        active: False leaves everything as it is.
+        active: if False, do nothing.
     """
     token = _start_weights_wanted.set(_start_weights_wanted.get() and not active)
     try:
@@ -51,8 +51,8 @@ def without_start_weights(active: bool = True) -> Iterator[None]:
 def _architecture(
     model: str, pretrained: bool | str, model_kwargs: dict[str, Any] | None
 ) -> tuple[str, bool | str, dict[str, Any] | None]:
-    """Replace a weight folder that is given as the model by its architecture, with the folder as `pretrained`: a
-    checkpoint then says by itself how to build its network, when the folder is gone, too."""
+    """If the model is a weight folder, replace it by its architecture, with the folder as `pretrained`. The checkpoint
+    then says how to build the network even if the folder no longer exists."""
     if isinstance(pretrained, str) or not (Path(model) / "config.json").is_file():
         return model, pretrained, model_kwargs
     config = read_config(model)
@@ -63,8 +63,8 @@ class ClassificationTask(L.LightningModule):
     """Train, evaluate and apply a classifier; the network is `self.model`.
 
     Four hooks are there to be overridden: configure_models, configure_losses, configure_metrics, configure_optimizers.
-    Logged: train/loss (as trained: smoothed, mixed), val/ and test/ loss (plain cross-entropy), top1 and, of
-    more than five classes, top5 in 0..1.
+    Logged: train/loss (as trained: smoothed, mixed), val/ and test/ loss (plain cross-entropy), top1 and, with
+    more than five classes, top5, both between 0 and 1.
 
     Args:
         model: name of one of this project's or timm's models, or a weight folder.
@@ -121,7 +121,7 @@ class ClassificationTask(L.LightningModule):
         model, pretrained, model_kwargs = _architecture(model, pretrained, model_kwargs)
         self.save_hyperparameters()
         self.num_classes = num_classes
-        self._checked_size: tuple[int, ...] | None = None  # of images, that the network takes
+        self._checked_size: tuple[int, ...] | None = None  # the image size for which the network was last checked
         self._check_hyperparameters()
         self.configure_models()
         self.configure_losses()
@@ -130,7 +130,7 @@ class ClassificationTask(L.LightningModule):
     def _check_hyperparameters(self) -> None:
         """
         Raises:
-            ValueError: one is outside of its range.
+            ValueError: a hyper-parameter is out of range.
         """
         ranges: dict[str, tuple[Callable[[Any], bool], str]] = {
             "lr": (lambda v: v > 0, "a number above 0, such as 0.001"),
@@ -199,7 +199,7 @@ class ClassificationTask(L.LightningModule):
                 # micro: the share of images; torchmetrics' default is the mean over classes
                 "top1": MulticlassAccuracy(self.num_classes, average="micro"),
             }
-            if self.num_classes > 5:  # of five classes or fewer every answer is among the first five
+            if self.num_classes > 5:  # with five classes or fewer, top-5 is always 1
                 metrics["top5"] = MulticlassAccuracy(self.num_classes, average="micro", top_k=5)
             setattr(self, f"{stage}_metrics", nn.ModuleDict(metrics))
 
@@ -210,9 +210,9 @@ class ClassificationTask(L.LightningModule):
         if epochs is None or epochs < 1:
             raise ValueError(
                 f"max_epochs={epochs} was given, but the schedule needs the length of the run. Set "
-                "--trainer.max_epochs to 1 or more, in Python Trainer(max_epochs=...)"
+                "--trainer.max_epochs to 1 or more; in Python, use Trainer(max_epochs=...)"
             )
-        total = int(self.trainer.estimated_stepping_batches)  # reads the loaders, too
+        total = int(self.trainer.estimated_stepping_batches)  # also creates the loaders
         lr = h["lr"] * self._lr_factor()
         groups = param_groups(self.model, lr, h["weight_decay"], h["layer_decay"])
         optimizer: torch.optim.Optimizer
@@ -238,11 +238,11 @@ class ClassificationTask(L.LightningModule):
             return 1.0
         sampler = getattr(trainer.train_dataloader, "sampler", None)  # a stream has none
         size = len(sampler) if sampler is not None else images
-        if images > size:  # the loader then makes one batch of all it has
+        if images > size:  # the loader then puts all images into one batch
             if trainer.is_global_zero:
                 print(
-                    f"Warning: data.batch_size {images} is more than the {size} training images of a process. Each "
-                    f"step uses {size}, and the learning rate is scaled for them. Use --data.batch_size "
+                    f"Warning: data.batch_size {images} is larger than the {size} training images per process. Each "
+                    f"step uses {size}, and the learning rate is scaled accordingly. Use --data.batch_size "
                     f"{max(1, size // 8)} or less for several steps per epoch",
                     flush=True,
                 )
@@ -283,8 +283,8 @@ class ClassificationTask(L.LightningModule):
     def _check_image_size(self) -> None:
         """
         Raises:
-            ValueError: the network cannot process images of the data's size, which some networks fix when they are
-                built.
+            ValueError: the network cannot process images of the data's size. Some networks are built for a fixed
+                size.
         """
         size = getattr(getattr(self.trainer, "datamodule", None), "input_size", None)
         if size is None or size == self._checked_size or is_sharded(self.model):
@@ -297,9 +297,9 @@ class ClassificationTask(L.LightningModule):
             with torch.no_grad():
                 self.model.eval()(torch.zeros(1, *size, dtype=parameter.dtype, device=parameter.device))
             if cfg.get("fixed_input_size") and built is not None and tuple(built) != tuple(size[1:]):
-                # it resizes its positions at every step; its weights would not fit a network of the images' size
+                # it would resize its positions at every step, and its weights would not fit a network of this size
                 raise ValueError(f"it was built for {built[0]} × {built[1]}")
-        except Exception as error:  # networks say it in many ways
+        except Exception as error:  # different networks raise different exceptions
             fits = built[0] if built else cfg.get("input_size", (3, "of another size"))[1]
             rebuild = f", or build it for this size with --model.model_kwargs '{{img_size: {size[1]}}}'"
             raise ValueError(
@@ -327,23 +327,23 @@ class ClassificationTask(L.LightningModule):
         weights_only: bool | None = True,
         **kwargs: Any,
     ) -> "ClassificationTask":
-        """Return the task of a checkpoint, as Lightning does, without the weights that its training started from: the
-        checkpoint holds all of them. Nothing in the file is run unless `weights_only` is False."""
+        """Load a task from a checkpoint, like Lightning, but without the weights that its training started from. The
+        checkpoint contains all weights. No code from the file is run unless `weights_only` is False."""
         with without_start_weights():
             return super().load_from_checkpoint(
                 checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
             )
 
     def _attached(self) -> L.Trainer | None:
-        """The trainer; None outside of one, as in `load_from_checkpoint`."""
+        """The trainer, or None without one, as in `load_from_checkpoint`."""
         try:
             return self.trainer
         except RuntimeError:
             return None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model, before torch does in hundreds of lines, and to resume a training with
-        options that would make it another one."""
+        """Refuse a checkpoint of another model, before torch does so in hundreds of lines, and refuse to resume with
+        options that would change the result."""
         theirs, trainer = checkpoint.get("hyper_parameters", {}), self._attached()
         for key in ("model", "num_classes"):
             if key in theirs and theirs[key] != self.hparams[key]:
@@ -354,9 +354,9 @@ class ClassificationTask(L.LightningModule):
                 )
         if trainer is None or trainer.state.fn != "fit":
             return
-        if checkpoint.get("global_step"):  # before the first step nothing depends on them: Lightning's Tuner
+        if checkpoint.get("global_step"):  # before the first step, as with Lightning's Tuner, nothing depends on them
             check_hyperparameters(theirs, dict(self.hparams))
-        if "train_loss" in checkpoint and trainer.is_global_zero:  # saved within an epoch: the sum goes on
+        if "train_loss" in checkpoint and trainer.is_global_zero:  # saved within an epoch: continue the sum
             self.train_loss.restore(checkpoint["train_loss"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -385,7 +385,7 @@ class ClassificationTask(L.LightningModule):
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         if (trainer := self._attached()) is not None:
-            # as a tensor on the CPU: Lightning would copy a number to the device, and wait for it
+            # a CPU tensor, because Lightning would copy a number to the device and wait for it
             self.log("lr", torch.tensor(max(group["lr"] for group in trainer.optimizers[0].param_groups)))
         return loss
 
@@ -411,7 +411,7 @@ class ClassificationTask(L.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor | tuple[Tensor, Tensor]:
         """Return probabilities (B, num_classes), and the images' positions (B,) in the data's `predict_paths`.
 
-        A loader of images alone, in batches of a tensor or a sequence of one tensor, gets the probabilities alone.
+        If the loader yields only images, as a tensor or a sequence of one tensor, only the probabilities are returned.
         """
         x, *index = [batch] if isinstance(batch, Tensor) else batch
         probabilities = self(x).float().softmax(-1)

@@ -73,7 +73,7 @@ class TrainingCLI(LightningCLI):
             trainer_defaults={
                 # A log file gets a line an epoch from RunFolder instead.
                 "enable_progress_bar": on_terminal,
-                # RunFolder says what is trained in a line; Lightning's table would count no FLOPs of our layers
+                # RunFolder describes the model in one line; Lightning's table would not count the FLOPs of our layers
                 "enable_model_summary": False,
                 "callbacks": [Bar()] if on_terminal else [],
             },
@@ -86,21 +86,21 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(RunFolder, "run")
         parser.add_lightning_class_args(Speed, "speed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        # the default of ImageDataModule would train on clothes whoever forgets to name photographs
+        # with ImageDataModule's default, a user who forgets --data.source would train on Fashion-MNIST
         parser.set_defaults({"data.source": None})
 
     def _parse_ckpt_path(self) -> None:
         """Keep the model that was asked for: the base class would quietly put the checkpoint's in its place."""
 
     def _set_seed(self) -> None:
-        """Set the seed, and note whether it was drawn: on resume such a run keeps the one it drew first."""
+        """Set the seed, and note whether it was drawn at random. A resumed run keeps the seed that it drew first."""
         self._seed_was_drawn = self._get(self.config, "seed_everything") is True
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         """Settle the run folder and the checkpoint before anything is built."""
         config = self.config[self.subcommand]
-        self.is_finished = False  # the run, so that there is nothing left to do
+        self.is_finished = False  # whether the run is finished, so that there is nothing left to do
         check_config(config, str(self.subcommand))
         settle_folder(config, self.command)
         run = RunFolder(config.run.folder)
@@ -112,7 +112,7 @@ class TrainingCLI(LightningCLI):
         self._settle_checkpoint(config, run)
         self._card = read_recorded(Path(config.ckpt_path)).card if config.ckpt_path else None
         if self.subcommand == "predict" and self._card:
-            config.data.streaming = False  # of what it was trained on only the classes are needed
+            config.data.streaming = False  # prediction needs only the classes of the training data
         elif config.data.source is None:
             raise ValueError(missing_source(str(self.subcommand)))
         if self.subcommand == "fit" and config.ckpt_path:
@@ -121,7 +121,7 @@ class TrainingCLI(LightningCLI):
             print(f"New run in {run.folder}", flush=True)
 
     def _check_resume(self, config: Any, run: RunFolder) -> None:
-        """Compare the options with those of the run that is resumed, and see whether there is anything left to do."""
+        """Compare the options with those of the run to be resumed, and check whether anything is left to do."""
         recorded = read_recorded(Path(config.ckpt_path))
         if self._seed_was_drawn and "seed_everything" in recorded.options:
             config.seed_everything = recorded.options["seed_everything"]
@@ -172,8 +172,8 @@ class TrainingCLI(LightningCLI):
             config.ckpt_path = str(run.best)
 
     def instantiate_classes(self) -> None:
-        """Build everything, unless the run is finished; data of a resumed run are not refused for a file that broke
-        meanwhile."""
+        """Build everything unless the run is finished. A resumed run does not fail if one of its image files has been
+        damaged in the meantime."""
         if self.is_finished:
             return
         card = self._card if self.subcommand == "predict" else None
@@ -209,12 +209,12 @@ class TrainingCLI(LightningCLI):
             return
         try:
             finish_run(self.trainer, self.model, self.datamodule, self.run)
-        except (KeyboardInterrupt, SystemExit) as error:  # the latter is Lightning's, for Ctrl-C during the test
+        except (KeyboardInterrupt, SystemExit) as error:  # Lightning raises SystemExit for Ctrl-C during the test
             if self.trainer.is_global_zero:
-                again = "the same command" if self.run.resumes_by_itself else "the same command with --ckpt_path last"
+                again = "the same command again" + ("" if self.run.resumes_by_itself else " with --ckpt_path last")
                 print(
-                    f"The training is finished and its best weights are safe in {self.run.best}. Testing them and "
-                    f"writing {self.run.folder / 'weights'} was interrupted; run {again} to do it",
+                    f"The training is finished and its best weights are safe in {self.run.best}. The test and the "
+                    f"export to {self.run.folder / 'weights'} were interrupted; run {again} to complete them",
                     flush=True,
                 )
             raise Interrupted(128 + signal.SIGINT) from error
@@ -234,7 +234,7 @@ class TrainingCLI(LightningCLI):
             what = "validation" if split == "val" else split
             raise ValueError(
                 f"{self.datamodule.source.name} has no {what} images to evaluate on. Add a {split}/ folder with the "
-                "same class folders" + (", or give --data.val_fraction 0.1" if split == "val" else "")
+                "same class folders" + (", or set --data.val_fraction 0.1" if split == "val" else "")
             )
         scores = {name.removeprefix(f"{split}/"): value for name, value in results[0].items()}
         tops = [f"{n.replace('top', 'top-')} {100 * v:.2f} %" for n, v in scores.items() if n.startswith("top")]
@@ -260,12 +260,12 @@ class TrainingCLI(LightningCLI):
             writer.writerow(["path", "class", "probability", *names])
             for i, p in rows:
                 writer.writerow([paths[i], names[p.index(max(p))], f"{max(p):.4f}", *(f"{v:.4f}" for v in p)])
-        before = f" (the ones before are in {kept.name} now)" if kept else ""
+        before = f" (the previous ones are now in {kept.name})" if kept else ""
         print(f"Saved the predictions for {len(rows)} images to {target}{before}", flush=True)
 
 
 def _keep(path: Path) -> Path | None:
-    """Give a file the first free name of the kind predictions-1.csv; return it, None if there is no file."""
+    """Rename an existing file to the first free name such as predictions-1.csv; return the new path, or None."""
     if not path.exists():
         return None
     number = 1

@@ -21,16 +21,18 @@ class EMA(WeightAveraging):
     Validation, checkpoints (`state_dict`) and the final model use the average; the trained weights are
     `current_model_state`.
 
-    When to update, what to save and what to restore is Lightning's WeightAveraging. What is different here, and why
-    neither its EMAWeightAveraging nor timm's ModelEmaV3 takes this place:
+    Lightning's WeightAveraging decides when to update, save and restore. This class differs from Lightning's
+    EMAWeightAveraging as follows:
 
-    * integer buffers, such as position indices and counters, are copied. Lightning averages them in floating point and
-      truncates, which makes them wrong;
-    * the average is on the device of the training. Lightning's stays where the module was before the fit, on the CPU,
-      so that every step would copy all weights off a GPU and wait for them;
-    * the average of bfloat16 and float16 weights is in float32 (`precision="bf16-true"`). Their own dtype would round
-      an update of 1 - decay to nothing, and Lightning's fails on the two dtypes;
-    * ModelEmaV3 does all of these, but is no callback: validation, checkpoints and resuming would be ours to write.
+    * Integer buffers, such as position indices and counters, are copied. Lightning averages them in floating point and
+      truncates, which makes them wrong.
+    * The average is on the training device. Lightning's average stays where the module was before the fit, on the CPU,
+      so every step would copy all weights off a GPU and wait for them.
+    * The average of bfloat16 and float16 weights is in float32 (`precision="bf16-true"`). In their own dtype, an
+      update of 1 - decay would be rounded away, and Lightning's average fails because the dtypes differ.
+
+    timm's ModelEmaV3 does all of this, but it is not a callback, so validation, checkpoints and resuming would have to
+    be written here.
 
     Raises:
         ValueError: decay outside (0, 1).
@@ -41,25 +43,25 @@ class EMA(WeightAveraging):
             raise ValueError(f"EMA: decay={decay} was given; expected a number in (0, 1), such as 0.999")
         self.decay = decay
         self._swapped = False
-        self._kept: list[Tensor] = []  # trained weights of another dtype than their average, during a validation
+        self._kept: list[Tensor] = []  # trained weights set aside during validation
         super().__init__()
         self._average_model: _Average | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Make the average. The task refuses networks that are spread over processes."""
+        """Create the average. The task refuses networks that are sharded over processes."""
         if stage == "fit":
-            pl_module.configure_model()  # a module may make its layers there
+            pl_module.configure_model()  # a module may create its layers there
             self._average_model = _Average(pl_module, self.decay)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Bring the average to the device and the precision that the module has by now."""
+        """Move the average to the module's current device and precision."""
         assert self._average_model is not None
         self._average_model.match(pl_module)
 
     @torch.no_grad()
     def _swap_models(self, pl_module: L.LightningModule) -> None:
-        """Exchange average and trained weights. Where their dtypes differ the trained ones are put aside: the average
-        would come back rounded."""
+        """Swap the average and the trained weights. If their dtypes differ, the trained weights are set aside instead,
+        because the average would come back rounded."""
         assert self._average_model is not None
         kept, self._kept = iter(self._kept), []
         for average, current in zip(_tensors(self._average_model.module), _tensors(pl_module), strict=True):
@@ -103,8 +105,8 @@ class _Average(AveragedModel):
         self.match(module)
 
     def match(self, model: nn.Module) -> None:
-        """Take a module's device, and its dtypes but for those of half precision, in place of which float32 is taken.
-        The number of updates stays on the CPU: the program reads it."""
+        """Adopt a module's device and dtypes, with float32 in place of half precision. The number of updates stays on
+        the CPU, because the program reads it."""
         ours = itertools.chain(self.module.parameters(), self.module.buffers())
         for average, current in zip(ours, _tensors(model), strict=True):
             is_half = current.dtype in (torch.bfloat16, torch.float16)
@@ -112,7 +114,7 @@ class _Average(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Move the average towards a module's weights; the first time, copy them."""
+        """Move the average towards a module's weights. The first call copies them."""
         n = int(self.n_averaged)
         weight = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0
         groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))

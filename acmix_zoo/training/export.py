@@ -45,7 +45,7 @@ def run_record(
         "epochs": int(history[-1]["epoch"]) if history else None,
         "steps": int(history[-1]["step"]) if history else None,
         "minutes": float(f"{sum(row['seconds'] for row in history) / 60:.3g}") if history else None,
-        # options that were changed when the run was resumed: one command alone does not repeat such a run
+        # options that were changed on resume: no single command reproduces such a run
         **({"changes": list(run["changes"])} if run.get("changes") else {}),
         "license": run.get("license"),
         "origin": "trained here",
@@ -53,24 +53,24 @@ def run_record(
 
 
 def parent(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str | None:
-    """Return what a network's `pretrained` meant, by name; `cfg` is its pretrained_cfg."""
+    """Return the name of the weights that `pretrained` referred to; `cfg` is the network's pretrained_cfg."""
     if pretrained is True:
         return ".".join(str(cfg[key]) for key in ("architecture", "tag") if cfg.get(key)) or None
     if not pretrained:
         return None
     if not os.path.isabs(pretrained):
         return str(pretrained)
-    try:  # the weights' own name says more than the last part of their path
+    try:  # the name in the weights' record is more informative than the last part of their path
         return str(read_config(locate(pretrained))["acmix_zoo"]["name"])
     except (OSError, ValueError, KeyError):
         return portable(pretrained)
 
 
 def portable(path: str) -> str:
-    """Return a path as a record may show it to strangers: without the machine's own folders.
+    """Return a path in the form that a public record may show, without the folders of this machine.
 
-    Shipped recipes are named as in a clone (`recipes/...`), other absolute paths relative to the working directory if
-    they are below it, else by their last part. Relative paths are unchanged.
+    Shipped recipes are named as in a clone (`recipes/...`). Other absolute paths become relative to the working
+    directory if they are below it; otherwise only their last part is kept. Relative paths are unchanged.
     """
     if not os.path.isabs(path):
         return path
@@ -78,14 +78,14 @@ def portable(path: str) -> str:
     if "recipes" in parts and path.endswith(".yaml"):
         return "/".join(parts[len(parts) - 1 - parts[::-1].index("recipes") :])
     here = Path.cwd()
-    if here != Path(here.anchor):  # everything is below the root, where containers start
+    if here != Path(here.anchor):  # in containers, which start in the root folder, every path is below it
         with suppress(ValueError):
             return Path(path).relative_to(here).as_posix()
     return Path(path).name
 
 
 def portable_command(command: str) -> str:
-    """Return a command line with `portable` paths, in lists and mappings too."""
+    """Return a command line with `portable` paths, including those in lists and mappings."""
     words = []
     for word in shlex.split(command):
         option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
@@ -94,7 +94,7 @@ def portable_command(command: str) -> str:
     return shlex.join(words)
 
 
-# An absolute path inside a value such as [/data/a, /data/b] or {"save_dir": "/logs"}; not the slashes of an address.
+# An absolute path inside a value such as [/data/a, /data/b] or {"save_dir": "/logs"}, but not the slashes of a URL.
 _INNER_PATH = re.compile(r"""(?<=[\s\[{(,'"=])/[^\s\[\]{}(),'"]+""")
 
 

@@ -44,7 +44,7 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
     if not math.isfinite(_row(checkpoint).get("val/loss", 0.0)):
         raise NotFinite(
             f"the training diverged: the validation loss is {_row(checkpoint)['val/loss']} in every epoch, so no "
-            f"weights are worth keeping. {run.folder} holds what was logged. Start a new run with a lower model.lr "
+            f"weights are worth keeping. The logs are in {run.folder}. Start a new run with a lower model.lr "
             f"(it was {task.hparams.get('lr')}), a longer model.warmup_epochs, or trainer.gradient_clip_val 1.0"
         )
     load_whole(task, checkpoint["state_dict"])
@@ -55,7 +55,7 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
         scores |= tested if whole_test else {}
     if not (whole_val and whole_test) and trainer.is_global_zero:
         print(
-            "Warning: trainer.limit_val_batches or trainer.limit_test_batches left out images. Scores of a part of a "
+            "Warning: trainer.limit_val_batches or trainer.limit_test_batches left out images. Scores on part of a "
             "split are not recorded; evaluate the finished run without these options",
             flush=True,
         )
@@ -71,7 +71,7 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
 
 
 def _is_whole(trainer: L.Trainer, split: str) -> bool:
-    """Return whether every image of a split is evaluated: a record states scores of whole splits."""
+    """Return whether every image of a split is evaluated. Records only state scores on complete splits."""
     limit: float = getattr(trainer, f"limit_{split}_batches")
     return isinstance(limit, float) and limit == 1.0
 
@@ -138,7 +138,7 @@ def _row(checkpoint: dict[str, Any]) -> dict[str, float]:
 
 
 def _full_precision(task: ClassificationTask, state: dict[str, Tensor]) -> None:
-    """Give a task the dtypes of a checkpoint, whose averages are in float32 where the training was in bfloat16."""
+    """Convert a task to the dtypes of a checkpoint, whose average is in float32 even after training in bfloat16."""
     for name, tensor in (*task.named_parameters(), *task.named_buffers()):
         if name in state and tensor.dtype != state[name].dtype:
             tensor.data = tensor.data.to(state[name].dtype)
@@ -148,7 +148,7 @@ def _whole(task: ClassificationTask, state: dict[str, Tensor]) -> nn.Module:
     """The task's network; a new one with the same weights if its own is spread over processes."""
     if not is_sharded(task.model):
         _full_precision(task, state)
-        task.load_state_dict(state)  # once more: testing in half precision has rounded them
+        task.load_state_dict(state)  # load them again, because testing in half precision rounded them
         return task.model
     twin = type(task)(**{**task.hparams, "pretrained": False})
     twin.load_state_dict(state)
@@ -180,7 +180,7 @@ def _summary(scores: dict[str, dict[str, float]], dataset: str) -> str:
         for split, values in scores.items()
         if "top1" in values
     ]
-    return f"{dataset}: " + ("; ".join(parts) or "not evaluated, for there was no validation or test split")
+    return f"{dataset}: " + ("; ".join(parts) or "not evaluated, because there was no validation or test split")
 
 
 def _environment(trainer: L.Trainer) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""What a run does when its loss or its weights are no longer finite: it stops, saves nothing of them, and keeps the
-batch."""
+"""Stop a run when its loss or weights are no longer finite: save the batch for inspection, but not the weights."""
 
 from __future__ import annotations
 
@@ -16,12 +15,12 @@ class NotFinite(ValueError):
 
 
 def weights_are_finite(module: L.LightningModule) -> bool:
-    """Return whether a checkpoint of a module's weights and buffers would be worth resuming from."""
+    """Return whether a module's weights and buffers are finite, so that a checkpoint of them is worth saving."""
     tensors = [t.detach() for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     finite = [t.isfinite().all() for t in tensors]
-    # one look at all of them: each look makes the host wait for the device
+    # one check for all of them, because each check makes the host wait for the device
     plain = [value for value in finite if type(value) is Tensor]
-    spread = [value for value in finite if type(value) is not Tensor]  # over processes; each is a small collective
+    spread = [value for value in finite if type(value) is not Tensor]  # sharded; each needs a small collective
     return (not plain or bool(torch.stack(plain).all())) and all(map(bool, spread))
 
 

@@ -1,4 +1,4 @@
-"""Before the first step: options that cannot work, where the run folder is, and what a run starts from."""
+"""Check options, choose the run folder and describe the model before the first training step."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from acmix_zoo.training.export import parent
 
 
 def check_config(config: Any, subcommand: str) -> None:
-    """Refuse options that would end a run later, in an error that does not name them.
+    """Refuse options that would make a run fail later with an error that does not mention them.
 
     Args:
         config: the parsed options of the subcommand.
 
     Raises:
-        ValueError: says which option cannot work, and what to give.
+        ValueError: an option cannot work; the message says what to use instead.
     """
     trainer = config.trainer
     if subcommand == "fit" and trainer.enable_checkpointing is False:
         raise ValueError(
-            "--trainer.enable_checkpointing false leaves no checkpoint that the run could be finished or resumed from. "
-            "Leave the option out, or use --trainer.fast_dev_run true for a trial that writes nothing"
+            "--trainer.enable_checkpointing false leaves no checkpoint from which to finish or resume the run. "
+            "Leave the option out, or use --trainer.fast_dev_run true for a trial run that writes nothing"
         )
     for name in ("limit_train_batches", "overfit_batches") if subcommand == "fit" else ():
         value = getattr(trainer, name)
@@ -42,31 +42,32 @@ def check_config(config: Any, subcommand: str) -> None:
     ):
         raise ValueError(
             f"--trainer.accelerator {trainer.accelerator} was given, but torch {torch.__version__} finds no GPU here. "
-            "Use --trainer.accelerator cpu (or auto), or check the driver with nvidia-smi and install a torch that was "
-            "built for it"
+            "Use --trainer.accelerator cpu (or auto), or check the driver with nvidia-smi and install a build of torch "
+            "that supports it"
         )
     if trainer.accelerator == "mps" and not torch.backends.mps.is_available():
         raise ValueError(
-            "--trainer.accelerator mps was given, but this is no Apple computer with Metal. Use --trainer.accelerator "
-            "cpu or auto"
+            "--trainer.accelerator mps was given, but this is not an Apple computer with Metal support. Use "
+            "--trainer.accelerator cpu or auto"
         )
 
 
 def missing_source(subcommand: str) -> str:
-    """Return the error for a command without images."""
+    """Return the error message for a command that was not given any images."""
     return (
-        f"there are no images to {subcommand} with: --data.source is missing. Expected a folder with a subfolder of "
-        "images for each class (photos/cat/1.jpg, photos/dog/2.jpg), the id of a data set on the Hugging Face Hub, or "
-        "the name of a data set such as fashion_mnist. Add --data.source FOLDER"
+        f"{subcommand} needs images, but --data.source is missing. Expected a folder with a subfolder of images for "
+        "each class (photos/cat/1.jpg, photos/dog/2.jpg), the id of a data set on the Hugging Face Hub, or the name of "
+        "a data set such as fashion_mnist. Add --data.source FOLDER"
     )
 
 
 def settle_folder(config: Any, command: str) -> None:
     """Fill in the run folder, in place.
 
-    A run's own config.yaml means the folder that it lies in, wherever that was moved to or is called from; relative
-    paths in it are then found beside the folder's old place. Without --run.folder a run gets a folder that is named
-    after its recipe (or its network) and its data, so that two experiments do not meet in one folder.
+    If the config is a run's own config.yaml, the run folder is the folder that contains it, even if that was moved or
+    the command is run from another directory. Relative paths in it are resolved against the directory in which the run
+    was started. Otherwise, without --run.folder, the folder is named after the recipe (or the network) and the data, so
+    that two experiments do not share a folder.
 
     Args:
         config: the parsed options of the subcommand.
@@ -94,8 +95,8 @@ def _is_run_config(path: Path) -> bool:
 
 
 def _start_of(folder: Path, recorded: str | None) -> Path | None:
-    """Return the directory in which a run was started that recorded its folder as `recorded`; None if it cannot be told
-    from where the folder is now."""
+    """Return the directory in which a run was started, given the folder that it recorded. None if the folder's present
+    location does not tell."""
     there, parts = folder.resolve(), Path(recorded or "").parts
     if not parts or Path(*parts).is_absolute() or ".." in parts or there.parts[-len(parts) :] != parts:
         return None
@@ -103,12 +104,12 @@ def _start_of(folder: Path, recorded: str | None) -> Path | None:
 
 
 def is_first_process() -> bool:
-    """Return whether this is the first of the run's processes, as its launcher says: there is no trainer yet."""
+    """Return whether this is the run's first process. The launcher's variables tell, since there is no trainer yet."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def start_message(trainer: L.Trainer, module: L.LightningModule) -> str:
-    """Return a line on what is trained: the network, the weights that it starts from, the images, the device."""
+    """Return one line that describes what is trained: network, pretrained weights, image size and device."""
     model = getattr(module, "model", module)
     hparams, cfg = module.hparams, getattr(model, "pretrained_cfg", None) or {}
     name = hparams.get("model") or type(model).__name__

@@ -18,10 +18,10 @@ class Lock:
     """A lock on a folder, of this process and none that it starts; it ends with the process, kill -9 or not. Within a
     process one at a time: the system drops the lock when any of them is closed.
 
-    `filelock`, which torch installs, does not do this job in every version that torch accepts. Its lock is a `flock`,
-    which the forked processes of a loader hold as well: with filelock 3.20 the folder stays locked after its run was
-    killed, until they have ended too, and a second run erases the name of the holder when it looks. Version 4 mends
-    both, but falls back to a marker file where there is no `flock`, and a machine that is lost leaves that behind.
+    `filelock`, which torch installs, does not work here in every version that torch accepts. Its lock is a `flock`,
+    which the forked processes of a loader inherit. With filelock 3.20, the folder of a killed run therefore stays
+    locked until these processes have ended, too, and a second run that checks the lock erases the name of the holder.
+    Version 4 fixes both, but uses a marker file where `flock` is unavailable, and a crashed machine leaves it behind.
 
     Args:
         folder: gets a file `.lock`, which says who has it.

@@ -1,4 +1,4 @@
-"""What a run shows: TensorBoard's log, the progress bar, and which of Lightning's messages reach the user."""
+"""The output of a run: TensorBoard's log, the progress bar, and a filter for Lightning's messages."""
 
 import contextlib
 import logging
@@ -14,23 +14,23 @@ _NOT_FOR_USERS = (
     "Tip:",  # an advertisement
     "GPU available:", "TPU available:", "HPU available:",  # the line "model: ..." names the device
     "Loading `train_dataloader`",
-    "Restoring states from", "Restored all states", "Loaded model weights",  # "The run goes on in ..." says it
-    "Found current_model_state",  # of every resumed run with averaged weights
+    "Restoring states from", "Restored all states", "Loaded model weights",  # "The run goes on in ..." says the same
+    "Found current_model_state",  # logged for every resumed run with averaged weights
     "`weights_only` was not set",
-    "`Trainer.fit` stopped: `max_epochs",  # the line of the last epoch says so
+    "`Trainer.fit` stopped: `max_epochs",  # the line for the last epoch already says so
 )  # fmt: skip
 
 
 def quieten_lightning() -> None:
-    """Leave out Lightning's messages that tell a user of the command line nothing to act on."""
+    """Suppress those of Lightning's messages that a command-line user cannot act on."""
     for name in ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.{name}").addFilter(
             lambda record: not any(words in record.getMessage() for words in _NOT_FOR_USERS)
         )
     for message in (
-        ".*LeafSpec.* is deprecated",  # Lightning has to settle that with torch
+        ".*LeafSpec.* is deprecated",  # only Lightning can fix this
         ".*is smaller than the logging interval",  # RunFolder logs every epoch, whatever the interval
-        ".*callbacks used to create the checkpoint need to be provided.*",  # the average is needed in a fit only
+        ".*callbacks used to create the checkpoint need to be provided.*",  # only a fit needs the average
         ".*does not have many workers which may be a bottleneck",  # Speed measures whether it is one
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -42,7 +42,7 @@ class Bar(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         epochs = self.trainer.max_epochs
         text = f"Epoch {current_epoch + 1}" + (f"/{epochs}" if epochs and epochs > 0 else "")
-        return f"{text:{len(self.validation_description)}}"  # as wide as the bar of the validation: no flickering
+        return f"{text:{len(self.validation_description)}}"  # as wide as the validation bar, to avoid flickering
 
 
 class Log(TensorBoardLogger):

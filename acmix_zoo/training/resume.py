@@ -1,8 +1,8 @@
-"""What a resumed run may change: a rule for every option of `acmix-zoo fit`.
+"""Which options may change when a run is resumed: a rule for every option of `acmix-zoo fit`.
 
-The record of a run states the options that made its weights. An option that changes the result is therefore refused on
-resume; otherwise one part of the training would follow the old value, another part the new one, and the record would
-state a run that never took place. tests/test_resume.py fails for an option that has no rule here.
+The record of a run states the options that its weights were trained with. Changing an option that affects the result is
+therefore refused on resume. Otherwise one part of the training would use the old value and another part the new one,
+and the record would describe a run that never took place. tests/test_resume.py fails if an option has no rule here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 
 
 class Rule(Enum):
-    """What happens when a run is resumed with another value of an option."""
+    """What happens when a run is resumed with a different value of an option."""
 
     FIXED = "refused: the result depends on it"
     APPLIES = "takes effect from here on; the record lists the change"
-    COMPARED = "the data module takes it or refuses it: only there it is known whether images and steps stay the same"
+    COMPARED = "the data module accepts or refuses it, because it knows whether images and steps stay the same"
     FREE = "takes effect; the result does not depend on it"
 
 
@@ -39,12 +39,12 @@ _RULES = {
         trainer.precision trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.sync_batchnorm
         trainer.limit_train_batches trainer.overfit_batches trainer.reload_dataloaders_every_n_epochs
         trainer.limit_val_batches trainer.val_check_interval trainer.check_val_every_n_epoch
-        """,  # the last line decides which epoch is the best
+        """,  # the last line affects which epoch is the best
     Rule.APPLIES: """
         trainer.max_epochs trainer.min_epochs trainer.max_steps trainer.min_steps trainer.max_time
         trainer.callbacks trainer.plugins trainer.limit_test_batches
         run.tag run.license run.test
-        """,  # the first line is how long to train: the schedule is laid out again for the new length
+        """,  # the first line sets the length of the training; the schedule is recomputed for the new length
     Rule.COMPARED: """
         data.source data.batch_size trainer.devices trainer.num_nodes trainer.accumulate_grad_batches
         """,
@@ -60,9 +60,9 @@ _RULES = {
         """,  # devices, compilers and memory formats round differently; the record names the environment
 }
 RULES: dict[str, Rule] = {name: rule for rule, names in _RULES.items() for name in names.split()}
-"""For each option of `fit`, `group.name`, its rule."""
+"""The rule for each option of `fit`, by its name `group.name`."""
 
-_PLACE = ("data.source",)  # where it is; whether these are the same images is for the data module
+_PLACE = ("data.source",)  # the location of the data; the data module checks that the images are the same
 _LENGTH = ("trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps", "trainer.max_time")
 
 Options = dict[str, Any]
@@ -74,11 +74,11 @@ class Recorded:
     """What a checkpoint says about the run that it belongs to.
 
     Attributes:
-        options: of `fit`; only those of the model for a checkpoint that was written by a Python program.
-        epochs: completed epochs.
-        steps: optimiser steps.
-        within: whether it was saved within an epoch.
-        card: what `ImageDataModule.card` returned; None for other data.
+        options: options of `fit`; only the model's options if a Python program wrote the checkpoint.
+        epochs: number of completed epochs.
+        steps: number of optimiser steps.
+        within: whether the checkpoint was saved within an epoch.
+        card: the value of `ImageDataModule.card`; None for other data.
     """
 
     options: Options
@@ -89,8 +89,8 @@ class Recorded:
 
 
 def flatten(config: Any) -> Options:
-    """Return the options of jsonargparse's configuration as {"group.name": plain value}; what has no rule is left
-    out."""
+    """Return the options in jsonargparse's configuration as {"group.name": plain value}, without those that have no
+    rule."""
     plain = json.loads(json.dumps(config.as_dict(), default=_plain))
     groups = {key: value if isinstance(value, dict) else {"": value} for key, value in plain.items()}
     flat = {f"{key}.{name}".strip("."): value for key, group in groups.items() for name, value in group.items()}
@@ -100,14 +100,14 @@ def flatten(config: Any) -> Options:
 def _plain(value: Any) -> Any:
     if hasattr(value, "as_dict"):  # a Namespace in a list
         return value.as_dict()
-    return str(getattr(value, "name", value))  # an Enum by its name, a Path as it is written
+    return str(getattr(value, "name", value))  # an Enum by its name, a Path as a string
 
 
 def read_recorded(checkpoint: Path) -> Recorded:
-    """Read what a checkpoint says about its run; the weights stay on the disk.
+    """Read what a checkpoint says about its run, without loading the weights into memory.
 
     Args:
-        checkpoint: a file, or a folder with the parts of several processes.
+        checkpoint: a file, or a folder of sharded files from several processes.
     """
     file = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint
     content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -121,7 +121,7 @@ def read_recorded(checkpoint: Path) -> Recorded:
 
 
 def changes(recorded: Options, given: Options, *rules: Rule) -> Changes:
-    """Return the options under `rules` that have another value than recorded; those of one side only are left out."""
+    """Return the options under `rules` whose value differs from the recorded one. Both sides must have the option."""
     both = [name for name in given if name in recorded and RULES.get(name) in rules]
     return {name: (recorded[name], given[name]) for name in both if not _is_same(recorded[name], given[name])}
 
@@ -131,66 +131,66 @@ def _is_same(a: Any, b: Any) -> bool:
         return a == b or os.path.abspath(a) == os.path.abspath(b)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):  # a tuple comes back from JSON as a list
         return len(a) == len(b) and all(map(_is_same, a, b))
-    return type(a) is type(b) and bool(a == b)  # a limit of 1 is one batch, one of 1.0 is all of them
+    return type(a) is type(b) and bool(a == b)  # a limit of 1 means one batch, 1.0 means all of them
 
 
 def check_resume(recorded: Recorded, given: Options, what: str) -> None:
-    """Refuse to resume a run with options that would make it another run.
+    """Refuse to resume a run with options that would change its result.
 
     Args:
         given: the options of the command.
-        what: names the run, or its checkpoint, in the message.
+        what: what to call the run, or its checkpoint, in the message.
 
     Raises:
-        ValueError: an option under Rule.FIXED has changed, or fewer epochs are asked for than have been trained.
+        ValueError: an option under Rule.FIXED has changed, or fewer epochs are requested than have been trained.
     """
     fixed = changes(recorded.options, given, Rule.FIXED)
     if fixed:
         raise ValueError(
             f"{what} was started with {_values(fixed, 0)}; this command says {_values(fixed, 1)}. These options cannot "
-            f"change while a run lasts. Resume with {_arguments(fixed)}, or choose another --run.folder for a new run, "
+            f"change during a run. Resume with {_arguments(fixed)}, or choose another --run.folder for a new run, "
             "which may start from these weights with --model.pretrained"
         )
     epochs, trained = given.get("trainer.max_epochs"), recorded.epochs + recorded.within
     if isinstance(epochs, int) and 0 <= epochs < trained:
         raise ValueError(
-            f"{what} is in epoch {trained} already; this command asks for {epochs}. Resume with "
+            f"{what} has already reached epoch {trained}; this command asks for {epochs}. Resume with "
             f"--trainer.max_epochs {trained} or more, or choose another --run.folder for a shorter run"
         )
 
 
 def check_hyperparameters(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse to resume a task with other hyper-parameters: what a Python program meets, which has no command line.
+    """Refuse to resume a task with different hyper-parameters, for Python programs, which have no command line.
 
     Raises:
-        ValueError: one under Rule.FIXED has changed.
+        ValueError: a hyper-parameter under Rule.FIXED has changed.
     """
     theirs, ours = ({f"model.{name}": value for name, value in h.items()} for h in (recorded, given))
     fixed = changes(theirs, ours, Rule.FIXED)
     if fixed:
         names = {name.removeprefix("model."): values for name, values in fixed.items()}
         raise ValueError(
-            f"the checkpoint is of a training with {_values(names, 0)}; this task has {_values(names, 1)}. The result "
-            "would be a mixture of both. Resume with the values of the checkpoint, or start another training from its "
-            "weights, with pretrained=PATH and without ckpt_path"
+            f"the checkpoint was trained with {_values(names, 0)}; this task has {_values(names, 1)}. The result would "
+            "be a mixture of both. Resume with the values of the checkpoint, or start a new training from its weights, "
+            "with pretrained=PATH and without ckpt_path"
         )
 
 
 def recorded_changes(recorded: Options, given: Options) -> Changes:
-    """Return the changes at a resume that one command alone would not repeat: what the record of the run lists."""
+    """Return the changes to list in the run's record, because no single command would reproduce the run with them."""
     changed = changes(recorded, given, Rule.APPLIES, Rule.COMPARED)
     return {name: values for name, values in changed.items() if name not in _PLACE}
 
 
 def check_finished(recorded: Recorded, given: Options, what: str) -> bool:
-    """Return whether a finished run stays as it is; False where it is to be trained for longer.
+    """Return whether a finished run should stay unchanged; False if it is to be trained for longer.
 
     Args:
-        given: the options of the command, which `check_resume` has passed.
-        what: names the run in the message.
+        given: the options of the command, already checked by `check_resume`.
+        what: what to call the run in the message.
 
     Raises:
-        ValueError: an option has changed that went into the weights or their card.
+        ValueError: an option that affects the weights or their card has changed.
     """
     changed = changes(recorded.options, given, Rule.APPLIES, Rule.COMPARED)
     if changed.keys() & set(_LENGTH):
@@ -198,9 +198,9 @@ def check_finished(recorded: Recorded, given: Options, what: str) -> bool:
     late = {name: values for name, values in changed.items() if name not in ("trainer.callbacks", "trainer.plugins")}
     if late:
         raise ValueError(
-            f"{what} is finished; it was made with {_values(late, 0)}, and this command says {_values(late, 1)}. "
-            f"Finished weights and their card stay as they are. Choose another --run.folder for a new run, or train "
-            "this one for longer with more --trainer.max_epochs"
+            f"{what} is finished; it was trained with {_values(late, 0)}, and this command says {_values(late, 1)}. "
+            f"Finished weights and their card are never changed. Choose another --run.folder for a new run, or raise "
+            "--trainer.max_epochs to train this one for longer"
         )
     return True
 
@@ -218,14 +218,14 @@ def _word(value: Any) -> str:
 
 
 def finished_record(folder: Path, recorded: Recorded) -> dict[str, Any] | None:
-    """Return the record of a run folder's weights if they are what its last checkpoint ended in, else None: the run was
-    interrupted, or its weights could not be written."""
+    """Return the record of a run folder's weights if they come from its last checkpoint. Otherwise return None: the run
+    was interrupted, or its weights could not be written."""
     weights = folder / "weights"
     if not (weights / "model.safetensors").is_file():
         return None
     try:
         record = json.loads((weights / "config.json").read_text(encoding="utf-8"))["acmix_zoo"]
-        # records of acmix_zoo 0.1.0 and before have no steps
+        # records of acmix_zoo 0.1.0 and earlier have no steps
         is_last = record["steps"] == recorded.steps if "steps" in record else record["epochs"] == recorded.epochs
     except (OSError, ValueError, LookupError, TypeError):
         return None
@@ -233,16 +233,16 @@ def finished_record(folder: Path, recorded: Recorded) -> dict[str, Any] | None:
 
 
 def finished_message(folder: Path, record: Mapping[str, Any], recorded: Recorded) -> str:
-    """Say that a run is finished, how good its weights are, where they are, and how to train them for longer."""
+    """Return a message that a run is finished, with its scores, where its weights are, and how to train longer."""
     planned = recorded.options.get("trainer.max_epochs") or recorded.epochs
     scores = ", ".join(
         f"{m['split']} {m['name'].replace('top', 'top-')} {100 * m['value']:.2f} %" for m in record.get("metrics", [])
     )
     longer = f"To train for longer, run the same command with --trainer.max_epochs {2 * planned}"
     if recorded.epochs < planned:
-        longer = "To train for longer, raise what ended it: --trainer.max_time, --trainer.max_steps or a callback"
+        longer = "To train for longer, change what stopped it: --trainer.max_time, --trainer.max_steps or a callback"
     return (
         f"The run in {folder} is finished: {recorded.epochs} of {planned} epochs, best epoch "
         f"{record.get('best_epoch', 'unknown')}" + (f"; {scores}" if scores else "") + f".\nIts weights are in "
-        f"{folder / 'weights'}. Nothing was changed.\n{longer}. For a new run choose another --run.folder."
+        f"{folder / 'weights'}. Nothing was changed.\n{longer}. For a new run, choose another --run.folder."
     )

@@ -42,8 +42,8 @@ class RunFolder(Checkpoint):
     When the loss is NaN or infinite, the run stops before it changes the weights, and keeps the batch.
 
     Args:
-        folder: output folder, created if needed. None: `runs/<recipe>-<data>`, which the command line fills in, with
-            the model's name where no recipe is given.
+        folder: output folder, created if needed. If None, the command line uses `runs/<recipe>-<data>`, or
+            `runs/<model>-<data>` if no recipe is given.
         tag: the second half of the weights' name, `<model>.<tag>`; by default the data's name.
         license: of the weights, for their card.
         test: evaluate the best weights on the test split when the run ends. False for a run whose weights are only
@@ -57,9 +57,9 @@ class RunFolder(Checkpoint):
     recipe: str | None = None
     """The command line as given and the recipe that it names; for the record."""
     options: Options = {}  # noqa: RUF012
-    """The options that the command amounts to; a resumed run is compared with them."""
+    """All options of the command with their values, to compare with those of the run to be resumed."""
     resumes_by_itself = False
-    """Whether the same command resumes the run, since its recipe says `ckpt_path: last`."""
+    """Whether the same command resumes the run, because its recipe sets `ckpt_path: last`."""
 
     def __init__(
         self,
@@ -86,14 +86,14 @@ class RunFolder(Checkpoint):
         self._signals = Signals()
         self._stop = 0  # the signal that all processes know of
         self._batch: tuple[Any, int] = (None, 0)  # of the running step, and its number in the epoch
-        self._previous: tuple[Any, int, Tensor | None] = (None, 0, None)  # the batch before, its number and its loss
+        self._previous: tuple[Any, int, Tensor | None] = (None, 0, None)  # the previous batch, its number and its loss
         self._rehearsal = False  # Trainer(fast_dev_run=True): nothing is kept
         self._epoch_start = self._validation_seconds = 0.0
         self._images = 0
         self._validated = False  # in this epoch
         self._began = False  # to train
         self._epochs: int | None = None  # of the run
-        self._changes: list[dict[str, Any]] = []  # of options, at resumes
+        self._changes: list[dict[str, Any]] = []  # options that were changed on resume
         self._resumed_step = 0
 
     @property
@@ -121,8 +121,8 @@ class RunFolder(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from the state of a checkpoint.
 
-        The record keeps the command that started the run. Only when this one changes how the run continues, as more
-        epochs do, is it recorded instead, and the change with it.
+        The record keeps the command that started the run. If the new command changes how the run continues, for example
+        with more epochs, the record gets the new command and lists the change.
         """
         self.history = list(state_dict["history"])
         self._best, self.seed, self._epochs = state_dict["best"], state_dict["seed"], state_dict.get("epochs")
@@ -204,10 +204,10 @@ class RunFolder(Checkpoint):
         torch.manual_seed(key >> 1)  # the device's, too
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Agree with the other processes on signals, and on whether every loss is a number.
+        """Agree with the other processes on signals, and on whether every loss is finite.
 
-        A GPU has not computed this loss yet; there the one before it is looked at, and the last one before anything is
-        saved, so that the device never waits for the host.
+        A GPU has not computed the current loss yet. To avoid waiting for it, the previous loss is checked instead, and
+        the last one is checked before anything is saved.
         """
         own = ~loss.detach().isfinite()
         self._stop, broken = self._signals.agree_behind(loss.device, own)
@@ -222,18 +222,18 @@ class RunFolder(Checkpoint):
     ) -> None:
         """
         Raises:
-            NotFinite: the loss of a batch is NaN or infinite, of this or of another process.
+            NotFinite: the loss of a batch is NaN or infinite in this or another process.
         """
         is_own = loss is not None and not bool(loss.isfinite())
         if loss is not None and is_own:
             where, value = keep_batch(self.folder, trainer, batch, index, loss), f"{float(loss)}"
-        else:  # of the processes whose loss it is the first one speaks for all
-            where, value = "the batch is another process's", "not finite"
-        spared = "The weights that it spoilt are not saved." if is_behind else "The weights were not changed by it."
+        else:  # the first process with such a loss reports it
+            where, value = "the batch is in another process", "not finite"
+        spared = "The affected weights were not saved." if is_behind else "The weights were not changed by it."
         raise NotFinite(
             f"the loss is {value} at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; {where}. {spared} "
-            f"{self.resume_message} To train on, start a new run with a lower model.lr, a longer model.warmup_epochs, "
-            "trainer.gradient_clip_val, or bf16-mixed in place of 16-mixed"
+            f"{self.resume_message} To avoid this, start a new run with a lower model.lr, a longer "
+            "model.warmup_epochs, trainer.gradient_clip_val, or bf16-mixed instead of 16-mixed"
         )
 
     def on_train_batch_end(
@@ -280,7 +280,7 @@ class RunFolder(Checkpoint):
         row["images_per_second"] = self._images / max(1e-9, seconds - self._validation_seconds)
         self.history.append(row)
 
-        # without a validation the last one is the best, until there is one; one that diverged is the best only of such
+        # without a validation, the last epoch counts as the best; a diverged one is the best only if all diverged
         score = [-1.0, row["epoch"]]
         if "val/top1" in row:
             score = [row["val/top1"], -row["val/loss"]] if math.isfinite(row["val/loss"]) else [-2.0, 0.0]
@@ -318,7 +318,7 @@ class RunFolder(Checkpoint):
 
     @property
     def resume_message(self) -> str:
-        """What to do to resume, in a sentence."""
+        """A sentence that says how to resume the run."""
         if not self.last.exists():
             return "Nothing had been saved yet."
         if not self.options:
@@ -327,14 +327,14 @@ class RunFolder(Checkpoint):
         return f"The last state is in {self.last}; run the same command again{ask} to resume."
 
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, best: bool = False) -> bool:
-        """Save, unless it is not worth resuming from: a step may have spoilt the weights after a good loss."""
+        """Save, unless the weights are not finite, which can happen even after a finite loss."""
         if any(self._signals.settle()[1:]):
             self._end_broken(trainer, *self._previous)
-        # batch norms have the statistics of their own process
+        # each process has its own batch-norm statistics
         if not trainer.strategy.reduce_boolean_decision(weights_are_finite(pl_module)):
             raise NotFinite(
-                f"the weights are not finite after step {trainer.global_step}: they are not saved. "
-                f"{self.resume_message} To train on, start a new run with a lower model.lr, a longer "
+                f"the weights are not finite after step {trainer.global_step}, so they were not saved. "
+                f"{self.resume_message} To avoid this, start a new run with a lower model.lr, a longer "
                 "model.warmup_epochs, or trainer.gradient_clip_val"
             )
         return self.checkpoints.save(trainer, best)

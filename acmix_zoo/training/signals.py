@@ -30,7 +30,7 @@ class Signals:
     def __init__(self) -> None:
         self.number: int | None = None
         self._handlers: dict[int, Any] = {}
-        self._pending: tuple[torch.Tensor, Any] | None = None  # on its way to the host, and what says it has arrived
+        self._pending: tuple[torch.Tensor, Any] | None = None  # on its way to the host, and the event of its arrival
 
     def take(self) -> None:
         """Take the signals over, if this is the main thread."""
@@ -60,8 +60,8 @@ class Signals:
         return self._read(self._reduce(device, others))
 
     def agree_behind(self, device: torch.device, *others: bool | torch.Tensor) -> list[int]:
-        """Like `agree`, but on a device that works behind the program return what the call before this one found: the
-        host then waits for work that is already done, not for the step that it has just queued. All zero at first."""
+        """Like `agree`, but on an asynchronous device return the result of the previous call. The host then waits for
+        work that is already done instead of the step that it has just queued. The first result is all zero."""
         values = self._reduce(device, others)
         if not self.is_behind(device):
             return self._read(values)
@@ -69,12 +69,12 @@ class Signals:
         return self._arrived(before) if before else [0] * len(values)
 
     def settle(self) -> list[int]:
-        """Return what the last call of `agree_behind` has not returned yet; [] if there is nothing."""
+        """Return the result of `agree_behind` that is still pending; [] if there is none."""
         before, self._pending = self._pending, None
         return self._arrived(before) if before else []
 
     def _reduce(self, device: torch.device, others: tuple[bool | torch.Tensor, ...]) -> torch.Tensor:
-        # filled there: a tensor that is copied to a GPU makes the host wait for all work queued before
+        # filled on the device, because copying a tensor to a GPU makes the host wait for all queued work
         values = torch.zeros(1 + len(others), dtype=torch.int64, device=device)
         values[0] = self.number or 0
         for place, other in enumerate(others):
@@ -91,7 +91,7 @@ class Signals:
 
     @staticmethod
     def is_behind(device: torch.device) -> bool:
-        """Whether a device works behind the program, so that reading a value of the running step waits for it."""
+        """Whether a device runs asynchronously, so that reading a value of the current step would wait for it."""
         return device.type == "cuda"
 
     @staticmethod

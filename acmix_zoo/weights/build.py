@@ -50,7 +50,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     for key in ("acmix_zoo", "model_args"):
         if not isinstance(config.get(key, {}), dict):
             raise ValueError(f"{path}: {key} must be a mapping, is {type(config[key]).__name__}")
-    for key in ("label_names", "label_descriptions"):  # timm's layout has them at the top level, its cfg inside
+    for key in ("label_names", "label_descriptions"):  # at the top level of config.json, but part of timm's cfg
         if key in config:
             config["pretrained_cfg"][key] = config[key]
     return config
@@ -84,21 +84,21 @@ def build(folder: str | Path, **kwargs: Any) -> nn.Module:
 
 
 def described(config: dict[str, Any], where: Path) -> tuple[str, PretrainedCfg, dict[str, Any]]:
-    """Return architecture, timm's cfg and the network's arguments from what a weight folder or a checkpoint says.
+    """Return architecture, timm's cfg and the network's arguments as stated in a weight folder or a checkpoint.
 
     Args:
         config: in the layout of config.json.
-        where: the folder or file, for errors.
+        where: the folder or file, for error messages.
 
     Raises:
-        ValueError: it names an unknown architecture, or something other than plain values.
+        ValueError: the architecture is unknown, or a value is not plain.
     """
     architecture = config["architecture"]
     if not timm.is_model(architecture) or "." in architecture:
-        raise ValueError(f"{where} holds weights of {architecture!r}, a model that is not known here")
+        raise ValueError(f"{where} holds weights of {architecture!r}, which is not a known model")
     arguments = config.get("model_args", {})
     if refused := sorted(arguments.keys() & _BUILDERS):
-        raise ValueError(f"{where}: model_args may not set {', '.join(refused)}; it describes a network only")
+        raise ValueError(f"{where}: model_args may not set {', '.join(refused)}; it may only describe the network")
     for name, value in arguments.items():
         if not _harmless(value):
             raise ValueError(

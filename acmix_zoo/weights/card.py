@@ -15,7 +15,7 @@ _HUB_DATASETS = {"fashion_mnist": "zalando-datasets/fashion_mnist"}
 
 
 def hub_dataset(name: str) -> str | None:
-    """Return the Hub id of a data set, or None if it has none, like a local folder."""
+    """Return the Hub id of a data set, or None if it has none, as with a local folder."""
     name = _HUB_DATASETS.get(name, name)
     try:
         validate_repo_id(name)
@@ -25,20 +25,20 @@ def hub_dataset(name: str) -> str | None:
 
 
 _SPACES = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
-# Characters that mean something in Markdown, HTML or a table, as entities, which mean nothing but themselves.
+# Characters with a special meaning in Markdown, HTML or tables, and the entities that represent them literally.
 _MARKUP = {ord(c): f"&#{ord(c)};" for c in "|`*[]\\"} | {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;"}
 
 
 def escape(value: Any) -> str:
-    """Return a value as one line of plain text for Markdown, whatever markup it contains. Use it for every value that
-    a user or a data set chose."""
+    """Return a value as one line of plain Markdown text, with all markup escaped. Use this for every value that comes
+    from a user or a data set."""
     return _SPACES.sub(" ", str(value)).strip().translate(_MARKUP)
 
 
 def _code(value: Any) -> str:
     """Return a value as code on one line."""
     text = escape(value)
-    return f"`{value}`" if text == value else f"<code>{text}</code>"  # backticks would show the entities
+    return f"`{value}`" if text == value else f"<code>{text}</code>"  # backticks would show the entities literally
 
 
 def _percent(metric: Mapping[str, Any]) -> str:
@@ -124,7 +124,7 @@ def render_card(config: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str | None:
-    """Return a value as the text of a table's cell; a mapping inside a mapping is put in brackets."""
+    """Return a value as the text of a table cell, with nested mappings in brackets."""
     if isinstance(value, Mapping):
         inner = {key: f"({_cell(v)})" if isinstance(v, Mapping) else escape(v) for key, v in value.items()}
         return ", ".join(f"{escape(key)} {text}" for key, text in inner.items())
@@ -136,7 +136,7 @@ def _numbers(values: Any) -> str:
 
 
 def render_eval_results(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the Hub's result files, {file name: YAML text}: one for each data set that the Hub knows."""
+    """Return the Hub's result files, {file name: YAML text}, one for each data set that is on the Hub."""
     entries: dict[str, list[dict[str, Any]]] = {}
     for metric in config["acmix_zoo"].get("metrics") or []:
         hub_id = hub_dataset(metric["dataset"])

@@ -1,6 +1,6 @@
-"""From a checkpoint file to a model, as timm does it for its own weights: another classifier, other input channels.
+"""Build models from checkpoint files, with another classifier or other input channels if asked for, as in timm.
 
-A checkpoint of `acmix-zoo fit` says which network it is of; for any other file the caller names the network.
+A checkpoint of `acmix-zoo fit` names its network. For any other file, the caller has to name it.
 """
 
 import json
@@ -22,12 +22,12 @@ def build_path(path: str | Path, **kwargs: Any) -> nn.Module:
     """Build the model of a weight folder, a run folder or a checkpoint of `acmix-zoo fit`, with its weights.
 
     Args:
-        path: of the folder or file.
-        kwargs: num_classes, in_chans, drop_path_rate, ... for timm.
+        path: path of the folder or file.
+        kwargs: arguments for timm, such as num_classes, in_chans or drop_path_rate.
 
     Raises:
-        FileNotFoundError: `path` does not exist, or is neither a weight folder nor a run. ValueError: what `path`
-            holds is damaged, unsafe, or does not say which network it is of.
+        FileNotFoundError: `path` does not exist, or is neither a weight folder nor a run folder. ValueError: the
+            content is damaged or unsafe, or does not name its network.
     """
     place = locate(path)
     if place.is_dir():
@@ -45,23 +45,23 @@ def _build_checkpoint(path: Path, **kwargs: Any) -> nn.Module:
     hyper = _entry(checkpoint, "hyper_parameters")
     if not {"model", "num_classes"} <= hyper.keys():
         raise ValueError(
-            f"create_model: {path} does not say which network its weights are for. Expected a weight folder, a run "
+            f"create_model: {path} does not say which network its weights belong to. Expected a weight folder, a run "
             f'folder or a checkpoint of `acmix-zoo fit`. Name the network: create_model(NAME, pretrained="{path}")'
         )
     name = str(hyper["model"])
-    if (Path(name) / "config.json").is_file():  # trained from a weight folder that is given as the model
+    if (Path(name) / "config.json").is_file():  # trained with a weight folder as the model
         raise ValueError(
             f"create_model: {path} was trained with the weight folder {name} as its model. Expected a model's name in "
-            "the checkpoint. Use the run's weights/, or `acmix-zoo export` the checkpoint where that folder is"
+            "the checkpoint. Use the run's weights/, or run `acmix-zoo export` on a machine that has that folder"
         )
     architecture = name.partition(".")[0]
     default = timm.get_pretrained_cfg(architecture)
-    stored = _entry(_entry(_entry(checkpoint, "ImageDataModule"), "card"), "cfg")  # mean, std, names of the classes
+    stored = _entry(_entry(_entry(checkpoint, "ImageDataModule"), "card"), "cfg")  # mean, std, class names
     cfg = {**(default.to_dict(remove_source=True) if default else {}), **stored}
     try:
         arguments = json.loads(json.dumps(hyper.get("model_kwargs") or {}))  # tuples become lists, as in config.json
     except TypeError as error:
-        raise ValueError(f"create_model: model_kwargs of {path} are no plain values ({error})") from error
+        raise ValueError(f"create_model: model_kwargs of {path} are not plain values ({error})") from error
     config = {
         "architecture": architecture,
         "num_classes": hyper["num_classes"],
@@ -73,7 +73,7 @@ def _build_checkpoint(path: Path, **kwargs: Any) -> nn.Module:
 
 
 def _entry(mapping: Any, key: str) -> Mapping[str, Any]:
-    """Return the mapping that another one has under `key`; an empty one if there is none."""
+    """Return the nested mapping under `key`, or an empty one if there is none."""
     value = mapping.get(key) if isinstance(mapping, Mapping) else None
     return value if isinstance(value, Mapping) else {}
 
@@ -81,22 +81,22 @@ def _entry(mapping: Any, key: str) -> Mapping[str, Any]:
 def build_with(architecture: str, source: Source, where: str, **kwargs: Any) -> nn.Module:
     """Build `architecture` with the weights of a checkpoint file or state dict.
 
-    As in timm, a classifier with another number of classes than the stored one keeps its initial values, and the
+    As in timm, the classifier keeps its initial values if its number of classes differs from the stored one, and the
     first convolution is adapted to `in_chans`.
 
     Args:
         architecture: a model's name.
-        source: where the weights are, as in `load_weights`.
-        where: what to call `source` in errors.
+        source: the weights, as in `load_weights`.
+        where: what to call `source` in error messages.
         kwargs: arguments of `timm.create_model`.
 
     Raises:
-        ValueError: the weights are another network's, unreadable or unsafe.
+        ValueError: the weights belong to another network, or are unreadable or unsafe.
     """
     if kwargs.get("features_only"):
         raise ValueError(
-            f"create_model: features_only was given with {where}. Expected a weight folder; `acmix-zoo convert` makes "
-            "one of a file"
+            f"create_model: features_only does not work with {where}. Expected a weight folder; convert the file with "
+            "`acmix-zoo convert`"
         )
     model = timm.create_model(architecture, **kwargs)
     state, own = translated(source, model), model.state_dict()
@@ -114,17 +114,17 @@ def build_with(architecture: str, source: Source, where: str, **kwargs: Any) -> 
 
 
 def _adapted(weight: Any, channels: int) -> Any:
-    """Return a first convolution's weight (O, stored, K, K) as (O, channels, K, K)."""
+    """Adapt the weight of a first convolution from (O, stored, K, K) to (O, channels, K, K)."""
     stored = weight.shape[1]
     if stored == channels:
         return weight
     if stored == 3:
         return adapt_input_conv(channels, weight)
-    return adapt_input_conv(channels, weight, base_chans=stored)  # an argument of timm's newer releases
+    return adapt_input_conv(channels, weight, base_chans=stored)  # only newer releases of timm have this argument
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    """Return timm's field for layers, which is None, a name or several, as a tuple."""
+    """Return one of timm's layer fields, which may be None, a name or several names, as a tuple."""
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 

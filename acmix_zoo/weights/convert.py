@@ -14,9 +14,9 @@ from acmix_zoo.weights.load import copy_in, translated
 
 
 def convert(file: Path, name: str, folder: str | Path, record: Mapping[str, Any]) -> Path:
-    """Write the weights of a checkpoint file as a weight folder.
+    """Convert a checkpoint file to a weight folder.
 
-    The numbers of classes and of input channels are those of the file.
+    The numbers of classes and input channels are taken from the file.
 
     Args:
         file: a checkpoint of the authors, Lightning, timm or plain torch, or a safetensors file.

@@ -39,7 +39,7 @@ def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwar
         pretrained: True for the default weights; a tag; or the path of a weight folder, a run folder or any checkpoint
             file.
         kwargs: num_classes, in_chans, drop_path_rate, features_only, ...: timm's and the model's own. With another
-            num_classes than the weights have, the classifier is re-initialised; with other in_chans, the first
+            num_classes than the weights have, the classifier is re-initialised. With different in_chans, the first
             convolution is adapted as in timm.
 
     Raises:

@@ -40,11 +40,11 @@ _INHERITED |= {"first_conv", "classifier"}
 _NOT_ARCHITECTURE = {"num_classes", "drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate"}
 
 _TORCH = "For a file: torch.save(acmix_zoo.create_model(WEIGHTS).state_dict(), FILE)"
-# Kinds of model files that people expect here, and how to make one of a weight folder or run folder.
+# File extensions that users may try, and how to create such a file from a weight folder or run folder.
 _FILES = {
     ".onnx": "For ONNX: torch.onnx.export(acmix_zoo.create_model(WEIGHTS).eval(), (torch.zeros(1, 3, H, W),), FILE)",
     ".pt2": "For torch.export: torch.export.save(torch.export.export(MODEL, (torch.zeros(1, 3, H, W),)), FILE)",
-    ".safetensors": "The file is model.safetensors in that folder",
+    ".safetensors": "The safetensors file will be model.safetensors in that folder",
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _TORCH),
 }
 
@@ -107,7 +107,7 @@ def write_folder(
 
 
 def _network_cfg(twin: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-    """timm's pretrained_cfg of a network, given what is known about its weights; `twin` is it on the meta device."""
+    """Return timm's pretrained_cfg of a network from what is known about its weights; `twin` is a meta-device copy."""
     unknown = sorted(given.keys() - {field.name for field in dataclasses.fields(PretrainedCfg)})
     if unknown:
         raise ValueError(f"write_folder: timm's pretrained_cfg has no {', '.join(unknown)}; put them into the record")
@@ -119,16 +119,16 @@ def _network_cfg(twin: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"write_folder: {len(labels)} label_names were given for {num_classes} classes")
     channels, *size = cfg.get("input_size") or (3, 224, 224)
     channels = getattr(twin, "in_chans", channels)
-    if "input_size" not in given:  # the source's; `set_input_size` may have changed the network's since
+    if "input_size" not in given:  # `set_input_size` may have changed it since the network was built
         cfg["input_size"] = (channels, *to_2tuple(getattr(twin, "_model_args", {}).get("img_size", size)))
     for key in ("mean", "std"):
         values = tuple(cfg.get(key) or ())
-        if values and key not in given and len(values) != channels:  # as timm fits them to other channels
+        if values and key not in given and len(values) != channels:  # as timm does for other channels
             cfg[key] = values = (sum(values) / len(values),) * channels
         if cfg["input_size"][0] != channels or (values and len(values) != channels):
             raise ValueError(
-                f"write_folder: the network has {channels} input channels, input_size is {tuple(cfg['input_size'])} "
-                f"and {key} {values}; give them for {channels} channels"
+                f"write_folder: the network has {channels} input channels, but input_size is "
+                f"{tuple(cfg['input_size'])} and {key} is {values}. Give both for {channels} channels"
             )
     if "pool_size" not in given:
         cfg["pool_size"] = _pool_size(twin, cfg["input_size"])
@@ -137,7 +137,7 @@ def _network_cfg(twin: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _pool_size(twin: nn.Module, input_size: Sequence[int]) -> tuple[int, int] | None:
-    """Height and width of the last feature map, or None where the features are tokens."""
+    """Return the height and width of the last feature map, or None if the features are tokens."""
     features = twin.forward_features(torch.empty(1, *input_size, device="meta"))  # type: ignore[operator]
     if not isinstance(features, Tensor) or features.dim() != 4:
         return None
@@ -148,7 +148,7 @@ def _pool_size(twin: nn.Module, input_size: Sequence[int]) -> tuple[int, int] | 
 def _config(
     model: nn.Module, architecture: str, cfg: dict[str, Any], record: Mapping[str, Any], weights: bytes
 ) -> dict[str, Any]:
-    """config.json as a dict."""
+    """Return config.json as a dict."""
     cfg = PretrainedCfg(**cfg).to_dict(remove_source=True)  # timm's defaults are filled in: nothing is left to guess
     cfg.pop("architecture", None)
     # At the top level, where timm and transformers read them.
@@ -197,16 +197,16 @@ def _version() -> str:
 
 
 def free_place(folder: str | Path) -> Path:
-    """Return the absolute path of a place where a weight folder may be put: nothing is there, or another weight folder.
+    """Return the absolute path for a new weight folder, which must not exist yet or must be another weight folder.
 
     Raises:
-        ValueError: the path is a model file's, such as model.onnx. FileExistsError: something else is in the way.
+        ValueError: the path names a model file, such as model.onnx. FileExistsError: something else is at the path.
     """
     folder = Path(os.path.abspath(folder))
     if folder.suffix in _FILES:
         raise ValueError(
             f"{folder.name} is the name of a {folder.suffix} file, but weights are written as a folder. Expected a "
-            f"folder's name, such as {folder.stem}. {_FILES[folder.suffix]}"
+            f"folder name, such as {folder.stem}. {_FILES[folder.suffix]}"
         )
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not empty and not (folder / "config.json").is_file():
@@ -250,8 +250,8 @@ def beside(folder: Path) -> Iterator[Path]:
 def take_place(new: Path, folder: Path) -> None:
     """Verify the weight folder `new` and move it to `folder`; if it does not verify, `folder` is as it was.
 
-    Several processes may do so at the same time: the last one wins, and each of their folders is whole. No lock
-    (filelock) is used, because its file would stay beside the folder, and some network file systems know no locks.
+    Several processes may do this at the same time. The last one wins, and the folder is always complete. No lock
+    (filelock) is used, because its file would remain next to the folder, and some network file systems have no locks.
 
     Raises:
         ValueError: it does not verify.
@@ -269,8 +269,8 @@ def take_place(new: Path, folder: Path) -> None:
                 return
             except BaseException as error:
                 if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-                    continue  # another process put its folder there in between
-                with suppress(OSError):  # nothing was there before, or another process's folder is there now
+                    continue  # another process has put its folder there in the meantime
+                with suppress(OSError):  # there was no folder before, or another process has put its folder there
                     aside.rename(folder)
                 raise
-    raise FileExistsError(f"{folder} is replaced by other processes all the time; write to another folder")
+    raise FileExistsError(f"{folder} is constantly replaced by other processes. Write to a different folder")

@@ -35,7 +35,7 @@ def from_pretrained(source: str | Path, *, token: str | None = None, **kwargs: A
 
     Args:
         source: "org/name", "org/name@revision" (branch, tag or commit), or the path of a weight folder or a run
-            folder; a folder that is there comes before a repository of the same name.
+            folder. An existing folder takes precedence over a repository of the same name.
         token: for private repositories; by default the one of `hf auth login` or HF_TOKEN.
         kwargs: num_classes, in_chans, drop_path_rate, features_only, ...: timm's and the model's own.
 
@@ -130,7 +130,7 @@ def push(
     """Publish a weight folder as one commit; what broke off goes on where it was, and nothing is half-published.
 
     Args:
-        folder: a weight folder that verifies, or the run folder around it; it is only read.
+        folder: a valid weight folder, or the run folder that contains it. It is not modified.
         name: "org/name"; the repository is made if it is missing.
         private: of a repository that is made.
         revision: branch to commit to, made if it is missing; by default the main one.

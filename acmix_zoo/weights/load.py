@@ -20,8 +20,8 @@ from acmix_zoo.models._plain_swin import is_plain_swin
 from acmix_zoo.models._silent import lacks_convolution
 from acmix_zoo.weights.read import Source, State, read_state_dict
 
-# What people call the attribute that holds the network, and what DDP and torch.compile put around it. A checkpoint's
-# keys may begin with any sequence of these words.
+# Common names of the attribute that holds the network, and the prefixes that DDP and torch.compile add. A checkpoint's
+# keys may start with any sequence of these words.
 _WRAPPERS = re.compile(r"((module|_orig_mod|model|network|net|encoder|backbone)\.)*")
 # Wrappers of single blocks, anywhere in a key: torch.compile, FSDP, activation checkpointing.
 _BLOCK_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -52,10 +52,10 @@ def translated(source: Source, module: nn.Module) -> State:
 
 
 def _without_wrappers(state: State, own: State) -> State:
-    """Remove what wrappers put into the keys of `state`, guided by a module's `own` keys."""
+    """Remove what wrappers have added to the keys of `state`, guided by a module's `own` keys."""
     if not any(_BLOCK_WRAPPERS.search(key) for key in own):
         state = without_block_wrappers(state)
-    # How many of the module's keys are found behind each prefix, "" included.
+    # The number of the module's keys that are found after each prefix, including "".
     found: Counter[str] = Counter()
     for key in state:
         ends = [0, *(match.end() for match in re.finditer(r"\.", key))]
@@ -66,14 +66,14 @@ def _without_wrappers(state: State, own: State) -> State:
     ]
     if any(not torch.equal(state[complete[0] + key], state[p + key]) for p in complete[1:] for key in own):
         raise ValueError(
-            f"load_weights: the keys behind {', '.join(sorted(complete)[:8])} all fit. Expected one network; pass the "
-            "state dict of the one that you want, without its prefix"
+            f"load_weights: the prefixes {', '.join(sorted(complete)[:8])} each give a complete network. Expected one; "
+            "pass the state dict of the one that you want, without its prefix"
         )
-    if complete:  # a name that we do not know is taken if it is the only place that has every key, or all are equal
+    if complete:  # accept an unknown prefix if it is the only one with every key, or if all candidates are equal
         prefix = complete[0]
     elif known:
         prefix = max(known, key=lambda p: (known[p], -len(p)))
-    else:  # another project's names: drop the wrappers that all keys share
+    else:  # names from another project: drop the wrapper prefixes that all keys share
         heads = [match[0] for key in state if (match := _WRAPPERS.match(key))]
         prefix = min(heads, key=len, default="")
         prefix = prefix if all(key.startswith(prefix) for key in state) else ""
@@ -81,7 +81,7 @@ def _without_wrappers(state: State, own: State) -> State:
 
 
 def without_block_wrappers(state: State) -> State:
-    """Remove what torch.compile, FSDP and activation checkpointing of single blocks put inside the keys."""
+    """Remove what torch.compile, FSDP and activation checkpointing of single blocks add inside the keys."""
     return {_BLOCK_WRAPPERS.sub("", key): value for key, value in state.items()}
 
 
@@ -114,9 +114,9 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def mismatch(own: State, state: State, where: str, kind: str, fresh: Collection[str] = ()) -> str:
-    """Return three lines on what of `state` does not fit a module's `own` state dict; empty when everything fits.
+    """Describe in three lines where `state` does not fit a module's `own` state dict. Empty if everything fits.
 
-    `fresh` are keys that keep their initial values; what `state` has under these names is left out of account.
+    `fresh` are keys that keep their initial values; entries of `state` with these names are ignored.
     """
     own = {key: value for key, value in own.items() if key not in fresh}
     state = {key: value for key, value in state.items() if key not in fresh}
@@ -139,7 +139,7 @@ def copy_in(module: nn.Module, state: State, where: str, strict: bool = True, fr
     """Copy `state` into `module`, except for the keys `fresh`, which keep their initial values.
 
     Raises:
-        ValueError: a key or shape does not fit; nothing was copied.
+        ValueError: a key or shape does not fit. Nothing is copied in this case.
     """
     own: State = module.state_dict()
     wanted = {key: value for key, value in own.items() if key not in fresh}

@@ -1,14 +1,14 @@
-"""The one place that says which weights a path means: a weight folder, a run folder or a file."""
+"""Find the weights that a path refers to: a weight folder, a run folder or a file."""
 
 from os import PathLike
 from pathlib import Path
 
 
 def locate(path: str | PathLike[str]) -> Path:
-    """Return the weight folder or checkpoint file that `path` means.
+    """Return the weight folder or checkpoint file that `path` refers to.
 
-    A run folder stands for its weights: `weights/` if the run has finished, else `checkpoints/best.ckpt`. So does the
-    run's `config.yaml`. Any other path is returned unchanged, whether it exists or not.
+    A run folder, or its `config.yaml`, refers to the run's weights: `weights/` if the run has finished, otherwise
+    `checkpoints/best.ckpt`. Any other path is returned unchanged, whether or not it exists.
     """
     path = Path(path)
     run = path.parent if path.name == "config.yaml" else path

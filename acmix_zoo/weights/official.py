@@ -67,8 +67,8 @@ def fetch(model: str) -> Path:
     if _is_whole(folder):
         return folder / "model.safetensors"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # One process downloads, for instance of a DDP run; the others wait and find the file. huggingface_hub's lock is
-    # filelock's, and also works on file systems that know no locks.
+    # With several processes, as in a DDP run, one downloads and the others wait for the file. huggingface_hub's lock is
+    # based on filelock and also works on file systems without locks.
     with WeakFileLock(folder.parent / f".{folder.name}.lock"):
         if not _is_whole(folder):
             _download_and_convert(model, folder)
@@ -76,19 +76,19 @@ def fetch(model: str) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the folder holds weights with the recorded hash; it was verified completely when it was written."""
+    """Return whether the folder has weights with the recorded hash. It was fully verified when it was written."""
     if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
         return False
     try:
         check_sha256(folder)
     except ValueError as error:
-        warnings.warn(f"{error}. It is fetched again", stacklevel=3)
+        warnings.warn(f"{error}. Fetching it again", stacklevel=3)
         return False
     return True
 
 
 def _download_and_convert(model: str, folder: Path) -> None:
-    """Fetch the authors' file of `model` from the first link that works, and write it as a weight folder."""
+    """Fetch the authors' file for `model` from the first link that works, and convert it to a weight folder."""
     failures, cfg = [], timm.get_pretrained_cfg(f"{model}.{TAG}")
     assert cfg is not None and isinstance(cfg.url, str)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as space:  # the disk that the weights will be on

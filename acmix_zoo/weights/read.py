@@ -1,7 +1,7 @@
 """Read the tensors of a weight folder, a safetensors file or a torch checkpoint, without running code from the file.
 
-Trainers store their weights under many names and beside many other objects. This file knows those names and objects;
-how the tensors are matched to a module is in `load.py`.
+Trainers store weights under many names and together with many other objects. This file handles those names and
+objects; `load.py` matches the tensors to a module.
 """
 
 import pickle
@@ -29,7 +29,7 @@ _ENTRIES = (
 
 
 class _Ignored:
-    """The value of an object that is stored beside the weights and never used, such as a numpy scalar or a path.
+    """Placeholder for an object that is stored with the weights but never used, such as a numpy scalar or a path.
 
     Unpickling creates this object instead of the real one, so that none of the real class's code runs.
     """
@@ -39,8 +39,8 @@ class _Ignored:
     def __setstate__(self, state: object) -> None: ...
 
 
-# Classes that trainers store beside the weights: settings, scores, output folders. Each name stands for a harmless
-# value; a class that is missing here is refused. A CfgNode (Swin's trainer) is filled like a dict.
+# Classes that trainers store with the weights: settings, scores, output folders. Each is read as a harmless value;
+# classes that are not listed are refused. A CfgNode (Swin's trainer) is filled like a dict.
 _IGNORED = (
     *("argparse.Namespace", "datetime.datetime", "datetime.timedelta", "torch.torch_version.TorchVersion"),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
@@ -51,14 +51,14 @@ _SAFE_GLOBALS: list[Any] = [(OrderedDict, "yacs.config.CfgNode"), *((_Ignored, n
 
 
 def read_state_dict(source: Source) -> State:
-    """Return the tensors of `source` by name, on the CPU; names stay as they are stored.
+    """Return the tensors of `source` by their stored names, on the CPU.
 
     Args:
         source: a weight folder, a run folder, a safetensors file, a torch checkpoint (.pth, .pt, .ckpt, .bin) or a
             mapping. In checkpoints and mappings the state dict may be an entry such as `model_state_dict` or `net`.
 
     Raises:
-        FileNotFoundError: `source` does not exist. ValueError: it is unreadable, or has no weights inside.
+        FileNotFoundError: `source` does not exist. ValueError: it is unreadable or contains no weights.
     """
     if isinstance(source, Mapping):
         return _state_dict(source, "the mapping")
@@ -74,7 +74,7 @@ def read_state_dict(source: Source) -> State:
     try:
         return safetensors.torch.load_file(path)
     except OSError:
-        raise  # the file may be fine: permissions, a failing disk
+        raise  # the file itself may be fine, for example if permissions are missing or the disk fails
     except Exception as error:
         raise _damaged(path, error) from error
 
@@ -83,7 +83,7 @@ def read_checkpoint(path: Path) -> Any:
     """Return the content of a torch checkpoint, on the CPU.
 
     The file is read with `weights_only`, which creates tensors and plain containers and runs no code from the file.
-    Settings and scores that trainers commonly store beside the weights are read as placeholders.
+    Settings and scores that trainers commonly store with the weights are read as placeholders.
 
     Raises:
         ValueError: the file is damaged, or contains objects of other classes. OSError: it cannot be read.
@@ -95,14 +95,14 @@ def read_checkpoint(path: Path) -> Any:
             raise
         except pickle.UnpicklingError as error:
             raise ValueError(f"load_weights: {path} was refused: {_refusal(path, error)}") from error
-        except Exception as error:  # damaged pickles raise nearly everything
+        except Exception as error:  # damaged pickles raise almost any exception
             raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"load_weights: {path} ({path.stat().st_size} bytes) is damaged or not a checkpoint ({error}); "
-        "fetch or write it again"
+        f"load_weights: {path} ({path.stat().st_size} bytes) is damaged or not a checkpoint ({error}). "
+        "Download it or save it again"
     )
 
 
@@ -110,11 +110,11 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     """Explain why `weights_only` refuses a file. Must be called while the safe globals are in effect."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # torch's format before 1.6, which only names the first class, or no checkpoint at all
+    except Exception:  # torch's format before 1.6, for which only the first class is known, or not a checkpoint at all
         names = re.findall(r"\bGLOBAL (\S+)", str(error))[:1]
     if not names:
         return (
-            "it is damaged or holds more than tensors; save the state dict alone: torch.save(model.state_dict(), path)"
+            "it is damaged or holds more than tensors. Save only the state dict: torch.save(model.state_dict(), path)"
         )
     shown = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more classes" if len(names) > 5 else "")
     return (
@@ -125,24 +125,24 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
 
 
 def _state_dict(checkpoint: Any, where: str) -> State:
-    """Return the state dict in a checkpoint, which is the checkpoint itself, a known entry or the only one with one."""
+    """Return the state dict in a checkpoint: the checkpoint itself, a known entry, or the only entry with tensors."""
     state = _find_state(checkpoint)
     if state:
         return state
     found = [str(key) for key, value in checkpoint.items() if _find_state(value)] if _is_mapping(checkpoint) else []
     if len(found) > 1:
         raise ValueError(
-            f"load_weights: {where} has several entries with tensors: {', '.join(found[:8])}; expected one. Pass the "
+            f"load_weights: {where} has several entries with tensors: {', '.join(found[:8])}. Expected one; pass the "
             "state dict that you want"
         )
     if found:
         return _find_state(checkpoint[found[0]]) or {}
     keys = ", ".join(map(str, list(checkpoint)[:8])) if _is_mapping(checkpoint) else type(checkpoint).__name__
-    raise ValueError(f"load_weights: no weights in {where}; expected named tensors, found: {keys or 'nothing'}")
+    raise ValueError(f"load_weights: no weights in {where}. Expected named tensors, found: {keys or 'nothing'}")
 
 
 def _find_state(value: Any, depth: int = 4) -> State | None:
-    """Return the tensors of a mapping, or those of the first known entry that has any, up to `depth` entries deep."""
+    """Return the tensors of a mapping, or of its first known entry that has any, up to `depth` levels deep."""
     if not _is_mapping(value) or not depth:
         return None
     for entry in _ENTRIES:

@@ -149,7 +149,7 @@ def _ends(state: State, first: str, last: str) -> dict[str, Any]:
 
 
 def plain_state(source: nn.Module | Source) -> State:
-    """Return the weights of a network or of what is stored, without what wrappers put into the keys."""
+    """Return the weights of a network or of stored weights, without the key prefixes that wrappers add."""
     state = dict(unwrapped(source).state_dict()) if isinstance(source, nn.Module) else read_state_dict(source)
     state = without_block_wrappers(state)
     for key in state:

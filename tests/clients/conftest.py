@@ -1,4 +1,4 @@
-"""Tests against the packages that our users have."""
+"""Tests against other packages that our users combine with this one."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Import these files for the slow tests only: some of the packages change others when they are imported
-    (Ultralytics replaces `PIL.Image.open`), and all of them take seconds."""
+    """Import these files only for the slow tests. Some of the packages modify others when they are imported
+    (Ultralytics replaces `PIL.Image.open`), and all of them take seconds to import."""
     wanted = config.option.markexpr
     return True if "slow" not in wanted or "not slow" in wanted else None

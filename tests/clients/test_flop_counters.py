@@ -1,4 +1,4 @@
-"""Counters of other packages: thop, and so Ultralytics, counts by the definition; fvcore and TensorBoard run."""
+"""FLOP counters of other packages: thop (used by Ultralytics) counts by the definition; fvcore and TensorBoard run."""
 
 import warnings
 from pathlib import Path
@@ -25,7 +25,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("size", [(12, 12), (64, 48)])  # served by different forms, which do different arithmetic
+@pytest.mark.parametrize("size", [(12, 12), (64, 48)])  # these sizes use different forms with different arithmetic
 def test_thop_counts_by_the_definition(name: str, size: tuple[int, int]) -> None:
     thop = pytest.importorskip("thop")
     build, channels = LAYERS[name]
@@ -40,7 +40,7 @@ def test_thop_counts_by_the_definition(name: str, size: tuple[int, int]) -> None
         assert macs == 2 * definition_macs(layer, x) + channels**2 * size[0] * size[1]
 
 
-def test_what_ultralytics_prints() -> None:
+def test_ultralytics_prints_the_right_gflops() -> None:
     """It profiles images of 32 pixels and extrapolates to 640."""
     pytest.importorskip("thop")
     torch_utils = pytest.importorskip("ultralytics.utils.torch_utils")
@@ -51,8 +51,8 @@ def test_what_ultralytics_prints() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_fvcore_runs(name: str) -> None:
-    """It counts the operators of a trace; sums of products, which our traced attention consists of, are not among them.
-    So there is no exact number to expect: no more than the definition, and at least the convolutions and products."""
+    """fvcore counts the operators of a trace, but not the sums of products in our traced attention. The exact number is
+    therefore unknown: at most the definition, and at least the convolutions and matrix products."""
     fvcore = pytest.importorskip("fvcore.nn")
     model = acmix_zoo.create_model(name).eval()
     analysis = fvcore.FlopCountAnalysis(model, torch.randn(1, 3, 32, 32))

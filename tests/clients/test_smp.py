@@ -1,4 +1,4 @@
-"""Segmentation Models PyTorch: every family as a `tu-` encoder, and the small networks with their own depths."""
+"""Segmentation Models PyTorch: every family as a `tu-` encoder, and the small networks at their depths."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FAMILIES = {
     "acmix_san10": {"layers": (1, 1, 1, 1, 1)},
     "acmix_pvt_t": {"depths": (1, 1, 1, 1)},
 }
-# As their docstrings say: the encoder's depth is the number of times that it halves the image.
+# From their docstrings: an encoder's depth is the number of times that it halves the image.
 DEPTHS = {"acmix_resnet_pico": 4, "acmix_swin_pico": 3, "acmix_san_pico": 3, "acmix_pvt_pico": 3}
 
 
 def learn(model: torch.nn.Module, size: tuple[int, int] = (64, 96), unused: tuple[str, ...] = ()) -> None:
-    """One step: masks of the image's size, a gradient for the whole encoder but for what SMP leaves out."""
+    """Check one step: masks have the image's size, and all of the encoder that SMP uses gets a gradient."""
     masks = model.train()(torch.randn(2, 3, *size))
     assert masks.shape == (2, 2, *size)
     masks.square().mean().backward()
@@ -34,7 +34,7 @@ def learn(model: torch.nn.Module, size: tuple[int, int] = (64, 96), unused: tupl
 @pytest.mark.parametrize("name", FAMILIES)
 def test_decoders(name: str, decoder: str) -> None:
     model = getattr(smp, decoder)(f"tu-{name}", encoder_weights=None, classes=2, **FAMILIES[name])
-    # DPT alone keeps the classifier, and the norm before it, in the encoder.
+    # Only DPT keeps the classifier and the norm before it in the encoder.
     learn(model, unused=tuple(f"encoder.model.{key}" for key in ("fc", "head", "norm.")) if decoder == "DPT" else ())
 
 
@@ -47,7 +47,7 @@ def test_dilated_encoder(decoder: str, output_stride: int) -> None:
         "tu-acmix_resnet26", encoder_weights=None, encoder_output_stride=output_stride, classes=2, layers=(1, 1, 1, 1)
     )
     assert model.encoder.output_stride == output_stride
-    # PAN's attention pools its last map to three smaller ones, which SMP makes only of images of 128 pixels or more.
+    # PAN's attention pools its last map to three smaller ones, so SMP needs images of at least 128 pixels.
     learn(model, (128, 160))
 
 

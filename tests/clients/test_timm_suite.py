@@ -1,11 +1,11 @@
 """timm's own tests of its models, run on ours.
 
-The tests are not part of this repository. `ACMIX_TIMM_TESTS` names timm's tests/test_models.py, or its folder; without
-it they are taken from the source distribution of the installed version, through pip. Where neither can be had, the
-tests are skipped and say so.
+The tests are not part of this repository. `ACMIX_TIMM_TESTS` is the path of timm's tests/test_models.py, or of its
+folder. Without it, pip downloads the source distribution of the installed version. If neither is available, the tests
+are skipped with a message.
 
-timm's parameter lists are exchanged for the names of one family, and its file runs in a process of its own. What fails
-has to stand in KNOWN with its reason, and what stands there has to fail.
+timm's parameter lists are replaced by the names of one family, and its file runs in a separate process. Tests that fail
+must be listed in KNOWN with a reason, and tests that are listed there must fail.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ FAMILIES = {
 TINY: dict[str, dict[str, Any]] = {  # where timm's test builds its network with arguments of that network
     "acmix_swin_t": {"embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 1, 1, 1)},
 }
-# Tests of single networks of timm's that say something about ours: the families they are run on. All tests that timm
-# runs on a list of models are run on every family.
+# timm's tests of single networks that also apply to ours, with the families to run them on. Tests that timm runs on a
+# list of models are run on every family.
 ALSO = {
     "test_reset_classifier_keeps_pool": ["resnet", "swin", "san"],
     "test_features_only_grad_checkpointing_backward": ["resnet", "swin", "san", "pvt"],
@@ -89,7 +89,7 @@ def path_of_timms_tests(folder: Path) -> Path:
         path = Path(named)
         path = path / "test_models.py" if path.is_dir() else path
         if not path.is_file():
-            pytest.fail(f"ACMIX_TIMM_TESTS={named} does not exist; name timm's tests/test_models.py")
+            pytest.fail(f"ACMIX_TIMM_TESTS={named} does not exist; expected the path of timm's tests/test_models.py")
         return path
     version = importlib.metadata.version("timm")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", f"timm=={version}"]
@@ -98,10 +98,10 @@ def path_of_timms_tests(folder: Path) -> Path:
         with tarfile.open(next(folder.glob("timm-*.tar.gz"))) as archive:
             archive.extractall(folder, filter="data")
     except (subprocess.SubprocessError, OSError, StopIteration) as error:
-        pytest.skip(f"the source distribution of timm {version} cannot be had ({error}); set ACMIX_TIMM_TESTS")
+        pytest.skip(f"the source distribution of timm {version} is not available ({error}); set ACMIX_TIMM_TESTS")
     path = folder / f"timm-{version}" / "tests" / "test_models.py"
     if not path.is_file():
-        pytest.skip(f"the source distribution of timm {version} holds no tests; set ACMIX_TIMM_TESTS")
+        pytest.skip(f"the source distribution of timm {version} contains no tests; set ACMIX_TIMM_TESTS")
     return path
 
 
@@ -111,7 +111,7 @@ def timms_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reason(test: str, model: str) -> tuple[str, str] | None:
-    """The entry of KNOWN for a test of a model."""
+    """Return the entry of KNOWN for a test of a model."""
     keys = [key for key in KNOWN if key[0] == test and fnmatch.fnmatch(model, key[1])]
     assert len(keys) < 2, f"{test} of {model} is listed twice: {keys}"
     return keys[0] if keys else None
@@ -140,14 +140,14 @@ def test_family(family: str, timms_tests: Path, tmp_path: Path) -> None:
 
 
 class Substitution:
-    """A pytest plugin: our names for timm's, nothing else is run, and every outcome is kept."""
+    """A pytest plugin that replaces timm's model names by ours, runs nothing else, and records every outcome."""
 
     def __init__(self, family: str) -> None:
         self.family, self.names = family, FAMILIES[family]
         self.rows: dict[str, tuple[str, str, str, str]] = {}
 
     def list_models(self, filter: Any = "", **options: Any) -> list[str]:
-        """In place of timm's function, when its file is imported: the names that its parameter lists ask for."""
+        """Replace timm's `list_models` while its file is imported: return our names for its parameter lists."""
         options.pop("module", None)  # its modules
         excluded = options.pop("exclude_filters", ())
         tokens = self.family == "pvt"  # as its "non-standard" networks, which it asks for by vit_* and other patterns
@@ -158,7 +158,7 @@ class Substitution:
         ):
             return []
         names = [name for name in self.original(**options) if name.split(".")[0] in self.names]
-        if options.get("pretrained"):  # only those whose weights are in this repository
+        if options.get("pretrained"):  # only networks whose weights are in this repository
             names = [name for name in names if "_pico" in name]
         return names
 

@@ -1,4 +1,4 @@
-"""torchgeo's tasks, which build any timm network by name, with other numbers of bands than three."""
+"""torchgeo's tasks, which build timm networks by name, with various numbers of bands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchvision's detection networks over `features_only`."""
+"""torchvision's detection networks with our networks as backbones through `features_only`."""
 
 from __future__ import annotations
 

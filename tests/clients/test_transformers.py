@@ -1,4 +1,4 @@
-"""transformers: the shipped weight folders through its readers, and the networks as its backbones."""
+"""transformers: load the shipped weight folders, and use the networks as backbones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABELS = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shir
 
 
 def example(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and the logits that the weights of a folder give for them."""
+    """Return images and the logits that the weights of a folder give for them."""
     from safetensors.torch import load_file
 
     stored = load_file(folder / "test" / "example.safetensors")
@@ -29,7 +29,7 @@ def example(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_classifier(folder: Path) -> None:
-    """It builds on the meta device and fills in what it finds: buffers that no checkpoint holds must be right, too."""
+    """transformers builds on the meta device and fills in the checkpoint. Buffers that it lacks must be right, too."""
     images, logits = example(folder)
     model = transformers.AutoModelForImageClassification.from_pretrained(folder)
     ours = acmix_zoo.create_model(folder).eval()
@@ -61,7 +61,7 @@ def test_config_and_pipeline(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_saved_again(folder: Path, tmp_path: Path) -> None:
-    """What transformers saves gives the same logits and labels. (timm 1.0.31 cannot read it, whatever the network.)"""
+    """A folder saved by transformers gives the same logits and labels. (timm 1.0.31 cannot read any such folder.)"""
     images, logits = example(folder)
     model = transformers.AutoModelForImageClassification.from_pretrained(folder)
     model.save_pretrained(tmp_path)
@@ -71,8 +71,8 @@ def test_saved_again(folder: Path, tmp_path: Path) -> None:
     assert again.config.id2label == dict(enumerate(LABELS))
 
 
-def test_without_our_package_the_message_is_the_one_that_cards_speak_of() -> None:
-    """Cards say that `import acmix_zoo` is needed, since transformers gives another advice."""
+def test_message_without_our_package_is_as_described_in_cards() -> None:
+    """Cards say that `import acmix_zoo` is needed, because transformers gives different advice."""
     code = "import sys; from transformers import AutoModelForImageClassification as M; M.from_pretrained(sys.argv[1])"
     found = subprocess.run([sys.executable, "-c", code, str(FOLDERS[0])], capture_output=True, text=True, check=False)
     assert found.returncode and "upgrade timm" in found.stderr
@@ -81,7 +81,7 @@ def test_without_our_package_the_message_is_the_one_that_cards_speak_of() -> Non
 
 @pytest.mark.parametrize("name", ["acmix_resnet26", "acmix_swin_t", "acmix_san10", "acmix_pvt_t"])
 def test_backbone_of_a_segmentation_network(name: str) -> None:
-    """TimmBackbone, and UperNet over it."""
+    """TimmBackbone, and UperNet on top of it."""
     indices = [0, 1, 2, 3] if name in ("acmix_swin_t", "acmix_pvt_t") else [1, 2, 3, 4]
     backbone = transformers.TimmBackboneConfig(backbone=name, out_indices=indices, use_pretrained_backbone=False)
     maps = transformers.TimmBackbone(backbone).eval()(torch.randn(1, 3, 64, 64)).feature_maps

@@ -1,7 +1,7 @@
 """ACmix2d in the real Ultralytics, unpatched: rows of a model yaml, swapped models, training, validation and export.
 
-Every step runs in a process of its own: Ultralytics reads its settings when it is imported, and training changes
-global settings of torch. Nothing is downloaded, and the settings are written into the test's own folder.
+Every step runs in a separate process, because Ultralytics reads its settings when it is imported, and training changes
+global settings of torch. Nothing is downloaded, and the settings are written to the test's own folder.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ report(results=results)
 
 
 def run(script: str, folder: Path) -> dict[str, Any]:
-    """Run a script in a process of its own, and return what it reports on its last line."""
+    """Run a script in a separate process, and return what it reports on its last line."""
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT), "YOLO_CONFIG_DIR": str(folder / "settings"), "YOLO_OFFLINE": "true",
         "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false",
@@ -222,7 +222,7 @@ def trained(folder: Path) -> dict[str, Any]:
     return run(TRAIN, folder)
 
 
-# (in, out, stride): widths are a quarter of those in the yaml, a repeated row is there twice.
+# (in, out, stride): widths are a quarter of those in the yaml; a repeated row appears twice.
 LAYERS = [[128, 128, 1], [64, 64, 1], [64, 64, 1], [64, 64, 2]]
 
 
@@ -253,7 +253,7 @@ def test_a_swap_lasts_in_a_trainer_that_repeats_it(folder: Path) -> None:
     swapped = run(SWAP, folder)
     assert swapped["layers"] == [[64, 64, 1]] * 4
     assert "fitness" in swapped["metrics"]
-    # Their trainer builds from the yaml: the swap is gone, as the docstring of swap_conv3x3 says.
+    # The default trainer builds from the yaml, so the swap is lost, as the docstring of swap_conv3x3 says.
     assert swapped["without"] == []
 
 
