@@ -154,6 +154,21 @@ def test_what_is_compared_with_the_data_is_refused_there(made: Path, capsys: pyt
     assert "is finished; it was trained with data.batch_size 8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["validate"], ["fit"]], ids=lambda words: words[0])
+def test_classes_with_other_names_are_refused(
+    made: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many classes with other names would be scored, and trained on, as if they were the old ones."""
+    pictures = shutil.copytree(made / "pictures", tmp_path / "pictures")
+    (pictures / "class0").rename(pictures / "zebra")
+    if arguments == ["fit"]:
+        words = command(made, "cut", data__source=pictures)
+    else:
+        words = [*arguments, f"--config={made / 'done/config.yaml'}", f"--data.source={pictures}"]
+    assert main(words) == 1
+    assert "pictures has other classes than the checkpoint: ['" in capsys.readouterr().err
+
+
 def test_what_has_no_influence_takes_effect(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The weights are those of an uninterrupted run, and the record has the first command."""
     options = {"trainer__log_every_n_steps": 1, "data__num_workers": 1, "run__save_every": 1}

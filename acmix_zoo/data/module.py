@@ -24,7 +24,7 @@ from acmix_zoo.data.checks import (
 )
 from acmix_zoo.data.images import Inspection
 from acmix_zoo.data.mixing import Mixing
-from acmix_zoo.data.resume import compare_data, compare_sizes
+from acmix_zoo.data.resume import compare_classes, compare_data, compare_sizes
 from acmix_zoo.data.samplers import EpochSampler, ShardSampler
 from acmix_zoo.data.sources import FileImages, Images, Source, open_source
 from acmix_zoo.data.stream_batches import EvalStream, TrainStream
@@ -345,6 +345,9 @@ class ImageDataModule(L.LightningDataModule):
         Raises:
             ValueError: it is of a run with other images or other batches.
         """
+        if self.trainer is not None and self.trainer.state.fn != "predict":
+            names = state_dict.get("card", {}).get("cfg", {}).get("label_names")
+            compare_classes(names, self.class_names, self.source.name)
         theirs = state_dict.get("size")
         if self.trainer is not None and self.trainer.state.fn == "fit" and theirs:
             changed = compare_data(state_dict["card"]["dataset"], self.card()["dataset"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -25,6 +27,24 @@ def compare_data(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
             "and start from its weights with --model.pretrained if that is meant"
         )
     return f"FILES HAVE CHANGED since the checkpoint, of a run on {was}; here is {now}. The run goes on with these."
+
+
+def compare_classes(theirs: Sequence[str] | None, ours: Sequence[str], source: str) -> None:
+    """Check that the classes of a checkpoint are those of the data, in the same order.
+
+    Raises:
+        ValueError: other names, or another order. Every score and label would be of the wrong class.
+    """
+    if theirs is None:
+        return
+    was, now = ([unicodedata.normalize("NFC", name) for name in names] for names in (theirs, ours))
+    if was != now:
+        missing, added = (sorted(set(a) - set(b)) for a, b in ((was, now), (now, was)))
+        raise ValueError(
+            f"{source} has other classes than the checkpoint: {missing[:5]} are missing and {added[:5]} are new. "
+            f"Expected {was[:5]}{' …' if len(was) > 5 else ''}, in this order. Rename the class folders, or give the "
+            "data that the checkpoint was trained on with --data.source"
+        )
 
 
 def compare_sizes(theirs: dict[str, int], ours: dict[str, int]) -> str | None:

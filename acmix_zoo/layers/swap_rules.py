@@ -53,9 +53,16 @@ def why_protected(model: nn.Module, name: str, conv: nn.Conv2d) -> str | None:
         if part in ("head", "heads") or part.endswith("_head"):
             return f"part of a prediction head ({part}){how}"
     behind = _next_module(model, name)
-    if conv.bias is not None and not isinstance(behind, _HIDDEN) and "Norm" not in type(behind).__name__:
+    if conv.bias is not None and not isinstance(behind, _HIDDEN) and not _is_norm(behind):
         return f"an output layer (it has a bias, and no norm or activation follows){how}"
     return None
+
+
+def _is_norm(module: nn.Module | None) -> bool:
+    """Return whether a module is a norm, judged by its name. torchvision's `Conv2dNormActivation` is none."""
+    if module is None or "Norm" not in type(module).__name__:
+        return False
+    return not any(isinstance(m, nn.Conv2d) for m in module.modules())
 
 
 def _merging_block(model: nn.Module, name: str) -> str | None:
