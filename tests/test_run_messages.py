@@ -217,7 +217,9 @@ def test_scores_of_a_part_of_a_split_are_not_recorded(
 ) -> None:
     options = {"trainer__limit_val_batches": 1, "trainer__limit_test_batches": 1}
     assert main(fit(pictures, tmp_path / "run", **options)) == 0
-    assert "Scores of a part of a split are not recorded" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Scores of a part of a split are not recorded" in said
+    assert "photos: no score, for options of the trainer left out images of the validation or test split" in said
     assert read_config(tmp_path / "run/weights")["acmix_zoo"]["metrics"] == []
 
 
