@@ -198,10 +198,24 @@ class TestExport:
         tmp_path: Path,
     ) -> None:
         checkpoint: dict[str, Any] = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
-        checkpoint["callbacks"]["RunFolder"]["options"] = {f"trainer.{k}": v for k, v in options.items()}
+        limits = {f"trainer.{k}": v for k, v in options.items()}
+        checkpoint["callbacks"]["RunFolder"] |= {"limits": {}, "options": limits}  # as in an older checkpoint
         torch.save(checkpoint, tmp_path / "limited.ckpt")
         said(capsys, "export", tmp_path / "limited.ckpt", tmp_path / "w")
         assert bool(read_config(tmp_path / "w")["acmix_zoo"]["metrics"]) == is_recorded
+
+    def test_nor_those_of_a_limited_run_in_python(
+        self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        """Which has no options of a command line."""
+        data = ImageDataModule(str(run.parent / "photos"), image_size=32, batch_size=16, val_fraction=0.25)
+        trainer = L.Trainer(
+            max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            limit_train_batches=1, limit_val_batches=1, callbacks=[RunFolder(str(tmp_path / "run"))],
+        )  # fmt: skip
+        trainer.fit(ClassificationTask("acmix_resnet_pico", num_classes=10), data)
+        said(capsys, "export", tmp_path / "run", tmp_path / "w")
+        assert read_config(tmp_path / "w")["acmix_zoo"]["metrics"] == []
 
     def test_a_finished_run(self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         finished = Path(shutil.copytree(run, tmp_path / "run"))

@@ -124,6 +124,12 @@ def validation_scores(row: Mapping[str, float]) -> dict[str, dict[str, float]]:
     return {"val": {name[4:]: value for name, value in row.items() if name.startswith("val/")}}
 
 
+def evaluation_limits(trainer: Any) -> dict[str, Any]:
+    """Return the options of a trainer that can leave out images of an evaluation, for `is_whole`."""
+    names = ("limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
+    return {f"trainer.{name}": getattr(trainer, name, None) for name in names}
+
+
 def is_whole(options: Mapping[str, Any], split: str) -> bool:
     """Return whether every image of a split is evaluated, without which its scores are not recorded.
 
@@ -176,7 +182,8 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
     model = create_model(h["model"], num_classes=h["num_classes"], **h.get("model_kwargs") or {})
     load_weights(model, {key: value for key, value in state.items() if key.startswith("model.")})
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
-    record = run_record(run, card, validation_scores(row) if is_whole(run.get("options") or {}, "val") else {})
+    limits = run.get("limits") or run.get("options") or {}  # older checkpoints have the options alone
+    record = run_record(run, card, validation_scores(row) if is_whole(limits, "val") else {})
     size = card.get("cfg", {}).get("input_size") or cfg["input_size"]
     return write_folder(
         place,

@@ -17,7 +17,7 @@ from acmix_zoo.analysis.plots import plot_curves
 from acmix_zoo.data.checks import UnusableImages
 from acmix_zoo.data.images import BadImage
 from acmix_zoo.tasks import ClassificationTask
-from acmix_zoo.training.export import is_whole, parent, run_cfg, run_record, validation_scores
+from acmix_zoo.training.export import evaluation_limits, is_whole, parent, run_cfg, run_record, validation_scores
 from acmix_zoo.training.guard import NotFinite
 from acmix_zoo.training.history import write_csv
 from acmix_zoo.training.run import RunFolder
@@ -72,8 +72,7 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
 
 def _is_whole(trainer: L.Trainer, split: str) -> bool:
     """Return whether every image of a split is evaluated: a record states scores of whole splits."""
-    names = (f"limit_{split}_batches", "overfit_batches", "fast_dev_run")
-    return is_whole({f"trainer.{name}": getattr(trainer, name) for name in names}, split)
+    return is_whole(evaluation_limits(trainer), split)
 
 
 def _write(
