@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from acmix_zoo.cli_parser import Parser
 from acmix_zoo.cli_weights import weight_folder
 from acmix_zoo.models._published import published
+from acmix_zoo.models._registry import checkpoints_root, recipes_root
 from acmix_zoo.weights import read_config
 
 Record = Mapping[str, Any]
@@ -64,6 +65,12 @@ def reproduce(arguments: Sequence[str], train: Train) -> bool:
         print(f"{folder} holds a finished run, which is compared; for a new one choose another --run.folder")
     else:
         given = [*target.arguments, *more]
+        if changed := _changes(target.record):
+            print(
+                f"CHANGED WHEN RESUMED: the recorded run went on with other options ({changed}), so that one command "
+                "does not repeat it bit for bit",
+                flush=True,
+            )
         _train_parents(given, more, train)
         print(f"Training {target.name} again in {folder}", flush=True)
         cli = train(["fit", *given, "--run.folder", str(folder), "--ckpt_path", "last"], _check_data(target.record))
@@ -73,12 +80,6 @@ def reproduce(arguments: Sequence[str], train: Train) -> bool:
 
 
 # ---- what a name means
-
-
-def recipes_root() -> Path | None:
-    """The folder of recipes: inside the package when it was installed from a wheel, beside it in a clone."""
-    package = Path(__file__).resolve().parent
-    return next((place for place in (package / "recipes", package.parent / "recipes") if place.is_dir()), None)
 
 
 def find_recipe(name: str) -> Path | None:
@@ -110,8 +111,9 @@ def find_target(name: str) -> Target:
             "recipe in recipes/"
         ) from None
     if record.get("command") or record.get("recipe"):
-        own = folder.parent / "config.yaml"  # the run's config, if the folder is still inside the run folder
-        return Target(record["name"], recorded_arguments(record, own if own.is_file() else None), record)
+        own = folder.parent / "config.yaml"  # of the run, if the folder is still inside it
+        is_own = folder.name == "weights" and own.is_file()
+        return Target(record["name"], recorded_arguments(record, own if is_own else None), record)
     if recipe:
         return _of_recipe(recipe)
     raise ValueError(
@@ -122,8 +124,6 @@ def find_target(name: str) -> Target:
 
 def _of_recipe(recipe: Path) -> Target:
     """Its record is that of a shipped weight it made, else the published score."""
-    from acmix_zoo.models._registry import checkpoints_root
-
     arguments = ["--config", str(recipe)]
     place = f"recipes/{recipe.parent.name}/{recipe.name}"
     root = checkpoints_root()
@@ -142,8 +142,9 @@ def _of_recipe(recipe: Path) -> Target:
 def recorded_arguments(record: Record, config: Path | None = None) -> list[str]:
     """Return the arguments of `fit` from a record's command, with the seed and the present paths of the recipes.
 
-    For files outside the run's working directory, a record contains only the last part of the path. The run's own
-    `config`, which stays on the machine, has the full paths.
+    For files outside the run's working directory, a record contains only the last part of the path, which another file
+    may share. The run's own `config`, which stays on the machine, has the full paths. It is used instead of a recipe
+    that is not shipped.
 
     Raises:
         FileNotFoundError: a recipe of the command is not here.
@@ -156,14 +157,33 @@ def recorded_arguments(record: Record, config: Path | None = None) -> list[str]:
         if name in OWN:
             continue
         if name == "--config":
-            recipe = find_recipe(values[0]) or config
+            recipe = _recorded_recipe(values[0], config)
             if recipe is None:
-                raise FileNotFoundError(f"the record of {record['name']} names {values[0]}, which is not here")
+                raise FileNotFoundError(
+                    f"the record of {record['name']} names {values[0]}, which is neither here nor a shipped recipe "
+                    "(recipes/...); run this in the folder where that file is, or give the run folder while it exists"
+                )
             values = [str(recipe)]
-        elif values and os.path.isabs(place := _setting(settings, name)) and Path(place).name == Path(values[0]).name:
+            if recipe == config and _setting(settings, "--run.push_to"):
+                values += ["--run.push_to", "null"]  # as with OWN
+        elif values and _is_path(place := _setting(settings, name)) and Path(place).name == Path(values[0]).name:
             values = [place]
         kept += [name, *values]
     return kept + (["--seed_everything", str(record["seed"])] if record.get("seed") is not None else [])
+
+
+def _recorded_recipe(name: str, config: Path | None) -> Path | None:
+    """Return the file behind a recipe of a recorded command, whose own `config` is given if it is there."""
+    root = recipes_root()
+    if root and name.startswith("recipes/") and (root.parent / name).is_file():
+        return find_recipe(name)
+    if config:
+        return config
+    return Path(name) if Path(name).is_file() else None
+
+
+def _is_path(value: str) -> bool:
+    return os.path.isabs(value.removeprefix("file://"))
 
 
 def _settings(path: str | Path) -> dict[str, Any]:
@@ -290,6 +310,16 @@ def _bitwise(record: Record, made: Record) -> str:
     return f", not bitwise equal. What differs: {differs or 'nothing that is recorded'}"
 
 
+def _changes(record: Record) -> str | None:
+    """Return what was changed when a run was resumed, in a few words."""
+    found = [
+        f"{name} from {old} to {new} after step {change['step']}"
+        for change in record.get("changes") or ()
+        for name, (old, new) in change["options"].items()
+    ]
+    return ", ".join(found) or None
+
+
 def _circumstances(record: Record) -> dict[str, Any]:
     """All that the weights may depend on and that a record has: environment, code, data, options of the command."""
     options = _options(shlex.split(record.get("command") or "")[2:])
@@ -297,5 +327,6 @@ def _circumstances(record: Record) -> dict[str, Any]:
         **record.get("environment", {}),
         **{key: record.get(key) for key in ("version", "git_revision", "seed")},
         "data": (record.get("dataset") or {}).get("fingerprint"),
+        "changes at a resume": _changes(record),
         **{name: " ".join(values) for name, *values in options if name not in (*OWN, "--config", "--seed_everything")},
     }

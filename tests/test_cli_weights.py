@@ -20,7 +20,7 @@ from acmix_zoo.cli import main
 from acmix_zoo.data import ImageDataModule, export_folder
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
-from acmix_zoo.training.export import parent, portable_command
+from acmix_zoo.training.export import parent, portable_command, run_record
 from acmix_zoo.weights import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,6 +177,46 @@ class TestExport:
         assert not torch.equal(weight, checkpoint["state_dict"]["model.fc.weight"])
         assert read_config(tmp_path / "w")["acmix_zoo"]["metrics"] == []  # they were not evaluated
 
+    @pytest.mark.parametrize(
+        ("options", "is_recorded"),
+        [
+            ({"limit_val_batches": None, "overfit_batches": 0.0, "fast_dev_run": False}, True),
+            ({"limit_val_batches": 1.0}, True),
+            ({"limit_val_batches": 1}, False),  # one batch
+            ({"limit_val_batches": 0.5}, False),
+            ({"overfit_batches": 2}, False),
+            ({"fast_dev_run": 3}, False),
+        ],
+        ids=str,
+    )
+    def test_scores_of_a_part_of_a_split_are_not_recorded(
+        self,
+        options: dict[str, Any],
+        is_recorded: bool,
+        run: Path,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+    ) -> None:
+        checkpoint: dict[str, Any] = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+        limits = {f"trainer.{k}": v for k, v in options.items()}
+        checkpoint["callbacks"]["RunFolder"] |= {"limits": {}, "options": limits}  # as in an older checkpoint
+        torch.save(checkpoint, tmp_path / "limited.ckpt")
+        said(capsys, "export", tmp_path / "limited.ckpt", tmp_path / "w")
+        assert bool(read_config(tmp_path / "w")["acmix_zoo"]["metrics"]) == is_recorded
+
+    def test_nor_those_of_a_limited_run_in_python(
+        self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        """Which has no options of a command line."""
+        data = ImageDataModule(str(run.parent / "photos"), image_size=32, batch_size=16, val_fraction=0.25)
+        trainer = L.Trainer(
+            max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            limit_train_batches=1, limit_val_batches=1, callbacks=[RunFolder(str(tmp_path / "run"))],
+        )  # fmt: skip
+        trainer.fit(ClassificationTask("acmix_resnet_pico", num_classes=10), data)
+        said(capsys, "export", tmp_path / "run", tmp_path / "w")
+        assert read_config(tmp_path / "w")["acmix_zoo"]["metrics"] == []
+
     def test_a_finished_run(self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         finished = Path(shutil.copytree(run, tmp_path / "run"))
         shutil.copytree(SHIPPED, finished / "weights")
@@ -228,20 +268,30 @@ class TestPortable:
             ("--data.source=/data/ann/photos --x 1", "--data.source=photos --x 1"),
             ("--data.source {cwd}/my/photos", "--data.source my/photos"),
             ("--config {cwd}/recipes/finetune/folder.yaml", "--config recipes/finetune/folder.yaml"),
-            ("-c /usr/lib/acmix_zoo/recipes/finetune/folder.yaml", "-c recipes/finetune/folder.yaml"),
+            ("-c {root}/recipes/finetune/folder.yaml", "-c recipes/finetune/folder.yaml"),
+            ("-c /home/ann/recipes/finetune/folder.yaml", "-c folder.yaml"),  # does not ship
             ("--config '/home/ann/my recipe.yaml'", "--config 'my recipe.yaml'"),
             ("--data.source photos --run.folder ../runs/a", "--data.source photos --run.folder ../runs/a"),
             ("--data.source hf://org/name --model.pretrained org/name", None),
             ("--a '[/data/x, /data/y]'", "--a '[x, y]'"),
             ('--a \'{"dir": "/data/ann/x", "lr": 0.1}\'', '--a \'{"dir": "x", "lr": 0.1}\''),
             ("--url https://host/a/b --ratio 1/2", None),
+            ("--data.source file:///home/ann/x --y=file://localhost/home/ann/z", "--data.source x --y=z"),
+            ("--a '[file:///home/ann/x, a:/home/ann/y]' --b a:/home/ann/y", "--a '[x, a:y]' --b a:y"),
         ],
     )
     def test_command(self, given: str, shown: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        given = "acmix-zoo fit " + given.replace("{cwd}", str(tmp_path))
+        given = "acmix-zoo fit " + given.replace("{cwd}", str(tmp_path)).replace("{root}", str(ROOT))
         assert portable_command(given) == (f"acmix-zoo fit {shown}" if shown else given)
         assert portable_command(portable_command(given)) == portable_command(given)
+
+    def test_changes(self) -> None:
+        def changes(place: str) -> list[dict[str, Any]]:
+            callbacks = [{"class_path": "a.B", "init_args": {"dirpath": place, "every": 2}}]
+            return [{"step": 4, "options": {"trainer.callbacks": [None, callbacks], "trainer.max_epochs": [2, 3]}}]
+
+        assert run_record({"changes": changes("/home/ann/ck")}, {}, {})["changes"] == changes("ck")
 
     def test_in_the_root_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir("/")

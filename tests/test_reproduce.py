@@ -13,7 +13,7 @@ pytest.importorskip("lightning")
 from test_training import make_pictures
 
 from acmix_zoo.cli import main
-from acmix_zoo.cli_reproduce import find_recipe, find_target, recorded_arguments, tolerance
+from acmix_zoo.cli_reproduce import Target, compare, find_recipe, find_target, recorded_arguments, reproduce, tolerance
 from acmix_zoo.models._published import PUBLISHED
 from acmix_zoo.weights import read_config
 
@@ -161,9 +161,51 @@ def test_recorded_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "--config", recipes[0], "--config", recipes[1], "--model.lr", "1e-3", "--data.mean", "[0, -1, 1]",
         "--trainer.devices", "1", "--seed_everything", "7",
     ])  # fmt: skip
-    assert recorded_arguments({"name": "w", "recipe": "finetune/full.yaml"}) == ["--config", recipes[0]]
-    with pytest.raises(FileNotFoundError, match=r"the record of w names gone\.yaml, which is not here"):
-        recorded_arguments({"name": "w", "recipe": "gone.yaml"})
+    assert recorded_arguments({"name": "w", "recipe": "recipes/finetune/full.yaml"}) == ["--config", recipes[0]]
+    for name in ("gone.yaml", "acmix_resnet50.yaml", "finetune/full.yaml"):  # recipes that ship are recipes/...
+        with pytest.raises(FileNotFoundError, match=rf"the record of w names {name}, which is neither here nor"):
+            recorded_arguments({"name": "w", "recipe": name})
+    (tmp_path / "gone.yaml").touch()
+    assert recorded_arguments({"name": "w", "recipe": "gone.yaml"}) == ["--config", "gone.yaml"]
+
+
+@pytest.mark.parametrize("name", ["acmix_resnet50.yaml", "mine.yaml", "recipes/mine.yaml"])
+def test_a_recipe_of_ones_own_is_not_mistaken_for_another(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record has cut its path; neither a shipped recipe nor a file here of that name is meant, but the run's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / name).touch()
+    config = tmp_path / "run/config.yaml"
+    config.parent.mkdir()
+    config.write_text("run: {push_to: org/name}\ndata: {source: 'file:///home/ann/x'}\n")
+    record = {"name": "w", "command": f"acmix-zoo fit --config {name} -c recipes/hardware/cpu.yaml --data.source x"}
+    assert recorded_arguments(record, config) == [
+        "--config", str(config), "--run.push_to", "null", "--config", str(find_recipe("recipes/hardware/cpu.yaml")),
+        "--data.source", "file:///home/ann/x",
+    ]  # fmt: skip
+
+
+def test_a_run_that_was_changed_when_resumed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = read_config(place / "weights")
+    changes = [{"step": 4, "options": {"trainer.max_epochs": [2, 3]}}]
+    record = config["acmix_zoo"] = {**config["acmix_zoo"], "changes": changes}
+    (place / "weights/config.json").write_text(json.dumps(config))
+
+    def train(arguments: list[str], before_fit: Any) -> Any:
+        print("the training")
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        reproduce(["weights", "--model.pretrained", "false"], train)
+    out = capsys.readouterr().out
+    changed = "trainer.max_epochs from 2 to 3 after step 4"
+    assert f"with other options ({changed}), so that one command does not repeat it bit for bit" in out
+    assert out.index("CHANGED") < out.index("the training")
+    made = {key: value for key, value in record.items() if key != "changes"} | {"sha256": "0" * 64}
+    assert compare(Target("w", [], record), made)
+    assert f"What differs: changes at a resume: {changed} recorded, None here\n" in capsys.readouterr().out
 
 
 def test_tolerance() -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "default_cfgs",
     "record_arguments",
     "feature_take_indices",
+    "recipes_root",
     "register_model",
 ]
 
@@ -51,11 +52,17 @@ FETCH: dict[str, Callable[[], Path]] = {}
 @cache
 def checkpoints_root() -> Path | None:
     """The folder of shipped weights: inside the package when it was installed from a wheel, beside it in a clone."""
+    return _shipped("checkpoints")
+
+
+def recipes_root() -> Path | None:
+    """The folder of shipped recipes; it lies where that of the weights does."""
+    return _shipped("recipes")
+
+
+def _shipped(name: str) -> Path | None:
     package = Path(__file__).resolve().parent.parent
-    for folder in (package / "checkpoints", package.parent / "checkpoints"):
-        if folder.is_dir():
-            return folder
-    return None
+    return next((place for place in (package / name, package.parent / name) if place.is_dir()), None)
 
 
 def default_cfgs(base: Mapping[str, Mapping[str, Any]]) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from acmix_zoo.models._registry import recipes_root
 from acmix_zoo.training.sharded import read_checkpoint
 from acmix_zoo.weights import check_folder, create_model, load_weights, read_config, write_folder
 from acmix_zoo.weights.folder import beside, free_place, take_place
@@ -46,7 +47,7 @@ def run_record(
         "steps": int(history[-1]["step"]) if history else None,
         "minutes": float(f"{sum(row['seconds'] for row in history) / 60:.3g}") if history else None,
         # options that were changed on resume: no single command reproduces such a run
-        **({"changes": list(run["changes"])} if run.get("changes") else {}),
+        **({"changes": _portable_strings(run["changes"])} if run.get("changes") else {}),
         "license": run.get("license"),
         "origin": "trained here",
     }
@@ -74,9 +75,9 @@ def portable(path: str) -> str:
     """
     if not os.path.isabs(path):
         return path
-    parts = Path(path).parts
-    if "recipes" in parts and path.endswith(".yaml"):
-        return "/".join(parts[len(parts) - 1 - parts[::-1].index("recipes") :])
+    root = recipes_root()
+    if root and Path(path).resolve().is_relative_to(root):
+        return (Path(root.name) / Path(path).resolve().relative_to(root)).as_posix()
     here = Path.cwd()
     if here != Path(here.anchor):  # in containers, which start in the root folder, every path is below it
         with suppress(ValueError):
@@ -89,13 +90,27 @@ def portable_command(command: str) -> str:
     words = []
     for word in shlex.split(command):
         option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-        value = portable(value) if os.path.isabs(value) else _INNER_PATH.sub(lambda m: portable(m[0]), value)
-        words.append(option + equals + value)
+        words.append(option + equals + _portable_text(value))
     return shlex.join(words)
 
 
-# An absolute path inside a value such as [/data/a, /data/b] or {"save_dir": "/logs"}, but not the slashes of a URL.
-_INNER_PATH = re.compile(r"""(?<=[\s\[{(,'"=])/[^\s\[\]{}(),'"]+""")
+def _portable_text(value: str) -> str:
+    """Return the text of an option's value with `portable` paths; a `file://` address becomes the path it means."""
+    return portable(value) if os.path.isabs(value) else _INNER_PATH.sub(lambda m: portable(m[1]), value)
+
+
+def _portable_strings(value: Any) -> Any:
+    """Return plain values, nested in lists and mappings, with every string as `_portable_text` gives it."""
+    if isinstance(value, str):
+        return _portable_text(value)
+    if isinstance(value, Mapping):
+        return {key: _portable_strings(item) for key, item in value.items()}
+    return [_portable_strings(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+# An absolute path inside a value such as [/data/a, /data/b], {"save_dir": "/logs"}, name:/data/a or file:///data/a; not
+# the slashes of other addresses.
+_INNER_PATH = re.compile(r"""(?:\bfile://[^\s/]*|(?<=[\s\[{(,'"=:]))(/(?!/)[^\s\[\]{}(),'"]+)""")
 
 
 def run_cfg(run: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,6 +124,25 @@ def validation_scores(row: Mapping[str, float]) -> dict[str, dict[str, float]]:
     return {"val": {name[4:]: value for name, value in row.items() if name.startswith("val/")}}
 
 
+def evaluation_limits(trainer: Any) -> dict[str, Any]:
+    """Return the options of a trainer that can leave out images of an evaluation, for `is_whole`."""
+    names = ("limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
+    return {f"trainer.{name}": getattr(trainer, name, None) for name in names}
+
+
+def is_whole(options: Mapping[str, Any], split: str) -> bool:
+    """Return whether every image of a split is evaluated, without which its scores are not recorded.
+
+    Args:
+        options: {"trainer.<argument>": value} of a run; a missing one has Lightning's default.
+        split: "val" or "test".
+    """
+    limit = options.get(f"trainer.limit_{split}_batches")
+    if options.get("trainer.overfit_batches") or options.get("trainer.fast_dev_run"):
+        return False
+    return limit is None or (isinstance(limit, float) and limit == 1.0)  # the int 1 is a single batch
+
+
 def export_run(source: str | Path, folder: str | Path, averaged: bool = True) -> Path:
     """Write a run's or a checkpoint's weights as a weight folder.
 
@@ -117,7 +151,8 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
             a ClassificationTask; a folder with the parts of several processes, too.
         folder: where; a weight folder that is there is replaced once the new one verifies.
         averaged: the moving average of the weights, which is what was evaluated, if the run kept one. False for the
-            trained weights themselves; they were not evaluated, so no scores are stated for them.
+            trained weights themselves; they were not evaluated, so no scores are stated for them. Nor are scores of a
+            part of the validation split, as of a run with `--trainer.limit_val_batches`.
 
     Returns:
         The folder.
@@ -147,7 +182,8 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
     model = create_model(h["model"], num_classes=h["num_classes"], **h.get("model_kwargs") or {})
     load_weights(model, {key: value for key, value in state.items() if key.startswith("model.")})
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
-    record = run_record(run, card, validation_scores(row))
+    limits = run.get("limits") or run.get("options") or {}  # older checkpoints have the options alone
+    record = run_record(run, card, validation_scores(row) if is_whole(limits, "val") else {})
     size = card.get("cfg", {}).get("input_size") or cfg["input_size"]
     return write_folder(
         place,

@@ -17,7 +17,7 @@ from acmix_zoo.analysis.plots import plot_curves
 from acmix_zoo.data.checks import UnusableImages
 from acmix_zoo.data.images import BadImage
 from acmix_zoo.tasks import ClassificationTask
-from acmix_zoo.training.export import parent, run_cfg, run_record, validation_scores
+from acmix_zoo.training.export import evaluation_limits, is_whole, parent, run_cfg, run_record, validation_scores
 from acmix_zoo.training.guard import NotFinite
 from acmix_zoo.training.history import write_csv
 from acmix_zoo.training.run import RunFolder
@@ -72,8 +72,7 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
 
 def _is_whole(trainer: L.Trainer, split: str) -> bool:
     """Return whether every image of a split is evaluated. Records only state scores on complete splits."""
-    limit: float = getattr(trainer, f"limit_{split}_batches")
-    return isinstance(limit, float) and limit == 1.0
+    return is_whole(evaluation_limits(trainer), split)
 
 
 def _write(
@@ -111,7 +110,8 @@ def _write(
     except OSError as error:
         raise OSError(f"{error}. The weights are safe in {run.best}; {run.resume_message}") from error
     best = f"the best weights (epoch {int(_row(checkpoint)['epoch'])} of {int(run.history[-1]['epoch'])})"
-    print(_summary(scores, card["dataset"]["name"]), flush=True)
+    limited = [name for name in ("val", "test") if not _is_whole(trainer, name)]
+    print(_summary(scores, card["dataset"], limited), flush=True)
     print(f"Saved {best} to {folder}; logs and curves are in {run.folder}", flush=True)
 
 
@@ -174,13 +174,25 @@ def _example(data: Any) -> Tensor:
     return images[:4]
 
 
-def _summary(scores: dict[str, dict[str, float]], dataset: str) -> str:
+def _summary(scores: dict[str, dict[str, float]], dataset: dict[str, Any], limited: list[str]) -> str:
+    """
+    Args:
+        dataset: of the data's card.
+        limited: the splits of which images were left out.
+    """
     parts = [
         f"{split} " + ", ".join(f"{n.replace('top', 'top-')} {100 * v:.2f} %" for n, v in values.items() if n != "loss")
         for split, values in scores.items()
         if "top1" in values
     ]
-    return f"{dataset}: " + ("; ".join(parts) or "not evaluated, because there was no validation or test split")
+    splits = [name for name in ("val", "test") if dataset["splits"].get(name)]
+    if not splits:
+        reason = "not evaluated, because there was no validation or test split"
+    elif set(splits) & set(limited):
+        reason = "no score, because options of the trainer left out images of the validation or test split"
+    else:
+        reason = f"not evaluated on its {' or '.join(splits)} split"
+    return f"{dataset['name']}: " + ("; ".join(parts) or reason)
 
 
 def _environment(trainer: L.Trainer) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from acmix_zoo.data.augment import image_keys, seed_globals
 from acmix_zoo.training.checkpoints import Checkpoints
+from acmix_zoo.training.export import evaluation_limits
 from acmix_zoo.training.guard import NotFinite, keep_batch, weights_are_finite
 from acmix_zoo.training.history import Row, epoch_line, write_csv
 from acmix_zoo.training.launch import start_message
@@ -95,6 +96,7 @@ class RunFolder(Checkpoint):
         self._epochs: int | None = None  # of the run
         self._changes: list[dict[str, Any]] = []  # options that were changed on resume
         self._resumed_step = 0
+        self._limits: dict[str, Any] = {}  # of the trainer's evaluations; a Python program has no options
 
     @property
     def last(self) -> Path:
@@ -112,6 +114,7 @@ class RunFolder(Checkpoint):
         """Return what a resumed run goes on with."""
         about: dict[str, Any] = {"command": self.command, "recipe": self.recipe, "tag": self.tag}
         about |= {"license": self.license, "options": self.options, "changes": self._changes}
+        about["limits"] = self._limits
         return {"history": self.history, "best": self._best, "seed": self.seed, "epochs": self._epochs, **about}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -142,6 +145,7 @@ class RunFolder(Checkpoint):
             OSError: another process writes in it; in all processes of the run.
         """
         self._rehearsal = bool(getattr(trainer, "fast_dev_run", False))
+        self._limits = evaluation_limits(trainer)
         if not self._rehearsal:
             self.last.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock(trainer)
