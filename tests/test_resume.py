@@ -277,7 +277,7 @@ def test_a_run_needs_its_start_no_more(made: Path, tmp_path: Path, capsys: pytes
         main(command(place, "run", model__pretrained=start, trainer__callbacks="{class_path: test_resume.Stop}"))
     start.unlink()
     assert main(command(place, "run", model__pretrained=start)) == 0
-    assert read_config(place / "run/weights")["acmix_zoo"]["parent"] == str(start)
+    assert read_config(place / "run/weights")["acmix_zoo"]["parent"] == "start.pth"
     config = f"--config={place / 'run/config.yaml'}"
     assert main(["validate", config]) == 0
     task = ClassificationTask.load_from_checkpoint(place / "run/checkpoints/best.ckpt", weights_only=True)
@@ -344,6 +344,7 @@ def test_arguments_of_a_weight_folder_are_kept(
     last = tmp_path / "run/checkpoints/last.ckpt"
     assert windows(ClassificationTask.load_from_checkpoint(last).model) == {3}
     assert windows(create_model(last)) == {3}
+    assert windows(create_model(last, kernel_att=5)) == {5}
     assert read_config(export_run(last, tmp_path / "exported"))["model_args"] == {"kernel_att": 3}
     evaluate = ["validate", *command(made, "unused", **options, ckpt_path="best")[1:]]
     assert windows_of_the_command(evaluate) == {3}

@@ -127,7 +127,7 @@ def test_a_run_says_what_it_starts_from(pictures: Path, tmp_path: Path) -> None:
 def test_a_start_from_weights_is_named(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = done / "weights"
     assert main(fit(done.parents[1] / "photos", tmp_path / "run", model__pretrained=weights)) == 0
-    assert f"fine-tuned from {weights}" in capsys.readouterr().out
+    assert f"fine-tuned from {read_config(weights)['acmix_zoo']['name']};" in capsys.readouterr().out
 
 
 def test_a_batch_larger_than_the_data_scales_the_rate_by_what_it_has(

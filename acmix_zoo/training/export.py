@@ -157,7 +157,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
         model,
         architecture=cfg.get("architecture") or architecture,
         pretrained_cfg=run_cfg(run, card),
-        record={**record, "parent": parent(str(start) if isinstance(start, Path) else start, cfg)},
+        record={**record, "parent": parent(start, cfg)},
         example=torch.randn(1, *size, generator=torch.Generator().manual_seed(0)),
     )
 

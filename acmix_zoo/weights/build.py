@@ -116,7 +116,7 @@ def described(config: dict[str, Any], where: Path) -> tuple[str, PretrainedCfg, 
 
 def settle(
     model: str, pretrained: bool | str | Path, model_kwargs: dict[str, Any] | None
-) -> tuple[str, bool | str | Path, dict[str, Any] | None]:
+) -> tuple[str, bool | str, dict[str, Any] | None]:
     """Return a task's `model`, `pretrained` and `model_kwargs` so that they describe the network without its weights.
 
     A weight folder given as the model becomes its architecture, with the folder as `pretrained`. The arguments that a
@@ -126,7 +126,9 @@ def settle(
     Raises:
         ValueError: config.json of the folder is damaged, or names what it may not name.
     """
-    if isinstance(pretrained, str | Path):
+    if isinstance(pretrained, Path):
+        pretrained = str(pretrained)  # a checkpoint holds plain values
+    if isinstance(pretrained, str):
         folder = locate(pretrained)
     elif (Path(model) / "config.json").is_file():
         folder = Path(model)
@@ -135,7 +137,7 @@ def settle(
     if not (folder / "config.json").is_file():
         return model, pretrained, model_kwargs or None
     architecture, _, arguments = described(read_config(folder), folder)
-    if not isinstance(pretrained, str | Path):
+    if not isinstance(pretrained, str):
         model, pretrained = architecture, model
     if architecture == model.partition(".")[0]:  # otherwise create_model refuses the folder
         model_kwargs = {**arguments, **(model_kwargs or {})}
