@@ -15,11 +15,13 @@ import yaml
 from test_training import At, data_of, make_pictures, task_of, trainer_of
 
 from acmix_zoo.cli import main
+from acmix_zoo.layers import ACmix2d
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
 from acmix_zoo.training.cli import TrainingCLI
+from acmix_zoo.training.export import export_run
 from acmix_zoo.training.resume import RULES, Rule, changes, flatten
-from acmix_zoo.weights import read_config
+from acmix_zoo.weights import create_model, read_config, write_folder
 
 # Options of every run here, in addition to data.source, run.folder and ckpt_path.
 BASE = {
@@ -71,6 +73,25 @@ def test_values_are_compared_as_they_mean() -> None:
     assert changes(recorded, given, Rule.FIXED) == {"trainer.limit_val_batches": (1.0, 1)}  # one batch, not all
     assert changes(recorded, given, Rule.APPLIES) == {"run.tag": ("a", "b")}
     assert changes({}, given, *Rule) == {}  # an option that the recording version did not have
+
+
+@pytest.mark.parametrize(
+    ("option", "recorded", "given", "is_same"),
+    [
+        ("model.warmup_epochs", 0, 0.0, True),
+        ("model.lr", 1, 1.0, True),
+        ("model.ema_decay", 0, False, False),
+        ("model.nesterov", True, 1, False),
+        ("trainer.overfit_batches", 1, 1.0, False),
+        ("trainer.val_check_interval", 1.0, 1, False),
+        ("model.model_kwargs", {"depths": (1, 2), "rate": 0}, {"depths": [1, 2], "rate": 0.0}, True),
+        ("model.model_kwargs", {"depths": (1, 2)}, {"depths": [1, 3]}, False),
+        ("model.model_kwargs", {"depths": (1, 2)}, {"depths": [1, 2], "rate": 0}, False),
+    ],
+)
+def test_numbers_are_compared_by_value(option: str, recorded: Any, given: Any, is_same: bool) -> None:
+    """Except where an int is a count and a float is a share."""
+    assert (changes({option: recorded}, {option: given}, Rule.FIXED) == {}) is is_same
 
 
 # ---- a run that is stopped, through the command line
@@ -273,7 +294,7 @@ def test_a_checkpoint_does_not_need_the_pretrained_weights(
         main(command(place, "run", model__pretrained=start, trainer__callbacks="{class_path: test_resume.Stop}"))
     start.unlink()
     assert main(command(place, "run", model__pretrained=start)) == 0
-    assert read_config(place / "run/weights")["acmix_zoo"]["parent"] == start.name
+    assert read_config(place / "run/weights")["acmix_zoo"]["parent"] == "start.pth"
     config = f"--config={place / 'run/config.yaml'}"
     assert main(["validate", config]) == 0
     task = ClassificationTask.load_from_checkpoint(place / "run/checkpoints/best.ckpt", weights_only=True)
@@ -295,3 +316,95 @@ def test_a_checkpoint_does_not_need_the_weight_folder_given_as_the_model(made: P
     again = ClassificationTask.load_from_checkpoint(run.last, weights_only=True)
     state = torch.load(run.last, weights_only=True)["state_dict"]
     assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
+
+
+PICO = "acmix_resnet_pico"
+
+
+@pytest.fixture(scope="module")
+def small_window(made: Path) -> Path:
+    """A weight folder whose network attends to 3 × 3 positions, not 7 × 7: no parameter has another shape for it."""
+    torch.manual_seed(0)
+    return write_folder(
+        made / "small_window", create_model(PICO, num_classes=3, kernel_att=3), architecture=PICO, pretrained_cfg={},
+        record={"origin": "test"}, example=torch.randn(1, 3, 32, 32),
+    )  # fmt: skip
+
+
+def windows(model: torch.nn.Module) -> set[int]:
+    return {module.kernel_att for module in model.modules() if isinstance(module, ACmix2d)}
+
+
+def windows_of_the_command(words: list[str]) -> set[int]:
+    """Run a command; return the attention windows of the network that it used."""
+    seen: list[set[int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        setup = ClassificationTask.setup
+        patch.setattr(ClassificationTask, "setup", lambda t, stage: (seen.append(windows(t.model)), setup(t, stage))[1])
+        assert main(words) == 0
+    return set.union(*seen)
+
+
+@pytest.mark.parametrize("given_as", ["model", "pretrained"])
+def test_arguments_of_a_weight_folder_are_kept(
+    made: Path, small_window: Path, tmp_path: Path, given_as: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By whatever reads the checkpoint, and without the folder."""
+    folder = tmp_path / "start"
+    shutil.copytree(small_window, folder)
+    start = {"model__model": folder} if given_as == "model" else {"model__model": PICO, "model__pretrained": folder}
+    options = {**start, "run__folder": tmp_path / "run", "run__test": "false"}
+    stop = {"trainer__callbacks": "{class_path: test_resume.Stop}"}
+    with pytest.raises(RuntimeError, match="power"):
+        main(command(made, "unused", **options, **stop))
+    shutil.rmtree(folder)
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    assert windows(ClassificationTask.load_from_checkpoint(last).model) == {3}
+    assert windows(create_model(last)) == {3}
+    assert windows(create_model(last, kernel_att=5)) == {5}
+    assert read_config(export_run(last, tmp_path / "exported"))["model_args"] == {"kernel_att": 3}
+    evaluate = ["validate", *command(made, "unused", **options, ckpt_path="best")[1:]]
+    assert windows_of_the_command(evaluate) == {3}
+    assert windows_of_the_command(command(made, "unused", **options)) == {3}
+    assert read_config(tmp_path / "run/weights")["model_args"] == {"kernel_att": 3}
+
+
+def test_own_arguments_take_precedence_over_a_weight_folder(small_window: Path) -> None:
+    task = ClassificationTask(PICO, 3, pretrained=str(small_window), model_kwargs={"kernel_att": 5, "drop_rate": 0.1})
+    assert windows(task.model) == {5}
+    assert task.hparams["model_kwargs"] == {"kernel_att": 5, "drop_rate": 0.1}
+    assert ClassificationTask(PICO, 3, pretrained=str(small_window)).hparams["model_kwargs"] == {"kernel_att": 3}
+
+
+def test_older_checkpoints_of_a_weight_folder_are_resumed(made: Path, small_window: Path, tmp_path: Path) -> None:
+    """Their hyper-parameters have the folder as the model, or lack what it stores."""
+    run = RunFolder(str(tmp_path / "run"))
+    trainer_of(run, epochs=1).fit(ClassificationTask(str(small_window), num_classes=3), data_of(made / "pictures"))
+    content = torch.load(run.last, weights_only=True)
+    for older in (
+        {"model": str(small_window), "pretrained": False, "model_kwargs": None},
+        {"model": PICO, "pretrained": str(small_window), "model_kwargs": None},
+    ):
+        torch.save({**content, "hyper_parameters": {**content["hyper_parameters"], **older}}, run.last)
+        task = ClassificationTask(older["model"], num_classes=3, pretrained=older["pretrained"])
+        trainer = trainer_of(epochs=2, enable_checkpointing=False, limit_train_batches=1)
+        trainer.fit(task, data_of(made / "pictures"), ckpt_path=run.last, weights_only=True)
+        assert trainer.current_epoch == 2
+        assert windows(ClassificationTask.load_from_checkpoint(run.last).model) == {3}
+
+
+@pytest.mark.parametrize("given_as", ["model", "pretrained"])
+def test_a_training_in_python_from_a_weight_folder_is_resumed_by_a_command(
+    made: Path, small_window: Path, tmp_path: Path, given_as: str
+) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    task = ClassificationTask(PICO, num_classes=3, pretrained=str(small_window), warmup_epochs=0)
+    trainer_of(run, epochs=1).fit(task, data_of(made / "pictures"))
+    start = {"model": {"model__model": small_window}, "pretrained": {"model__model": PICO}}[given_as]
+    if given_as == "pretrained":
+        start["model__pretrained"] = small_window
+    words = command(
+        made, "unused", **start, run__folder=tmp_path / "run", model__warmup_epochs=0, trainer__limit_train_batches=1.0,
+        data__augment="none",
+    )  # fmt: skip
+    assert main(words) == 0

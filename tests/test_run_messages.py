@@ -16,10 +16,12 @@ import yaml
 pytest.importorskip("lightning")
 
 import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
 from test_training import data_of, make_pictures, task_of, trainer_of
 
 from acmix_zoo.cli import main
 from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.training.cli import TrainingCLI
 from acmix_zoo.training.logs import Bar
 from acmix_zoo.training.run import RunFolder
 from acmix_zoo.training.signals import Interrupted
@@ -125,7 +127,7 @@ def test_a_run_says_what_it_starts_from(pictures: Path, tmp_path: Path) -> None:
 def test_a_start_from_weights_is_named(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = done / "weights"
     assert main(fit(done.parents[1] / "photos", tmp_path / "run", model__pretrained=weights)) == 0
-    assert "fine-tuned from test_resnet" in capsys.readouterr().out
+    assert f"fine-tuned from {read_config(weights)['acmix_zoo']['name']};" in capsys.readouterr().out
 
 
 def test_a_batch_larger_than_the_data_scales_the_rate_by_what_it_has(
@@ -279,3 +281,28 @@ def test_bars_count_epochs_from_one(tmp_path: Path) -> None:
     bar = Bar()
     bar._trainer = L.Trainer(max_epochs=12, logger=False, enable_checkpointing=False, accelerator="cpu")
     assert [bar._get_train_description(epoch).strip() for epoch in (0, 11)] == ["Epoch 1/12", "Epoch 12/12"]
+
+
+@pytest.mark.parametrize(
+    ("options", "bars"),
+    [
+        ({}, ["Bar"]),
+        ({"trainer__enable_progress_bar": "false"}, []),
+        ({"trainer__callbacks": "TQDMProgressBar"}, ["TQDMProgressBar"]),
+        ({"trainer__callbacks": "[LearningRateMonitor, TQDMProgressBar]"}, ["TQDMProgressBar"]),
+        ({"trainer__callbacks": "DeviceStatsMonitor"}, ["Bar"]),
+    ],
+    ids=str,
+)
+def test_a_terminal_shows_one_bar_or_none(
+    options: dict[str, str], bars: list[str], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def look(cli: TrainingCLI, _: str) -> None:
+        seen.extend(type(c).__name__ for c in cli.trainer.callbacks if isinstance(c, ProgressBar))
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(TrainingCLI, "_run_subcommand", look)
+    assert main(fit(pictures, tmp_path / "run", **options)) == 0
+    assert seen == bars

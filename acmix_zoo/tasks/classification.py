@@ -5,7 +5,7 @@ data = ImageDataModule("folder/of/class/folders", image_size=32)
 trainer.fit(ClassificationTask("acmix_resnet_pico", num_classes=data.num_classes, pretrained=True), data)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -24,15 +24,17 @@ from acmix_zoo.training.metrics import ExactMean
 from acmix_zoo.training.optim import param_groups, warmup_cosine
 from acmix_zoo.training.resume import check_hyperparameters
 from acmix_zoo.training.sharded import is_sharded, shard
-from acmix_zoo.weights import create_model, read_config
+from acmix_zoo.weights import create_model
+from acmix_zoo.weights.build import settle
 
 Batch = tuple[Tensor, Tensor]  # (B, C, H, W) float, and (B,) int64 labels or, with mixup, (B, classes) float
 
 _start_weights_wanted: ContextVar[bool] = ContextVar("_start_weights_wanted", default=True)
+_recorded: ContextVar[Mapping[str, Any] | None] = ContextVar("_recorded", default=None)
 
 
 @contextmanager
-def without_start_weights(active: bool = True) -> Iterator[None]:
+def without_start_weights(active: bool = True, recorded: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Build tasks without loading the weights that `pretrained` names, because a complete checkpoint is loaded next.
 
     Checkpoints therefore do not depend on the file that the run started from. The hyper-parameters still contain
@@ -40,23 +42,36 @@ def without_start_weights(active: bool = True) -> Iterator[None]:
 
     Args:
         active: if False, do nothing.
+        recorded: the hyper-parameters of the checkpoint. A task of the same model takes its `model_kwargs` from them.
     """
-    token = _start_weights_wanted.set(_start_weights_wanted.get() and not active)
+    wanted = _start_weights_wanted.set(_start_weights_wanted.get() and not active)
+    known = _recorded.set(recorded if active else _recorded.get())
     try:
         yield
     finally:
-        _start_weights_wanted.reset(token)
+        _start_weights_wanted.reset(wanted)
+        _recorded.reset(known)
 
 
-def _architecture(
-    model: str, pretrained: bool | str, model_kwargs: dict[str, Any] | None
-) -> tuple[str, bool | str, dict[str, Any] | None]:
-    """If the model is a weight folder, replace it by its architecture, with the folder as `pretrained`. The checkpoint
-    then says how to build the network even if the folder no longer exists."""
-    if isinstance(pretrained, str) or not (Path(model) / "config.json").is_file():
-        return model, pretrained, model_kwargs
-    config = read_config(model)
-    return config["architecture"], model, {**config.get("model_args", {}), **(model_kwargs or {})}
+def settle_hyperparameters(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyper-parameters as a task keeps them, see `settle`: those of a checkpoint that an older version wrote, or
+    the options of a command."""
+    if "model" not in hyper_parameters:
+        return dict(hyper_parameters)
+    pretrained, model_kwargs = hyper_parameters.get("pretrained") or False, hyper_parameters.get("model_kwargs")
+    settled = settle(hyper_parameters["model"], pretrained, model_kwargs)
+    return {**hyper_parameters, **dict(zip(("model", "pretrained", "model_kwargs"), settled, strict=True))}
+
+
+def _settle(model: str, pretrained: Any, model_kwargs: dict[str, Any] | None) -> tuple[str, Any, dict[str, Any] | None]:
+    """`settle`, from the checkpoint that follows if it is of the same model: the weight folder may be gone."""
+    theirs = settle_hyperparameters(_recorded.get() or {})
+    start = theirs.get("pretrained")
+    if not pretrained and isinstance(start, str) and Path(model).absolute() == Path(start).absolute():
+        model, pretrained = theirs["model"], start  # the folder was given as the model
+    if model == theirs.get("model"):
+        return model, pretrained, {**(theirs["model_kwargs"] or {}), **(model_kwargs or {})} or None
+    return settle(model, pretrained, model_kwargs)
 
 
 class ClassificationTask(L.LightningModule):
@@ -118,7 +133,7 @@ class ClassificationTask(L.LightningModule):
         linear_probe: bool = False,
     ) -> None:
         super().__init__()
-        model, pretrained, model_kwargs = _architecture(model, pretrained, model_kwargs)
+        model, pretrained, model_kwargs = _settle(model, pretrained, model_kwargs)
         self.save_hyperparameters()
         self.num_classes = num_classes
         self._checked_size: tuple[int, ...] | None = None  # the image size for which the network was last checked
@@ -344,7 +359,7 @@ class ClassificationTask(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, before torch does so in hundreds of lines, and refuse to resume with
         options that would change the result."""
-        theirs, trainer = checkpoint.get("hyper_parameters", {}), self._attached()
+        theirs, trainer = settle_hyperparameters(checkpoint.get("hyper_parameters", {})), self._attached()
         for key in ("model", "num_classes"):
             if key in theirs and theirs[key] != self.hparams[key]:
                 raise ValueError(

@@ -3,10 +3,12 @@
 import csv
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import distributed
 
@@ -14,7 +16,7 @@ from acmix_zoo.cli_parser import Parser
 from acmix_zoo.data import ImageDataModule
 from acmix_zoo.data.recorded import recorded_source
 from acmix_zoo.tasks import ClassificationTask
-from acmix_zoo.tasks.classification import without_start_weights
+from acmix_zoo.tasks.classification import settle_hyperparameters, without_start_weights
 from acmix_zoo.training.checkpoints import is_checkpoint
 from acmix_zoo.training.finish import finish_run
 from acmix_zoo.training.launch import check_config, is_first_process, missing_source, settle_folder
@@ -63,7 +65,6 @@ class TrainingCLI(LightningCLI):
     def __init__(self, command: str) -> None:
         self.command = command
         quieten_lightning()
-        on_terminal = sys.stdout.isatty()
         super().__init__(
             ClassificationTask,
             ImageDataModule,
@@ -72,10 +73,9 @@ class TrainingCLI(LightningCLI):
             parser_class=_Parser,
             trainer_defaults={
                 # A log file gets a line an epoch from RunFolder instead.
-                "enable_progress_bar": on_terminal,
+                "enable_progress_bar": sys.stdout.isatty(),
                 # RunFolder describes the model in one line; Lightning's table would not count the FLOPs of our layers
                 "enable_model_summary": False,
-                "callbacks": [Bar()] if on_terminal else [],
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # hyper-parameters in a checkpoint stay plain values
@@ -110,7 +110,9 @@ class TrainingCLI(LightningCLI):
         config.weights_only = True  # a checkpoint never runs code
         self._resumes_by_itself = config.ckpt_path == "last"
         self._settle_checkpoint(config, run)
-        self._card = read_recorded(Path(config.ckpt_path)).card if config.ckpt_path else None
+        recorded = read_recorded(Path(config.ckpt_path)) if config.ckpt_path else None
+        self._card = recorded.card if recorded else None
+        self._hyper_parameters = recorded.hyper_parameters if recorded else None
         if self.subcommand == "predict" and self._card:
             config.data.streaming = False  # prediction needs only the classes of the training data
         elif config.data.source is None:
@@ -127,7 +129,13 @@ class TrainingCLI(LightningCLI):
             config.seed_everything = recorded.options["seed_everything"]
         is_own = Path(config.ckpt_path).parent.resolve() == run.checkpoints.folder.resolve()
         what = f"The run in {run.folder}" if is_own else f"The run of {config.ckpt_path}"
-        check_resume(recorded, flatten(config), what)
+        options = flatten(config)
+        if recorded.is_by_python:  # a task notes what it made of the options, see `settle`
+            ours = {name.removeprefix("model."): v for name, v in options.items() if name.startswith("model.")}
+            options |= {f"model.{name}": value for name, value in settle_hyperparameters(ours).items()}
+            theirs = settle_hyperparameters(recorded.hyper_parameters)
+            recorded = replace(recorded, options={f"model.{name}": value for name, value in theirs.items()})
+        check_resume(recorded, options, what)
         record = finished_record(run.folder, recorded) if is_own else None
         if record is not None and check_finished(recorded, flatten(config), what):
             self.is_finished = True
@@ -177,7 +185,8 @@ class TrainingCLI(LightningCLI):
         if self.is_finished:
             return
         card = self._card if self.subcommand == "predict" else None
-        with without_start_weights(bool(self.config[self.subcommand].ckpt_path)), recorded_source(card):
+        resumed = bool(self.config[self.subcommand].ckpt_path)
+        with without_start_weights(resumed, self._hyper_parameters), recorded_source(card):
             super().instantiate_classes()
         if self.subcommand == "fit":
             self.datamodule.goes_on = bool(self.config[self.subcommand].ckpt_path)
@@ -187,13 +196,19 @@ class TrainingCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Build the trainer; its TensorBoard log goes into the run folder."""
+        """Build the trainer; its TensorBoard log goes into the run folder, and it shows one progress bar."""
         self.run: RunFolder = self._get(self.config_init, "run")
         recipe = self.config[self.subcommand].get("config")
         self.run.command, self.run.recipe = self.command, str(recipe[0]) if recipe else None
         self.run.options = flatten(self.config[self.subcommand])
         self.run.resumes_by_itself = self._resumes_by_itself
-        if self._get(self.config_init, "trainer").logger is True:
+        trainer = self._get(self.config_init, "trainer")
+        given = trainer.callbacks or []
+        callbacks = [*given] if isinstance(given, list) else [given]
+        if trainer.enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.append(Bar())
+        kwargs["callbacks"] = callbacks
+        if trainer.logger is True:
             kwargs["logger"] = Log(self.run.folder / "tensorboard")
         try:
             return super().instantiate_trainer(**kwargs)

@@ -16,6 +16,7 @@ import torch
 from acmix_zoo.models._registry import recipes_root
 from acmix_zoo.training.sharded import read_checkpoint
 from acmix_zoo.weights import check_folder, create_model, load_weights, read_config, write_folder
+from acmix_zoo.weights.build import settle
 from acmix_zoo.weights.folder import beside, free_place, take_place
 from acmix_zoo.weights.locate import locate
 
@@ -179,7 +180,9 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
         if "current_model_state" not in checkpoint:
             raise ValueError(f"export: {source} has no averaged weights, only the trained ones; leave --no-ema out")
         state, row = checkpoint["current_model_state"], {}
-    model = create_model(h["model"], num_classes=h["num_classes"], **h.get("model_kwargs") or {})
+    # a checkpoint of 0.1.0 lacks the arguments of the weight folder that it was trained from
+    architecture, start, arguments = settle(h["model"], h.get("pretrained") or False, h.get("model_kwargs"))
+    model = create_model(architecture, num_classes=h["num_classes"], **arguments or {})
     load_weights(model, {key: value for key, value in state.items() if key.startswith("model.")})
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
     limits = run.get("limits") or run.get("options") or {}  # older checkpoints have the options alone
@@ -188,9 +191,9 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
     return write_folder(
         place,
         model,
-        architecture=cfg.get("architecture") or h["model"],
+        architecture=cfg.get("architecture") or architecture,
         pretrained_cfg=run_cfg(run, card),
-        record={**record, "parent": parent(h.get("pretrained"), cfg)},
+        record={**record, "parent": parent(start, cfg)},
         example=torch.randn(1, *size, generator=torch.Generator().manual_seed(0)),
     )
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ _RULES = {
 RULES: dict[str, Rule] = {name: rule for rule, names in _RULES.items() for name in names.split()}
 """The rule for each option of `fit`, by its name `group.name`."""
 
+# An int counts batches and a float is a fraction of them: 1 is one batch, 1.0 is all.
+_COUNT_OR_SHARE = re.compile(r"trainer\.(limit_\w+|overfit_batches|val_check_interval)")
 _PLACE = ("data.source",)  # the location of the data; the data module checks that the images are the same
 _LENGTH = ("trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps", "trainer.max_time")
 
@@ -79,6 +82,7 @@ class Recorded:
         steps: number of optimiser steps.
         within: whether the checkpoint was saved within an epoch.
         card: the value of `ImageDataModule.card`; None for other data.
+        hyper_parameters: the hyper-parameters of the task.
     """
 
     options: Options
@@ -86,6 +90,12 @@ class Recorded:
     steps: int
     within: bool
     card: dict[str, Any] | None = None
+    hyper_parameters: Options = field(default_factory=dict)
+
+    @property
+    def is_by_python(self) -> bool:
+        """Whether there was no command: `options` are the task's hyper-parameters."""
+        return self.options.keys() == {f"model.{name}" for name in self.hyper_parameters}
 
 
 def flatten(config: Any) -> Options:
@@ -114,24 +124,29 @@ def read_recorded(checkpoint: Path) -> Recorded:
     run = (content.get("callbacks") or {}).get("RunFolder") or {}
     history = run.get("history") or []
     steps = int(content.get("global_step", 0))
-    options = run.get("options") or {f"model.{k}": v for k, v in (content.get("hyper_parameters") or {}).items()}
+    hyper_parameters = dict(content.get("hyper_parameters") or {})
+    options = run.get("options") or {f"model.{name}": value for name, value in hyper_parameters.items()}
     done = int(history[-1]["epoch"]) if history else 0
     card = (content.get("ImageDataModule") or {}).get("card")
-    return Recorded(options, done, steps, steps > (history[-1]["step"] if history else 0), card)
+    return Recorded(options, done, steps, steps > (history[-1]["step"] if history else 0), card, hyper_parameters)
 
 
 def changes(recorded: Options, given: Options, *rules: Rule) -> Changes:
     """Return the options under `rules` whose value differs from the recorded one. Both sides must have the option."""
     both = [name for name in given if name in recorded and RULES.get(name) in rules]
-    return {name: (recorded[name], given[name]) for name in both if not _is_same(recorded[name], given[name])}
+    return {name: (recorded[name], given[name]) for name in both if not _is_same(recorded[name], given[name], name)}
 
 
-def _is_same(a: Any, b: Any) -> bool:
+def _is_same(a: Any, b: Any, option: str = "") -> bool:
     if isinstance(a, str) and isinstance(b, str):
         return a == b or os.path.abspath(a) == os.path.abspath(b)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):  # a tuple comes back from JSON as a list
         return len(a) == len(b) and all(map(_is_same, a, b))
-    return type(a) is type(b) and bool(a == b)  # a limit of 1 means one batch, 1.0 means all of them
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_is_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, bool) or isinstance(b, bool) or _COUNT_OR_SHARE.fullmatch(option):
+        return type(a) is type(b) and bool(a == b)
+    return bool(a == b)  # a Python program's 0 is the command line's 0.0
 
 
 def check_resume(recorded: Recorded, given: Options, what: str) -> None:

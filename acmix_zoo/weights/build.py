@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.models._registry import check_sha256
 from acmix_zoo.weights.load import load_weights, mismatch
+from acmix_zoo.weights.locate import locate
 
 _LARGEST_CONFIG = 16 * 2**20  # bytes; 22,000 label names take one
 _LARGEST = 2**16  # of any number in model_args
@@ -111,6 +112,36 @@ def described(config: dict[str, Any], where: Path) -> tuple[str, PretrainedCfg, 
         raise ValueError(f"{where}: timm's pretrained_cfg has no {', '.join(unknown)[:200]}")
     given["num_classes"] = config.get("num_classes", given.get("num_classes", 1000))
     return architecture, PretrainedCfg(**given), arguments
+
+
+def settle(
+    model: str, pretrained: bool | str | Path, model_kwargs: dict[str, Any] | None
+) -> tuple[str, bool | str, dict[str, Any] | None]:
+    """Return a task's `model`, `pretrained` and `model_kwargs` so that they describe the network without its weights.
+
+    A weight folder given as the model becomes its architecture, with the folder as `pretrained`. The arguments that a
+    weight folder stores are merged into `model_kwargs`, where the caller's take precedence. They are needed even when
+    the weights are not: many of them, such as kernel_att, leave the shapes of all parameters as they are.
+
+    Raises:
+        ValueError: config.json of the folder is damaged, or names what it may not name.
+    """
+    if isinstance(pretrained, Path):
+        pretrained = str(pretrained)  # a checkpoint holds plain values
+    if isinstance(pretrained, str):
+        folder = locate(pretrained)
+    elif (Path(model) / "config.json").is_file():
+        folder = Path(model)
+    else:
+        return model, pretrained, model_kwargs or None
+    if not (folder / "config.json").is_file():
+        return model, pretrained, model_kwargs or None
+    architecture, _, arguments = described(read_config(folder), folder)
+    if not isinstance(pretrained, str):
+        model, pretrained = architecture, model
+    if architecture == model.partition(".")[0]:  # otherwise create_model refuses the folder
+        model_kwargs = {**arguments, **(model_kwargs or {})}
+    return model, pretrained, model_kwargs or None
 
 
 def _harmless(value: Any) -> bool:

@@ -12,7 +12,7 @@ import timm
 from timm.models import adapt_input_conv
 from torch import nn
 
-from acmix_zoo.weights.build import build, described
+from acmix_zoo.weights.build import build, described, settle
 from acmix_zoo.weights.load import copy_in, translated
 from acmix_zoo.weights.locate import locate
 from acmix_zoo.weights.read import Source, State, read_checkpoint
@@ -59,7 +59,8 @@ def _build_checkpoint(path: Path, **kwargs: Any) -> nn.Module:
     stored = _entry(_entry(_entry(checkpoint, "ImageDataModule"), "card"), "cfg")  # mean, std, class names
     cfg = {**(default.to_dict(remove_source=True) if default else {}), **stored}
     try:
-        arguments = json.loads(json.dumps(hyper.get("model_kwargs") or {}))  # tuples become lists, as in config.json
+        _, _, arguments = settle(name, hyper.get("pretrained") or False, hyper.get("model_kwargs"))
+        arguments = json.loads(json.dumps(arguments or {}))  # tuples become lists, as in config.json
     except TypeError as error:
         raise ValueError(f"create_model: model_kwargs of {path} are not plain values ({error})") from error
     config = {
@@ -69,7 +70,7 @@ def _build_checkpoint(path: Path, **kwargs: Any) -> nn.Module:
         "pretrained_cfg": {key: value for key, value in cfg.items() if key not in ("architecture", "tag")},
     }
     known, pretrained_cfg, arguments = described(config, path)
-    return build_with(known, checkpoint or {}, str(path), pretrained_cfg=pretrained_cfg, **arguments, **kwargs)
+    return build_with(known, checkpoint or {}, str(path), pretrained_cfg=pretrained_cfg, **{**arguments, **kwargs})
 
 
 def _entry(mapping: Any, key: str) -> Mapping[str, Any]:
