@@ -152,7 +152,7 @@ def test_layers_outside_a_transform(case: tuple[nn.Module, Tensor]) -> None:
     ("name", "transform"),
     [
         *(("resnet, global", t) for t in ("grad", "vmap", "vmap of grad", "jvp")),
-        # jvp of patchwise SAN is left out: now and then dynamo gives up on it, and PyTorch 2.14 then fails in `make_dual`.
+        # Not jvp of patchwise SAN: now and then dynamo gives up on it, and PyTorch 2.14 then fails in `make_dual`.
         ("patchwise", "grad"),
     ],
 )
