@@ -306,7 +306,8 @@ def _bitwise(record: Record, made: Record) -> str:
         return f", bitwise equal: sha256 {made['sha256'][:12]}…"
     old, new = _circumstances(record), _circumstances(made)
     names = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    differs = "; ".join(f"{key}: {old.get(key)} recorded, {new.get(key)} here" for key in names)
+    pairs = [["none" if side.get(key) is None else side[key] for side in (old, new)] for key in names]
+    differs = "; ".join(f"{key} ({a} in the record, {b} here)" for key, (a, b) in zip(names, pairs, strict=True))
     return f", not bitwise equal. What differs: {differs or 'nothing that is recorded'}"
 
 

@@ -160,7 +160,7 @@ def test_a_stream_on_two_processes_from_start_to_weights(tmp_path: Path, figure:
     process = Process(command(fit(cut, **streaming)), tmp_path / "cut.log")
     process.wait_for("epoch 1/3")
     process.kill()
-    assert "The run goes on in epoch" in run(command(fit(cut, **streaming)), tmp_path / "log")
+    assert "Resuming from epoch" in run(command(fit(cut, **streaming)), tmp_path / "log")
     assert differences(last(whole), last(cut)) == []
     assert check_folder(cut / "weights") == []
     words = fit(whole, **{**streaming, "trainer__devices": 1}, ckpt_path=last(whole))
@@ -236,7 +236,7 @@ def test_a_network_spread_over_processes_goes_on(tmp_path: Path, figure: Figure)
     process = Process(torchrun(stopped, 2), tmp_path / "cut.log")
     process.wait_for("epoch 1/2")
     process.kill()
-    assert "The run goes on in epoch" in run(torchrun(stopped, 2), tmp_path / "log")
+    assert "Resuming from epoch" in run(torchrun(stopped, 2), tmp_path / "log")
     found = largest_weight_difference(whole / "weights", cut / "weights")
     assert found == 0
     figure("fully_shard on 2 processes, killed and resumed", f"weights differ by at most {found:.0e}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_derivatives import OnTokens
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,17 +26,6 @@ from acmix_zoo.ops.attention_forms import positions
 from acmix_zoo.ops.shift_conv import conv_factors
 
 SAMPLES = 4
-
-
-class OnTokens(nn.Module):
-    """PVT's layer as a module of one tensor."""
-
-    def __init__(self, layer: ReducedACmix, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.layer, self.size = layer, size
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x, self.size)
 
 
 # Each layer with the shape of its input.

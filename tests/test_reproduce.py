@@ -96,7 +96,7 @@ def test_another_result_is_said_and_fails(place: Path, capsys: pytest.CaptureFix
     assert f"the record is of pictures with {recorded}" in out
     assert out.index("OTHER DATA") < out.index("epoch 1/3")
     assert "test_resnet.second: NOT REPRODUCED, not bitwise equal. What differs: " in out
-    assert "--model.lr: None recorded, 0.02 here" in out and f"data: {recorded} recorded" in out
+    assert "--model.lr (none in the record, 0.02 here)" in out and f"data ({recorded} in the record" in out
     row = first_line(out, "val top1")
     assert row.endswith("NOT REPRODUCED")
     record, found = (read_config(place / p)["acmix_zoo"] for p in ("weights", "bad/weights"))
@@ -205,7 +205,7 @@ def test_a_run_that_was_changed_when_resumed(place: Path, capsys: pytest.Capture
     assert out.index("CHANGED") < out.index("the training")
     made = {key: value for key, value in record.items() if key != "changes"} | {"sha256": "0" * 64}
     assert compare(Target("w", [], record), made)
-    assert f"What differs: changes at a resume: {changed} recorded, None here\n" in capsys.readouterr().out
+    assert f"What differs: changes at a resume ({changed} in the record, none here)\n" in capsys.readouterr().out
 
 
 def test_tolerance() -> None:

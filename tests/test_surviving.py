@@ -355,7 +355,7 @@ def test_an_image_that_breaks_does_not_keep_a_run_from_going_on(
         assert main(words) == 0
     assert sum("left out" in str(warning.message) for warning in warned) == 2
     said = capsys.readouterr().out
-    assert "The run goes on in epoch 2 of 2, after step 2 of 4" in said
+    assert "Resuming from epoch 2 of 2 (step 2 of 4)" in said
     assert ("FILES HAVE CHANGED" in said) == (spoil is broken)  # the fingerprint is of names and sizes
     assert "NOT TESTED: " in said and words_of_it in said
     assert f"acmix-zoo test --config {folder / 'config.yaml'}" in said
@@ -377,8 +377,8 @@ def test_more_epochs_are_another_schedule(pictures: Path, tmp_path: Path, capsys
     assert "OTHER SCHEDULE" not in capsys.readouterr().out
     fit(tmp_path / "run", pictures, trainer_epochs=3, resume=run.last)
     said = capsys.readouterr().out
-    assert "The run goes on in epoch 2 of 3, after step 6 of 18" in said
-    assert "OTHER SCHEDULE: the run was to have 1 epochs; from here on it follows the schedule of 3" in said
+    assert "Resuming from epoch 2 of 3 (step 6 of 18)" in said
+    assert "OTHER SCHEDULE: the run was planned for 1 epochs. From here on it follows the schedule of 3 epochs." in said
 
 
 def test_the_record_names_the_weights_that_a_run_began_from() -> None:

@@ -14,7 +14,7 @@ _NOT_FOR_USERS = (
     "Tip:",  # an advertisement
     "GPU available:", "TPU available:", "HPU available:",  # the line "model: ..." names the device
     "Loading `train_dataloader`",
-    "Restoring states from", "Restored all states", "Loaded model weights",  # "The run goes on in ..." says the same
+    "Restoring states from", "Restored all states", "Loaded model weights",  # "Resuming from epoch ..." says the same
     "Found current_model_state",  # logged for every resumed run with averaged weights
     "`weights_only` was not set",
     "`Trainer.fit` stopped: `max_epochs",  # the line for the last epoch already says so

@@ -177,13 +177,10 @@ class RunFolder(Checkpoint):
         self._began = True
         if trainer.is_global_zero and trainer.global_step:
             steps = f"step {trainer.global_step} of {trainer.estimated_stepping_batches:.0f}"
-            print(
-                f"The run goes on in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}, after {steps}",
-                flush=True,
-            )
+            print(f"Resuming from epoch {trainer.current_epoch + 1} of {trainer.max_epochs} ({steps})", flush=True)
             if self._epochs not in (None, trainer.max_epochs):
-                now = f"from here on it follows the schedule of {trainer.max_epochs}, as no new run would"
-                print(f"OTHER SCHEDULE: the run was to have {self._epochs} epochs; {now}", flush=True)
+                now = f"From here on it follows the schedule of {trainer.max_epochs} epochs. A new run would differ"
+                print(f"OTHER SCHEDULE: the run was planned for {self._epochs} epochs. {now}", flush=True)
         self._epochs = trainer.max_epochs
         self._previous = (None, 0, None)
         self._start_clock()  # a run that goes on within an epoch does not start one
