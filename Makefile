@@ -15,7 +15,7 @@ export HF_HUB_OFFLINE = 1
 .DEFAULT_GOAL := test
 
 demo: .venv/.train
-	@$(BIN)/python -m acmix_zoo.demo
+	@$(BIN)/python -m examples.demo
 
 test: lint data
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
@@ -30,7 +30,7 @@ test-distributed: .venv/.test data
 # Every test marked `gpu`, the slow and distributed ones included. Without a GPU it fails at once and says what is missing,
 # since a target that tested nothing must not look green.
 test-gpu: .venv/.test data
-	@$(BIN)/python -m acmix_zoo.analysis.gpu_suite --check
+	@$(BIN)/python -m tools.gpu_suite --check
 	$(BIN)/python -m pytest -q -m gpu
 
 lint: .venv/.test
@@ -61,16 +61,16 @@ data:
 
 # The measurements of benchmarks/, about half an hour on a quiet machine; then `make readme`.
 bench: .venv/.train
-	$(BIN)/python -m acmix_zoo.analysis.suite benchmarks
+	$(BIN)/python -m tools.suite benchmarks
 
 # ACmix against plain layers and networks on a GPU, into benchmarks/gpu.csv, in nine minutes. What did not fit is listed;
 # run it again to measure that.
 bench-gpu: .venv/.train
-	$(BIN)/python -m acmix_zoo.analysis.gpu_suite
+	$(BIN)/python -m tools.gpu_suite
 
 # The tables of README.md and docs/, from benchmarks/, checkpoints/*/config.json and the networks themselves.
 readme: .venv/.train
-	$(BIN)/python -m acmix_zoo.analysis.tables README.md docs/*.md
+	$(BIN)/python -m tools.tables README.md docs/*.md
 
 clean:
 	rm -rf runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

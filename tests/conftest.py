@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from hub_server import Hub
 from huggingface_hub import constants
+from support.hub_server import Hub
 
 torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False  # TF32 is on by default; float32 convolutions on a GPU would only keep ten bits

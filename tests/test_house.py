@@ -14,16 +14,16 @@ import acmix_zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "acmix_zoo"
-# How a command runs and how a run ends: parts of the command line, which may use everything.
-TOP = {PACKAGE / "cli.py", PACKAGE / "demo.py", PACKAGE / "training/cli.py", PACKAGE / "training/finish.py"}
 HEAVY = {"lightning", "pytorch_lightning", "datasets", "torchmetrics", "matplotlib", "sklearn", "tensorboard", "rich"}
 LAYERS = ["ops", "layers", "models", "weights"]  # a hub user pays for these: each may use those before it
 MAY_IMPORT = {
     **{name: set(LAYERS[: i + 1]) for i, name in enumerate(LAYERS)},
     "data": {"data"},
-    "training": {*LAYERS, "data", "training", "analysis"},
-    "tasks": {*LAYERS, "data", "training", "tasks"},
-    "analysis": {*LAYERS, "data", "training", "analysis"},
+    "tasks": {*LAYERS, "data", "tasks"},
+    "training": {*LAYERS, "data", "tasks", "training"},
+    "bench": {*LAYERS, "data", "bench"},
+    "scaling": {*LAYERS, "scaling"},
+    "cli": {*LAYERS, "data", "tasks", "training", "bench", "scaling", "cli"},
 }
 
 
@@ -45,14 +45,14 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("part", MAY_IMPORT)
 def test_arrows_point_down(part: str) -> None:
-    files = sorted(set((PACKAGE / part).rglob("*.py")) - TOP)
+    files = sorted(set((PACKAGE / part).rglob("*.py")))
     assert files
     for path in files:
         names = imports(path)
         for name in names:
             if name.startswith("acmix_zoo.") and (PACKAGE / name.split(".")[1]).is_dir():
                 assert name.split(".")[1] in MAY_IMPORT[part], f"{path.relative_to(ROOT)} imports {name}"
-            assert not name.startswith(("acmix_zoo.cli", "acmix_zoo.demo")), f"{path.relative_to(ROOT)} imports {name}"
+            assert not name.startswith(("tools", "examples")), f"{path.relative_to(ROOT)} imports {name}"
         if part in LAYERS:
             heavy = {name.split(".")[0] for name in names} & HEAVY
             assert not heavy, f"{path.relative_to(ROOT)} imports {heavy}"
@@ -91,7 +91,7 @@ def test_wheel_carries_code_weights_and_recipes(tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     name = "acmix_resnet_pico"
     load = f"import timm, acmix_zoo; print(timm.create_model({name!r}, pretrained=True).pretrained_cfg['file'])"
-    load += f"; from acmix_zoo.cli_reproduce import find_target; print(find_target({name!r}).arguments[1])"
+    load += f"; from acmix_zoo.cli.reproduce import find_target; print(find_target({name!r}).arguments[1])"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     found = subprocess.run(
         [sys.executable, "-c", load], check=True, capture_output=True, text=True, cwd=tmp_path, env=environment

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from acmix_zoo.data.export import export_folder
+from acmix_zoo.data.class_folders import export_folder
 from acmix_zoo.data.images import BadImage, load_image
-from acmix_zoo.data.sources import open_source
+from acmix_zoo.data.sources.base import open_source
 
 if TYPE_CHECKING:
     from acmix_zoo.data.module import ImageDataModule

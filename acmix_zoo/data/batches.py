@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from acmix_zoo.data.augment import Augment, image_keys, kept_random_state
 from acmix_zoo.data.images import BadImage
-from acmix_zoo.data.sources import ArrayImages, Images
+from acmix_zoo.data.sources.base import ArrayImages, Images
 
 Batch = tuple[Tensor, Tensor]
 

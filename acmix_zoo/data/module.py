@@ -15,21 +15,21 @@ from torch.utils.data import DataLoader
 
 from acmix_zoo.data.augment import Augment, Pixels
 from acmix_zoo.data.batches import ImageDataset, apart, as_is
-from acmix_zoo.data.checks import (
+from acmix_zoo.data.fingerprint import compare_classes, compare_data, compare_sizes
+from acmix_zoo.data.images import Inspection
+from acmix_zoo.data.mixing import Mixing
+from acmix_zoo.data.option_checks import (
     check_images,
     check_options,
     fitting_batch_size,
     pictures_to_predict,
     three_numbers,
 )
-from acmix_zoo.data.images import Inspection
-from acmix_zoo.data.mixing import Mixing
-from acmix_zoo.data.resume import compare_classes, compare_data, compare_sizes
 from acmix_zoo.data.samplers import EpochSampler, ShardSampler
-from acmix_zoo.data.sources import FileImages, Images, Source, open_source
-from acmix_zoo.data.stream_batches import EvalStream, TrainStream
-from acmix_zoo.data.stream_loaders import StreamLoaders
-from acmix_zoo.data.stream_source import StreamSource
+from acmix_zoo.data.sources.base import FileImages, Images, Source, open_source
+from acmix_zoo.data.stream.loaders import StreamLoaders
+from acmix_zoo.data.stream.stream_batches import EvalStream, TrainStream
+from acmix_zoo.data.stream.stream_source import StreamSource
 from acmix_zoo.data.summary import split_parts, summarize
 
 Loader = DataLoader[Any]

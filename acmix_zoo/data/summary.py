@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from acmix_zoo.data.checks import unreadable
 from acmix_zoo.data.depth import DARK
 from acmix_zoo.data.images import Inspection
-from acmix_zoo.data.sources import Images, Source, counted
+from acmix_zoo.data.option_checks import unreadable
+from acmix_zoo.data.sources.base import Images, Source, counted
 from acmix_zoo.data.splits import stratified
 
 Parts = dict[str, tuple[Images, np.ndarray]]

@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths, auto_heads, check_dtype, check_heads, check_paths
-from acmix_zoo.layers.leaf import leaf
-from acmix_zoo.layers.plain import is_plain
-from acmix_zoo.layers.shift_conv import ShiftConv
+from acmix_zoo.layers.argument_checks import Paths, auto_heads, check_dtype, check_heads, check_paths
+from acmix_zoo.layers.convolution_path import ShiftConv
+from acmix_zoo.layers.fx_leaf import leaf
+from acmix_zoo.layers.submodule_use import is_plain
 from acmix_zoo.ops.acmix import Geometry, acmix, mix
-from acmix_zoo.ops.attention_forms import positions
+from acmix_zoo.ops.backends.attention import positions
 from acmix_zoo.ops.derivatives import in_format_of
 from acmix_zoo.ops.precision import autocast_off
 from acmix_zoo.ops.tracing import fixed, is_tracing, unflatten

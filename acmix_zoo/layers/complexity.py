@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM
+from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.cost import definition_macs, input_size_of, run_once
-from acmix_zoo.layers.shift_conv import ShiftConv
 
 
 @dataclass(frozen=True)

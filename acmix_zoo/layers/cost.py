@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from acmix_zoo.layers.acmix2d import ACmix2d
+from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.reduced_acmix import ReducedACmix
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
-from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.layers.window_acmix import WindowACmix
 
 LAYERS = (ACmix2d, WindowACmix, ReducedACmix, PairwiseSAM, PatchwiseSAM)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from acmix_zoo.layers.acmix2d import ACmix2d
-from acmix_zoo.layers.checks import check_dtype
-from acmix_zoo.layers.leaf import leaf
-from acmix_zoo.layers.plain import is_plain
-from acmix_zoo.layers.shift_conv import ShiftConv
+from acmix_zoo.layers.argument_checks import check_dtype
+from acmix_zoo.layers.convolution_path import ShiftConv
+from acmix_zoo.layers.fx_leaf import leaf
+from acmix_zoo.layers.submodule_use import is_plain
 from acmix_zoo.ops.acmix import Geometry, acmix
-from acmix_zoo.ops.attention_forms import positions
+from acmix_zoo.ops.backends.attention import positions
 from acmix_zoo.ops.derivatives import in_format_of
 
 

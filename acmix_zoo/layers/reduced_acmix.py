@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths, check_dtype, check_heads, check_paths
-from acmix_zoo.layers.leaf import leaf
-from acmix_zoo.layers.shift_conv import ShiftConv
-from acmix_zoo.ops.fused_attention import fused_attention
+from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, check_paths
+from acmix_zoo.layers.convolution_path import ShiftConv
+from acmix_zoo.layers.fx_leaf import leaf
+from acmix_zoo.ops.backends.fused_attention import fused_attention
 from acmix_zoo.ops.tracing import ceil_div, is_exporting, unflatten
 
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths, check_dtype, check_paths
-from acmix_zoo.layers.leaf import leaf
-from acmix_zoo.layers.plain import is_plain
+from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_paths
+from acmix_zoo.layers.fx_leaf import leaf
+from acmix_zoo.layers.submodule_use import is_plain
 from acmix_zoo.ops.aggregation import aggregate, reflect_pad
-from acmix_zoo.ops.attention_forms import positions
+from acmix_zoo.ops.backends.attention import positions
 from acmix_zoo.ops.tracing import unflatten
 
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths, check_dtype, check_heads, check_paths
-from acmix_zoo.layers.leaf import leaf
-from acmix_zoo.layers.plain import is_plain
-from acmix_zoo.layers.shift_conv import ShiftConv
+from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, check_paths
+from acmix_zoo.layers.convolution_path import ShiftConv
+from acmix_zoo.layers.fx_leaf import leaf
+from acmix_zoo.layers.submodule_use import is_plain
 from acmix_zoo.ops.tracing import at_most, ceil_div, fixed, is_open, unflatten
 from acmix_zoo.ops.windows import (
     crop,

@@ -16,13 +16,13 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths, check_dtype
-from acmix_zoo.models._feature_maps import check_output_fmt, to_output_fmt
-from acmix_zoo.models._pvt_blocks import Block, PatchEmbed, Size, as_map, resized_positions
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, feature_take_indices, record_arguments, register_model
-from acmix_zoo.models._registry import default_cfgs as _default_cfgs
-from acmix_zoo.models._silent import silent_convolution
-from acmix_zoo.models._stem import small_stem
+from acmix_zoo.layers.argument_checks import Paths, check_dtype
+from acmix_zoo.models.feature_maps import check_output_fmt, to_output_fmt
+from acmix_zoo.models.pvt_blocks import Block, PatchEmbed, Size, as_map, resized_positions
+from acmix_zoo.models.registry import IMAGENET, SMALL, build, feature_take_indices, record_arguments, register_model
+from acmix_zoo.models.registry import default_cfgs as _default_cfgs
+from acmix_zoo.models.silent_convolution import silent_convolution
+from acmix_zoo.models.stem import small_stem
 
 __all__ = ["PVT"]
 

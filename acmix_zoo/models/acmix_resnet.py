@@ -14,13 +14,13 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d
-from acmix_zoo.layers.checks import Paths, check_dtype
+from acmix_zoo.layers.argument_checks import Paths, check_dtype
 from acmix_zoo.layers.deploy import fold
-from acmix_zoo.models._feature_maps import check_output_fmt, to_output_fmt
-from acmix_zoo.models._map_head import MapHead
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, feature_take_indices, register_model
-from acmix_zoo.models._registry import default_cfgs as _default_cfgs
-from acmix_zoo.models._stem import small_stem
+from acmix_zoo.models.feature_maps import check_output_fmt, to_output_fmt
+from acmix_zoo.models.map_head import MapHead
+from acmix_zoo.models.registry import IMAGENET, SMALL, build, feature_take_indices, register_model
+from acmix_zoo.models.registry import default_cfgs as _default_cfgs
+from acmix_zoo.models.stem import small_stem
 
 __all__ = ["ACmixResNet"]
 

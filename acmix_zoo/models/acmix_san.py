@@ -14,14 +14,14 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from acmix_zoo.layers.checks import Paths, check_dtype
+from acmix_zoo.layers.argument_checks import Paths, check_dtype
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
-from acmix_zoo.models._feature_maps import check_output_fmt, to_output_fmt
-from acmix_zoo.models._map_head import MapHead
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, feature_take_indices, register_model
-from acmix_zoo.models._registry import default_cfgs as _default_cfgs
-from acmix_zoo.models._silent import silent_convolution
-from acmix_zoo.models._stem import small_stem
+from acmix_zoo.models.feature_maps import check_output_fmt, to_output_fmt
+from acmix_zoo.models.map_head import MapHead
+from acmix_zoo.models.registry import IMAGENET, SMALL, build, feature_take_indices, register_model
+from acmix_zoo.models.registry import default_cfgs as _default_cfgs
+from acmix_zoo.models.silent_convolution import silent_convolution
+from acmix_zoo.models.stem import small_stem
 
 __all__ = ["SAN"]
 

@@ -15,14 +15,14 @@ from timm.layers import ClassifierHead, PatchEmbed, calculate_drop_path_rates, r
 from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
-from acmix_zoo.layers.checks import Paths, check_dtype
+from acmix_zoo.layers.argument_checks import Paths, check_dtype
 from acmix_zoo.layers.deploy import fold
-from acmix_zoo.models._feature_maps import check_output_fmt
-from acmix_zoo.models._plain_swin import from_plain_swin, is_plain_swin
-from acmix_zoo.models._registry import IMAGENET, SMALL, build, feature_take_indices, record_arguments, register_model
-from acmix_zoo.models._registry import default_cfgs as _default_cfgs
-from acmix_zoo.models._stem import small_stem
-from acmix_zoo.models._swin_blocks import PatchMerging, Size, Stage
+from acmix_zoo.models.feature_maps import check_output_fmt
+from acmix_zoo.models.plain_swin import from_plain_swin, is_plain_swin
+from acmix_zoo.models.registry import IMAGENET, SMALL, build, feature_take_indices, record_arguments, register_model
+from acmix_zoo.models.registry import default_cfgs as _default_cfgs
+from acmix_zoo.models.stem import small_stem
+from acmix_zoo.models.swin_blocks import PatchMerging, Size, Stage
 from acmix_zoo.ops.tracing import ceil_div
 
 __all__ = ["ACmixSwin"]

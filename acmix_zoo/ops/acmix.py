@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
+from acmix_zoo.ops.dispatch import forced_form, keeps_projections, plan_layer, use_form
 from acmix_zoo.ops.local_attention import local_attention
-from acmix_zoo.ops.plan import forced_form, keeps_projections, plan_layer, use_form
 from acmix_zoo.ops.shift_conv import grouped_conv
 from acmix_zoo.ops.tracing import is_exporting, unflatten
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acmix_zoo.ops.aggregation_windows import windowed_gradients, windowed_sums
+from acmix_zoo.ops.backends.window_sums import windowed_gradients, windowed_sums
 from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.reflect import reflected_range
 from acmix_zoo.ops.tracing import fixed, is_exporting, unflatten

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix_zoo.ops.attention_forms import global_attention, offset_attention, tile_attention
+from acmix_zoo.ops.backends.attention import global_attention, offset_attention, tile_attention
 from acmix_zoo.ops.derivatives import is_transformed, with_plain_derivatives
-from acmix_zoo.ops.plan import plan_attention
+from acmix_zoo.ops.dispatch import plan_attention
 from acmix_zoo.ops.reflect import reflected_range
 from acmix_zoo.ops.tracing import is_exporting
 

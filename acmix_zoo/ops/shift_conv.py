@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix_zoo.ops.plan import forced_form
+from acmix_zoo.ops.dispatch import forced_form
 from acmix_zoo.ops.precision import autocast_off
 from acmix_zoo.ops.tracing import fixed
 

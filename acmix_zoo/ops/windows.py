@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from acmix_zoo.ops.backends.padded_attention import padded_attention
 from acmix_zoo.ops.derivatives import is_transformed, with_plain_derivatives
-from acmix_zoo.ops.padded_attention import padded_attention
 from acmix_zoo.ops.tracing import is_open, unflatten
 
 

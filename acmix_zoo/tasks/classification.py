@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from acmix_zoo.training.ema import EMA
-from acmix_zoo.training.metrics import ExactMean
-from acmix_zoo.training.optim import param_groups, warmup_cosine
+from acmix_zoo.tasks.ema import EMA
+from acmix_zoo.tasks.metrics import ExactMean
+from acmix_zoo.tasks.optim import param_groups, warmup_cosine
+from acmix_zoo.tasks.sharded import is_sharded, shard
 from acmix_zoo.training.resume import check_hyperparameters
-from acmix_zoo.training.sharded import is_sharded, shard
 from acmix_zoo.weights import create_model
 from acmix_zoo.weights.build import settle
 

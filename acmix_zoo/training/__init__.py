@@ -1,7 +1,7 @@
 """What tasks share: parameter groups, schedule, averaged weights, and the run folder."""
 
-from acmix_zoo.training.ema import EMA
-from acmix_zoo.training.optim import param_groups, warmup_cosine
+from acmix_zoo.tasks.ema import EMA
+from acmix_zoo.tasks.optim import param_groups, warmup_cosine
 from acmix_zoo.training.run import RunFolder
 
 __all__ = ["EMA", "RunFolder", "param_groups", "warmup_cosine"]

@@ -13,15 +13,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import acmix_zoo
-from acmix_zoo.analysis.plots import plot_curves
-from acmix_zoo.data.checks import UnusableImages
 from acmix_zoo.data.images import BadImage
+from acmix_zoo.data.option_checks import UnusableImages
 from acmix_zoo.tasks import ClassificationTask
-from acmix_zoo.training.export import evaluation_limits, is_whole, parent, run_cfg, run_record, validation_scores
+from acmix_zoo.tasks.sharded import is_sharded, load_whole, read_checkpoint
+from acmix_zoo.training.export_weights import (
+    evaluation_limits,
+    is_whole,
+    parent,
+    run_cfg,
+    run_record,
+    validation_scores,
+)
 from acmix_zoo.training.guard import NotFinite
 from acmix_zoo.training.history import write_csv
+from acmix_zoo.training.plots import plot_curves
 from acmix_zoo.training.run import RunFolder
-from acmix_zoo.training.sharded import is_sharded, load_whole, read_checkpoint
 from acmix_zoo.weights import push, write_folder
 
 

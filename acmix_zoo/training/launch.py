@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from acmix_zoo.training.export import parent
+from acmix_zoo.training.export_weights import parent
 
 
 def check_config(config: Any, subcommand: str) -> None:

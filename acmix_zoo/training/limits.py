@@ -9,9 +9,9 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from torch import nn
 
-from acmix_zoo.analysis.benchmark import matmul_peak
 from acmix_zoo.data.augment import kept_random_state
 from acmix_zoo.layers.complexity import complexity
+from acmix_zoo.ops.peak import matmul_peak
 
 
 def loader_rate(loader: Any, seconds: float, workers: int = 0) -> float | None:

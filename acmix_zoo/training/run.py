@@ -22,7 +22,7 @@ from torch import Tensor
 
 from acmix_zoo.data.augment import image_keys, seed_globals
 from acmix_zoo.training.checkpoints import Checkpoints
-from acmix_zoo.training.export import evaluation_limits
+from acmix_zoo.training.export_weights import evaluation_limits
 from acmix_zoo.training.guard import NotFinite, keep_batch, weights_are_finite
 from acmix_zoo.training.history import Row, epoch_line, write_csv
 from acmix_zoo.training.launch import start_message

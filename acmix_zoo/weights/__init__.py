@@ -7,11 +7,11 @@ from acmix_zoo.weights import official  # how to come by the authors' weights
 from acmix_zoo.weights.build import read_config
 from acmix_zoo.weights.create import create_model, list_models
 from acmix_zoo.weights.folder import write_folder
+from acmix_zoo.weights.from_plain.attention_networks import from_pvt, from_san, from_swin
+from acmix_zoo.weights.from_plain.resnet import from_resnet
 from acmix_zoo.weights.hub import from_pretrained, pull, push
 from acmix_zoo.weights.load import load_weights
-from acmix_zoo.weights.resnet_start import from_resnet
 from acmix_zoo.weights.verify import check_folder
-from acmix_zoo.weights.warm_start import from_pvt, from_san, from_swin
 
 __all__ = [
     "check_folder",

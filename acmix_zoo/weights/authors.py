@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d, WindowACmix
 from acmix_zoo.layers.window_acmix import rows_by_channel
-from acmix_zoo.models._plain_swin import timm_names
+from acmix_zoo.models.plain_swin import timm_names
 
 _MARKS = ("dep_conv.weight", "rate1", "rate2")
 _LAYER_NAMES = {

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id, yaml_dump  # type: ignore[attr-defined]  # public, exported lazily
 
-from acmix_zoo.models._published import is_reconstruction
+from acmix_zoo.models.published import is_reconstruction
 
 # Data sets that ship under a short name, as the Hub calls them.
 _HUB_DATASETS = {"fashion_mnist": "zalando-datasets/fashion_mnist"}

@@ -16,8 +16,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from acmix_zoo.models._plain_swin import is_plain_swin
-from acmix_zoo.models._silent import lacks_convolution
+from acmix_zoo.models.plain_swin import is_plain_swin
+from acmix_zoo.models.silent_convolution import lacks_convolution
 from acmix_zoo.weights.read import Source, State, read_state_dict
 
 # Common names of the attribute that holds the network, and the prefixes that DDP and torch.compile add. A checkpoint's

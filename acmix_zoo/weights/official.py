@@ -22,7 +22,7 @@ import timm
 import torch
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # public, but exported lazily
 
-from acmix_zoo.models._registry import FETCH, check_sha256
+from acmix_zoo.models.registry import FETCH, check_sha256
 from acmix_zoo.weights.convert import convert
 
 TAG = "official_in1k"

@@ -1,1 +1,0 @@
-"""Looking at networks: what they cost and what they did. Import the submodules; plots need matplotlib."""

@@ -1,0 +1,281 @@
+"""Class folders as a data set: find splits and classes, and report problems and skipped files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from acmix_zoo.data.formats import is_hidden, is_image_name, is_lost_image, skip_advice
+from acmix_zoo.data.sources.base import SPLITS, FileImages, Images, Source, counted, first_few, match_splits
+from acmix_zoo.data.sources.walk import HIDDEN, LINKS_BACK, REPEATED, Walk, find_images, walk_folders
+
+
+class FolderSource(Source):
+    """A folder of class folders: `root/<class>/**/picture`, or the same below `root/train`, `root/val`, `root/test`.
+
+    Classes are the sorted names of the training split's folders, in Unicode's composed form (NFC). Links are followed.
+    An image that can be reached in two ways within a split is counted once. `remarks` lists what was skipped, and why.
+
+    Raises:
+        ValueError: there are no class folders or only one, a class folder contains no image, val or test has a class
+            that the training split lacks, a split or class has two folders, or a split has no class folders.
+    """
+
+    license = "unknown"
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser()
+        self.name = self.root.resolve().name
+        self.remarks: list[str] = []
+        self._skipped = Walk([])
+        self.folders = self._find_splits()
+        self._class_folders = {split: self._classes_in(folder) for split, folder in self.folders.items()}
+        self.class_names = tuple(sorted(self._class_folders["train"]))
+        self._check_classes()
+        self._files = {split: self._list_images(split) for split in self.folders}
+        self._note_shared_images()
+        self.remarks += _skip_remarks(self._skipped, self.root)
+
+    # ---- layout
+
+    def _find_splits(self) -> dict[str, Path]:
+        """Return the folder of each split. If the root contains class folders, it is the training split itself."""
+        names = self._subfolders(self.root)
+        named = [name for name in names if name.lower() in SPLITS]
+        # a class may be called "train", so split folders are those that hold class folders
+        found = match_splits((name for name in named if self._subfolders(self.root / name)), str(self.root))
+        loose = [name for name in named if name not in found.values()]
+        if found and "train" not in found:
+            raise ValueError(
+                f"{self.root} has {', '.join(sorted(found.values()))} but no train/ with class folders next to it"
+            )
+        if found:
+            self._note_unused([name for name in names if name not in named], loose)
+            return {split: self.root / name for split, name in found.items()}
+        classes = [name for name in names if name not in named]
+        if loose and (not classes or [name.lower() for name in loose] != ["train"]):
+            self._refuse_loose_splits(classes, loose)
+        if count := _count_images(self.root):
+            if names:
+                self.remarks.append(
+                    f"skipped {counted(count, 'image')} directly in {self.root}, outside the class folders"
+                )
+        return {"train": self.root}
+
+    def _refuse_loose_splits(self, classes: Sequence[str], loose: Sequence[str]) -> None:
+        beside = f" next to the classes {first_few(classes)}" if classes else ""
+        raise ValueError(
+            f"{' and '.join(f'{self.root / name}' for name in loose)}: no class folders inside{beside}. Expected "
+            f"{self.root / loose[0]}/<class>/image.jpg. Move unlabelled images out of the data set (`acmix-zoo "
+            "predict` labels them). If the folder is a class, give it another name"
+        )
+
+    def _note_unused(self, others: Sequence[str], loose: Sequence[str]) -> None:
+        for name in loose:
+            if count := len(find_images(self.root / name)):
+                self.remarks.append(
+                    f"skipped {self.root / name}: its {counted(count, 'image')} cannot be scored without class "
+                    f"folders. To label them, use `acmix-zoo predict` with --data.predict_source {self.root / name}"
+                )
+        if others:
+            self.remarks.append(
+                f"skipped folders next to the splits: {first_few(others)} (splits are named {', '.join(SPLITS)})"
+            )
+        if count := _count_images(self.root):
+            self.remarks.append(f"skipped {counted(count, 'image')} directly in {self.root}, outside the splits")
+
+    def _subfolders(self, folder: Path) -> list[str]:
+        """Return the sorted names of the folders in `folder` that are not hidden and do not lead back up."""
+        names = []
+        here = os.path.realpath(folder)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_hidden(entry.name) or not os.path.isdir(entry.path):
+                    continue
+                target = os.path.realpath(entry.path) if entry.is_symlink() else ""
+                if target and (here + os.sep).startswith(target.rstrip(os.sep) + os.sep):
+                    self._skipped.skip(LINKS_BACK, entry.path)
+                else:
+                    names.append(entry.name)
+        return sorted(names)
+
+    # ---- classes
+
+    def _classes_in(self, folder: Path) -> dict[str, str]:
+        """Return the folder name of each class."""
+        found: dict[str, str] = {}
+        for name in self._subfolders(folder):
+            if not _is_text(name):
+                raise ValueError(f"{name!a} in {folder} is not valid UTF-8; rename the folder")
+            label = unicodedata.normalize("NFC", name)
+            if label in found:
+                raise ValueError(
+                    f"{folder} has two folders named {label!r}, {found[label]!a} and {name!a}, which differ "
+                    "only in how Unicode encodes the accents. Expected one; move the images into one of them"
+                )
+            found[label] = name
+        return found
+
+    def _check_classes(self) -> None:
+        root = self.folders["train"]
+        layout = f"expected {root}/<class>/picture.png with a folder for each of two or more classes"
+        if not self.class_names:
+            loose = _count_images(root)
+            came = (
+                f"{counted(loose, 'image')} and no folder"
+                if loose
+                else "nothing usable (it is empty or holds other files)"
+            )
+            lost = [e for e in _extensions(root) if is_lost_image(e)]
+            reasons = "".join(f", and {extension or 'some'} files: {skip_advice(extension)}" for extension in lost)
+            raise ValueError(f"{layout}, found {came}{reasons}")
+        if len(self.class_names) == 1:
+            inner = root / self._class_folders["train"][self.class_names[0]]
+            hint = f". Did you mean {inner}, which has subfolders?" if self._subfolders(inner) else ""
+            only = f"found one class, {self.class_names[0]!r}; a classifier needs at least two"
+            raise ValueError(f"{layout}, {only}{hint}")
+        for split, classes in self._class_folders.items():
+            if strange := sorted(set(classes) - set(self.class_names)):
+                raise ValueError(
+                    f"{self.folders[split]} has classes that {root} does not: "
+                    f"{first_few([self._compared(name) for name in strange])}; "
+                    f"rename or remove them, or add them to the training split, which defines the classes"
+                )
+            if absent := sorted(set(self.class_names) - set(classes)):
+                self.remarks.append(f"{split} has no folder for the classes {first_few(absent)}")
+        for one, two in _case_twins(self.class_names):
+            self.remarks.append(f"the classes {one!r} and {two!r} differ only in case. Is that intended?")
+
+    def _compared(self, strange: str) -> str:
+        """Return the name of a class that training lacks, with the training class that was probably meant."""
+        near = next((name for name in self.class_names if _loosely(name) == _loosely(strange)), None)
+        if near is None:
+            return strange
+        both = (strange, near) if strange.isascii() and near.isascii() else (ascii(strange)[1:-1], ascii(near)[1:-1])
+        return f"{both[0]!r} (in training: {both[1]!r})"
+
+    # ---- images
+
+    def _list_images(self, split: str) -> list[list[str]]:
+        """Return the sorted paths of the images of each class."""
+        names = self._class_folders[split]
+        folders = [self.folders[split] / names[label] for label in self.class_names if label in names]
+        walk = walk_folders(folders, self.root)
+        empty = [str(folder.name) + _contents(folder) for folder, i in zip(folders, walk.images, strict=True) if not i]
+        if empty:
+            raise ValueError(
+                f"{self.folders[split]}: class folders without an image: {first_few(empty)}. Add images, or remove the "
+                "folders"
+            )
+        self._skipped.add(walk)
+        images = iter(walk.images)
+        return [next(images) if label in names else [] for label in self.class_names]
+
+    def _note_shared_images(self) -> None:
+        """Add a remark if images of val or test are links to training images."""
+        places = [
+            folder / name for split, folder in self.folders.items() for name in self._class_folders[split].values()
+        ]
+        if not self._skipped.has_links and all(_is_real(place, self.root) for place in places):
+            return
+        real = {
+            split: {os.path.realpath(path) for group in files for path in group} for split, files in self._files.items()
+        }
+        for split in set(real) - {"train"}:
+            if shared := len(real[split] & real["train"]):
+                self.remarks.append(
+                    f"Warning: {shared} of the {len(real[split])} images of {split} are links to images of train, "
+                    "so the score will be too high"
+                )
+
+    def load(self) -> dict[str, Images]:
+        splits: dict[str, Images] = {}
+        for split, files in self._files.items():
+            paths = [path for group in files for path in group]
+            targets = np.repeat(np.arange(len(files)), [len(group) for group in files]).astype(np.int64)
+            splits[split] = FileImages(paths, targets)
+        return splits
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for files in self._files.values():
+            for path in (path for group in files for path in group):
+                relative = unicodedata.normalize("NFC", os.path.relpath(path, self.root).replace(os.sep, "/"))
+                size = os.path.getsize(path) if os.path.exists(path) else -1  # -1: a broken link
+                digest.update(os.fsencode(relative) + f"\0{size}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def _skip_remarks(walk: Walk, root: Path) -> list[str]:
+    """Return one line for each kind of file that was skipped, starting with those that may be images."""
+    extensions = sorted(set(walk.skipped) - {HIDDEN, LINKS_BACK, REPEATED})
+    first = {reason: f" (first: {os.path.relpath(path, root)})" for reason, path in walk.examples.items()}
+    lines = [
+        f"skipped {_counted_files(walk.skipped[extension], extension)}{first[extension]}: {skip_advice(extension)}"
+        for extension in extensions
+        if is_lost_image(extension)
+    ]
+    others = {extension: walk.skipped[extension] for extension in extensions if not is_lost_image(extension)}
+    if others:
+        kinds = first_few([f"{extension} {count}" for extension, count in others.items()], 8)
+        lines.append(f"skipped {counted(sum(others.values()), 'other file')}: {kinds}")
+    for reason, what in (
+        (LINKS_BACK, "links back up to a folder that contains them"),
+        (REPEATED, "links to images or folders that were already counted"),
+        (HIDDEN, "hidden files and folders"),
+    ):
+        if reason in walk.skipped:
+            lines.append(f"skipped {what}: {walk.skipped[reason]:,}{first[reason]}")
+    return lines
+
+
+def _contents(folder: Path) -> str:
+    """Return a list, in brackets, of the files in a class folder that has no image."""
+    skipped = walk_folders([folder]).skipped
+    kinds = [(ext, count) for ext, count in sorted(skipped.items()) if ext not in (HIDDEN, LINKS_BACK, REPEATED)]
+    words = [_counted_files(n, ext) + (f": {skip_advice(ext)}" if is_lost_image(ext) else "") for ext, n in kinds]
+    return f" ({'; '.join(words)})" if words else ""
+
+
+def _counted_files(count: int, extension: str) -> str:
+    return counted(count, f"{extension} file") if extension else counted(count, "file") + " without an extension"
+
+
+def _count_images(folder: Path) -> int:
+    return sum(is_image_name(name) for name in os.listdir(folder))
+
+
+def _extensions(folder: Path) -> list[str]:
+    files = (entry.name for entry in os.scandir(folder) if not is_hidden(entry.name) and entry.is_file())
+    return sorted({os.path.splitext(name)[1].lower() for name in files})
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # the file system returned bytes that are not valid text
+        return False
+    return True
+
+
+def _is_real(place: Path, root: Path) -> bool:
+    return os.path.realpath(place) == os.path.join(os.path.realpath(root), os.path.relpath(place, root))
+
+
+def _loosely(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").replace("-", " ").split())
+
+
+def _case_twins(names: Iterable[str]) -> list[tuple[str, str]]:
+    seen: dict[str, str] = {}
+    twins = []
+    for name in names:
+        if name.casefold() in seen:
+            twins.append((seen[name.casefold()], name))
+        seen[name.casefold()] = name
+    return twins

@@ -1,0 +1,58 @@
+"""The data set as recorded in a checkpoint: its classes, but no images. This is enough for prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from acmix_zoo.data.sources.base import Images, Source
+
+_given: ContextVar[RecordedSource | None] = ContextVar("_given", default=None)
+
+
+class RecordedSource(Source):
+    """The source that a model was trained on, whose images may no longer exist.
+
+    Args:
+        card: the value of `ImageDataModule.card` during training.
+    """
+
+    def __init__(self, card: Mapping[str, Any]) -> None:
+        dataset = card["dataset"]
+        self.name, self.license = str(dataset["name"]), str(dataset["license"])
+        self.class_names = tuple(card["cfg"]["label_names"])
+        self._fingerprint = str(dataset["fingerprint"])
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def load(self) -> dict[str, Images]:
+        """
+        Raises:
+            ValueError: always; only the classes are known.
+        """
+        raise ValueError(
+            f"the checkpoint contains only the classes of {self.name}, not its images. To train or evaluate, give the "
+            "images with --data.source"
+        )
+
+
+@contextmanager
+def recorded_source(card: Mapping[str, Any] | None) -> Iterator[None]:
+    """Make `open_source` return the source of a card, whatever its arguments.
+
+    Args:
+        card: as for RecordedSource; None changes nothing.
+    """
+    token = _given.set(RecordedSource(card) if card else _given.get())
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def given_source() -> RecordedSource | None:
+    """Return the source set by `recorded_source`, if any."""
+    return _given.get()

@@ -1,0 +1,1 @@
+"""Interchangeable implementations of the operators. `ops.dispatch` chooses among them."""

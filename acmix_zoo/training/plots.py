@@ -1,0 +1,124 @@
+"""Pictures of runs and results. Matplotlib is drawn without a display and imported when a picture is asked for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# For user-chosen names: matplotlib would typeset text between two $ as a formula, and fail if it is not one.
+_AS_IS: dict[str, Any] = {"parse_math": False}
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plot_curves(history: Sequence[dict[str, float]], path: str | Path) -> Path:
+    """Draw loss, accuracy and learning rate over the epochs of a run.
+
+    Args:
+        history: rows of metrics.csv, one an epoch.
+        path: of the picture (.png, .svg, .pdf).
+    """
+    figure = _figure(12, 3.5)
+    loss, accuracy, rate = figure.subplots(1, 3)
+    epochs = [row["epoch"] for row in history]
+    for axes, title, lines in (
+        (loss, "loss", {"train/loss": "training (as trained)", "val/loss": "validation"}),
+        (accuracy, "validation accuracy, %", {"val/top1": "top-1", "val/top5": "top-5"}),
+        (rate, "learning rate", {"lr": ""}),
+    ):
+        percent = 100 if axes is accuracy else 1
+        for name, label in lines.items():
+            values = [percent * row.get(name, float("nan")) for row in history]
+            if not np.all(np.isnan(values)):
+                axes.plot(epochs, values, marker=".", label=label)
+        if axes is not rate and axes.lines:
+            axes.legend()
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+    return Path(path)
+
+
+def plot_confusion(matrix: npt.ArrayLike, class_names: Sequence[str], path: str | Path) -> Path:
+    """Draw a confusion matrix.
+
+    Args:
+        matrix: (classes, classes) counts, rows are the true classes.
+        class_names: their names, in order.
+        path: of the picture.
+    """
+    counts = np.asarray(matrix)
+    n = len(class_names)
+    if counts.shape != (n, n):
+        raise ValueError(f"plot_confusion: matrix has shape {counts.shape}; expected ({n}, {n}) for {n} class names")
+    share = counts / counts.sum(1, keepdims=True).clip(1)
+    size = min(3 + 0.45 * n, 20)
+    figure = _figure(size, size)
+    axes = figure.subplots()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_xticks(range(n), class_names, rotation=90 if n > 10 else 45, ha="center" if n > 10 else "right", **_AS_IS)
+    axes.set_yticks(range(n), class_names, **_AS_IS)
+    if n <= 20:
+        for i, j in zip(*np.nonzero(counts), strict=True):
+            axes.text(
+                j, i, str(counts[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black"
+            )
+    figure.savefig(path, dpi=100)
+    return Path(path)
+
+
+def plot_images(
+    images: Sequence[Any], titles: Sequence[str], path: str | Path, good: Sequence[bool] | None = None, columns: int = 8
+) -> Path:
+    """Draw images in a grid with a title each.
+
+    Args:
+        images: PIL images, or arrays (H, W) or (H, W, 3).
+        titles: one an image.
+        path: of the picture.
+        good: whether each title is to be green or red.
+        columns: images in a row.
+    """
+    if not images or len(images) != len(titles):
+        raise ValueError(f"plot_images: {len(images)} images and {len(titles)} titles; expected as many of both, not 0")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure = _figure(1.6 * columns, 1.9 * rows)
+    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.axis("off")
+        if i < len(images):
+            axes.imshow(np.asarray(images[i]), cmap="gray")
+            color = "black" if good is None else "green" if good[i] else "red"
+            axes.set_title(titles[i], fontsize=8, color=color, **_AS_IS)
+    figure.savefig(path, dpi=100)
+    return Path(path)
+
+
+def plot_speed(rows: Sequence[Any], path: str | Path) -> Path:
+    """Draw time an image against MACs, a mark for every contestant, a panel for inference and for training.
+
+    Args:
+        rows: of `acmix_zoo.bench.measure.measure`.
+        path: of the picture.
+    """
+    modes = sorted({row.mode for row in rows})
+    figure = _figure(6.5 * len(modes), 4.5)
+    names = list(dict.fromkeys(row.contestant for row in rows))
+    for axes, mode in zip(figure.subplots(1, len(modes), squeeze=False).flat, modes, strict=True):
+        for i, name in enumerate(names):
+            found = sorted((r for r in rows if r.mode == mode and r.contestant == name), key=lambda r: r.macs)
+            gigamacs = [row.macs / 1e9 for row in found]
+            axes.plot(gigamacs, [row.ms / row.batch for row in found], "osD^vP*X"[i % 8], label=name, alpha=0.8)
+        axes.set(title=mode, xlabel="GMACs an image", ylabel="ms an image")
+        axes.set_xlim(0), axes.set_ylim(0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+    return Path(path)

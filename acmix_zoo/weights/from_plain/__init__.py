@@ -1,0 +1,1 @@
+"""Start an ACmix network from the pretrained weights of its plain counterpart."""

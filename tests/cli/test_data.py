@@ -1,0 +1,121 @@
+"""The command `acmix-zoo data`, and text under locales other than UTF-8."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from acmix_zoo.cli.main import main
+
+
+def folder(root: Path, *classes: str, count: int = 4) -> Path:
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (9, 9), (number, 0, 0)).save(root / name / f"{number}.png")
+    return root
+
+
+def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder(tmp_path / "pets", "cat", "dog", "emu")
+    (root / "cat/notes.txt").write_text("-")
+    assert main(["data", str(root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "data: pets, 3 classes; images: train 9, val 3",
+        "  val was split off from train (data.val_fraction), because there is no validation split",
+        "  class    train      val",
+        "  cat          3        1",
+        "  dog          3        1",
+        "  emu          3        1",
+        "  skipped 1 other file: .txt 1",
+        "  pixel values: 8 bits, 0 to 255",
+    ]
+    (root / "cat/1.png").write_bytes(b"")
+    assert main(["data", str(root)]) == 1  # a training run would not start, either
+    assert "1 of 9 train images cannot be used" in capsys.readouterr().out
+    assert main(["data", str(root / "cat")]) == 1
+    assert "expected" in capsys.readouterr().err
+
+
+def test_many_classes_are_summarised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder(tmp_path / "many", *(f"c{n:02d}" for n in range(21)), count=2)
+    for number in range(7):
+        Image.new("RGB", (9, 9)).save(root / f"c20/more{number}.png")
+    assert main(["data", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "  train: 1 to 8 images per class, median 1\n  val: 1 image per class\n" in out
+    assert "the training classes are imbalanced: 8 of 'c20', 1 of 'c00'" in out
+
+
+def test_shipped_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "digits"]) == 0
+    assert "data: digits, 10 classes; images: train 1,618, val 179\n" in capsys.readouterr().out
+
+
+def test_a_folder_needs_no_heavy_library(tmp_path: Path) -> None:
+    root = folder(tmp_path / "pets", "cat", "dog")
+    code = f"from acmix_zoo.cli.data import data; data([{str(root)!r}]); import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert not loaded & {"lightning", "datasets", "torchmetrics", "sklearn", "pyarrow", "matplotlib"}
+
+
+OTHER_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # files are ASCII, as far as Python knows
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [({"PYTHONIOENCODING": "cp1252"}, "caf\u00e9 | ?at"), (OTHER_LOCALE, "caf\u00e9 | \u0107at")],
+    ids=["cp1252", "C"],
+)
+def test_text_under_another_locale(tmp_path: Path, environment: dict[str, str], shown: str) -> None:
+    """Characters outside the code page are printed as "?", and files are UTF-8 regardless of the locale."""
+    root = folder(tmp_path / "pets", "caf\u00e9", "\u0107at")
+    command = [sys.executable, "-m", "acmix_zoo.cli", "data", str(root)]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    out = done.stdout.decode("cp1252" if "PYTHONIOENCODING" in environment else "utf-8")
+    for name in shown.split(" | "):
+        assert f"  {name} " in out
+
+
+@pytest.mark.slow
+def test_recipes_are_read_under_another_locale(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "acmix_zoo.cli",
+        "fit",
+        "--config",
+        "recipes/finetune/folder.yaml",
+        "--print_config",
+    ]
+    root = Path(__file__).parents[2]
+    assert not (root / "recipes/finetune/folder.yaml").read_text(encoding="utf-8").isascii()
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **OTHER_LOCALE}, cwd=root)
+    assert done.returncode == 0 and b"image_size" in done.stdout, done.stderr
+
+
+def test_text_files_have_an_encoding() -> None:
+    """Every call in the package that opens text names its encoding, so that no locale decides it."""
+    import ast
+
+    missing = []
+    for path in sorted((Path(__file__).parents[2] / "acmix_zoo").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            owner = getattr(getattr(node.func, "value", None), "id", "")
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            words = [a.value for a in [*node.args, *given.values()] if isinstance(a, ast.Constant)]
+            is_binary = any(isinstance(word, str) and "b" in word and len(word) < 4 for word in words)
+            is_text = name in ("read_text", "write_text") or "text" in given or "universal_newlines" in given
+            is_open = name == "open" and owner not in ("Image", "tarfile", "os", "webbrowser", "gzip") and not is_binary
+            if (is_text or is_open) and "encoding" not in given:
+                missing.append(f"{path.name}:{node.lineno}")
+    assert missing == []

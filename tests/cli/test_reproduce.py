@@ -1,0 +1,240 @@
+"""`acmix-zoo reproduce`: trains for real, on tiny pictures, what a record says, and compares."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lightning")
+
+from test_training import make_pictures
+
+from acmix_zoo.cli.main import main
+from acmix_zoo.cli.reproduce import Target, compare, find_recipe, find_target, recorded_arguments, reproduce, tolerance
+from acmix_zoo.models.published import PUBLISHED
+from acmix_zoo.weights import read_config
+
+RECIPE = """
+seed_everything: 3
+run: {{folder: {folder}, tag: {tag}}}
+data: {{source: pictures, image_size: 32, batch_size: 16, val_fraction: 0.5}}
+model: {{model: test_resnet, lr: 0.01, pretrained: {pretrained}}}
+trainer: {{max_epochs: 3, accelerator: cpu, enable_model_summary: false}}
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures, recipes of two stages, and what they gave: runs/second/weights came of runs/first."""
+    folder = tmp_path_factory.mktemp("made")
+    make_pictures(folder / "pictures", each=60)
+    recipes = {"first": "false", "second": "runs/first/weights"}
+    for name, pretrained in recipes.items():
+        text = RECIPE.format(folder=f"runs/{name}", tag=name, pretrained=pretrained)
+        (folder / f"{name}.yaml").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in recipes:
+            assert main(["fit", "--config", f"{name}.yaml", "--model.weight_decay", "0.02"]) == 0
+    shutil.move(folder / "runs/second/weights", folder / "weights")
+    shutil.rmtree(folder / "runs")
+    return folder
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as another user has it: without the runs."""
+    shutil.copytree(made, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+    return tmp_path / "place"
+
+
+def first_line(text: str, word: str) -> str:
+    return next(line for line in text.splitlines() if line.startswith(word))
+
+
+def test_the_same_seed_gives_the_same_weights(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first stage is trained first; both with the recorded settings, for the record has an override."""
+    extra = ["--model.weight_decay", "0.02"]  # the first stage's own, which the record of the second does not know
+    assert main(["fit", "--config", "first.yaml", *extra]) == 0
+    assert main(["reproduce", "weights"]) == 0
+    out = capsys.readouterr().out
+    assert "test_resnet.second: reproduced, bitwise equal: sha256" in out
+    assert first_line(out, "val top1").split()[-1] == "within"
+    again = read_config(place / "runs/reproduce/test_resnet.second/weights")["acmix_zoo"]
+    assert again["sha256"] == read_config(place / "weights")["acmix_zoo"]["sha256"]
+    assert "--model.weight_decay 0.02" in again["command"]
+
+    assert main(["reproduce", "weights"]) == 0  # is only compared
+    out = capsys.readouterr().out
+    assert "holds a finished run" in out and "epoch" not in out and "bitwise equal" in out
+
+
+def test_a_missing_first_stage_is_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its recipe is found by its run folder; it takes the user's data and machine, not the second stage's settings."""
+    assert main(["reproduce", "weights", "--run.folder", "again", "--trainer.max_epochs", "2"]) in (0, 1)
+    out = capsys.readouterr().out
+    assert "First second.yaml" not in out and "First first.yaml, whose weights it starts from" in out
+    assert out.index("First first.yaml") < out.index("Training test_resnet.second again in again")
+    record = read_config(place / "runs/first/weights")["acmix_zoo"]
+    assert record["epochs"] == 2 and "weight_decay" not in record["command"]
+    assert "not bitwise equal" in out
+
+
+def test_another_result_is_said_and_fails(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With other data: as many pictures, dealt to the classes at random."""
+    pictures = sorted((place / "pictures").rglob("*.png"))
+    for i, picture in enumerate(pictures):
+        picture.rename(place / f"pictures/class{i % 3}/other{i}.png")
+    arguments = ["--model.pretrained", "false", "--model.lr=0.02", "--run.folder", "bad"]
+    assert main(["reproduce", "weights", *arguments]) == 1
+    out = capsys.readouterr().out
+    recorded = read_config(place / "weights")["acmix_zoo"]["dataset"]["fingerprint"]
+    assert f"the record is of pictures with {recorded}" in out
+    assert out.index("OTHER DATA") < out.index("epoch 1/3")
+    assert "test_resnet.second: NOT REPRODUCED, not bitwise equal. What differs: " in out
+    assert "--model.lr (none in the record, 0.02 here)" in out and f"data ({recorded} in the record" in out
+    row = first_line(out, "val top1")
+    assert row.endswith("NOT REPRODUCED")
+    record, found = (read_config(place / p)["acmix_zoo"] for p in ("weights", "bad/weights"))
+    values = [next(100 * m["value"] for m in r["metrics"] if m["name"] == "top1") for r in (record, found)]
+    assert [float(word.rstrip("%")) for word in row.split() if word[0].isdigit()] == pytest.approx(
+        [values[0], values[1]], abs=0.006
+    )  # fmt: skip
+    assert f"{values[1] - values[0]:+.2f}" in row
+
+    assert main(["reproduce", "weights", "--run.folder", "bad", "--tolerance", "100"]) == 0
+    capsys.readouterr()
+    (place / "weights/config.json").write_text(  # a test score that the run did not measure
+        json.dumps({**read_config(place / "weights"), "acmix_zoo": {
+            **record, "metrics": [*record["metrics"], {"split": "test", "name": "top1", "value": 0.5}]
+        }})
+    )  # fmt: skip
+    assert main(["reproduce", "weights", "--run.folder", "bad", "--tolerance", "100"]) == 1
+    assert first_line(capsys.readouterr().out, "test top1").endswith("NOT MEASURED")
+
+
+def test_an_interrupted_reproduction_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And is not compared before it is finished."""
+    assert main(["fit", "--config", "first.yaml", "--model.weight_decay", "0.02"]) == 0
+    shutil.copytree(place / "weights", place / "kept")
+    assert main(["reproduce", "kept", "--run.folder", "cut"]) == 0
+    shutil.rmtree(place / "cut/weights")  # as after a kill between the last epoch and the weights
+    capsys.readouterr()
+    assert main(["reproduce", "kept", "--run.folder", "cut"]) == 0
+    out = capsys.readouterr().out
+    assert "epoch 1/3" not in out and "bitwise equal" in out
+    assert main(["reproduce", "kept", "--run.folder", "rehearsal", "--trainer.fast_dev_run", "1"]) == 0
+    assert "reproduced" not in capsys.readouterr().out
+
+
+# ---- names
+
+
+def test_recipes_by_name_and_their_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a recipe below the working directory would be taken first
+    shipped = find_target("acmix_san_pico.fashion_mnist")
+    for name in ("acmix_san_pico", "recipes/fashion_mnist/acmix_san_pico.yaml", "fashion_mnist/acmix_san_pico"):
+        assert find_target(name) == shipped
+    assert shipped.arguments[1] == str(find_recipe("acmix_san_pico"))
+    assert shipped.arguments[2:] == ["--seed_everything", "0"]
+    for name, scores in PUBLISHED.items():
+        if name.startswith("acmix_"):
+            target = find_target(f"imagenet1k/{name}")
+            assert target.record["metrics"] == [{"split": "val", "name": "top1", "value": float(scores.top1) / 100}]
+    assert find_target("acmix_resnet50_modern").record == {}
+    assert find_target("acmix_resnet_pico_stage1").record == {}
+    assert find_recipe("ddp_8gpu") is None
+
+
+def test_recorded_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the command all that says how to train; where to, and what was gone on from, is left out."""
+    monkeypatch.chdir(tmp_path)
+    command = "acmix-zoo fit --config recipes/finetune/full.yaml --run.folder=x --ckpt_path last --run.push_to o/n"
+    command += " -c recipes/hardware/cpu.yaml --model.lr=1e-3 --data.mean '[0, -1, 1]' --trainer.devices 1"
+    record: dict[str, Any] = {"name": "w", "command": command, "seed": 7}
+    recipes = [str(find_recipe(f"recipes/{name}.yaml")) for name in ("finetune/full", "hardware/cpu")]
+    assert shlex.join(recorded_arguments(record)) == shlex.join([
+        "--config", recipes[0], "--config", recipes[1], "--model.lr", "1e-3", "--data.mean", "[0, -1, 1]",
+        "--trainer.devices", "1", "--seed_everything", "7",
+    ])  # fmt: skip
+    assert recorded_arguments({"name": "w", "recipe": "recipes/finetune/full.yaml"}) == ["--config", recipes[0]]
+    for name in ("gone.yaml", "acmix_resnet50.yaml", "finetune/full.yaml"):  # recipes that ship are recipes/...
+        with pytest.raises(FileNotFoundError, match=rf"the record of w names {name}, which is neither here nor"):
+            recorded_arguments({"name": "w", "recipe": name})
+    (tmp_path / "gone.yaml").touch()
+    assert recorded_arguments({"name": "w", "recipe": "gone.yaml"}) == ["--config", "gone.yaml"]
+
+
+@pytest.mark.parametrize("name", ["acmix_resnet50.yaml", "mine.yaml", "recipes/mine.yaml"])
+def test_a_recipe_of_ones_own_is_not_mistaken_for_another(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record has cut its path; neither a shipped recipe nor a file here of that name is meant, but the run's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / name).touch()
+    config = tmp_path / "run/config.yaml"
+    config.parent.mkdir()
+    config.write_text("run: {push_to: org/name}\ndata: {source: 'file:///home/ann/x'}\n")
+    record = {"name": "w", "command": f"acmix-zoo fit --config {name} -c recipes/hardware/cpu.yaml --data.source x"}
+    assert recorded_arguments(record, config) == [
+        "--config", str(config), "--run.push_to", "null", "--config", str(find_recipe("recipes/hardware/cpu.yaml")),
+        "--data.source", "file:///home/ann/x",
+    ]  # fmt: skip
+
+
+def test_a_run_that_was_changed_when_resumed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = read_config(place / "weights")
+    changes = [{"step": 4, "options": {"trainer.max_epochs": [2, 3]}}]
+    record = config["acmix_zoo"] = {**config["acmix_zoo"], "changes": changes}
+    (place / "weights/config.json").write_text(json.dumps(config))
+
+    def train(arguments: list[str], before_fit: Any) -> Any:
+        print("the training")
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        reproduce(["weights", "--model.pretrained", "false"], train)
+    out = capsys.readouterr().out
+    changed = "trainer.max_epochs from 2 to 3 after step 4"
+    assert f"with other options ({changed}), so that one command does not repeat it bit for bit" in out
+    assert out.index("CHANGED") < out.index("the training")
+    made = {key: value for key, value in record.items() if key != "changes"} | {"sha256": "0" * 64}
+    assert compare(Target("w", [], record), made)
+    assert f"What differs: changes at a resume ({changed} in the record, none here)\n" in capsys.readouterr().out
+
+
+def test_tolerance() -> None:
+    assert tolerance(0.5, 10_000) == pytest.approx(0.015, rel=1e-3)  # 3 × 0.5 / 100
+    assert 0 < tolerance(1.0, 1000) < 0.005
+    assert tolerance(0.9, 100) > tolerance(0.9, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no_such_weights"], "no_such_weights is neither weights that are here"),
+        (["./nothing.yaml"], "./nothing.yaml is neither weights"),
+    ],
+    ids=["name", "file"],
+)
+def test_unknown_names(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"acmix-zoo: error: {words}") and len(error.splitlines()) == 1
+
+
+def test_weights_that_were_not_trained_here(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = read_config(place / "weights")
+    config["acmix_zoo"] = {"name": "w", "origin": "converted from w.pth"}
+    (place / "weights/config.json").write_text(json.dumps(config))
+    assert main(["reproduce", "weights"]) == 1
+    assert "neither a command nor a recipe (origin: converted from w.pth)" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["reproduce", "--model.lr", "1", "weights"])
+    assert stop.value.code == 2
+    assert "NAME comes first" in capsys.readouterr().err

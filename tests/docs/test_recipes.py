@@ -1,0 +1,285 @@
+"""Every recipe parses, runs two steps on images of its own size and format, and its header says what its keys give."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+
+import yaml
+from jsonargparse import Namespace
+from PIL import Image
+from test_training import make_pictures
+
+from acmix_zoo import create_model
+from acmix_zoo.cli.main import main
+from acmix_zoo.cli.trainer import TrainingCLI
+from acmix_zoo.layers.complexity import complexity
+from acmix_zoo.models.published import is_reconstruction, published
+from acmix_zoo.scaling.machines import GPUS
+from acmix_zoo.scaling.step import UTILISATION
+
+ROOT = Path(__file__).parents[2]
+RECIPES = [path for path in sorted((ROOT / "recipes").glob("*/*.yaml")) if path.parent.name != "hardware"]
+OVERLAYS = sorted((ROOT / "recipes/hardware").glob("*.yaml"))
+IMAGENET = [path for path in RECIPES if path.parent.name == "imagenet1k"]
+TRAINING_IMAGES = {"imagenet1k": 1_281_167, "fashion_mnist": 54_000}  # finetune: the user's
+
+recipes = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+imagenet = pytest.mark.parametrize("recipe", IMAGENET, ids=lambda path: path.stem)
+overlays = pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)  # a test named gpu needs one
+
+
+def header(recipe: Path) -> str:
+    """Its comment as one text, without line breaks."""
+    lines = [line[1:].strip() for line in recipe.read_text(encoding="utf-8").split("\nseed_everything")[0].splitlines()]
+    return " ".join(lines)
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+class Parsed(Exception):
+    """Ends the command line once its parser stands."""
+
+
+@pytest.fixture(scope="module")
+def parse() -> Iterator[Any]:
+    """Arguments of `fit` as the settings they amount to; nothing is built."""
+
+    class OnlyParser(TrainingCLI):
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            raise Parsed(parser)
+
+    with pytest.raises(Parsed) as parsed:
+        OnlyParser("")
+    parser = parsed.value.args[0]
+
+    @cache
+    def settings(*arguments: str | Path) -> Namespace:
+        parsed: Namespace = parser.parse_args(["fit", *map(str, arguments)])
+        return parsed.fit
+
+    yield settings
+
+
+# ---- two steps
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and val/ with class folders of JPEG files as ImageNet has them: oblong, one grey, one CMYK."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    generator = np.random.default_rng(0)
+    kinds = [("RGB", (500, 375)), ("L", (375, 500)), ("CMYK", (500, 375)), ("RGB", (375, 500))]
+    for split, each in (("train", 2), ("val", 1)):
+        for c in range(2):
+            (folder / split / f"n0000000{c}").mkdir(parents=True)
+            for i in range(each):
+                mode, size = kinds[2 * c + i]
+                coarse = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+                coarse.resize(size).convert(mode).save(folder / split / f"n0000000{c}" / f"{i}.JPEG", quality=90)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("pictures") / "train").parent
+
+
+@recipes
+def test_two_steps(
+    recipe: Path, photographs: Path, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest, parse: Any
+) -> None:
+    """The network at its full size, the images at theirs; a batch of 2, float32 on a CPU, no first stage's weights."""
+    settings = parse("--config", recipe)
+    small = ["--data.batch_size=2", "--trainer.fast_dev_run=2", "--trainer.accumulate_grad_batches=1"]
+    small += ["--trainer.accelerator=cpu", f"--run.folder={tmp_path / 'run'}", "--model.pretrained=false"]
+    if settings.data.source == "fashion_mnist" and recipe.parent.name == "fashion_mnist":
+        request.getfixturevalue("fashion_mnist")
+    else:
+        small += [f"--data.source={photographs if settings.data.image_size == 224 else pictures}"]
+    assert main(["fit", "--config", str(recipe), *small]) == 0
+    assert not (tmp_path / "run").exists()
+
+
+# ---- headers
+
+
+@recipes
+def test_header_is_complete(recipe: Path, parse: Any) -> None:
+    """The commands parse; the same things stand in the same order."""
+    name = recipe.relative_to(ROOT).as_posix()
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    commands = [line.strip("# ") for line in lines if line.startswith("#   acmix-zoo ")]
+    assert any(f"acmix-zoo fit --config {name}" in command for command in commands)
+    for command in commands:
+        words = shlex.split(re.sub(r"[\[\]]", "", command))
+        parse(*(str(ROOT / word) if word.startswith("recipes/") else word for word in words[2:]))
+    heads = re.findall(r"^# (Runs|Data|Batch|LR|Time|Expected):", "\n".join(lines), re.MULTILINE)
+    assert heads == ["Runs", "Data", "Batch", "LR", "Time", "Expected"]
+    assert parse("--config", recipe).ckpt_path == "last"
+    assert ("(reconstruction)" in lines[0]) == (
+        is_reconstruction(yaml.safe_load("\n".join(lines))["model"]["model"]) and recipe in IMAGENET
+    )
+
+
+@recipes
+def test_arithmetic_of_batch_and_rate(recipe: Path, parse: Any) -> None:
+    settings, text = parse("--config", recipe), header(recipe)
+    stated = re.search(r"Batch: (\d+) device × (\d+)(?: × (\d+) accumulated)? = ([\d,]+);", text)
+    assert stated, text
+    devices, batch, accumulated, total = (int(number(value or "1")) for value in stated.groups())
+    trainer = settings.trainer
+    assert (devices, batch, accumulated) == (
+        int(trainer.devices), settings.data.batch_size, trainer.accumulate_grad_batches
+    )  # fmt: skip
+    assert devices * batch * accumulated == total
+    if images := TRAINING_IMAGES.get(recipe.parent.name):
+        assert f"{images:,} images train" in text
+        steps = images // total
+        assert f"= {total:,}; {steps:,} steps an epoch, {steps * trainer.max_epochs:,} in all" in text
+    rate = re.search(r"LR: ([\d.e-]+) × ([\d,]+) / ([\d,]+) = ([\d.e-]+): linear", text)
+    assert rate, text
+    lr, over, under, result = map(number, rate.groups())
+    assert (lr, over, under) == (settings.model.lr, total, settings.model.lr_batch)
+    assert result == pytest.approx(lr * over / under)
+
+
+@imagenet
+def test_estimate_and_expected_score(recipe: Path, parse: Any) -> None:
+    settings, text = parse("--config", recipe), header(recipe)
+    name = settings.model.model
+    stated = re.search(
+        r"Time: 3 × 2 × ([\d.]+) GMACs × ([\d,]+) images × (\d+) epochs / "
+        r"\((\d+) TFLOP/s × (\d+) %\) = ([\d,]+) GPU-hours .*?: an estimate, not run\.",
+        text,
+    )
+    assert stated, text
+    gmacs, images, epochs, peak, share, hours = map(number, stated.groups())
+    with torch.device("meta"):
+        macs = complexity(create_model(name)).macs
+    assert gmacs == pytest.approx(macs / 1e9, abs=0.005)
+    assert (images, epochs) == (TRAINING_IMAGES["imagenet1k"], settings.trainer.max_epochs)
+    assert (peak, share) == (GPUS["a100"].peak["bfloat16"] / 1e12, 100 * UTILISATION[2])  # as `plan` assumes
+    assert hours == round(6 * macs * images * epochs / (peak * 1e12 * share / 100) / 3600)
+    if recipe.stem == name:
+        assert f"Expected: {published(name).top1} % top-1 (published; not run here)." in text
+    else:  # nobody published ACmix with a modern recipe
+        assert "Expected: not known" in text
+
+
+@imagenet
+def test_plain_baseline_builds(recipe: Path, parse: Any) -> None:
+    """The options that the header names give the plain network, in a run folder of its own."""
+    stated = re.search(r"Plain baseline: (--model\.model .*?)(?: \(published ([\d.]+) %\))?\.$", header(recipe))
+    assert stated
+    settings = parse("--config", recipe, *shlex.split(stated[1]))
+    assert settings.run.folder != parse("--config", recipe).run.folder
+    with torch.device("meta"):
+        create_model(settings.model.model, num_classes=1000, **settings.model.model_kwargs)
+    assert not settings.model.model.startswith("acmix_")
+    if top1 := published(settings.model.model).top1:
+        assert stated[2] == top1
+
+
+def test_imagenet_recipes_have_the_same_keys_in_the_same_order_each_with_a_word() -> None:
+    """One a network of the paper, two modern ones."""
+    keys = {}
+    for recipe in IMAGENET:
+        body = [line for line in recipe.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+        keys[recipe.stem] = [line.split(":")[0] for line in body]
+        assert not [line for line in body if "  # " not in line and not re.fullmatch(r"\w+:", line)], recipe
+    assert len({tuple(value) for value in keys.values()}) == 1
+    paper = {"resnet26", "resnet38", "resnet50", "swin_t", "swin_s", "san10", "san15", "san19", "pvt_t", "pvt_s"}
+    assert {name.removeprefix("acmix_") for name in keys} == paper | {"resnet50_modern", "swin_t_modern"}
+
+
+# ---- overlays
+
+
+@overlays
+def test_overlay_merges_with_every_recipe(overlay: Path, parse: Any) -> None:
+    """It wins over the recipe in what it states, and changes nothing else."""
+    stated = flat(yaml.safe_load(overlay.read_text(encoding="utf-8")))
+    for recipe in RECIPES:
+        before = flat(parse("--config", recipe).as_dict())
+        after = flat(parse("--config", recipe, "--config", overlay).as_dict())
+        assert holds(after, stated)
+        assert {key for key in after if key != "config" and after[key] != before.get(key)} <= stated.keys()
+
+
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """{"trainer.devices": 8, …}."""
+    groups = {key: value if isinstance(value, dict) else {"": value} for key, value in settings.items()}
+    return {f"{key}.{name}".strip("."): value for key, group in groups.items() for name, value in group.items()}
+
+
+def holds(found: Any, stated: Any) -> bool:
+    """Whether all that is stated was found; defaults may have come to it."""
+    if isinstance(stated, dict):
+        return all(holds(found[key], value) for key, value in stated.items())
+    if isinstance(stated, list):
+        return all(holds(*pair) for pair in zip(found, stated, strict=True))
+    return bool(getattr(found, "name", found) == stated)  # a member of an enumeration by its name
+
+
+@imagenet
+def test_eight_gpus_keep_the_global_batch(recipe: Path, parse: Any) -> None:
+    def total(*arguments: str | Path) -> int:
+        settings = parse("--config", recipe, *arguments)
+        trainer = settings.trainer
+        devices = int(trainer.devices) * trainer.num_nodes
+        return int(devices * settings.data.batch_size * trainer.accumulate_grad_batches)
+
+    folder, text = ROOT / "recipes/hardware", header(recipe)
+    eight = total("--config", folder / "ddp_8gpu.yaml")
+    assert f"8 devices × {parse('--config', recipe).data.batch_size} × 1 = {eight:,}" in text
+    if recipe.stem == "acmix_swin_t_modern":  # of four nodes
+        assert total() == total("--config", folder / "nodes_4x8.yaml") == 4 * eight
+        assert total("--config", folder / "ddp_8gpu.yaml", "--trainer.accumulate_grad_batches=4") == total()
+    else:
+        assert eight == total() == total("--config", folder / "fsdp.yaml") == total("--config", folder / "slurm.yaml")
+        assert total("--config", folder / "nodes_4x8.yaml") == 4 * total()
+
+
+@overlays
+def test_overlays_say_that_they_were_not_run(overlay: Path) -> None:
+    text = " ".join(overlay.read_text(encoding="utf-8").split("\ndata:")[0].replace("#", " ").split())
+    assert "Batch:" in text
+    assert overlay.stem == "cpu" or "ot run" in text or "UNTESTED" in text
+
+
+def test_slurm_script_and_overlay_agree(parse: Any, tmp_path: Path) -> None:
+    script = ROOT / "recipes/hardware/slurm.sbatch"
+    subprocess.run(["bash", "-n", script], check=True)
+    text = script.read_text(encoding="utf-8")
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(\S*)$", text, re.MULTILINE))
+    settings = parse("--config", RECIPES[0], "--config", ROOT / "recipes/hardware/slurm.yaml")
+    assert int(options["ntasks-per-node"]) == int(options["gpus-per-node"]) == int(settings.trainer.devices)
+    assert int(options["nodes"]) == settings.trainer.num_nodes
+    assert int(options["cpus-per-task"]) == settings.data.num_workers + 1
+    assert options["signal"] == "SIGUSR1@120" and "requeue" in options
+    (plugin,) = settings.trainer.plugins
+    assert plugin.class_path.endswith(".SLURMEnvironment") and plugin.init_args.auto_requeue is False
+
+    # what it would run, with a stand-in for srun
+    (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_CPUS_PER_TASK": "8", "SLURM_JOB_NUM_NODES": "3"}
+    command = ["bash", script, RECIPES[0], "--data.source", "a folder"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=ROOT)
+    words = done.stdout.splitlines()
+    assert words[1:3] == ["acmix-zoo", "fit"]
+    assert parse(*words[3:]).trainer.num_nodes == 3
+    assert parse(*words[3:]).data.source == "a folder"
+    assert subprocess.run(["bash", script], capture_output=True, env=environment).returncode == 2

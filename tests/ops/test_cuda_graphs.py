@@ -1,0 +1,57 @@
+"""CUDA graphs store addresses, not tensors, so everything they read must stay in place as long as they are replayed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from acmix_zoo import ACmix2d, create_model
+
+
+def forget_constants() -> None:
+    """Empty the cache of masks and indices, as a sweep over image sizes would."""
+    pytest.importorskip("acmix_zoo.ops.geometry_cache")._tensors.clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [14, 40])
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_replay_computes_what_eager_does(size: int, warm: bool) -> None:
+    """This also holds if the cache is emptied and its memory overwritten after the capture."""
+    layer = ACmix2d(8, 16).cuda().eval()
+    x = torch.randn(2, 8, size, size, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad():
+        with torch.cuda.stream(stream):
+            layer(x)  # cuDNN and cuBLAS need a first call outside of the capture
+        torch.cuda.current_stream().wait_stream(stream)
+        if not warm:
+            forget_constants()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = layer(x)
+        forget_constants()
+        torch.cuda.empty_cache()
+        rubbish = [torch.full((1 << 16,), float("nan"), device="cuda") for _ in range(64)]
+        for _ in range(2):
+            x.copy_(torch.randn_like(x))
+            graph.replay()
+            torch.testing.assert_close(out, layer(x), rtol=1e-4, atol=1e-4)
+    del rubbish
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"])
+def test_training_under_graphs(name: str) -> None:
+    """`make_graphed_callables` captures forward and backward; both must equal eager."""
+    torch.manual_seed(0)
+    model = create_model(name, in_chans=3).cuda().eval()  # no batch statistics, which a capture would update
+    x = torch.randn(4, 3, 32, 32, device="cuda", requires_grad=True)
+    expected = [model(x), *torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()], allow_unused=True)]
+    graphed = torch.cuda.make_graphed_callables(model, (x.detach().clone().requires_grad_(),), allow_unused_input=True)
+    out = graphed(x)
+    found = [out, *torch.autograd.grad(out.square().sum(), [x, *model.parameters()], allow_unused=True)]
+    for a, e in zip(found, expected, strict=True):
+        if e is not None:
+            torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-4)

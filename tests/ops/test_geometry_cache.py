@@ -1,0 +1,221 @@
+"""What is cached between calls never becomes wrong and never exceeds its memory budget.
+
+`ops/remembered.py` caches masks and indices. Deployed layers hold only saved buffers. Here, a network that has
+run is copied, converted, given other weights or run under other modes, and must then give the same as a fresh one.
+"""
+
+import copy
+import io
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import acmix_zoo
+from acmix_zoo.layers import PairwiseSAM
+from acmix_zoo.layers.deploy import DeployedACmix2d
+from acmix_zoo.ops import geometry_cache as memory
+from acmix_zoo.ops.backends.attention import _coordinates
+from acmix_zoo.ops.geometry_cache import remembered
+
+
+def deployed() -> nn.Module:
+    norm = nn.BatchNorm2d(8).eval()
+    nn.init.normal_(norm.weight)
+    return DeployedACmix2d(acmix_zoo.ACmix2d(8, 8), norm)
+
+
+def deployed_swin() -> nn.Module:
+    model = acmix_zoo.create_model("acmix_swin_pico", in_chans=8).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    return model.deploy()
+
+
+def pairwise() -> nn.Module:
+    return PairwiseSAM(32, 3, share=2).eval()
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "ACmix2d": lambda: acmix_zoo.ACmix2d(8, 8).eval(),
+    "DeployedACmix2d": deployed,
+    "Swin, deployed": deployed_swin,
+    "PairwiseSAM": pairwise,
+}
+
+
+def example(name: str, side: int = 20) -> Tensor:
+    """A map that is cut into tiles (more than 256 positions)."""
+    return torch.randn(2, 32 if name == "PairwiseSAM" else 8, side, side + 1)
+
+
+@pytest.fixture(autouse=True)
+def empty_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_tensors", type(memory._tensors)())
+    monkeypatch.setattr(memory, "_held_bytes", 0)
+
+
+def other_weights(name: str) -> dict[str, Tensor]:
+    torch.manual_seed(7)
+    return {k: v.clone() for k, v in LAYERS[name]().state_dict().items()}
+
+
+def pickled(layer: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)  # type: ignore[no-any-return]
+
+
+def loaded(layer: nn.Module, name: str, assign: bool) -> nn.Module:
+    layer.load_state_dict(other_weights(name), assign=assign)
+    return layer
+
+
+CHANGES: dict[str, Callable[[nn.Module, str], nn.Module]] = {
+    "deepcopy": lambda layer, name: copy.deepcopy(layer),
+    "pickle": lambda layer, name: pickled(layer),
+    "half and back": lambda layer, name: layer.half().float(),
+    "double": lambda layer, name: layer.double(),
+    "load_state_dict": lambda layer, name: loaded(layer, name, assign=False),
+    "load_state_dict, assign": lambda layer, name: loaded(layer, name, assign=True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_changed_layer_gives_what_a_fresh_one_gives(name: str, change: str) -> None:
+    layer, x = LAYERS[name](), example(name)
+    with torch.no_grad():
+        layer(x)
+        layer = CHANGES[change](layer, name)
+        x = x.to(next(iter(layer.state_dict().values())).dtype)
+        found = layer(x)
+        fresh = LAYERS[name]().to(x.dtype)
+        fresh.load_state_dict(layer.state_dict())
+        memory._tensors.clear()
+        assert torch.equal(found, fresh(x))
+
+
+def test_positions_of_a_deployed_layer_have_a_gradient_after_inference_mode() -> None:
+    layer, x = deployed(), example("DeployedACmix2d")
+    with torch.inference_mode():
+        layer(x)
+    x.requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad is not None and x.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["ACmix2d", "PairwiseSAM"])
+def test_a_layer_built_on_the_meta_device(name: str) -> None:
+    with torch.device("meta"):
+        layer = LAYERS[name]()
+        layer(example(name))
+    assert not memory._tensors
+    layer.load_state_dict(other_weights(name), assign=True)
+    fresh, x = LAYERS[name](), example(name)
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x), fresh(x))
+
+
+def run_fake(layer: nn.Module, x: Tensor) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        layer(mode.from_tensor(x))
+
+
+def run_inference(layer: nn.Module, x: Tensor) -> None:
+    with torch.inference_mode():
+        layer(x)
+
+
+MODES: dict[str, Callable[[nn.Module, Tensor], object]] = {
+    "inference_mode": run_inference,
+    "FakeTensorMode": run_fake,
+    "make_fx, fake": lambda layer, x: make_fx(layer, tracing_mode="fake", _allow_non_fake_inputs=True)(x),
+    "export": lambda layer, x: torch.export.export(layer, (x,)),
+    "compile": lambda layer, x: torch.compile(layer, backend="aot_eager")(x),
+    "jit.trace": lambda layer, x: torch.jit.trace(layer, x),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", [name for name in LAYERS if "Swin" not in name])  # these cache nothing
+def test_a_real_call_after_a_call_in_another_mode(name: str, mode: str) -> None:
+    layer, x = LAYERS[name](), example(name)
+    with torch.no_grad():
+        MODES[mode](layer, x)
+    assert all(type(t) is Tensor and not t.is_inference() for t in memory._tensors.values())
+    x.requires_grad_()
+    out = layer(x)
+    out.sum().backward()
+    found = (out.detach(), x.grad)
+    memory._tensors.clear()
+    x.grad = None
+    out = layer(x)
+    out.sum().backward()
+    for actual, expected in zip(found, (out.detach(), x.grad), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_a_call_within_a_fake_mode_after_a_real_one() -> None:
+    layer, x = LAYERS["ACmix2d"](), example("ACmix2d")
+    with torch.no_grad():
+        layer(x)
+        run_fake(layer, x)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
+def test_functorch_leaves_plain_tensors(transform: Any) -> None:
+    def function(x: Tensor) -> Tensor:
+        return (x * remembered(_coordinates, 3, 4, dtype=x.dtype, device=x.device)).sum()
+
+    x = torch.randn(3, 4, 2) if transform is torch.func.grad else torch.randn(5, 3, 4, 2)
+    transform(function)(x)
+    (tensor,) = memory._tensors.values()
+    assert not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    assert torch.equal(tensor, _coordinates(3, 4, dtype=torch.float32, device=torch.device("cpu")))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_two_threads_at_once(grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_BUDGET_BYTES", 1 << 17)  # so that each thread evicts what the other has cached
+    layer = deployed()
+    inputs = [example("DeployedACmix2d", side) for side in (17, 18)]
+    with torch.no_grad():
+        expected = [layer(x) for x in inputs]
+    wrong = []
+
+    def work(x: Tensor, right: Tensor) -> None:
+        with nullcontext() if grad else torch.no_grad():
+            for _ in range(20):
+                if not torch.allclose(layer(x).detach(), right, atol=1e-6):
+                    wrong.append(x.shape)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(inputs, expected, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_sweep_of_sizes_stays_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_BUDGET_BYTES", 1 << 20)
+    layer = acmix_zoo.ACmix2d(4, 4)
+    built = 0
+    for side in range(17, 49, 6):
+        layer(torch.randn(2, 4, side, side)).sum().backward()
+        held = sum(t.untyped_storage().nbytes() for t in memory._tensors.values())
+        assert held == memory._held_bytes <= 1 << 20
+        built = max(built, held)
+    assert built > 1 << 18  # the sweep is large enough to show it
+    newest = list(memory._tensors)[-1]
+    layer(torch.randn(2, 4, side, side)).sum().backward()
+    assert newest in memory._tensors  # the oldest entries are evicted, not those in use

@@ -1,0 +1,308 @@
+"""The messages of a run, and what it refuses before it starts."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("lightning")
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from test_training import data_of, make_pictures, task_of, trainer_of
+
+from acmix_zoo.cli.main import main
+from acmix_zoo.cli.trainer import TrainingCLI
+from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.training.logs import Bar
+from acmix_zoo.training.run import RunFolder
+from acmix_zoo.training.signals import Interrupted
+from acmix_zoo.weights import check_folder, create_model, read_config
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "data.image_size": 32, "data.batch_size": 8, "data.val_fraction": 0.25, "model.model": "test_resnet",
+    "trainer.max_epochs": 1, "trainer.accelerator": "cpu", "speed.loader_seconds": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and test/ of three classes."""
+    folder = tmp_path_factory.mktemp("photos") / "photos"
+    make_pictures(folder / "train")
+    make_pictures(folder / "test", each=4)
+    return folder
+
+
+def fit(pictures: Path | None, folder: Path | None, **changes: Any) -> list[str]:
+    settings = {**SMALL, "data.source": pictures, "run.folder": folder}
+    settings |= {key.replace("__", "."): value for key, value in changes.items()}
+    return ["fit", *(f"--{key}={value}" for key, value in settings.items() if value is not None)]
+
+
+@pytest.fixture(scope="module")
+def done(pictures: Path) -> Path:
+    """A finished run beside the pictures, started in their folder with relative paths."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(pictures.parent)
+        assert main(fit(Path("photos"), Path("runs/x"), ckpt_path="last")) == 0
+    return pictures.parent / "runs/x"
+
+
+# ---- before the first step
+
+
+@pytest.mark.parametrize("recipe", ["folder", "full", "linear_probe", "swin_warm_start"])
+def test_a_recipe_without_images_is_refused(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command fails before anything is built, instead of training on images that the user did not choose."""
+    assert main(["fit", "--config", str(ROOT / f"recipes/finetune/{recipe}.yaml")]) == 1
+    error = capsys.readouterr().err
+    assert "fit needs images, but --data.source is missing" in error and "Add --data.source" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"trainer__limit_train_batches": 0}, "--trainer.limit_train_batches 0 leaves nothing to train on"),
+        ({"trainer__enable_checkpointing": "false"}, "leaves no checkpoint from which to finish or resume the run"),
+        ({"trainer__accelerator": "gpu"}, "finds no GPU here. Use --trainer.accelerator cpu"),
+        ({"trainer__accelerator": "tpu"}, "Lightning's trainer cannot be built with these --trainer options"),
+        ({"trainer__max_epochs": 0}, "max_epochs=0 was given, but the schedule needs the length of the run"),
+        ({"trainer__max_epochs": -1}, "max_epochs=-1 was given"),
+        ({"trainer__strategy": "nonsense"}, "an invalid strategy name: `strategy='nonsense'`"),
+        ({"model__model": "test_vit"}, "test_vit cannot process images of 32 × 32 pixels"),
+        ({"model__model": "test_vit"}, "--data.image_size 160, or build it for this size with --model.model_kwargs"),
+        ({"model__model_kwargs": "{nonsense: 1}"}, "test_resnet cannot be built with model_kwargs={'nonsense': 1}"),
+        ({"model__lr": 0}, "lr=0.0 was given; expected a number above 0"),
+        ({"model__momentum": 1}, "momentum=1.0 was given; expected"),
+        ({"model__ema_decay": 2}, "ema_decay=2.0 was given; expected"),
+        ({"model__layer_decay": 0}, "expected a factor a layer in (0, 1]"),
+    ],
+    ids=lambda value: "-".join(map(str, value.items())) if isinstance(value, dict) else "",
+)
+def test_what_cannot_work_is_refused(
+    options: dict[str, Any], words: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if options.get("trainer__accelerator") == "gpu" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert main(fit(pictures, tmp_path / "run", **options)) == 1
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_the_size_check_leaves_the_modes_of_a_network_alone(pictures: Path) -> None:
+    task = task_of(linear_probe=True)
+    task.train()
+    before = [module.training for module in task.modules()]
+    trainer_of(enable_checkpointing=False).validate(task, data_of(pictures / "train"), verbose=False)
+    task.train()
+    assert [module.training for module in task.modules()] == before
+
+
+def test_a_run_says_what_it_starts_from(pictures: Path, tmp_path: Path) -> None:
+    """A separate process would show every message of Lightning's."""
+    words = fit(pictures, tmp_path / "run", model__ema_decay=0.9, ckpt_path="last")
+    command = [sys.executable, "-m", "acmix_zoo.cli", *words]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"New run in {tmp_path / 'run'}" in said.stdout
+    line = next(line for line in said.stdout.splitlines() if line.startswith("model: "))
+    assert "test_resnet (0.373 M parameters), trained from scratch; images are resized to 32 × 32 pixels" in line
+    assert "device: cpu" in line
+    everything = said.stdout + said.stderr
+    for noise in ("TPU", "FLOPs", "current_model_state", "logging interval", "does not exist yet", "Warning", "Tip"):
+        assert noise not in everything, noise
+    assert "top-5" not in everything  # of three classes
+
+
+def test_a_start_from_weights_is_named(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = done / "weights"
+    assert main(fit(done.parents[1] / "photos", tmp_path / "run", model__pretrained=weights)) == 0
+    assert f"fine-tuned from {read_config(weights)['acmix_zoo']['name']};" in capsys.readouterr().out
+
+
+def test_a_batch_larger_than_the_data_scales_the_rate_by_what_it_has(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = task_of(lr=0.1, lr_batch=27)
+    trainer_of(epochs=1, enable_checkpointing=False).fit(task, data_of(pictures / "train", batch_size=512))
+    assert "27 images a step; lr 0.1 = 0.1 × 27 / 27" in capsys.readouterr().out
+    assert task.trainer.optimizers[0].param_groups[0]["initial_lr"] == pytest.approx(0.1)
+
+
+def test_accumulation_over_more_batches_than_there_are(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last batch of an epoch always ends with an optimiser step, even if fewer batches were accumulated."""
+    trainer = trainer_of(epochs=1, enable_checkpointing=False, accumulate_grad_batches=100)
+    trainer.fit(task_of(lr=0.1, lr_batch=24), data_of(pictures / "train", batch_size=8))
+    assert "1 × 8 × 3 accumulated = 24 images a step" in capsys.readouterr().out
+    assert trainer.global_step == 1
+
+
+# ---- where a run is
+
+
+def test_experiments_have_folders_of_their_own(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders are named after the recipe, or the network, and the data."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "light.yaml").write_text(yaml.safe_dump({"model": {"lr": 0.01}}))
+    assert main(fit(pictures, None)) == 0
+    assert main([*fit(pictures, None), "--config=light.yaml"]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["light-photos", "test_resnet-photos"]
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_run_is_evaluated_from_elsewhere(
+    done: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--config ../runs/x/config.yaml` uses that folder, and finds the data relative to where the run was started."""
+    (done.parents[1] / "elsewhere").mkdir(exist_ok=True)
+    monkeypatch.chdir(done.parents[1] / "elsewhere")
+    assert main([command, "--config=../runs/x/config.yaml"]) == 0
+    split = {"validate": "val", "test": "test"}[command]
+    record = read_config(done / "weights")["acmix_zoo"]
+    (score,) = [m["value"] for m in record["metrics"] if m["split"] == split]
+    said = capsys.readouterr().out
+    assert f"{split}: top-1 {100 * score:.2f} %, loss " in said and "best.ckpt" in said
+
+
+def test_a_run_folder_can_be_moved(done: Path, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, tmp_path / "moved")
+    assert main(["validate", f"--config={tmp_path / 'moved/config.yaml'}", f"--data.source={pictures}"]) == 0
+    source = f"--data.predict_source={pictures / 'test/class1'}"
+    assert main(["predict", f"--config={tmp_path / 'moved/config.yaml'}", source]) == 0
+    assert (tmp_path / "moved/predictions.csv").exists() and not (done / "predictions.csv").exists()
+
+
+def test_predictions_are_kept(done: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(done, tmp_path / "run")
+    for split in ("test/class1", "train/class2", "test/class0"):
+        source = f"--data.predict_source={pictures / split}"
+        assert main(["predict", f"--config={tmp_path / 'run/config.yaml'}", source]) == 0
+    said = capsys.readouterr().out
+    assert f"Saved the predictions for 4 images to {tmp_path / 'run/predictions.csv'}" in said
+    assert "the previous ones are now in predictions-2.csv" in said
+    places = []
+    for name in ("predictions", "predictions-1", "predictions-2"):
+        with (tmp_path / f"run/{name}.csv").open(newline="") as file:
+            places.append({Path(row["path"]).parent.name for row in csv.DictReader(file)})
+    assert places == [{"class0"}, {"class1"}, {"class2"}]
+
+
+# ---- the end of a run
+
+
+def test_records_are_rounded(done: Path) -> None:
+    record = read_config(done / "weights")["acmix_zoo"]
+    assert all(m["value"] == round(m["value"], 6) for m in record["metrics"])
+    assert 0 < record["minutes"] < 5
+    assert {m["name"] for m in record["metrics"]} == {"top1"}
+
+
+def test_a_run_without_validation_says_so(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(fit(pictures / "train", tmp_path / "run", data__val_fraction=0)) == 0
+    assert "train: not evaluated, because there was no validation or test split" in capsys.readouterr().out
+    assert main(["validate", f"--config={tmp_path / 'run/config.yaml'}"]) == 1
+    assert "train has no validation images to evaluate on" in capsys.readouterr().err
+
+
+def test_scores_of_a_part_of_a_split_are_not_recorded(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"trainer__limit_val_batches": 1, "trainer__limit_test_batches": 1}
+    assert main(fit(pictures, tmp_path / "run", **options)) == 0
+    printed = capsys.readouterr().out
+    assert "Scores on part of a split are not recorded" in printed
+    assert "photos: no score, because options of the trainer left out images of the validation or test split" in printed
+    assert read_config(tmp_path / "run/weights")["acmix_zoo"]["metrics"] == []
+
+
+def test_a_training_that_diverged_says_so(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(fit(pictures, tmp_path / "run", model__lr=1e12, model__warmup_epochs=0, trainer__max_epochs=2))
+    error = capsys.readouterr().err
+    assert code == 1 and "lower model.lr" in error and "replayed" not in error
+
+
+def test_weights_of_half_precision_are_finished(pictures: Path, tmp_path: Path) -> None:
+    """The folder has the average in float32."""
+    options = {"trainer__precision": "bf16-true", "model__ema_decay": 0.9, "model__lr": 0.01}
+    assert main(fit(pictures, tmp_path / "run", **options)) == 0
+    assert check_folder(tmp_path / "run/weights") == []
+    best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    written = create_model(tmp_path / "run/weights").state_dict()
+    assert all(torch.equal(value, best[f"model.{name}"]) for name, value in written.items())
+
+
+class InterruptTest(L.Callback):
+    """Simulates Ctrl-C during the final test."""
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupted_test_says_that_the_training_is_safe(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    words = fit(pictures, tmp_path / "run", ckpt_path="last")
+    try:
+        with pytest.raises(Interrupted) as stop:
+            main([*words, "--trainer.callbacks={class_path: test_run_messages.InterruptTest}"])
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert stop.value.code == 128 + signal.SIGINT
+    said = capsys.readouterr().out
+    assert f"its best weights are safe in {tmp_path / 'run/checkpoints/best.ckpt'}" in said
+    assert "run the same command again to complete them" in said
+    assert main(words) == 0
+    assert check_folder(tmp_path / "run/weights") == []
+
+
+def test_what_to_do_after_an_interruption(pictures: Path, tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    assert run.resume_message == "Nothing had been saved yet."
+    trainer_of(run, epochs=1).fit(ClassificationTask("test_resnet", num_classes=3), data_of(pictures / "train"))
+    assert "pass it to Trainer.fit as ckpt_path" in run.resume_message
+    run.options = {"model.model": "test_resnet"}
+    assert run.resume_message.endswith("run the same command again with --ckpt_path last to resume.")
+    run.resumes_by_itself = True
+    assert run.resume_message.endswith("run the same command again to resume.")
+
+
+def test_bars_count_epochs_from_one(tmp_path: Path) -> None:
+    bar = Bar()
+    bar._trainer = L.Trainer(max_epochs=12, logger=False, enable_checkpointing=False, accelerator="cpu")
+    assert [bar._get_train_description(epoch).strip() for epoch in (0, 11)] == ["Epoch 1/12", "Epoch 12/12"]
+
+
+@pytest.mark.parametrize(
+    ("options", "bars"),
+    [
+        ({}, ["Bar"]),
+        ({"trainer__enable_progress_bar": "false"}, []),
+        ({"trainer__callbacks": "TQDMProgressBar"}, ["TQDMProgressBar"]),
+        ({"trainer__callbacks": "[LearningRateMonitor, TQDMProgressBar]"}, ["TQDMProgressBar"]),
+        ({"trainer__callbacks": "DeviceStatsMonitor"}, ["Bar"]),
+    ],
+    ids=str,
+)
+def test_a_terminal_shows_one_bar_or_none(
+    options: dict[str, str], bars: list[str], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def look(cli: TrainingCLI, _: str) -> None:
+        seen.extend(type(c).__name__ for c in cli.trainer.callbacks if isinstance(c, ProgressBar))
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(TrainingCLI, "_run_subcommand", look)
+    assert main(fit(pictures, tmp_path / "run", **options)) == 0
+    assert seen == bars

@@ -1,0 +1,203 @@
+"""create_model and list_models: names, tags, paths, adaptation; and every shipped weight."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from test_folder import ROOT, pico, write
+from torch import nn
+
+import acmix_zoo
+from acmix_zoo.weights import check_folder, create_model, list_models, load_weights, read_config
+from acmix_zoo.weights.card import render_card
+
+
+def first_conv(model: nn.Module) -> nn.Module:
+    return model.get_submodule(model.pretrained_cfg["first_conv"])
+
+
+class TestCreate:
+    def test_names(self) -> None:
+        names = list_models()
+        assert {"acmix_resnet_pico", "acmix_swin_pico", "acmix_resnet50", "acmix_swin_t"} <= set(names)
+        assert all(name.startswith(("acmix_", "san", "pvt_")) for name in names)
+        assert list_models("*swin*") == [name for name in names if "swin" in name]
+        assert all("." in name for name in list_models(pretrained=True))
+        assert acmix_zoo.create_model is create_model and acmix_zoo.list_models is list_models
+
+    def test_any_timm_model(self) -> None:
+        assert create_model("test_resnet", num_classes=4).num_classes == 4
+
+    @pytest.mark.parametrize(
+        ("name", "pretrained", "message"),
+        [
+            ("acmix_resnet_pic", False, "did you mean acmix_resnet_pico"),
+            ("acmix_resnet_pic.fashion_mnist", True, "did you mean acmix_resnet_pico"),
+            ("acmix_resnet51", False, "acmix_resnet50"),
+            ("resnet_50", False, "resnet50"),
+            ("zzzzzz", False, "known: acmix_"),
+            ("acmix_resnet50", True, "no weights for acmix_resnet50; models with weights"),
+            ("acmix_swin_t.of_nobody", False, "no tag 'of_nobody'"),
+            ("acmix_swin_t", "of_nobody", "no tag 'of_nobody'"),
+        ],
+    )
+    def test_unknown(self, name: str, pretrained: bool | str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            create_model(name, pretrained)
+
+    def test_paths(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = write(tmp_path / "w")
+        monkeypatch.chdir(tmp_path)
+        first = next(create_model(folder).parameters())
+        for name, pretrained in (
+            ("w", False),
+            ("./w", True),
+            ("acmix_resnet_pico", "w"),
+            ("acmix_resnet_pico", folder),
+        ):
+            assert torch.equal(next(create_model(name, pretrained).parameters()), first)
+        file = folder / "model.safetensors"
+        assert torch.equal(next(create_model("acmix_resnet_pico", str(file)).parameters()), first)
+        with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+            create_model("acmix_resnet_pico", "./nowhere")
+        with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+            create_model(str(tmp_path))
+        with pytest.raises(ValueError, match="both name weights"):
+            create_model(folder, folder)
+        with pytest.raises(ValueError, match="holds weights of acmix_resnet_pico, not of acmix_swin_pico"):
+            create_model("acmix_swin_pico", folder)
+        with pytest.raises(ValueError, match=r"does not fit ACmixSwin.*missing"):
+            create_model("acmix_swin_pico", file)
+
+    @pytest.mark.parametrize("source", ["folder", "file"])
+    def test_another_number_of_classes(self, tmp_path: Path, source: str) -> None:
+        folder = write(tmp_path / "w")
+        path = folder if source == "folder" else folder / "model.safetensors"
+        model, whole = create_model("acmix_resnet_pico", path, num_classes=3), create_model(folder)
+        assert model.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+        own, theirs = model.state_dict(), whole.state_dict()
+        same = [key for key in own if own[key].shape == theirs[key].shape]
+        assert set(own) - set(same) == {"fc.weight", "fc.bias"}
+        assert all(torch.equal(own[key], theirs[key]) for key in same)
+        assert create_model("acmix_resnet_pico", path, num_classes=0)(torch.randn(2, 3, 32, 32)).shape == (2, 512)
+
+    def test_features_and_channels(self, tmp_path: Path) -> None:
+        folder = write(tmp_path / "w")
+        maps = create_model(folder, features_only=True).eval()(torch.randn(1, 3, 32, 32))
+        whole = create_model(folder).eval()
+        assert len(maps) > 2 and whole(torch.randn(1, 3, 32, 32)).shape == (1, 10)
+        grey, colour = (first_conv(model).weight for model in (create_model(folder, in_chans=1), whole))
+        torch.testing.assert_close(grey, colour.sum(1, keepdim=True))
+        with pytest.raises(ValueError, match=r"features_only does not work with .* Expected a weight folder"):
+            create_model("acmix_resnet_pico", folder / "model.safetensors", features_only=True)
+
+    @pytest.mark.parametrize("source", ["folder", "file"])
+    def test_other_input_channels(self, tmp_path: Path, source: str) -> None:
+        """Weights are adapted as in timm: one channel gets the sum, several channels repeat the three."""
+        folder = write(tmp_path / "w")
+        path = folder if source == "folder" else folder / "model.safetensors"
+        colour = first_conv(create_model(folder)).weight
+        grey = first_conv(create_model("acmix_resnet_pico", path, in_chans=1)).weight
+        torch.testing.assert_close(grey, colour.sum(1, keepdim=True))
+        five = first_conv(create_model("acmix_resnet_pico", path, in_chans=5)).weight
+        torch.testing.assert_close(five, colour[:, [0, 1, 2, 0, 1]] * 3 / 5)
+        assert create_model("acmix_resnet_pico", path, in_chans=1, num_classes=3).num_classes == 3
+
+    def test_a_new_classifier_is_not_a_matching_key(self, tmp_path: Path) -> None:
+        file = tmp_path / "other.pth"
+        torch.save({f"unrelated.{i}": torch.zeros(1) for i in range(3)}, file)
+        with pytest.raises(ValueError, match=r"does not fit ACmixResNet \(0 keys match\)") as caught:
+            create_model("acmix_resnet_pico", file, num_classes=3)
+        assert "fc." not in str(caught.value)
+
+
+class TestRuns:
+    """The output of `acmix-zoo fit` works wherever a weight folder does."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Path:
+        """An interrupted run: checkpoints, no weights/."""
+        network = pico(layers=(1, 2, 1), num_classes=4)
+        cfg = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 32, 32], "label_names": ["a", "b", "c", "d"]}
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "run" / "config.yaml").touch()
+        checkpoint = {
+            "state_dict": {f"model.{key}": value for key, value in network.state_dict().items()},
+            "hyper_parameters": {
+                "model": "acmix_resnet_pico", "num_classes": 4, "pretrained": "start.pth",
+                "model_kwargs": {"layers": (1, 2, 1), "drop_path_rate": 0.1},
+            },
+            "ImageDataModule": {"card": {"cfg": cfg}},
+        }  # fmt: skip
+        torch.save(checkpoint, tmp_path / "run" / "checkpoints" / "best.ckpt")
+        return tmp_path / "run"
+
+    def test_checkpoint(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        checkpoint = run / "checkpoints" / "best.ckpt"
+        expected = torch.load(checkpoint, weights_only=True)["state_dict"]
+        monkeypatch.chdir(run.parent)
+        for name in (checkpoint, str(checkpoint), run, "run", "run/config.yaml"):
+            model = create_model(name)
+            assert all(torch.equal(value, expected[f"model.{key}"]) for key, value in model.state_dict().items())
+        assert model.pretrained_cfg["label_names"] == ["a", "b", "c", "d"] and model.pretrained_cfg["mean"] == [0.5] * 3
+        small = acmix_zoo.from_pretrained("run", num_classes=2, in_chans=1)
+        assert small.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 2)
+        load_weights(model, run)
+
+    def test_finished_run(self, run: Path) -> None:
+        """The tested weights take precedence over the checkpoints."""
+        folder = write(run / "weights")
+        expected = create_model(folder).fc.weight
+        assert torch.equal(create_model(run).fc.weight, expected)
+        assert torch.equal(create_model("acmix_resnet_pico", run).fc.weight, expected)
+        assert torch.equal(create_model(folder / "model.safetensors").fc.weight, expected)
+        assert torch.equal(load_weights(pico(), run).fc.weight, expected)
+
+    @pytest.mark.parametrize(
+        ("entry", "message"),
+        [
+            ({"hyper_parameters": {}}, r"does not say which network .* create_model\(NAME, pretrained="),
+            ({"hyper_parameters": {"model": "os.system", "num_classes": 4}}, "which is not a known model"),
+            ({"hyper_parameters": {"model": "acmix_resnet_pico", "num_classes": 5}}, "does not fit"),
+            (
+                {"hyper_parameters": {"model": "acmix_resnet_pico", "num_classes": 4,
+                                      "model_kwargs": {"checkpoint_path": "/etc/passwd"}}},
+                "may not set checkpoint_path",
+            ),
+        ],
+    )  # fmt: skip
+    def test_refused(self, run: Path, entry: dict[str, object], message: str) -> None:
+        path = run / "checkpoints" / "best.ckpt"
+        torch.save({**torch.load(path, weights_only=True), **entry}, path)
+        with pytest.raises(ValueError, match=message):
+            create_model(run)
+
+
+SHIPPED = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/config.json"))
+
+
+def test_both_small_networks_ship() -> None:
+    """With the accuracy on the test images that was promised for them."""
+    for name, least in (("acmix_resnet_pico.fashion_mnist", 0.93), ("acmix_swin_pico.fashion_mnist", 0.91)):
+        metrics = read_config(ROOT / "checkpoints" / name)["acmix_zoo"]["metrics"]
+        assert [m["value"] >= least for m in metrics if (m["split"], m["name"]) == ("test", "top1")] == [True]
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_shipped_weights(folder: Path) -> None:
+    config = read_config(folder)
+    assert check_folder(folder) == []
+    assert config["acmix_zoo"]["name"] == folder.name
+    assert (folder / "README.md").read_text() == render_card(config)
+    assert config["acmix_zoo"]["file_size"] < 5_000_000
+    assert folder.name in list_models(pretrained=True)
+    model = create_model(config["architecture"], config["acmix_zoo"]["tag"])
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
+    assert all(torch.equal(value, stored[key].to(value.dtype)) for key, value in model.state_dict().items())
+
+
+def test_weights_on_the_hub_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConnectionError, match=r"of acmix_swin_t.swin_in1k are timm/swin_tiny.* cannot be asked"):
+        create_model("acmix_swin_t", "swin_in1k")

@@ -1,0 +1,271 @@
+"""Weight folders to and from a Hub: the real huggingface_hub client against a server on loopback."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from huggingface_hub import constants
+from support.hub_server import Hub, Repo
+
+from acmix_zoo import create_model, from_pretrained
+from acmix_zoo.weights import check_folder, pull, push, read_config, write_folder
+from acmix_zoo.weights import hub as ours
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "checkpoints" / "acmix_resnet_pico.fashion_mnist"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The user's own weights, to be changed at will."""
+    return Path(shutil.copytree(SHIPPED, tmp_path / "mine"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def large(folder: Path) -> Path:
+    """A weight folder of more than 60 MB."""
+    model = timm.create_model("acmix_resnet50", num_classes=10)
+    return write_folder(
+        folder, model, architecture="acmix_resnet50", pretrained_cfg={"tag": "large"}, record={"license": "mit"},
+        example=torch.randn(1, 3, 64, 64),
+    )  # fmt: skip
+
+
+def test_round_trip(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    address = push(folder, "org/pico")
+    assert address.startswith(f"{hub.url}/org/pico/commit/") and hub.count("commit") == 1
+    repo = hub.repos["org/pico"]
+    assert not repo.private
+    assert {k: v for k, v in repo.commits[repo.refs["main"]].items() if k != ".gitattributes"} == contents(folder)
+
+    pulled = pull("org/pico", tmp_path / "pulled")
+    assert contents(pulled) == contents(folder)
+    images = torch.randn(2, 3, 32, 32)
+    expected = create_model(folder).eval()(images)
+    hub.log.clear()
+    assert torch.equal(from_pretrained("org/pico").eval()(images), expected)
+    assert all("safetensors" not in path for _, path in hub.log)  # from the cache
+    assert from_pretrained("org/pico", num_classes=3)(images).shape == (2, 3)
+    assert torch.equal(create_model("hf-hub:org/pico").eval()(images), expected)
+    assert torch.equal(from_pretrained(folder).eval()(images), expected)
+
+
+def test_a_revision_is_pinned(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    first = push(folder, "org/pico").rpartition("/")[2]
+    config = read_config(folder)
+    config["acmix_zoo"]["seed"] = 7
+    (folder / "config.json").write_text(json.dumps(config))
+    push(folder, "org/pico")
+    push(folder, "org/pico", revision="seed7")
+    for revision, seed in ((f"@{first}", 0), ("", 7), ("@seed7", 7), ("@main", 7)):
+        got = read_config(pull(f"org/pico{revision}", tmp_path / "pulled"))
+        assert got["acmix_zoo"]["seed"] == seed
+    with pytest.raises(FileNotFoundError, match="org/pico has no revision 'seed8'; give a branch, a tag or a commit"):
+        pull("org/pico@seed8", tmp_path / "pulled")
+    assert check_folder(tmp_path / "pulled") == []
+
+
+def test_a_push_leaves_nothing_of_the_last_one(hub: Hub, folder: Path) -> None:
+    push(folder, "org/pico")
+    shutil.rmtree(folder / ".eval_results")
+    push(folder, "org/pico")
+    repo = hub.repos["org/pico"]
+    assert set(repo.commits[repo.refs["main"]]) - {".gitattributes"} == set(contents(folder))
+
+
+def test_private(hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    push(folder, "org/secret", private=True)
+    assert hub.repos["org/secret"].private
+    assert check_folder(pull("org/secret", tmp_path / "mine2")) == []
+    monkeypatch.delenv("HF_TOKEN")
+    shutil.rmtree(tmp_path / "hf")
+    with pytest.raises(
+        FileNotFoundError, match="org/secret is not on the Hub, or it is private: then run `hf auth login`"
+    ):
+        from_pretrained("org/secret")
+    assert from_pretrained("org/secret", token="hf_read").num_classes == 10
+
+
+@pytest.mark.slow
+def test_a_large_file_and_an_interrupted_upload(hub: Hub, tmp_path: Path) -> None:
+    folder = large(tmp_path / "large")
+    assert (folder / "model.safetensors").stat().st_size > 60_000_000
+    before = contents(folder)
+    hub.faults["commit"] = [503] * 50  # the files arrive, the commit does not
+    with pytest.raises(ConnectionError, match=r"answered 503. Nothing was published and the folder is as it was"):
+        push(folder, "org/large")
+    assert len(hub.repos["org/large"].commits) == 1 and contents(folder) == before
+    sent = hub.count("lfs")
+    hub.faults.clear()
+    push(folder, "org/large")
+    assert hub.count("lfs") == sent  # nothing is sent twice
+    assert contents(pull("org/large", tmp_path / "back")) == before
+
+
+@pytest.mark.parametrize("kind", ["create", "preupload", "batch", "lfs", "commit", "info"])
+@pytest.mark.parametrize("fault", [503, 429, "cut"])
+def test_a_moment_of_trouble_is_survived(hub: Hub, folder: Path, kind: str, fault: object) -> None:
+    hub.faults[kind] = [fault]
+    push(folder, "org/pico")
+    assert hub.repos["org/pico"].commits[hub.repos["org/pico"].refs["main"]]["README.md"]
+
+
+@pytest.mark.parametrize("kind", ["create", "preupload", "batch", "lfs", "commit"])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [(502, "the Hub answered 502"), (429, "the Hub asks to wait"), ("cut", "the Hub went away")],
+)
+def test_lasting_trouble_publishes_nothing(hub: Hub, folder: Path, kind: str, fault: object, message: str) -> None:
+    before = contents(folder)
+    hub.faults[kind] = [fault] * 100
+    with pytest.raises((ConnectionError, OSError), match=message) as caught:
+        push(folder, "org/pico")
+    assert "Nothing was published and the folder is as it was; the same command goes on" in str(caught.value)
+    assert contents(folder) == before
+    assert all(len(repo.commits) == 1 for repo in hub.repos.values())
+    hub.faults.clear()
+    push(folder, "org/pico")
+    assert len(hub.repos["org/pico"].commits) == 2
+
+
+def test_rights(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for token, message in (
+        ("hf_read", "org/pico: the token may not write to it; use one with the write permission for org"),
+        ("hf_wrong", "the Hub does not know the token; run `hf auth login`"),
+    ):
+        with pytest.raises(PermissionError, match=message):
+            push(folder, "org/pico", token=token)
+    with pytest.raises(
+        PermissionError, match="the token may not write to it; use one with the write permission for other"
+    ):
+        push(folder, "other/pico")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    hub.log.clear()
+    with pytest.raises(PermissionError, match="there is no token for the Hub; run `hf auth login`, or set HF_TOKEN"):
+        push(folder, "org/pico")
+    assert not hub.log  # a client without a token would have sent it unauthenticated
+
+
+def test_what_is_not_pushed(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    push(folder, "org/pico")
+    with pytest.raises(
+        ValueError, match="org/pico exists and holds acmix_resnet_pico, not acmix_swin_pico; choose another"
+    ):
+        push(ROOT / "checkpoints" / "acmix_swin_pico.fashion_mnist", "org/pico")
+    for name in ("pico", "a/b/c", "org/", "or g/x"):
+        with pytest.raises(ValueError, match=r"expected org/name|no name of the Hub"):
+            push(folder, name)
+    config = read_config(folder)
+    config["acmix_zoo"]["origin"] = "the authors' file; published without a licence, so it may not be passed on"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="no licence allows to pass on"):
+        push(folder, "org/theirs")
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x7f")
+    with pytest.raises(ValueError, match=r"does not verify and is not pushed: model.safetensors: sha256"):
+        push(folder, "org/theirs")
+    with pytest.raises(FileNotFoundError, match="is not a weight folder"):
+        push(tmp_path, "org/theirs")
+    assert "org/theirs" not in hub.repos
+
+
+class TestPull:
+    def test_what_is_there_stays(self, hub: Hub, folder: Path, tmp_path: Path) -> None:
+        push(folder, "org/pico")
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "photos" / "a.png").touch()
+        with pytest.raises(FileExistsError, match="is not a weight folder; choose another place"):
+            pull("org/pico", tmp_path / "photos")
+        repo = hub.repos["org/pico"]
+        files = repo.commits[repo.refs["main"]]
+        repo.commit("main", {**files, "model.safetensors": files["model.safetensors"][:-1] + b"\x7f"})
+        before = contents(folder)
+        with pytest.raises(ValueError, match=r"would not verify: model\.safetensors: sha256 is"):
+            pull("org/pico", folder)
+        assert contents(folder) == before
+        with pytest.raises(ValueError, match=r"is not what .* describes: sha256"):
+            from_pretrained("org/pico")
+
+    def test_another_size_is_not_downloaded(self, hub: Hub, folder: Path, tmp_path: Path) -> None:
+        push(folder, "org/pico")
+        repo = hub.repos["org/pico"]
+        repo.commit("main", {**repo.commits[repo.refs["main"]], "model.safetensors": bytes(1000)})
+        with pytest.raises(ValueError, match=r"has 1000 bytes, config.json says 2657432; it is not downloaded"):
+            pull("org/pico", tmp_path / "pulled")
+        assert not (tmp_path / "pulled").exists()
+
+    def test_only_a_weight_folders_files(self, hub: Hub, folder: Path, tmp_path: Path) -> None:
+        push(folder, "org/pico")
+        repo = hub.repos["org/pico"]
+        more = {"setup.py": b"evil", "pytorch_model.bin": b"evil", "acmix_zoo/__init__.py": b"evil"}
+        repo.commit("main", {**repo.commits[repo.refs["main"]], **more})
+        assert contents(pull("org/pico", tmp_path / "pulled")) == contents(folder)
+
+    def test_no_weight_folder(self, hub: Hub, tmp_path: Path) -> None:
+        hub.repos["org/empty"] = Repo(private=False)
+        with pytest.raises(FileNotFoundError, match="org/empty is not a weight folder"):
+            pull("org/empty", tmp_path / "pulled")
+        with pytest.raises(FileNotFoundError, match="org/none is not on the Hub, or it is private"):
+            from_pretrained("org/none")
+
+    def test_offline(self, hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        push(folder, "org/pico")
+        from_pretrained("org/pico")
+        hub.shutdown()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert from_pretrained("org/pico").num_classes == 10
+        with pytest.raises(ConnectionError, match=r"not in the cache and the Hub cannot be asked .*HF_HUB_OFFLINE"):
+            from_pretrained("org/other")
+
+    def test_a_moment_of_trouble(self, hub: Hub, folder: Path, tmp_path: Path) -> None:
+        push(folder, "org/pico")
+        hub.faults["resolve"] = [None, None, 503, "cut"]
+        assert check_folder(pull("org/pico", tmp_path / "pulled")) == []
+
+
+def test_timm_loads_it_from_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    """In a process of its own: timm reads the environment alone."""
+    push(folder, "org/pico")
+    code = "import acmix_zoo, timm; print(timm.create_model('hf-hub:org/pico', True).fc.weight.sum().item())"
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    expected = safetensors.torch.load_file(folder / "model.safetensors")["fc.weight"].sum().item()
+    assert float(done.stdout) == pytest.approx(expected)
+
+
+def test_names() -> None:
+    assert ours.is_repository("org/name") and ours.is_repository("org/name@v1")
+    assert not any(map(ours.is_repository, ("name", "./a", "/a/b", "a/b/c", "~/x")))
+
+
+def test_a_plain_swin_from_the_hub(hub: Hub) -> None:
+    """The tag swin_in1k: timm's weights of the plain Swin-T, here random ones, fetched by timm's own code."""
+    plain = timm.create_model("swin_tiny_patch4_window7_224.ms_in1k").eval()
+    with torch.no_grad():
+        for value in plain.parameters():
+            value.add_(0.02 * torch.randn_like(value))
+    repo = hub.repos.setdefault(plain.pretrained_cfg["hf_hub_id"], Repo(private=False))
+    repo.commit("main", {"model.safetensors": safetensors.torch.save(plain.state_dict(), {"format": "pt"})})
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = plain(x)
+        for model in (
+            timm.create_model("acmix_swin_t.swin_in1k", pretrained=True),
+            create_model("acmix_swin_t", "swin_in1k"),
+        ):
+            # Equal to the bit here; another processor's kernels may round otherwise.
+            assert (model.eval()(x) - expected).abs().max() <= 1e-6 * expected.abs().max() and expected.std() > 0.1
+    assert create_model("acmix_swin_t", "swin_in1k", num_classes=3)(x).shape == (1, 3)

@@ -1,0 +1,71 @@
+"""The groups of contestants that `make bench-gpu` measures, most important first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from tools.suite import STRIDE_1, STRIDE_2
+
+PRECISIONS = ("bfloat16", "float32", "tf32")
+# ACmix networks and their plain baselines.
+NETWORKS = (
+    ("resnet50", "acmix_resnet50"),
+    ("swin_tiny_patch4_window7_224", "acmix_swin_t"),
+    ("san10_patchwise", "acmix_san10"),
+    ("pvt_tiny", "acmix_pvt_t"),
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Contestants that are measured side by side. Ratios are relative to the first one, the baseline."""
+
+    contestants: tuple[str, ...]
+    precision: str
+    train: bool
+
+    @property
+    def mode(self) -> str:
+        return "training" if self.train else "inference"
+
+    @property
+    def kind(self) -> tuple[str, bool]:
+        """What determines the time needed: whether it is a layer or a network, and whether it is compiled."""
+        name = self.contestants[0]
+        return "layer" if ":" in name else "network", name.endswith("+compile")
+
+    def __str__(self) -> str:
+        return f"{' against '.join(self.contestants[::-1])}, {self.precision}, {self.mode}"
+
+
+def layer_groups() -> Iterator[Group]:
+    """Return groups that compare the layer with the 3×3 convolution that it replaces."""
+    for shape, precision, train in product(STRIDE_1 + STRIDE_2, PRECISIONS, (False, True)):
+        yield Group((f"conv3x3:{shape}", f"acmix2d:{shape}"), precision, train)
+
+
+def network_groups() -> Iterator[Group]:
+    """Return groups that compare networks with their plain counterparts."""
+    for precision, names, train in product(PRECISIONS, NETWORKS, (False, True)):
+        yield Group(names, precision, train)
+
+
+def tile_groups() -> Iterator[Group]:
+    """Return groups that compare tile sizes and `global` attention, to choose `TILES` and the limit in
+    `acmix_zoo.ops.dispatch`."""
+    for shape, precision, train in product(("64x56", "128x28", "256x14"), ("bfloat16", "float32"), (False, True)):
+        backends = ["tile4x7", "tile8x8", "tile8x16", *["global"] * (shape != "64x56")]
+        yield Group(tuple(f"acmix2d:{shape}@{backend}" for backend in backends), precision, train)
+
+
+def compiled_groups() -> Iterator[Group]:
+    """Return groups with two shapes of the layer and all networks under torch.compile."""
+    layers = [(f"conv3x3:{shape}", f"acmix2d:{shape}") for shape in ("64x56", "256x14")]
+    pairs = (layers[0], *NETWORKS[:2], layers[1], *NETWORKS[2:])
+    for precision, (plain, acmix), train in product(("bfloat16", "float32"), pairs, (True, False)):
+        yield Group((f"{plain}+compile", f"{acmix}+compile"), precision, train)
+
+
+PARTS = {"layers": layer_groups, "networks": network_groups, "tiles": tile_groups, "compiled": compiled_groups}
