@@ -23,7 +23,7 @@ import acmix_zoo
 from acmix_zoo import ACmix2d, create_model
 
 ROOT = Path(acmix_zoo.__file__).resolve().parent.parent
-SHORT_RUN = (
+SHORT_RUN = (  # noqa: SIM905 - reads better as the words of a command
     "--trainer.max_epochs 2 --trainer.limit_train_batches 12 --trainer.limit_val_batches 2 --run.test false "
     "--trainer.accelerator cpu --data.batch_size 32 --data.num_workers 0 --seed_everything 3"
 ).split()
