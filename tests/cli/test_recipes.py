@@ -61,8 +61,8 @@ def test_other_options_and_yaml_text_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("wrong", "hint"),
     [
-        ("finetune/foldr", "Did you mean finetune/folder?"),
-        ("fodler", "Did you mean finetune/folder?"),
+        ("finetune/foldr", "Did you mean finetune/folder"),
+        ("fodler", "Did you mean finetune/folder"),
         ("imagenet/acmix_swin_t.yaml", "Did you mean imagenet1k/acmix_swin_t"),
         ("gpu", "Did you mean hardware/"),
         ("zzz", "The recipes are fashion_mnist/acmix_pvt_pico, "),
