@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -44,7 +45,7 @@ def lines() -> Iterator[str]:
     torch.manual_seed(0)
     images = torch.randn(2, 3, 32, 32)
     for name in sorted(path.name for path in (ROOT / "checkpoints").glob("*.*/")):
-        model = create_model(name, pretrained=True).eval()
+        model: Any = create_model(name, pretrained=True).eval()
         with torch.inference_mode():
             yield f"logits {name} {digest({'logits': model(images[:, : model.pretrained_cfg['input_size'][0]])})}"
     for size, stride in ((14, 1), (9, 2)):

@@ -20,7 +20,7 @@ from acmix_zoo.bench.decomposition import DecomposedConv2d
 from acmix_zoo.bench.released import ReleasedForm
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.cost import input_size_of
-from acmix_zoo.ops import FORMS, use_form
+from acmix_zoo.ops import BACKENDS, use_backend
 from acmix_zoo.ops.dispatch import TILES
 
 _LAYER = re.compile(r"(acmix2d|released|conv3x3|shift-tensor|shift-frozen|shift-learnable):(\d+)x(\d+)(?:s(\d+))?")
@@ -64,8 +64,8 @@ def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
     """
     torch.manual_seed(0)
     name, form = _parts(case)
-    if form not in ("", "released", *FORMS) and not _TILE.fullmatch(form):
-        expected = ", ".join(f"@{known}" for known in ("released", *FORMS))
+    if form not in ("", "released", *BACKENDS) and not _TILE.fullmatch(form):
+        expected = ", ".join(f"@{known}" for known in ("released", *BACKENDS))
         raise ValueError(f"bench: {case.contestant}: expected {expected} or a tile such as @tile8x16, got @{form}")
     module: nn.Module
     if layer := _LAYER.fullmatch(name):
@@ -97,9 +97,9 @@ def backend(case: Case) -> Iterator[None]:
     with ExitStack() as stack:
         if tile := _TILE.fullmatch(form):
             stack.enter_context(patch.dict(TILES, {case.device_type: (int(tile[1]), int(tile[2]))}))
-            stack.enter_context(use_form("tiles"))
-        elif form in FORMS:
-            stack.enter_context(use_form(form))
+            stack.enter_context(use_backend("tiles"))
+        elif form in BACKENDS:
+            stack.enter_context(use_backend(form))
         yield
 
 

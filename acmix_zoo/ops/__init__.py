@@ -2,6 +2,6 @@
 
 from acmix_zoo.ops import custom_op as whole  # register the operators and their FLOP formulas
 from acmix_zoo.ops import flops
-from acmix_zoo.ops.dispatch import FORMS, explain_plan, use_form
+from acmix_zoo.ops.dispatch import BACKENDS, explain_plan, use_backend
 
-__all__ = ["FORMS", "explain_plan", "flops", "use_form", "whole"]
+__all__ = ["BACKENDS", "explain_plan", "flops", "use_backend", "whole"]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
-from acmix_zoo.ops.dispatch import forced_form, keeps_projections, plan_layer, use_form
+from acmix_zoo.ops.dispatch import forced_backend, keeps_projections, plan_layer, use_backend
 from acmix_zoo.ops.local_attention import local_attention
 from acmix_zoo.ops.shift_conv import grouped_conv
 from acmix_zoo.ops.tracing import is_exporting, unflatten
@@ -131,7 +131,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.images, _, ctx.g, *tensors = inputs
-        ctx.tensors, ctx.form = len(tensors), forced_form()
+        ctx.tensors, ctx.backend = len(tensors), forced_backend()
         ctx.save_for_backward(*tensors, *output[1:])
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
@@ -143,7 +143,7 @@ class _Chunked(torch.autograd.Function):
         saved = ctx.saved_tensors
         tensors, kept = saved[: ctx.tensors], saved[ctx.tensors :]
         wanted, g = ctx.needs_input_grad[3:], ctx.g
-        with use_form(ctx.form):  # the backward pass may run in another thread or after `use_form` has ended
+        with use_backend(ctx.backend):  # the backward pass may run in another thread or after `use_backend` has ended
             if needs_plain_gradients(grad):
                 found = plain_gradients(partial(mix_projected, g), tensors, wanted, grad)
             else:

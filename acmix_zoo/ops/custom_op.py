@@ -68,7 +68,7 @@ def _backward(grad: Tensor, kept: Tensor, x: Tensor, weight: Tensor, bias: Tenso
     if _autograd_is_on():
         found = chunked_backward(*arguments)
     else:  # under a dispatch mode, such as a FLOP counter, autograd is off; in another thread there is no mode
-        context = copy_context()  # `use_form` may have forced a form in it
+        context = copy_context()  # `use_backend` may have forced a backend in it
         with ThreadPoolExecutor(1) as pool:
             found = pool.submit(lambda: context.run(chunked_backward, *arguments)).result()
     return [t for t, w in zip(found, wanted, strict=True) if w and t is not None]

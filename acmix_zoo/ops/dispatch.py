@@ -1,8 +1,8 @@
-"""Which form of the operator serves which map, and why.
+"""Which backend of the operator serves which map, and why.
 
-The forms compute the same function, so this file is about time and memory alone; what its numbers rest on is in
-docs/performance.md. `explain_plan` says what is chosen for a layer; `use_form("tiles")`, or the environment variable
-ACMIX_FORM=tiles, forces a form.
+The backends compute the same function, so this file is about time and memory alone; what its numbers rest on is in
+docs/performance.md. `explain_plan` says what is chosen for a layer; `use_backend("tiles")`, or the environment variable
+ACMIX_BACKEND=tiles, forces a backend.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import torch
 
-FORMS = ("reference", "global", "tiles", "offset")
+BACKENDS = ("reference", "global", "tiles", "offset")
 
 # Positions of a map up to which each query may as well see all of them: at 16², tiles would see 196 keys of the 256,
 # and pay for gathering them.
@@ -32,53 +32,53 @@ _CHUNK_BYTES = 16 << 20
 # Input channels from which projecting again for the gradient costs more time than keeping the projections is worth.
 _KEEP_FROM = 256
 
-# A context variable, so that `use_form` in one thread or asyncio task does not affect any other.
-_forced: ContextVar[str | None] = ContextVar("acmix_form", default=os.environ.get("ACMIX_FORM") or None)
+# A context variable, so that `use_backend` in one thread or asyncio task does not affect any other.
+_forced: ContextVar[str | None] = ContextVar("acmix_backend", default=os.environ.get("ACMIX_BACKEND") or None)
 
 
 @contextmanager
-def use_form(form: str | None) -> Iterator[None]:
-    """Force a form of the operator, one of `FORMS`, for every layer that runs within this context; None forces nothing.
+def use_backend(backend: str | None) -> Iterator[None]:
+    """Force one of `BACKENDS` for every layer that runs in this context. None forces nothing.
 
     "reference" runs attention and convolution as printed in the paper, by plain operators that also have second
-    derivatives; the others are the fast forms of the attention.
+    derivatives; the others are the fast backends of the attention.
 
-    It only affects the calling thread or asyncio task. A backward pass outside the context uses the form of its forward
-    pass. Gradient checkpointing on a GPU is an exception: autograd runs the backward pass in its own threads, where
-    `torch.utils.checkpoint` recomputes with the default form. To force a form in this case, set the environment
-    variable ACMIX_FORM, which applies everywhere.
+    The choice affects only the calling thread or asyncio task. A backward pass that runs after the context has ended
+    uses the backend of its forward pass. Gradient checkpointing on a GPU is an exception: autograd runs its backward
+    pass in threads of its own, where `torch.utils.checkpoint` recomputes with the default backend. To force a backend
+    there too, set the environment variable ACMIX_BACKEND.
 
     Raises:
-        ValueError: no such form.
+        ValueError: no such backend.
     """
-    token = _forced.set(form if form is None else _known(form))
+    token = _forced.set(backend if backend is None else _known(backend))
     try:
         yield
     finally:
         _forced.reset(token)
 
 
-def forced_form() -> str | None:
-    """The form that `use_form` or ACMIX_FORM asks for, or None.
+def forced_backend() -> str | None:
+    """The backend that `use_backend` or ACMIX_BACKEND asks for, or None.
 
     Raises:
-        ValueError: no such form.
+        ValueError: no such backend.
     """
-    form = _forced.get()
-    return form if form is None else _known(form)
+    backend = _forced.get()
+    return backend if backend is None else _known(backend)
 
 
-def _known(form: str) -> str:
-    if form not in FORMS:
-        raise ValueError(f"use_form (or ACMIX_FORM): expected one of {', '.join(FORMS)}, got {form!r}")
-    return form
+def _known(backend: str) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"use_backend (or ACMIX_BACKEND): expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    return backend
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """A form of the attention, its tile of (th, tw) queries if it has one, and the reason in words."""
+    """A backend of the attention, its tile of (th, tw) queries if it has one, and the reason in words."""
 
-    form: str
+    backend: str
     tile: tuple[int, int] | None
     why: str
 
@@ -86,19 +86,19 @@ class AttentionPlan:
 def plan_attention(
     h: int, w: int, kernel: int, stride: int = 1, dilation: int = 1, device: str = "cpu"
 ) -> AttentionPlan:
-    """The form for a map of (h, w)."""
-    form, why = forced_form(), "use_form or ACMIX_FORM asks for it"
-    if form is None:
+    """The backend for a map of (h, w)."""
+    backend, why = forced_backend(), "use_backend or ACMIX_BACKEND asks for it"
+    if backend is None:
         small = h * w <= _GLOBAL_UP_TO
-        form = "global" if small else "tiles"
+        backend = "global" if small else "tiles"
         why = f"the map has {'at most' if small else 'more than'} {_GLOBAL_UP_TO} positions"
-    if form != "tiles":
-        return AttentionPlan(form, None, why)
+    if backend != "tiles":
+        return AttentionPlan(backend, None, why)
     if device in TILES:
-        return AttentionPlan(form, TILES[device], why)
+        return AttentionPlan(backend, TILES[device], why)
     if torch.compiler.is_compiling():
-        return AttentionPlan(form, _SYMBOLIC_TILE, why)
-    return AttentionPlan(form, choose_tile(-(-h // stride), -(-w // stride), kernel, stride, dilation), why)
+        return AttentionPlan(backend, _SYMBOLIC_TILE, why)
+    return AttentionPlan(backend, choose_tile(-(-h // stride), -(-w // stride), kernel, stride, dilation), why)
 
 
 def halo(queries: int, kernel: int, stride: int, dilation: int) -> int:
@@ -150,7 +150,7 @@ def plan_layer(
     b, c, h, w = shape
     if torch.compiler.is_compiling():
         return LayerPlan(b, "all", "the compiler plans for itself")
-    if forced_form() == "reference":
+    if forced_backend() == "reference":
         return LayerPlan(b, "all", "the reference is plain operators on the whole batch")
     if device != "cpu":
         return LayerPlan(b, "all", f"chunks of the batch serve a processor's caches; this is {device}")
@@ -193,7 +193,7 @@ def explain_plan(
     """
     window = (kernel, stride, dilation)
     attention = plan_attention(shape[2], shape[3], *window, device=device)
-    what = attention.form
+    what = attention.backend
     if attention.tile is not None:
         keys = [halo(n, *window) for n in attention.tile]
         what += f", {attention.tile[0]}×{attention.tile[1]} queries a tile with {keys[0]}×{keys[1]} keys"

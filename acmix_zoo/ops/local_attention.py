@@ -6,7 +6,7 @@ logits of the paper (stage II, "attention-weighted sum"):
     logit(i, j) = q_i · (k_j + pe_i − pe_j) / sqrt(d)
 
 `local_attention_reference` is this formula as printed: it unfolds k, v and the positions into `kernel²` copies. The
-fast forms are in `attention_forms.py`; `plan.py` chooses between them, and `use_form` forces one.
+fast backends are in `backends/`; `dispatch.py` chooses between them, and `use_backend` forces one.
 
 All maps are laid out (B, H, W, heads, d): a position's heads and channels lie together.
 """
@@ -79,7 +79,7 @@ def local_attention(
     if q.numel() == 0:  # no kernel takes an empty batch; the sum keeps every input in the graph
         return q[:, ::stride, ::stride] + 0 * (k.sum() + v.sum() + pe.sum()).to(q.dtype)
     plan = plan_attention(q.shape[1], q.shape[2], kernel, stride, dilation, q.device.type)
-    if plan.form == "reference":
+    if plan.backend == "reference":
         return local_attention_reference(q, k, v, pe.to(q.dtype), kernel=kernel, stride=stride, dilation=dilation)
     window = (kernel, stride, dilation)
     q = q[:, ::stride, ::stride]
@@ -87,7 +87,7 @@ def local_attention(
     def plain(q: Tensor, k: Tensor, v: Tensor, pe: Tensor) -> Tensor:
         return offset_attention(q, k, v, pe, *window)
 
-    if plan.form == "offset" or is_transformed(q, k, v, pe):
+    if plan.backend == "offset" or is_transformed(q, k, v, pe):
         return plain(q, k, v, pe)
     if plan.tile is None:
         out = global_attention(q, k, v, pe, *window)

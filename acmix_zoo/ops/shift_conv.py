@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix_zoo.ops.dispatch import forced_form
+from acmix_zoo.ops.dispatch import forced_backend
 from acmix_zoo.ops.precision import autocast_off
 from acmix_zoo.ops.tracing import fixed
 
@@ -80,7 +80,7 @@ def shift_conv(
 
 def conv_factors(fc: Tensor, shift: Tensor) -> tuple[Tensor | None, Tensor]:
     """The mixing matrix and the grouped kernels in their cheaper form: (fc, shift), or (None, both composed)."""
-    if fixed(fc.shape[1]) > 3 * _COMPOSE_UP_TO_HEADS or forced_form() == "reference":
+    if fixed(fc.shape[1]) > 3 * _COMPOSE_UP_TO_HEADS or forced_backend() == "reference":
         return fc, shift
     # A kernel's taps lie before its inputs in memory: the layout that a channels_last convolution reads.
     with autocast_off(shift):

@@ -179,7 +179,7 @@ def test_a_backend_or_tile_is_used_while_its_contestant_runs() -> None:
         assert plan_attention(14, 14, 7, device="cpu").tile == (8, 16)  # also where the map would be small enough
         assert plan_attention(20, 20, 7, device="cuda").tile != (8, 16)
     with backend(Case("acmix2d:16x20@global")):
-        assert plan_attention(20, 20, 7).form == "global"
+        assert plan_attention(20, 20, 7).backend == "global"
     assert plan_attention(20, 20, 7).tile == choose_tile(20, 20, 7, 1, 1)
 
 

@@ -1,4 +1,4 @@
-"""The whole layer as one function: cut into chunks or not, kept or made again, forced forms, plans, determinism."""
+"""The whole layer as one function: cut into chunks or not, kept or made again, forced backends, plans, determinism."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from acmix_zoo import ACmix2d
-from acmix_zoo.ops import FORMS, explain_plan, local_attention, use_form
+from acmix_zoo.ops import BACKENDS, explain_plan, local_attention, use_backend
 from acmix_zoo.ops import dispatch as plan
 
 
@@ -47,7 +47,7 @@ def assert_close(actual: list[torch.Tensor], expected: list[torch.Tensor], toler
 def test_layer_equals_the_reference_however_it_is_cut(options, size, layout, device, monkeypatch):
     layer = randomised(ACmix2d(6, 16, **options).double().to(device))
     x = torch.randn(5, 6, *size, dtype=torch.float64, device=device).contiguous(memory_format=layout)
-    with use_form("reference"):
+    with use_backend("reference"):
         expected = with_gradients(layer, x)
     assert_close(with_gradients(layer, x), expected, 1e-10)  # the whole batch
     monkeypatch.setattr(plan, "_CHUNK_BYTES", 1)  # one image at a time, projected again for the gradient
@@ -70,20 +70,20 @@ def test_frozen_parts_when_cut(frozen, monkeypatch):
         parameter.requires_grad_(not name.startswith(frozen))
     learned = [p for p in (x, *layer.parameters()) if p.requires_grad]
     actual = torch.autograd.grad(layer(x).sin().sum(), learned)
-    with use_form("reference"):
+    with use_backend("reference"):
         expected = torch.autograd.grad(layer(x).sin().sum(), learned)
     assert_close(list(actual), list(expected), 1e-10)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_every_form_in_every_dtype(form, dtype, device):
+def test_every_backend_in_every_dtype(backend, dtype, device):
     layer = randomised(ACmix2d(4, 8).to(device, dtype))
     x = torch.randn(2, 4, 18, 21, dtype=dtype, device=device)
     exact = layer.double()
-    with use_form("reference"):
+    with use_backend("reference"):
         expected = with_gradients(exact, x.double())
-    with use_form(form):
+    with use_backend(backend):
         actual = with_gradients(layer.to(dtype), x)
     assert all(t.dtype == dtype for t in actual)
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
@@ -152,24 +152,24 @@ def test_someone_elses_projection_is_called():
     assert torch.allclose(layer(x), shifted, atol=1e-6) and not torch.allclose(shifted, plain)
 
 
-def test_forms_by_name():
+def test_backends_by_name():
     with pytest.raises(ValueError, match="expected one of reference, global, tiles, offset, got 'fast'"):
-        with use_form("fast"):
+        with use_backend("fast"):
             pass
-    with use_form("offset"):
-        assert "attention: offset: use_form" in explain_plan((1, 64, 56, 56), 64)
-        with use_form("global"):
-            assert plan.plan_attention(56, 56, 7).form == "global"
-        assert plan.plan_attention(56, 56, 7).form == "offset"
-    assert plan.plan_attention(56, 56, 7).form == "tiles"
+    with use_backend("offset"):
+        assert "attention: offset: use_backend" in explain_plan((1, 64, 56, 56), 64)
+        with use_backend("global"):
+            assert plan.plan_attention(56, 56, 7).backend == "global"
+        assert plan.plan_attention(56, 56, 7).backend == "offset"
+    assert plan.plan_attention(56, 56, 7).backend == "tiles"
 
 
 def test_use_form_only_affects_its_own_thread():
-    """Forcing a form in one thread used to affect all others."""
+    """Forcing a backend in one thread used to affect all others."""
     forced, done = threading.Event(), threading.Event()
 
     def other():
-        with use_form("reference"):
+        with use_backend("reference"):
             forced.set()
             done.wait(60)
 
@@ -177,22 +177,22 @@ def test_use_form_only_affects_its_own_thread():
     thread.start()
     forced.wait(60)
     try:
-        assert plan.forced_form() is None
-        with use_form("offset"), use_form(None):
-            assert plan.forced_form() is None
+        assert plan.forced_backend() is None
+        with use_backend("offset"), use_backend(None):
+            assert plan.forced_backend() is None
     finally:
         done.set()
         thread.join()
 
 
-def test_the_backward_pass_uses_the_form_of_its_forward_pass(monkeypatch):
-    """The backward pass recomputes chunks, perhaps in another thread and after `use_form` has ended."""
+def test_the_backward_pass_uses_the_backend_of_its_forward_pass(monkeypatch):
+    """The backward pass recomputes chunks, perhaps in another thread and after `use_backend` has ended."""
     called = []
     offset = local_attention.offset_attention
     monkeypatch.setattr(local_attention, "offset_attention", lambda *args: called.append(1) or offset(*args))
     monkeypatch.setattr(plan, "_CHUNK_BYTES", 1)
     layer = ACmix2d(4, 8)
-    with use_form("offset"):
+    with use_backend("offset"):
         out = layer(torch.randn(2, 4, 18, 18))
     before = len(called)
     thread = threading.Thread(target=out.sum().backward)
@@ -202,9 +202,9 @@ def test_the_backward_pass_uses_the_form_of_its_forward_pass(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "word"), [("global", "attention: global"), ("quick", "got 'quick'")])
-def test_form_from_the_environment(name, word):
+def test_backend_from_the_environment(name, word):
     code = "from acmix_zoo.ops import explain_plan; print(explain_plan((1, 64, 56, 56), 64))"
-    done = subprocess.run([sys.executable, "-c", code], env={"ACMIX_FORM": name}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env={"ACMIX_BACKEND": name}, capture_output=True, text=True)
     assert word in done.stdout + done.stderr
 
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from acmix_zoo import ACmix2d, create_model
 from acmix_zoo.bench.candidates import Case
 from acmix_zoo.bench.passes import Pass, gpu_peak
-from acmix_zoo.ops.backends import attention as forms
+from acmix_zoo.ops.backends import attention as backends
 
 NETWORKS = ("acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico")
 
@@ -62,10 +62,10 @@ def test_masks_need_no_float64(dtype: torch.dtype, device: str) -> None:
     """Apple's GPUs have no float64. A float32 logarithm may be off by one unit in the last place; the rest is exact."""
     kind = {"dtype": dtype, "device": torch.device(device)}
     with NoFloat64():
-        mask = forms._multiplicity_mask(5, 4, 5, 4, 7, 1, 1, **kind)
-        forms._band_mask(3, 4, 7, 1, 1, **kind)
-        forms._coordinates(5, 4, **kind)
-    exact = forms._multiplicity_mask(5, 4, 5, 4, 7, 1, 1, dtype=torch.float64, device=torch.device("cpu")).to(dtype)
+        mask = backends._multiplicity_mask(5, 4, 5, 4, 7, 1, 1, **kind)
+        backends._band_mask(3, 4, 7, 1, 1, **kind)
+        backends._coordinates(5, 4, **kind)
+    exact = backends._multiplicity_mask(5, 4, 5, 4, 7, 1, 1, dtype=torch.float64, device=torch.device("cpu")).to(dtype)
     eps = torch.finfo(torch.float32).eps if dtype == torch.float32 else 0
     torch.testing.assert_close(mask.cpu(), exact, rtol=eps, atol=0)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from acmix_zoo.ops import local_attention as la
-from acmix_zoo.ops.backends import attention as forms
+from acmix_zoo.ops.backends import attention as backends
 from acmix_zoo.ops.reflect import reflect_index
 from acmix_zoo.ops.shift_conv import shift_conv, shift_conv_reference, shift_kernels
 from acmix_zoo.ops.windows import (
@@ -22,7 +22,7 @@ from acmix_zoo.ops.windows import (
     window_reverse,
 )
 
-# Sides on both sides of the limit between the global form (256 positions) and the tiled one.
+# Sides on both sides of the limit between the global backend (256 positions) and the tiled one.
 sides = st.one_of(st.integers(1, 9), st.integers(15, 23))
 
 
@@ -56,27 +56,27 @@ def test_local_attention_equals_reference(h, w, batch, heads, d, kernel, stride,
         close(grad, expected_grad)
 
 
-FORMS = {
-    "global": forms.global_attention,
-    "offset": forms.offset_attention,
-    **{f"tile{th}x{tw}": lambda *x, t=(th, tw): forms.tile_attention(*x, t) for th, tw in [(1, 1), (4, 8), (8, 3)]},
+BACKENDS = {
+    "global": backends.global_attention,
+    "offset": backends.offset_attention,
+    **{f"tile{th}x{tw}": lambda *x, t=(th, tw): backends.tile_attention(*x, t) for th, tw in [(1, 1), (4, 8), (8, 3)]},
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("h", "w", "kernel", "stride", "dilation"),
     [(1, 1, 7, 1, 1), (2, 9, 7, 1, 1), (8, 8, 3, 1, 1), (9, 16, 5, 2, 1), (13, 4, 7, 3, 2), (16, 1, 3, 2, 3),
      (5, 24, 7, 2, 1), (11, 10, 1, 3, 1)],
 )  # fmt: skip
-def test_every_form_at_any_size(form, h, w, kernel, stride, dilation, device, monkeypatch):
-    """Which form serves a map is a matter of speed: each of them is right for all maps."""
+def test_every_backend_at_any_size(backend, h, w, kernel, stride, dilation, device, monkeypatch):
+    """Which backend serves a map is a matter of speed: each of them is right for all maps."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, h, w, 2, 3, dtype=torch.float64, device=device) for _ in range(3))
     pe = torch.randn(h, w, 3, dtype=torch.float64, device=device)
 
     def fast(q, k, v, pe):  # type: ignore[no-untyped-def]
-        return FORMS[form](q[:, ::stride, ::stride], k, v, pe, kernel, stride, dilation)
+        return BACKENDS[backend](q[:, ::stride, ::stride], k, v, pe, kernel, stride, dilation)
 
     def reference(*x):  # type: ignore[no-untyped-def]
         return la.local_attention_reference(*x, kernel=kernel, stride=stride, dilation=dilation)
@@ -87,7 +87,7 @@ def test_every_form_at_any_size(form, h, w, kernel, stride, dilation, device, mo
         close(actual, wanted)
     with torch.no_grad():
         close(fast(q, k, v, pe), expected)
-        monkeypatch.setattr(forms, "_TILE_BYTES", 1)  # tile by tile
+        monkeypatch.setattr(backends, "_TILE_BYTES", 1)  # tile by tile
         close(fast(q, k, v, pe), expected)
 
 
@@ -98,7 +98,7 @@ def test_half_precision_adds_little_to_what_rounding_costs(dtype, size, stride, 
     already more than the layer starts with; at 8, positions not counted from the tile's middle make it 3.7 times."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, size, size, 2, 16, dtype=torch.float64) for _ in range(3))
-    pe = forms.positions(torch.randn(16, 2, dtype=torch.float64), size, size) * spread
+    pe = backends.positions(torch.randn(16, 2, dtype=torch.float64), size, size) * spread
     geometry = {"kernel": 7, "stride": stride}
     exact = la.local_attention_reference(q, k, v, pe, **geometry)
     rounded = [x.to(dtype) for x in (q, k, v)]
@@ -204,7 +204,7 @@ def test_tiles_copy_the_map_once() -> None:
     def copies(side: int) -> int:
         q, k, v = torch.randn(1, side, side, 8, 3 * 4).unflatten(4, (3, 4)).transpose(3, 5).unbind(4)
         with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as seen:
-            la.local_attention(q, k, v, forms.positions(torch.randn(8, 2), side, side), kernel=7)
+            la.local_attention(q, k, v, backends.positions(torch.randn(8, 2), side, side), kernel=7)
         return sum(event.count for event in seen.key_averages() if event.key == "aten::copy_")
 
     copies(24)  # what is built once

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from acmix_zoo import ACmix2d
-from acmix_zoo.ops import use_form
+from acmix_zoo.ops import use_backend
 from acmix_zoo.ops.backends import padded_attention as module
 from acmix_zoo.ops.backends.padded_attention import padded_attention, padding
 from acmix_zoo.ops.windows import _fused_window_attention, window_attention
@@ -51,11 +51,11 @@ def test_zero_channels_change_nothing(d: int, device: str, monkeypatch: pytest.M
         torch.testing.assert_close(a, e, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["global", "tiles"])
-def test_layer_with_padded_heads(form: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["global", "tiles"])
+def test_layer_with_padded_heads(backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = ACmix2d(4, 12).double().to(device)  # heads of 3 channels
     x = torch.randn(2, 4, 9, 20, dtype=torch.float64, device=device)
-    with use_form(form):
+    with use_backend(backend):
         expected = with_gradients(layer, [x])
         monkeypatch.setattr(module, "padding", lambda width, *_: -width % 8)
         found = with_gradients(layer, [x])

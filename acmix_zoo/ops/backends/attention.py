@@ -1,4 +1,4 @@
-"""The fast forms of `local_attention`, interchangeable and tested against its reference and each other.
+"""The fast backends of `local_attention`, interchangeable and tested against its reference and each other.
 
 * `global_attention` serves small maps: every query sees the whole map, and a key that reflection shows m times gets
   log m added to its logit. Nothing is padded, nothing gathered.
