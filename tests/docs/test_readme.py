@@ -24,8 +24,10 @@ def test_the_first_snippet_labels_an_image_in_a_fresh_interpreter_without_a_netw
     done = subprocess.run(
         [sys.executable, "-c", LABEL_AN_IMAGE], check=True, capture_output=True, text=True, cwd=ROOT, env=environment
     )
-    stated = re.search(r"# (Ankle boot: [\d.]+%)$", LABEL_AN_IMAGE, re.MULTILINE)
-    assert stated and done.stdout == f"{stated[1]}\n"
+    shown = re.search(r"# (Ankle boot): ([\d.]+)%$", LABEL_AN_IMAGE, re.MULTILINE)
+    printed = re.fullmatch(r"(.*): ([\d.]+)%\n", done.stdout)
+    assert shown and printed and shown[1] == printed[1]
+    assert abs(float(shown[2]) - float(printed[2])) <= 0.2  # other processors round differently
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.splitlines()[-1])
@@ -43,7 +45,8 @@ class TestCommands:
             command, *lines = shown.splitlines()
             printed = reader.acmix_zoo(*command.removeprefix("$ acmix-zoo ").split())
             assert printed.code == 0, printed.err
-            found = {_without_numbers(line) for line in printed.out.splitlines()}
+            output = printed.out.replace(f"{reader.folder}/", "")
+            found = {_without_numbers(line) for line in output.splitlines()}
             assert len(lines) >= 3
             for line in lines:
                 assert line.strip() == "…" or _without_numbers(line) in found, f"{line}\nis not in\n{printed.out}"
