@@ -22,7 +22,7 @@ from acmix_zoo.models.published import is_reconstruction, published
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.shipped import checkpoints_root
 from tools import reconstructions, scaling_tables
-from tools.speed_table import speed_table
+from tools.speed_table import BENCHMARKS, speed_summary, speed_table
 
 
 def weights_table() -> str:
@@ -59,14 +59,6 @@ def models_table() -> str:
     return _markdown(rows)
 
 
-BENCHMARKS = Path(acmix_zoo.__file__).parents[1] / "benchmarks"
-
-
-def benchmarks_table() -> str:
-    """What `make bench` measured, against what was aimed at."""
-    return speed_table(BENCHMARKS)
-
-
 def decomposition_table() -> str:
     """Times and memory of a 3×3 convolution in two stages, against the convolution itself."""
     rows = read_csv(BENCHMARKS / "decomposition.csv") if (BENCHMARKS / "decomposition.csv").exists() else []
@@ -95,7 +87,8 @@ def distributed_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "weights": weights_table,
     "models": models_table,
-    "speed": benchmarks_table,
+    "speed_summary": speed_summary,
+    "speed": speed_table,
     "decomposition": decomposition_table,
     "san_candidates": lambda: _markdown(reconstructions.san_table()),
     "pvt_candidates": lambda: _markdown(reconstructions.pvt_table()),

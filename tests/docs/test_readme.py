@@ -78,7 +78,7 @@ def test_snippets(snippet: str, clone: Path) -> None:
     run([sys.executable, "-c", snippet], clone)
 
 
-PAGES = ["README.md", "docs/hub.md", "docs/reconstructions.md", "docs/decomposition.md"]
+PAGES = ["README.md", "docs/hub.md", "docs/reconstructions.md", "docs/decomposition.md", "docs/performance.md"]
 
 
 @pytest.mark.parametrize("page", [*PAGES, pytest.param("docs/scaling.md", marks=pytest.mark.slow)])
