@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from acmix_zoo.models.registry import recipes_root
+from acmix_zoo.weights.shipped import recipes_root
 
 
 def recipe_names() -> list[str]:

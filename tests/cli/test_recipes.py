@@ -6,7 +6,7 @@ import pytest
 
 from acmix_zoo.cli.main import main
 from acmix_zoo.cli.recipes import config_file, find_recipe, recipe_names, with_config_files
-from acmix_zoo.models.registry import recipes_root
+from acmix_zoo.weights.shipped import recipes_root
 
 
 @pytest.fixture(autouse=True)
