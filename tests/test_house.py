@@ -42,11 +42,12 @@ def imports(path: Path) -> set[str]:
 
 
 def folders_imported_by(part: str) -> set[str]:
-    """Return the other folders that the files of a folder import. The package itself stands for `weights`."""
+    """Return the other folders that the files of a folder import. What the package exports counts as `weights`."""
     names = set().union(*(imports(path) for path in (PACKAGE / part).rglob("*.py")))
-    found = {name.split(".")[1] for name in names if name.startswith("acmix_zoo.")}
-    package = "acmix_zoo" in names or not found.isdisjoint(acmix_zoo.__all__)
-    return {name for name in found if (PACKAGE / name).is_dir()} | ({"weights"} if package else set()) - {part}
+    parts = {name.split(".")[1] for name in names if name.startswith("acmix_zoo.")}
+    folders = {name for name in parts if (PACKAGE / name).is_dir()}
+    exports = (parts - folders) & set(acmix_zoo.__all__)
+    return (folders | ({"weights"} if exports or "acmix_zoo" in names else set())) - {part}
 
 
 @pytest.mark.parametrize("part", MAY_IMPORT)
