@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 from streams import shards, write_tar
 
-from acmix_zoo.data import BadImage, export_folder, open_source, shipped
+from acmix_zoo.data import BadImage, ImageDataModule, export_folder, open_source, shipped
 from acmix_zoo.data.folders import FolderSource
 from acmix_zoo.data.paths import checked_path
 from acmix_zoo.data.sources import ArrayImages, match_splits
 from acmix_zoo.data.stream import Reader
 from acmix_zoo.data.stream_source import StreamSource
+from acmix_zoo.training.export import run_cfg
 
 
 def picture(path: Path, value: int = 128) -> None:
@@ -46,6 +47,16 @@ def test_flat_folder(tmp_path: Path) -> None:
     before = source.fingerprint()
     picture(root / "dog" / "2.png")
     assert open_source(root).fingerprint() != before == source.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "Fashion-MNIST", "digits"])
+def test_a_folder_with_the_name_of_a_shipped_data_set(tmp_path: Path, name: str) -> None:
+    """The record of a run must not say that its images are the shipped ones."""
+    root = tree(tmp_path / name, "dog/1.png", "cat/1.jpg", "cat/2.png", "dog/2.png")
+    described = ImageDataModule(str(root), image_size=8).describe()
+    assert (described["name"], described["source"]) == (f"{name}_folder", "local folder")
+    tag = run_cfg({}, {"dataset": described})["tag"]
+    assert tag == f"{name}_folder".replace("-", "_")
 
 
 def test_split_folders(tmp_path: Path) -> None:

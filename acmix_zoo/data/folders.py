@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from acmix_zoo.data.formats import is_hidden, is_image_name, is_lost_image, skip_advice
-from acmix_zoo.data.sources import SPLITS, FileImages, Images, Source, counted, first_few, match_splits
+from acmix_zoo.data.sources import SPLITS, FileImages, Images, Source, counted, first_few, local_name, match_splits
 from acmix_zoo.data.walk import HIDDEN, LINKS_BACK, REPEATED, Walk, find_images, walk_folders
 
 
@@ -27,10 +27,11 @@ class FolderSource(Source):
     """
 
     license = "unknown"
+    origin = "local folder"
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
-        self.name = self.root.resolve().name
+        self.name = local_name(self.root)
         self.remarks: list[str] = []
         self._skipped = Walk([])
         self.folders = self._find_splits()

@@ -14,7 +14,7 @@ from PIL import Image
 from acmix_zoo.data.images import BadImage, load_image
 from acmix_zoo.data.paths import allowed_roots, checked_path
 from acmix_zoo.data.shards import Shards
-from acmix_zoo.data.sources import Images, Source, match_splits
+from acmix_zoo.data.sources import Images, Source, local_name, match_splits
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
@@ -73,8 +73,8 @@ class HubSource(Source):
         import datasets
 
         path = Path(source).expanduser()
-        local = path.exists()
-        self.name = path.resolve().name if local else source
+        self.name = local_name(path) if path.exists() else source
+        self.origin = origin_of(path)
         self.roots = allowed_roots(source)
         shards = Shards(path)
         tables = load_tables(source, shards)
@@ -125,6 +125,13 @@ class HubSource(Source):
             for index in np.linspace(0, len(images) - 1, num=min(64, len(images)), dtype=int):
                 digest.update(images.file(int(index)))
         return digest.hexdigest()[:16]
+
+
+def origin_of(path: Path) -> str:
+    """Return where a data set comes from that `path` names, or that is on the Hub if there is no such path."""
+    if path.exists():
+        return "local folder" if path.is_dir() else "local file"
+    return "Hugging Face Hub"
 
 
 def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[str, Any]:

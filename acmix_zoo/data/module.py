@@ -201,10 +201,11 @@ class ImageDataModule(L.LightningDataModule):
                 print(remark, flush=True)
 
     def describe(self) -> dict[str, Any]:
-        """What a record of a run says about its data: name, fingerprint, images a split, license."""
+        """Return what the record of a run says about its data: name, source, fingerprint, images per split, license."""
         sizes = self._stream.sizes() if self._stream else {name: len(own) for name, (_, own) in self.parts().items()}
         return {
             "name": self.source.name,
+            "source": self.source.origin,
             "fingerprint": self.source.fingerprint(),
             "splits": {name: sizes.get(name, 0) for name in ("train", "val", "test")},
             "license": self.source.license,

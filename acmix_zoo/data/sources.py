@@ -73,6 +73,8 @@ class Source(ABC):
 
     name: str
     license: str
+    origin: str
+    """Where the images come from, for the record: "local folder", "local file", "Hugging Face Hub" or a package."""
     class_names: tuple[str, ...]
     remarks: Sequence[str] = ()
     """Remarks about skipped files and likely mistakes."""
@@ -114,6 +116,18 @@ def match_splits(names: Iterable[str], where: str) -> dict[str, str]:
         if split:
             found[split] = name
     return found
+
+
+def local_name(path: Path) -> str:
+    """Return the name of a data set on this machine: the last part of its path.
+
+    The name of a shipped data set, such as "fashion_mnist", gets "_folder" appended, because the bare name in a record
+    or in a tag stands for the shipped images.
+    """
+    from acmix_zoo.data.shipped import SHIPPED
+
+    name = path.expanduser().resolve().name
+    return f"{name}_folder" if name.lower().replace("-", "_") in SHIPPED else name
 
 
 def open_source(source: str | Path, label_column: str | None = None) -> Source:
