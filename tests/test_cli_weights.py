@@ -296,7 +296,7 @@ class TestPortable:
     def test_in_the_root_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir("/")
         assert portable_command("acmix-zoo fit --data.source /data/ann/photos") == "acmix-zoo fit --data.source photos"
-        for given in ("--data.source /data/ann/fashion_mnist", "--data.source=/data/ann/digits"):  # not the shipped data
+        for given in ("--data.source /data/ann/fashion_mnist", "--data.source=/data/ann/digits"):  # not shipped
             short = given.replace("/data/ann/", "./")
             assert portable_command(f"acmix-zoo fit {given}") == f"acmix-zoo fit {short}"
             assert portable_command(f"acmix-zoo fit {short}") == f"acmix-zoo fit {short}"
