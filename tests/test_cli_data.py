@@ -73,7 +73,7 @@ def test_images_in_two_splits_are_counted(tmp_path: Path, copied: str, capsys: p
     folder(root / "train", "cat", "dog")
     if copied == "train":  # so that val, cut from it, has its images, too
         shutil.copytree(root / "train/cat", root / "train/cat/copy")
-        expected = "Warning: 1 of the 2 val images are identical to images of train (for example 2.png and copy/2.png), "
+        expected = "Warning: 1 of the 2 val images are identical to images of train (for example 2.png and copy/2.png)"
     elif copied == "val":
         shutil.copytree(root / "train", root / "validation")
         expected = "Warning: 8 of the 8 val images are identical to images of train (for example "

@@ -154,6 +154,9 @@ def test_deep_images_are_counted_before_a_run(tmp_path: Path) -> None:
         ("lfs.png", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         ("empty.png", b"", "it is an empty file"),
         ("text.png", b"hello", "it is not an image"),
+        ("text.nef", b"hello", "it is not an image in a supported format. For .nef files: convert them to JPEG or PNG"),
+        ("raw.cr3", b"\0\0\0\x18ftypcrx \0\0\0\1", "it is a raw photograph; convert it to JPEG or PNG"),
+        ("film.jpg", b"\0\0\0\x18ftypmp42\0\0\0\1", "it is a video"),
     ],
 )
 def test_other_formats_are_named_and_never_opened(

@@ -18,7 +18,6 @@ from acmix_zoo.data.walk import (
     REPEATED,
     Walk,
     counted_files,
-    find_images,
     is_link_back,
     skip_remarks,
     walk_folders,
@@ -83,7 +82,9 @@ class FolderSource(Source):
 
     def _note_unused(self, others: Sequence[str], loose: Sequence[str]) -> None:
         for name in loose:
-            if count := len(find_images(self.root / name)):
+            walk = walk_folders([self.root / name])
+            self._skipped.add(walk)
+            if count := len(walk.images[0]):
                 self.remarks.append(
                     f"skipped {self.root / name}: its {counted(count, 'image')} cannot be scored without class "
                     f"folders. To label them, use `acmix-zoo predict` with --data.predict_source {self.root / name}"

@@ -163,7 +163,9 @@ class ImageDataModule(L.LightningDataModule):
             ValueError: unreadable files (named), or nothing to predict. OSError: of a stream, the Hub is away.
         """
         if stage == "predict":
-            self.predict_paths = pictures_to_predict(self.predict_source)
+            self.predict_paths, remarks = pictures_to_predict(self.predict_source)
+            if remarks and (self.trainer is None or self.trainer.is_global_zero):
+                print(*remarks, sep="\n", flush=True)
             return
         used = {"fit": ("train", "val", "test"), "validate": ("val",), "test": ("test",)}[stage]
         found: dict[str, Inspection] = {}
