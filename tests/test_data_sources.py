@@ -14,6 +14,7 @@ from streams import shards, write_tar
 from acmix_zoo.data import BadImage, ImageDataModule, export_folder, open_source, shipped
 from acmix_zoo.data.folders import FolderSource
 from acmix_zoo.data.paths import checked_path
+from acmix_zoo.data.shards import Shards
 from acmix_zoo.data.sources import ArrayImages, match_splits
 from acmix_zoo.data.stream import Reader
 from acmix_zoo.data.stream_source import StreamSource
@@ -257,6 +258,33 @@ def test_two_spellings_of_a_split_in_a_table() -> None:
     assert match_splits(["Training", "extra", "test"], "set") == {"train": "Training", "test": "test"}
 
 
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+@pytest.mark.parametrize(
+    ("one", "two"), [("val", "validation"), ("validation", "Val"), ("data", "train"), (".", "val"), (".", ".")]
+)
+def test_two_places_of_a_split_in_shards_are_refused(tmp_path: Path, kind: str, one: str, two: str) -> None:
+    """As with class folders, files of two splits of the same meaning are not merged silently."""
+    root = tmp_path / "set"
+    shards(root / "train", kind, (2,), split="part")
+    assert Shards(root).files.keys() == {"train"}
+    shards(root / one, kind, (2,), split="train" if one == "data" else "val")
+    shards(root / two, kind, (3,), split="train" if two == "train" else "valid" if two == "." else "val")
+    for open_ in (open_source, StreamSource):
+        with pytest.raises(ValueError, match=r"set has both .* and .*, which belong to the same split, (val|train)"):
+            open_(root)
+
+
+def test_two_spellings_of_a_split_in_an_imagefolder_are_refused(cache: Path) -> None:
+    root = tree(cache / "set", *(f"{split}/{n}.png" for split in ("train", "val", "validation") for n in (1, 2)))
+    for split in ("train", "val", "validation"):
+        rows = [{"file_name": f"{n}.png", "label": name} for n, name in ((1, "red"), (2, "black"))]
+        (root / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(
+        ValueError, match=r"has both (val and validation|validation and val), which mean the same split"
+    ):
+        open_source(root)
+
+
 @pytest.mark.parametrize(
     ("source", "near"), [("phtos", "photos"), ("photos/trian", "photos/train"), ("fashion_mnst", "fashion_mnist")]
 )
@@ -277,7 +305,8 @@ def test_unknown_id_says_what_was_tried(cache: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(cache)}
     )
-    assert "FileNotFoundError: source 'nobody/nothing-of-this-name' is neither a folder here" in done.stderr
+    place = Path.cwd() / "nobody/nothing-of-this-name"
+    assert f"source 'nobody/nothing-of-this-name' is neither a folder here ({place}), nor" in done.stderr
     assert "HF_HUB_OFFLINE is set" in done.stderr
 
 

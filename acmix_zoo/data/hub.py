@@ -139,13 +139,15 @@ def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[st
 
     Raises:
         FileNotFoundError: no such data set here, in the cache or on the Hub.
+        ValueError: a folder has two subfolders for the same split.
     """
     import datasets
 
     try:
         if shards.kind:
             return dict(datasets.load_dataset(shards.kind, data_files=shards.files, streaming=streaming))
-        if shards.path.exists():
+        if shards.path.exists():  # `datasets` would merge val/ and validation/
+            match_splits((entry.name for entry in os.scandir(shards.path) if entry.is_dir()), source)
             return dict(datasets.load_dataset("imagefolder", data_dir=str(shards.path), streaming=streaming))
         return dict(datasets.load_dataset(source, streaming=streaming))
     except (FileNotFoundError, ConnectionError) as error:
@@ -154,7 +156,7 @@ def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[st
             " (HF_HUB_OFFLINE is set, so only the cache was looked at)" if os.environ.get("HF_HUB_OFFLINE") else ""
         )
         raise FileNotFoundError(
-            f"source {source!r} is neither a folder here, nor a shipped name (fashion_mnist, digits), "
+            f"source {source!r} is neither a folder here ({os.path.abspath(shards.path)}), nor a shipped name (fashion_mnist, digits), "
             f"nor a data set that could be loaded{offline}: {reason}"
         ) from error
 
