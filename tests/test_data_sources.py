@@ -280,7 +280,7 @@ def test_two_spellings_of_a_split_in_an_imagefolder_are_refused(cache: Path) -> 
         rows = [{"file_name": f"{n}.png", "label": name} for n, name in ((1, "red"), (2, "black"))]
         (root / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(
-        ValueError, match=r"has both (val and validation|validation and val), which mean the same split"
+        ValueError, match=r"has both (val|validation) and \w+, which mean the same split"
     ):
         open_source(root)
 

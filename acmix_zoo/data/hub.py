@@ -156,8 +156,8 @@ def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[st
             " (HF_HUB_OFFLINE is set, so only the cache was looked at)" if os.environ.get("HF_HUB_OFFLINE") else ""
         )
         raise FileNotFoundError(
-            f"source {source!r} is neither a folder here ({os.path.abspath(shards.path)}), nor a shipped name (fashion_mnist, digits), "
-            f"nor a data set that could be loaded{offline}: {reason}"
+            f"source {source!r} is neither a folder here ({os.path.abspath(shards.path)}), nor a shipped name "
+            f"(fashion_mnist, digits), nor a data set that could be loaded{offline}: {reason}"
         ) from error
 
 

@@ -181,7 +181,7 @@ def check_hub_id(text: str) -> None:
     hint = f". Did you mean {' or '.join(near)}?" if near else ""
     raise FileNotFoundError(
         f"source {text!r} does not exist; expected a folder, a data set id of the Hub (org/name), or one of "
-        f"{', '.join(SHIPPED)}{hint}"
+        f"{', '.join(SHIPPED)}{hint}. Looked for {os.path.abspath(path)}; give the present place with --data.source"
     )
 
 
