@@ -60,6 +60,16 @@ def test_a_folder_with_the_name_of_a_shipped_data_set(tmp_path: Path, name: str)
     assert tag == f"{name}_folder".replace("-", "_")
 
 
+def test_a_shipped_name_that_is_also_a_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path / "digits", "dog/1.png", "cat/1.jpg")
+    monkeypatch.chdir(tmp_path)
+    source = open_source("digits")
+    assert source.class_names == tuple("0123456789")
+    (remark,) = source.remarks
+    assert f"not those in {tmp_path / 'digits'}; to use those, give ./digits" in remark
+    assert open_source("./digits").class_names == ("cat", "dog") and not open_source("./digits").remarks
+
+
 def test_split_folders(tmp_path: Path) -> None:
     root = tree(
         tmp_path, "train/a/1.png", "train/b/1.png", "valid/b/1.png", "test/a/1.png", "test/b/1.png", "test/b/2.png"

@@ -150,9 +150,13 @@ def open_source(source: str | Path, label_column: str | None = None) -> Source:
     if (given := given_source()) is not None:
         return given
     text = str(source)
-    if text in SHIPPED:
-        return SHIPPED[text]()
     path = Path(text).expanduser()
+    if text in SHIPPED:
+        shipped = SHIPPED[text]()
+        if path.is_dir():
+            folder = path.resolve()
+            shipped.remarks = [f"these are the shipped images, not those in {folder}; to use those, give ./{text}"]
+        return shipped
     if text and is_table(path):
         return HubSource(text, label_column)
     if text and path.is_dir():

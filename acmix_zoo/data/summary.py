@@ -41,7 +41,7 @@ def summarize(source: Source, parts: Parts, inspections: Mapping[str, Inspection
         inspections: the results of inspecting the files, for each split that was inspected.
     """
     names = source.class_names
-    splits = [split for split in ("train", "val", "test") if split in parts]
+    splits: list[str] = [split for split in ("train", "val", "test") if split in parts]
     counts = {split: _class_counts(*parts[split], len(names)) for split in splits}
     sizes = ", ".join(f"{split} {counts[split].sum():,}" for split in splits)
     lines = [f"data: {source.name}, {len(names)} classes; images: {sizes}"]
