@@ -19,7 +19,7 @@ from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.tasks.classification import settle_hyperparameters, without_start_weights
 from acmix_zoo.training.checkpoints import is_checkpoint
 from acmix_zoo.training.finish import finish_run
-from acmix_zoo.training.launch import check_config, is_first_process, missing_source, settle_folder
+from acmix_zoo.training.launch import absolute_paths, check_config, is_first_process, missing_source, settle_folder
 from acmix_zoo.training.logs import Bar, Log, quieten_lightning
 from acmix_zoo.training.resume import (
     check_finished,
@@ -35,7 +35,10 @@ from acmix_zoo.training.speed import Speed
 
 
 class _SaveConfig(SaveConfigCallback):
-    """config.yaml of a fit, in the run folder. Without ckpt_path: a resumed run's, too, repeats the whole run."""
+    """Save the options of a fit as config.yaml in the run folder, with absolute paths to the data.
+
+    The file has no ckpt_path, so that also the file of a resumed run repeats the whole run.
+    """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Not yet: the folder may be another run's."""
@@ -45,6 +48,7 @@ class _SaveConfig(SaveConfigCallback):
         if trainer.is_global_zero and not self.already_saved and not rehearsal:
             config = self.config.clone()
             config["ckpt_path"] = None
+            absolute_paths(config)
             folder = Path(config.run.folder)
             folder.mkdir(parents=True, exist_ok=True)
             self.parser.save(config, str(folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)

@@ -163,6 +163,49 @@ def test_classify_a_folder_by_any_part_of_a_run(
     fails(["classify", str(run), str(tmp_path / "empty")], capsys, "empty", "no pictures")
 
 
+def test_classify_names_what_it_skips(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other pictures are classified; only a file that was named explicitly makes the command fail."""
+    phone = tmp_path / "phone"
+    shutil.copytree(pictures / "test/class0", phone)
+    for name in ("a.heic", "b.heic", "c.svg", "d.dng", "e.pdf", "list.txt"):
+        (phone / name).write_text("-")
+    (phone / "damaged.jpg").write_bytes(b"\xff\xd8\xff")
+    weights, picture = str(run / "weights"), str(phone / "0.png")
+    assert main(["classify", weights, str(phone), "--top=1"]) == 0
+    out, error = capsys.readouterr()
+    assert out.count(" %  class") == 4
+    assert f"{phone}: skipped 2 .heic files (first: a.heic): to read them, `pip install pillow-heif`" in error
+    assert "skipped 1 .svg file" in error and "skipped 1 .dng file" in error and "skipped 1 .pdf file" in error
+    assert "skipped 1 other file: .txt 1" in error and f"skipped image {phone / 'damaged.jpg'} cannot be read" in error
+
+    (tmp_path / "empty").mkdir()
+    given = [phone / "a.heic", phone / "c.svg", tmp_path / "no.png", tmp_path / "empty"]
+    words = ["4 of the given pictures", "For .heic files: to read them, `pip install pillow-heif`", "no.png does not"]
+    fails(["classify", weights, *map(str, given), picture, "--top=1"], capsys, *words, "empty contains no pictures")
+    assert main(["classify", weights, str(phone / "a.heic"), picture, "--top=1"]) == 1
+    out, error = capsys.readouterr()
+    assert out.count(" %  class") == 1 and "For .heic files: to read them" in error
+
+
+def test_predict_names_what_it_skips(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phone = tmp_path / "phone"
+    shutil.copytree(pictures / "test/class0", phone)
+    (phone / "a.heic").write_text("-")
+    (phone / "damaged.jpg").write_bytes(b"\xff\xd8\xff")
+    command = ["predict", f"--config={run / 'config.yaml'}", f"--run.folder={tmp_path / 'predicted'}"]
+    command += [f"--ckpt_path={run / 'checkpoints/best.ckpt'}"]
+    assert main([*command, f"--data.predict_source={phone}"]) == 0
+    out = capsys.readouterr().out
+    assert f"{phone}: skipped 1 .heic file (first: a.heic): to read them, `pip install pillow-heif`" in out
+    assert f"{phone}: 1 file cannot be predicted: image {phone / 'damaged.jpg'} cannot be read" in out
+    assert "Saved the predictions for 4 images" in out
+    fails([*command, f"--data.predict_source={phone / 'a.heic'}"], capsys, "For .heic files: to read them, `pip")
+
+
 def test_classify_needs_no_training_libraries(run: Path, pictures: Path) -> None:
     code = (
         "import sys; from acmix_zoo.cli.main import main\n"

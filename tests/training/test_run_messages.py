@@ -182,6 +182,48 @@ def test_a_run_folder_can_be_moved(done: Path, pictures: Path, tmp_path: Path) -
     assert (tmp_path / "moved/predictions.csv").exists() and not (done / "predictions.csv").exists()
 
 
+def test_a_moved_run_finds_its_data(
+    done: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """config.yaml has absolute paths, which another folder with the name of the data cannot shadow."""
+    config = yaml.safe_load((done / "config.yaml").read_text())
+    assert (config["data"]["source"], config["run"]["folder"]) == (str(pictures), str(done))
+    shutil.copytree(done, tmp_path / "alone/runs/x")
+    make_pictures(tmp_path / "alone/photos/train", classes=2)
+    monkeypatch.chdir(tmp_path / "alone")
+    assert main(["validate", "--config=runs/x"]) == 0  # the other photos have too few classes
+    # moved together with its data, while the old place is gone
+    for name in ("runs/x", "photos"):
+        shutil.copytree(pictures.parent / name, tmp_path / "project" / name)
+    path = tmp_path / "project/runs/x/config.yaml"
+    path.write_text(path.read_text().replace(str(pictures.parent), "/gone"))
+    capsys.readouterr()
+    assert main(["validate", f"--config={path}"]) == 0
+    words = f"Using --data.source {tmp_path / 'project/photos'}: /gone/photos does not exist"
+    assert words in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "project/photos")
+    assert main(["validate", f"--config={path}"]) == 1
+    error = capsys.readouterr().err
+    assert "Looked for /gone/photos; give the present place with --data.source" in error
+
+
+def test_a_relative_path_in_a_config(
+    done: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Configs of earlier versions have relative paths; the command says which folder it uses."""
+    shutil.copytree(done, tmp_path / "moved")
+    config = yaml.safe_load((done / "config.yaml").read_text())
+    config["data"]["source"], config["run"]["folder"] = "../photos", "../runs/x"
+    (tmp_path / "moved/config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path / "moved")
+    assert main(["validate", "--config=config.yaml"]) == 1
+    assert f"Looked for {tmp_path / 'photos'}; give the present place with --data.source" in capsys.readouterr().err
+    monkeypatch.chdir(pictures)
+    assert main(["validate", f"--config={tmp_path / 'moved'}"]) == 0
+    said = capsys.readouterr().out
+    assert f"Using --data.source {pictures}: " in said and "has the relative path ../photos" in said
+
+
 def test_predictions_are_kept(done: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(done, tmp_path / "run")
     for split in ("test/class1", "train/class2", "test/class0"):
