@@ -18,6 +18,7 @@ from acmix_zoo.analysis.machines import Machine
 from acmix_zoo.analysis.plan import Step, Training, step
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.layers.cost import input_size_of
+from acmix_zoo.weights.build import settle
 
 PRECISIONS = {"32-true": "float32", "16-mixed": "float16", "bf16-mixed": "bfloat16"}
 
@@ -179,10 +180,12 @@ def read_job(
     if not model.get("model"):
         raise ValueError(f"{recipe}: expected a recipe, with a network as model.model; for an overlay: --overlay FILE")
     source = str(data.get("source", ""))
+    # weights that the training starts from also say how the network is built
+    name, _, arguments = settle(model["model"], model.get("pretrained") or False, model.get("model_kwargs"))
     job = Job(
         str(recipe),
-        model["model"],
-        model.get("model_kwargs") or {},
+        name,
+        arguments or {},
         size=int(data.get("image_size", 224)),
         batch=int(data.get("batch_size", 64)),
         optimizer=model.get("optimizer", "adamw"),

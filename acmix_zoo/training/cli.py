@@ -132,7 +132,7 @@ class TrainingCLI(LightningCLI):
         options = flatten(config)
         if recorded.is_by_python:  # a task notes what it made of the options, see `settle`
             ours = {name.removeprefix("model."): v for name, v in options.items() if name.startswith("model.")}
-            options |= {f"model.{name}": value for name, value in settle_hyperparameters(ours).items()}
+            options |= {f"model.{name}": value for name, value in settle_hyperparameters(ours, is_new=True).items()}
             theirs = settle_hyperparameters(recorded.hyper_parameters)
             recorded = replace(recorded, options={f"model.{name}": value for name, value in theirs.items()})
         check_resume(recorded, options, what)
