@@ -8,7 +8,6 @@ weights/           the best weights as a weight folder, tested on the test split
 .lock              of the process that writes
 """
 
-import math
 import signal
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from acmix_zoo.data.augment import image_keys, seed_globals
 from acmix_zoo.training.checkpoints import Checkpoints
 from acmix_zoo.training.export import evaluation_limits
 from acmix_zoo.training.guard import NotFinite, keep_batch, weights_are_finite
-from acmix_zoo.training.history import Row, epoch_line, write_csv
+from acmix_zoo.training.history import Row, epoch_line, score, write_csv
 from acmix_zoo.training.launch import start_message
 from acmix_zoo.training.lock import Lock
 from acmix_zoo.training.resume import Options, recorded_changes
@@ -83,7 +82,7 @@ class RunFolder(Checkpoint):
         self.save_every = save_every
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self._lock = Lock(self.folder)
-        self._best: list[float] | None = None  # score of best.ckpt
+        self._best: list[float] | None = None  # `score` of the epoch in best.ckpt
         self._signals = Signals()
         self._stop = 0  # the signal that all processes know of
         self._batch: tuple[Any, int] = (None, 0)  # of the running step, and its number in the epoch
@@ -281,17 +280,14 @@ class RunFolder(Checkpoint):
         row["images_per_second"] = self._images / max(1e-9, seconds - self._validation_seconds)
         self.history.append(row)
 
-        # without a validation, the last epoch counts as the best; a diverged one is the best only if all diverged
-        score = [-1.0, row["epoch"]]
-        if "val/top1" in row:
-            score = [row["val/top1"], -row["val/loss"]] if math.isfinite(row["val/loss"]) else [-2.0, 0.0]
-        better = self._best is None or score > self._best
-        previous, self._best = self._best, score if better else self._best
+        own = score(row)
+        better = self._best is None or own > self._best
+        previous, self._best = self._best, own if better else self._best
         if not self._save(trainer, pl_module, better) and better:
             self._best = previous  # a later epoch may then take its place
         if trainer.is_global_zero:
             write_csv(self.folder / "metrics.csv", self.history)
-            print(epoch_line(self.history, trainer.max_epochs or 0), flush=True)
+            print(epoch_line(self.history, trainer.max_epochs or 0, self._best), flush=True)
         (self._stop,) = self._signals.agree(pl_module.device)
         if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             self._end_if_asked(trainer)  # after the last epoch all that is left is to finish
