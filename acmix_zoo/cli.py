@@ -67,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0 if data(argv[1:]) else 1
         elif argv[0] == "bench":
             from acmix_zoo.analysis.bench import bench
+            from acmix_zoo.cli_parser import Parser
 
-            bench(argv[1:])
+            bench(argv[1:], Parser)
         elif argv[0] == "plan":
             from acmix_zoo.cli_plan import plan
 

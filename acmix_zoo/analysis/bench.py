@@ -21,15 +21,21 @@ from acmix_zoo.layers.complexity import human
 T = TypeVar("T")
 
 
-def bench(arguments: Sequence[str]) -> list[Row]:
+def bench(arguments: Sequence[str], parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> list[Row]:
     """Run the command; `--help` tells the options.
+
+    Args:
+        parser_class: the command line's own, which explains errors.
 
     Raises:
         ValueError: no such network, form or dtype.
         benchmark.OutOfMemory: not even one image fits.
     """
-    parser = argparse.ArgumentParser(
-        "acmix-zoo bench", description=benchmark.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = parser_class(
+        "acmix-zoo bench",
+        description=benchmark.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("contestants", nargs="+", metavar="contestant", help="see above; ratios are against the first")

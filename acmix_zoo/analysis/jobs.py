@@ -18,6 +18,7 @@ from acmix_zoo.analysis.machines import Machine
 from acmix_zoo.analysis.plan import Step, Training, step
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.layers.cost import input_size_of
+from acmix_zoo.models._registry import nearest_recipe
 from acmix_zoo.weights.build import settle
 
 PRECISIONS = {"32-true": "float32", "16-mixed": "float16", "bf16-mixed": "bfloat16"}
@@ -219,9 +220,9 @@ def _machine_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"plan: {path} does not exist; expected a recipe such as recipes/imagenet1k/acmix_swin_t.yaml"
-        )
+        near = nearest_recipe(path)
+        hint = f"did you mean {near}?" if near else "expected a recipe such as recipes/imagenet1k/acmix_swin_t.yaml"
+        raise FileNotFoundError(f"plan: {path} does not exist; {hint}")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
