@@ -187,7 +187,7 @@ def test_classes_with_other_names_are_refused(
     else:
         words = [*arguments, f"--config={made / 'done/config.yaml'}", f"--data.source={pictures}"]
     assert main(words) == 1
-    assert "pictures has other classes than the checkpoint: ['" in capsys.readouterr().err
+    assert "pictures has other classes than the checkpoint. Missing: class0; new: zebra." in capsys.readouterr().err
 
 
 def test_what_has_no_influence_takes_effect(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

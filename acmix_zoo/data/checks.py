@@ -106,15 +106,20 @@ def pictures_to_predict(source: str | None) -> list[str]:
         FileNotFoundError: it does not exist. ValueError: nothing to predict, or unreadable files (named).
     """
     if source is None:
-        raise ValueError("nothing to predict: set predict_source to a picture or a folder of pictures")
+        raise ValueError(
+            "there is nothing to predict. Expected a picture or a folder of pictures: --data.predict_source PATH, or in "
+            "Python ImageDataModule(..., predict_source=PATH)"
+        )
     place = Path(source).expanduser()
     if not place.exists():
-        raise FileNotFoundError(f"predict_source {place} does not exist")
+        raise FileNotFoundError(
+            f"--data.predict_source {place} does not exist; expected a picture or a folder of pictures"
+        )
     found = find_images(place) if place.is_dir() else [str(place)]
     if not found:
         skipped = [ext for ext in walk_folders([place]).skipped if ext.startswith(".") and is_lost_image(ext)]
         reasons = "".join(f", and {extension} files: {skip_advice(extension)}" for extension in sorted(skipped))
-        raise ValueError(f"predict_source {place} contains no pictures{reasons}")
+        raise ValueError(f"--data.predict_source {place} contains no pictures{reasons}")
     if problems := bad_images(found):
         raise ValueError(f"{len(problems)} files cannot be predicted; repair or remove them: {'; '.join(problems[:5])}")
     return found

@@ -66,7 +66,7 @@ def settle_folder(config: Any, command: str) -> None:
 
     If the config is a run's own config.yaml, the run folder is the folder that contains it, even if that was moved or
     the command is run from another directory. Relative paths in it are resolved against the directory in which the run
-    was started. Otherwise, without --run.folder, the folder is named after the recipe (or the network) and the data, so
+    was started, and a fit resumes the run unless --ckpt_path is given. Otherwise, without --run.folder, the folder is named after the recipe (or the network) and the data, so
     that two experiments do not share a folder.
 
     Args:
@@ -79,6 +79,8 @@ def settle_folder(config: Any, command: str) -> None:
     if own is not None and "--run.folder" not in given:
         start = _start_of(own, config.run.folder)
         config.run.folder = str(own)
+        if "--ckpt_path" not in given:
+            config.ckpt_path = "last"  # the file always has null, so that it repeats the run in another folder
         for group, name in (("data", "source"), ("data", "classes_file"), ("model", "pretrained"), ("model", "model")):
             value = config[group].get(name)
             moved = start / value if start and isinstance(value, str) and f"--{group}.{name}" not in given else None

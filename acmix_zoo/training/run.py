@@ -1,6 +1,6 @@
 """The run folder: what a training leaves behind, and what it is resumed from.
 
-config.yaml        the resolved configuration; running it again gives the same weights
+config.yaml        the resolved configuration: `fit --config` resumes the run, and repeats it with another --run.folder
 metrics.csv        a row an epoch                curves.png   the same as a picture
 tensorboard/       the same, and the learning rate by step
 checkpoints/       last.ckpt (to resume), previous.ckpt (the one before), best.ckpt (highest validation accuracy)
@@ -8,6 +8,7 @@ weights/           the best weights as a weight folder, tested on the test split
 .lock              of the process that writes
 """
 
+import contextlib
 import signal
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from acmix_zoo.training.guard import NotFinite, keep_batch, weights_are_finite
 from acmix_zoo.training.history import Row, epoch_line, score, write_csv
 from acmix_zoo.training.launch import start_message
 from acmix_zoo.training.lock import Lock
+from acmix_zoo.training.logs import Log
 from acmix_zoo.training.resume import Options, recorded_changes
 from acmix_zoo.training.signals import Interrupted, Signals, requeue
 from acmix_zoo.weights.hub import check_push
@@ -91,7 +93,10 @@ class RunFolder(Checkpoint):
         self._epoch_start = self._validation_seconds = 0.0
         self._images = 0
         self._validated = False  # in this epoch
-        self._began = False  # to train
+        self.has_begun = False
+        """Whether the training has started."""
+        self._made: list[Path] = []  # folders that this run created, the innermost first
+        self._made_lock = False
         self._epochs: int | None = None  # of the run
         self._changes: list[dict[str, Any]] = []  # options that were changed on resume
         self._resumed_step = 0
@@ -137,6 +142,12 @@ class RunFolder(Checkpoint):
 
     # Fit.
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let other callbacks use the log from here on."""
+        for logger in trainer.loggers:
+            if isinstance(logger, Log):
+                logger.is_ready = True
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the folder and lock it, unless this is a rehearsal.
 
@@ -146,7 +157,10 @@ class RunFolder(Checkpoint):
         self._rehearsal = bool(getattr(trainer, "fast_dev_run", False))
         self._limits = evaluation_limits(trainer)
         if not self._rehearsal:
-            self.last.parent.mkdir(parents=True, exist_ok=True)
+            place = self.last.parent
+            self._made = [path for path in (place, *place.parents) if not path.exists()]
+            self._made_lock = not self._lock.path.exists()
+            place.mkdir(parents=True, exist_ok=True)
             self._take_lock(trainer)
         if self.seed is None:
             self.seed = torch.initial_seed()
@@ -173,7 +187,9 @@ class RunFolder(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals, after Lightning has put its own handlers in place."""
         self._signals.take()
-        self._began = True
+        self.has_begun = True
+        if trainer.is_global_zero and not trainer.global_step and not self._rehearsal:
+            print(f"New run in {self.folder}", flush=True)
         if trainer.is_global_zero and trainer.global_step:
             steps = f"step {trainer.global_step} of {trainer.estimated_stepping_batches:.0f}"
             print(f"Resuming from epoch {trainer.current_epoch + 1} of {trainer.max_epochs} ({steps})", flush=True)
@@ -304,14 +320,24 @@ class RunFolder(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give signals and folder back; say what is kept and how to go on."""
         self._signals.release()
+        if not self.has_begun and trainer.is_global_zero:
+            self._withdraw()
         self._lock.release()
         if (
-            self._began
+            self.has_begun
             and trainer.state.fn == "fit"
             and trainer.is_global_zero
             and not isinstance(exception, NotFinite)
         ):
-            print(f"The run stopped ({type(exception).__name__}). {self.resume_message}", flush=True)
+            reason = "was interrupted" if isinstance(exception, KeyboardInterrupt | Interrupted) else "ended in an error"
+            print(f"The run {reason}. {self.resume_message}", flush=True)
+
+    def _withdraw(self) -> None:
+        """Remove what was created for a run that did not begin, so that a refused command leaves nothing behind."""
+        self._lock.release(remove=self._made_lock)
+        for path in self._made:
+            with contextlib.suppress(OSError):  # it is not empty: somebody else uses it
+                path.rmdir()
 
     @property
     def resume_message(self) -> str:
