@@ -23,7 +23,6 @@ from acmix_zoo.cli import main
 from acmix_zoo.cli_classify import classify
 from acmix_zoo.weights import check_folder, read_config
 
-
 ROOT = Path(__file__).parents[1]
 
 

@@ -328,6 +328,11 @@ def test_the_config_of_a_run_resumes_it(
     assert "New run in runs/y" in capsys.readouterr().out
 
 
+def heed_ctrl_c() -> None:
+    """A background job of a shell, and with it pytest, may ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Press(L.Callback):
     """Sends a signal when the data has been read, before the first step."""
 
@@ -344,7 +349,7 @@ def test_a_signal_before_the_first_step(name: str, line: str, pictures: Path, tm
     callback = f"--trainer.callbacks={{class_path: test_run_messages.Press, init_args: {{name: {name}}}}}"
     command = [sys.executable, "-m", "acmix_zoo.cli", *fit(pictures, tmp_path / "run"), callback]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    said = subprocess.run(command, capture_output=True, text=True, env=environment)
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, preexec_fn=heed_ctrl_c)
     assert said.returncode == 128 + getattr(signal, name)
     assert [row for row in said.stderr.splitlines() if "Seed set" not in row and row] == [f"acmix-zoo: {line}"]
     assert not (tmp_path / "run").exists()
@@ -355,8 +360,9 @@ def test_ctrl_c_while_importing(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     said = subprocess.run(
-        [sys.executable, "-m", "acmix_zoo.cli", "list"], capture_output=True, text=True, env=environment
-    )
+        [sys.executable, "-m", "acmix_zoo.cli", "list"],
+        capture_output=True, text=True, env=environment, preexec_fn=heed_ctrl_c,
+    )  # fmt: skip
     assert (said.returncode, said.stderr.strip()) == (130, "acmix-zoo: interrupted")
 
 

@@ -107,8 +107,8 @@ def pictures_to_predict(source: str | None) -> list[str]:
     """
     if source is None:
         raise ValueError(
-            "there is nothing to predict. Expected a picture or a folder of pictures: --data.predict_source PATH, or in "
-            "Python ImageDataModule(..., predict_source=PATH)"
+            "there is nothing to predict. Expected a picture or a folder of pictures: --data.predict_source PATH, or "
+            "in Python ImageDataModule(..., predict_source=PATH)"
         )
     place = Path(source).expanduser()
     if not place.exists():

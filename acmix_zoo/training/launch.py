@@ -66,8 +66,8 @@ def settle_folder(config: Any, command: str) -> None:
 
     If the config is a run's own config.yaml, the run folder is the folder that contains it, even if that was moved or
     the command is run from another directory. Relative paths in it are resolved against the directory in which the run
-    was started, and a fit resumes the run unless --ckpt_path is given. Otherwise, without --run.folder, the folder is named after the recipe (or the network) and the data, so
-    that two experiments do not share a folder.
+    was started, and a fit resumes the run unless --ckpt_path is given. Otherwise, without --run.folder, the folder is
+    named after the recipe (or the network) and the data, so that two experiments do not share a folder.
 
     Args:
         config: the parsed options of the subcommand.

@@ -329,7 +329,9 @@ class RunFolder(Checkpoint):
             and trainer.is_global_zero
             and not isinstance(exception, NotFinite)
         ):
-            reason = "was interrupted" if isinstance(exception, KeyboardInterrupt | Interrupted) else "ended in an error"
+            reason = (
+                "was interrupted" if isinstance(exception, KeyboardInterrupt | Interrupted) else "ended in an error"
+            )
             print(f"The run {reason}. {self.resume_message}", flush=True)
 
     def _withdraw(self) -> None:
