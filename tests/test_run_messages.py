@@ -317,8 +317,9 @@ def test_the_config_of_a_run_resumes_it(
 ) -> None:
     """It states `ckpt_path: null`, which repeats the run in another folder, but is no reason to refuse this one."""
     shutil.copytree(done, tmp_path / "runs/x")
+    (tmp_path / "photos").symlink_to(done.parents[1] / "photos")
     monkeypatch.chdir(tmp_path)
-    words = ["fit", "--config=runs/x/config.yaml", f"--data.source={done.parents[1] / 'photos'}"]
+    words = ["fit", "--config=runs/x/config.yaml"]
     assert main(words) == 0
     assert "is finished: 1 of 1 epochs" in capsys.readouterr().out
     assert main([*words, "--trainer.max_epochs=2"]) == 0
