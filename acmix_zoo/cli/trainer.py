@@ -3,6 +3,7 @@
 import csv
 import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from acmix_zoo.training.resume import (
     read_recorded,
 )
 from acmix_zoo.training.run import RunFolder
-from acmix_zoo.training.signals import Interrupted
+from acmix_zoo.training.signals import Interrupted, ending_on_sigterm
 from acmix_zoo.training.speed import Speed
 
 
@@ -123,8 +124,6 @@ class TrainingCLI(LightningCLI):
             raise ValueError(missing_source(str(self.subcommand)))
         if self.subcommand == "fit" and config.ckpt_path:
             self._check_resume(config, run)
-        elif self.subcommand == "fit" and not config.trainer.fast_dev_run and is_first_process():
-            print(f"New run in {run.folder}", flush=True)
 
     def _check_resume(self, config: Any, run: RunFolder) -> None:
         """Compare the options with those of the run to be resumed, and check whether anything is left to do."""
@@ -136,7 +135,7 @@ class TrainingCLI(LightningCLI):
         options = flatten(config)
         if recorded.is_by_python:  # a task notes what it made of the options, see `settle`
             ours = {name.removeprefix("model."): v for name, v in options.items() if name.startswith("model.")}
-            options |= {f"model.{name}": value for name, value in settle_hyperparameters(ours).items()}
+            options |= {f"model.{name}": value for name, value in settle_hyperparameters(ours, is_new=True).items()}
             theirs = settle_hyperparameters(recorded.hyper_parameters)
             recorded = replace(recorded, options={f"model.{name}": value for name, value in theirs.items()})
         check_resume(recorded, options, what)
@@ -196,8 +195,21 @@ class TrainingCLI(LightningCLI):
             self.datamodule.goes_on = bool(self.config[self.subcommand].ckpt_path)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if not self.is_finished:
-            super()._run_subcommand(subcommand)
+        """Run the subcommand. If it is interrupted, the exit code tells the signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        if self.is_finished:
+            return
+        # several processes end together: a handler in Python would not run while one waits for the others
+        ending = ending_on_sigterm() if self.trainer.world_size == 1 else nullcontext()
+        try:
+            with ending:
+                super()._run_subcommand(subcommand)
+        except SystemExit as error:
+            if not isinstance(error.__context__, KeyboardInterrupt) or isinstance(error, Interrupted):
+                raise
+            # Lightning exits with 1 after Ctrl-C; RunFolder has told how to resume a training
+            if subcommand == "fit" and self.run.has_begun:
+                raise Interrupted(128 + signal.SIGINT) from error
+            raise KeyboardInterrupt from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer; its TensorBoard log goes into the run folder, and it shows one progress bar."""
@@ -236,7 +248,7 @@ class TrainingCLI(LightningCLI):
                     f"export to {self.run.folder / 'weights'} were interrupted; run {again} to complete them",
                     flush=True,
                 )
-            raise Interrupted(128 + signal.SIGINT) from error
+            raise Interrupted(error.code if isinstance(error, Interrupted) else 128 + signal.SIGINT) from error
 
     def validate(self, **kwargs: Any) -> None:
         """Print the scores on the validation split."""

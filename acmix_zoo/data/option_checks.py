@@ -127,7 +127,10 @@ def pictures_to_predict(source: str | None) -> tuple[list[str], list[str]]:
         ValueError: there is nothing to predict, or none of the files can be read.
     """
     if source is None:
-        raise ValueError("nothing to predict: set predict_source to a picture or a folder of pictures")
+        raise ValueError(
+            "there is nothing to predict. Expected a picture or a folder of pictures: --data.predict_source PATH, or "
+            "in Python ImageDataModule(..., predict_source=PATH)"
+        )
     place = Path(source).expanduser()
     found, remarks = find_pictures(place)
     inspection = inspect_images(found)

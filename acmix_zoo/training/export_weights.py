@@ -190,7 +190,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
             raise ValueError(f"export: {source} has no averaged weights, only the trained ones; leave --no-ema out")
         state, row = checkpoint["current_model_state"], {}
     # a checkpoint of 0.1.0 lacks the arguments of the weight folder that it was trained from
-    architecture, start, arguments = settle(h["model"], h.get("pretrained") or False, h.get("model_kwargs"))
+    architecture, start, arguments = settle(h["model"], h.get("pretrained") or False, h.get("model_kwargs"), False)
     model = create_model(architecture, num_classes=h["num_classes"], **arguments or {})
     load_weights(model, {key: value for key, value in state.items() if key.startswith("model.")})
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})

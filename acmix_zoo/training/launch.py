@@ -67,9 +67,9 @@ def settle_folder(config: Any, command: str) -> None:
     """Fill in the run folder, in place.
 
     If the config is a run's own config.yaml, the run folder is the folder that contains it, even if that was moved or
-    the command is run from another directory. Paths in it are found as `_find_recorded` describes. Otherwise, without
-    --run.folder, the folder is named after the recipe (or the network) and the data, so that two experiments do not
-    share a folder.
+    the command is run from another directory. Paths in it are found as `_find_recorded` describes, and a fit resumes
+    the run unless --ckpt_path is given. Otherwise, without --run.folder, the folder is named after the recipe (or the
+    network) and the data, so that two experiments do not share a folder.
 
     Args:
         config: the parsed options of the subcommand.
@@ -80,6 +80,8 @@ def settle_folder(config: Any, command: str) -> None:
     own = next((path.parent for path in reversed(recipes) if _is_run_config(path)), None)
     if own is not None and "--run.folder" not in given:
         recorded, config.run.folder = config.run.folder, str(own)
+        if "--ckpt_path" not in given:
+            config.ckpt_path = "last"  # the file always has null, so that it repeats the run in another folder
         for group, name in (("data", "source"), ("data", "classes_file"), ("model", "pretrained"), ("model", "model")):
             value, option = config[group].get(name), f"--{group}.{name}"
             if isinstance(value, str) and value not in SHIPPED and option not in given:

@@ -23,6 +23,8 @@ from acmix_zoo.cli.classify import classify
 from acmix_zoo.cli.main import main
 from acmix_zoo.weights import check_folder, read_config
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -449,3 +451,48 @@ def test_record_is_plain(run: Path, pictures: Path) -> None:
     for written in (text, (run / "weights/README.md").read_text()):
         for place in (Path.home(), Path.cwd(), run.parent, pictures.parent):
             assert str(place) not in written
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["fit", "--confg", "x.yaml"], "unknown option --confg; did you mean --config?"),
+        (["fit", "--con", str(ROOT / "recipes/finetune/folder.yaml")], "unknown option --con; did you mean --config?"),
+        (["fit", "--model.model", "x", "--data.sourc", "y"], "unknown option --data.sourc; did you mean --data.source"),
+        (["fit", "--lr", "1"], "unknown option --lr; did you mean --model.lr"),
+        (["fit", "--data.source", "x"], "missing option --model.model"),
+        (
+            ["fit", "--config", "recipes/finetune/foldr.yaml"],
+            "does not exist; did you mean recipes/finetune/folder.yaml",
+        ),
+        (["fit", "--config", "recipes/finetune"], "--config recipes/finetune is a folder without a config.yaml"),
+        (["verify", "x", "--dat", "y"], "acmix-zoo verify: error: unknown option --dat; did you mean --data?"),
+        (["classify", "x", "y", "--to=3"], "acmix-zoo classify: error: unknown option --to; did you mean --top?"),
+        (["data", "x", "--label", "y"], "unknown option --label; did you mean --label_column?"),
+        (["list", "--pre"], "unknown option --pre; did you mean --pretrained?"),
+        (["export", "x", "y", "--no"], "unknown option --no; did you mean --no-ema?"),
+        (["plan", "x", "--gp", "1"], "unknown option --gp; did you mean --gpus or --gpu?"),
+        (["bench", "acmix_resnet_pico", "--rep", "1"], "unknown option --rep; did you mean --repeats?"),
+    ],
+    ids=lambda value: " ".join(value[:3:2]) if isinstance(value, list) else "",
+)
+def test_incomplete_options_and_paths_are_refused_with_a_hint(
+    words: list[str], hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options cannot be abbreviated: an incomplete one would set another option than was meant."""
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert hint in error and f"All options: acmix-zoo {words[0]} --help" in error
+    assert len(error.splitlines()) == 2
+
+
+@pytest.mark.parametrize("command", ["reproduce", "plan"])
+def test_the_closest_recipe_is_named(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main([command, "recipes/fashion_mnist/acmix_resnet_pic.yaml"]) == 1
+    assert "did you mean recipes/fashion_mnist/acmix_resnet_pico.yaml?" in capsys.readouterr().err

@@ -229,7 +229,9 @@ def test_other_sizes_are_refused_or_explained(tmp_path: Path, capsys: pytest.Cap
     assert "data: data, 2 classes; images: train 24, val 8" in said
     assert "FILES HAVE CHANGED since the checkpoint, of a run on data (" in said
     image.unlink()
-    with pytest.raises(ValueError, match=r"of a run on data \(fingerprint .*Give the same images to go on"):
+    with pytest.raises(
+        ValueError, match=r"of a run on data \(24 train, 8 val images, fingerprint .*Give the same images to go on"
+    ):
         run(tmp_path / "at.ckpt")
     ours = {"processes": 2, "batch_size": 2, "accumulate_grad_batches": 1}
     said = compare_sizes({"processes": 1, "batch_size": 4, "accumulate_grad_batches": 1}, ours)
@@ -433,7 +435,7 @@ def test_prediction(tmp_path: Path) -> None:
 
 
 def test_nothing_to_predict(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="set predict_source"):
+    with pytest.raises(ValueError, match=r"nothing to predict.*--data\.predict_source PATH"):
         small("digits").setup("predict")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         small("digits", predict_source=str(tmp_path / "no")).setup("predict")
