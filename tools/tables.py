@@ -19,8 +19,8 @@ import acmix_zoo
 from acmix_zoo.bench.table import read_csv
 from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.models.published import is_reconstruction, published
-from acmix_zoo.models.registry import checkpoints_root
 from acmix_zoo.weights import read_config
+from acmix_zoo.weights.shipped import checkpoints_root
 from tools import reconstructions, scaling_tables
 from tools.speed_table import BENCHMARKS, speed_summary, speed_table
 

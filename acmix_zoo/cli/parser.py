@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from acmix_zoo.models.registry import nearest_recipe
+from acmix_zoo.weights.shipped import nearest_recipe
 
 # Plain words for the types in a parser's errors.
 _TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "NoneType": "null"}

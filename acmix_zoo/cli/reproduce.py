@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.cli.weights import weight_folder
 from acmix_zoo.models.published import published
-from acmix_zoo.models.registry import checkpoints_root, nearest_recipe, recipes_root
 from acmix_zoo.weights import read_config
+from acmix_zoo.weights.shipped import checkpoints_root, nearest_recipe, recipes_root
 
 Record = Mapping[str, Any]
 Train = Callable[[list[str], Callable[[Any], None]], Any]  # arguments from `fit` on, and what to do before it; the CLI

@@ -15,11 +15,11 @@ import yaml  # type: ignore[import-untyped]
 import acmix_zoo
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.layers.cost import input_size_of
-from acmix_zoo.models.registry import nearest_recipe
 from acmix_zoo.scaling.activations import Activations, on_gpu
 from acmix_zoo.scaling.machines import Machine
 from acmix_zoo.scaling.step import Step, Training, step
 from acmix_zoo.weights.build import settle
+from acmix_zoo.weights.shipped import nearest_recipe
 
 PRECISIONS = {"32-true": "float32", "16-mixed": "float16", "bf16-mixed": "bfloat16"}
 
