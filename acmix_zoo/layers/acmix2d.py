@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.checks import Paths, auto_heads, check_dtype, check_heads, check_paths
 from acmix_zoo.layers.leaf import leaf
-from acmix_zoo.layers.plain import is_plain
+from acmix_zoo.layers.plain import may_bypass
 from acmix_zoo.layers.shift_conv import ShiftConv
 from acmix_zoo.ops.acmix import Geometry, acmix, mix
 from acmix_zoo.ops.attention_forms import positions
@@ -59,6 +59,10 @@ class ACmix2d(nn.Module):
             (B, in_channels, H, W) and the dtype of the weights.
 
     Note:
+        If `qkv` or `shift_conv` is wrapped or hooked (LoRA, pruning, a profiler with hooks on all modules), the layer
+        calls it like any module. The results are the same, but the batch is not processed in chunks, and training keeps
+        the projections and the attention's intermediate results in memory.
+
         To use the layer in an Ultralytics model yaml, first make it known to the parser with
         `ultralytics.nn.tasks.ACmix2d = ACmix2d`. The parser passes the arguments of third-party layers unchanged and
         assumes that they keep the number of channels, so write `[-1, 1, ACmix2d, [c2, c2, 3, 1]]`. It replaces `c2` by
@@ -136,7 +140,7 @@ class ACmix2d(nn.Module):
             if torch.is_grad_enabled() and not is_tracing():  # a trace must not depend on the grad mode
                 pe = pe + 0 * self.position_bias  # its gradient is zero, not missing
         qkv, both = self.qkv, self.paths == "both"
-        if is_plain(qkv, nn.Linear) and (self.paths == "attention" or is_plain(self.shift_conv, ShiftConv)):
+        if may_bypass(qkv, nn.Linear) and (self.paths == "attention" or may_bypass(self.shift_conv, ShiftConv)):
             # Autocast leaves float64 alone.
             dtype = torch.get_autocast_dtype(device) if autocast and x.dtype != torch.float64 else x.dtype
             weight, bias, inputs = (t if t is None else t.to(dtype) for t in (qkv.weight, qkv.bias, x))
