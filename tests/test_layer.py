@@ -236,7 +236,11 @@ def test_arguments_by_position_are_those_of_a_convolution(arguments):
     ("arguments", "keywords", "message"),
     [
         ((3, 1, 1), {}, r"too many positional arguments\. Expected at most four.* Omit the padding of nn\.Conv2d"),
-        ((), {"kernel_size": 3}, r"unknown argument kernel_size=3\. Expected kernel_conv.* or kernel_att.* Pass the one"),
+        (
+            (),
+            {"kernel_size": 3},
+            r"unknown argument kernel_size=3\. Expected kernel_conv.* or kernel_att.* Pass",
+        ),
         ((), {"padding": 1}, r"unknown argument padding=1\. Padding is always same-style.* Omit the argument"),
         ((), {"groups": 2}, r"unknown argument groups=2\. The layer is always dense"),
         ((), {"head": 2}, r"unknown argument head=2\. Expected in_channels, .*, heads, .* Correct or omit"),
@@ -247,12 +251,14 @@ def test_other_arguments_of_a_convolution_are_explained(arguments, keywords, mes
         ACmix2d(8, 16, *arguments, **keywords)
 
 
-@pytest.mark.parametrize("build", [partial(WindowACmix, 8, window=(2, 2)), partial(ReducedACmix, 8)], ids=["window", "reduced"])
+@pytest.mark.parametrize(
+    "build", [partial(WindowACmix, 8, window=(2, 2)), partial(ReducedACmix, 8)], ids=["window", "reduced"]
+)
 def test_impossible_kernels_and_heads_of_the_other_layers(build):
     """An even kernel used to give a map of another size, without an error if the layer is only a convolution."""
     with pytest.raises(ValueError, match="kernel_conv=4 is even, so its window has no centre; use 3 or 5"):
         build(heads=2, kernel_conv=4, paths="convolution")
-    with pytest.raises(ValueError, match="heads=0 is not positive. Expected a divisor of dim=8"):
+    with pytest.raises(ValueError, match=r"heads=0 is not positive\. Expected a divisor of dim=8"):
         build(heads=0)
 
 

@@ -24,8 +24,8 @@ def check_paths(layer: str, paths: str) -> None:
 # The arguments of nn.Conv2d that ACmix2d does not have: what to expect instead, and what to do.
 _SAME_PADDING = "Padding is always same-style: the output has ceil(size / stride) pixels per side. Omit the argument"
 _CONV2D_ARGUMENTS = {
-    "kernel_size": "Expected kernel_conv, the side of the convolution (default 3), or kernel_att, that of the attention "
-    "window (default 7). Pass the one that you mean",
+    "kernel_size": "Expected kernel_conv, the side of the convolution (default 3), or kernel_att, that of the "
+    "attention window (default 7). Pass the one that you mean",
     "padding": _SAME_PADDING,
     "padding_mode": "The border is always zeros for the convolution and reflected for the attention. Omit the argument",
     "groups": "The layer is always dense. Omit the argument, or keep nn.Conv2d for grouped convolutions",
@@ -48,8 +48,8 @@ def check_no_others(layer: str, known: str, positional: tuple[object, ...], keyw
     """
     if positional:
         raise TypeError(
-            f"{layer}: too many positional arguments. Expected at most four: in_channels, out_channels, kernel_conv and "
-            f"stride. Pass the others by name. {_SAME_PADDING.removesuffix('Omit the argument')}"
+            f"{layer}: too many positional arguments. Expected at most four: in_channels, out_channels, kernel_conv, "
+            f"and stride. Pass the others by name. {_SAME_PADDING.removesuffix('Omit the argument')}"
             "Omit the padding of nn.Conv2d"
         )
     for name, value in keywords.items():

@@ -148,7 +148,9 @@ def _state_dict(checkpoint: Any, where: str) -> State:
         return _state_dict(converted, where)
     keys = ", ".join(map(str, list(checkpoint)[:8])) if _is_mapping(checkpoint) else type(checkpoint).__name__
     if _is_mapping(checkpoint) and any(isinstance(value, _Ignored) for value in checkpoint.values()):
-        keys += " (not tensors). If these are NumPy arrays, save them with np.savez(PATH, **arrays) and load the .npz file"
+        keys += (
+            " (not tensors). If these are NumPy arrays, save them with np.savez(PATH, **arrays) and load the .npz file"
+        )
     raise ValueError(f"load_weights: no weights in {where}. Expected named tensors, found: {keys or 'nothing'}")
 
 
