@@ -1,18 +1,114 @@
-"""README's table of speed and memory, from the files that `suite.py` wrote."""
+"""Build the speed tables of README and docs/performance.md from the CSV files that `tools.suite` wrote.
+
+python -m tools.speed_table          prints both tables
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
+import acmix_zoo
 from acmix_zoo.bench.growth import growths
 from acmix_zoo.bench.measure import Row
 from acmix_zoo.bench.table import read_csv
 from tools.suite import SAN10, STRIDE_1, STRIDE_2, THREADS
 
-# The smallest ratio that is aimed at: time of the released form over ours, for (stride, batch, mode).
-_FLOORS = {
+BENCHMARKS = Path(acmix_zoo.__file__).parents[1] / "benchmarks"
+AUTHORS = "authors' code"
+NOT_MEASURED = "Not measured yet. Run `make bench`.\n"
+
+
+class Comparison(NamedTuple):
+    """A row of a speed table: two candidates of one CSV file, and how to print their ratio.
+
+    Attributes:
+        group: name of the CSV file, without its suffix.
+        candidate, baseline: names of the two candidates in that file.
+        mode: "inference" or "training".
+        label, baseline_label: what the table calls the two candidates.
+        target: the ratio we aim for, as printed.
+        batch: preferred batch size. A candidate that ran out of memory is compared at its largest batch, per image.
+        metric: "ms" or "peak_mib".
+        is_gain: whether the ratio says by how much the candidate is better than the baseline (18.2× faster), or else
+            how much it needs relative to the baseline (1.5× the time).
+        threads: thread counts with a column of their own that has a value.
+    """
+
+    group: str
+    candidate: str
+    baseline: str
+    mode: str
+    label: str
+    baseline_label: str
+    target: str
+    batch: int = 8
+    metric: str = "ms"
+    is_gain: bool = True
+    threads: Sequence[int] = THREADS
+
+
+def layer_comparisons() -> list[Comparison]:
+    """Return the comparisons of single ACmix layers with the authors' code and with the reference backend."""
+    found = []
+    for (stride, batch, mode), targets in _LAYER_TARGETS.items():
+        for shape, target in zip(STRIDE_1 if stride == 1 else STRIDE_2, targets, strict=True):
+            label = f"ACmix2d {shape.replace('x', '×').replace('s2', ', stride 2')}"
+            found.append(
+                Comparison("layer", f"acmix2d:{shape}", f"released:{shape}", mode, label, AUTHORS, f"{target}×", batch)
+            )
+    for mode, target in (("inference", 33), ("training", 15)):
+        for baseline, name in (("released:64x56", AUTHORS), ("acmix2d:64x56@reference", "reference backend")):
+            found.append(
+                Comparison("layer", "acmix2d:64x56", baseline, mode, "ACmix2d 64×56", name, f"{target}×", 8, "peak_mib")
+            )
+    return found
+
+
+def aggregation_comparisons() -> list[Comparison]:
+    """Return the comparisons of SAN's aggregation with a version that unfolds the value."""
+    found = []
+    for shape, mode in product(SAN10, ("inference", "training")):
+        label = f"SAN aggregation {shape.replace('x', '×').replace('k3', ', 3×3')}"
+        names = ("aggregation", f"aggregate:{shape}", f"unfold:{shape}", mode, label, "unfold")
+        found.append(Comparison(*names, "3×"))
+        found.append(Comparison(*names, "5×", metric="peak_mib", threads=(2,)))
+    return found
+
+
+def network_comparisons() -> list[Comparison]:
+    """Return the comparisons of whole networks, eager and compiled."""
+    authors, plain, swin = "acmix_resnet50@released", "resnet50", "swin_tiny_patch4_window7_224"
+    rows = (
+        ("acmix_resnet50", authors, 8, "inference", "ms", "10×"),
+        ("acmix_resnet50", authors, 8, "training", "ms", "7×"),
+        ("acmix_resnet50", authors, 8, "training", "peak_mib", "6×"),
+        ("acmix_resnet50", plain, 8, "inference", "ms", "1.2×"),
+        ("acmix_resnet50", plain, 8, "training", "ms", "1.3×"),
+        ("acmix_resnet50", plain, 8, "training", "peak_mib", "1.1×"),
+        ("acmix_swin_t", swin, 1, "inference", "ms", "1.05×"),
+        ("acmix_swin_t", swin, 8, "inference", "ms", "1.05×"),
+        ("acmix_swin_t", swin, 8, "training", "ms", "1.10×"),
+    )
+    found = []
+    for name, baseline, batch, mode, metric, target in rows:
+        label = AUTHORS if baseline == authors else f"`{baseline}`"
+        threads = THREADS if metric == "ms" else (2,)
+        is_gain = baseline == authors
+        found.append(
+            Comparison("networks", name, baseline, mode, f"`{name}`", label, target, batch, metric, is_gain, threads)
+        )
+    for name, mode in product(("acmix_resnet50", "acmix_swin_t"), ("inference", "training")):
+        names = ("compile", f"{name}+compile", name, mode, f"`{name}`, compiled", "eager")
+        found.append(Comparison(*names, "1×", is_gain=False, threads=(2,)))
+    return found
+
+
+# The smallest speed-up over the authors' code that we aim for, by (stride, batch, mode), for each shape.
+_LAYER_TARGETS: dict[tuple[int, int, str], tuple[float, ...]] = {
     (1, 8, "inference"): (22, 20, 16, 16),
     (1, 8, "training"): (12, 12, 9, 11),
     (2, 8, "inference"): (10, 8, 6),
@@ -22,56 +118,23 @@ _FLOORS = {
 }
 
 
-def speed_table(folder: Path) -> str:
-    """Markdown: what was aimed at and what was measured, from the files in `folder`."""
-    if not (folder / "layer.csv").exists():
-        return "Not measured yet.\n"
-    of = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
-    peak = ", ".join(f"{gflops} GFLOP/s with {n}" for n, gflops in of["matmul_gflops"].items())
+def speed_table(folder: Path = BENCHMARKS) -> str:
+    """Return Markdown with the machine, every comparison beside its target, and the growth of time and memory."""
+    comparisons = [*layer_comparisons(), *aggregation_comparisons(), *network_comparisons()]
+    if not (folder / "machine.json").exists():
+        return NOT_MEASURED
     lines = [
-        f"{of['cpu']}, {of['cores']} cores, matrix product {peak} threads; torch {of['torch']}, timm {of['timm']}, "
-        f"float32, {of['date']}. Medians of interleaved rounds; memory is the peak of a fresh process above its rest.",
+        _machine_line(folder),
         "",
-        "| measured | against | aim | 2 threads | 1 thread |",
+        "| benchmark | baseline | target | 2 threads | 1 thread |",
         "|---|---|---|---|---|",
     ]
-    rows = read_csv(folder / "layer.csv")
-    for (stride, batch, mode), floors in _FLOORS.items():
-        for shape, floor in zip(STRIDE_1 if stride == 1 else STRIDE_2, floors, strict=True):
-            label = f"ACmix2d {shape.replace('x', '×').replace('s2', ', stride 2')}, batch {batch}, {mode}"
-            ratios = [_ratio(rows, f"released:{shape}", f"acmix2d:{shape}", batch, mode, t) for t in THREADS]
-            lines.append(f"| {label} | released form | ≥ {floor}× | {ratios[0]:.1f}× | {ratios[1]:.1f}× |")
-    for mode, share in (("inference", 33), ("training", 15)):
-        for against, name in (("released:64x56", "released form"), ("acmix2d:64x56@reference", "readable reference")):
-            ratio = [_ratio(rows, against, "acmix2d:64x56", 8, mode, t, "peak_mib") for t in THREADS]
-            shares = f"≤ 1/{share} | 1/{ratio[0]:.0f} | 1/{ratio[1]:.0f}"
-            lines.append(f"| ACmix2d 64×56, batch 8, {mode}: peak memory | {name} | {shares} |")
-    if (folder / "aggregation.csv").exists():
-        rows = read_csv(folder / "aggregation.csv")
-        for shape, mode in product(SAN10, ("inference", "training")):
-            label = f"SAN's sums {shape.replace('x', '×').replace('k3', ', 3×3')}, batch 8, {mode}"
-            names = (f"unfold:{shape}", f"aggregate:{shape}", 8, mode)
-            faster = [_ratio(rows, *names, t) for t in THREADS]
-            lines.append(f"| {label} | unfold form | ≥ 3× | {faster[0]:.1f}× | {faster[1]:.1f}× |")
+    for found in comparisons:
+        if (folder / f"{found.group}.csv").exists():
+            target = f"{'≥' if found.is_gain else '≤'} {found.target}"
             lines.append(
-                f"| {label}: peak memory | unfold form | ≤ 1/5 | 1/{_ratio(rows, *names, 2, 'peak_mib'):.0f} | |"
+                f"| {_label(found)} | {found.baseline_label} | {target} | {' | '.join(_cells(found, folder))} |"
             )
-    rows = read_csv(folder / "networks.csv")
-    for name, against, batch, mode, what, aim in _NETWORKS:
-        factor = "×" if what == "ms" else "× the memory"
-        if against.endswith("@released"):
-            ratios = [_ratio(rows, against, name, batch, mode, t, what) for t in THREADS]
-            cells = [f"{ratio:.1f}{factor} less" for ratio in ratios]
-        else:
-            ratios = [_ratio(rows, name, against, batch, mode, t, what) for t in THREADS]
-            cells = [f"{ratio:.2f}{factor}" for ratio in ratios]
-        cells = ["" if cell.startswith("nan") else cell for cell in cells]
-        lines.append(f"| `{name}`, batch {batch}, {mode} | `{against}` | {aim} | {cells[0]} | {cells[1]} |")
-    if (folder / "compile.csv").exists():
-        rows = read_csv(folder / "compile.csv")
-        for name, mode in product(("acmix_resnet50", "acmix_swin_t"), ("inference", "training")):
-            compiled = _ratio(rows, f"{name}+compile", name, 8, mode, 2)
-            lines.append(f"| `{name}` compiled, batch 8, {mode} | eager | ≤ 1× | {compiled:.2f}× | |")
     if (folder / "growth.csv").exists():
         rows = read_csv(folder / "growth.csv")
         for name in dict.fromkeys(row.contestant for row in rows):
@@ -80,25 +143,67 @@ def speed_table(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-_NETWORKS = (
-    ("acmix_resnet50", "acmix_resnet50@released", 8, "inference", "ms", "≥ 10× less"),
-    ("acmix_resnet50", "acmix_resnet50@released", 8, "training", "ms", "≥ 7× less"),
-    ("acmix_resnet50", "resnet50", 8, "inference", "ms", "≤ 1.2×"),
-    ("acmix_resnet50", "resnet50", 8, "training", "ms", "≤ 1.3×"),
-    ("acmix_resnet50", "acmix_resnet50@released", 8, "training", "peak_mib", "≥ 6× less"),
-    ("acmix_resnet50", "resnet50", 8, "training", "peak_mib", "≤ 1.1×"),
-    ("acmix_swin_t", "swin_tiny_patch4_window7_224", 1, "inference", "ms", "≤ 1.05×"),
-    ("acmix_swin_t", "swin_tiny_patch4_window7_224", 8, "inference", "ms", "≤ 1.05×"),
-    ("acmix_swin_t", "swin_tiny_patch4_window7_224", 8, "training", "ms", "≤ 1.10×"),
-)
+def speed_summary(folder: Path = BENCHMARKS) -> str:
+    """Return Markdown with README's four rows: whole networks against the authors' code and against plain networks."""
+    if not (folder / "machine.json").exists():
+        return NOT_MEASURED
+    wanted = (
+        ("acmix_resnet50", AUTHORS, "inference", "ms"),
+        ("acmix_resnet50", AUTHORS, "training", "peak_mib"),
+        ("acmix_resnet50", "`resnet50`", "inference", "ms"),
+        ("acmix_swin_t", "`swin_tiny_patch4_window7_224`", "inference", "ms"),
+    )
+    lines = ["| benchmark | baseline | 2 threads | 1 thread |", "|---|---|---|---|"]
+    for key in wanted:
+        (found,) = [
+            c
+            for c in network_comparisons()
+            if (c.candidate, c.baseline_label, c.mode, c.metric) == key and c.batch == 8
+        ]
+        lines.append(f"| {_label(found)} | {found.baseline_label} | {' | '.join(_cells(found, folder))} |")
+    return "\n".join([*lines, "", _machine_line(folder)]) + "\n"
 
 
-def _ratio(rows: list[Row], above: str, below: str, batch: int, mode: str, threads: int, what: str = "ms") -> float:
-    """The figure `what` of one contestant over another's, an image each."""
+def _label(found: Comparison) -> str:
+    return f"{found.label}, batch {found.batch}, {found.mode}{': peak memory' * (found.metric == 'peak_mib')}"
 
-    def of(name: str) -> float:
-        found = [r for r in rows if (r.contestant, r.mode, r.threads) == (name, mode, threads)]
-        best = min((r for r in found if r.batch <= batch), key=lambda r: batch - r.batch, default=None)
-        return float(getattr(best, what)) / best.batch if best else float("nan")
 
-    return of(above) / of(below)
+def _cells(found: Comparison, folder: Path) -> list[str]:
+    """Return one cell for each of `THREADS`."""
+    rows = read_csv(folder / f"{found.group}.csv")
+    digits = 2 if not found.is_gain else 0 if found.metric == "peak_mib" and found.group != "networks" else 1
+    words = {
+        (True, "ms"): "× faster", (True, "peak_mib"): "× less", (False, "ms"): "× the time",
+        (False, "peak_mib"): "× the memory",
+    }[found.is_gain, found.metric]  # fmt: skip
+    cells = []
+    for threads in THREADS:
+        ratio = _ratio(rows, found, threads)
+        cells.append(f"{ratio:.{digits}f}{words}" if threads in found.threads and ratio == ratio else "")
+    return cells
+
+
+def _ratio(rows: list[Row], found: Comparison, threads: int) -> float:
+    """Return the ratio of the metric per image, or NaN if one of the two has not been measured."""
+
+    def per_image(name: str) -> float:
+        matching = [r for r in rows if (r.contestant, r.mode, r.threads) == (name, found.mode, threads)]
+        best = min((r for r in matching if r.batch <= found.batch), key=lambda r: found.batch - r.batch, default=None)
+        return float(getattr(best, found.metric)) / best.batch if best else float("nan")
+
+    candidate, baseline = per_image(found.candidate), per_image(found.baseline)
+    return baseline / candidate if found.is_gain else candidate / baseline
+
+
+def _machine_line(folder: Path) -> str:
+    machine = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
+    peaks = [f"{gflops} GFLOP/s with {n} thread{'s' * (n != '1')}" for n, gflops in machine["matmul_gflops"].items()]
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores. Matrix products reach {' and '.join(peaks)}. torch "
+        f"{machine['torch']}, timm {machine['timm']}, float32, {machine['date']}. Times are medians of interleaved "
+        "rounds. Peak memory is measured in a fresh process, above what that process needs at rest."
+    )
+
+
+if __name__ == "__main__":
+    print(speed_summary(), speed_table(), sep="\n")

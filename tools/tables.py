@@ -19,10 +19,10 @@ import acmix_zoo
 from acmix_zoo.bench.table import read_csv
 from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.models.published import is_reconstruction, published
-from acmix_zoo.models.registry import checkpoints_root
 from acmix_zoo.weights import read_config
+from acmix_zoo.weights.shipped import checkpoints_root
 from tools import reconstructions, scaling_tables
-from tools.speed_table import speed_table
+from tools.speed_table import BENCHMARKS, speed_summary, speed_table
 
 
 def weights_table() -> str:
@@ -48,23 +48,17 @@ def weights_table() -> str:
 
 
 def models_table() -> str:
-    """One row for every network, counted, beside what was published of it."""
+    """Return one row for each network of the paper's size: its own costs beside the published ones."""
     rows = [["model", "parameters", "published", "MACs", "published", "input", "top-1, published"]]
-    for name in acmix_zoo.list_models():
+    for name in acmix_zoo.list_models("acmix_*"):
+        if name.endswith("_pico"):  # they are in the table of shipped weights
+            continue
         with torch.device("meta"):
             found, of = complexity(acmix_zoo.create_model(name)), published(name)
         size, mark = "×".join(map(str, found.input_size)), " *" * is_reconstruction(name)
         score = f"{of.top1} %" if of.top1 else ""
         rows.append([f"`{name}`{mark}", f"{found.params:,}", of.params, human(found.macs), of.macs, size, score])
     return _markdown(rows)
-
-
-BENCHMARKS = Path(acmix_zoo.__file__).parents[1] / "benchmarks"
-
-
-def benchmarks_table() -> str:
-    """What `make bench` measured, against what was aimed at."""
-    return speed_table(BENCHMARKS)
 
 
 def decomposition_table() -> str:
@@ -95,7 +89,8 @@ def distributed_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "weights": weights_table,
     "models": models_table,
-    "speed": benchmarks_table,
+    "speed_summary": speed_summary,
+    "speed": speed_table,
     "decomposition": decomposition_table,
     "san_candidates": lambda: _markdown(reconstructions.san_table()),
     "pvt_candidates": lambda: _markdown(reconstructions.pvt_table()),

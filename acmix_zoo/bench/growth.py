@@ -91,5 +91,5 @@ def growths(rows: Sequence[Row], over: str) -> list[str]:
             ratios = ", ".join(
                 f"{p / per[base]:.2f}× at {row.input.split('×')[-1]}²" for p, row in zip(per, rows, strict=True)
             )
-            lines.append(f"{what} a pixel against {rows[base].input.split('×')[-1]}²: {ratios}")
+            lines.append(f"{what} per pixel, relative to {rows[base].input.split('×')[-1]}²: {ratios}")
     return lines

@@ -1,6 +1,6 @@
 """`acmix-zoo`: train, evaluate, use, publish and measure networks.
 
-    acmix-zoo fit      --config recipes/fashion_mnist/acmix_resnet_pico.yaml [--model.lr 0.05 ...] [--ckpt_path last]
+    acmix-zoo fit      --config finetune/folder --data.source FOLDER [--model.lr 0.05 ...]
     acmix-zoo validate --config runs/X/config.yaml [--ckpt_path best]      accuracy on the validation split
     acmix-zoo test     --config runs/X/config.yaml [--ckpt_path best]      accuracy on the test split
     acmix-zoo predict  --config runs/X/config.yaml --data.predict_source FOLDER      writes runs/X/predictions.csv
@@ -126,11 +126,12 @@ def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> 
     try:
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+        from acmix_zoo.cli.recipes import with_config_files
         from acmix_zoo.cli.trainer import TrainingCLI
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}; training needs: pip install 'acmix-zoo[train]'") from error
 
-    argv = _with_config_files(argv)
+    argv = with_config_files(argv)
 
     class Run(TrainingCLI):
         def before_fit(self) -> None:
@@ -145,13 +146,3 @@ def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> 
         raise ValueError(f"{error}. This is Lightning's message about the options of this command") from error
     finally:
         sys.argv = given
-
-
-def _with_config_files(argv: Sequence[str]) -> list[str]:
-    """Return the arguments with `--config RUN_FOLDER` replaced by the run's config.yaml."""
-    words = list(argv)
-    for i, word in enumerate(argv):
-        option, equals, value = word.partition("=") if word.startswith("-") else (argv[i - 1], "", word)
-        if option in ("-c", "--config") and value and (Path(value) / "config.yaml").is_file():
-            words[i] = (option + equals if equals else "") + str(Path(value) / "config.yaml")
-    return words

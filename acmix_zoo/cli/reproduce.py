@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from acmix_zoo.cli.parser import Parser
+from acmix_zoo.cli.recipes import find_recipe
 from acmix_zoo.cli.weights import weight_folder
 from acmix_zoo.models.published import published
-from acmix_zoo.models.registry import checkpoints_root, recipes_root
 from acmix_zoo.weights import read_config
+from acmix_zoo.weights.shipped import checkpoints_root, recipes_root
 
 Record = Mapping[str, Any]
 Train = Callable[[list[str], Callable[[Any], None]], Any]  # arguments from `fit` on, and what to do before it; the CLI
@@ -80,16 +81,6 @@ def reproduce(arguments: Sequence[str], train: Train) -> bool:
 
 
 # ---- what a name means
-
-
-def find_recipe(name: str) -> Path | None:
-    """A recipe by its path, its path below recipes/, or its name alone."""
-    root = recipes_root()
-    stem = name.removeprefix("recipes/").removesuffix(".yaml")
-    found = [Path(name)] if name.endswith(".yaml") else []
-    found += [root / f"{stem}.yaml"] if root else []
-    found += sorted(path for path in root.glob(f"*/{stem}.yaml") if path.parent.name != "hardware") if root else []
-    return next((path for path in found if path.is_file()), None)
 
 
 def find_target(name: str) -> Target:

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from acmix_zoo.models.registry import recipes_root
 from acmix_zoo.tasks.sharded import read_checkpoint
 from acmix_zoo.weights import check_folder, create_model, load_weights, read_config, write_folder
 from acmix_zoo.weights.build import settle
 from acmix_zoo.weights.folder import beside, free_place, take_place
 from acmix_zoo.weights.locate import locate
+from acmix_zoo.weights.shipped import recipes_root
 
 
 def run_record(

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg, build_model_with_cfg
 from torch import Tensor, nn
 
-from acmix_zoo.models.registry import check_sha256
+from acmix_zoo.checksum import check_sha256
 from acmix_zoo.weights.load import load_weights, mismatch
 from acmix_zoo.weights.locate import locate
 

@@ -22,7 +22,6 @@ from acmix_zoo.bench.table import read_csv
 from acmix_zoo.cli.bench import bench
 from acmix_zoo.ops.dispatch import choose_tile, plan_attention
 from acmix_zoo.ops.sliding_window import SlidingWindow
-from tools.speed_table import speed_table
 from tools.suite import GROUPS
 
 ROW = Row("acmix2d:64x56", "inference", 2, "float32", 8, "64×56×56", 40.0, 39.0, 42.0, 200.0, 20.0, 10**8, 40.0, 0.2)
@@ -173,23 +172,6 @@ def test_standard_suite_names_what_exists(monkeypatch: pytest.MonkeyPatch) -> No
     for name in {case.contestant for case in seen}:
         with torch.device("meta"):
             build(Case(name, device="meta"))
-
-
-def test_speed_table(tmp_path: Path) -> None:
-    assert speed_table(tmp_path) == "Not measured yet.\n"
-    from acmix_zoo.bench.table import write_csv
-
-    layer = [ROW, replace(ROW, contestant="released:64x56", ms=900.0, peak_mib=700.0)]
-    write_csv([*layer, *(replace(row, threads=1) for row in layer)], tmp_path / "layer.csv")
-    network = replace(ROW, contestant="acmix_resnet50")
-    write_csv([network, replace(network, contestant="resnet50", batch=4, ms=16.0)], tmp_path / "networks.csv")
-    machine = {"cpu": "X", "cores": 2, "matmul_gflops": {"1": 50.0}, "torch": "2", "timm": "1", "date": "2026-01-02"}
-    (tmp_path / "machine.json").write_text(json.dumps(machine))
-    table = speed_table(tmp_path)
-    assert "| ACmix2d 64×56, batch 8, inference | released form | ≥ 22× | 22.5× | 22.5× |" in table
-    assert "peak memory | released form | ≤ 1/33 | 1/35 | 1/35 |" in table
-    assert "| `acmix_resnet50`, batch 8, inference | `resnet50` | ≤ 1.2× | 1.25× |  |" in table  # an image each
-    assert "2026-01-02" in table and "50.0 GFLOP/s with 1" in table
 
 
 def test_a_backend_or_tile_is_used_while_its_contestant_runs() -> None:
