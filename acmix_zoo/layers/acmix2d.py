@@ -19,11 +19,11 @@ from acmix_zoo.layers.argument_checks import (
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.fx_leaf import leaf
 from acmix_zoo.layers.submodule_use import may_bypass
-from acmix_zoo.ops.acmix import Geometry, acmix, mix
-from acmix_zoo.ops.backends.attention import positions
-from acmix_zoo.ops.derivatives import in_format_of
+from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix, combine_paths
+from acmix_zoo.ops.memory_format import restore_memory_format
+from acmix_zoo.ops.position_encoding import position_encoding
 from acmix_zoo.ops.precision import autocast_off
-from acmix_zoo.ops.tracing import fixed, is_tracing, unflatten
+from acmix_zoo.ops.tracing import constant_size, is_tracing, unflatten
 
 
 @leaf
@@ -136,7 +136,7 @@ class ACmix2d(nn.Module):
             nn.init.constant_(self.beta, 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or fixed(x.shape[1]) != self.in_channels:
+        if x.dim() != 4 or constant_size(x.shape[1]) != self.in_channels:
             raise ValueError(f"ACmix2d: expected an input of (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
         check_dtype("ACmix2d", x, self.qkv)
         device = x.device.type
@@ -144,7 +144,7 @@ class ACmix2d(nn.Module):
         geometry = Geometry(self.heads, self.kernel_att, self.stride, self.dilation)
         pe = None
         if self.paths != "convolution":
-            pe = positions(self.position_weight, *x.shape[2:])
+            pe = position_encoding(self.position_weight, *x.shape[2:])
             if torch.is_grad_enabled() and not is_tracing():  # a trace must not depend on the grad mode
                 pe = pe + 0 * self.position_bias  # its gradient is zero, not missing
         qkv, both = self.qkv, self.paths == "both"
@@ -157,10 +157,10 @@ class ACmix2d(nn.Module):
                 fc = kernels = None
                 if self.paths != "attention":
                     fc, kernels = self.shift_conv.factors(self.beta if both else None)
-                out = acmix(inputs, weight, bias, (pe, fc, kernels, self.alpha if both else None, None), geometry)
+                out = acmix(inputs, weight, bias, PathTensors(pe, fc, kernels, self.alpha if both else None), geometry)
         else:  # a wrapped or hooked submodule must be called, because its parameters alone do not define its output
             out = self._call_submodules(x, pe, geometry)
-        return in_format_of(x, out)
+        return restore_memory_format(out, x)
 
     def _call_submodules(self, x: Tensor, pe: Tensor | None, geometry: Geometry) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, Ho, Wo), with `qkv` and `shift_conv` called as modules."""
@@ -172,7 +172,7 @@ class ACmix2d(nn.Module):
             parts.append(maps.permute(0, 3, 1, 2))  # (B, out, Ho, Wo)
         if pe is not None:
             with autocast_off(x):
-                parts.append(mix(projections, (pe, None, None, None, None), geometry))  # (B, out, Ho, Wo)
+                parts.append(combine_paths(projections, PathTensors(pe), geometry))  # (B, out, Ho, Wo)
         if len(parts) == 1:
             return parts[0]
         with autocast_off(x):

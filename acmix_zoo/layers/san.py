@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_paths
 from acmix_zoo.layers.fx_leaf import leaf
 from acmix_zoo.layers.submodule_use import may_bypass
-from acmix_zoo.ops.aggregation import aggregate, reflect_pad
-from acmix_zoo.ops.backends.attention import positions
+from acmix_zoo.ops.aggregation import aggregate
+from acmix_zoo.ops.position_encoding import position_encoding
+from acmix_zoo.ops.reflect import reflect_pad
 from acmix_zoo.ops.tracing import unflatten
 
 
@@ -113,10 +114,10 @@ class PairwiseSAM(_SAM):
         b, _, h, w = q.shape
         if may_bypass(self.conv_p, nn.Conv2d):
             assert self.conv_p.bias is not None
-            place = positions(self.conv_p.weight.flatten(1), h, w) + self.conv_p.bias  # (H, W, 2)
+            place = position_encoding(self.conv_p.weight.flatten(1), h, w) + self.conv_p.bias  # (H, W, 2)
             place = place.permute(2, 0, 1).unsqueeze(0)  # (1, 2, H, W)
         else:
-            coordinates = positions(torch.eye(2, device=q.device, dtype=q.dtype), h, w)  # (H, W, 2)
+            coordinates = position_encoding(torch.eye(2, device=q.device, dtype=q.dtype), h, w)  # (H, W, 2)
             place = self.conv_p(coordinates.permute(2, 0, 1).unsqueeze(0).to(q.dtype))  # (1, 2, H, W)
         place = self._differences(place, place).expand(b, -1, -1, -1)  # (B, 2, k², H·W)
         features = torch.cat([self._differences(q, k), place.to(q.dtype)], 1)  # (B, P/16 + 2, k², H·W)

@@ -350,8 +350,8 @@ def test_the_operators_keep_torchs_rules(paths, keep, train):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("acmix_zoo.layers.acmix2d.acmix", lambda *args: seen.append(args) or acmix(*args))
         layer(torch.randn(2, 8, 20, 19))
-    ((x, weight, bias, mixing, geometry),) = seen
-    tensors = [t if t is None else t.detach().requires_grad_(train) for t in (x, weight, bias, *mixing)]
+    ((x, weight, bias, paths, geometry),) = seen
+    tensors = [t if t is None else t.detach().requires_grad_(train) for t in (x, weight, bias, *paths)]
     torch.library.opcheck(torch.ops.acmix_zoo.acmix, (*tensors, *geometry, keep))
     grad, wanted = torch.randn(2, 12, 20, 19), [i % 3 != 1 and t is not None for i, t in enumerate(tensors)]
     tensors = [t if t is None else t.detach() for t in tensors]
