@@ -7,12 +7,12 @@ from pathlib import Path
 
 from acmix_zoo.cli.models import print_columns
 from acmix_zoo.cli.parser import Parser
-from acmix_zoo.cli.recipes import find_recipe
 from acmix_zoo.layers.complexity import human
 from acmix_zoo.scaling.jobs import PRECISIONS, read_job
 from acmix_zoo.scaling.machines import GPUS, LINK_SHARE, machine
 from acmix_zoo.scaling.plan_table import rows
 from acmix_zoo.scaling.step import UTILISATION
+from acmix_zoo.weights.shipped import find_recipe
 
 COUNTS = [1, 8, 32, 256, 1024]
 
