@@ -272,7 +272,7 @@ class TestCommand:
             (["nothing.yaml"], "plan: nothing.yaml does not exist; the recipes are "),
             (
                 ["imagenet1k/acmix_swin_x"],
-                "plan: imagenet1k/acmix_swin_x does not exist; did you mean imagenet1k/acmix",
+                "imagenet1k/acmix_swin_x does not exist; did you mean imagenet1k/acmix",
             ),
             (["acmix_resnet5"], "unknown model 'acmix_resnet5'"),
             (["acmix_resnet_pico", "--gpu", "tpu"], "GPU 'tpu' is unknown; expected one of v100, a100, h100, h200"),
