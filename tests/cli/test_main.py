@@ -23,7 +23,7 @@ from acmix_zoo.cli.classify import classify
 from acmix_zoo.cli.main import main
 from acmix_zoo.weights import check_folder, read_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
