@@ -7,6 +7,7 @@ from pathlib import Path
 
 from acmix_zoo.cli.models import print_columns
 from acmix_zoo.cli.parser import Parser
+from acmix_zoo.cli.recipes import find_recipe
 from acmix_zoo.layers.complexity import human
 from acmix_zoo.scaling.jobs import PRECISIONS, read_job
 from acmix_zoo.scaling.machines import GPUS, LINK_SHARE, machine
@@ -27,8 +28,13 @@ def plan(arguments: Sequence[str]) -> None:
         description="What a recipe takes on n GPUs, by the model of docs/scaling.md. Nothing is run, no GPU is needed. "
         "Where n GPUs have less than the recipe's batch they accumulate, as the recipe does.",
     )
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="a YAML file, or a network's name")
-    parser.add_argument("--overlay", type=Path, metavar="FILE", help="of recipes/hardware: precision and strategy")
+    parser.add_argument(
+        "recipes",
+        nargs="+",
+        metavar="RECIPE",
+        help="a recipe, a YAML file or the name of a network",
+    )
+    parser.add_argument("--overlay", metavar="PROFILE", help="hardware/fsdp or a YAML file: precision and strategy")
     parser.add_argument("--gpus", type=int, nargs="+", default=COUNTS, metavar="N", help="default: %(default)s")
     parser.add_argument("--gpu", default="a100", help=f"{', '.join(GPUS)} (default: a100)")
     parser.add_argument("--nodes-of", type=int, default=8, metavar="N", help="GPUs a node (default: 8)")
@@ -43,9 +49,10 @@ def plan(arguments: Sequence[str]) -> None:
     gpu = machine(options.gpu)
     if options.network is not None:
         gpu = gpu.with_network(options.network, options.nodes_of)
-    for recipe in options.recipes:
+    overlay = Path(_file(options.overlay)) if options.overlay else None
+    for name in options.recipes:
         job = read_job(
-            recipe, options.overlay, batch=options.batch, precision=options.precision, strategy=options.strategy
+            _file(name), overlay, batch=options.batch, precision=options.precision, strategy=options.strategy
         )
         measured = {"utilisation": options.utilisation, "rate": options.images_per_second}
         steps = job.steps(gpu, options.gpus, options.nodes_of, options.global_batch, **measured)
@@ -57,7 +64,7 @@ def plan(arguments: Sequence[str]) -> None:
         if options.images_per_second is not None:
             speed = f"{options.images_per_second:g} images/s, measured"
         print(
-            f"{job.name}: {job.model}, {human(first.params)} parameters, {human(first.macs)} MACs; {job.optimizer}, "
+            f"{name}: {job.model}, {human(first.params)} parameters, {human(first.macs)} MACs; {job.optimizer}, "
             f"{job.precision}, {job.strategy}\n"
             f"{gpu.name}: {speed}; a link reaches {100 * LINK_SHARE:.0f} % of its rate, assumed"
         )
@@ -67,3 +74,8 @@ def plan(arguments: Sequence[str]) -> None:
         for warning in job.warnings(steps, gpu):
             print(f"note: {warning}")
         print()
+
+
+def _file(name: str) -> str:
+    """Return the file of a recipe that is given with its group, such as imagenet1k/acmix_swin_t; else the name."""
+    return str(find_recipe(name) or name) if "/" in name else name

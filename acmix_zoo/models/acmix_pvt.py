@@ -30,7 +30,7 @@ from acmix_zoo.models.registry import (
 )
 from acmix_zoo.models.silent_convolution import add_silent_convolution
 from acmix_zoo.models.stem import small_stem_with_norm
-from acmix_zoo.ops.tracing import ceil_div, is_open, unflatten
+from acmix_zoo.ops.tracing import ceil_div, is_dynamic, unflatten
 
 __all__ = ["PVT"]
 
@@ -238,7 +238,7 @@ def resized_positions(table: Tensor, grid: Size, size: Size) -> Tensor:
 
     Prefix tokens keep their positions. Shape: → (1, prefix + H·W, C).
     """
-    if not is_open(*size) and grid == size:
+    if not is_dynamic(*size) and grid == size:
         return table
     prefix = table.shape[1] - grid[0] * grid[1]
     maps = table[:, prefix:].transpose(1, 2).unflatten(2, grid)  # (1, C, h, w)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,21 @@ def checkpoints_root() -> Path | None:
 def recipes_root() -> Path | None:
     """Return the folder of shipped recipes, or None if the package was installed without it."""
     return _shipped_folder("recipes")
+
+
+def nearest_recipe(path: str | Path) -> str | None:
+    """Return the path of the recipe whose name is closest to that of a file that does not exist, or None.
+
+    Candidates are the YAML files in the same folder and the shipped recipes.
+    """
+    root = recipes_root()
+    found = [*Path(path).parent.glob("*.yaml"), *(sorted(root.rglob("*.yaml")) if root else [])]
+    names = {recipe.stem: recipe for recipe in reversed(found)}
+    near = difflib.get_close_matches(Path(path).name.removesuffix(".yaml"), names, n=1)
+    if not near:
+        return None
+    recipe, here = names[near[0]].absolute(), Path.cwd()
+    return str(recipe.relative_to(here) if recipe.is_relative_to(here) else recipe)
 
 
 def _shipped_folder(name: str) -> Path | None:

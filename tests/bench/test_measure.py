@@ -21,6 +21,7 @@ from acmix_zoo.bench.released import ReleasedForm
 from acmix_zoo.bench.table import read_csv
 from acmix_zoo.cli.bench import bench
 from acmix_zoo.ops.dispatch import choose_tile, plan_attention
+from acmix_zoo.ops.sliding_window import SlidingWindow
 from tools.suite import GROUPS
 
 ROW = Row("acmix2d:64x56", "inference", 2, "float32", 8, "64×56×56", 40.0, 39.0, 42.0, 200.0, 20.0, 10**8, 40.0, 0.2)
@@ -179,8 +180,8 @@ def test_a_backend_or_tile_is_used_while_its_contestant_runs() -> None:
         assert plan_attention(14, 14, 7, device="cpu").tile == (8, 16)  # also where the map would be small enough
         assert plan_attention(20, 20, 7, device="cuda").tile != (8, 16)
     with backend(Case("acmix2d:16x20@global")):
-        assert plan_attention(20, 20, 7).backend == "global"
-    assert plan_attention(20, 20, 7).tile == choose_tile(20, 20, 7, 1, 1)
+        assert plan_attention(20, 20, SlidingWindow(7)).backend == "global"
+    assert plan_attention(20, 20, SlidingWindow(7)).tile == choose_tile(20, 20, SlidingWindow(7))
 
 
 def test_autocast_keeps_float32_weights() -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from acmix_zoo import create_model
 from acmix_zoo.cli.main import main
-from acmix_zoo.ops import geometry_cache as remembered
+from acmix_zoo.ops import geometry_cache
 from acmix_zoo.scaling.activations import Activations, on_gpu, saved
 from acmix_zoo.scaling.jobs import Job, read_job
 from acmix_zoo.scaling.machines import GPUS, LINK_SHARE, Link, Machine
@@ -136,15 +136,15 @@ class TestActivations:
     @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"])
     def test_on_a_gpu_that_is_not_there(self, name: str) -> None:
         """In float32 not far from what the CPU keeps where it keeps all; half numbers take less, checkpoints less."""
-        before = dict(remembered._tensors)
+        before = dict(geometry_cache._tensors)
         full, half = counted(name), counted(name, torch.bfloat16)
         assert 0.4 * full.image < half.image < 0.8 * full.image and half.fixed > full.fixed >= 0
         here = create_model(name).train()
         image = (saved(here, torch.zeros(4, 3, 32, 32)) - saved(here, torch.zeros(2, 3, 32, 32))) / 2
         assert 0.75 * image < full.image < 1.35 * image
-        assert remembered._tensors.keys() >= before.keys()
+        assert geometry_cache._tensors.keys() >= before.keys()
         assert not torch.is_autocast_enabled("cuda")
-        assert not any("cuda" in str(key) for key in remembered._tensors)
+        assert not any("cuda" in str(key) for key in geometry_cache._tensors)
 
     def test_checkpoints_take_less(self) -> None:
         full, less = (counted("acmix_resnet_pico", checkpoints=on) for on in (False, True))
