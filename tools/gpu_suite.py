@@ -175,7 +175,10 @@ def _batch() -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 1 if there is no GPU, or if a group failed."""
     parser = argparse.ArgumentParser(
-        "gpu_suite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "gpu_suite",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)} (default: all, in this order)")

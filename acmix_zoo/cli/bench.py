@@ -13,6 +13,7 @@ from acmix_zoo.bench.candidates import Case
 from acmix_zoo.bench.growth import OVER, growth_cases, growths
 from acmix_zoo.bench.measure import Row, measure
 from acmix_zoo.bench.table import print_table, write_csv
+from acmix_zoo.cli.parser import Parser
 
 
 def bench(arguments: Sequence[str]) -> list[Row]:
@@ -22,8 +23,10 @@ def bench(arguments: Sequence[str]) -> list[Row]:
         ValueError: no such network, form or dtype.
         benchmark.OutOfMemory: not even one image fits.
     """
-    parser = argparse.ArgumentParser(
-        "acmix-zoo bench", description=benchmark.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        "acmix-zoo bench",
+        description=benchmark.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("contestants", nargs="+", metavar="contestant", help="see above; ratios are against the first")

@@ -26,12 +26,15 @@ import io
 import locale
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from acmix_zoo import _startup
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 MODEL_COMMANDS = ("list", "info")
@@ -42,7 +45,16 @@ COMMANDS = (*TRAINER_COMMANDS, *MODEL_COMMANDS, *WEIGHT_COMMANDS, "classify", "d
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 1 (the run failed), 2 (bad arguments) or 128 + a signal's number."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    _use_utf8(argv, is_program=arguments is None)
+    try:
+        _startup.restore()
+        _use_utf8(argv, is_program=arguments is None)
+        return _run(argv)
+    except KeyboardInterrupt:
+        print("\nacmix-zoo: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return 0

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
-from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, check_paths
+from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, check_odd, check_paths
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.fx_leaf import leaf
 from acmix_zoo.layers.submodule_use import is_plain
@@ -71,6 +71,7 @@ class WindowACmix(nn.Module):
         super().__init__()
         check_heads("WindowACmix", "dim", dim, heads)
         check_paths("WindowACmix", paths)
+        check_odd("WindowACmix", kernel_conv=kernel_conv)
         self.dim, self.heads, self.paths = dim, heads, paths
         self.conv_before_shift = conv_before_shift
         self.qkv = nn.Linear(dim, 3 * dim)

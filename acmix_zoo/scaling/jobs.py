@@ -18,6 +18,8 @@ from acmix_zoo.layers.cost import input_size_of
 from acmix_zoo.scaling.activations import Activations, on_gpu
 from acmix_zoo.scaling.machines import Machine
 from acmix_zoo.scaling.step import Step, Training, step
+from acmix_zoo.weights.build import settle
+from acmix_zoo.weights.shipped import suggest_recipes
 
 PRECISIONS = {"32-true": "float32", "16-mixed": "float16", "bf16-mixed": "bfloat16"}
 
@@ -179,10 +181,12 @@ def read_job(
     if not model.get("model"):
         raise ValueError(f"{recipe}: expected a recipe, with a network as model.model; for an overlay: --overlay FILE")
     source = str(data.get("source", ""))
+    # weights that the training starts from also say how the network is built
+    name, _, arguments = settle(model["model"], model.get("pretrained") or False, model.get("model_kwargs"))
     job = Job(
         str(recipe),
-        model["model"],
-        model.get("model_kwargs") or {},
+        name,
+        arguments or {},
         size=int(data.get("image_size", 224)),
         batch=int(data.get("batch_size", 64)),
         optimizer=model.get("optimizer", "adamw"),
@@ -216,9 +220,7 @@ def _machine_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"plan: {path} does not exist; expected a recipe such as recipes/imagenet1k/acmix_swin_t.yaml"
-        )
+        raise FileNotFoundError(f"plan: {path} does not exist; {suggest_recipes(path)}")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

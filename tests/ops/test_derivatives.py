@@ -1,4 +1,4 @@
-"""All derivatives of all layers: `torch.func`, forward-mode AD, second derivatives; and what is kept for the gradient."""
+"""Derivatives of all layers: `torch.func`, forward-mode AD, second derivatives; and the memory kept for them."""
 
 from __future__ import annotations
 
@@ -147,7 +147,15 @@ class TestCompiled:
 
     @pytest.mark.slow
     def test_gradient_of_sums_in_a_compiled_function(self) -> None:
-        """Its jvp is not tested: now and then, dynamo gives up on it, and PyTorch 2.14 then fails in `make_dual`."""
+        """Its jvp is not tested, because of its batch norm.
+
+        PyTorch 2.14 cannot compile a batch norm inside a jvp and runs it eagerly. This fails in `make_dual` if the
+        process has compiled a `grad` before, also without our code:
+
+            norm, x = nn.BatchNorm2d(3).eval(), torch.randn(2, 3, 4, 4)
+            torch.compile(lambda: grad(lambda x: x.square().sum())(x), backend="eager")()
+            torch.compile(lambda: jvp(norm, (x,), (x,)), backend="eager")()
+        """
         self.check_compiled_transform("patchwise", "grad")
 
     def check_compiled_transform(self, name: str, transform: str) -> None:

@@ -154,13 +154,11 @@ def test_layer_traced_operator_by_operator(size: int, dtype: torch.dtype, train:
     x = torch.randn(2, 8, size, size, device=device, dtype=dtype)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     with torch.set_grad_enabled(train):
-        compiled_results, expected = (
-            (exact_gradients(f, x) if train else [f(x).double().cpu()]) for f in (compiled, layer)
-        )
-    # Compiled tiles are 4×8, so sums are in another order. The gradient of the positions is far smaller than the others.
-    # It is what remains of sums that cancel, and has the error of their terms.
-    largest = max(float(e.norm()) for e in expected)
-    for a, e in zip(compiled_results, expected, strict=True):
+        results = [exact_gradients(f, x) if train else [f(x).double().cpu()] for f in (compiled, layer)]
+    # Compiled tiles are 4×8, so sums are in another order. The gradient of the positions is far smaller than the
+    # others. It is what remains of sums that cancel, and has the error of their terms.
+    largest = max(float(e.norm()) for e in results[1])
+    for a, e in zip(*results, strict=True):
         assert (a - e).norm() <= 4 * torch.finfo(dtype).eps * max(float(e.norm()), 0.05 * largest)
 
 
@@ -183,8 +181,8 @@ def test_a_step_does_not_wait_for_the_gpu(name: str) -> None:
 def test_tiles_take_less_memory_than_the_reference(train: bool) -> None:
     """The peak is at least three times lower.
 
-    The reference unfolds k and v into 49 copies each. Tiles of 4×7 gather 4.6 keys per query, ten times fewer. Both also
-    need projections, logits and results.
+    The reference unfolds k and v into 49 copies each. Tiles of 4×7 gather 4.6 keys per query, ten times fewer. Both
+    also need projections, logits and results.
     """
     fast, reference = (
         gpu_peak(Pass(Case(f"acmix2d:64x56{backend}", 8, train=train, device="cuda"))) for backend in ("", "@reference")

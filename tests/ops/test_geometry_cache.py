@@ -1,8 +1,8 @@
 """Cached tensors never become wrong and never exceed their memory budget.
 
-`ops/geometry_cache.py` caches masks and indices between calls. Deployed layers only have buffers, which are saved. Here, a
-network that has run is copied, converted, given other weights or run in other modes. It must then give the same results
-as a new one.
+`ops/geometry_cache.py` caches masks and indices between calls. Deployed layers only have buffers, which are saved.
+Here, a network that has run is copied, converted, given other weights or run in other modes. It must then give the same
+results as a new one.
 """
 
 import copy
