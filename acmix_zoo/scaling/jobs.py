@@ -19,7 +19,7 @@ from acmix_zoo.scaling.activations import Activations, on_gpu
 from acmix_zoo.scaling.machines import Machine
 from acmix_zoo.scaling.step import Step, Training, step
 from acmix_zoo.weights.build import settle
-from acmix_zoo.weights.shipped import nearest_recipe
+from acmix_zoo.weights.shipped import suggest_recipes
 
 PRECISIONS = {"32-true": "float32", "16-mixed": "float16", "bf16-mixed": "bfloat16"}
 
@@ -220,9 +220,7 @@ def _machine_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        near = nearest_recipe(path)
-        hint = f"did you mean {near}?" if near else "expected a recipe such as recipes/imagenet1k/acmix_swin_t.yaml"
-        raise FileNotFoundError(f"plan: {path} does not exist; {hint}")
+        raise FileNotFoundError(f"plan: {path} does not exist; {suggest_recipes(path)}")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
