@@ -12,8 +12,8 @@ from torch import nn
 
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.layers.complexity import complexity, human
-from acmix_zoo.layers.cost import LAYERS
-from acmix_zoo.layers.stages import Stages, stage_table
+from acmix_zoo.layers.cost import TwoStageLayer
+from acmix_zoo.layers.stages import StageCost, stage_table
 from acmix_zoo.models.published import is_reconstruction, published
 from acmix_zoo.weights import create_model, list_models, official, read_config
 from acmix_zoo.weights.locate import locate
@@ -101,7 +101,7 @@ def info(arguments: Sequence[str]) -> None:
     print(f"{options.model}: {whole}")
     for name, text in _facts(model, folder):
         print(f"{name:<8} {text}")
-    if any(isinstance(layer, LAYERS) for layer in model.modules()):
+    if any(isinstance(layer, TwoStageLayer) for layer in model.modules()):
         _print_stages(model, size)
     else:
         print("This network has no ACmix layers, so there is no table of the two stages.")
@@ -148,7 +148,7 @@ def _print_stages(model: nn.Module, size: tuple[int, int, int] | None) -> None:
     print(verdict(layers, total))
 
 
-def verdict(layers: Sequence[Stages], total: Stages) -> str:
+def verdict(layers: Sequence[StageCost], total: StageCost) -> str:
     """Whether stage I dominates, as the paper says, of all layers together and of each."""
     shares = f"{_share(total.params)} of the parameters and {_share(total.macs)} of the MACs"
     word = "dominates" if total.first_dominates else "does NOT dominate"
