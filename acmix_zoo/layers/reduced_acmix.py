@@ -32,9 +32,9 @@ class ReducedACmix(TwoStageLayer):
         proj_drop: dropout rate after the sum.
 
     Shape:
-        (B, prefix + H·W, dim) and the map's size (H, W) → (B, prefix + H·W, dim). Prefix tokens (PVT's class token) come
-        first, and are only possible without reduction. The convolution leaves them out. Maps are padded with zeros to
-        whole patches.
+        (B, prefix + H·W, dim) and the map's size (H, W) → (B, prefix + H·W, dim). Prefix tokens, such as PVT's class
+        token, come first and are only possible without reduction. The convolution leaves them out. Maps are padded with
+        zeros to whole patches.
 
     Source: "Pyramid Vision Transformer", ICCV 2021, and its released code (the attention); ACmix, CVPR 2022.
     """
