@@ -93,9 +93,8 @@ def _print_stages(model: nn.Module, size: tuple[int, int, int] | None) -> None:
     print(verdict(layers, total))
 
 
-from acmix_zoo.layers.cost import TwoStageLayer
-from acmix_zoo.layers.stages import StageCost, stage_table
-from acmix_zoo.weights import create_model, read_config
+def verdict(layers: Sequence[StageCost], total: StageCost) -> str:
+    """Return a sentence that says whether stage I dominates, as the paper states, in total and in every layer."""
     shares = f"{_share(total.params)} of the parameters and {_share(total.macs)} of the MACs"
     verb = "dominates" if total.first_dominates else "does NOT dominate"
     against = [row for row in layers if not row.first_dominates]
