@@ -13,8 +13,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 import acmix_zoo
-from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.layers.cost import input_size_of
+from acmix_zoo.layers.complexity import complexity, input_size_of
 from acmix_zoo.scaling.activations import Activations, on_gpu
 from acmix_zoo.scaling.machines import Machine
 from acmix_zoo.scaling.step import Step, Training, step
