@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from acmix_zoo import ACmix2d, create_model
-from acmix_zoo.bench.candidates import Case
-from acmix_zoo.bench.passes import Pass, gpu_peak
+from acmix_zoo.bench.candidates import Candidate
+from acmix_zoo.bench.memory import gpu_peak
+from acmix_zoo.bench.passes import Pass
 from acmix_zoo.ops.backends import attention as backends
 
 NETWORKS = ("acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico")
@@ -180,6 +181,6 @@ def test_tiles_take_less_memory_than_the_reference(train: bool) -> None:
     """The reference unfolds k and v into 49 copies each. Tiles of 4×7 gather 4.6 keys per query, ten times fewer. Both
     also need projections, logits and results, which leaves at least a factor of three."""
     fast, reference = (
-        gpu_peak(Pass(Case(f"acmix2d:64x56{form}", 8, train=train, device="cuda"))) for form in ("", "@reference")
+        gpu_peak(Pass(Candidate(f"acmix2d:64x56{form}", 8, train=train, device="cuda"))) for form in ("", "@reference")
     )
     assert 3 * fast < reference
