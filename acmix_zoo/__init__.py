@@ -3,7 +3,7 @@
 Importing this registers the networks with timm; it imports torch and timm, and nothing that only training needs.
 """
 
-from acmix_zoo import models
+from acmix_zoo import _startup, models  # noqa: F401  # _startup has to be the first
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.swap import swap_conv3x3
 from acmix_zoo.weights import (

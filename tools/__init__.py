@@ -14,4 +14,5 @@ def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
         f"python -m tools.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from acmix_zoo.cli.parser import Parser
 from acmix_zoo.data.sources.base import open_source
 from acmix_zoo.data.summary import split_parts, summarize
 
@@ -18,9 +18,7 @@ def data(arguments: Sequence[str]) -> bool:
     Raises:
         FileNotFoundError, ValueError: the data set does not exist, or training would refuse it.
     """
-    parser = argparse.ArgumentParser(
-        "acmix-zoo data", description="Check a data set without training: splits, classes, unusable files."
-    )
+    parser = Parser("acmix-zoo data", description="Check a data set without training: splits, classes, unusable files.")
     parser.add_argument("source", help="a folder, or anything else that --data.source accepts")
     parser.add_argument("--label_column", metavar="NAME", help="class column of a table that has several")
     options = parser.parse_args(arguments)

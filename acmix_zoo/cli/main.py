@@ -1,6 +1,6 @@
 """`acmix-zoo`: train, evaluate, use, publish and measure networks.
 
-    acmix-zoo fit      --config recipes/fashion_mnist/acmix_resnet_pico.yaml [--model.lr 0.05 ...] [--ckpt_path last]
+    acmix-zoo fit      --config finetune/folder --data.source FOLDER [--model.lr 0.05 ...]
     acmix-zoo validate --config runs/X/config.yaml [--ckpt_path best]      accuracy on the validation split
     acmix-zoo test     --config runs/X/config.yaml [--ckpt_path best]      accuracy on the test split
     acmix-zoo predict  --config runs/X/config.yaml --data.predict_source FOLDER      writes runs/X/predictions.csv
@@ -26,12 +26,15 @@ import io
 import locale
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from acmix_zoo import _startup
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 MODEL_COMMANDS = ("list", "info")
@@ -42,7 +45,16 @@ COMMANDS = (*TRAINER_COMMANDS, *MODEL_COMMANDS, *WEIGHT_COMMANDS, "classify", "d
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 1 (the run failed), 2 (bad arguments) or 128 + a signal's number."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    _use_utf8(argv, is_program=arguments is None)
+    try:
+        _startup.restore()
+        _use_utf8(argv, is_program=arguments is None)
+        return _run(argv)
+    except KeyboardInterrupt:
+        print("\nacmix-zoo: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return 0
@@ -126,11 +138,12 @@ def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> 
     try:
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+        from acmix_zoo.cli.recipes import with_config_files
         from acmix_zoo.cli.trainer import TrainingCLI
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}; training needs: pip install 'acmix-zoo[train]'") from error
 
-    argv = _with_config_files(argv)
+    argv = with_config_files(argv)
 
     class Run(TrainingCLI):
         def before_fit(self) -> None:
@@ -145,13 +158,3 @@ def _train(argv: list[str], before_fit: Callable[[Any], None] | None = None) -> 
         raise ValueError(f"{error}. This is Lightning's message about the options of this command") from error
     finally:
         sys.argv = given
-
-
-def _with_config_files(argv: Sequence[str]) -> list[str]:
-    """Return the arguments with `--config RUN_FOLDER` replaced by the run's config.yaml."""
-    words = list(argv)
-    for i, word in enumerate(argv):
-        option, equals, value = word.partition("=") if word.startswith("-") else (argv[i - 1], "", word)
-        if option in ("-c", "--config") and value and (Path(value) / "config.yaml").is_file():
-            words[i] = (option + equals if equals else "") + str(Path(value) / "config.yaml")
-    return words

@@ -15,9 +15,9 @@ from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.layers.cost import LAYERS
 from acmix_zoo.layers.stages import Stages, stage_table
 from acmix_zoo.models.published import is_reconstruction, published
-from acmix_zoo.models.registry import checkpoints_root
 from acmix_zoo.weights import create_model, list_models, official, read_config
 from acmix_zoo.weights.locate import locate
+from acmix_zoo.weights.shipped import checkpoints_root
 
 
 def list_(arguments: Sequence[str]) -> None:

@@ -6,24 +6,39 @@ import argparse
 import difflib
 import re
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Plain words for the types in a parser's errors.
 _TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "NoneType": "null"}
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser with short errors. As a mixin before jsonargparse's parser, it shortens its errors."""
+    """An ArgumentParser with short errors. As a mixin before jsonargparse's parser, it shortens its errors.
+
+    Options have to be written in full. With abbreviations, an incomplete option would set another one than was meant.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong, the closest options and how to list all of them, and exit with status 2."""
         if not getattr(self, "exit_on_error", True):  # the caller wants the exception
             super().error(message)
-        parser = getattr(ex, "subcommand_parser", None) or self  # jsonargparse's parser for `fit` and so on
+        parser = getattr(ex, "subcommand_parser", None) or self._parser_of(message)
         program = " ".join(["acmix-zoo", *parser.prog.replace("[options]", "").split()[1:]])
-        options = re.findall(r"--[\w.+-]+", parser.format_usage())
+        options = [option for action in parser._actions for option in action.option_strings if option[:2] == "--"]
         print(f"{program}: error: {explain(message, options)}\nAll options: {program} --help", file=sys.stderr)
         sys.exit(2)
+
+    def _parser_of(self, message: str) -> argparse.ArgumentParser:
+        """Return the parser of the subcommand whose required options are missing, or this one."""
+        match = re.match(r"the following arguments are required: (\w+)\.", message)
+        for action in self._actions:
+            if match and isinstance(action, argparse._SubParsersAction) and match[1] in action.choices:
+                parser: argparse.ArgumentParser = action.choices[match[1]]
+                return parser
+        return self
 
 
 def explain(message: str, options: list[str]) -> str:
@@ -56,7 +71,7 @@ def _unknown(word: str, options: list[str]) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}"
     name = word.lstrip("-")
-    # Prefer a missing prefix (--lr for --model.lr) over a misspelling.
-    near = [option for option in options if option.endswith(f".{name}")]
+    # Prefer a missing prefix (--lr for --model.lr) or an abbreviation over a misspelling.
+    near = [option for option in options if option.endswith(f".{name}") or option.startswith(word)]
     near = list(dict.fromkeys([*near, *difflib.get_close_matches(word, set(options), 3, 0.75)]))[:3]
     return f"unknown option {word}" + (f"; did you mean {' or '.join(near)}?" if near else "")

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.cli.weights import weight_folder
 from acmix_zoo.models.published import published
-from acmix_zoo.models.registry import checkpoints_root, recipes_root
 from acmix_zoo.weights import read_config
+from acmix_zoo.weights.shipped import checkpoints_root, find_recipe, recipes_root, suggest_recipes
 
 Record = Mapping[str, Any]
 Train = Callable[[list[str], Callable[[Any], None]], Any]  # arguments from `fit` on, and what to do before it; the CLI
@@ -49,7 +49,6 @@ def reproduce(arguments: Sequence[str], train: Train) -> bool:
         usage="acmix-zoo reproduce NAME [--run.folder FOLDER] [--tolerance POINTS] [options of fit ...]",
         description="Train again what the record of a weight says, and compare. The same command goes on with a run "
         "that was interrupted, and only compares one that is finished.",
-        allow_abbrev=False,
     )
     parser.add_argument("name", help="shipped weights, a weight folder, org/name of the Hub, or a recipe")
     parser.add_argument("--run.folder", dest="folder", type=Path, help="where to (default: runs/reproduce/NAME)")
@@ -82,16 +81,6 @@ def reproduce(arguments: Sequence[str], train: Train) -> bool:
 # ---- what a name means
 
 
-def find_recipe(name: str) -> Path | None:
-    """A recipe by its path, its path below recipes/, or its name alone."""
-    root = recipes_root()
-    stem = name.removeprefix("recipes/").removesuffix(".yaml")
-    found = [Path(name)] if name.endswith(".yaml") else []
-    found += [root / f"{stem}.yaml"] if root else []
-    found += sorted(path for path in root.glob(f"*/{stem}.yaml") if path.parent.name != "hardware") if root else []
-    return next((path for path in found if path.is_file()), None)
-
-
 def find_target(name: str) -> Target:
     """
     Raises:
@@ -108,7 +97,7 @@ def find_target(name: str) -> Target:
             return _of_recipe(recipe)
         raise FileNotFoundError(
             f"{name} is neither weights that are here (`acmix-zoo list --pretrained`), nor a weight folder, nor a "
-            "recipe in recipes/"
+            f"recipe; {suggest_recipes(name)}"
         ) from None
     if record.get("command") or record.get("recipe"):
         own = folder.parent / "config.yaml"  # of the run, if the folder is still inside it

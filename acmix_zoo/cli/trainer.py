@@ -3,6 +3,7 @@
 import csv
 import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.tasks.classification import settle_hyperparameters, without_start_weights
 from acmix_zoo.training.checkpoints import is_checkpoint
 from acmix_zoo.training.finish import finish_run
-from acmix_zoo.training.launch import check_config, is_first_process, missing_source, settle_folder
+from acmix_zoo.training.launch import absolute_paths, check_config, is_first_process, missing_source, settle_folder
 from acmix_zoo.training.logs import Bar, Log, quieten_lightning
 from acmix_zoo.training.resume import (
     check_finished,
@@ -30,12 +31,15 @@ from acmix_zoo.training.resume import (
     read_recorded,
 )
 from acmix_zoo.training.run import RunFolder
-from acmix_zoo.training.signals import Interrupted
+from acmix_zoo.training.signals import Interrupted, ending_on_sigterm
 from acmix_zoo.training.speed import Speed
 
 
 class _SaveConfig(SaveConfigCallback):
-    """config.yaml of a fit, in the run folder. Without ckpt_path: a resumed run's, too, repeats the whole run."""
+    """Save the options of a fit as config.yaml in the run folder, with absolute paths to the data.
+
+    The file has no ckpt_path, so that also the file of a resumed run repeats the whole run.
+    """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Not yet: the folder may be another run's."""
@@ -45,6 +49,7 @@ class _SaveConfig(SaveConfigCallback):
         if trainer.is_global_zero and not self.already_saved and not rehearsal:
             config = self.config.clone()
             config["ckpt_path"] = None
+            absolute_paths(config)
             folder = Path(config.run.folder)
             folder.mkdir(parents=True, exist_ok=True)
             self.parser.save(config, str(folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
@@ -119,8 +124,6 @@ class TrainingCLI(LightningCLI):
             raise ValueError(missing_source(str(self.subcommand)))
         if self.subcommand == "fit" and config.ckpt_path:
             self._check_resume(config, run)
-        elif self.subcommand == "fit" and not config.trainer.fast_dev_run and is_first_process():
-            print(f"New run in {run.folder}", flush=True)
 
     def _check_resume(self, config: Any, run: RunFolder) -> None:
         """Compare the options with those of the run to be resumed, and check whether anything is left to do."""
@@ -132,7 +135,7 @@ class TrainingCLI(LightningCLI):
         options = flatten(config)
         if recorded.is_by_python:  # a task notes what it made of the options, see `settle`
             ours = {name.removeprefix("model."): v for name, v in options.items() if name.startswith("model.")}
-            options |= {f"model.{name}": value for name, value in settle_hyperparameters(ours).items()}
+            options |= {f"model.{name}": value for name, value in settle_hyperparameters(ours, is_new=True).items()}
             theirs = settle_hyperparameters(recorded.hyper_parameters)
             recorded = replace(recorded, options={f"model.{name}": value for name, value in theirs.items()})
         check_resume(recorded, options, what)
@@ -192,8 +195,21 @@ class TrainingCLI(LightningCLI):
             self.datamodule.goes_on = bool(self.config[self.subcommand].ckpt_path)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if not self.is_finished:
-            super()._run_subcommand(subcommand)
+        """Run the subcommand. If it is interrupted, the exit code tells the signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        if self.is_finished:
+            return
+        # several processes end together: a handler in Python would not run while one waits for the others
+        ending = ending_on_sigterm() if self.trainer.world_size == 1 else nullcontext()
+        try:
+            with ending:
+                super()._run_subcommand(subcommand)
+        except SystemExit as error:
+            if not isinstance(error.__context__, KeyboardInterrupt) or isinstance(error, Interrupted):
+                raise
+            # Lightning exits with 1 after Ctrl-C; RunFolder has told how to resume a training
+            if subcommand == "fit" and self.run.has_begun:
+                raise Interrupted(128 + signal.SIGINT) from error
+            raise KeyboardInterrupt from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer; its TensorBoard log goes into the run folder, and it shows one progress bar."""
@@ -232,7 +248,7 @@ class TrainingCLI(LightningCLI):
                     f"export to {self.run.folder / 'weights'} were interrupted; run {again} to complete them",
                     flush=True,
                 )
-            raise Interrupted(128 + signal.SIGINT) from error
+            raise Interrupted(error.code if isinstance(error, Interrupted) else 128 + signal.SIGINT) from error
 
     def validate(self, **kwargs: Any) -> None:
         """Print the scores on the validation split."""

@@ -19,7 +19,7 @@ def compare_data(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
     counts = [{name: (d.get("splits") or {}).get(name) for name in ("train", "val")} for d in (theirs, ours)]
     if theirs.get("fingerprint") == ours["fingerprint"] and counts[0] == counts[1]:
         return None
-    was, now = (f"{d.get('name')} (fingerprint {d.get('fingerprint')}, {d.get('splits')})" for d in (theirs, ours))
+    was, now = map(_words, (theirs, ours))
     if theirs.get("name") != ours["name"] or counts[0] != counts[1]:
         raise ValueError(
             f"the checkpoint is of a run on {was}, this one has {now}. Give the same images to go on (for one that was "
@@ -27,6 +27,12 @@ def compare_data(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
             "and start from its weights with --model.pretrained if that is meant"
         )
     return f"FILES HAVE CHANGED since the checkpoint, of a run on {was}; here is {now}. The run goes on with these."
+
+
+def _words(description: dict[str, Any]) -> str:
+    """Return the name of the images, their numbers and their fingerprint in words."""
+    counts = ", ".join(f"{count} {name}" for name, count in (description.get("splits") or {}).items())
+    return f"{description.get('name')} ({counts} images, fingerprint {description.get('fingerprint')})"
 
 
 def compare_classes(theirs: Sequence[str] | None, ours: Sequence[str], source: str) -> None:
@@ -41,10 +47,14 @@ def compare_classes(theirs: Sequence[str] | None, ours: Sequence[str], source: s
     if was != now:
         missing, added = (sorted(set(a) - set(b)) for a, b in ((was, now), (now, was)))
         raise ValueError(
-            f"{source} has other classes than the checkpoint: {missing[:5]} are missing and {added[:5]} are new. "
-            f"Expected {was[:5]}{' …' if len(was) > 5 else ''}, in this order. Rename the class folders, or give the "
+            f"{source} has other classes than the checkpoint. Missing: {_some(missing)}; new: {_some(added)}. "
+            f"Expected {_some(was)}, in this order. Rename the class folders, or give the "
             "data that the checkpoint was trained on with --data.source"
         )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "none"
 
 
 def compare_sizes(theirs: dict[str, int], ours: dict[str, int]) -> str | None:

@@ -6,6 +6,8 @@ import os
 from functools import cache
 from importlib.util import find_spec
 
+from PIL import features
+
 # Pillow's names. Only these formats are tried, whatever the file name: Pillow would pass PostScript to Ghostscript, and
 # its readers for rare formats are not well tested. TGA is left out because its files have no signature.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI", "PCX", "SGI")
@@ -28,6 +30,7 @@ _OTHER_IMAGES = frozenset({
 _FOLDERS_OF_SYSTEMS = frozenset({
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__",
 })  # fmt: skip
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 _SIGNATURES = (
     (b"%!PS", "a PostScript file"),
     (b"\xc5\xd0\xd3\xc6", "a PostScript file"),
@@ -86,11 +89,34 @@ def is_lost_image(extension: str) -> bool:
     return extension in HEIC or extension in _RAW or extension in _OTHER_IMAGES or not extension
 
 
-def content_kind(head: bytes) -> str:
-    """Return what a file in none of the `FORMATS` appears to be, judging by its first bytes."""
+def content_kind(head: bytes, name: str = "") -> str:
+    """Return what a file in none of the `FORMATS` appears to be, judging by its first bytes.
+
+    Args:
+        name: the name of the file, if there is one. Where the bytes do not tell, its extension decides on the advice.
+    """
     if not head:
         return "an empty file"
-    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
-        return "a HEIC photograph" + ("" if has_heif() else "; to read it: pip install pillow-heif")
+    if head[4:8] == b"ftyp":
+        return _boxed_kind(head[8:12])
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower() if head[:1] in b"\xef \t\r\n<" else head
-    return next((kind for signature, kind in _SIGNATURES if start.startswith(signature)), "not an image")
+    for signature, kind in _SIGNATURES:
+        if start.startswith(signature):
+            return kind
+    extension = os.path.splitext(name)[1].lower()
+    if extension and is_lost_image(extension) and not (extension in HEIC and has_heif()):
+        return f"not an image in a supported format. For {extension} files: {skip_advice(extension)}"
+    return "not an image"
+
+
+def _boxed_kind(brand: bytes) -> str:
+    """Return what a file in the ISO base media format (HEIC, AVIF, MP4, ...) is, given its brand."""
+    if brand in _HEIC_BRANDS:
+        return "a HEIC photograph" + ("" if has_heif() else "; to read it: pip install pillow-heif")
+    if brand in (b"avif", b"avis"):
+        return "an AVIF image" + (
+            ""
+            if features.check("avif")
+            else ", which this build of Pillow cannot read; to read it: pip install -U pillow"
+        )
+    return "a raw photograph; convert it to JPEG or PNG" if brand == b"crx " else "a video"

@@ -95,7 +95,7 @@ def _reason(error: Exception, source: str | Path | bytes) -> str:
     if isinstance(source, bytes):
         return f"it is {content_kind(source[:64])}"
     with open(source, "rb") as file:
-        return f"it is {content_kind(file.read(64))}"
+        return f"it is {content_kind(file.read(64), str(source))}"
 
 
 @cache
@@ -158,12 +158,14 @@ class Inspection:
     Attributes:
         count: number of files that were checked.
         problems: one message for each file that cannot be read.
+        unreadable: the paths of these files.
         depths: number of images for each number of bits per sample above 8.
         dark: number of these images that are almost black after scaling.
     """
 
     count: int = 0
     problems: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
     depths: Counter[int] = field(default_factory=Counter)
     dark: int = 0
 
@@ -180,9 +182,11 @@ def inspect_images(paths: Sequence[str], thorough: bool = False) -> Inspection:
     found = Inspection(len(paths))
     with ThreadPoolExecutor(max_workers=8) as pool:  # decoding and disk access release the GIL
         chunks = [paths[start : start + 64] for start in range(0, len(paths), 64)]
-        for problem, bits, dark in chain.from_iterable(pool.map(partial(_inspect_some, thorough), chunks)):
+        results = chain.from_iterable(pool.map(partial(_inspect_some, thorough), chunks))
+        for path, (problem, bits, dark) in zip(paths, results, strict=True):
             if problem:
                 found.problems.append(problem)
+                found.unreadable.append(path)
             elif bits > 8:
                 found.depths[bits] += 1
                 found.dark += dark

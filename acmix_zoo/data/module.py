@@ -163,7 +163,9 @@ class ImageDataModule(L.LightningDataModule):
             ValueError: unreadable files (named), or nothing to predict. OSError: of a stream, the Hub is away.
         """
         if stage == "predict":
-            self.predict_paths = pictures_to_predict(self.predict_source)
+            self.predict_paths, remarks = pictures_to_predict(self.predict_source)
+            if remarks and (self.trainer is None or self.trainer.is_global_zero):
+                print(*remarks, sep="\n", flush=True)
             return
         used = {"fit": ("train", "val", "test"), "validate": ("val",), "test": ("test",)}[stage]
         found: dict[str, Inspection] = {}
@@ -201,10 +203,11 @@ class ImageDataModule(L.LightningDataModule):
                 print(remark, flush=True)
 
     def describe(self) -> dict[str, Any]:
-        """What a record of a run says about its data: name, fingerprint, images a split, license."""
+        """Return what the record of a run says about its data: name, source, fingerprint, images per split, license."""
         sizes = self._stream.sizes() if self._stream else {name: len(own) for name, (_, own) in self.parts().items()}
         return {
             "name": self.source.name,
+            "source": self.source.origin,
             "fingerprint": self.source.fingerprint(),
             "splits": {name: sizes.get(name, 0) for name in ("train", "val", "test")},
             "license": self.source.license,

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from acmix_zoo.data.formats import is_lost_image, skip_advice
-from acmix_zoo.data.images import Inspection, bad_images
-from acmix_zoo.data.sources.base import Images
-from acmix_zoo.data.sources.walk import find_images, walk_folders
+from acmix_zoo.data.images import Inspection, inspect_images
+from acmix_zoo.data.sources.base import Images, counted
+from acmix_zoo.data.sources.walk import skip_remarks, walk_folders
 
 AUGMENTS = ("none", "light", "imagenet")
 
@@ -99,22 +98,47 @@ def unreadable(name: str, inspection: Inspection) -> str:
     )
 
 
-def pictures_to_predict(source: str | None) -> list[str]:
-    """Paths of the pictures that `predict_source` names: itself, or those in it.
+def find_pictures(place: Path) -> tuple[list[str], list[str]]:
+    """Return the paths of the pictures in a folder and its subfolders, and one line for each kind of skipped file.
+
+    If `place` is a file, it is returned whatever its extension, because it was named explicitly.
 
     Raises:
-        FileNotFoundError: it does not exist. ValueError: nothing to predict, or unreadable files (named).
+        FileNotFoundError: `place` does not exist.
+        ValueError: the folder contains no pictures; the message says what it contains instead.
+    """
+    if not place.exists():
+        raise FileNotFoundError(f"{place} does not exist. Expected a picture or a folder of pictures; check the path")
+    if not place.is_dir():
+        return [str(place)], []
+    walk = walk_folders([place])
+    skipped = skip_remarks(walk, place)
+    if not walk.images[0]:
+        raise ValueError(f"{place} contains no pictures" + "".join(f"; {line}" for line in skipped))
+    return walk.images[0], [f"{place}: {line}" for line in skipped]
+
+
+def pictures_to_predict(source: str | None) -> tuple[list[str], list[str]]:
+    """Return the paths of the readable pictures that `predict_source` names, and one line for each kind of file in it
+    that is skipped.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: there is nothing to predict, or none of the files can be read.
     """
     if source is None:
-        raise ValueError("nothing to predict: set predict_source to a picture or a folder of pictures")
+        raise ValueError(
+            "there is nothing to predict. Expected a picture or a folder of pictures: --data.predict_source PATH, or "
+            "in Python ImageDataModule(..., predict_source=PATH)"
+        )
     place = Path(source).expanduser()
-    if not place.exists():
-        raise FileNotFoundError(f"predict_source {place} does not exist")
-    found = find_images(place) if place.is_dir() else [str(place)]
-    if not found:
-        skipped = [ext for ext in walk_folders([place]).skipped if ext.startswith(".") and is_lost_image(ext)]
-        reasons = "".join(f", and {extension} files: {skip_advice(extension)}" for extension in sorted(skipped))
-        raise ValueError(f"predict_source {place} contains no pictures{reasons}")
-    if problems := bad_images(found):
-        raise ValueError(f"{len(problems)} files cannot be predicted; repair or remove them: {'; '.join(problems[:5])}")
-    return found
+    found, remarks = find_pictures(place)
+    inspection = inspect_images(found)
+    problems, unreadable = inspection.problems, set(inspection.unreadable)
+    if not problems:
+        return found, remarks
+    what = f"{counted(len(problems), 'file')} cannot be predicted: {'; '.join(problems[:5])}"
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    if len(problems) == len(found):
+        raise ValueError(f"{place}: {what}{more}. Repair the files, or give others with --data.predict_source")
+    return [path for path in found if path not in unreadable], [*remarks, f"{place}: {what}{more}"]

@@ -9,7 +9,8 @@ import numpy as np
 from acmix_zoo.data.depth import DARK
 from acmix_zoo.data.images import Inspection
 from acmix_zoo.data.option_checks import unreadable
-from acmix_zoo.data.sources.base import Images, Source, counted
+from acmix_zoo.data.overlap import shared_images
+from acmix_zoo.data.sources.base import Images, Source, counted, first_few
 from acmix_zoo.data.splits import stratified
 
 Parts = dict[str, tuple[Images, np.ndarray]]
@@ -40,7 +41,7 @@ def summarize(source: Source, parts: Parts, inspections: Mapping[str, Inspection
         inspections: the results of inspecting the files, for each split that was inspected.
     """
     names = source.class_names
-    splits = [split for split in ("train", "val", "test") if split in parts]
+    splits: list[str] = [split for split in ("train", "val", "test") if split in parts]
     counts = {split: _class_counts(*parts[split], len(names)) for split in splits}
     sizes = ", ".join(f"{split} {counts[split].sum():,}" for split in splits)
     lines = [f"data: {source.name}, {len(names)} classes; images: {sizes}"]
@@ -57,7 +58,8 @@ def summarize(source: Source, parts: Parts, inspections: Mapping[str, Inspection
             low, middle, high = (int(f(counts[split])) for f in (np.min, np.median, np.max))
             spread = f"{low:,} to {high:,} images per class, median {middle:,}"
             lines.append(f"  {split}: {spread if low < high else counted(low, 'image') + ' per class'}")
-    lines += [f"  {remark}" for remark in [*_imbalance(counts["train"], names), *source.remarks]]
+    remarks = [*_missing_classes(source, counts), *_imbalance(counts["train"], names), *shared_images(parts)]
+    lines += [f"  {remark}" for remark in [*remarks, *source.remarks]]
     lines += [f"  {line}" for line in _pixel_values(inspections)]
     lines += [f"  {unreadable(s, found)}" for s, found in inspections.items() if found.problems]
     return "\n".join(lines)
@@ -66,6 +68,20 @@ def summarize(source: Source, parts: Parts, inspections: Mapping[str, Inspection
 def _class_counts(images: Images, indices: np.ndarray, classes: int) -> np.ndarray:
     targets = images.targets[indices]
     return np.bincount(targets[targets >= 0], minlength=classes)
+
+
+def _missing_classes(source: Source, counts: Mapping[str, np.ndarray]) -> list[str]:
+    """Return one line for each split that lacks images of some classes."""
+    lines = []
+    for split, of_split in counts.items():
+        missing = [name for name, count in zip(source.class_names, of_split, strict=True) if not count]
+        if not missing:
+            continue
+        what = f"the class {missing[0]}" if len(missing) == 1 else f"the classes {first_few(missing)}"
+        is_cut = split == "val" and split not in source.splits()
+        reason = ". A class with a single image keeps it for training; add images to have it validated"
+        lines.append(f"{split} has no image of {what}{reason if is_cut else ''}")
+    return lines
 
 
 def _imbalance(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Never
 
 import torch
 from torch import Tensor, nn
 
-from acmix_zoo.layers.argument_checks import Paths, auto_heads, check_dtype, check_heads, check_paths
+from acmix_zoo.layers.argument_checks import (
+    Paths,
+    auto_heads,
+    check_dtype,
+    check_heads,
+    check_no_others,
+    check_odd,
+    check_paths,
+)
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.fx_leaf import leaf
-from acmix_zoo.layers.submodule_use import is_plain
-from acmix_zoo.ops.acmix import Geometry, acmix, mix
-from acmix_zoo.ops.backends.attention import positions
-from acmix_zoo.ops.derivatives import in_format_of
+from acmix_zoo.layers.submodule_use import may_bypass
+from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix, combine_paths
+from acmix_zoo.ops.memory_format import restore_memory_format
+from acmix_zoo.ops.position_encoding import position_encoding
 from acmix_zoo.ops.precision import autocast_off
-from acmix_zoo.ops.tracing import fixed, is_tracing, unflatten
+from acmix_zoo.ops.tracing import constant_size, is_tracing, unflatten
 
 
 @leaf
@@ -57,8 +65,13 @@ class ACmix2d(nn.Module):
     Raises:
         ValueError: out_channels is not divisible by heads, a kernel is even, or the input does not have the shape
             (B, in_channels, H, W) and the dtype of the weights.
+        TypeError: there are other arguments, for example those of `nn.Conv2d` that this layer does not have.
 
     Note:
+        If `qkv` or `shift_conv` is wrapped or hooked (LoRA, pruning, a profiler with hooks on all modules), the layer
+        calls it like any module. The results are the same, but the batch is not processed in chunks, and training keeps
+        the projections and the attention's intermediate results in memory.
+
         To use the layer in an Ultralytics model yaml, first make it known to the parser with
         `ultralytics.nn.tasks.ACmix2d = ACmix2d`. The parser passes the arguments of third-party layers unchanged and
         assumes that they keep the number of channels, so write `[-1, 1, ACmix2d, [c2, c2, 3, 1]]`. It replaces `c2` by
@@ -73,13 +86,16 @@ class ACmix2d(nn.Module):
         out_channels: int,
         kernel_conv: int = 3,
         stride: int = 1,
-        *,
+        *positional: Never,
         heads: int | Literal["auto"] = "auto",
         kernel_att: int = 7,
         dilation: int = 1,
         paths: Paths = "both",
+        **keywords: Never,
     ) -> None:
         super().__init__()
+        known = "in_channels, out_channels, kernel_conv, stride, heads, kernel_att, dilation or paths"
+        check_no_others("ACmix2d", known, positional, keywords)
         for name, value in dict(
             in_channels=in_channels, out_channels=out_channels, heads=1 if heads == "auto" else heads,
             kernel_att=kernel_att, kernel_conv=kernel_conv, stride=stride, dilation=dilation,
@@ -89,11 +105,7 @@ class ACmix2d(nn.Module):
                 raise ValueError(f"ACmix2d: {name} must be {expected}, got {value!r}")
         heads = auto_heads(out_channels) if heads == "auto" else heads
         check_heads("ACmix2d", "out_channels", out_channels, heads, auto=True)
-        for name, value in (("kernel_att", kernel_att), ("kernel_conv", kernel_conv)):
-            if value % 2 == 0:
-                raise ValueError(
-                    f"ACmix2d: {name}={value} is even, so its window has no centre; use {value - 1} or {value + 1}"
-                )
+        check_odd("ACmix2d", kernel_att=kernel_att, kernel_conv=kernel_conv)
         check_paths("ACmix2d", paths)
         self.in_channels, self.out_channels, self.heads = in_channels, out_channels, heads
         self.kernel_att, self.kernel_conv, self.stride, self.dilation = kernel_att, kernel_conv, stride, dilation
@@ -124,7 +136,7 @@ class ACmix2d(nn.Module):
             nn.init.constant_(self.beta, 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or fixed(x.shape[1]) != self.in_channels:
+        if x.dim() != 4 or constant_size(x.shape[1]) != self.in_channels:
             raise ValueError(f"ACmix2d: expected an input of (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
         check_dtype("ACmix2d", x, self.qkv)
         device = x.device.type
@@ -132,11 +144,11 @@ class ACmix2d(nn.Module):
         geometry = Geometry(self.heads, self.kernel_att, self.stride, self.dilation)
         pe = None
         if self.paths != "convolution":
-            pe = positions(self.position_weight, *x.shape[2:])
+            pe = position_encoding(self.position_weight, *x.shape[2:])
             if torch.is_grad_enabled() and not is_tracing():  # a trace must not depend on the grad mode
                 pe = pe + 0 * self.position_bias  # its gradient is zero, not missing
         qkv, both = self.qkv, self.paths == "both"
-        if is_plain(qkv, nn.Linear) and (self.paths == "attention" or is_plain(self.shift_conv, ShiftConv)):
+        if may_bypass(qkv, nn.Linear) and (self.paths == "attention" or may_bypass(self.shift_conv, ShiftConv)):
             # Autocast leaves float64 alone.
             dtype = torch.get_autocast_dtype(device) if autocast and x.dtype != torch.float64 else x.dtype
             weight, bias, inputs = (t if t is None else t.to(dtype) for t in (qkv.weight, qkv.bias, x))
@@ -145,10 +157,10 @@ class ACmix2d(nn.Module):
                 fc = kernels = None
                 if self.paths != "attention":
                     fc, kernels = self.shift_conv.factors(self.beta if both else None)
-                out = acmix(inputs, weight, bias, (pe, fc, kernels, self.alpha if both else None, None), geometry)
+                out = acmix(inputs, weight, bias, PathTensors(pe, fc, kernels, self.alpha if both else None), geometry)
         else:  # a wrapped or hooked submodule must be called, because its parameters alone do not define its output
             out = self._call_submodules(x, pe, geometry)
-        return in_format_of(x, out)
+        return restore_memory_format(out, x)
 
     def _call_submodules(self, x: Tensor, pe: Tensor | None, geometry: Geometry) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, Ho, Wo), with `qkv` and `shift_conv` called as modules."""
@@ -160,7 +172,7 @@ class ACmix2d(nn.Module):
             parts.append(maps.permute(0, 3, 1, 2))  # (B, out, Ho, Wo)
         if pe is not None:
             with autocast_off(x):
-                parts.append(mix(projections, (pe, None, None, None, None), geometry))  # (B, out, Ho, Wo)
+                parts.append(combine_paths(projections, PathTensors(pe), geometry))  # (B, out, Ho, Wo)
         if len(parts) == 1:
             return parts[0]
         with autocast_off(x):

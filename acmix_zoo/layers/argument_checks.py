@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -18,6 +19,54 @@ def check_paths(layer: str, paths: str) -> None:
     """
     if paths not in get_args(Paths):
         raise ValueError(f'{layer}: paths must be "both", "attention" or "convolution", got {paths!r}')
+
+
+# The arguments of nn.Conv2d that ACmix2d does not have: what to expect instead, and what to do.
+_SAME_PADDING = "Padding is always same-style: the output has ceil(size / stride) pixels per side. Omit the argument"
+_CONV2D_ARGUMENTS = {
+    "kernel_size": "Expected kernel_conv, the side of the convolution (default 3), or kernel_att, that of the "
+    "attention window (default 7). Pass the one that you mean",
+    "padding": _SAME_PADDING,
+    "padding_mode": "The border is always zeros for the convolution and reflected for the attention. Omit the argument",
+    "groups": "The layer is always dense. Omit the argument, or keep nn.Conv2d for grouped convolutions",
+    "bias": "The projections always have a bias. Omit the argument",
+    "device": "The layer is created on the default device. Move it with layer.to(device)",
+    "dtype": "The layer is created in the default dtype. Convert it with layer.to(dtype)",
+}
+
+
+def check_no_others(layer: str, known: str, positional: tuple[object, ...], keywords: Mapping[str, object]) -> None:
+    """Check that there are no arguments besides the known ones. Those of nn.Conv2d are explained in the error.
+
+    Args:
+        layer: the name of the layer or function.
+        known: the names of its arguments, for the error.
+        positional, keywords: the other arguments.
+
+    Raises:
+        TypeError: there are others.
+    """
+    if positional:
+        raise TypeError(
+            f"{layer}: too many positional arguments. Expected at most four: in_channels, out_channels, kernel_conv, "
+            f"and stride. Pass the others by name. {_SAME_PADDING.removesuffix('Omit the argument')}"
+            "Omit the padding of nn.Conv2d"
+        )
+    for name, value in keywords.items():
+        advice = _CONV2D_ARGUMENTS.get(name, f"Expected {known}. Correct or omit the argument")
+        raise TypeError(f"{layer}: unknown argument {name}={value!r}. {advice}")
+
+
+def check_odd(layer: str, **kernels: int) -> None:
+    """
+    Raises:
+        ValueError: a kernel is even.
+    """
+    for name, value in kernels.items():
+        if value % 2 == 0:
+            raise ValueError(
+                f"{layer}: {name}={value} is even, so its window has no centre; use {value - 1} or {value + 1}"
+            )
 
 
 def auto_heads(width: int) -> int:
@@ -37,6 +86,8 @@ def check_heads(layer: str, name: str, width: int, heads: int, *, auto: bool = F
     Raises:
         ValueError: the heads do not divide the width. The message suggests the closest widths and numbers of heads.
     """
+    if heads < 1:
+        raise ValueError(f"{layer}: heads={heads} is not positive. Expected a divisor of {name}={width}, such as 1")
     if width % heads:
         lower = width // heads * heads
         widths = f"{lower} or {lower + heads}" if lower else f"{heads}"

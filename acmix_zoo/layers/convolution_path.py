@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from acmix_zoo.layers.fx_leaf import leaf
-from acmix_zoo.ops.shift_conv import conv_factors, shift_conv, shift_kernels
+from acmix_zoo.ops.shift_conv import ConvFactors, conv_factors, shift_conv, shift_kernels
 
 
 @leaf
@@ -51,7 +51,7 @@ class ShiftConv(nn.Module):
         shift = self.shift_weight if scale is None else self.shift_weight * scale
         return shift_conv(projections, self.fc_weight, shift, self.fc_bias, stride=self.stride, dilation=self.dilation)
 
-    def factors(self, scale: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+    def factors(self, scale: Tensor | None = None) -> ConvFactors:
         """What `grouped_conv` needs (see `conv_factors`), times `scale`."""
         fc = self.fc_weight if scale is None else self.fc_weight * scale
         return conv_factors(fc, self.shift_weight)

@@ -16,9 +16,9 @@ from acmix_zoo.layers.argument_checks import check_dtype
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.fx_leaf import leaf
 from acmix_zoo.layers.submodule_use import is_plain
-from acmix_zoo.ops.acmix import Geometry, acmix
-from acmix_zoo.ops.backends.attention import positions
-from acmix_zoo.ops.derivatives import in_format_of
+from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix
+from acmix_zoo.ops.memory_format import restore_memory_format
+from acmix_zoo.ops.position_encoding import position_encoding
 
 
 def fold(parent: nn.Module, layer: str, norm: str) -> None:
@@ -87,6 +87,8 @@ class DeployedACmix2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_dtype("DeployedACmix2d", x, self)
-        pe = positions(self.position_weight, *x.shape[2:])
-        out = acmix(x, self.weight, self.bias, (pe, self.fc, self.kernels, self.alpha, self.offset), self.geometry)
-        return in_format_of(x, out)
+        pe = position_encoding(self.position_weight, *x.shape[2:])
+        out = acmix(
+            x, self.weight, self.bias, PathTensors(pe, self.fc, self.kernels, self.alpha, self.offset), self.geometry
+        )
+        return restore_memory_format(out, x)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, check_paths
+from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, check_odd, check_paths
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.fx_leaf import leaf
 from acmix_zoo.ops.backends.fused_attention import fused_attention
@@ -51,6 +51,7 @@ class ReducedACmix(nn.Module):
         super().__init__()
         check_heads("ReducedACmix", "dim", dim, heads)
         check_paths("ReducedACmix", paths)
+        check_odd("ReducedACmix", kernel_conv=kernel_conv)
         self.dim, self.heads, self.reduction, self.paths = dim, heads, reduction, paths
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_paths
 from acmix_zoo.layers.fx_leaf import leaf
-from acmix_zoo.layers.submodule_use import is_plain
-from acmix_zoo.ops.aggregation import aggregate, reflect_pad
-from acmix_zoo.ops.backends.attention import positions
+from acmix_zoo.layers.submodule_use import may_bypass
+from acmix_zoo.ops.aggregation import aggregate
+from acmix_zoo.ops.position_encoding import position_encoding
+from acmix_zoo.ops.reflect import reflect_pad
 from acmix_zoo.ops.tracing import unflatten
 
 
@@ -111,12 +112,12 @@ class PairwiseSAM(_SAM):
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
         b, _, h, w = q.shape
-        if is_plain(self.conv_p, nn.Conv2d):
+        if may_bypass(self.conv_p, nn.Conv2d):
             assert self.conv_p.bias is not None
-            place = positions(self.conv_p.weight.flatten(1), h, w) + self.conv_p.bias  # (H, W, 2)
+            place = position_encoding(self.conv_p.weight.flatten(1), h, w) + self.conv_p.bias  # (H, W, 2)
             place = place.permute(2, 0, 1).unsqueeze(0)  # (1, 2, H, W)
         else:
-            coordinates = positions(torch.eye(2, device=q.device, dtype=q.dtype), h, w)  # (H, W, 2)
+            coordinates = position_encoding(torch.eye(2, device=q.device, dtype=q.dtype), h, w)  # (H, W, 2)
             place = self.conv_p(coordinates.permute(2, 0, 1).unsqueeze(0).to(q.dtype))  # (1, 2, H, W)
         place = self._differences(place, place).expand(b, -1, -1, -1)  # (B, 2, k², H·W)
         features = torch.cat([self._differences(q, k), place.to(q.dtype)], 1)  # (B, P/16 + 2, k², H·W)
@@ -155,7 +156,7 @@ class PatchwiseSAM(_SAM):
         columns = F.unfold(reflect_pad(k, self.kernel // 2), self.kernel)  # (B, rel·k², H·W)
         features = torch.cat([q, unflatten(columns, 2, q.shape[2:])], 1)  # (B, P/16·(k² + 1), H, W)
         last: Any = self.conv_w[-1]
-        if not is_plain(self.conv_w, nn.Sequential) or not is_plain(last, nn.Conv2d):  # must be called
+        if not may_bypass(self.conv_w, nn.Sequential) or not may_bypass(last, nn.Conv2d):  # must be called
             weight = unflatten(self.conv_w(features), 1, (self.shared, -1))  # (B, wc, k², H, W)
             return weight.transpose(1, 2).flatten(1, 2)
         weight = self.conv_w[:-1](features)  # (B, wc, H, W)

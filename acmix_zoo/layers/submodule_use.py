@@ -1,28 +1,44 @@
 """Whether a layer may compute with a submodule's parameters instead of calling the submodule.
 
 The fast paths read parameters such as `qkv.weight` directly. This is only correct if calling the submodule does nothing
-else: LoRA, quantisation, pruning, weight norm and profilers all work by wrapping or hooking it.
+else: LoRA, quantisation, pruning, weight norm and profilers all work by wrapping or hooking it. A layer that calls its
+submodules gives the same results, but it processes the whole batch at once, and in training it keeps the projections
+and the attention's intermediate results for the backward pass.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules import module as _globals
+
+# Exporters put the last two in place of the parameters. They record plain arithmetic and have none of their own.
+_PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)
+
+
+def may_bypass(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a layer may compute with the parameters of `module` instead of calling it.
+
+    It may if `module` is plain and no hooks are registered for all modules, as `torch.utils.flop_counter` and
+    `register_module_forward_hook` do. Such hooks have to see the call of every submodule.
+    """
+    if _globals._global_forward_hooks or _globals._global_forward_pre_hooks:
+        return False
+    if _globals._global_backward_hooks or _globals._global_backward_pre_hooks:
+        return False
+    return is_plain(module, kind)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether calling `module` is the same as applying a plain `kind` with its parameters.
 
     It is not if the module has another class (a wrapper, a quantised or parametrized layer), if there are hooks of any
-    kind on it or on all modules, if its `forward` was replaced on the instance, or if its parameters are tensor
-    subclasses, which may define their own arithmetic.
+    kind on it, if its `forward` was replaced on the instance, or if its parameters are tensor subclasses, which may
+    define their own arithmetic. Hooks for all modules do not count, see `may_bypass`.
     """
     if type(module) is not kind or "forward" in module.__dict__:
         return False
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
-    if _globals._global_forward_hooks or _globals._global_forward_pre_hooks:
-        return False
-    if _globals._global_backward_hooks or _globals._global_backward_pre_hooks:
-        return False
-    return all(p is None or type(p) in (nn.Parameter, Tensor) for p in module._parameters.values())
+    return all(p is None or type(p) in _PLAIN_TENSORS for p in module._parameters.values())

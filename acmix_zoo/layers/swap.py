@@ -10,9 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from acmix_zoo.layers.acmix2d import ACmix2d
+from acmix_zoo.layers.argument_checks import check_no_others
 from acmix_zoo.layers.cost import definition_macs, input_size_of, run_once
 from acmix_zoo.layers.swap_rules import why_protected, why_unfit
 
+# Arguments of ACmix2d that are not taken from the convolution.
+_ARGUMENTS = ("heads", "kernel_att", "kernel_conv", "paths")
 Filter = str | Callable[[str, nn.Conv2d], bool]
 
 
@@ -42,6 +45,8 @@ class SwapReport:
         if self.macs and self.input_size:
             size = "×".join(map(str, self.input_size))
             lines.append(f"MACs of the replaced layers at {size}: {_change(*self.macs)}")
+        elif self.replaced:
+            lines.append("MACs were not counted, because the input size is unknown. Pass input_size=(C, H, W)")
         return "\n".join(lines)
 
 
@@ -74,6 +79,7 @@ def swap_conv3x3(
 
     Raises:
         ValueError: the filter takes no 3×3 convolution, or ACmix2d refuses an argument. Nothing is replaced then.
+        TypeError: `acmix` has other arguments. Channels, stride and dilation are those of each convolution.
 
     Note:
         Blocks of Ultralytics and YOLOv5 fold their batch norm into the convolution's kernel before inference. ACmix2d
@@ -92,6 +98,8 @@ def swap_conv3x3(
                         model.load(weights)
                     return model
     """
+    others = {name: value for name, value in acmix.items() if name not in _ARGUMENTS}
+    check_no_others("swap_conv3x3", f"{', '.join(_ARGUMENTS[:-1])} or {_ARGUMENTS[-1]}", (), others)
     candidates = _candidates(model, filter)
     if not candidates:
         names = [name for name, m in model.named_modules() if _is_3x3(m)]

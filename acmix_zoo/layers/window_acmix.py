@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
-from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, check_paths
+from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, check_odd, check_paths
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.fx_leaf import leaf
 from acmix_zoo.layers.submodule_use import is_plain
-from acmix_zoo.ops.tracing import at_most, ceil_div, fixed, is_open, unflatten
+from acmix_zoo.ops.tracing import at_most, ceil_div, constant_size, is_dynamic, unflatten
+from acmix_zoo.ops.window_attention import window_attention
 from acmix_zoo.ops.windows import (
     crop,
     relative_position_index,
     roll,
     shifted_window_mask,
-    window_attention,
     window_partition,
     window_reverse,
 )
@@ -71,6 +71,7 @@ class WindowACmix(nn.Module):
         super().__init__()
         check_heads("WindowACmix", "dim", dim, heads)
         check_paths("WindowACmix", paths)
+        check_odd("WindowACmix", kernel_conv=kernel_conv)
         self.dim, self.heads, self.paths = dim, heads, paths
         self.conv_before_shift = conv_before_shift
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -168,7 +169,7 @@ class WindowACmix(nn.Module):
             self.alpha = self.beta = None  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or fixed(x.shape[3]) != self.dim:
+        if x.dim() != 4 or constant_size(x.shape[3]) != self.dim:
             raise ValueError(f"WindowACmix: expected an input of (B, H, W, {self.dim}), got {tuple(x.shape)}")
         check_dtype("WindowACmix", x, self.qkv)
         h, w = x.shape[1:3]
@@ -176,7 +177,7 @@ class WindowACmix(nn.Module):
         # Written this way, the padded size is a plain product for the compiler too, which proves the reshapes by it.
         x = F.pad(x, (0, 0, 0, cols * self.window[1] - w, 0, rows * self.window[0] - h))  # (B, H′, W′, dim)
         # A window that holds all rows (columns) has nothing to shift.
-        opened = is_open(rows, cols)
+        opened = is_dynamic(rows, cols)
         if opened:  # the same without data-dependent branches
             shift = (self.shift[0] * at_most(rows - 1, 1), self.shift[1] * at_most(cols - 1, 1))
         else:
@@ -238,7 +239,7 @@ class WindowACmix(nn.Module):
         """(B, H, W, d, 3·heads) → (B, H, W, heads·d), before proj."""
         b, h, w = projections.shape[:3]
         wh, ww = self.window
-        if is_open(h, w):
+        if is_dynamic(h, w):
             windows = window_partition(projections, self.window)  # (B·n, L, d, 3·heads)
             windows = unflatten(windows, 3, (3, self.heads)).permute(3, 0, 4, 1, 2)  # (3, B·n, heads, L, d)
         else:
@@ -254,7 +255,7 @@ class WindowACmix(nn.Module):
         """q, k and v of the n windows of each map, (3, B·n, heads, L, d) → (B·n, heads, L, d)."""
         q, k, v = windows.unbind(0)  # 3 × (B·n, heads, L, d)
         bias = self._position_bias().to(q.dtype)
-        if any(self.shift if is_open(*shift) else shift):
+        if any(self.shift if is_dynamic(*shift) else shift):
             wh, ww = self.window
             bias = bias + self._mask_of_windows(size[0] // wh, size[1] // ww).to(q.dtype)  # (n, heads, L, L)
         return window_attention(q, k, v, bias)

@@ -19,8 +19,15 @@ from torch import Tensor, nn
 from acmix_zoo.layers.argument_checks import Paths, check_dtype
 from acmix_zoo.models.feature_maps import check_output_fmt, to_output_fmt
 from acmix_zoo.models.pvt_blocks import Block, PatchEmbed, Size, as_map, resized_positions
-from acmix_zoo.models.registry import IMAGENET, SMALL, build, feature_take_indices, record_arguments, register_model
-from acmix_zoo.models.registry import default_cfgs as _default_cfgs
+from acmix_zoo.models.registry import (
+    IMAGENET,
+    SMALL,
+    build,
+    feature_take_indices,
+    generate_default_cfgs,
+    record_arguments,
+    register_model,
+)
 from acmix_zoo.models.silent_convolution import silent_convolution
 from acmix_zoo.models.stem import small_stem
 
@@ -250,7 +257,7 @@ def _pretrained(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Te
 
 _ENDS = {"first_conv": "patch_embed1.proj", "classifier": "head"}
 _TOKENS = {"pool_size": None}  # as in timm's vision transformers: the last features are tokens, not a map
-default_cfgs = _default_cfgs(
+default_cfgs = generate_default_cfgs(
     {
         **{name: {**IMAGENET, **_ENDS, **_TOKENS} for name in ("pvt_tiny", "pvt_small", "acmix_pvt_t", "acmix_pvt_s")},
         "acmix_pvt_pico": {**SMALL, **_TOKENS, "first_conv": "stem.0", "classifier": "head"},

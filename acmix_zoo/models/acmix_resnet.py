@@ -18,8 +18,14 @@ from acmix_zoo.layers.argument_checks import Paths, check_dtype
 from acmix_zoo.layers.deploy import fold
 from acmix_zoo.models.feature_maps import check_output_fmt, to_output_fmt
 from acmix_zoo.models.map_head import MapHead
-from acmix_zoo.models.registry import IMAGENET, SMALL, build, feature_take_indices, register_model
-from acmix_zoo.models.registry import default_cfgs as _default_cfgs
+from acmix_zoo.models.registry import (
+    IMAGENET,
+    SMALL,
+    build,
+    feature_take_indices,
+    generate_default_cfgs,
+    register_model,
+)
 from acmix_zoo.models.stem import small_stem
 
 __all__ = ["ACmixResNet"]
@@ -218,7 +224,7 @@ class ACmixResNet(MapHead):
 
 
 _ENDS = {"first_conv": "conv1", "classifier": "fc"}
-default_cfgs = _default_cfgs(
+default_cfgs = generate_default_cfgs(
     {
         **{f"acmix_resnet{depth}": {**IMAGENET, **_ENDS} for depth in (26, 38, 50)},
         "acmix_resnet_pico": {**SMALL, "pool_size": (2, 2), "classifier": "fc", "first_conv": "conv1.0"},

@@ -18,8 +18,14 @@ from acmix_zoo.layers.argument_checks import Paths, check_dtype
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.models.feature_maps import check_output_fmt, to_output_fmt
 from acmix_zoo.models.map_head import MapHead
-from acmix_zoo.models.registry import IMAGENET, SMALL, build, feature_take_indices, register_model
-from acmix_zoo.models.registry import default_cfgs as _default_cfgs
+from acmix_zoo.models.registry import (
+    IMAGENET,
+    SMALL,
+    build,
+    feature_take_indices,
+    generate_default_cfgs,
+    register_model,
+)
 from acmix_zoo.models.silent_convolution import silent_convolution
 from acmix_zoo.models.stem import small_stem
 
@@ -163,7 +169,7 @@ class SAN(MapHead):
 
 
 _CLASSIFIER = {"classifier": "fc"}
-default_cfgs = _default_cfgs(
+default_cfgs = generate_default_cfgs(
     {
         **{f"san{depth}_{form}": {**IMAGENET, **_CLASSIFIER, "first_conv": "conv_in"}
            for depth in (10, 15, 19) for form in ("pairwise", "patchwise")},

@@ -19,8 +19,15 @@ from acmix_zoo.layers.argument_checks import Paths, check_dtype
 from acmix_zoo.layers.deploy import fold
 from acmix_zoo.models.feature_maps import check_output_fmt
 from acmix_zoo.models.plain_swin import from_plain_swin, is_plain_swin
-from acmix_zoo.models.registry import IMAGENET, SMALL, build, feature_take_indices, record_arguments, register_model
-from acmix_zoo.models.registry import default_cfgs as _default_cfgs
+from acmix_zoo.models.registry import (
+    IMAGENET,
+    SMALL,
+    build,
+    feature_take_indices,
+    generate_default_cfgs,
+    record_arguments,
+    register_model,
+)
 from acmix_zoo.models.stem import small_stem
 from acmix_zoo.models.swin_blocks import PatchMerging, Size, Stage
 from acmix_zoo.ops.tracing import ceil_div
@@ -263,12 +270,12 @@ def _pretrained(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Te
 
 
 _ENDS = {"first_conv": "patch_embed.proj", "classifier": "head.fc"}
-# official_in1k: the authors' files, behind the share links of their README; acmix_zoo.weights.official fetches them.
+# official_in1k: the authors' files, at the share links of their README.
 # swin_in1k: a plain Swin's weights with alpha 1, beta 0: its accuracy, and a start for fine-tuning.
 _LINK = "https://cloud.tsinghua.edu.cn/f/{}/?dl=1"
 _OFFICIAL = {**IMAGENET, **_ENDS, "license": None}
 _SWIN = {**IMAGENET, **_ENDS, "crop_pct": 0.9}
-default_cfgs = _default_cfgs(
+default_cfgs = generate_default_cfgs(
     {
         "acmix_swin_t.official_in1k": {**_OFFICIAL, "url": _LINK.format("210c89a6f9eb4bd0beb6")},
         "acmix_swin_t.swin_in1k": {**_SWIN, "hf_hub_id": "timm/swin_tiny_patch4_window7_224.ms_in1k"},

@@ -10,7 +10,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ReducedACmix
-from acmix_zoo.ops.tracing import ceil_div, is_open, unflatten
+from acmix_zoo.ops.tracing import ceil_div, is_dynamic, unflatten
 
 Size = tuple[int, int]
 
@@ -52,7 +52,7 @@ def resized_positions(table: Tensor, grid: Size, size: Size) -> Tensor:
 
     Shape: → (1, prefix + H·W, C).
     """
-    if not is_open(*size) and grid == size:
+    if not is_dynamic(*size) and grid == size:
         return table
     prefix = table.shape[1] - grid[0] * grid[1]
     maps = table[:, prefix:].transpose(1, 2).unflatten(2, grid)  # (1, C, h, w)

@@ -1,34 +1,43 @@
-"""The one seam to timm's builder: how our networks are registered and where shipped weights are found."""
+"""The only seam to timm: registering networks and their weights, and building a registered network.
+
+A network's file registers its entry points with `register_model`. What it does not need to know, such as which weights
+exist and where they come from, is added by `register_weights`.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
+import sys
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from functools import cache
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    model_entrypoint,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from timm.models._features import feature_take_indices  # not public, but timm's own models import it from here
 from torch import Tensor, nn
 
+from acmix_zoo.checksum import check_sha256
 from acmix_zoo.models.feature_maps import feature_class
 
 __all__ = [
-    "FETCH",
     "IMAGENET",
     "SMALL",
     "build",
-    "check_sha256",
-    "checkpoints_root",
-    "default_cfgs",
-    "record_arguments",
     "feature_take_indices",
-    "recipes_root",
+    "generate_default_cfgs",
+    "record_arguments",
     "register_model",
+    "register_weights",
 ]
 
 IMAGENET: dict[str, Any] = {
@@ -44,46 +53,36 @@ IMAGENET: dict[str, Any] = {
 }
 SMALL: dict[str, Any] = {**IMAGENET, "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (4, 4), "crop_pct": 1.0}
 
-# How to come by weights that neither ship nor lie on the Hub, by "architecture.tag": each gives the path of a file.
-# `acmix_zoo.weights` fills it in.
-FETCH: dict[str, Callable[[], Path]] = {}
 
+def register_weights(weights: Mapping[str, Mapping[str, Any]]) -> None:
+    """Register weights of networks that timm already knows, ahead of the tags that it has.
 
-@cache
-def checkpoints_root() -> Path | None:
-    """The folder of shipped weights: inside the package when it was installed from a wheel, beside it in a clone."""
-    return _shipped("checkpoints")
+    timm has no function that adds a tag to a registered network, so the network is registered again with all of them.
+    The first tag of an architecture is the default, which `pretrained=True` means.
 
-
-def recipes_root() -> Path | None:
-    """The folder of shipped recipes; it lies where that of the weights does."""
-    return _shipped("recipes")
-
-
-def _shipped(name: str) -> Path | None:
-    package = Path(__file__).resolve().parent.parent
-    return next((place for place in (package / name, package.parent / name) if place.is_dir()), None)
-
-
-def default_cfgs(base: Mapping[str, Mapping[str, Any]]) -> Any:
-    """timm's default_cfgs for `{architecture or architecture.tag: cfg}`, with an entry for every shipped weight.
-
-    A shipped weight is a folder `checkpoints/<architecture>.<tag>`; what timm needs to know of it stands in its
-    config.json. The first tag of an architecture, shipped ones first and by name, is what `pretrained=True` means.
+    Args:
+        weights: `architecture.tag` → fields of timm's pretrained_cfg. They override those of the same tag, or of the
+            network's default if the tag is new. `file` may be any path-like object; it is only asked for its path when
+            the weights are loaded, so it may download or create the file then.
     """
-    cfgs: dict[str, Any] = {}
-    root = checkpoints_root()
-    for name, cfg in base.items():
-        architecture = name.partition(".")[0]
-        shipped = sorted(root.glob(f"{architecture}.*/config.json")) if root else []
-        for config in shipped:
-            folder = json.loads(config.read_text(encoding="utf-8"))
-            stored = {k: tuple(v) if isinstance(v, list) else v for k, v in folder["pretrained_cfg"].items()}
-            stored["label_names"] = folder.get("label_names")  # timm expects them at the top level
-            cfgs[config.parent.name] = {**cfg, **stored, "file": str(config.parent / "model.safetensors")}
-        if name != architecture or not shipped:  # beside weights timm lists an entry without a tag as one more weight
-            cfgs[name] = dict(cfg)
-    return generate_default_cfgs(cfgs)
+    by_architecture: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    for name, fields in weights.items():
+        architecture, _, tag = name.partition(".")
+        by_architecture[architecture][tag] = fields
+    for architecture, tags in by_architecture.items():
+        entry_point = model_entrypoint(architecture)
+        default_cfgs = sys.modules[entry_point.__module__].default_cfgs
+        known = default_cfgs[architecture]
+        cfgs: dict[str, Any] = {}
+        for tag, fields in tags.items():
+            base = asdict(known.cfgs[tag]) if tag in known.cfgs else known.default.to_dict(remove_source=True)
+            cfgs[tag] = {**base, **fields}
+        # An entry without a tag is left out, because timm would list it as one more set of weights.
+        cfgs.update({tag: cfg for tag, cfg in known.cfgs.items() if tag and tag not in tags})
+        default_cfgs.update(generate_default_cfgs({f"{architecture}.{tag}": cfg for tag, cfg in cfgs.items()}))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", f"Overwriting {architecture} in registry")
+            register_model(entry_point)
 
 
 def build(
@@ -104,12 +103,13 @@ def build(
         requested = feature_class(kwargs.pop("feature_cls", None), feature_cfg.get("feature_cls"))
         feature_cfg = {**feature_cfg, **({"feature_cls": requested} if requested else {})}
     if pretrained:
-        cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-        fetch = FETCH.get(f"{variant}.{cfg.tag}")
-        if fetch and not cfg.file and not cfg.hf_hub_id:
-            kwargs["pretrained_cfg_overlay"] = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": str(fetch())}
-        elif cfg.file:
-            check_sha256(Path(cfg.file))
+        overlay = kwargs.get("pretrained_cfg_overlay") or {}
+        cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
+        if cfg.file:
+            # Ask a path-like object for its path here: timm would hide its errors behind a FileNotFoundError.
+            file = os.fspath(cfg.file)
+            check_sha256(file)
+            kwargs["pretrained_cfg_overlay"] = {**overlay, "file": file}
     with nullcontext() if device is None else torch.device(device):
         model = build_model_with_cfg(
             network, variant, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=feature_cfg, **kwargs
@@ -125,27 +125,3 @@ def record_arguments(model: nn.Module, **arguments: Any) -> None:
     model._model_args = {**getattr(model, "_model_args", {}), **arguments}  # type: ignore[assignment]
     if "img_size" in arguments:  # timm 1.0.31 stores the size twice
         model._traits = {**getattr(model, "_traits", {}), "img_size": arguments["img_size"]}  # type: ignore[assignment]
-
-
-def check_sha256(weights: Path) -> None:
-    """Refuse weights (a file of a weight folder, or the folder) that are not those that its config.json describes.
-
-    Raises:
-        ValueError: the hashes differ; nothing is changed. What has no record beside it passes.
-    """
-    if weights.is_dir():
-        weights = weights / "model.safetensors"
-    config = weights.parent / "config.json"
-    if not config.is_file() or not weights.is_file():
-        return
-    try:
-        expected = json.loads(config.read_text(encoding="utf-8"))["acmix_zoo"]["sha256"]
-    except (ValueError, KeyError, TypeError):  # another project's, or the user's own
-        return
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise ValueError(
-            f"{weights} is not what {config} describes: sha256 {found} was found, {expected} is recorded. "
-            "It was changed or damaged, and is not used; fetch or write the weight folder again"
-        )

@@ -1,7 +1,10 @@
-"""The mathematics: pure functions on tensors. Depends on torch alone."""
+"""The operators: pure functions on tensors, which depend on torch alone. `acmix.py` is the place to start reading.
 
-from acmix_zoo.ops import custom_op as whole  # register the operators and their FLOP formulas
-from acmix_zoo.ops import flops
+Importing the package also registers the operators for compiled graphs (`custom_op.py`) and their FLOP formulas
+(`flops.py`).
+"""
+
+from acmix_zoo.ops import custom_op, flops
 from acmix_zoo.ops.dispatch import BACKENDS, explain_plan, use_backend
 
-__all__ = ["BACKENDS", "explain_plan", "flops", "use_backend", "whole"]
+__all__ = ["BACKENDS", "custom_op", "explain_plan", "flops", "use_backend"]

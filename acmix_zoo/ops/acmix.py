@@ -1,196 +1,139 @@
-"""The whole layer as one function: project once, attend and convolve on the same projections, add.
+"""The ACmix operator: self-attention and convolution that share one set of projections. Start reading here.
 
-A large batch is worked off in chunks that stay in the processor's caches, and what lies between input and output is not
-kept: for the gradient, a chunk is computed again. Such a layer holds its input, its output and little else.
+ACmix has two stages (the names are the paper's):
+
+    stage I     q, k, v = project(x)                          one 1×1 convolution, most of the arithmetic
+    stage II    out = alpha · attention(q, k, v) + convolution(q, k, v)
+
+`acmix_plain` is these two lines, in operators that autograd records. `acmix` computes the same function, but decides
+how: on a CPU, a large batch is processed in chunks (`chunks.py`), and a compiled graph contains the layer as a single
+operator (`custom_op.py`). `combine_paths` is stage II. Its two paths are defined in `local_attention.py` and
+`shift_conv.py`. The factor beta of the convolution is already part of its kernels.
+
+Source: "On the Integration of Self-Attention and Convolution", CVPR 2022.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
-from acmix_zoo.ops.dispatch import forced_backend, keeps_projections, plan_layer, use_backend
+from acmix_zoo.ops.chunks import run_in_chunks
+from acmix_zoo.ops.derivatives import is_transformed
+from acmix_zoo.ops.dispatch import keeps_projections, plan_batch
 from acmix_zoo.ops.local_attention import local_attention
+from acmix_zoo.ops.projection import project
 from acmix_zoo.ops.shift_conv import grouped_conv
+from acmix_zoo.ops.sliding_window import SlidingWindow
 from acmix_zoo.ops.tracing import is_exporting, unflatten
 
 
 class Geometry(NamedTuple):
-    """What is not a tensor: heads, and the attention window's side, the stride and the dilation."""
+    """The sizes of a layer that its tensors do not reveal.
+
+    Attributes:
+        heads: number of attention heads.
+        kernel_att: side length of the attention window; odd.
+        stride: distance between neighbouring outputs of both paths. Keys and values are not subsampled.
+        dilation: distance between neighbouring keys of the window, and between neighbouring taps of the convolution.
+    """
 
     heads: int
-    kernel: int
+    kernel_att: int
     stride: int
     dilation: int
 
 
-def acmix(
-    x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Sequence[Tensor | None], geometry: Geometry
-) -> Tensor:
-    """`alpha · attention + convolution` of the projections of x.
+class PathTensors(NamedTuple):
+    """What stage II needs besides the projections. With out = heads·d channels:
+
+    Attributes:
+        positions: position encoding (H, W, d), or None for a layer without attention.
+        fc: mixing matrix of the convolution, or None if it is part of `kernels`, see `conv_factors`.
+        kernels: kernels of the grouped convolution, or None for a layer without convolution.
+        alpha: factor of the attention, (1,) or (out,). None for a layer with only one path.
+        offset: (out,), added to the convolution, or None. `deploy` uses it for a folded batch norm.
+    """
+
+    positions: Tensor | None = None
+    fc: Tensor | None = None
+    kernels: Tensor | None = None
+    alpha: Tensor | None = None
+    offset: Tensor | None = None
+
+
+def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, geometry: Geometry) -> Tensor:
+    """Return `alpha · attention + convolution` of the projections of x.
 
     Args:
-        x: (B, C, H, W), of any memory format.
-        weight, bias: (3·out, C), (3·out,), rows ordered (d, {q, k, v}, heads) with out = heads·d.
-        mixing: of `mix`.
+        x: input (B, C, H, W), in any memory format.
+        weight, bias: of the projection, (3·out, C) and (3·out,). Rows are ordered (d, {q, k, v}, heads).
+        paths: the other tensors of the layer.
+        geometry: the sizes of the layer.
 
     Returns:
         (B, out, ceil(H/stride), ceil(W/stride)), channels_last in memory.
     """
-    if is_exporting() or is_transformed(x, weight, bias, *mixing):
-        return mix_projected(geometry, x, weight, bias, *mixing)
-    if torch.compiler.is_compiling() and x.device.type == "cpu":
+    if is_exporting() or is_transformed(x, weight, bias, *paths):
+        return acmix_plain(x, weight, bias, paths, geometry)
+    device = x.device.type
+    if torch.compiler.is_compiling() and device == "cpu":
         keep = torch.is_grad_enabled() and keeps_projections(x.shape[1])
-        return torch.ops.acmix_zoo.acmix(x, weight, bias, *mixing, *geometry, keep)[0]  # type: ignore[no-any-return]
-    window = geometry[1:]
-    plan = plan_layer(x.shape, len(weight) // 3, *window, itemsize=x.element_size(), device=x.device.type)
-    if plan.keep == "all" or (plan.images >= x.shape[0] and not torch.is_grad_enabled()):
-        return mix_projected(geometry, x, weight, bias, *mixing)
-    return _Chunked.apply(plan.images, plan.keep == "projections", geometry, x, weight, bias, *mixing)[0]  # type: ignore[no-any-return]
+        return torch.ops.acmix_zoo.acmix(x, weight, bias, *paths, *geometry, keep)[0]  # type: ignore[no-any-return]
+    window = SlidingWindow(*geometry[1:])
+    plan = plan_batch(x.shape, len(weight) // 3, window, itemsize=x.element_size(), device=device)
+    is_one_chunk = plan.chunk_size >= x.shape[0] and not torch.is_grad_enabled()
+    if plan.kept == "everything" or is_one_chunk:
+        return acmix_plain(x, weight, bias, paths, geometry)
+    stage_two = partial(combine_paths, geometry=geometry)
+    return run_in_chunks(
+        stage_two, plan.chunk_size, x, weight, bias, paths, keep_projections=plan.kept == "projections"
+    )
 
 
-def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(B, C, H, W) → (B, H, W, 3·out)."""
-    return F.linear(x.permute(0, 2, 3, 1), weight, bias)
+def acmix_plain(
+    x: Tensor, weight: Tensor, bias: Tensor | None, paths: Sequence[Tensor | None], geometry: Geometry
+) -> Tensor:
+    """Compute `acmix` for the complete batch at once, in operators that autograd records."""
+    return combine_paths(project(x, weight, bias), paths, geometry)
 
 
-def mix_projected(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, *mixing: Tensor | None) -> Tensor:
-    """Return `acmix` for the full batch at once; autograd records every operator."""
-    return mix(project(x, weight, bias), mixing, g)
+def combine_paths(projections: Tensor, paths: Sequence[Tensor | None], geometry: Geometry) -> Tensor:
+    """Return `alpha · attention + convolution` of the projections: stage II.
 
+    Args:
+        projections: (B, H, W, 3·out), of `project`.
+        paths: the fields of `PathTensors`.
+        geometry: the sizes of the layer.
 
-def mix(projections: Tensor, mixing: Sequence[Tensor | None], g: Geometry) -> Tensor:
-    """`alpha · attention + convolution` of projections (B, H, W, 3·out) → (B, out, Ho, Wo), channels_last in memory.
-
-    `mixing` holds
-        pe: positions (H, W, d); None leaves the attention out;
-        fc, shift: of the convolution, as `conv_factors` gives them; shift None leaves the convolution out;
-        alpha: (1,) or (out,), the factor of the attention; None if one of the two is left out;
-        offset: (out,) added to the convolution, or None.
+    Returns:
+        (B, out, ceil(H/stride), ceil(W/stride)), channels_last in memory.
     """
-    pe, fc, shift, alpha, offset = mixing
-    projections = unflatten(projections, 3, (-1, 3 * g.heads))  # (B, H, W, d, 3·heads)
-    parts = []
-    if shift is not None:
+    positions, fc, kernels, alpha, offset = paths
+    projections = unflatten(projections, 3, (-1, 3 * geometry.heads))  # (B, H, W, d, 3·heads)
+    results = []  # of one path or two, (B, Ho, Wo, out)
+    if kernels is not None:
         maps = projections if fc is None else F.linear(projections, fc.to(projections.dtype))
-        parts.append(grouped_conv(maps, shift, offset, stride=g.stride, dilation=g.dilation))  # (B, Ho, Wo, out)
-    if pe is not None:
-        parts.append(attend(projections, pe, g).flatten(3))  # (B, Ho, Wo, out)
-    # Channels stay as they come, (heads, d) from attention and (d, heads) from convolution: so do the authors.
-    out = parts[0] if alpha is None else torch.addcmul(parts[0], parts[1], alpha.to(projections.dtype))
+        results.append(grouped_conv(maps, kernels, offset, stride=geometry.stride, dilation=geometry.dilation))
+    if positions is not None:
+        results.append(attend(projections, positions, geometry).flatten(3))
+    # Attention orders its channels (heads, d) and convolution (d, heads). Like the authors, add them as they are.
+    out = results[0] if alpha is None else torch.addcmul(results[0], results[1], alpha.to(projections.dtype))
     return out.permute(0, 3, 1, 2)
 
 
-def attend(projections: Tensor, pe: Tensor, g: Geometry) -> Tensor:
-    """The attention path: projections (B, H, W, d, 3·heads) → (B, Ho, Wo, heads, d)."""
-    q, k, v = _split(projections, g.heads)
-    return local_attention(q, k, v, pe, kernel=g.kernel, stride=g.stride, dilation=g.dilation)
+def attend(projections: Tensor, positions: Tensor, geometry: Geometry) -> Tensor:
+    """Return the result (B, Ho, Wo, heads, d) of the attention path, for projections (B, H, W, d, 3·heads).
 
-
-def _split(projections: Tensor, heads: int) -> list[Tensor]:
-    """(B, H, W, d, 3·heads) → q, k, v: 3 × (B, H, W, heads, d), views.
-
-    They are split before they are transposed, so that autograd concatenates the three gradients in the layout of
-    `projections` and adds those of the convolution in place. Any other order of views costs one or two more copies.
+    The projections are split before they are transposed. Autograd then concatenates the three gradients in the layout
+    of the projections and adds the gradient of the convolution in place. Any other order of views costs one or two more
+    copies.
     """
-    return [part.transpose(3, 4) for part in projections.split(heads, 4)]
-
-
-class _Chunked(torch.autograd.Function):
-    """`mix(project(x))` over chunks of the batch; backward runs `mix` again, chunk by chunk.
-
-    With `keep` the projections are kept for it, without they are computed again too.
-    """
-
-    generate_vmap_rule = True  # under vmap, this is only called with tensors that are not batched
-
-    @staticmethod
-    def forward(
-        images: int, keep: bool, g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, *mixing: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """Return the output (B, out, Ho, Wo) and, if `keep`, each chunk's projections (images, H, W, 3·out)."""
-        out, kept = None, []
-        for i, part in enumerate(x.split(images)):
-            projections = project(part, weight, bias)  # (images, H, W, 3·out)
-            done = mix(projections, mixing, g)
-            if out is None:
-                out = done.new_empty((len(x), *done.shape[1:])).to(memory_format=torch.channels_last)
-            out[i * images : i * images + len(part)] = done
-            if keep:
-                kept.append(projections)
-            del projections, done  # before the next chunk's are made
-        assert out is not None  # even an empty batch is one chunk
-        return out, *kept
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.images, _, ctx.g, *tensors = inputs
-        ctx.tensors, ctx.backend = len(tensors), forced_backend()
-        ctx.save_for_backward(*tensors, *output[1:])
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-        if grad is None:
-            return tuple(None for _ in ctx.needs_input_grad)
-        saved = ctx.saved_tensors
-        tensors, kept = saved[: ctx.tensors], saved[ctx.tensors :]
-        wanted, g = ctx.needs_input_grad[3:], ctx.g
-        with use_backend(ctx.backend):  # the backward pass may run in another thread or after `use_backend` has ended
-            if needs_plain_gradients(grad):
-                found = plain_gradients(partial(mix_projected, g), tensors, wanted, grad)
-            else:
-                x, weight, bias, *mixing = tensors
-                found = chunked_backward(grad, x, weight, bias, mixing, g, ctx.images, kept, wanted)
-        return None, None, None, *found
-
-
-def chunked_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mixing: Sequence[Tensor | None],
-    g: Geometry,
-    images: int,
-    kept: Sequence[Tensor],
-    wanted: Sequence[bool],
-) -> list[Tensor | None]:
-    """Return the gradients of x, weight, bias and `mixing`, computed chunk by chunk.
-
-    `kept` contains the chunks' projections or is empty. Sums over chunks are in float32 or higher precision.
-    """
-    leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(mixing, wanted[3:], strict=True)]
-    sought = [t for t in leaves if t is not None and t.requires_grad]
-    d_x, d_weight, d_bias = torch.empty_like(x), _zeros_for_sum(weight), _zeros_for_sum(weight[:, 0])
-    d_sought = [_zeros_for_sum(t) for t in sought]
-    for i, part in enumerate(x.split(images)):
-        rows = slice(i * images, i * images + len(part))
-        projections = kept[i] if kept else project(part, weight, bias)
-        projections = projections.detach().requires_grad_()  # (images, H, W, 3·out)
-        with torch.enable_grad():
-            out = mix(projections, leaves, g)
-        found = torch.autograd.grad(out, [projections, *sought], grad[rows])
-        d_projections = found[0].flatten(0, 2)  # (images·H·W, 3·out)
-        if wanted[0]:
-            d_x[rows] = (d_projections @ weight).view(*projections.shape[:3], x.shape[1]).permute(0, 3, 1, 2)
-        d_weight += d_projections.T @ part.permute(0, 2, 3, 1).flatten(0, 2)
-        d_bias += d_projections.sum(0, dtype=d_bias.dtype)
-        for total, more in zip(d_sought, found[1:], strict=True):
-            total += more
-    sums = iter(total.to(t.dtype) for total, t in zip(d_sought, sought, strict=True))
-    d_mixing = [next(sums) if t is not None and t.requires_grad else None for t in leaves]
-    d_weight, d_bias = d_weight.to(weight.dtype), d_bias.to(weight.dtype)
-    return [d_x if wanted[0] else None, d_weight, d_bias if bias is not None else None, *d_mixing]
-
-
-def _zeros_for_sum(t: Tensor) -> Tensor:
-    """Return zeros in the shape of t, at least in float32, because sums over many chunks need the precision."""
-    return torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32))
+    q, k, v = (part.transpose(3, 4) for part in projections.split(geometry.heads, 4))  # 3 × (B, H, W, heads, d)
+    _, kernel, stride, dilation = geometry
+    return local_attention(q, k, v, positions, kernel=kernel, stride=stride, dilation=dilation)

@@ -1,8 +1,8 @@
-"""The layer as one operator of a compiled graph, on a CPU, with its gradient as another.
+"""The layer as a single operator of a compiled graph on a CPU, and its gradient as another.
 
-A compiler has nothing to add to it there: traced, it loses the chunks that stay in the cache, took 1.2 times as long
-for inference and 1.7 times for training, and minutes to compile at symbolic sizes. On other devices and for export the
-layer is traced operator by operator.
+On a CPU, a compiler cannot improve the layer. Traced operator by operator, it would lose the chunks that stay in the
+caches: inference took 1.2 times as long and training 1.7 times, and compiling for dynamic sizes took minutes. On other
+devices and for export, the layer is traced operator by operator.
 """
 
 from __future__ import annotations
@@ -15,83 +15,108 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acmix_zoo.ops.acmix import Geometry, acmix, chunked_backward, mix, mix_projected, project
+from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix, acmix_plain, combine_paths
+from acmix_zoo.ops.chunks import chunked_backward
 from acmix_zoo.ops.derivatives import needs_plain_gradients, plain_gradients
-from acmix_zoo.ops.dispatch import plan_layer
+from acmix_zoo.ops.dispatch import plan_batch
+from acmix_zoo.ops.projection import project
+from acmix_zoo.ops.sliding_window import SlidingWindow
 
-_TENSORS = "Tensor x, Tensor weight, Tensor? bias, Tensor? pe, Tensor? fc, Tensor? shift, Tensor? alpha, Tensor? offset"
-_NUMBERS = "int heads, int kernel, int stride, int dilation"
-# Defined by schema: `custom_op` would switch autograd off inside, which the gradient is worked out by.
-# The second result are the projections (B, H, W, 3·out), empty without `keep`.
-torch.library.define("acmix_zoo::acmix", f"({_TENSORS}, {_NUMBERS}, bool keep) -> (Tensor, Tensor)")
+# The arguments of `acmix`, with the fields of `PathTensors` and `Geometry` one by one.
+_TENSORS = (
+    "Tensor x, Tensor weight, Tensor? bias, "
+    "Tensor? positions, Tensor? fc, Tensor? kernels, Tensor? alpha, Tensor? offset"
+)
+_SIZES = "int heads, int kernel_att, int stride, int dilation"
+_N_TENSORS = 3 + len(PathTensors._fields)
+# These are defined by schema, because `torch.library.custom_op` would disable autograd in the implementation, and the
+# gradient is computed with autograd. The second result is the projections (B, H, W, 3·out), or empty without `keep`.
+torch.library.define("acmix_zoo::acmix", f"({_TENSORS}, {_SIZES}, bool keep) -> (Tensor, Tensor)")
 torch.library.define(
-    "acmix_zoo::acmix_backward", f"(Tensor grad, Tensor kept, {_TENSORS}, {_NUMBERS}, bool[] wanted) -> Tensor[]"
+    "acmix_zoo::acmix_backward", f"(Tensor grad, Tensor kept, {_TENSORS}, {_SIZES}, bool[] needed) -> Tensor[]"
 )
 
 
-def _images(x: Tensor, weight: Tensor, g: Geometry) -> int:
-    """How many images at a time."""
-    size = dict(itemsize=x.element_size(), device=x.device.type)
-    return min(len(x), plan_layer(x.shape, len(weight) // 3, *g[1:], **size).images)  # type: ignore[arg-type]
-
-
 @torch.library.impl("acmix_zoo::acmix", "cpu")
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    mixing, g, keep = rest[:5], Geometry(*rest[5:9]), rest[9]
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
+    paths, geometry, keep = _unflatten_arguments(arguments)
     with torch.no_grad():
         if keep:
             kept = project(x, weight, bias)  # (B, H, W, 3·out)
-            out = torch.cat([mix(part, mixing, g) for part in kept.split(_images(x, weight, g))])
+            chunks = kept.split(_chunk_size(x, weight, geometry))
+            out = torch.cat([combine_paths(chunk, paths, geometry) for chunk in chunks])
         else:
-            kept, out = x.new_empty(0), acmix(x, weight, bias, mixing, g)
+            kept, out = x.new_empty(0), acmix(x, weight, bias, paths, geometry)
     return out.contiguous(memory_format=torch.channels_last), kept
 
 
+@torch.library.impl("acmix_zoo::acmix_backward", "cpu")
+def _backward(
+    grad: Tensor, kept: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
+) -> list[Tensor]:
+    paths, geometry, needed = _unflatten_arguments(arguments)
+    chunk_size, stage_two = _chunk_size(x, weight, geometry), partial(combine_paths, geometry=geometry)
+    chunks = kept.split(chunk_size) if kept.numel() else ()
+    compute = partial(chunked_backward, stage_two, chunk_size, grad, chunks, x, weight, bias, paths, needed)
+    if _is_autograd_enabled():
+        found = compute()
+    else:  # a dispatch mode such as a FLOP counter disables autograd, but only in its own thread
+        context = copy_context()  # contains the backend of `use_backend`
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(context.run, compute).result()
+    return [t for t, need in zip(found, needed, strict=True) if need and t is not None]
+
+
+def _unflatten_arguments(arguments: tuple[Any, ...]) -> tuple[PathTensors, Geometry, Any]:
+    """Return the tensors of the paths, the sizes of the layer, and the last argument."""
+    return PathTensors(*arguments[:5]), Geometry(*arguments[5:9]), arguments[9]
+
+
+def _chunk_size(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
+    """Return the number of images to process at a time."""
+    window = SlidingWindow(*geometry[1:])
+    plan = plan_batch(x.shape, len(weight) // 3, window, itemsize=x.element_size(), device=x.device.type)
+    return min(len(x), plan.chunk_size)
+
+
+def _is_autograd_enabled() -> bool:
+    """Return whether autograd can record operators here. Inside an operator under a dispatch mode, it cannot."""
+    with torch.enable_grad():
+        return torch.empty(0, requires_grad=True).neg().requires_grad
+
+
 @torch.library.register_fake("acmix_zoo::acmix")
-def _(x, weight, bias, pe, fc, shift, alpha, offset, heads, kernel, stride, dilation, keep):  # type: ignore[no-untyped-def]
+def _fake_forward(x, weight, bias, positions, fc, kernels, alpha, offset, heads, kernel_att, stride, dilation, keep):  # type: ignore[no-untyped-def]
     b, _, h, w = x.shape
     rows, cols = (h - 1) // stride + 1, (w - 1) // stride + 1
     out = x.new_empty((b, rows, cols, len(weight) // 3)).permute(0, 3, 1, 2)  # (B, out, Ho, Wo)
     return out, x.new_empty((b, h, w, len(weight)) if keep else (0,))
 
 
-def _autograd_is_on() -> bool:
-    with torch.enable_grad():
-        return torch.empty(0, requires_grad=True).neg().requires_grad
-
-
-@torch.library.impl("acmix_zoo::acmix_backward", "cpu")
-def _backward(grad: Tensor, kept: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
-    mixing, g, wanted = rest[:5], Geometry(*rest[5:9]), rest[9]
-    images = _images(x, weight, g)
-    arguments = (grad, x, weight, bias, mixing, g, images, kept.split(images) if kept.numel() else (), wanted)
-    if _autograd_is_on():
-        found = chunked_backward(*arguments)
-    else:  # under a dispatch mode, such as a FLOP counter, autograd is off; in another thread there is no mode
-        context = copy_context()  # `use_backend` may have forced a backend in it
-        with ThreadPoolExecutor(1) as pool:
-            found = pool.submit(lambda: context.run(chunked_backward, *arguments)).result()
-    return [t for t, w in zip(found, wanted, strict=True) if w and t is not None]
-
-
 @torch.library.register_fake("acmix_zoo::acmix_backward")
-def _(grad, kept, *rest):  # type: ignore[no-untyped-def]
-    return [torch.empty_like(t) for t, w in zip(rest[:8], rest[-1], strict=True) if w and t is not None]
+def _fake_backward(grad, kept, *arguments):  # type: ignore[no-untyped-def]
+    tensors, needed = arguments[:_N_TENSORS], arguments[-1]
+    return [torch.empty_like(t) for t, need in zip(tensors, needed, strict=True) if need and t is not None]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:8], output[1])
-    ctx.numbers = inputs[8:12]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:_N_TENSORS], output[1])
+    ctx.geometry = Geometry(*inputs[_N_TENSORS:-1])
 
 
 def _gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     *tensors, kept = ctx.saved_tensors
-    wanted = [need and t is not None for need, t in zip(ctx.needs_input_grad[:8], tensors, strict=True)]
+    needed = [need and t is not None for need, t in zip(ctx.needs_input_grad[:_N_TENSORS], tensors, strict=True)]
     if needs_plain_gradients(grad):
-        plain = partial(mix_projected, Geometry(*ctx.numbers))
-        return *plain_gradients(plain, tensors, wanted, grad), None, None, None, None, None
-    found = iter(torch.ops.acmix_zoo.acmix_backward(grad, kept, *tensors, *ctx.numbers, wanted))
-    return *(next(found) if w else None for w in wanted), None, None, None, None, None
+
+        def plain(x: Tensor, weight: Tensor, bias: Tensor | None, *paths: Tensor | None) -> Tensor:
+            return acmix_plain(x, weight, bias, paths, ctx.geometry)
+
+        found = plain_gradients(plain, tensors, needed, grad)
+    else:
+        gradients = iter(torch.ops.acmix_zoo.acmix_backward(grad, kept, *tensors, *ctx.geometry, needed))
+        found = [next(gradients) if need else None for need in needed]
+    return *found, *(None for _ in ctx.geometry), None
 
 
-torch.library.register_autograd("acmix_zoo::acmix", _gradient, setup_context=_save)
+torch.library.register_autograd("acmix_zoo::acmix", _gradient, setup_context=_setup_context)

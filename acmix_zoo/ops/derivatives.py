@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.func import debug_unwrap
 
-from acmix_zoo.ops.tracing import is_recording, is_tracing
+from acmix_zoo.ops.tracing import is_recording
 
 
 def is_transformed(*tensors: Tensor | None) -> bool:
@@ -64,19 +64,6 @@ class _OldStyle(torch.autograd.Function):
         return torch.empty(0)
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Return whether x (B, C, H, W) is channels_last in memory. Always False under `vmap`, where it is unknown."""
-    return not is_transformed(x) and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def in_format_of(x: Tensor, out: Tensor) -> Tensor:
-    """Return `out`, which is channels_last, in the memory format of `x`: channels_last or contiguous."""
-    last = is_channels_last(x)
-    if is_tracing():  # not a view, because in TorchScript a ReLU after it could not change it in place
-        return out.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
-    return out if last else out.contiguous()
-
-
 def needs_plain_gradients(grad: Tensor) -> bool:
     """Return whether a backward pass that received `grad` must be differentiable or take many gradients at once."""
     if torch.is_grad_enabled() or is_transformed(grad):
@@ -89,24 +76,24 @@ def needs_plain_gradients(grad: Tensor) -> bool:
 
 
 def plain_gradients(
-    plain: Callable[..., Tensor], inputs: Sequence[Tensor | None], wanted: Sequence[bool], grad: Tensor
+    plain: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
     """Return the gradients of `plain(*inputs)`. They are differentiable if grad mode is enabled.
 
     Args:
         plain: the function, in plain operators.
         inputs: its arguments, attached to their graph.
-        wanted: for each argument, whether its gradient is needed; the others get None.
+        needed: for each argument, whether its gradient is needed; the others get None.
         grad: the gradient of the result, in the result's shape.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, because one argument may have been computed from another, and the gradient must not flow through that.
-        views = [t.view_as(t) if w and t is not None else t for t, w in zip(inputs, wanted, strict=True)]
+        views = [t.view_as(t) if need and t is not None else t for t, need in zip(inputs, needed, strict=True)]
         out = plain(*views)
-    sought = [v for v, w in zip(views, wanted, strict=True) if w and v is not None]
-    found = iter(torch.autograd.grad(out, sought, grad, create_graph=create_graph, allow_unused=True))
-    return [next(found) if w and v is not None else None for v, w in zip(views, wanted, strict=True)]
+    differentiated = [v for v, need in zip(views, needed, strict=True) if need and v is not None]
+    found = iter(torch.autograd.grad(out, differentiated, grad, create_graph=create_graph, allow_unused=True))
+    return [next(found) if need and v is not None else None for v, need in zip(views, needed, strict=True)]
 
 
 def with_plain_derivatives(out: Tensor, plain: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -139,7 +126,7 @@ class _PlainDerivatives(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        wanted = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[2:]
         if grad is None or not needs_plain_gradients(grad):
-            return None, grad, *(None for _ in wanted)
-        return None, None, *plain_gradients(ctx.plain, ctx.saved_tensors, wanted, grad)
+            return None, grad, *(None for _ in needed)
+        return None, None, *plain_gradients(ctx.plain, ctx.saved_tensors, needed, grad)

@@ -1,8 +1,8 @@
-"""Which backend of the operator serves which map, and why.
+"""Choose the backend, the tile and the batch chunk for a shape, and explain the choice.
 
-The backends compute the same function, so this file is about time and memory alone; what its numbers rest on is in
-docs/performance.md. `explain_plan` says what is chosen for a layer; `use_backend("tiles")`, or the environment variable
-ACMIX_BACKEND=tiles, forces a backend.
+All backends compute the same function, so these choices only affect time and memory. docs/performance.md describes the
+measurements that the constants are based on. `explain_plan` describes the choice for a layer in words. To override it,
+use `use_backend("tiles")` or the environment variable ACMIX_BACKEND=tiles.
 """
 
 from __future__ import annotations
@@ -11,26 +11,36 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import torch
 
-BACKENDS = ("reference", "global", "tiles", "offset")
+from acmix_zoo.ops.sliding_window import SlidingWindow, key_extent
+from acmix_zoo.ops.tracing import ceil_div
 
-# Positions of a map up to which each query may as well see all of them: at 16², tiles would see 196 keys of the 256,
-# and pay for gathering them.
+BACKENDS = (
+    "reference",  # attention and convolution as printed in the paper
+    "global",  # every query is compared with every position of the map, under a mask
+    "tiles",  # the map is cut into tiles, and each tile is compared with the keys around it
+    "offset",  # column by column of the window, in plain operators
+)
+
+# Largest number of positions for the global backend. A tile of a 16×16 map would gather 196 of its 256 keys. It would
+# save little, and the copies take time.
 _GLOBAL_UP_TO = 256
-# When sizes are symbols (compile) the tile cannot depend on them.
+# The tile (rows, columns of queries) of a graph that is compiled for dynamic sizes, on which it cannot depend.
 _SYMBOLIC_TILE = (4, 8)
-# The tile of (th, tw) queries for each type of device. Other devices use the tile from `choose_tile`, whose costs were
-# measured on a CPU. `make bench-gpu` measures 4×7, 8×8 and 8×16 on a GPU, so that an entry for "cuda" can be added.
+# The tile for each type of device. Other devices get the tile of `choose_tile`, whose costs were measured on a CPU.
+# `make bench-gpu` measures 4×7, 8×8 and 8×16 on a GPU, so that an entry for "cuda" can be added.
 TILES: dict[str, tuple[int, int]] = {}
-# What a chunk of the batch may take on a CPU, so that one step of the layer finds the last one's result in a cache, and
-# no buffer is so large that the allocator fetches fresh pages for it.
+# The cost of gathering one key, expressed as a number of queries that it is multiplied with.
+_COST_OF_A_KEY = 24
+# Memory for one chunk of the batch on a CPU. Each step then finds the previous step's result in a cache, and no buffer
+# is so large that the allocator requests fresh pages for it.
 _CHUNK_BYTES = 16 << 20
-# Input channels from which projecting again for the gradient costs more time than keeping the projections is worth.
-_KEEP_FROM = 256
+# Number of input channels from which it is better to keep the projections than to recompute them for the gradient.
+_KEEP_PROJECTIONS_FROM = 256
 
 # A context variable, so that `use_backend` in one thread or asyncio task does not affect any other.
 _forced: ContextVar[str | None] = ContextVar("acmix_backend", default=os.environ.get("ACMIX_BACKEND") or None)
@@ -38,10 +48,10 @@ _forced: ContextVar[str | None] = ContextVar("acmix_backend", default=os.environ
 
 @contextmanager
 def use_backend(backend: str | None) -> Iterator[None]:
-    """Force one of `BACKENDS` for every layer that runs in this context. None forces nothing.
+    """Force one of `BACKENDS` for every layer that runs in this context. None restores the automatic choice.
 
-    "reference" runs attention and convolution as printed in the paper, by plain operators that also have second
-    derivatives; the others are the fast backends of the attention.
+    "reference" replaces the attention and the convolution by the formulas of the paper, in plain operators. The other
+    backends only replace the attention.
 
     The choice affects only the calling thread or asyncio task. A backward pass that runs after the context has ended
     uses the backend of its forward pass. Gradient checkpointing on a GPU is an exception: autograd runs its backward
@@ -49,9 +59,9 @@ def use_backend(backend: str | None) -> Iterator[None]:
     there too, set the environment variable ACMIX_BACKEND.
 
     Raises:
-        ValueError: no such backend.
+        ValueError: there is no such backend.
     """
-    token = _forced.set(backend if backend is None else _known(backend))
+    token = _forced.set(None if backend is None else _checked(backend))
     try:
         yield
     finally:
@@ -59,147 +69,159 @@ def use_backend(backend: str | None) -> Iterator[None]:
 
 
 def forced_backend() -> str | None:
-    """The backend that `use_backend` or ACMIX_BACKEND asks for, or None.
+    """Return the backend requested by `use_backend` or ACMIX_BACKEND, or None.
 
     Raises:
-        ValueError: no such backend.
+        ValueError: there is no such backend.
     """
     backend = _forced.get()
-    return backend if backend is None else _known(backend)
+    return None if backend is None else _checked(backend)
 
 
-def _known(backend: str) -> str:
+def _checked(backend: str) -> str:
     if backend not in BACKENDS:
-        raise ValueError(f"use_backend (or ACMIX_BACKEND): expected one of {', '.join(BACKENDS)}, got {backend!r}")
+        raise ValueError(
+            f"Unknown backend {backend!r}. Expected one of {', '.join(BACKENDS)}. "
+            "Change the argument of use_backend or the environment variable ACMIX_BACKEND."
+        )
     return backend
 
 
-@dataclass(frozen=True)
-class AttentionPlan:
-    """A backend of the attention, its tile of (th, tw) queries if it has one, and the reason in words."""
+class AttentionPlan(NamedTuple):
+    """How the attention of a map is computed.
+
+    Attributes:
+        backend: one of `BACKENDS`.
+        tile: rows and columns of queries per tile, or None if the backend does not use tiles.
+        reason: why this backend was chosen; completes a sentence that begins with "because".
+    """
 
     backend: str
     tile: tuple[int, int] | None
-    why: str
+    reason: str
 
 
-def plan_attention(
-    h: int, w: int, kernel: int, stride: int = 1, dilation: int = 1, device: str = "cpu"
-) -> AttentionPlan:
-    """The backend for a map of (h, w)."""
-    backend, why = forced_backend(), "use_backend or ACMIX_BACKEND asks for it"
-    if backend is None:
-        small = h * w <= _GLOBAL_UP_TO
-        backend = "global" if small else "tiles"
-        why = f"the map has {'at most' if small else 'more than'} {_GLOBAL_UP_TO} positions"
+def plan_attention(h: int, w: int, window: SlidingWindow, device: str = "cpu") -> AttentionPlan:
+    """Return the plan for the attention of a map (h, w) on a type of device."""
+    backend = forced_backend()
+    if backend is not None:
+        reason = "it was requested by use_backend or ACMIX_BACKEND"
+    elif h * w <= _GLOBAL_UP_TO:
+        backend, reason = "global", f"the map has at most {_GLOBAL_UP_TO} positions"
+    else:
+        backend, reason = "tiles", f"the map has more than {_GLOBAL_UP_TO} positions"
     if backend != "tiles":
-        return AttentionPlan(backend, None, why)
+        return AttentionPlan(backend, None, reason)
     if device in TILES:
-        return AttentionPlan(backend, TILES[device], why)
+        return AttentionPlan(backend, TILES[device], reason)
     if torch.compiler.is_compiling():
-        return AttentionPlan(backend, _SYMBOLIC_TILE, why)
-    return AttentionPlan(backend, choose_tile(-(-h // stride), -(-w // stride), kernel, stride, dilation), why)
-
-
-def halo(queries: int, kernel: int, stride: int, dilation: int) -> int:
-    """Keys along one axis that a run of `queries` queries sees."""
-    return (queries - 1) * stride + (kernel - 1) * dilation + 1
+        return AttentionPlan(backend, _SYMBOLIC_TILE, reason)
+    return AttentionPlan(backend, choose_tile(ceil_div(h, window.stride), ceil_div(w, window.stride), window), reason)
 
 
 @lru_cache(maxsize=1024)
-def choose_tile(ho: int, wo: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """The tile with the least work: products of queries and keys, and what each key costs besides."""
+def choose_tile(ho: int, wo: int, window: SlidingWindow) -> tuple[int, int]:
+    """Return the cheapest tile for (ho, wo) queries, counting products of queries and keys, and the copies of keys."""
 
-    def work(tile: tuple[int, int]) -> int:
-        keys = halo(tile[0], kernel, stride, dilation) * halo(tile[1], kernel, stride, dilation)
-        return -(-ho // tile[0]) * -(-wo // tile[1]) * keys * (tile[0] * tile[1] + 24)
+    def cost(tile: tuple[int, int]) -> int:
+        th, tw = tile
+        queries = th * tw
+        keys = key_extent(th, window) * key_extent(tw, window)
+        return ceil_div(ho, th) * ceil_div(wo, tw) * keys * (queries + _COST_OF_A_KEY)  # type: ignore[no-any-return]
 
-    return min(((th, tw) for th in range(3, 9) for tw in range(3, 9)), key=work)
+    return min(((th, tw) for th in range(3, 9) for tw in range(3, 9)), key=cost)
 
 
-@dataclass(frozen=True)
-class LayerPlan:
-    """How a layer works off a batch.
+class BatchPlan(NamedTuple):
+    """How a layer processes a batch.
 
-    images: how many at a time.
-    keep: what of it is kept for the gradient: "all", the "projections", or "nothing", where all is worked out again.
-    why: in words.
+    Attributes:
+        chunk_size: number of images that are processed at a time.
+        kept: which intermediate results are kept for the gradient. The rest is recomputed.
+        reason: why; completes a sentence that begins with "because".
     """
 
-    images: int
-    keep: str
-    why: str
+    chunk_size: int
+    kept: Literal["everything", "projections", "nothing"]
+    reason: str
 
 
-def keeps_projections(channels: int) -> bool:
-    """Whether a cut batch's projections of so many input channels are kept for the gradient."""
-    return channels >= _KEEP_FROM
-
-
-def plan_layer(
+def plan_batch(
     shape: tuple[int, ...] | torch.Size,
-    channels: int,
-    kernel: int,
-    stride: int = 1,
-    dilation: int = 1,
+    out_channels: int,
+    window: SlidingWindow,
     *,
     itemsize: int = 4,
     device: str = "cpu",
-) -> LayerPlan:
-    """The plan for an input of `shape` (B, C, H, W) and `channels` outputs, of elements of `itemsize` bytes."""
+) -> BatchPlan:
+    """Return the plan for an input of `shape` (B, C, H, W), whose elements have `itemsize` bytes."""
     b, c, h, w = shape
     if torch.compiler.is_compiling():
-        return LayerPlan(b, "all", "the compiler plans for itself")
+        return BatchPlan(b, "everything", "the compiler plans the memory of the graph")
     if forced_backend() == "reference":
-        return LayerPlan(b, "all", "the reference is plain operators on the whole batch")
+        return BatchPlan(b, "everything", "the reference backend runs plain operators on the whole batch")
     if device != "cpu":
-        return LayerPlan(b, "all", f"chunks of the batch serve a processor's caches; this is {device}")
-    image = 6 * h * w * channels  # the projections, and as much again for what comes of them
-    if h * w > _GLOBAL_UP_TO:  # and the keys and values of all tiles
-        ho, wo = -(-h // stride), -(-w // stride)
-        th, tw = choose_tile(ho, wo, kernel, stride, dilation)
-        keys = halo(th, kernel, stride, dilation) * halo(tw, kernel, stride, dilation)
-        image += -(-ho // th) * -(-wo // tw) * keys * 2 * channels
-    image *= itemsize
-    images = max(1, _CHUNK_BYTES // max(image, 1))
+        return BatchPlan(b, "everything", f"chunks serve the caches of a CPU and the device is {device}")
+    image = _bytes_per_image(h, w, out_channels, window, itemsize)
+    limit = _CHUNK_BYTES >> 20
     if b * image <= _CHUNK_BYTES:
-        return LayerPlan(b, "all", f"the batch takes {b * image / 2**20:.1f} MiB, within {_CHUNK_BYTES >> 20}")
-    size = f"an image takes {image / 2**20:.1f} MiB, a chunk {_CHUNK_BYTES >> 20}; for the gradient the projections of "
-    if keeps_projections(c):
-        return LayerPlan(images, "projections", f"{size}{c} channels are kept, since projecting again would cost more")
-    return LayerPlan(images, "nothing", f"{size}{c} channels are made again")
+        return BatchPlan(b, "everything", f"the batch takes {b * image / 2**20:.1f} MiB and the limit is {limit} MiB")
+    chunk_size = max(1, _CHUNK_BYTES // max(image, 1))
+    reason = f"an image takes {image / 2**20:.1f} MiB and the limit of a chunk is {limit} MiB"
+    return BatchPlan(chunk_size, "projections" if keeps_projections(c) else "nothing", reason)
+
+
+def keeps_projections(in_channels: int) -> bool:
+    """Return whether a layer that runs in chunks keeps the projections of so many channels for the gradient."""
+    return in_channels >= _KEEP_PROJECTIONS_FROM
+
+
+def _bytes_per_image(h: int, w: int, out_channels: int, window: SlidingWindow, itemsize: int) -> int:
+    """Return the size of the buffers for one image."""
+    elements = 6 * h * w * out_channels  # the projections, and as much again for the results of the two paths
+    if h * w > _GLOBAL_UP_TO:  # the keys and values of all tiles
+        ho, wo = ceil_div(h, window.stride), ceil_div(w, window.stride)
+        th, tw = choose_tile(ho, wo, window)
+        keys = key_extent(th, window) * key_extent(tw, window)
+        elements += ceil_div(ho, th) * ceil_div(wo, tw) * keys * 2 * out_channels
+    return elements * itemsize
 
 
 def explain_plan(
     shape: tuple[int, ...] | torch.Size,
-    channels: int,
+    out_channels: int,
     *,
-    kernel: int = 7,
+    kernel_att: int = 7,
     stride: int = 1,
     dilation: int = 1,
     itemsize: int = 4,
     device: str = "cpu",
 ) -> str:
-    """What an ACmix2d layer runs for an input of `shape` (B, C, H, W), and why, in words.
+    """Describe in words how an `ACmix2d` layer processes an input, and why.
 
     Args:
-        shape: (B, C, H, W) of the input.
-        channels, kernel, stride, dilation: of the layer: out_channels, kernel_att, stride, dilation.
-        itemsize: bytes of an element; device: "cpu", "cuda", ….
+        shape: shape of the input, (B, C, H, W).
+        out_channels, kernel_att, stride, dilation: arguments of the layer.
+        itemsize: bytes per element.
+        device: type of the device, such as "cpu" or "cuda".
 
     >>> print(explain_plan((8, 512, 7, 7), 512))
-    attention: global: the map has at most 256 positions
-    batch: 8 of 8 images at a time: the batch takes 4.6 MiB, within 16
+    attention: global backend, because the map has at most 256 positions
+    batch: 8 of 8 images per chunk, because the batch takes 4.6 MiB and the limit is 16 MiB
+    gradient: intermediate results are kept
     """
-    window = (kernel, stride, dilation)
-    attention = plan_attention(shape[2], shape[3], *window, device=device)
-    what = attention.backend
+    window = SlidingWindow(kernel_att, stride, dilation)
+    attention = plan_attention(shape[2], shape[3], window, device)
+    lines = [f"attention: {attention.backend} backend, because {attention.reason}"]
     if attention.tile is not None:
-        keys = [halo(n, *window) for n in attention.tile]
-        what += f", {attention.tile[0]}×{attention.tile[1]} queries a tile with {keys[0]}×{keys[1]} keys"
-        what += f" ({keys[0] * keys[1] / kernel**2:.1f} for each that counts)"
-    layer = plan_layer(shape, channels, *window, itemsize=itemsize, device=device)
-    return (
-        f"attention: {what}: {attention.why}\n"
-        f"batch: {min(layer.images, shape[0])} of {shape[0]} images at a time: {layer.why}"
-    )
+        (th, tw), (kh, kw) = attention.tile, (key_extent(n, window) for n in attention.tile)
+        ratio = kh * kw / kernel_att**2
+        lines.append(f"tiles: {th}×{tw} queries share {kh}×{kw} keys, {ratio:.1f} times the keys of one window")
+    batch = plan_batch(shape, out_channels, window, itemsize=itemsize, device=device)
+    lines.append(f"batch: {min(batch.chunk_size, shape[0])} of {shape[0]} images per chunk, because {batch.reason}")
+    gradient = {
+        "everything": "intermediate results are kept",
+        "projections": f"projections are kept, because recomputing those of {shape[1]} channels would take too long",
+        "nothing": f"everything is recomputed, because projecting {shape[1]} channels again is cheap",
+    }
+    return "\n".join([*lines, f"gradient: {gradient[batch.kept]}"])

@@ -1,8 +1,8 @@
 """FLOP formulas for `torch.utils.flop_counter.FlopCounterMode`, which would otherwise count SAN's sums as zero.
 
-A compiled graph holds the sums as one operator. ACmix layers need no formula. The counter hooks all modules, so the
-layers call their projections one by one, and it counts the arithmetic that runs. `acmix_zoo.layers.complexity` counts
-by definition instead. As everywhere in torch's counter, a multiply-accumulate counts as two.
+A compiled graph contains the sums as one operator. ACmix layers need no formula: the counter hooks all modules, so the
+layers call their projections one by one, and the counter sees the arithmetic that runs. As everywhere in torch's
+counter, a multiply-accumulate counts as two. `acmix_zoo.layers.complexity` counts by definition instead.
 """
 
 from __future__ import annotations
@@ -26,4 +26,4 @@ def _aggregate(value: _Shape, weight: _Shape, kernel: int, **_: Any) -> int:
 
 @register_flop_formula(torch.ops.acmix_zoo.aggregate_backward)
 def _aggregate_backward(grad: _Shape, value: _Shape, weight: _Shape, kernel: int, **_: Any) -> int:
-    return 2 * _aggregate(value, weight, kernel)  # one sum for the value, one for the weights
+    return 2 * _aggregate(value, weight, kernel)  # one sum each for the value and the weight

@@ -8,7 +8,7 @@ being recorded must not be used in a later call, so such tensors are either not 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
@@ -26,29 +26,29 @@ _held_bytes = 0
 _lock = Lock()
 
 
-def remembered(build: Callable[..., Tensor], *geometry: int, **kind: Any) -> Tensor:
-    """Return `build(*geometry, **kind)`, from the cache if it was built before.
+def cached(build: Callable[..., Tensor], *sizes: Hashable, **kind: Any) -> Tensor:
+    """Return `build(*sizes, **kind)`, from the cache if it was built before.
 
     Args:
         build: a function that creates a tensor from its arguments alone.
-        geometry: sizes.
+        sizes: numbers, or named tuples of them.
         kind: `device`, and `dtype` if `build` has that argument.
     """
-    if not _may_remember(kind["device"]):
-        return build(*geometry, **kind)
-    key = (build, geometry, *kind.values())
+    if not _may_cache(kind["device"]):
+        return build(*sizes, **kind)
+    key = (build, sizes, *kind.values())
     with _lock:
         if key in _tensors:
             _tensors.move_to_end(key)
             return _tensors[key]
     # In a separate thread, where the caller's modes and transforms are not active, because all of them are per thread.
     with ThreadPoolExecutor(1) as pool:
-        tensor = pool.submit(_build, build, geometry, kind).result()
+        tensor = pool.submit(_build, build, sizes, kind).result()
     _store(key, tensor)
     return tensor
 
 
-def _may_remember(device: torch.device) -> bool:
+def _may_cache(device: torch.device) -> bool:
     if is_recording() or device.type == "meta":
         return False
     if type(torch.empty(0)) is not Tensor:  # FakeTensorMode and other modes that create special tensors
@@ -57,8 +57,8 @@ def _may_remember(device: torch.device) -> bool:
     return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
-def _build(build: Callable[..., Tensor], geometry: tuple[int, ...], kind: dict[str, Any]) -> Tensor:
-    tensor = build(*geometry, **kind)
+def _build(build: Callable[..., Tensor], sizes: tuple[Hashable, ...], kind: dict[str, Any]) -> Tensor:
+    tensor = build(*sizes, **kind)
     if tensor.device.type == "cuda":  # the caller may use a different stream
         torch.cuda.current_stream(tensor.device).synchronize()
     return tensor

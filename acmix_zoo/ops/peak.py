@@ -1,4 +1,4 @@
-"""Measure how fast this machine multiplies matrices: the rate that no network exceeds."""
+"""Measure the peak throughput of this machine's matrix products, an upper bound for every network."""
 
 import time
 from collections.abc import Sequence
@@ -12,7 +12,14 @@ def matmul_peak(
     device: str = "cpu",
     sizes: Sequence[tuple[int, int]] = ((1024, 12), (2048, 4)),
 ) -> float:
-    """Return this machine's peak GFLOP/s: the best of square matrix products, one per (side, repeats) in `sizes`."""
+    """Return this machine's peak throughput in GFLOP/s: the best of several products of square matrices.
+
+    Args:
+        threads: number of CPU threads, which are set for the process.
+        dtype: name of the dtype.
+        device: where to run.
+        sizes: pairs of (side length, repeats).
+    """
     torch.set_num_threads(threads)
     best = 0.0
     for n, repeats in sizes:

@@ -1,18 +1,22 @@
-"""The convolution path of ACmix: a k×k convolution as projections, shift and sum.
+"""The convolution path of ACmix: a k×k convolution as projections, shifts and a sum.
 
-The 3·heads projected maps of each of the d head channels are mixed into k² maps by one small matrix `fc` (shared by
-the d groups), and a grouped k×k convolution whose kernels start as shifts moves and sums them into `heads` outputs a
-group (stage II, "shift and sum"). Source: ACmix, CVPR 2022, section 4.2 and figure 3, the last of its three variants.
+Each of the d channels of a head has 3·heads projected maps. One small matrix `fc`, shared by all d groups, mixes them
+into k² maps. A grouped k×k convolution, whose kernels are initialised as shifts, then moves and sums these into `heads`
+outputs per group (stage II, "shift and sum").
 
-One exact identity: `fc` followed by the grouped convolution is itself one grouped convolution,
+`fc` followed by the grouped convolution is exactly one grouped convolution, with 3·heads inputs per group:
 
     W[(g, o), i, y, x] = Σ_m shift[(g, o), m, y, x] · fc[m, i]
 
-with 3·heads inputs a group. The composed form spares the k² maps in between; its arithmetic grows with heads², so
-beyond 4 heads the two factors are cheaper (27·heads² against 108·heads multiplications a group and pixel at k = 3).
+The composed convolution needs no k² maps in between, but its cost grows with heads²: 27·heads² multiplications per
+group and pixel for k = 3, compared with 108·heads for the two factors. Beyond 4 heads, the factors are cheaper.
+
+Source: ACmix, CVPR 2022, section 4.2 and the last of the three variants in figure 3.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +24,55 @@ from torch import Tensor
 
 from acmix_zoo.ops.dispatch import forced_backend
 from acmix_zoo.ops.precision import autocast_off
-from acmix_zoo.ops.tracing import fixed
+from acmix_zoo.ops.tracing import constant_size
 
 _COMPOSE_UP_TO_HEADS = 4
 
 
-def shift_kernels(channels: int, kernel: int) -> Tensor:
-    """(channels, kernel², kernel, kernel): for every channel, kernel m is 1 at tap m and 0 elsewhere."""
-    return torch.eye(kernel**2).view(1, kernel**2, kernel, kernel).repeat(channels, 1, 1, 1)
+class ConvFactors(NamedTuple):
+    """The weights of the convolution path, in the form that is cheaper to run.
+
+    Attributes:
+        fc: mixing matrix (k², 3·heads), or None if it is part of `kernels`.
+        kernels: kernels of the grouped convolution, (d·heads, k² or 3·heads, k, k).
+    """
+
+    fc: Tensor | None
+    kernels: Tensor
+
+
+def shift_conv(
+    x: Tensor, fc: Tensor, shift: Tensor, bias: Tensor | None = None, *, stride: int = 1, dilation: int = 1
+) -> Tensor:
+    """Return the result of the convolution path: mix 3·heads maps into k², shift them, and sum them into heads.
+
+    Args:
+        x: projections (B, H, W, d, 3·heads).
+        fc: mixing matrix (k², 3·heads).
+        shift: kernels (d·heads, k², k, k), ordered (d, heads).
+        bias: bias of fc, (k²,), or None. The zero padding is applied after it.
+        stride, dilation: of the grouped convolution.
+
+    Returns:
+        (B, ceil(H/stride), ceil(W/stride), d·heads), channels ordered (d, heads).
+    """
+    h, w = x.shape[1:3]
+    factors = conv_factors(fc, shift)
+    if factors.fc is not None:
+        x, bias = F.linear(x, factors.fc, bias), None  # (B, H, W, d, k²)
+    out = grouped_conv(x, factors.kernels, stride=stride, dilation=dilation).permute(0, 3, 1, 2)  # (B, d·heads, Ho, Wo)
+    if bias is not None:  # add the response to a constant map of `bias`, the same for all images
+        ones = out.new_ones(1, 1, h, w)
+        with autocast_off(shift):
+            kernels = torch.einsum("omyx,m->oyx", shift, bias).unsqueeze(1)  # (d·heads, 1, k, k)
+        out = out + F.conv2d(ones, kernels.to(out.dtype), None, stride, shift.shape[-1] // 2 * dilation, dilation)
+    return out.permute(0, 2, 3, 1)  # (B, Ho, Wo, d·heads)
 
 
 def shift_conv_reference(
     x: Tensor, fc: Tensor, shift: Tensor, bias: Tensor | None = None, *, stride: int = 1, dilation: int = 1
 ) -> Tensor:
-    """The two stages as the paper prints them, tap by tap. Shapes and result as `shift_conv`."""
+    """Compute `shift_conv` in two stages, tap by tap, as printed in the paper."""
     h, w, d = x.shape[1:4]
     kernel = shift.shape[-1]
     reach = kernel // 2 * dilation
@@ -43,60 +82,48 @@ def shift_conv_reference(
     padded = F.pad(maps, (0, 0, 0, 0, reach, reach, reach, reach))  # zeros around the map
     taps = shift.unflatten(0, (d, -1))  # (d, heads, k², k, k)
     out = x.new_zeros(())
-    for y in range(kernel):
-        for z in range(kernel):
-            shifted = padded[:, y * dilation : y * dilation + h : stride, z * dilation : z * dilation + w : stride]
-            out = out + torch.einsum("bhwgm,gom->bhwgo", shifted, taps[..., y, z])
+    for row in range(kernel):
+        for col in range(kernel):
+            top, left = row * dilation, col * dilation
+            shifted = padded[:, top : top + h : stride, left : left + w : stride]  # (B, Ho, Wo, d, k²)
+            out = out + torch.einsum("bhwgm,gom->bhwgo", shifted, taps[..., row, col])
     return out.flatten(3)  # (B, Ho, Wo, d·heads)
 
 
-def shift_conv(
-    x: Tensor, fc: Tensor, shift: Tensor, bias: Tensor | None = None, *, stride: int = 1, dilation: int = 1
-) -> Tensor:
-    """Mix 3·heads maps into k², shift them, sum them into heads, for each of d groups.
-
-    Args:
-        x: projections (B, H, W, d, 3·heads).
-        fc: (k², 3·heads).
-        shift: (d·heads, k², k, k), ordered (d, heads).
-        bias: optional bias of fc, (k²,); the border sees zeros, not the bias.
-        stride, dilation: of the grouped convolution; zero padding keeps ceil(H/stride).
-
-    Returns:
-        (B, ceil(H/stride), ceil(W/stride), d·heads), channels ordered (d, heads).
-    """
-    h, w = x.shape[1:3]
-    mixing, kernels = conv_factors(fc, shift)
-    if mixing is not None:
-        x, bias = F.linear(x, mixing, bias), None  # (B, H, W, d, k²)
-    out = grouped_conv(x, kernels, stride=stride, dilation=dilation).permute(0, 3, 1, 2)  # (B, d·heads, Ho, Wo)
-    if bias is not None:  # what a constant map of `bias` gives: the same for all images, different at the border
-        ones = out.new_ones(1, 1, h, w)
-        with autocast_off(shift):
-            kernels = torch.einsum("omyx,m->oyx", shift, bias).unsqueeze(1)  # (d·heads, 1, k, k)
-        out = out + F.conv2d(ones, kernels.to(out.dtype), None, stride, shift.shape[-1] // 2 * dilation, dilation)
-    return out.permute(0, 2, 3, 1)  # (B, Ho, Wo, d·heads)
+def shift_kernels(channels: int, kernel: int) -> Tensor:
+    """Return kernels (channels, kernel², kernel, kernel) that shift: kernel m of each channel is 1 at tap m, else 0."""
+    return torch.eye(kernel**2).view(1, kernel**2, kernel, kernel).repeat(channels, 1, 1, 1)
 
 
-def conv_factors(fc: Tensor, shift: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The mixing matrix and the grouped kernels in their cheaper form: (fc, shift), or (None, both composed)."""
-    if fixed(fc.shape[1]) > 3 * _COMPOSE_UP_TO_HEADS or forced_backend() == "reference":
-        return fc, shift
-    # A kernel's taps lie before its inputs in memory: the layout that a channels_last convolution reads.
+def conv_factors(fc: Tensor, shift: Tensor) -> ConvFactors:
+    """Return the mixing matrix and the kernels: composed up to 4 heads, unchanged beyond."""
+    if constant_size(fc.shape[1]) > 3 * _COMPOSE_UP_TO_HEADS or forced_backend() == "reference":
+        return ConvFactors(fc, shift)
     with autocast_off(shift):
         taps = shift.flatten(2).transpose(1, 2) @ fc  # (d·heads, k·k, 3·heads)
-    return None, taps.unflatten(1, shift.shape[2:]).permute(0, 3, 1, 2)  # (d·heads, 3·heads, k, k)
+    # In memory, the taps of a kernel come before its inputs. A channels_last convolution reads this layout.
+    return ConvFactors(None, taps.unflatten(1, shift.shape[2:]).permute(0, 3, 1, 2))  # (d·heads, 3·heads, k, k)
 
 
 def grouped_conv(
     x: Tensor, kernels: Tensor, bias: Tensor | None = None, *, stride: int = 1, dilation: int = 1
 ) -> Tensor:
-    """A convolution for each of d groups: x (B, H, W, d, i), kernels (d·heads, i, k, k), bias (d·heads,) →
-    (B, Ho, Wo, d·heads)."""
+    """Return one convolution for each of d groups, zero-padded.
+
+    Args:
+        x: (B, H, W, d, i).
+        kernels: (d·heads, i, k, k).
+        bias: (d·heads,) or None.
+        stride, dilation: of the convolution.
+
+    Returns:
+        (B, ceil(H/stride), ceil(W/stride), d·heads).
+    """
     padding = kernels.shape[-1] // 2 * dilation
     maps = x.flatten(3).permute(0, 3, 1, 2)  # (B, d·i, H, W), channels_last
     if torch.compiler.is_compiling():  # inductor cannot order this view's symbolic strides, and picks a layout itself
         maps = maps.contiguous()
     bias = None if bias is None else bias.to(maps.dtype)
-    out = F.conv2d(maps, kernels.to(maps.dtype), bias, stride, padding, dilation, groups=fixed(x.shape[3]))
+    groups = constant_size(x.shape[3])
+    out = F.conv2d(maps, kernels.to(maps.dtype), bias, stride, padding, dilation, groups=groups)
     return out.permute(0, 2, 3, 1)

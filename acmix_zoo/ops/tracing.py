@@ -26,7 +26,7 @@ def is_exporting() -> bool:
 
 
 def is_recording() -> bool:
-    """Return whether a graph is being recorded, for a compiler or for export. Nothing may be cached in the meantime."""
+    """Return whether a graph is being recorded, for a compiler or for export. Tensors must not be cached then."""
     return torch.compiler.is_compiling() or is_tracing()
 
 
@@ -40,15 +40,15 @@ def at_most(size: Any, maximum: int) -> Any:
     return size.clamp(max=maximum) if isinstance(size, Tensor) else torch.sym_min(size, maximum)
 
 
-def ceil_div(size: Any, by: int) -> Any:
-    """Return `size / by`, rounded up, for a size of any kind.
+def ceil_div(size: Any, divisor: int) -> Any:
+    """Return `size / divisor`, rounded up, for a size of any kind.
 
-    This does not use `-(-size // by)`, because ONNX rounds towards zero and would round negative numerators up.
+    This does not use `-(-size // divisor)`, because ONNX rounds towards zero and would round negative numerators up.
     """
-    return (size + by - 1) // by
+    return (size + divisor - 1) // divisor
 
 
-def is_open(*sizes: Any) -> bool:
+def is_dynamic(*sizes: Any) -> bool:
     """Return whether one of the sizes is dynamic in an exported graph, so that code must not branch on it."""
     return is_exporting() and any(isinstance(size, Tensor | torch.SymInt) for size in sizes)
 
@@ -64,11 +64,11 @@ def unflatten(x: Tensor, dim: int, sizes: Sequence[Any]) -> Tensor:
     return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
 
 
-def fixed(size: Any) -> Any:
-    """Return a size that never changes, such as a number of channels, as an int, even in a trace.
+def constant_size(size: Any) -> Any:
+    """Return a size that is the same for every input, such as a number of channels, as an int, even in a trace.
 
-    `torch.jit.trace` warns whenever a size becomes a Python number, because the size could differ for another input.
-    Constant sizes go through this function, so that any remaining warning indicates a bug.
+    `torch.jit.trace` warns whenever a size becomes a Python number, because it could differ for another input. This
+    function suppresses the warning, so that any other warning indicates a bug.
     """
     if not isinstance(size, Tensor):
         return size

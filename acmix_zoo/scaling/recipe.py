@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from acmix_zoo.models.registry import recipes_root
 from acmix_zoo.scaling.jobs import Job
+from acmix_zoo.weights.build import settle
+from acmix_zoo.weights.shipped import find_recipe, suggest_recipes
 
 # Training images per epoch: those of ImageNet-1k, and those of Fashion-MNIST without the validation split.
 _IMAGES = {"imagenet": 1_281_167, "fashion_mnist": 54_000}
@@ -19,8 +20,6 @@ _EXPECTED = "expected a recipe such as imagenet1k/acmix_swin_t, a run folder or 
 _FIELDS = (
     ("data", "image_size", "image_size"),
     ("data", "batch_size", "batch_size"),
-    ("model", "model", "model"),
-    ("model", "model_kwargs", "model_kwargs"),
     ("model", "optimizer", "optimizer"),
     ("model", "momentum", "momentum"),
     ("model", "lr", "lr"),
@@ -57,7 +56,7 @@ def read_job(
     given = {"batch_size": batch_size, "precision": precision, "strategy": strategy}
     overrides: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     path = _find_recipe(source)
-    profile = {} if hardware is None else _read_yaml(_find_recipe(hardware) or Path(hardware))
+    profile = {} if hardware is None else _read_yaml(_find_profile(hardware))
     if path is None:
         from_profile = _read_machine_settings(profile) if profile else {}
         job = Job(str(source), str(source), images=_IMAGES["imagenet"], **{**from_profile, **overrides})
@@ -72,15 +71,31 @@ def read_job(
 
 
 def _find_recipe(source: str | Path) -> Path | None:
-    """Return the path of a recipe, or None if `source` names a network."""
-    path, root = Path(source), recipes_root()
+    """Return the path of a recipe or hardware profile, or None if `source` names a network.
+
+    Raises:
+        FileNotFoundError: `source` is a path or the name of a recipe that does not exist.
+    """
+    path = Path(source)
     if (path / "config.yaml").is_file():  # a run folder
         return path / "config.yaml"
-    if path.suffix in (".yaml", ".yml"):
-        shipped = root / path if root else path
-        return path if path.is_file() or not shipped.is_file() else shipped
-    shipped = (root or path) / f"{source}.yaml"
-    return shipped if root and "/" in str(source) and shipped.is_file() else None
+    is_yaml = path.suffix in (".yaml", ".yml")
+    if is_yaml and path.is_file():
+        return path
+    has_path = "/" in str(source) and not str(source).startswith("hf-hub:")
+    if not (is_yaml or has_path):
+        return None
+    recipe = find_recipe(str(source))
+    if recipe is None and not path.exists():  # otherwise a weight folder or a checkpoint
+        raise FileNotFoundError(f"plan: {source} does not exist; {suggest_recipes(source)}")
+    return recipe
+
+
+def _find_profile(hardware: str | Path) -> Path:
+    path = _find_recipe(hardware)
+    if path is None:
+        raise FileNotFoundError(f"plan: {hardware} is not a hardware profile; {suggest_recipes(hardware)}")
+    return path
 
 
 def _job_of_config(name: str, config: dict[str, Any]) -> Job:
@@ -90,11 +105,16 @@ def _job_of_config(name: str, config: dict[str, Any]) -> Job:
         value = sections[section].get(key)
         if value is not None:
             stated[field] = float(value) if field in _NUMBERS else value
+    model = sections["model"]
+    # Pretrained weights also state how the network is built.
+    network, _, arguments = settle(model["model"], model.get("pretrained") or False, model.get("model_kwargs"))
     stated.setdefault("image_size", 224)  # the default of the data, unlike that of a network by name
     data_source, trainer = str(sections["data"].get("source", "")), sections["trainer"]
     job = Job(
         name=name,
-        ema=bool(sections["model"].get("ema_decay")),
+        model=network,
+        model_kwargs=arguments or {},
+        ema=bool(model.get("ema_decay")),
         images=next((images for dataset, images in _IMAGES.items() if dataset in data_source), None),
         **stated,
         **_read_machine_settings(config),
@@ -117,8 +137,6 @@ def _read_machine_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"plan: {path} does not exist; {_EXPECTED}")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

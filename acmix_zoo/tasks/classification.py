@@ -23,7 +23,7 @@ from acmix_zoo.tasks.ema import EMA
 from acmix_zoo.tasks.metrics import ExactMean
 from acmix_zoo.tasks.optim import param_groups, warmup_cosine
 from acmix_zoo.tasks.sharded import is_sharded, shard
-from acmix_zoo.training.resume import check_hyperparameters
+from acmix_zoo.training.resume import check_hyperparameters, check_network
 from acmix_zoo.weights import create_model
 from acmix_zoo.weights.build import settle
 
@@ -53,13 +53,13 @@ def without_start_weights(active: bool = True, recorded: Mapping[str, Any] | Non
         _recorded.reset(known)
 
 
-def settle_hyperparameters(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+def settle_hyperparameters(hyper_parameters: Mapping[str, Any], is_new: bool = False) -> dict[str, Any]:
     """Return hyper-parameters as a task keeps them, see `settle`: those of a checkpoint that an older version wrote, or
-    the options of a command."""
+    with `is_new` the options of a command."""
     if "model" not in hyper_parameters:
         return dict(hyper_parameters)
     pretrained, model_kwargs = hyper_parameters.get("pretrained") or False, hyper_parameters.get("model_kwargs")
-    settled = settle(hyper_parameters["model"], pretrained, model_kwargs)
+    settled = settle(hyper_parameters["model"], pretrained, model_kwargs, is_new)
     return {**hyper_parameters, **dict(zip(("model", "pretrained", "model_kwargs"), settled, strict=True))}
 
 
@@ -71,7 +71,7 @@ def _settle(model: str, pretrained: Any, model_kwargs: dict[str, Any] | None) ->
         model, pretrained = theirs["model"], start  # the folder was given as the model
     if model == theirs.get("model"):
         return model, pretrained, {**(theirs["model_kwargs"] or {}), **(model_kwargs or {})} or None
-    return settle(model, pretrained, model_kwargs)
+    return settle(model, pretrained, model_kwargs, is_new=_start_weights_wanted.get())
 
 
 class ClassificationTask(L.LightningModule):
@@ -367,10 +367,12 @@ class ClassificationTask(L.LightningModule):
                     f"run has {self.hparams['model']} with {self.num_classes}. Give this run's checkpoint, or start "
                     "from its weights with --model.pretrained PATH"
                 )
-        if trainer is None or trainer.state.fn != "fit":
+        is_fit = trainer is not None and trainer.state.fn == "fit"
+        if is_fit and checkpoint.get("global_step"):  # before the first step, as with Lightning's Tuner, nothing
+            check_hyperparameters(theirs, dict(self.hparams))  # depends on them
+        check_network(theirs, self.hparams)
+        if trainer is None or not is_fit:
             return
-        if checkpoint.get("global_step"):  # before the first step, as with Lightning's Tuner, nothing depends on them
-            check_hyperparameters(theirs, dict(self.hparams))
         if "train_loss" in checkpoint and trainer.is_global_zero:  # saved within an epoch: continue the sum
             self.train_loss.restore(checkpoint["train_loss"])
 

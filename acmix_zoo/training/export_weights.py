@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from acmix_zoo.models.registry import recipes_root
+from acmix_zoo.data.sources.shipped import SHIPPED
 from acmix_zoo.tasks.sharded import read_checkpoint
 from acmix_zoo.weights import check_folder, create_model, load_weights, read_config, write_folder
 from acmix_zoo.weights.build import settle
 from acmix_zoo.weights.folder import beside, free_place, take_place
 from acmix_zoo.weights.locate import locate
+from acmix_zoo.weights.shipped import recipes_root
 
 
 def run_record(
@@ -87,11 +88,19 @@ def portable(path: str) -> str:
 
 
 def portable_command(command: str) -> str:
-    """Return a command line with `portable` paths, including those in lists and mappings."""
-    words = []
+    """Return a command line with `portable` paths, including those in lists and mappings.
+
+    A path given as --data.source still reads as a path: `/data/fashion_mnist` becomes `./fashion_mnist`, because the
+    bare name is another data set, and `org/name` would be one of the Hub.
+    """
+    words: list[str] = []
     for word in shlex.split(command):
         option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-        words.append(option + equals + _portable_text(value))
+        text = _portable_text(value)
+        is_source = "--data.source" in (option, words[-1] if words and not option else "")
+        if is_source and os.path.isabs(value) and (text in SHIPPED or text.count("/") == 1):
+            text = f"./{text}"
+        words.append(option + equals + text)
     return shlex.join(words)
 
 
@@ -181,7 +190,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
             raise ValueError(f"export: {source} has no averaged weights, only the trained ones; leave --no-ema out")
         state, row = checkpoint["current_model_state"], {}
     # a checkpoint of 0.1.0 lacks the arguments of the weight folder that it was trained from
-    architecture, start, arguments = settle(h["model"], h.get("pretrained") or False, h.get("model_kwargs"))
+    architecture, start, arguments = settle(h["model"], h.get("pretrained") or False, h.get("model_kwargs"), False)
     model = create_model(architecture, num_classes=h["num_classes"], **arguments or {})
     load_weights(model, {key: value for key, value in state.items() if key.startswith("model.")})
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})

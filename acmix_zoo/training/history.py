@@ -1,6 +1,7 @@
 """A run's history, a row an epoch: as a table, and as a line for logs that show no progress bar."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,15 +21,34 @@ def write_csv(path: Path, history: Sequence[Row]) -> None:
         print(f"NOT WRITTEN, {path}: {error.strerror or error}. Free some space.", flush=True)
 
 
-def epoch_line(history: Sequence[Row], epochs: int) -> str:
-    """The last epoch of `epochs`, and the minutes that are left."""
+def score(row: Row) -> list[float]:
+    """Return the value by which epochs are compared; the best epoch has the largest.
+
+    The validation accuracy counts first, then the validation loss. Without any validation, the last epoch is the best.
+    An epoch that diverged is the best only if all did.
+    """
+    if "val/top1" not in row:
+        return [-1.0, row["epoch"]]
+    return [row["val/top1"], -row["val/loss"]] if math.isfinite(row["val/loss"]) else [-2.0, 0.0]
+
+
+def epoch_line(history: Sequence[Row], epochs: int, best: Sequence[float] | None) -> str:
+    """Return a line about the last epoch.
+
+    Args:
+        history: a row for every epoch so far.
+        epochs: of the whole run.
+        best: the `score` of the epoch whose weights are kept as the best; None if none could be saved.
+    """
     row = history[-1]
     left = row.get("speed/eta_minutes", (epochs - row["epoch"]) * row["seconds"] / 60)
     text = f"epoch {row['epoch']:.0f}/{epochs}: train loss {row.get('train/loss', float('nan')):.4f}"
     if "val/top1" in row:
-        best = max(history, key=lambda r: r.get("val/top1", 0.0))
         text += f", val loss {row['val/loss']:.4f}, val top-1 {100 * row['val/top1']:.2f} %"
-        text += f" (best {100 * best['val/top1']:.2f} in epoch {best['epoch']:.0f})"
+        # of equal epochs the first one is kept
+        kept = next((r for r in history if "val/top1" in r and score(r) == list(best or [])), None)
+        if kept is not None:
+            text += f" (best {100 * kept['val/top1']:.2f} in epoch {kept['epoch']:.0f})"
     text += f", {row['images_per_second']:.0f} images/s"
     if "speed/mfu" in row:
         text += f", MFU {100 * row['speed/mfu']:.1f} %"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from acmix_zoo.data.sources.shipped import SHIPPED
 from acmix_zoo.training.export_weights import parent
 
 
@@ -65,9 +67,9 @@ def settle_folder(config: Any, command: str) -> None:
     """Fill in the run folder, in place.
 
     If the config is a run's own config.yaml, the run folder is the folder that contains it, even if that was moved or
-    the command is run from another directory. Relative paths in it are resolved against the directory in which the run
-    was started. Otherwise, without --run.folder, the folder is named after the recipe (or the network) and the data, so
-    that two experiments do not share a folder.
+    the command is run from another directory. Paths in it are found as `_find_recorded` describes, and a fit resumes
+    the run unless --ckpt_path is given. Otherwise, without --run.folder, the folder is named after the recipe (or the
+    network) and the data, so that two experiments do not share a folder.
 
     Args:
         config: the parsed options of the subcommand.
@@ -77,17 +79,63 @@ def settle_folder(config: Any, command: str) -> None:
     given = {word.split("=")[0] for word in shlex.split(command)}
     own = next((path.parent for path in reversed(recipes) if _is_run_config(path)), None)
     if own is not None and "--run.folder" not in given:
-        start = _start_of(own, config.run.folder)
-        config.run.folder = str(own)
+        recorded, config.run.folder = config.run.folder, str(own)
+        if "--ckpt_path" not in given:
+            config.ckpt_path = "last"  # the file always has null, so that it repeats the run in another folder
         for group, name in (("data", "source"), ("data", "classes_file"), ("model", "pretrained"), ("model", "model")):
-            value = config[group].get(name)
-            moved = start / value if start and isinstance(value, str) and f"--{group}.{name}" not in given else None
-            if moved is not None and not Path(value).exists() and moved.exists():
-                config[group][name] = str(moved)
+            value, option = config[group].get(name), f"--{group}.{name}"
+            if isinstance(value, str) and value not in SHIPPED and option not in given:
+                config[group][name] = _find_recorded(value, recorded, own, option)
     if config.run.folder is None:
         experiment = recipes[0].stem if recipes else Path(str(config.model.model)).name
         data = re.sub(r"[^\w.-]+", "_", Path(str(config.data.source)).name)
         config.run.folder = f"runs/{experiment}-{data}" if data else f"runs/{experiment}"
+
+
+def absolute_paths(config: Any) -> None:
+    """Make the run folder and the places of the data absolute, in place, so that a saved config works from anywhere.
+
+    Args:
+        config: the options of the subcommand.
+    """
+    config.run.folder = os.path.abspath(config.run.folder)
+    for name in ("source", "classes_file"):
+        value = config.data.get(name)
+        if isinstance(value, str) and value not in SHIPPED and Path(value).expanduser().exists():
+            config.data[name] = os.path.abspath(os.path.expanduser(value))
+
+
+def _find_recorded(value: str, recorded: str | None, own: Path, option: str) -> str:
+    """Return where a path that is recorded in a run's config.yaml is now. Print a line if it was not where expected.
+
+    The recorded place is used if it exists. It is relative to the directory in which the run was started, if the
+    position of the run folder tells which one that was. Otherwise, data that were moved together with the run folder
+    are found at the same place relative to it. A relative path is finally looked for in the current directory.
+
+    Args:
+        value: the recorded path, or a name, which is returned unchanged.
+        recorded: the run folder as recorded.
+        own: the run folder now.
+        option: the option with this value, for the message.
+    """
+    if os.path.isabs(value):
+        if os.path.exists(value) or not recorded or not os.path.isabs(recorded):
+            return value
+        moved = os.path.normpath(own.resolve() / os.path.relpath(value, recorded))
+        if not os.path.exists(moved):
+            return value
+        reason = f"{value} does not exist, but was next to the run folder before that was moved"
+    else:
+        start = _start_of(own, recorded)
+        if start and (start / value).exists():
+            return str(start / value)
+        if not Path(value).exists():
+            return value
+        moved = os.path.abspath(value)
+        reason = f"{own / 'config.yaml'} has the relative path {value}, which is taken from the current directory"
+    if is_first_process():
+        print(f"Using {option} {moved}: {reason}", flush=True)
+    return moved
 
 
 def _is_run_config(path: Path) -> bool:

@@ -54,8 +54,14 @@ class Lock:
         file.flush()
         self._file = file
 
-    def release(self) -> None:
-        """Let another process have it."""
+    def release(self, remove: bool = False) -> None:
+        """Let another process have it.
+
+        Args:
+            remove: also delete the file, if this process has the lock.
+        """
         if self._file is not None:
+            if remove:
+                self.path.unlink(missing_ok=True)
             self._file.close()
             self._file = None

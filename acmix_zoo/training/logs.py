@@ -17,6 +17,7 @@ _NOT_FOR_USERS = (
     "Restoring states from", "Restored all states", "Loaded model weights",  # "Resuming from epoch ..." says the same
     "Found current_model_state",  # logged for every resumed run with averaged weights
     "`weights_only` was not set",
+    "Detected KeyboardInterrupt",  # the command line says how to resume
     "`Trainer.fit` stopped: `max_epochs",  # the line for the last epoch already says so
 )  # fmt: skip
 
@@ -49,6 +50,10 @@ class Log(TensorBoardLogger):
     """Lightning's TensorBoardLogger; where it cannot be written (full disk), it says so once and stops, and the
     training goes on.
 
+    Nothing is written before the first metrics, so a run that is refused leaves no file behind. Lightning accesses
+    `experiment`, which would create a file, before it sets anything up. The attribute is therefore missing until
+    RunFolder sets `is_ready`.
+
     Args:
         folder: for the event files.
     """
@@ -56,6 +61,22 @@ class Log(TensorBoardLogger):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder.parent, name=folder.name, version="")
         self._stopped = False
+        self._held: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # arguments of log_hyperparams
+        self._began = False
+        self.is_ready = False
+
+    @property
+    def experiment(self) -> Any:
+        """The SummaryWriter."""
+        if not self.is_ready:
+            raise AttributeError("TensorBoard's log cannot be used before the setup of the run")
+        return super().experiment
+
+    def _begin(self) -> None:
+        self.is_ready = self._began = True
+        held, self._held = self._held, []
+        for args, kwargs in held:
+            self.log_hyperparams(*args, **kwargs)
 
     @contextlib.contextmanager
     def _forgiven(self) -> Iterator[None]:
@@ -75,19 +96,23 @@ class Log(TensorBoardLogger):
 
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         """Write numbers, until that fails."""
+        if not self._began:
+            self._begin()
         if not self._stopped:
             with self._forgiven():
                 super().log_metrics(*args, **kwargs)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Write what the run was started with."""
-        if not self._stopped:
+        """Write what the run was started with, when the first numbers are written."""
+        if not self._began:
+            self._held.append((args, kwargs))
+        elif not self._stopped:
             with self._forgiven():
                 super().log_hyperparams(*args, **kwargs)
 
     def save(self) -> None:
         """Have the file hold what was logged."""
-        if not self._stopped:
+        if self._began and not self._stopped:
             with self._forgiven():
                 super().save()
 

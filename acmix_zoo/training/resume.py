@@ -191,6 +191,31 @@ def check_hyperparameters(recorded: Mapping[str, Any], given: Mapping[str, Any])
         )
 
 
+def check_network(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse to use a checkpoint for a network with different arguments.
+
+    Many arguments do not change the shape of any parameter, so the weights would load and the outputs would be wrong.
+    Dropout rates may differ, because they only have an effect during training, and so may the image size that a network
+    is built for.
+
+    Args:
+        recorded: the hyper-parameters of the checkpoint.
+        given: the hyper-parameters of the task.
+
+    Raises:
+        ValueError: `model_kwargs` differ.
+    """
+    kwargs = (recorded.get("model_kwargs") or {}, given.get("model_kwargs") or {})
+    theirs, ours = ({k: v for k, v in each.items() if "drop" not in k and k != "img_size"} for each in kwargs)
+    if "model_kwargs" in recorded and not _is_same(theirs, ours):
+        said = [json.dumps(each, default=str) if each else "no model_kwargs" for each in (theirs, ours)]
+        raise ValueError(
+            f"the network of the checkpoint was built with {said[0]}, the one of this task with {said[1]}. Use the "
+            f"same arguments (model_kwargs={theirs or None}), or let ClassificationTask.load_from_checkpoint build the "
+            "task"
+        )
+
+
 def recorded_changes(recorded: Options, given: Options) -> Changes:
     """Return the changes to list in the run's record, because no single command would reproduce the run with them."""
     changed = changes(recorded, given, Rule.APPLIES, Rule.COMPARED)

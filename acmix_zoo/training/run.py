@@ -1,6 +1,6 @@
 """The run folder: what a training leaves behind, and what it is resumed from.
 
-config.yaml        the resolved configuration; running it again gives the same weights
+config.yaml        the resolved configuration: `fit --config` resumes the run, and repeats it with another --run.folder
 metrics.csv        a row an epoch                curves.png   the same as a picture
 tensorboard/       the same, and the learning rate by step
 checkpoints/       last.ckpt (to resume), previous.ckpt (the one before), best.ckpt (highest validation accuracy)
@@ -8,7 +8,7 @@ weights/           the best weights as a weight folder, tested on the test split
 .lock              of the process that writes
 """
 
-import math
+import contextlib
 import signal
 import time
 from pathlib import Path
@@ -24,9 +24,10 @@ from acmix_zoo.data.augment import image_keys, seed_globals
 from acmix_zoo.training.checkpoints import Checkpoints
 from acmix_zoo.training.export_weights import evaluation_limits
 from acmix_zoo.training.guard import NotFinite, keep_batch, weights_are_finite
-from acmix_zoo.training.history import Row, epoch_line, write_csv
+from acmix_zoo.training.history import Row, epoch_line, score, write_csv
 from acmix_zoo.training.launch import start_message
 from acmix_zoo.training.lock import Lock
+from acmix_zoo.training.logs import Log
 from acmix_zoo.training.resume import Options, recorded_changes
 from acmix_zoo.training.signals import Interrupted, Signals, requeue
 from acmix_zoo.weights.hub import check_push
@@ -83,7 +84,7 @@ class RunFolder(Checkpoint):
         self.save_every = save_every
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self._lock = Lock(self.folder)
-        self._best: list[float] | None = None  # score of best.ckpt
+        self._best: list[float] | None = None  # `score` of the epoch in best.ckpt
         self._signals = Signals()
         self._stop = 0  # the signal that all processes know of
         self._batch: tuple[Any, int] = (None, 0)  # of the running step, and its number in the epoch
@@ -92,7 +93,10 @@ class RunFolder(Checkpoint):
         self._epoch_start = self._validation_seconds = 0.0
         self._images = 0
         self._validated = False  # in this epoch
-        self._began = False  # to train
+        self.has_begun = False
+        """Whether the training has started."""
+        self._made: list[Path] = []  # folders that this run created, the innermost first
+        self._made_lock = False
         self._epochs: int | None = None  # of the run
         self._changes: list[dict[str, Any]] = []  # options that were changed on resume
         self._resumed_step = 0
@@ -138,6 +142,12 @@ class RunFolder(Checkpoint):
 
     # Fit.
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let other callbacks use the log from here on."""
+        for logger in trainer.loggers:
+            if isinstance(logger, Log):
+                logger.is_ready = True
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the folder and lock it, unless this is a rehearsal.
 
@@ -147,7 +157,10 @@ class RunFolder(Checkpoint):
         self._rehearsal = bool(getattr(trainer, "fast_dev_run", False))
         self._limits = evaluation_limits(trainer)
         if not self._rehearsal:
-            self.last.parent.mkdir(parents=True, exist_ok=True)
+            place = self.last.parent
+            self._made = [path for path in (place, *place.parents) if not path.exists()]
+            self._made_lock = not self._lock.path.exists()
+            place.mkdir(parents=True, exist_ok=True)
             self._take_lock(trainer)
         if self.seed is None:
             self.seed = torch.initial_seed()
@@ -174,7 +187,9 @@ class RunFolder(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals, after Lightning has put its own handlers in place."""
         self._signals.take()
-        self._began = True
+        self.has_begun = True
+        if trainer.is_global_zero and not trainer.global_step and not self._rehearsal:
+            print(f"New run in {self.folder}", flush=True)
         if trainer.is_global_zero and trainer.global_step:
             steps = f"step {trainer.global_step} of {trainer.estimated_stepping_batches:.0f}"
             print(f"Resuming from epoch {trainer.current_epoch + 1} of {trainer.max_epochs} ({steps})", flush=True)
@@ -281,17 +296,14 @@ class RunFolder(Checkpoint):
         row["images_per_second"] = self._images / max(1e-9, seconds - self._validation_seconds)
         self.history.append(row)
 
-        # without a validation, the last epoch counts as the best; a diverged one is the best only if all diverged
-        score = [-1.0, row["epoch"]]
-        if "val/top1" in row:
-            score = [row["val/top1"], -row["val/loss"]] if math.isfinite(row["val/loss"]) else [-2.0, 0.0]
-        better = self._best is None or score > self._best
-        previous, self._best = self._best, score if better else self._best
+        own = score(row)
+        better = self._best is None or own > self._best
+        previous, self._best = self._best, own if better else self._best
         if not self._save(trainer, pl_module, better) and better:
             self._best = previous  # a later epoch may then take its place
         if trainer.is_global_zero:
             write_csv(self.folder / "metrics.csv", self.history)
-            print(epoch_line(self.history, trainer.max_epochs or 0), flush=True)
+            print(epoch_line(self.history, trainer.max_epochs or 0, self._best), flush=True)
         (self._stop,) = self._signals.agree(pl_module.device)
         if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             self._end_if_asked(trainer)  # after the last epoch all that is left is to finish
@@ -308,14 +320,26 @@ class RunFolder(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give signals and folder back; say what is kept and how to go on."""
         self._signals.release()
+        if not self.has_begun and trainer.is_global_zero:
+            self._withdraw()
         self._lock.release()
         if (
-            self._began
+            self.has_begun
             and trainer.state.fn == "fit"
             and trainer.is_global_zero
             and not isinstance(exception, NotFinite)
         ):
-            print(f"The run stopped ({type(exception).__name__}). {self.resume_message}", flush=True)
+            reason = (
+                "was interrupted" if isinstance(exception, KeyboardInterrupt | Interrupted) else "ended in an error"
+            )
+            print(f"The run {reason}. {self.resume_message}", flush=True)
+
+    def _withdraw(self) -> None:
+        """Remove what was created for a run that did not begin, so that a refused command leaves nothing behind."""
+        self._lock.release(remove=self._made_lock)
+        for path in self._made:
+            with contextlib.suppress(OSError):  # it is not empty: somebody else uses it
+                path.rmdir()
 
     @property
     def resume_message(self) -> str:

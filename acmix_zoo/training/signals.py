@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -22,6 +25,29 @@ ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if 
 
 class Interrupted(SystemExit):
     """Ends a run after its state has been saved; the exit code is the shell's for the signal."""
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the program with exit code 143 instead of being noted and forgotten.
+
+    Lightning only notes SIGTERM and ends at the next training step. Reading the data before the first step, or an
+    evaluation, can take much longer than a cluster waits before it kills. During training, `Signals` takes over.
+    """
+    default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        print("\nacmix-zoo: stopped by SIGTERM", file=sys.stderr, flush=True)
+        raise Interrupted(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Signals:

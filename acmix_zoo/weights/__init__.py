@@ -3,7 +3,7 @@
 A weight folder is the same on disk, in a run's output and on the Hub: config.json, model.safetensors, README.md, test/.
 """
 
-from acmix_zoo.weights import official  # how to come by the authors' weights
+from acmix_zoo.weights import official
 from acmix_zoo.weights.build import read_config
 from acmix_zoo.weights.create import create_model, list_models
 from acmix_zoo.weights.folder import write_folder
@@ -11,6 +11,8 @@ from acmix_zoo.weights.from_plain.attention_networks import from_pvt, from_san, 
 from acmix_zoo.weights.from_plain.resnet import from_resnet
 from acmix_zoo.weights.hub import from_pretrained, pull, push
 from acmix_zoo.weights.load import load_weights
+from acmix_zoo.weights.official import register_official_weights
+from acmix_zoo.weights.shipped import register_shipped_weights
 from acmix_zoo.weights.verify import check_folder
 
 __all__ = [
@@ -29,3 +31,6 @@ __all__ = [
     "read_config",
     "write_folder",
 ]
+
+register_official_weights()
+register_shipped_weights()

@@ -8,6 +8,7 @@ the other holds, and the file's sha256 with the recorded one before it is used.
 import dataclasses
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg, build_model_with_cfg
 from torch import Tensor, nn
 
-from acmix_zoo.models.registry import check_sha256
+from acmix_zoo.checksum import check_sha256
 from acmix_zoo.weights.load import load_weights, mismatch
 from acmix_zoo.weights.locate import locate
+from acmix_zoo.weights.read import read_checkpoint
 
 _LARGEST_CONFIG = 16 * 2**20  # bytes; 22,000 label names take one
 _LARGEST = 2**16  # of any number in model_args
@@ -114,34 +116,115 @@ def described(config: dict[str, Any], where: Path) -> tuple[str, PretrainedCfg, 
     return architecture, PretrainedCfg(**given), arguments
 
 
+def checkpoint_config(checkpoint: Any, path: Path) -> dict[str, Any] | None:
+    """Return what a checkpoint of a `ClassificationTask` says about its network, in the layout of config.json.
+
+    Args:
+        checkpoint: the content of a checkpoint file.
+        path: of the file, for error messages.
+
+    Returns:
+        The config, for `described`; None for a checkpoint that does not name its network.
+
+    Raises:
+        ValueError: the checkpoint was trained with a weight folder as its model, or its arguments are not plain values.
+    """
+    hyper = _entry(checkpoint, "hyper_parameters")
+    if not {"model", "num_classes"} <= hyper.keys():
+        return None
+    name = str(hyper["model"])
+    if (Path(name) / "config.json").is_file():  # trained with a weight folder as the model
+        raise ValueError(
+            f"create_model: {path} was trained with the weight folder {name} as its model. Expected a model's name in "
+            "the checkpoint. Use the run's weights/, or run `acmix-zoo export` on a machine that has that folder"
+        )
+    architecture = name.partition(".")[0]
+    default = timm.get_pretrained_cfg(architecture)
+    stored = _entry(_entry(_entry(checkpoint, "ImageDataModule"), "card"), "cfg")  # mean, std, class names
+    cfg = {**(default.to_dict(remove_source=True) if default else {}), **stored}
+    try:
+        _, _, arguments = settle(name, hyper.get("pretrained") or False, hyper.get("model_kwargs"), is_new=False)
+        arguments = json.loads(json.dumps(arguments or {}))  # tuples become lists, as in config.json
+    except TypeError as error:
+        raise ValueError(f"create_model: model_kwargs of {path} are not plain values ({error})") from error
+    return {
+        "architecture": architecture,
+        "num_classes": hyper["num_classes"],
+        "model_args": arguments,
+        "pretrained_cfg": {key: value for key, value in cfg.items() if key not in ("architecture", "tag")},
+    }
+
+
+def _entry(mapping: Any, key: str) -> Mapping[str, Any]:
+    """Return the nested mapping under `key`, or an empty one if there is none."""
+    value = mapping.get(key) if isinstance(mapping, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
 def settle(
-    model: str, pretrained: bool | str | Path, model_kwargs: dict[str, Any] | None
+    model: str, pretrained: bool | str | Path, model_kwargs: dict[str, Any] | None, is_new: bool = True
 ) -> tuple[str, bool | str, dict[str, Any] | None]:
     """Return a task's `model`, `pretrained` and `model_kwargs` so that they describe the network without its weights.
 
-    A weight folder given as the model becomes its architecture, with the folder as `pretrained`. The arguments that a
-    weight folder stores are merged into `model_kwargs`, where the caller's take precedence. They are needed even when
-    the weights are not: many of them, such as kernel_att, leave the shapes of all parameters as they are.
+    Weights given as the model (a weight folder, a run folder or a checkpoint of a task) become their architecture, with
+    the path as `pretrained`. The arguments that are stored with the weights are merged into `model_kwargs`, where the
+    caller's take precedence. They are needed even when the weights are not: many of them, such as kernel_att, leave the
+    shapes of all parameters as they are.
+
+    Args:
+        is_new: False for the recorded values of a task that has already been trained. They contain the arguments of a
+            checkpoint that was given as `pretrained`. If they do not, an earlier version wrote them, which ignored
+            these arguments and trained a network without them.
 
     Raises:
-        ValueError: config.json of the folder is damaged, or names what it may not name.
+        ValueError: the stored description is damaged, or names what it may not name.
     """
     if isinstance(pretrained, Path):
         pretrained = str(pretrained)  # a checkpoint holds plain values
     if isinstance(pretrained, str):
-        folder = locate(pretrained)
-    elif (Path(model) / "config.json").is_file():
-        folder = Path(model)
+        found = stored_network(locate(pretrained), reads_checkpoints=is_new)
+    elif timm.is_model(model) and not (Path(model) / "config.json").is_file():
+        found = None
     else:
+        found = stored_network(locate(model))
+    if found is None:
         return model, pretrained, model_kwargs or None
-    if not (folder / "config.json").is_file():
-        return model, pretrained, model_kwargs or None
-    architecture, _, arguments = described(read_config(folder), folder)
+    architecture, arguments = found
     if not isinstance(pretrained, str):
         model, pretrained = architecture, model
-    if architecture == model.partition(".")[0]:  # otherwise create_model refuses the folder
+    if architecture == model.partition(".")[0]:  # otherwise create_model refuses the weights
         model_kwargs = {**arguments, **(model_kwargs or {})}
     return model, pretrained, model_kwargs or None
+
+
+def stored_network(place: Path, reads_checkpoints: bool = True) -> tuple[str, dict[str, Any]] | None:
+    """Return the architecture and arguments that a weight folder or a checkpoint states; None for anything else."""
+    config: dict[str, Any] | None = None
+    if (place / "config.json").is_file():
+        config = read_config(place)
+    elif reads_checkpoints:
+        _, config = read_described(place)
+    if config is None:
+        return None
+    architecture, _, arguments = described(config, place)
+    return architecture, arguments
+
+
+def read_described(path: Path) -> tuple[Any, dict[str, Any] | None]:
+    """Read a checkpoint file that describes its network, see `checkpoint_config`.
+
+    Returns:
+        The content and the config. (None, None) for weights that come without a description, such as a plain state
+        dict or a safetensors file, and for a path that is not a file.
+
+    Raises:
+        ValueError: the file is damaged or unsafe.
+    """
+    if not path.is_file() or path.suffix == ".safetensors":
+        return None, None
+    checkpoint = read_checkpoint(path)
+    config = checkpoint_config(checkpoint, path)
+    return (None if config is None else checkpoint), config
 
 
 def _harmless(value: Any) -> bool:

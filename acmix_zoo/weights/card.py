@@ -10,13 +10,20 @@ from huggingface_hub.utils import validate_repo_id, yaml_dump  # type: ignore[at
 
 from acmix_zoo.models.published import is_reconstruction
 
-# Data sets that ship under a short name, as the Hub calls them.
-_HUB_DATASETS = {"fashion_mnist": "zalando-datasets/fashion_mnist"}
+# Hub ids of shipped data sets, by the fingerprint of their contents. The name does not suffice, because any folder may
+# have it.
+_HUB_DATASETS = {"ca3ab2a37f845e1b": "zalando-datasets/fashion_mnist"}
 
 
-def hub_dataset(name: str) -> str | None:
-    """Return the Hub id of a data set, or None if it has none, as with a local folder."""
-    name = _HUB_DATASETS.get(name, name)
+def hub_dataset(name: str, dataset: Mapping[str, Any]) -> str | None:
+    """Return the Hub id of a data set, or None if it has none, as with a local folder.
+
+    Args:
+        name: the name of the data set.
+        dataset: the record of the data that the weights were trained on.
+    """
+    if name == dataset.get("name"):
+        name = _HUB_DATASETS.get(str(dataset.get("fingerprint")), name)
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -58,7 +65,7 @@ def render_card(config: Mapping[str, Any]) -> str:
     dataset = record.get("dataset") or {}
     metrics = record.get("metrics") or []
     names = sorted({metric["dataset"] for metric in metrics} | ({dataset["name"]} if "name" in dataset else set()))
-    hub_ids = [hub_id for hub_id in map(hub_dataset, names) if hub_id]
+    hub_ids = [hub_id for hub_id in (hub_dataset(name, dataset) for name in names) if hub_id]
 
     head = ModelCardData(
         library_name="acmix_zoo",
@@ -138,8 +145,9 @@ def _numbers(values: Any) -> str:
 def render_eval_results(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the Hub's result files, {file name: YAML text}, one for each data set that is on the Hub."""
     entries: dict[str, list[dict[str, Any]]] = {}
-    for metric in config["acmix_zoo"].get("metrics") or []:
-        hub_id = hub_dataset(metric["dataset"])
+    record = config["acmix_zoo"]
+    for metric in record.get("metrics") or []:
+        hub_id = hub_dataset(metric["dataset"], record.get("dataset") or {})
         if hub_id is None:
             continue
         entries.setdefault(hub_id.replace("/", "_") + ".yaml", []).append(

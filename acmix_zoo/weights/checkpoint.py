@@ -3,8 +3,6 @@
 A checkpoint of `acmix-zoo fit` names its network. For any other file, the caller has to name it.
 """
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,10 +10,10 @@ import timm
 from timm.models import adapt_input_conv
 from torch import nn
 
-from acmix_zoo.weights.build import build, described, settle
+from acmix_zoo.weights.build import build, described, read_described
 from acmix_zoo.weights.load import copy_in, translated
 from acmix_zoo.weights.locate import locate
-from acmix_zoo.weights.read import Source, State, read_checkpoint
+from acmix_zoo.weights.read import Source, State
 
 
 def build_path(path: str | Path, **kwargs: Any) -> nn.Module:
@@ -41,42 +39,40 @@ def build_path(path: str | Path, **kwargs: Any) -> nn.Module:
 
 def _build_checkpoint(path: Path, **kwargs: Any) -> nn.Module:
     """Build the network of a Lightning checkpoint of a ClassificationTask."""
-    checkpoint = read_checkpoint(path) if path.suffix != ".safetensors" else None
-    hyper = _entry(checkpoint, "hyper_parameters")
-    if not {"model", "num_classes"} <= hyper.keys():
+    checkpoint, config = read_described(path)
+    if config is None:
         raise ValueError(
             f"create_model: {path} does not say which network its weights belong to. Expected a weight folder, a run "
             f'folder or a checkpoint of `acmix-zoo fit`. Name the network: create_model(NAME, pretrained="{path}")'
         )
-    name = str(hyper["model"])
-    if (Path(name) / "config.json").is_file():  # trained with a weight folder as the model
-        raise ValueError(
-            f"create_model: {path} was trained with the weight folder {name} as its model. Expected a model's name in "
-            "the checkpoint. Use the run's weights/, or run `acmix-zoo export` on a machine that has that folder"
-        )
-    architecture = name.partition(".")[0]
-    default = timm.get_pretrained_cfg(architecture)
-    stored = _entry(_entry(_entry(checkpoint, "ImageDataModule"), "card"), "cfg")  # mean, std, class names
-    cfg = {**(default.to_dict(remove_source=True) if default else {}), **stored}
-    try:
-        _, _, arguments = settle(name, hyper.get("pretrained") or False, hyper.get("model_kwargs"))
-        arguments = json.loads(json.dumps(arguments or {}))  # tuples become lists, as in config.json
-    except TypeError as error:
-        raise ValueError(f"create_model: model_kwargs of {path} are not plain values ({error})") from error
-    config = {
-        "architecture": architecture,
-        "num_classes": hyper["num_classes"],
-        "model_args": arguments,
-        "pretrained_cfg": {key: value for key, value in cfg.items() if key not in ("architecture", "tag")},
-    }
     known, pretrained_cfg, arguments = described(config, path)
-    return build_with(known, checkpoint or {}, str(path), pretrained_cfg=pretrained_cfg, **{**arguments, **kwargs})
+    return build_with(known, checkpoint, str(path), pretrained_cfg=pretrained_cfg, **{**arguments, **kwargs})
 
 
-def _entry(mapping: Any, key: str) -> Mapping[str, Any]:
-    """Return the nested mapping under `key`, or an empty one if there is none."""
-    value = mapping.get(key) if isinstance(mapping, Mapping) else None
-    return value if isinstance(value, Mapping) else {}
+def build_file(architecture: str, path: Path, **kwargs: Any) -> nn.Module:
+    """Build `architecture` with the weights of any checkpoint file.
+
+    A checkpoint of a `ClassificationTask` describes its network. The arguments in this description are used here, too;
+    `kwargs` take precedence over them.
+
+    Raises:
+        ValueError: the weights belong to another network, or are unreadable or unsafe.
+    """
+    _, config = read_described(path)
+    if config is None:
+        return build_with(architecture, path, str(path), **kwargs)
+    check_architecture(config, architecture, path)
+    return _build_checkpoint(path, **kwargs)
+
+
+def check_architecture(config: dict[str, Any], architecture: str, where: Path) -> None:
+    """
+    Raises:
+        ValueError: the weights described by `config` are not those of `architecture`.
+    """
+    theirs = config["architecture"]
+    if theirs != architecture:
+        raise ValueError(f"create_model: {where} holds weights of {theirs}, not of {architecture}")
 
 
 def build_with(architecture: str, source: Source, where: str, **kwargs: Any) -> nn.Module:

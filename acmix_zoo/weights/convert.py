@@ -9,8 +9,10 @@ from typing import Any, cast
 import timm
 import torch
 
+from acmix_zoo.weights.build import stored_network
 from acmix_zoo.weights.folder import write_folder
 from acmix_zoo.weights.load import copy_in, translated
+from acmix_zoo.weights.locate import locate
 
 
 def convert(file: Path, name: str, folder: str | Path, record: Mapping[str, Any]) -> Path:
@@ -19,7 +21,8 @@ def convert(file: Path, name: str, folder: str | Path, record: Mapping[str, Any]
     The numbers of classes and input channels are taken from the file.
 
     Args:
-        file: a checkpoint of the authors, Lightning, timm or plain torch, or a safetensors file.
+        file: a checkpoint of the authors, Lightning, timm or plain torch, or a safetensors file. A checkpoint of
+            `acmix-zoo fit` also states the arguments of its network.
         name: `architecture` or `architecture.tag`.
         folder: where; a weight folder that is there is replaced once the new one verifies.
         record: what is known about their making, for config.json; see `write_folder`.
@@ -34,7 +37,10 @@ def convert(file: Path, name: str, folder: str | Path, record: Mapping[str, Any]
     if not timm.is_model(architecture):
         raise ValueError(f"convert: unknown model {architecture!r}; `acmix-zoo list` shows what there is")
     known = name if tag and timm.models.is_model_pretrained(name) else architecture  # whose image size, crop and so on
-    model = timm.create_model(known)
+    theirs, arguments = stored_network(locate(file)) or (architecture, {})
+    if theirs != architecture:
+        raise ValueError(f"convert: {file} holds weights of {theirs}, not of {architecture}; give --model {theirs}")
+    model = timm.create_model(known, **arguments)
     state, cfg, own = translated(file, model), cast(dict[str, Any], model.pretrained_cfg), model.state_dict()
     classifier, stem = (f"{cfg.get(key)}.weight" for key in ("classifier", "first_conv"))
     known_classes = int(model.num_classes)  # type: ignore[arg-type]
@@ -46,7 +52,7 @@ def convert(file: Path, name: str, folder: str | Path, record: Mapping[str, Any]
         given["input_size"] = (channels, *size)
         given |= {key: (sum(cfg[key]) / len(cfg[key]),) * channels for key in ("mean", "std")}  # as timm does
     if (classes, channels) != (known_classes, cfg["input_size"][0]):
-        model = timm.create_model(known, num_classes=classes, in_chans=channels)
+        model = timm.create_model(known, **{**arguments, "num_classes": classes, "in_chans": channels})
     copy_in(model, state, str(file))
     images = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
     return write_folder(folder, model, architecture=architecture, pretrained_cfg=given, record=record, example=images)

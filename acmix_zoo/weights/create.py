@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 from torch import nn
 
 from acmix_zoo.weights.build import build, read_config
-from acmix_zoo.weights.checkpoint import build_path, build_with
+from acmix_zoo.weights.checkpoint import build_file, build_path, check_architecture
 from acmix_zoo.weights.hub import from_pretrained
 from acmix_zoo.weights.locate import locate
 
@@ -110,8 +110,6 @@ def _from_path(architecture: str, path: Path, **kwargs: Any) -> nn.Module:
     """Build `architecture` with the weights of a folder or a file."""
     path = locate(path)
     if path.is_dir():
-        theirs = read_config(path)["architecture"]
-        if theirs != architecture:
-            raise ValueError(f"create_model: {path} holds weights of {theirs}, not of {architecture}")
+        check_architecture(read_config(path), architecture, path)
         return build(path, **kwargs)
-    return build_with(architecture, path, str(path), **kwargs)
+    return build_file(architecture, path, **kwargs)

@@ -8,13 +8,13 @@ A file downloaded by hand becomes the same folder by `acmix-zoo convert FILE --m
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ import timm
 import torch
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # public, but exported lazily
 
-from acmix_zoo.models.registry import FETCH, check_sha256
+from acmix_zoo.checksum import check_sha256
+from acmix_zoo.models.registry import register_weights
 from acmix_zoo.weights.convert import convert
 
 TAG = "official_in1k"
@@ -148,8 +149,19 @@ def _read(link: str, file: Path) -> None:
         raise OSError(f"the connection broke off after {size:,} of {int(expected):,} bytes")
 
 
-def _fetcher(model: str) -> Callable[[], Path]:
-    return lambda: fetch(model)
+class OfficialFile(os.PathLike[str]):
+    """The path of the authors' weights of `model`, which are downloaded when the path is asked for."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def __fspath__(self) -> str:
+        return str(fetch(self.model))
+
+    def __repr__(self) -> str:
+        return f"OfficialFile({self.model!r})"
 
 
-FETCH.update({f"{model}.{TAG}": _fetcher(model) for model in LINKS})
+def register_official_weights() -> None:
+    """Make the authors' weights available as the tag `official_in1k` of timm's models."""
+    register_weights({f"{model}.{TAG}": {"file": OfficialFile(model)} for model in LINKS})

@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -54,8 +55,9 @@ def read_state_dict(source: Source) -> State:
     """Return the tensors of `source` by their stored names, on the CPU.
 
     Args:
-        source: a weight folder, a run folder, a safetensors file, a torch checkpoint (.pth, .pt, .ckpt, .bin) or a
-            mapping. In checkpoints and mappings the state dict may be an entry such as `model_state_dict` or `net`.
+        source: a weight folder, a run folder, a safetensors file, a torch checkpoint (.pth, .pt, .ckpt, .bin), an .npz
+            file or a mapping to tensors or NumPy arrays. In checkpoints and mappings the state dict may be an entry
+            such as `model_state_dict` or `net`.
 
     Raises:
         FileNotFoundError: `source` does not exist. ValueError: it is unreadable or contains no weights.
@@ -69,14 +71,18 @@ def read_state_dict(source: Source) -> State:
         path = path / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"load_weights: {path} does not exist; give a weight folder or a checkpoint file")
-    if path.suffix != ".safetensors":
+    if path.suffix not in (".safetensors", ".npz"):
         return _state_dict(read_checkpoint(path), str(path))
     try:
-        return safetensors.torch.load_file(path)
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
     except OSError:
         raise  # the file itself may be fine, for example if permissions are missing or the disk fails
     except Exception as error:
         raise _damaged(path, error) from error
+    return _state_dict(arrays, str(path))
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -137,7 +143,14 @@ def _state_dict(checkpoint: Any, where: str) -> State:
         )
     if found:
         return _find_state(checkpoint[found[0]]) or {}
+    converted = _with_tensors(checkpoint)
+    if converted is not checkpoint:
+        return _state_dict(converted, where)
     keys = ", ".join(map(str, list(checkpoint)[:8])) if _is_mapping(checkpoint) else type(checkpoint).__name__
+    if _is_mapping(checkpoint) and any(isinstance(value, _Ignored) for value in checkpoint.values()):
+        keys += (
+            " (not tensors). If these are NumPy arrays, save them with np.savez(PATH, **arrays) and load the .npz file"
+        )
     raise ValueError(f"load_weights: no weights in {where}. Expected named tensors, found: {keys or 'nothing'}")
 
 
@@ -149,6 +162,16 @@ def _find_state(value: Any, depth: int = 4) -> State | None:
         if state := _find_state(value.get(entry), depth - 1):
             return state
     return {key: v for key, v in value.items() if isinstance(key, str) and isinstance(v, Tensor)} or None
+
+
+def _with_tensors(value: Any) -> Any:
+    """Return a nested mapping with its NumPy arrays as tensors, or `value` itself if it contains none."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))  # torch has no other byte order
+    if not _is_mapping(value):
+        return value
+    converted = {key: _with_tensors(entry) for key, entry in value.items()}
+    return converted if any(converted[key] is not value[key] for key in value) else value
 
 
 def _is_mapping(value: Any) -> bool:

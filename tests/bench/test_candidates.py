@@ -11,8 +11,11 @@ from acmix_zoo import ACmix2d, create_model
 from acmix_zoo.bench.candidates import Candidate, Variant, build, is_network, parse_name, use_candidate_backend
 from acmix_zoo.bench.passes import Pass
 from acmix_zoo.bench.released import ReleasedACmix2d
-from acmix_zoo.models.registry import checkpoints_root
 from acmix_zoo.ops.dispatch import choose_tile, plan_attention
+from acmix_zoo.ops.sliding_window import SlidingWindow
+from acmix_zoo.weights.shipped import checkpoints_root
+
+WINDOW = SlidingWindow(7)
 
 
 class TestNames:
@@ -106,12 +109,12 @@ class TestBaselines:
 class TestPass:
     def test_backend_and_tile_are_used_while_the_candidate_runs(self) -> None:
         with use_candidate_backend(Candidate("acmix2d:16x20@tile8x16")):
-            assert plan_attention(20, 20, 7, device="cpu").tile == (8, 16)
-            assert plan_attention(14, 14, 7, device="cpu").tile == (8, 16)  # instead of global
-            assert plan_attention(20, 20, 7, device="cuda").tile != (8, 16)
+            assert plan_attention(20, 20, WINDOW, device="cpu").tile == (8, 16)
+            assert plan_attention(14, 14, WINDOW, device="cpu").tile == (8, 16)  # instead of global
+            assert plan_attention(20, 20, WINDOW, device="cuda").tile != (8, 16)
         with use_candidate_backend(Candidate("acmix2d:16x20@global")):
-            assert plan_attention(20, 20, 7).backend == "global"
-        assert plan_attention(20, 20, 7).tile == choose_tile(20, 20, 7, 1, 1)
+            assert plan_attention(20, 20, WINDOW).backend == "global"
+        assert plan_attention(20, 20, WINDOW).tile == choose_tile(20, 20, WINDOW)
 
     def test_autocast_keeps_float32_weights(self) -> None:
         candidate = Candidate("acmix2d:16x18", batch=1, train=True, threads=1, dtype="bfloat16", autocast=True)

@@ -1,21 +1,25 @@
 """The command `acmix-zoo data`, and text under locales other than UTF-8."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from acmix_zoo.cli.main import main
+from acmix_zoo.data import open_source, overlap
+from acmix_zoo.data.summary import split_parts
 
 
 def folder(root: Path, *classes: str, count: int = 4) -> Path:
-    for name in classes:
+    for label, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for number in range(count):
-            Image.new("RGB", (9, 9), (number, 0, 0)).save(root / name / f"{number}.png")
+            Image.new("RGB", (9, 9), (number, label, 0)).save(root / name / f"{number}.png")
     return root
 
 
@@ -44,11 +48,55 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_many_classes_are_summarised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = folder(tmp_path / "many", *(f"c{n:02d}" for n in range(21)), count=2)
     for number in range(7):
-        Image.new("RGB", (9, 9)).save(root / f"c20/more{number}.png")
+        Image.new("RGB", (9, 9), (number, 0, 1)).save(root / f"c20/more{number}.png")
     assert main(["data", str(root)]) == 0
     out = capsys.readouterr().out
     assert "  train: 1 to 8 images per class, median 1\n  val: 1 image per class\n" in out
     assert "the training classes are imbalanced: 8 of 'c20', 1 of 'c00'" in out
+
+
+def test_a_class_that_is_not_validated_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder(tmp_path / "pets", "cat", "dog")
+    folder(root, "emu", "owl", count=1)
+    assert main(["data", str(root)]) == 0
+    assert "  val has no image of the classes emu, owl. A class with a single image" in capsys.readouterr().out
+    splits = folder(tmp_path / "split/train", "cat", "dog", "emu").parent
+    folder(splits / "test", "cat", "dog")
+    assert main(["data", str(splits)]) == 0
+    assert "  test has no image of the class emu\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("copied", ["train", "val", "test"])
+def test_images_in_two_splits_are_counted(tmp_path: Path, copied: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copied or linked folder, or one file under another name, is found by its bytes."""
+    root = tmp_path / "pets"
+    folder(root / "train", "cat", "dog")
+    if copied == "train":  # so that val, cut from it, has its images, too
+        shutil.copytree(root / "train/cat", root / "train/cat/copy")
+        expected = "Warning: 1 of the 2 val images are identical to images of train (for example 2.png and copy/2.png)"
+    elif copied == "val":
+        shutil.copytree(root / "train", root / "validation")
+        expected = "Warning: 8 of the 8 val images are identical to images of train (for example "
+        expected += "validation/cat/0.png and train/cat/0.png), so the validation score will be too high"
+    else:
+        noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)  # larger than what is compared first
+        Image.fromarray(noise).save(root / "train/dog/noise.png")
+        (root / "test/cat").mkdir(parents=True)
+        os.link(root / "train/cat/2.png", root / "test/cat/linked.png")
+        shutil.copy(root / "train/dog/noise.png", root / "test/cat/renamed.png")
+        Image.fromarray(255 - noise).save(root / "test/cat/own.png")
+        expected = "Warning: 2 of the 3 test images are identical to images of train"
+    assert main(["data", str(root)]) == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_the_search_for_identical_images_has_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = split_parts(open_source(folder(tmp_path / "pets", "cat", "dog")), 0.25, 0)
+    assert overlap.shared_images(parts) == []
+    monkeypatch.setattr(overlap, "CHECK_LIMIT", 7)
+    assert overlap.shared_images(parts) == [
+        "identical images in two splits were not looked for: there are more than 7 images"
+    ]
 
 
 def test_shipped_data(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,8 @@ from acmix_zoo.cli.classify import classify
 from acmix_zoo.cli.main import main
 from acmix_zoo.weights import check_folder, read_config
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -161,6 +163,49 @@ def test_classify_a_folder_by_any_part_of_a_run(
     assert len(results) == 12 and capsys.readouterr().out.count(" %  class") == 12
     (tmp_path / "empty").mkdir()
     fails(["classify", str(run), str(tmp_path / "empty")], capsys, "empty", "no pictures")
+
+
+def test_classify_names_what_it_skips(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other pictures are classified; only a file that was named explicitly makes the command fail."""
+    phone = tmp_path / "phone"
+    shutil.copytree(pictures / "test/class0", phone)
+    for name in ("a.heic", "b.heic", "c.svg", "d.dng", "e.pdf", "list.txt"):
+        (phone / name).write_text("-")
+    (phone / "damaged.jpg").write_bytes(b"\xff\xd8\xff")
+    weights, picture = str(run / "weights"), str(phone / "0.png")
+    assert main(["classify", weights, str(phone), "--top=1"]) == 0
+    out, error = capsys.readouterr()
+    assert out.count(" %  class") == 4
+    assert f"{phone}: skipped 2 .heic files (first: a.heic): to read them, `pip install pillow-heif`" in error
+    assert "skipped 1 .svg file" in error and "skipped 1 .dng file" in error and "skipped 1 .pdf file" in error
+    assert "skipped 1 other file: .txt 1" in error and f"skipped image {phone / 'damaged.jpg'} cannot be read" in error
+
+    (tmp_path / "empty").mkdir()
+    given = [phone / "a.heic", phone / "c.svg", tmp_path / "no.png", tmp_path / "empty"]
+    words = ["4 of the given pictures", "For .heic files: to read them, `pip install pillow-heif`", "no.png does not"]
+    fails(["classify", weights, *map(str, given), picture, "--top=1"], capsys, *words, "empty contains no pictures")
+    assert main(["classify", weights, str(phone / "a.heic"), picture, "--top=1"]) == 1
+    out, error = capsys.readouterr()
+    assert out.count(" %  class") == 1 and "For .heic files: to read them" in error
+
+
+def test_predict_names_what_it_skips(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phone = tmp_path / "phone"
+    shutil.copytree(pictures / "test/class0", phone)
+    (phone / "a.heic").write_text("-")
+    (phone / "damaged.jpg").write_bytes(b"\xff\xd8\xff")
+    command = ["predict", f"--config={run / 'config.yaml'}", f"--run.folder={tmp_path / 'predicted'}"]
+    command += [f"--ckpt_path={run / 'checkpoints/best.ckpt'}"]
+    assert main([*command, f"--data.predict_source={phone}"]) == 0
+    out = capsys.readouterr().out
+    assert f"{phone}: skipped 1 .heic file (first: a.heic): to read them, `pip install pillow-heif`" in out
+    assert f"{phone}: 1 file cannot be predicted: image {phone / 'damaged.jpg'} cannot be read" in out
+    assert "Saved the predictions for 4 images" in out
+    fails([*command, f"--data.predict_source={phone / 'a.heic'}"], capsys, "For .heic files: to read them, `pip")
 
 
 def test_classify_needs_no_training_libraries(run: Path, pictures: Path) -> None:
@@ -406,3 +451,48 @@ def test_record_is_plain(run: Path, pictures: Path) -> None:
     for written in (text, (run / "weights/README.md").read_text()):
         for place in (Path.home(), Path.cwd(), run.parent, pictures.parent):
             assert str(place) not in written
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["fit", "--confg", "x.yaml"], "unknown option --confg; did you mean --config?"),
+        (["fit", "--con", str(ROOT / "recipes/finetune/folder.yaml")], "unknown option --con; did you mean --config?"),
+        (["fit", "--model.model", "x", "--data.sourc", "y"], "unknown option --data.sourc; did you mean --data.source"),
+        (["fit", "--lr", "1"], "unknown option --lr; did you mean --model.lr"),
+        (["fit", "--data.source", "x"], "missing option --model.model"),
+        (
+            ["fit", "--config", "recipes/finetune/foldr.yaml"],
+            "does not exist; did you mean finetune/folder",
+        ),
+        (["fit", "--config", "recipes/finetune"], "--config recipes/finetune is a folder without a config.yaml"),
+        (["verify", "x", "--dat", "y"], "acmix-zoo verify: error: unknown option --dat; did you mean --data?"),
+        (["classify", "x", "y", "--to=3"], "acmix-zoo classify: error: unknown option --to; did you mean --top?"),
+        (["data", "x", "--label", "y"], "unknown option --label; did you mean --label_column?"),
+        (["list", "--pre"], "unknown option --pre; did you mean --pretrained?"),
+        (["export", "x", "y", "--no"], "unknown option --no; did you mean --no-ema?"),
+        (["plan", "x", "--gp", "1"], "unknown option --gp; did you mean --gpus or --gpu?"),
+        (["bench", "acmix_resnet_pico", "--rep", "1"], "unknown option --rep; did you mean --repeats?"),
+    ],
+    ids=lambda value: " ".join(value[:3:2]) if isinstance(value, list) else "",
+)
+def test_incomplete_options_and_paths_are_refused_with_a_hint(
+    words: list[str], hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options cannot be abbreviated: an incomplete one would set another option than was meant."""
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert hint in error and f"All options: acmix-zoo {words[0]} --help" in error
+    assert len(error.splitlines()) == 2
+
+
+@pytest.mark.parametrize("command", ["reproduce", "plan"])
+def test_the_closest_recipe_is_named(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main([command, "recipes/fashion_mnist/acmix_resnet_pic.yaml"]) == 1
+    assert "did you mean fashion_mnist/acmix_resnet_pico" in capsys.readouterr().err

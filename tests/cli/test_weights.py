@@ -266,7 +266,7 @@ class TestPortable:
         ("given", "shown"),
         [
             ("--data.source=/data/ann/photos --x 1", "--data.source=photos --x 1"),
-            ("--data.source {cwd}/my/photos", "--data.source my/photos"),
+            ("--data.source {cwd}/my/photos", "--data.source ./my/photos"),  # my/photos could be a data set of the Hub
             ("--config {cwd}/recipes/finetune/folder.yaml", "--config recipes/finetune/folder.yaml"),
             ("-c {root}/recipes/finetune/folder.yaml", "-c recipes/finetune/folder.yaml"),
             ("-c /home/ann/recipes/finetune/folder.yaml", "-c folder.yaml"),  # does not ship
@@ -296,6 +296,10 @@ class TestPortable:
     def test_in_the_root_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir("/")
         assert portable_command("acmix-zoo fit --data.source /data/ann/photos") == "acmix-zoo fit --data.source photos"
+        for given in ("--data.source /data/ann/fashion_mnist", "--data.source=/data/ann/digits"):  # not shipped
+            short = given.replace("/data/ann/", "./")
+            assert portable_command(f"acmix-zoo fit {given}") == f"acmix-zoo fit {short}"
+            assert portable_command(f"acmix-zoo fit {short}") == f"acmix-zoo fit {short}"
 
     def test_parent(self, tmp_path: Path) -> None:
         assert parent(str(SHIPPED), {}) == "acmix_resnet_pico.fashion_mnist"

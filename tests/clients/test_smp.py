@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_networks import FAMILIES
 
 import acmix_zoo  # registers the networks
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-FAMILIES = {
-    "acmix_resnet26": {"layers": (1, 1, 1, 1)},
-    "acmix_swin_t": {"depths": (1, 1, 1, 1)},
-    "acmix_san10": {"layers": (1, 1, 1, 1, 1)},
-    "acmix_pvt_t": {"depths": (1, 1, 1, 1)},
-}
 # From their docstrings: an encoder's depth is the number of times that it halves the image.
 DEPTHS = {"acmix_resnet_pico": 4, "acmix_swin_pico": 3, "acmix_san_pico": 3, "acmix_pvt_pico": 3}
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from small_networks import FAMILIES
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -14,12 +15,6 @@ from torchvision.ops import FeaturePyramidNetwork
 from acmix_zoo import create_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-FAMILIES = {
-    "acmix_resnet26": {"layers": (1, 1, 1, 1)},
-    "acmix_swin_t": {"depths": (1, 1, 1, 1)},
-    "acmix_san10": {"layers": (1, 1, 1, 1, 1)},
-    "acmix_pvt_t": {"depths": (1, 1, 1, 1)},
-}
 
 
 class Pyramid(nn.Module):

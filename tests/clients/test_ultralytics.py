@@ -6,16 +6,20 @@ global settings of torch. Nothing is downloaded, and the settings are written to
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+
+from acmix_zoo import swap_conv3x3
 
 pytest.importorskip("ultralytics")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -127,16 +131,12 @@ differences["torchscript"] = float((out - expected(x)).abs().max() / expected(x)
 report(differences=differences)
 """
 
-SWAP = """
+# The trainer is the example at the end of the docstring of `swap_conv3x3`.
+TRAINER = textwrap.dedent(inspect.getdoc(swap_conv3x3).partition("::\n")[2])
+SWAP = f"""
 from ultralytics.models.yolo.detect import DetectionTrainer
 from acmix_zoo import swap_conv3x3
-class Trainer(DetectionTrainer):
-    def get_model(self, cfg=None, weights=None, verbose=True):
-        model = super().get_model(cfg, None, verbose)
-        swap_conv3x3(model, "model.6.*")
-        if weights:
-            model.load(weights)
-        return model
+{TRAINER}
 yolo = YOLO("yolov8n.yaml")
 yolo.train(trainer=Trainer, epochs=1, amp=False, name="s", **OPTIONS)
 swapped = YOLO("runs/s/weights/best.pt")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from acmix_zoo.cli.data import data
 from acmix_zoo.data import open_source
 from acmix_zoo.data.sources.base import FileImages, Source
 
@@ -60,7 +61,8 @@ def test_a_link_back_up_is_not_followed(tmp_path: Path, target: str) -> None:
 def test_a_link_back_up_beside_the_classes_is_no_class(tmp_path: Path) -> None:
     root = tree(tmp_path / "loop", *TWO)
     link(root / "again", ".")
-    assert listed(open_source(root)) == PLAIN and "back up to a folder" in remarks(root)
+    assert listed(open_source(root)) == PLAIN
+    assert "skipped links back up to a folder that contains them: 1 (first: again)" in remarks(root)
 
 
 @pytest.mark.parametrize("target", ["../dog", "../dog/3.png", "1.png"])
@@ -97,12 +99,13 @@ def test_one_image_in_two_classes_is_refused(tmp_path: Path) -> None:
         open_source(root)
 
 
-def test_a_split_that_is_linked_to_another_is_noted(tmp_path: Path) -> None:
+def test_a_split_that_is_linked_to_another_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tree(tmp_path / "pets", *(f"train/{name}" for name in TWO))
     link(root / "test", "train")
     source = open_source(root)
     assert [len(images) for images in source.splits().values()] == [3, 3]
-    assert "Warning: 3 of the 3 images of test are links to images of train" in remarks(root)
+    assert data([str(root)])
+    assert "Warning: 3 of the 3 test images are identical to images of train" in capsys.readouterr().out
 
 
 def test_a_dangling_link_has_a_fingerprint(tmp_path: Path) -> None:
@@ -123,7 +126,7 @@ def test_hidden_and_system_files_are_skipped(tmp_path: Path) -> None:
     root = tree(tmp_path / "pets", *TWO, *junk)
     source = open_source(root)
     assert source.class_names == ("cat", "dog") and listed(source) == PLAIN
-    assert "skipped hidden files and folders: 3" in remarks(root)
+    assert "skipped hidden files and folders: 5" in remarks(root)
     assert "skipped 1 other file: .db 1" in remarks(root)
 
 
@@ -147,9 +150,19 @@ def test_class_folders_of_heic_name_the_package(tmp_path: Path) -> None:
         open_source(root / "cat")
 
 
-def test_images_outside_of_classes_are_counted(tmp_path: Path) -> None:
-    root = tree(tmp_path / "pets", *TWO, "5.png", "6.jpg")
-    assert f"skipped 2 images directly in {root}, outside the class folders" in remarks(root)
+def test_what_lies_outside_of_classes_is_counted(tmp_path: Path) -> None:
+    root = tree(tmp_path / "pets", *TWO, "5.png", "6.jpg", "7.heic", ".hidden", "README", "classes.txt")
+    assert remarks(root).splitlines() == [
+        f"skipped 2 images directly in {root}, outside the class folders",
+        "skipped 1 .heic file (first: 7.heic): to read them, `pip install pillow-heif`",
+        "skipped hidden files and folders: 1 (first: .hidden)",
+    ]
+    split = tree(tmp_path / "split", *(f"train/{name}" for name in TWO), "train/5.png", ".git/x", "train/.x", "6.png")
+    assert remarks(split).splitlines() == [
+        f"skipped 1 image directly in {split}, outside the splits",
+        f"skipped 1 image directly in {split}/train, outside the class folders",
+        "skipped hidden files and folders: 2 (first: .git)",
+    ]
 
 
 # ---- splits
@@ -210,11 +223,14 @@ def test_names_that_nearly_agree_are_shown(tmp_path: Path, name: str, reported: 
     assert reported in str(error.value)
 
 
-def test_classes_that_differ_in_case_or_are_missing_are_noted(tmp_path: Path) -> None:
+def test_classes_that_differ_in_case_or_are_missing_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tree(tmp_path, "train/A/1.png", "train/a/1.png", "train/b/1.PNG", "val/b/1.png")
     assert open_source(root).class_names == ("A", "a", "b")  # letters, perhaps
     assert "'A' and 'a' differ only in case" in remarks(root)
-    assert "val has no folder for the classes A, a" in remarks(root)
+    assert data([str(root)])
+    assert "val has no image of the classes A, a" in capsys.readouterr().out
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 
 from acmix_zoo.data import BadImage, depth, images, load_image
+from acmix_zoo.data.formats import has_heif
 from acmix_zoo.data.images import bad_images, inspect_images
 from acmix_zoo.data.sources.walk import find_images
 
@@ -154,6 +155,8 @@ def test_deep_images_are_counted_before_a_run(tmp_path: Path) -> None:
         ("lfs.png", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         ("empty.png", b"", "it is an empty file"),
         ("text.png", b"hello", "it is not an image"),
+        ("raw.cr3", b"\0\0\0\x18ftypcrx \0\0\0\1", "it is a raw photograph; convert it to JPEG or PNG"),
+        ("film.jpg", b"\0\0\0\x18ftypmp42\0\0\0\1", "it is a video"),
     ],
 )
 def test_other_formats_are_named_and_never_opened(
@@ -169,6 +172,17 @@ def test_other_formats_are_named_and_never_opened(
             load_image(source)
     (problem,) = bad_images([str(tmp_path / name)])
     assert told in problem and name in problem
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.NEF", "a.svg", "a.jxl"])
+def test_a_file_of_another_format_gets_advice_by_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"hello")
+    extension = Path(name).suffix.lower()
+    if extension == ".heic" and has_heif():
+        pytest.skip("pillow-heif is installed")
+    advice = "to read them, `pip install pillow-heif`" if extension == ".heic" else "convert them to JPEG or PNG"
+    with pytest.raises(BadImage, match=f"it is not an image in a supported format. For {extension} files: {advice}"):
+        load_image(tmp_path / name)
 
 
 def test_a_replaced_reader_of_pillow_hides_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

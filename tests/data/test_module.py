@@ -76,6 +76,7 @@ def test_everything_the_model_needs_is_known_before_setup(fashion_mnist: str) ->
     assert (data.mean, data.std, data.interpolation, data.crop_pct) == ((0.3,) * 3, (0.4,) * 3, "bicubic", 1.0)
     assert ImageDataModule("digits").crop_pct == 0.875
     described = data.describe()
+    assert described.pop("source") in ("Debian package dataset-fashion-mnist", "files in ACMIX_DATA")
     assert described.pop("fingerprint") == ImageDataModule(fashion_mnist, image_size=32).describe()["fingerprint"]
     assert described == {
         "name": "fashion_mnist", "license": "MIT", "splits": {"train": 54_000, "val": 6_000, "test": 10_000},
@@ -228,7 +229,9 @@ def test_other_sizes_are_refused_or_explained(tmp_path: Path, capsys: pytest.Cap
     assert "data: data, 2 classes; images: train 24, val 8" in said
     assert "FILES HAVE CHANGED since the checkpoint, of a run on data (" in said
     image.unlink()
-    with pytest.raises(ValueError, match=r"of a run on data \(fingerprint .*Give the same images to go on"):
+    with pytest.raises(
+        ValueError, match=r"of a run on data \(24 train, 8 val images, fingerprint .*Give the same images to go on"
+    ):
         run(tmp_path / "at.ckpt")
     ours = {"processes": 2, "batch_size": 2, "accumulate_grad_batches": 1}
     said = compare_sizes({"processes": 1, "batch_size": 4, "accumulate_grad_batches": 1}, ours)
@@ -432,7 +435,7 @@ def test_prediction(tmp_path: Path) -> None:
 
 
 def test_nothing_to_predict(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="set predict_source"):
+    with pytest.raises(ValueError, match=r"nothing to predict.*--data\.predict_source PATH"):
         small("digits").setup("predict")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         small("digits", predict_source=str(tmp_path / "no")).setup("predict")

@@ -11,13 +11,15 @@ import pytest
 from PIL import Image
 from support.streams import shards, write_tar
 
-from acmix_zoo.data import BadImage, export_folder, open_source
+from acmix_zoo.data import BadImage, ImageDataModule, export_folder, open_source
 from acmix_zoo.data.sources import shipped
 from acmix_zoo.data.sources.base import ArrayImages, match_splits
 from acmix_zoo.data.sources.folder import FolderSource
 from acmix_zoo.data.sources.paths import checked_path
+from acmix_zoo.data.sources.shards import Shards
 from acmix_zoo.data.stream.reader import Reader
 from acmix_zoo.data.stream.stream_source import StreamSource
+from acmix_zoo.training.export_weights import run_cfg
 
 
 def picture(path: Path, value: int = 128) -> None:
@@ -47,6 +49,26 @@ def test_flat_folder(tmp_path: Path) -> None:
     before = source.fingerprint()
     picture(root / "dog" / "2.png")
     assert open_source(root).fingerprint() != before == source.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "Fashion-MNIST", "digits"])
+def test_a_folder_with_the_name_of_a_shipped_data_set(tmp_path: Path, name: str) -> None:
+    """The record of a run must not say that its images are the shipped ones."""
+    root = tree(tmp_path / name, "dog/1.png", "cat/1.jpg", "cat/2.png", "dog/2.png")
+    described = ImageDataModule(str(root), image_size=8).describe()
+    assert (described["name"], described["source"]) == (f"{name}_folder", "local folder")
+    tag = run_cfg({}, {"dataset": described})["tag"]
+    assert tag == f"{name}_folder".replace("-", "_")
+
+
+def test_a_shipped_name_that_is_also_a_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path / "digits", "dog/1.png", "cat/1.jpg")
+    monkeypatch.chdir(tmp_path)
+    source = open_source("digits")
+    assert source.class_names == tuple("0123456789")
+    (remark,) = source.remarks
+    assert f"not those in {tmp_path / 'digits'}; to use those, give ./digits" in remark
+    assert open_source("./digits").class_names == ("cat", "dog") and not open_source("./digits").remarks
 
 
 def test_split_folders(tmp_path: Path) -> None:
@@ -247,6 +269,31 @@ def test_two_spellings_of_a_split_in_a_table() -> None:
     assert match_splits(["Training", "extra", "test"], "set") == {"train": "Training", "test": "test"}
 
 
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+@pytest.mark.parametrize(
+    ("one", "two"), [("val", "validation"), ("validation", "Val"), ("data", "train"), (".", "val"), (".", ".")]
+)
+def test_two_places_of_a_split_in_shards_are_refused(tmp_path: Path, kind: str, one: str, two: str) -> None:
+    """As with class folders, files of two splits of the same meaning are not merged silently."""
+    root = tmp_path / "set"
+    shards(root / "train", kind, (2,), split="part")
+    assert Shards(root).files.keys() == {"train"}
+    shards(root / one, kind, (2,), split="train" if one == "data" else "val")
+    shards(root / two, kind, (3,), split="train" if two == "train" else "valid" if two == "." else "val")
+    for open_ in (open_source, StreamSource):
+        with pytest.raises(ValueError, match=r"set has both .* and .*, which belong to the same split, (val|train)"):
+            open_(root)
+
+
+def test_two_spellings_of_a_split_in_an_imagefolder_are_refused(cache: Path) -> None:
+    root = tree(cache / "set", *(f"{split}/{n}.png" for split in ("train", "val", "validation") for n in (1, 2)))
+    for split in ("train", "val", "validation"):
+        rows = [{"file_name": f"{n}.png", "label": name} for n, name in ((1, "red"), (2, "black"))]
+        (root / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=r"has both (val|validation) and \w+, which mean the same split"):
+        open_source(root)
+
+
 @pytest.mark.parametrize(
     ("source", "near"), [("phtos", "photos"), ("photos/trian", "photos/train"), ("fashion_mnst", "fashion_mnist")]
 )
@@ -267,7 +314,8 @@ def test_unknown_id_says_what_was_tried(cache: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(cache)}
     )
-    assert "FileNotFoundError: source 'nobody/nothing-of-this-name' is neither a folder here" in done.stderr
+    place = Path.cwd() / "nobody/nothing-of-this-name"
+    assert f"source 'nobody/nothing-of-this-name' is neither a folder here ({place}), nor" in done.stderr
     assert "HF_HUB_OFFLINE is set" in done.stderr
 
 

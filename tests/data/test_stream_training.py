@@ -61,6 +61,7 @@ def test_evaluation_and_the_record(source: Path, tmp_path: Path) -> None:
     L.Trainer(default_root_dir=tmp_path, **QUIET).validate(model, data, verbose=False)
     assert sorted(model.tested) == sorted([n % 3 for n in range(13)])
     described = data.describe()
+    assert described["source"] == "local folder"
     assert described["splits"] == {"train": 39, "val": 13, "test": 0} and len(described["fingerprint"]) == 16
     with pytest.raises(ValueError, match="has no test split"):
         data.test_dataloader()

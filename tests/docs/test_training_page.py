@@ -1,73 +1,58 @@
 """docs/training.md: what a CPU can run is run, in order; what needs a GPU or a cluster is parsed by the same parser."""
 
 import re
-import shlex
-import sys
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("lightning")
-
-from test_readme import ROOT, SHORT, clone, run
-from test_recipes import parse
+from support.documents import ROOT, Document, Reader
 
 from acmix_zoo.cli.reproduce import find_target
-from tools.tables import render
 
-__all__ = ["clone", "parse"]  # fixtures
-PAGE = ROOT / "docs" / "training.md"
-TEXT = PAGE.read_text(encoding="utf-8")
-COMMANDS = [
-    shlex.split(line)
-    for block in re.findall(r"^```bash\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
-    for line in block.splitlines()
-]
+PAGE = Document("docs/training.md")
 
 
 def needs_more_than_a_cpu(words: list[str]) -> bool:
     return words[0] != "acmix-zoo" or words[1] == "reproduce" or any("hardware/" in word for word in words)
 
 
-def test_commands_for_one_cpu_in_order(clone: Path) -> None:
-    ran = []
-    for words in COMMANDS:
-        if needs_more_than_a_cpu(words):
-            continue
-        out = run([sys.executable, "-m", "acmix_zoo.cli", *words[1:], *(SHORT if words[1] == "fit" else [])], clone)
-        assert out.startswith("photo.png\n") or words[1] != "classify"
-        ran.append(words[1])
-    assert ran == ["fit", "classify", "validate", "predict", "plan"]
+def test_commands_for_one_cpu_run_in_order(reader: Reader) -> None:
+    commands = [words[1:] for words in PAGE.commands() if not needs_more_than_a_cpu(words)]
+    assert [words[0] for words in commands] == ["fit", "classify", "validate", "predict", "plan"]
+    for words in commands:
+        printed = reader.acmix_zoo(*words)
+        assert printed.code == 0, f"{words}\n{printed.out}\n{printed.err}"
+        assert printed.out
 
 
 def test_commands_for_other_machines_parse(parse: Any) -> None:
-    seen = set()
-    for words in filter(needs_more_than_a_cpu, COMMANDS):
-        seen.add(words[0])
+    from torch.distributed.run import get_args_parser
+
+    programs = set()
+    for words in filter(needs_more_than_a_cpu, PAGE.commands()):
+        programs.add(words[0])
         if words[:2] == ["acmix-zoo", "reproduce"]:
             assert "--config" in find_target(words[2]).arguments
         elif words[0] == "sbatch":
             script, recipe, *more = words[1:]
             assert (ROOT / script).is_file()
-            settings = parse("--config", ROOT / recipe, "--config", ROOT / "recipes/hardware/slurm.yaml", *more)
-            assert settings.trainer.num_nodes == 1
+            assert parse("--config", recipe, "--config", "hardware/slurm", *more).trainer.num_nodes == 1
         else:
-            arguments = words[words.index("fit") + 1 :]
-            arguments = [str(ROOT / word) if word.startswith("recipes/") else word for word in arguments]
-            assert parse(*arguments).trainer.accelerator == "gpu"
+            assert parse(*words[words.index("fit") + 1 :]).trainer.accelerator == "gpu"
             if words[0] == "torchrun":
-                torchrun_parser().parse_args(words[1:])
-    assert seen == {"acmix-zoo", "torchrun", "sbatch"}
+                get_args_parser().parse_args(words[1:])
+    assert programs == {"acmix-zoo", "torchrun", "sbatch"}
 
 
-def torchrun_parser() -> Any:
-    from torch.distributed.run import get_args_parser
+def test_the_example_in_python_runs(reader: Reader) -> None:
+    (snippet,) = PAGE.blocks("python")
+    short = snippet.replace("max_epochs=5", 'max_epochs=1, limit_train_batches=1, accelerator="cpu"')
+    assert short != snippet
+    reader.python(short)
 
-    return get_args_parser()
+
+def test_every_recipe_that_is_named_exists(parse: Any) -> None:
+    for name in re.findall(r"`((?:finetune|hardware|imagenet1k|fashion_mnist)/\w+)`", PAGE.text):
+        assert (ROOT / f"recipes/{name}.yaml").is_file(), name
 
 
-def test_tables_and_links_are_good() -> None:
-    assert render(TEXT) == TEXT, "docs/training.md is stale: run `make readme`"
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
-        assert target.startswith("https://") or (PAGE.parent / target).exists(), target
+def test_links_lead_somewhere() -> None:
+    assert not PAGE.missing_links()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from acmix_zoo import ACmix2d, load_weights
+from acmix_zoo.layers import ReducedACmix, WindowACmix
 from acmix_zoo.ops.acmix import acmix
 from acmix_zoo.ops.local_attention import local_attention_reference
 from acmix_zoo.ops.shift_conv import shift_conv_reference, shift_kernels
@@ -228,8 +230,36 @@ def test_arguments_by_position_are_those_of_a_convolution(arguments):
     layer, x = ACmix2d(*arguments), torch.randn(1, 8, 11, 8)
     assert layer(x).shape == nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)(x).shape
     assert (layer.kernel_conv, layer.stride, layer.kernel_att) == (kernel, stride, 7)
-    with pytest.raises(TypeError, match="positional arguments"):
-        ACmix2d(8, 16, 3, 1, 1)  # padding; dilation or groups would follow: by keyword only
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "message"),
+    [
+        ((3, 1, 1), {}, r"too many positional arguments\. Expected at most four.* Omit the padding of nn\.Conv2d"),
+        (
+            (),
+            {"kernel_size": 3},
+            r"unknown argument kernel_size=3\. Expected kernel_conv.* or kernel_att.* Pass",
+        ),
+        ((), {"padding": 1}, r"unknown argument padding=1\. Padding is always same-style.* Omit the argument"),
+        ((), {"groups": 2}, r"unknown argument groups=2\. The layer is always dense"),
+        ((), {"head": 2}, r"unknown argument head=2\. Expected in_channels, .*, heads, .* Correct or omit"),
+    ],
+)
+def test_other_arguments_of_a_convolution_are_explained(arguments, keywords, message):
+    with pytest.raises(TypeError, match=f"ACmix2d: {message}"):
+        ACmix2d(8, 16, *arguments, **keywords)
+
+
+@pytest.mark.parametrize(
+    "build", [partial(WindowACmix, 8, window=(2, 2)), partial(ReducedACmix, 8)], ids=["window", "reduced"]
+)
+def test_impossible_kernels_and_heads_of_the_other_layers(build):
+    """An even kernel used to give a map of another size, without an error if the layer is only a convolution."""
+    with pytest.raises(ValueError, match="kernel_conv=4 is even, so its window has no centre; use 3 or 5"):
+        build(heads=2, kernel_conv=4, paths="convolution")
+    with pytest.raises(ValueError, match=r"heads=0 is not positive\. Expected a divisor of dim=8"):
+        build(heads=0)
 
 
 def test_bad_input():
@@ -320,8 +350,8 @@ def test_the_operators_keep_torchs_rules(paths, keep, train):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("acmix_zoo.layers.acmix2d.acmix", lambda *args: seen.append(args) or acmix(*args))
         layer(torch.randn(2, 8, 20, 19))
-    ((x, weight, bias, mixing, geometry),) = seen
-    tensors = [t if t is None else t.detach().requires_grad_(train) for t in (x, weight, bias, *mixing)]
+    ((x, weight, bias, paths, geometry),) = seen
+    tensors = [t if t is None else t.detach().requires_grad_(train) for t in (x, weight, bias, *paths)]
     torch.library.opcheck(torch.ops.acmix_zoo.acmix, (*tensors, *geometry, keep))
     grad, wanted = torch.randn(2, 12, 20, 19), [i % 3 != 1 and t is not None for i, t in enumerate(tensors)]
     tensors = [t if t is None else t.detach() for t in tensors]

@@ -7,6 +7,7 @@ which read weights directly, must not bypass them.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -20,7 +21,7 @@ import acmix_zoo  # noqa: F401 (registers the networks)
 from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM, ReducedACmix, WindowACmix
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.deploy import DeployedACmix2d
-from acmix_zoo.layers.submodule_use import is_plain
+from acmix_zoo.layers.submodule_use import is_plain, may_bypass
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple]]] = {
     "acmix2d": (lambda: ACmix2d(8, 16, stride=2, heads=4), lambda: (torch.randn(3, 8, 9, 11),)),
@@ -123,6 +124,73 @@ def test_hooks_on_all_modules_and_backward_hooks_see_the_projections(kind: str) 
     layer(inputs[0].requires_grad_(), *inputs[1:]).sum().backward()
     # conv_p sees coordinates, which need no gradient; torch calls the hook all the same, for its parameters do.
     assert calls == {name for name, _ in layer.named_modules()}
+
+
+@EVERY_LAYER
+def test_hooks_on_all_modules_do_not_change_the_result(kind: str) -> None:
+    layer, inputs = layer_and_inputs(kind)
+    expected = output_and_gradients(layer, inputs)
+    handle = register_module_forward_hook(lambda *args: None)
+    try:
+        assert not may_bypass(nn.Linear(2, 2), nn.Linear)
+        found = output_and_gradients(layer, inputs)
+    finally:
+        handle.remove()
+    assert may_bypass(nn.Linear(2, 2), nn.Linear)
+    for actual, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-11 * float(wanted.abs().max().clamp(min=1)))
+
+
+def saved_bytes(layer: nn.Module, x: Tensor) -> int:
+    """Return the size of what autograd keeps for the backward pass."""
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        return kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(x)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def test_memory_with_hooks_is_as_documented() -> None:
+    """A layer that has to call its submodules keeps their outputs; it has its low memory use back afterwards."""
+    layer, x = ACmix2d(64, 64), torch.randn(8, 64, 56, 56)
+    plain = saved_bytes(layer, x)
+    assert plain < 1.5 * x.nbytes  # the input, the weights and the position encoding
+    handle = register_module_forward_hook(lambda *args: None)
+    try:
+        assert saved_bytes(layer, x) > 4 * x.nbytes  # also q, k and v, each as large as the input
+    finally:
+        handle.remove()
+    assert saved_bytes(layer, x) == plain
+
+
+@pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico"])
+def test_hooks_on_all_modules_do_not_prevent_deploying(name: str) -> None:
+    """They watch calls, for example to profile, and belong to no module that folding could remove."""
+    model = timm.create_model(name).eval()
+    expected = copy.deepcopy(model).deploy().state_dict().keys()
+    handle = register_module_forward_hook(lambda *args: None)
+    try:
+        assert model.deploy().state_dict().keys() == expected
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("kind", [k for k in LAYERS if k not in ("window", "reduced")])  # these call every submodule
+def test_non_strict_export_records_the_same_graph(kind: str) -> None:
+    """The parameters are FakeTensors there, which must not be mistaken for weights with their own arithmetic."""
+    layer, inputs = layer_and_inputs(kind)
+    operators = []
+    for strict in (True, False):
+        program = torch.export.export(layer, inputs, strict=strict)
+        torch.testing.assert_close(program.module()(*inputs), layer(*inputs), rtol=1e-11, atol=1e-11)
+        graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+        targets = [str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"]
+        # The non-strict exporter also records the question which dtype results from two others. It has no effect.
+        operators.append(Counter(target for target in targets if "promote_types" not in target))
+    assert operators[0] == operators[1]
 
 
 PLACES = [

@@ -85,6 +85,7 @@ def test_dtype_and_function_filter() -> None:
     report = swap_conv3x3(model, lambda name, conv: conv.stride == (1, 1) and name != "same", heads=2)
     assert set(report.replaced) == {"plain", "again", "dilated", "narrow"}  # narrow: 6 channels, 2 heads
     assert report.macs is None  # no input size given, none known
+    assert str(report).endswith("the input size is unknown. Pass input_size=(C, H, W)")
     assert model.plain.alpha.dtype == torch.bfloat16
 
 
@@ -96,6 +97,18 @@ def test_refused_arguments_change_nothing(kwargs: dict) -> None:
         swap_conv3x3(model, "*", **kwargs)
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"stride": 2}, r"unknown argument stride=2\. Expected heads, kernel_att, kernel_conv or paths\. Correct"),
+        ({"kernel_size": 3}, r"unknown argument kernel_size=3\. Expected kernel_conv"),
+    ],
+)
+def test_arguments_that_follow_from_the_convolution(kwargs: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=f"swap_conv3x3: {message}"):
+        swap_conv3x3(Mixed(), **kwargs)
 
 
 def test_nothing_fits() -> None:

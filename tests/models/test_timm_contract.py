@@ -55,6 +55,23 @@ def test_empty_batch(name: str, options: dict[str, Any], training: bool) -> None
         assert map_.shape[:2] == (0, info["num_chs"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_compiled_training_with_an_empty_batch(name: str) -> None:
+    """A batch with images, and then one without, as some processes get it at the end of an epoch."""
+    network = create_model(name).train()
+    torch._dynamo.reset()
+    compiled = torch.compile(network, backend="aot_eager")
+    for batch in (4, 0):
+        network.zero_grad()
+        out = compiled(torch.randn(batch, 3, 32, 32))
+        assert out.shape == (batch, 10)
+        out.square().sum().backward()
+        gradients = [parameter.grad for parameter in network.parameters()]
+        assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert not any(gradient.any() for gradient in gradients)
+
+
 # ---- other heads, other sizes
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from acmix_zoo import ACmix2d
 from acmix_zoo.ops import BACKENDS, explain_plan, local_attention, use_backend
 from acmix_zoo.ops import dispatch as plan
+from acmix_zoo.ops.sliding_window import SlidingWindow
 
 
 def randomised(layer: nn.Module) -> nn.Module:
@@ -52,7 +53,7 @@ def test_layer_equals_the_reference_however_it_is_cut(options, size, layout, dev
     assert_close(with_gradients(layer, x), expected, 1e-10)  # the whole batch
     monkeypatch.setattr(plan, "_CHUNK_BYTES", 1)  # one image at a time, projected again for the gradient
     assert_close(with_gradients(layer, x), expected, 1e-10)
-    monkeypatch.setattr(plan, "_KEEP_FROM", 1)  # the same, projections kept
+    monkeypatch.setattr(plan, "_KEEP_PROJECTIONS_FROM", 1)  # the same, projections kept
     out = with_gradients(layer, x)
     assert_close(out, expected, 1e-10)
     assert layer(x).is_contiguous(memory_format=layout)
@@ -153,15 +154,15 @@ def test_someone_elses_projection_is_called():
 
 
 def test_backends_by_name():
-    with pytest.raises(ValueError, match="expected one of reference, global, tiles, offset, got 'fast'"):
+    with pytest.raises(ValueError, match=r"Unknown backend 'fast'\. Expected one of reference, global, tiles, offset"):
         with use_backend("fast"):
             pass
     with use_backend("offset"):
-        assert "attention: offset: use_backend" in explain_plan((1, 64, 56, 56), 64)
+        assert "attention: offset backend, because it was requested by use_backend" in explain_plan((1, 64, 56, 56), 64)
         with use_backend("global"):
-            assert plan.plan_attention(56, 56, 7).backend == "global"
-        assert plan.plan_attention(56, 56, 7).backend == "offset"
-    assert plan.plan_attention(56, 56, 7).backend == "tiles"
+            assert plan.plan_attention(56, 56, SlidingWindow(7)).backend == "global"
+        assert plan.plan_attention(56, 56, SlidingWindow(7)).backend == "offset"
+    assert plan.plan_attention(56, 56, SlidingWindow(7)).backend == "tiles"
 
 
 def test_use_form_only_affects_its_own_thread():
@@ -201,7 +202,9 @@ def test_the_backward_pass_uses_the_backend_of_its_forward_pass(monkeypatch):
     assert before == 2 and len(called) == 4
 
 
-@pytest.mark.parametrize(("name", "word"), [("global", "attention: global"), ("quick", "got 'quick'")])
+@pytest.mark.parametrize(
+    ("name", "word"), [("global", "attention: global backend"), ("quick", "Unknown backend 'quick'")]
+)
 def test_backend_from_the_environment(name, word):
     code = "from acmix_zoo.ops import explain_plan; print(explain_plan((1, 64, 56, 56), 64))"
     done = subprocess.run([sys.executable, "-c", code], env={"ACMIX_BACKEND": name}, capture_output=True, text=True)
@@ -209,8 +212,13 @@ def test_backend_from_the_environment(name, word):
 
 
 def test_explained_plans():
-    assert "tiles, 4×7 queries a tile with 10×13 keys (2.7 for" in explain_plan((8, 64, 56, 56), 64)
-    assert "are made again" in explain_plan((8, 64, 56, 56), 64)
-    assert "are kept" in explain_plan((8, 256, 28, 28), 256, stride=2)
-    assert "global" in explain_plan((8, 512, 7, 7), 512) and "8 of 8 images" in explain_plan((8, 512, 7, 7), 512)
-    assert "this is cuda" in explain_plan((8, 64, 56, 56), 64, device="cuda")
+    large, wide, small = (
+        explain_plan((8, 64, 56, 56), 64),
+        explain_plan((8, 256, 28, 28), 256, stride=2),
+        explain_plan((8, 512, 7, 7), 512),
+    )
+    assert "tiles: 4×7 queries share 10×13 keys, 2.7 times the keys of one window" in large
+    assert "everything is recomputed" in large
+    assert "projections are kept" in wide
+    assert "global backend" in small and "8 of 8 images per chunk" in small
+    assert "the device is cuda" in explain_plan((8, 64, 56, 56), 64, device="cuda")

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from acmix_zoo.ops.aggregation import aggregate, aggregate_plain, aggregate_reference, reflect_pad
+from acmix_zoo.ops.aggregation import aggregate, aggregate_plain, aggregate_reference
+from acmix_zoo.ops.reflect import reflect_pad
 
 
 def gradients(f, value: torch.Tensor, weight: torch.Tensor, kernel: int, grad: torch.Tensor):
@@ -104,7 +105,7 @@ def test_errors() -> None:
     value = torch.randn(1, 6, 5, 5)
     for channels, kernel in ((9 * 4, 3), (10, 3), (16, 4)):
         weight = torch.randn(1, channels, 5, 5)
-        with pytest.raises(ValueError, match=r"aggregate: expected weights of \(1, .²·wc, 5, 5\)"):
+        with pytest.raises(ValueError, match=r"a weight of shape \(1, .²·wc, 5, 5\)"):
             aggregate(value, weight, kernel)
 
 

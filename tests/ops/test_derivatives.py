@@ -152,7 +152,11 @@ def test_layers_outside_a_transform(case: tuple[nn.Module, Tensor]) -> None:
     ("name", "transform"),
     [
         *(("resnet, global", t) for t in ("grad", "vmap", "vmap of grad", "jvp")),
-        # Not jvp of patchwise SAN: now and then dynamo gives up on it, and PyTorch 2.14 then fails in `make_dual`.
+        # Not jvp of patchwise SAN, because of its batch norm. PyTorch 2.14 cannot compile a batch norm inside a jvp and
+        # runs it eagerly, which fails in `make_dual` if the process has compiled a `grad` before. Without our code:
+        #     norm, x = nn.BatchNorm2d(3).eval(), torch.randn(2, 3, 4, 4)
+        #     torch.compile(lambda: grad(lambda x: x.square().sum())(x), backend="eager")()
+        #     torch.compile(lambda: jvp(norm, (x,), (x,)), backend="eager")()
         ("patchwise", "grad"),
     ],
 )

@@ -20,7 +20,10 @@ from acmix_zoo import ACmix2d, create_model
 from acmix_zoo.bench.candidates import Candidate
 from acmix_zoo.bench.memory import gpu_peak
 from acmix_zoo.bench.passes import Pass
-from acmix_zoo.ops.backends import attention as backends
+from acmix_zoo.ops.backends.global_attention import multiplicity_mask
+from acmix_zoo.ops.backends.tile_attention import band_mask
+from acmix_zoo.ops.position_encoding import coordinates
+from acmix_zoo.ops.sliding_window import SlidingWindow
 
 NETWORKS = ("acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico")
 
@@ -63,10 +66,10 @@ def test_masks_need_no_float64(dtype: torch.dtype, device: str) -> None:
     """Apple's GPUs have no float64. A float32 logarithm may be off by one unit in the last place; the rest is exact."""
     kind = {"dtype": dtype, "device": torch.device(device)}
     with NoFloat64():
-        mask = backends._multiplicity_mask(5, 4, 5, 4, 7, 1, 1, **kind)
-        backends._band_mask(3, 4, 7, 1, 1, **kind)
-        backends._coordinates(5, 4, **kind)
-    exact = backends._multiplicity_mask(5, 4, 5, 4, 7, 1, 1, dtype=torch.float64, device=torch.device("cpu")).to(dtype)
+        mask = multiplicity_mask(5, 4, 5, 4, SlidingWindow(7), **kind)
+        band_mask(3, 4, SlidingWindow(7), **kind)
+        coordinates(5, 4, **kind)
+    exact = multiplicity_mask(5, 4, 5, 4, SlidingWindow(7), dtype=torch.float64, device=torch.device("cpu")).to(dtype)
     eps = torch.finfo(torch.float32).eps if dtype == torch.float32 else 0
     torch.testing.assert_close(mask.cpu(), exact, rtol=eps, atol=0)
 

@@ -21,8 +21,8 @@ import acmix_zoo
 from acmix_zoo.layers import PairwiseSAM
 from acmix_zoo.layers.deploy import DeployedACmix2d
 from acmix_zoo.ops import geometry_cache as memory
-from acmix_zoo.ops.backends.attention import _coordinates
-from acmix_zoo.ops.geometry_cache import remembered
+from acmix_zoo.ops.geometry_cache import cached
+from acmix_zoo.ops.position_encoding import coordinates
 
 
 def deployed() -> nn.Module:
@@ -174,13 +174,13 @@ def test_a_call_within_a_fake_mode_after_a_real_one() -> None:
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
 def test_functorch_leaves_plain_tensors(transform: Any) -> None:
     def function(x: Tensor) -> Tensor:
-        return (x * remembered(_coordinates, 3, 4, dtype=x.dtype, device=x.device)).sum()
+        return (x * cached(coordinates, 3, 4, dtype=x.dtype, device=x.device)).sum()
 
     x = torch.randn(3, 4, 2) if transform is torch.func.grad else torch.randn(5, 3, 4, 2)
     transform(function)(x)
     (tensor,) = memory._tensors.values()
     assert not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    assert torch.equal(tensor, _coordinates(3, 4, dtype=torch.float32, device=torch.device("cpu")))
+    assert torch.equal(tensor, coordinates(3, 4, dtype=torch.float32, device=torch.device("cpu")))
 
 
 @pytest.mark.parametrize("grad", [True, False])

@@ -10,14 +10,18 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from acmix_zoo.ops import local_attention as la
-from acmix_zoo.ops.backends import attention as backends
+from acmix_zoo.ops.backends import tile_attention as tiles
+from acmix_zoo.ops.backends.global_attention import global_attention
+from acmix_zoo.ops.backends.offset_attention import offset_attention
+from acmix_zoo.ops.position_encoding import position_encoding
 from acmix_zoo.ops.reflect import reflect_index
 from acmix_zoo.ops.shift_conv import shift_conv, shift_conv_reference, shift_kernels
+from acmix_zoo.ops.sliding_window import SlidingWindow
+from acmix_zoo.ops.window_attention import window_attention
 from acmix_zoo.ops.windows import (
     relative_position_index,
     roll,
     shifted_window_mask,
-    window_attention,
     window_partition,
     window_reverse,
 )
@@ -57,9 +61,9 @@ def test_local_attention_equals_reference(h, w, batch, heads, d, kernel, stride,
 
 
 BACKENDS = {
-    "global": backends.global_attention,
-    "offset": backends.offset_attention,
-    **{f"tile{th}x{tw}": lambda *x, t=(th, tw): backends.tile_attention(*x, t) for th, tw in [(1, 1), (4, 8), (8, 3)]},
+    "global": global_attention,
+    "offset": offset_attention,
+    **{f"tile{th}x{tw}": lambda *x, t=(th, tw): tiles.tile_attention(*x, t) for th, tw in [(1, 1), (4, 8), (8, 3)]},
 }
 
 
@@ -76,7 +80,7 @@ def test_every_backend_at_any_size(backend, h, w, kernel, stride, dilation, devi
     pe = torch.randn(h, w, 3, dtype=torch.float64, device=device)
 
     def fast(q, k, v, pe):  # type: ignore[no-untyped-def]
-        return BACKENDS[backend](q[:, ::stride, ::stride], k, v, pe, kernel, stride, dilation)
+        return BACKENDS[backend](q[:, ::stride, ::stride], k, v, pe, SlidingWindow(kernel, stride, dilation))
 
     def reference(*x):  # type: ignore[no-untyped-def]
         return la.local_attention_reference(*x, kernel=kernel, stride=stride, dilation=dilation)
@@ -87,7 +91,7 @@ def test_every_backend_at_any_size(backend, h, w, kernel, stride, dilation, devi
         close(actual, wanted)
     with torch.no_grad():
         close(fast(q, k, v, pe), expected)
-        monkeypatch.setattr(backends, "_TILE_BYTES", 1)  # tile by tile
+        monkeypatch.setattr(tiles, "_TILE_BYTES", 1)  # tile by tile
         close(fast(q, k, v, pe), expected)
 
 
@@ -98,7 +102,7 @@ def test_half_precision_adds_little_to_what_rounding_costs(dtype, size, stride, 
     already more than the layer starts with; at 8, positions not counted from the tile's middle make it 3.7 times."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, size, size, 2, 16, dtype=torch.float64) for _ in range(3))
-    pe = backends.positions(torch.randn(16, 2, dtype=torch.float64), size, size) * spread
+    pe = position_encoding(torch.randn(16, 2, dtype=torch.float64), size, size) * spread
     geometry = {"kernel": 7, "stride": stride}
     exact = la.local_attention_reference(q, k, v, pe, **geometry)
     rounded = [x.to(dtype) for x in (q, k, v)]
@@ -204,7 +208,7 @@ def test_tiles_copy_the_map_once() -> None:
     def copies(side: int) -> int:
         q, k, v = torch.randn(1, side, side, 8, 3 * 4).unflatten(4, (3, 4)).transpose(3, 5).unbind(4)
         with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as seen:
-            la.local_attention(q, k, v, backends.positions(torch.randn(8, 2), side, side), kernel=7)
+            la.local_attention(q, k, v, position_encoding(torch.randn(8, 2), side, side), kernel=7)
         return sum(event.count for event in seen.key_averages() if event.key == "aten::copy_")
 
     copies(24)  # what is built once

@@ -11,7 +11,7 @@ from acmix_zoo import ACmix2d
 from acmix_zoo.ops import use_backend
 from acmix_zoo.ops.backends import padded_attention as module
 from acmix_zoo.ops.backends.padded_attention import padded_attention, padding
-from acmix_zoo.ops.windows import _fused_window_attention, window_attention
+from acmix_zoo.ops.window_attention import window_attention, window_attention_fused
 
 
 def with_gradients(function, tensors, dtype=None):  # type: ignore[no-untyped-def]
@@ -69,7 +69,7 @@ def test_windows_beside_heads(windows: int, device: str) -> None:
     inputs = [torch.randn(6, 2, 9, 4, dtype=torch.float64, device=device) for _ in "qkv"]
     inputs.append(torch.randn(windows, 2, 9, 9, dtype=torch.float64, device=device))
     expected = with_gradients(window_attention, [t.cpu() for t in inputs])
-    for a, e in zip(with_gradients(_fused_window_attention, inputs), expected, strict=True):
+    for a, e in zip(with_gradients(window_attention_fused, inputs), expected, strict=True):
         torch.testing.assert_close(a.cpu(), e, rtol=0, atol=1e-12)
 
 

@@ -20,9 +20,9 @@ from acmix_zoo.layers import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.layers.reduced_acmix import ReducedACmix
 from acmix_zoo.layers.window_acmix import WindowACmix
 from acmix_zoo.ops import dispatch as plan
-from acmix_zoo.ops.acmix import project
 from acmix_zoo.ops.aggregation import aggregate
-from acmix_zoo.ops.backends.attention import positions
+from acmix_zoo.ops.position_encoding import position_encoding
+from acmix_zoo.ops.projection import project
 from acmix_zoo.ops.shift_conv import conv_factors
 
 SAMPLES = 4
@@ -105,8 +105,10 @@ def test_what_is_computed_in_which_dtype(name: str, case: str, monkeypatch: pyte
     x = torch.randn(shape, dtype=dtype, requires_grad=True)
     with Dtypes() as mode:
         for module in ("acmix2d", "san"):
-            monkeypatch.setattr(f"acmix_zoo.layers.{module}.positions", spied(mode.seen, "positions", positions))
-        for module in ("layers.shift_conv", "ops.shift_conv"):
+            monkeypatch.setattr(
+                f"acmix_zoo.layers.{module}.position_encoding", spied(mode.seen, "positions", position_encoding)
+            )
+        for module in ("layers.convolution_path", "ops.shift_conv"):
             monkeypatch.setattr(f"acmix_zoo.{module}.conv_factors", spied(mode.seen, "kernels", conv_factors))
         monkeypatch.setattr("acmix_zoo.ops.acmix.project", spied(mode.seen, "linear", project))
         with autocast(lower):

@@ -21,7 +21,7 @@ VIEWS = {"slice", "view", "permute", "unfold", "unsqueeze", "alias", "promote_ty
 
 @pytest.fixture(autouse=True)
 def forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aggregation, "_saves_launches", lambda value: True)
+    monkeypatch.setattr(aggregation, "_is_launch_bound", lambda value: True)
 
 
 class Launches(TorchDispatchMode):
@@ -84,8 +84,8 @@ def test_few_launches() -> None:
     """For a 7×7 aggregation and its gradient, where a loop over the 49 offsets takes more than 200."""
     value, weight, grad = example((2, 16, 12, 12), 2, 7, torch.float32)
     with Launches() as seen:
-        aggregation._forward(value, weight, 7)
-        aggregation._backward(grad, value, weight, 7)
+        aggregation._run_chunks(value, weight, 7)
+        aggregation._run_chunks_backward(grad, value, weight, 7)
     assert seen.counts.total() <= 45, seen.counts
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from acmix_zoo.models.registry import checkpoints_root
 from acmix_zoo.scaling.jobs import Job
 from acmix_zoo.scaling.recipe import read_job
+from acmix_zoo.weights.shipped import checkpoints_root
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "hardware")

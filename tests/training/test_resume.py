@@ -187,7 +187,7 @@ def test_classes_with_other_names_are_refused(
     else:
         words = [*arguments, f"--config={made / 'done/config.yaml'}", f"--data.source={pictures}"]
     assert main(words) == 1
-    assert "pictures has other classes than the checkpoint: ['" in capsys.readouterr().err
+    assert "pictures has other classes than the checkpoint. Missing: class0; new: zebra." in capsys.readouterr().err
 
 
 def test_what_has_no_influence_takes_effect(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -367,6 +367,58 @@ def test_arguments_of_a_weight_folder_are_kept(
     assert windows_of_the_command(evaluate) == {3}
     assert windows_of_the_command(command(made, "unused", **options)) == {3}
     assert read_config(tmp_path / "run/weights")["model_args"] == {"kernel_att": 3}
+
+
+@pytest.fixture(scope="module")
+def small_window_run(made: Path) -> Path:
+    """A checkpoint of a network that attends to 3 × 3 positions."""
+    run = RunFolder(str(made / "small_window_run"))
+    task = ClassificationTask(PICO, num_classes=3, model_kwargs={"kernel_att": 3})
+    trainer_of(run, epochs=1, limit_train_batches=1).fit(task, data_of(made / "pictures"))
+    return run.last
+
+
+@pytest.mark.parametrize("given_as", ["model", "pretrained"])
+def test_arguments_of_a_checkpoint_are_kept(made: Path, small_window_run: Path, tmp_path: Path, given_as: str) -> None:
+    """As those of a weight folder are, by a training that starts from it and by what reads the new checkpoint."""
+    start = tmp_path / "start.ckpt"
+    shutil.copy(small_window_run, start)
+    words = {"model__model": start} if given_as == "model" else {"model__model": PICO, "model__pretrained": start}
+    words |= {"run__folder": tmp_path / "run", "run__test": "false"}
+    assert windows_of_the_command(command(made, "unused", **words)) == {3}
+    start.unlink()
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    assert windows(ClassificationTask.load_from_checkpoint(last).model) == {3}
+    assert windows(create_model(last)) == windows(create_model(PICO, last)) == {3}
+    assert read_config(export_run(last, tmp_path / "exported"))["model_args"] == {"kernel_att": 3}
+    assert windows_of_the_command(command(made, "unused", **words, trainer__max_epochs=3)) == {3}
+
+
+def test_a_start_whose_arguments_were_ignored_is_rebuilt_as_it_was(
+    made: Path, small_window_run: Path, tmp_path: Path
+) -> None:
+    """Earlier versions ignored the arguments of a checkpoint given as `pretrained`, and recorded none."""
+    run = RunFolder(str(tmp_path / "run"))
+    task = ClassificationTask(PICO, num_classes=3)
+    trainer_of(run, epochs=1, limit_train_batches=1).fit(task, data_of(made / "pictures"))
+    content = torch.load(run.last, weights_only=True)
+    content["hyper_parameters"]["pretrained"] = str(small_window_run)
+    torch.save(content, run.last)
+    assert windows(ClassificationTask.load_from_checkpoint(run.last).model) == {7}
+    assert windows(create_model(run.last)) == {7}
+    assert "kernel_att" not in (read_config(export_run(run.last, tmp_path / "exported")).get("model_args") or {})
+
+
+@pytest.mark.parametrize("call", ["validate", "predict"])
+def test_a_checkpoint_of_another_network_is_not_evaluated(made: Path, small_window_run: Path, call: str) -> None:
+    """Its weights fit, because kernel_att changes no shape, but the scores would be wrong."""
+    evaluate = getattr(trainer_of(enable_checkpointing=False), call)
+    data = data_of(made / "pictures", predict_source=str(made / "pictures/class1"))
+    with pytest.raises(ValueError, match=r'built with \{"kernel_att": 3\}, .* no model_kwargs.* \(model_kwargs='):
+        evaluate(ClassificationTask(PICO, num_classes=3), data, ckpt_path=small_window_run, weights_only=True)
+    # what only affects training may differ
+    task = ClassificationTask(PICO, num_classes=3, model_kwargs={"kernel_att": 3, "drop_path_rate": 0.1})
+    evaluate(task, data, ckpt_path=small_window_run, weights_only=True)
 
 
 def test_own_arguments_take_precedence_over_a_weight_folder(small_window: Path) -> None:

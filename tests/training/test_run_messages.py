@@ -95,9 +95,10 @@ def test_what_cannot_work_is_refused(
     if options.get("trainer__accelerator") == "gpu" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert main(fit(pictures, tmp_path / "run", **options)) == 1
-    error = capsys.readouterr().err
+    said = capsys.readouterr()
+    error = said.err
     assert words in error and "Traceback" not in error
-    assert not (tmp_path / "run/config.yaml").exists()
+    assert "New run" not in said.out and not (tmp_path / "run").exists()
 
 
 def test_the_size_check_leaves_the_modes_of_a_network_alone(pictures: Path) -> None:
@@ -180,6 +181,48 @@ def test_a_run_folder_can_be_moved(done: Path, pictures: Path, tmp_path: Path) -
     source = f"--data.predict_source={pictures / 'test/class1'}"
     assert main(["predict", f"--config={tmp_path / 'moved/config.yaml'}", source]) == 0
     assert (tmp_path / "moved/predictions.csv").exists() and not (done / "predictions.csv").exists()
+
+
+def test_a_moved_run_finds_its_data(
+    done: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """config.yaml has absolute paths, which another folder with the name of the data cannot shadow."""
+    config = yaml.safe_load((done / "config.yaml").read_text())
+    assert (config["data"]["source"], config["run"]["folder"]) == (str(pictures), str(done))
+    shutil.copytree(done, tmp_path / "alone/runs/x")
+    make_pictures(tmp_path / "alone/photos/train", classes=2)
+    monkeypatch.chdir(tmp_path / "alone")
+    assert main(["validate", "--config=runs/x"]) == 0  # the other photos have too few classes
+    # moved together with its data, while the old place is gone
+    for name in ("runs/x", "photos"):
+        shutil.copytree(pictures.parent / name, tmp_path / "project" / name)
+    path = tmp_path / "project/runs/x/config.yaml"
+    path.write_text(path.read_text().replace(str(pictures.parent), "/gone"))
+    capsys.readouterr()
+    assert main(["validate", f"--config={path}"]) == 0
+    words = f"Using --data.source {tmp_path / 'project/photos'}: /gone/photos does not exist"
+    assert words in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "project/photos")
+    assert main(["validate", f"--config={path}"]) == 1
+    error = capsys.readouterr().err
+    assert "Looked for /gone/photos; give the present place with --data.source" in error
+
+
+def test_a_relative_path_in_a_config(
+    done: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Configs of earlier versions have relative paths; the command says which folder it uses."""
+    shutil.copytree(done, tmp_path / "moved")
+    config = yaml.safe_load((done / "config.yaml").read_text())
+    config["data"]["source"], config["run"]["folder"] = "../photos", "../runs/x"
+    (tmp_path / "moved/config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path / "moved")
+    assert main(["validate", "--config=config.yaml"]) == 1
+    assert f"Looked for {tmp_path / 'photos'}; give the present place with --data.source" in capsys.readouterr().err
+    monkeypatch.chdir(pictures)
+    assert main(["validate", f"--config={tmp_path / 'moved'}"]) == 0
+    said = capsys.readouterr().out
+    assert f"Using --data.source {pictures}: " in said and "has the relative path ../photos" in said
 
 
 def test_predictions_are_kept(done: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,3 +349,70 @@ def test_a_terminal_shows_one_bar_or_none(
     monkeypatch.setattr(TrainingCLI, "_run_subcommand", look)
     assert main(fit(pictures, tmp_path / "run", **options)) == 0
     assert seen == bars
+
+
+# ---- config.yaml of a run, and interruptions
+
+
+def test_the_config_of_a_run_resumes_it(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It states `ckpt_path: null`, which repeats the run in another folder, but is no reason to refuse this one."""
+    shutil.copytree(done, tmp_path / "runs/x")
+    (tmp_path / "photos").symlink_to(done.parents[1] / "photos")
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--config=runs/x/config.yaml"]
+    assert main(words) == 0
+    assert "is finished: 1 of 1 epochs" in capsys.readouterr().out
+    assert main([*words, "--trainer.max_epochs=2"]) == 0
+    assert "Resuming from epoch 2 of 2" in capsys.readouterr().out
+    assert read_config(tmp_path / "runs/x/weights")["acmix_zoo"]["epochs"] == 2
+    assert main([*words, "--run.folder=runs/y"]) == 0
+    assert "New run in runs/y" in capsys.readouterr().out
+
+
+def heed_ctrl_c() -> None:
+    """A background job of a shell, and with it pytest, may ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class Press(L.Callback):
+    """Sends a signal when the data has been read, before the first step."""
+
+    def __init__(self, name: str) -> None:
+        self.number = getattr(signal, name)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(("name", "line"), [("SIGINT", "interrupted"), ("SIGTERM", "stopped by SIGTERM")])
+def test_a_signal_before_the_first_step(name: str, line: str, pictures: Path, tmp_path: Path) -> None:
+    """One line and the exit code of the signal; no folder is left."""
+    callback = f"--trainer.callbacks={{class_path: test_run_messages.Press, init_args: {{name: {name}}}}}"
+    command = [sys.executable, "-m", "acmix_zoo.cli", *fit(pictures, tmp_path / "run"), callback]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, preexec_fn=heed_ctrl_c)
+    assert said.returncode == 128 + getattr(signal, name)
+    assert [row for row in said.stderr.splitlines() if "Seed set" not in row and row] == [f"acmix-zoo: {line}"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_while_importing(tmp_path: Path) -> None:
+    """A stand-in for torch sends the signal; the command line has not been reached yet."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    said = subprocess.run(
+        [sys.executable, "-m", "acmix_zoo.cli", "list"],
+        capture_output=True, text=True, env=environment, preexec_fn=heed_ctrl_c,
+    )  # fmt: skip
+    assert (said.returncode, said.stderr.strip()) == (130, "acmix-zoo: interrupted")
+
+
+def test_ctrl_c_in_any_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("acmix_zoo.cli.models.list_", interrupt)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err.strip() == "acmix-zoo: interrupted"

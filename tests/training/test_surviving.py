@@ -414,6 +414,25 @@ def test_an_epoch_that_was_not_validated_is_not_the_best(pictures: Path, tmp_pat
     assert torch.load(never.best, weights_only=True)["epoch"] == 2  # the last
 
 
+class Tie(L.Callback):
+    """Gives every epoch the same accuracy; the second of three has the lowest loss."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loss = (3.0, 1.0, 2.0)[trainer.current_epoch]
+        trainer.callback_metrics.update({"val/top1": torch.tensor(0.5), "val/loss": torch.tensor(loss)})
+
+
+def test_the_line_names_the_epoch_whose_weights_are_kept(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(tmp_path / "run", pictures, Tie())
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [line.partition("(best ")[2].partition(")")[0] for line in lines] == [
+        "50.00 in epoch 1", "50.00 in epoch 2", "50.00 in epoch 2",
+    ]  # fmt: skip
+    assert torch.load(run.best, weights_only=True)["epoch"] + 1 == 2
+
+
 def test_a_run_without_validation_ends_well(pictures: Path, tmp_path: Path) -> None:
     options = {**SMALL, "data.source": pictures, "data.val_fraction": 0, "run.folder": tmp_path / "run"}
     assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 0

@@ -37,7 +37,7 @@ def make_pictures(folder: Path, classes: int = 3, each: int = 12) -> Path:
     """Class folders of coloured noise; each class has its own colour, so that a little training tells them apart."""
     from PIL import Image
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(12 - each)  # so that test/, which has fewer, has other images than train/
     for c in range(classes):
         (folder / f"class{c}").mkdir(parents=True)
         for i in range(each):

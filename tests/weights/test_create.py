@@ -9,8 +9,10 @@ from test_folder import ROOT, pico, write
 from torch import nn
 
 import acmix_zoo
+from acmix_zoo import ACmix2d
 from acmix_zoo.weights import check_folder, create_model, list_models, load_weights, read_config
 from acmix_zoo.weights.card import render_card
+from acmix_zoo.weights.convert import convert
 
 
 def first_conv(model: nn.Module) -> nn.Module:
@@ -144,6 +146,29 @@ class TestRuns:
         small = acmix_zoo.from_pretrained("run", num_classes=2, in_chans=1)
         assert small.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 2)
         load_weights(model, run)
+
+    def test_arguments_of_a_checkpoint_are_kept(self, run: Path, tmp_path: Path) -> None:
+        """Many arguments, such as kernel_att, leave all shapes as they are: without them, the network is another one
+        and nothing fails."""
+        path = run / "checkpoints" / "best.ckpt"
+        content = torch.load(path, weights_only=True)
+        content["hyper_parameters"]["model_kwargs"]["kernel_att"] = 3
+        torch.save(content, path)
+        x = torch.randn(2, 3, 32, 32)
+        expected = create_model(path).eval()(x)
+        for source in (path, str(path), run):
+            model = create_model("acmix_resnet_pico", source).eval()
+            torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+            assert model.pretrained_cfg["label_names"] == ["a", "b", "c", "d"]
+        small = create_model("acmix_resnet_pico", path, num_classes=2, kernel_att=5)
+        assert small(x).shape == (2, 2) and {m.kernel_att for m in small.modules() if isinstance(m, ACmix2d)} == {5}
+        with pytest.raises(ValueError, match="holds weights of acmix_resnet_pico, not of acmix_resnet50"):
+            create_model("acmix_resnet50", path)
+        for source in (path, run):
+            folder = convert(source, "acmix_resnet_pico", tmp_path / "converted", {"origin": "test"})
+            torch.testing.assert_close(create_model(folder).eval()(x), expected, rtol=0, atol=0)
+        with pytest.raises(ValueError, match="give --model acmix_resnet_pico"):
+            convert(path, "acmix_resnet50", tmp_path / "other", {"origin": "test"})
 
     def test_finished_run(self, run: Path) -> None:
         """The tested weights take precedence over the checkpoints."""

@@ -32,7 +32,11 @@ RECORD = {
     "metrics": [{"dataset": "fashion_mnist", "split": "test", "name": "top1", "value": 0.93125}],
     "recipe": "recipes/shapes.yaml",
     "command": "acmix-zoo fit --config recipes/shapes.yaml | tee log",
-    "dataset": {"name": "fashion_mnist", "splits": {"train": 54000, "test": 10000}},
+    "dataset": {
+        "name": "fashion_mnist",
+        "fingerprint": "ca3ab2a37f845e1b",
+        "splits": {"train": 54000, "test": 10000},
+    },
     "seed": 3,
     "license": "mit",
     "origin": "trained here",
@@ -86,6 +90,13 @@ def test_round_trip(tmp_path: Path, name: str, half: bool) -> None:
     torch.testing.assert_close(twin(example["input"]), example["logits"], rtol=1e-4, atol=1e-5)
 
 
+def test_a_local_data_set_is_not_taken_for_one_of_the_hub(tmp_path: Path) -> None:
+    """Only the fingerprint of the shipped images, not the name of a folder, leads to a data set of the Hub."""
+    local = {"name": "fashion_mnist", "fingerprint": "0123456789abcdef"}
+    folder = write(tmp_path / "w", record={**RECORD, "dataset": local})
+    assert "zalando" not in (folder / "README.md").read_text() and render_eval_results(read_config(folder)) == {}
+
+
 def test_config_and_card(tmp_path: Path) -> None:
     labels = [f"shape {i}" for i in range(5)]
     folder = write(tmp_path / "w", pico(num_classes=5), pretrained_cfg={**CFG, "label_names": labels})
@@ -106,7 +117,7 @@ def test_config_and_card(tmp_path: Path) -> None:
     assert card == render_card(config)  # from config.json alone
     for text in ("library_name: acmix_zoo", "license: mit", "- zalando-datasets/fashion_mnist", "93.12 %", "4 shape 4"):
         assert text in card
-    assert "| Data | name fashion_mnist, splits (train 54000, test 10000) |" in card
+    assert "| Data | name fashion_mnist, fingerprint ca3ab2a37f845e1b, splits (train 54000, test 10000) |" in card
     assert "shapes.yaml &#124; tee log" in card  # a bar would end the table's cell
     from huggingface_hub import parse_eval_result_entries
 

@@ -5,6 +5,7 @@ import sys
 import types
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,6 +198,30 @@ def test_values_beside_the_weights(tmp_path: Path, kind: str, zipped: bool) -> N
     torch.save(checkpoint, tmp_path / "c.pth", _use_new_zipfile_serialization=zipped)
     loaded = load_weights(ACmix2d(8, 8), tmp_path / "c.pth")
     assert torch.equal(loaded.qkv.weight, layer.qkv.weight)
+
+
+@pytest.mark.parametrize("entry", [None, "model_state_dict"])
+def test_numpy_arrays_are_read(tmp_path: Path, entry: str | None) -> None:
+    layer = ACmix2d(8, 8)
+    arrays = {key: value.numpy() for key, value in layer.state_dict().items()}
+    sources: list[Any] = [{entry: arrays} if entry else arrays]
+    if entry is None:
+        np.savez(tmp_path / "layer.npz", **arrays)
+        sources.append(tmp_path / "layer.npz")
+        sources.append({key: value.astype(">f4") for key, value in arrays.items()})  # the other byte order
+    for source in sources:
+        loaded = load_weights(ACmix2d(8, 8), source)
+        assert all(torch.equal(value, layer.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+def test_pickled_numpy_arrays_are_explained(tmp_path: Path) -> None:
+    """Reading them from a checkpoint would run NumPy's own code, so they are only placeholders there."""
+    torch.save({key: value.numpy() for key, value in ACmix2d(8, 8).state_dict().items()}, tmp_path / "arrays.pth")
+    with pytest.raises(ValueError, match=r"Expected named tensors, found: .* save them with np\.savez"):
+        load_weights(ACmix2d(8, 8), tmp_path / "arrays.pth")
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"broken\.npz .* is damaged or not a checkpoint"):
+        load_weights(ACmix2d(8, 8), tmp_path / "broken.npz")
 
 
 class Evil:

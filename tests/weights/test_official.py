@@ -19,7 +19,6 @@ from support.golden_networks import GOLDEN, golden_input, golden_state
 
 from acmix_zoo import create_model
 from acmix_zoo.cli import main as cli
-from acmix_zoo.models.registry import FETCH
 from acmix_zoo.weights import check_folder, official, push, read_config
 
 (ENTRY,) = (entry for entry in GOLDEN if entry["name"] == "acmix_swin_t")
@@ -226,12 +225,12 @@ def test_the_second_link_and_a_damaged_cache(
     links.give(b"<html>", kind="text/html")
     links.give(b"", 503)
     links.give(good)
-    weights = FETCH["acmix_swin_t.official_in1k"]()
+    weights = official.fetch("acmix_swin_t")
     assert links.asked == ["/cloud", "/drive", "/drive"]
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     links.give(good)
-    assert FETCH["acmix_swin_t.official_in1k"]().read_bytes() == whole
+    assert official.fetch("acmix_swin_t").read_bytes() == whole
     assert "is not used; fetch or write the weight folder again. Fetching it again" in str(
         recwarn.pop(UserWarning).message
     )

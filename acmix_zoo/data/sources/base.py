@@ -73,6 +73,8 @@ class Source(ABC):
 
     name: str
     license: str
+    origin: str
+    """Where the images come from, for the record: "local folder", "local file", "Hugging Face Hub" or a package."""
     class_names: tuple[str, ...]
     remarks: Sequence[str] = ()
     """Remarks about skipped files and likely mistakes."""
@@ -116,6 +118,18 @@ def match_splits(names: Iterable[str], where: str) -> dict[str, str]:
     return found
 
 
+def local_name(path: Path) -> str:
+    """Return the name of a data set on this machine: the last part of its path.
+
+    The name of a shipped data set, such as "fashion_mnist", gets "_folder" appended, because the bare name in a record
+    or in a tag stands for the shipped images.
+    """
+    from acmix_zoo.data.sources.shipped import SHIPPED
+
+    name = path.expanduser().resolve().name
+    return f"{name}_folder" if name.lower().replace("-", "_") in SHIPPED else name
+
+
 def open_source(source: str | Path, label_column: str | None = None) -> Source:
     """Find out what `source` names and open it.
 
@@ -136,9 +150,13 @@ def open_source(source: str | Path, label_column: str | None = None) -> Source:
     if (given := given_source()) is not None:
         return given
     text = str(source)
-    if text in SHIPPED:
-        return SHIPPED[text]()
     path = Path(text).expanduser()
+    if text in SHIPPED:
+        shipped = SHIPPED[text]()
+        if path.is_dir():
+            folder = path.resolve()
+            shipped.remarks = [f"these are the shipped images, not those in {folder}; to use those, give ./{text}"]
+        return shipped
     if text and is_table(path):
         return HubSource(text, label_column)
     if text and path.is_dir():
@@ -167,7 +185,7 @@ def check_hub_id(text: str) -> None:
     hint = f". Did you mean {' or '.join(near)}?" if near else ""
     raise FileNotFoundError(
         f"source {text!r} does not exist; expected a folder, a data set id of the Hub (org/name), or one of "
-        f"{', '.join(SHIPPED)}{hint}"
+        f"{', '.join(SHIPPED)}{hint}. Looked for {os.path.abspath(path)}; give the present place with --data.source"
     )
 
 

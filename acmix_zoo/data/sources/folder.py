@@ -11,8 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from acmix_zoo.data.formats import is_hidden, is_image_name, is_lost_image, skip_advice
-from acmix_zoo.data.sources.base import SPLITS, FileImages, Images, Source, counted, first_few, match_splits
-from acmix_zoo.data.sources.walk import HIDDEN, LINKS_BACK, REPEATED, Walk, find_images, walk_folders
+from acmix_zoo.data.sources.base import SPLITS, FileImages, Images, Source, counted, first_few, local_name, match_splits
+from acmix_zoo.data.sources.walk import (
+    HIDDEN,
+    LINKS_BACK,
+    REPEATED,
+    Walk,
+    counted_files,
+    is_link_back,
+    skip_remarks,
+    walk_folders,
+)
 
 
 class FolderSource(Source):
@@ -27,10 +36,11 @@ class FolderSource(Source):
     """
 
     license = "unknown"
+    origin = "local folder"
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
-        self.name = self.root.resolve().name
+        self.name = local_name(self.root)
         self.remarks: list[str] = []
         self._skipped = Walk([])
         self.folders = self._find_splits()
@@ -38,8 +48,8 @@ class FolderSource(Source):
         self.class_names = tuple(sorted(self._class_folders["train"]))
         self._check_classes()
         self._files = {split: self._list_images(split) for split in self.folders}
-        self._note_shared_images()
-        self.remarks += _skip_remarks(self._skipped, self.root)
+        self._note_top_level()
+        self.remarks += skip_remarks(self._skipped, self.root)
 
     # ---- layout
 
@@ -60,11 +70,6 @@ class FolderSource(Source):
         classes = [name for name in names if name not in named]
         if loose and (not classes or [name.lower() for name in loose] != ["train"]):
             self._refuse_loose_splits(classes, loose)
-        if count := _count_images(self.root):
-            if names:
-                self.remarks.append(
-                    f"skipped {counted(count, 'image')} directly in {self.root}, outside the class folders"
-                )
         return {"train": self.root}
 
     def _refuse_loose_splits(self, classes: Sequence[str], loose: Sequence[str]) -> None:
@@ -77,7 +82,9 @@ class FolderSource(Source):
 
     def _note_unused(self, others: Sequence[str], loose: Sequence[str]) -> None:
         for name in loose:
-            if count := len(find_images(self.root / name)):
+            walk = walk_folders([self.root / name])
+            self._skipped.add(walk)
+            if count := len(walk.images[0]):
                 self.remarks.append(
                     f"skipped {self.root / name}: its {counted(count, 'image')} cannot be scored without class "
                     f"folders. To label them, use `acmix-zoo predict` with --data.predict_source {self.root / name}"
@@ -86,23 +93,35 @@ class FolderSource(Source):
             self.remarks.append(
                 f"skipped folders next to the splits: {first_few(others)} (splits are named {', '.join(SPLITS)})"
             )
-        if count := _count_images(self.root):
-            self.remarks.append(f"skipped {counted(count, 'image')} directly in {self.root}, outside the splits")
 
     def _subfolders(self, folder: Path) -> list[str]:
         """Return the sorted names of the folders in `folder` that are not hidden and do not lead back up."""
-        names = []
-        here = os.path.realpath(folder)
         with os.scandir(folder) as entries:
-            for entry in entries:
-                if is_hidden(entry.name) or not os.path.isdir(entry.path):
-                    continue
-                target = os.path.realpath(entry.path) if entry.is_symlink() else ""
-                if target and (here + os.sep).startswith(target.rstrip(os.sep) + os.sep):
-                    self._skipped.skip(LINKS_BACK, entry.path)
-                else:
-                    names.append(entry.name)
-        return sorted(names)
+            return sorted(
+                entry.name
+                for entry in entries
+                if not is_hidden(entry.name) and os.path.isdir(entry.path) and not is_link_back(entry, folder)
+            )
+
+    def _note_top_level(self) -> None:
+        """Count what is skipped next to the class folders and next to the splits."""
+        for folder in sorted({self.root, *self.folders.values()}):
+            images = 0
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    extension = os.path.splitext(entry.name)[1].lower()
+                    if is_hidden(entry.name):
+                        self._skipped.skip(HIDDEN, entry.path)
+                    elif os.path.isdir(entry.path):
+                        if is_link_back(entry, folder):
+                            self._skipped.skip(LINKS_BACK, entry.path)
+                    elif is_image_name(entry.name):
+                        images += 1
+                    elif extension and is_lost_image(extension):  # not: README, classes.txt
+                        self._skipped.skip(extension, entry.path)
+            if images:
+                outside = "class folders" if folder in self.folders.values() else "splits"
+                self.remarks.append(f"skipped {counted(images, 'image')} directly in {folder}, outside the {outside}")
 
     # ---- classes
 
@@ -146,8 +165,6 @@ class FolderSource(Source):
                     f"{first_few([self._compared(name) for name in strange])}; "
                     f"rename or remove them, or add them to the training split, which defines the classes"
                 )
-            if absent := sorted(set(self.class_names) - set(classes)):
-                self.remarks.append(f"{split} has no folder for the classes {first_few(absent)}")
         for one, two in _case_twins(self.class_names):
             self.remarks.append(f"the classes {one!r} and {two!r} differ only in case. Is that intended?")
 
@@ -176,23 +193,6 @@ class FolderSource(Source):
         images = iter(walk.images)
         return [next(images) if label in names else [] for label in self.class_names]
 
-    def _note_shared_images(self) -> None:
-        """Add a remark if images of val or test are links to training images."""
-        places = [
-            folder / name for split, folder in self.folders.items() for name in self._class_folders[split].values()
-        ]
-        if not self._skipped.has_links and all(_is_real(place, self.root) for place in places):
-            return
-        real = {
-            split: {os.path.realpath(path) for group in files for path in group} for split, files in self._files.items()
-        }
-        for split in set(real) - {"train"}:
-            if shared := len(real[split] & real["train"]):
-                self.remarks.append(
-                    f"Warning: {shared} of the {len(real[split])} images of {split} are links to images of train, "
-                    "so the score will be too high"
-                )
-
     def load(self) -> dict[str, Images]:
         splits: dict[str, Images] = {}
         for split, files in self._files.items():
@@ -211,39 +211,12 @@ class FolderSource(Source):
         return digest.hexdigest()[:16]
 
 
-def _skip_remarks(walk: Walk, root: Path) -> list[str]:
-    """Return one line for each kind of file that was skipped, starting with those that may be images."""
-    extensions = sorted(set(walk.skipped) - {HIDDEN, LINKS_BACK, REPEATED})
-    first = {reason: f" (first: {os.path.relpath(path, root)})" for reason, path in walk.examples.items()}
-    lines = [
-        f"skipped {_counted_files(walk.skipped[extension], extension)}{first[extension]}: {skip_advice(extension)}"
-        for extension in extensions
-        if is_lost_image(extension)
-    ]
-    others = {extension: walk.skipped[extension] for extension in extensions if not is_lost_image(extension)}
-    if others:
-        kinds = first_few([f"{extension} {count}" for extension, count in others.items()], 8)
-        lines.append(f"skipped {counted(sum(others.values()), 'other file')}: {kinds}")
-    for reason, what in (
-        (LINKS_BACK, "links back up to a folder that contains them"),
-        (REPEATED, "links to images or folders that were already counted"),
-        (HIDDEN, "hidden files and folders"),
-    ):
-        if reason in walk.skipped:
-            lines.append(f"skipped {what}: {walk.skipped[reason]:,}{first[reason]}")
-    return lines
-
-
 def _contents(folder: Path) -> str:
     """Return a list, in brackets, of the files in a class folder that has no image."""
     skipped = walk_folders([folder]).skipped
     kinds = [(ext, count) for ext, count in sorted(skipped.items()) if ext not in (HIDDEN, LINKS_BACK, REPEATED)]
-    words = [_counted_files(n, ext) + (f": {skip_advice(ext)}" if is_lost_image(ext) else "") for ext, n in kinds]
+    words = [counted_files(n, ext) + (f": {skip_advice(ext)}" if is_lost_image(ext) else "") for ext, n in kinds]
     return f" ({'; '.join(words)})" if words else ""
-
-
-def _counted_files(count: int, extension: str) -> str:
-    return counted(count, f"{extension} file") if extension else counted(count, "file") + " without an extension"
 
 
 def _count_images(folder: Path) -> int:
@@ -261,10 +234,6 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:  # the file system returned bytes that are not valid text
         return False
     return True
-
-
-def _is_real(place: Path, root: Path) -> bool:
-    return os.path.realpath(place) == os.path.join(os.path.realpath(root), os.path.relpath(place, root))
 
 
 def _loosely(name: str) -> str:

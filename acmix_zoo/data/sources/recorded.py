@@ -22,6 +22,7 @@ class RecordedSource(Source):
     def __init__(self, card: Mapping[str, Any]) -> None:
         dataset = card["dataset"]
         self.name, self.license = str(dataset["name"]), str(dataset["license"])
+        self.origin = str(dataset.get("source", "unknown"))  # cards of acmix_zoo 0.1.0 and earlier do not say
         self.class_names = tuple(card["cfg"]["label_names"])
         self._fingerprint = str(dataset["fingerprint"])
 

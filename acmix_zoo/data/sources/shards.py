@@ -28,6 +28,9 @@ class Shards:
     Attributes:
         kind: "parquet" or "webdataset", as `datasets.load_dataset` calls them; None when there are no shards.
         files: for each split of "train", "val" and "test" its files, sorted.
+
+    Raises:
+        ValueError: a split has files in two folders or under two names, such as val/ and validation/.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,11 +43,22 @@ class Shards:
             self.kind = KINDS.get(path.suffix)
             self.files = {"train": [str(path)]} if self.kind else {}
         elif path.is_dir():
-            places = [path, path / "data", *(p for p in sorted(path.iterdir()) if p.name in SPLITS and p.is_dir())]
+            named = (place for place in sorted(path.iterdir()) if place.name.lower() in SPLITS and place.is_dir())
+            places = [path, path / "data", *named]
             for suffix, kind in KINDS.items():
                 found = sorted(file for place in places for file in place.glob(f"*{suffix}"))
+                first: dict[str, tuple[Path, str]] = {}
                 for file in found:
-                    self.files.setdefault(self._split(file), []).append(str(file))
+                    word = self._split_word(file)
+                    split = SPLITS[word]
+                    other, spelling = first.setdefault(split, (file, word))
+                    if other.parent != file.parent or spelling != word:
+                        raise ValueError(
+                            f"{path} has both {other.relative_to(path)} and {file.relative_to(path)}, which belong to "
+                            f"the same split, {split}. Expected the files of a split in one folder and with one name "
+                            "for it; merge them or remove one"
+                        )
+                    self.files.setdefault(split, []).append(str(file))
                 if found:
                     self.kind = kind
                     break
@@ -93,11 +107,12 @@ class Shards:
                     digest.update(content.read())
                 yield f"{split}\0{file.name}\0{file.stat().st_size}\0{digest.hexdigest()}"
 
-    def _split(self, file: Path) -> str:
+    def _split_word(self, file: Path) -> str:
+        """Return the word in a file's folder or name that stands for its split; "train" if there is none."""
         words = re.split(r"[-_.]+", file.stem.lower())
         if file.parent != self.path:
-            words = [file.parent.name, *words]
-        return next((SPLITS[word] for word in words if word in SPLITS), "train")
+            words = [file.parent.name.lower(), *words]
+        return next((word for word in words if word in SPLITS), "train")
 
     def _row_groups(self, file: str) -> list[int]:
         from pyarrow import parquet

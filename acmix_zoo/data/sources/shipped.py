@@ -38,6 +38,8 @@ class FashionMnist(Source):
         for place in places:
             files = [_idx_file(place, name) for name in _IDX_NAMES]
             if all(files):
+                packaged = str(place) in FASHION_FOLDERS
+                self.origin = "Debian package dataset-fashion-mnist" if packaged else "files in ACMIX_DATA"
                 self.files = [str(file) for file in files]
                 return
         raise FileNotFoundError(
@@ -58,6 +60,7 @@ class Digits(Source):
     """1,797 handwritten digits of 8×8 grey pixels (the test part of the UCI set), as scikit-learn ships them."""
 
     name = "digits"
+    origin = "scikit-learn"
     license = "CC-BY-4.0"
     class_names = tuple("0123456789")
 

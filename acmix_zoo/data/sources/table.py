@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from acmix_zoo.data.images import BadImage, load_image
-from acmix_zoo.data.sources.base import Images, Source, match_splits
+from acmix_zoo.data.sources.base import Images, Source, local_name, match_splits
 from acmix_zoo.data.sources.paths import allowed_roots, checked_path
 from acmix_zoo.data.sources.shards import Shards
 
@@ -73,8 +73,8 @@ class HubSource(Source):
         import datasets
 
         path = Path(source).expanduser()
-        local = path.exists()
-        self.name = path.resolve().name if local else source
+        self.name = local_name(path) if path.exists() else source
+        self.origin = origin_of(path)
         self.roots = allowed_roots(source)
         shards = Shards(path)
         tables = load_tables(source, shards)
@@ -127,18 +127,27 @@ class HubSource(Source):
         return digest.hexdigest()[:16]
 
 
+def origin_of(path: Path) -> str:
+    """Return where a data set comes from that `path` names, or that is on the Hub if there is no such path."""
+    if path.exists():
+        return "local folder" if path.is_dir() else "local file"
+    return "Hugging Face Hub"
+
+
 def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[str, Any]:
     """The splits of a data set as `datasets` has them; `shards` are those that `source` names, if any.
 
     Raises:
         FileNotFoundError: no such data set here, in the cache or on the Hub.
+        ValueError: a folder has two subfolders for the same split.
     """
     import datasets
 
     try:
         if shards.kind:
             return dict(datasets.load_dataset(shards.kind, data_files=shards.files, streaming=streaming))
-        if shards.path.exists():
+        if shards.path.exists():  # `datasets` would merge val/ and validation/
+            match_splits((entry.name for entry in os.scandir(shards.path) if entry.is_dir()), source)
             return dict(datasets.load_dataset("imagefolder", data_dir=str(shards.path), streaming=streaming))
         return dict(datasets.load_dataset(source, streaming=streaming))
     except (FileNotFoundError, ConnectionError) as error:
@@ -147,8 +156,8 @@ def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[st
             " (HF_HUB_OFFLINE is set, so only the cache was looked at)" if os.environ.get("HF_HUB_OFFLINE") else ""
         )
         raise FileNotFoundError(
-            f"source {source!r} is neither a folder here, nor a shipped name (fashion_mnist, digits), "
-            f"nor a data set that could be loaded{offline}: {reason}"
+            f"source {source!r} is neither a folder here ({os.path.abspath(shards.path)}), nor a shipped name "
+            f"(fashion_mnist, digits), nor a data set that could be loaded{offline}: {reason}"
         ) from error
 
 

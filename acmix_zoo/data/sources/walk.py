@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from acmix_zoo.data.formats import is_hidden, is_image_name
+from acmix_zoo.data.formats import is_hidden, is_image_name, is_lost_image, skip_advice
+from acmix_zoo.data.sources.base import counted, first_few
 
 HIDDEN = "hidden"
 LINKS_BACK = "links back"
@@ -23,13 +24,11 @@ class Walk:
         skipped: number of files or links for each reason: `HIDDEN`, `LINKS_BACK` (links to a folder that contains the
             link itself), `REPEATED` (links to something already counted), or an extension in lower case.
         examples: the alphabetically first path for each reason.
-        has_links: whether any links were found.
     """
 
     images: list[list[str]]
     skipped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
-    has_links: bool = False
 
     def skip(self, reason: str, path: str) -> None:
         """Record a skipped path."""
@@ -38,7 +37,6 @@ class Walk:
 
     def add(self, other: Walk) -> None:
         """Add the skipped files of another walk, but not its images."""
-        self.has_links |= other.has_links
         for reason, count in other.skipped.items():
             self.skipped[reason] = self.skipped.get(reason, 0) + count
             self.examples[reason] = min(other.examples[reason], self.examples.get(reason, other.examples[reason]))
@@ -67,7 +65,6 @@ def walk_folders(places: Sequence[str | Path], root: str | Path | None = None) -
     links: list[tuple[int, str]] = []
     for number, (folder, real) in enumerate(zip(folders, real_folders, strict=True)):
         _walk_tree(walk, number, folder, real, visited, links)
-    walk.has_links = bool(links)
     if links:
         owner: dict[
             str, tuple[int, str]
@@ -152,3 +149,38 @@ def _add_file(walk: Walk, number: int, path: str, real: str, owner: dict[str, tu
             "Expected each image in one class; remove one of the links"
         )
     walk.skip(REPEATED, path)
+
+
+def skip_remarks(walk: Walk, root: str | Path) -> list[str]:
+    """Return one line for each kind of file that was skipped, starting with those that may be images."""
+    extensions = sorted(set(walk.skipped) - {HIDDEN, LINKS_BACK, REPEATED})
+    first = {reason: f" (first: {os.path.relpath(path, root)})" for reason, path in walk.examples.items()}
+    lines = [
+        f"skipped {counted_files(walk.skipped[extension], extension)}{first[extension]}: {skip_advice(extension)}"
+        for extension in extensions
+        if is_lost_image(extension)
+    ]
+    others = {extension: walk.skipped[extension] for extension in extensions if not is_lost_image(extension)}
+    if others:
+        kinds = first_few([f"{extension} {count}" for extension, count in others.items()], 8)
+        lines.append(f"skipped {counted(sum(others.values()), 'other file')}: {kinds}")
+    for reason, what in (
+        (LINKS_BACK, "links back up to a folder that contains them"),
+        (REPEATED, "links to images or folders that were already counted"),
+        (HIDDEN, "hidden files and folders"),
+    ):
+        if reason in walk.skipped:
+            lines.append(f"skipped {what}: {walk.skipped[reason]:,}{first[reason]}")
+    return lines
+
+
+def counted_files(count: int, extension: str) -> str:
+    """Return a number of files with their kind: "1 .heic file", "2 files without an extension"."""
+    return counted(count, f"{extension} file") if extension else counted(count, "file") + " without an extension"
+
+
+def is_link_back(entry: os.DirEntry[str], folder: str | Path) -> bool:
+    """Return whether an entry of `folder` is a link to the folder itself or to one that contains it."""
+    if not entry.is_symlink():
+        return False
+    return (os.path.realpath(folder) + os.sep).startswith(os.path.realpath(entry.path).rstrip(os.sep) + os.sep)

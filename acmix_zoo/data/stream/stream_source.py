@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from acmix_zoo.data.sources.base import check_hub_id, match_splits
+from acmix_zoo.data.sources.base import check_hub_id, local_name, match_splits
 from acmix_zoo.data.sources.paths import allowed_roots
 from acmix_zoo.data.sources.shards import Shards, read_classes
 from acmix_zoo.data.sources.shipped import SHIPPED
-from acmix_zoo.data.sources.table import classes_of, image_column_of, label_column_of, load_tables
+from acmix_zoo.data.sources.table import classes_of, image_column_of, label_column_of, load_tables, origin_of
 from acmix_zoo.data.stream.reader import Streamed
 
 
@@ -44,7 +44,8 @@ class StreamSource:
             raise ValueError(f"streaming is for tables and shards; the images of {text} are read one by one without it")
         if not self._shards.kind:
             check_hub_id(text)
-        self.name = path.resolve().name if self._shards.kind else text
+        self.name = local_name(path) if self._shards.kind else text
+        self.origin = origin_of(path)
         tables = load_tables(text, self._shards, streaming=True)
         found = {split: (name, tables[name]) for split, name in match_splits(tables, text).items()}
         if "train" not in found:

@@ -1,9 +1,9 @@
 """SAN's weighted sums in few kernel launches, for devices where launching a kernel takes longer than running it.
 
-`aggregation.py` loops over the k² offsets of the window. On a CPU this needs no copies and is fastest, but on a GPU it
-takes several launches per offset: 225 for one 7×7 aggregation including its gradient. Here, one multiplication with a
-strided view of the windows handles all offsets, followed by one sum. The products are the only large buffer, k² times
-the size of the value, so they are computed in chunks of bounded size.
+`offset_sums.py` loops over the k² offsets of the window. On a GPU this takes several launches per offset: 225 for one
+7×7 aggregation including its gradient. Here, one multiplication with a strided view of the windows handles all offsets,
+followed by one sum. The products are the only large buffer, k² times the size of the value, so they are computed in
+chunks of bounded size.
 
 For half-precision inputs, products and sums are in float32. All sums have a fixed order, so results are bit-identical
 between runs.
@@ -17,71 +17,73 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acmix_zoo.ops.reflect import reflect_pad, reflect_pad_backward
+
 # Size of the products per chunk. Not tuned on a GPU: it limits the memory and keeps the number of chunks small.
 _PRODUCT_BYTES = 128 << 20
 
 
-def windowed_sums(padded: Tensor, weight: Tensor, kernel: int) -> Tensor:
-    """Return the weighted sum of every k×k window of `padded`.
+def window_sums(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
+    """Return the weighted sum (B, C, H, W) of the neighbours of every position, in the dtype of the value.
 
     Args:
-        padded: (B, C, H + k − 1, W + k − 1), the value with its border.
-        weight: (B, k²·wc, H, W), channels ordered (k², wc); C is a multiple of wc.
+        value: (B, C, H, W).
+        weight: (B, k²·wc, H, W), channels ordered (k², wc). C is a multiple of wc.
         kernel: the side length k.
-
-    Returns:
-        (B, C, H, W) in the dtype of `padded`.
     """
-    weights = _weights(weight, kernel)
+    padded = reflect_pad(value, kernel // 2)  # (B, C, H + k − 1, W + k − 1)
+    weights = _window_weights(weight, kernel)
     out = padded.new_empty((*padded.shape[:2], *weight.shape[2:]))  # (B, C, H, W)
     sums = out.unflatten(1, (-1, weights.shape[1]))  # (B, share, wc, H, W), a view
     for images, rows in _chunks(out, kernel):
         windows = _windows(padded, weights.shape[1], kernel, images, rows)  # (b, share, wc, h, W, k, k)
         products = windows * weights[images, :, rows].unsqueeze(1)
-        sums[images, :, :, rows] = products.sum((-2, -1), dtype=_accumulator(padded))
+        sums[images, :, :, rows] = products.sum((-2, -1), dtype=_sum_dtype(padded))
     return out
 
 
-def windowed_gradients(grad: Tensor, padded: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
-    """Return the gradients of `windowed_sums` for `padded`, at least in float32, and for `weight`, in its own dtype.
+def window_sums_backward(grad: Tensor, value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+    """Return the gradients of value, at least in float32, and of weight, in its own dtype.
 
-    `grad` is the gradient of the result, (B, C, H, W).
+    `grad` is the gradient of the sums, (B, C, H, W).
     """
-    weights = _weights(weight, kernel)
-    shared, width = weights.shape[1], grad.shape[3]
-    # In the gradient of the value, chunks of rows overlap by their halo, so they are accumulated in float32.
-    d_padded = padded.new_zeros(padded.shape, dtype=_accumulator(padded))
+    padded = reflect_pad(value, kernel // 2)
+    weights = _window_weights(weight, kernel)
+    n_shared, width = weights.shape[1], grad.shape[3]
+    # In the gradient of the value, chunks of rows overlap by k − 1 rows, so they are accumulated in float32.
+    d_padded = padded.new_zeros(padded.shape, dtype=_sum_dtype(padded))
     d_weight = weight.new_empty(weight.shape)
-    d_weights = _weights(d_weight, kernel)
-    grads = grad.unflatten(1, (-1, shared))[..., None, None]  # (B, share, wc, H, W, 1, 1)
+    d_weights = _window_weights(d_weight, kernel)
+    grads = grad.unflatten(1, (-1, n_shared))[..., None, None]  # (B, share, wc, H, W, 1, 1)
     for images, rows in _chunks(grad, kernel):
-        windows = _windows(padded, shared, kernel, images, rows)  # (b, share, wc, h, W, k, k)
+        windows = _windows(padded, n_shared, kernel, images, rows)  # (b, share, wc, h, W, k, k)
         part = grads[images, :, :, rows].to(windows.dtype)
         d_weights[images, :, rows] = (part * windows).sum(1)
         # (b, share, wc, k, k, h, W): the order of F.fold, which adds every product to the position it came from.
         products = part.movedim((-2, -1), (3, 4)) * weights[images, :, rows].movedim((-2, -1), (2, 3)).unsqueeze(1)
         columns = products.reshape(len(products), grad.shape[1] * kernel**2, -1)  # (b, C·k², h·W)
-        side = (rows.stop - rows.start + kernel - 1, width + kernel - 1)
-        folded = F.fold(columns, side, kernel)  # (b, C, h + k − 1, W + k − 1)
+        size = (rows.stop - rows.start + kernel - 1, width + kernel - 1)
+        folded = F.fold(columns, size, kernel)  # (b, C, h + k − 1, W + k − 1)
         d_padded[images, :, rows.start : rows.stop + kernel - 1] += folded
-    return d_padded, d_weight
+    return reflect_pad_backward(d_padded, kernel // 2), d_weight
 
 
-def _weights(weight: Tensor, kernel: int) -> Tensor:
-    """(B, k²·wc, H, W) → (B, wc, H, W, k, k), a view."""
+def _window_weights(weight: Tensor, kernel: int) -> Tensor:
+    """Return a view of the weights (B, k²·wc, H, W) as (B, wc, H, W, k, k)."""
     return weight.unflatten(1, (kernel, kernel, -1)).movedim((1, 2), (-2, -1))  # type: ignore[no-any-return]
 
 
-def _windows(padded: Tensor, shared: int, kernel: int, images: slice, rows: slice) -> Tensor:
+def _windows(padded: Tensor, n_shared: int, kernel: int, images: slice, rows: slice) -> Tensor:
     """Return the windows (b, share, wc, h, W, k, k) of some images and rows in the dtype of the sums.
 
     The result is a view. If the dtype differs, the map is converted before the view is taken.
     """
-    part = padded[images, :, rows.start : rows.stop + kernel - 1].to(_accumulator(padded))
-    return part.unflatten(1, (-1, shared)).unfold(3, kernel, 1).unfold(4, kernel, 1)  # type: ignore[no-any-return]
+    part = padded[images, :, rows.start : rows.stop + kernel - 1].to(_sum_dtype(padded))
+    return part.unflatten(1, (-1, n_shared)).unfold(3, kernel, 1).unfold(4, kernel, 1)  # type: ignore[no-any-return]
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of sums over elements of x: at least float32."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -92,7 +94,7 @@ def _chunks(out: Tensor, kernel: int) -> Iterator[tuple[slice, slice]]:
     possible, at least one.
     """
     b, c, h, w = out.shape
-    row = c * w * kernel**2 * _accumulator(out).itemsize
+    row = c * w * kernel**2 * _sum_dtype(out).itemsize
     images = min(b, max(1, _PRODUCT_BYTES // max(h * row, 1)))
     rows = h if h * row <= _PRODUCT_BYTES else max(1, _PRODUCT_BYTES // row)
     for image in range(0, b, max(images, 1)):

@@ -1,0 +1,37 @@
+"""Ctrl-C while the command line is still importing torch: one line instead of a traceback from inside an import.
+
+`acmix_zoo/__init__.py` imports this module first. It does nothing in other programs that import the package.
+"""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+
+def _quit(number: int, frame: FrameType | None) -> None:
+    sys.stderr.write("\nacmix-zoo: interrupted\n")
+    sys.stderr.flush()
+    os._exit(128 + signal.SIGINT)  # an exception could be swallowed by one of the libraries; nothing needs cleaning up
+
+
+def _is_command_line() -> bool:
+    program = sys.argv[0] if sys.argv else ""
+    # while Python looks for the module of `python -m`, argv[0] is "-m"
+    return Path(program).stem == "acmix-zoo" or (program == "-m" and "acmix_zoo.cli" in sys.orig_argv)
+
+
+def restore() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again, once the command line can handle it."""
+    if signal.getsignal(signal.SIGINT) is _quit:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if (
+    _is_command_line()
+    and threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a background job ignores it
+):
+    signal.signal(signal.SIGINT, _quit)

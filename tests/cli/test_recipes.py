@@ -1,0 +1,88 @@
+"""Recipes by name: `--config finetune/folder` works from any directory, and a wrong name lists the closest ones."""
+
+from pathlib import Path
+
+import pytest
+
+from acmix_zoo.cli.main import main
+from acmix_zoo.cli.recipes import config_file, with_config_files
+from acmix_zoo.weights.shipped import find_recipe, recipe_names, recipes_root
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory without a clone around it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def shipped(name: str) -> str:
+    root = recipes_root()
+    assert root
+    return str(root / f"{name}.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("finetune/folder", "finetune/folder"),
+        ("recipes/finetune/folder.yaml", "finetune/folder"),
+        ("folder", "finetune/folder"),
+        ("hardware/ddp_8gpu", "hardware/ddp_8gpu"),
+    ],
+)
+def test_recipes_are_found_from_any_directory(given: str, name: str) -> None:
+    assert config_file(given) == shipped(name)
+    assert with_config_files(["fit", "--config", given, f"--config={given}", "-c", given]) == [
+        "fit", "--config", shipped(name), f"--config={shipped(name)}", "-c", shipped(name),
+    ]  # fmt: skip
+
+
+def test_every_shipped_recipe_has_a_name() -> None:
+    root = recipes_root()
+    assert root
+    assert len(recipe_names()) == len(list(root.rglob("*.yaml")))
+    assert all(find_recipe(name) == root / f"{name}.yaml" for name in recipe_names())
+
+
+def test_files_and_run_folders_come_before_recipes(elsewhere: Path) -> None:
+    (elsewhere / "mine.yaml").touch()
+    (elsewhere / "finetune/folder").mkdir(parents=True)
+    (elsewhere / "finetune/folder/config.yaml").touch()
+    assert config_file("mine.yaml") == "mine.yaml"
+    assert config_file("finetune/folder") == "finetune/folder/config.yaml"
+
+
+def test_other_options_and_yaml_text_are_left_alone() -> None:
+    arguments = ["fit", "--model.model", "folder", "--data.source=folder", "--config", "{seed_everything: 1}"]
+    assert with_config_files(arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ("finetune/foldr", "did you mean finetune/folder"),
+        ("fodler", "did you mean finetune/folder"),
+        ("imagenet/acmix_swin_t.yaml", "did you mean imagenet1k/acmix_swin_t"),
+        ("gpu", "did you mean hardware/"),
+        ("zzz", "the recipes are fashion_mnist/acmix_pvt_pico, "),
+    ],
+)
+def test_a_wrong_name_lists_the_closest_recipes(wrong: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lightning")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", wrong, "--data.source", "photos"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert f"acmix-zoo fit: error: --config {wrong} does not exist; " in error and hint in error
+
+
+def test_a_folder_that_is_no_run(elsewhere: Path) -> None:
+    (elsewhere / "photos").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"photos is a folder without a config\.yaml"):
+        config_file("photos")
+
+
+def test_plan_takes_the_same_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "fashion_mnist/acmix_resnet_pico", "--overlay", "hardware/fsdp", "--gpus", "8"]) == 0
+    assert capsys.readouterr().out.startswith("fashion_mnist/acmix_resnet_pico: acmix_resnet_pico,")
