@@ -16,7 +16,7 @@ from acmix_zoo.bench.decomposition import DecomposedConv2d
 from acmix_zoo.data import open_source
 from tools import make_parser
 
-SOBEL = [[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]
+SOBEL = [[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]
 
 
 def draw(image: Tensor, path: Path) -> float:

@@ -138,8 +138,8 @@ def build(candidate: Candidate) -> Built:
         built = Built(_build_layer(layer[1], channels, int(layer[4] or 1)), (channels, side, side))
     elif found := _AGGREGATION.fullmatch(name):
         channels, side = int(found[2]), int(found[3])
-        module = Aggregation(found[1] == "unfold", candidate.batch, channels, side, int(found[4] or 7))
-        built = Built(module, (channels, side, side))
+        aggregation = Aggregation(found[1] == "unfold", candidate.batch, channels, side, int(found[4] or 7))
+        built = Built(aggregation, (channels, side, side))
     else:
         built = _build_network(name, candidate.size, candidate.model_kwargs)
     module, shape = built
