@@ -36,7 +36,7 @@ class TestCommand:
         assert read_csv(tmp_path / "a.csv") == rows
         assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
         out = capsys.readouterr().out
-        assert "inference, 16×64×64, batch 1, 1 thread, float32" in out and "acmix2d:16x64@reference" in out
+        assert "inference, 16×64×64, batch 1, 1 thread, float32" in out and "acmix2d:16x64" in out
 
     def test_both_modes(self) -> None:
         quick = ["--threads", "1", "--repeats", "1", "--no-memory"]

@@ -21,4 +21,5 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         runpy.run_module(f"tools.{name}", run_name="__main__")
     out = capsys.readouterr().out
     assert ended.value.code == 0 and f"usage: python -m tools.{name}" in out
-    assert len(out.splitlines()) > 8, "the module's docstring belongs into the help"
+    description = out.split("\n\n")[1]
+    assert len(description) > 30 and description.rstrip().endswith((".", ":")), "the docstring explains the tool"
