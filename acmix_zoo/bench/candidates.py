@@ -33,7 +33,7 @@ from acmix_zoo.bench.aggregation_candidates import Aggregation
 from acmix_zoo.bench.decomposition import DecomposedConv2d
 from acmix_zoo.bench.released import ReleasedACmix2d
 from acmix_zoo.layers import ACmix2d
-from acmix_zoo.layers.cost import input_size_of
+from acmix_zoo.layers.complexity import input_size_of
 from acmix_zoo.ops import BACKENDS, use_backend
 from acmix_zoo.ops.dispatch import TILES
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from acmix_zoo.cli.models import print_columns
+from acmix_zoo.cli.columns import print_columns
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.layers.complexity import human
 from acmix_zoo.scaling.jobs import PRECISIONS, Job

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 import acmix_zoo
-from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.layers.cost import input_size_of
+from acmix_zoo.layers.complexity import complexity, input_size_of
 from acmix_zoo.scaling.activations import Activations, count_on_gpu
 from acmix_zoo.scaling.machines import Machine
 from acmix_zoo.scaling.step import Step, Training, plan_step
