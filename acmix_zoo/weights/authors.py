@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d, WindowACmix
 from acmix_zoo.layers.window_acmix import rows_by_channel
-from acmix_zoo.models.plain_swin import timm_names
+from acmix_zoo.models.plain_swin import to_timm_names
 
 _MARKS = ("dep_conv.weight", "rate1", "rate2")
 _LAYER_NAMES = {
@@ -54,5 +54,5 @@ def convert(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Te
                 out[f"{prefix}qkv.{kind}"] = rows_by_channel(torch.cat([left.pop(part) for part in parts]), layer.heads)
             elif isinstance(layer, WindowACmix) and f"{prefix}qkv.{kind}" in left:
                 out[f"{prefix}qkv.{kind}"] = rows_by_channel(left.pop(f"{prefix}qkv.{kind}"), layer.heads)
-    out.update(timm_names(left))  # a stage's merging stands at the head of the next stage here, too
+    out.update(to_timm_names(left))  # a stage's merging stands at the head of the next stage here, too
     return out

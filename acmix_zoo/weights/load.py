@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from acmix_zoo.models.plain_swin import is_plain_swin
-from acmix_zoo.models.silent_convolution import lacks_convolution
+from acmix_zoo.models.silent_convolution import lacks_only_convolution
 from acmix_zoo.weights.read import Source, State, read_state_dict
 
 # Common names of the attribute that holds the network, and the prefixes that DDP and torch.compile add. A checkpoint's
@@ -147,7 +147,7 @@ def copy_in(module: nn.Module, state: State, where: str, strict: bool = True, fr
     report = mismatch(own, state, where, type(module).__name__, fresh)
     if report:
         plain = is_plain_swin(state) and hasattr(module, "set_input_size")
-        if plain or lacks_convolution(key for key in wanted if key not in state):
+        if plain or lacks_only_convolution(key for key in wanted if key not in state):
             report += "\nThese are a plain network's: acmix_zoo.from_swin, from_pvt and from_san make ACmix of them"
         if strict or not fits:
             raise ValueError(f"{report}; nothing was loaded")

@@ -15,21 +15,15 @@ from typing import Any, cast
 import timm
 from torch import nn
 
-from acmix_zoo.models.plain_swin import configuration, timm_names
+from acmix_zoo.models import acmix_pvt, acmix_san, acmix_swin
+from acmix_zoo.models.plain_swin import swin_arguments, to_timm_names
 from acmix_zoo.weights.load import unwrapped, without_block_wrappers
 from acmix_zoo.weights.read import Source, State, read_state_dict
 
-_SWINS = {
-    (96, (2, 2, 6, 2), (3, 6, 12, 24)): "acmix_swin_t",
-    (96, (2, 2, 18, 2), (3, 6, 12, 24)): "acmix_swin_s",
-    (128, (2, 2, 18, 2), (4, 8, 16, 32)): "acmix_swin_b",
-}
-_PVTS: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "acmix_pvt_t", (3, 4, 6, 3): "acmix_pvt_s"}
-_SANS: dict[tuple[int, ...], str] = {
-    (2, 1, 2, 4, 1): "acmix_san10",
-    (3, 2, 3, 5, 2): "acmix_san15",
-    (3, 3, 4, 6, 3): "acmix_san19",
-}
+# The registered networks by what the shapes of the weights tell.
+_SWINS = {tuple(shape.values()): name for name, shape in acmix_swin.WIDTHS_AND_DEPTHS.items()}
+_PVTS = {depths: f"acmix_pvt_{size[0]}" for size, depths in acmix_pvt.DEPTHS.items()}
+_SANS = {layers: f"acmix_san{depth}" for depth, layers in acmix_san.LAYERS.items()}
 
 
 def from_swin(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
@@ -59,8 +53,8 @@ def from_swin(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     else:
         stored = plain_state(source)
         size = _masked_size(stored)
-    state = timm_names(stored)
-    args = configuration(state) | args
+    state = to_timm_names(stored)
+    args = swin_arguments(state) | args
     if size is not None and tuple(_pair(size)) != (224, 224):
         args["img_size"] = tuple(_pair(size))
     key = (args["embed_dim"], args["depths"], args["num_heads"])
@@ -85,7 +79,7 @@ def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     """
     state = plain_state(source)
     widths = tuple(state[f"pos_embed{i}"].shape[2] for i in range(1, 5) if f"pos_embed{i}" in state)
-    if widths != (64, 128, 320, 512):  # heads cannot be read off the weights, but go with these widths
+    if widths != acmix_pvt.EMBED_DIMS:  # heads cannot be read off the weights, but go with these widths
         raise ValueError(
             "from_pvt: expected a PVT (version 1) with stages of 64, 128, 320 and 512 channels; found "
             f"{f'stages of {widths}' if widths else f'keys like {_first(state)}'}"
@@ -124,7 +118,7 @@ def from_san(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     args: dict[str, Any] = _ends(state, "conv_in.weight", "fc.weight")
     args |= {} if layers in _SANS else {"layers": layers}
     widths = tuple(len(state[f"conv{i}.weight"]) for i in stages)
-    args |= {} if widths == (64, 256, 512, 1024, 2048) else {"widths": widths}
+    args |= {} if widths == acmix_san.WIDTHS else {"widths": widths}
     if "layer0.0.sam.conv_p.weight" in state:
         args["form"] = "pairwise"  # whose weights have the same shapes for all kernels; these are the published ones
         args |= {} if len(layers) == 5 else {"kernels": (3, *(7,) * (len(layers) - 1))}
@@ -132,7 +126,7 @@ def from_san(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
         features = (len(state[f"layer{i}.0.sam.conv_w.0.weight"]) for i in stages)
         relations = (len(state[f"layer{i}.0.sam.conv1.weight"]) for i in stages)
         kernels = tuple(math.isqrt(f // r - 1) for f, r in zip(features, relations, strict=True))
-        args |= {} if kernels == (3, 7, 7, 7, 7) else {"kernels": kernels}
+        args |= {} if kernels == acmix_san.KERNELS else {"kernels": kernels}
     return create_with(_SANS.get(layers, "acmix_san10"), state, args, kwargs)
 
 
