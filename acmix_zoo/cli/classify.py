@@ -36,10 +36,9 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
 
     from acmix_zoo.data.images import BadImage, load_image
     from acmix_zoo.data.option_checks import find_pictures
-    from acmix_zoo.weights import create_model
+    from acmix_zoo.weights import from_pretrained
 
-    name: Any = Path(options.weights) if Path(options.weights).exists() else options.weights
-    model = create_model(name, pretrained=True).eval()
+    model = from_pretrained(options.weights).eval()
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     transform = create_transform(**resolve_data_config(pretrained_cfg=cfg))
     labels = cfg.get("label_names") or [f"class {i}" for i in range(int(model.num_classes))]  # type: ignore[arg-type]

@@ -6,10 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
-
-from acmix_zoo.weights.shipped import nearest_recipe
 
 # Plain words for the types in a parser's errors.
 _TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "NoneType": "null"}
@@ -55,8 +52,6 @@ def explain(message: str, options: list[str]) -> str:
         return "; ".join(_unknown(word, options) for word in _names(match[1].split()))
     if match := re.search(r"does not accept option '([^']*)'", message):
         return f"in the configuration, {_unknown('--' + match[1], options)}"
-    if match := re.search(r"\"config\":.*(?:File does not exist|Path is not a file): '([^']*)'", message, re.DOTALL):
-        return _no_config(Path(match[1]))
     message = re.sub(
         r"the following arguments are required: (?:fit|validate|test|predict)\.", "missing option --", message
     )
@@ -65,16 +60,6 @@ def explain(message: str, options: list[str]) -> str:
     message = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", message)
     message = re.sub(r"(?:a )?<class '(?:\w+\.)*(\w+)'>", lambda m: _TYPES.get(m[1], m[1]), message)
     return message.replace("Got value:", "Got")
-
-
-def _no_config(path: Path) -> str:
-    """Return the message for a --config that is not a file."""
-    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    if path.is_dir():
-        return f"--config {shown} is a folder without a config.yaml; expected a recipe, a run folder or its config.yaml"
-    near = nearest_recipe(path)
-    hint = f"did you mean {near}?" if near else "expected a recipe, a run folder or its config.yaml"
-    return f"--config {shown} does not exist; {hint}"
 
 
 def _names(words: list[str]) -> list[str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from acmix_zoo.cli.models import print_columns
+from acmix_zoo.cli.columns import print_columns
 from acmix_zoo.cli.parser import Parser
-from acmix_zoo.cli.recipes import find_recipe
 from acmix_zoo.layers.complexity import human
 from acmix_zoo.scaling.jobs import PRECISIONS, read_job
 from acmix_zoo.scaling.machines import GPUS, LINK_SHARE, machine
 from acmix_zoo.scaling.plan_table import rows
 from acmix_zoo.scaling.step import UTILISATION
+from acmix_zoo.weights.shipped import find_recipe, suggest_recipes
 
 COUNTS = [1, 8, 32, 256, 1024]
 
@@ -77,5 +77,14 @@ def plan(arguments: Sequence[str]) -> None:
 
 
 def _file(name: str) -> str:
-    """Return the file of a recipe that is given with its group, such as imagenet1k/acmix_swin_t; else the name."""
-    return str(find_recipe(name) or name) if "/" in name else name
+    """Return the file of a recipe that is given with its group, such as imagenet1k/acmix_swin_t; other names unchanged.
+
+    Raises:
+        FileNotFoundError: there is no such recipe. The error lists the closest ones.
+    """
+    if "/" not in name or Path(name).exists():
+        return name
+    recipe = find_recipe(name)
+    if recipe is None:
+        raise FileNotFoundError(f"plan: {name} does not exist; {suggest_recipes(name)}")
+    return str(recipe)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from acmix_zoo.cli.fit import run_trainer
 from acmix_zoo.cli.parser import Parser
-from acmix_zoo.cli.recipes import find_recipe
-from acmix_zoo.cli.weights import weight_folder
 from acmix_zoo.models.published import published
-from acmix_zoo.weights import read_config
-from acmix_zoo.weights.shipped import checkpoints_root, nearest_recipe, recipes_root
+from acmix_zoo.weights import locate, read_config
+from acmix_zoo.weights.fetch import weight_folder
+from acmix_zoo.weights.shipped import checkpoints_root, find_recipe, recipes_root, suggest_recipes
 
 Record = Mapping[str, Any]
 Train = Callable[[list[str], Callable[[Any], None]], Any]  # arguments from `fit` on, and what to do before it; the CLI
@@ -31,7 +31,7 @@ class Target(NamedTuple):
     record: Record
 
 
-def reproduce(arguments: Sequence[str], train: Train) -> bool:
+def reproduce(arguments: Sequence[str], train: Train = run_trainer) -> bool:
     """Start, or go on with, the training behind a weight; when it ends, compare.
 
     Args:
@@ -98,12 +98,12 @@ def find_target(name: str) -> Target:
             return _of_recipe(recipe)
         raise FileNotFoundError(
             f"{name} is neither weights that are here (`acmix-zoo list --pretrained`), nor a weight folder, nor a "
-            "recipe in recipes/" + (f"; did you mean {near}?" if (near := nearest_recipe(name)) else "")
+            f"recipe; {suggest_recipes(name)}"
         ) from None
     if record.get("command") or record.get("recipe"):
-        own = folder.parent / "config.yaml"  # of the run, if the folder is still inside it
-        is_own = folder.name == "weights" and own.is_file()
-        return Target(record["name"], recorded_arguments(record, own if is_own else None), record)
+        run = locate(folder).run  # if the folder is still inside it
+        own = run / "config.yaml" if run and (run / "config.yaml").is_file() else None
+        return Target(record["name"], recorded_arguments(record, own), record)
     if recipe:
         return _of_recipe(recipe)
     raise ValueError(

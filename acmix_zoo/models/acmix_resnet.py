@@ -1,7 +1,8 @@
 """ACmix-ResNet: the bottleneck ResNet with every 3×3 convolution replaced by ACmix.
 
-Source: ACmix, CVPR 2022, table 1, and its released code for ResNet-26/38/50; `acmix_resnet_pico` is ours, for 32-pixel
-images. The released constructor overwrites the shift kernels with Kaiming noise (std 0.06); here they stay shifts.
+Source: ACmix, CVPR 2022, table 1, and its released code for ResNet-26/38/50. `acmix_resnet_pico` is our addition for
+32-pixel images. The released constructor overwrites the shift kernels with Kaiming noise of standard deviation 0.06.
+Here they stay shifts.
 """
 
 from __future__ import annotations
@@ -10,29 +11,20 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, calculate_drop_path_rates
-from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.argument_checks import Paths, check_dtype
 from acmix_zoo.layers.deploy import fold
-from acmix_zoo.models.feature_maps import check_output_fmt, to_output_fmt
-from acmix_zoo.models.map_head import MapHead
-from acmix_zoo.models.registry import (
-    IMAGENET,
-    SMALL,
-    build,
-    feature_take_indices,
-    generate_default_cfgs,
-    register_model,
-)
+from acmix_zoo.models.backbone import MapBackbone
+from acmix_zoo.models.registry import IMAGENET, SMALL, build, generate_default_cfgs, register_model
 from acmix_zoo.models.stem import small_stem
 
 __all__ = ["ACmixResNet"]
 
 
 class Bottleneck(nn.Module):
-    """1×1 → ACmix (with the stride) → 1×1 to four times the planes, each with batch norm, around an identity."""
+    """A residual block: 1×1, ACmix with the stride, and 1×1 to four times the planes, each with batch norm."""
 
     expansion = 4
 
@@ -60,19 +52,19 @@ class Bottleneck(nn.Module):
         return self.act3(out + self.downsample(x))  # type: ignore[no-any-return]
 
 
-class ACmixResNet(MapHead):
+class ACmixResNet(MapBackbone):
     """ResNet of ACmix bottlenecks, with timm's model interface.
 
     Args:
-        layers: blocks of each stage.
-        planes: planes of each stage; its maps have four times as many channels.
+        layers: number of blocks in each stage.
+        planes: inner channels of each stage, whose maps have four times as many.
         base_width: inner width of a bottleneck per 64 planes.
         stem_width: channels of the stem.
-        small_input: a stem of two 3×3 convolutions for 32-pixel images in place of the 7×7 one; like it, and with the
-            same pooling behind it, it hands a quarter of the image's side to the first stage.
-        heads, kernel_att, kernel_conv, paths: of the ACmix layers.
-        output_stride: 8, 16 or 32, the ratio of the image's side to that of the last map. Stages that would exceed it
-            keep the size of their maps and dilate their ACmix layers instead, as timm's ResNet does with its
+        small_input: use a stem of two 3×3 convolutions for 32-pixel images instead of one 7×7 convolution. Both halve
+            the image, and the same pooling follows.
+        heads, kernel_att, kernel_conv, paths: arguments of `ACmix2d`.
+        output_stride: side length of the image divided by that of the last map: 8, 16 or 32. Stages that would exceed
+            it keep the size of their maps and dilate their ACmix layers instead, as timm's ResNet does with its
             convolutions. The parameters are the same.
         in_chans, num_classes, global_pool, drop_rate, drop_path_rate, zero_init_last: as in timm.
 
@@ -103,12 +95,12 @@ class ACmixResNet(MapHead):
         if output_stride not in (8, 16, 32):
             raise ValueError(f"ACmixResNet: unknown output_stride={output_stride!r}; expected 8, 16 or 32")
         self.in_chans = in_chans
-        large = nn.Conv2d(in_chans, stem_width, 7, 2, 3, bias=False)
-        self.conv1: nn.Module = small_stem(in_chans, stem_width) if small_input else large
+        conv7x7 = nn.Conv2d(in_chans, stem_width, 7, 2, 3, bias=False)
+        self.conv1: nn.Module = small_stem(in_chans, stem_width) if small_input else conv7x7
         self.bn1 = nn.BatchNorm2d(stem_width)
         self.act1 = nn.ReLU(inplace=True)
-        self.maxpool: nn.Module = nn.MaxPool2d(3, 2, 1)
-        self.feature_info = [{"num_chs": stem_width, "reduction": 2, "module": "act1"}]
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.feature_info: list[dict[str, Any]] = [{"num_chs": stem_width, "reduction": 2, "module": "act1"}]
 
         acmix: dict[str, Any] = {"heads": heads, "kernel_att": kernel_att, "kernel_conv": kernel_conv, "paths": paths}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)  # [stage][block]
@@ -133,26 +125,18 @@ class ACmixResNet(MapHead):
 
     @torch.no_grad()
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """Kaiming for the plain convolutions. ACmix layers keep their own start; a block starts as its identity."""
+        """Initialise plain convolutions as in ResNet, and blocks as identities. ACmix layers keep their values."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, Bottleneck) and zero_init_last:
                 nn.init.zeros_(module.bn3.weight)
 
-    @property
-    def stages(self) -> list[nn.Sequential]:
-        """layer1, layer2, …"""
-        return [getattr(self, str(info["module"])) for info in self.feature_info[1:]]
-
-    def no_weight_decay(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if name.endswith(("alpha", "beta"))}
-
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         return {"stem": r"^conv1|bn1|maxpool", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def deploy(self) -> ACmixResNet:
-        """Fold batch norms, kernels, alpha and beta for inference, in place; see `acmix_zoo.layers.deploy`."""
+        """Fold batch norms, kernels, alpha and beta for inference, in place. See `acmix_zoo.layers.deploy`."""
         if isinstance(self.conv1, nn.Sequential):
             fold(self.conv1, "0", "1")
             fold(self, "conv1.3", "bn1")
@@ -166,67 +150,21 @@ class ACmixResNet(MapHead):
                     fold(block.downsample, "0", "1")
         return self
 
-    def _stage(self, stage: nn.Sequential, x: Tensor) -> Tensor:
-        if self.grad_checkpointing:
-            return checkpoint_seq(stage, x)  # type: ignore[no-any-return]
-        return stage(x)  # type: ignore[no-any-return]
+    def run_stage(self, i: int, x: Tensor) -> Tensor:
+        """The stem for i = 0, whose map has index 0 as in timm; else pooling (once) and `layer{i}`."""
+        if i == 0:
+            check_dtype("ACmixResNet", x, self.conv1)
+            return self.act1(self.bn1(self.conv1(x)))  # type: ignore[no-any-return]
+        return self.run_blocks(self.get_submodule(f"layer{i}"), self.maxpool(x) if i == 1 else x)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the maps of the stem (index 0) and the stages, (B, C, H/reduction, W/reduction), as in timm.
-
-        With `output_fmt="NHWC"`, the maps are (B, H/reduction, W/reduction, C), but the final features are not.
-        """
-        check_output_fmt("ACmixResNet", output_fmt)
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        check_dtype("ACmixResNet", x, self.conv1)
-        x = self.act1(self.bn1(self.conv1(x)))
-        maps = [to_output_fmt(x, output_fmt)] if 0 in take else []
-        x = self.maxpool(x)
-        for i, stage in enumerate(self.stages[:last] if stop_early else self.stages, 1):
-            x = self._stage(stage, x)
-            if i in take:
-                maps.append(to_output_fmt(x, output_fmt))
-        return maps if intermediates_only else (x, maps)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages behind the last index, and the classifier."""
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        pruned = last < len(self.feature_info) - 1
-        for stage in self.feature_info[last + 1 :]:
-            setattr(self, str(stage["module"]), nn.Sequential())
-        if last == 0:
-            self.maxpool = nn.Identity()  # the stem's map is the last feature map
-        if pruned:
-            self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])  # type: ignore[call-overload]
-        if prune_head or pruned:
-            self.reset_classifier(0, "")
-        return take
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        check_dtype("ACmixResNet", x, self.conv1)
-        x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
-        for stage in self.stages:
-            x = self._stage(stage, x)
-        return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+    def drop_stage(self, i: int) -> None:
+        delattr(self, f"layer{i}")
 
 
-_ENDS = {"first_conv": "conv1", "classifier": "fc"}
+_FIRST_AND_LAST = {"first_conv": "conv1", "classifier": "fc"}
 default_cfgs = generate_default_cfgs(
     {
-        **{f"acmix_resnet{depth}": {**IMAGENET, **_ENDS} for depth in (26, 38, 50)},
+        **{f"acmix_resnet{depth}": {**IMAGENET, **_FIRST_AND_LAST} for depth in (26, 38, 50)},
         "acmix_resnet_pico": {**SMALL, "pool_size": (2, 2), "classifier": "fc", "first_conv": "conv1.0"},
     }
 )
@@ -240,25 +178,25 @@ def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: di
 
 @register_model
 def acmix_resnet26(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
-    """ACmix-ResNet-26: 10,487,816 parameters, 2.22 GMACs, 224-pixel images, 1000 classes. As published, 76.1 %."""
+    """ACmix-ResNet-26: 10,487,816 parameters, 2.22 GMACs, 224-pixel images, 1000 classes. Published: 76.1 %."""
     return _create("acmix_resnet26", pretrained, {"layers": (1, 2, 4, 1)}, kwargs)
 
 
 @register_model
 def acmix_resnet38(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
-    """ACmix-ResNet-38: 14,410,896 parameters, 2.86 GMACs, 224-pixel images, 1000 classes. As published, 77.4 %."""
+    """ACmix-ResNet-38: 14,410,896 parameters, 2.86 GMACs, 224-pixel images, 1000 classes. Published: 77.4 %."""
     return _create("acmix_resnet38", pretrained, {"layers": (2, 3, 5, 2)}, kwargs)
 
 
 @register_model
 def acmix_resnet50(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
-    """ACmix-ResNet-50: 18,333,976 parameters, 3.50 GMACs, 224-pixel images, 1000 classes. As published, 77.8 %."""
+    """ACmix-ResNet-50: 18,333,976 parameters, 3.50 GMACs, 224-pixel images, 1000 classes. Published: 77.8 %."""
     return _create("acmix_resnet50", pretrained, {"layers": (3, 4, 6, 3)}, kwargs)
 
 
 @register_model
 def acmix_resnet_pico(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
     """ACmix-ResNet for 32-pixel images: 653,054 parameters, 10.4 MMACs, three stages of two bottlenecks, 10 classes.
-    As an encoder it halves the image four times: depth 4, maps of 1/2, 1/4, 1/8 and 1/16."""
+    As an encoder it halves the image four times: depth 4, maps of 1/2, 1/4, 1/8 and 1/16 of its side."""
     defaults = {"layers": (2, 2, 2), "planes": (32, 64, 128), "stem_width": 32, "small_input": True}
     return _create("acmix_resnet_pico", pretrained, defaults, kwargs)

@@ -1,9 +1,9 @@
-"""SAN, the self-attention network whose weights are vectors, pairwise and patchwise, and ACmix on the patchwise one.
+"""SAN, the self-attention network with vector attention, pairwise and patchwise, and ACmix-SAN.
 
-Source of SAN: "Exploring Self-attention for Image Recognition", CVPR 2020, table 1, and its released code, which runs
-on CUDA alone. Parameters have that code's names, so its checkpoints load as they are. ACmix-SAN was never released:
-`acmix_san10/15/19` are **reconstructions** from their published costs, see docs/reconstructions.md; `acmix_san_pico` is
-ours, for 32-pixel images.
+Source of SAN: "Exploring Self-attention for Image Recognition", CVPR 2020, table 1, and its released code, which only
+runs on CUDA. Parameters have the names of that code, so its checkpoints load unchanged. ACmix-SAN was never released:
+`acmix_san10/15/19` are **reconstructions** from its published costs, see docs/reconstructions.md. `acmix_san_pico` is
+our addition for 32-pixel images.
 """
 
 from __future__ import annotations
@@ -11,31 +11,28 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from timm.layers import DropPath, calculate_drop_path_rates
-from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from acmix_zoo.layers.argument_checks import Paths, check_dtype
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
-from acmix_zoo.models.feature_maps import check_output_fmt, to_output_fmt
-from acmix_zoo.models.map_head import MapHead
-from acmix_zoo.models.registry import (
-    IMAGENET,
-    SMALL,
-    build,
-    feature_take_indices,
-    generate_default_cfgs,
-    register_model,
-)
-from acmix_zoo.models.silent_convolution import silent_convolution
+from acmix_zoo.models.backbone import MapBackbone
+from acmix_zoo.models.registry import IMAGENET, SMALL, build, generate_default_cfgs, register_model
+from acmix_zoo.models.silent_convolution import add_silent_convolution
 from acmix_zoo.models.stem import small_stem
 
 __all__ = ["SAN"]
 
 Form = Literal["pairwise", "patchwise"]
 
+# Of the published networks, by depth: the number of blocks in each stage.
+LAYERS: dict[int, tuple[int, ...]] = {10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
+# Of all of them: side length of the neighbourhood and channels of each stage.
+KERNELS: tuple[int, ...] = (3, 7, 7, 7, 7)
+WIDTHS: tuple[int, ...] = (64, 256, 512, 1024, 2048)
+
 
 class Bottleneck(nn.Module):
-    """Batch norm → self-attention to a quarter of the channels → batch norm → 1×1 back, around an identity."""
+    """A residual block: batch norm, self-attention to a quarter of the channels, batch norm, and 1×1 back to all."""
 
     def __init__(self, channels: int, form: Form, drop_path: float, **sam: Any) -> None:
         super().__init__()
@@ -51,31 +48,31 @@ class Bottleneck(nn.Module):
         return x + self.drop_path(self.conv(out))  # type: ignore[no-any-return]
 
 
-class SAN(MapHead):
+class SAN(MapBackbone):
     """Self-attention network, plain or with ACmix, with timm's model interface.
 
     Args:
-        layers: blocks of each stage.
-        form: "pairwise" or "patchwise".
-        paths: "attention" is SAN; "both" is ACmix-SAN; "convolution" the other path alone.
-        kernels: sides of the neighbourhoods, for each stage.
-        widths: channels of the stages.
-        small_input: a stem of two 3×3 convolutions for 32-pixel images, which halves their side in place of the 1×1
+        layers: number of blocks in each stage.
+        form: how attention weights are computed: "pairwise" from two positions, "patchwise" from a whole neighbourhood.
+        paths: "attention" is SAN, "both" is ACmix-SAN, and "convolution" is the convolution path alone.
+        kernels: side length of the neighbourhood in each stage.
+        widths: channels of each stage.
+        small_input: use a stem of two 3×3 convolutions for 32-pixel images. It halves the image, in place of the 1×1
             stem and the first pooling.
         in_chans, num_classes, global_pool, drop_rate, drop_path_rate: as in timm.
 
     Shape: (B, in_chans, H, W) → (B, num_classes), for any height and width. Odd sides are rounded up when a map is
-    halved, as in the other families; the released code drops the last row or column. For even sides both are equal.
+    halved, as in the other networks. The released code drops the last row or column instead.
     """
 
     def __init__(
         self,
-        layers: tuple[int, ...] = (2, 1, 2, 4, 1),
+        layers: tuple[int, ...] = LAYERS[10],
         form: Form = "patchwise",
         *,
         paths: Paths = "attention",
-        kernels: tuple[int, ...] = (3, 7, 7, 7, 7),
-        widths: tuple[int, ...] = (64, 256, 512, 1024, 2048),
+        kernels: tuple[int, ...] = KERNELS,
+        widths: tuple[int, ...] = WIDTHS,
         small_input: bool = False,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -86,11 +83,11 @@ class SAN(MapHead):
         super().__init__()
         self.in_chans = in_chans
         inputs = widths[0]
-        pixels = nn.Conv2d(in_chans, inputs, 1, bias=False)
-        self.conv_in: nn.Module = small_stem(in_chans, inputs) if small_input else pixels
+        conv1x1 = nn.Conv2d(in_chans, inputs, 1, bias=False)
+        self.conv_in: nn.Module = small_stem(in_chans, inputs) if small_input else conv1x1
         self.bn_in = nn.BatchNorm2d(inputs)
         self.relu = nn.ReLU(inplace=True)
-        self.feature_info: list[dict[str, Any]] = []
+        self.feature_info = []
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)  # [stage][block]
         for i, (depth, kernel, width) in enumerate(zip(layers, kernels, widths, strict=True)):
             blocks = [Bottleneck(width, form, drop_path[i][j], kernel=kernel, paths=paths) for j in range(depth)]
@@ -104,68 +101,22 @@ class SAN(MapHead):
         self.num_features = inputs
         self.make_head(num_classes, global_pool, drop_rate)
 
-    def no_weight_decay(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if name.endswith(("alpha", "beta"))}
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = r"^(?:conv|layer|bn)(\d+)" if coarse else [(r"^layer(\d+)\.(\d+)", None), (r"^(?:conv|bn)(\d+)", (0,))]
         return {"stem": r"^conv_in|^bn_in", "blocks": blocks}
 
-    def _stage(self, i: int, x: Tensor) -> Tensor:
+    def run_stage(self, i: int, x: Tensor) -> Tensor:
         """Pooling, a wider 1×1, the blocks, batch norm and ReLU: (B, C, H, W) → (B, width, H/2, W/2)."""
+        if i == 0:
+            check_dtype("SAN", x, self.conv_in)
+            x = self.relu(self.bn_in(self.conv_in(x)))
         x = self.get_submodule(f"conv{i}")(self.get_submodule(f"pool{i}")(x))
-        blocks: nn.Sequential = self.get_submodule(f"layer{i}")  # type: ignore[assignment]
-        x = checkpoint_seq(blocks, x) if self.grad_checkpointing else blocks(x)
+        x = self.run_blocks(self.get_submodule(f"layer{i}"), x)
         return self.get_submodule(f"act{i}")(self.get_submodule(f"bn{i}")(x))  # type: ignore[no-any-return]
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the maps of the stages, (B, C, H/reduction, W/reduction), as in timm's networks.
-
-        With `output_fmt="NHWC"`, the maps are (B, H/reduction, W/reduction, C), but the final features are not.
-        """
-        check_output_fmt("SAN", output_fmt)
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        check_dtype("SAN", x, self.conv_in)
-        x, maps = self.relu(self.bn_in(self.conv_in(x))), []
-        for i in range(last + 1 if stop_early else len(self.feature_info)):
-            x = self._stage(i, x)
-            if i in take:
-                maps.append(to_output_fmt(x, output_fmt))
-        return maps if intermediates_only else (x, maps)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages behind the last index, and the classifier."""
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        pruned = last < len(self.feature_info) - 1
-        for i in range(last + 1, len(self.feature_info)):
-            for name in ("pool", "conv", "layer", "bn", "act"):
-                delattr(self, f"{name}{i}")
-        del self.feature_info[last + 1 :]
-        if pruned:
-            self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])
-        if prune_head or pruned:
-            self.reset_classifier(0, "")
-        return take
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        check_dtype("SAN", x, self.conv_in)
-        x = self.relu(self.bn_in(self.conv_in(x)))
-        for i in range(len(self.feature_info)):
-            x = self._stage(i, x)
-        return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+    def drop_stage(self, i: int) -> None:
+        for name in ("pool", "conv", "layer", "bn", "act"):
+            delattr(self, f"{name}{i}")
 
 
 _CLASSIFIER = {"classifier": "fc"}
@@ -177,76 +128,75 @@ default_cfgs = generate_default_cfgs(
         "acmix_san_pico": {**SMALL, **_CLASSIFIER, "first_conv": "conv_in.0"},
     }
 )  # fmt: skip
-_LAYERS = {10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> SAN:
     stages = len(kwargs.get("layers", defaults["layers"]))
     feature_cfg = {"out_indices": tuple(range(stages)), "feature_cls": "getter"}
-    return build(SAN, variant, pretrained, feature_cfg, silent_convolution, **{**defaults, **kwargs})  # type: ignore[return-value]
+    return build(SAN, variant, pretrained, feature_cfg, add_silent_convolution, **{**defaults, **kwargs})  # type: ignore[return-value]
 
 
 @register_model
 def san10_pairwise(pretrained: bool = False, **kwargs: Any) -> SAN:
-    """SAN10, pairwise: 10,531,848 parameters, 2.04 GMACs, 224-pixel images, 1000 classes. As published, 74.9 %."""
-    return _create("san10_pairwise", pretrained, {"layers": _LAYERS[10], "form": "pairwise"}, kwargs)
+    """SAN10, pairwise: 10,531,848 parameters, 2.04 GMACs, 224-pixel images, 1000 classes. Published: 74.9 %."""
+    return _create("san10_pairwise", pretrained, {"layers": LAYERS[10], "form": "pairwise"}, kwargs)
 
 
 @register_model
 def san15_pairwise(pretrained: bool = False, **kwargs: Any) -> SAN:
-    """SAN15, pairwise: 14,065,436 parameters, 2.86 GMACs, 224-pixel images, 1000 classes. As published, 76.6 %."""
-    return _create("san15_pairwise", pretrained, {"layers": _LAYERS[15], "form": "pairwise"}, kwargs)
+    """SAN15, pairwise: 14,065,436 parameters, 2.86 GMACs, 224-pixel images, 1000 classes. Published: 76.6 %."""
+    return _create("san15_pairwise", pretrained, {"layers": LAYERS[15], "form": "pairwise"}, kwargs)
 
 
 @register_model
 def san19_pairwise(pretrained: bool = False, **kwargs: Any) -> SAN:
-    """SAN19, pairwise: 17,596,156 parameters, 3.64 GMACs, 224-pixel images, 1000 classes. As published, 76.9 %."""
-    return _create("san19_pairwise", pretrained, {"layers": _LAYERS[19], "form": "pairwise"}, kwargs)
+    """SAN19, pairwise: 17,596,156 parameters, 3.64 GMACs, 224-pixel images, 1000 classes. Published: 76.9 %."""
+    return _create("san19_pairwise", pretrained, {"layers": LAYERS[19], "form": "pairwise"}, kwargs)
 
 
 @register_model
 def san10_patchwise(pretrained: bool = False, **kwargs: Any) -> SAN:
-    """SAN10, patchwise: 11,841,124 parameters, 1.79 GMACs, 224-pixel images, 1000 classes. As published, 77.1 %."""
-    return _create("san10_patchwise", pretrained, {"layers": _LAYERS[10]}, kwargs)
+    """SAN10, patchwise: 11,841,124 parameters, 1.79 GMACs, 224-pixel images, 1000 classes. Published: 77.1 %."""
+    return _create("san10_patchwise", pretrained, {"layers": LAYERS[10]}, kwargs)
 
 
 @register_model
 def san15_patchwise(pretrained: bool = False, **kwargs: Any) -> SAN:
-    """SAN15, patchwise: 16,181,310 parameters, 2.48 GMACs, 224-pixel images, 1000 classes. As published, 78.0 %."""
-    return _create("san15_patchwise", pretrained, {"layers": _LAYERS[15]}, kwargs)
+    """SAN15, patchwise: 16,181,310 parameters, 2.48 GMACs, 224-pixel images, 1000 classes. Published: 78.0 %."""
+    return _create("san15_patchwise", pretrained, {"layers": LAYERS[15]}, kwargs)
 
 
 @register_model
 def san19_patchwise(pretrained: bool = False, **kwargs: Any) -> SAN:
-    """SAN19, patchwise: 20,518,470 parameters, 3.13 GMACs, 224-pixel images, 1000 classes. As published, 78.2 %."""
-    return _create("san19_patchwise", pretrained, {"layers": _LAYERS[19]}, kwargs)
+    """SAN19, patchwise: 20,518,470 parameters, 3.13 GMACs, 224-pixel images, 1000 classes. Published: 78.2 %."""
+    return _create("san19_patchwise", pretrained, {"layers": LAYERS[19]}, kwargs)
 
 
 @register_model
 def acmix_san10(pretrained: bool = False, **kwargs: Any) -> SAN:
     """ACmix-SAN10, a reconstruction: 12,125,988 parameters, 1.85 GMACs, 224-pixel images,
     1000 classes. Published: 77.6 %."""
-    return _create("acmix_san10", pretrained, {"layers": _LAYERS[10], "paths": "both"}, kwargs)
+    return _create("acmix_san10", pretrained, {"layers": LAYERS[10], "paths": "both"}, kwargs)
 
 
 @register_model
 def acmix_san15(pretrained: bool = False, **kwargs: Any) -> SAN:
     """ACmix-SAN15, a reconstruction: 16,642,466 parameters, 2.57 GMACs, 224-pixel images,
     1000 classes. Published: 78.4 %."""
-    return _create("acmix_san15", pretrained, {"layers": _LAYERS[15], "paths": "both"}, kwargs)
+    return _create("acmix_san15", pretrained, {"layers": LAYERS[15], "paths": "both"}, kwargs)
 
 
 @register_model
 def acmix_san19(pretrained: bool = False, **kwargs: Any) -> SAN:
     """ACmix-SAN19, a reconstruction: 21,155,754 parameters, 3.26 GMACs, 224-pixel images,
     1000 classes. Published: 78.7 %."""
-    return _create("acmix_san19", pretrained, {"layers": _LAYERS[19], "paths": "both"}, kwargs)
+    return _create("acmix_san19", pretrained, {"layers": LAYERS[19], "paths": "both"}, kwargs)
 
 
 @register_model
 def acmix_san_pico(pretrained: bool = False, **kwargs: Any) -> SAN:
     """ACmix-SAN for 32-pixel images: 676,638 parameters, 24.1 MMACs, three stages of two blocks, 10 classes.
-    As an encoder it halves the image three times: depth 3, maps of 1/2, 1/4 and 1/8."""
+    As an encoder it halves the image three times: depth 3, maps of 1/2, 1/4 and 1/8 of its side."""
     defaults = {
         "layers": (2, 2, 2), "widths": (64, 256, 512), "kernels": (3, 5, 5), "paths": "both", "small_input": True,
     }  # fmt: skip

@@ -1,8 +1,8 @@
 """ACmix-Swin: the Swin Transformer whose window attention shares its projections with a convolution.
 
-Source: ACmix, CVPR 2022, table 1, and its released code for Swin-T and Swin-S; `acmix_swin_b` has Swin-B's widths,
-`acmix_swin_pico` is ours, for 32-pixel images. The convolution of shifted blocks runs on the rolled map, as released;
-`conv_before_shift=True` runs it on the map as it lies (see `WindowACmix`).
+Source: ACmix, CVPR 2022, table 1, and its released code for Swin-T and Swin-S. `acmix_swin_b` has the widths of Swin-B;
+`acmix_swin_pico` is our addition for 32-pixel images. In shifted blocks, the convolution runs on the rolled map, as in
+the released code. `conv_before_shift=True` runs it on the map before it is rolled (see `WindowACmix`).
 """
 
 from __future__ import annotations
@@ -11,46 +11,118 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, PatchEmbed, calculate_drop_path_rates, resample_patch_embed, to_2tuple
+from timm.layers import (
+    ClassifierHead,
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    calculate_drop_path_rates,
+    resample_patch_embed,
+    to_2tuple,
+)
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
 from acmix_zoo.layers.argument_checks import Paths, check_dtype
 from acmix_zoo.layers.deploy import fold
-from acmix_zoo.models.feature_maps import check_output_fmt
+from acmix_zoo.models.backbone import Backbone
 from acmix_zoo.models.plain_swin import from_plain_swin, is_plain_swin
 from acmix_zoo.models.registry import (
     IMAGENET,
     SMALL,
     build,
-    feature_take_indices,
     generate_default_cfgs,
     record_arguments,
     register_model,
 )
-from acmix_zoo.models.stem import small_stem
-from acmix_zoo.models.swin_blocks import PatchMerging, Size, Stage
+from acmix_zoo.models.stem import small_stem_with_norm
 from acmix_zoo.ops.tracing import ceil_div
 
 __all__ = ["ACmixSwin"]
 
+Size = tuple[int, int]
 
-class ACmixSwin(nn.Module):
+# Of the published networks: the arguments that the shapes of their weights tell apart.
+WIDTHS_AND_DEPTHS: dict[str, dict[str, Any]] = {
+    "acmix_swin_t": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    "acmix_swin_s": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    "acmix_swin_b": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+}
+
+
+class Block(nn.Module):
+    """A transformer block of WindowACmix and MLP, each with layer norm and residual: (B, H, W, C) → (B, H, W, C)."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, drop_path: float, drop: float, **acmix: Any) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowACmix(dim, heads, proj_drop=drop, **acmix)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop)
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+
+
+class PatchMerging(nn.Module):
+    """Concatenate 2×2 neighbours, normalise and reduce them: (B, H, W, C) → (B, ceil(H/2), ceil(W/2), 2C)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, ceil_div(w, 2) * 2 - w, 0, ceil_div(h, 2) * 2 - h))
+        x = torch.cat([x[:, y::2, z::2] for z in (0, 1) for y in (0, 1)], 3)  # (B, ceil(H/2), ceil(W/2), 4C)
+        return self.reduction(self.norm(x))  # type: ignore[no-any-return]
+
+
+class Stage(nn.Module):
+    """An optional PatchMerging and a sequence of blocks, of which every second one is shifted by half a window."""
+
+    def __init__(self, dim: int, depth: int, merge: bool, drop_path: list[float], **block: Any) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = PatchMerging(dim // 2) if merge else nn.Identity()
+        self.blocks = nn.Sequential(*(Block(dim, drop_path=drop_path[i], window=(1, 1), **block) for i in range(depth)))
+
+    def set_window(self, window: Size, size: Size) -> None:
+        """Set the window for maps of `size`. It is clamped to the map, and not shifted along a side that it spans."""
+        clamped = (min(window[0], size[0]), min(window[1], size[1]))
+        half = (clamped[0] // 2 if size[0] > window[0] else 0, clamped[1] // 2 if size[1] > window[1] else 0)
+        for i, block in enumerate(self.blocks):
+            block.attn.set_window(clamped, half if i % 2 else (0, 0))  # type: ignore[union-attr,operator]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing:
+            return checkpoint_seq(self.blocks, x)  # type: ignore[no-any-return]
+        return self.blocks(x)  # type: ignore[no-any-return]
+
+
+class ACmixSwin(Backbone):
     """Swin Transformer of ACmix blocks, with timm's model interface.
 
     Args:
-        img_size: image side or (height, width) that the windows are made for. Other sizes run too, padded to the
-            windows; `set_input_size` makes the windows for another size.
+        img_size: side length or (height, width) of the images that the windows are chosen for. Images of other sizes
+            work too and are padded to whole windows. `set_input_size` chooses the windows for another size.
         patch_size, embed_dim, depths, num_heads, window_size, mlp_ratio: as in Swin.
-        small_input: two 3×3 convolutions in front of the patches, for 32-pixel images; they halve the image's side, and
+        small_input: put two 3×3 convolutions in front of the patches, for 32-pixel images. They halve the image, and
             the patches have half of `patch_size`.
-        kernel_conv, conv_before_shift, paths: of `WindowACmix`.
+        kernel_conv, conv_before_shift, paths: arguments of `WindowACmix`.
         in_chans, num_classes, global_pool, drop_rate, proj_drop_rate, drop_path_rate: as in timm.
 
-    Shape: (B, in_chans, H, W) → (B, num_classes); features are (B, H/32, W/32, C) inside, NCHW from `features_only`.
+    Shape: (B, in_chans, H, W) → (B, num_classes). Features are (B, H/32, W/32, C), and NCHW with `features_only`.
     """
 
     output_fmt = "NHWC"
+    NO_WEIGHT_DECAY = r"(relative_position_bias_table|alpha|beta)$"
 
     def __init__(
         self,
@@ -77,19 +149,17 @@ class ACmixSwin(nn.Module):
         self.num_classes, self.in_chans = num_classes, in_chans
         self.stem: nn.Module = nn.Identity()
         if small_input:
-            self.stem = nn.Sequential(
-                *small_stem(in_chans, embed_dim), nn.BatchNorm2d(embed_dim), nn.ReLU(inplace=True)
-            )
+            self.stem = small_stem_with_norm(in_chans, embed_dim)
         self.stem_stride = 2 if small_input else 1
         patch: Size = to_2tuple(patch_size)
-        behind_stem: Any = self._behind_stem(patch)  # timm accepts two sides, although its annotation says one
+        patch_of_stem: Any = self._after_stem(patch)  # timm accepts two sides, although its annotation says one
         self.patch_embed = PatchEmbed(
-            self._behind_stem(img_size), behind_stem, embed_dim if small_input else in_chans,
+            self._after_stem(img_size), patch_of_stem, embed_dim if small_input else in_chans,
             embed_dim, norm_layer=nn.LayerNorm, output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True,
         )  # fmt: skip
         acmix = {"kernel_conv": kernel_conv, "conv_before_shift": conv_before_shift, "paths": paths}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)  # [stage][block]
-        self.feature_info: list[dict[str, Any]] = []
+        self.feature_info = []
         stages = []
         for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
             dim = embed_dim * 2**i
@@ -106,14 +176,14 @@ class ACmixSwin(nn.Module):
         self.set_input_size()
         self.init_weights()
 
-    def _behind_stem(self, size: int | Size) -> Size:
-        """An image's (or a patch's) size on the map that the stem hands to the patches."""
+    def _after_stem(self, size: int | Size) -> Size:
+        """Return the size that an image or patch has on the output of the stem."""
         h, w = to_2tuple(size)
         return -(-h // self.stem_stride), -(-w // self.stem_stride)
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Swin's start for matrices and position tables; the convolution paths keep theirs."""
+        """Initialise matrices and position tables as in Swin. The convolution paths keep their initial values."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -134,8 +204,8 @@ class ACmixSwin(nn.Module):
         """
         if img_size is not None or patch_size is not None:
             self.patch_embed.set_input_size(
-                img_size=None if img_size is None else self._behind_stem(img_size),
-                patch_size=None if patch_size is None else self._behind_stem(patch_size),
+                img_size=None if img_size is None else self._after_stem(img_size),
+                patch_size=None if patch_size is None else self._after_stem(patch_size),
             )
             for i, info in enumerate(self.feature_info):
                 info["reduction"] = self.stem_stride * max(self.patch_embed.patch_size) * 2**i
@@ -148,10 +218,6 @@ class ACmixSwin(nn.Module):
             if isinstance(stage.downsample, PatchMerging):
                 h, w = (h + 1) // 2, (w + 1) // 2
             stage.set_window(self.window_size, (h, w))  # type: ignore[operator]
-
-    def no_weight_decay(self) -> set[str]:
-        endings = ("relative_position_bias_table", "alpha", "beta")
-        return {name for name, _ in self.named_parameters() if name.endswith(endings)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         fine = [(r"^layers\.(\d+)\.downsample", (0,)), (r"^layers\.(\d+)\.\w+\.(\d+)", None), (r"^norm", (99999,))]
@@ -174,46 +240,18 @@ class ACmixSwin(nn.Module):
         if global_pool is not None:
             record_arguments(self, global_pool=global_pool)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the maps of the stages, (B, C, H/reduction, W/reduction), as in timm's networks.
+    def run_stage(self, i: int, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) or the previous stage's (B, H, W, C) → (B, H′, W′, C′)."""
+        return self.layers[i](self._embed(x) if i == 0 else x)  # type: ignore[no-any-return]
 
-        With `output_fmt="NHWC"` they are (B, H/reduction, W/reduction, C). The final features always have this layout.
-        """
-        check_output_fmt("ACmixSwin", output_fmt)
-        take, last = feature_take_indices(len(self.layers), indices)
-        maps = []
-        x = self._embed(x)
-        for i, stage in enumerate(self.layers[: last + 1] if stop_early else self.layers):
-            x = stage(x)
-            if i in take:
-                out = self.norm(x) if norm and i == len(self.layers) - 1 else x
-                maps.append(out if output_fmt == "NHWC" else out.permute(0, 3, 1, 2).contiguous())
-        if intermediates_only:
-            return maps
-        return (self.norm(x) if len(self.layers) - 1 <= last or not stop_early else x), maps
+    def drop_stage(self, i: int) -> None:
+        self.layers = self.layers[:i]
 
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages behind the last index, the norm that was made for them, and the classifier."""
-        take, last = feature_take_indices(len(self.layers), indices)
-        pruned = last < len(self.layers) - 1
-        self.layers = self.layers[: last + 1]
-        if prune_norm or pruned:
-            self.norm = nn.Identity()  # type: ignore[assignment]
-        if pruned:
-            self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])
-        if prune_head or pruned:
-            self.reset_classifier(0, "")
-        return take
+    def normalise(self, x: Tensor) -> Tensor:
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def to_map(self, x: Tensor, output_fmt: str) -> Tensor:
+        return x if output_fmt == "NHWC" else x.permute(0, 3, 1, 2).contiguous()
 
     def deploy(self) -> ACmixSwin:
         """Fold batch norms, alpha and beta for inference, in place. To continue training, create the model again."""
@@ -231,26 +269,19 @@ class ACmixSwin(nn.Module):
         x = self.stem(x)
         h, w = x.shape[2:]
         ph, pw = self.patch_embed.patch_size
-        x = F.pad(x, (0, ceil_div(w, pw) * pw - w, 0, ceil_div(h, ph) * ph - h))  # whole patches
+        x = F.pad(x, (0, ceil_div(w, pw) * pw - w, 0, ceil_div(h, ph) * ph - h))  # to whole patches
         return self.patch_embed(x)  # type: ignore[no-any-return]
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) → (B, H/32, W/32, C)."""
-        return self.norm(self.layers(self._embed(x)))  # type: ignore[no-any-return]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits)  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Fit weights made for another window or patch size: position tables and the patch embedding are resampled."""
+    """Resample position tables and the patch embedding of weights with another window or patch size."""
     out, known = {}, model.state_dict().keys()
     for key, value in state_dict.items():
         if key not in known:
-            pass  # another network's: for the load to report
+            pass  # a key of another network, which loading will report
         elif key.endswith("relative_position_bias_table"):
             attention = model.get_submodule(key.rpartition(".")[0])
             value = attention.resized_table(value)  # type: ignore[operator]
@@ -263,18 +294,18 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 
 
 def _pretrained(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """For `pretrained=`: the tag swin_in1k names the weights of a plain Swin."""
+    """Like `checkpoint_filter_fn`, and accept the weights of a plain Swin, as those of the tag swin_in1k."""
     if is_plain_swin(state_dict):
         state_dict = from_plain_swin(state_dict, model)
     return checkpoint_filter_fn(state_dict, model)
 
 
-_ENDS = {"first_conv": "patch_embed.proj", "classifier": "head.fc"}
+_FIRST_AND_LAST = {"first_conv": "patch_embed.proj", "classifier": "head.fc"}
 # official_in1k: the authors' files, at the share links of their README.
-# swin_in1k: a plain Swin's weights with alpha 1, beta 0: its accuracy, and a start for fine-tuning.
+# swin_in1k: the weights of a plain Swin with alpha = 1 and beta = 0, for fine-tuning. They have its accuracy.
 _LINK = "https://cloud.tsinghua.edu.cn/f/{}/?dl=1"
-_OFFICIAL = {**IMAGENET, **_ENDS, "license": None}
-_SWIN = {**IMAGENET, **_ENDS, "crop_pct": 0.9}
+_OFFICIAL = {**IMAGENET, **_FIRST_AND_LAST, "license": None}
+_SWIN = {**IMAGENET, **_FIRST_AND_LAST, "crop_pct": 0.9}
 default_cfgs = generate_default_cfgs(
     {
         "acmix_swin_t.official_in1k": {**_OFFICIAL, "url": _LINK.format("210c89a6f9eb4bd0beb6")},
@@ -288,35 +319,34 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> ACmixSwin:
-    stages = len(kwargs.get("depths", defaults["depths"]))
+    arguments = {**WIDTHS_AND_DEPTHS.get(variant, {}), **defaults, **kwargs}
     # "getter" goes through forward_intermediates, which gives NCHW.
-    feature_cfg = {"out_indices": tuple(range(stages)), "feature_cls": "getter"}
-    return build(ACmixSwin, variant, pretrained, feature_cfg, _pretrained, **{**defaults, **kwargs})  # type: ignore[return-value]
+    feature_cfg = {"out_indices": tuple(range(len(arguments["depths"]))), "feature_cls": "getter"}
+    return build(ACmixSwin, variant, pretrained, feature_cfg, _pretrained, **arguments)  # type: ignore[return-value]
 
 
 @register_model
 def acmix_swin_t(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
-    """ACmix-Swin-T: 28,649,908 parameters, 4.65 GMACs, 224-pixel images, 1000 classes. As published, 81.9 %."""
-    return _create("acmix_swin_t", pretrained, {"depths": (2, 2, 6, 2), "drop_path_rate": 0.2}, kwargs)
+    """ACmix-Swin-T: 28,649,908 parameters, 4.65 GMACs, 224-pixel images, 1000 classes. Published: 81.9 %."""
+    return _create("acmix_swin_t", pretrained, {"drop_path_rate": 0.2}, kwargs)
 
 
 @register_model
 def acmix_swin_s(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
-    """ACmix-Swin-S: 50,345,080 parameters, 8.99 GMACs, 224-pixel images, 1000 classes. As published, 83.5 %."""
-    return _create("acmix_swin_s", pretrained, {"depths": (2, 2, 18, 2), "drop_path_rate": 0.3}, kwargs)
+    """ACmix-Swin-S: 50,345,080 parameters, 8.99 GMACs, 224-pixel images, 1000 classes. Published: 83.5 %."""
+    return _create("acmix_swin_s", pretrained, {"drop_path_rate": 0.3}, kwargs)
 
 
 @register_model
 def acmix_swin_b(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
     """ACmix-Swin-B: 88,753,232 parameters, 15.8 GMACs, 224-pixel images, 1000 classes. Not in the paper."""
-    defaults = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "drop_path_rate": 0.5}
-    return _create("acmix_swin_b", pretrained, defaults, kwargs)
+    return _create("acmix_swin_b", pretrained, {"drop_path_rate": 0.5}, kwargs)
 
 
 @register_model
 def acmix_swin_pico(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
     """ACmix-Swin for 32-pixel images: 599,462 parameters, 21.5 MMACs, two stages of two blocks, 10 classes.
-    As an encoder it halves the image three times: depth 3, maps of 1/4 and 1/8."""
+    As an encoder it halves the image three times: depth 3, maps of 1/4 and 1/8 of its side."""
     defaults = {
         "img_size": 32, "patch_size": 4, "embed_dim": 64, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4,
         "small_input": True, "drop_path_rate": 0.0,

@@ -1,4 +1,7 @@
-"""A plain Swin's weights as those of an ACmix-Swin that gives the very same logits (alpha 1, beta 0)."""
+"""Translate the weights of a plain Swin for an ACmix-Swin, which then computes the same logits (alpha 1, beta 0).
+
+Used by `pretrained=` with the tag swin_in1k, by `from_swin`, and to read the authors' checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
 from acmix_zoo.layers.window_acmix import rows_by_channel
-from acmix_zoo.models.silent_convolution import silent_convolution
+from acmix_zoo.models.silent_convolution import add_silent_convolution
 
 State = dict[str, Tensor]
-# Buffers that follow from the geometry; we rebuild them.
-_REBUILT = ("relative_position_index", "attn_mask")
+# Buffers that follow from the sizes of the network. Ours are computed when it is built.
+_COMPUTED_BUFFERS = ("relative_position_index", "attn_mask")
 _TORCHVISION = (
     (r"^features\.0\.0\.", "patch_embed.proj."),
     (r"^features\.0\.2\.", "patch_embed.norm."),
@@ -26,54 +29,56 @@ _TORCHVISION = (
 
 
 def is_plain_swin(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are a plain Swin's weights under timm's, Microsoft's or torchvision's names."""
+    """Return whether these are the weights of a plain Swin, under the names of timm, Microsoft or torchvision."""
     return any(key.endswith("attn.relative_position_bias_table") for key in state) and not any(
         ".shift_conv." in key or ".dep_conv." in key for key in state
     )
 
 
-def timm_names(state: Mapping[str, Tensor]) -> State:
-    """A plain Swin's weights under timm's names: a stage's merging stands at its head, the classifier is head.fc.
+def to_timm_names(state: Mapping[str, Tensor]) -> State:
+    """Return the weights of a plain Swin under timm's names.
+
+    In timm, a stage begins with the patch merging before its blocks, and the classifier is called head.fc.
 
     Raises:
-        ValueError: Swin V2, whose attention is another function.
+        ValueError: the weights are those of Swin V2, which computes attention differently.
     """
     if any(key.endswith("attn.logit_scale") for key in state):
         raise ValueError(
-            "from_swin: these are weights of Swin V2, whose attention ACmix does not have; give a Swin (V1)"
+            "from_swin: these are weights of Swin V2, whose attention ACmix does not have. Expected a Swin (version 1)"
         )
     out = {}
-    at_the_end = any(key.startswith("layers.0.downsample.") for key in state)  # as Microsoft's code has it
+    merging_ends_stage = any(key.startswith("layers.0.downsample.") for key in state)  # as in Microsoft's code
     for key, value in state.items():
-        if key.endswith(_REBUILT):
+        if key.endswith(_COMPUTED_BUFFERS):
             continue
         for pattern, name in _TORCHVISION:
             key = re.sub(pattern, name, key)
-        if match := re.match(r"features\.(\d+)\.(.*)", key):  # odd: a stage's blocks; even: the merging behind it
+        if match := re.match(r"features\.(\d+)\.(.*)", key):  # odd: the blocks of a stage; even: the merging after them
             i = int(match[1])
             key = f"layers.{i // 2}.{'blocks' if i % 2 else 'downsample'}.{match[2]}"
-        elif at_the_end and (match := re.match(r"layers\.(\d+)\.downsample\.(.*)", key)):
+        elif merging_ends_stage and (match := re.match(r"layers\.(\d+)\.downsample\.(.*)", key)):
             key = f"layers.{int(match[1]) + 1}.downsample.{match[2]}"
         out[re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", key)] = value
     return out
 
 
-def configuration(state: State) -> dict[str, Any]:
-    """What the shapes of a plain Swin's weights (under timm's names) say: arguments of `ACmixSwin`.
+def swin_arguments(state: State) -> dict[str, Any]:
+    """Return the arguments of `ACmixSwin` that the shapes of a plain Swin's weights, under timm's names, imply.
 
     Raises:
-        ValueError: they are not a Swin's, or have what ACmixSwin does not have.
+        ValueError: the weights are not those of a Swin, or lack the biases that ACmixSwin has.
     """
     tables = {key: value for key, value in state.items() if key.endswith("relative_position_bias_table")}
-    found = [match for match in (re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", key) for key in tables) if match]
-    needed = {"patch_embed.proj.weight", "layers.0.blocks.0.mlp.fc1.weight", "layers.0.blocks.0.attn.qkv.bias"}
-    if not found or needed - state.keys():
-        missing = ", ".join(sorted(needed - state.keys()))
+    blocks = [match for match in (re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", key) for key in tables) if match]
+    required = {"patch_embed.proj.weight", "layers.0.blocks.0.mlp.fc1.weight", "layers.0.blocks.0.attn.qkv.bias"}
+    if not blocks or required - state.keys():
+        missing = ", ".join(sorted(required - state.keys()))
         raise ValueError(f"from_swin: not the weights of a Swin with biases in qkv; missing: {missing}")
-    stages = 1 + max(int(match[1]) for match in found)
-    depths = [sum(int(match[1]) == i for match in found) for i in range(stages)]
+    stages = 1 + max(int(match[1]) for match in blocks)
+    depths = [sum(int(match[1]) == i for match in blocks) for i in range(stages)]
     heads = [state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"].shape[1] for i in range(stages)]
-    side = math.isqrt(max(len(table) for table in tables.values()))  # 2·window − 1, where no map was smaller
+    side = math.isqrt(max(len(table) for table in tables.values()))  # 2·window − 1, where the map was large enough
     patch = state["patch_embed.proj.weight"]  # (embed_dim, in_chans, side, side)
     hidden, dim = state["layers.0.blocks.0.mlp.fc1.weight"].shape
     classifier = state.get("head.fc.weight")
@@ -91,12 +96,12 @@ def configuration(state: State) -> dict[str, Any]:
 
 @torch.no_grad()
 def from_plain_swin(state: Mapping[str, Tensor], model: nn.Module) -> State:
-    """The state dict of `model` (an ACmixSwin) that makes it the plain Swin: its weights, alpha 1, beta 0."""
-    out = timm_names(state)
+    """Return the state dict with which `model`, an ACmixSwin, computes what the plain Swin does."""
+    out = to_timm_names(state)
     for name, layer in model.named_modules():
         if isinstance(layer, WindowACmix) and layer.paths != "convolution":
             for kind in ("weight", "bias"):
                 key = f"{name}.qkv.{kind}"
                 if key in out:
                     out[key] = rows_by_channel(out[key], layer.heads)
-    return silent_convolution(out, model)
+    return add_silent_convolution(out, model)

@@ -1,4 +1,4 @@
-"""What was published of each network, as it was printed, to stand beside what we count."""
+"""The published parameters, MACs and accuracies of the networks, for comparison with our own counts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """Parameters, MACs at 224 pixels and top-1 in per cent on ImageNet-1k; empty where nothing was published."""
+    """Published results as they were printed, on ImageNet-1k. Empty strings where nothing was published.
+
+    Attributes:
+        params: number of parameters.
+        macs: multiply-accumulates of one image of 224 pixels.
+        top1: top-1 accuracy in per cent.
+    """
 
     params: str
     macs: str
@@ -37,9 +43,10 @@ PUBLISHED = {
 
 
 def published(name: str) -> Published:
+    """Return the published results of a network, or empty ones."""
     return PUBLISHED.get(name, Published("", "", ""))
 
 
 def is_reconstruction(name: str) -> bool:
-    """Whether the design behind a network was never released, and is inferred from its published costs."""
+    """Return whether the design of a network was never released, so that ours was inferred from its published costs."""
     return name.startswith(("acmix_san", "acmix_pvt"))

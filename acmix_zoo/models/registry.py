@@ -27,7 +27,7 @@ from timm.models._features import feature_take_indices  # not public, but timm's
 from torch import Tensor, nn
 
 from acmix_zoo.checksum import check_sha256
-from acmix_zoo.models.feature_maps import feature_class
+from acmix_zoo.models.features_only import feature_class
 
 __all__ = [
     "IMAGENET",

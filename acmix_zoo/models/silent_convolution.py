@@ -1,4 +1,4 @@
-"""A plain network's weights for its ACmix form, whose convolution paths are silent at first."""
+"""Load the weights of a plain network into its ACmix counterpart, whose convolution paths start out silent."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-# What an ACmix layer has and a plain one lacks.
-_OURS = re.compile(r"(^|\.)(shift_conv\.\w+|lift\.\w+|static_weight|alpha|beta)$")
+# The parameters that an ACmix layer has and its plain counterpart lacks.
+_ACMIX_ONLY = re.compile(r"(^|\.)(shift_conv\.\w+|lift\.\w+|static_weight|alpha|beta)$")
 
 
-def lacks_convolution(missing: Iterable[str]) -> bool:
-    """Whether the keys that a state dict lacks are those of convolution paths, and no others."""
+def lacks_only_convolution(missing: Iterable[str]) -> bool:
+    """Return whether the keys that a state dict lacks are exactly those of convolution paths."""
     keys = list(missing)
-    return bool(keys) and all(_OURS.search(key) for key in keys)
+    return bool(keys) and all(_ACMIX_ONLY.search(key) for key in keys)
 
 
-def silent_convolution(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The state with what `model` has beside it: convolution paths as they start there, alpha 1, beta 0.
+def add_silent_convolution(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return a plain network's state dict with the convolution paths of `model` at their initial values.
 
-    They wake up by beta: its gradient is the loss's gradient times what the convolution gives, which is not zero; from
-    beta's first step on the kernels have theirs. A state dict that lacks anything else comes back as it is.
+    alpha is 1 and beta is 0, so the network computes what the plain one does. The gradient of beta is not zero, so
+    training switches the convolution on: after the first step of beta, the kernels have gradients as well. A state dict
+    that lacks anything else is returned unchanged.
     """
     missing = {key: value for key, value in model.state_dict().items() if key not in state}
-    if not lacks_convolution(missing):
+    if not lacks_only_convolution(missing):
         return dict(state)
     fixed = {"alpha": torch.ones(1), "beta": torch.zeros(1)}
     return {**state, **{key: fixed.get(key.rpartition(".")[2], value).clone() for key, value in missing.items()}}

@@ -6,10 +6,10 @@ from torch import nn
 
 
 def small_stem(in_chans: int, width: int) -> nn.Sequential:
-    """(B, in_chans, H, W) → (B, width, ceil(H/2), ceil(W/2)), before its batch norm.
+    """Return a stem (B, in_chans, H, W) → (B, width, ceil(H/2), ceil(W/2)), without the batch norm behind it.
 
-    A stem of small convolutions rather than a large kernel or patches: on few pixels every one counts, and networks of
-    attention train faster behind it ("Early Convolutions Help Transformers See Better", NeurIPS 2021).
+    Small images have too few pixels for a 7×7 convolution or for large patches, and attention networks train faster
+    behind convolutions ("Early Convolutions Help Transformers See Better", NeurIPS 2021).
     """
     return nn.Sequential(
         nn.Conv2d(in_chans, width // 2, 3, 1, 1, bias=False),
@@ -17,3 +17,8 @@ def small_stem(in_chans: int, width: int) -> nn.Sequential:
         nn.ReLU(inplace=True),
         nn.Conv2d(width // 2, width, 3, 2, 1, bias=False),
     )
+
+
+def small_stem_with_norm(in_chans: int, width: int) -> nn.Sequential:
+    """Return the same stem with the batch norm and activation that follow it."""
+    return nn.Sequential(*small_stem(in_chans, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True))

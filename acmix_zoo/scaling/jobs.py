@@ -18,8 +18,8 @@ from acmix_zoo.layers.cost import input_size_of
 from acmix_zoo.scaling.activations import Activations, on_gpu
 from acmix_zoo.scaling.machines import Machine
 from acmix_zoo.scaling.step import Step, Training, step
-from acmix_zoo.weights.build import settle
-from acmix_zoo.weights.shipped import nearest_recipe
+from acmix_zoo.weights.resolve import resolve_network
+from acmix_zoo.weights.shipped import suggest_recipes
 
 PRECISIONS = {"32-true": "float32", "16-mixed": "float16", "bf16-mixed": "bfloat16"}
 
@@ -172,7 +172,9 @@ def read_job(
     if not str(recipe).endswith((".yaml", ".yml")):
         if overlay is not None:
             changes = {**_machine_keys(_read(overlay)), **changes}
-        job = replace(Job(str(recipe), str(recipe), images=IMAGES["imagenet"]), **changes)
+        network = resolve_network(str(recipe), False, None)
+        job = Job(str(recipe), network.model, network.model_kwargs or {}, images=IMAGES["imagenet"])
+        job = replace(job, **changes)
         return replace(job, together=job.batch)
     config = _read(Path(recipe))
     if overlay is not None:
@@ -182,7 +184,7 @@ def read_job(
         raise ValueError(f"{recipe}: expected a recipe, with a network as model.model; for an overlay: --overlay FILE")
     source = str(data.get("source", ""))
     # weights that the training starts from also say how the network is built
-    name, _, arguments = settle(model["model"], model.get("pretrained") or False, model.get("model_kwargs"))
+    name, _, arguments = resolve_network(model["model"], model.get("pretrained") or False, model.get("model_kwargs"))
     job = Job(
         str(recipe),
         name,
@@ -220,9 +222,7 @@ def _machine_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        near = nearest_recipe(path)
-        hint = f"did you mean {near}?" if near else "expected a recipe such as recipes/imagenet1k/acmix_swin_t.yaml"
-        raise FileNotFoundError(f"plan: {path} does not exist; {hint}")
+        raise FileNotFoundError(f"plan: {path} does not exist; {suggest_recipes(path)}")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -1,8 +1,8 @@
 """Translate the authors' checkpoints. This is the only place that knows their key names.
 
-Their layer for ResNets has q, k and v as three 1×1 convolutions with rows ordered (heads, d). Their layer for Swin has one
-qkv matrix with rows ordered (q/k/v, heads, d). Ours orders the rows (d, q/k/v, heads). Otherwise, only names and shapes
-differ.
+Their layer for ResNets has q, k and v as three 1×1 convolutions with rows ordered (heads, d). Their layer for Swin has
+one qkv matrix with rows ordered (q/k/v, heads, d). Ours orders the rows (d, q/k/v, heads). Otherwise, only names and
+shapes differ.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d, WindowACmix
 from acmix_zoo.layers.window_acmix import rows_by_channel
-from acmix_zoo.models.plain_swin import timm_names
+from acmix_zoo.models.plain_swin import to_timm_names
 
 _CHARACTERISTIC_KEYS = ("dep_conv.weight", "rate1", "rate2")
 _LAYER_NAMES = {
@@ -34,7 +34,7 @@ def is_from_authors(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def translate_authors(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Return the authors' state dict under the names and in the row order of `module`, a network or layer of this package.
+    """Return the authors' state dict under the names and in the row order of `module`, one of our networks or layers.
 
     Keys without a counterpart are passed on unchanged, so that a strict load can name them.
     """
@@ -44,16 +44,18 @@ def translate_authors(state_dict: Mapping[str, Tensor], module: nn.Module) -> di
         if not isinstance(layer, ACmix2d | WindowACmix):
             continue
         prefix = f"{name}." if name else ""
-        for theirs, ours in _LAYER_NAMES.items():
-            if prefix + theirs in remaining:
-                value = remaining.pop(prefix + theirs)
+        for authors_name, own_name in _LAYER_NAMES.items():
+            if prefix + authors_name in remaining:
+                value = remaining.pop(prefix + authors_name)
                 # 1×1 convolutions become matrices. The shift kernels keep their shape.
-                out[prefix + ours] = value.flatten(1) if theirs in ("conv_p.weight", "fc.weight") else value
+                is_matrix = authors_name in ("conv_p.weight", "fc.weight")
+                out[prefix + own_name] = value.flatten(1) if is_matrix else value
         for kind in ("weight", "bias"):
+            key = f"{prefix}qkv.{kind}"
             parts = [f"{prefix}conv{i}.{kind}" for i in (1, 2, 3)]
             if isinstance(layer, ACmix2d) and all(part in remaining for part in parts):
-                out[f"{prefix}qkv.{kind}"] = rows_by_channel(torch.cat([remaining.pop(part) for part in parts]), layer.heads)
-            elif isinstance(layer, WindowACmix) and f"{prefix}qkv.{kind}" in remaining:
-                out[f"{prefix}qkv.{kind}"] = rows_by_channel(remaining.pop(f"{prefix}qkv.{kind}"), layer.heads)
-    out.update(timm_names(remaining))  # as in timm, patch merging belongs to the stage that follows it
+                out[key] = rows_by_channel(torch.cat([remaining.pop(part) for part in parts]), layer.heads)
+            elif isinstance(layer, WindowACmix) and key in remaining:
+                out[key] = rows_by_channel(remaining.pop(key), layer.heads)
+    out.update(to_timm_names(remaining))  # as in timm, a stage begins with its patch merging
     return out

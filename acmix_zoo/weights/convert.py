@@ -54,7 +54,7 @@ def convert(source: str | Path, name: str, folder: str | Path, record: Mapping[s
     size = tuple(cast(dict[str, Any], model.pretrained_cfg)["input_size"])
     classes, channels = _stored_shape(model, state)
     pretrained_cfg: dict[str, Any] = {"tag": tag or None, **_cfg_for_channels(model, channels)}
-    if (classes, channels) != (model.num_classes, size[0]):
+    if (classes, channels) != (int(model.num_classes), size[0]):  # type: ignore[arg-type]
         model = timm.create_model(known.name, **{**arguments, "num_classes": classes, "in_chans": channels})
     copy_weights(model, state, str(source))
     images = torch.randn(1, channels, *size[1:], generator=torch.Generator().manual_seed(0))

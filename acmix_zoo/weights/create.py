@@ -37,7 +37,8 @@ def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwar
 
     Raises:
         ValueError: the model is unknown, there are no such weights, or they belong to another network.
-        FileNotFoundError: the path does not exist. ConnectionError: the weights are on the Hub, which cannot be reached.
+        FileNotFoundError: the path does not exist. ConnectionError: the weights are on the Hub, which cannot be
+        reached.
     """
     located = locate(name)
     if located.kind is not Kind.NETWORK:
@@ -101,6 +102,6 @@ def _build_by_name(network: Located, pretrained: bool, **kwargs: Any) -> nn.Modu
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         cfg = timm.get_pretrained_cfg(network.name)
         raise ConnectionError(
-            f"the weights of {network.name} are {cfg.hf_hub_id if cfg else ''} on the Hugging Face Hub, which cannot be "
-            "reached (there is no network, or HF_HUB_OFFLINE is set), and they are not in its cache"
+            f"the weights of {network.name} are {cfg.hf_hub_id if cfg else ''} on the Hugging Face Hub, which cannot "
+            "be reached (there is no network, or HF_HUB_OFFLINE is set), and they are not in its cache"
         ) from error

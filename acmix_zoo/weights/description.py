@@ -1,7 +1,7 @@
 """Read what a weight folder says about its network in config.json, and refuse whatever could do harm.
 
-The file may come from anybody. It can name a known architecture and plain values for its arguments, and nothing else: no
-file, address or class.
+The file may come from anybody. It can name a known architecture and plain values for its arguments, and nothing else:
+no file, address or class.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a weight folder, because it has no config.json")
     if path.stat().st_size > _LARGEST_CONFIG:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes. The config.json of a weight folder has some thousand")
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes. The config.json of a weight folder has some thousand"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -98,7 +100,9 @@ def describe_config(config: Mapping[str, Any], where: Path) -> NetworkDescriptio
         raise ValueError(f"{where} holds weights of {architecture!r}, which is not a known model")
     arguments = config.get("model_args", {})
     if refused := sorted(arguments.keys() & _BUILDER_ARGUMENTS):
-        raise ValueError(f"{where}: model_args may not set {', '.join(refused)}. Expected only arguments of the network")
+        raise ValueError(
+            f"{where}: model_args may not set {', '.join(refused)}. Expected only arguments of the network"
+        )
     for name, value in arguments.items():
         if not _is_plain(value):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Bring located weights onto this machine: from the cache of the Hub, from the Hub itself, or from where they already are.
+"""Bring located weights onto this machine: find them in a cache, or download them from the Hugging Face Hub.
 
 A repository of the Hub holds what a weight folder holds. Only these files are downloaded, and none of them is executed.
 """
@@ -110,7 +110,8 @@ def download_weights(repository: Repository, token: str | None = None) -> Path:
         size = request(lambda: api.get_hf_file_metadata(url=url), repository).size
         if size is None or size != (stated or size) or size > _LARGEST_FILE:
             raise ValueError(
-                f"{repository}: model.safetensors has {size} bytes, but config.json says {stated}. It was not downloaded"
+                f"{repository}: model.safetensors has {size} bytes, but config.json says {stated}. It was not "
+                "downloaded"
             ) from None
         request(lambda: api.hf_hub_download(repo, "model.safetensors", revision=commit), repository)
     return config.parent

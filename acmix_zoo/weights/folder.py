@@ -1,6 +1,6 @@
 """Write a weight folder: the weights with all that is needed to rebuild, verify and understand them.
 
-- config.json: timm's layout for the Hub, and under `acmix_zoo` the record (metrics, recipe, command, sha256, environment)
+- config.json: timm's layout for the Hub, and under `acmix_zoo` the record (metrics, recipe, command, sha256, …)
 - model.safetensors: the weights, in float32 or float16
 - README.md: the model card, generated from config.json
 - test/example.safetensors: an `input` (B, C, H, W) and the `logits` (B, classes) that exactly these weights give
@@ -26,15 +26,15 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.weights.card import render_card, render_eval_results
-from acmix_zoo.weights.load import load_weights, unwrapped
+from acmix_zoo.weights.load import load_weights
 from acmix_zoo.weights.replace import check_target, replace_folder, temporary_sibling
+from acmix_zoo.weights.translate import unwrapped
 
 # Fields of the configuration that a network was built from which still hold for its new weights.
 _INHERITED = {"input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
 _INHERITED |= {"first_conv", "classifier"}
 # Arguments that config.json states elsewhere, or that only matter for training.
 _NOT_ARCHITECTURE = {"num_classes", "drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate"}
-
 
 
 def write_folder(
@@ -180,7 +180,9 @@ def _config(
     if not arguments:
         del config["model_args"]
     try:
-        return cast(dict[str, Any], json.loads(json.dumps(config)))  # tuples become lists, as for the reader of the file
+        return cast(
+            dict[str, Any], json.loads(json.dumps(config))
+        )  # tuples become lists, as for the reader of the file
     except TypeError as error:
         raise ValueError(
             f"write_folder: the record or the network's arguments cannot be stored in config.json ({error}). Expected "

@@ -123,6 +123,6 @@ def _check_architecture(api: hf.HfApi, repository: Repository, architecture: str
         existing = None
     if existing != architecture:
         raise ValueError(
-            f"{repository.id} exists and holds {existing or 'something else'}, not {architecture}. Choose another name, "
-            "or a separate branch with --revision"
+            f"{repository.id} exists and holds {existing or 'something else'}, not {architecture}. Choose another "
+            "name, or a separate branch with --revision"
         )

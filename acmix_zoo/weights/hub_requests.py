@@ -95,6 +95,8 @@ def _raise_explained(error: Exception, repository: Repository, is_push: bool) ->
             f"{repository}: the Hub refuses further requests for now (429). {unchanged}Try again in a few minutes"
         ) from error
     if (status is not None and status >= 500) or _is_connection_error(error):
-        reason = f"the Hub answered with an error ({status})" if status else f"the connection to the Hub broke ({error})"
+        reason = (
+            f"the Hub answered with an error ({status})" if status else f"the connection to the Hub broke ({error})"
+        )
         raise ConnectionError(f"{repository}: {reason}. {unchanged}Try again later") from error
     raise error

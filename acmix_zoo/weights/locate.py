@@ -164,10 +164,11 @@ def _kind_of(path: Path) -> Kind | None:
 
 
 def _run_that_contains(path: Path) -> Path | None:
-    """Return the run folder in which `weights/` or `checkpoints/*.ckpt` lies, or None."""
-    run = path.absolute().parent if path.name == "weights" else path.absolute().parent.parent
-    is_inside = path.name == "weights" or path.absolute().parent.name == "checkpoints"
-    return run if is_inside and ((run / "config.yaml").is_file() or (run / "checkpoints").is_dir()) else None
+    """Return the run folder of which `path` is the `weights/` or a file in `checkpoints/`, or None."""
+    parent = path.absolute().parent
+    if path.name == "weights" and ((parent / "config.yaml").is_file() or (parent / "checkpoints").is_dir()):
+        return parent
+    return parent.parent if path.suffix == ".ckpt" and parent.name == "checkpoints" else None
 
 
 def _reads_as_path(source: str | PathLike[str]) -> bool:
@@ -216,9 +217,7 @@ def _not_found(source: str | PathLike[str]) -> NotFoundError:
     hint = f". The closest names are {', '.join(near)}" if near else ""
     if path.parent.is_dir() and _could_be_repository(name):
         hint += f". For a repository of the Hugging Face Hub, write {HUB_PREFIX}{name}"
-    return NotFoundError(
-        f"{name} does not exist. Expected a weight folder, a run folder or a checkpoint file{hint}"
-    )
+    return NotFoundError(f"{name} does not exist. Expected a weight folder, a run folder or a checkpoint file{hint}")
 
 
 def _no_such_tag(architecture: str, tag: str) -> NotFoundError:

@@ -6,13 +6,11 @@ from collections.abc import Collection
 from torch import nn
 
 from acmix_zoo.models.plain_swin import is_plain_swin
-from acmix_zoo.models.silent_convolution import lacks_convolution
+from acmix_zoo.models.silent_convolution import lacks_only_convolution
 from acmix_zoo.weights.read import State
 
 
-def mismatch_report(
-    own: State, state: State, where: str, module_name: str, reinitialised: Collection[str] = ()
-) -> str:
+def mismatch_report(own: State, state: State, where: str, module_name: str, reinitialised: Collection[str] = ()) -> str:
     """Describe in three lines where `state` does not fit a module's `own` state dict. Empty if everything fits.
 
     Args:
@@ -53,7 +51,7 @@ def copy_weights(
     report = mismatch_report(own, state, where, type(module).__name__, reinitialised)
     if report:
         is_plain = is_plain_swin(state) and hasattr(module, "set_input_size")
-        if is_plain or lacks_convolution(key for key in wanted if key not in state):
+        if is_plain or lacks_only_convolution(key for key in wanted if key not in state):
             report += (
                 "\nThese are weights of a plain network. To make an ACmix network of them, use acmix_zoo.from_swin, "
                 "from_pvt or from_san"

@@ -1,8 +1,8 @@
 """What is known about the authors' own weights, the ACmix-Swin-T and -S that they published: links, score, licence.
 
-Their repository has no licence, so nothing of theirs is hosted here. `pretrained="official_in1k"` downloads the file from
-the authors' links (see `official_download.py`), and `acmix-zoo convert FILE --model acmix_swin_t.official_in1k` does the
-same with a file that was downloaded by hand.
+Their repository has no licence, so nothing of theirs is hosted here. `pretrained="official_in1k"` downloads the file
+from the authors' links (see `official_download.py`), and `acmix-zoo convert FILE --model acmix_swin_t.official_in1k`
+does the same with a file that was downloaded by hand.
 """
 
 from __future__ import annotations

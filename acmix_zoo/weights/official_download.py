@@ -1,7 +1,7 @@
 """Download the authors' own weights when they are first used, and cache them as a weight folder.
 
-`pretrained="official_in1k"` reads the file with `weights_only`, converts it to a weight folder in torch.hub's cache, and
-uses that folder from then on. `official.py` says where the weights come from.
+`pretrained="official_in1k"` reads the file with `weights_only`, converts it to a weight folder in torch.hub's cache,
+and uses that folder from then on. `official.py` says where the weights come from.
 """
 
 from __future__ import annotations

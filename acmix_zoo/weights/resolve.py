@@ -1,8 +1,9 @@
 """Find out which network weights belong to, and with which arguments it was built.
 
-A weight folder says so in config.json, and a checkpoint of `acmix-zoo fit` in the hyper-parameters of its task. Any other
-checkpoint does not say it. The arguments matter even where the weights do not, because many of them, such as kernel_att,
-leave the shapes of all parameters unchanged: without them, the weights load into a different network and nothing fails.
+A weight folder says so in config.json, and a checkpoint of `acmix-zoo fit` in the hyper-parameters of its task. Any
+other checkpoint does not say it. The arguments matter even where the weights do not, because many of them, such as
+kernel_att, leave the shapes of all parameters unchanged: without them, the weights load into a different network and
+nothing fails.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def resolve_network(
     """Return a task's `model`, `pretrained` and `model_kwargs` such that they describe the network without its weights.
 
     If weights are given as the model (a weight folder, a run folder, a checkpoint of a task or a repository), the model
-    becomes their architecture and `pretrained` their location. The arguments that are stored with the weights are merged
-    into `model_kwargs`, where the caller's take precedence.
+    becomes their architecture and `pretrained` their location. The arguments that are stored with the weights are
+    merged into `model_kwargs`, where the caller's take precedence.
 
     Args:
         model: as in `create_model`.

@@ -29,19 +29,43 @@ def recipes_root() -> Path | None:
     return _packaged("recipes")
 
 
-def nearest_recipe(path: str | Path) -> str | None:
-    """Return the path of the recipe whose name is closest to that of a file that does not exist, or None.
+def recipe_names() -> list[str]:
+    """Return the names of all shipped recipes and hardware profiles, such as `finetune/folder`, sorted."""
+    root = recipes_root()
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.glob("*/*.yaml")) if root else []
 
-    Candidates are the YAML files in the same folder and the shipped recipes.
+
+def find_recipe(name: str) -> Path | None:
+    """Return the file of a recipe, or None if there is no such recipe.
+
+    Args:
+        name: the path of a file, the name of a shipped recipe (`finetune/folder`), its path in a clone
+            (`recipes/finetune/folder.yaml`), or the last part of its name (`folder`). Hardware profiles have no short
+            names, because they cannot be trained on their own.
     """
     root = recipes_root()
-    found = [*Path(path).parent.glob("*.yaml"), *(sorted(root.rglob("*.yaml")) if root else [])]
-    names = {recipe.stem: recipe for recipe in reversed(found)}
-    near = difflib.get_close_matches(Path(path).name.removesuffix(".yaml"), names, n=1)
-    if not near:
-        return None
-    recipe, here = names[near[0]].absolute(), Path.cwd()
-    return str(recipe.relative_to(here) if recipe.is_relative_to(here) else recipe)
+    stem = name.removeprefix("recipes/").removesuffix(".yaml")
+    found = [Path(name)] if name.endswith(".yaml") else []
+    found += [root / f"{stem}.yaml"] if root else []
+    found += sorted(path for path in root.glob(f"*/{stem}.yaml") if path.parent.name != "hardware") if root else []
+    return next((path for path in found if path.is_file()), None)
+
+
+def suggest_recipes(name: str | Path) -> str:
+    """Return the end of an error about a recipe that does not exist: a question with the closest names, or all names.
+
+    Suggestions are shipped recipes, and YAML files in the folder that was named.
+    """
+    names = recipe_names()
+    stem = Path(name).as_posix().removeprefix("recipes/").removesuffix(".yaml")
+    # The part after the last slash counts on its own, so that a wrong group still finds the recipe.
+    by_last_part = {path.stem: str(path) for path in sorted(Path(name).parent.glob("*.yaml"))}
+    by_last_part |= {known.rpartition("/")[2]: known for known in names}
+    near = difflib.get_close_matches(stem, names, n=3)
+    near += [by_last_part[part] for part in difflib.get_close_matches(stem.rpartition("/")[2], by_last_part, n=3)]
+    if near:
+        return f"did you mean {' or '.join(list(dict.fromkeys(near))[:3])}?"
+    return f"the recipes are {', '.join(names) or 'missing from this installation'}"
 
 
 def _packaged(name: str) -> Path | None:

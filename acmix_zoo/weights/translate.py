@@ -1,4 +1,4 @@
-"""Translate the keys of stored weights into those of a module: wrappers' prefixes, foreign names, other window sizes."""
+"""Translate the keys of stored weights into those of a module: prefixes of wrappers, foreign names, window sizes."""
 
 import re
 import sys

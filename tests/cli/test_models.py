@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from acmix_zoo import list_models
+from acmix_zoo.cli.info import verdict
 from acmix_zoo.cli.main import main
-from acmix_zoo.cli.models import verdict
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.layers.cost import LAYERS

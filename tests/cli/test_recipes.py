@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from acmix_zoo.cli.main import main
-from acmix_zoo.cli.recipes import config_file, find_recipe, recipe_names, with_config_files
-from acmix_zoo.weights.shipped import recipes_root
+from acmix_zoo.cli.recipes import config_file, with_config_files
+from acmix_zoo.weights.shipped import find_recipe, recipe_names, recipes_root
 
 
 @pytest.fixture(autouse=True)
@@ -61,18 +61,20 @@ def test_other_options_and_yaml_text_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("wrong", "hint"),
     [
-        ("finetune/foldr", "Did you mean finetune/folder"),
-        ("fodler", "Did you mean finetune/folder"),
-        ("imagenet/acmix_swin_t.yaml", "Did you mean imagenet1k/acmix_swin_t"),
-        ("gpu", "Did you mean hardware/"),
-        ("zzz", "The recipes are fashion_mnist/acmix_pvt_pico, "),
+        ("finetune/foldr", "did you mean finetune/folder"),
+        ("fodler", "did you mean finetune/folder"),
+        ("imagenet/acmix_swin_t.yaml", "did you mean imagenet1k/acmix_swin_t"),
+        ("gpu", "did you mean hardware/"),
+        ("zzz", "the recipes are fashion_mnist/acmix_pvt_pico, "),
     ],
 )
 def test_a_wrong_name_lists_the_closest_recipes(wrong: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lightning")
-    assert main(["fit", "--config", wrong, "--data.source", "photos"]) == 1
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", wrong, "--data.source", "photos"])
+    assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert f"--config {wrong} is not an existing file" in error and hint in error
+    assert f"acmix-zoo fit: error: --config {wrong} does not exist; " in error and hint in error
 
 
 def test_a_folder_that_is_no_run(elsewhere: Path) -> None:
@@ -82,5 +84,5 @@ def test_a_folder_that_is_no_run(elsewhere: Path) -> None:
 
 
 def test_plan_takes_the_same_names(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "imagenet1k/acmix_swin_t", "--overlay", "hardware/fsdp", "--gpus", "8"]) == 0
-    assert capsys.readouterr().out.startswith("imagenet1k/acmix_swin_t: acmix_swin_t,")
+    assert main(["plan", "fashion_mnist/acmix_resnet_pico", "--overlay", "hardware/fsdp", "--gpus", "8"]) == 0
+    assert capsys.readouterr().out.startswith("fashion_mnist/acmix_resnet_pico: acmix_resnet_pico,")

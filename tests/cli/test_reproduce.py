@@ -13,10 +13,10 @@ pytest.importorskip("lightning")
 from test_training import make_pictures
 
 from acmix_zoo.cli.main import main
-from acmix_zoo.cli.recipes import find_recipe
 from acmix_zoo.cli.reproduce import Target, compare, find_target, recorded_arguments, reproduce, tolerance
 from acmix_zoo.models.published import PUBLISHED
 from acmix_zoo.weights import read_config
+from acmix_zoo.weights.shipped import find_recipe
 
 RECIPE = """
 seed_everything: 3

@@ -44,7 +44,7 @@ def test_commands_for_other_machines_parse(parse: Any) -> None:
 
 def test_the_example_in_python_runs(reader: Reader) -> None:
     (snippet,) = PAGE.blocks("python")
-    short = snippet.replace("max_epochs=5", 'max_steps=1, limit_val_batches=1, accelerator="cpu"')
+    short = snippet.replace("max_epochs=5", 'max_epochs=1, limit_train_batches=1, accelerator="cpu"')
     assert short != snippet
     reader.python(short)
 

@@ -269,7 +269,11 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["nothing.yaml"], "plan: nothing.yaml does not exist; expected a recipe"),
+            (["nothing.yaml"], "plan: nothing.yaml does not exist; the recipes are "),
+            (
+                ["imagenet1k/acmix_swin_x"],
+                "imagenet1k/acmix_swin_x does not exist; did you mean imagenet1k/acmix",
+            ),
             (["acmix_resnet5"], "unknown model 'acmix_resnet5'"),
             (["acmix_resnet_pico", "--gpu", "tpu"], "GPU 'tpu' is unknown; expected one of v100, a100, h100, h200"),
             (["acmix_resnet_pico", "--batch", "0"], "a batch of 0 images a device was given; expected at least 1"),

@@ -13,10 +13,10 @@ from typing import Any
 from acmix_zoo.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
-# One epoch of two small batches.
+# One epoch of two small batches. The validation is complete, because a run records no metrics of a part of it.
 SHORT_FIT = [
-    *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
-    *("--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu", "--speed.loader_seconds", "0.05"),
+    *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.accelerator", "cpu"),
+    *("--speed.loader_seconds", "0.05"),
 ]
 
 

@@ -413,6 +413,6 @@ def test_ctrl_c_in_any_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("acmix_zoo.cli.models.list_", interrupt)
+    monkeypatch.setattr("acmix_zoo.cli.list.list_networks", interrupt)
     assert main(["list"]) == 130
     assert capsys.readouterr().err.strip() == "acmix-zoo: interrupted"

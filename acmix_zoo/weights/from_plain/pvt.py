@@ -1,4 +1,4 @@
-"""Turn a plain PVT (version 1) into an ACmix-PVT that gives exactly the same logits; see `swin.py` for how it trains."""
+"""Turn a plain PVT (version 1) into an ACmix-PVT that gives exactly the same logits. How it trains: see `swin.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from acmix_zoo.models.acmix_pvt import DEPTHS, EMBED_DIMS
 from acmix_zoo.weights.from_plain.shared import (
     count_keys,
     create_with_state,
@@ -16,8 +17,7 @@ from acmix_zoo.weights.from_plain.shared import (
 )
 from acmix_zoo.weights.read import Source
 
-_NAMES: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "acmix_pvt_t", (3, 4, 6, 3): "acmix_pvt_s"}  # by depths
-_WIDTHS = (64, 128, 320, 512)
+_NAMES = {depths: f"acmix_pvt_{size[0]}" for size, depths in DEPTHS.items()}
 
 
 def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
@@ -37,7 +37,7 @@ def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     """
     state = plain_state(source)
     widths = tuple(state[f"pos_embed{i}"].shape[2] for i in range(1, 5) if f"pos_embed{i}" in state)
-    if widths != _WIDTHS:  # the weights do not tell the number of heads, but it goes with these widths
+    if widths != EMBED_DIMS:  # the weights do not tell the number of heads, but it goes with these widths
         found = f"stages of {widths}" if widths else f"keys like {first_keys(state)}"
         raise ValueError(
             f"from_pvt: expected a PVT (version 1) with stages of 64, 128, 320 and 512 channels; found {found}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from acmix_zoo.models.acmix_san import KERNELS, LAYERS, WIDTHS
 from acmix_zoo.weights.from_plain.shared import (
     count_keys,
     create_with_state,
@@ -16,13 +17,7 @@ from acmix_zoo.weights.from_plain.shared import (
 )
 from acmix_zoo.weights.read import Source
 
-_NAMES: dict[tuple[int, ...], str] = {  # by layers
-    (2, 1, 2, 4, 1): "acmix_san10",
-    (3, 2, 3, 5, 2): "acmix_san15",
-    (3, 3, 4, 6, 3): "acmix_san19",
-}
-_WIDTHS = (64, 256, 512, 1024, 2048)
-_KERNELS = (3, 7, 7, 7, 7)
+_NAMES = {layers: f"acmix_san{depth}" for depth, layers in LAYERS.items()}
 
 
 def from_san(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
@@ -46,7 +41,7 @@ def from_san(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     arguments: dict[str, Any] = outer_arguments(state, "conv_in.weight", "fc.weight")
     arguments |= {} if layers in _NAMES else {"layers": layers}
     widths = tuple(len(state[f"conv{i}.weight"]) for i in stages)
-    arguments |= {} if widths == _WIDTHS else {"widths": widths}
+    arguments |= {} if widths == WIDTHS else {"widths": widths}
     if "layer0.0.sam.conv_p.weight" in state:
         arguments["form"] = "pairwise"
         # Pairwise weights have the same shapes for all kernel sizes; assume the published ones.
@@ -55,5 +50,5 @@ def from_san(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
         features = (len(state[f"layer{i}.0.sam.conv_w.0.weight"]) for i in stages)
         relations = (len(state[f"layer{i}.0.sam.conv1.weight"]) for i in stages)
         kernels = tuple(math.isqrt(f // r - 1) for f, r in zip(features, relations, strict=True))
-        arguments |= {} if kernels == _KERNELS else {"kernels": kernels}
+        arguments |= {} if kernels == KERNELS else {"kernels": kernels}
     return create_with_state(_NAMES.get(layers, "acmix_san10"), state, arguments, kwargs)

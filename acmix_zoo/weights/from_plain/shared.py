@@ -1,4 +1,4 @@
-"""What the conversions from plain networks share: reading the plain weights, and building the ACmix network with them."""
+"""Read the weights of a plain network, and build the ACmix network with them: what all conversions share."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Turn a plain Swin into an ACmix-Swin that gives exactly the same logits.
 
-alpha is 1 and beta 0, so that the convolution paths have their initial weights but contribute nothing at first. Training
-activates them through beta: its gradient is the gradient of the loss times the output of the convolution, which is not
-zero. After the first step of beta, the kernels receive gradients, too.
+alpha is 1 and beta 0, so that the convolution paths have their initial weights but contribute nothing at first.
+Training activates them through beta: its gradient is the gradient of the loss times the output of the convolution,
+which is not zero. After the first step of beta, the kernels receive gradients, too.
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ from typing import Any
 
 from torch import nn
 
-from acmix_zoo.models.plain_swin import configuration, timm_names
+from acmix_zoo.models.acmix_swin import WIDTHS_AND_DEPTHS
+from acmix_zoo.models.plain_swin import swin_arguments, to_timm_names
 from acmix_zoo.weights.from_plain.shared import as_pair, create_with_state, plain_state
 from acmix_zoo.weights.read import Source, State
 from acmix_zoo.weights.translate import unwrapped
 
-# (embed_dim, depths, num_heads) of the registered networks
-_NAMES = {
-    (96, (2, 2, 6, 2), (3, 6, 12, 24)): "acmix_swin_t",
-    (96, (2, 2, 18, 2), (3, 6, 12, 24)): "acmix_swin_s",
-    (128, (2, 2, 18, 2), (4, 8, 16, 32)): "acmix_swin_b",
-}
+# The registered networks by (embed_dim, depths, num_heads).
+_NAMES = {tuple(shape.values()): name for name, shape in WIDTHS_AND_DEPTHS.items()}
 
 
 def from_swin(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
@@ -53,8 +50,8 @@ def from_swin(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     else:
         stored = plain_state(source)
         size = _image_size_of_masks(stored)
-    state = timm_names(stored)
-    arguments = configuration(state) | arguments
+    state = to_timm_names(stored)
+    arguments = swin_arguments(state) | arguments
     if size is not None and tuple(as_pair(size)) != (224, 224):
         arguments["img_size"] = tuple(as_pair(size))
     key = (arguments["embed_dim"], arguments["depths"], arguments["num_heads"])

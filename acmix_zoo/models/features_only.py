@@ -1,4 +1,4 @@
-"""Feature maps of the networks: their layout, and the wrappers that implement `features_only=True`."""
+"""The wrappers behind `features_only=True`, which turn a network into a backbone that returns feature maps."""
 
 from __future__ import annotations
 
@@ -6,19 +6,6 @@ from typing import Any
 
 from timm.models._features import FeatureGetterNet
 from torch import Tensor
-
-
-def check_output_fmt(network: str, output_fmt: str) -> None:
-    """Raise a ValueError unless `output_fmt` is a layout that `forward_intermediates` can return."""
-    if output_fmt not in ("NCHW", "NHWC"):
-        raise ValueError(
-            f'{network}.forward_intermediates: unknown output_fmt={str(output_fmt)!r}; expected "NCHW" or "NHWC"'
-        )
-
-
-def to_output_fmt(maps: Tensor, output_fmt: str) -> Tensor:
-    """Return maps (B, C, H, W) unchanged, or as (B, H, W, C) for "NHWC"."""
-    return maps.permute(0, 2, 3, 1) if output_fmt == "NHWC" else maps
 
 
 class MapList(FeatureGetterNet):

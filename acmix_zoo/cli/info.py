@@ -1,0 +1,106 @@
+"""The command `acmix-zoo info`: what a network costs, its input, its weights and the two stages of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from acmix_zoo.cli.columns import print_columns
+from acmix_zoo.cli.parser import Parser
+from acmix_zoo.layers.complexity import complexity, human
+from acmix_zoo.layers.cost import LAYERS
+from acmix_zoo.layers.stages import Stages, stage_table
+from acmix_zoo.weights import create_model, from_pretrained, read_config
+from acmix_zoo.weights.fetch import fetch, installed_folder
+from acmix_zoo.weights.locate import Kind, locate
+from acmix_zoo.weights.names import list_tags
+
+
+def info(arguments: Sequence[str]) -> None:
+    """Print the properties of a network and, for ACmix networks, the paper's table of both stages of every layer."""
+    parser = Parser(
+        "acmix-zoo info",
+        description="Show the parameters, MACs, input and weights of a network. For ACmix networks, also show the cost "
+        "of the projections to q, k and v (stage I) and of the attention and convolution on them (stage II) in every "
+        "layer, as in table 1 of the paper.",
+    )
+    parser.add_argument("model", help="name of a network or of weights, or path of a weight folder or run folder")
+    parser.add_argument("--size", type=int, help="side of the image (default: the network's own)")
+    options = parser.parse_args(arguments)
+    located = locate(options.model, prefers_paths=True)
+    path = installed_folder(options.model) if located.kind is Kind.NETWORK else fetch(located)
+    if path is not None:
+        model: nn.Module = from_pretrained(path)
+    else:
+        with torch.device("meta"):
+            model = create_model(options.model)
+    folder = path if path is not None and path.is_dir() else None
+    model = model.to("meta")
+    size = None if options.size is None else (int(model.in_chans), options.size, options.size)  # type: ignore[arg-type]
+    cost = complexity(model, size)
+    print(f"{options.model}: {cost}")
+    for name, text in _facts(model, folder):
+        print(f"{name:<8} {text}")
+    if any(isinstance(layer, LAYERS) for layer in model.modules()):
+        _print_stages(model, size)
+    else:
+        print("This network has no ACmix layers, so there is no table of the two stages.")
+
+
+def _facts(model: nn.Module, folder: Path | None) -> list[tuple[str, str]]:
+    """Return (name, text) pairs with what a user needs to know; `folder` is the network's weight folder, if any."""
+    cfg = cast(dict[str, Any], model.pretrained_cfg)
+    size, mean, std = (
+        "×".join(map(str, cfg["input_size"])),
+        *(", ".join(f"{v:g}" for v in cfg[k]) for k in ("mean", "std")),
+    )
+    facts = [("input", f"{size}, mean ({mean}), std ({std}), {cfg['interpolation']}, crop {cfg['crop_pct']:g}")]
+    labels = cfg.get("label_names")
+    named = f": {', '.join(labels[:10])}{', …' if len(labels) > 10 else ''}" if labels else ""
+    facts.append(("classes", f"{model.num_classes}{named}"))
+    if folder is not None:
+        record = read_config(folder).get("acmix_zoo", {})
+        scores = [
+            f"{m['split']} {m['name']} {100 * m['value']:.2f} %"
+            for m in record.get("metrics", [])
+            if m["name"] == "top1"
+        ]
+        facts.append(("weights", ", ".join([str(record.get("name", folder)), *scores])))
+        facts.append(("licence", str(record.get("license") or "none stated")))
+        return facts
+    facts.append(("weights", ", ".join(list_tags(str(cfg.get("architecture", "")))) or "none"))
+    facts.append(("licence", str(cfg.get("license") or "none stated")))
+    return facts
+
+
+def _print_stages(model: nn.Module, size: tuple[int, int, int] | None) -> None:
+    """Print the cost of both stages of every ACmix layer, and which stage dominates."""
+    layers, total, rest = stage_table(model, size)
+    cells = [("layer", "I: parameters", "MACs", "II: parameters", "MACs", "I of the MACs")]
+    cells += [
+        (row.name, f"{row.params[0]:,}", human(row.macs[0]), f"{row.params[1]:,}", human(row.macs[1]), _share(row.macs))
+        for row in (*layers, total)
+    ]
+    cells.append((rest.name, f"{rest.params[0]:,}", human(rest.macs[0]), "", "", ""))
+    print_columns(cells)
+    print(verdict(layers, total))
+
+
+def verdict(layers: Sequence[Stages], total: Stages) -> str:
+    """Return a sentence that says whether stage I dominates, as the paper states, in total and in every layer."""
+    shares = f"{_share(total.params)} of the parameters and {_share(total.macs)} of the MACs"
+    verb = "dominates" if total.first_dominates else "does NOT dominate"
+    against = [row for row in layers if not row.first_dominates]
+    text = f"Stage I {verb}: it has {shares} of both stages"
+    if not against:
+        return text + ", and more than stage II in every layer."
+    names = ", ".join(row.name for row in against[:3]) + (", …" if len(against) > 3 else "")
+    return text + f", but in {len(against)} of {len(layers)} layers ({names}) stage II has as much, or more."
+
+
+def _share(pair: tuple[int, int]) -> str:
+    return f"{100 * pair[0] / max(sum(pair), 1):.0f} %"
