@@ -12,8 +12,8 @@ from torch import nn
 from acmix_zoo.cli.columns import print_columns
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.layers.complexity import complexity, human
-from acmix_zoo.layers.cost import LAYERS
-from acmix_zoo.layers.stages import Stages, stage_table
+from acmix_zoo.layers.cost import TwoStageLayer
+from acmix_zoo.layers.stages import StageCost, stage_table
 from acmix_zoo.weights import create_model, from_pretrained, read_config
 from acmix_zoo.weights.fetch import fetch, installed_folder
 from acmix_zoo.weights.locate import Kind, locate
@@ -45,7 +45,7 @@ def info(arguments: Sequence[str]) -> None:
     print(f"{options.model}: {cost}")
     for name, text in _facts(model, folder):
         print(f"{name:<8} {text}")
-    if any(isinstance(layer, LAYERS) for layer in model.modules()):
+    if any(isinstance(layer, TwoStageLayer) for layer in model.modules()):
         _print_stages(model, size)
     else:
         print("This network has no ACmix layers, so there is no table of the two stages.")
@@ -90,7 +90,7 @@ def _print_stages(model: nn.Module, size: tuple[int, int, int] | None) -> None:
     print(verdict(layers, total))
 
 
-def verdict(layers: Sequence[Stages], total: Stages) -> str:
+def verdict(layers: Sequence[StageCost], total: StageCost) -> str:
     """Return a sentence that says whether stage I dominates, as the paper states, in total and in every layer."""
     shares = f"{_share(total.params)} of the parameters and {_share(total.macs)} of the MACs"
     verb = "dominates" if total.first_dominates else "does NOT dominate"

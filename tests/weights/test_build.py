@@ -81,7 +81,10 @@ def test_a_damaged_or_foreign_config(folder: Path) -> None:
         ("[" * 100_000, "is damaged"),
         ("[]", "Expected the keys architecture and pretrained_cfg"),
         ('{"architecture": 1, "pretrained_cfg": {}}', "Expected the keys architecture"),
-        ('{"architecture": "resnet18", "pretrained_cfg": {}, "model_args": []}', "expected a mapping under the key model_args"),
+        (
+            '{"architecture": "resnet18", "pretrained_cfg": {}, "model_args": []}',
+            "expected a mapping under the key model_args",
+        ),
         ("x" * (17 * 2**20), "has 17825792 bytes"),
     ):
         (folder / "config.json").write_text(text)
@@ -120,7 +123,11 @@ def test_the_record_is_checked(folder: Path) -> None:
         assert any(words in problem for problem in problems)
     change(folder, acmix_zoo={"macs": None, "environment": "mine", "metrics": [3]})
     problems = check_folder(folder)
-    for words in ("macs is None; expected int", "environment is 'mine'; expected dict", "metric 3 does not have a dataset"):
+    for words in (
+        "macs is None; expected int",
+        "environment is 'mine'; expected dict",
+        "metric 3 does not have a dataset",
+    ):
         assert any(words in problem for problem in problems)
 
 

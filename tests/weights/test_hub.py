@@ -69,7 +69,9 @@ def test_a_revision_is_pinned(hub: Hub, folder: Path, tmp_path: Path) -> None:
     for revision, seed in ((f"@{first}", 0), ("", 7), ("@seed7", 7), ("@main", 7)):
         got = read_config(pull(f"org/pico{revision}", tmp_path / "pulled"))
         assert got["acmix_zoo"]["seed"] == seed
-    with pytest.raises(FileNotFoundError, match="org/pico has no revision 'seed8'. Expected one of its branches, tags or commits"):
+    with pytest.raises(
+        FileNotFoundError, match="org/pico has no revision 'seed8'. Expected one of its branches, tags or commits"
+    ):
         pull("org/pico@seed8", tmp_path / "pulled")
     assert check_folder(tmp_path / "pulled") == []
 
@@ -122,7 +124,11 @@ def test_a_moment_of_trouble_is_survived(hub: Hub, folder: Path, kind: str, faul
 @pytest.mark.parametrize("kind", ["create", "preupload", "batch", "lfs", "commit"])
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [(502, r"the Hub answered with an error \(502\)"), (429, "the Hub refuses further requests"), ("cut", "the connection to the Hub broke")],
+    [
+        (502, r"the Hub answered with an error \(502\)"),
+        (429, "the Hub refuses further requests"),
+        ("cut", "the connection to the Hub broke"),
+    ],
 )
 def test_lasting_trouble_publishes_nothing(hub: Hub, folder: Path, kind: str, fault: object, message: str) -> None:
     before = contents(folder)
@@ -225,7 +231,9 @@ class TestPull:
         hub.shutdown()
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert from_pretrained("org/pico").num_classes == 10
-        with pytest.raises(ConnectionError, match=r"in the cache of the Hub, and the Hub cannot be reached .*HF_HUB_OFFLINE"):
+        with pytest.raises(
+            ConnectionError, match=r"in the cache of the Hub, and the Hub cannot be reached .*HF_HUB_OFFLINE"
+        ):
             from_pretrained("org/other")
 
     def test_a_moment_of_trouble(self, hub: Hub, folder: Path, tmp_path: Path) -> None:
