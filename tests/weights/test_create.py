@@ -69,8 +69,11 @@ class TestCreate:
             create_model(folder, folder)
         with pytest.raises(ValueError, match="holds weights of acmix_resnet_pico, not of acmix_swin_pico"):
             create_model("acmix_swin_pico", folder)
-        with pytest.raises(ValueError, match=r"does not fit ACmixSwin.*missing"):
+        with pytest.raises(ValueError, match="holds weights of acmix_resnet_pico, not of acmix_swin_pico"):
             create_model("acmix_swin_pico", file)
+        bare = file.rename(tmp_path / "bare.safetensors")  # without a config.json next to it
+        with pytest.raises(ValueError, match=r"does not fit ACmixSwin.*missing"):
+            create_model("acmix_swin_pico", bare)
 
     @pytest.mark.parametrize("source", ["folder", "file"])
     def test_another_number_of_classes(self, tmp_path: Path, source: str) -> None:
@@ -91,8 +94,11 @@ class TestCreate:
         assert len(maps) > 2 and whole(torch.randn(1, 3, 32, 32)).shape == (1, 10)
         grey, colour = (first_conv(model).weight for model in (create_model(folder, in_chans=1), whole))
         torch.testing.assert_close(grey, colour.sum(1, keepdim=True))
+        maps = create_model("acmix_resnet_pico", folder / "model.safetensors", features_only=True)
+        assert len(maps.eval()(torch.randn(1, 3, 32, 32))) > 2
+        bare = (folder / "model.safetensors").rename(tmp_path / "bare.safetensors")
         with pytest.raises(ValueError, match=r"features_only does not work with .* Expected a weight folder"):
-            create_model("acmix_resnet_pico", folder / "model.safetensors", features_only=True)
+            create_model("acmix_resnet_pico", bare, features_only=True)
 
     @pytest.mark.parametrize("source", ["folder", "file"])
     def test_other_input_channels(self, tmp_path: Path, source: str) -> None:

@@ -69,9 +69,7 @@ def test_a_revision_is_pinned(hub: Hub, folder: Path, tmp_path: Path) -> None:
     for revision, seed in ((f"@{first}", 0), ("", 7), ("@seed7", 7), ("@main", 7)):
         got = read_config(pull(f"org/pico{revision}", tmp_path / "pulled"))
         assert got["acmix_zoo"]["seed"] == seed
-    with pytest.raises(
-        FileNotFoundError, match="org/pico has no revision 'seed8'. Expected one of its branches, tags or commits"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"org/pico has no revision 'seed8'\. Expected one of its branches"):
         pull("org/pico@seed8", tmp_path / "pulled")
     assert check_folder(tmp_path / "pulled") == []
 
@@ -90,9 +88,7 @@ def test_private(hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert check_folder(pull("org/secret", tmp_path / "mine2")) == []
     monkeypatch.delenv("HF_TOKEN")
     shutil.rmtree(tmp_path / "hf")
-    with pytest.raises(
-        FileNotFoundError, match="org/secret does not exist, neither here as a path nor on the Hub. If it is a private"
-    ):
+    with pytest.raises(FileNotFoundError, match="org/secret does not exist, neither here as a path nor on the Hub"):
         from_pretrained("org/secret")
     assert from_pretrained("org/secret", token="hf_read").num_classes == 10
 
@@ -126,8 +122,8 @@ def test_a_moment_of_trouble_is_survived(hub: Hub, folder: Path, kind: str, faul
     ("fault", "message"),
     [
         (502, r"the Hub answered with an error \(502\)"),
-        (429, "the Hub refuses further requests"),
-        ("cut", "the connection to the Hub broke"),
+        (429, "the Hub refuses further"),
+        ("cut", "the connection to the Hub"),
     ],
 )
 def test_lasting_trouble_publishes_nothing(hub: Hub, folder: Path, kind: str, fault: object, message: str) -> None:
@@ -151,22 +147,20 @@ def test_rights(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(PermissionError, match=message):
             push(folder, "org/pico", token=token)
     with pytest.raises(
-        PermissionError, match="the token may not write to it. Use a token with the write permission for other"
+        PermissionError, match=r"the token may not write to it\. Use a token with the write permission for other"
     ):
         push(folder, "other/pico")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     hub.log.clear()
-    with pytest.raises(PermissionError, match="there is no token for the Hub. Run `hf auth login`, or set HF_TOKEN"):
+    with pytest.raises(PermissionError, match=r"there is no token for the Hub\. Run `hf auth login`, or set HF_TOKEN"):
         push(folder, "org/pico")
     assert not hub.log  # a client without a token would have sent it unauthenticated
 
 
 def test_what_is_not_pushed(hub: Hub, folder: Path, tmp_path: Path) -> None:
     push(folder, "org/pico")
-    with pytest.raises(
-        ValueError, match="org/pico exists and holds acmix_resnet_pico, not acmix_swin_pico. Choose another"
-    ):
+    with pytest.raises(ValueError, match="org/pico exists and holds acmix_resnet_pico, not acmix_swin_pico"):
         push(ROOT / "checkpoints" / "acmix_swin_pico.fashion_mnist", "org/pico")
     for name in ("pico", "a/b/c", "org/", "or g/x"):
         with pytest.raises(ValueError, match=r"Expected org/name|does not allow the name"):
@@ -191,7 +185,7 @@ class TestPull:
         push(folder, "org/pico")
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "a.png").touch()
-        with pytest.raises(FileExistsError, match="is not a weight folder. Choose another place"):
+        with pytest.raises(FileExistsError, match=r"is not a weight folder\. Choose another place"):
             pull("org/pico", tmp_path / "photos")
         repo = hub.repos["org/pico"]
         files = repo.commits[repo.refs["main"]]
@@ -231,9 +225,7 @@ class TestPull:
         hub.shutdown()
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert from_pretrained("org/pico").num_classes == 10
-        with pytest.raises(
-            ConnectionError, match=r"in the cache of the Hub, and the Hub cannot be reached .*HF_HUB_OFFLINE"
-        ):
+        with pytest.raises(ConnectionError, match=r"the Hub cannot be reached .*HF_HUB_OFFLINE"):
             from_pretrained("org/other")
 
     def test_a_moment_of_trouble(self, hub: Hub, folder: Path, tmp_path: Path) -> None:
