@@ -49,15 +49,15 @@ def test_parameter_counts(depth: int, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["pairwise", "patchwise"])
 class TestNetwork:
-    def test_every_parameter_learns(self, form: str) -> None:
-        """All but the biases that a batch norm or the difference of positions cancels."""
+    def test_every_parameter_has_a_gradient(self, form: str) -> None:
+        """Except for biases that a batch norm or the difference of positions cancels."""
         network = small(form)
         network(torch.randn(4, 3, 64, 48)).logsumexp(1).sum().backward()
         for name, parameter in network.named_parameters():
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
             assert parameter.grad.any() or name.endswith("conv_p.bias"), name
 
-    def test_checkpointing_is_equal(self, form: str) -> None:
+    def test_gradient_checkpointing_gives_the_same_logits(self, form: str) -> None:
         network, x = small(form).eval(), torch.randn(2, 3, 32, 32)
         expected = network(x)
         network.set_grad_checkpointing()
@@ -166,7 +166,7 @@ def by_loops(layer: PairwiseSAM | PatchwiseSAM, x: torch.Tensor) -> torch.Tensor
 
 @pytest.mark.parametrize("paths", ["attention", "both"])
 @pytest.mark.parametrize(("kind", "kernel", "size"), [(PairwiseSAM, 3, (4, 3)), (PatchwiseSAM, 5, (4, 5))])
-def test_modules_are_what_they_say(kind, kernel: int, size: tuple[int, int], paths: str) -> None:
+def test_modules_equal_loops(kind, kernel: int, size: tuple[int, int], paths: str) -> None:
     layer = kind(64, kernel, paths=paths).double().eval()
     for tensor in layer.state_dict().values():
         if tensor.dtype.is_floating_point:
@@ -183,8 +183,8 @@ def test_modules_are_what_they_say(kind, kernel: int, size: tuple[int, int], pat
 
 
 @pytest.mark.parametrize("depth", [10, 15, 19])
-def test_acmix_san_costs_what_was_published(depth: int) -> None:
-    """Parameters and MACs of the reconstruction round to the published ones, when counted like those of the baselines."""
+def test_published_costs(depth: int) -> None:
+    """The reconstruction's parameters and MACs, counted like those of the baselines, round to the published ones."""
     published = {10: (12.1, 1.9, 1.865), 15: (16.6, 2.7, 2.583), 19: (21.2, 3.4, 3.259)}[depth]
     with torch.device("meta"):
         acmix, plain = (complexity(create_model(name)) for name in (f"acmix_san{depth}", f"san{depth}_patchwise"))
@@ -194,7 +194,7 @@ def test_acmix_san_costs_what_was_published(depth: int) -> None:
 
 
 @pytest.mark.parametrize("paths", ["both", "convolution"])
-def test_paths(paths: str) -> None:
+def test_convolution_alone(paths: str) -> None:
     layer = PatchwiseSAM(64, 5, paths=paths).eval()
     x = torch.randn(1, 64, 9, 7)
     if paths == "both":

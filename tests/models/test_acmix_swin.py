@@ -48,7 +48,7 @@ def test_patch_size_can_change() -> None:
 
 
 def test_convolution_before_the_shift_does_not_mix_opposite_sides() -> None:
-    """As released, the convolution of a shifted block mixes the two sides of the image; the option does not."""
+    """By default, as in the released code, the convolution of a shifted block mixes opposite sides of the image."""
     for before, mixes in ((False, True), (True, False)):
         network = create_model("acmix_swin_pico", conv_before_shift=before, paths="convolution").eval()
         shifted = network.layers[0].blocks[1].attn

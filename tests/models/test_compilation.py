@@ -24,7 +24,7 @@ def test_compile_without_graph_breaks(name: str, arguments: dict[str, Any]) -> N
 
 @SHALLOW_AND_FULL
 def test_one_graph_for_many_sizes(name: str, arguments: dict[str, Any]) -> None:
-    """Once a size has changed, sizes are symbols; whether windows or tiles fit the map makes no new graph."""
+    """With dynamic sizes, no size leads to a new graph, whether or not windows and tiles fit the map."""
     network = create_model(name, **arguments).eval()
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(network, fullgraph=True, dynamic=True, backend=counter)
@@ -45,7 +45,7 @@ def test_one_graph_for_many_sizes(name: str, arguments: dict[str, Any]) -> None:
     ],
 )
 def test_inductor_at_known_sizes(name: str, kwargs: dict[str, Any]) -> None:
-    """The first stages of the large networks, for which inductor once failed, and once wrote past a map's end."""
+    """The first stages of the large networks. inductor once failed for them, and once wrote past the end of a map."""
     network = create_model(name, **kwargs).eval()
     compiled = torch.compile(network, fullgraph=True)
     x = torch.randn(2, 3, 224, 224)

@@ -45,7 +45,7 @@ def test_logits_equal_those_of_the_authors_code(entry: dict[str, Any]) -> None:
         network = ACmixResNet(base_width=width, **config).eval()
     else:
         network = ACmixSwin(**config).eval()
-    load_weights(network, golden_state(entry))  # strict: every key finds its place, none of ours stays empty
+    load_weights(network, golden_state(entry))  # strict: all keys have to match
     x = golden_input(entry)
     with torch.no_grad():
         logits = network(x)

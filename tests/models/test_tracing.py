@@ -76,7 +76,7 @@ def test_jit_trace_of_the_layer(kwargs: dict[str, object]) -> None:
             assert error(wrong, right) < 1e-4
 
 
-def test_a_trace_leaves_nothing_behind() -> None:
+def test_tracing_does_not_affect_later_calls() -> None:
     """Sizes are tensors while a trace is recorded. Later calls of the same size must not reuse what they produced."""
     layer, x = acmix_zoo.ACmix2d(4, 8).eval(), torch.randn(1, 4, 9, 11)
     traced(layer, x)
@@ -116,23 +116,23 @@ LAYERS: dict[type[nn.Module], Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("model", [*SMALL, *LAYERS], ids=lambda m: m if isinstance(m, str) else m.__name__)
-def test_script_is_refused_in_words(model: Any) -> None:
+def test_script_is_refused_with_advice(model: Any) -> None:
     built = acmix_zoo.create_model(model) if isinstance(model, str) else LAYERS[model]()
     with pytest.raises(TypeError, match=r"does not support torch\.jit\.script.*Use torch\.compile or torch\.export"):
         torch.jit.script(nn.Sequential(built))
 
 
-# ---- the whole grid: every exporter, plain and deployed, with open batch, height and width
+# ---- every exporter with every network, plain and deployed, with dynamic batch, height and width
 
 
 def exported(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    open_sizes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
-    return torch.export.export(model, (x,), dynamic_shapes=open_sizes).module()
+    dynamic_sizes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
+    return torch.export.export(model, (x,), dynamic_shapes=dynamic_sizes).module()
 
 
 def onnx_dynamo(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    open_sizes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
-    program = torch.onnx.export(model, (x,), dynamic_shapes=open_sizes, dynamo=True, verbose=False)
+    dynamic_sizes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
+    program = torch.onnx.export(model, (x,), dynamic_shapes=dynamic_sizes, dynamo=True, verbose=False)
     assert program is not None
     return session(program.model_proto.SerializeToString())
 
