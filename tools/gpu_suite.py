@@ -4,7 +4,7 @@
     python -m tools.gpu_suite tiles --seconds 60                  # one part of it
     python -m tools.gpu_suite --device cpu --seconds 5 --csv FILE # rehearse the code without a GPU
 
-Every group of contestants is measured in float32 (TF32 off), tf32 (float32 with TF32 in matrix products and
+Every group of candidates is measured in float32 (TF32 off), tf32 (float32 with TF32 in matrix products and
 convolutions) or bfloat16 (autocast, float32 weights), for inference or training (forward and backward), eager or
 compiled. cuDNN chooses its kernels by its heuristics, as in training (`cudnn.benchmark` is off). Each row is written
 as soon as it is measured. Groups that do not fit into the budget are listed at the end. Run the same command again to
@@ -13,26 +13,32 @@ measure them; existing rows are kept.
 
 from __future__ import annotations
 
-import argparse
 import platform
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import log2
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
-from acmix_zoo.bench.candidates import Case
-from acmix_zoo.bench.measure import Row, measure
-from acmix_zoo.bench.table import print_table, read_rows, write_csv
+from acmix_zoo.bench.candidates import Candidate, is_network
+from acmix_zoo.bench.measure import measure
+from acmix_zoo.bench.results import Row, format_table, read_rows, write_csv
 from acmix_zoo.ops.peak import matmul_peak
-from tools.gpu_groups import PARTS, Group
+from tools import make_parser
+from tools.gpu_groups import PARTS, Group, Kind
 
-# Expected seconds per group, by (part, compiled), until one such group has been measured.
-_EXPECTED = {("layer", False): 3.0, ("network", False): 15.0, ("layer", True): 60.0, ("network", True): 150.0}
+# Expected seconds per group, until a group of the same kind has been measured.
+_EXPECTED = {
+    Kind("layer", is_compiled=False): 3.0,
+    Kind("network", is_compiled=False): 15.0,
+    Kind("layer", is_compiled=True): 60.0,
+    Kind("network", is_compiled=True): 150.0,
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class GpuRow:
     driver: str
     torch: str
     cuda: str
-    contestant: str
+    candidate: str
     baseline: str
     precision: str
     mode: str
@@ -56,14 +62,14 @@ class GpuRow:
     peak_mib: float
     macs: int
     gflops: float
-    share_of_peak: float
+    peak_fraction: float
     ratio: float
     memory_ratio: float
 
     @property
     def key(self) -> tuple[str, ...]:
         """The values that identify the row."""
-        return self.card, self.torch, self.contestant, self.baseline, self.precision, self.mode
+        return self.card, self.torch, self.candidate, self.baseline, self.precision, self.mode
 
 
 class Budget:
@@ -71,7 +77,7 @@ class Budget:
 
     def __init__(self, seconds: float) -> None:
         self._until = time.monotonic() + seconds
-        self._seen: dict[tuple[str, bool], float] = {}
+        self._seen: dict[Kind, float] = {}
 
     def allows(self, group: Group) -> bool:
         expected = self._seen.get(group.kind, _EXPECTED[group.kind])
@@ -108,40 +114,52 @@ class Bench:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._tops: dict[str, float] = {}
-        self.batch, self.size, self.repeats = (2, 32, 1) if device == "cpu" else (_batch(), 0, 5)
+        self._matmul_gflops: dict[str, float] = {}
+        self.batch, self.size, self.rounds = (2, 32, 1) if device == "cpu" else (_batch(), 0, 5)
         self.card, self.driver = (platform.processor() or "CPU", "") if device == "cpu" else _card()
 
     def run(self, group: Group) -> tuple[list[Row], list[GpuRow]]:
-        """Return the rows of a group's contestants: the measurements and the hardware and software."""
+        """Measure a group's candidates, and return plain rows and the same rows with hardware and software."""
         dtype = "bfloat16" if group.precision == "bfloat16" else "float32"
         with tf32(group.precision == "tf32"):
-            cases = [
-                Case(
-                    name, self.batch, 0 if ":" in name else self.size, group.train, torch.get_num_threads(), dtype,
-                    self.device, autocast=dtype != "float32",
+            candidates = [
+                Candidate(
+                    name,
+                    batch=self.batch,
+                    size=self.size if is_network(name) else 0,
+                    train=group.train,
+                    threads=torch.get_num_threads(),
+                    dtype=dtype,
+                    device=self.device,
+                    autocast=dtype != "float32",
                 )
-                for name in group.contestants
-            ]  # fmt: skip
-            if group.kind[1]:
+                for name in group.candidates
+            ]
+            if group.kind.is_compiled:
                 torch.compiler.reset()  # otherwise dynamo's recompile limit makes later ones run in eager mode
-            rows = measure(cases, self.repeats, memory=self.device != "cpu", top=self._top(group.precision, dtype))
+            rows = measure(candidates, self.rounds, self.device != "cpu", self._measure_matmul(group.precision, dtype))
         return rows, [self._gpu_row(row, rows[0], group) for row in rows]
 
-    def _top(self, precision: str, dtype: str) -> float:
+    def _measure_matmul(self, precision: str, dtype: str) -> float:
         """Return the GFLOP/s of a matrix product in this precision."""
-        if precision not in self._tops:
+        if precision not in self._matmul_gflops:
             sizes = [(512, 2)] if self.device == "cpu" else [(4096, 10), (8192, 5)]
-            self._tops[precision] = matmul_peak(torch.get_num_threads(), dtype, self.device, sizes)
-        return self._tops[precision]
+            self._matmul_gflops[precision] = matmul_peak(torch.get_num_threads(), dtype, self.device, sizes)
+        return self._matmul_gflops[precision]
 
     def _gpu_row(self, row: Row, first: Row, group: Group) -> GpuRow:
+        shared = {name: value for name, value in asdict(row).items() if name not in ("threads", "dtype")}
         return GpuRow(
-            self.card, self.driver, torch.__version__, torch.version.cuda or "", row.contestant, first.contestant,
-            group.precision, group.mode, row.batch, row.input, row.ms, row.ms_q1, row.ms_q3, row.images_per_s,
-            row.peak_mib, row.macs, row.gflops, row.share_of_peak, round(row.ms / first.ms, 3),
-            round(row.peak_mib / first.peak_mib, 3) if first.peak_mib else float("nan"),
-        )  # fmt: skip
+            card=self.card,
+            driver=self.driver,
+            torch=torch.__version__,
+            cuda=torch.version.cuda or "",
+            baseline=first.candidate,
+            precision=group.precision,
+            ratio=round(row.ms / first.ms, 3),
+            memory_ratio=round(row.peak_mib / first.peak_mib, 3) if first.peak_mib else float("nan"),
+            **shared,
+        )
 
 
 def missing_gpu() -> str | None:
@@ -174,12 +192,7 @@ def _batch() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 1 if there is no GPU, or if a group failed."""
-    parser = argparse.ArgumentParser(
-        "gpu_suite",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser("gpu_suite", __doc__)
     add = parser.add_argument
     add("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)} (default: all, in this order)")
     add("--device", choices=("cuda", "cpu"), default="cuda")
@@ -203,15 +216,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure_all(groups: Sequence[Group], bench: Bench, budget: Budget, path: Path) -> int:
+    """Measure the groups that the file does not have yet, as far as the budget allows, and return the exit code."""
     rows = read_rows(path, GpuRow) if path.exists() else []
-    have = {row.key for row in rows}
+    measured = {row.key for row in rows}
     left_out, failed = [], []
     for group in groups:
         keys = [
-            (bench.card, torch.__version__, name, group.contestants[0], group.precision, group.mode)
-            for name in group.contestants
+            (bench.card, torch.__version__, name, group.candidates[0], group.precision, group.mode)
+            for name in group.candidates
         ]
-        if have.issuperset(keys):
+        if measured.issuperset(keys):
             continue
         if not budget.allows(group):
             left_out.append(group)
@@ -223,12 +237,12 @@ def _measure_all(groups: Sequence[Group], bench: Bench, budget: Budget, path: Pa
             failed.append(f"{group}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
             continue
         print(f"{group.precision}:")
-        print_table(found)
+        Console().print(format_table(found))
         rows = [row for row in rows if row.key not in keys] + new
         write_csv(rows, path)
-    for title, groups_ in (("Not measured for lack of time", left_out), ("Failed", failed)):
-        if groups_:
-            print(f"{title}:", *groups_, sep="\n  ")
+    for title, listed in (("Not measured for lack of time", left_out), ("Failed", failed)):
+        if listed:
+            print(f"{title}:", *listed, sep="\n  ")
     print(f"{path} has {len(rows)} rows." + " Run the same command again to measure the rest." * bool(left_out))
     return int(bool(failed))
 

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from acmix_zoo import ACmix2d, create_model
-from acmix_zoo.bench.candidates import Case
-from acmix_zoo.bench.passes import Pass, gpu_peak
+from acmix_zoo.bench.candidates import Candidate
+from acmix_zoo.bench.memory import gpu_peak
+from acmix_zoo.bench.passes import Pass
 from acmix_zoo.ops.backends.global_attention import multiplicity_mask
 from acmix_zoo.ops.backends.tile_attention import band_mask
 from acmix_zoo.ops.position_encoding import coordinates
@@ -185,6 +186,7 @@ def test_tiles_take_less_memory_than_the_reference(train: bool) -> None:
     also need projections, logits and results.
     """
     fast, reference = (
-        gpu_peak(Pass(Case(f"acmix2d:64x56{backend}", 8, train=train, device="cuda"))) for backend in ("", "@reference")
+        gpu_peak(Pass(Candidate(f"acmix2d:64x56{backend}", 8, train=train, device="cuda")))
+        for backend in ("", "@reference")
     )
     assert 3 * fast < reference
