@@ -89,9 +89,7 @@ def test_equals_reference_in_float64(h, w, heads, d, kernel_att, kernel_conv, st
     assert out.shape == (2, heads * d, -(-h // stride), -(-w // stride))
     assert (out - expected).abs().max() <= 1e-10 * expected.abs().max().clamp(min=1)
     for name, wanted in expected_grads.items():
-        if (
-            name == "position_bias"
-        ):  # cancels in the softmax: rounding noise in the reference, exactly zero in the layer
+        if name == "position_bias":  # cancels in the softmax: noise in the reference, zero in the layer
             assert wanted.abs().max() < 1e-10 and (grads[name] == 0).all()
         else:
             assert (grads[name] - wanted).abs().max() <= 1e-10 * wanted.abs().max().clamp(min=1), name
@@ -329,7 +327,7 @@ def test_deterministic_algorithms():
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("train", [False, True])
 def test_compiled_layer_is_one_operator(stride, train):
-    """One graph serves all sizes, because the backend is chosen inside the operator. The gradient is a second operator."""
+    """One graph serves all sizes, because the backend is chosen inside the operator."""
     layer = ACmix2d(8, 12, stride=stride)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
