@@ -462,7 +462,7 @@ def test_record_is_plain(run: Path, pictures: Path) -> None:
         (["data", "x", "--label", "y"], "unknown option --label; did you mean --label_column?"),
         (["list", "--pre"], "unknown option --pre; did you mean --pretrained?"),
         (["export", "x", "y", "--no"], "unknown option --no; did you mean --no-ema?"),
-        (["plan", "x", "--gp", "1"], "unknown option --gp; did you mean --gpus or --gpu?"),
+        (["plan", "x", "--gp", "1"], "unknown option --gp; did you mean --gpus or --gpu or --gpus-per-node?"),
         (["bench", "acmix_resnet_pico", "--rep", "1"], "unknown option --rep; did you mean --repeats?"),
     ],
     ids=lambda value: " ".join(value[:3:2]) if isinstance(value, list) else "",
