@@ -150,7 +150,7 @@ def test_predict_and_classify_agree(run: Path, pictures: Path, capsys: pytest.Ca
         assert second[1] <= probability
     out, error = capsys.readouterr()
     assert out.splitlines()[0] == predicted[0]["path"] and out.splitlines()[1].endswith(f" %  {predicted[0]['class']}")
-    assert "knows 3 classes (class0, class1, class2); every picture is assigned to one" in error
+    assert "knows 3 classes (class0, class1, class2); every image is assigned to one of them" in error
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_classify_names_what_it_skips(
 
     (tmp_path / "empty").mkdir()
     given = [phone / "a.heic", phone / "c.svg", tmp_path / "no.png", tmp_path / "empty"]
-    words = ["4 of the given pictures", "For .heic files: to read them, `pip install pillow-heif`", "no.png does not"]
+    words = ["4 of the given images", "For .heic files: to read them, `pip install pillow-heif`", "no.png does not"]
     fails(["classify", weights, *map(str, given), picture, "--top=1"], capsys, *words, "empty contains no pictures")
     assert main(["classify", weights, str(phone / "a.heic"), picture, "--top=1"]) == 1
     out, error = capsys.readouterr()

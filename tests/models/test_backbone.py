@@ -56,6 +56,22 @@ def test_attributes(network: nn.Module) -> None:
     assert network.get_classifier() is network.get_submodule(cfg["classifier"])
 
 
+UNDECAYED = {
+    "acmix_resnet_pico": ("alpha", "beta"),
+    "acmix_swin_pico": ("alpha", "beta", "relative_position_bias_table"),
+    "acmix_san_pico": ("alpha", "beta"),
+    "acmix_pvt_pico": ("alpha", "beta", "pos_embed1", "pos_embed2", "cls_token"),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_parameters_without_weight_decay(name: str) -> None:
+    network = create_model(name)
+    names = network.no_weight_decay()
+    assert {key.rpartition(".")[2] for key in names} == set(UNDECAYED[name])
+    assert names == {key for key, _ in network.named_parameters() if key.endswith(UNDECAYED[name])}
+
+
 def test_forward_is_features_and_head(network: nn.Module) -> None:
     x = torch.randn(2, 3, 32, 32)
     network.eval()
