@@ -53,7 +53,7 @@ _FOOT = """
 MODEL is the name of a network or of weights (see `acmix-zoo list --pretrained`), a weight folder, a run folder, a
 checkpoint or an ORG/NAME on the Hugging Face Hub. RUN is the run folder of a `fit`.
 
-`acmix-zoo COMMAND --help` shows the options of a command, with an example."""
+`acmix-zoo COMMAND --help` shows the options of a command."""
 
 
 def overview() -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 
 import timm
-import torch
 
+from acmix_zoo import models
 from acmix_zoo.cli.columns import print_columns
 from acmix_zoo.cli.parser import Parser
-from acmix_zoo.layers.complexity import complexity, human
+from acmix_zoo.layers.complexity import human
 from acmix_zoo.models.published import is_reconstruction, published
-from acmix_zoo.weights import create_model, list_models, read_config
+from acmix_zoo.weights import list_models, read_config
 from acmix_zoo.weights.names import list_tags
 from acmix_zoo.weights.official import is_official, official_record
 from acmix_zoo.weights.shipped import shipped_folder
@@ -36,19 +37,24 @@ def list_networks(arguments: Sequence[str]) -> None:
         )
     heads = {True: ("top-1", "from"), False: ("published", "top-1, published", "weights here")}[options.pretrained]
     rows: list[tuple[str, ...]] = [("name", "parameters", "MACs", "input", *heads)]
+    costs = network_costs()
     for name in names:
-        with torch.device("meta"):  # which allocates no memory
-            cost = complexity(create_model(name))
-        size = "×".join(map(str, cost.input_size))
+        params, macs, size = costs[name.partition(".")[0]]
         rest = (
             _accuracy_and_origin(name)
             if options.pretrained
             else (*_published(name), ", ".join(list_tags(name)) or "none")
         )
-        rows.append((name, f"{cost.params:,}", human(cost.macs), size, *rest))
+        rows.append((name, f"{params:,}", human(macs), size, *rest))
     print_columns(rows)
     if not options.pretrained and any(map(is_reconstruction, names)):
         print("* a reconstruction: only its costs and its score were published; docs/reconstructions.md")
+
+
+def network_costs() -> dict[str, tuple[int, int, str]]:
+    """Return the parameters, MACs and input size of every network, as counted by tools/count_costs.py."""
+    with (Path(models.__file__).parent / "costs.csv").open(newline="", encoding="utf-8") as file:
+        return {row["name"]: (int(row["params"]), int(row["macs"]), row["input"]) for row in csv.DictReader(file)}
 
 
 def _published(name: str) -> tuple[str, str]:

@@ -59,6 +59,8 @@ class _SaveConfig(SaveConfigCallback):
 class _Parser(Parser, LightningArgumentParser):
     """Lightning's parser with our short errors."""
 
+    help_option = "--help-all"
+
 
 class TrainingCLI(LightningCLI):
     """`acmix-zoo fit|validate|test|predict`.

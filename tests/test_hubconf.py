@@ -1,4 +1,4 @@
-"""torch.hub: from a clone, from its cache folder, and through its own download code from a zip of what is tracked."""
+"""hubconf.py: loading from a clone, from torch.hub's cache folder, and through its download code from a zip."""
 
 import inspect
 import json
@@ -21,7 +21,7 @@ import acmix_zoo
 from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.weights import write_folder
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 local = partial(torch.hub.load, str(ROOT), source="local")
 
 
