@@ -17,6 +17,7 @@ from torch import Tensor
 from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.local_attention import local_attention
 from acmix_zoo.ops.plan import forced_form, keeps_projections, plan_layer, use_form
+from acmix_zoo.ops.projection import project, project_backward
 from acmix_zoo.ops.shift_conv import grouped_conv
 from acmix_zoo.ops.tracing import is_exporting, unflatten
 
@@ -53,11 +54,6 @@ def acmix(
     if plan.keep == "all" or (plan.images >= x.shape[0] and not torch.is_grad_enabled()):
         return mix_projected(geometry, x, weight, bias, *mixing)
     return _Chunked.apply(plan.images, plan.keep == "projections", geometry, x, weight, bias, *mixing)[0]  # type: ignore[no-any-return]
-
-
-def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(B, C, H, W) → (B, H, W, 3·out)."""
-    return F.linear(x.permute(0, 2, 3, 1), weight, bias)
 
 
 def mix_projected(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, *mixing: Tensor | None) -> Tensor:
@@ -178,11 +174,11 @@ def chunked_backward(
         with torch.enable_grad():
             out = mix(projections, leaves, g)
         found = torch.autograd.grad(out, [projections, *sought], grad[rows])
-        d_projections = found[0].flatten(0, 2)  # (images·H·W, 3·out)
-        if wanted[0]:
-            d_x[rows] = (d_projections @ weight).view(*projections.shape[:3], x.shape[1]).permute(0, 3, 1, 2)
-        d_weight += d_projections.T @ part.permute(0, 2, 3, 1).flatten(0, 2)
-        d_bias += d_projections.sum(0, dtype=d_bias.dtype)
+        d_part, d_weight_part = project_backward(found[0], part, weight, wanted[0])
+        if d_part is not None:
+            d_x[rows] = d_part
+        d_weight += d_weight_part
+        d_bias += found[0].flatten(0, 2).sum(0, dtype=d_bias.dtype)
         for total, more in zip(d_sought, found[1:], strict=True):
             total += more
     sums = iter(total.to(t.dtype) for total, t in zip(d_sought, sought, strict=True))

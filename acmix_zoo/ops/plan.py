@@ -7,6 +7,7 @@ ACMIX_FORM=tiles, forces a form.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+
+from acmix_zoo.ops.projection import explain_projection
 
 FORMS = ("reference", "global", "tiles", "offset")
 
@@ -187,9 +190,10 @@ def explain_plan(
         channels, kernel, stride, dilation: of the layer: out_channels, kernel_att, stride, dilation.
         itemsize: bytes of an element; device: "cpu", "cuda", ….
 
-    >>> print(explain_plan((8, 512, 7, 7), 512))
+    >>> print(explain_plan((8, 512, 7, 7), 512))  # doctest: +ELLIPSIS
     attention: global: the map has at most 256 positions
     batch: 8 of 8 images at a time: the batch takes 4.6 MiB, within 16
+    projection: ...
     """
     window = (kernel, stride, dilation)
     attention = plan_attention(shape[2], shape[3], *window, device=device)
@@ -199,7 +203,10 @@ def explain_plan(
         what += f", {attention.tile[0]}×{attention.tile[1]} queries a tile with {keys[0]}×{keys[1]} keys"
         what += f" ({keys[0] * keys[1] / kernel**2:.1f} for each that counts)"
     layer = plan_layer(shape, channels, *window, itemsize=itemsize, device=device)
+    images = min(layer.images, shape[0])
+    projection = explain_projection(math.prod((images, *shape[1:])) * 3 * channels, device)
     return (
         f"attention: {what}: {attention.why}\n"
-        f"batch: {min(layer.images, shape[0])} of {shape[0]} images at a time: {layer.why}"
+        f"batch: {images} of {shape[0]} images at a time: {layer.why}\n"
+        f"projection: {projection}"
     )

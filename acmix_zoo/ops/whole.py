@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acmix_zoo.ops.acmix import Geometry, acmix, chunked_backward, mix, mix_projected, project
+from acmix_zoo.ops.acmix import Geometry, acmix, chunked_backward, mix, mix_projected
 from acmix_zoo.ops.derivatives import needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.plan import plan_layer
+from acmix_zoo.ops.projection import project
 
 _TENSORS = "Tensor x, Tensor weight, Tensor? bias, Tensor? pe, Tensor? fc, Tensor? shift, Tensor? alpha, Tensor? offset"
 _NUMBERS = "int heads, int kernel, int stride, int dilation"
