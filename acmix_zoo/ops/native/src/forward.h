@@ -1,0 +1,327 @@
+// The forward pass of the whole layer: project some rows, then attend and convolve what they complete.
+//
+// An image's projections live in a ring of rows. It holds what a pair of output rows sees, plus the rows of one matrix
+// product, and stays in the level-2 cache:
+//
+//     row of the image   0 1 2 3 4 5 6 7 8 9 10 11 …
+//     ring               [ seen by output rows 2, 3 ]          row r lies at r mod size
+//                              next product: [10 11]
+//
+// With enough images each thread takes whole images. Otherwise the threads share the rows of one image at a time, with a
+// larger ring so that they seldom wait for each other.
+#pragma once
+
+#include "attention.h"
+#include "convolution.h"
+#include "product.h"
+
+namespace {
+
+constexpr int64_t OUT_ROWS = 2;                      // output rows of one task
+constexpr int64_t SHARED_RING = (16 << 20) / 4;      // floats that the ring may take if threads share an image
+constexpr float LOG2_E = 1.4426950408889634f;
+
+struct Forward {
+  const Layer& l;
+  Layout s;
+  int64_t rows, cols, outputs;  // of the output
+  int64_t att_reach, conv_reach, reach;
+  const float *weight, *bias, *kernels, *zeros;
+  const int64_t* columns;  // offset of the pixel at column i − att_reach, reflected
+
+  explicit Forward(const Layer& layer) : l(layer), s(layout_of(layer, PANEL)) {
+    rows = (l.height - 1) / l.stride + 1;
+    cols = (l.width - 1) / l.stride + 1;
+    outputs = l.heads * l.head_width;
+    att_reach = l.positions ? l.kernel / 2 * l.dilation : 0;
+    conv_reach = l.kernels ? l.conv_kernel / 2 * l.dilation : 0;
+    reach = max(att_reach, conv_reach);
+  }
+};
+
+INLINE int64_t column_count(const Forward& f) {
+  return (f.cols + QUERIES) * f.l.stride + 2 * f.att_reach + 1;
+}
+
+// The fourth plane: k − position, for all heads.
+void subtract_positions(const Forward& f, const float* positions, int64_t pixels, float* to) {
+  const Layout& s = f.s;
+  const int64_t d = f.l.head_width;
+  for (int64_t i = 0; i < pixels; i++, to += s.pixel, positions += d) {
+    const float *k = to + s.plane, *p = positions;
+    float* keys = to + 3 * s.plane;
+    float last[4] = {0, 0, 0, 0};  // what is left of a width that is not a multiple of four
+    for (int64_t c = 0; c < d % 4; c++) last[c] = p[d / 4 * 4 + c];
+    for (int64_t g = 0; g < s.plane; g += s.group)
+      for (int64_t c = 0; c < s.group; c += 4 * HEADS) {
+        const float* four = c + 4 * HEADS <= 4 * d ? p + c / HEADS : last;
+#pragma GCC unroll 4
+        for (int i4 = 0; i4 < QUAD; i4++) {
+          // A vector holds LANES / 4 of the four channels; the last load must not leave `four`.
+#if LANES == 16
+          const Vec position = spread_channels(four);
+#else
+          float own[4] = {0, 0, 0, 0};
+          for (int j = 0; j < LANES / HEADS; j++) own[j] = four[i4 * (LANES / HEADS) + j];
+          const Vec position = spread_channels(own);
+#endif
+          const int64_t at = g + c + i4 * LANES;
+          store(keys + at, load(k + at) - position);
+        }
+      }
+  }
+}
+
+// Attention of `count` output rows from row y on: → attention[row][column][outputs].
+template <int K, int S>
+void attend_rows(const Forward& f, const float* const* row, int64_t y, int64_t count, float* attention, Vec* logits,
+                 const float** window_rows) {
+  const Layer& l = f.l;
+  const int64_t kernel = K ? K : l.kernel, stride = S ? S : l.stride;
+  const float scale = LOG2_E / __builtin_sqrtf((float)l.head_width);
+  for (int64_t r = 0; r < count; r++) {
+    const int64_t centre = (y + r) * stride;
+    for (int64_t j = 0; j < kernel; j++)
+      window_rows[j] = row[reflect(centre + j * l.dilation - f.att_reach, l.height)];
+    for (int64_t block = 0; block < f.cols; block += QUERIES) {
+      // The last block starts earlier, so that it is full; a map narrower than a block repeats its last query.
+      const int64_t x = max(0, min(block, f.cols - QUERIES));
+      const Window w{window_rows, f.columns + x * stride, kernel, stride, l.dilation};
+      for (int64_t g = 0; g < f.s.groups; g++) {
+        const float* q[QUERIES];
+        float* out[QUERIES];
+        for (int64_t i = 0; i < QUERIES; i++) {
+          const int64_t at = min(x + i, f.cols - 1);
+          q[i] = row[centre] + at * stride * f.s.pixel + g * f.s.group;
+          out[i] = attention + (r * f.cols + at) * f.outputs + g * HEADS * l.head_width;
+        }
+        attend<K, S>(q, w, f.s, g, l.heads - g * HEADS, l.head_width, scale, logits, out,
+                     min(QUERIES, f.cols));
+      }
+    }
+  }
+}
+
+void attend_rows_any(const Forward& f, const float* const* row, int64_t y, int64_t count, float* attention, Vec* logits,
+                     const float** window_rows) {
+  const Layer& l = f.l;
+  if (l.dilation == 1 && l.kernel == 7 && l.stride == 1)
+    return attend_rows<7, 1>(f, row, y, count, attention, logits, window_rows);
+  if (l.dilation == 1 && l.kernel == 7 && l.stride == 2)
+    return attend_rows<7, 2>(f, row, y, count, attention, logits, window_rows);
+  if (l.dilation == 1 && l.kernel == 3 && l.stride == 1)
+    return attend_rows<3, 1>(f, row, y, count, attention, logits, window_rows);
+  attend_rows<0, 0>(f, row, y, count, attention, logits, window_rows);
+}
+
+// One vector of sums of one pixel → out, by channel ordered (head_width, heads): alpha · attention + sum + offset.
+INLINE void finish_vector(const Forward& f, int64_t vector, Vec sum, const float* attention, float* out) {
+  const Layer& l = f.l;
+  const int64_t group = vector * LANES / f.s.group, first = vector * LANES % f.s.group / HEADS;
+  if (l.heads == HEADS && (first + LANES / HEADS) <= l.head_width) {
+    const int64_t c = first * HEADS;
+    if (l.offset) sum = sum + load(l.offset + c);
+    if (attention) sum = (l.alpha ? load(l.alpha + c) : splat(1.f)) * load(attention + c) + sum;
+    return store(out + c, sum);
+  }
+  for (int64_t lane = 0; lane < LANES; lane++) {
+    const int64_t channel = first + lane / HEADS, head = group * HEADS + lane % HEADS;
+    if (channel >= l.head_width || head >= l.heads) continue;
+    const int64_t c = channel * l.heads + head;
+    float v = sum[lane];
+    if (l.offset) v += l.offset[c];
+    if (attention) v = (l.alpha ? l.alpha[c] : 1.f) * attention[c] + v;
+    out[c] = v;
+  }
+}
+
+// Convolution of `count` ≤ R output rows from row y on, added to alpha · attention.
+template <int R, int S>
+void convolve_rows_3x3(const Forward& f, const float* const* row, int64_t y, const float* attention, float* out) {
+  const Layer& l = f.l;
+  const int64_t kernels = 3 * f.s.groups * HEADS * 9 * LANES;
+  for (int64_t x = 0; x < f.cols; x += PIXELS) {
+    const int64_t pixels = min(PIXELS, f.cols - x);
+    Patch in;
+    for (int64_t r = 0; r < (R - 1) * S + 3; r++)
+      for (int64_t c = 0; c < (pixels - 1) * S + 3; c++) {
+        const int64_t iy = y * S + r - 1, ix = x * S + c - 1;
+        const bool inside = iy >= 0 && iy < l.height && ix >= 0 && ix < l.width;
+        in.pixel[r][c] = inside ? row[iy] + ix * f.s.pixel : f.zeros;
+      }
+    for (int64_t vector = 0; vector < f.s.plane / LANES; vector++) {
+      Vec sum[R * PIXELS];
+      convolve_pixels<R, S>(pixels, in, f.s, vector * LANES % f.s.group, f.kernels + vector * kernels, sum);
+      for (int64_t r = 0; r < R; r++)
+        for (int64_t p = 0; p < pixels; p++) {
+          const int64_t at = (r * f.cols + x + p) * f.outputs;
+          finish_vector(f, vector, sum[r * pixels + p], attention ? attention + at : nullptr, out + at);
+        }
+    }
+  }
+}
+
+void convolve_row_any(const Forward& f, const float* const* row, int64_t y, const float* attention, float* out) {
+  const Layer& l = f.l;
+  const int64_t k = l.conv_kernel, taps = k * k, kernels = 3 * f.s.groups * HEADS * taps * LANES;
+  Buffer pointers(floats_of<float*>(taps * PIXELS_ANY));
+  const float** pixel = (const float**)pointers.data;
+  for (int64_t x = 0; x < f.cols; x += PIXELS_ANY) {
+    for (int64_t t = 0; t < taps; t++)
+      for (int64_t p = 0; p < PIXELS_ANY; p++) {
+        const int64_t iy = y * l.stride + t / k * l.dilation - f.conv_reach;
+        const int64_t ix = (x + p) * l.stride + t % k * l.dilation - f.conv_reach;
+        const bool inside = iy >= 0 && iy < l.height && ix >= 0 && ix < l.width;
+        pixel[t * PIXELS_ANY + p] = inside ? row[iy] + ix * f.s.pixel : f.zeros;
+      }
+    for (int64_t vector = 0; vector < f.s.plane / LANES; vector++) {
+      Vec sum[PIXELS_ANY];
+      convolve_any(pixel, taps, f.s, vector * LANES % f.s.group, f.kernels + vector * kernels, sum);
+      for (int64_t p = 0; p < min(PIXELS_ANY, f.cols - x); p++)
+        finish_vector(f, vector, sum[p], attention ? attention + (x + p) * f.outputs : nullptr, out + (x + p) * f.outputs);
+    }
+  }
+}
+
+void convolve_rows(const Forward& f, const float* const* row, int64_t y, int64_t count, const float* attention, float* out) {
+  const Layer& l = f.l;
+  const bool fast = l.conv_kernel == 3 && l.dilation == 1 && l.stride <= 2;
+  for (int64_t r = 0; r < count;) {
+    const int64_t at = r * f.cols * f.outputs;
+    const float* a = attention ? attention + at : nullptr;
+    if (fast && CONV_ROWS == 2 && count - r >= 2) {
+      if (l.stride == 1) convolve_rows_3x3<CONV_ROWS, 1>(f, row, y + r, a, out + at);
+      else convolve_rows_3x3<CONV_ROWS, 2>(f, row, y + r, a, out + at);
+      r += 2;
+      continue;
+    }
+    if (!fast) convolve_row_any(f, row, y + r, a, out + at);
+    else if (l.stride == 1) convolve_rows_3x3<1, 1>(f, row, y + r, a, out + at);
+    else convolve_rows_3x3<1, 2>(f, row, y + r, a, out + at);
+    r += 1;
+  }
+}
+
+// `count` output rows from row y on. row[i]: where the projections of the image's row i lie.
+void finish_rows(const Forward& f, const float* const* row, int64_t y, int64_t count, float* out) {
+  const Layer& l = f.l;
+  out += y * f.cols * f.outputs;
+  if (!l.positions) return convolve_rows(f, row, y, count, nullptr, out);
+  const int64_t logits = l.kernel * l.kernel * LANES, pointers = floats_of<float*>(l.kernel);
+  Buffer buffer(round_up(logits + pointers, 16) + (l.kernels ? count * f.cols * f.outputs : 0));
+  float* attention = l.kernels ? buffer.data + round_up(logits + pointers, 16) : out;
+  attend_rows_any(f, row, y, count, attention, (Vec*)buffer.data, (const float**)(buffer.data + logits));
+  if (l.kernels) return convolve_rows(f, row, y, count, attention, out);
+  if (l.alpha || l.offset)  // attention alone
+    for (int64_t i = 0; i < count * f.cols; i++)
+      for (int64_t c = 0; c < f.outputs; c++) {
+        float& v = out[i * f.outputs + c];
+        v = (l.alpha ? l.alpha[c] : 1.f) * v + (l.offset ? l.offset[c] : 0.f);
+      }
+}
+
+// Rows of a matrix product, so that it has enough pixels to be efficient.
+INLINE int64_t rows_of_product(const Layer& l) {
+  const int64_t pixels = l.inputs < DEEP ? 8 * ROWS : 14 * ROWS;
+  return min(l.height, (pixels + l.width - 1) / l.width);
+}
+
+// One image by one thread, with a small ring.
+void run_image(const Forward& f, int64_t image) {
+  const Layer& l = f.l;
+  const int64_t batch_rows = rows_of_product(l), row_floats = l.width * f.s.pixel;
+  const int64_t size = min(l.height, (OUT_ROWS - 1) * l.stride + 2 * f.reach + 1 + batch_rows);
+  Buffer ring(size * row_floats), pointers(floats_of<float*>(l.height));
+  const float** row = (const float**)pointers.data;
+  for (int64_t y = 0; y < l.height; y++) row[y] = ring.data + y % size * row_floats;
+  const float* x = l.x + image * l.height * l.width * l.inputs;
+  float* out = l.out + image * f.rows * f.cols * f.outputs;
+  int64_t done = 0;
+  for (int64_t y = 0; y < f.rows; y += OUT_ROWS) {
+    const int64_t count = min(OUT_ROWS, f.rows - y);
+    const int64_t need = min(l.height, (y + count - 1) * l.stride + f.reach + 1);
+    while (done < need) {
+      const int64_t more = min(min(batch_rows, l.height - done), size - done % size);  // up to the end of the ring
+      float* to = ring.data + done % size * row_floats;
+      const float* in = x + done * l.width * l.inputs;
+      multiply(in, more * l.width, l.inputs, f.weight, f.bias, to, f.s, 0, f.s.columns);
+      if (l.positions) subtract_positions(f, l.positions + done * l.width * l.head_width, more * l.width, to);
+      done += more;
+    }
+    finish_rows(f, row, y, count, out);
+  }
+}
+
+// One image by all threads, with a large ring: project a slab of rows, wait, finish what it completes, wait.
+void share_image(const Forward& f, int64_t image) {
+  const Layer& l = f.l;
+  const int64_t row_floats = l.width * f.s.pixel;
+  const int64_t seen = (OUT_ROWS - 1) * l.stride + 2 * f.reach + 1;
+  const int64_t size = min(l.height, max(2 * seen, SHARED_RING / row_floats));
+  Buffer ring(size * row_floats), pointers(floats_of<float*>(l.height));
+  const float** row = (const float**)pointers.data;
+  for (int64_t y = 0; y < l.height; y++) row[y] = ring.data + y % size * row_floats;
+  const float* x = l.x + image * l.height * l.width * l.inputs;
+  float* out = l.out + image * f.rows * f.cols * f.outputs;
+  // A task of the product: some pixels of one row if they are many, else some panels of all of them.
+  const bool by_rows = l.inputs < DEEP;
+  int64_t done = 0, y = 0;
+  while (y < f.rows) {
+    // The rows from the first one that output row y sees may not be overwritten.
+    const int64_t from = max(0, y * l.stride - f.reach);
+    const int64_t until = size == l.height ? l.height : min(l.height, from + size);
+    while (done < until) {
+      const int64_t more = min(until - done, size - done % size);
+      float* to = ring.data + done % size * row_floats;
+      const float* in = x + done * l.width * l.inputs;
+      const int64_t block = 8 * ROWS, pixels = more * l.width, panels = f.s.columns / PANEL;
+      auto keys = [&](int64_t first, int64_t count) {
+        if (l.positions)
+          subtract_positions(f, l.positions + (done * l.width + first) * l.head_width, count, to + first * f.s.pixel);
+      };
+      if (by_rows) {
+        share(l, (pixels + block - 1) / block, [&](int64_t task) {
+          const int64_t first = task * block, count = min(block, pixels - first);
+          multiply(in + first * l.inputs, count, l.inputs, f.weight, f.bias, to + first * f.s.pixel, f.s, 0, f.s.columns);
+          keys(first, count);
+        });
+      } else {
+        share(l, panels, [&](int64_t task) {
+          multiply(in, pixels, l.inputs, f.weight, f.bias, to, f.s, task * PANEL, (task + 1) * PANEL);
+        });
+        share(l, (pixels + block - 1) / block, [&](int64_t task) { keys(task * block, min(block, pixels - task * block)); });
+      }
+      done += more;
+    }
+    // Output rows whose windows are complete.
+    const int64_t end = done == l.height ? f.rows : (done - f.reach - 1) / l.stride + 1;
+    share(l, (end - y + OUT_ROWS - 1) / OUT_ROWS, [&](int64_t task) {
+      const int64_t first = y + task * OUT_ROWS;
+      finish_rows(f, row, first, min(OUT_ROWS, end - first), out);
+    });
+    y = end;
+  }
+}
+
+void forward(const Layer& l) {
+  Forward f(l);
+  const int64_t kernels = l.kernels ? packed_kernels(l, f.s) : 0, columns = l.positions ? column_count(f) : 0;
+  Buffer packed(f.s.columns * (l.inputs + 1) + kernels + f.s.pixel);
+  Buffer offsets(floats_of<int64_t>(columns));
+  float* next = packed.data;
+  auto take = [&](int64_t floats) { float* p = next; next += floats; return p; };
+  float *weight = take(f.s.columns * l.inputs), *bias = take(f.s.columns), *packed_kernel = take(kernels);
+  float* zeros = take(f.s.pixel);
+  pack_weights(l, f.s, weight, bias);
+  if (l.kernels) pack_kernels(l, f.s, packed_kernel);
+  for (int64_t i = 0; i < f.s.pixel; i++) zeros[i] = 0;
+  int64_t* column = (int64_t*)offsets.data;
+  for (int64_t i = 0; i < columns; i++) column[i] = reflect(i - f.att_reach, l.width) * f.s.pixel;
+  f.weight = weight, f.bias = bias, f.kernels = packed_kernel, f.zeros = zeros, f.columns = column;
+  if (l.threads > 1 && l.parallel && l.batch % l.threads && l.batch < 4 * l.threads)
+    for (int64_t image = 0; image < l.batch; image++) share_image(f, image);
+  else
+    share(l, l.batch, [&](int64_t image) { run_image(f, image); });
+}
+
+}  // namespace
