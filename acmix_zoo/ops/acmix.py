@@ -16,6 +16,7 @@ from torch import Tensor
 
 from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.local_attention import local_attention
+from acmix_zoo.ops.native.layer import refusal
 from acmix_zoo.ops.plan import forced_form, keeps_projections, plan_layer, use_form
 from acmix_zoo.ops.projection import project, project_backward
 from acmix_zoo.ops.shift_conv import grouped_conv
@@ -46,7 +47,8 @@ def acmix(
     """
     if is_exporting() or is_transformed(x, weight, bias, *mixing):
         return mix_projected(geometry, x, weight, bias, *mixing)
-    if torch.compiler.is_compiling() and x.device.type == "cpu":
+    compiled = torch.compiler.is_compiling() and x.device.type == "cpu"
+    if compiled or (not torch.is_grad_enabled() and runs_native(x, weight, bias, mixing, geometry)):
         keep = torch.is_grad_enabled() and keeps_projections(x.shape[1])
         return torch.ops.acmix_zoo.acmix(x, weight, bias, *mixing, *geometry, keep)[0]  # type: ignore[no-any-return]
     window = geometry[1:]
@@ -54,6 +56,13 @@ def acmix(
     if plan.keep == "all" or (plan.images >= x.shape[0] and not torch.is_grad_enabled()):
         return mix_projected(geometry, x, weight, bias, *mixing)
     return _Chunked.apply(plan.images, plan.keep == "projections", geometry, x, weight, bias, *mixing)[0]  # type: ignore[no-any-return]
+
+
+def runs_native(
+    x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Sequence[Tensor | None], geometry: Geometry
+) -> bool:
+    """Return whether the C++ library runs `acmix` of these arguments: no other form is forced, and it takes them."""
+    return forced_form() in (None, "native") and refusal(x, weight, bias, mixing, geometry.heads) is None
 
 
 def mix_projected(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, *mixing: Tensor | None) -> Tensor:

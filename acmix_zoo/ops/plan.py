@@ -19,7 +19,7 @@ import torch
 
 from acmix_zoo.ops.projection import explain_projection
 
-FORMS = ("reference", "global", "tiles", "offset")
+FORMS = ("reference", "global", "tiles", "offset", "native")
 
 # Positions of a map up to which each query may as well see all of them: at 16², tiles would see 196 keys of the 256,
 # and pay for gathering them.
@@ -44,7 +44,8 @@ def use_form(form: str | None) -> Iterator[None]:
     """Force a form of the operator, one of `FORMS`, for every layer that runs within this context; None forces nothing.
 
     "reference" runs attention and convolution as printed in the paper, by plain operators that also have second
-    derivatives; the others are the fast forms of the attention.
+    derivatives. "native" runs the whole layer in C++ where that is possible, and is the default there. The others are
+    the fast forms of the attention in PyTorch's operators.
 
     It only affects the calling thread or asyncio task. A backward pass outside the context uses the form of its forward
     pass. Gradient checkpointing on a GPU is an exception: autograd runs the backward pass in its own threads, where
@@ -91,7 +92,7 @@ def plan_attention(
 ) -> AttentionPlan:
     """The form for a map of (h, w)."""
     form, why = forced_form(), "use_form or ACMIX_FORM asks for it"
-    if form is None:
+    if form in (None, "native"):  # "native" is a form of the whole layer; here, it could not run
         small = h * w <= _GLOBAL_UP_TO
         form = "global" if small else "tiles"
         why = f"the map has {'at most' if small else 'more than'} {_GLOBAL_UP_TO} positions"

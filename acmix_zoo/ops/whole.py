@@ -1,5 +1,7 @@
-"""The layer as one operator of a compiled graph, on a CPU, with its gradient as another.
+"""The layer as one operator on a CPU, with its gradient as another.
 
+The native library is always called through it, so that compilers, FLOP counters and other dispatch modes see an
+operator. Without the library it serves compiled graphs.
 A compiler has nothing to add to it there: traced, it loses the chunks that stay in the cache, took 1.2 times as long
 for inference and 1.7 times for training, and minutes to compile at symbolic sizes. On other devices and for export the
 layer is traced operator by operator.
@@ -15,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acmix_zoo.ops.acmix import Geometry, acmix, chunked_backward, mix, mix_projected
+from acmix_zoo.ops.acmix import Geometry, acmix, chunked_backward, mix, mix_projected, runs_native
 from acmix_zoo.ops.derivatives import needs_plain_gradients, plain_gradients
+from acmix_zoo.ops.native import layer as native
 from acmix_zoo.ops.plan import plan_layer
 from acmix_zoo.ops.projection import project
 
@@ -40,7 +43,9 @@ def _images(x: Tensor, weight: Tensor, g: Geometry) -> int:
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     mixing, g, keep = rest[:5], Geometry(*rest[5:9]), rest[9]
     with torch.no_grad():
-        if keep:
+        if runs_native(x, weight, bias, mixing, g):
+            kept, out = x.new_empty(0), native.forward(x, weight, bias, mixing, g)
+        elif keep:
             kept = project(x, weight, bias)  # (B, H, W, 3·out)
             out = torch.cat([mix(part, mixing, g) for part in kept.split(_images(x, weight, g))])
         else:

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acmix_zoo.ops.native.library import Layer, library, parallel
 
@@ -21,6 +21,8 @@ def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Sequence[Ten
     """
     tensors = [t for t in (x, weight, bias, *mixing) if t is not None]
     for t in tensors:
+        if type(t) not in (Tensor, nn.Parameter):  # a subclass has its own idea of what its operators are
+            return f"it takes plain tensors; this is a {type(t).__name__}"
         if t.device.type != "cpu":
             return f"it runs on a CPU only; this is {t.device.type}"
         if t.dtype != torch.float32:

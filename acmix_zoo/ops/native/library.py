@@ -89,6 +89,8 @@ def parallel() -> int | None:
     threads of its own, which PyTorch's setting of the number of threads does not affect.
     """
     try:
-        return ctypes.cast(CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel, c_void_p).value
+        return ctypes.cast(
+            CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel, c_void_p
+        ).value
     except (OSError, AttributeError):  # another platform, or a PyTorch without OpenMP
         return None

@@ -43,6 +43,14 @@ INLINE int64_t column_count(const Forward& f) {
   return (f.cols + QUERIES) * f.l.stride + 2 * f.att_reach + 1;
 }
 
+template <int I>
+INLINE void subtract_quad(const float* k, const float* four, float* keys) {
+  if constexpr (I < QUAD) {
+    store(keys + I * LANES, load(k + I * LANES) - spread_channels<I>(four));
+    subtract_quad<I + 1>(k, four, keys);
+  }
+}
+
 // The fourth plane: k − position, for all heads.
 void subtract_positions(const Forward& f, const float* positions, int64_t pixels, float* to) {
   const Layout& s = f.s;
@@ -53,22 +61,8 @@ void subtract_positions(const Forward& f, const float* positions, int64_t pixels
     float last[4] = {0, 0, 0, 0};  // what is left of a width that is not a multiple of four
     for (int64_t c = 0; c < d % 4; c++) last[c] = p[d / 4 * 4 + c];
     for (int64_t g = 0; g < s.plane; g += s.group)
-      for (int64_t c = 0; c < s.group; c += 4 * HEADS) {
-        const float* four = c + 4 * HEADS <= 4 * d ? p + c / HEADS : last;
-#pragma GCC unroll 4
-        for (int i4 = 0; i4 < QUAD; i4++) {
-          // A vector holds LANES / 4 of the four channels; the last load must not leave `four`.
-#if LANES == 16
-          const Vec position = spread_channels(four);
-#else
-          float own[4] = {0, 0, 0, 0};
-          for (int j = 0; j < LANES / HEADS; j++) own[j] = four[i4 * (LANES / HEADS) + j];
-          const Vec position = spread_channels(own);
-#endif
-          const int64_t at = g + c + i4 * LANES;
-          store(keys + at, load(k + at) - position);
-        }
-      }
+      for (int64_t c = 0; c < s.group; c += 4 * HEADS)
+        subtract_quad<0>(k + g + c, c + 4 * HEADS <= 4 * d ? p + c / HEADS : last, keys + g + c);
   }
 }
 
@@ -135,71 +129,32 @@ INLINE void finish_vector(const Forward& f, int64_t vector, Vec sum, const float
   }
 }
 
-// Convolution of `count` ≤ R output rows from row y on, added to alpha · attention.
-template <int R, int S>
-void convolve_rows_3x3(const Forward& f, const float* const* row, int64_t y, const float* attention, float* out) {
-  const Layer& l = f.l;
-  const int64_t kernels = 3 * f.s.groups * HEADS * 9 * LANES;
-  for (int64_t x = 0; x < f.cols; x += PIXELS) {
-    const int64_t pixels = min(PIXELS, f.cols - x);
-    Patch in;
-    for (int64_t r = 0; r < (R - 1) * S + 3; r++)
-      for (int64_t c = 0; c < (pixels - 1) * S + 3; c++) {
-        const int64_t iy = y * S + r - 1, ix = x * S + c - 1;
-        const bool inside = iy >= 0 && iy < l.height && ix >= 0 && ix < l.width;
-        in.pixel[r][c] = inside ? row[iy] + ix * f.s.pixel : f.zeros;
-      }
-    for (int64_t vector = 0; vector < f.s.plane / LANES; vector++) {
-      Vec sum[R * PIXELS];
-      convolve_pixels<R, S>(pixels, in, f.s, vector * LANES % f.s.group, f.kernels + vector * kernels, sum);
-      for (int64_t r = 0; r < R; r++)
-        for (int64_t p = 0; p < pixels; p++) {
-          const int64_t at = (r * f.cols + x + p) * f.outputs;
-          finish_vector(f, vector, sum[r * pixels + p], attention ? attention + at : nullptr, out + at);
-        }
-    }
-  }
-}
-
-void convolve_row_any(const Forward& f, const float* const* row, int64_t y, const float* attention, float* out) {
-  const Layer& l = f.l;
-  const int64_t k = l.conv_kernel, taps = k * k, kernels = 3 * f.s.groups * HEADS * taps * LANES;
-  Buffer pointers(floats_of<float*>(taps * PIXELS_ANY));
-  const float** pixel = (const float**)pointers.data;
-  for (int64_t x = 0; x < f.cols; x += PIXELS_ANY) {
-    for (int64_t t = 0; t < taps; t++)
-      for (int64_t p = 0; p < PIXELS_ANY; p++) {
-        const int64_t iy = y * l.stride + t / k * l.dilation - f.conv_reach;
-        const int64_t ix = (x + p) * l.stride + t % k * l.dilation - f.conv_reach;
-        const bool inside = iy >= 0 && iy < l.height && ix >= 0 && ix < l.width;
-        pixel[t * PIXELS_ANY + p] = inside ? row[iy] + ix * f.s.pixel : f.zeros;
-      }
-    for (int64_t vector = 0; vector < f.s.plane / LANES; vector++) {
-      Vec sum[PIXELS_ANY];
-      convolve_any(pixel, taps, f.s, vector * LANES % f.s.group, f.kernels + vector * kernels, sum);
-      for (int64_t p = 0; p < min(PIXELS_ANY, f.cols - x); p++)
-        finish_vector(f, vector, sum[p], attention ? attention + (x + p) * f.outputs : nullptr, out + (x + p) * f.outputs);
-    }
-  }
-}
-
+// Convolution of `count` output rows from row y on, added to alpha · attention if there is one.
 void convolve_rows(const Forward& f, const float* const* row, int64_t y, int64_t count, const float* attention, float* out) {
   const Layer& l = f.l;
-  const bool fast = l.conv_kernel == 3 && l.dilation == 1 && l.stride <= 2;
-  for (int64_t r = 0; r < count;) {
-    const int64_t at = r * f.cols * f.outputs;
-    const float* a = attention ? attention + at : nullptr;
-    if (fast && CONV_ROWS == 2 && count - r >= 2) {
-      if (l.stride == 1) convolve_rows_3x3<CONV_ROWS, 1>(f, row, y + r, a, out + at);
-      else convolve_rows_3x3<CONV_ROWS, 2>(f, row, y + r, a, out + at);
-      r += 2;
-      continue;
+  const int64_t k = l.conv_kernel, taps = k * k, weights = 3 * f.s.groups * taps * HEADS * LANES;
+  Buffer pointers(floats_of<float*>(taps * PIXELS));
+  const float** pixel = (const float**)pointers.data;
+  for (int64_t r = 0; r < count; r++)
+    for (int64_t x = 0; x < f.cols; x += PIXELS) {
+      const int64_t pixels = min(PIXELS, f.cols - x);
+      for (int64_t t = 0; t < taps; t++)
+        for (int64_t p = 0; p < pixels; p++) {
+          const int64_t iy = (y + r) * l.stride + t / k * l.dilation - f.conv_reach;
+          const int64_t ix = (x + p) * l.stride + t % k * l.dilation - f.conv_reach;
+          const bool inside = iy >= 0 && iy < l.height && ix >= 0 && ix < l.width;
+          pixel[t * pixels + p] = inside ? row[iy] + ix * f.s.pixel : f.zeros;
+        }
+      const int64_t first = (r * f.cols + x) * f.outputs;
+      for (int64_t vector = 0; vector < f.s.plane / LANES; vector++) {
+        Vec sum[PIXELS];
+        convolve(pixels, pixel, taps, f.s, 3, vector * LANES % f.s.group, f.kernels + vector * weights, sum);
+        for (int64_t p = 0; p < pixels; p++) {
+          const int64_t at = first + p * f.outputs;
+          finish_vector(f, vector, sum[p], attention ? attention + at : nullptr, out + at);
+        }
+      }
     }
-    if (!fast) convolve_row_any(f, row, y + r, a, out + at);
-    else if (l.stride == 1) convolve_rows_3x3<1, 1>(f, row, y + r, a, out + at);
-    else convolve_rows_3x3<1, 2>(f, row, y + r, a, out + at);
-    r += 1;
-  }
 }
 
 // `count` output rows from row y on. row[i]: where the projections of the image's row i lie.
@@ -303,9 +258,16 @@ void share_image(const Forward& f, int64_t image) {
   }
 }
 
+// Of Layer::kernels, (head_width, heads, taps, {q, k, v}, heads).
+INLINE KernelStrides forward_strides(const Layer& l) {
+  const int64_t inputs = 3 * l.heads, taps = l.conv_kernel * l.conv_kernel;
+  return {l.heads * taps * inputs, taps * inputs, l.heads, 1, inputs};
+}
+
 void forward(const Layer& l) {
   Forward f(l);
-  const int64_t kernels = l.kernels ? packed_kernels(l, f.s) : 0, columns = l.positions ? column_count(f) : 0;
+  const int64_t taps = l.conv_kernel * l.conv_kernel, kernels = l.kernels ? packed_kernels(f.s, taps) : 0;
+  const int64_t columns = l.positions ? column_count(f) : 0;
   Buffer packed(f.s.columns * (l.inputs + 1) + kernels + f.s.pixel);
   Buffer offsets(floats_of<int64_t>(columns));
   float* next = packed.data;
@@ -313,7 +275,8 @@ void forward(const Layer& l) {
   float *weight = take(f.s.columns * l.inputs), *bias = take(f.s.columns), *packed_kernel = take(kernels);
   float* zeros = take(f.s.pixel);
   pack_weights(l, f.s, weight, bias);
-  if (l.kernels) pack_kernels(l, f.s, packed_kernel);
+  if (l.kernels)
+    pack_kernels(l, f.s, l.kernels, forward_strides(l), taps, packed_kernel);
   for (int64_t i = 0; i < f.s.pixel; i++) zeros[i] = 0;
   int64_t* column = (int64_t*)offsets.data;
   for (int64_t i = 0; i < columns; i++) column[i] = reflect(i - f.att_reach, l.width) * f.s.pixel;

@@ -41,7 +41,7 @@ INLINE int64_t reflect(int64_t p, int64_t size) {
 // The layout of the projections. Each pixel has four planes. Heads are cut into groups of four, the last one filled up
 // with zeros, and channels filled up to a multiple of four:
 //
-//     pixel   | q                                   | k           | v           | k − position |
+//     pixel   | q                                   | k           | v           | k − position | 16 unused |
 //     plane   | group 0        | group 1        | … |
 //     group   | c0: h0 h1 h2 h3 | c1: h0 h1 h2 h3 | …
 struct Layout {
@@ -59,7 +59,8 @@ INLINE Layout layout_of(const Layer& l, int64_t panel) {
   a.channels = round_up(l.head_width, 4);
   a.group = a.channels * HEADS;
   a.plane = a.groups * a.group;
-  a.pixel = 4 * a.plane;
+  // One cache line more: pixels that lie a multiple of 4 KiB apart would evict each other from the level-1 cache.
+  a.pixel = 4 * a.plane + 16;
   a.columns = round_up(3 * a.plane, panel);  // at most 4 planes: the fourth is written afterwards
   return a;
 }

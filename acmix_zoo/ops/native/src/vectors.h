@@ -13,6 +13,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#if LANES >= 8
+#include <immintrin.h>  // for the few operations that GCC 12 would do through memory
+#endif
 
 #ifndef LANES
 #error "compile with -DLANES=16, 8 or 4"
@@ -40,38 +43,41 @@ INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }  // b where one of the
 
 // The same four floats in each group of four lanes.
 INLINE Vec repeat4(const float* p) {
-  const Vec4 v = load4(p);
 #if LANES == 16
-  return __builtin_shufflevector(v, v, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+  return (Vec)_mm512_broadcast_f32x4(_mm_loadu_ps(p));
 #elif LANES == 8
-  return __builtin_shufflevector(v, v, 0, 1, 2, 3, 0, 1, 2, 3);
+  return (Vec)_mm256_broadcast_ps((const __m128*)p);
 #else
-  return v;
+  return load4(p);
 #endif
 }
 
-// Lane H of each group of four, in all lanes of the group: one head's value for all four heads.
-template <int H>
-INLINE Vec spread_head(Vec v) {
+// Each head's lane gets the value of head + R, modulo four.
+template <int R>
+INLINE Vec rotate_heads(Vec v) {
+  constexpr int A = R % 4, B = (R + 1) % 4, C = (R + 2) % 4, D = (R + 3) % 4;
 #if LANES == 16
-  return __builtin_shufflevector(v, v, H, H, H, H, H + 4, H + 4, H + 4, H + 4, H + 8, H + 8, H + 8, H + 8, H + 12,
-                                 H + 12, H + 12, H + 12);
+  return __builtin_shufflevector(v, v, A, B, C, D, A + 4, B + 4, C + 4, D + 4, A + 8, B + 8, C + 8, D + 8, A + 12, B + 12,
+                                 C + 12, D + 12);
 #elif LANES == 8
-  return __builtin_shufflevector(v, v, H, H, H, H, H + 4, H + 4, H + 4, H + 4);
+  return __builtin_shufflevector(v, v, A, B, C, D, A + 4, B + 4, C + 4, D + 4);
 #else
-  return __builtin_shufflevector(v, v, H, H, H, H);
+  return __builtin_shufflevector(v, v, A, B, C, D);
 #endif
 }
 
-// LANES / 4 floats, each in the four lanes of one channel: a value that all heads share. Reads four floats.
+// Of four channels at p, those of the I-th vector of a quad, each in the lanes of all four heads.
+template <int I>
 INLINE Vec spread_channels(const float* p) {
-  const Vec4 v = load4(p);
 #if LANES == 16
-  return __builtin_shufflevector(v, v, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  const Vec v = repeat4(p);
+  return __builtin_shufflevector(v, v, 0, 0, 0, 0, 5, 5, 5, 5, 10, 10, 10, 10, 15, 15, 15, 15);
 #elif LANES == 8
-  return __builtin_shufflevector(v, v, 0, 0, 0, 0, 1, 1, 1, 1);
+  const Vec v = repeat4(p);
+  constexpr int A = 2 * I, B = 5 + 2 * I;
+  return __builtin_shufflevector(v, v, A, A, A, A, B, B, B, B);
 #else
-  return __builtin_shufflevector(v, v, 0, 0, 0, 0);
+  return splat(p[I]);
 #endif
 }
 
@@ -108,14 +114,14 @@ constexpr int QUAD = 16 / LANES;
 INLINE void split_quad(const Vec* quad, Vec4* heads) {
 #if LANES == 16
   const Vec t = __builtin_shufflevector(quad[0], quad[0], 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  heads[0] = __builtin_shufflevector(t, t, 0, 1, 2, 3);
-  heads[1] = __builtin_shufflevector(t, t, 4, 5, 6, 7);
-  heads[2] = __builtin_shufflevector(t, t, 8, 9, 10, 11);
-  heads[3] = __builtin_shufflevector(t, t, 12, 13, 14, 15);
+  heads[0] = (Vec4)_mm512_castps512_ps128((__m512)t);
+  heads[1] = (Vec4)_mm512_extractf32x4_ps((__m512)t, 1);
+  heads[2] = (Vec4)_mm512_extractf32x4_ps((__m512)t, 2);
+  heads[3] = (Vec4)_mm512_extractf32x4_ps((__m512)t, 3);
 #elif LANES == 8
   for (int i = 0; i < 2; i++) {
-    heads[2 * i] = __builtin_shufflevector(quad[i], quad[i], 0, 1, 2, 3);
-    heads[2 * i + 1] = __builtin_shufflevector(quad[i], quad[i], 4, 5, 6, 7);
+    heads[2 * i] = (Vec4)_mm256_castps256_ps128((__m256)quad[i]);
+    heads[2 * i + 1] = (Vec4)_mm256_extractf128_ps((__m256)quad[i], 1);
   }
   transpose4(heads[0], heads[1], heads[2], heads[3]);
 #else
