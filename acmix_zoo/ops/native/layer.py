@@ -72,7 +72,7 @@ def forward(
 
 
 def composed(fc: Tensor | None, shift: Tensor) -> Tensor:
-    """Return the kernels of the convolution path as (out, k·k, 3·heads), see `acmix_zoo.ops.shift_conv.conv_factors`."""
+    """Return the kernels of the convolution path as (out, k·k, 3·heads), from `conv_factors`."""
     if fc is None:
         return shift.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # from (out, 3·heads, k, k); usually no copy
     return shift.flatten(2).transpose(1, 2) @ fc  # (out, k·k, k²) @ (k², 3·heads)
