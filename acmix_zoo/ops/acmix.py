@@ -7,16 +7,18 @@ kept: for the gradient, a chunk is computed again. Such a layer holds its input,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 
 from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.local_attention import local_attention
-from acmix_zoo.ops.native.layer import refusal
+from acmix_zoo.ops.native.layer import has_backward, is_available, refusal
 from acmix_zoo.ops.plan import forced_form, keeps_projections, plan_layer, use_form
 from acmix_zoo.ops.projection import project, project_backward
 from acmix_zoo.ops.shift_conv import grouped_conv
@@ -30,6 +32,14 @@ class Geometry(NamedTuple):
     kernel: int
     stride: int
     dilation: int
+
+
+class Keep(IntEnum):
+    """What `torch.ops.acmix_zoo.acmix` keeps of the projections for the gradient, and in which layout."""
+
+    NOTHING = 0
+    CALLER = 1  # (B, H, W, 3·out), as `project` returns them
+    LIBRARY = 2  # (B, H, W, …), the native library's own
 
 
 def acmix(
@@ -47,10 +57,15 @@ def acmix(
     """
     if is_exporting() or is_transformed(x, weight, bias, *mixing):
         return mix_projected(geometry, x, weight, bias, *mixing)
-    compiled = torch.compiler.is_compiling() and x.device.type == "cpu"
-    if compiled or (not torch.is_grad_enabled() and runs_native(x, weight, bias, mixing, geometry)):
-        keep = torch.is_grad_enabled() and keeps_projections(x.shape[1])
+    keeps = torch.is_grad_enabled() and keeps_projections(x.shape[1])
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
+        # The graph must not depend on the form that is in use when it runs, so the library keeps nothing in one.
+        keep = Keep.CALLER if keeps and not (x.dtype == torch.float32 and is_available()) else Keep.NOTHING
         return torch.ops.acmix_zoo.acmix(x, weight, bias, *mixing, *geometry, keep)[0]  # type: ignore[no-any-return]
+    if all(t is None or type(t) in (Tensor, Parameter) for t in (x, weight, bias, *mixing)):  # no subclass of a user's
+        if runs_native(x, weight, bias, mixing, geometry):
+            keep = Keep.LIBRARY if keeps and has_backward(mixing, [True] * 8) else Keep.NOTHING
+            return torch.ops.acmix_zoo.acmix(x, weight, bias, *mixing, *geometry, keep)[0]  # type: ignore[no-any-return]
     window = geometry[1:]
     plan = plan_layer(x.shape, len(weight) // 3, *window, itemsize=x.element_size(), device=x.device.type)
     if plan.keep == "all" or (plan.images >= x.shape[0] and not torch.is_grad_enabled()):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acmix_zoo.ops.acmix import Geometry, acmix, chunked_backward, mix, mix_projected, runs_native
+from acmix_zoo.ops.acmix import Geometry, Keep, acmix, chunked_backward, mix, mix_projected, runs_native
 from acmix_zoo.ops.derivatives import needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.native import layer as native
 from acmix_zoo.ops.plan import plan_layer
@@ -26,8 +26,8 @@ from acmix_zoo.ops.projection import project
 _TENSORS = "Tensor x, Tensor weight, Tensor? bias, Tensor? pe, Tensor? fc, Tensor? shift, Tensor? alpha, Tensor? offset"
 _NUMBERS = "int heads, int kernel, int stride, int dilation"
 # Defined by schema: `custom_op` would switch autograd off inside, which the gradient is worked out by.
-# The second result are the projections (B, H, W, 3·out), empty without `keep`.
-torch.library.define("acmix_zoo::acmix", f"({_TENSORS}, {_NUMBERS}, bool keep) -> (Tensor, Tensor)")
+# The second result are the projections in the layout that `keep` names (see `Keep`), or empty.
+torch.library.define("acmix_zoo::acmix", f"({_TENSORS}, {_NUMBERS}, int keep) -> (Tensor, Tensor)")
 torch.library.define(
     "acmix_zoo::acmix_backward", f"(Tensor grad, Tensor kept, {_TENSORS}, {_NUMBERS}, bool[] wanted) -> Tensor[]"
 )
@@ -43,9 +43,9 @@ def _images(x: Tensor, weight: Tensor, g: Geometry) -> int:
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     mixing, g, keep = rest[:5], Geometry(*rest[5:9]), rest[9]
     with torch.no_grad():
-        if runs_native(x, weight, bias, mixing, g):
-            kept, out = x.new_empty(0), native.forward(x, weight, bias, mixing, g)
-        elif keep:
+        if keep == Keep.LIBRARY or (keep == Keep.NOTHING and runs_native(x, weight, bias, mixing, g)):
+            out, kept = native.forward(x, weight, bias, mixing, g, keep == Keep.LIBRARY)
+        elif keep == Keep.CALLER:
             kept = project(x, weight, bias)  # (B, H, W, 3·out)
             out = torch.cat([mix(part, mixing, g) for part in kept.split(_images(x, weight, g))])
         else:
@@ -58,7 +58,8 @@ def _(x, weight, bias, pe, fc, shift, alpha, offset, heads, kernel, stride, dila
     b, _, h, w = x.shape
     rows, cols = (h - 1) // stride + 1, (w - 1) // stride + 1
     out = x.new_empty((b, rows, cols, len(weight) // 3)).permute(0, 3, 1, 2)  # (B, out, Ho, Wo)
-    return out, x.new_empty((b, h, w, len(weight)) if keep else (0,))
+    pixel = native.pixel_floats(len(weight) // 3, heads) if keep == Keep.LIBRARY else len(weight)
+    return out, x.new_empty((0,) if keep == Keep.NOTHING else (b, h, w, pixel))
 
 
 def _autograd_is_on() -> bool:
@@ -69,6 +70,12 @@ def _autograd_is_on() -> bool:
 @torch.library.impl("acmix_zoo::acmix_backward", "cpu")
 def _backward(grad: Tensor, kept: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
     mixing, g, wanted = rest[:5], Geometry(*rest[5:9]), rest[9]
+    in_library_layout = kept.numel() > 0 and kept.shape[-1] != len(weight)
+    if in_library_layout or (
+        kept.numel() == 0 and runs_native(x, weight, bias, mixing, g) and native.has_backward(mixing, wanted)
+    ):
+        found = native.backward(grad, kept, x, weight, bias, mixing, g, wanted)
+        return [t for t, w in zip(found, wanted, strict=True) if w and t is not None]
     images = _images(x, weight, g)
     arguments = (grad, x, weight, bias, mixing, g, images, kept.split(images) if kept.numel() else (), wanted)
     if _autograd_is_on():

@@ -6,23 +6,27 @@ import ctypes
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from acmix_zoo.ops.native.library import Layer, library, parallel
 
+Mixing = Sequence[Tensor | None]
+Geometry = tuple[int, int, int, int]
+
 # The kernels of the convolution path are composed, and their arithmetic grows with heads².
 MOST_HEADS = 16
+# What the backward pass may hold of the projections' gradients at a time.
+_CHUNK_FLOATS = (16 << 20) // 4
 
 
-def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Sequence[Tensor | None], heads: int) -> str | None:
+def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Mixing, heads: int) -> str | None:
     """Return why the native library cannot run a layer, in words, or None if it can.
 
     Args are those of `acmix_zoo.ops.acmix.acmix`.
     """
     tensors = [t for t in (x, weight, bias, *mixing) if t is not None]
     for t in tensors:
-        if type(t) not in (Tensor, nn.Parameter):  # a subclass has its own idea of what its operators are
-            return f"it takes plain tensors; this is a {type(t).__name__}"
         if t.device.type != "cpu":
             return f"it runs on a CPU only; this is {t.device.type}"
         if t.dtype != torch.float32:
@@ -34,41 +38,120 @@ def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Sequence[Ten
     return None
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_available() -> bool:
+    """Return whether there is a native library; a compiler may call this while it records a graph."""
+    return library() is not None
+
+
 def forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    mixing: Sequence[Tensor | None],
-    geometry: tuple[int, int, int, int],
-) -> Tensor:
-    """Return `acmix_zoo.ops.acmix.acmix` of float32 tensors on a CPU, computed by the native library.
+    mixing: Mixing,
+    geometry: Geometry,
+    keep: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return `acmix_zoo.ops.acmix.acmix` of float32 tensors on a CPU, and what `backward` can use of it.
 
-    Arguments and result as there. Nothing is recorded for autograd.
+    Nothing is recorded for autograd.
+
+    Args:
+        x, weight, bias, mixing, geometry: those of `acmix`, all accepted by `refusal`.
+        keep: whether to keep the projections, in the library's own layout.
+
+    Returns:
+        The result (B, out, Ho, Wo), channels_last in memory, and the projections (B, H, W, …), or an empty tensor.
     """
-    loaded = library()
-    if loaded is None:
-        raise RuntimeError("The native CPU kernel is not available here. Call `refusal` first.")
-    (b, c, h, w), (heads, kernel, stride, dilation) = x.shape, geometry
-    pe, fc, shift, alpha, offset = mixing
+    (b, _, h, w), stride = x.shape, geometry[2]
+    out = x.new_empty((b, (h - 1) // stride + 1, (w - 1) // stride + 1, len(weight) // 3))  # (B, Ho, Wo, out)
+    kept = x.new_empty((b, h, w, pixel_floats(len(weight) // 3, geometry[0])) if keep else (0,))
+    _call("acmix_forward", x, weight, bias, mixing, geometry, dict(out=out, projections=kept if keep else None))
+    return out.permute(0, 3, 1, 2), kept
+
+
+def backward(
+    grad: Tensor,
+    kept: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mixing: Mixing,
+    geometry: Geometry,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Return the gradients of x, weight, bias and `mixing`, or None for those that are not wanted.
+
+    Args:
+        grad: the gradient of the result of `forward`, (B, out, Ho, Wo).
+        kept: the projections that `forward` returned, or an empty tensor, in which case it projects again.
+        x, weight, bias, mixing, geometry: as given to `forward`.
+        wanted: for each of the eight tensors, whether its gradient is needed. See `has_backward`.
+    """
+    (b, _, h, w), heads = x.shape, geometry[0]
+    _, fc, shift, _, _ = mixing
     channels = len(weight) // 3
-    out = x.new_empty((b, (h - 1) // stride + 1, (w - 1) // stride + 1, channels))  # (B, Ho, Wo, out)
-    taps = None if shift is None else composed(fc, shift)
-    # The library gets addresses only, so every tensor must live until it returns.
-    tensors = {
-        "x": x.permute(0, 2, 3, 1).contiguous(),  # (B, H, W, C): no copy of a channels_last tensor
-        "weight": weight.contiguous(),
-        "bias": None if bias is None else bias.contiguous(),
-        "positions": None if pe is None else pe.contiguous(),
-        "kernels": taps,
-        "alpha": None if alpha is None else alpha.expand(channels).contiguous(),
-        "offset": None if offset is None else offset.contiguous(),
-        "out": out,
-    }
-    conv_kernel = 1 if shift is None else shift.shape[-1]
-    sizes = (b, h, w, c, heads, channels // heads, kernel, stride, dilation, conv_kernel, torch.get_num_threads())
-    pointers = [None if t is None else t.data_ptr() for t in tensors.values()]
-    loaded.acmix_forward(ctypes.byref(Layer(*sizes, parallel(), *pointers)))
-    return out.permute(0, 3, 1, 2)
+    pixel = pixel_floats(channels, heads)
+    d_pe, d_fc, d_shift, d_alpha, d_offset = (
+        torch.zeros_like(t, memory_format=torch.contiguous_format) if want and t is not None else None
+        for t, want in zip(mixing, wanted[3:], strict=True)
+    )
+    with torch.enable_grad():
+        leaves = [None if t is None else t.detach().requires_grad_() for t in (fc, shift)]
+        taps = None if leaves[1] is None else composed(leaves[0], leaves[1])  # (out, k·k, 3·heads)
+    wants_taps = taps is not None and (d_fc is not None or d_shift is not None)
+    d_taps = torch.zeros_like(taps) if wants_taps else None  # type: ignore[arg-type]
+    grad = grad.permute(0, 2, 3, 1).contiguous()  # (B, Ho, Wo, out)
+    x = x.contiguous(memory_format=torch.channels_last)
+    packed = _library_order(weight, heads)  # (columns, C)
+    d_x = torch.empty_like(x) if wanted[0] else None
+    d_packed, d_bias = torch.zeros_like(packed), x.new_zeros(len(packed))
+    images = max(torch.get_num_threads(), _CHUNK_FLOATS // max(h * w * pixel, 1), 1)
+    d_projections = x.new_empty((min(images, b), h, w, pixel))
+    for i in range(0, b, images):
+        rows = slice(i, min(i + images, b))
+        part = x[rows]
+        gradients = dict(
+            grad=grad[rows],
+            d_projections=d_projections,
+            d_positions=d_pe,
+            d_kernels=d_taps,
+            d_alpha=d_alpha,
+            projections=kept[rows] if kept.numel() else None,
+        )
+        _call("acmix_backward", part, weight, bias, mixing, geometry, gradients)
+        flat = d_projections[: len(part)].flatten(0, 2)[:, : len(packed)]  # (images·H·W, columns)
+        if d_x is not None:
+            torch.mm(flat, packed, out=d_x[rows].permute(0, 2, 3, 1).flatten(0, 2))
+        if wanted[1]:
+            d_packed.addmm_(flat.T, part.permute(0, 2, 3, 1).flatten(0, 2))
+        if wanted[2]:
+            d_bias += flat.sum(0)
+    if d_taps is not None:
+        sought = [t for t, d in zip(leaves, (d_fc, d_shift), strict=True) if t is not None and d is not None]
+        found_taps = iter(torch.autograd.grad(taps, sought, d_taps))
+        d_fc, d_shift = (next(found_taps) if d is not None else None for d in (d_fc, d_shift))
+    return [
+        d_x,
+        _caller_order(d_packed, heads, channels) if wanted[1] else None,
+        _caller_order(d_bias.unsqueeze(1), heads, channels).squeeze(1) if wanted[2] else None,
+        d_pe,
+        d_fc,
+        d_shift,
+        d_alpha,
+        None if d_offset is None else grad.sum((0, 1, 2)),
+    ]
+
+
+def has_backward(mixing: Mixing, wanted: Sequence[bool]) -> bool:
+    """Return whether `backward` has all wanted gradients: it has none for a different alpha for each channel."""
+    alpha = mixing[3]
+    return not wanted[6] or alpha is None or alpha.numel() == 1
+
+
+def pixel_floats(channels: int, heads: int) -> int:
+    """Return how many floats the library's layout has for the projections of a pixel to q, k, v of `channels` each."""
+    return int(_loaded().acmix_pixel(heads, channels // heads))
 
 
 def composed(fc: Tensor | None, shift: Tensor) -> Tensor:
@@ -76,3 +159,59 @@ def composed(fc: Tensor | None, shift: Tensor) -> Tensor:
     if fc is None:
         return shift.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # from (out, 3·heads, k, k); usually no copy
     return shift.flatten(2).transpose(1, 2) @ fc  # (out, k·k, k²) @ (k², 3·heads)
+
+
+def _library_order(weight: Tensor, heads: int) -> Tensor:
+    """(3·out, C), rows ordered (d, {q, k, v}, heads), → (3·groups·d·4, C), rows ordered ({q, k, v}, groups, d, 4).
+
+    Heads are filled up to a multiple of four, and channels too; see src/layer.h.
+    """
+    rows = weight.unflatten(0, (-1, 3, heads))  # (d, 3, heads, C)
+    rows = F.pad(rows, (0, 0, 0, -heads % 4, 0, 0, 0, -len(rows) % 4))  # (d, 3, groups·4, C)
+    return rows.unflatten(2, (-1, 4)).permute(1, 2, 0, 3, 4).flatten(0, 3)
+
+
+def _caller_order(packed: Tensor, heads: int, channels: int) -> Tensor:
+    """Undo `_library_order`: (3·groups·d·4, C) → (3·channels, C)."""
+    groups = -(-heads // 4)
+    rows = packed.unflatten(0, (3, groups, -1, 4)).permute(2, 0, 1, 3, 4).flatten(2, 3)  # (d, 3, groups·4, C)
+    return rows[: channels // heads, :, :heads].flatten(0, 2)
+
+
+def _loaded() -> ctypes.CDLL:
+    loaded = library()
+    if loaded is None:
+        raise RuntimeError("The native CPU kernel is not available here. Call `refusal` first.")
+    return loaded
+
+
+def _call(
+    function: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mixing: Mixing,
+    geometry: Geometry,
+    more: dict[str, Tensor | None],
+) -> None:
+    (b, c, h, w), (heads, kernel, stride, dilation) = x.shape, geometry
+    pe, fc, shift, alpha, offset = mixing
+    channels = len(weight) // 3
+    # The library gets addresses only, so every tensor must live until it returns.
+    tensors: dict[str, Tensor | None] = {
+        "x": x.permute(0, 2, 3, 1).contiguous(),  # (B, H, W, C): no copy of a channels_last tensor
+        "weight": weight.contiguous(),
+        "bias": None if bias is None else bias.contiguous(),
+        "positions": None if pe is None else pe.contiguous(),
+        "kernels": None if shift is None else composed(fc, shift),
+        "alpha": None if alpha is None else alpha.expand(channels).contiguous(),
+        "offset": None if offset is None else offset.contiguous(),
+        **more,
+    }
+    layer = Layer(b, h, w, c, heads, channels // heads, kernel, stride, dilation)
+    layer.conv_kernel = 1 if shift is None else shift.shape[-1]
+    layer.threads, layer.parallel = torch.get_num_threads(), parallel()
+    layer.alpha_is_scalar = alpha is None or alpha.numel() == 1
+    for name, tensor in tensors.items():
+        setattr(layer, name, None if tensor is None else tensor.data_ptr())
+    getattr(_loaded(), function)(ctypes.byref(layer))

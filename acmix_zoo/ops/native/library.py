@@ -16,21 +16,28 @@ from acmix_zoo.ops.native.build import INSTRUCTION_SETS, BuildError, cached_libr
 # Libraries that a wheel carries, one for each instruction set.
 PREBUILT = Path(__file__).parent / "lib"
 # The version of the C interface that this code calls.
-_VERSION = 1
+_VERSION = 2
 # PyTorch's names of what the CPU can run, from the least to the most.
 _CAPABILITIES = {"DEFAULT": "portable", "AVX2": "avx2", "AVX512": "avx512"}
 
-_TENSORS = ("x", "weight", "bias", "positions", "kernels", "alpha", "offset", "out")
 _SIZES = (
     "batch", "height", "width", "inputs", "heads", "head_width", "kernel", "stride", "dilation", "conv_kernel",
     "threads",
 )  # fmt: skip
+_TENSORS = ("x", "weight", "bias", "positions", "kernels", "alpha", "offset", "out", "projections")
+_GRADIENTS = ("grad", "d_projections", "d_positions", "d_kernels", "d_alpha")
 
 
 class Layer(Structure):
     """`Layer` of src/layer.h, field by field."""
 
-    _fields_ = [*((name, c_int64) for name in _SIZES), ("parallel", c_void_p), *((name, c_void_p) for name in _TENSORS)]
+    _fields_ = [
+        *((name, c_int64) for name in _SIZES),
+        ("parallel", c_void_p),
+        *((name, c_void_p) for name in _TENSORS),
+        ("alpha_is_scalar", c_int64),
+        *((name, c_void_p) for name in _GRADIENTS),
+    ]
 
 
 def instruction_set() -> str:
@@ -76,8 +83,9 @@ def _checked(loaded: CDLL) -> CDLL:
     version = loaded.acmix_version()
     if version != _VERSION:
         raise OSError(f"the library has version {version} of the interface, not {_VERSION}")
-    loaded.acmix_forward.argtypes = [POINTER(Layer)]
-    loaded.acmix_forward.restype = None
+    loaded.acmix_pixel.argtypes, loaded.acmix_pixel.restype = [c_int64, c_int64], c_int64
+    for function in (loaded.acmix_forward, loaded.acmix_backward):
+        function.argtypes, function.restype = [POINTER(Layer)], None
     return loaded
 
 

@@ -14,6 +14,8 @@
 
 namespace {
 
+constexpr float LOG2_E = 1.4426950408889634f;
+
 // The window of a block of queries. Query i sees, in row r, the pixels rows[r] + columns[i · stride + dx · dilation].
 struct Window {
   const float* const* rows;   // kernel pointers to the first pixel of a row

@@ -32,29 +32,37 @@ struct KernelStrides {
   int64_t channel, out, plane, in, tap;
 };
 
-// The caller's kernels in packed order. Channels and heads that only fill up the layout get 0.
-void pack_kernels(const Layer& l, const Layout& s, const float* kernels, const KernelStrides& k, int64_t taps,
-                  float* packed) {
-  const int64_t block = 3 * s.groups * taps * HEADS * LANES;
-  share(l, s.plane / LANES, [&](int64_t vector) {
-    float* to = packed + vector * block;
+// Calls visit(index in packed order, offset in the caller's kernels, or −1 for what only fills up the layout) for all
+// weights of one output vector. `taps`: their positions in the caller's kernels.
+template <class Visit>
+INLINE void for_weights(const Layer& l, const Layout& s, const KernelStrides& k, int64_t planes, const int64_t* taps,
+                        int64_t tap_count, int64_t vector, const Visit& visit) {
+    int64_t to = vector * planes * s.groups * tap_count * HEADS * LANES;
     const int64_t out_group = vector * LANES / s.group, first = vector * LANES % s.group / HEADS;
     for (int64_t group = 0; group < s.groups; group++) {
-      const float* from[HEADS * LANES];  // null: 0
+      int64_t from[HEADS * LANES];
       for (int64_t turn = 0; turn < HEADS; turn++)
         for (int64_t lane = 0; lane < LANES; lane++) {
           const int64_t c = first + lane / HEADS, in = group * HEADS + lane % HEADS;
           const int64_t out = out_group * HEADS + (lane % HEADS + HEADS - turn) % HEADS;
           const bool real = c < l.head_width && in < l.heads && out < l.heads;
-          from[turn * LANES + lane] = real ? kernels + c * k.channel + out * k.out + in * k.in : nullptr;
+          from[turn * LANES + lane] = real ? c * k.channel + out * k.out + in * k.in : -1;
         }
-      for (int64_t plane = 0; plane < 3; plane++)
-        for (int64_t tap = 0; tap < taps; tap++) {
-          float* weights = to + ((plane * s.groups + group) * taps + tap) * HEADS * LANES;
-          const int64_t at = plane * k.plane + tap * k.tap;
-          for (int i = 0; i < HEADS * LANES; i++) weights[i] = from[i] ? from[i][at] : 0;
+      for (int64_t plane = 0; plane < planes; plane++)
+        for (int64_t tap = 0; tap < tap_count; tap++) {
+          const int64_t first_weight = to + ((plane * s.groups + group) * tap_count + tap) * HEADS * LANES;
+          const int64_t at = plane * k.plane + taps[tap] * k.tap;
+          for (int i = 0; i < HEADS * LANES; i++) visit(first_weight + i, from[i] < 0 ? -1 : from[i] + at);
         }
     }
+}
+
+// The caller's kernels in packed order.
+INLINE void pack_kernels(const Layer& l, const Layout& s, const float* kernels, const KernelStrides& k, int64_t planes,
+                         const int64_t* taps, int64_t tap_count, float* packed) {
+  share(l, s.plane / LANES, [&](int64_t vector) {
+    for_weights(l, s, k, planes, taps, tap_count, vector,
+                [&](int64_t i, int64_t from) { packed[i] = from < 0 ? 0 : kernels[from]; });
   });
 }
 

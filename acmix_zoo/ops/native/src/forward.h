@@ -19,7 +19,7 @@ namespace {
 
 constexpr int64_t OUT_ROWS = 2;                      // output rows of one task
 constexpr int64_t SHARED_RING = (16 << 20) / 4;      // floats that the ring may take if threads share an image
-constexpr float LOG2_E = 1.4426950408889634f;
+
 
 struct Forward {
   const Layer& l;
@@ -185,10 +185,11 @@ INLINE int64_t rows_of_product(const Layer& l) {
 void run_image(const Forward& f, int64_t image) {
   const Layer& l = f.l;
   const int64_t batch_rows = rows_of_product(l), row_floats = l.width * f.s.pixel;
-  const int64_t size = min(l.height, (OUT_ROWS - 1) * l.stride + 2 * f.reach + 1 + batch_rows);
-  Buffer ring(size * row_floats), pointers(floats_of<float*>(l.height));
+  const int64_t size = l.projections ? l.height : min(l.height, (OUT_ROWS - 1) * l.stride + 2 * f.reach + 1 + batch_rows);
+  Buffer own(l.projections ? 0 : size * row_floats), pointers(floats_of<float*>(l.height));
+  float* ring = l.projections ? l.projections + image * l.height * row_floats : own.data;
   const float** row = (const float**)pointers.data;
-  for (int64_t y = 0; y < l.height; y++) row[y] = ring.data + y % size * row_floats;
+  for (int64_t y = 0; y < l.height; y++) row[y] = ring + y % size * row_floats;
   const float* x = l.x + image * l.height * l.width * l.inputs;
   float* out = l.out + image * f.rows * f.cols * f.outputs;
   int64_t done = 0;
@@ -197,7 +198,7 @@ void run_image(const Forward& f, int64_t image) {
     const int64_t need = min(l.height, (y + count - 1) * l.stride + f.reach + 1);
     while (done < need) {
       const int64_t more = min(min(batch_rows, l.height - done), size - done % size);  // up to the end of the ring
-      float* to = ring.data + done % size * row_floats;
+      float* to = ring + done % size * row_floats;
       const float* in = x + done * l.width * l.inputs;
       multiply(in, more * l.width, l.inputs, f.weight, f.bias, to, f.s, 0, f.s.columns);
       if (l.positions) subtract_positions(f, l.positions + done * l.width * l.head_width, more * l.width, to);
@@ -212,10 +213,11 @@ void share_image(const Forward& f, int64_t image) {
   const Layer& l = f.l;
   const int64_t row_floats = l.width * f.s.pixel;
   const int64_t seen = (OUT_ROWS - 1) * l.stride + 2 * f.reach + 1;
-  const int64_t size = min(l.height, max(2 * seen, SHARED_RING / row_floats));
-  Buffer ring(size * row_floats), pointers(floats_of<float*>(l.height));
+  const int64_t size = l.projections ? l.height : min(l.height, max(2 * seen, SHARED_RING / row_floats));
+  Buffer own(l.projections ? 0 : size * row_floats), pointers(floats_of<float*>(l.height));
+  float* ring = l.projections ? l.projections + image * l.height * row_floats : own.data;
   const float** row = (const float**)pointers.data;
-  for (int64_t y = 0; y < l.height; y++) row[y] = ring.data + y % size * row_floats;
+  for (int64_t y = 0; y < l.height; y++) row[y] = ring + y % size * row_floats;
   const float* x = l.x + image * l.height * l.width * l.inputs;
   float* out = l.out + image * f.rows * f.cols * f.outputs;
   // A task of the product: some pixels of one row if they are many, else some panels of all of them.
@@ -227,7 +229,7 @@ void share_image(const Forward& f, int64_t image) {
     const int64_t until = size == l.height ? l.height : min(l.height, from + size);
     while (done < until) {
       const int64_t more = min(until - done, size - done % size);
-      float* to = ring.data + done % size * row_floats;
+      float* to = ring + done % size * row_floats;
       const float* in = x + done * l.width * l.inputs;
       const int64_t block = 8 * ROWS, pixels = more * l.width, panels = f.s.columns / PANEL;
       auto keys = [&](int64_t first, int64_t count) {
@@ -264,23 +266,35 @@ INLINE KernelStrides forward_strides(const Layer& l) {
   return {l.heads * taps * inputs, taps * inputs, l.heads, 1, inputs};
 }
 
+// Packed weights, tables and everything else that the passes over the images read.
+class Prepared {
+ public:
+  Forward f;
+  explicit Prepared(const Layer& l)
+      : f(l), taps(l.kernels ? l.conv_kernel * l.conv_kernel : 0), columns(l.positions ? column_count(f) : 0),
+        floats(f.s.columns * (l.inputs + 1) + packed_kernels(f.s, taps) + f.s.pixel),
+        integers(floats_of<int64_t>(columns + taps)) {
+    float* next = floats.data;
+    auto take = [&](int64_t count) { float* p = next; next += count; return p; };
+    float *weight = take(f.s.columns * l.inputs), *bias = take(f.s.columns), *zeros = take(f.s.pixel);
+    float* kernels = take(packed_kernels(f.s, taps));
+    pack_weights(l, f.s, weight, bias);
+    for (int64_t i = 0; i < f.s.pixel; i++) zeros[i] = 0;
+    int64_t *column = (int64_t*)integers.data, *tap = column + columns;
+    for (int64_t i = 0; i < columns; i++) column[i] = reflect(i - f.att_reach, l.width) * f.s.pixel;
+    for (int64_t i = 0; i < taps; i++) tap[i] = i;
+    if (taps) pack_kernels(l, f.s, l.kernels, forward_strides(l), 3, tap, taps, kernels);
+    f.weight = weight, f.bias = bias, f.kernels = kernels, f.zeros = zeros, f.columns = column;
+  }
+
+ private:
+  int64_t taps, columns;
+  Buffer floats, integers;
+};
+
 void forward(const Layer& l) {
-  Forward f(l);
-  const int64_t taps = l.conv_kernel * l.conv_kernel, kernels = l.kernels ? packed_kernels(f.s, taps) : 0;
-  const int64_t columns = l.positions ? column_count(f) : 0;
-  Buffer packed(f.s.columns * (l.inputs + 1) + kernels + f.s.pixel);
-  Buffer offsets(floats_of<int64_t>(columns));
-  float* next = packed.data;
-  auto take = [&](int64_t floats) { float* p = next; next += floats; return p; };
-  float *weight = take(f.s.columns * l.inputs), *bias = take(f.s.columns), *packed_kernel = take(kernels);
-  float* zeros = take(f.s.pixel);
-  pack_weights(l, f.s, weight, bias);
-  if (l.kernels)
-    pack_kernels(l, f.s, l.kernels, forward_strides(l), taps, packed_kernel);
-  for (int64_t i = 0; i < f.s.pixel; i++) zeros[i] = 0;
-  int64_t* column = (int64_t*)offsets.data;
-  for (int64_t i = 0; i < columns; i++) column[i] = reflect(i - f.att_reach, l.width) * f.s.pixel;
-  f.weight = weight, f.bias = bias, f.kernels = packed_kernel, f.zeros = zeros, f.columns = column;
+  const Prepared prepared(l);
+  const Forward& f = prepared.f;
   if (l.threads > 1 && l.parallel && l.batch % l.threads && l.batch < 4 * l.threads)
     for (int64_t image = 0; image < l.batch; image++) share_image(f, image);
   else

@@ -21,7 +21,18 @@ struct Layer {
   const float* alpha;                                // (outputs), or null: 1
   const float* offset;                               // (outputs), or null: 0
   float* out;                                        // (batch, rows, cols, outputs)
+  float* projections;                                // (batch, height, width, pixel of the layout), or null: see below
+  // Only for the backward pass. It adds to the gradients of parameters, and overwrites that of the projections.
+  int64_t alpha_is_scalar;                           // all values of alpha are the same, so it can have a gradient
+  const float* grad;                                 // of out
+  float* d_projections;                              // (batch, height, width, pixel of the layout)
+  float* d_positions;                                // (height, width, head_width), or null: not wanted
+  float* d_kernels;                                  // (outputs, conv_kernel², 3 · heads), or null: not wanted
+  float* d_alpha;                                    // (1), or null: not wanted
 };
+
+// `projections` is where the forward pass leaves them, if they are to be kept, and where the backward pass finds them. If
+// it is null, the forward pass only has a few rows at a time, and the backward pass projects again.
 
 namespace {
 
