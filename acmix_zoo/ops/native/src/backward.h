@@ -37,7 +37,7 @@ INLINE void turn_gradient(const Forward& f, const float* grad, int64_t group, fl
 
 // The attention of one image: adds to its d_projections, returns its share of alpha's gradient.
 template <int K, int S>
-float attention_backward(const Forward& f, const float* const* row, float* const* d_row, const float* grad) {
+double attention_backward(const Forward& f, const float* const* row, float* const* d_row, const float* grad) {
   const Layer& l = f.l;
   const int64_t kernel = K ? K : l.kernel, stride = S ? S : l.stride;
   const float alpha = l.alpha && l.alpha_is_scalar ? l.alpha[0] : 1.f;
@@ -46,7 +46,7 @@ float attention_backward(const Forward& f, const float* const* row, float* const
   float* turned = buffer.data + 2 * kernel * kernel * LANES;
   const float** window_rows = (const float**)pointers.data;
   float** d_rows = (float**)pointers.data + kernel;
-  float d_alpha = 0;
+  double d_alpha = 0;  // a sum over the whole map, whose terms cancel
   for (int64_t y = 0; y < f.rows; y++) {
     Vec of_row = Vec{};
     const int64_t centre = y * stride;
@@ -79,7 +79,7 @@ float attention_backward(const Forward& f, const float* const* row, float* const
   return d_alpha;
 }
 
-float attention_backward_any(const Forward& f, const float* const* row, float* const* d_row, const float* grad) {
+double attention_backward_any(const Forward& f, const float* const* row, float* const* d_row, const float* grad) {
   const Layer& l = f.l;
   if (l.dilation == 1 && l.kernel == 7 && l.stride == 1) return attention_backward<7, 1>(f, row, d_row, grad);
   if (l.dilation == 1 && l.kernel == 7 && l.stride == 2) return attention_backward<7, 2>(f, row, d_row, grad);
@@ -111,12 +111,13 @@ void backward(const Layer& l) {
   const int64_t taps = l.kernels ? l.conv_kernel * l.conv_kernel : 0, pixels = l.height * l.width;
   const int64_t places = l.d_positions ? pixels * l.head_width : 0;
   const int64_t kernels = l.d_kernels ? packed_kernels(f.s, taps) : 0;
-  const int64_t shares = round_up(places + kernels + 1, 16);
-  Buffer all(l.batch * shares);
+  const int64_t shares = round_up(places + kernels, 16);
+  Buffer all(l.batch * shares), alphas(floats_of<double>(l.batch));
+  double* alpha = (double*)alphas.data;
   auto run = [&](const TapClasses* classes) {
     share(l, l.batch, [&](int64_t image) {
       const int64_t row_floats = l.width * f.s.pixel;
-      float *positions = all.data + image * shares, *kernel = positions + places, *alpha = kernel + kernels;
+      float *positions = all.data + image * shares, *kernel = positions + places;
       Buffer own(l.projections ? 0 : pixels * f.s.pixel), pointers(2 * floats_of<float*>(l.height));
       float* projections = l.projections ? l.projections + image * pixels * f.s.pixel : own.data;
       if (!l.projections) {
@@ -133,7 +134,7 @@ void backward(const Layer& l) {
         d_row[y] = d_projections + y * row_floats;
       }
       const float* grad = l.grad + image * f.rows * f.cols * f.outputs;
-      if (l.positions) *alpha = attention_backward_any(f, row, d_row, grad);
+      if (l.positions) alpha[image] = attention_backward_any(f, row, d_row, grad);
       if (l.d_positions) position_gradient(f, d_projections, positions);
       if (!l.kernels) return;
       Buffer filled(is_filled_up(f) ? 0 : f.rows * f.cols * f.s.plane);
@@ -152,7 +153,11 @@ void backward(const Layer& l) {
     run(nullptr);
   }
   for (int64_t i = 0; i < places; i++) add_up(all.data + i, l.batch, shares, l.d_positions[i]);
-  if (l.d_alpha) add_up(all.data + places + kernels, l.batch, shares, *l.d_alpha);
+  if (l.d_alpha) {
+    double sum = 0;
+    for (int64_t image = 0; image < l.batch; image++) sum += alpha[image];
+    *l.d_alpha += (float)sum;
+  }
   if (!l.d_kernels) return;
   Buffer order(floats_of<int64_t>(taps));
   int64_t* tap = (int64_t*)order.data;

@@ -132,18 +132,27 @@ INLINE void split_quad(const Vec* quad, Vec4* heads) {
 
 // 2 to the power x for x ≤ 0, with a relative error of 2e-7. NaN stays NaN; below 2^-126 the result is 0.
 INLINE Vec exp2_nonpositive(Vec x) {
+#if LANES == 16
+  const Vec n = (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
   const Vec shifter = splat(12582912.f);  // 1.5 · 2^23: adding it rounds to an integer, which the low bits then hold
-  const Vec t = x + shifter;
-  const Vec f = x - (t - shifter);  // −0.5 … 0.5
+  const Vec shifted = x + shifter, n = shifted - shifter;
+#endif
+  const Vec f = x - n;  // −0.5 … 0.5
   Vec p = splat(1.3333558e-3f);
   p = p * f + splat(9.6181291e-3f);
   p = p * f + splat(5.5504109e-2f);
   p = p * f + splat(2.4022651e-1f);
   p = p * f + splat(6.9314718e-1f);
   p = p * f + splat(1.0f);
-  const Ints power = ((Ints)t << 23) + (127 << 23);
+#if LANES == 16
+  const __mmask16 large = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.f), _CMP_NLT_UQ);  // or NaN
+  return (Vec)_mm512_maskz_scalef_ps(large, (__m512)p, (__m512)n);
+#else
+  const Ints power = ((Ints)shifted << 23) + (127 << 23);
   const Vec result = p * (Vec)power;
   return x < splat(-126.f) ? Vec{} : result;
+#endif
 }
 
 }  // namespace
