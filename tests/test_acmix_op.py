@@ -152,7 +152,7 @@ def test_someone_elses_projection_is_called():
 
 
 def test_forms_by_name():
-    with pytest.raises(ValueError, match="expected one of reference, global, tiles, offset, got 'fast'"):
+    with pytest.raises(ValueError, match="expected one of reference, global, tiles, offset, native, got 'fast'"):
         with use_form("fast"):
             pass
     with use_form("offset"):
@@ -213,3 +213,6 @@ def test_explained_plans():
     assert "are kept" in explain_plan((8, 256, 28, 28), 256, stride=2)
     assert "global" in explain_plan((8, 512, 7, 7), 512) and "8 of 8 images" in explain_plan((8, 512, 7, 7), 512)
     assert "this is cuda" in explain_plan((8, 64, 56, 56), 64, device="cuda")
+    assert "backend: Python: the native backend" in explain_plan((8, 64, 56, 56), 64, itemsize=2)
+    with use_form("tiles"):
+        assert "backend: Python: use_form or ACMIX_FORM asks for 'tiles'" in explain_plan((8, 64, 56, 56), 64)

@@ -106,17 +106,14 @@ def check_any_geometry(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("inputs", [16, 256], ids=["projects again", "keeps the projections"])
-def test_batches_in_chunks(inputs, calls, monkeypatch):
-    """A batch that the backward pass cuts has the same gradients, up to the rounding of the matrix products."""
-    layer, x = trained(layer_of(inputs, 16)), torch.randn(7, inputs, 9, 9)
-    whole = with_gradients(layer, x)
-    monkeypatch.setattr(native, "_CHUNK_FLOATS", 1)
-    cut = with_gradients(layer, x)
+@pytest.mark.parametrize("shape", [(7, 9, 9), (3, 80, 70), (70, 3, 2)], ids=str)
+def test_batches_in_portions(inputs, shape, calls):
+    """Batches of which the backward pass works on a few images at a time."""
+    b, h, w = shape
+    layer, x = trained(layer_of(inputs, 16)), torch.randn(b, inputs, h, w)
     assert_equal_to_reference(layer, x)
-    for name, expected in whole.items():
-        assert (cut[name] - expected).abs().max() <= 1e-5 * max(float(expected.abs().max()), 1.0), name
     kept = native.forward(x, *tensors_of(layer, x), (4, 7, 1, 1), True)[1]
-    assert kept.shape[:3] == (7, 9, 9)
+    assert kept.shape[:3] == shape
 
 
 def tensors_of(layer: ACmix2d, x: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
@@ -139,23 +136,12 @@ def test_frozen_parts(frozen, calls):
     assert calls == ["forward", "backward"]
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_backward_is_deterministic(threads):
-    """With the same number of threads, bit for bit. PyTorch's matrix products depend on the number."""
-    layer, x, before = trained(layer_of(16, 16, stride=2)), torch.randn(5, 16, 20, 21), torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        first, second = with_gradients(layer, x), with_gradients(layer, x)
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_what_the_library_adds_up_does_not_depend_on_the_threads():
-    layer, x, before = layer_of(16, 16, stride=2), torch.randn(5, 16, 20, 21), torch.get_num_threads()
+@pytest.mark.parametrize("batch", [1, 5, 40])
+def test_any_number_of_threads_gives_the_same_bits(batch):
+    layer, x, before = layer_of(16, 16, stride=2), torch.randn(batch, 16, 20, 21), torch.get_num_threads()
     weight, bias, mixing = tensors_of(layer, x)
     mixing = (torch.randn(20, 21, 4), None, mixing[2], torch.randn(1), torch.randn(16))
-    arguments = (torch.randn(5, 16, 10, 11), torch.empty(0), x, weight, bias, mixing, (4, 7, 2, 1), [True] * 8)
+    arguments = (torch.randn(batch, 16, 10, 11), torch.empty(0), x, weight, bias, mixing, (4, 7, 2, 1), [True] * 8)
     try:
         results = []
         for threads in (1, 2, 8):
@@ -163,7 +149,7 @@ def test_what_the_library_adds_up_does_not_depend_on_the_threads():
             results.append(native.backward(*arguments))
     finally:
         torch.set_num_threads(before)
-    for i, name in enumerate(["pe", "fc", "shift", "alpha"], start=3):
+    for i, name in enumerate(["x", "weight", "bias", "pe", "fc", "shift", "alpha"]):  # PyTorch sums up the offset's
         if name != "fc":
             assert all(torch.equal(result[i], results[0][i]) for result in results), name
 

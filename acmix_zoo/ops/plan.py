@@ -17,6 +17,8 @@ from functools import lru_cache
 
 import torch
 
+from acmix_zoo.ops.native.layer import is_available
+from acmix_zoo.ops.native.library import instruction_set
 from acmix_zoo.ops.projection import explain_projection
 
 FORMS = ("reference", "global", "tiles", "offset", "native")
@@ -186,12 +188,16 @@ def explain_plan(
 ) -> str:
     """What an ACmix2d layer runs for an input of `shape` (B, C, H, W), and why, in words.
 
+    The first line names the backend. The other lines are about the Python backend, which also runs whatever the native
+    one does not take: more than 16 heads, subclasses of tensors, function transforms and second derivatives.
+
     Args:
         shape: (B, C, H, W) of the input.
         channels, kernel, stride, dilation: of the layer: out_channels, kernel_att, stride, dilation.
         itemsize: bytes of an element; device: "cpu", "cuda", ….
 
     >>> print(explain_plan((8, 512, 7, 7), 512))  # doctest: +ELLIPSIS
+    backend: ...
     attention: global: the map has at most 256 positions
     batch: 8 of 8 images at a time: the batch takes 4.6 MiB, within 16
     projection: ...
@@ -207,7 +213,19 @@ def explain_plan(
     images = min(layer.images, shape[0])
     projection = explain_projection(math.prod((images, *shape[1:])) * 3 * channels, device)
     return (
+        f"backend: {_explain_backend(itemsize, device)}\n"
         f"attention: {what}: {attention.why}\n"
         f"batch: {images} of {shape[0]} images at a time: {layer.why}\n"
         f"projection: {projection}"
     )
+
+
+def _explain_backend(itemsize: int, device: str) -> str:
+    form = forced_form()
+    if form not in (None, "native"):
+        return f"Python: use_form or ACMIX_FORM asks for {form!r}"
+    if device != "cpu" or itemsize != 4:
+        return "Python: the native backend computes in float32 on a CPU"
+    if not is_available():
+        return "Python: the native library is not here; with a C++ compiler (g++ or clang++), it is built at first use"
+    return f"native ({instruction_set()}): the whole layer in one pass of C++"

@@ -6,7 +6,6 @@ import ctypes
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from acmix_zoo.ops.native.library import Layer, library, parallel
@@ -16,8 +15,6 @@ Geometry = tuple[int, int, int, int]
 
 # The kernels of the convolution path are composed, and their arithmetic grows with heads².
 MOST_HEADS = 16
-# What the backward pass may hold of the projections' gradients at a time.
-_CHUNK_FLOATS = (16 << 20) // 4
 
 
 def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Mixing, heads: int) -> str | None:
@@ -88,59 +85,39 @@ def backward(
         x, weight, bias, mixing, geometry: as given to `forward`.
         wanted: for each of the eight tensors, whether its gradient is needed. See `has_backward`.
     """
-    (b, _, h, w), heads = x.shape, geometry[0]
     _, fc, shift, _, _ = mixing
-    channels = len(weight) // 3
-    pixel = pixel_floats(channels, heads)
-    d_pe, d_fc, d_shift, d_alpha, d_offset = (
-        torch.zeros_like(t, memory_format=torch.contiguous_format) if want and t is not None else None
-        for t, want in zip(mixing, wanted[3:], strict=True)
-    )
     with torch.enable_grad():
-        leaves = [None if t is None else t.detach().requires_grad_() for t in (fc, shift)]
-        taps = None if leaves[1] is None else composed(leaves[0], leaves[1])  # (out, k·k, 3·heads)
-    wants_taps = taps is not None and (d_fc is not None or d_shift is not None)
-    d_taps = torch.zeros_like(taps) if wants_taps else None  # type: ignore[arg-type]
-    grad = grad.permute(0, 2, 3, 1).contiguous()  # (B, Ho, Wo, out)
-    x = x.contiguous(memory_format=torch.channels_last)
-    packed = _library_order(weight, heads)  # (columns, C)
-    d_x = torch.empty_like(x) if wanted[0] else None
-    d_packed, d_bias = torch.zeros_like(packed), x.new_zeros(len(packed))
-    images = max(torch.get_num_threads(), _CHUNK_FLOATS // max(h * w * pixel, 1), 1)
-    d_projections = x.new_empty((min(images, b), h, w, pixel))
-    for i in range(0, b, images):
-        rows = slice(i, min(i + images, b))
-        part = x[rows]
-        gradients = dict(
-            grad=grad[rows],
-            d_projections=d_projections,
-            d_positions=d_pe,
-            d_kernels=d_taps,
-            d_alpha=d_alpha,
-            projections=kept[rows] if kept.numel() else None,
+        fc, shift = (
+            None if t is None else t.detach().requires_grad_(w) for t, w in zip((fc, shift), wanted[4:6], strict=True)
         )
-        _call("acmix_backward", part, weight, bias, mixing, geometry, gradients)
-        flat = d_projections[: len(part)].flatten(0, 2)[:, : len(packed)]  # (images·H·W, columns)
-        if d_x is not None:
-            torch.mm(flat, packed, out=d_x[rows].permute(0, 2, 3, 1).flatten(0, 2))
-        if wanted[1]:
-            d_packed.addmm_(flat.T, part.permute(0, 2, 3, 1).flatten(0, 2))
-        if wanted[2]:
-            d_bias += flat.sum(0)
+        taps = None if shift is None else composed(fc, shift)  # (out, k·k, 3·heads)
+    d_taps = torch.zeros_like(taps) if taps is not None and taps.requires_grad else None
+    d_x = torch.empty_like(x, memory_format=torch.channels_last) if wanted[0] else None
+    d_weight, d_bias, d_pe, d_alpha, d_offset = (
+        torch.zeros_like(t, memory_format=torch.contiguous_format) if want and t is not None else None
+        for t, want in ((weight, wanted[1]), (bias, wanted[2]), (mixing[0], wanted[3]), *zip(mixing[3:], wanted[6:]))
+    )
+    grad = grad.permute(0, 2, 3, 1).contiguous()  # (B, Ho, Wo, out)
+    gradients = dict(
+        projections=kept if kept.numel() else None,
+        grad=grad,
+        d_x=d_x,
+        d_weight=d_weight,
+        d_bias=d_bias,
+        d_positions=d_pe,
+        d_kernels=d_taps,
+        d_alpha=d_alpha,
+    )
+    _call("acmix_backward", x, weight, bias, mixing, geometry, gradients)
+    d_fc = d_shift = None
     if d_taps is not None:
-        sought = [t for t, d in zip(leaves, (d_fc, d_shift), strict=True) if t is not None and d is not None]
-        found_taps = iter(torch.autograd.grad(taps, sought, d_taps))
-        d_fc, d_shift = (next(found_taps) if d is not None else None for d in (d_fc, d_shift))
-    return [
-        d_x,
-        _caller_order(d_packed, heads, channels) if wanted[1] else None,
-        _caller_order(d_bias.unsqueeze(1), heads, channels).squeeze(1) if wanted[2] else None,
-        d_pe,
-        d_fc,
-        d_shift,
-        d_alpha,
-        None if d_offset is None else grad.sum((0, 1, 2)),
-    ]
+        assert taps is not None
+        sought = [t for t in (fc, shift) if t is not None and t.requires_grad]
+        found = dict(zip(map(id, sought), torch.autograd.grad(taps, sought, d_taps), strict=True))
+        d_fc, d_shift = found.get(id(fc)), found.get(id(shift))
+    if d_offset is not None:
+        d_offset = grad.sum((0, 1, 2))
+    return [d_x, d_weight, d_bias, d_pe, d_fc, d_shift, d_alpha, d_offset]
 
 
 def has_backward(mixing: Mixing, wanted: Sequence[bool]) -> bool:
@@ -159,23 +136,6 @@ def composed(fc: Tensor | None, shift: Tensor) -> Tensor:
     if fc is None:
         return shift.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # from (out, 3·heads, k, k); usually no copy
     return shift.flatten(2).transpose(1, 2) @ fc  # (out, k·k, k²) @ (k², 3·heads)
-
-
-def _library_order(weight: Tensor, heads: int) -> Tensor:
-    """(3·out, C), rows ordered (d, {q, k, v}, heads), → (3·groups·d·4, C), rows ordered ({q, k, v}, groups, d, 4).
-
-    Heads are filled up to a multiple of four, and channels too; see src/layer.h.
-    """
-    rows = weight.unflatten(0, (-1, 3, heads))  # (d, 3, heads, C)
-    rows = F.pad(rows, (0, 0, 0, -heads % 4, 0, 0, 0, -len(rows) % 4))  # (d, 3, groups·4, C)
-    return rows.unflatten(2, (-1, 4)).permute(1, 2, 0, 3, 4).flatten(0, 3)
-
-
-def _caller_order(packed: Tensor, heads: int, channels: int) -> Tensor:
-    """Undo `_library_order`: (3·groups·d·4, C) → (3·channels, C)."""
-    groups = -(-heads // 4)
-    rows = packed.unflatten(0, (3, groups, -1, 4)).permute(2, 0, 1, 3, 4).flatten(2, 3)  # (d, 3, groups·4, C)
-    return rows[: channels // heads, :, :heads].flatten(0, 2)
 
 
 def _loaded() -> ctypes.CDLL:

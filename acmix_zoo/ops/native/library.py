@@ -16,7 +16,7 @@ from acmix_zoo.ops.native.build import INSTRUCTION_SETS, BuildError, cached_libr
 # Libraries that a wheel carries, one for each instruction set.
 PREBUILT = Path(__file__).parent / "lib"
 # The version of the C interface that this code calls.
-_VERSION = 2
+_VERSION = 3
 # PyTorch's names of what the CPU can run, from the least to the most.
 _CAPABILITIES = {"DEFAULT": "portable", "AVX2": "avx2", "AVX512": "avx512"}
 
@@ -25,7 +25,7 @@ _SIZES = (
     "threads",
 )  # fmt: skip
 _TENSORS = ("x", "weight", "bias", "positions", "kernels", "alpha", "offset", "out", "projections")
-_GRADIENTS = ("grad", "d_projections", "d_positions", "d_kernels", "d_alpha")
+_GRADIENTS = ("grad", "d_x", "d_weight", "d_bias", "d_positions", "d_kernels", "d_alpha")
 
 
 class Layer(Structure):

@@ -4,7 +4,7 @@
 #define PUBLIC extern "C" __attribute__((visibility("default")))
 
 // Increases with every change of the interface.
-PUBLIC int64_t acmix_version() { return 2; }
+PUBLIC int64_t acmix_version() { return 3; }
 // Floats of a pixel of the projections.
 PUBLIC int64_t acmix_pixel(int64_t heads, int64_t head_width) {
   Layer layer{};

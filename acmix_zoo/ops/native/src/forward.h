@@ -43,6 +43,12 @@ INLINE int64_t column_count(const Forward& f) {
   return (f.cols + QUERIES) * f.l.stride + 2 * f.att_reach + 1;
 }
 
+// The columns of some pixels' projections from panel `first` up to `last`. The last panel may reach into the fourth plane,
+// which is written afterwards.
+INLINE void project(const Forward& f, const float* x, int64_t pixels, float* to, int64_t first, int64_t last) {
+  multiply(x, f.l.inputs, pixels, f.l.inputs, f.weight, f.bias, to, f.s.pixel, first, last, f.s.columns);
+}
+
 template <int I>
 INLINE void subtract_quad(const float* k, const float* four, float* keys) {
   if constexpr (I < QUAD) {
@@ -200,7 +206,7 @@ void run_image(const Forward& f, int64_t image) {
       const int64_t more = min(min(batch_rows, l.height - done), size - done % size);  // up to the end of the ring
       float* to = ring + done % size * row_floats;
       const float* in = x + done * l.width * l.inputs;
-      multiply(in, more * l.width, l.inputs, f.weight, f.bias, to, f.s, 0, f.s.columns);
+      project(f, in, more * l.width, to, 0, f.s.columns);
       if (l.positions) subtract_positions(f, l.positions + done * l.width * l.head_width, more * l.width, to);
       done += more;
     }
@@ -239,12 +245,12 @@ void share_image(const Forward& f, int64_t image) {
       if (by_rows) {
         share(l, (pixels + block - 1) / block, [&](int64_t task) {
           const int64_t first = task * block, count = min(block, pixels - first);
-          multiply(in + first * l.inputs, count, l.inputs, f.weight, f.bias, to + first * f.s.pixel, f.s, 0, f.s.columns);
+          project(f, in + first * l.inputs, count, to + first * f.s.pixel, 0, f.s.columns);
           keys(first, count);
         });
       } else {
         share(l, panels, [&](int64_t task) {
-          multiply(in, pixels, l.inputs, f.weight, f.bias, to, f.s, task * PANEL, (task + 1) * PANEL);
+          project(f, in, pixels, to, task * PANEL, (task + 1) * PANEL);
         });
         share(l, (pixels + block - 1) / block, [&](int64_t task) { keys(task * block, min(block, pixels - task * block)); });
       }

@@ -22,10 +22,12 @@ struct Layer {
   const float* offset;                               // (outputs), or null: 0
   float* out;                                        // (batch, rows, cols, outputs)
   float* projections;                                // (batch, height, width, pixel of the layout), or null: see below
-  // Only for the backward pass. It adds to the gradients of parameters, and overwrites that of the projections.
+  // Only for the backward pass. It adds to the gradients of the parameters and overwrites that of x.
   int64_t alpha_is_scalar;                           // all values of alpha are the same, so it can have a gradient
   const float* grad;                                 // of out
-  float* d_projections;                              // (batch, height, width, pixel of the layout)
+  float* d_x;                                        // like x, or null: not wanted
+  float* d_weight;                                   // like weight, or null: not wanted
+  float* d_bias;                                     // like bias, or null: not wanted
   float* d_positions;                                // (height, width, head_width), or null: not wanted
   float* d_kernels;                                  // (outputs, conv_kernel², 3 · heads), or null: not wanted
   float* d_alpha;                                    // (1), or null: not wanted
