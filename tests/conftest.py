@@ -54,6 +54,12 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture
+def python_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that look into PyTorch's operators: the native library refuses every layer."""
+    monkeypatch.setattr("acmix_zoo.ops.acmix.refusal", lambda *args: "a test looks into the Python backend")
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -249,7 +249,7 @@ class Living(TorchDispatchMode):
 
 @pytest.mark.parametrize("size", [8, 20])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_keeps_the_input_alone(size: int, reentrant: bool) -> None:
+def test_checkpointing_keeps_the_input_alone(size: int, reentrant: bool, python_backend: None) -> None:
     """Between the passes, only the output of the layer is alive, as seen by hooks and by storages."""
     layer, x = ACmix2d(16, 16), torch.randn(2, 16, size, size, requires_grad=True)
     layer(x)  # builds what is remembered for the size

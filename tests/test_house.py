@@ -80,6 +80,7 @@ def test_wheel_carries_code_weights_and_recipes(tmp_path: Path) -> None:
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
         check=True,
         capture_output=True,
+        env={**os.environ, "ACMIX_NO_NATIVE": "1"},  # tests/test_native_build.py builds the wheel with the library
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())

@@ -222,6 +222,15 @@ def test_transforms_second_derivatives_and_checkpoints(calls):
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
 
 
+def test_the_output_may_be_changed_in_place():
+    """As by `nn.ReLU(inplace=True)` in a folded network, where no batch norm comes between."""
+    layer, x = layer_of(8, 16), torch.randn(1, 8, 9, 9).contiguous(memory_format=torch.channels_last)
+    for learned in (False, True):
+        layer.requires_grad_(learned)
+        out = layer(x)
+        assert torch.equal(nn.ReLU(inplace=True)(out), layer(x).relu())
+
+
 def test_autocast_runs_the_python_backend(calls):
     layer = trained(layer_of(8, 16))
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -134,7 +134,7 @@ class TestActivations:
         assert library.checkpoint is once
 
     @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"])
-    def test_on_a_gpu_that_is_not_there(self, name: str) -> None:
+    def test_on_a_gpu_that_is_not_there(self, name: str, python_backend: None) -> None:
         """In float32 not far from what the CPU keeps where it keeps all; half numbers take less, checkpoints less."""
         before = dict(remembered._tensors)
         full, half = counted(name), counted(name, torch.bfloat16)

@@ -98,7 +98,9 @@ def spied(seen: dict[str, set[torch.dtype]], kind: str, function: Callable[..., 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", LAYERS)
-def test_what_is_computed_in_which_dtype(name: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_computed_in_which_dtype(
+    name: str, case: str, monkeypatch: pytest.MonkeyPatch, python_backend: None
+) -> None:
     build, shape = LAYERS[name]
     dtype, lower = CASES[case]
     layer = build().to(dtype)

@@ -1,9 +1,9 @@
 """FLOP formulas for `torch.utils.flop_counter.FlopCounterMode`, which would otherwise count SAN's sums as zero.
 
 A compiled graph holds the sums as one operator. The counter hooks all modules, so ACmix layers call their projections
-one by one, and it counts the arithmetic that runs. The operator of a whole ACmix layer, which a compiled graph holds and
-the native library runs, has the formula of its composed convolution. `acmix_zoo.layers.complexity` counts by definition
-instead. As everywhere in torch's counter, a multiply-accumulate counts as two.
+one by one, and it counts the arithmetic that runs. The operator of a whole ACmix layer, which is what a compiled graph
+and the native library run, has the formula of its composed convolution. `acmix_zoo.layers.complexity` counts by
+definition instead. As everywhere in torch's counter, a multiply-accumulate counts as two.
 """
 
 from __future__ import annotations

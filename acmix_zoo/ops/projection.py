@@ -52,7 +52,7 @@ def _is_wide_amd(cpuinfo: Path) -> bool:
 
 def runs_as_convolution(x: Tensor, weight: Tensor) -> bool:
     """Return whether `project(x, weight, …)` runs as a convolution rather than as a matrix product."""
-    if not prefers_convolution() or x.device.type != "cpu" or x.dtype != torch.float32 or is_recording():
+    if is_recording() or not prefers_convolution() or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
     macs = x.numel() * len(weight)
     # Another memory format would be converted first, and transforms have no rule for every convolution.

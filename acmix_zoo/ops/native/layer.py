@@ -61,10 +61,12 @@ def forward(
         The result (B, out, Ho, Wo), channels_last in memory, and the projections (B, H, W, …), or an empty tensor.
     """
     (b, _, h, w), stride = x.shape, geometry[2]
-    out = x.new_empty((b, (h - 1) // stride + 1, (w - 1) // stride + 1, len(weight) // 3))  # (B, Ho, Wo, out)
+    shape = (b, len(weight) // 3, (h - 1) // stride + 1, (w - 1) // stride + 1)
+    # Not a view, because a ReLU behind the layer may change it in place.
+    out = torch.empty(shape, memory_format=torch.channels_last)
     kept = x.new_empty((b, h, w, pixel_floats(len(weight) // 3, geometry[0])) if keep else (0,))
     _call("acmix_forward", x, weight, bias, mixing, geometry, dict(out=out, projections=kept if keep else None))
-    return out.permute(0, 3, 1, 2), kept
+    return out, kept
 
 
 def backward(
@@ -85,17 +87,13 @@ def backward(
         x, weight, bias, mixing, geometry: as given to `forward`.
         wanted: for each of the eight tensors, whether its gradient is needed. See `has_backward`.
     """
-    _, fc, shift, _, _ = mixing
-    with torch.enable_grad():
-        fc, shift = (
-            None if t is None else t.detach().requires_grad_(w) for t, w in zip((fc, shift), wanted[4:6], strict=True)
-        )
-        taps = None if shift is None else composed(fc, shift)  # (out, k·k, 3·heads)
-    d_taps = torch.zeros_like(taps) if taps is not None and taps.requires_grad else None
+    pe, fc, shift, alpha, offset = mixing
+    taps = composed(fc, shift) if shift is not None and (wanted[4] or wanted[5]) else None
+    d_taps = None if taps is None else torch.zeros_like(taps)  # (out, k·k, 3·heads)
     d_x = torch.empty_like(x, memory_format=torch.channels_last) if wanted[0] else None
-    d_weight, d_bias, d_pe, d_alpha, d_offset = (
+    d_weight, d_bias, d_pe, d_alpha = (
         torch.zeros_like(t, memory_format=torch.contiguous_format) if want and t is not None else None
-        for t, want in ((weight, wanted[1]), (bias, wanted[2]), (mixing[0], wanted[3]), *zip(mixing[3:], wanted[6:]))
+        for t, want in ((weight, wanted[1]), (bias, wanted[2]), (pe, wanted[3]), (alpha, wanted[6]))
     )
     grad = grad.permute(0, 2, 3, 1).contiguous()  # (B, Ho, Wo, out)
     gradients = dict(
@@ -110,14 +108,14 @@ def backward(
     )
     _call("acmix_backward", x, weight, bias, mixing, geometry, gradients)
     d_fc = d_shift = None
-    if d_taps is not None:
-        assert taps is not None
-        sought = [t for t in (fc, shift) if t is not None and t.requires_grad]
-        found = dict(zip(map(id, sought), torch.autograd.grad(taps, sought, d_taps), strict=True))
-        d_fc, d_shift = found.get(id(fc)), found.get(id(shift))
-    if d_offset is not None:
-        d_offset = grad.sum((0, 1, 2))
-    return [d_x, d_weight, d_bias, d_pe, d_fc, d_shift, d_alpha, d_offset]
+    if d_taps is not None and shift is not None:
+        d_fc, d_shift = _composed_backward(d_taps, fc, shift)
+    d_offset = grad.sum((0, 1, 2)) if offset is not None and wanted[7] else None
+    found = (d_x, d_weight, d_bias, d_pe, d_fc, d_shift, d_alpha, d_offset)
+    return [
+        _in_layout_of(t, d) if want and t is not None and d is not None else None
+        for t, d, want in zip((x, weight, bias, *mixing), found, wanted, strict=True)
+    ]
 
 
 def has_backward(mixing: Mixing, wanted: Sequence[bool]) -> bool:
@@ -136,6 +134,20 @@ def composed(fc: Tensor | None, shift: Tensor) -> Tensor:
     if fc is None:
         return shift.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # from (out, 3·heads, k, k); usually no copy
     return shift.flatten(2).transpose(1, 2) @ fc  # (out, k·k, k²) @ (k², 3·heads)
+
+
+def _composed_backward(d_taps: Tensor, fc: Tensor | None, shift: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Return the gradients of fc and shift for a gradient (out, k·k, 3·heads) of what `composed` returned."""
+    if fc is None:
+        return None, d_taps.unflatten(1, shift.shape[2:]).permute(0, 3, 1, 2)  # (out, 3·heads, k, k)
+    d_shift = (fc @ d_taps.mT).unflatten(2, shift.shape[2:])  # (k², 3·heads) @ (out, 3·heads, k·k)
+    return shift.flatten(2).transpose(0, 1).flatten(1) @ d_taps.flatten(0, 1), d_shift  # (k², out·k·k) @ (out·k·k, …)
+
+
+def _in_layout_of(t: Tensor, d: Tensor) -> Tensor:
+    """Return d with the strides that `torch.empty_like(t)` has, as a compiled graph expects of a gradient of t."""
+    out = torch.empty_like(t)
+    return d if d.stride() == out.stride() else out.copy_(d)
 
 
 def _loaded() -> ctypes.CDLL:
