@@ -158,34 +158,41 @@ class ProjectionGradients {
   // `pixels` of x, from pixel `first` on. Pixels must come in the same portions whatever the number of threads is.
   void add(const float* d_projections, int64_t first, int64_t pixels) {
     const Layer& l = f_.l;
-    const float* x = l.x + first * l.inputs;
-    if (l.d_x) {
-      const int64_t rows = l.inputs < DEEP ? 8 * ROWS : 14 * ROWS;
-      share(l, (pixels + rows - 1) / rows, [&](int64_t task) {
-        const int64_t from = task * rows;
-        multiply(d_projections + from * f_.s.pixel, f_.s.pixel, min(rows, pixels - from), columns_, weight_.data, nullptr,
-                 l.d_x + (first + from) * l.inputs, l.inputs, 0, width_, l.inputs);
-      });
+    // One thread does both products of a block of pixels while it is in the level-2 cache.
+    const int64_t block = l.threads > 1 ? pixels : PIXELS_AT_ONCE;
+    for (int64_t from = 0; from < pixels; from += block) {
+      const int64_t end = min(from + block, pixels);
+      if (l.d_x) add_inputs(d_projections + from * f_.s.pixel, first + from, end - from);
+      if (!l.d_weight && !l.d_bias) continue;
+      for (int64_t at = from; at < end; at += PIXELS_AT_ONCE)
+        add_weight(d_projections + at * f_.s.pixel, l.x + (first + at) * l.inputs, min(PIXELS_AT_ONCE, end - at));
     }
-    if (!l.d_weight && !l.d_bias) return;
-    for (int64_t from = 0; from < pixels; from += PIXELS_AT_ONCE)
-      add_weight(d_projections + from * f_.s.pixel, x + from * l.inputs, min(PIXELS_AT_ONCE, pixels - from));
   }
 
   // The sums, added to the caller's gradients.
   void finish() const {
     const Layer& l = f_.l;
-    for (int64_t n = 0; n < columns_; n++) {
+    share(l, columns_, [&](int64_t n) {
       const int64_t r = row_of_column(l, f_.s, n);
-      if (r < 0) continue;
+      if (r < 0) return;
       if (l.d_bias) l.d_bias[r] += bias_.data[n];
       if (l.d_weight)
         for (int64_t k = 0; k < l.inputs; k++) l.d_weight[r * l.inputs + k] += sum_.data[n * width_ + k];
-    }
+    });
   }
 
  private:
-  static constexpr int64_t PIXELS_AT_ONCE = 256;
+  static constexpr int64_t PIXELS_AT_ONCE = 512;
+
+  void add_inputs(const float* d, int64_t first, int64_t pixels) {
+    const Layer& l = f_.l;
+    const int64_t rows = l.inputs < DEEP ? 8 * ROWS : 14 * ROWS;
+    share(l, (pixels + rows - 1) / rows, [&](int64_t task) {
+      const int64_t from = task * rows;
+      multiply(d + from * f_.s.pixel, f_.s.pixel, min(rows, pixels - from), columns_, weight_.data, nullptr,
+               l.d_x + (first + from) * l.inputs, l.inputs, 0, width_, l.inputs);
+    });
+  }
 
   void add_weight(const float* d, const float* x, int64_t pixels) {
     const Layer& l = f_.l;
@@ -239,7 +246,7 @@ class ProjectionGradients {
 // Floats that the gradients of the projections may take at a time.
 constexpr int64_t D_PROJECTIONS = (16 << 20) / 4;
 // The fewest pixels for which the gradients of the weights are summed at once.
-constexpr int64_t PORTION = 256;
+constexpr int64_t PORTION = 512;
 
 void backward(const Layer& l) {
   const Prepared prepared(l);
