@@ -54,6 +54,12 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture
+def python_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the native library refuse every layer, for tests that observe PyTorch's operators."""
+    monkeypatch.setattr("acmix_zoo.ops.acmix.refusal", lambda *args: "a test observes the Python backend")
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

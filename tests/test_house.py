@@ -94,6 +94,10 @@ def test_wheel_contains_code_weights_and_recipes_and_works_outside_a_clone(tmp_p
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
         check=True,
         capture_output=True,
+        env={
+            **os.environ,
+            "ACMIX_NO_NATIVE": "1",
+        },  # tests/ops/backends/native/test_build.py builds the wheel with the library
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())

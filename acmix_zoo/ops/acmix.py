@@ -16,16 +16,19 @@ Source: "On the Integration of Self-Attention and Convolution", CVPR 2022.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 
+from acmix_zoo.ops.backends.native.layer import has_backward, refusal
 from acmix_zoo.ops.chunks import run_in_chunks
 from acmix_zoo.ops.derivatives import is_transformed
-from acmix_zoo.ops.dispatch import keeps_projections, plan_batch
+from acmix_zoo.ops.dispatch import forced_backend, keeps_projections, plan_batch
 from acmix_zoo.ops.local_attention import local_attention
 from acmix_zoo.ops.projection import project
 from acmix_zoo.ops.shift_conv import grouped_conv
@@ -72,6 +75,14 @@ class PathTensors(NamedTuple):
     offset: Tensor | None = None
 
 
+class Keep(IntEnum):
+    """What `torch.ops.acmix_zoo.acmix` keeps of the projections for the gradient, and in which layout."""
+
+    NOTHING = 0
+    PROJECTIONS = 1  # (B, H, W, 3·out), as `project` returns them
+    NATIVE = 2  # (B, H, W, …), the layout of the native library
+
+
 def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, geometry: Geometry) -> Tensor:
     """Return the output of an ACmix layer, computed in the way that suits the device and the size of the batch.
 
@@ -87,9 +98,14 @@ def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, ge
     if is_exporting() or is_transformed(x, weight, bias, *paths):  # only plain operators support these
         return acmix_plain(x, weight, bias, paths, geometry)
     device = x.device.type
+    keeps = torch.is_grad_enabled() and keeps_projections(x.shape[1])
     if torch.compiler.is_compiling() and device == "cpu":
-        keep = torch.is_grad_enabled() and keeps_projections(x.shape[1])
+        keep = Keep.PROJECTIONS if keeps else Keep.NOTHING
         return torch.ops.acmix_zoo.acmix(x, weight, bias, *paths, *geometry, keep)[0]  # type: ignore[no-any-return]
+    if all(t is None or type(t) in (Tensor, Parameter) for t in (x, weight, bias, *paths)):  # no subclass of a user
+        if runs_native(x, weight, bias, paths, geometry):
+            keep = Keep.NATIVE if keeps and has_backward(paths, [True] * 8) else Keep.NOTHING
+            return torch.ops.acmix_zoo.acmix(x, weight, bias, *paths, *geometry, keep)[0]  # type: ignore[no-any-return]
     window = attention_window(geometry)
     plan = plan_batch(x.shape, len(weight) // 3, window, itemsize=x.element_size(), device=device)
     has_nothing_to_save = plan.chunk_size >= x.shape[0] and not torch.is_grad_enabled()  # one chunk, no gradient
@@ -99,6 +115,13 @@ def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, ge
     return run_in_chunks(
         stage_two, plan.chunk_size, x, weight, bias, paths, keep_projections=plan.kept == "projections"
     )
+
+
+def runs_native(
+    x: Tensor, weight: Tensor, bias: Tensor | None, paths: Sequence[Tensor | None], geometry: Geometry
+) -> bool:
+    """Return whether the native library computes `acmix` of these arguments: it is requested, and it supports them."""
+    return forced_backend() == "native" and refusal(x, weight, bias, paths, geometry.heads) is None
 
 
 def acmix_plain(

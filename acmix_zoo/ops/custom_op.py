@@ -1,4 +1,4 @@
-"""The layer as a single operator of a compiled graph on a CPU, and its gradient as another.
+"""The layer as a single operator on a CPU, and its gradient as another, for compiled graphs and the native library.
 
 On a CPU, a compiler cannot improve the layer. Traced operator by operator, it would lose the chunks that stay in the
 caches: inference took 1.2 times as long and training 1.7 times, and compiling for dynamic sizes took minutes. On other
@@ -15,7 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix, acmix_plain, attention_window, combine_paths
+from acmix_zoo.ops.acmix import (
+    Geometry,
+    Keep,
+    PathTensors,
+    acmix,
+    acmix_plain,
+    attention_window,
+    combine_paths,
+    runs_native,
+)
+from acmix_zoo.ops.backends.native import layer as native
 from acmix_zoo.ops.chunks import chunked_backward
 from acmix_zoo.ops.derivatives import needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.dispatch import plan_batch
@@ -29,8 +39,8 @@ _TENSORS = (
 _SIZES = "int heads, int kernel_att, int stride, int dilation"
 _N_TENSORS = 3 + len(PathTensors._fields)
 # These are defined by schema, because `torch.library.custom_op` would disable autograd in the implementation, and the
-# gradient is computed with autograd. The second result is the projections (B, H, W, 3·out), or empty without `keep`.
-torch.library.define("acmix_zoo::acmix", f"({_TENSORS}, {_SIZES}, bool keep) -> (Tensor, Tensor)")
+# gradient is computed with autograd. The second result is the projections in the layout that `keep` names, or empty.
+torch.library.define("acmix_zoo::acmix", f"({_TENSORS}, {_SIZES}, int keep) -> (Tensor, Tensor)")
 torch.library.define(
     "acmix_zoo::acmix_backward", f"(Tensor grad, Tensor kept, {_TENSORS}, {_SIZES}, bool[] needed) -> Tensor[]"
 )
@@ -40,7 +50,9 @@ torch.library.define(
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
     paths, geometry, keep = _unflatten_arguments(arguments)
     with torch.no_grad():
-        if keep:
+        if keep == Keep.NATIVE or (keep == Keep.NOTHING and runs_native(x, weight, bias, paths, geometry)):
+            out, kept = native.forward(x, weight, bias, paths, geometry, keep == Keep.NATIVE)
+        elif keep == Keep.PROJECTIONS:
             kept = project(x, weight, bias)  # (B, H, W, 3·out)
             chunks = kept.split(_chunk_size(x, weight, geometry))
             out = torch.cat([combine_paths(chunk, paths, geometry) for chunk in chunks])
@@ -54,6 +66,12 @@ def _backward(
     grad: Tensor, kept: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
 ) -> list[Tensor]:
     paths, geometry, needed = _unflatten_arguments(arguments)
+    is_native_layout = kept.numel() > 0 and kept.shape[-1] != len(weight)
+    if is_native_layout or (
+        kept.numel() == 0 and runs_native(x, weight, bias, paths, geometry) and native.has_backward(paths, needed)
+    ):
+        gradients = native.backward(grad, kept, x, weight, bias, paths, geometry, needed)
+        return [t for t, need in zip(gradients, needed, strict=True) if need and t is not None]
     chunk_size, stage_two = _chunk_size(x, weight, geometry), partial(combine_paths, geometry=geometry)
     chunks = kept.split(chunk_size) if kept.numel() else ()
     compute = partial(chunked_backward, stage_two, chunk_size, grad, chunks, x, weight, bias, paths, needed)
@@ -89,7 +107,8 @@ def _fake_forward(x, weight, bias, positions, fc, kernels, alpha, offset, heads,
     b, _, h, w = x.shape
     rows, cols = (h - 1) // stride + 1, (w - 1) // stride + 1
     out = x.new_empty((b, rows, cols, len(weight) // 3)).permute(0, 3, 1, 2)  # (B, out, Ho, Wo)
-    return out, x.new_empty((b, h, w, len(weight)) if keep else (0,))
+    pixel = native.pixel_floats(len(weight) // 3, heads) if keep == Keep.NATIVE else len(weight)
+    return out, x.new_empty((0,) if keep == Keep.NOTHING else (b, h, w, pixel))
 
 
 @torch.library.register_fake("acmix_zoo::acmix_backward")

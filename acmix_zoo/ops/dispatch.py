@@ -7,6 +7,7 @@ use `use_backend("tiles")` or the environment variable ACMIX_BACKEND=tiles.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from acmix_zoo.ops.backends.native.library import instruction_set, library
+from acmix_zoo.ops.projection import explain_projection
 from acmix_zoo.ops.sliding_window import SlidingWindow, key_extent
 from acmix_zoo.ops.tracing import ceil_div
 
@@ -24,6 +27,7 @@ BACKENDS = (
     "global",  # every query is compared with every position of the map, under a mask
     "tiles",  # the map is cut into tiles, and each tile is compared with the keys around it
     "offset",  # column by column of the window, in plain operators
+    "native",  # the whole layer in C++, where it supports the tensors; see backends/native
 )
 
 # Largest number of positions for the global backend. A tile of a 16×16 map would gather 196 of its 256 keys. It would
@@ -50,8 +54,8 @@ _forced: ContextVar[str | None] = ContextVar("acmix_backend", default=os.environ
 def use_backend(backend: str | None) -> Iterator[None]:
     """Force one of `BACKENDS` for every layer that runs in this context. None restores the automatic choice.
 
-    "reference" replaces the attention and the convolution by the formulas of the paper, in plain operators. The other
-    backends only replace the attention.
+    "reference" replaces the attention and the convolution by the formulas of the paper, in plain operators. "native"
+    runs the whole layer in C++ on a CPU. The other backends only replace the attention.
 
     The choice affects only the calling thread or asyncio task. A backward pass that runs after the context has ended
     uses the backend of its forward pass. Gradient checkpointing on a GPU is an exception: autograd runs its backward
@@ -104,7 +108,7 @@ class AttentionPlan(NamedTuple):
 def plan_attention(h: int, w: int, window: SlidingWindow, device: str = "cpu") -> AttentionPlan:
     """Return the plan for the attention of a map (h, w) on a type of device."""
     backend = forced_backend()
-    if backend is not None:
+    if backend is not None and backend != "native":  # which runs whole layers; what it does not support comes here
         reason = "it was requested by use_backend or ACMIX_BACKEND"
     elif h * w <= _GLOBAL_UP_TO:
         backend, reason = "global", f"the map has at most {_GLOBAL_UP_TO} positions"
@@ -205,14 +209,16 @@ def explain_plan(
         itemsize: bytes per element.
         device: type of the device, such as "cpu" or "cuda".
 
-    >>> print(explain_plan((8, 512, 7, 7), 512))
+    >>> print(explain_plan((8, 512, 7, 7), 512))  # doctest: +ELLIPSIS
     attention: global backend, because the map has at most 256 positions
     batch: 8 of 8 images per chunk, because the batch takes 4.6 MiB and the limit is 16 MiB
     gradient: intermediate results are kept
+    projection: ...
     """
     window = SlidingWindow(kernel_att, stride, dilation)
     attention = plan_attention(shape[2], shape[3], window, device)
-    lines = [f"attention: {attention.backend} backend, because {attention.reason}"]
+    lines = [f"layer: {_explain_native(itemsize, device)}"] if forced_backend() == "native" else []
+    lines += [f"attention: {attention.backend} backend, because {attention.reason}"]
     if attention.tile is not None:
         (th, tw), (kh, kw) = attention.tile, (key_extent(n, window) for n in attention.tile)
         ratio = kh * kw / kernel_att**2
@@ -224,4 +230,15 @@ def explain_plan(
         "projections": f"projections are kept, because recomputing those of {shape[1]} channels would take too long",
         "nothing": f"everything is recomputed, because projecting {shape[1]} channels again is cheap",
     }
-    return "\n".join([*lines, f"gradient: {gradient[batch.kept]}"])
+    lines.append(f"gradient: {gradient[batch.kept]}")
+    macs = min(batch.chunk_size, shape[0]) * math.prod(shape[1:]) * 3 * out_channels
+    return "\n".join([*lines, f"projection: {explain_projection(macs, device)}"])
+
+
+def _explain_native(itemsize: int, device: str) -> str:
+    """Return whether the native backend, which was requested, runs a layer, and otherwise why not."""
+    if device != "cpu" or itemsize != 4:
+        return "not native, because the native backend computes in float32 on a CPU. The following applies"
+    if library() is None:
+        return "not native, because there is no library for this CPU and no C++ compiler. The following applies"
+    return f"native ({instruction_set()}). The following applies to tensors and gradients that it does not support"

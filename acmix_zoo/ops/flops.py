@@ -1,7 +1,8 @@
 """FLOP formulas for `torch.utils.flop_counter.FlopCounterMode`, which would otherwise count SAN's sums as zero.
 
-A compiled graph contains the sums as one operator. ACmix layers need no formula: the counter hooks all modules, so the
-layers call their projections one by one, and the counter sees the arithmetic that runs. As everywhere in torch's
+A compiled graph contains the sums as one operator. The counter hooks all modules, so ACmix layers call their
+projections one by one, and the counter sees the arithmetic that runs. The operator of a complete ACmix layer, which
+compiled graphs and the native library run, has the formula of its composed convolution. As everywhere in torch's
 counter, a multiply-accumulate counts as two. `acmix_zoo.layers.complexity` counts by definition instead.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from acmix_zoo.ops import aggregation  # noqa: F401  (defines the operators)
+from acmix_zoo.ops import aggregation, custom_op  # noqa: F401  (define the operators)
 
 _Shape = Sequence[int]
 
@@ -27,3 +28,35 @@ def _aggregate(value: _Shape, weight: _Shape, kernel: int, **_: Any) -> int:
 @register_flop_formula(torch.ops.acmix_zoo.aggregate_backward)
 def _aggregate_backward(grad: _Shape, value: _Shape, weight: _Shape, kernel: int, **_: Any) -> int:
     return 2 * _aggregate(value, weight, kernel)  # one sum each for the value and the weight
+
+
+@register_flop_formula(torch.ops.acmix_zoo.acmix)
+def _acmix(
+    x: _Shape,
+    weight: _Shape,
+    bias: _Shape | None,
+    positions: _Shape | None,
+    fc: _Shape | None,
+    kernels: _Shape | None,
+    alpha: _Shape | None,
+    offset: _Shape | None,
+    heads: int,
+    kernel_att: int,
+    stride: int,
+    *_: Any,
+    **__: Any,
+) -> int:
+    b, c, h, w = x
+    channels = weight[0] // 3
+    macs = b * h * w * c * 3 * channels
+    outputs = b * -(-h // stride) * -(-w // stride) * channels
+    if positions is not None:
+        macs += outputs * 2 * kernel_att**2
+    if kernels is not None:
+        macs += outputs * kernels[-1] ** 2 * 3 * heads
+    return 2 * macs
+
+
+@register_flop_formula(torch.ops.acmix_zoo.acmix_backward)
+def _acmix_backward(grad: _Shape, kept: _Shape, *arguments: Any, **_: Any) -> int:
+    return 2 * _acmix(*arguments)  # the gradient of each product is two products

@@ -1,0 +1,20 @@
+// The library's plain C interface, called through ctypes by library.py.
+#include "backward.h"
+
+#define PUBLIC extern "C" __attribute__((visibility("default")))
+
+// Increases with every change of the interface.
+PUBLIC int64_t acmix_version() { return 3; }
+// Floats of a pixel of the projections.
+PUBLIC int64_t acmix_pixel(int64_t heads, int64_t head_width) {
+  Layer layer{};
+  layer.heads = heads;
+  layer.head_width = head_width;
+  return layout_of(layer, PANEL).pixel;
+}
+PUBLIC void acmix_forward(const Layer* layer) {
+  if (layer->batch > 0) forward(*layer);
+}
+PUBLIC void acmix_backward(const Layer* layer) {
+  if (layer->batch > 0) backward(*layer);
+}

@@ -1,0 +1,310 @@
+// The forward pass of the whole layer: project some rows, then attend and convolve what they complete.
+//
+// An image's projections live in a ring of rows. It holds what a pair of output rows sees, plus the rows of one matrix
+// product, and stays in the level-2 cache:
+//
+//     row of the image   0 1 2 3 4 5 6 7 8 9 10 11 …
+//     ring               [ seen by output rows 2, 3 ]          row r lies at r mod size
+//                              next product: [10 11]
+//
+// With enough images each thread takes whole images. Otherwise the threads share the rows of one image at a time, with a
+// larger ring so that they seldom wait for each other.
+#pragma once
+
+#include "attention.h"
+#include "convolution.h"
+#include "product.h"
+
+namespace {
+
+constexpr int64_t OUT_ROWS = 2;                      // output rows of one task
+constexpr int64_t SHARED_RING = (16 << 20) / 4;      // floats that the ring may take if threads share an image
+
+
+struct Forward {
+  const Layer& l;
+  Layout s;
+  int64_t rows, cols, outputs;  // of the output
+  int64_t att_reach, conv_reach, reach;
+  const float *weight, *bias, *kernels, *zeros;
+  const int64_t* columns;  // offset of the pixel at column i − att_reach, reflected
+
+  explicit Forward(const Layer& layer) : l(layer), s(layout_of(layer, PANEL)) {
+    rows = (l.height - 1) / l.stride + 1;
+    cols = (l.width - 1) / l.stride + 1;
+    outputs = l.heads * l.head_width;
+    att_reach = l.positions ? l.kernel / 2 * l.dilation : 0;
+    conv_reach = l.kernels ? l.conv_kernel / 2 * l.dilation : 0;
+    reach = max(att_reach, conv_reach);
+  }
+};
+
+INLINE int64_t column_count(const Forward& f) {
+  return (f.cols + QUERIES) * f.l.stride + 2 * f.att_reach + 1;
+}
+
+// The columns of some pixels' projections from panel `first` up to `last`. The last panel may reach into the fourth plane,
+// which is written afterwards.
+INLINE void project(const Forward& f, const float* x, int64_t pixels, float* to, int64_t first, int64_t last) {
+  multiply(x, f.l.inputs, pixels, f.l.inputs, f.weight, f.bias, to, f.s.pixel, first, last, f.s.columns);
+}
+
+template <int I>
+INLINE void subtract_quad(const float* k, const float* four, float* keys) {
+  if constexpr (I < QUAD) {
+    store(keys + I * LANES, load(k + I * LANES) - spread_channels<I>(four));
+    subtract_quad<I + 1>(k, four, keys);
+  }
+}
+
+// The fourth plane: k − position, for all heads.
+void subtract_positions(const Forward& f, const float* positions, int64_t pixels, float* to) {
+  const Layout& s = f.s;
+  const int64_t d = f.l.head_width;
+  for (int64_t i = 0; i < pixels; i++, to += s.pixel, positions += d) {
+    const float *k = to + s.plane, *p = positions;
+    float* keys = to + 3 * s.plane;
+    float last[4] = {0, 0, 0, 0};  // what is left of a width that is not a multiple of four
+    for (int64_t c = 0; c < d % 4; c++) last[c] = p[d / 4 * 4 + c];
+    for (int64_t g = 0; g < s.plane; g += s.group)
+      for (int64_t c = 0; c < s.group; c += 4 * HEADS)
+        subtract_quad<0>(k + g + c, c + 4 * HEADS <= 4 * d ? p + c / HEADS : last, keys + g + c);
+  }
+}
+
+// Attention of `count` output rows from row y on: → attention[row][column][outputs].
+template <int K, int S>
+void attend_rows(const Forward& f, const float* const* row, int64_t y, int64_t count, float* attention, Vec* logits,
+                 const float** window_rows) {
+  const Layer& l = f.l;
+  const int64_t kernel = K ? K : l.kernel, stride = S ? S : l.stride;
+  const float scale = LOG2_E / __builtin_sqrtf((float)l.head_width);
+  for (int64_t r = 0; r < count; r++) {
+    const int64_t centre = (y + r) * stride;
+    for (int64_t j = 0; j < kernel; j++)
+      window_rows[j] = row[reflect(centre + j * l.dilation - f.att_reach, l.height)];
+    for (int64_t block = 0; block < f.cols; block += QUERIES) {
+      // The last block starts earlier, so that it is full; a map narrower than a block repeats its last query.
+      const int64_t x = max(0, min(block, f.cols - QUERIES));
+      const Window w{window_rows, f.columns + x * stride, kernel, stride, l.dilation};
+      for (int64_t g = 0; g < f.s.groups; g++) {
+        const float* q[QUERIES];
+        float* out[QUERIES];
+        for (int64_t i = 0; i < QUERIES; i++) {
+          const int64_t at = min(x + i, f.cols - 1);
+          q[i] = row[centre] + at * stride * f.s.pixel + g * f.s.group;
+          out[i] = attention + (r * f.cols + at) * f.outputs + g * HEADS * l.head_width;
+        }
+        attend<K, S>(q, w, f.s, g, l.heads - g * HEADS, l.head_width, scale, logits, out,
+                     min(QUERIES, f.cols));
+      }
+    }
+  }
+}
+
+void attend_rows_any(const Forward& f, const float* const* row, int64_t y, int64_t count, float* attention, Vec* logits,
+                     const float** window_rows) {
+  const Layer& l = f.l;
+  if (l.dilation == 1 && l.kernel == 7 && l.stride == 1)
+    return attend_rows<7, 1>(f, row, y, count, attention, logits, window_rows);
+  if (l.dilation == 1 && l.kernel == 7 && l.stride == 2)
+    return attend_rows<7, 2>(f, row, y, count, attention, logits, window_rows);
+  if (l.dilation == 1 && l.kernel == 3 && l.stride == 1)
+    return attend_rows<3, 1>(f, row, y, count, attention, logits, window_rows);
+  attend_rows<0, 0>(f, row, y, count, attention, logits, window_rows);
+}
+
+// One vector of sums of one pixel → out, by channel ordered (head_width, heads): alpha · attention + sum + offset.
+INLINE void finish_vector(const Forward& f, int64_t vector, Vec sum, const float* attention, float* out) {
+  const Layer& l = f.l;
+  const int64_t group = vector * LANES / f.s.group, first = vector * LANES % f.s.group / HEADS;
+  if (l.heads == HEADS && (first + LANES / HEADS) <= l.head_width) {
+    const int64_t c = first * HEADS;
+    if (l.offset) sum = sum + load(l.offset + c);
+    if (attention) sum = (l.alpha ? load(l.alpha + c) : splat(1.f)) * load(attention + c) + sum;
+    return store(out + c, sum);
+  }
+  for (int64_t lane = 0; lane < LANES; lane++) {
+    const int64_t channel = first + lane / HEADS, head = group * HEADS + lane % HEADS;
+    if (channel >= l.head_width || head >= l.heads) continue;
+    const int64_t c = channel * l.heads + head;
+    float v = sum[lane];
+    if (l.offset) v += l.offset[c];
+    if (attention) v = (l.alpha ? l.alpha[c] : 1.f) * attention[c] + v;
+    out[c] = v;
+  }
+}
+
+// Convolution of `count` output rows from row y on, added to alpha · attention if there is one.
+void convolve_rows(const Forward& f, const float* const* row, int64_t y, int64_t count, const float* attention, float* out) {
+  const Layer& l = f.l;
+  const int64_t k = l.conv_kernel, taps = k * k, weights = 3 * f.s.groups * taps * HEADS * LANES;
+  Buffer pointers(floats_of<float*>(taps * PIXELS));
+  const float** pixel = (const float**)pointers.data;
+  for (int64_t r = 0; r < count; r++)
+    for (int64_t x = 0; x < f.cols; x += PIXELS) {
+      const int64_t pixels = min(PIXELS, f.cols - x);
+      for (int64_t t = 0; t < taps; t++)
+        for (int64_t p = 0; p < pixels; p++) {
+          const int64_t iy = (y + r) * l.stride + t / k * l.dilation - f.conv_reach;
+          const int64_t ix = (x + p) * l.stride + t % k * l.dilation - f.conv_reach;
+          const bool inside = iy >= 0 && iy < l.height && ix >= 0 && ix < l.width;
+          pixel[t * pixels + p] = inside ? row[iy] + ix * f.s.pixel : f.zeros;
+        }
+      const int64_t first = (r * f.cols + x) * f.outputs;
+      for (int64_t vector = 0; vector < f.s.plane / LANES; vector++) {
+        Vec sum[PIXELS];
+        convolve(pixels, pixel, taps, f.s, 3, vector * LANES % f.s.group, f.kernels + vector * weights, sum);
+        for (int64_t p = 0; p < pixels; p++) {
+          const int64_t at = first + p * f.outputs;
+          finish_vector(f, vector, sum[p], attention ? attention + at : nullptr, out + at);
+        }
+      }
+    }
+}
+
+// `count` output rows from row y on. row[i]: where the projections of the image's row i lie.
+void finish_rows(const Forward& f, const float* const* row, int64_t y, int64_t count, float* out) {
+  const Layer& l = f.l;
+  out += y * f.cols * f.outputs;
+  if (!l.positions) return convolve_rows(f, row, y, count, nullptr, out);
+  const int64_t logits = l.kernel * l.kernel * LANES, pointers = floats_of<float*>(l.kernel);
+  Buffer buffer(round_up(logits + pointers, 16) + (l.kernels ? count * f.cols * f.outputs : 0));
+  float* attention = l.kernels ? buffer.data + round_up(logits + pointers, 16) : out;
+  attend_rows_any(f, row, y, count, attention, (Vec*)buffer.data, (const float**)(buffer.data + logits));
+  if (l.kernels) return convolve_rows(f, row, y, count, attention, out);
+  if (l.alpha || l.offset)  // attention alone
+    for (int64_t i = 0; i < count * f.cols; i++)
+      for (int64_t c = 0; c < f.outputs; c++) {
+        float& v = out[i * f.outputs + c];
+        v = (l.alpha ? l.alpha[c] : 1.f) * v + (l.offset ? l.offset[c] : 0.f);
+      }
+}
+
+// Rows of a matrix product, so that it has enough pixels to be efficient.
+INLINE int64_t rows_of_product(const Layer& l) {
+  const int64_t pixels = l.inputs < DEEP ? 8 * ROWS : 14 * ROWS;
+  return min(l.height, (pixels + l.width - 1) / l.width);
+}
+
+// One image by one thread, with a small ring.
+void run_image(const Forward& f, int64_t image) {
+  const Layer& l = f.l;
+  const int64_t batch_rows = rows_of_product(l), row_floats = l.width * f.s.pixel;
+  const int64_t size = l.projections ? l.height : min(l.height, (OUT_ROWS - 1) * l.stride + 2 * f.reach + 1 + batch_rows);
+  Buffer own(l.projections ? 0 : size * row_floats), pointers(floats_of<float*>(l.height));
+  float* ring = l.projections ? l.projections + image * l.height * row_floats : own.data;
+  const float** row = (const float**)pointers.data;
+  for (int64_t y = 0; y < l.height; y++) row[y] = ring + y % size * row_floats;
+  const float* x = l.x + image * l.height * l.width * l.inputs;
+  float* out = l.out + image * f.rows * f.cols * f.outputs;
+  int64_t done = 0;
+  for (int64_t y = 0; y < f.rows; y += OUT_ROWS) {
+    const int64_t count = min(OUT_ROWS, f.rows - y);
+    const int64_t need = min(l.height, (y + count - 1) * l.stride + f.reach + 1);
+    while (done < need) {
+      const int64_t more = min(min(batch_rows, l.height - done), size - done % size);  // up to the end of the ring
+      float* to = ring + done % size * row_floats;
+      const float* in = x + done * l.width * l.inputs;
+      project(f, in, more * l.width, to, 0, f.s.columns);
+      if (l.positions) subtract_positions(f, l.positions + done * l.width * l.head_width, more * l.width, to);
+      done += more;
+    }
+    finish_rows(f, row, y, count, out);
+  }
+}
+
+// One image by all threads, with a large ring: project a slab of rows, wait, finish what it completes, wait.
+void share_image(const Forward& f, int64_t image) {
+  const Layer& l = f.l;
+  const int64_t row_floats = l.width * f.s.pixel;
+  const int64_t seen = (OUT_ROWS - 1) * l.stride + 2 * f.reach + 1;
+  const int64_t size = l.projections ? l.height : min(l.height, max(2 * seen, SHARED_RING / row_floats));
+  Buffer own(l.projections ? 0 : size * row_floats), pointers(floats_of<float*>(l.height));
+  float* ring = l.projections ? l.projections + image * l.height * row_floats : own.data;
+  const float** row = (const float**)pointers.data;
+  for (int64_t y = 0; y < l.height; y++) row[y] = ring + y % size * row_floats;
+  const float* x = l.x + image * l.height * l.width * l.inputs;
+  float* out = l.out + image * f.rows * f.cols * f.outputs;
+  // A task of the product: some pixels of one row if they are many, else some panels of all of them.
+  const bool by_rows = l.inputs < DEEP;
+  int64_t done = 0, y = 0;
+  while (y < f.rows) {
+    // The rows from the first one that output row y sees may not be overwritten.
+    const int64_t from = max(0, y * l.stride - f.reach);
+    const int64_t until = size == l.height ? l.height : min(l.height, from + size);
+    while (done < until) {
+      const int64_t more = min(until - done, size - done % size);
+      float* to = ring + done % size * row_floats;
+      const float* in = x + done * l.width * l.inputs;
+      const int64_t block = 8 * ROWS, pixels = more * l.width, panels = f.s.columns / PANEL;
+      auto keys = [&](int64_t first, int64_t count) {
+        if (l.positions)
+          subtract_positions(f, l.positions + (done * l.width + first) * l.head_width, count, to + first * f.s.pixel);
+      };
+      if (by_rows) {
+        share(l, (pixels + block - 1) / block, [&](int64_t task) {
+          const int64_t first = task * block, count = min(block, pixels - first);
+          project(f, in + first * l.inputs, count, to + first * f.s.pixel, 0, f.s.columns);
+          keys(first, count);
+        });
+      } else {
+        share(l, panels, [&](int64_t task) {
+          project(f, in, pixels, to, task * PANEL, (task + 1) * PANEL);
+        });
+        share(l, (pixels + block - 1) / block, [&](int64_t task) { keys(task * block, min(block, pixels - task * block)); });
+      }
+      done += more;
+    }
+    // Output rows whose windows are complete.
+    const int64_t end = done == l.height ? f.rows : (done - f.reach - 1) / l.stride + 1;
+    share(l, (end - y + OUT_ROWS - 1) / OUT_ROWS, [&](int64_t task) {
+      const int64_t first = y + task * OUT_ROWS;
+      finish_rows(f, row, first, min(OUT_ROWS, end - first), out);
+    });
+    y = end;
+  }
+}
+
+// Of Layer::kernels, (head_width, heads, taps, {q, k, v}, heads).
+INLINE KernelStrides forward_strides(const Layer& l) {
+  const int64_t inputs = 3 * l.heads, taps = l.conv_kernel * l.conv_kernel;
+  return {l.heads * taps * inputs, taps * inputs, l.heads, 1, inputs};
+}
+
+// Packed weights, tables and everything else that the passes over the images read.
+class Prepared {
+ public:
+  Forward f;
+  explicit Prepared(const Layer& l)
+      : f(l), taps(l.kernels ? l.conv_kernel * l.conv_kernel : 0), columns(l.positions ? column_count(f) : 0),
+        floats(f.s.columns * (l.inputs + 1) + packed_kernels(f.s, taps) + f.s.pixel),
+        integers(floats_of<int64_t>(columns + taps)) {
+    float* next = floats.data;
+    auto take = [&](int64_t count) { float* p = next; next += count; return p; };
+    float *weight = take(f.s.columns * l.inputs), *bias = take(f.s.columns), *zeros = take(f.s.pixel);
+    float* kernels = take(packed_kernels(f.s, taps));
+    pack_weights(l, f.s, weight, bias);
+    for (int64_t i = 0; i < f.s.pixel; i++) zeros[i] = 0;
+    int64_t *column = (int64_t*)integers.data, *tap = column + columns;
+    for (int64_t i = 0; i < columns; i++) column[i] = reflect(i - f.att_reach, l.width) * f.s.pixel;
+    for (int64_t i = 0; i < taps; i++) tap[i] = i;
+    if (taps) pack_kernels(l, f.s, l.kernels, forward_strides(l), 3, tap, taps, kernels);
+    f.weight = weight, f.bias = bias, f.kernels = kernels, f.zeros = zeros, f.columns = column;
+  }
+
+ private:
+  int64_t taps, columns;
+  Buffer floats, integers;
+};
+
+void forward(const Layer& l) {
+  const Prepared prepared(l);
+  const Forward& f = prepared.f;
+  if (l.threads > 1 && l.parallel && l.batch % l.threads && l.batch < 4 * l.threads)
+    for (int64_t image = 0; image < l.batch; image++) share_image(f, image);
+  else
+    share(l, l.batch, [&](int64_t image) { run_image(f, image); });
+}
+
+}  // namespace

@@ -1,0 +1,180 @@
+"""The native CPU kernel against the readable reference in float64: geometries, layouts, threads, special values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.native_layers import CASES, RUNNABLE, layer_of
+
+from acmix_zoo import ACmix2d
+from acmix_zoo.ops import use_backend
+from acmix_zoo.ops.backends.native import layer as native
+from acmix_zoo.ops.backends.native.library import library
+
+if library() is None:
+    pytest.skip("no native library and no compiler", allow_module_level=True)
+
+
+@pytest.fixture(params=RUNNABLE)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("ACMIX_NATIVE_ISA", request.param)
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Count the calls of the library, because a fallback would pass every comparison."""
+    seen: list[int] = []
+    original = native.forward
+    monkeypatch.setattr(native, "forward", lambda *args: seen.append(1) or original(*args))
+    yield seen
+
+
+def reference(layer: ACmix2d, x: torch.Tensor) -> torch.Tensor:
+    with use_backend("reference"):
+        out = layer.double()(x.double())
+    layer.float()
+    return out
+
+
+def assert_equal_to_reference(layer: ACmix2d, x: torch.Tensor) -> None:
+    expected = reference(layer, x)
+    actual = layer(x)
+    assert actual.shape == expected.shape and actual.dtype == torch.float32
+    # Sums of up to k²·3·heads products, then a softmax whose logits are sums of d products of magnitude one.
+    scale = max(float(expected.abs().max()), 1.0) if expected.numel() else 1.0
+    assert float((actual - expected).abs().max() if expected.numel() else 0) <= 2e-5 * scale
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_equals_the_reference(case: str, isa: str, calls: list[int]):
+    shape, outputs, options = CASES[case]
+    layer = layer_of(shape[1], outputs, **options)
+    assert_equal_to_reference(layer, torch.randn(shape))
+    assert calls, "the library was not called"
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_geometry(data: st.DataObject):
+    check_any_geometry(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None)
+@given(data=st.data())
+def test_thousands_of_geometries(data: st.DataObject):
+    check_any_geometry(data)
+
+
+@torch.no_grad()
+def check_any_geometry(data: st.DataObject) -> None:
+    draw = data.draw
+    heads, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    options = dict(
+        heads=heads,
+        kernel_att=draw(st.sampled_from([1, 3, 5, 7, 9])),
+        kernel_conv=draw(st.sampled_from([1, 3, 5])),
+        stride=draw(st.integers(1, 3)),
+        dilation=draw(st.integers(1, 3)),
+        paths=draw(st.sampled_from(["both", "both", "attention", "convolution"])),
+    )
+    shape = (draw(st.integers(1, 3)), draw(st.integers(1, 20)), draw(st.integers(1, 20)), draw(st.integers(1, 20)))
+    layer = layer_of(shape[1], heads * width, draw(st.integers(0, 99)), **options)
+    isa = draw(st.sampled_from(RUNNABLE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACMIX_NATIVE_ISA", isa)
+        assert_equal_to_reference(layer, torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x,
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3),
+        lambda x: x[:, :, ::2, 1:],
+        lambda x: x.flip(3),
+        lambda x: x[:1].expand(3, -1, -1, -1),
+    ],
+    ids=["contiguous", "channels_last", "transposed", "sliced", "flipped", "expanded"],
+)
+@torch.no_grad()
+def test_memory_layouts(view, calls):
+    layer = layer_of(8, 16)
+    x = view(torch.randn(2, 8, 18, 13))
+    expected = layer(x.clone(memory_format=torch.contiguous_format))
+    actual = layer(x)
+    assert torch.equal(actual, expected) and len(calls) == 2
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    assert actual.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 30, 31), (3, 256, 9, 9), (8, 16, 9, 9), (5, 8, 14, 14), (1, 64, 200, 300)])
+@torch.no_grad()
+def test_any_number_of_threads_gives_the_same_bits(shape):
+    """Threads share images or rows, but what is computed does not depend on which thread does it."""
+    layer, x, before = layer_of(shape[1], 16, stride=2), torch.randn(shape), torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            results.append(layer(x))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
+@torch.no_grad()
+def test_special_values_stay_where_they_belong(value, paths, isa):
+    """NaN and infinity come out where the reference has something that is not finite, and only there."""
+    layer = layer_of(8, 16, paths=paths, kernel_att=3)
+    x = torch.randn(2, 8, 12, 11)
+    x[0, 3, 5, 6] = value
+    expected = reference(layer, x)
+    actual = layer(x)
+    assert torch.equal(actual.isfinite(), expected.isfinite())
+    assert not expected.isfinite().all()
+    finite = expected.isfinite()
+    assert (actual[finite] - expected[finite]).abs().max() <= 2e-5 * expected[finite].abs().max()
+
+
+@torch.no_grad()
+def test_large_logits_do_not_overflow(isa):
+    """Logits of about 2000 are rounded to 2000 · 2^-24 ≈ 1e-4, by which fraction weights and output then change."""
+    layer, x = layer_of(8, 16, paths="attention"), torch.randn(1, 8, 9, 9) * 30
+    expected = reference(layer, x)
+    assert (layer(x) - expected).abs().max() <= 2e-4 * expected.abs().max()
+
+
+class Tagged(torch.Tensor):
+    """A subclass of the user's."""
+
+
+@torch.no_grad()
+def test_what_it_does_not_take(calls):
+    """Other dtypes, many heads, subclasses and forced forms run as before."""
+    layer, x = layer_of(8, 16), torch.randn(1, 8, 9, 9)
+    tensors = (layer.qkv.weight, layer.qkv.bias, [None] * 5)
+    assert native.refusal(x, *tensors, 4) is None
+    assert "float32; this is float64" in native.refusal(x.double(), *tensors, 4)
+    assert "up to 16 heads; these are 32" in native.refusal(x, *tensors, 32)
+    assert "CPU only; this is meta" in native.refusal(x.to("meta"), *tensors, 4)
+    layer.double()(x.double())
+    layer.bfloat16()(x.bfloat16())
+    layer.float()
+    layer(x.as_subclass(Tagged))
+    with use_backend("tiles"):
+        layer(x)
+    assert not calls
+    with use_backend("native"):
+        layer(x)
+    layer(x)
+    assert len(calls) == 2

@@ -1,0 +1,48 @@
+"""Layers for the tests of the native backend, and the instruction sets that this CPU can run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from acmix_zoo import ACmix2d
+from acmix_zoo.ops.backends.native.build import INSTRUCTION_SETS
+from acmix_zoo.ops.backends.native.library import instruction_set
+
+BEST = instruction_set()
+ORDER = ["portable", "avx2", "avx512"]
+RUNNABLE = [name for name in INSTRUCTION_SETS if ORDER.index(name) <= ORDER.index(BEST)]
+
+
+def layer_of(inputs: int, outputs: int, seed: int = 0, **options: Any) -> ACmix2d:
+    """A layer with all parameters away from their start, and projections of magnitude one."""
+    torch.manual_seed(seed)
+    layer = ACmix2d(inputs, outputs, **options)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    nn.init.normal_(layer.qkv.weight, std=inputs**-0.5)
+    return layer.requires_grad_(False)
+
+
+# Each side of a limit: vector width, blocks of queries and pixels, rows of a product, groups of heads, odd channels.
+CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
+    "7×7, one position": ((1, 8, 1, 1), 16, dict(heads=4)),
+    "7×7, smaller than the window": ((2, 16, 5, 3), 16, dict(heads=4)),
+    "7×7, ring of rows": ((2, 64, 40, 33), 64, dict(heads=4)),
+    "7×7, stride 2": ((2, 16, 23, 18), 32, dict(heads=4, stride=2)),
+    "7×7, stride 3, dilation 2": ((1, 8, 17, 19), 16, dict(heads=4, stride=3, dilation=2)),
+    "3×3": ((2, 8, 9, 10), 32, dict(heads=4, kernel_att=3)),
+    "5×5, convolution 5×5": ((1, 7, 9, 10), 12, dict(heads=4, kernel_att=5, kernel_conv=5)),
+    "1×1, convolution 1×1": ((1, 3, 4, 9), 8, dict(heads=2, kernel_att=1, kernel_conv=1)),
+    "11×11 on a row": ((1, 8, 1, 13), 8, dict(heads=1, kernel_att=11)),
+    "three heads of five channels": ((2, 6, 9, 10), 15, dict(heads=3)),
+    "eight heads": ((1, 8, 13, 6), 40, dict(heads=8, stride=2)),
+    "sixteen heads of one channel": ((1, 4, 6, 7), 16, dict(heads=16)),
+    "attention alone": ((2, 8, 9, 9), 24, dict(heads=6, paths="attention")),
+    "convolution alone": ((2, 8, 9, 9), 24, dict(heads=6, paths="convolution")),
+    "deep product": ((1, 256, 14, 15), 16, dict(heads=4)),
+    "deep product of any width": ((1, 300, 3, 4), 16, dict(heads=4)),
+    "empty batch": ((0, 8, 9, 9), 16, dict(heads=4)),
+}
