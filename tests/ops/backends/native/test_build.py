@@ -16,7 +16,7 @@ import torch
 from acmix_zoo import ACmix2d
 from acmix_zoo.ops.backends.native import build, layer, library
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[4]
 LAYER = "import torch, acmix_zoo; y = acmix_zoo.ACmix2d(8, 16)(torch.randn(1, 8, 9, 9)); print(tuple(y.shape))"
 PLAN = "from acmix_zoo.ops import explain_plan; print(explain_plan((1, 8, 9, 9), 16).splitlines()[0])"
 
@@ -30,7 +30,7 @@ def python(code: str, cache: Path, **environment: str) -> tuple[str, str]:
         [sys.executable, "-c", code],
         capture_output=True,
         encoding="utf-8",
-        env={**kept, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache), **environment},
+        env={**kept, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache), "ACMIX_BACKEND": "native", **environment},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
@@ -52,7 +52,7 @@ def test_without_a_compiler(tmp_path: Path):
     """One line says so, and the layer runs."""
     out, error = python(f"{LAYER}; {LAYER}; {PLAN}", tmp_path, PATH="", CXX="")
     assert out.splitlines()[:2] == ["(1, 16, 9, 9)"] * 2
-    assert "backend: Python: the native library is not here; with a C++ compiler" in out
+    assert "layer: not native, because there is no library for this CPU and no C++ compiler" in out
     assert error.count("there is no C++ compiler (g++ or clang++). The slower Python backend runs.") == 1
 
 
@@ -81,10 +81,11 @@ def test_many_processes_build_once(tmp_path: Path):
     compiler = script(tmp_path / "c++", body)
     command = [sys.executable, "-c", f"{LAYER}; {PLAN}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path), "CXX": compiler}
+    environment["ACMIX_BACKEND"] = "native"
     processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     for process in processes:
         out, _ = process.communicate(timeout=120)
-        assert process.returncode == 0 and "backend: native" in out
+        assert process.returncode == 0 and "layer: native" in out
     assert (tmp_path / "builds").read_text(encoding="utf-8") == "build\n"
     left = {path.suffix for path in (tmp_path / "acmix_zoo" / "native").iterdir()}
     assert left == {".so", ".lock"}
