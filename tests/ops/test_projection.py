@@ -72,7 +72,7 @@ def test_what_stays_a_matrix_product(convolution):
     assert "aten.linear.default" in exported and exported.count("aten.conv2d.default") == 1  # of the other path
 
 
-def test_layer_with_the_convolution(convolution, monkeypatch):
+def test_layer_with_the_convolution(convolution, python_backend, monkeypatch):
     """Whole, in chunks and under autocast: the same result and gradients as with the matrix product."""
     layer = ACmix2d(8, 8)
     x = torch.randn(3, 8, 17, 17).contiguous(memory_format=torch.channels_last)

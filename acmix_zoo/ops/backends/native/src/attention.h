@@ -44,7 +44,7 @@ INLINE void dot_products(const float* const* q, const float* row, const Window& 
       for (int i = 0; i < QUERIES; i++) query[i] = load(q[i] + c);
 #pragma GCC unroll 16
       for (int x = 0; x < SEEN; x++) {
-        const Vec k = load(key[x] + c);
+        const Vec k = load_once(key[x] + c);
 #pragma GCC unroll 4
         for (int i = 0; i < QUERIES; i++) {
           const int j = x - i * S;
@@ -114,7 +114,7 @@ INLINE void weighted_sum(const Vec* weights, const Window& w, int64_t plane, Vec
         const float* value = row + w.columns[x];
         Vec v[N];
 #pragma GCC unroll 4
-        for (int n = 0; n < N; n++) v[n] = load(value + n * LANES);
+        for (int n = 0; n < N; n++) v[n] = load_once(value + n * LANES);
 #pragma GCC unroll 4
         for (int i = 0; i < QUERIES; i++) {
           const int dx = x - i * S;

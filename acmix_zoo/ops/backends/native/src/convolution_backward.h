@@ -121,7 +121,7 @@ static __attribute__((noinline)) void kernel_gradient(const float* grad, int64_t
     const Vec turned[HEADS] = {g, rotate_heads<3>(g), rotate_heads<2>(g), rotate_heads<1>(g)};
 #pragma GCC unroll 4
     for (int n = 0; n < N; n++) {
-      const Vec in = load(pixel[n] + at);
+      const Vec in = load_once(pixel[n] + at);
 #pragma GCC unroll 4
       for (int r = 0; r < HEADS; r++) sum[n][r] = in * turned[r] + sum[n][r];
     }

@@ -139,9 +139,11 @@ INLINE void finish_vector(const Forward& f, int64_t vector, Vec sum, const float
 void convolve_rows(const Forward& f, const float* const* row, int64_t y, int64_t count, const float* attention, float* out) {
   const Layer& l = f.l;
   const int64_t k = l.conv_kernel, taps = k * k, weights = 3 * f.s.groups * taps * HEADS * LANES;
-  Buffer pointers(floats_of<float*>(taps * PIXELS));
+  // What the taps see, for one block of pixels after the other: the weights of a vector stay in the level-1 cache while
+  // they pass over the row.
+  Buffer pointers(floats_of<float*>(taps * f.cols));
   const float** pixel = (const float**)pointers.data;
-  for (int64_t r = 0; r < count; r++)
+  for (int64_t r = 0; r < count; r++) {
     for (int64_t x = 0; x < f.cols; x += PIXELS) {
       const int64_t pixels = min(PIXELS, f.cols - x);
       for (int64_t t = 0; t < taps; t++)
@@ -149,18 +151,20 @@ void convolve_rows(const Forward& f, const float* const* row, int64_t y, int64_t
           const int64_t iy = (y + r) * l.stride + t / k * l.dilation - f.conv_reach;
           const int64_t ix = (x + p) * l.stride + t % k * l.dilation - f.conv_reach;
           const bool inside = iy >= 0 && iy < l.height && ix >= 0 && ix < l.width;
-          pixel[t * pixels + p] = inside ? row[iy] + ix * f.s.pixel : f.zeros;
+          pixel[x * taps + t * pixels + p] = inside ? row[iy] + ix * f.s.pixel : f.zeros;
         }
-      const int64_t first = (r * f.cols + x) * f.outputs;
-      for (int64_t vector = 0; vector < f.s.plane / LANES; vector++) {
+    }
+    for (int64_t vector = 0; vector < f.s.plane / LANES; vector++)
+      for (int64_t x = 0; x < f.cols; x += PIXELS) {
+        const int64_t pixels = min(PIXELS, f.cols - x), first = (r * f.cols + x) * f.outputs;
         Vec sum[PIXELS];
-        convolve(pixels, pixel, taps, f.s, 3, vector * LANES % f.s.group, f.kernels + vector * weights, sum);
+        convolve(pixels, pixel + x * taps, taps, f.s, 3, vector * LANES % f.s.group, f.kernels + vector * weights, sum);
         for (int64_t p = 0; p < pixels; p++) {
           const int64_t at = first + p * f.outputs;
           finish_vector(f, vector, sum[p], attention ? attention + at : nullptr, out + at);
         }
       }
-    }
+  }
 }
 
 // `count` output rows from row y on. row[i]: where the projections of the image's row i lie.

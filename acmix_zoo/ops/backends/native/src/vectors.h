@@ -38,6 +38,15 @@ INLINE Vec load(const float* p) { return *(const UnalignedVec*)p; }
 INLINE void store(float* p, Vec v) { *(UnalignedVec*)p = v; }
 INLINE Vec4 load4(const float* p) { return *(const UnalignedVec4*)p; }
 INLINE void store4(float* p, Vec4 v) { *(UnalignedVec4*)p = v; }
+// A load that the compiler must not repeat as an operand of each instruction that needs the value: AVX-512 processors
+// load as many vectors in a cycle as they multiply, or fewer.
+INLINE Vec load_once(const float* p) {
+  Vec v = load(p);
+#if LANES >= 8
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
 INLINE Vec splat(float x) { return x - Vec{}; }
 INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }  // b where one of them is NaN
 
@@ -135,7 +144,8 @@ INLINE Vec exp2_nonpositive(Vec x) {
 #if LANES == 16
   const Vec n = (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  const Vec shifter = splat(12582912.f);  // 1.5 · 2^23: adding it rounds to an integer, which the low bits then hold
+  // 1.5 · 2^23 + 127: adding it rounds to an integer, which the low bits then hold, with the bias of an exponent.
+  const Vec shifter = splat(12583039.f);
   const Vec shifted = x + shifter, n = shifted - shifter;
 #endif
   const Vec f = x - n;  // −0.5 … 0.5
@@ -149,8 +159,7 @@ INLINE Vec exp2_nonpositive(Vec x) {
   const __mmask16 large = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.f), _CMP_NLT_UQ);  // or NaN
   return (Vec)_mm512_maskz_scalef_ps(large, (__m512)p, (__m512)n);
 #else
-  const Ints power = ((Ints)shifted << 23) + (127 << 23);
-  const Vec result = p * (Vec)power;
+  const Vec result = p * (Vec)((Ints)shifted << 23);
   return x < splat(-126.f) ? Vec{} : result;
 #endif
 }

@@ -1,0 +1,66 @@
+// Runs the native library over small geometries of every kind, for a build with sanitisers. Each tensor lies in memory of
+// exactly its size, so that an access outside of it is found. Prints "clean" at the end.
+#include <cstdio>
+#include <vector>
+
+#include "backward.h"
+
+namespace {
+
+// One after the other on this thread, as if two threads shared the tasks.
+void run_in_turn(void (*task)(void*), void* shared, unsigned threads, unsigned) {
+  for (unsigned i = 0; i < threads; i++) task(shared);
+}
+
+struct Tensor {
+  std::vector<float> values;
+  explicit Tensor(int64_t n) : values(n) {
+    static unsigned state = 1;
+    for (float& v : values) v = (float)((state = state * 1664525u + 1013904223u) >> 8) / 16777216.f - .5f;
+  }
+  float* data() { return values.data(); }
+};
+
+struct Case {
+  int64_t batch, height, width, inputs, heads, head_width, kernel, stride, dilation, conv_kernel;
+};
+
+void run(const Case& c, bool attends, bool convolves, bool keeps, bool scalar_alpha, int64_t threads) {
+  Layer l{};
+  l.batch = c.batch, l.height = c.height, l.width = c.width, l.inputs = c.inputs, l.heads = c.heads;
+  l.head_width = c.head_width, l.kernel = c.kernel, l.stride = c.stride, l.dilation = c.dilation;
+  l.conv_kernel = c.conv_kernel, l.threads = threads, l.parallel = run_in_turn, l.alpha_is_scalar = scalar_alpha;
+  const int64_t outputs = c.heads * c.head_width, taps = c.conv_kernel * c.conv_kernel, pixels = c.height * c.width;
+  const int64_t rows = (c.height - 1) / c.stride + 1, cols = (c.width - 1) / c.stride + 1;
+  Tensor x(c.batch * pixels * c.inputs), weight(3 * outputs * c.inputs), bias(3 * outputs);
+  Tensor positions(pixels * c.head_width), kernels(outputs * taps * 3 * c.heads), alpha(outputs), offset(outputs);
+  Tensor out(c.batch * rows * cols * outputs), kept(c.batch * pixels * layout_of(l, PANEL).pixel);
+  Tensor d_x(x.values.size()), d_weight(weight.values.size()), d_bias(bias.values.size());
+  Tensor d_positions(positions.values.size()), d_kernels(kernels.values.size()), d_alpha(1);
+  l.x = x.data(), l.weight = weight.data(), l.bias = bias.data(), l.out = out.data(), l.offset = offset.data();
+  if (attends) l.positions = positions.data(), l.d_positions = d_positions.data();
+  if (convolves) l.kernels = kernels.data(), l.d_kernels = d_kernels.data();
+  if (attends && convolves) l.alpha = alpha.data();
+  if (l.alpha && scalar_alpha) l.d_alpha = d_alpha.data();
+  if (keeps) l.projections = kept.data();
+  forward(l);
+  Tensor grad(out.values.size());
+  l.grad = grad.data(), l.d_x = d_x.data(), l.d_weight = d_weight.data(), l.d_bias = d_bias.data();
+  backward(l);
+}
+
+}  // namespace
+
+int main() {
+  const Case cases[] = {
+      {2, 9, 7, 8, 4, 4, 7, 1, 1, 3},    {1, 6, 11, 5, 3, 5, 7, 2, 1, 3},   {3, 1, 4, 3, 5, 2, 3, 1, 2, 3},
+      {1, 8, 9, 33, 8, 1, 7, 3, 1, 5},   {1, 70, 3, 16, 4, 16, 7, 1, 1, 3}, {2, 1, 1, 7, 1, 6, 7, 1, 1, 1},
+      {5, 12, 13, 64, 4, 16, 7, 2, 1, 3}, {1, 5, 6, 300, 4, 8, 3, 1, 1, 3},  {70, 2, 3, 4, 4, 4, 3, 2, 1, 1},
+      {1, 30, 31, 16, 4, 4, 9, 1, 2, 3},
+  };
+  for (const Case& c : cases)
+    for (int paths = 1; paths <= 3; paths++)
+      for (int variant = 0; variant < 4; variant++)
+        run(c, paths & 1, paths & 2, variant & 1, variant & 2, 1 + variant % 3);
+  std::puts("clean");
+}
