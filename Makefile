@@ -1,14 +1,18 @@
-# make demo   the main job, end to end, in a few minutes
-# make test   ruff, mypy and the whole quick suite
-# make test-slow   full grids of exporters, and the packages that our users have (Ultralytics, transformers, timm's own tests)
-# make test-distributed   what takes several processes, networks and kills: minutes
-# Both keep their environment in .venv; a stamp beside it makes that free when pyproject.toml has not changed.
+# make demo               fine-tune a pretrained network and compare it with training from scratch, in a few minutes
+# make test               ruff, mypy and the quick tests
+# make test-slow          long tests, also of other packages that use the networks (Ultralytics, transformers, timm's tests)
+# make test-distributed   tests with several processes, networks and kills
+# make test-gpu           tests that need a GPU
+# make bench, bench-gpu   measure the tables of benchmarks/
+# make readme             write the generated tables of README and docs
+#
+# All targets install into .venv. A stamp file in it skips the installation until pyproject.toml changes.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 DEB    := dataset-fashion-mnist
 IMAGES := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
-# Nothing after the installation needs a network: a missing file is an error at once, not a retry of a minute.
+# Only the installation needs a network. Offline, a missing file is an error at once instead of after a minute of retries.
 export HF_HUB_OFFLINE = 1
 
 .PHONY: demo test test-slow test-distributed test-gpu lint data bench bench-gpu readme clean
@@ -23,12 +27,12 @@ test: lint data
 test-slow: .venv/.clients data
 	$(BIN)/python -m pytest -q -m slow -n auto --maxprocesses 2
 
-# Processes that are killed, joined over networks and compared to the bit; ends with a table of what was shown.
+# Tests that kill processes, connect them over networks and compare their results bit by bit. Ends with a table of results.
 test-distributed: .venv/.test data
 	$(BIN)/python -m pytest -q -m distributed
 
-# Every test marked `gpu`, the slow and distributed ones included. Without a GPU it fails at once and says what is missing,
-# since a target that tested nothing must not look green.
+# All tests marked `gpu`, including slow and distributed ones. Without a GPU this fails at once and says what is missing,
+# so that a run that tested nothing does not look successful.
 test-gpu: .venv/.test data
 	@$(BIN)/python -m tools.gpu_suite --check
 	$(BIN)/python -m pytest -q -m gpu
@@ -37,12 +41,12 @@ lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The real images of the tests and of recipes/fashion_mnist. Without them the suite skips what needs them, and nothing else.
+# The real images for the tests and for recipes/fashion_mnist. Without them, only the tests that need them are skipped.
 data:
 	@if [ -e $(IMAGES) ] || [ -n "$$ACMIX_DATA" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  (apt-get update -qq && apt-get install -y -qq $(DEB)) >/dev/null || echo "$(DEB) could not be installed; the tests that need it are skipped"; \
-	else echo "Fashion-MNIST is missing; the tests that need it are skipped. To have it: sudo apt-get install $(DEB)"; fi
+	  (apt-get update -qq && apt-get install -y -qq $(DEB)) >/dev/null || echo "Could not install $(DEB). The tests that need it are skipped."; \
+	else echo "Fashion-MNIST is missing. The tests that need it are skipped. To install it: sudo apt-get install $(DEB)"; fi
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -59,16 +63,16 @@ data:
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,test,clients]'
 	@touch .venv/.train .venv/.test $@
 
-# The measurements of benchmarks/, about half an hour on a quiet machine; then `make readme`.
+# Measures benchmarks/ on a CPU, in about half an hour on a quiet machine. Run `make readme` afterwards.
 bench: .venv/.train
 	$(BIN)/python -m tools.suite benchmarks
 
-# ACmix against plain layers and networks on a GPU, into benchmarks/gpu.csv, in nine minutes. What did not fit is listed;
-# run it again to measure that.
+# Measures ACmix against plain layers and networks on a GPU into benchmarks/gpu.csv, for nine minutes. It lists what is
+# missing then. Run it again to measure the rest.
 bench-gpu: .venv/.train
 	$(BIN)/python -m tools.gpu_suite
 
-# The tables of README.md and docs/, from benchmarks/, checkpoints/*/config.json and the networks themselves.
+# Writes the tables of README.md and docs/ from benchmarks/, checkpoints/*/config.json and the networks themselves.
 readme: .venv/.train
 	$(BIN)/python -m tools.tables README.md docs/*.md
 

@@ -1,6 +1,7 @@
-"""Ctrl-C while the command line is still importing torch: one line instead of a traceback from inside an import.
+"""What the command line does before torch is imported, which takes seconds: answer --help, and end on Ctrl-C.
 
-`acmix_zoo/__init__.py` imports this module first. It does nothing in other programs that import the package.
+`acmix_zoo/__init__.py` imports this module first, because Python imports a package before its modules. In programs
+other than the command line, it does nothing.
 """
 
 import os
@@ -9,6 +10,8 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
+
+from acmix_zoo.cli import commands
 
 
 def _quit(number: int, frame: FrameType | None) -> None:
@@ -29,9 +32,12 @@ def restore() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-if (
-    _is_command_line()
-    and threading.current_thread() is threading.main_thread()
-    and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a background job ignores it
-):
-    signal.signal(signal.SIGINT, _quit)
+if _is_command_line():
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a background job ignores it
+    ):
+        signal.signal(signal.SIGINT, _quit)
+    status = commands.answer_at_once(sys.argv[1:])
+    if status is not None:
+        sys.exit(status)

@@ -1,8 +1,8 @@
-"""The main job, end to end, in a few minutes on two cores and without a network: `make demo`.
+"""Fine-tune a pretrained network and compare it with training from scratch, in a few minutes on two cores: `make demo`.
 
-A pretrained ACmix network comes through torch.hub, is fine-tuned by a Lightning recipe on a folder of images of classes
-it has never seen, a few of each, and is compared with the same network trained from scratch on the same budget. The
-saved weight folder is loaded back, evaluated, pictured in a report, and used on single images by the command line.
+The demo loads a pretrained ACmix network through torch.hub and fine-tunes it with a recipe on a small image folder with
+new classes. It trains the same network from scratch for as many epochs, loads the saved weight folder, evaluates it,
+writes a report, and classifies single images from the command line. It works offline.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ FOLDER = Path("runs/demo")
 MODEL = "acmix_resnet_pico"
 RECIPE = ROOT / "recipes" / "finetune" / "folder.yaml"
 PER_CLASS = {"train": 10, "val": 5, "test": 150}
-# Few images want small batches and a higher rate than the recipe's; a mirrored digit is no digit.
-BUDGET = {"data.batch_size": 16, "data.hflip": 0, "model.lr": 2e-3, "trainer.max_epochs": 15}
-BUDGET["trainer.log_every_n_steps"] = 5  # there are 7 in an epoch
+# With few images, use small batches and a higher learning rate than the recipe. Mirrored digits are not digits.
+OPTIONS = {"data.batch_size": 16, "data.hflip": 0, "model.lr": 2e-3, "trainer.max_epochs": 15}
+OPTIONS["trainer.log_every_n_steps"] = 5  # an epoch has 7 steps
 RUNS = {"scratch": "from scratch", "finetuned": "fine-tuned"}
 
 console = Console(highlight=False)
@@ -42,38 +42,39 @@ console = Console(highlight=False)
 def main() -> None:
     """Run the demo with the recipes and weights of this clone.
 
-    The results are written to a new folder below the current directory: runs/demo, or runs/demo-2, runs/demo-3, … if
-    there were earlier demos. Existing files are never changed or deleted.
+    The results go to a new folder below the current directory: runs/demo, or runs/demo-2, runs/demo-3, … if there were
+    earlier demos. Existing files are never changed or deleted.
     """
     started = time.perf_counter()
     if not RECIPE.is_file():
         sys.exit(f"{RECIPE} does not exist. The demo needs a clone of the repository: run `make demo` there.")
     folder = new_folder(FOLDER)
-    say(f"The demo writes into {folder}")
+    print_text(f"The results go to {folder}")
 
-    step("A pretrained network, through torch.hub")
+    print_heading("Load a pretrained network through torch.hub")
     model = torch.hub.load(str(ROOT), MODEL, source="local", pretrained=True).eval()
-    say(f"torch.hub.load(…, '{MODEL}', source='local', pretrained=True): {complexity(model)}")
-    say(f"its weights, checkpoints/{pretrained_name(model)}, were trained on {trained_on(model)}")
+    print_text(f"torch.hub.load(…, '{MODEL}', source='local', pretrained=True): {complexity(model)}")
+    print_text(f"Its weights, checkpoints/{pretrained_name(model)}, were trained on {describe_training(model)}")
 
-    step("Other classes, few images of each: handwritten digits as a folder of class folders")
+    print_heading("Write a small image folder with new classes: handwritten digits")
     digits = export_folder("digits", folder / "digits", per_class=PER_CLASS)
     test = sorted((digits / "test").glob("*/*.png"))
     names = sorted(folder.name for folder in (digits / "train").iterdir())
     truth = torch.tensor([names.index(path.parent.name) for path in test])
-    say(f"{digits}: {len(names)} classes, " + ", ".join(f"{n} a class in {split}/" for split, n in PER_CLASS.items()))
+    counts = ", ".join(f"{n} in {split}/" for split, n in PER_CLASS.items())
+    print_text(f"{digits}: {len(names)} classes with {counts} each")
     before = accuracy(predict(model, test), truth)
 
     for run, label in RUNS.items():
-        step(f"Train by the recipe: {label}")
+        print_heading(f"Train with the recipe: {label}")
         fit(folder, run, pretrained=run == "finetuned")
 
-    step("Load the saved weight folder, evaluate it, write the report")
+    print_heading("Load the saved weight folder, evaluate it and write a report")
     weights = folder / "finetuned" / "weights"
     probabilities = predict(acmix_zoo.create_model(weights).eval(), test)
-    again, recorded = accuracy(probabilities, truth), test_accuracy(weights)
-    if abs(again - recorded) > 1.5 / len(test):  # more than one image on the edge between two classes
-        raise RuntimeError(f"{weights} gets {again:.4f} of the test images right, its record says {recorded:.4f}")
+    measured, recorded = accuracy(probabilities, truth), test_accuracy(weights)
+    if abs(measured - recorded) > 1.5 / len(test):  # tolerate one image on the border between two classes
+        raise RuntimeError(f"{weights} has a test accuracy of {measured:.4f}, but its record says {recorded:.4f}")
     metrics = {label: read_metrics(folder / run / "metrics.csv") for run, label in RUNS.items()}
     rows = [("", "test accuracy", "training images/s", "files")]
     rows.append(("before fine-tuning", percent(before), "", "checkpoints"))
@@ -83,9 +84,10 @@ def main() -> None:
     report = write_report(folder, rows, metrics, test, names, truth, probabilities)
     print_table(rows)
 
-    step("Classify single images with the saved folder, from the command line")
-    acmix(["classify", str(weights), *(str(path) for path in (test[40], test[-60])), "--top", "3"])
-    say(f"\nreport: {report}\nweights: {weights}\n{time.perf_counter() - started:.0f} s")
+    print_heading("Classify single images with the saved weight folder, from the command line")
+    acmix_zoo_command(["classify", str(weights), *(str(path) for path in (test[40], test[-60])), "--top", "3"])
+    minutes, seconds = divmod(round(time.perf_counter() - started), 60)
+    print_text(f"\nFinished in {minutes} min {seconds} s. Weights: {weights}\nNext, open the report: {report}")
 
 
 def new_folder(wanted: Path) -> Path:
@@ -100,34 +102,37 @@ def new_folder(wanted: Path) -> Path:
             folder = wanted.with_name(f"{wanted.name}-{number}")
 
 
-def step(text: str) -> None:
-    """Head of a part."""
+def print_heading(text: str) -> None:
+    """Print the heading of a part."""
     console.rule(f"[bold]{text}", align="left")
 
 
-def say(text: str) -> None:
-    """A plain line."""
+def print_text(text: str) -> None:
+    """Print text unchanged."""
     console.print(text, markup=False, soft_wrap=True)
 
 
-def acmix(arguments: Sequence[str]) -> None:
-    """Show a command of `acmix-zoo` and run it; the demo ends if it fails."""
-    say(f"$ acmix-zoo {' '.join(arguments)}")
+def acmix_zoo_command(arguments: Sequence[str]) -> None:
+    """Print a command of `acmix-zoo` and run it. If it fails, exit with its code."""
+    print_text(f"$ acmix-zoo {' '.join(arguments)}")
     code = subprocess.run([sys.executable, "-m", "acmix_zoo.cli", *arguments]).returncode
     if code:
         sys.exit(code)
 
 
 def fit(folder: Path, run: str, pretrained: bool) -> None:
-    """Train on the digits. From scratch every layer learns at the full rate: a smaller one would only slow it."""
-    options = {"config": RECIPE, "data.source": folder / "digits", **BUDGET, "run.folder": folder / run}
+    """Train on the digits.
+
+    From scratch, all layers learn at the full rate, since smaller rates in the first layers would only slow them down.
+    """
+    options = {"config": RECIPE, "data.source": folder / "digits", **OPTIONS, "run.folder": folder / run}
     if not pretrained:
         options |= {"model.pretrained": "false", "model.layer_decay": "null"}
-    acmix(["fit", *(word for name, value in options.items() for word in (f"--{name}", str(value)))])
+    acmix_zoo_command(["fit", *(word for name, value in options.items() for word in (f"--{name}", str(value)))])
 
 
 def predict(model: nn.Module, paths: Sequence[Path], batch: int = 128) -> Tensor:
-    """Probabilities (N, classes) of image files, prepared as the model's own cfg says."""
+    """Return the probabilities (N, classes) of image files, preprocessed as the model's configuration says."""
     transform = create_transform(**resolve_data_config(pretrained_cfg=model.pretrained_cfg))
     parts = []
     with torch.inference_mode():
@@ -138,35 +143,40 @@ def predict(model: nn.Module, paths: Sequence[Path], batch: int = 128) -> Tensor
 
 
 def accuracy(probabilities: Tensor, truth: Tensor) -> float:
-    """Share of (N, classes) rows whose maximum is at truth (N,)."""
+    """Return the fraction of rows whose maximum is at the true class.
+
+    Args:
+        probabilities: (N, classes).
+        truth: (N,).
+    """
     return (probabilities.argmax(1) == truth).double().mean().item()
 
 
 def test_accuracy(weights: Path) -> float:
-    """What the run wrote into its weight folder."""
+    """Return the test accuracy that the run wrote into its weight folder."""
     metrics = read_config(weights)["acmix_zoo"]["metrics"]
     return float(next(m["value"] for m in metrics if m["split"] == "test" and m["name"] == "top1"))
 
 
 def pretrained_name(model: nn.Module) -> str:
-    """`architecture.tag` of the weights a model was created with."""
+    """Return `architecture.tag` of the weights that a model was created with."""
     return f"{MODEL}.{model.pretrained_cfg['tag']}"  # type: ignore[index]
 
 
-def trained_on(model: nn.Module) -> str:
-    """One line from the record of a shipped weight."""
+def describe_training(model: nn.Module) -> str:
+    """Return the dataset and the test accuracy from the record of shipped weights."""
     record = read_config(ROOT / "checkpoints" / pretrained_name(model))["acmix_zoo"]
     results = [m for m in record["metrics"] if m["split"] == "test" and m["name"] == "top1"]
-    return ", ".join(f"{m['dataset']} ({percent(m['value'])} of the test images right)" for m in results)
+    return ", ".join(f"{m['dataset']} (test accuracy {percent(m['value'])})" for m in results)
 
 
 def percent(value: float) -> str:
-    """0.9312 → "93.1 %"."""
-    return f"{100 * value:.1f} %"
+    """Format 0.9312 as "93.12 %"."""
+    return f"{100 * value:.2f} %"
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """The first row is the head."""
+    """Print a table whose header is the first row."""
     table = Table()
     for i, name in enumerate(rows[0]):
         table.add_column(name, justify="right" if i in (1, 2) else "left", overflow="fold")
@@ -184,33 +194,41 @@ def write_report(
     truth: Tensor,
     probabilities: Tensor,
 ) -> Path:
-    """Curves of both runs, and what the fine-tuned network gets right and wrong on the test images."""
-    pictures = folder / "pictures"
-    pictures.mkdir()
+    """Write a report with the curves of both runs and the fine-tuned network's predictions, and return its path."""
+    plots = folder / "plots"
+    plots.mkdir()
     predicted = probabilities.argmax(1)
     counts = torch.zeros(len(names), len(names), dtype=torch.int64)
     counts.index_put_((truth, predicted), torch.ones_like(truth), accumulate=True)
     wrong = (predicted != truth).nonzero().flatten()
     right = (predicted == truth).nonzero().flatten()
     shown = [*right[:: max(1, len(right) // 16)][:16].tolist(), *wrong[:: max(1, len(wrong) // 16)][:16].tolist()]
-    answers, sure = predicted.tolist(), probabilities.amax(1).tolist()
-    titles = [f"{names[answers[i]]} {100 * sure[i]:.0f} % (is {names[int(truth[i])]})" for i in shown]
+    classes, confidence = predicted.tolist(), probabilities.amax(1).tolist()
+    titles = [f"{names[classes[i]]} {100 * confidence[i]:.0f} % (true: {names[int(truth[i])]})" for i in shown]
     good = [bool(predicted[i] == truth[i]) for i in shown]
-    n, budget = PER_CLASS, BUDGET["trainer.max_epochs"]
-    text = f"""{n["train"]} images a class to learn from, {n["val"]} to choose the best epoch, {len(paths)} to test.
-Both runs follow recipes/finetune/{RECIPE.name} for {budget} epochs.
-The fine-tuned one starts from {MODEL}'s pretrained weights, and its first layers learn more slowly than its last."""
+    n, epochs = PER_CLASS, OPTIONS["trainer.max_epochs"]
+    text = "\n".join(
+        (
+            f"Each class has {n['train']} training images, {n['val']} validation images and {n['test']} test images.",
+            f"Both runs follow recipes/finetune/{RECIPE.name} for {epochs} epochs and keep the best one on validation.",
+            f"The fine-tuned run starts from the pretrained weights of {MODEL}.",
+            "Its first layers learn more slowly than its last.",
+        )
+    )
     return write_html(
         folder / "report.html",
         f"{MODEL} on handwritten digits",
         [
             ("", rows),
             ("", text),
-            ("Training", plot_comparison(metrics, pictures / "curves.png")),
-            ("Confusion matrix, fine-tuned", plot_confusion(counts.numpy(), names, pictures / "confusion.png")),
+            ("Training", plot_comparison(metrics, plots / "curves.png")),
+            (
+                "Confusion matrix of the fine-tuned network",
+                plot_confusion(counts.numpy(), names, plots / "confusion.png"),
+            ),
             (
                 "Some test images",
-                plot_images([load_image(paths[i]) for i in shown], titles, pictures / "images.png", good),
+                plot_images([load_image(paths[i]) for i in shown], titles, plots / "images.png", good),
             ),
         ],
     )

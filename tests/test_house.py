@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "data": {"data"},
     "tasks": {*LAYERS, "data", "tasks", "training"},  # training only until the check of hyper-parameters has moved
     "training": {*LAYERS, "data", "tasks", "training"},
-    "bench": {*LAYERS, "data", "bench"},
+    "bench": {*LAYERS, "bench"},
     "scaling": {*LAYERS, "scaling"},
     "cli": {*LAYERS, "data", "tasks", "training", "bench", "scaling", "cli"},
 }

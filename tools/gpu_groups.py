@@ -1,11 +1,16 @@
-"""The groups of contestants that `make bench-gpu` measures, most important first."""
+"""The groups of candidates that `make bench-gpu` measures, most important first.
+
+python -m tools.gpu_groups [PART...]          lists them
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from acmix_zoo.bench.candidates import is_network, parse_name
+from tools import make_parser
 from tools.suite import STRIDE_1, STRIDE_2
 
 PRECISIONS = ("bfloat16", "float32", "tf32")
@@ -20,9 +25,9 @@ NETWORKS = (
 
 @dataclass(frozen=True)
 class Group:
-    """Contestants that are measured side by side. Ratios are relative to the first one, the baseline."""
+    """Candidates that are measured side by side. Ratios are relative to the first one, the baseline."""
 
-    contestants: tuple[str, ...]
+    candidates: tuple[str, ...]
     precision: str
     train: bool
 
@@ -33,11 +38,11 @@ class Group:
     @property
     def kind(self) -> tuple[str, bool]:
         """What determines the time needed: whether it is a layer or a network, and whether it is compiled."""
-        name = self.contestants[0]
-        return "layer" if ":" in name else "network", name.endswith("+compile")
+        name = self.candidates[0]
+        return "network" if is_network(name) else "layer", parse_name(name).is_compiled
 
     def __str__(self) -> str:
-        return f"{' against '.join(self.contestants[::-1])}, {self.precision}, {self.mode}"
+        return f"{' against '.join(self.candidates[::-1])}, {self.precision}, {self.mode}"
 
 
 def layer_groups() -> Iterator[Group]:
@@ -69,3 +74,15 @@ def compiled_groups() -> Iterator[Group]:
 
 
 PARTS = {"layers": layer_groups, "networks": network_groups, "tiles": tile_groups, "compiled": compiled_groups}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the groups of some parts, or of all of them."""
+    parser = make_parser("gpu_groups", __doc__)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)} (default: all)")
+    for part in parser.parse_args(arguments).parts or PARTS:
+        print(f"{part}:", *PARTS[part](), sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()

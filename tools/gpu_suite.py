@@ -4,7 +4,7 @@
     python -m tools.gpu_suite tiles --seconds 60                  # one part of it
     python -m tools.gpu_suite --device cpu --seconds 5 --csv FILE # rehearse the code without a GPU
 
-Every group of contestants is measured in float32 (TF32 off), tf32 (float32 with TF32 in matrix products and
+Every group of candidates is measured in float32 (TF32 off), tf32 (float32 with TF32 in matrix products and
 convolutions) or bfloat16 (autocast, float32 weights), for inference or training (forward and backward), eager or
 compiled. cuDNN chooses its kernels by its heuristics, as in training (`cudnn.benchmark` is off). Each row is written
 as soon as it is measured. Groups that do not fit into the budget are listed at the end. Run the same command again to
@@ -13,7 +13,6 @@ measure them; existing rows are kept.
 
 from __future__ import annotations
 
-import argparse
 import platform
 import subprocess
 import time
@@ -24,11 +23,13 @@ from math import log2
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
-from acmix_zoo.bench.candidates import Case
-from acmix_zoo.bench.measure import Row, measure
-from acmix_zoo.bench.table import print_table, read_rows, write_csv
+from acmix_zoo.bench.candidates import Candidate, is_network
+from acmix_zoo.bench.measure import measure
+from acmix_zoo.bench.results import Row, format_table, read_rows, write_csv
 from acmix_zoo.ops.peak import matmul_peak
+from tools import make_parser
 from tools.gpu_groups import PARTS, Group
 
 # Expected seconds per group, by (part, compiled), until one such group has been measured.
@@ -43,7 +44,7 @@ class GpuRow:
     driver: str
     torch: str
     cuda: str
-    contestant: str
+    candidate: str
     baseline: str
     precision: str
     mode: str
@@ -56,14 +57,14 @@ class GpuRow:
     peak_mib: float
     macs: int
     gflops: float
-    share_of_peak: float
+    peak_fraction: float
     ratio: float
     memory_ratio: float
 
     @property
     def key(self) -> tuple[str, ...]:
         """The values that identify the row."""
-        return self.card, self.torch, self.contestant, self.baseline, self.precision, self.mode
+        return self.card, self.torch, self.candidate, self.baseline, self.precision, self.mode
 
 
 class Budget:
@@ -108,38 +109,38 @@ class Bench:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._tops: dict[str, float] = {}
-        self.batch, self.size, self.repeats = (2, 32, 1) if device == "cpu" else (_batch(), 0, 5)
+        self._matmul_gflops: dict[str, float] = {}
+        self.batch, self.size, self.rounds = (2, 32, 1) if device == "cpu" else (_batch(), 0, 5)
         self.card, self.driver = (platform.processor() or "CPU", "") if device == "cpu" else _card()
 
     def run(self, group: Group) -> tuple[list[Row], list[GpuRow]]:
-        """Return the rows of a group's contestants: the measurements and the hardware and software."""
+        """Return the measurements of a group's candidates, and the same with the hardware and software."""
         dtype = "bfloat16" if group.precision == "bfloat16" else "float32"
         with tf32(group.precision == "tf32"):
-            cases = [
-                Case(
-                    name, self.batch, 0 if ":" in name else self.size, group.train, torch.get_num_threads(), dtype,
+            candidates = [
+                Candidate(
+                    name, self.batch, self.size if is_network(name) else 0, group.train, torch.get_num_threads(), dtype,
                     self.device, autocast=dtype != "float32",
                 )
-                for name in group.contestants
+                for name in group.candidates
             ]  # fmt: skip
             if group.kind[1]:
                 torch.compiler.reset()  # otherwise dynamo's recompile limit makes later ones run in eager mode
-            rows = measure(cases, self.repeats, memory=self.device != "cpu", top=self._top(group.precision, dtype))
+            rows = measure(candidates, self.rounds, self.device != "cpu", self._measure_matmul(group.precision, dtype))
         return rows, [self._gpu_row(row, rows[0], group) for row in rows]
 
-    def _top(self, precision: str, dtype: str) -> float:
+    def _measure_matmul(self, precision: str, dtype: str) -> float:
         """Return the GFLOP/s of a matrix product in this precision."""
-        if precision not in self._tops:
+        if precision not in self._matmul_gflops:
             sizes = [(512, 2)] if self.device == "cpu" else [(4096, 10), (8192, 5)]
-            self._tops[precision] = matmul_peak(torch.get_num_threads(), dtype, self.device, sizes)
-        return self._tops[precision]
+            self._matmul_gflops[precision] = matmul_peak(torch.get_num_threads(), dtype, self.device, sizes)
+        return self._matmul_gflops[precision]
 
     def _gpu_row(self, row: Row, first: Row, group: Group) -> GpuRow:
         return GpuRow(
-            self.card, self.driver, torch.__version__, torch.version.cuda or "", row.contestant, first.contestant,
+            self.card, self.driver, torch.__version__, torch.version.cuda or "", row.candidate, first.candidate,
             group.precision, group.mode, row.batch, row.input, row.ms, row.ms_q1, row.ms_q3, row.images_per_s,
-            row.peak_mib, row.macs, row.gflops, row.share_of_peak, round(row.ms / first.ms, 3),
+            row.peak_mib, row.macs, row.gflops, row.peak_fraction, round(row.ms / first.ms, 3),
             round(row.peak_mib / first.peak_mib, 3) if first.peak_mib else float("nan"),
         )  # fmt: skip
 
@@ -174,12 +175,7 @@ def _batch() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 1 if there is no GPU, or if a group failed."""
-    parser = argparse.ArgumentParser(
-        "gpu_suite",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser("gpu_suite", __doc__)
     add = parser.add_argument
     add("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)} (default: all, in this order)")
     add("--device", choices=("cuda", "cpu"), default="cuda")
@@ -204,14 +200,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure_all(groups: Sequence[Group], bench: Bench, budget: Budget, path: Path) -> int:
     rows = read_rows(path, GpuRow) if path.exists() else []
-    have = {row.key for row in rows}
+    measured = {row.key for row in rows}
     left_out, failed = [], []
     for group in groups:
         keys = [
-            (bench.card, torch.__version__, name, group.contestants[0], group.precision, group.mode)
-            for name in group.contestants
+            (bench.card, torch.__version__, name, group.candidates[0], group.precision, group.mode)
+            for name in group.candidates
         ]
-        if have.issuperset(keys):
+        if measured.issuperset(keys):
             continue
         if not budget.allows(group):
             left_out.append(group)
@@ -223,12 +219,12 @@ def _measure_all(groups: Sequence[Group], bench: Bench, budget: Budget, path: Pa
             failed.append(f"{group}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
             continue
         print(f"{group.precision}:")
-        print_table(found)
+        Console().print(format_table(found))
         rows = [row for row in rows if row.key not in keys] + new
         write_csv(rows, path)
-    for title, groups_ in (("Not measured for lack of time", left_out), ("Failed", failed)):
-        if groups_:
-            print(f"{title}:", *groups_, sep="\n  ")
+    for title, listed in (("Not measured for lack of time", left_out), ("Failed", failed)):
+        if listed:
+            print(f"{title}:", *listed, sep="\n  ")
     print(f"{path} has {len(rows)} rows." + " Run the same command again to measure the rest." * bool(left_out))
     return int(bool(failed))
 

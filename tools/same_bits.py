@@ -22,6 +22,7 @@ from torch import Tensor
 
 import acmix_zoo
 from acmix_zoo import ACmix2d, create_model
+from tools import make_parser
 
 ROOT = Path(acmix_zoo.__file__).resolve().parent.parent
 SHORT_RUN = (  # noqa: SIM905 - reads better as the words of a command
@@ -67,5 +68,6 @@ def lines() -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    make_parser("same_bits", __doc__).parse_args()
     for line in lines():
         print(line, flush=True)

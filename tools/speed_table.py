@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import acmix_zoo
-from acmix_zoo.bench.growth import growths
-from acmix_zoo.bench.measure import Row
-from acmix_zoo.bench.table import read_csv
+from acmix_zoo.bench.growth import describe_growth
+from acmix_zoo.bench.results import Row, read_csv
+from tools import make_parser
 from tools.suite import SAN10, STRIDE_1, STRIDE_2, THREADS
 
 BENCHMARKS = Path(acmix_zoo.__file__).parents[1] / "benchmarks"
@@ -137,8 +137,8 @@ def speed_table(folder: Path = BENCHMARKS) -> str:
             )
     if (folder / "growth.csv").exists():
         rows = read_csv(folder / "growth.csv")
-        for name in dict.fromkeys(row.contestant for row in rows):
-            sentences = growths([row for row in rows if row.contestant == name], name.rpartition(" ")[2])
+        for name in dict.fromkeys(row.candidate for row in rows):
+            sentences = describe_growth([row for row in rows if row.candidate == name], name.rpartition(" ")[2])
             lines += ["", *(f"{sentence}  " for sentence in sentences)]
     return "\n".join(lines) + "\n"
 
@@ -187,7 +187,7 @@ def _ratio(rows: list[Row], found: Comparison, threads: int) -> float:
     """Return the ratio of the metric per image, or NaN if one of the two has not been measured."""
 
     def per_image(name: str) -> float:
-        matching = [r for r in rows if (r.contestant, r.mode, r.threads) == (name, found.mode, threads)]
+        matching = [r for r in rows if (r.candidate, r.mode, r.threads) == (name, found.mode, threads)]
         best = min((r for r in matching if r.batch <= found.batch), key=lambda r: found.batch - r.batch, default=None)
         return float(getattr(best, found.metric)) / best.batch if best else float("nan")
 
@@ -206,4 +206,5 @@ def _machine_line(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    make_parser("speed_table", __doc__).parse_args()
     print(speed_summary(), speed_table(), sep="\n")

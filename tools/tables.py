@@ -1,32 +1,31 @@
-"""Tables of README and docs, made from the weights' records, the networks and benchmarks/: nothing is stated twice.
+"""Write the generated tables of README and docs from weight records, networks and benchmarks/ (`make readme`).
 
     python -m tools.tables README.md docs/*.md
 
-rewrites what stands between <!-- weights --> and <!-- /weights -->, and between such marks of the other TABLES.
+This replaces the text between <!-- weights --> and <!-- /weights -->, and between the markers of the other `TABLES`.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 import acmix_zoo
-from acmix_zoo.bench.table import read_csv
+from acmix_zoo.bench.results import read_csv
 from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.models.published import is_reconstruction, published
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.shipped import checkpoints_root
-from tools import reconstructions, scaling_tables
+from tools import make_parser, reconstructions, scaling_tables
 from tools.speed_table import BENCHMARKS, speed_summary, speed_table
 
 
 def weights_table() -> str:
-    """One row for every weight folder that ships."""
+    """Return one row for each weight folder that is shipped with the package."""
     root = checkpoints_root()
     rows = [["weights", "data", "test top-1", "test top-5", "parameters", "MACs", "file", "recipe"]]
     for folder in sorted(path.parent for path in root.glob("*/config.json")) if root else []:
@@ -62,12 +61,12 @@ def models_table() -> str:
 
 
 def decomposition_table() -> str:
-    """Times and memory of a 3×3 convolution in two stages, against the convolution itself."""
+    """Return time and memory of a 3×3 convolution in two stages, relative to the convolution itself."""
     rows = read_csv(BENCHMARKS / "decomposition.csv") if (BENCHMARKS / "decomposition.csv").exists() else []
     cells = [["map, batch 8", "", "conv2d", *(f"{kind} shifts" for kind in ("tensor", "frozen", "learnable"))]]
     for mode in ("inference", "training"):
-        for shape in dict.fromkeys(row.contestant.partition(":")[2] for row in rows):
-            group = [row for row in rows if row.mode == mode and row.contestant.endswith(f":{shape}")]
+        for shape in dict.fromkeys(row.candidate.partition(":")[2] for row in rows):
+            group = [row for row in rows if row.mode == mode and row.candidate.endswith(f":{shape}")]
             first, size = group[0], shape.replace("x", "×")
             times = [f"{row.ms / first.ms:.1f}×, {row.peak_mib:.0f} MiB" for row in group[1:]]
             cells.append([size, mode, f"{first.ms:.1f} ms, {first.peak_mib:.0f} MiB", *times])
@@ -75,13 +74,13 @@ def decomposition_table() -> str:
 
 
 def warm_start_table() -> str:
-    """What `warm_start_study.py` measured."""
+    """Return what `tools.warm_start_study` measured."""
     with (BENCHMARKS / "warm_start.csv").open(encoding="utf-8") as file:
         return _markdown(list(csv.reader(file)))
 
 
 def distributed_table() -> str:
-    """What `make test-distributed` showed when it was last recorded."""
+    """Return what `make test-distributed` showed when it was last recorded."""
     with (BENCHMARKS / "distributed.csv").open(encoding="utf-8") as file:
         return _markdown(list(csv.reader(file)))
 
@@ -94,11 +93,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "decomposition": decomposition_table,
     "san_candidates": lambda: _markdown(reconstructions.san_table()),
     "pvt_candidates": lambda: _markdown(reconstructions.pvt_table()),
-    "reconstructions": lambda: _markdown(reconstructions.ours_table()),
+    "reconstructions": lambda: _markdown(reconstructions.networks_table()),
     "warm_start": warm_start_table,
     "distributed": distributed_table,
-    "scaling": lambda: _markdown(scaling_tables.growing_rows()),
-    "scaling_capped": lambda: _markdown(scaling_tables.capped_rows()),
+    "scaling": lambda: _markdown(scaling_tables.scaled_batch_rows()),
+    "scaling_capped": lambda: _markdown(scaling_tables.capped_batch_rows()),
     "scaling_memory": lambda: _markdown(scaling_tables.memory_rows()),
     "scaling_nvidia": lambda: _markdown(scaling_tables.nvidia_rows()),
     "scaling_check": lambda: _markdown(scaling_tables.check_rows()),
@@ -106,21 +105,31 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def render(text: str) -> str:
-    """The text with every table between its marks made anew."""
+    """Return the text of a page with all its tables up to date.
+
+    Raises:
+        ValueError: a marker that names no table or has no end.
+    """
     for name in re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE):
         if name not in TABLES or f"<!-- /{name} -->" not in text:
-            raise ValueError(f"<!-- {name} --> begins no table; expected one of {', '.join(TABLES)}, and its end")
-        place = re.search(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", text, re.DOTALL)
-        assert place
-        text = text[: place.start()] + TABLES[name]() + text[place.end() :]
+            raise ValueError(
+                f"<!-- {name} --> is not a table with an end; expected one of {', '.join(TABLES)}, "
+                f"and <!-- /NAME --> after it"
+            )
+        old = re.search(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", text, re.DOTALL)
+        assert old
+        text = text[: old.start()] + TABLES[name]() + text[old.end() :]
     return text
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose header is the first row."""
     lines = [f"| {' | '.join(row)} |\n" for row in rows]
     return "".join([lines[0], "|---" * len(rows[0]) + "|\n", *lines[1:]])
 
 
 if __name__ == "__main__":
-    for page in map(Path, sys.argv[1:]):
+    parser = make_parser("tables", __doc__)
+    parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE", help="Markdown file to update")
+    for page in parser.parse_args().pages:
         page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")

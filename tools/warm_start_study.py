@@ -1,16 +1,15 @@
-"""What the warm start of a ResNet is worth, measured on real images.
+"""Measure what initialising an ACmix-ResNet from a plain ResNet (`from_resnet`) is worth, on real images.
 
-    python -m tools.warm_start_study benchmarks/warm_start.csv
+    python -m tools.warm_start_study benchmarks/warm_start.csv          # about ten minutes on two cores
 
-trains a small plain ResNet on a third of Fashion-MNIST, makes an ACmix-ResNet of it (`from_resnet`), and compares: as
-it comes, with batch norms that have seen the images again, after one epoch, and against the same network from scratch
-and from a start that lacks the fitted kernels. Some ten minutes on two cores.
+This trains a small plain ResNet on a third of Fashion-MNIST, converts it to an ACmix-ResNet, and evaluates: right after
+the conversion, with batch norm statistics computed again, and after one epoch. For comparison it trains one epoch
+without the fitted kernels, and one epoch from scratch.
 """
 
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 
 import timm
@@ -21,6 +20,7 @@ from torch import nn
 from acmix_zoo.data import ImageDataModule
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.weights import from_resnet
+from tools import make_parser
 
 IMAGES, SIDE, EPOCHS, LR = 20_000, 64, 4, 0.1
 
@@ -34,33 +34,37 @@ def main(target: Path) -> None:
     plain = ResNet(Bottleneck, (1, 1, 1, 1), num_classes=10, channels=(32, 64, 128, 256))  # type: ignore[arg-type]
     fit(plain, data, EPOCHS, LR)
     rows = [(f"plain ResNet, {EPOCHS} epochs", accuracy(plain, data))]
-    warm, report = from_resnet(plain)
+
+    converted, report = from_resnet(plain)
     print(report, flush=True)
-    rows.append(("fitted, as it comes", accuracy(warm, data)))
-    settle(warm, data)
-    rows.append(("fitted, batch norms settled", accuracy(warm, data)))
-    fit(warm, data, 1, LR / 4)
-    rows.append(("fitted, one epoch", accuracy(warm, data)))
-    partial, _ = from_resnet(plain)
-    for layer in partial.modules():
+    rows.append(("converted, no training", accuracy(converted, data)))
+    recompute_batch_norms(converted, data)
+    rows.append(("converted, batch norms recomputed", accuracy(converted, data)))
+    fit(converted, data, 1, LR / 4)
+    rows.append(("converted, one epoch", accuracy(converted, data)))
+
+    without_kernels, _ = from_resnet(plain)
+    for layer in without_kernels.modules():
         if isinstance(layer, ACmix2d):
             layer.reset_parameters()
-    fit(partial, data, 1, LR / 4)
-    rows.append(("all but the 3×3 copied, one epoch", accuracy(partial, data)))
+    fit(without_kernels, data, 1, LR / 4)
+    rows.append(("converted except the 3×3 kernels, one epoch", accuracy(without_kernels, data)))
+
     scratch = timm.create_model("acmix_resnet50", layers=(1, 1, 1, 1), planes=(32, 64, 128, 256), num_classes=10)
     fit(scratch, data, 1, LR)
     rows.append(("from scratch, one epoch", accuracy(scratch, data)))
-    kept = min(report.kept.values()), max(report.kept.values())
+
+    energy = min(report.kept.values()), max(report.kept.values())
     with target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["network", "validation top-1"])
         writer.writerows([[name, f"{value:.4f}"] for name, value in rows])
-        writer.writerow(["kernel energy kept, least and most", " ".join(f"{share:.3f}" for share in kept)])
+        writer.writerow(["kernel energy kept, minimum and maximum", " ".join(f"{value:.3f}" for value in energy)])
     print(target.read_text(encoding="utf-8"))
 
 
 def fit(model: nn.Module, data: ImageDataModule, epochs: int, lr: float) -> None:
-    """SGD under one cycle."""
+    """Train with SGD and a one-cycle schedule."""
     model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=1e-4, nesterov=True)
     steps = epochs * len(data.train_dataloader())
@@ -75,12 +79,12 @@ def fit(model: nn.Module, data: ImageDataModule, epochs: int, lr: float) -> None
 
 
 @torch.no_grad()
-def settle(model: nn.Module, data: ImageDataModule, batches: int = 40) -> None:
-    """Let the batch norms see some images of what now comes before them."""
+def recompute_batch_norms(model: nn.Module, data: ImageDataModule, batches: int = 40) -> None:
+    """Compute the statistics of the batch norms again from some training images."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
-            module.momentum = None  # a plain mean
+            module.momentum = None  # use the mean over all batches
     model.train()
     for i, (x, _) in enumerate(data.train_dataloader()):
         if i == batches:
@@ -90,15 +94,17 @@ def settle(model: nn.Module, data: ImageDataModule, batches: int = 40) -> None:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, data: ImageDataModule) -> float:
-    """Validation top-1, 0..1."""
+    """Return the top-1 accuracy on the validation split, from 0 to 1."""
     model.eval()
     loader = data.val_dataloader()
     assert not isinstance(loader, list)
-    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in loader)
-    share = right / len(data.parts()["val"][1])
-    print(f"{share:.4f}", flush=True)
-    return share
+    correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in loader)
+    value = correct / len(data.parts()["val"][1])
+    print(f"{value:.4f}", flush=True)
+    return value
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = make_parser("warm_start_study", __doc__)
+    parser.add_argument("file", type=Path, help="where to write the results")
+    main(parser.parse_args().file)

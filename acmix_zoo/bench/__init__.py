@@ -1,1 +1,1 @@
-"""Time and memory of networks and layers, measured side by side. `acmix-zoo bench` runs it."""
+"""Measure the time and memory of networks and layers side by side. `acmix-zoo bench` runs it."""

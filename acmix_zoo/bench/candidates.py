@@ -1,54 +1,78 @@
-"""What the benchmark can measure, by name: networks, single layers, and the forms to measure them against."""
+"""Build what the benchmark measures from its name: a network, a single layer, or a baseline of either.
+
+The name of a candidate is one of
+
+    NETWORK                                 any model or weights that `acmix_zoo.create_model` accepts
+    acmix2d:CHANNELSxSIZE[sSTRIDE]          a single ACmix layer
+    released:CHANNELSxSIZE[sSTRIDE]         the same layer, computed as in the authors' released code
+    conv3x3:CHANNELSxSIZE[sSTRIDE]          the 3×3 convolution that the layer replaces
+    shift-tensor:CHANNELSxSIZE              that convolution as projections, shifts and a sum; also shift-frozen and
+                                            shift-learnable, see `acmix_zoo.bench.decomposition`
+    aggregate:CHANNELSxSIZE[kKERNEL]        SAN's aggregation alone, over 7×7 neighbours by default
+    unfold:CHANNELSxSIZE[kKERNEL]           the same aggregation with unfold, which copies the value kernel² times
+
+followed by `@BACKEND` (a backend of ACmix, such as `@reference`), `@tile8x16` (tiles of 8×16 queries) or `@released`
+(a network whose ACmix layers are computed as in the authors' code), and by `+compile` for torch.compile.
+"""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import timm
 import torch
 from torch import nn
 
 import acmix_zoo
-from acmix_zoo.bench.aggregation_cases import Aggregation
+from acmix_zoo.bench.aggregation_candidates import Aggregation
 from acmix_zoo.bench.decomposition import DecomposedConv2d
-from acmix_zoo.bench.released import ReleasedForm
+from acmix_zoo.bench.released import ReleasedACmix2d
 from acmix_zoo.layers import ACmix2d
-from acmix_zoo.layers.cost import input_size_of
+from acmix_zoo.layers.complexity import input_size_of
 from acmix_zoo.ops import BACKENDS, use_backend
 from acmix_zoo.ops.dispatch import TILES
 
 _LAYER = re.compile(r"(acmix2d|released|conv3x3|shift-tensor|shift-frozen|shift-learnable):(\d+)x(\d+)(?:s(\d+))?")
+_AGGREGATION = re.compile(r"(aggregate|unfold):(\d+)x(\d+)(?:k(\d+))?")
 _TILE = re.compile(r"tile(\d+)x(\d+)")
-_SUMS = re.compile(r"(aggregate|unfold):(\d+)x(\d+)(?:k(\d+))?")
+_COMPILE = "+compile"
 
 
 @dataclass(frozen=True)
-class Case:
-    """A measurement: one pass of a contestant.
+class Candidate:
+    """What the benchmark measures: one pass of a network or a layer, with its settings.
 
-    `size` is the side length of a network's image (0: the network's default). With `autocast`, the weights are float32
-    and the forward pass runs under autocast to `dtype`; without it, everything is in `dtype`.
+    Attributes:
+        name: what to build, see this file's docstring.
+        batch: images per pass.
+        size: side of the square image for a network. 0 stands for the network's default.
+        train: whether a pass is forward and backward, instead of a forward pass in inference mode.
+        threads: number of CPU threads.
+        dtype: name of a torch dtype.
+        device: name of a torch device.
+        model_kwargs: arguments for the network's constructor.
+        autocast: whether the weights are float32 and the forward pass runs under autocast to `dtype`. Otherwise
+            everything has that dtype.
     """
 
-    contestant: str
+    name: str
     batch: int = 8
     size: int = 0
     train: bool = False
     threads: int = 2
     dtype: str = "float32"
     device: str = "cpu"
-    kwargs: str = "{}"  # JSON, for the network's constructor
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
     autocast: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"bench: expected a dtype of torch such as float32 or bfloat16, got {self.dtype!r}")
+            raise ValueError(f"bench: unknown dtype {self.dtype!r}; expected one of torch, such as float32 or bfloat16")
 
     @property
     def device_type(self) -> str:
@@ -56,82 +80,127 @@ class Case:
         return torch.device(self.device).type
 
 
-def build(case: Case) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The module of a case and the (C, H, W) of its input.
+class Variant(NamedTuple):
+    """The parts of a candidate's name.
+
+    Attributes:
+        model: the network or the layer.
+        backend: what follows the `@`, or "".
+        is_compiled: whether the name ends in `+compile`.
+    """
+
+    model: str
+    backend: str
+    is_compiled: bool
+
+
+class Built(NamedTuple):
+    """The module of a candidate, and the shape (C, H, W) of its input without the batch."""
+
+    module: nn.Module
+    input_shape: tuple[int, int, int]
+
+
+def parse_name(name: str) -> Variant:
+    """Return the parts of a candidate's name.
 
     Raises:
-        ValueError: no such contestant; the message names near ones.
+        ValueError: unknown backend.
+    """
+    model, _, backend = name.removesuffix(_COMPILE).rpartition("@")
+    if not model:
+        model, backend = backend, ""
+    is_known = backend in ("", "released", *BACKENDS) or _TILE.fullmatch(backend)
+    if not is_known and "/" in model:  # the revision of a model on the Hub
+        model, backend, is_known = f"{model}@{backend}", "", True
+    if not is_known:
+        expected = ", ".join(f"@{known}" for known in ("released", *BACKENDS))
+        raise ValueError(f"bench: {name}: unknown backend @{backend}; expected {expected} or a tile such as @tile8x16")
+    return Variant(model, backend, name.endswith(_COMPILE))
+
+
+def is_network(name: str) -> bool:
+    """Return whether the candidate of this name is a network, not a single layer or an aggregation."""
+    model = parse_name(name).model
+    return not (_LAYER.fullmatch(model) or _AGGREGATION.fullmatch(model))
+
+
+def build(candidate: Candidate) -> Built:
+    """Build the module of a candidate, with the same random weights every time.
+
+    Raises:
+        ValueError, FileNotFoundError: unknown network or backend, or impossible settings.
     """
     torch.manual_seed(0)
-    name, form = _parts(case)
-    if form not in ("", "released", *BACKENDS) and not _TILE.fullmatch(form):
-        expected = ", ".join(f"@{known}" for known in ("released", *BACKENDS))
-        raise ValueError(f"bench: {case.contestant}: expected {expected} or a tile such as @tile8x16, got @{form}")
-    module: nn.Module
+    name, backend, _ = parse_name(candidate.name)
     if layer := _LAYER.fullmatch(name):
-        kind, c, size, stride = layer[1], int(layer[2]), int(layer[3]), int(layer[4] or 1)
-        module = _layer(kind, c, stride)
-        shape = (c, size, size)
-    elif sums := _SUMS.fullmatch(name):
-        c, size = int(sums[2]), int(sums[3])
-        module = Aggregation(sums[1] == "unfold", case.batch, c, size, int(sums[4] or 7))
-        shape = (c, size, size)
+        channels, side = int(layer[2]), int(layer[3])
+        built = Built(_build_layer(layer[1], channels, int(layer[4] or 1)), (channels, side, side))
+    elif found := _AGGREGATION.fullmatch(name):
+        channels, side = int(found[2]), int(found[3])
+        aggregation = Aggregation(found[1] == "unfold", candidate.batch, channels, side, int(found[4] or 7))
+        built = Built(aggregation, (channels, side, side))
     else:
-        module = _network(name, json.loads(case.kwargs))
-        channels, height, width = input_size_of(module) or (3, 224, 224)
-        shape = (channels, case.size or height, case.size or width)
-        if case.size and hasattr(module, "set_input_size"):
-            module.set_input_size(img_size=(case.size, case.size))  # type: ignore[operator]
-    if form == "released":
-        for path, layer2d in [(p, m) for p, m in module.named_modules() if isinstance(m, ACmix2d)]:
-            module.set_submodule(path, ReleasedForm(layer2d))
-    module = module.to(device=case.device, dtype=torch.float32 if case.autocast else getattr(torch, case.dtype))
-    module = module.to(memory_format=layout(case))
-    return module.train(case.train), shape
+        built = _build_network(name, candidate.size, candidate.model_kwargs)
+    module, shape = built
+    if backend == "released":
+        for path, acmix in [(p, m) for p, m in module.named_modules() if isinstance(m, ACmix2d)]:
+            module.set_submodule(path, ReleasedACmix2d(acmix))
+    dtype = torch.float32 if candidate.autocast else getattr(torch, candidate.dtype)
+    module = module.to(device=candidate.device, dtype=dtype).to(memory_format=memory_format(candidate))
+    return Built(module.train(candidate.train), shape)
+
+
+def _build_layer(kind: str, channels: int, stride: int) -> nn.Module:
+    if kind in ("acmix2d", "released"):
+        acmix = ACmix2d(channels, channels, stride=stride, heads=4)
+        return acmix if kind == "acmix2d" else ReleasedACmix2d(acmix)
+    conv = nn.Conv2d(channels, channels, 3, stride, 1)
+    if kind == "conv3x3":
+        return conv
+    if stride != 1:
+        raise ValueError(f"bench: {kind} does not support a stride of {stride}; use a stride of 1")
+    return DecomposedConv2d.from_conv(conv, kind.removeprefix("shift-"))  # type: ignore[arg-type]
+
+
+def _build_network(name: str, size: int, model_kwargs: dict[str, Any]) -> Built:
+    has_weights = "/" in name or ":" in name or Path(name).exists()  # a folder, a file or a model on the Hub
+    # A new network is built on the device of the context, which may be "meta", but weights need tensors with storage.
+    with torch.device("cpu") if has_weights else nullcontext():
+        module = acmix_zoo.create_model(name, **model_kwargs)
+    channels, height, width = input_size_of(module) or (3, 224, 224)
+    if size and hasattr(module, "set_input_size"):
+        module.set_input_size(img_size=(size, size))  # type: ignore[operator]
+    return Built(module, (channels, size or height, size or width))
 
 
 @contextmanager
-def backend(case: Case) -> Iterator[None]:
-    """Use the backend or tile given after the `@` of a contestant."""
-    _, form = _parts(case)
+def use_candidate_backend(candidate: Candidate) -> Iterator[None]:
+    """Use the backend or tile given after the `@` of the candidate's name within this context."""
+    backend = parse_name(candidate.name).backend
     with ExitStack() as stack:
-        if tile := _TILE.fullmatch(form):
-            stack.enter_context(patch.dict(TILES, {case.device_type: (int(tile[1]), int(tile[2]))}))
+        if tile := _TILE.fullmatch(backend):
+            stack.enter_context(patch.dict(TILES, {candidate.device_type: (int(tile[1]), int(tile[2]))}))
             stack.enter_context(use_backend("tiles"))
-        elif form in BACKENDS:
-            stack.enter_context(use_backend(form))
+        elif backend in BACKENDS:
+            stack.enter_context(use_backend(backend))
         yield
 
 
-def _parts(case: Case) -> tuple[str, str]:
-    """Return the contestant's name and the part after its `@`."""
-    name, _, form = case.contestant.removesuffix("+compile").partition("@")
-    return name, form
+def memory_format(candidate: Candidate) -> torch.memory_format:
+    """Return the memory format in which the candidate is fastest.
 
-
-def _layer(kind: str, c: int, stride: int) -> nn.Module:
-    if kind in ("acmix2d", "released"):
-        acmix = ACmix2d(c, c, stride=stride, heads=4)
-        return acmix if kind == "acmix2d" else ReleasedForm(acmix)
-    plain = nn.Conv2d(c, c, 3, stride, 1)
-    if kind == "conv3x3":
-        return plain
-    if stride != 1:
-        raise ValueError(f"bench: {kind} has no stride, got {stride}")
-    return DecomposedConv2d.of(plain, kind.removeprefix("shift-"))  # type: ignore[arg-type]
-
-
-def layout(case: Case) -> torch.memory_format:
-    """What serves a contestant best. Sums over small maps run with channels side by side."""
-    if sums := _SUMS.fullmatch(case.contestant):
-        plain = sums[1] == "unfold" or int(sums[3]) > 20
+    This is channels_last, except for the baselines that use unfold and for the aggregation of maps larger than 20×20.
+    """
+    if found := _AGGREGATION.fullmatch(candidate.name):
+        is_contiguous = found[1] == "unfold" or int(found[3]) > 20
     else:
-        plain = case.contestant.startswith("released:")
-    return torch.contiguous_format if plain else torch.channels_last
+        is_contiguous = candidate.name.startswith("released:")
+    return torch.contiguous_format if is_contiguous else torch.channels_last
 
 
-def _network(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name}*")[:3] or acmix_zoo.list_models()
-        raise ValueError(f"bench: there is no network {name!r}, here or in timm; is it one of {', '.join(near)}?")
-    return timm.create_model(name, **kwargs)
+def resize(candidate: Candidate, size: int) -> Candidate:
+    """Return the same candidate for images, or maps, of another size."""
+    if is_network(candidate.name):
+        return replace(candidate, size=size)
+    return replace(candidate, name=re.sub(r"(:\d+x)\d+", rf"\g<1>{size}", candidate.name))

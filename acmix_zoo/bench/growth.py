@@ -1,95 +1,93 @@
-"""How time and memory grow with the image, the batch and the depth."""
+"""Measure how time and memory grow with the image size, the batch or the depth of a network."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from acmix_zoo.bench.candidates import Case, build
-from acmix_zoo.bench.measure import Row
+from torch import nn
+
+from acmix_zoo.bench.candidates import Candidate, build, resize
+from acmix_zoo.bench.results import Row
+
+AXES = ("size", "batch", "depth")
+"""What a candidate can grow along."""
 
 SIZES = (64, 128, 224, 448, 1024)
 BATCHES = (1, 2, 4, 8, 16)
 DEPTHS = (1, 2, 3, 4)
-OVER = ("size", "batch", "depth")
+
+# For each family of networks: the constructor's argument for the blocks per stage, and the path of the first stage.
+_STAGES = (("layers", "layer1"), ("depths", "layers.0.blocks"))
+_UNITS = {"size": "pixels", "batch": "images", "depth": "MACs"}
 
 
-def growth_cases(case: Case, over: str) -> list[Case]:
-    """The cases that `case` grows through.
+def grow(candidate: Candidate, axis: str) -> list[Candidate]:
+    """Return the candidates that result from growing one along an axis.
 
-    As images grow, the batch shrinks so that the pixels stay those of `case.batch` images of 224²: a growth by one
-    image at a time would mostly show the fixed cost of the small ones. Depth multiplies the blocks of the first stage,
-    which are alike.
+    As images grow, the batch shrinks, so that the number of pixels stays that of `candidate.batch` images of 224².
+    With one image at a time, the fixed cost of small images would dominate. Growing in depth multiplies the number of
+    blocks in the first stage, which all have the same cost.
 
     Raises:
-        ValueError: depth of something that is not a network of stages.
+        ValueError: the axis is "depth" and the candidate is not a network with stages of blocks.
     """
-    if over == "batch":
-        return [replace(case, batch=batch) for batch in BATCHES]
-    if over == "size":
-        batches = [max(1, case.batch * 224**2 // size**2) for size in SIZES]
-        if ":" in case.contestant:
-            name, _, rest = case.contestant.partition(":")
-            channels, _, last = rest.partition("x")
-            stride = f"s{last.partition('s')[2]}" if "s" in last else ""
-            return [
-                replace(case, batch=n, contestant=f"{name}:{channels}x{size}{stride}")
-                for size, n in zip(SIZES, batches, strict=True)
-            ]
-        return [replace(case, batch=n, size=size) for size, n in zip(SIZES, batches, strict=True)]
-    module = build(case)[0]
-    found = [
-        (name, stages) for name, stages in (("layers", "layer1"), ("depths", "layers.0.blocks")) if _has(module, stages)
-    ]
-    if not found or ":" in case.contestant:
-        raise ValueError(
-            f"bench: --over depth needs a network with stages of blocks, such as acmix_resnet50, got {case.contestant}"
-        )
-    name, first = found[0]
-    start = len(module.get_submodule(first))  # type: ignore[arg-type]
-    return [replace(case, kwargs=json.dumps({name: [start * times, 1, 1, 1]})) for times in DEPTHS]
+    if axis == "batch":
+        return [replace(candidate, batch=batch) for batch in BATCHES]
+    if axis == "size":
+        batches = [max(1, candidate.batch * 224**2 // size**2) for size in SIZES]
+        return [resize(replace(candidate, batch=batch), size) for size, batch in zip(SIZES, batches, strict=True)]
+    argument, blocks = _find_stages(candidate)
+    return [replace(candidate, model_kwargs={argument: [blocks * factor, 1, 1, 1]}) for factor in DEPTHS]
 
 
-def _has(module: object, path: str) -> bool:
-    try:
-        module.get_submodule(path)  # type: ignore[attr-defined]
-    except AttributeError:
-        return False
-    return True
-
-
-def fitted_exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """p of the y = c·xᵖ that fits best (least squares of the logarithms)."""
-    a, b = [math.log(v) for v in x], [math.log(max(v, 1e-9)) for v in y]
-    mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
-    return sum((s - mean_a) * (t - mean_b) for s, t in zip(a, b, strict=True)) / sum((s - mean_a) ** 2 for s in a)
-
-
-def amount(row: Row, over: str) -> float:
-    """What grows: pixels of an image, images of a batch, or (for depth) MACs."""
-    pixels = math.prod(int(side) for side in row.input.split("×")[1:])
-    return {"size": pixels, "batch": row.batch, "depth": row.macs}[over]
-
-
-def growths(rows: Sequence[Row], over: str) -> list[str]:
-    """Sentences: the fitted exponents, and for images the time and memory of a pixel against those at 224²."""
-    x = [amount(row, over) for row in rows]
-    ms, mib = (
-        [getattr(row, what) / (row.batch if over == "size" else 1) for row in rows] for what in ("ms", "peak_mib")
+def _find_stages(candidate: Candidate) -> tuple[str, int]:
+    """Return the constructor's argument for the blocks per stage, and the number of blocks in the first stage."""
+    module = build(candidate).module
+    for argument, path in _STAGES:
+        try:
+            stage = module.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(stage, nn.Sequential):
+            return argument, len(stage)
+    raise ValueError(
+        f"bench: {candidate.name} has no stages of blocks, so it cannot grow in depth. "
+        "Use --over depth with a network such as acmix_resnet50"
     )
-    unit = {"size": "pixels", "batch": "images", "depth": "MACs"}[over]
+
+
+def describe_growth(rows: Sequence[Row], axis: str) -> list[str]:
+    """Return sentences with the fitted exponents and, for image sizes, time and memory per pixel relative to 224²."""
+    x = [_position(row, axis) for row in rows]
+    # Batches differ between image sizes, so compare the cost of one image there.
+    times = [row.ms / (row.batch if axis == "size" else 1) for row in rows]
+    peaks = [row.peak_mib / (row.batch if axis == "size" else 1) for row in rows]
+    unit = _UNITS[axis]
     lines = [
-        f"{rows[0].contestant}: time grows as {unit}^{fitted_exponent(x, ms):.2f}, "
-        f"peak memory as {unit}^{fitted_exponent(x, mib):.2f}"
+        f"{rows[0].candidate}: time grows as {unit}^{fit_exponent(x, times):.2f}, "
+        f"peak memory as {unit}^{fit_exponent(x, peaks):.2f}"
     ]
-    if over == "size":
+    if axis == "size":
+        sides = [row.input.split("×")[-1] for row in rows]
         base = min(range(len(rows)), key=lambda i: abs(x[i] - 224**2))
-        for what, values in (("time", ms), ("memory", mib)):
-            per = [value / n for value, n in zip(values, x, strict=True)]
-            ratios = ", ".join(
-                f"{p / per[base]:.2f}× at {row.input.split('×')[-1]}²" for p, row in zip(per, rows, strict=True)
-            )
-            lines.append(f"{what} per pixel, relative to {rows[base].input.split('×')[-1]}²: {ratios}")
+        for metric, values in (("time", times), ("memory", peaks)):
+            per_pixel = [value / pixels for value, pixels in zip(values, x, strict=True)]
+            ratios = [f"{v / per_pixel[base]:.2f}× at {side}²" for v, side in zip(per_pixel, sides, strict=True)]
+            lines.append(f"{metric} per pixel, relative to {sides[base]}²: {', '.join(ratios)}")
     return lines
+
+
+def _position(row: Row, axis: str) -> float:
+    """Return where a row is on the axis: pixels per image, images per batch, or (for depth) MACs."""
+    pixels = math.prod(int(side) for side in row.input.split("×")[1:])
+    return {"size": pixels, "batch": row.batch, "depth": row.macs}[axis]
+
+
+def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return the p for which y = c·xᵖ fits best, by least squares of the logarithms."""
+    log_x, log_y = [math.log(value) for value in x], [math.log(max(value, 1e-9)) for value in y]
+    mean_x, mean_y = sum(log_x) / len(log_x), sum(log_y) / len(log_y)
+    covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(log_x, log_y, strict=True))
+    return covariance / sum((a - mean_x) ** 2 for a in log_x)

@@ -1,8 +1,8 @@
-"""The ResNet-form layer computed the way the authors' code computes it: what the fast form is measured against.
+"""The ACmix layer of the ResNets, computed as in the authors' released code: the baseline of `ACmix2d`.
 
-Written from a description of that computation, in this project's words: three 1×1 convolutions on (B, C, H, W),
-reflected borders, k, the positions and v unfolded into kernel² copies, a mixing 1×1 convolution, a grouped convolution.
-For benchmarks only: it works where that code works (float32, maps larger than half a window).
+It was written from a description of that computation, not copied: three 1×1 convolutions on (B, C, H, W), reflected
+borders, k, the positions and v unfolded into kernel² copies, a mixing 1×1 convolution and a grouped convolution. Use it
+only for benchmarks. Like the released code, it needs float32 and maps larger than half a window.
 """
 
 from __future__ import annotations
@@ -14,28 +14,34 @@ from torch import Tensor, nn
 from acmix_zoo.layers import ACmix2d
 
 
-class ReleasedForm(nn.Module):
-    """(B, in, H, W) → (B, out, ceil(H/stride), ceil(W/stride)), with the weights of an `ACmix2d`.
+class ReleasedACmix2d(nn.Module):
+    """A layer that computes the same as an `ACmix2d`, with a copy of its weights.
 
     Args:
-        layer: whose function it computes; its parameters are copied.
+        layer: the layer to copy.
+
+    Shape:
+        (B, in, H, W) → (B, out, ceil(H/stride), ceil(W/stride)).
 
     Raises:
-        ValueError: one path alone, or a dilation: the authors' code has neither.
+        ValueError: the layer has one path only, or a dilation. The authors' code supports neither.
     """
 
     def __init__(self, layer: ACmix2d) -> None:
         super().__init__()
         if layer.paths != "both" or layer.dilation != 1:
-            raise ValueError(f"ReleasedForm: expected both paths and dilation 1, got {layer}")
+            raise ValueError(
+                f"ReleasedACmix2d: the authors' code only supports both paths and dilation 1, got {layer}. "
+                "Benchmark this layer without @released"
+            )
         self.heads, self.d, self.out = layer.heads, layer.out_channels // layer.heads, layer.out_channels
         self.kernel, self.stride = layer.kernel_att, layer.stride
         self.q, self.k, self.v = (nn.Conv2d(layer.in_channels, self.out, 1) for _ in "qkv")
         with torch.no_grad():
             for i, conv in enumerate((self.q, self.k, self.v)):
-                for mine, theirs in zip(conv.parameters(), layer.qkv.parameters(), strict=True):
-                    rows = theirs.unflatten(0, (self.d, 3, self.heads))[:, i]  # (d, heads, …)
-                    mine.copy_(rows.transpose(0, 1).reshape(mine.shape))
+                for target, source in zip(conv.parameters(), layer.qkv.parameters(), strict=True):
+                    rows = source.unflatten(0, (self.d, 3, self.heads))[:, i]  # (d, heads, …)
+                    target.copy_(rows.transpose(0, 1).reshape(target.shape))
         self.position_weight = nn.Parameter(layer.position_weight.detach().clone())
         self.fc = nn.Parameter(layer.shift_conv.fc_weight.detach().clone())
         self.shift = nn.Parameter(layer.shift_conv.shift_weight.detach().clone())
@@ -43,10 +49,8 @@ class ReleasedForm(nn.Module):
         self.beta = nn.Parameter(layer.beta.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        b, _, h, w = x.shape
         q, k, v = self.q(x), self.k(x), self.v(x)  # 3 × (B, heads·d, H, W)
-        convolution = self._convolution(torch.cat((q, k, v), 1), b, h, w)
-        return torch.addcmul(self.beta * convolution, self.alpha, self._attention(q, k, v))
+        return torch.addcmul(self.beta * self._convolution(q, k, v), self.alpha, self._attention(q, k, v))
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         h, w = q.shape[2:]
@@ -61,14 +65,15 @@ class ReleasedForm(nn.Module):
         return result
 
     def _unfold(self, x: Tensor) -> Tensor:
-        """(n, d, H, W) → (n, d, k², Ho, Wo): every window's copy, the border reflected."""
+        """Copy the window of every query, with reflected borders: (n, d, H, W) → (n, d, k², Ho, Wo)."""
         ho, wo = (-(-side // self.stride) for side in x.shape[2:])
-        reach = self.kernel // 2
-        padded = F.pad(x, (reach, reach, reach, reach), mode="reflect")
+        pad = self.kernel // 2
+        padded = F.pad(x, (pad, pad, pad, pad), mode="reflect")
         return F.unfold(padded, self.kernel, stride=self.stride).view(len(x), self.d, self.kernel**2, ho, wo)
 
-    def _convolution(self, qkv: Tensor, b: int, h: int, w: int) -> Tensor:
-        maps = qkv.view(b, 3 * self.heads, self.d, h * w)
+    def _convolution(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        b, _, h, w = q.shape
+        maps = torch.cat((q, k, v), 1).view(b, 3 * self.heads, self.d, h * w)
         mixed = F.conv2d(maps, self.fc[:, :, None, None])  # (B, k², d, H·W)
         mixed = mixed.permute(0, 2, 1, 3).reshape(b, -1, h, w)  # (B, d·k², H, W)
         return F.conv2d(mixed, self.shift, None, self.stride, self.shift.shape[-1] // 2, groups=self.d)

@@ -1,75 +1,113 @@
-"""`acmix-zoo bench`: measure, print a table, write a CSV and a picture."""
+"""`acmix-zoo bench`: measure candidates, print a table, and write a CSV file and a plot."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from acmix_zoo.bench import measure as benchmark
-from acmix_zoo.bench.candidates import Case
-from acmix_zoo.bench.growth import OVER, growth_cases, growths
-from acmix_zoo.bench.measure import Row, measure
-from acmix_zoo.bench.table import print_table, write_csv
+from acmix_zoo.bench import candidates, measure
+from acmix_zoo.bench.candidates import Candidate
+from acmix_zoo.bench.growth import AXES, describe_growth, grow
+from acmix_zoo.bench.results import Row, format_table, write_csv
 from acmix_zoo.cli.parser import Parser
+
+_EXAMPLES = """Examples:
+    acmix-zoo bench acmix_resnet50 acmix_resnet50@released resnet50
+    acmix-zoo bench runs/photos/weights resnet18 --size 32 --mode both
+    acmix-zoo bench acmix2d:64x56 released:64x56 conv3x3:64x56 --csv speed.csv --plot speed.png
+"""
 
 
 def bench(arguments: Sequence[str]) -> list[Row]:
-    """Run the command; `--help` tells the options.
+    """Run the command and return the rows that it measured.
 
     Raises:
-        ValueError: no such network, form or dtype.
-        benchmark.OutOfMemory: not even one image fits.
+        ValueError, FileNotFoundError: unknown network, backend or dtype.
+        acmix_zoo.bench.memory.OutOfMemory: not even one image fits.
     """
+    options = _parse(arguments)
+    rows: list[Row] = []
+    for group in _groups(options):
+        rows += _measure_growth(group, options) if options.over else _measure_group(group, options)
+    if options.csv:
+        write_csv(rows, options.csv)
+        print(f"Saved {len(rows)} rows to {options.csv}")
+    if options.plot:
+        from acmix_zoo.training.plots import plot_speed
+
+        plot_speed(rows, options.plot)
+        print(f"Saved the plot to {options.plot}")
+    return rows
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "acmix-zoo bench",
-        description=benchmark.__doc__,
+        description="\n".join([str(measure.__doc__), str(candidates.__doc__).partition("\n\n")[2], _EXAMPLES]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("contestants", nargs="+", metavar="contestant", help="see above; ratios are against the first")
-    add("--batch", type=int, nargs="+", default=[8], help="images a pass (default: 8); halved when memory runs out")
-    add("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
+    add("candidates", nargs="+", metavar="CANDIDATE", help="what to measure; the first one is the baseline of ratios")
+    add("--batch", type=int, nargs="+", default=[8], help="images per pass (default: 8); halved if memory runs out")
+    add("--threads", type=int, nargs="+", default=[torch.get_num_threads()], help="CPU threads (default: torch's)")
     add("--mode", choices=("inference", "training", "both"), default="inference", help="training is forward + backward")
-    add("--size", type=int, default=0, help="side of a network's image (default: the network's own)")
-    add("--dtype", default="float32")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--repeats", type=int, default=7, help="rounds (default: 7)")
-    add("--over", choices=OVER, help="measure growth over image sizes 64 … 1024, batches 1 … 16 or depths ×1 … ×4")
-    add("--no-memory", action="store_true", help="do not measure peak memory, which takes a process each")
-    add("--csv", type=Path, help="write the figures there")
-    add("--plot", type=Path, help="draw time against MACs there (.png, .svg, .pdf)")
+    add("--size", type=int, default=0, help="side of the image for networks (default: the network's own)")
+    add("--dtype", default="float32", help="a torch dtype such as bfloat16 (default: float32)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if available, else cpu")
+    add("--repeats", type=int, default=7, help="rounds over all candidates (default: 7)")
+    add("--over", choices=AXES, help="measure growth over image sizes 64 … 1024, batches 1 … 16 or depths ×1 … ×4")
+    add("--no-memory", action="store_true", help="skip peak memory, which takes a process per candidate")
+    add("--csv", type=Path, help="write the measurements to this file")
+    add("--plot", type=Path, help="plot time against MACs into this file (.png, .svg, .pdf)")
     options = parser.parse_args(arguments)
     for name in ("batch", "threads"):
         if min(getattr(options, name)) < 1:
             parser.error(f"--{name} must be at least 1")
     if options.repeats < 1 or options.size < 0:
-        parser.error("--repeats must be at least 1, and --size not negative")
+        parser.error("--repeats must be at least 1, and --size must not be negative")
+    return options
 
-    rows: list[Row] = []
+
+def _groups(options: argparse.Namespace) -> Iterator[list[Candidate]]:
+    """Yield the candidates that are measured against each other, for each combination of threads, mode and batch."""
     modes = {"inference": [False], "training": [True], "both": [False, True]}[options.mode]
     for threads in options.threads:
         for train in modes:
             for batch in options.batch:
-                kind = dict(batch=batch, size=options.size, train=train, threads=threads)
-                cases = [Case(name, **kind, dtype=options.dtype, device=options.device) for name in options.contestants]
-                groups = [growth_cases(case, options.over) for case in cases] if options.over else [cases]
-                for group in groups:
-                    # Growing cases are not contestants: the largest would make the batch of all of them small.
-                    parts = [[case] for case in group] if options.over else [group]
-                    found = [row for part in parts for row in measure(part, options.repeats, not options.no_memory)]
-                    print_table(found)
-                    if found[0].batch < batch and not options.over:
-                        print(f"memory ran out at batch {batch}: measured with {found[0].batch}")
-                    if options.over:
-                        print("\n".join(growths(found, options.over)))
-                    rows += found
-    if options.csv:
-        write_csv(rows, options.csv)
-    if options.plot:
-        from acmix_zoo.training.plots import plot_speed
+                yield [
+                    Candidate(name, batch, options.size, train, threads, options.dtype, options.device)
+                    for name in options.candidates
+                ]
 
-        plot_speed(rows, options.plot)
+
+def _measure_group(group: list[Candidate], options: argparse.Namespace) -> list[Row]:
+    rows = measure.measure(group, options.repeats, not options.no_memory)
+    _print_table(rows)
+    if rows[0].batch < group[0].batch:
+        print(f"Memory ran out at batch {group[0].batch}, so these were measured at batch {rows[0].batch}.")
     return rows
+
+
+def _measure_growth(group: list[Candidate], options: argparse.Namespace) -> list[Row]:
+    """Measure each candidate as it grows.
+
+    Each size is measured by itself, since the largest one would otherwise halve the batch of all of them.
+    """
+    all_rows: list[Row] = []
+    for candidate in group:
+        rows: list[Row] = []
+        for grown in grow(candidate, options.over):
+            rows += measure.measure([grown], options.repeats, not options.no_memory)
+        _print_table(rows)
+        print("\n".join(describe_growth(rows, options.over)))
+        all_rows += rows
+    return all_rows
+
+
+def _print_table(rows: Sequence[Row]) -> None:
+    from rich.console import Console
+
+    Console().print(format_table(rows))

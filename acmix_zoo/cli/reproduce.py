@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from acmix_zoo.cli.fit import run_trainer
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.cli.weights import weight_folder
 from acmix_zoo.models.published import published
@@ -30,7 +31,7 @@ class Target(NamedTuple):
     record: Record
 
 
-def reproduce(arguments: Sequence[str], train: Train) -> bool:
+def reproduce(arguments: Sequence[str], train: Train = run_trainer) -> bool:
     """Start, or go on with, the training behind a weight; when it ends, compare.
 
     Args:

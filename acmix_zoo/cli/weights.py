@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from acmix_zoo.cli.models import shipped, tags
+from acmix_zoo.cli.list import shipped, tags
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.weights import check_folder, hub, official, read_config
 from acmix_zoo.weights.convert import convert

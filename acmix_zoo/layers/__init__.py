@@ -1,11 +1,15 @@
-"""Modules that own parameters: the drop-in layer, its forms for Swin, PVT and SAN, and what they share."""
+"""The ACmix layers: `ACmix2d` to replace a convolution, and those of Swin, PVT and SAN.
+
+To add a layer, write one file with a subclass of `TwoStageLayer` and export it here.
+"""
 
 from acmix_zoo.layers import thop_rules
 from acmix_zoo.layers.acmix2d import ACmix2d
+from acmix_zoo.layers.cost import TwoStageLayer
 from acmix_zoo.layers.reduced_acmix import ReducedACmix
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.layers.window_acmix import WindowACmix
 
-__all__ = ["ACmix2d", "PairwiseSAM", "PatchwiseSAM", "ReducedACmix", "WindowACmix"]
+__all__ = ["ACmix2d", "PairwiseSAM", "PatchwiseSAM", "ReducedACmix", "TwoStageLayer", "WindowACmix"]
 
 thop_rules.register()

@@ -1,4 +1,4 @@
-"""ACmix2d: the drop-in layer, used where a 3×3 convolution stands."""
+"""ACmix2d: the drop-in replacement for a 3×3 convolution."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from acmix_zoo.layers.argument_checks import (
     check_paths,
 )
 from acmix_zoo.layers.convolution_path import ShiftConv
+from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
 from acmix_zoo.layers.submodule_use import may_bypass
 from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix, combine_paths
@@ -27,13 +28,14 @@ from acmix_zoo.ops.tracing import constant_size, is_tracing, unflatten
 
 
 @leaf
-class ACmix2d(nn.Module):
+class ACmix2d(TwoStageLayer):
     """Self-attention and convolution on the same projections: `alpha · attention + beta · convolution`.
 
-    Stands where `nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)` stands. The map is projected once to q, k
-    and v. The attention path lets every position attend to the kernel_att × kernel_att window around it (the border is
-    continued by reflection); the convolution path mixes the same projections and convolves them with kernels that
-    start as shifts. Keeps the input's dtype and memory format; any height and width down to 1×1.
+    A drop-in replacement for `nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)`. The map is projected once to
+    q, k and v. On the attention path, every position attends to the kernel_att × kernel_att window around it, and the
+    map is reflected at its border. The convolution path mixes the same projections and convolves them with kernels that
+    are initialised as shifts. The output has the input's dtype and memory format. Any height and width works, down to
+    1×1.
 
     The first four arguments have the same order as in `nn.Conv2d`, for builders that pass arguments by position. The
     third one is the kernel size of the convolution path; it does not affect the attention window. There is no padding
@@ -41,23 +43,23 @@ class ACmix2d(nn.Module):
 
     Args:
         in_channels, out_channels: numbers of input and output channels.
-        kernel_conv: odd side of the convolution.
-        stride: queries and convolution are subsampled by it; keys and values are not.
+        kernel_conv: side length of the convolution; odd.
+        stride: of the queries and the convolution. Keys and values are not subsampled.
         heads: number of attention heads, a divisor of out_channels. Each group of the convolution path has as many
             outputs. "auto" uses the largest divisor up to max(4, out_channels // 64): 4 for the usual widths up to 256,
             then heads of 64 channels.
         kernel_att: side length of the attention window; odd.
         dilation: of the attention window and of the convolution.
-        paths: "both", or one path alone on the same projections (for comparisons; it then has no alpha and beta).
+        paths: "both", or the name of one path to use it alone, for comparison. The layer then has no alpha and beta.
 
     Parameters:
         qkv: Linear(in_channels, 3·out_channels) applied to every pixel; its rows are ordered (out_channels/heads,
             {q, k, v}, heads), so that the convolution path reads its groups without a copy.
         position_weight (d, 2), position_bias (d): position encoding of the coordinates (x, y) in −1 … 1. The bias
-            cancels in the softmax: it is kept so that parameter counts and the authors' checkpoints agree, never
-            changes the output, and receives a gradient of exactly zero.
+            cancels in the softmax, so it does not change the output and its gradient is exactly zero. It exists so that
+            parameter counts and checkpoints agree with the authors' code.
         shift_conv: the convolution path, see `ShiftConv`.
-        alpha, beta: (1,), one half each at the start.
+        alpha, beta: (1,), initialised as one half.
 
     Shape:
         (B, in_channels, H, W) → (B, out_channels, ceil(H/stride), ceil(W/stride)).
@@ -77,8 +79,10 @@ class ACmix2d(nn.Module):
         assumes that they keep the number of channels, so write `[-1, 1, ACmix2d, [c2, c2, 3, 1]]`. It replaces `c2` by
         the scaled width of the previous row. To change the width, put a Conv row before the layer.
 
-    Source: "On the Integration of Self-Attention and Convolution", CVPR 2022, and the ResNet form of its released code.
+    Source: "On the Integration of Self-Attention and Convolution", CVPR 2022, and the ResNet of its released code.
     """
+
+    STAGE_ONE = ("qkv.",)
 
     def __init__(
         self,
@@ -123,7 +127,7 @@ class ACmix2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """PyTorch's default for the projections, shifts for the convolution, one half for alpha and beta."""
+        """Initialise the projections as PyTorch does, the convolution as shifts, and alpha and beta as one half."""
         self.qkv.reset_parameters()
         if self.paths != "convolution":
             bound = 2**-0.5  # of a 1×1 convolution with two inputs
@@ -163,7 +167,7 @@ class ACmix2d(nn.Module):
         return restore_memory_format(out, x)
 
     def _call_submodules(self, x: Tensor, pe: Tensor | None, geometry: Geometry) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, Ho, Wo), with `qkv` and `shift_conv` called as modules."""
+        """Compute the same by calling the modules `qkv` and `shift_conv`: → (B, out_channels, Ho, Wo)."""
         projections = self.qkv(x.permute(0, 2, 3, 1))  # (B, H, W, 3·out)
         parts: list[Tensor] = []
         if self.paths != "attention":
@@ -177,6 +181,24 @@ class ACmix2d(nn.Module):
             return parts[0]
         with autocast_off(x):
             return torch.addcmul(parts[0].to(parts[1].dtype), parts[1], self.alpha.to(parts[1].dtype))
+
+    def stage_macs(self, x: Tensor) -> StageCounts:
+        """Return the multiply-accumulates of both stages for an input (B, in_channels, H, W).
+
+        The attention and the shifts run on the strided map, the projections and the mixing on the full one.
+        """
+        b, _, h, w = x.shape
+        strided = -(-h // self.stride) * -(-w // self.stride)
+        second = 0
+        if self.paths != "convolution":
+            second += strided * 2 * self.kernel_att**2 * self.out_channels
+        if self.paths != "attention":
+            second += self.shift_conv.macs(h, w)
+        return StageCounts(b * h * w * 3 * self.in_channels * self.out_channels, b * second)
+
+    def definition_macs(self, x: Tensor) -> int:
+        """Return the multiply-accumulates of the whole layer for an input (B, in_channels, H, W)."""
+        return sum(self.stage_macs(x))
 
     def extra_repr(self) -> str:
         return (

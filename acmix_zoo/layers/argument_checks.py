@@ -1,4 +1,4 @@
-"""What the layers ask of their arguments alike, in one set of words."""
+"""Checks of arguments and inputs that several layers share, with the same error messages."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Paths = Literal["both", "attention", "convolution"]
 
 
 def check_paths(layer: str, paths: str) -> None:
-    """
+    """Check that `paths` is one of the three known values.
+
     Raises:
-        ValueError: no such paths.
+        ValueError: it is not.
     """
     if paths not in get_args(Paths):
         raise ValueError(f'{layer}: paths must be "both", "attention" or "convolution", got {paths!r}')
@@ -58,7 +59,8 @@ def check_no_others(layer: str, known: str, positional: tuple[object, ...], keyw
 
 
 def check_odd(layer: str, **kernels: int) -> None:
-    """
+    """Check that kernel sizes, given by argument name, are odd.
+
     Raises:
         ValueError: a kernel is even.
     """
@@ -79,9 +81,14 @@ def auto_heads(width: int) -> int:
 
 
 def check_heads(layer: str, name: str, width: int, heads: int, *, auto: bool = False) -> None:
-    """
+    """Check that the number of heads divides the width.
+
     Args:
-        auto: whether the layer takes heads="auto".
+        layer: the layer's name, for the error.
+        name: the argument that `width` comes from, for the error.
+        width: number of channels that the heads share.
+        heads: number of heads.
+        auto: whether the layer accepts heads="auto".
 
     Raises:
         ValueError: the heads do not divide the width. The message suggests the closest widths and numbers of heads.
@@ -97,7 +104,7 @@ def check_heads(layer: str, name: str, width: int, heads: int, *, auto: bool = F
 
 
 def check_dtype(owner: str, x: Tensor, first: nn.Module) -> None:
-    """Check the dtype of an input before the first module that uses it.
+    """Check that an input has the dtype of `first`, the first module that uses it.
 
     Under autocast, float32 and all dtypes that autocast uses are accepted. Modules without a floating-point weight,
     such as quantised ones, are not checked.

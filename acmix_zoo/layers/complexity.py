@@ -1,23 +1,27 @@
-"""Parameters and multiply-accumulates (MACs) of any network, as papers and timm print them."""
+"""Count the parameters and multiply-accumulates (MACs) of any network, as papers and timm print them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM
-from acmix_zoo.layers.convolution_path import ShiftConv
-from acmix_zoo.layers.cost import definition_macs, input_size_of, run_once
-
 
 @dataclass(frozen=True)
 class Complexity:
-    """What `complexity` measured: numbers, and the (C, H, W) that the MACs are for."""
+    """The result of `complexity`.
+
+    Attributes:
+        params: number of parameters.
+        macs: multiply-accumulates of one image.
+        input_size: the image's (C, H, W).
+    """
 
     params: int
     macs: int
@@ -29,7 +33,7 @@ class Complexity:
 
 
 def human(n: int) -> str:
-    """1_234_567 → "1.23M"."""
+    """Format a number with three digits: 1_234_567 → "1.23M"."""
     for unit, factor in (("G", 10**9), ("M", 10**6), ("K", 10**3)):
         if abs(n) >= factor:
             return f"{n / factor:.3g}{unit}" if abs(n) < 100 * factor else f"{n / factor:.0f}{unit}"
@@ -37,30 +41,25 @@ def human(n: int) -> str:
 
 
 def complexity(model: nn.Module, input_size: Sequence[int] | None = None) -> Complexity:
-    """Count parameters and the MACs of one image, by running the model once in eval mode.
+    """Count the parameters and the MACs of one image, by running the model once in eval mode.
 
-    Convolutions, matrix products and attention are counted by torch.utils.flop_counter (which reports 2·MACs); ACmix
-    layers by their definition, see `acmix_zoo.layers.cost` (so does thop, see `thop_rules`). Norms, activations and
-    sums are not counted, as is usual.
+    torch.utils.flop_counter counts convolutions, matrix products and attention, and reports 2·MACs. Layers that have
+    `definition_macs` are counted by that instead, see `acmix_zoo.layers.cost`. As usual, norms, activations and sums
+    are not counted.
 
     Args:
-        model: any module that takes one tensor (B, *input_size); it is left as it was.
-        input_size: (C, H, W); by default that of the model's timm cfg.
+        model: any module that takes one tensor (B, *input_size). It is not changed.
+        input_size: (C, H, W). By default, that of the model's timm configuration.
 
     Raises:
-        ValueError: no input size given and the model names none.
+        ValueError: no input size is given, and the model has no configuration with one.
     """
     size = tuple(input_size) if input_size is not None else input_size_of(model)
     if size is None:
         raise ValueError(f"complexity: {type(model).__name__} names no input size; pass input_size=(C, H, W)")
     counter = FlopCounterMode(display=False)
-    macs = _ByDefinition(counter)
-    hooks = [
-        h
-        for module in model.modules()
-        if isinstance(module, ACmix2d | ShiftConv | PairwiseSAM | PatchwiseSAM)
-        for h in macs.watch(module)
-    ]
+    stated = _StatedMacs(counter)
+    hooks = [hook for layer in model.modules() if hasattr(layer, "definition_macs") for hook in stated.watch(layer)]
     try:
         # Express attention as two matrix products, because torch's counter does not know the fused CPU kernel.
         run_once(model, size, sdpa_kernel(SDPBackend.MATH), counter)
@@ -68,24 +67,55 @@ def complexity(model: nn.Module, input_size: Sequence[int] | None = None) -> Com
         for hook in hooks:
             hook.remove()
     params = sum(p.numel() for p in model.parameters())
-    return Complexity(params, counter.get_total_flops() // 2 + macs.correction, size)
+    return Complexity(params, counter.get_total_flops() // 2 + stated.correction, size)
 
 
-class _ByDefinition:
-    """While the counter runs, collects what must be added to it so that ACmix layers count by their definition."""
+class _StatedMacs:
+    """Sums up what must be added to a counter's result so that layers with `definition_macs` count by that."""
 
     def __init__(self, counter: FlopCounterMode) -> None:
-        self.counter, self.correction, self.depth, self.before = counter, 0, 0, 0
+        self.counter, self.correction, self.depth, self.flops_before = counter, 0, 0, 0
 
     def watch(self, layer: nn.Module) -> list[Any]:
+        """Register hooks on a layer and return their handles."""
         return [layer.register_forward_pre_hook(self._enter), layer.register_forward_hook(self._leave)]
 
     def _enter(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if self.depth == 0:  # an ACmix2d's own ShiftConv is part of it
-            self.before = self.counter.get_total_flops()
+        if self.depth == 0:  # the ShiftConv inside an ACmix2d is part of it
+            self.flops_before = self.counter.get_total_flops()
         self.depth += 1
 
     def _leave(self, layer: Any, args: tuple[Tensor, ...], out: Tensor) -> None:
         self.depth -= 1
         if self.depth == 0:
-            self.correction += definition_macs(layer, args[0]) - (self.counter.get_total_flops() - self.before) // 2
+            counted = (self.counter.get_total_flops() - self.flops_before) // 2
+            self.correction += layer.definition_macs(args[0]) - counted
+
+
+def input_size_of(model: nn.Module) -> tuple[int, int, int] | None:
+    """Return the (C, H, W) of the model's timm configuration, or None if it has none."""
+    for name in ("pretrained_cfg", "default_cfg"):
+        size = (getattr(model, name, None) or {}).get("input_size")
+        if size:
+            c, h, w = size
+            return int(c), int(h), int(w)
+    return None
+
+
+def run_once(model: nn.Module, input_size: Sequence[int], *contexts: object) -> None:
+    """Run one forward pass over zeros (1, *input_size) in eval mode, without gradients, within the given contexts.
+
+    Afterwards, every module is in the mode it was in, so a frozen batch norm stays frozen.
+    """
+    example = next(model.parameters(), torch.empty(0))
+    x = torch.zeros(1, *input_size, device=example.device, dtype=example.dtype)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with ExitStack() as stack:
+            for context in (torch.no_grad(), *contexts):
+                stack.enter_context(context)  # type: ignore[arg-type]
+            model(x)
+    finally:
+        for module, training in modes:
+            module.training = training

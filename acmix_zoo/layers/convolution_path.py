@@ -1,4 +1,4 @@
-"""The convolution path as a module: the mixing matrix and the kernels that start as shifts."""
+"""ShiftConv: the convolution path, which mixes the projections and convolves them with kernels that start as shifts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from acmix_zoo.ops.shift_conv import ConvFactors, conv_factors, shift_conv, shif
 
 @leaf
 class ShiftConv(nn.Module):
-    """Mix the 3·heads projections of each head channel into kernel² maps, shift them, sum them.
+    """Mix the 3·heads projections of each head channel into kernel² maps, shift these maps, and sum them.
 
-    Its weights are plain parameters, not `nn.Conv2d`: the usual `model.apply(init)` loops look for that class, and one
-    of them (the released ACmix-ResNet's own) overwrites the shifts, after which users report that training fails.
+    The weights are plain parameters rather than an `nn.Conv2d`, because initialisation loops (`model.apply(init)`) look
+    for that class. The one in the released ACmix-ResNet overwrites the shifts, after which users report that training
+    does not converge.
 
     Args:
         channels: output channels, a multiple of heads.
-        heads: heads of the projections.
-        kernel: odd side of the convolution.
-        stride, dilation: of the convolution; padding keeps ceil(size / stride).
-        bias: whether the mixing matrix has a bias (Swin's form has, the ResNet form has none).
+        heads: number of heads of the projections.
+        kernel: side length of the convolution; odd.
+        stride, dilation: of the convolution. The output has ceil(size / stride) pixels per side.
+        bias: whether the mixing matrix has a bias. It does in the Swin and PVT layers, but not in `ACmix2d`.
 
     Shape:
         (B, H, W, d, 3·heads) → (B, ceil(H/stride), ceil(W/stride), d·heads), with d = channels/heads.
@@ -38,7 +39,7 @@ class ShiftConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """PyTorch's default for the mixing matrix, shifts for the kernels."""
+        """Initialise the mixing matrix as PyTorch does a 1×1 convolution, and the kernels as shifts."""
         bound = self.fc_weight.shape[1] ** -0.5
         nn.init.uniform_(self.fc_weight, -bound, bound)
         if self.fc_bias is not None:
@@ -47,11 +48,23 @@ class ShiftConv(nn.Module):
             self.shift_weight.copy_(shift_kernels(self.shift_weight.shape[0], self.kernel))
 
     def forward(self, projections: Tensor, scale: Tensor | None = None) -> Tensor:
-        """`scale` (one value) multiplies the result; it costs a pass over the kernels instead of one over the map."""
+        """Return the convolution times `scale` (one value). It is multiplied into the kernels, not into the map."""
         shift = self.shift_weight if scale is None else self.shift_weight * scale
         return shift_conv(projections, self.fc_weight, shift, self.fc_bias, stride=self.stride, dilation=self.dilation)
 
     def factors(self, scale: Tensor | None = None) -> ConvFactors:
-        """What `grouped_conv` needs (see `conv_factors`), times `scale`."""
+        """Return the tensors that `grouped_conv` needs, times `scale`. See `conv_factors`."""
         fc = self.fc_weight if scale is None else self.fc_weight * scale
         return conv_factors(fc, self.shift_weight)
+
+    def macs(self, height: int, width: int) -> int:
+        """Return the multiply-accumulates for one map: mixing at full size, shift and sum at the strided size."""
+        inputs, side = self.fc_weight.shape[1], self.kernel
+        groups = self.shift_weight.shape[0] // (inputs // 3)
+        strided = -(-height // self.stride) * -(-width // self.stride)
+        return groups * (height * width * side**2 * inputs + strided * inputs // 3 * side**4)
+
+    def definition_macs(self, projections: Tensor) -> int:
+        """Return the multiply-accumulates for projections (B, H, W, d, 3·heads)."""
+        b, h, w = projections.shape[:3]
+        return b * self.macs(h, w)

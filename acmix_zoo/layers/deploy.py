@@ -1,8 +1,7 @@
-"""Folding for inference: what is fixed once training is over is computed once.
+"""Fold batch norm, alpha and beta into the layers before them, for faster inference.
 
-Batch norm goes into the convolution or the ACmix layer before it; an ACmix layer keeps its composed kernels times beta,
-and alpha as a factor of each channel. A folded model can only be used for inference; to
-continue training, create the model again and load its weights.
+A folded ACmix layer stores its combined convolution kernels times beta, and alpha as a factor per channel. A folded
+model can only be used for inference. To continue training, create the model again and load its weights.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from acmix_zoo.ops.position_encoding import position_encoding
 
 
 def fold(parent: nn.Module, layer: str, norm: str) -> None:
-    """Put the batch norm `parent.norm` into `parent.layer` before it, an ACmix2d or Conv2d, and nothing in its place.
+    """Fold the batch norm `parent.norm` into `parent.layer` before it, an ACmix2d or Conv2d, and leave an identity.
 
     A layer with only one path is left unchanged, together with its norm. The same applies to a layer or norm that is a
     subclass or hooked, and to a layer whose projection is wrapped (LoRA, quantisation), because its parameters alone do
     not define what it computes.
 
     Raises:
-        ValueError: the model is in training mode: its statistics still change.
+        ValueError: the model is in training mode, in which the statistics still change.
     """
     before, behind = parent.get_submodule(layer), parent.get_submodule(norm)
     if not isinstance(behind, nn.BatchNorm2d):  # folded already
@@ -51,7 +50,7 @@ def fold(parent: nn.Module, layer: str, norm: str) -> None:
 
 @leaf
 class DeployedACmix2d(nn.Module):
-    """An `ACmix2d` and the batch norm behind it, for inference: (B, in, H, W) → (B, out, Ho, Wo).
+    """An `ACmix2d` with the batch norm behind it, for inference: (B, in, H, W) → (B, out, Ho, Wo).
 
     Its tensors are buffers, because there is nothing to train. All of them are in the state dict, and nothing else is
     cached between calls, so loaded or converted weights take effect immediately.

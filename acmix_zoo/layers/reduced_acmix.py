@@ -1,4 +1,4 @@
-"""ReducedACmix: the PVT form. Attention to a reduced map, and a convolution of full resolution, on the same q, k, v."""
+"""ReducedACmix: the ACmix layer of PVT, with attention to a reduced map and convolution at full resolution."""
 
 from __future__ import annotations
 
@@ -8,35 +8,38 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, check_odd, check_paths
 from acmix_zoo.layers.convolution_path import ShiftConv
+from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
 from acmix_zoo.ops.backends.fused_attention import fused_attention
 from acmix_zoo.ops.tracing import ceil_div, is_exporting, unflatten
 
 
 @leaf
-class ReducedACmix(nn.Module):
-    """`alpha · proj(attention) + beta · convolution`, keys and values taken from every reduction × reduction patch.
+class ReducedACmix(TwoStageLayer):
+    """`alpha · proj(attention) + beta · convolution`, with one key and value for each reduction × reduction patch.
 
-    `paths="attention"` is PVT's own layer (spatial-reduction attention), with its parameters' names. With the
-    convolution it is a **reconstruction**: the authors published what ACmix-PVT costs, not what it is; see
-    docs/reconstructions.md. The convolution needs q, k and v at every position; k and v exist for each patch, and every
-    position of the patch has them.
+    `paths="attention"` is PVT's own layer (spatial-reduction attention) and has its parameter names. With the
+    convolution, the layer is a **reconstruction**: the authors published the cost of ACmix-PVT, but not its design. See
+    docs/reconstructions.md. The convolution needs q, k and v at every position, so all positions of a patch share its k
+    and v.
 
     Args:
         dim: channels, a multiple of heads.
-        heads: attention heads.
-        reduction: side of the patches; 1 for none.
-        kernel_conv: odd side of the convolution.
-        paths: "both", or one path alone.
-        proj_drop: dropout after the sum.
+        heads: number of attention heads.
+        reduction: side length of the patches; 1 for no reduction.
+        kernel_conv: side length of the convolution; odd.
+        paths: "both", or the name of one path to use it alone.
+        proj_drop: dropout rate after the sum.
 
     Shape:
-        (B, prefix + H·W, dim) and the map's (H, W) → (B, prefix + H·W, dim). Prefix tokens (PVT's class token) stand
-        first, and only without reduction; the convolution leaves them out. Maps that are no multiple of the patches are
-        padded with zeros.
+        (B, prefix + H·W, dim) and the map's size (H, W) → (B, prefix + H·W, dim). Prefix tokens, such as PVT's class
+        token, come first and are only possible without reduction. The convolution leaves them out. Maps are padded with
+        zeros to whole patches.
 
     Source: "Pyramid Vision Transformer", ICCV 2021, and its released code (the attention); ACmix, CVPR 2022.
     """
+
+    STAGE_ONE = ("q.", "kv.", "sr.", "norm.")
 
     def __init__(
         self,
@@ -83,8 +86,21 @@ class ReducedACmix(nn.Module):
             out = attention if out is None else torch.addcmul(out, attention, self.alpha.to(attention.dtype))
         return self.proj_drop(out)  # type: ignore[no-any-return]
 
+    def stage_macs(self, x: Tensor, size: tuple[int, int]) -> StageCounts:
+        """Return the multiply-accumulates of both stages for tokens (B, prefix + H·W, dim) of a map (H, W)."""
+        b, length, dim = x.shape
+        (h, w), side = size, self.reduction
+        keys = -(-h // side) * -(-w // side) if side > 1 else length
+        first = length * dim**2 + keys * 2 * dim**2 + (keys * side**2 * dim**2 if side > 1 else 0)
+        second = 0
+        if self.paths != "convolution":
+            second += 2 * length * keys * dim
+        if self.paths != "attention":
+            second += self.shift_conv.macs(h, w)
+        return StageCounts(b * first, b * second)
+
     def _reduced(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, H·W, dim) → (B, ceil(H/reduction)·ceil(W/reduction), dim)."""
+        """Project patches: (B, H·W, dim) → (B, ceil(H/reduction)·ceil(W/reduction), dim)."""
         h, w = size
         bottom, right = (ceil_div(n, self.reduction) * self.reduction - n for n in (h, w))
         maps = unflatten(x.transpose(1, 2), 2, size)  # (B, dim, H, W)
@@ -92,19 +108,19 @@ class ReducedACmix(nn.Module):
         return self.sr(maps).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
     def _convolution(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, H·W, heads, d) and twice (B, L′, heads, d) → (B, H·W, dim), times beta."""
+        """Run the convolution path, scaled by beta: q (B, H·W, heads, d), k and v (B, L′, heads, d) → (B, H·W, dim)."""
         h, w = size
         maps = [unflatten(q, 1, size)]  # (B, H, W, heads, d)
         for t in (k, v):
             grid = (ceil_div(h, self.reduction), ceil_div(w, self.reduction))
             patches = unflatten(t, 1, grid)  # (B, H′, W′, heads, d)
-            maps.append(_spread(_spread(patches, 1, self.reduction, h), 2, self.reduction, w))
+            maps.append(_repeat(_repeat(patches, 1, self.reduction, h), 2, self.reduction, w))
         projections = torch.cat(maps, 3).transpose(3, 4)  # (B, H, W, d, 3·heads)
         return self.shift_conv(projections, self.beta if self.paths == "both" else None).flatten(1, 2)  # type: ignore[no-any-return]
 
 
-def _spread(x: Tensor, dim: int, times: int, length: int) -> Tensor:
-    """Each position of `dim` `times` over, cut to `length`."""
+def _repeat(x: Tensor, dim: int, times: int, length: int) -> Tensor:
+    """Repeat each position along `dim`, and cut the result to `length` positions."""
     if times == 1:
         return x
     if is_exporting():  # a narrowed view would fix whether maps are a multiple of `times`

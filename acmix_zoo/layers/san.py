@@ -1,7 +1,9 @@
-"""SAN's self-attention module in its two forms: weights made of differences of two positions, or of a whole patch.
+"""PairwiseSAM and PatchwiseSAM: the two self-attention modules of SAN, plain or as ACmix layers.
 
-Source: "Exploring Self-attention for Image Recognition", CVPR 2020, and its released code, whose names these modules
-have. There the sums run in CUDA kernels; here they are plain operators, on any device. Both may run as ACmix.
+Their attention weights are vectors, computed from pairs of positions or from whole neighbourhoods.
+
+Source: "Exploring Self-attention for Image Recognition", CVPR 2020, and its released code, whose parameter names these
+modules have. That code needs CUDA kernels; this one consists of PyTorch operators and runs on any device.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_paths
+from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
 from acmix_zoo.layers.submodule_use import may_bypass
 from acmix_zoo.ops.aggregation import aggregate
@@ -21,23 +24,25 @@ from acmix_zoo.ops.reflect import reflect_pad
 from acmix_zoo.ops.tracing import unflatten
 
 
-class _SAM(nn.Module):
-    """What both forms have: three projections of a map, the number of channels that share a weight, and ACmix.
+class _SAM(TwoStageLayer):
+    """The base class of both modules: projections, weighted sums and the convolution path.
 
-    As ACmix, the layer gives `alpha · attention + beta · convolution` on the same projections q (P/16 channels), k
-    (P/16) and v (P/4). A **reconstruction**: the authors published what ACmix-SAN costs, not what it is; see
-    docs/reconstructions.md. The convolution mixes the projections into one map, `v + lift([q, k])`, and sums its 3×3
-    neighbours as the attention sums those of v, with weights that are parameters and the same at every position.
+    As an ACmix layer, the module computes `alpha · attention + beta · convolution` on the same projections q (P/16
+    channels), k (P/16) and v (P/4). This is a **reconstruction**: the authors published the cost of ACmix-SAN, but not
+    its design. See docs/reconstructions.md. The convolution mixes the projections into one map, `v + lift([q, k])`. It
+    then sums the 3×3 neighbours of each position as the attention sums those of v, but with parameters as weights.
 
     Args:
-        channels: P, in. The projections have P/16, P/16 and P/4 channels; out are P/4.
-        kernel: odd side of the attention's neighbourhood.
-        share: channels of the value that share a weight.
-        paths: "attention" is SAN's own module; "both", or "convolution" alone.
-        kernel_conv: odd side of the convolution.
+        channels: P, the number of input channels; a multiple of 16.
+        kernel: side length of the neighbourhood that the attention sums over; odd.
+        share: number of value channels that share an attention weight.
+        paths: "attention" is the module of SAN, "both" the ACmix layer, and "convolution" the convolution path alone.
+        kernel_conv: side length of the convolution; odd.
 
     Shape: (B, P, H, W) → (B, P/4, H, W).
     """
+
+    STAGE_ONE = ("conv1.", "conv2.", "conv3.")
 
     def __init__(
         self, channels: int, kernel: int, share: int = 8, *, paths: Paths = "attention", kernel_conv: int = 3
@@ -57,7 +62,7 @@ class _SAM(nn.Module):
         if paths != "attention":
             self.lift = nn.Conv2d(2 * self.relation, self.out, 1)
             self.static_weight = nn.Parameter(torch.empty(self.shared, 1, kernel_conv, kernel_conv))
-            nn.init.uniform_(self.static_weight, -1 / kernel_conv, 1 / kernel_conv)  # nn.Conv2d's start
+            nn.init.uniform_(self.static_weight, -1 / kernel_conv, 1 / kernel_conv)  # as nn.Conv2d does
         if paths == "both":
             self.alpha = nn.Parameter(torch.full((1,), 0.5))
             self.beta = nn.Parameter(torch.full((1,), 0.5))
@@ -74,15 +79,29 @@ class _SAM(nn.Module):
         return torch.addcmul(convolution, attention, self.alpha.to(attention.dtype))
 
     def weight_macs(self) -> int:
-        """Multiply-accumulates that the weights of one position cost."""
+        """Return the multiply-accumulates for the attention weights of one position."""
         raise NotImplementedError
 
+    def stage_macs(self, x: Tensor) -> StageCounts:
+        """Return the multiply-accumulates of both stages for an input (B, P, H, W)."""
+        b, channels, h, w = x.shape
+        first, second = channels * (2 * self.relation + self.out), 0  # of one position
+        if self.paths != "convolution":
+            second += self.kernel**2 * self.out + self.weight_macs()
+        if self.paths != "attention":
+            second += self.out * (2 * self.relation + self.static_weight[0].numel())
+        return StageCounts(b * h * w * first, b * h * w * second)
+
+    def definition_macs(self, x: Tensor) -> int:
+        """Return the multiply-accumulates of the whole module for an input (B, P, H, W)."""
+        return sum(self.stage_macs(x))
+
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """2 × (B, P/16, H, W) → (B, k²·wc, H, W), channels ordered (k², wc)."""
+        """Compute attention weights: q and k (B, P/16, H, W) → (B, k²·wc, H, W), with channels ordered (k², wc)."""
         raise NotImplementedError
 
     def _convolution(self, q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
-        """(B, P/4, H, W); zeros around the map."""
+        """Run the convolution path with zero padding: → (B, P/4, H, W)."""
         mixed = v + self.lift(torch.cat([q, k], 1))  # (B, P/4, H, W)
         kernels = weight.repeat(self.out // self.shared, 1, 1, 1)  # channel c has kernel c mod wc
         return F.conv2d(mixed, kernels.to(mixed.dtype), None, 1, kernels.shape[-1] // 2, groups=self.out)
@@ -90,7 +109,7 @@ class _SAM(nn.Module):
 
 @leaf
 class PairwiseSAM(_SAM):
-    """Weights from the differences to each neighbour, in features and in position; softmax over the neighbours."""
+    """Attention weights from the difference to each neighbour in features and position, with a softmax."""
 
     def __init__(self, channels: int, kernel: int, share: int = 8, **acmix: Any) -> None:
         super().__init__(channels, kernel, share, **acmix)
@@ -125,7 +144,7 @@ class PairwiseSAM(_SAM):
         return weight.transpose(1, 2).reshape(b, self.kernel**2 * self.shared, h, w)  # type: ignore[no-any-return]
 
     def _differences(self, here: Tensor, there: Tensor) -> Tensor:
-        """(B, C, H, W) twice → (B, C, k², H·W): here, minus there at every offset."""
+        """Return `here` minus the neighbours of `there`: two maps (B, C, H, W) → (B, C, k², H·W)."""
         columns = F.unfold(reflect_pad(there, self.kernel // 2), self.kernel)  # (B, C·k², H·W)
         difference: Tensor = here.flatten(2).unsqueeze(2) - unflatten(columns, 1, (here.shape[1], -1))
         return difference
@@ -133,7 +152,7 @@ class PairwiseSAM(_SAM):
 
 @leaf
 class PatchwiseSAM(_SAM):
-    """Weights from all features of the neighbourhood together; no softmax, no positions."""
+    """Attention weights from all features of the neighbourhood together, without softmax or position encoding."""
 
     def __init__(self, channels: int, kernel: int, share: int = 8, **acmix: Any) -> None:
         super().__init__(channels, kernel, share, **acmix)
@@ -160,10 +179,10 @@ class PatchwiseSAM(_SAM):
             weight = unflatten(self.conv_w(features), 1, (self.shared, -1))  # (B, wc, k², H, W)
             return weight.transpose(1, 2).flatten(1, 2)
         weight = self.conv_w[:-1](features)  # (B, wc, H, W)
-        # Its rows are ordered (wc, k²); the sums take an offset after the other, so the offsets come first there.
+        # The rows of this convolution are ordered (wc, k²), but the weighted sums need the offsets first.
         rows, bias = (self._offsets_first(t) for t in (last.weight, last.bias))
         return F.conv2d(weight, rows, bias)
 
     def _offsets_first(self, rows: Tensor) -> Tensor:
-        """(wc·k², …) → (k²·wc, …)."""
+        """Reorder rows: (wc·k², …) → (k²·wc, …)."""
         return rows.unflatten(0, (self.shared, -1)).transpose(0, 1).flatten(0, 1)  # type: ignore[no-any-return]

@@ -1,47 +1,61 @@
-"""The paper's table 1 for a whole network: what projecting costs (stage I), and what is done with q, k and v (II)."""
+"""Table 1 of the paper for a whole network: the cost of the projections (stage I) and of what follows (stage II)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.layers.cost import LAYERS, stage_macs, stage_params
+from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 
 
 @dataclass(frozen=True)
-class Stages:
-    """Parameters and MACs of one image, (stage I, stage II), of one layer or of many."""
+class StageCost:
+    """Parameters and MACs per stage, of one layer or of several together, for one image."""
 
     name: str
-    params: tuple[int, int]
-    macs: tuple[int, int]
+    params: StageCounts
+    macs: StageCounts
 
     @property
     def first_dominates(self) -> bool:
-        """Whether stage I has more of both than stage II."""
-        return self.params[0] > self.params[1] and self.macs[0] > self.macs[1]
+        """Whether stage I has more parameters and more MACs than stage II."""
+        return self.params.first > self.params.second and self.macs.first > self.macs.second
 
 
-def stage_table(model: nn.Module, input_size: Sequence[int] | None = None) -> tuple[list[Stages], Stages, Stages]:
-    """(every layer with two stages, their total, all else of the network as one row of (parameters, 0), (MACs, 0)).
+class StageTable(NamedTuple):
+    """The cost of a network by layer and stage.
+
+    Attributes:
+        layers: one row per ACmix layer.
+        total: the sum of these rows.
+        rest: everything else in the network, as stage I of one row.
+    """
+
+    layers: list[StageCost]
+    total: StageCost
+    rest: StageCost
+
+
+def stage_table(model: nn.Module, input_size: Sequence[int] | None = None) -> StageTable:
+    """Return the cost of both stages of every ACmix layer in a network.
 
     Args:
         model, input_size: as in `complexity`.
 
     Raises:
-        ValueError: the network has no such layer, or names no input size.
+        ValueError: the network has no ACmix layer, or no input size is known.
     """
-    rows: dict[str, Stages] = {}
+    rows: dict[str, StageCost] = {}
     hooks = []
     for name, layer in model.named_modules():
-        if isinstance(layer, LAYERS):
+        if isinstance(layer, TwoStageLayer):
 
-            def count(layer: nn.Module, args: tuple[Any, ...], out: Tensor, name: str = name) -> None:
-                rows[name] = Stages(name, stage_params(layer), stage_macs(layer, *args))
+            def count(layer: TwoStageLayer, args: tuple[Any, ...], out: Tensor, name: str = name) -> None:
+                rows[name] = StageCost(name, layer.stage_params(), layer.stage_macs(*args))
 
             hooks.append(layer.register_forward_hook(count))
     if not hooks:
@@ -49,12 +63,19 @@ def stage_table(model: nn.Module, input_size: Sequence[int] | None = None) -> tu
             f"{type(model).__name__} has no layer with the two stages of ACmix, so there is nothing to show"
         )
     try:
-        whole = complexity(model, input_size)
+        network = complexity(model, input_size)
     finally:
         for hook in hooks:
             hook.remove()
     layers = list(rows.values())
-    params, macs = ([sum(getattr(row, kind)[i] for row in layers) for i in (0, 1)] for kind in ("params", "macs"))
-    total = Stages("all of them", (params[0], params[1]), (macs[0], macs[1]))
-    rest = Stages("the rest of the network", (whole.params - sum(params), 0), (whole.macs - sum(macs), 0))
-    return layers, total, rest
+    total = StageCost("all of them", _total([row.params for row in layers]), _total([row.macs for row in layers]))
+    rest = StageCost(
+        "the rest of the network",
+        StageCounts(network.params - sum(total.params), 0),
+        StageCounts(network.macs - sum(total.macs), 0),
+    )
+    return StageTable(layers, total, rest)
+
+
+def _total(counts: Sequence[StageCounts]) -> StageCounts:
+    return StageCounts(sum(count.first for count in counts), sum(count.second for count in counts))

@@ -1,4 +1,4 @@
-"""Put ACmix2d where a network has its dense 3×3 convolutions."""
+"""Replace the 3×3 convolutions of any network by ACmix2d."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.acmix2d import ACmix2d
 from acmix_zoo.layers.argument_checks import check_no_others
-from acmix_zoo.layers.cost import definition_macs, input_size_of, run_once
+from acmix_zoo.layers.complexity import input_size_of, run_once
 from acmix_zoo.layers.swap_rules import why_protected, why_unfit
 
 # Arguments of ACmix2d that are not taken from the convolution.
@@ -21,14 +21,14 @@ Filter = str | Callable[[str, nn.Conv2d], bool]
 
 @dataclass(frozen=True)
 class SwapReport:
-    """What `swap_conv3x3` did. Print it.
+    """The result of `swap_conv3x3`. Print it to see a summary.
 
     Attributes:
-        replaced: name → the new layer, for every place that holds an ACmix2d now.
-        skipped: name → reason, for the 3×3 convolutions that the filter took and that stayed.
-        params: of the whole model, (before, after).
-        macs: of the replaced layers for one image, (before, after); None when no input size was known.
-        input_size: (C, H, W) that the MACs are for.
+        replaced: name → the new layer, for every convolution that was replaced.
+        skipped: name → reason, for the 3×3 convolutions that match the filter but were kept.
+        params: number of parameters of the whole model, (before, after).
+        macs: MACs of the replaced layers for one image, (before, after), or None if the input size is unknown.
+        input_size: (C, H, W) of that image.
     """
 
     replaced: dict[str, ACmix2d]
@@ -53,7 +53,7 @@ class SwapReport:
 def swap_conv3x3(
     model: nn.Module, filter: Filter | None = None, *, input_size: Sequence[int] | None = None, **acmix: Any
 ) -> SwapReport:
-    """Replace, in place, the dense 3×3 `nn.Conv2d` of any network by freshly initialised `ACmix2d`.
+    """Replace the dense 3×3 `nn.Conv2d` of any network by newly initialised `ACmix2d`, in place.
 
     A convolution can be replaced if it is a plain `nn.Conv2d` (not a subclass, which may compute something else)
     without hooks, has kernel size 3, one group, zero padding equal to its dilation and equal strides, and if no block
@@ -68,17 +68,19 @@ def swap_conv3x3(
     - everything within a module called head, heads or *_head. Networks whose decoder has such a name need a filter.
 
     Args:
-        model: any network; a convolution that stands in several places is replaced in all of them.
-        filter: which 3×3 convolutions: a pattern on their names ("layer4.*"), or a function of (name, convolution).
-            A filter also replaces stems, output layers and heads. None replaces all convolutions except these.
-        input_size: (C, H, W) for the MACs; by default that of the model's timm cfg.
-        **acmix: heads, kernel_att, kernel_conv, paths of `ACmix2d`.
+        model: any network. A convolution that is used in several places is replaced in all of them.
+        filter: the 3×3 convolutions to replace, as a pattern for their names ("layer4.*") or a function of (name,
+            convolution). A filter also replaces stems, output layers and heads. None replaces all except these.
+        input_size: (C, H, W) of the image for which MACs are counted. By default, that of the model's timm
+            configuration.
+        **acmix: the arguments heads, kernel_att, kernel_conv and paths of `ACmix2d`.
 
     Returns:
-        SwapReport: what was replaced, what was kept and why, parameters and MACs before and after.
+        SwapReport: the convolutions that were replaced or kept, with reasons, and the parameters and MACs before and
+        after.
 
     Raises:
-        ValueError: the filter takes no 3×3 convolution, or ACmix2d refuses an argument. Nothing is replaced then.
+        ValueError: no 3×3 convolution matches the filter, or ACmix2d refuses an argument. Nothing is replaced then.
         TypeError: `acmix` has other arguments. Channels, stride and dilation are those of each convolution.
 
     Note:
@@ -106,23 +108,23 @@ def swap_conv3x3(
         have = f"it has {', '.join(names[:4])}{' …' if len(names) > 4 else ''}" if names else "it has none"
         raise ValueError(f"swap_conv3x3: no 3×3 convolution of {type(model).__name__} fits filter={filter!r}; {have}")
     heads = acmix.get("heads", "auto")
-    before = _count(model)
+    params_before = _count_parameters(model)
     reasons: dict[nn.Conv2d, str] = {}  # a convolution used in several places is kept in all of them or in none
     for name, conv in candidates.items():
         reason = why_unfit(model, name, conv, heads) or (why_protected(model, name, conv) if filter is None else None)
         if reason:
             reasons.setdefault(conv, reason)
-    layers = {conv: _like(conv, acmix) for conv in dict.fromkeys(candidates.values()) if conv not in reasons}
+    layers = {conv: _replacement(conv, acmix) for conv in dict.fromkeys(candidates.values()) if conv not in reasons}
     replaced = {name: layers[conv] for name, conv in candidates.items() if conv in layers}
     skipped = {name: reasons[conv] for name, conv in candidates.items() if conv in reasons}
-    for name, layer in replaced.items():  # only now: everything could be built
+    for name, layer in replaced.items():  # not before all layers could be built
         parent, _, child = name.rpartition(".")
-        _put(model.get_submodule(parent), child, layer)
+        _replace_child(model.get_submodule(parent), child, layer)
     size = tuple(input_size) if input_size is not None else input_size_of(model)
     return SwapReport(
         replaced=replaced,
         skipped=skipped,
-        params=(before, _count(model)),
+        params=(params_before, _count_parameters(model)),
         macs=_macs(model, layers, size) if size else None,
         input_size=size,
     )
@@ -133,6 +135,7 @@ def _is_3x3(module: nn.Module) -> bool:
 
 
 def _candidates(model: nn.Module, filter: Filter | None) -> dict[str, nn.Conv2d]:
+    """Return the 3×3 convolutions that the filter selects, by name. A shared one has several names."""
     found = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.Conv2d) and _is_3x3(module):
@@ -141,8 +144,8 @@ def _candidates(model: nn.Module, filter: Filter | None) -> dict[str, nn.Conv2d]
     return found
 
 
-def _put(block: nn.Module, child: str, layer: ACmix2d) -> None:
-    """Replace `conv` by the layer, together with the norm if the block folds its batch norm into `conv`."""
+def _replace_child(block: nn.Module, child: str, layer: ACmix2d) -> None:
+    """Replace a convolution of a block, and move the norm behind the layer if the block would fold it into `conv`."""
     norm = block._modules.get("bn")
     if layer in block._modules[child].modules():  # type: ignore[union-attr]  # the block is used in several places
         return
@@ -154,19 +157,20 @@ def _put(block: nn.Module, child: str, layer: ACmix2d) -> None:
         setattr(block, child, layer)
 
 
-def _like(conv: nn.Conv2d, acmix: dict[str, Any]) -> ACmix2d:
+def _replacement(conv: nn.Conv2d, acmix: dict[str, Any]) -> ACmix2d:
+    """Return a new layer with the channels, stride, dilation, device, dtype and mode of a convolution."""
     layer = ACmix2d(conv.in_channels, conv.out_channels, stride=conv.stride[0], dilation=conv.dilation[0], **acmix)
     return layer.to(device=conv.weight.device, dtype=conv.weight.dtype).train(conv.training)
 
 
 def _macs(model: nn.Module, layers: dict[nn.Conv2d, ACmix2d], input_size: Sequence[int]) -> tuple[int, int]:
-    """Of the convolutions and of the layers in their places; a layer that runs twice counts twice."""
+    """Return the MACs of the convolutions and of the layers that replace them. A layer that runs twice counts twice."""
     total = [0, 0]
 
     def count(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         assert isinstance(layer, ACmix2d)
         total[0] += 9 * layer.in_channels * out.numel()
-        total[1] += definition_macs(layer, args[0])
+        total[1] += layer.definition_macs(args[0])
 
     hooks = [layer.register_forward_hook(count) for layer in layers.values()]
     try:
@@ -177,9 +181,10 @@ def _macs(model: nn.Module, layers: dict[nn.Conv2d, ACmix2d], input_size: Sequen
     return total[0], total[1]
 
 
-def _count(model: nn.Module) -> int:
+def _count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
 def _change(before: int, after: int) -> str:
+    """Format two numbers and the change from one to the other in per cent."""
     return f"{before:,} → {after:,}" + (f" ({after / before - 1:+.1%})" if before else "")

@@ -1,6 +1,6 @@
-"""Rules for the 3×3 convolutions that `swap_conv3x3` keeps because ACmix2d cannot or should not replace them.
+"""The rules by which `swap_conv3x3` keeps 3×3 convolutions that ACmix2d cannot or should not replace.
 
-Each rule returns a reason in words for the report.
+Each rule returns the reason as text for the report.
 """
 
 from __future__ import annotations

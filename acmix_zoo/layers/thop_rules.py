@@ -1,18 +1,27 @@
-"""Rules for thop, the FLOP counter of Ultralytics: count ACmix layers by their definition, as in `complexity`.
+"""Make thop, the FLOP counter of Ultralytics, count ACmix layers by their definition, as `complexity` does.
 
-Without them, thop counts the products of the fast implementations, whose number depends on the size of the map.
+Without these rules, thop counts the products of the fast backends, whose number depends on the size of the map.
 Ultralytics measures small images and extrapolates to 640 pixels, so it would print several times the layer's cost.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
-from acmix_zoo.layers.acmix2d import ACmix2d
-from acmix_zoo.layers.cost import definition_macs
-from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
+from acmix_zoo.layers.cost import TwoStageLayer
+
+
+def register() -> None:
+    """Register the rules with thop if it is installed. All layers must have been imported before."""
+    try:
+        from thop.profile import register_hooks  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    except ImportError:
+        return
+    rules: dict[type[nn.Module], Any] = register_hooks
+    rules.update({layer: _count for layer in _subclasses(TwoStageLayer) if hasattr(layer, "definition_macs")})
 
 
 def _count(layer: Any, inputs: Any, output: Any) -> None:
@@ -20,14 +29,10 @@ def _count(layer: Any, inputs: Any, output: Any) -> None:
     for part in layer.modules():
         if part is not layer and hasattr(part, "total_ops"):
             part.total_ops = part.total_ops * 0
-    layer.total_ops += definition_macs(layer, inputs[0])
+    layer.total_ops += layer.definition_macs(inputs[0])
 
 
-def register() -> None:
-    """Register the rules with thop, if it is installed."""
-    try:
-        from thop.profile import register_hooks  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    except ImportError:
-        return
-    rules: dict[type[nn.Module], Any] = register_hooks
-    rules.update(dict.fromkeys((ACmix2d, PairwiseSAM, PatchwiseSAM), _count))
+def _subclasses(base: type[nn.Module]) -> Iterator[type[nn.Module]]:
+    for subclass in base.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)

@@ -1,4 +1,4 @@
-"""WindowACmix: the Swin form. Window attention and convolution on one qkv projection of the map."""
+"""WindowACmix: the ACmix layer of Swin, with window attention and convolution on one qkv projection of the map."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, check_odd, check_paths
 from acmix_zoo.layers.convolution_path import ShiftConv
+from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
 from acmix_zoo.layers.submodule_use import is_plain
 from acmix_zoo.ops.tracing import at_most, ceil_div, constant_size, is_dynamic, unflatten
@@ -28,30 +29,34 @@ from acmix_zoo.ops.windows import (
 
 
 @leaf
-class WindowACmix(nn.Module):
+class WindowACmix(TwoStageLayer):
     """`alpha · proj(window attention) + beta · convolution` on the same q, k, v.
 
     Args:
         dim: channels, a multiple of heads.
-        heads: attention heads.
-        window: (height, width) of the attention windows; maps that are no multiple of it are padded with zeros.
+        heads: number of attention heads.
+        window: (height, width) of the attention windows. Maps are padded with zeros to whole windows.
         shift: (rows, columns) by which the map is rolled before it is cut into windows; (0, 0) for none.
-        kernel_conv: odd side of the convolution.
-        conv_before_shift: run the convolution on the map as it lies. The released networks run it on the **rolled**
-            map, where its taps at the border and at the seam see positions from the other side of the image; their
-            weights are made for that, so it is the default. New trainings may prefer True.
-        paths: "both", or one path alone.
-        proj_drop: dropout after the sum.
+        kernel_conv: side length of the convolution; odd.
+        conv_before_shift: run the convolution on the map before it is rolled. The released networks run it on the
+            **rolled** map, where pixels at the border and at the seam have neighbours from the opposite side of the
+            image. Their weights need that, so it is the default. Prefer True when you train from scratch.
+        paths: "both", or the name of one path to use it alone.
+        proj_drop: dropout rate after the sum.
 
     Parameters:
-        qkv: Linear(dim, 3·dim), rows ordered (dim/heads, {q, k, v}, heads). proj: on the attention path only.
-        relative_position_bias_table: ((2·wh−1)·(2·ww−1), heads). shift_conv, alpha, beta as in `ACmix2d`.
+        qkv: Linear(dim, 3·dim) whose rows are ordered (dim/heads, {q, k, v}, heads).
+        proj: Linear(dim, dim) behind the attention. The convolution path does not pass through it.
+        relative_position_bias_table: ((2·wh−1)·(2·ww−1), heads).
+        shift_conv, alpha, beta: as in `ACmix2d`.
 
     Shape:
         (B, H, W, dim) → (B, H, W, dim).
 
-    Source: ACmix, CVPR 2022, the Swin form of its released code.
+    Source: ACmix, CVPR 2022, and the Swin networks of its released code.
     """
+
+    STAGE_ONE = ("qkv.",)
 
     relative_position_index: Tensor
     shift_mask: Tensor | None
@@ -155,7 +160,7 @@ class WindowACmix(nn.Module):
 
     @torch.no_grad()
     def deploy(self) -> None:
-        """For inference: fold alpha into the projection and beta into the kernels.
+        """Fold alpha into the projection and beta into the kernels, for inference.
 
         Nothing else is precomputed. Looking up the position table is cheap, and a cached bias would be wrong after
         other weights are loaded.
@@ -174,7 +179,7 @@ class WindowACmix(nn.Module):
         check_dtype("WindowACmix", x, self.qkv)
         h, w = x.shape[1:3]
         rows, cols = (ceil_div(n, side) for n, side in zip((h, w), self.window, strict=True))  # of windows
-        # Written this way, the padded size is a plain product for the compiler too, which proves the reshapes by it.
+        # Written this way, the padded size is a product for the compiler, too, which can then prove the reshapes.
         x = F.pad(x, (0, 0, 0, cols * self.window[1] - w, 0, rows * self.window[0] - h))  # (B, H′, W′, dim)
         # A window that holds all rows (columns) has nothing to shift.
         opened = is_dynamic(rows, cols)
@@ -186,9 +191,9 @@ class WindowACmix(nn.Module):
         projections = self.qkv(x)  # (B, H′, W′, 3·dim)
         projections = unflatten(projections, 3, (-1, 3 * self.heads))  # (B, H′, W′, d, 3·heads)
 
-        def back(rolled: Tensor) -> Tensor:  # (B, H′, W′, …) → (B, H, W, …), as the map lay before
+        def back(rolled: Tensor) -> Tensor:  # (B, H′, W′, …) → (B, H, W, …): undo the roll and the padding
             cropped = crop(roll(rolled, shift), h, w)
-            # For the compiler always in its own memory: else whether the map was padded decides what it compiles.
+            # The compiler always gets a copy. Otherwise, what it compiles depends on whether the map was padded.
             return cropped.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else cropped
 
         if self.paths == "attention":
@@ -208,12 +213,24 @@ class WindowACmix(nn.Module):
             out = back(self._sum(attention, convolution))
         return self.proj_drop(out)  # type: ignore[no-any-return]
 
+    def stage_macs(self, x: Tensor) -> StageCounts:
+        """Return the multiply-accumulates of both stages for an input (B, H, W, dim)."""
+        (b, h, w), (wh, ww) = x.shape[:3], self.window
+        rows, columns = -(-h // wh) * wh, -(-w // ww) * ww  # of the padded map
+        second = 0
+        if self.paths != "convolution":
+            second += rows * columns * 2 * wh * ww * self.dim
+        if self.paths != "attention":  # on the padded map, if it is rolled
+            is_rolled = any(self.shift) and not self.conv_before_shift
+            second += self.shift_conv.macs(rows, columns) if is_rolled else self.shift_conv.macs(h, w)
+        return StageCounts(b * rows * columns * 3 * self.dim**2, b * second)
+
     def _convolution(self, projections: Tensor) -> Tensor:
-        """(B, H, W, d, 3·heads) → (B, H, W, dim), times beta."""
+        """Run the convolution path, scaled by beta: (B, H, W, d, 3·heads) → (B, H, W, dim)."""
         return self.shift_conv(projections, self.beta if self.paths == "both" else None)  # type: ignore[no-any-return]
 
     def _position_bias(self) -> Tensor:
-        """(1, heads, L, L)."""
+        """Return the position bias of a window, (1, heads, L, L)."""
         length = self.window[0] * self.window[1]
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]  # (L·L, heads)
         return bias.unflatten(0, (length, length)).permute(2, 0, 1).unsqueeze(0)  # type: ignore[no-any-return]
@@ -236,7 +253,7 @@ class WindowACmix(nn.Module):
         return torch.addcmul(convolution, attention, self.alpha.to(attention.dtype))
 
     def _attention(self, projections: Tensor, shift: tuple[int, int]) -> Tensor:
-        """(B, H, W, d, 3·heads) → (B, H, W, heads·d), before proj."""
+        """Run the attention path up to `proj`: (B, H, W, d, 3·heads) → (B, H, W, heads·d)."""
         b, h, w = projections.shape[:3]
         wh, ww = self.window
         if is_dynamic(h, w):
@@ -252,7 +269,7 @@ class WindowACmix(nn.Module):
         return window_reverse(out.transpose(1, 2).flatten(2), self.window, (b, h, w))  # (B, H, W, heads·d)
 
     def _attend(self, windows: Tensor, size: tuple[int, int], shift: tuple[int, int]) -> Tensor:
-        """q, k and v of the n windows of each map, (3, B·n, heads, L, d) → (B·n, heads, L, d)."""
+        """Attend within the n windows of each map: q, k, v (3, B·n, heads, L, d) → (B·n, heads, L, d)."""
         q, k, v = windows.unbind(0)  # 3 × (B·n, heads, L, d)
         bias = self._position_bias().to(q.dtype)
         if any(self.shift if is_dynamic(*shift) else shift):
@@ -262,10 +279,10 @@ class WindowACmix(nn.Module):
 
 
 def rows_by_channel(rows: Tensor, heads: int) -> Tensor:
-    """Rows of a plain qkv projection, ordered (q/k/v, heads, d), in our order (d, q/k/v, heads).
+    """Reorder the rows of a plain qkv projection, (q/k/v, heads, d), to those of ACmix layers, (d, q/k/v, heads).
 
-    (3·heads·d, …) → (3·heads·d, C), or (3·heads·d,) for a bias. Rows that no such layer can have are left as they are,
-    for a strict load to report.
+    Shape: (3·heads·d, …) → (3·heads·d, C), or (3·heads·d,) for a bias. If the number of rows does not fit, they are
+    returned unchanged, so that loading them reports the shape.
     """
     rows = rows.flatten(1) if rows.dim() > 1 else rows
     if rows.shape[0] % (3 * heads):

@@ -1,1 +1,1 @@
-"""Memory, time and communication of a training step on n GPUs, by formula. `acmix-zoo plan` prints it."""
+"""Memory, time and communication of a training step on n GPUs, by formula. `acmix-zoo plan` prints them."""

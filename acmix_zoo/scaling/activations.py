@@ -1,8 +1,8 @@
-"""What a network keeps for its backward pass, counted: bytes an image, and bytes whatever the batch.
+"""Count the bytes that a network keeps for its backward pass: some per image, and some for any batch.
 
-`saved` counts what autograd saves in a forward pass that really runs. `on_gpu` counts the same for a GPU without having
-one: the pass runs on torch's fake tensors, which have shapes, types and a device but no numbers, so the operator takes
-the forms it takes on CUDA, and autocast its CUDA rules.
+`count_saved_bytes` counts what autograd saves in a forward pass that really runs. `count_on_gpu` counts the same for a
+GPU without having one. There, the pass runs on torch's fake tensors, which have shapes, types and a device but no
+storage, so that the operator chooses the backends that it chooses on CUDA, and autocast follows its rules for CUDA.
 """
 
 from __future__ import annotations
@@ -22,31 +22,37 @@ from torch.overrides import TorchFunctionMode
 
 
 class Activations(NamedTuple):
-    """Bytes kept for the backward pass of a batch B: fixed + B · image."""
+    """Bytes that are kept for the backward pass.
+
+    Attributes:
+        fixed: bytes for any batch, such as 16-bit copies of the weights.
+        per_image: bytes for each image of the batch.
+    """
 
     fixed: int
-    image: int
+    per_image: int
 
-    def of(self, batch: int) -> int:
-        return self.fixed + batch * self.image
+    def total(self, batch: int) -> int:
+        """Return the bytes for a batch of images."""
+        return self.fixed + batch * self.per_image
 
 
-class _Saved:
-    """A tensor that autograd saved; it lives as long as the graph that needs it."""
+class _SavedTensor:
+    """A tensor that autograd saved. It lives as long as the graph that needs it."""
 
     def __init__(self, t: Tensor) -> None:
-        self.tensor = t.detach()  # the tensor itself would hold the graph that holds this, for ever
+        self.tensor = t.detach()  # the tensor itself would hold the graph that holds this object, forever
 
 
-class _Kept:
-    """Storages that autograd saved and still holds, each once, and none of the model's own."""
+class _SavedStorages:
+    """The storages that autograd has saved and still holds, each counted once, without the model's own tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         self.own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-        self.saved: WeakSet[_Saved] = WeakSet()
+        self.saved: WeakSet[_SavedTensor] = WeakSet()
 
-    def pack(self, t: Tensor) -> _Saved:
-        packed = _Saved(t)
+    def pack(self, t: Tensor) -> _SavedTensor:
+        packed = _SavedTensor(t)
         self.saved.add(packed)
         return packed
 
@@ -54,56 +60,62 @@ class _Kept:
         return saved_tensors_hooks(self.pack, lambda packed: packed.tensor)
 
     def sizes(self) -> dict[int, int]:
-        """Bytes of each storage."""
+        """Return the bytes of each storage."""
         storages = [packed.tensor.untyped_storage() for packed in self.saved]
         return {s._cdata: s.nbytes() for s in storages if s._cdata not in self.own}
 
 
-def saved(model: nn.Module, x: Tensor) -> int:
-    """Bytes that autograd keeps of one forward pass over x (B, C, H, W), loss included; parameters and buffers are not
-    counted. With gradient checkpointing, what the largest checkpointed part makes again is counted too: in the backward
-    pass it stands beside what was kept."""
-    kept, largest = _Kept(model), 0
-    inputs: list[_Saved] = []
+def count_saved_bytes(model: nn.Module, x: Tensor) -> int:
+    """Return the bytes that autograd keeps of one forward pass with its loss, without parameters and buffers.
 
-    def checkpointed(function: Callable[..., Any], *args: Any, use_reentrant: bool = False, **kwargs: Any) -> Any:
+    With gradient checkpointing, this includes what the largest checkpointed part recomputes. During the backward pass,
+    that part needs memory in addition to everything that was kept.
+
+    Args:
+        model: a classifier.
+        x: images, (B, C, H, W).
+    """
+    kept, largest = _SavedStorages(model), 0
+    inputs: list[_SavedTensor] = []
+
+    def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool = False, **kwargs: Any) -> Any:
         nonlocal largest
         inputs.extend(kept.pack(t) for t in args if isinstance(t, Tensor))
-        part = _Kept(model)
-        with part.hooks():
+        recomputed = _SavedStorages(model)
+        with recomputed.hooks():
             out = function(*args, **kwargs)
         before = kept.sizes()
-        largest = max(largest, sum(size for key, size in part.sizes().items() if key not in before))
-        return out.detach().requires_grad_(out.requires_grad)  # and lets go of the part's graph
+        largest = max(largest, sum(size for key, size in recomputed.sizes().items() if key not in before))
+        return out.detach().requires_grad_(out.requires_grad)  # frees the graph of this part
 
-    with patch("torch.utils.checkpoint.checkpoint", checkpointed), kept.hooks():
+    with patch("torch.utils.checkpoint.checkpoint", checkpoint), kept.hooks():
         loss = F.cross_entropy(model(x).float(), torch.zeros(len(x), dtype=torch.long, device=x.device))
     total = sum(kept.sizes().values()) + largest
-    del loss  # until here it held the graph, as it does in training
+    del loss  # it has held the graph until here, as it does in training
     return total
 
 
-def on_gpu(model: nn.Module, input_size: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> Activations:
-    """What training keeps on CUDA, from two batch sizes.
+def count_on_gpu(model: nn.Module, input_size: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> Activations:
+    """Return what training keeps on a CUDA device, computed from two batch sizes.
 
     Args:
-        model: built under `torch.device("meta")`; it is of no use afterwards.
+        model: a network built under `torch.device("meta")`. It cannot be used afterwards.
         input_size: (C, H, W).
-        dtype: float32, or the type of autocast.
+        dtype: float32, or the dtype of autocast.
     """
     with FakeTensorMode():
-        _move(model.train())
+        _move_to_fake_gpu(model.train())
         counts = []
         for batch in (2, 4):
             x = torch.empty(batch, *input_size, device="cuda").contiguous(memory_format=torch.channels_last)
-            with _autocast(dtype), _FusedAttention(dtype):
-                counts.append(saved(model, x))
-    image = (counts[1] - counts[0]) // 2
-    return Activations(counts[0] - 2 * image, image)
+            with _cuda_autocast(dtype), _EfficientAttention(dtype):
+                counts.append(count_saved_bytes(model, x))
+    per_image = (counts[1] - counts[0]) // 2
+    return Activations(counts[0] - 2 * per_image, per_image)
 
 
-def _move(model: nn.Module) -> None:
-    """Parameters and buffers to the (fake) GPU, one by one: a module's own methods would mix two devices' tensors."""
+def _move_to_fake_gpu(model: nn.Module) -> None:
+    """Replace parameters and buffers one by one. `Module.to` would mix tensors of two devices."""
 
     def moved(t: Tensor) -> Tensor:
         return torch.empty(t.shape, dtype=t.dtype, device="cuda")
@@ -118,8 +130,8 @@ def _move(model: nn.Module) -> None:
 
 
 @contextmanager
-def _autocast(dtype: torch.dtype) -> Iterator[None]:
-    """CUDA's autocast; `torch.autocast("cuda")` switches itself off where there is no GPU."""
+def _cuda_autocast(dtype: torch.dtype) -> Iterator[None]:
+    """Use autocast for CUDA; `torch.autocast("cuda")` switches itself off where there is no GPU."""
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", dtype != torch.float32)
     torch.set_autocast_dtype("cuda", dtype if dtype != torch.float32 else before[1])
@@ -131,8 +143,8 @@ def _autocast(dtype: torch.dtype) -> Iterator[None]:
         torch.set_autocast_dtype("cuda", before[1])
 
 
-class _FusedAttention(TorchFunctionMode):
-    """CUDA's memory-efficient attention by name: which kernel serves is otherwise asked of the GPU."""
+class _EfficientAttention(TorchFunctionMode):
+    """Run attention with CUDA's memory-efficient kernel. Without a GPU, PyTorch cannot choose a kernel itself."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -149,7 +161,7 @@ class _FusedAttention(TorchFunctionMode):
             attn_mask = None if attn_mask is None else attn_mask.to(self.dtype)
         if attn_mask is not None:
             keys = attn_mask.shape[-1]
-            if keys % 8:  # the kernel wants rows of a multiple of 8; torch copies the mask for that
+            if keys % 8:  # the kernel needs rows of a multiple of 8, so PyTorch copies the mask
                 attn_mask = F.pad(attn_mask, (0, 8 - keys % 8))[..., :keys]
             attn_mask = attn_mask.expand(*q.shape[:-1], keys)
         scale = kwargs.get("scale")

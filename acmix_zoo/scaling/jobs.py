@@ -1,53 +1,63 @@
-"""A recipe, or a network's name, as what `acmix_zoo.scaling.step` needs to know of it."""
+"""A training run on any number of GPUs: what `acmix_zoo.scaling.step` needs to know about it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from json import dumps, loads
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import yaml  # type: ignore[import-untyped]
 
 import acmix_zoo
-from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.layers.cost import input_size_of
-from acmix_zoo.scaling.activations import Activations, on_gpu
+from acmix_zoo.layers.complexity import complexity, input_size_of
+from acmix_zoo.scaling.activations import Activations, count_on_gpu
 from acmix_zoo.scaling.machines import Machine
-from acmix_zoo.scaling.step import Step, Training, step
-from acmix_zoo.weights.build import settle
-from acmix_zoo.weights.shipped import suggest_recipes
+from acmix_zoo.scaling.step import Step, Training, plan_step
 
 PRECISIONS = {"32-true": "float32", "16-mixed": "float16", "bf16-mixed": "bfloat16"}
-
-# Images that a recipe trains on: ImageNet-1k's training set, and what validation leaves of Fashion-MNIST's.
-IMAGES = {"imagenet": 1_281_167, "fashion_mnist": 54_000}
+"""Dtype of the arithmetic for each precision of Lightning's Trainer."""
 
 PUBLISHED_BATCH = {
     "sgd": (8192, "Goyal et al. 2017, arXiv:1706.02677"),
     "adamw": (4096, "Liu et al. 2022, ConvNeXt, arXiv:2201.03545"),
 }
-"""The largest global batch for which the optimiser was published to lose nothing on ImageNet-1k at a linearly scaled
-rate, and where. Larger ones were published with other optimisers (LARS, LAMB)."""
+"""For each optimiser, the largest global batch that was published to lose no accuracy on ImageNet with a linearly
+scaled learning rate, and the source. Larger batches were published with other optimisers (LARS, LAMB)."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is, on any number of GPUs.
+    """A training run, with the defaults of `acmix-zoo fit` for what its recipe does not state.
 
-    size: side of the image, 0 for the network's own. batch: images a device and pass. together: images of a step by
-    the recipe; fewer GPUs than that needs accumulate. images: of an epoch; None: unknown.
+    Attributes:
+        name: the recipe or network, as the user wrote it.
+        model: any name that `acmix_zoo.create_model` accepts.
+        model_kwargs: arguments for the network's constructor.
+        image_size: side of the image. 0 stands for the network's own.
+        batch_size: images per device and pass.
+        global_batch: images per step on all devices, by the recipe. With fewer GPUs than that needs, they accumulate.
+        optimizer: "adamw" or "sgd".
+        momentum: momentum of SGD.
+        lr: learning rate for a step of `lr_batch` images, or for any step if that is None.
+        lr_batch: images per step for which `lr` is meant.
+        ema: whether the weights are averaged.
+        precision: one of `PRECISIONS`.
+        strategy: "ddp" or "fsdp".
+        grad_checkpointing: whether activations are recomputed in the backward pass.
+        linear_probe: whether only the classifier is trained.
+        epochs: epochs of the run, if known.
+        images: images per epoch, if known.
     """
 
     name: str
     model: str
     model_kwargs: dict[str, Any] = field(default_factory=dict)
-    size: int = 0
-    batch: int = 64
-    together: int = 64
+    image_size: int = 0
+    batch_size: int = 64
+    global_batch: int = 64
     optimizer: str = "adamw"
     momentum: float = 0.9
     lr: float = 1e-3
@@ -61,38 +71,51 @@ class Job:
     images: int | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"plan: precision {self.precision!r}: expected one of {', '.join(PRECISIONS)}")
-        if self.strategy not in ("ddp", "fsdp"):
-            raise ValueError(f"plan: strategy {self.strategy!r}: expected ddp or fsdp")
-        if self.optimizer not in PUBLISHED_BATCH:
-            raise ValueError(f"plan: optimizer {self.optimizer!r}: expected one of {', '.join(PUBLISHED_BATCH)}")
-        if self.batch < 1:
-            raise ValueError(f"plan: a batch of {self.batch} images a device was given; expected at least 1")
+        for option, value, known in (
+            ("precision", self.precision, PRECISIONS),
+            ("strategy", self.strategy, ("ddp", "fsdp")),
+            ("optimizer", self.optimizer, PUBLISHED_BATCH),
+        ):
+            if value not in known:
+                raise ValueError(f"plan: unknown {option} {value!r}; expected one of {', '.join(known)}")
+        if self.batch_size < 1:
+            raise ValueError(f"plan: a batch of {self.batch_size} images per device is impossible; use at least 1")
 
-    def scaled_lr(self, images: int) -> float:
-        """The learning rate for so many images a step."""
+    def scale_lr(self, images: int) -> float:
+        """Return the learning rate for a step of this many images."""
         return self.lr * images / self.lr_batch if self.lr_batch else self.lr
 
-    def training(self, gpus: int, at_most: int | None = None) -> Training:
-        """A step on one of `gpus` devices; `at_most`: images of all together, for which a device takes fewer.
+    def training(self, gpus: int, max_global_batch: int | None = None) -> Training:
+        """Return the step on one of `gpus` devices.
+
+        Args:
+            gpus: number of devices.
+            max_global_batch: maximum number of images per step on all devices. Each device takes fewer to stay below.
 
         Raises:
-            ValueError: unknown network; more GPUs than images.
+            ValueError: unknown network, or more GPUs than images.
         """
         if gpus < 1:
-            raise ValueError(f"plan: {gpus} GPUs were given; expected at least 1")
-        batch = self.batch if at_most is None else min(self.batch, at_most // gpus)
+            raise ValueError(f"plan: {gpus} GPUs are impossible; use at least 1")
+        batch, global_batch = self.batch_size, self.global_batch
+        if max_global_batch is not None:
+            batch, global_batch = min(batch, max_global_batch // gpus), min(global_batch, max_global_batch)
         if batch < 1:
-            raise ValueError(f"plan: {at_most} images a step are too few for {gpus} GPUs; expected one each at least")
-        together = self.together if at_most is None else min(self.together, at_most)
-        flags = self.grad_checkpointing, self.linear_probe
-        found = _count(self.model, dumps(self.model_kwargs), self.size, PRECISIONS[self.precision], *flags)
+            raise ValueError(
+                f"plan: {max_global_batch} images per step are too few for {gpus} GPUs; use at least 1 image per GPU"
+            )
+        dtype = PRECISIONS[self.precision]
+        cost = _count_network(
+            self.model, dumps(self.model_kwargs), self.image_size, dtype, self.grad_checkpointing, self.linear_probe
+        )
         return Training(
-            *found,
+            params=cost.params,
+            trainable=cost.trainable,
+            macs=cost.macs,
+            activations=cost.activations,
             batch=batch,
-            accumulate=max(1, together // (batch * gpus)),
-            dtype=PRECISIONS[self.precision],
+            accumulate=max(1, global_batch // (batch * gpus)),
+            dtype=dtype,
             states=2 if self.optimizer == "adamw" else int(self.momentum > 0),
             ema=self.ema,
             passes=1 if self.linear_probe else 3 + self.grad_checkpointing,
@@ -100,137 +123,75 @@ class Job:
         )
 
     def steps(
-        self, machine: Machine, gpus: Sequence[int], node: int = 8, at_most: int | None = None, **measured: float | None
+        self,
+        machine: Machine,
+        gpus: Sequence[int],
+        gpus_per_node: int = 8,
+        max_global_batch: int | None = None,
+        utilisation: float | None = None,
+        throughput: float | None = None,
     ) -> list[Step]:
-        """A `Step` for each number of GPUs; `measured`: utilisation or rate, see `plan.compute`."""
-        return [step(self.training(n, at_most), machine, n, node, **measured) for n in gpus]
+        """Return a step for each number of GPUs. See `training` and `acmix_zoo.scaling.step.plan_step`."""
+        return [
+            plan_step(self.training(n, max_global_batch), machine, n, gpus_per_node, utilisation, throughput)
+            for n in gpus
+        ]
 
-    def seconds_an_epoch(self, found: Step) -> float | None:
-        return None if self.images is None else self.images / found.rate
+    def epoch_seconds(self, step: Step) -> float | None:
+        """Return the seconds per epoch, or None if the number of images is unknown."""
+        return None if self.images is None else self.images / step.throughput
 
     def warnings(self, steps: Sequence[Step], machine: Machine) -> list[str]:
-        """What does not fit the memory, and what nobody has published."""
-        said = []
-        full = [s for s in steps if s.memory.total > machine.memory]
-        if full:
-            of = full[0].memory
-            room = machine.memory - (of.total - of.activations)
-            images = int(room * self.training(full[0].gpus).batch / of.activations)
-            said.append(
-                f"{of.total / 1e9:.0f} GB do not fit the {machine.memory / 1e9:.0f} GB of {machine.name}: "
-                + (f"try --batch {images}" if images > 0 else "not one image does")
+        """Return sentences about steps that do not fit into the memory or exceed the largest published batch."""
+        found = []
+        too_large = [step for step in steps if step.memory.total > machine.memory]
+        if too_large:
+            memory = too_large[0].memory
+            batch = self.training(too_large[0].gpus).batch
+            available = machine.memory - (memory.total - memory.activations)
+            images = int(available * batch / memory.activations)
+            found.append(
+                f"{memory.total / 1e9:.0f} GB do not fit into the {machine.memory / 1e9:.0f} GB of {machine.name}. "
+                + (f"Use --batch {images}" if images > 0 else "Not even one image fits")
             )
         limit, source = PUBLISHED_BATCH[self.optimizer]
-        beyond = [s for s in steps if s.images > limit]
+        beyond = [step for step in steps if step.images > limit]
         if beyond:
-            said.append(
-                f"{beyond[0].images:,} images a step ({beyond[0].gpus} GPUs) and more: beyond the {limit:,} published "
-                f"for {self.optimizer} ({source}); --global-batch {limit} gives a device fewer"
+            found.append(
+                f"from {beyond[0].gpus} GPUs on, a step has {beyond[0].images:,} or more images. The largest published "
+                f"batch for {self.optimizer} is {limit:,} ({source}). Use --global-batch {limit} to stay within it"
             )
-        return said
+        return found
+
+
+class NetworkCost(NamedTuple):
+    """What the formulas need to know about a network: parameters, trained ones, MACs per image, and activations."""
+
+    params: int
+    trainable: int
+    macs: int
+    activations: Activations
 
 
 @cache
-def _count(
-    model: str, kwargs: str, size: int, dtype: str, grad_checkpointing: bool, linear_probe: bool
-) -> tuple[int, int, int, Activations]:
-    """(parameters, those that learn, MACs, activations) of a network that takes no memory here."""
+def _count_network(
+    model: str, model_kwargs: str, image_size: int, dtype: str, grad_checkpointing: bool, linear_probe: bool
+) -> NetworkCost:
+    """Return the cost of a network. A network without weights is built without memory for its tensors."""
+    has_weights = "/" in model or ":" in model or Path(model).exists()  # tensors of weights need storage
+    with torch.device("cpu") if has_weights else torch.device("meta"):
+        network: Any = acmix_zoo.create_model(model, **loads(model_kwargs))
+        if image_size and hasattr(network, "set_input_size"):
+            network.set_input_size(img_size=(image_size, image_size))
+    channels, height, width = input_size_of(network) or (3, 224, 224)
+    shape = (channels, image_size or height, image_size or width)
     with torch.device("meta"):
-        network: Any = acmix_zoo.create_model(model, **loads(kwargs))
-        if size and hasattr(network, "set_input_size"):
-            network.set_input_size(img_size=(size, size))
-        channels, height, width = input_size_of(network) or (3, 224, 224)
-        shape = (channels, size or height, size or width)
-        params, macs, _ = vars(complexity(network, shape)).values()
+        network = network.to("meta")
+        cost = complexity(network, shape)
         if grad_checkpointing:
             network.set_grad_checkpointing(True)
         if linear_probe:
             network.requires_grad_(False)
             network.get_classifier().requires_grad_(True)
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return params, trainable, macs, on_gpu(network, shape, getattr(torch, dtype))
-
-
-def read_job(
-    recipe: str | Path,
-    overlay: Path | None = None,
-    *,
-    batch: int | None = None,
-    precision: str | None = None,
-    strategy: str | None = None,
-) -> Job:
-    """The job of a recipe, with an overlay of `recipes/hardware` laid over it; or of a network's name, with AdamW.
-
-    Args:
-        batch, precision, strategy: in place of the recipe's.
-
-    Raises:
-        FileNotFoundError: no such file. ValueError: not a recipe; settings that the plan does not know.
-    """
-    given = {"batch": batch, "precision": precision, "strategy": strategy}
-    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    if not str(recipe).endswith((".yaml", ".yml")):
-        if overlay is not None:
-            changes = {**_machine_keys(_read(overlay)), **changes}
-        job = replace(Job(str(recipe), str(recipe), images=IMAGES["imagenet"]), **changes)
-        return replace(job, together=job.batch)
-    config = _read(Path(recipe))
-    if overlay is not None:
-        config = _merged(config, _read(overlay))
-    data, model, trainer = (config.get(key) or {} for key in ("data", "model", "trainer"))
-    if not model.get("model"):
-        raise ValueError(f"{recipe}: expected a recipe, with a network as model.model; for an overlay: --overlay FILE")
-    source = str(data.get("source", ""))
-    # weights that the training starts from also say how the network is built
-    name, _, arguments = settle(model["model"], model.get("pretrained") or False, model.get("model_kwargs"))
-    job = Job(
-        str(recipe),
-        name,
-        arguments or {},
-        size=int(data.get("image_size", 224)),
-        batch=int(data.get("batch_size", 64)),
-        optimizer=model.get("optimizer", "adamw"),
-        momentum=float(model.get("momentum", 0.9)),
-        lr=float(model.get("lr", 1e-3)),
-        lr_batch=model.get("lr_batch"),
-        ema=bool(model.get("ema_decay")),
-        grad_checkpointing=bool(model.get("grad_checkpointing")),
-        linear_probe=bool(model.get("linear_probe")),
-        epochs=trainer.get("max_epochs"),
-        images=next((n for name, n in IMAGES.items() if name in source), None),
-        **_machine_keys(config),
-    )
-    devices = trainer.get("devices", 1)
-    processes = (devices if isinstance(devices, int) else 1) * int(trainer.get("num_nodes", 1))
-    together = job.batch * processes * int(trainer.get("accumulate_grad_batches", 1))
-    return replace(job, together=together, **changes)
-
-
-def _machine_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Precision and strategy of a recipe or an overlay."""
-    trainer = config.get("trainer") or {}
-    strategy = trainer.get("strategy", "ddp")
-    name = strategy.get("class_path", "") if isinstance(strategy, dict) else str(strategy)
-    precision = str(trainer.get("precision", "32-true"))
-    return {
-        "precision": f"{precision}-true" if precision == "32" else precision,
-        "strategy": "fsdp" if "fsdp" in name.lower() or "modelparallel" in name.lower() else "ddp",
-    }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"plan: {path} does not exist; {suggest_recipes(path)}")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a recipe with model.model, got {type(config).__name__}")
-    return config
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`, section by section."""
-    both = {k: _merged(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
-    return {**below, **above, **both}
+    return NetworkCost(cost.params, trainable, cost.macs, count_on_gpu(network, shape, getattr(torch, dtype)))

@@ -1,35 +1,43 @@
 """Memory, time and communication of a training step on n GPUs, by the formulas of docs/scaling.md.
 
-Pure arithmetic: what the network costs comes in as a `Training` (`acmix_zoo.scaling.jobs` counts it for a recipe),
-what the hardware gives as a `Machine`. Bytes, seconds, images.
+This file is pure arithmetic. The cost of the network comes in as a `Training` (`acmix_zoo.scaling.jobs` counts it for a
+recipe), the hardware as a `Machine`. Units are bytes, seconds and images.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 from acmix_zoo.scaling.activations import Activations
 from acmix_zoo.scaling.machines import Machine
 
 UTILISATION = {4: 0.30, 2: 0.10}
-"""Assumed share of the peak that training reaches, by bytes of a number: half of what NVIDIA published for the plain
-ResNet-50 (57 % of a V100 in float32, 24 % of it and 20 % of an A100 in mixed precision)."""
+"""Assumed fraction of peak throughput that training reaches, by bytes per number. It is half of what NVIDIA published
+for the plain ResNet-50 (57 % of a V100 in float32, 24 % of a V100 and 20 % of an A100 in mixed precision)."""
 
 BUCKET = 25 * 2**20
-"""Bytes of gradients that DistributedDataParallel reduces at a time, while the backward pass goes on."""
+"""Bytes of gradients that DistributedDataParallel reduces at a time, while the backward pass continues."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """A step on one device.
+    """A training step on one device.
 
-    params, trainable: parameters, and those of them that learn (float32).
-    macs: of one image's forward pass. activations: kept for the backward pass.
-    batch, accumulate: images a device and pass, and passes a step.
-    dtype: of the arithmetic. states: numbers that the optimiser keeps for a parameter. ema: a second set of weights?
-    passes: forward passes that a pass costs: 3 with its backward, 4 where the forward is computed again, 1 without.
-    strategy: "ddp" or "fsdp".
+    Attributes:
+        params: number of parameters.
+        trainable: number of parameters that are trained, in float32.
+        macs: multiply-accumulates of the forward pass per image.
+        activations: bytes kept for the backward pass.
+        batch: images per device and pass.
+        accumulate: passes per step.
+        dtype: dtype of the arithmetic.
+        states: numbers that the optimiser keeps per parameter.
+        ema: whether there is a second, averaged set of weights.
+        passes: cost of one pass in forward passes: 3 including its backward, 4 with gradient checkpointing (which
+            computes the forward pass twice), 1 for a linear probe.
+        strategy: "ddp" or "fsdp".
     """
 
     params: int
@@ -46,12 +54,13 @@ class Training:
 
     @property
     def itemsize(self) -> int:
+        """Bytes per number in the arithmetic."""
         return 4 if self.dtype == "float32" else 2
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU. `buffers`: copies made for communication."""
+    """Bytes of one GPU. `buffers` are copies made for communication."""
 
     weights: float
     gradients: float
@@ -65,57 +74,105 @@ class Memory:
         return self.weights + self.gradients + self.optimiser + self.ema + self.buffers + self.activations
 
 
+class Communication(NamedTuple):
+    """What communication costs a GPU in one step.
+
+    Attributes:
+        sent: bytes that the GPU sends.
+        waiting: seconds during which it waits instead of computing.
+    """
+
+    sent: float
+    waiting: float
+
+
+class Transfer(NamedTuple):
+    """An all-reduce: the bytes that one GPU sends, and the seconds that it takes."""
+
+    sent: float
+    seconds: float
+
+
+class BucketedTransfer(NamedTuple):
+    """An all-reduce in buckets: the bytes that one GPU sends, all seconds, and the seconds of the last bucket."""
+
+    sent: float
+    seconds: float
+    last: float
+
+    def half(self) -> BucketedTransfer:
+        """Return the same for a gather or a scatter, of which an all-reduce consists."""
+        return BucketedTransfer(self.sent / 2, self.seconds / 2, self.last / 2)
+
+
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step on `gpus` GPUs: bytes a GPU (`memory`, `volume` sent), seconds, images of all GPUs."""
+    """One optimiser step on several GPUs.
+
+    Attributes:
+        gpus: number of GPUs.
+        images: images of all GPUs.
+        memory: bytes of one GPU.
+        sent: bytes that one GPU sends.
+        compute: seconds of arithmetic.
+        waiting: seconds during which a GPU waits for communication.
+    """
 
     gpus: int
     images: int
     memory: Memory
-    volume: float
+    sent: float
     compute: float
-    exposed: float
+    waiting: float
 
     @property
     def seconds(self) -> float:
-        return self.compute + self.exposed
+        return self.compute + self.waiting
 
     @property
-    def rate(self) -> float:
-        """Images a second."""
+    def throughput(self) -> float:
+        """Images per second."""
         return self.images / self.seconds
 
     @property
     def efficiency(self) -> float:
-        """The share of n GPUs' arithmetic that n GPUs do."""
+        """Fraction of the time in which the GPUs compute."""
         return self.compute / self.seconds
 
 
-def all_reduce(size: float, gpus: int, machine: Machine, node: int = 8) -> tuple[float, float]:
-    """(bytes that a GPU sends, seconds) of summing `size` bytes over `gpus` GPUs, `node` of them in a node.
+def plan_step(
+    training: Training,
+    machine: Machine,
+    gpus: int,
+    gpus_per_node: int = 8,
+    utilisation: float | None = None,
+    throughput: float | None = None,
+) -> Step:
+    """Return what a step costs on `gpus` GPUs.
 
-    Two rings: within a node the sum is scattered, each GPU sums its part with those of the other nodes, and the parts
-    are gathered. The bytes are those of one large ring, 2·(n − 1)/n·size.
+    Args:
+        training: the step on one device.
+        machine: the hardware.
+        gpus: number of GPUs.
+        gpus_per_node: number of GPUs in each node.
+        utilisation: see `compute_seconds`.
+        throughput: see `compute_seconds`.
 
     Raises:
-        ValueError: no GPU; the nodes are not full.
+        ValueError: impossible numbers, see `all_reduce` and `compute_seconds`.
     """
-    if min(gpus, node) < 1:
-        raise ValueError(f"plan: {gpus} GPUs in nodes of {node} were given; expected at least 1 of each")
-    if gpus > node and gpus % node:
-        raise ValueError(f"plan: {gpus} GPUs were given in nodes of {node}; expected up to {node}, or a multiple of it")
-    inside, nodes = min(gpus, node), ceil(gpus / node)
-    within = 2 * (inside - 1) / inside * size
-    between = 2 * (nodes - 1) / nodes * size / inside
-    seconds = machine.inner.seconds(within, 2 * (inside - 1)) + machine.outer.seconds(between, 2 * (nodes - 1))
-    return within + between, seconds
+    compute = compute_seconds(training, machine, utilisation, throughput)
+    sent, waiting = plan_communication(training, machine, gpus, gpus_per_node, compute)
+    images = training.batch * training.accumulate * gpus
+    return Step(gpus, images, plan_memory(training, gpus), sent, compute, waiting)
 
 
-def memory(training: Training, gpus: int) -> Memory:
-    """What a GPU holds when it holds most: at the end of the forward pass, with the gradients allocated.
+def plan_memory(training: Training, gpus: int) -> Memory:
+    """Return the peak memory of a GPU: at the end of the forward pass, with the gradients allocated.
 
-    DDP keeps all of it on every GPU, and the gradients a second time, in its buckets. FSDP keeps an n-th of weights,
-    gradients and states, and gathers the weights for use: at worst, counted here, all of them at a time.
+    With DDP every GPU holds everything, and the gradients once more in DDP's buckets. With FSDP a GPU holds its part of
+    weights, gradients and states, and gathers the weights to use them. This assumes the worst case, in which all of
+    them are gathered at the same time.
     """
     t = training
     shards = gpus if t.strategy == "fsdp" else 1
@@ -128,19 +185,23 @@ def memory(training: Training, gpus: int) -> Memory:
         optimiser=4 * t.states * t.trainable / shards,
         ema=4 * t.params * t.ema / shards,
         buffers=buffers,
-        activations=t.activations.of(t.batch),
+        activations=t.activations.total(t.batch),
     )
 
 
-def compute(training: Training, machine: Machine, utilisation: float | None = None, rate: float | None = None) -> float:
-    """Seconds of arithmetic of a step: passes · 2 · MACs · images / (peak · utilisation), or images / rate.
+def compute_seconds(
+    training: Training, machine: Machine, utilisation: float | None = None, throughput: float | None = None
+) -> float:
+    """Return the seconds of arithmetic in a step: passes · 2 · MACs · images / (peak · utilisation).
 
     Args:
-        utilisation: share of the machine's peak; by default the assumption of `UTILISATION`.
-        rate: images a second that one GPU was measured to train at, in place of the formula.
+        training: the step on one device.
+        machine: the hardware.
+        utilisation: fraction of peak throughput. By default this is the assumption in `UTILISATION`.
+        throughput: images per second that one GPU was measured to train. It replaces the formula.
 
     Raises:
-        ValueError: the GPU has no such arithmetic; impossible numbers.
+        ValueError: the GPU does not support the dtype, or impossible numbers.
     """
     t = training
     if t.dtype not in machine.peak:
@@ -148,58 +209,66 @@ def compute(training: Training, machine: Machine, utilisation: float | None = No
             f"plan: {machine.name} does not compute in {t.dtype}, but in {', '.join(machine.peak)}; "
             "choose another --gpu or --precision"
         )
-    if rate is not None:
-        if rate <= 0:
-            raise ValueError(f"plan: {rate:g} images a second were given; expected more than 0")
-        return t.batch * t.accumulate / rate
-    share = UTILISATION[t.itemsize] if utilisation is None else utilisation
-    if not 0 < share <= 1:
-        raise ValueError(f"plan: a utilisation of {share:g} was given; expected a share of the peak, in (0, 1]")
-    return t.passes * 2 * t.macs * t.batch * t.accumulate / (machine.peak[t.dtype] * share)
+    if throughput is not None:
+        if throughput <= 0:
+            raise ValueError(f"plan: a throughput of {throughput:g} images/s is impossible; use one above 0")
+        return t.batch * t.accumulate / throughput
+    fraction = UTILISATION[t.itemsize] if utilisation is None else utilisation
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"plan: a utilisation of {fraction:g} is impossible; use a fraction of peak throughput between 0 and 1"
+        )
+    return t.passes * 2 * t.macs * t.batch * t.accumulate / (machine.peak[t.dtype] * fraction)
 
 
-def step(
-    training: Training,
-    machine: Machine,
-    gpus: int,
-    node: int = 8,
-    utilisation: float | None = None,
-    rate: float | None = None,
-) -> Step:
-    """What a step of `training` takes on `gpus` GPUs.
+def plan_communication(t: Training, machine: Machine, gpus: int, gpus_per_node: int, compute: float) -> Communication:
+    """Return the communication in a step whose arithmetic takes `compute` seconds.
+
+    Gradients are sent bucket by bucket while the last backward pass of the step computes the next ones. A GPU therefore
+    waits for the last bucket, or for everything that did not fit into the backward pass. FSDP also gathers the weights
+    before both passes and scatters the summed gradients. Each of these takes half of an all-reduce.
+    """
+    backward = compute / t.accumulate * (t.passes - 1) / t.passes
+    if t.strategy == "ddp":
+        gradients = _reduce_in_buckets(4 * t.trainable, gpus, machine, gpus_per_node)
+        return Communication(gradients.sent, max(gradients.last, gradients.seconds - backward))
+    gather = _reduce_in_buckets(t.itemsize * t.params, gpus, machine, gpus_per_node).half()
+    scatter = _reduce_in_buckets(t.itemsize * t.trainable, gpus, machine, gpus_per_node).half()
+    forward = compute / t.accumulate / t.passes
+    waiting = t.accumulate * max(gather.last, gather.seconds - forward)
+    waiting += (t.accumulate - 1) * max(gather.last, gather.seconds - backward)
+    waiting += max(scatter.last, gather.seconds + scatter.seconds - backward)
+    return Communication(t.accumulate * 2 * gather.sent + scatter.sent, waiting)
+
+
+def all_reduce(size: float, gpus: int, machine: Machine, gpus_per_node: int = 8) -> Transfer:
+    """Return the cost of summing `size` bytes over `gpus` GPUs.
+
+    This assumes two rings. Within a node the sum is scattered, then each GPU sums its part with those of the other
+    nodes, and at last the parts are gathered. One large ring would send the same number of bytes, 2·(n − 1)/n·size.
 
     Raises:
-        ValueError: impossible numbers, see `all_reduce` and `compute`.
+        ValueError: no GPU, or nodes that are not full.
     """
-    t = training
-    work = compute(t, machine, utilisation, rate)
-    volume, exposed = communication(t, machine, gpus, node, work)
-    return Step(gpus, t.batch * t.accumulate * gpus, memory(t, gpus), volume, work, exposed)
+    if min(gpus, gpus_per_node) < 1:
+        raise ValueError(f"plan: {gpus} GPUs in nodes of {gpus_per_node} are impossible; use at least 1 of each")
+    if gpus > gpus_per_node and gpus % gpus_per_node:
+        raise ValueError(
+            f"plan: {gpus} GPUs do not fill nodes of {gpus_per_node}; use at most {gpus_per_node}, or a multiple of it"
+        )
+    inside, nodes = min(gpus, gpus_per_node), ceil(gpus / gpus_per_node)
+    sent_inside = 2 * (inside - 1) / inside * size
+    sent_outside = 2 * (nodes - 1) / nodes * size / inside
+    seconds = machine.within_node.seconds(sent_inside, 2 * (inside - 1))
+    seconds += machine.between_nodes.seconds(sent_outside, 2 * (nodes - 1))
+    return Transfer(sent_inside + sent_outside, seconds)
 
 
-def communication(t: Training, machine: Machine, gpus: int, node: int, work: float) -> tuple[float, float]:
-    """(bytes that a GPU sends, seconds that it waits) in a step whose arithmetic takes `work` seconds.
-
-    Gradients go bucket by bucket while the last backward pass of the step computes the next, so it waits for the last
-    bucket, or for all that the backward pass was too short for. FSDP gathers the weights in front of both passes, an
-    all-reduce's half each, and scatters the sums of the gradients, another half.
-    """
-    backward = work / t.accumulate * (t.passes - 1) / t.passes
-    if t.strategy == "ddp":
-        volume, seconds, last = _in_buckets(4 * t.trainable, gpus, machine, node)
-        return volume, max(last, seconds - backward)
-    weights, gather, first = (x / 2 for x in _in_buckets(t.itemsize * t.params, gpus, machine, node))
-    sums, scatter, last = (x / 2 for x in _in_buckets(t.itemsize * t.trainable, gpus, machine, node))
-    forward = work / t.accumulate / t.passes
-    waits = t.accumulate * max(first, gather - forward) + (t.accumulate - 1) * max(first, gather - backward)
-    return t.accumulate * 2 * weights + sums, waits + max(last, gather + scatter - backward)
-
-
-def _in_buckets(size: float, gpus: int, machine: Machine, node: int) -> tuple[float, float, float]:
-    """(bytes, seconds, seconds of the last bucket) of an all-reduce of `size` bytes, a bucket at a time."""
-    bucket = min(size, BUCKET)
-    volume, _ = all_reduce(size, gpus, machine, node)
-    _, one = all_reduce(bucket, gpus, machine, node)
-    full = int(size // BUCKET)
-    rest = all_reduce(size % BUCKET, gpus, machine, node)[1] if size % BUCKET else 0.0
-    return volume, full * all_reduce(BUCKET, gpus, machine, node)[1] + rest, one
+def _reduce_in_buckets(size: float, gpus: int, machine: Machine, gpus_per_node: int) -> BucketedTransfer:
+    """Return the cost of an all-reduce of `size` bytes, one bucket at a time."""
+    sent = all_reduce(size, gpus, machine, gpus_per_node).sent
+    last = all_reduce(min(size, BUCKET), gpus, machine, gpus_per_node).seconds
+    seconds = int(size // BUCKET) * all_reduce(BUCKET, gpus, machine, gpus_per_node).seconds
+    if size % BUCKET:
+        seconds += all_reduce(size % BUCKET, gpus, machine, gpus_per_node).seconds
+    return BucketedTransfer(sent, seconds, last)

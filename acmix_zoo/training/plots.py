@@ -102,7 +102,7 @@ def plot_images(
 
 
 def plot_speed(rows: Sequence[Any], path: str | Path) -> Path:
-    """Draw time an image against MACs, a mark for every contestant, a panel for inference and for training.
+    """Draw time an image against MACs, a mark for every candidate, a panel for inference and for training.
 
     Args:
         rows: of `acmix_zoo.bench.measure.measure`.
@@ -110,10 +110,10 @@ def plot_speed(rows: Sequence[Any], path: str | Path) -> Path:
     """
     modes = sorted({row.mode for row in rows})
     figure = _figure(6.5 * len(modes), 4.5)
-    names = list(dict.fromkeys(row.contestant for row in rows))
+    names = list(dict.fromkeys(row.candidate for row in rows))
     for axes, mode in zip(figure.subplots(1, len(modes), squeeze=False).flat, modes, strict=True):
         for i, name in enumerate(names):
-            found = sorted((r for r in rows if r.mode == mode and r.contestant == name), key=lambda r: r.macs)
+            found = sorted((r for r in rows if r.mode == mode and r.candidate == name), key=lambda r: r.macs)
             gigamacs = [row.macs / 1e9 for row in found]
             axes.plot(gigamacs, [row.ms / row.batch for row in found], "osD^vP*X"[i % 8], label=name, alpha=0.8)
         axes.set(title=mode, xlabel="GMACs an image", ylabel="ms an image")

@@ -1,4 +1,4 @@
-"""A convolution as projections, shift and sum: equal to conv2d, whichever way the maps are shifted."""
+"""`DecomposedConv2d` equals conv2d, in values and gradients, for each way to shift the maps."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from acmix_zoo.bench.candidates import Case, build
-from acmix_zoo.bench.decomposition import DecomposedConv2d, draw
+from acmix_zoo.bench.candidates import Candidate, build
+from acmix_zoo.bench.decomposition import DecomposedConv2d
 from acmix_zoo.cli.main import main
 
 SHIFTS = ("tensor", "frozen", "learnable")
+PAGE = Path(__file__).parents[2] / "docs" / "decomposition.md"
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize(("kernel", "size"), [(1, (4, 3)), (3, (6, 5)), (5, (7, 2)), (3, (1, 1))])
 def test_equals_conv2d(shift: str, kernel: int, size: tuple[int, int]) -> None:
     conv = nn.Conv2d(3, 4, kernel, padding=kernel // 2).double()
-    module = DecomposedConv2d.of(conv, shift)
+    module = DecomposedConv2d.from_conv(conv, shift)
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     results = []
     for f in (conv, module):
@@ -34,43 +35,36 @@ def test_equals_conv2d(shift: str, kernel: int, size: tuple[int, int]) -> None:
     torch.testing.assert_close(grads, conv.weight.grad, rtol=0, atol=1e-11)
 
 
-def test_what_learns() -> None:
-    """The projections always; the shifts only where they are learnable, and then from the shifts onwards."""
-    for shift in SHIFTS:
-        module = DecomposedConv2d(2, 3, shift=shift)
-        module(torch.randn(1, 2, 5, 5)).square().sum().backward()
-        assert all(p.grad.abs().sum() > 0 for p in module.parameters())
-        assert ("shifts" in dict(module.named_parameters())) == (shift == "learnable")
-    assert not DecomposedConv2d(2, 3, shift="frozen").state_dict().keys() - {"projections.weight", "bias"}
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_shifts_are_parameters_only_where_they_are_learnable(shift: str) -> None:
+    module = DecomposedConv2d(2, 3, shift=shift)
+    module(torch.randn(1, 2, 5, 5)).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in module.parameters())
+    names = {"projections.weight", "bias"} | ({"shifts"} if shift == "learnable" else set())
+    assert module.state_dict().keys() == names
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="expected shift of tensor, frozen, learnable and an odd kernel, got 'roll'"):
+    with pytest.raises(ValueError, match="unknown shift 'roll'; expected one of tensor, frozen, learnable"):
         DecomposedConv2d(2, 2, shift="roll")
-    with pytest.raises(ValueError, match="and 4"):
+    with pytest.raises(ValueError, match="the kernel must be odd, got 4; use 5"):
         DecomposedConv2d(2, 2, 4)
 
 
-def test_in_the_benchmark() -> None:
+def test_candidates_of_the_benchmark_compute_the_same() -> None:
     x = torch.randn(1, 8, 9, 9)
-    outs = [build(Case(f"{kind}:8x9"))[0](x) for kind in ("conv3x3", *(f"shift-{shift}" for shift in SHIFTS))]
+    outs = [build(Candidate(f"{kind}:8x9")).module(x) for kind in ("conv3x3", *(f"shift-{shift}" for shift in SHIFTS))]
     for out in outs[1:]:
         torch.testing.assert_close(out, outs[0], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="shift-frozen has no stride, got 2"):
-        build(Case("shift-frozen:8x9s2"))
+    with pytest.raises(ValueError, match="shift-frozen does not support a stride of 2"):
+        build(Candidate("shift-frozen:8x9s2"))
 
 
-def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
-    """docs/decomposition.md: what it prints of `info` is what `info` prints, and its snippet runs."""
-    text = (Path(__file__).parents[2] / "docs" / "decomposition.md").read_text(encoding="utf-8")
-    command, said = re.search(r"```console\n\$ acmix-zoo (.*?)\n(.*?)```", text, re.DOTALL).groups()
+def test_commands_and_snippets_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    command, printed = re.search(r"```console\n\$ acmix-zoo (.*?)\n(.*?)```", text, re.DOTALL).groups()
     main(command.split())
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == printed
     for snippet in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(snippet, {})
     assert all(float(line.split()[1]) < 1e-5 for line in capsys.readouterr().out.splitlines())
-
-
-def test_picture(tmp_path: Path) -> None:
-    assert draw(torch.rand(28, 28), tmp_path / "a.png") < 1e-5
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

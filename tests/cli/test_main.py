@@ -17,21 +17,21 @@ import torch
 pytest.importorskip("lightning")
 
 import yaml
-from test_training import make_pictures, no_large_files
+from support.training import make_image_folder, no_large_files
 
 from acmix_zoo.cli.classify import classify
 from acmix_zoo.cli.main import main
 from acmix_zoo.weights import check_folder, read_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ and test/ with three classes; validation is cut from train/."""
     folder = tmp_path_factory.mktemp("pictures")
-    make_pictures(folder / "train")
-    make_pictures(folder / "test", each=4)
+    make_image_folder(folder / "train")
+    make_image_folder(folder / "test", per_class=4)
     return folder
 
 
@@ -228,7 +228,7 @@ def test_a_first_stage_leaves_the_test_split_alone(pictures: Path, tmp_path: Pat
 
 def test_fine_tuning_starts_from_a_weight_folder(run: Path, tmp_path: Path) -> None:
     """Of other classes than the weights'; the record names where they came from."""
-    other = make_pictures(tmp_path / "other", classes=2)
+    other = make_image_folder(tmp_path / "other", classes=2)
     folder = tmp_path / "tuned"
     more = [f"--model.pretrained={run / 'weights'}", "--trainer.max_epochs=1", "--model.layer_decay=0.5"]
     assert main(arguments(other, folder, *more)) == 0
@@ -366,7 +366,7 @@ def test_checkpoint_of_another_model(
     given = f"--ckpt_path={run / 'checkpoints/best.ckpt'}"
     words = ("was started with model.model test_resnet", "--model.pretrained")
     fails(arguments(pictures, tmp_path / "a", "--model.model=test_efficientnet", given), capsys, *words)
-    two = make_pictures(tmp_path / "two", classes=2)
+    two = make_image_folder(tmp_path / "two", classes=2)
     fails(arguments(two, tmp_path / "b", given), capsys, "another model", "with 3 classes", "with 2")
 
 

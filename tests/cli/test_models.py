@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from acmix_zoo import list_models
+from acmix_zoo.cli.info import verdict
 from acmix_zoo.cli.main import main
-from acmix_zoo.cli.models import verdict
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.layers.cost import LAYERS
-from acmix_zoo.layers.stages import Stages, stage_table
+from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
+from acmix_zoo.layers.stages import StageCost, stage_table
 from acmix_zoo.models.published import PUBLISHED
 
 SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "acmix_resnet_pico.fashion_mnist"
@@ -100,7 +100,8 @@ class TestInfo:
         assert lines[4] == "licence  mit"
 
     def test_verdicts(self) -> None:
-        good, bad = Stages("a", (5, 2), (5, 2)), Stages("b", (5, 2), (1, 2))
+        more, less = StageCounts(5, 2), StageCounts(1, 2)
+        good, bad = StageCost("a", more, more), StageCost("b", more, less)
         assert verdict([good], good).endswith("and more than stage II in every layer.")
         assert verdict([good, bad], bad).startswith("Stage I does NOT dominate: it has 71 % of the parameters and 33 %")
 
@@ -118,7 +119,7 @@ class TestInfo:
 
 def _outside(model: nn.Module) -> list[tuple[nn.Module, int]]:
     """Every convolution and matrix outside the two stages, with the number of positions that it runs on."""
-    inside = {n for n, m in model.named_modules() if isinstance(m, LAYERS)}
+    inside = {n for n, m in model.named_modules() if isinstance(m, TwoStageLayer)}
     seen: list[tuple[nn.Module, int]] = []
     hooks = [
         module.register_forward_hook(lambda m, args, out: seen.append((m, out.numel() // _width(m))))
@@ -144,7 +145,7 @@ def test_layer_alone() -> None:
     layers, total, rest = stage_table(nn.Sequential(ACmix2d(8, 16, stride=2)), (8, 9, 7))
     full, strided = 63, 5 * 4
     assert layers[0].macs == (full * 3 * 8 * 16, strided * 2 * 49 * 16 + full * 27 * 16 + strided * 81 * 16)
-    assert layers[0].params == (3 * 16 * 9, 4 * 2 + 4 + 9 * 12 + 81 * 16 + 2) and rest == Stages(
+    assert layers[0].params == (3 * 16 * 9, 4 * 2 + 4 + 9 * 12 + 81 * 16 + 2) and rest == StageCost(
         rest.name, (0, 0), (0, 0)
     )
     assert total.params == layers[0].params

@@ -84,5 +84,5 @@ def test_a_folder_that_is_no_run(elsewhere: Path) -> None:
 
 
 def test_plan_takes_the_same_names(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "fashion_mnist/acmix_resnet_pico", "--overlay", "hardware/fsdp", "--gpus", "8"]) == 0
+    assert main(["plan", "fashion_mnist/acmix_resnet_pico", "--hardware", "hardware/fsdp", "--gpus", "8"]) == 0
     assert capsys.readouterr().out.startswith("fashion_mnist/acmix_resnet_pico: acmix_resnet_pico,")

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("lightning")
 
-from test_training import make_pictures
+from support.training import make_image_folder
 
 from acmix_zoo.cli.main import main
 from acmix_zoo.cli.reproduce import Target, compare, find_target, recorded_arguments, reproduce, tolerance
@@ -31,7 +31,7 @@ trainer: {{max_epochs: 3, accelerator: cpu, enable_model_summary: false}}
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pictures, recipes of two stages, and what they gave: runs/second/weights came of runs/first."""
     folder = tmp_path_factory.mktemp("made")
-    make_pictures(folder / "pictures", each=60)
+    make_image_folder(folder / "pictures", per_class=60)
     recipes = {"first": "false", "second": "runs/first/weights"}
     for name, pretrained in recipes.items():
         text = RECIPE.format(folder=f"runs/{name}", tag=name, pretrained=pretrained)

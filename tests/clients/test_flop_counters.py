@@ -11,7 +11,6 @@ import acmix_zoo
 from acmix_zoo import ACmix2d
 from acmix_zoo.layers import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.layers.cost import definition_macs
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -32,12 +31,12 @@ def test_thop_counts_by_the_definition(name: str, size: tuple[int, int]) -> None
     layer, x = build(), torch.randn(1, channels, *size)
     for profile in (thop.profile, thop.profile_origin):
         macs, params = profile(nn.Sequential(layer), (x,), verbose=False)
-        assert macs == definition_macs(layer, x)
+        assert macs == layer.definition_macs(x)
         assert params == sum(p.numel() for p in layer.parameters())
     model = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), layer, layer) if channels == 16 else layer
     if channels == 16 and layer.out_channels == 16:  # two calls of one layer count twice
         macs, _ = thop.profile(model, (x,), verbose=False)
-        assert macs == 2 * definition_macs(layer, x) + channels**2 * size[0] * size[1]
+        assert macs == 2 * layer.definition_macs(x) + channels**2 * size[0] * size[1]
 
 
 def test_ultralytics_prints_the_right_gflops() -> None:

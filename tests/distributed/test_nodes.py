@@ -6,9 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from support.processes import (
@@ -25,6 +23,7 @@ from support.processes import (
     torchrun,
     two_nodes,
 )
+from support.training import NanInSecondProcess, callback_option
 
 from acmix_zoo.training.checkpoints import is_checkpoint
 from acmix_zoo.weights import check_folder
@@ -204,20 +203,12 @@ def test_slurm_requeues_and_resumes(pair: Path, tmp_path: Path, figure: Figure) 
 # ---- what goes wrong in one process of two
 
 
-class Poison(L.Callback):
-    """Spoils one batch of the second process."""
-
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int) -> None:
-        if trainer.global_rank == 1 and trainer.global_step == 20:
-            batch[0][3] = float("nan")
-
-
 def test_a_loss_that_is_no_number_in_one_process(pair: Path, tmp_path: Path, figure: Figure) -> None:
     """Both stop before the step; the one that met it keeps its batch; without the cause the same command goes on."""
     folder = tmp_path / "run"
     settings = {**PAIR, "run__save_every": 6}
-    words = command(fit(folder, **settings, trainer__callbacks="[{class_path: test_nodes.Poison}]"))
-    said = run(words, tmp_path / "log", {"PYTHONPATH": str(Path(__file__).parent)}, code=1)
+    words = command(fit(folder, **settings, trainer__callbacks=callback_option(NanInSecondProcess)))
+    said = run(words, tmp_path / "log", {"PYTHONPATH": str(Path(__file__).parents[1])}, code=1)
     last = folder / "checkpoints/last.ckpt"
     errors = [line for line in said.splitlines() if line.startswith("acmix-zoo: error: the loss is")]
     assert any(f"nan at epoch 2, step 20; the batch is in {folder}" in line for line in errors)

@@ -1,44 +1,56 @@
-"""The demo on a smaller budget: every step runs, and its report, table and files are there."""
+"""The demo with fewer images and epochs: every step runs and writes its files."""
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from acmix_zoo import list_models
+from acmix_zoo.cli.main import main
 from examples import demo
 
 
 @pytest.fixture
-def small_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Return the folder of the results. There is an older one, which the demo must not touch."""
     if not list_models(f"{demo.MODEL}.*", pretrained=True):
-        pytest.skip(f"no weights of {demo.MODEL} ship yet")
+        pytest.skip(f"no weights of {demo.MODEL} are shipped")
     monkeypatch.chdir(tmp_path)  # the demo may be run from anywhere
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "mine.txt").write_text("an earlier result", encoding="utf-8")
     monkeypatch.setattr(demo, "PER_CLASS", {"train": 8, "val": 4, "test": 12})
-    real = demo.acmix
-
-    def acmix(arguments: list[str]) -> None:
-        real([*arguments, "--trainer.max_epochs", "2"] if arguments[0] == "fit" else arguments)
-
-    monkeypatch.setattr(demo, "acmix", acmix)
+    monkeypatch.setitem(demo.OPTIONS, "trainer.max_epochs", 2)
     return tmp_path / "runs" / "demo-2"
 
 
-@pytest.mark.timeout(900)  # four processes that import everything
-def test_demo(small_budget: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    demo.main()
-    out = capfd.readouterr().out
-    assert (small_budget.with_name("demo") / "mine.txt").is_file() and "demo-2" in out
+def check_results(folder: Path, out: str) -> None:
+    assert (folder.with_name("demo") / "mine.txt").is_file() and "demo-2" in out
     for label in ("before fine-tuning", "from scratch", "fine-tuned"):
-        assert re.search(rf"{label} .*\d+\.\d %", out), label
+        assert re.search(rf"{label} .*\d+\.\d\d %", out), label
     assert len(re.findall(r"^\S+\.png$", out, re.MULTILINE)) == 2  # two images classified
-    assert (small_budget / "finetuned" / "weights" / "model.safetensors").is_file()
-    report = (small_budget / "report.html").read_text(encoding="utf-8")
+    assert (folder / "finetuned" / "weights" / "model.safetensors").is_file()
+    report = (folder / "report.html").read_text(encoding="utf-8")
     assert report.count("data:image/png;base64,") == 3 and "fine-tuned" in report
-    pictures = sorted(path.name for path in (small_budget / "pictures").iterdir())
-    assert pictures == ["confusion.png", "curves.png", "images.png"]
+    assert sorted(path.name for path in (folder / "plots").iterdir()) == ["confusion.png", "curves.png", "images.png"]
+
+
+def test_demo(folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands run in this process, since each new process would first import everything."""
+
+    def run_here(arguments: list[str]) -> None:
+        assert main(arguments) == 0
+
+    monkeypatch.setattr(demo, "acmix_zoo_command", run_here)
+    demo.main()
+    check_results(folder, capfd.readouterr().out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_demo_with_processes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    demo.main()
+    check_results(folder, capfd.readouterr().out)
 
 
 def test_outside_of_a_clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -47,3 +59,10 @@ def test_outside_of_a_clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     with pytest.raises(SystemExit, match="needs a clone"):
         demo.main()
     assert not list(tmp_path.iterdir())
+
+
+def test_failing_command_ends_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo.subprocess, "run", lambda command: SimpleNamespace(returncode=2))
+    with pytest.raises(SystemExit) as ended:
+        demo.acmix_zoo_command(["no-such-command"])
+    assert ended.value.code == 2

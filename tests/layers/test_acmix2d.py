@@ -23,6 +23,7 @@ from acmix_zoo.layers import ReducedACmix, WindowACmix
 from acmix_zoo.ops.acmix import acmix
 from acmix_zoo.ops.local_attention import local_attention_reference
 from acmix_zoo.ops.shift_conv import shift_conv_reference, shift_kernels
+from acmix_zoo.ops.sliding_window import SlidingWindow
 from acmix_zoo.weights.authors import convert
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "acmix_layer.safetensors"
@@ -44,7 +45,7 @@ def reference(layer: ACmix2d, x: torch.Tensor) -> torch.Tensor:
         grid = torch.stack([x_at.expand(h, w), y_at.unsqueeze(1).expand(h, w)], -1)  # (H, W, 2)
         pe = F.linear(grid, layer.position_weight, layer.position_bias)  # (H, W, d)
         attention = local_attention_reference(
-            q, k, v, pe, kernel=layer.kernel_att, stride=layer.stride, dilation=layer.dilation
+            q, k, v, pe, SlidingWindow(layer.kernel_att, layer.stride, layer.dilation)
         ).flatten(3)
         out = out + (layer.alpha * attention if layer.paths == "both" else attention)
     if layer.paths != "attention":

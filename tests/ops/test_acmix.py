@@ -1,149 +1,94 @@
-"""The whole layer as one function: cut into chunks or not, kept or made again, forced backends, plans, determinism."""
+"""The ACmix operator: all ways to compute it agree with its reference, in every dtype and memory format."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import threading
+from typing import Any
 
 import pytest
 import torch
+from support.gradients import assert_all_close, layer_gradients, randomize
 from torch import nn
 
 from acmix_zoo import ACmix2d
-from acmix_zoo.ops import BACKENDS, explain_plan, local_attention, use_backend
-from acmix_zoo.ops import dispatch as plan
-from acmix_zoo.ops.sliding_window import SlidingWindow
+from acmix_zoo.ops import BACKENDS, dispatch, use_backend
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"stride": 2},
+    {"heads": 8},
+    {"paths": "attention"},
+    {"paths": "convolution"},
+    {"dilation": 2},
+]
+FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
-def randomised(layer: nn.Module) -> nn.Module:
-    """Every parameter away from its start: shifts hide errors in the kernels' order."""
-    torch.manual_seed(0)
-    for parameter in layer.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return layer
+class TestAgreesWithTheReference:
+    @pytest.mark.parametrize("memory_format", FORMATS)
+    @pytest.mark.parametrize("size", [(17, 16), (9, 5), (1, 1)])
+    @pytest.mark.parametrize("options", OPTIONS, ids=str)
+    def test_at_once_and_in_chunks(
+        self,
+        options: dict[str, Any],
+        size: tuple[int, int],
+        memory_format: torch.memory_format,
+        device: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        layer = randomize(ACmix2d(6, 16, **options).double().to(device))
+        x = torch.randn(3, 6, *size, dtype=torch.float64, device=device).contiguous(memory_format=memory_format)
+        with use_backend("reference"):
+            expected = layer_gradients(layer, x)
+        assert_all_close(layer_gradients(layer, x), expected)
+        monkeypatch.setattr(dispatch, "_CHUNK_BYTES", 1)  # one image at a time, with recomputed projections
+        assert_all_close(layer_gradients(layer, x), expected)
+        monkeypatch.setattr(dispatch, "_KEEP_PROJECTIONS_FROM", 1)
+        assert_all_close(layer_gradients(layer, x), expected)
+        with torch.no_grad():
+            out = layer(x)
+        assert_all_close([out], expected[:1])
+        assert out.is_contiguous(memory_format=memory_format)
 
-
-def with_gradients(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    x = x.detach().requires_grad_()
-    out = layer(x)
-    wave = torch.linspace(-3, 3, out.numel(), dtype=torch.float64).sin().view(out.shape).to(out)
-    grads = torch.autograd.grad(out, [x, *layer.parameters()], wave)
-    return [out.detach(), *grads]
-
-
-def assert_close(actual: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> None:
-    for a, e in zip(actual, expected, strict=True):
-        assert a.shape == e.shape and a.dtype == e.dtype
-        assert (a - e).abs().max() <= tolerance * max(float(e.abs().max()), 1e-2)
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("size", [(17, 19), (9, 5), (1, 1)])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"stride": 2}, {"heads": 8}, {"paths": "attention"}, {"paths": "convolution"}, {"dilation": 2}],
-    ids=str,
-)
-def test_layer_equals_the_reference_however_it_is_cut(options, size, layout, device, monkeypatch):
-    layer = randomised(ACmix2d(6, 16, **options).double().to(device))
-    x = torch.randn(5, 6, *size, dtype=torch.float64, device=device).contiguous(memory_format=layout)
-    with use_backend("reference"):
-        expected = with_gradients(layer, x)
-    assert_close(with_gradients(layer, x), expected, 1e-10)  # the whole batch
-    monkeypatch.setattr(plan, "_CHUNK_BYTES", 1)  # one image at a time, projected again for the gradient
-    assert_close(with_gradients(layer, x), expected, 1e-10)
-    monkeypatch.setattr(plan, "_KEEP_PROJECTIONS_FROM", 1)  # the same, projections kept
-    out = with_gradients(layer, x)
-    assert_close(out, expected, 1e-10)
-    assert layer(x).is_contiguous(memory_format=layout)
-    with torch.no_grad():
-        assert_close([layer(x)], expected[:1], 1e-10)
-
-
-@pytest.mark.parametrize("frozen", ["x", "qkv", "alpha", "shift_conv", "position_weight"])
-def test_frozen_parts_when_cut(frozen, monkeypatch):
-    """What needs no gradient gets none, and the rest is right."""
-    monkeypatch.setattr(plan, "_CHUNK_BYTES", 1)
-    layer = randomised(ACmix2d(4, 8).double())
-    x = torch.randn(3, 4, 17, 18, dtype=torch.float64, requires_grad=frozen != "x")
-    for name, parameter in layer.named_parameters():
-        parameter.requires_grad_(not name.startswith(frozen))
-    learned = [p for p in (x, *layer.parameters()) if p.requires_grad]
-    actual = torch.autograd.grad(layer(x).sin().sum(), learned)
-    with use_backend("reference"):
-        expected = torch.autograd.grad(layer(x).sin().sum(), learned)
-    assert_close(list(actual), list(expected), 1e-10)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_every_backend_in_every_dtype(backend, dtype, device):
-    layer = randomised(ACmix2d(4, 8).to(device, dtype))
-    x = torch.randn(2, 4, 18, 21, dtype=dtype, device=device)
-    exact = layer.double()
-    with use_backend("reference"):
-        expected = with_gradients(exact, x.double())
-    with use_backend(backend):
-        actual = with_gradients(layer.to(dtype), x)
-    assert all(t.dtype == dtype for t in actual)
-    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
-    for a, e in zip(actual, expected, strict=True):
-        assert (a.double() - e).norm() <= tolerance * max(float(e.norm()), 1.0)
-
-
-def test_training_keeps_the_input_and_nothing_else():
-    """At 64×56² and a batch that is cut: no projection, no gathered copy waits for the gradient."""
-    kept: dict[int, int] = {}
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    layer = ACmix2d(64, 64)
-    x = torch.randn(4, 64, 56, 56, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-        layer(x)
-    parameters = 4 * sum(p.numel() for p in layer.parameters())
-    assert sum(kept.values()) <= x.untyped_storage().nbytes() + 2 * parameters + 4 * 56 * 56 * 16
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+    def test_every_backend_in_every_dtype(self, backend: str, dtype: torch.dtype, device: str) -> None:
+        layer = randomize(ACmix2d(4, 8).to(device, dtype))
+        x = torch.randn(2, 4, 18, 21, dtype=dtype, device=device)
+        exact = layer.double()
+        with use_backend("reference"):
+            expected = layer_gradients(exact, x.double())
+        with use_backend(backend):
+            actual = layer_gradients(layer.to(dtype), x)
+        assert all(t.dtype == dtype for t in actual)
+        tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+        for a, e in zip(actual, expected, strict=True):
+            assert (a.double() - e).norm() <= tolerance * max(float(e.norm()), 1.0)
 
 
 @pytest.mark.parametrize("size", [7, 14, 30])
-def test_backward_is_deterministic(size, device):
-    """Bit for bit, with PyTorch refusing every operator that is not."""
+def test_gradients_are_deterministic(size: int, device: str) -> None:
+    """They are equal to the bit, while PyTorch refuses every operator that is not deterministic."""
     layer = ACmix2d(8, 16, stride=2).to(device)
     x = torch.randn(6, 8, size, size, device=device)
     torch.use_deterministic_algorithms(True)
     try:
-        first, second = with_gradients(layer, x), with_gradients(layer, x)
+        first, second = layer_gradients(layer, x), layer_gradients(layer, x)
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_autocast_when_cut(monkeypatch):
-    layer = randomised(ACmix2d(4, 8))
-    x = torch.randn(3, 4, 18, 18)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        whole = with_gradients(layer, x)
-        monkeypatch.setattr(plan, "_CHUNK_BYTES", 1)
-        cut = with_gradients(layer, x)
-    assert cut[0].dtype == torch.bfloat16 and cut[1].dtype == torch.float32
-    for a, e in zip(cut, whole, strict=True):
-        assert (a - e).norm() <= 0.03 * max(float(e.norm()), 1.0)
-
-
-def test_someone_elses_projection_is_called():
-    """Adapters replace the Linear, profilers and sharding hook it."""
+def test_replaced_or_hooked_projection_is_called() -> None:
+    """Adapters replace the Linear; profilers and sharding hook it."""
 
     class Adapted(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) + 1
 
-    layer, x, seen = ACmix2d(4, 8), torch.randn(2, 4, 9, 9), []
+    layer, x, calls = ACmix2d(4, 8), torch.randn(2, 4, 9, 9), []
     plain = layer(x)
-    handle = layer.qkv.register_forward_hook(lambda *_: seen.append(1))
-    assert torch.allclose(layer(x), plain, atol=1e-6) and seen
+    handle = layer.qkv.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.allclose(layer(x), plain, atol=1e-6) and calls
     handle.remove()
     layer.qkv.__class__ = Adapted
     shifted = layer(x)
@@ -151,74 +96,3 @@ def test_someone_elses_projection_is_called():
     with torch.no_grad():
         layer.qkv.bias += 1
     assert torch.allclose(layer(x), shifted, atol=1e-6) and not torch.allclose(shifted, plain)
-
-
-def test_backends_by_name():
-    with pytest.raises(ValueError, match=r"Unknown backend 'fast'\. Expected one of reference, global, tiles, offset"):
-        with use_backend("fast"):
-            pass
-    with use_backend("offset"):
-        assert "attention: offset backend, because it was requested by use_backend" in explain_plan((1, 64, 56, 56), 64)
-        with use_backend("global"):
-            assert plan.plan_attention(56, 56, SlidingWindow(7)).backend == "global"
-        assert plan.plan_attention(56, 56, SlidingWindow(7)).backend == "offset"
-    assert plan.plan_attention(56, 56, SlidingWindow(7)).backend == "tiles"
-
-
-def test_use_form_only_affects_its_own_thread():
-    """Forcing a backend in one thread used to affect all others."""
-    forced, done = threading.Event(), threading.Event()
-
-    def other():
-        with use_backend("reference"):
-            forced.set()
-            done.wait(60)
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    forced.wait(60)
-    try:
-        assert plan.forced_backend() is None
-        with use_backend("offset"), use_backend(None):
-            assert plan.forced_backend() is None
-    finally:
-        done.set()
-        thread.join()
-
-
-def test_the_backward_pass_uses_the_backend_of_its_forward_pass(monkeypatch):
-    """The backward pass recomputes chunks, perhaps in another thread and after `use_backend` has ended."""
-    called = []
-    offset = local_attention.offset_attention
-    monkeypatch.setattr(local_attention, "offset_attention", lambda *args: called.append(1) or offset(*args))
-    monkeypatch.setattr(plan, "_CHUNK_BYTES", 1)
-    layer = ACmix2d(4, 8)
-    with use_backend("offset"):
-        out = layer(torch.randn(2, 4, 18, 18))
-    before = len(called)
-    thread = threading.Thread(target=out.sum().backward)
-    thread.start()
-    thread.join()
-    assert before == 2 and len(called) == 4
-
-
-@pytest.mark.parametrize(
-    ("name", "word"), [("global", "attention: global backend"), ("quick", "Unknown backend 'quick'")]
-)
-def test_backend_from_the_environment(name, word):
-    code = "from acmix_zoo.ops import explain_plan; print(explain_plan((1, 64, 56, 56), 64))"
-    done = subprocess.run([sys.executable, "-c", code], env={"ACMIX_BACKEND": name}, capture_output=True, text=True)
-    assert word in done.stdout + done.stderr
-
-
-def test_explained_plans():
-    large, wide, small = (
-        explain_plan((8, 64, 56, 56), 64),
-        explain_plan((8, 256, 28, 28), 256, stride=2),
-        explain_plan((8, 512, 7, 7), 512),
-    )
-    assert "tiles: 4×7 queries share 10×13 keys, 2.7 times the keys of one window" in large
-    assert "everything is recomputed" in large
-    assert "projections are kept" in wide
-    assert "global backend" in small and "8 of 8 images per chunk" in small
-    assert "the device is cuda" in explain_plan((8, 64, 56, 56), 64, device="cuda")

@@ -1,67 +1,68 @@
-"""SAN's aggregation against loops over positions: float64, forward and both gradients."""
+"""SAN's aggregation: against loops over positions, in float64, output and both gradients."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.aggregation import SHAPES, Example, Shape, example, solved_example, with_gradients
 
-from acmix_zoo.ops.aggregation import aggregate, aggregate_plain, aggregate_reference
-from acmix_zoo.ops.reflect import reflect_pad
+from acmix_zoo.ops.aggregation import aggregate, aggregate_plain
 
-
-def gradients(f, value: torch.Tensor, weight: torch.Tensor, kernel: int, grad: torch.Tensor):
-    leaves = [value.clone().requires_grad_(), weight.clone().requires_grad_()]
-    out = f(*leaves, kernel)
-    return out, *torch.autograd.grad(out, leaves, grad)
+FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
-@pytest.mark.parametrize(
-    ("shape", "shared", "kernel"),
-    [
-        ((2, 8, 5, 4), 4, 3), ((1, 6, 9, 7), 2, 5), ((1, 4, 8, 8), 4, 7), ((2, 2, 3, 2), 1, 7), ((1, 4, 1, 1), 2, 3),
-        ((1, 2, 22, 21), 1, 3),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_equals_the_reference(shape, shared: int, kernel: int, layout) -> None:
-    b, _, h, w = shape
-    value = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout)
-    weight = torch.randn(b, kernel**2 * shared, h, w, dtype=torch.float64).contiguous(memory_format=layout)
-    grad = torch.randn(shape, dtype=torch.float64)
-    found = gradients(aggregate, value, weight, kernel, grad)
-    expected = gradients(aggregate_reference, value, weight, kernel, grad)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+class TestAgreesWithTheReference:
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    @pytest.mark.parametrize("memory_format", FORMATS)
+    @pytest.mark.parametrize("channels_last_up_to", [0, 400])
+    def test_in_any_memory_format_inside_and_outside(
+        self,
+        shape: Shape,
+        memory_format: torch.memory_format,
+        channels_last_up_to: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The sums run in channels_last up to a number of positions, whatever the format of the inputs."""
+        monkeypatch.setattr("acmix_zoo.ops.backends.offset_sums._CHANNELS_LAST_UP_TO", channels_last_up_to)
+        tensors, expected = solved_example(shape)
+        value, weight, grad = tensors
+        formatted = Example(*(t.contiguous(memory_format=memory_format) for t in (value, weight)), grad)
+        for a, e in zip(with_gradients(aggregate, formatted, shape.kernel), expected, strict=True):
+            torch.testing.assert_close(a, e, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_in_plain_operators(self, shape: Shape) -> None:
+        """Export and compilers for other devices see these."""
+        tensors, expected = solved_example(shape)
+        for a, e in zip(with_gradients(aggregate_plain, tensors, shape.kernel), expected, strict=True):
+            torch.testing.assert_close(a, e, rtol=0, atol=1e-12)
+
+    def test_unfolded_at_the_size_of_a_stage(self) -> None:
+        value, weight = torch.randn(2, 64, 28, 28), torch.randn(2, 49 * 8, 28, 28)
+        columns = F.unfold(F.pad(value, [3] * 4, mode="reflect"), 7).view(2, 8, 8, 49, 28 * 28)
+        expected = (columns * weight.view(2, 1, 49, 8, 28 * 28).transpose(2, 3)).sum(3).view_as(value)
+        torch.testing.assert_close(aggregate(value, weight, 7), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_any_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Image by image, three at a time with one left over, all at once, none."""
-    value, weight = torch.randn(4, 6, 5, 7, dtype=torch.float64), torch.randn(4, 9 * 3, 5, 7, dtype=torch.float64)
-    grad = torch.randn_like(value)
-    expected = gradients(aggregate_plain, value, weight, 3, grad)
+def test_any_number_of_images_per_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image at a time, three with one left over, all at once, and an empty batch."""
+    tensors = example(Shape((4, 6, 5, 7), 3, 3))
+    expected = with_gradients(aggregate_plain, tensors, 3)
     for images in (1, 3, 4, 100):
-        monkeypatch.setattr("acmix_zoo.ops.aggregation._CHUNK_BYTES", images * value[0].numel() * 8)
-        for a, b in zip(gradients(aggregate, value, weight, 3, grad), expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-    assert aggregate(value[:0], weight[:0], 3).shape == (0, 6, 5, 7)
+        monkeypatch.setattr("acmix_zoo.ops.aggregation._CHUNK_BYTES", images * tensors.value[0].numel() * 8)
+        for a, e in zip(with_gradients(aggregate, tensors, 3), expected, strict=True):
+            torch.testing.assert_close(a, e, rtol=0, atol=1e-12)
+    assert aggregate(tensors.value[:0], tensors.weight[:0], 3).shape == (0, 6, 5, 7)
 
 
 def test_channels_share_weights_interleaved() -> None:
-    """Channel c has the weights of c mod wc: of four channels and two weights, the first and the third agree."""
+    """Channel c uses weight c mod wc: of four channels with two weights, the first and the third have the same."""
     value = torch.ones(1, 4, 6, 6)
     weight = torch.zeros(1, 9 * 2, 6, 6)
     weight[:, 0::2] = 1.0  # the first of the two weights, at every offset
     out = aggregate(value, weight, 3)
     assert out[:, 0::2].eq(9).all() and out[:, 1::2].eq(0).all()
-
-
-def test_equals_unfold() -> None:
-    """At a stage's shape, in the form that copies the value 49 times."""
-    value, weight = torch.randn(2, 64, 28, 28), torch.randn(2, 49 * 8, 28, 28)
-    columns = F.unfold(F.pad(value, [3] * 4, mode="reflect"), 7).view(2, 8, 8, 49, 28 * 28)  # (B, share, wc, k², H·W)
-    expected = (columns * weight.view(2, 1, 49, 8, 28 * 28).transpose(2, 3)).sum(3).view_as(value)
-    torch.testing.assert_close(aggregate(value, weight, 7), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -73,46 +74,34 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert torch.equal(aggregate(value.to(dtype), weight.to(dtype).float(), 7), out)  # as under autocast
 
 
-@pytest.mark.parametrize("side", [5, 21])  # either layout inside
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_operator_is_registered_as_it_behaves(side: int, layout) -> None:
-    """torch's own checks: the shapes and strides that a compiler is told, the gradient, aliasing."""
+@pytest.mark.parametrize(
+    ("side", "memory_format"),
+    [
+        (5, torch.channels_last),  # this and the next one use different formats inside
+        (21, torch.contiguous_format),
+        pytest.param(5, torch.contiguous_format, marks=pytest.mark.slow),
+        pytest.param(21, torch.channels_last, marks=pytest.mark.slow),
+    ],
+)
+def test_operators_pass_the_checks_of_pytorch(side: int, memory_format: torch.memory_format) -> None:
+    """They check the shapes and strides that a compiler is told, the gradient, and aliasing."""
     shapes = ((2, 4, side, side), (2, 9 * 2, side, side))
-    tensors = [torch.randn(shape).contiguous(memory_format=layout).requires_grad_() for shape in shapes]
+    tensors = [torch.randn(shape).contiguous(memory_format=memory_format).requires_grad_() for shape in shapes]
     torch.library.opcheck(torch.ops.acmix_zoo.aggregate, (*tensors, 3))
     grad = torch.randn(shapes[0])
     torch.library.opcheck(torch.ops.acmix_zoo.aggregate_backward, (grad, *(t.detach() for t in tensors), 3))
 
 
-def test_aggregate_plain_form_is_equal() -> None:
-    """The one that export and compilers of other devices see."""
-    value, weight = torch.randn(2, 8, 5, 6, dtype=torch.float64), torch.randn(2, 9 * 4, 5, 6, dtype=torch.float64)
-    grad = torch.randn_like(value)
-    for a, b in zip(*(gradients(f, value, weight, 3, grad) for f in (aggregate_plain, aggregate)), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("size", [(4, 9), (7, 4)])
-def test_reflect_pad(size: tuple[int, int]) -> None:
-    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(reflect_pad(x, 3), F.pad(x, [3] * 4, mode="reflect"))
-    small = x[:, :, :2, :1]
-    assert torch.equal(reflect_pad(small, 3)[:, :, :, 0], small[:, :, [1, 0] * 4, 0])
-    torch.autograd.gradcheck(lambda t: reflect_pad(t, 3), x)
-
-
-def test_errors() -> None:
-    value = torch.randn(1, 6, 5, 5)
-    for channels, kernel in ((9 * 4, 3), (10, 3), (16, 4)):
-        weight = torch.randn(1, channels, 5, 5)
-        with pytest.raises(ValueError, match=r"a weight of shape \(1, .²·wc, 5, 5\)"):
-            aggregate(value, weight, kernel)
+@pytest.mark.parametrize(("channels", "kernel"), [(9 * 4, 3), (10, 3), (16, 4)])
+def test_wrong_shapes_are_refused(channels: int, kernel: int) -> None:
+    value, weight = torch.randn(1, 6, 5, 5), torch.randn(1, channels, 5, 5)
+    with pytest.raises(ValueError, match=rf"Expected an odd kernel and a weight of shape \(1, {kernel}²·wc, 5, 5\)"):
+        aggregate(value, weight, kernel)
 
 
 @pytest.mark.gpu
-def test_on_a_gpu() -> None:
-    value, weight = torch.randn(2, 8, 9, 30), torch.randn(2, 49 * 4, 9, 30)
-    grad = torch.randn_like(value)
-    found = gradients(aggregate, value.cuda(), weight.cuda(), 7, grad.cuda())
-    for a, b in zip(found, gradients(aggregate, value, weight, 7, grad), strict=True):
-        torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-4)
+def test_gpu_agrees_with_cpu() -> None:
+    tensors = example(Shape((2, 8, 9, 30), 4, 7)).to(torch.float32)
+    actual = with_gradients(aggregate, tensors.to("cuda"), 7)
+    for a, e in zip(actual, with_gradients(aggregate, tensors, 7), strict=True):
+        torch.testing.assert_close(a.cpu(), e, rtol=1e-4, atol=1e-4)

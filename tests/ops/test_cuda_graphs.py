@@ -1,4 +1,4 @@
-"""CUDA graphs store addresses, not tensors, so everything they read must stay in place as long as they are replayed."""
+"""CUDA graphs store addresses instead of tensors, so everything they read must stay in place while they are in use."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import pytest
 import torch
 
 from acmix_zoo import ACmix2d, create_model
+from acmix_zoo.ops import geometry_cache
 
 
-def forget_constants() -> None:
+def empty_cache() -> None:
     """Empty the cache of masks and indices, as a sweep over image sizes would."""
-    pytest.importorskip("acmix_zoo.ops.geometry_cache")._tensors.clear()
+    geometry_cache._tensors.clear()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [14, 40])
 @pytest.mark.parametrize("warm", [True, False])
-def test_a_replay_computes_what_eager_does(size: int, warm: bool) -> None:
-    """This also holds if the cache is emptied and its memory overwritten after the capture."""
+def test_replay_agrees_with_eager(size: int, warm: bool) -> None:
+    """This also holds if the cache is emptied and its memory is overwritten after the capture."""
     layer = ACmix2d(8, 16).cuda().eval()
     x = torch.randn(2, 8, size, size, device="cuda")
     stream = torch.cuda.Stream()
@@ -27,24 +28,24 @@ def test_a_replay_computes_what_eager_does(size: int, warm: bool) -> None:
             layer(x)  # cuDNN and cuBLAS need a first call outside of the capture
         torch.cuda.current_stream().wait_stream(stream)
         if not warm:
-            forget_constants()
+            empty_cache()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             out = layer(x)
-        forget_constants()
+        empty_cache()
         torch.cuda.empty_cache()
-        rubbish = [torch.full((1 << 16,), float("nan"), device="cuda") for _ in range(64)]
+        overwritten = [torch.full((1 << 16,), float("nan"), device="cuda") for _ in range(64)]
         for _ in range(2):
             x.copy_(torch.randn_like(x))
             graph.replay()
             torch.testing.assert_close(out, layer(x), rtol=1e-4, atol=1e-4)
-    del rubbish
+    del overwritten
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"])
-def test_training_under_graphs(name: str) -> None:
-    """`make_graphed_callables` captures forward and backward; both must equal eager."""
+def test_training_agrees_with_eager(name: str) -> None:
+    """`make_graphed_callables` captures the forward and the backward pass."""
     torch.manual_seed(0)
     model = create_model(name, in_chans=3).cuda().eval()  # no batch statistics, which a capture would update
     x = torch.randn(4, 3, 32, 32, device="cuda", requires_grad=True)

@@ -1,4 +1,4 @@
-"""Check the dtype of each part of a layer, and that no layer loses more precision than its dtype requires."""
+"""The precision of the layers: which part computes in which dtype, and how large the error of the results is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_derivatives import OnTokens
+from support.gradients import OneInput
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,28 +19,28 @@ from acmix_zoo import ACmix2d
 from acmix_zoo.layers import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.layers.reduced_acmix import ReducedACmix
 from acmix_zoo.layers.window_acmix import WindowACmix
-from acmix_zoo.ops import dispatch as plan
+from acmix_zoo.ops import dispatch
 from acmix_zoo.ops.aggregation import aggregate
 from acmix_zoo.ops.position_encoding import position_encoding
 from acmix_zoo.ops.projection import project
 from acmix_zoo.ops.shift_conv import conv_factors
 
+# Number of random layers over which errors are averaged.
 SAMPLES = 4
-
 
 # Each layer with the shape of its input.
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "resnet, tiles": (lambda: ACmix2d(16, 16), (2, 16, 18, 17)),
-    "resnet, cut": (lambda: ACmix2d(8, 8), (48, 8, 5, 4)),
+    "resnet, chunks": (lambda: ACmix2d(8, 8), (48, 8, 5, 4)),
     "resnet, global": (lambda: ACmix2d(16, 16, heads=8, stride=2), (3, 16, 9, 8)),
     "resnet, heads of 5": (lambda: ACmix2d(8, 20), (2, 8, 17, 18)),  # padded for the attention on a GPU
     "window": (lambda: WindowACmix(16, 2, (4, 4), (2, 2)), (2, 8, 8, 16)),
     "pairwise": (lambda: PairwiseSAM(32, 5, 4), (2, 32, 7, 8)),
     "patchwise": (lambda: PatchwiseSAM(32, 5, 4, paths="both"), (2, 32, 7, 8)),
-    "reduced": (lambda: OnTokens(ReducedACmix(16, 2, 2), (8, 8)), (2, 64, 16)),
+    "reduced": (lambda: OneInput(ReducedACmix(16, 2, 2), (8, 8)), (2, 64, 16)),
 }
 # The dtype of the parameters and autocast's dtype, if any.
-CASES = {
+DTYPES = {
     "float32": (torch.float32, None),
     "bfloat16": (torch.bfloat16, None),
     "float16": (torch.float16, None),
@@ -70,7 +70,7 @@ OPERATORS = {
 }
 
 
-class Dtypes(TorchDispatchMode):
+class RecordDtypes(TorchDispatchMode):
     """Collects the dtype of the first input of each kind of operator."""
 
     def __init__(self) -> None:
@@ -87,7 +87,9 @@ def autocast(dtype: torch.dtype | None, device: str = "cpu") -> AbstractContextM
     return nullcontext() if dtype is None else torch.autocast(device, dtype)
 
 
-def spied(seen: dict[str, set[torch.dtype]], kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def record_dtype(seen: dict[str, set[torch.dtype]], kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` with a side effect: it adds the dtype of its result to `seen[kind]`."""
+
     def call(*args: Any, **kwargs: Any) -> Any:
         out = function(*args, **kwargs)
         seen.setdefault(kind, set()).add((out[1] if isinstance(out, tuple) else out).dtype)
@@ -96,21 +98,21 @@ def spied(seen: dict[str, set[torch.dtype]], kind: str, function: Callable[..., 
     return call
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize("name", LAYERS)
-def test_what_is_computed_in_which_dtype(name: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_part_computes_in_its_dtype(name: str, dtypes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build, shape = LAYERS[name]
-    dtype, lower = CASES[case]
+    dtype, lower = DTYPES[dtypes]
     layer = build().to(dtype)
     x = torch.randn(shape, dtype=dtype, requires_grad=True)
-    with Dtypes() as mode:
+    with RecordDtypes() as mode:
         for module in ("acmix2d", "san"):
             monkeypatch.setattr(
-                f"acmix_zoo.layers.{module}.position_encoding", spied(mode.seen, "positions", position_encoding)
+                f"acmix_zoo.layers.{module}.position_encoding", record_dtype(mode.seen, "positions", position_encoding)
             )
         for module in ("layers.convolution_path", "ops.shift_conv"):
-            monkeypatch.setattr(f"acmix_zoo.{module}.conv_factors", spied(mode.seen, "kernels", conv_factors))
-        monkeypatch.setattr("acmix_zoo.ops.acmix.project", spied(mode.seen, "linear", project))
+            monkeypatch.setattr(f"acmix_zoo.{module}.conv_factors", record_dtype(mode.seen, "kernels", conv_factors))
+        monkeypatch.setattr("acmix_zoo.ops.acmix.project", record_dtype(mode.seen, "linear", project))
         with autocast(lower):
             out = layer(x)
     names = {"lower": lower or dtype, "parameters": dtype, "float32": torch.float32}
@@ -118,9 +120,6 @@ def test_what_is_computed_in_which_dtype(name: str, case: str, monkeypatch: pyte
     assert out.dtype == (lower or dtype)
     out.float().square().sum().backward()
     assert all(t.grad is None or t.grad.dtype == dtype for t in (x, *layer.parameters()))
-
-
-# ---- the error, beside what rounding costs
 
 
 class Rounded(torch.autograd.Function):
@@ -136,7 +135,7 @@ class Rounded(torch.autograd.Function):
         return grad.to(ctx.dtype).double(), None
 
 
-def rounded(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+def rounded_copy(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a float64 copy whose weights and intermediate results between modules are rounded to `dtype`."""
     copied = copy.deepcopy(layer).to(dtype).double()
     for module in copied.modules():
@@ -145,7 +144,8 @@ def rounded(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copied
 
 
-def with_gradients(layer: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
+def named_gradients(layer: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """Return the output, the gradient of the input and that of every parameter, by name, in float64 on the CPU."""
     x = x.detach().requires_grad_()
     out = layer(x)
     names = [name for name, _ in layer.named_parameters()]
@@ -155,7 +155,7 @@ def with_gradients(layer: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tenso
 
 
 def samples(name: str) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
-    """Yield perturbed float64 layers in eval mode, with an input and a gradient of the output."""
+    """Yield random float64 layers in eval mode, each with an input and a gradient of the output."""
     build, shape = LAYERS[name]
     for seed in range(SAMPLES):
         torch.manual_seed(seed)
@@ -170,34 +170,43 @@ def samples(name: str) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
         yield layer, x, torch.randn_like(layer(x))
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", LAYERS)
-def test_error_is_at_most_twice_what_rounding_costs(
-    name: str, case: str, device: str, monkeypatch: pytest.MonkeyPatch
+# The other dtypes of the sweep are slow.
+SWEEP = [
+    pytest.param(
+        name, dtypes, marks=[] if dtypes in ("float32", "bfloat16") else pytest.mark.slow, id=f"{name}-{dtypes}"
+    )
+    for name in LAYERS
+    for dtypes in DTYPES
+]
+
+
+@pytest.mark.parametrize(("name", "dtypes"), SWEEP)
+def test_error_is_at_most_twice_that_of_rounding(
+    name: str, dtypes: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Check the error of the output and of every gradient relative to float64, averaged over several layers.
+    """The error of the output and of every gradient is measured relative to float64, and averaged over several layers.
 
     The bound is the error of the same layer in float64 on rounded inputs and weights, where the results of its linear
-    layers, convolutions and norms are rounded, too. In float32, sums round as well, and a sum of n terms loses up to
+    layers, convolutions and norms are rounded too. In float32, sums round as well, and a sum of n terms loses up to
     sqrt(n) times the rounding of one (N. Higham and T. Mary, A new approach to probabilistic rounding error analysis,
     2019). In half precision, sums are in float32, so only the rounding of their terms matters. Two errors of n random
     values that are equal on average differ by a factor of at most exp(3 / sqrt(n)) in 999 of 1,000 cases.
     """
-    dtype, lower = CASES[case]
+    dtype, lower = DTYPES[dtypes]
     half = lower or dtype
-    if "cut" in name:
-        monkeypatch.setattr(plan, "_CHUNK_BYTES", 1)  # one image at a time
+    if "chunks" in name:
+        monkeypatch.setattr(dispatch, "_CHUNK_BYTES", 1)  # one image at a time
     errors: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
     values: dict[str, int] = Counter()
     for layer, x, grad in samples(name):
-        exact = with_gradients(layer, x, grad)
-        cheapest = with_gradients(rounded(layer, half), x.to(half).double(), grad.to(half).double())
+        exact = named_gradients(layer, x, grad)
+        rounded = named_gradients(rounded_copy(layer, half), x.to(half).double(), grad.to(half).double())
         with autocast(lower, device):
-            here = copy.deepcopy(layer).to(device, dtype)
-            actual = with_gradients(here, x.to(device, dtype), grad.to(device, half))
+            converted = copy.deepcopy(layer).to(device, dtype)
+            actual = named_gradients(converted, x.to(device, dtype), grad.to(device, half))
         for part, e in exact.items():
             if e.norm() > 1e-12:  # a bias that softmax cancels has no gradient
-                floor = cheapest[part].to(half).double()
+                floor = rounded[part].to(half).double()
                 errors[part] += torch.stack([(actual[part] - e).square().sum(), (floor - e).square().sum()])
                 values[part] += e.numel()
     terms = max(x.numel(), grad.numel()) if half == torch.float32 else 1
@@ -208,8 +217,8 @@ def test_error_is_at_most_twice_what_rounding_costs(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weighted_sums_lose_nothing_beside_their_terms_and_result(dtype: torch.dtype, device: str) -> None:
-    """49 positive terms: their sum in half precision would stop growing long before the last."""
+def test_weighted_sums_only_round_their_terms_and_their_result(dtype: torch.dtype, device: str) -> None:
+    """A half-precision sum of 49 positive terms would stop growing long before the last."""
     tensors = [torch.rand(shape, dtype=torch.float64) for shape in ((2, 8, 9, 8), (2, 49 * 4, 9, 8), (2, 8, 9, 8))]
 
     def with_grads(value: Tensor, weight: Tensor, grad: Tensor) -> list[Tensor]:
@@ -225,7 +234,7 @@ def test_weighted_sums_lose_nothing_beside_their_terms_and_result(dtype: torch.d
 
 @torch.no_grad()
 def test_autocast_leaves_float64_alone() -> None:
-    """As it does in PyTorch's own layers."""
+    """So it does in PyTorch's own layers."""
     layer, x = ACmix2d(8, 8).double(), torch.randn(1, 8, 9, 9, dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(x)

@@ -11,7 +11,7 @@ pytest.importorskip("lightning")
 
 import lightning as L
 from lightning.pytorch.tuner import Tuner
-from test_training import At, data_of, make_pictures, task_of, trainer_of
+from support.training import CallAt, cut_power, make_data, make_image_folder, make_task, make_trainer
 from torch import Tensor, nn
 
 from acmix_zoo.tasks import ClassificationTask
@@ -21,30 +21,27 @@ from acmix_zoo.training.signals import Signals
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return make_pictures(tmp_path / "pictures")
+def image_folder(tmp_path: Path) -> Path:
+    return make_image_folder(tmp_path / "images")
 
 
 # ---- outside of a trainer
 
 
-def test_a_checkpoint_within_an_epoch_loads_without_a_trainer(pictures: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_within_an_epoch_loads_without_a_trainer(image_folder: Path, tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path / "run"), save_every=1)
 
-    def stop() -> None:
-        raise RuntimeError("the power is cut")
-
     with pytest.raises(RuntimeError, match="power"):
-        trainer_of(At(stop, epoch=0, batch=1), run).fit(task_of(), data_of(pictures))
+        make_trainer(CallAt(cut_power, epoch=0, batch=1), run).fit(make_task(), make_data(image_folder))
     assert "train_loss" in torch.load(run.last, weights_only=True)
     task = ClassificationTask.load_from_checkpoint(run.last, weights_only=True)
     state = torch.load(run.last, weights_only=True)["state_dict"]
     assert all(torch.equal(value, state[name]) for name, value in task.state_dict().items())
 
 
-def test_hooks_work_without_a_trainer(pictures: Path) -> None:
+def test_hooks_work_without_a_trainer(image_folder: Path) -> None:
     """A task and its data can be used on their own."""
-    task, data = task_of(), data_of(pictures)
+    task, data = make_task(), make_data(image_folder)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     assert task.training_step(batch, 0).isfinite()
@@ -61,9 +58,9 @@ def test_hooks_work_without_a_trainer(pictures: Path) -> None:
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_the_batch_size_is_scaled(pictures: Path, tmp_path: Path, ema: float | None) -> None:
-    trainer = trainer_of(epochs=1, enable_checkpointing=False, default_root_dir=tmp_path)
-    task, data = task_of(ema_decay=ema), data_of(pictures, batch_size=4)
+def test_the_batch_size_is_scaled(image_folder: Path, tmp_path: Path, ema: float | None) -> None:
+    trainer = make_trainer(epochs=1, enable_checkpointing=False, default_root_dir=tmp_path)
+    task, data = make_task(ema_decay=ema), make_data(image_folder, batch_size=4)
     before = copy.deepcopy(task.model.state_dict())
     size = Tuner(trainer).scale_batch_size(task, datamodule=data, max_trials=2, steps_per_trial=1, init_val=2)
     assert size == data.batch_size == 4
@@ -72,9 +69,9 @@ def test_the_batch_size_is_scaled(pictures: Path, tmp_path: Path, ema: float | N
     assert trainer.global_step == 6  # 27 images, four at a time
 
 
-def test_the_learning_rate_finder_suggests_a_rate(pictures: Path, tmp_path: Path) -> None:
-    trainer = trainer_of(epochs=5, enable_checkpointing=False, default_root_dir=tmp_path)
-    task, data = task_of(), data_of(pictures)
+def test_the_learning_rate_finder_suggests_a_rate(image_folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(epochs=5, enable_checkpointing=False, default_root_dir=tmp_path)
+    task, data = make_task(), make_data(image_folder)
     finder = Tuner(trainer).lr_find(task, datamodule=data, num_training=12, early_stop_threshold=None)
     assert finder is not None and len(finder.results["lr"]) >= 10
     suggested = finder.suggestion(skip_begin=1, skip_end=1)
@@ -89,9 +86,9 @@ def test_the_learning_rate_finder_suggests_a_rate(pictures: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
-def test_averages_of_every_precision(pictures: Path, tmp_path: Path, precision: Any) -> None:
-    run, task = RunFolder(str(tmp_path / "run")), task_of(ema_decay=0.9, lr=0.01)
-    trainer_of(run, epochs=2, precision=precision).fit(task, data_of(pictures))
+def test_averages_of_every_precision(image_folder: Path, tmp_path: Path, precision: Any) -> None:
+    run, task = RunFolder(str(tmp_path / "run")), make_task(ema_decay=0.9, lr=0.01)
+    make_trainer(run, epochs=2, precision=precision).fit(task, make_data(image_folder))
     checkpoint = torch.load(run.last, weights_only=True)
     average, trained = checkpoint["state_dict"], checkpoint["current_model_state"]
     own = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
@@ -143,7 +140,7 @@ def test_a_validation_does_not_round_the_average() -> None:
 
 
 @pytest.mark.gpu
-def test_an_average_is_on_the_gpu(pictures: Path) -> None:
+def test_an_average_is_on_the_gpu(image_folder: Path) -> None:
     seen: list[str] = []
 
     class Look(L.Callback):
@@ -152,8 +149,8 @@ def test_an_average_is_on_the_gpu(pictures: Path) -> None:
             assert ema._average_model is not None
             seen.append(next(ema._average_model.module.parameters()).device.type)
 
-    trainer = trainer_of(Look(), epochs=1, accelerator="gpu", devices=1, enable_checkpointing=False)
-    trainer.fit(task_of(ema_decay=0.9), data_of(pictures))
+    trainer = make_trainer(Look(), epochs=1, accelerator="gpu", devices=1, enable_checkpointing=False)
+    trainer.fit(make_task(ema_decay=0.9), make_data(image_folder))
     assert set(seen) == {"cuda"}
 
 
@@ -188,17 +185,17 @@ class NanAt(nn.CrossEntropyLoss):
 
 
 @pytest.mark.parametrize("batch", [7, 11])  # within the second epoch of six steps, and its last
-def test_a_loss_that_is_found_late_is_not_saved(pictures: Path, tmp_path: Path, batch: int) -> None:
+def test_a_loss_that_is_found_late_is_not_saved(image_folder: Path, tmp_path: Path, batch: int) -> None:
     """The saved batch is the one with the bad loss, and no checkpoint is affected, although each step is saved."""
-    run, task = RunFolder(str(tmp_path / "run"), save_every=1), task_of(lr=0.01, ema_decay=0.9)
+    run, task = RunFolder(str(tmp_path / "run"), save_every=1), make_task(lr=0.01, ema_decay=0.9)
     run._signals = Behind()
     task.train_criterion = NanAt(batch)
     with pytest.raises(NotFinite, match=r"the loss is nan at epoch 2.*The affected weights were not saved") as e:
-        trainer_of(run).fit(task, data_of(pictures, batch_size=4))
+        make_trainer(run).fit(task, make_data(image_folder, batch_size=4))
     (kept,) = (tmp_path / "run").glob("not_finite_*.pt")
     assert str(kept) in str(e.value)
     content = torch.load(kept, weights_only=True)
-    data = data_of(pictures, batch_size=4)
+    data = make_data(image_folder, batch_size=4)
     data.setup("fit")
     data.train_dataloader().sampler.set_epoch(1)
     assert content["names"] == data.describe_batch(batch - 6)

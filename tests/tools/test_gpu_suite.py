@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from acmix_zoo.bench import passes
-from acmix_zoo.bench.candidates import Case, build
-from acmix_zoo.bench.passes import Pass, gpu_peak
-from acmix_zoo.bench.table import read_rows
+from acmix_zoo.bench.candidates import Candidate, build
+from acmix_zoo.bench.memory import gpu_peak
+from acmix_zoo.bench.passes import Pass
+from acmix_zoo.bench.results import read_rows
 from tools import gpu_suite
 from tools.gpu_groups import PARTS, Group
 from tools.gpu_suite import Budget, GpuRow, main, missing_gpu, tf32
@@ -82,12 +83,12 @@ def test_tf32_is_set_for_products_and_convolutions_alike() -> None:
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
 
 
-def test_every_contestant_exists() -> None:
+def test_every_candidate_exists() -> None:
     groups = [group for part in PARTS.values() for group in part()]
     assert len(groups) == len(set(groups)) > 100
     with torch.device("meta"):
-        for name in {name for group in groups for name in group.contestants}:
-            build(Case(name, device="meta"))
+        for name in {name for group in groups for name in group.candidates}:
+            build(Candidate(name, device="meta"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
@@ -102,16 +103,16 @@ def test_message_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["tile"], "unknown part tile; expected one of layers, networks, tiles, compiled"),
         (REHEARSAL, "needs --csv FILE"),
     ],
 )
-def test_wrong_arguments(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(arguments)
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_code_for_cuda_with_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,8 +135,8 @@ def test_code_for_cuda_with_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    run = Pass(Case("acmix2d:8x9", batch=1, train=True, threads=1))
-    found = passes._queued_round(run, 0.02)
+    run = Pass(Candidate("acmix2d:8x9", batch=1, train=True, threads=1))
+    found = passes._run_cuda_round(run, 0.02)
     assert 1 <= len(found) <= 100 and min(found) > 0
     assert gpu_peak(run) == 3
     monkeypatch.setenv("PATH", "")

@@ -7,20 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.benchmarks import ROW
 
-from acmix_zoo.bench.measure import Row
-from acmix_zoo.bench.table import write_csv
+from acmix_zoo.bench.results import write_csv
 from tools.speed_table import NOT_MEASURED, speed_summary, speed_table
-
-ROW = Row("acmix2d:64x56", "inference", 2, "float32", 8, "64×56×56", 40.0, 39.0, 42.0, 200.0, 20.0, 10**8, 40.0, 0.2)
 
 
 @pytest.fixture
 def measurements(tmp_path: Path) -> Path:
-    layer = [ROW, replace(ROW, contestant="released:64x56", ms=900.0, peak_mib=700.0)]
+    layer = [ROW, replace(ROW, candidate="released:64x56", ms=900.0, peak_mib=700.0)]
     write_csv([*layer, *(replace(row, threads=1) for row in layer)], tmp_path / "layer.csv")
-    network = replace(ROW, contestant="acmix_resnet50")
-    write_csv([network, replace(network, contestant="resnet50", batch=4, ms=16.0)], tmp_path / "networks.csv")
+    network = replace(ROW, candidate="acmix_resnet50")
+    write_csv([network, replace(network, candidate="resnet50", batch=4, ms=16.0)], tmp_path / "networks.csv")
     machine = {"cpu": "X", "cores": 2, "matmul_gflops": {"2": 90.0, "1": 50.0}, "torch": "2", "timm": "1"}
     (tmp_path / "machine.json").write_text(json.dumps({**machine, "date": "2026-01-02"}))
     return tmp_path

@@ -13,7 +13,7 @@ from acmix_zoo.training.report import write_html
 NAME = r"<b>5 $\frac$ & 10</b>"  # HTML markup, and not a formula that matplotlib could typeset
 
 
-def test_names_in_pictures(tmp_path: Path) -> None:
+def test_names_in_plots(tmp_path: Path) -> None:
     for path in (
         plot_confusion(np.eye(2), [NAME, "b"], tmp_path / "confusion.png"),
         plot_images([np.zeros((4, 4))], [NAME], tmp_path / "images.png"),

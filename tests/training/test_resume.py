@@ -12,7 +12,15 @@ import torch
 pytest.importorskip("lightning")
 
 import yaml
-from test_training import At, data_of, make_pictures, task_of, trainer_of
+from support.training import (
+    CrashInSecondEpoch,
+    callback_option,
+    fit_arguments,
+    make_data,
+    make_image_folder,
+    make_task,
+    make_trainer,
+)
 
 from acmix_zoo.cli.main import main
 from acmix_zoo.cli.trainer import TrainingCLI
@@ -24,11 +32,7 @@ from acmix_zoo.training.resume import RULES, Rule, changes, flatten
 from acmix_zoo.weights import create_model, read_config, write_folder
 
 # Options of every run here, in addition to data.source, run.folder and ckpt_path.
-BASE = {
-    "data.image_size": 32, "data.batch_size": 8, "data.val_fraction": 0.25, "model.model": "test_resnet",
-    "model.lr": 0.001, "trainer.max_epochs": 2, "trainer.accelerator": "cpu", "trainer.limit_train_batches": 2,
-    "speed.loader_seconds": 0,
-}  # fmt: skip
+MORE = {"model__lr": 0.001, "trainer__max_epochs": 2, "trainer__limit_train_batches": 2}
 
 
 class Parsed(Exception):
@@ -97,39 +101,27 @@ def test_numbers_are_compared_by_value(option: str, recorded: Any, given: Any, i
 # ---- a run that is stopped, through the command line
 
 
-class Stop(At):
-    """Cuts the power in the second epoch."""
-
-    def __init__(self) -> None:
-        def cut() -> None:
-            raise RuntimeError("the power is cut")
-
-        super().__init__(cut, epoch=1, batch=0)
-
-
 def command(place: Path, run: str, **changes: Any) -> list[str]:
-    options = {**BASE, "data.source": place / "pictures", "run.folder": place / run, "ckpt_path": "last"}
-    options |= {key.replace("__", "."): value for key, value in changes.items()}
-    return ["fit", *(f"--{key}={value}" for key, value in options.items())]
+    return fit_arguments(place / "images", place / run, **{"ckpt_path": "last", **MORE, **changes})
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures/, a run `cut` that was stopped in its second epoch, and a finished run `done`."""
+    """A folder with images/, a run `cut` that was stopped in its second epoch, and a finished run `done`."""
     folder = tmp_path_factory.mktemp("made")
-    make_pictures(folder / "pictures")
+    make_image_folder(folder / "images")
     with pytest.raises(RuntimeError, match="power"):
-        main(command(folder, "cut", trainer__callbacks="{class_path: test_resume.Stop}"))
+        main(command(folder, "cut", trainer__callbacks=callback_option(CrashInSecondEpoch)))
     assert main(command(folder, "done")) == 0
     return folder
 
 
 @pytest.fixture
 def place(made: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the runs; the pictures are where they were."""
+    """A copy of the runs; the images are where they were."""
     shutil.copytree(made, tmp_path / "place")
-    shutil.rmtree(tmp_path / "place/pictures")
-    (tmp_path / "place/pictures").symlink_to(made / "pictures")
+    shutil.rmtree(tmp_path / "place/images")
+    (tmp_path / "place/images").symlink_to(made / "images")
     return tmp_path / "place"
 
 
@@ -180,14 +172,14 @@ def test_classes_with_other_names_are_refused(
     made: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As many classes with other names would be scored, and trained on, as if they were the old ones."""
-    pictures = shutil.copytree(made / "pictures", tmp_path / "pictures")
-    (pictures / "class0").rename(pictures / "zebra")
+    image_folder = shutil.copytree(made / "images", tmp_path / "images")
+    (image_folder / "class0").rename(image_folder / "zebra")
     if arguments == ["fit"]:
-        words = command(made, "cut", data__source=pictures)
+        words = command(made, "cut", data__source=image_folder)
     else:
-        words = [*arguments, f"--config={made / 'done/config.yaml'}", f"--data.source={pictures}"]
+        words = [*arguments, f"--config={made / 'done/config.yaml'}", f"--data.source={image_folder}"]
     assert main(words) == 1
-    assert "pictures has other classes than the checkpoint. Missing: class0; new: zebra." in capsys.readouterr().err
+    assert "images has other classes than the checkpoint. Missing: class0; new: zebra." in capsys.readouterr().err
 
 
 def test_what_has_no_influence_takes_effect(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,14 +249,14 @@ def test_a_run_that_could_not_write_its_weights_keeps_its_command(place: Path) -
 
 def test_a_task_with_other_hyperparameters_is_not_resumed(made: Path, tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path / "run"))
-    trainer_of(run, epochs=1).fit(task_of(lr=0.001), data_of(made / "pictures"))
+    make_trainer(run, epochs=1).fit(make_task(lr=0.001), make_data(made / "images"))
     with pytest.raises(ValueError, match=r"with lr 0\.001, momentum 0\.9; this task has lr 0\.1, momentum 0\.5"):
-        trainer_of(epochs=2, enable_checkpointing=False).fit(
-            task_of(lr=0.1, momentum=0.5), data_of(made / "pictures"), ckpt_path=run.last, weights_only=True
+        make_trainer(epochs=2, enable_checkpointing=False).fit(
+            make_task(lr=0.1, momentum=0.5), make_data(made / "images"), ckpt_path=run.last, weights_only=True
         )
-    other = task_of(lr=0.1, weight_decay=0.3)  # an evaluation does not use them
-    trainer_of(enable_checkpointing=False).validate(
-        other, data_of(made / "pictures"), ckpt_path=run.last, verbose=False, weights_only=True
+    other = make_task(lr=0.1, weight_decay=0.3)  # an evaluation does not use them
+    make_trainer(enable_checkpointing=False).validate(
+        other, make_data(made / "images"), ckpt_path=run.last, verbose=False, weights_only=True
     )
 
 
@@ -287,11 +279,18 @@ def test_a_checkpoint_does_not_need_the_pretrained_weights(
 ) -> None:
     """It needs neither the file that it was fine-tuned from nor, for prediction, the training images."""
     place = tmp_path / "place"
-    shutil.copytree(made / "pictures", place / "pictures")
+    shutil.copytree(made / "images", place / "images")
     start = place / "start.pth"
     torch.save(ClassificationTask("test_resnet", num_classes=3).model.state_dict(), start)
     with pytest.raises(RuntimeError, match="power"):
-        main(command(place, "run", model__pretrained=start, trainer__callbacks="{class_path: test_resume.Stop}"))
+        main(
+            command(
+                place,
+                "run",
+                model__pretrained=start,
+                trainer__callbacks=callback_option(CrashInSecondEpoch),
+            )
+        )
     start.unlink()
     assert main(command(place, "run", model__pretrained=start)) == 0
     assert read_config(place / "run/weights")["acmix_zoo"]["parent"] == "start.pth"
@@ -299,7 +298,7 @@ def test_a_checkpoint_does_not_need_the_pretrained_weights(
     assert main(["validate", config]) == 0
     task = ClassificationTask.load_from_checkpoint(place / "run/checkpoints/best.ckpt", weights_only=True)
     assert task.hparams["pretrained"] == str(start)
-    shutil.move(place / "pictures", place / "photos")
+    shutil.move(place / "images", place / "photos")
     capsys.readouterr()
     assert main(["predict", config, f"--data.predict_source={place / 'photos/class1'}"]) == 0
     assert "12 images" in capsys.readouterr().out
@@ -311,7 +310,7 @@ def test_a_checkpoint_does_not_need_the_weight_folder_given_as_the_model(made: P
     run = RunFolder(str(tmp_path / "run"))
     task = ClassificationTask(str(folder), num_classes=3)
     assert (task.hparams["model"], task.hparams["pretrained"]) == ("test_resnet", str(folder))
-    trainer_of(run, epochs=1).fit(task, data_of(made / "pictures"))
+    make_trainer(run, epochs=1).fit(task, make_data(made / "images"))
     shutil.rmtree(folder)
     again = ClassificationTask.load_from_checkpoint(run.last, weights_only=True)
     state = torch.load(run.last, weights_only=True)["state_dict"]
@@ -354,7 +353,7 @@ def test_arguments_of_a_weight_folder_are_kept(
     shutil.copytree(small_window, folder)
     start = {"model__model": folder} if given_as == "model" else {"model__model": PICO, "model__pretrained": folder}
     options = {**start, "run__folder": tmp_path / "run", "run__test": "false"}
-    stop = {"trainer__callbacks": "{class_path: test_resume.Stop}"}
+    stop = {"trainer__callbacks": callback_option(CrashInSecondEpoch)}
     with pytest.raises(RuntimeError, match="power"):
         main(command(made, "unused", **options, **stop))
     shutil.rmtree(folder)
@@ -374,7 +373,7 @@ def small_window_run(made: Path) -> Path:
     """A checkpoint of a network that attends to 3 × 3 positions."""
     run = RunFolder(str(made / "small_window_run"))
     task = ClassificationTask(PICO, num_classes=3, model_kwargs={"kernel_att": 3})
-    trainer_of(run, epochs=1, limit_train_batches=1).fit(task, data_of(made / "pictures"))
+    make_trainer(run, epochs=1, limit_train_batches=1).fit(task, make_data(made / "images"))
     return run.last
 
 
@@ -400,7 +399,7 @@ def test_a_start_whose_arguments_were_ignored_is_rebuilt_as_it_was(
     """Earlier versions ignored the arguments of a checkpoint given as `pretrained`, and recorded none."""
     run = RunFolder(str(tmp_path / "run"))
     task = ClassificationTask(PICO, num_classes=3)
-    trainer_of(run, epochs=1, limit_train_batches=1).fit(task, data_of(made / "pictures"))
+    make_trainer(run, epochs=1, limit_train_batches=1).fit(task, make_data(made / "images"))
     content = torch.load(run.last, weights_only=True)
     content["hyper_parameters"]["pretrained"] = str(small_window_run)
     torch.save(content, run.last)
@@ -412,8 +411,8 @@ def test_a_start_whose_arguments_were_ignored_is_rebuilt_as_it_was(
 @pytest.mark.parametrize("call", ["validate", "predict"])
 def test_a_checkpoint_of_another_network_is_not_evaluated(made: Path, small_window_run: Path, call: str) -> None:
     """Its weights fit, because kernel_att changes no shape, but the scores would be wrong."""
-    evaluate = getattr(trainer_of(enable_checkpointing=False), call)
-    data = data_of(made / "pictures", predict_source=str(made / "pictures/class1"))
+    evaluate = getattr(make_trainer(enable_checkpointing=False), call)
+    data = make_data(made / "images", predict_source=str(made / "images/class1"))
     with pytest.raises(ValueError, match=r'built with \{"kernel_att": 3\}, .* no model_kwargs.* \(model_kwargs='):
         evaluate(ClassificationTask(PICO, num_classes=3), data, ckpt_path=small_window_run, weights_only=True)
     # what only affects training may differ
@@ -431,7 +430,7 @@ def test_own_arguments_take_precedence_over_a_weight_folder(small_window: Path) 
 def test_older_checkpoints_of_a_weight_folder_are_resumed(made: Path, small_window: Path, tmp_path: Path) -> None:
     """Their hyper-parameters have the folder as the model, or lack what it stores."""
     run = RunFolder(str(tmp_path / "run"))
-    trainer_of(run, epochs=1).fit(ClassificationTask(str(small_window), num_classes=3), data_of(made / "pictures"))
+    make_trainer(run, epochs=1).fit(ClassificationTask(str(small_window), num_classes=3), make_data(made / "images"))
     content = torch.load(run.last, weights_only=True)
     for older in (
         {"model": str(small_window), "pretrained": False, "model_kwargs": None},
@@ -439,8 +438,8 @@ def test_older_checkpoints_of_a_weight_folder_are_resumed(made: Path, small_wind
     ):
         torch.save({**content, "hyper_parameters": {**content["hyper_parameters"], **older}}, run.last)
         task = ClassificationTask(older["model"], num_classes=3, pretrained=older["pretrained"])
-        trainer = trainer_of(epochs=2, enable_checkpointing=False, limit_train_batches=1)
-        trainer.fit(task, data_of(made / "pictures"), ckpt_path=run.last, weights_only=True)
+        trainer = make_trainer(epochs=2, enable_checkpointing=False, limit_train_batches=1)
+        trainer.fit(task, make_data(made / "images"), ckpt_path=run.last, weights_only=True)
         assert trainer.current_epoch == 2
         assert windows(ClassificationTask.load_from_checkpoint(run.last).model) == {3}
 
@@ -451,7 +450,7 @@ def test_a_training_in_python_from_a_weight_folder_is_resumed_by_a_command(
 ) -> None:
     run = RunFolder(str(tmp_path / "run"))
     task = ClassificationTask(PICO, num_classes=3, pretrained=str(small_window), warmup_epochs=0)
-    trainer_of(run, epochs=1).fit(task, data_of(made / "pictures"))
+    make_trainer(run, epochs=1).fit(task, make_data(made / "images"))
     start = {"model": {"model__model": small_window}, "pretrained": {"model__model": PICO}}[given_as]
     if given_as == "pretrained":
         start["model__pretrained"] = small_window

@@ -17,7 +17,16 @@ pytest.importorskip("lightning")
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from test_training import data_of, make_pictures, task_of, trainer_of
+from support.training import (
+    InterruptTest,
+    SignalBeforeFirstStep,
+    callback_option,
+    fit_arguments,
+    make_data,
+    make_image_folder,
+    make_task,
+    make_trainer,
+)
 
 from acmix_zoo.cli.main import main
 from acmix_zoo.cli.trainer import TrainingCLI
@@ -28,34 +37,24 @@ from acmix_zoo.training.signals import Interrupted
 from acmix_zoo.weights import check_folder, create_model, read_config
 
 ROOT = Path(__file__).parents[2]
-SMALL = {
-    "data.image_size": 32, "data.batch_size": 8, "data.val_fraction": 0.25, "model.model": "test_resnet",
-    "trainer.max_epochs": 1, "trainer.accelerator": "cpu", "speed.loader_seconds": 0,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ and test/ of three classes."""
     folder = tmp_path_factory.mktemp("photos") / "photos"
-    make_pictures(folder / "train")
-    make_pictures(folder / "test", each=4)
+    make_image_folder(folder / "train")
+    make_image_folder(folder / "test", per_class=4)
     return folder
 
 
-def fit(pictures: Path | None, folder: Path | None, **changes: Any) -> list[str]:
-    settings = {**SMALL, "data.source": pictures, "run.folder": folder}
-    settings |= {key.replace("__", "."): value for key, value in changes.items()}
-    return ["fit", *(f"--{key}={value}" for key, value in settings.items() if value is not None)]
-
-
 @pytest.fixture(scope="module")
-def done(pictures: Path) -> Path:
-    """A finished run beside the pictures, started in their folder with relative paths."""
+def done(image_folder: Path) -> Path:
+    """A finished run beside the images, started in their folder with relative paths."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(pictures.parent)
-        assert main(fit(Path("photos"), Path("runs/x"), ckpt_path="last")) == 0
-    return pictures.parent / "runs/x"
+        patch.chdir(image_folder.parent)
+        assert main(fit_arguments(Path("photos"), Path("runs/x"), ckpt_path="last")) == 0
+    return image_folder.parent / "runs/x"
 
 
 # ---- before the first step
@@ -90,29 +89,29 @@ def test_a_recipe_without_images_is_refused(recipe: str, capsys: pytest.CaptureF
     ids=lambda value: "-".join(map(str, value.items())) if isinstance(value, dict) else "",
 )
 def test_what_cannot_work_is_refused(
-    options: dict[str, Any], words: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: dict[str, Any], words: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if options.get("trainer__accelerator") == "gpu" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    assert main(fit(pictures, tmp_path / "run", **options)) == 1
+    assert main(fit_arguments(image_folder, tmp_path / "run", **options)) == 1
     said = capsys.readouterr()
     error = said.err
     assert words in error and "Traceback" not in error
     assert "New run" not in said.out and not (tmp_path / "run").exists()
 
 
-def test_the_size_check_leaves_the_modes_of_a_network_alone(pictures: Path) -> None:
-    task = task_of(linear_probe=True)
+def test_the_size_check_leaves_the_modes_of_a_network_alone(image_folder: Path) -> None:
+    task = make_task(linear_probe=True)
     task.train()
     before = [module.training for module in task.modules()]
-    trainer_of(enable_checkpointing=False).validate(task, data_of(pictures / "train"), verbose=False)
+    make_trainer(enable_checkpointing=False).validate(task, make_data(image_folder / "train"), verbose=False)
     task.train()
     assert [module.training for module in task.modules()] == before
 
 
-def test_a_run_says_what_it_starts_from(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_says_what_it_starts_from(image_folder: Path, tmp_path: Path) -> None:
     """A separate process would show every message of Lightning's."""
-    words = fit(pictures, tmp_path / "run", model__ema_decay=0.9, ckpt_path="last")
+    words = fit_arguments(image_folder, tmp_path / "run", model__ema_decay=0.9, ckpt_path="last")
     command = [sys.executable, "-m", "acmix_zoo.cli", *words]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"New run in {tmp_path / 'run'}" in said.stdout
@@ -127,23 +126,23 @@ def test_a_run_says_what_it_starts_from(pictures: Path, tmp_path: Path) -> None:
 
 def test_a_start_from_weights_is_named(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = done / "weights"
-    assert main(fit(done.parents[1] / "photos", tmp_path / "run", model__pretrained=weights)) == 0
+    assert main(fit_arguments(done.parents[1] / "photos", tmp_path / "run", model__pretrained=weights)) == 0
     assert f"fine-tuned from {read_config(weights)['acmix_zoo']['name']};" in capsys.readouterr().out
 
 
 def test_a_batch_larger_than_the_data_scales_the_rate_by_what_it_has(
-    pictures: Path, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    task = task_of(lr=0.1, lr_batch=27)
-    trainer_of(epochs=1, enable_checkpointing=False).fit(task, data_of(pictures / "train", batch_size=512))
+    task = make_task(lr=0.1, lr_batch=27)
+    make_trainer(epochs=1, enable_checkpointing=False).fit(task, make_data(image_folder / "train", batch_size=512))
     assert "27 images a step; lr 0.1 = 0.1 × 27 / 27" in capsys.readouterr().out
     assert task.trainer.optimizers[0].param_groups[0]["initial_lr"] == pytest.approx(0.1)
 
 
-def test_accumulation_over_more_batches_than_there_are(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_accumulation_over_more_batches_than_there_are(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The last batch of an epoch always ends with an optimiser step, even if fewer batches were accumulated."""
-    trainer = trainer_of(epochs=1, enable_checkpointing=False, accumulate_grad_batches=100)
-    trainer.fit(task_of(lr=0.1, lr_batch=24), data_of(pictures / "train", batch_size=8))
+    trainer = make_trainer(epochs=1, enable_checkpointing=False, accumulate_grad_batches=100)
+    trainer.fit(make_task(lr=0.1, lr_batch=24), make_data(image_folder / "train", batch_size=8))
     assert "1 × 8 × 3 accumulated = 24 images a step" in capsys.readouterr().out
     assert trainer.global_step == 1
 
@@ -151,12 +150,14 @@ def test_accumulation_over_more_batches_than_there_are(pictures: Path, capsys: p
 # ---- where a run is
 
 
-def test_experiments_have_folders_of_their_own(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experiments_have_folders_of_their_own(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Folders are named after the recipe, or the network, and the data."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "light.yaml").write_text(yaml.safe_dump({"model": {"lr": 0.01}}))
-    assert main(fit(pictures, None)) == 0
-    assert main([*fit(pictures, None), "--config=light.yaml"]) == 0
+    assert main(fit_arguments(image_folder, None)) == 0
+    assert main([*fit_arguments(image_folder, None), "--config=light.yaml"]) == 0
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["light-photos", "test_resnet-photos"]
 
 
@@ -175,29 +176,29 @@ def test_a_run_is_evaluated_from_elsewhere(
     assert f"{split}: top-1 {100 * score:.2f} %, loss " in said and "best.ckpt" in said
 
 
-def test_a_run_folder_can_be_moved(done: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_run_folder_can_be_moved(done: Path, image_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(done, tmp_path / "moved")
-    assert main(["validate", f"--config={tmp_path / 'moved/config.yaml'}", f"--data.source={pictures}"]) == 0
-    source = f"--data.predict_source={pictures / 'test/class1'}"
+    assert main(["validate", f"--config={tmp_path / 'moved/config.yaml'}", f"--data.source={image_folder}"]) == 0
+    source = f"--data.predict_source={image_folder / 'test/class1'}"
     assert main(["predict", f"--config={tmp_path / 'moved/config.yaml'}", source]) == 0
     assert (tmp_path / "moved/predictions.csv").exists() and not (done / "predictions.csv").exists()
 
 
 def test_a_moved_run_finds_its_data(
-    done: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    done: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """config.yaml has absolute paths, which another folder with the name of the data cannot shadow."""
     config = yaml.safe_load((done / "config.yaml").read_text())
-    assert (config["data"]["source"], config["run"]["folder"]) == (str(pictures), str(done))
+    assert (config["data"]["source"], config["run"]["folder"]) == (str(image_folder), str(done))
     shutil.copytree(done, tmp_path / "alone/runs/x")
-    make_pictures(tmp_path / "alone/photos/train", classes=2)
+    make_image_folder(tmp_path / "alone/photos/train", classes=2)
     monkeypatch.chdir(tmp_path / "alone")
     assert main(["validate", "--config=runs/x"]) == 0  # the other photos have too few classes
     # moved together with its data, while the old place is gone
     for name in ("runs/x", "photos"):
-        shutil.copytree(pictures.parent / name, tmp_path / "project" / name)
+        shutil.copytree(image_folder.parent / name, tmp_path / "project" / name)
     path = tmp_path / "project/runs/x/config.yaml"
-    path.write_text(path.read_text().replace(str(pictures.parent), "/gone"))
+    path.write_text(path.read_text().replace(str(image_folder.parent), "/gone"))
     capsys.readouterr()
     assert main(["validate", f"--config={path}"]) == 0
     words = f"Using --data.source {tmp_path / 'project/photos'}: /gone/photos does not exist"
@@ -209,7 +210,7 @@ def test_a_moved_run_finds_its_data(
 
 
 def test_a_relative_path_in_a_config(
-    done: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    done: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Configs of earlier versions have relative paths; the command says which folder it uses."""
     shutil.copytree(done, tmp_path / "moved")
@@ -219,16 +220,18 @@ def test_a_relative_path_in_a_config(
     monkeypatch.chdir(tmp_path / "moved")
     assert main(["validate", "--config=config.yaml"]) == 1
     assert f"Looked for {tmp_path / 'photos'}; give the present place with --data.source" in capsys.readouterr().err
-    monkeypatch.chdir(pictures)
+    monkeypatch.chdir(image_folder)
     assert main(["validate", f"--config={tmp_path / 'moved'}"]) == 0
     said = capsys.readouterr().out
-    assert f"Using --data.source {pictures}: " in said and "has the relative path ../photos" in said
+    assert f"Using --data.source {image_folder}: " in said and "has the relative path ../photos" in said
 
 
-def test_predictions_are_kept(done: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_are_kept(
+    done: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(done, tmp_path / "run")
     for split in ("test/class1", "train/class2", "test/class0"):
-        source = f"--data.predict_source={pictures / split}"
+        source = f"--data.predict_source={image_folder / split}"
         assert main(["predict", f"--config={tmp_path / 'run/config.yaml'}", source]) == 0
     said = capsys.readouterr().out
     assert f"Saved the predictions for 4 images to {tmp_path / 'run/predictions.csv'}" in said
@@ -250,55 +253,54 @@ def test_records_are_rounded(done: Path) -> None:
     assert {m["name"] for m in record["metrics"]} == {"top1"}
 
 
-def test_a_run_without_validation_says_so(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(fit(pictures / "train", tmp_path / "run", data__val_fraction=0)) == 0
+def test_a_run_without_validation_says_so(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fit_arguments(image_folder / "train", tmp_path / "run", data__val_fraction=0)) == 0
     assert "train: not evaluated, because there was no validation or test split" in capsys.readouterr().out
     assert main(["validate", f"--config={tmp_path / 'run/config.yaml'}"]) == 1
     assert "train has no validation images to evaluate on" in capsys.readouterr().err
 
 
 def test_scores_of_a_part_of_a_split_are_not_recorded(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"trainer__limit_val_batches": 1, "trainer__limit_test_batches": 1}
-    assert main(fit(pictures, tmp_path / "run", **options)) == 0
+    assert main(fit_arguments(image_folder, tmp_path / "run", **options)) == 0
     printed = capsys.readouterr().out
     assert "Scores on part of a split are not recorded" in printed
     assert "photos: no score, because options of the trainer left out images of the validation or test split" in printed
     assert read_config(tmp_path / "run/weights")["acmix_zoo"]["metrics"] == []
 
 
-def test_a_training_that_diverged_says_so(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(fit(pictures, tmp_path / "run", model__lr=1e12, model__warmup_epochs=0, trainer__max_epochs=2))
+def test_a_training_that_diverged_says_so(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(
+        fit_arguments(image_folder, tmp_path / "run", model__lr=1e12, model__warmup_epochs=0, trainer__max_epochs=2)
+    )
     error = capsys.readouterr().err
     assert code == 1 and "lower model.lr" in error and "replayed" not in error
 
 
-def test_weights_of_half_precision_are_finished(pictures: Path, tmp_path: Path) -> None:
+def test_weights_of_half_precision_are_finished(image_folder: Path, tmp_path: Path) -> None:
     """The folder has the average in float32."""
     options = {"trainer__precision": "bf16-true", "model__ema_decay": 0.9, "model__lr": 0.01}
-    assert main(fit(pictures, tmp_path / "run", **options)) == 0
+    assert main(fit_arguments(image_folder, tmp_path / "run", **options)) == 0
     assert check_folder(tmp_path / "run/weights") == []
     best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)["state_dict"]
     written = create_model(tmp_path / "run/weights").state_dict()
     assert all(torch.equal(value, best[f"model.{name}"]) for name, value in written.items())
 
 
-class InterruptTest(L.Callback):
-    """Simulates Ctrl-C during the final test."""
-
-    def on_test_batch_end(self, *_: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-
 def test_an_interrupted_test_says_that_the_training_is_safe(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    words = fit(pictures, tmp_path / "run", ckpt_path="last")
+    words = fit_arguments(image_folder, tmp_path / "run", ckpt_path="last")
     try:
         with pytest.raises(Interrupted) as stop:
-            main([*words, "--trainer.callbacks={class_path: test_run_messages.InterruptTest}"])
+            main([*words, f"--trainer.callbacks={callback_option(InterruptTest)}"])
     finally:
         signal.signal(signal.SIGINT, handler)
     assert stop.value.code == 128 + signal.SIGINT
@@ -309,10 +311,10 @@ def test_an_interrupted_test_says_that_the_training_is_safe(
     assert check_folder(tmp_path / "run/weights") == []
 
 
-def test_what_to_do_after_an_interruption(pictures: Path, tmp_path: Path) -> None:
+def test_what_to_do_after_an_interruption(image_folder: Path, tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path / "run"))
     assert run.resume_message == "Nothing had been saved yet."
-    trainer_of(run, epochs=1).fit(ClassificationTask("test_resnet", num_classes=3), data_of(pictures / "train"))
+    make_trainer(run, epochs=1).fit(ClassificationTask("test_resnet", num_classes=3), make_data(image_folder / "train"))
     assert "pass it to Trainer.fit as ckpt_path" in run.resume_message
     run.options = {"model.model": "test_resnet"}
     assert run.resume_message.endswith("run the same command again with --ckpt_path last to resume.")
@@ -338,7 +340,7 @@ def test_bars_count_epochs_from_one(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_terminal_shows_one_bar_or_none(
-    options: dict[str, str], bars: list[str], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, str], bars: list[str], image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
 
@@ -347,7 +349,7 @@ def test_a_terminal_shows_one_bar_or_none(
 
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(TrainingCLI, "_run_subcommand", look)
-    assert main(fit(pictures, tmp_path / "run", **options)) == 0
+    assert main(fit_arguments(image_folder, tmp_path / "run", **options)) == 0
     assert seen == bars
 
 
@@ -376,21 +378,12 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-class Press(L.Callback):
-    """Sends a signal when the data has been read, before the first step."""
-
-    def __init__(self, name: str) -> None:
-        self.number = getattr(signal, name)
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        os.kill(os.getpid(), self.number)
-
-
 @pytest.mark.parametrize(("name", "line"), [("SIGINT", "interrupted"), ("SIGTERM", "stopped by SIGTERM")])
-def test_a_signal_before_the_first_step(name: str, line: str, pictures: Path, tmp_path: Path) -> None:
+def test_a_signal_before_the_first_step(name: str, line: str, image_folder: Path, tmp_path: Path) -> None:
     """One line and the exit code of the signal; no folder is left."""
-    callback = f"--trainer.callbacks={{class_path: test_run_messages.Press, init_args: {{name: {name}}}}}"
-    command = [sys.executable, "-m", "acmix_zoo.cli", *fit(pictures, tmp_path / "run"), callback]
+    callback = callback_option(SignalBeforeFirstStep, name=name)
+    words = fit_arguments(image_folder, tmp_path / "run", trainer__callbacks=callback)
+    command = [sys.executable, "-m", "acmix_zoo.cli", *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     said = subprocess.run(command, capture_output=True, text=True, env=environment, preexec_fn=heed_ctrl_c)
     assert said.returncode == 128 + getattr(signal, name)
@@ -413,6 +406,6 @@ def test_ctrl_c_in_any_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("acmix_zoo.cli.models.list_", interrupt)
+    monkeypatch.setattr("acmix_zoo.cli.list.list_networks", interrupt)
     assert main(["list"]) == 130
     assert capsys.readouterr().err.strip() == "acmix-zoo: interrupted"

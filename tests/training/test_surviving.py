@@ -16,7 +16,18 @@ import torch
 pytest.importorskip("lightning")
 
 import lightning as L
-from test_training import At, assert_same_run, data_of, make_pictures, task_of, trainer_of
+from support.training import (
+    CallAt,
+    CrashAfterFirstEpoch,
+    assert_same_run,
+    callback_option,
+    cut_power,
+    fit_arguments,
+    make_data,
+    make_image_folder,
+    make_task,
+    make_trainer,
+)
 from torch import Tensor, nn
 
 from acmix_zoo.cli.main import main
@@ -32,44 +43,39 @@ from acmix_zoo.training.logs import Log
 from acmix_zoo.training.signals import Interrupted, Signals, requeue
 from acmix_zoo.weights import check_folder, create_model
 
-SMALL = {
-    "data.image_size": 32, "data.batch_size": 8, "data.val_fraction": 0.25, "model.model": "test_resnet",
-    "trainer.max_epochs": 1, "trainer.accelerator": "cpu", "speed.loader_seconds": 0,
-}  # fmt: skip
-
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return make_pictures(tmp_path / "pictures")
+def image_folder(tmp_path: Path) -> Path:
+    return make_image_folder(tmp_path / "images")
 
 
-def fit(folder: Path, pictures: Path, *callbacks: L.Callback, resume: Path | None = None, **kwargs: Any) -> RunFolder:
+def fit(
+    folder: Path, image_folder: Path, *callbacks: L.Callback, resume: Path | None = None, **kwargs: Any
+) -> RunFolder:
     """Three epochs of six steps; `kwargs` are of the run folder, the task (model_…), or the trainer (trainer_…)."""
     own = {key: kwargs.pop(key) for key in list(kwargs) if key.startswith("trainer_")}
     run = RunFolder(str(folder), **{k: kwargs.pop(k) for k in list(kwargs) if k == "save_every"})
-    trainer = trainer_of(*callbacks, run, **{key.removeprefix("trainer_"): value for key, value in own.items()})
-    trainer.fit(task_of(ema_decay=0.9, **kwargs), data_of(pictures, batch_size=4), ckpt_path=resume, weights_only=True)
+    trainer = make_trainer(*callbacks, run, **{key.removeprefix("trainer_"): value for key, value in own.items()})
+    trainer.fit(
+        make_task(ema_decay=0.9, **kwargs), make_data(image_folder, batch_size=4), ckpt_path=resume, weights_only=True
+    )
     return run
-
-
-def stop() -> None:
-    raise RuntimeError("the power is cut")
 
 
 # ---- checkpoints within an epoch, and damaged ones
 
 
-def test_a_checkpoint_within_an_epoch_and_the_one_before(pictures: Path, tmp_path: Path) -> None:
-    whole = fit(tmp_path / "whole", pictures)
+def test_a_checkpoint_within_an_epoch_and_the_one_before(image_folder: Path, tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole", image_folder)
     with pytest.raises(RuntimeError, match="power"):
-        fit(tmp_path / "cut", pictures, At(stop, epoch=1, batch=4), save_every=2)
+        fit(tmp_path / "cut", image_folder, CallAt(cut_power, epoch=1, batch=4), save_every=2)
     run = RunFolder(str(tmp_path / "cut"))
     steps = [torch.load(path, weights_only=True)["global_step"] for path in (run.last, run.checkpoints.previous)]
     assert steps == [10, 8]  # six an epoch; the power went in the eleventh
     assert run.checkpoints.find() == run.last
     run.last.write_bytes(run.last.read_bytes()[:1000])  # as a power cut may leave it
     assert run.checkpoints.find() == run.checkpoints.previous
-    assert_same_run(whole, fit(tmp_path / "cut", pictures, resume=run.checkpoints.previous, save_every=2))
+    assert_same_run(whole, fit(tmp_path / "cut", image_folder, resume=run.checkpoints.previous, save_every=2))
 
 
 def test_nothing_but_damage(tmp_path: Path) -> None:
@@ -87,25 +93,25 @@ def test_impossible_save_every(tmp_path: Path) -> None:
         RunFolder(str(tmp_path), save_every=0)
 
 
-def test_a_signal_waits_for_the_accumulated_step(pictures: Path, tmp_path: Path) -> None:
+def test_a_signal_waits_for_the_accumulated_step(image_folder: Path, tmp_path: Path) -> None:
     """Its gradients would be lost otherwise."""
-    whole = fit(tmp_path / "whole", pictures, trainer_accumulate_grad_batches=2)
-    at = At(lambda: os.kill(os.getpid(), signal.SIGTERM), epoch=1, batch=2)  # the first of two
+    whole = fit(tmp_path / "whole", image_folder, trainer_accumulate_grad_batches=2)
+    at = CallAt(lambda: os.kill(os.getpid(), signal.SIGTERM), epoch=1, batch=2)  # the first of two
     with pytest.raises(Interrupted):
-        fit(tmp_path / "cut", pictures, at, trainer_accumulate_grad_batches=2)
+        fit(tmp_path / "cut", image_folder, at, trainer_accumulate_grad_batches=2)
     last = tmp_path / "cut/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 3 + 2
-    assert_same_run(whole, fit(tmp_path / "cut", pictures, resume=last, trainer_accumulate_grad_batches=2))
+    assert_same_run(whole, fit(tmp_path / "cut", image_folder, resume=last, trainer_accumulate_grad_batches=2))
 
 
-def test_accumulated_batches_draw_other_numbers(pictures: Path, tmp_path: Path) -> None:
+def test_accumulated_batches_draw_other_numbers(image_folder: Path, tmp_path: Path) -> None:
     class Draws(L.Callback):
         seen: list[float] = []  # noqa: RUF012
 
         def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
             self.seen.append(float(torch.rand(())))
 
-    fit(tmp_path / "run", pictures, draws := Draws(), trainer_accumulate_grad_batches=2, trainer_epochs=1)
+    fit(tmp_path / "run", image_folder, draws := Draws(), trainer_accumulate_grad_batches=2, trainer_epochs=1)
     assert len(set(draws.seen)) == 6
 
 
@@ -138,17 +144,17 @@ time.sleep(60)
 """
 
 
-def test_a_folder_is_one_runs(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_is_one_runs(tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         words = rf"is being written by another run \(process {holder.pid} on .*\); end that one"
         with pytest.raises(OSError, match=words):
             Lock(tmp_path).take()
-        options = {**SMALL, "data.source": pictures, "run.folder": tmp_path, "ckpt_path": "last"}
-        assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 1
+        arguments = fit_arguments(image_folder, tmp_path, ckpt_path="last")
+        assert main(arguments) == 1
         assert f"acmix-zoo: error: {tmp_path} is being written by another run" in capsys.readouterr().err
-        assert main(["fit", *(f"--{k}={v}" for k, v in options.items()), "--trainer.fast_dev_run=true"]) == 0
+        assert main([*arguments, "--trainer.fast_dev_run=true"]) == 0
         assert not (tmp_path / "config.yaml").exists()  # it stays the other one's
     finally:
         holder.kill()
@@ -175,11 +181,11 @@ class NanLoss(nn.CrossEntropyLoss):
 
 
 def test_a_loss_that_is_no_number_keeps_batch_and_weights(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, task = RunFolder(str(tmp_path / "run")), task_of(lr=0.01)
+    run, task = RunFolder(str(tmp_path / "run")), make_task(lr=0.01)
     task.train_criterion = NanLoss(8)
-    data = data_of(pictures, batch_size=4)
+    data = make_data(image_folder, batch_size=4)
     data.setup("fit")
     data.train_dataloader().sampler.set_epoch(1)
     gone = data.describe_batch(2)[0]
@@ -188,7 +194,7 @@ def test_a_loss_that_is_no_number_keeps_batch_and_weights(
         pytest.raises(NotFinite, match=r"nan at epoch 2, step 8; the batch is in .*state is in .*last\.ckpt") as e,
         pytest.warns(UserWarning, match="left out"),
     ):
-        trainer_of(run).fit(task, data)
+        make_trainer(run).fit(task, data)
     assert all(p.isfinite().all() for p in task.parameters())
     (kept,) = (tmp_path / "run").glob("not_finite_step8_rank0.pt")
     assert str(kept) in str(e.value)
@@ -200,7 +206,7 @@ def test_a_loss_that_is_no_number_keeps_batch_and_weights(
     assert torch.load(run.last, weights_only=True)["global_step"] == 6
 
 
-def test_weights_that_are_no_numbers_are_not_saved(pictures: Path, tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_are_not_saved(image_folder: Path, tmp_path: Path) -> None:
     """A good loss may have a gradient that is none."""
 
     class Spoil(L.Callback):
@@ -209,7 +215,7 @@ def test_weights_that_are_no_numbers_are_not_saved(pictures: Path, tmp_path: Pat
                 next(module.parameters()).grad.fill_(float("inf"))  # type: ignore[union-attr]
 
     with pytest.raises(NotFinite, match="the weights are not finite after step 10, so they were not saved"):
-        fit(tmp_path / "run", pictures, Spoil(), save_every=2)
+        fit(tmp_path / "run", image_folder, Spoil(), save_every=2)
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 8
 
 
@@ -238,10 +244,10 @@ def test_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 # ---- rates, probes, checkpointing
 
 
-def test_rates_follow_the_global_batch(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    task = task_of(lr=0.1, lr_batch=16, warmup_epochs=0, optimizer="sgd", nesterov=False)
-    trainer = trainer_of(epochs=1, enable_checkpointing=False, limit_train_batches=2, accumulate_grad_batches=2)
-    trainer.fit(task, data_of(pictures, batch_size=4))
+def test_rates_follow_the_global_batch(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = make_task(lr=0.1, lr_batch=16, warmup_epochs=0, optimizer="sgd", nesterov=False)
+    trainer = make_trainer(epochs=1, enable_checkpointing=False, limit_train_batches=2, accumulate_grad_batches=2)
+    trainer.fit(task, make_data(image_folder, batch_size=4))
     group = task.trainer.optimizers[0].param_groups[0]
     assert group["initial_lr"] == pytest.approx(0.1 * 4 * 2 / 16) and not group["nesterov"]
     said = "batch: 1 × 4 × 2 accumulated = 8 images a step; lr 0.05 = 0.1 × 8 / 16"
@@ -251,7 +257,7 @@ def test_rates_follow_the_global_batch(pictures: Path, capsys: pytest.CaptureFix
 def test_rates_need_a_batch_size() -> None:
     loader = torch.utils.data.DataLoader([(torch.zeros(3, 32, 32), 0)] * 4, batch_size=2)
     with pytest.raises(ValueError, match="lr_batch is set, but the data has no batch_size"):
-        trainer_of(epochs=1, enable_checkpointing=False).fit(task_of(lr_batch=4), loader)
+        make_trainer(epochs=1, enable_checkpointing=False).fit(make_task(lr_batch=4), loader)
 
 
 def test_warm_up_starts_where_it_is_told() -> None:
@@ -259,16 +265,16 @@ def test_warm_up_starts_where_it_is_told() -> None:
     assert [factor(step) for step in range(4)] == pytest.approx([0.4375, 0.625, 0.8125, 1.0])
 
 
-def test_a_linear_probe_trains_the_classifier_alone(pictures: Path) -> None:
-    task = task_of(linear_probe=True, lr=0.1)
+def test_a_linear_probe_trains_the_classifier_alone(image_folder: Path) -> None:
+    task = make_task(linear_probe=True, lr=0.1)
     before = {key: value.clone() for key, value in task.model.state_dict().items()}
-    trainer_of(epochs=2, enable_checkpointing=False).fit(task, data_of(pictures))
+    make_trainer(epochs=2, enable_checkpointing=False).fit(task, make_data(image_folder))
     changed = {key for key, value in task.model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == {"fc.weight", "fc.bias"}
 
 
 def test_gradient_checkpointing_is_switched_on() -> None:
-    assert task_of(grad_checkpointing=True).model.grad_checkpointing
+    assert make_task(grad_checkpointing=True).model.grad_checkpointing
 
 
 # ---- means that do not depend on the way
@@ -321,7 +327,7 @@ def test_a_signal_while_others_are_waited_for_is_not_forgotten(monkeypatch: pyte
 
 def splits(folder: Path) -> Path:
     for split in ("train", "val", "test"):
-        make_pictures(folder / split, each=6)
+        make_image_folder(folder / split, per_class=6)
     return folder
 
 
@@ -343,10 +349,9 @@ def test_an_image_that_breaks_does_not_keep_a_run_from_going_on(
 ) -> None:
     """Stopped after its first epoch; an image of each split is no image any more when it goes on."""
     data, folder = splits(tmp_path / "data"), tmp_path / "run"
-    options = {**SMALL, "data.source": data, "run.folder": folder, "ckpt_path": "last", "trainer.max_epochs": 2}
-    words = ["fit", *(f"--{key}={value}" for key, value in options.items())]
-    with pytest.raises(ValueError, match="the power is cut"):
-        main([*words, "--trainer.callbacks={class_path: test_surviving.StopAfterAnEpoch}"])
+    words = fit_arguments(data, folder, ckpt_path="last", trainer__max_epochs=2)
+    with pytest.raises(RuntimeError, match="the power is cut"):
+        main([*words, f"--trainer.callbacks={callback_option(CrashAfterFirstEpoch)}"])
     for split in ("train", "val", "test"):
         file = data / split / "class1/3.png"
         file.write_bytes(spoil(file.read_bytes()))
@@ -360,22 +365,18 @@ def test_an_image_that_breaks_does_not_keep_a_run_from_going_on(
     assert "NOT TESTED: " in said and words_of_it in said
     assert f"acmix-zoo test --config {folder / 'config.yaml'}" in said
     assert check_folder(folder / "weights") == []
-    make_pictures(tmp_path / "more" / "test", each=6)
+    make_image_folder(tmp_path / "more" / "test", per_class=6)
     shutil.copy(tmp_path / "more/test/class1/3.png", data / "test/class1/3.png")
     assert main(["test", "--config", str(folder / "config.yaml")]) == 0
     assert "test: top-1 " in capsys.readouterr().out
 
 
-class StopAfterAnEpoch(L.Callback):
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.current_epoch == 1:
-            raise ValueError("the power is cut")
-
-
-def test_more_epochs_are_another_schedule(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = fit(tmp_path / "run", pictures, trainer_epochs=1)
+def test_more_epochs_are_another_schedule(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(tmp_path / "run", image_folder, trainer_epochs=1)
     assert "OTHER SCHEDULE" not in capsys.readouterr().out
-    fit(tmp_path / "run", pictures, trainer_epochs=3, resume=run.last)
+    fit(tmp_path / "run", image_folder, trainer_epochs=3, resume=run.last)
     said = capsys.readouterr().out
     assert "Resuming from epoch 2 of 3 (step 6 of 18)" in said
     assert "OTHER SCHEDULE: the run was planned for 1 epochs. From here on it follows the schedule of 3 epochs." in said
@@ -390,10 +391,9 @@ def test_the_record_names_the_weights_that_a_run_began_from() -> None:
 # ---- what is evaluated
 
 
-def test_a_run_that_was_killed_at_its_end_is_finished(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_at_its_end_is_finished(image_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    options = {**SMALL, "data.source": pictures, "run.folder": folder, "ckpt_path": "last"}
-    words = ["fit", *(f"--{key}={value}" for key, value in options.items())]
+    words = fit_arguments(image_folder, folder, ckpt_path="last")
     assert main(words) == 0
     (folder / "metrics.csv").unlink()
     shutil.rmtree(folder / "weights")
@@ -401,16 +401,22 @@ def test_a_run_that_was_killed_at_its_end_is_finished(pictures: Path, tmp_path: 
     assert len((folder / "metrics.csv").read_text().splitlines()) == 2 and check_folder(folder / "weights") == []
 
 
-def test_an_epoch_that_was_not_validated_is_not_the_best(pictures: Path, tmp_path: Path) -> None:
-    run = fit(tmp_path / "run", pictures, trainer_check_val_every_n_epoch=2, trainer_epochs=5)
+def test_an_epoch_that_was_not_validated_is_not_the_best(image_folder: Path, tmp_path: Path) -> None:
+    run = fit(tmp_path / "run", image_folder, trainer_check_val_every_n_epoch=2, trainer_epochs=5)
     assert [row["epoch"] for row in run.history if "val/top1" in row] == [2, 4]
     assert torch.load(run.best, weights_only=True)["epoch"] + 1 in (2, 4)
     with pytest.raises(RuntimeError, match="power"):
-        fit(tmp_path / "cut", pictures, At(stop, epoch=2, batch=3), trainer_check_val_every_n_epoch=2, trainer_epochs=5)
+        fit(
+            tmp_path / "cut",
+            image_folder,
+            CallAt(cut_power, epoch=2, batch=3),
+            trainer_check_val_every_n_epoch=2,
+            trainer_epochs=5,
+        )
     cut = tmp_path / "cut/checkpoints/last.ckpt"
-    again = fit(tmp_path / "cut", pictures, trainer_check_val_every_n_epoch=2, trainer_epochs=5, resume=cut)
+    again = fit(tmp_path / "cut", image_folder, trainer_check_val_every_n_epoch=2, trainer_epochs=5, resume=cut)
     assert_same_run(run, again)
-    never = fit(tmp_path / "never", pictures, trainer_limit_val_batches=0)
+    never = fit(tmp_path / "never", image_folder, trainer_limit_val_batches=0)
     assert torch.load(never.best, weights_only=True)["epoch"] == 2  # the last
 
 
@@ -423,9 +429,9 @@ class Tie(L.Callback):
 
 
 def test_the_line_names_the_epoch_whose_weights_are_kept(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = fit(tmp_path / "run", pictures, Tie())
+    run = fit(tmp_path / "run", image_folder, Tie())
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert [line.partition("(best ")[2].partition(")")[0] for line in lines] == [
         "50.00 in epoch 1", "50.00 in epoch 2", "50.00 in epoch 2",
@@ -433,17 +439,16 @@ def test_the_line_names_the_epoch_whose_weights_are_kept(
     assert torch.load(run.best, weights_only=True)["epoch"] + 1 == 2
 
 
-def test_a_run_without_validation_ends_well(pictures: Path, tmp_path: Path) -> None:
-    options = {**SMALL, "data.source": pictures, "data.val_fraction": 0, "run.folder": tmp_path / "run"}
-    assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 0
+def test_a_run_without_validation_ends_well(image_folder: Path, tmp_path: Path) -> None:
+    assert main(fit_arguments(image_folder, tmp_path / "run", data__val_fraction=0)) == 0
     assert check_folder(tmp_path / "run/weights") == []
 
 
-def test_an_image_that_breaks_alone_in_its_batch_is_not_counted(pictures: Path) -> None:
-    data = data_of(pictures, batch_size=4)  # nine images of validation: the last one is by itself
+def test_an_image_that_breaks_alone_in_its_batch_is_not_counted(image_folder: Path) -> None:
+    data = make_data(image_folder, batch_size=4)  # nine images of validation: the last one is by itself
     data.setup("validate")
     images, indices = data.parts()["val"]
-    trainer, task = trainer_of(enable_checkpointing=False), task_of()
+    trainer, task = make_trainer(enable_checkpointing=False), make_task()
     before = list(data.val_dataloader())
     Path(images.describe(int(indices[-1]))).unlink()
     with pytest.warns(UserWarning, match="left out"):
@@ -457,14 +462,13 @@ def test_an_image_that_breaks_alone_in_its_batch_is_not_counted(pictures: Path) 
 
 
 def test_a_run_that_began_from_weights_is_evaluated_by_its_own(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = tmp_path / "start.pth"
     torch.save(ClassificationTask("test_resnet", num_classes=3).model.state_dict(), start)
     folder = tmp_path / "run"
-    options = {**SMALL, "data.source": pictures, "run.folder": folder, "trainer.max_epochs": 3}
-    options |= {"model.pretrained": start, "model.lr": 0.01}
-    assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 0
+    options = {"trainer__max_epochs": 3, "model__pretrained": start, "model__lr": 0.01}
+    assert main(fit_arguments(image_folder, folder, **options)) == 0
     history = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["RunFolder"]["history"]
     best = max(row["val/top1"] for row in history)
     capsys.readouterr()

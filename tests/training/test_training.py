@@ -2,10 +2,7 @@
 
 import math
 import os
-import resource
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,48 +14,27 @@ import torch
 pytest.importorskip("lightning")
 
 import lightning as L
+from support.training import (
+    CallAt,
+    assert_same_run,
+    checkpoint_weights,
+    make_data,
+    make_image_folder,
+    make_task,
+    make_trainer,
+    no_large_files,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from acmix_zoo.data import ImageDataModule
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import EMA, RunFolder, param_groups, warmup_cosine
 from acmix_zoo.training.signals import Interrupted
 
-MODEL = "test_resnet"  # timm's tiny one; it has batch norm, whose counters are integers
-
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return make_pictures(tmp_path / "pictures")
-
-
-def make_pictures(folder: Path, classes: int = 3, each: int = 12) -> Path:
-    """Class folders of coloured noise; each class has its own colour, so that a little training tells them apart."""
-    from PIL import Image
-
-    generator = torch.Generator().manual_seed(12 - each)  # so that test/, which has fewer, has other images than train/
-    for c in range(classes):
-        (folder / f"class{c}").mkdir(parents=True)
-        for i in range(each):
-            pixels = torch.randint(0, 100, (32, 32, 3), generator=generator, dtype=torch.uint8)
-            pixels[..., c % 3] += 150
-            Image.fromarray(pixels.numpy()).save(folder / f"class{c}" / f"{i}.png")
-    return folder
-
-
-def trainer_of(*callbacks: L.Callback, epochs: int = 3, **kwargs: Any) -> L.Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
-    return L.Trainer(max_epochs=epochs, callbacks=list(callbacks), **{**quiet, **kwargs})
-
-
-def task_of(**kwargs: Any) -> ClassificationTask:
-    torch.manual_seed(0)
-    return ClassificationTask(MODEL, **{"num_classes": 3, "model_kwargs": {"drop_rate": 0.2}, **kwargs})
-
-
-def data_of(folder: Path, **kwargs: Any) -> ImageDataModule:
-    return ImageDataModule(str(folder), **{"image_size": 32, "batch_size": 8, "val_fraction": 0.25, **kwargs})
+def image_folder(tmp_path: Path) -> Path:
+    return make_image_folder(tmp_path / "images")
 
 
 # ---- parameter groups and schedule
@@ -139,16 +115,16 @@ def test_ema_averages_floats_and_copies_integers() -> None:
     torch.testing.assert_close(twin.running, 2 * expected[:2])
 
 
-def test_ema_evaluates_saves_and_keeps_the_average(pictures: Path, tmp_path: Path) -> None:
+def test_ema_evaluates_saves_and_keeps_the_average(image_folder: Path, tmp_path: Path) -> None:
     seen: list[Tensor] = []
 
     class Watch(L.Callback):
         def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
             seen.append(module.model.fc.weight.detach().clone())
 
-    task = task_of(ema_decay=0.99, lr=0.01)
+    task = make_task(ema_decay=0.99, lr=0.01)
     run = RunFolder(str(tmp_path / "run"))
-    trainer_of(Watch(), run, epochs=2, num_sanity_val_steps=0).fit(task, data_of(pictures))
+    make_trainer(Watch(), run, epochs=2, num_sanity_val_steps=0).fit(task, make_data(image_folder))
     checkpoint = torch.load(run.last, weights_only=True)
     average = checkpoint["state_dict"]["model.fc.weight"]
     trained = checkpoint["current_model_state"]["model.fc.weight"]
@@ -168,9 +144,9 @@ def test_impossible_ema(decay: float) -> None:
 # ---- the task
 
 
-def test_a_little_training_learns(pictures: Path) -> None:
-    task, data = task_of(lr=0.01), data_of(pictures)
-    trainer = trainer_of(epochs=4, enable_checkpointing=False)
+def test_a_little_training_learns(image_folder: Path) -> None:
+    task, data = make_task(lr=0.01), make_data(image_folder)
+    trainer = make_trainer(epochs=4, enable_checkpointing=False)
     trainer.fit(task, data)
     metrics = trainer.callback_metrics
     assert metrics["val/top1"] > 0.8
@@ -178,12 +154,12 @@ def test_a_little_training_learns(pictures: Path) -> None:
     assert metrics["train/loss"] < math.log(3)
 
 
-def test_metrics_are_means_over_images(pictures: Path) -> None:
+def test_metrics_are_means_over_images(image_folder: Path) -> None:
     """Also when batches differ in size, and classes too."""
-    (pictures / "class0" / "0.png").unlink()
-    task = task_of()
-    data = data_of(pictures, val_fraction=0.4, batch_size=5)
-    (result,) = trainer_of().validate(task, data, verbose=False)
+    (image_folder / "class0" / "0.png").unlink()
+    task = make_task()
+    data = make_data(image_folder, val_fraction=0.4, batch_size=5)
+    (result,) = make_trainer().validate(task, data, verbose=False)
     task.eval()
     batches = list(data.val_dataloader())
     assert len({len(y) for _, y in batches}) == 2
@@ -205,19 +181,19 @@ def test_metrics_are_means_over_images(pictures: Path) -> None:
     ],
     ids=lambda case: "-".join(case),
 )
-def test_options_train(case: dict[str, Any], pictures: Path) -> None:
+def test_options_train(case: dict[str, Any], image_folder: Path) -> None:
     mix = {k: case[k] for k in case if k in ("mixup", "cutmix")}
     trainer_options = {k: case[k] for k in case if k in ("precision", "gradient_clip_val", "accumulate_grad_batches")}
-    task = task_of(**{k: case[k] for k in case if k not in mix and k not in trainer_options})
+    task = make_task(**{k: case[k] for k in case if k not in mix and k not in trainer_options})
     before = {name: p.clone() for name, p in task.named_parameters()}
-    trainer = trainer_of(epochs=1, enable_checkpointing=False, **trainer_options)
-    trainer.fit(task, data_of(pictures, **mix))
+    trainer = make_trainer(epochs=1, enable_checkpointing=False, **trainer_options)
+    trainer.fit(task, make_data(image_folder, **mix))
     assert math.isfinite(trainer.callback_metrics["train/loss"])
     assert all(p.isfinite().all() for p in task.parameters())
     assert all(not torch.equal(before[name], p) for name, p in task.named_parameters() if p.ndim > 1)
 
 
-def test_compile_leaves_the_keys_alone(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_leaves_the_keys_alone(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for the compiler, which takes a minute; the real one is among the slow tests of test_cli.py."""
     calls: list[int] = []
 
@@ -229,86 +205,53 @@ def test_compile_leaves_the_keys_alone(pictures: Path, monkeypatch: pytest.Monke
         self._compiled_call_impl = compiled  # what nn.Module.compile sets
 
     monkeypatch.setattr(nn.Module, "compile", stand_in)
-    task = task_of(compile=True, ema_decay=0.9)
+    task = make_task(compile=True, ema_decay=0.9)
     keys = list(task.state_dict())
-    trainer_of(epochs=1, enable_checkpointing=False, limit_train_batches=1).fit(task, data_of(pictures))
+    make_trainer(epochs=1, enable_checkpointing=False, limit_train_batches=1).fit(task, make_data(image_folder))
     assert calls
     assert list(task.state_dict()) == keys
 
 
-def test_wrong_number_of_classes(pictures: Path) -> None:
+def test_wrong_number_of_classes(image_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"the data has 3 classes, the model 5; build .*num_classes=3"):
-        trainer_of(enable_checkpointing=False).fit(task_of(num_classes=5), data_of(pictures))
+        make_trainer(enable_checkpointing=False).fit(make_task(num_classes=5), make_data(image_folder))
 
 
-def test_checkpoint_of_another_model(pictures: Path, tmp_path: Path) -> None:
+def test_checkpoint_of_another_model(image_folder: Path, tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path / "run"))
-    trainer_of(run, epochs=1).fit(task_of(), data_of(pictures))
+    make_trainer(run, epochs=1).fit(make_task(), make_data(image_folder))
     other = ClassificationTask("test_vit", num_classes=3, model_kwargs={"img_size": 32})
     with pytest.raises(ValueError, match="of another model: test_resnet with 3 classes; this run has test_vit with 3"):
-        trainer = trainer_of(epochs=2, enable_checkpointing=False)
-        trainer.fit(other, data_of(pictures), ckpt_path=run.last, weights_only=True)
+        trainer = make_trainer(epochs=2, enable_checkpointing=False)
+        trainer.fit(other, make_data(image_folder), ckpt_path=run.last, weights_only=True)
     again = ClassificationTask.load_from_checkpoint(run.best, weights_only=True)
     assert torch.equal(again.model.fc.weight, torch.load(run.best)["state_dict"]["model.fc.weight"])
 
 
 def test_schedule_needs_epochs() -> None:
     loader = DataLoader(TensorDataset(torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
-    trainer = trainer_of(epochs=-1, max_steps=2, enable_checkpointing=False)
+    trainer = make_trainer(epochs=-1, max_steps=2, enable_checkpointing=False)
     with pytest.raises(ValueError, match="the schedule needs the length of the run"):
-        trainer.fit(task_of(), loader)
+        trainer.fit(make_task(), loader)
 
 
 # ---- interrupted runs
 
 
-class At(L.Callback):
-    """Do something once, when a given training batch or validation of a given epoch is over."""
-
-    def __init__(self, action: Any, epoch: int, batch: int | None = None) -> None:
-        self.action, self.epoch, self.batch = action, epoch, batch
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
-        if (trainer.current_epoch, args[-1]) == (self.epoch, self.batch):
-            self.action()
-
-    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.batch is None and trainer.current_epoch == self.epoch and not trainer.sanity_checking:
-            self.epoch = -1  # once
-            self.action()
-
-
-def fit(folder: Path, pictures: Path, *callbacks: L.Callback, resume: bool = False, epochs: int = 3) -> RunFolder:
+def fit(folder: Path, image_folder: Path, *callbacks: L.Callback, resume: bool = False, epochs: int = 3) -> RunFolder:
     run = RunFolder(str(folder))
     torch.manual_seed(0)
-    trainer = trainer_of(*callbacks, run, epochs=epochs)
+    trainer = make_trainer(*callbacks, run, epochs=epochs)
     path = run.last if resume else None
-    trainer.fit(task_of(ema_decay=0.9), data_of(pictures), ckpt_path=path, weights_only=True)
+    trainer.fit(make_task(ema_decay=0.9), make_data(image_folder), ckpt_path=path, weights_only=True)
     return run
-
-
-def weights(path: Path) -> dict[str, Tensor]:
-    checkpoint = torch.load(path, weights_only=True)
-    return {**checkpoint["state_dict"], **{f"now.{k}": v for k, v in checkpoint["current_model_state"].items()}}
-
-
-def assert_same_run(a: RunFolder, b: RunFolder) -> None:
-    for one, two in ((a.last, b.last), (a.best, b.best)):
-        first, second = weights(one), weights(two)
-        assert first.keys() == second.keys()
-        different = [key for key in first if not torch.equal(first[key], second[key])]
-        assert not different, f"{len(different)} of {len(first)} tensors differ: {different[:5]}"
-    timing = ("seconds", "images_per_second")
-    rows = [[{k: v for k, v in row.items() if k not in timing} for row in run.history] for run in (a, b)]
-    assert rows[0] == rows[1]
-    assert all(0 < row["seconds"] < 100 for run in (a, b) for row in run.history)  # of this process, not of the machine
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run that nothing disturbs."""
     folder = tmp_path_factory.mktemp("whole")
-    return fit(folder / "run", make_pictures(folder / "pictures"))
+    return fit(folder / "run", make_image_folder(folder / "images"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -316,23 +259,25 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 def test_signal_and_resume_give_the_uninterrupted_weights(
     number: signal.Signals,
     place: dict[str, Any],
-    pictures: Path,
+    image_folder: Path,
     whole: RunFolder,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     handler = signal.getsignal(number)
     with pytest.raises(Interrupted) as stop:
-        fit(tmp_path / "cut", pictures, At(lambda: os.kill(os.getpid(), number), epoch=1, **place))
+        fit(tmp_path / "cut", image_folder, CallAt(lambda: os.kill(os.getpid(), number), epoch=1, **place))
     assert stop.value.code == 128 + number
     assert f"{Path('cut/checkpoints/last.ckpt')}; pass it to Trainer.fit as ckpt_path" in capsys.readouterr().out
     assert signal.getsignal(number) == handler
     step = torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert step == (5 if place["batch"] == 1 else 6)  # three steps an epoch: nothing computed is lost
-    assert_same_run(whole, fit(tmp_path / "cut", pictures, resume=True))
+    assert_same_run(whole, fit(tmp_path / "cut", image_folder, resume=True))
 
 
-def test_second_interrupt_stops_at_once_and_keeps_the_epoch(pictures: Path, whole: RunFolder, tmp_path: Path) -> None:
+def test_second_interrupt_stops_at_once_and_keeps_the_epoch(
+    image_folder: Path, whole: RunFolder, tmp_path: Path
+) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -340,16 +285,16 @@ def test_second_interrupt_stops_at_once_and_keeps_the_epoch(pictures: Path, whol
     handler = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit):
-            fit(tmp_path / "cut", pictures, At(twice, epoch=1))  # in a validation, on averaged weights
+            fit(tmp_path / "cut", image_folder, CallAt(twice, epoch=1))  # in a validation, on averaged weights
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones while it shuts down
     assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
-    assert_same_run(whole, fit(tmp_path / "cut", pictures, resume=True))
+    assert_same_run(whole, fit(tmp_path / "cut", image_folder, resume=True))
 
 
-def test_a_run_can_be_prolonged(pictures: Path, tmp_path: Path) -> None:
-    fit(tmp_path / "run", pictures, epochs=2)
-    run = fit(tmp_path / "run", pictures, resume=True, epochs=4)
+def test_a_run_can_be_prolonged(image_folder: Path, tmp_path: Path) -> None:
+    fit(tmp_path / "run", image_folder, epochs=2)
+    run = fit(tmp_path / "run", image_folder, resume=True, epochs=4)
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
     assert run.history[1]["lr"] < run.history[2]["lr"] > run.history[3]["lr"]  # the longer cosine is taken up
     assert len((tmp_path / "run/metrics.csv").read_text().splitlines()) == 5
@@ -358,40 +303,32 @@ def test_a_run_can_be_prolonged(pictures: Path, tmp_path: Path) -> None:
 # ---- full disk: the kernel refuses every file over the limit, as it refuses all on a full disk
 
 
-@contextmanager
-def no_large_files() -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_full_disk_in_between(
-    pictures: Path, whole: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, whole: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = no_large_files()
-    enter = At(full.__enter__, epoch=1, batch=0)
-    leave = At(lambda: full.__exit__(None, None, None), epoch=2, batch=0)
-    run = fit(tmp_path / "run", pictures, enter, leave)
+    enter = CallAt(full.__enter__, epoch=1, batch=0)
+    leave = CallAt(lambda: full.__exit__(None, None, None), epoch=2, batch=0)
+    run = fit(tmp_path / "run", image_folder, enter, leave)
     assert capsys.readouterr().out.count("NOT SAVED") == 1
     assert [row["epoch"] for row in run.history] == [1, 2, 3]
     assert torch.load(run.last, weights_only=True)["epoch"] == 2
-    assert torch.equal(weights(run.last)["model.fc.weight"], weights(whole.last)["model.fc.weight"])
+    assert torch.equal(
+        checkpoint_weights(run.last)["model.fc.weight"], checkpoint_weights(whole.last)["model.fc.weight"]
+    )
     assert sorted(p.name for p in run.last.parent.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
 
 
-def test_full_disk_at_the_end(pictures: Path, whole: RunFolder, tmp_path: Path) -> None:
+def test_full_disk_at_the_end(image_folder: Path, whole: RunFolder, tmp_path: Path) -> None:
     full = no_large_files()
     try:
         with pytest.raises(OSError, match=r"last epoch of the run could not be saved: .*as ckpt_path to resume"):
-            fit(tmp_path / "run", pictures, At(full.__enter__, epoch=1, batch=0))
+            fit(tmp_path / "run", image_folder, CallAt(full.__enter__, epoch=1, batch=0))
     finally:
         full.__exit__(None, None, None)
     last = tmp_path / "run/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=True)["epoch"] == 0  # the first epoch's is whole
-    assert_same_run(whole, fit(tmp_path / "run", pictures, resume=True))
+    assert_same_run(whole, fit(tmp_path / "run", image_folder, resume=True))
 
 
 @pytest.mark.parametrize("batches", ["tensors", "lists of one tensor", "with positions"])
@@ -402,8 +339,8 @@ def test_predict_takes_a_loader_of_images_alone(batches: str) -> None:
         loader = DataLoader(TensorDataset(images), batch_size=2)
     elif batches == "with positions":
         loader = DataLoader(TensorDataset(images, torch.arange(5)), batch_size=2)
-    task = task_of().eval()
-    found = trainer_of().predict(task, loader)
+    task = make_task().eval()
+    found = make_trainer().predict(task, loader)
     assert found is not None
     if batches == "with positions":
         assert torch.cat([index for _, index in found]).tolist() == list(range(5))

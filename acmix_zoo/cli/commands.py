@@ -1,0 +1,77 @@
+"""The commands of `acmix-zoo`: what each is for, and which function runs it.
+
+This file imports nothing, so `acmix-zoo --help` answers before torch is loaded. To add a command, write a function that
+takes the command's arguments in a file of its own in this folder, and add a line to `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A command of the command line."""
+
+    function: str  # "module:function" in acmix_zoo.cli. It takes the arguments; returning False means exit status 1
+    arguments: str  # the most important ones, for the overview
+    summary: str
+
+
+GROUPS: dict[str, dict[str, Command]] = {
+    "Train on images and use the result": {
+        "fit": Command("fit:fit", "--config finetune/folder --data.source FOLDER", "train or fine-tune a network"),
+        "validate": Command("fit:validate", "--config RUN", "measure the accuracy on the validation split"),
+        "test": Command("fit:test", "--config RUN", "measure the accuracy on the test split"),
+        "predict": Command("fit:predict", "--config RUN --data.predict_source FOLDER", "write RUN/predictions.csv"),
+        "classify": Command("classify:classify", "MODEL IMAGE...", "print the most probable classes of images"),
+        "data": Command("data:data", "FOLDER", "check a data set: splits, classes, unusable files"),
+    },
+    "Networks and weights": {
+        "list": Command("list:list_networks", "[PATTERN] [--pretrained]", "list networks or weights, with their cost"),
+        "info": Command("info:info", "MODEL", "show a network's cost per layer, input and weights"),
+        "verify": Command("weights:verify", "MODEL... [--data SOURCE]", "check weights against their record"),
+        "export": Command("weights:export", "RUN FOLDER", "export the weights of a run to a weight folder"),
+        "convert": Command("weights:convert_", "FILE --model NAME", "convert a checkpoint file to a weight folder"),
+        "push": Command("weights:push", "FOLDER ORG/NAME", "publish weights on the Hugging Face Hub"),
+        "pull": Command("weights:pull", "ORG/NAME [FOLDER]", "download weights from the Hugging Face Hub"),
+    },
+    "Measure and reproduce": {
+        "reproduce": Command("reproduce:reproduce", "MODEL", "repeat the training of weights and compare the metrics"),
+        "bench": Command("bench:bench", "MODEL MODEL...", "compare the speed and memory of networks and layers"),
+        "plan": Command("plan:plan", "RECIPE...", "estimate memory and time of a training on n GPUs"),
+    },
+}
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+
+_HEAD = "acmix-zoo: train, evaluate, use, publish and measure networks that mix attention and convolution.\n"
+_FOOT = """
+MODEL is the name of a network or of weights (see `acmix-zoo list --pretrained`), a weight folder, a run folder, a
+checkpoint or an ORG/NAME on the Hugging Face Hub. RUN is the run folder of a `fit`.
+
+`acmix-zoo COMMAND --help` shows the options of a command, with an example."""
+
+
+def overview() -> str:
+    """Return the text of `acmix-zoo --help`."""
+    left = {name: f"  {name:9} {command.arguments}" for name, command in COMMANDS.items()}
+    width = max(map(len, left.values())) + 2
+    lines = [_HEAD]
+    for title, group in GROUPS.items():
+        lines += [f"{title}:", *(f"{left[name]:{width}}{command.summary}" for name, command in group.items()), ""]
+    return "\n".join(lines) + _FOOT
+
+
+def answer_at_once(argv: Sequence[str]) -> int | None:
+    """Answer what needs no other module: --help and unknown commands. Return the exit status, or None for the rest."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if argv[0] in COMMANDS or argv[0] == "--version":
+        return None
+    near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"The commands are {', '.join(COMMANDS)}."
+    print(f"acmix-zoo: error: unknown command {argv[0]!r}. {hint}", file=sys.stderr)
+    return 2

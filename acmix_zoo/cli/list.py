@@ -1,0 +1,84 @@
+"""The command `acmix-zoo list`: networks and weights with their cost and accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+
+from acmix_zoo.cli.columns import print_columns
+from acmix_zoo.cli.parser import Parser
+from acmix_zoo.layers.complexity import complexity, human
+from acmix_zoo.models.published import is_reconstruction, published
+from acmix_zoo.weights import create_model, list_models, official, read_config
+from acmix_zoo.weights.shipped import checkpoints_root
+
+
+def list_networks(arguments: Sequence[str]) -> None:
+    """Print the networks or the weights, with their cost and accuracy.
+
+    Raises:
+        ValueError: nothing matches the pattern.
+    """
+    parser = Parser("acmix-zoo list", description="List the networks and their weights.")
+    parser.add_argument("pattern", nargs="?", default="", help='wildcard, such as "*swin*"')
+    parser.add_argument("--pretrained", action="store_true", help="weights, as architecture.tag, instead of networks")
+    options = parser.parse_args(arguments)
+    names = list_models(options.pattern, options.pretrained)
+    if not names:
+        what = "weights match" if options.pretrained else "network matches"
+        raise ValueError(
+            f"no {what} {options.pattern!r}. Expected a name or a pattern such as '*swin*'. Without a pattern, the "
+            "command lists all of them"
+        )
+    heads = {True: ("top-1", "from"), False: ("published", "top-1, published", "weights here")}[options.pretrained]
+    rows: list[tuple[str, ...]] = [("name", "parameters", "MACs", "input", *heads)]
+    for name in names:
+        with torch.device("meta"):  # which allocates no memory
+            cost = complexity(create_model(name))
+        size = "×".join(map(str, cost.input_size))
+        rest = (
+            _accuracy_and_origin(name) if options.pretrained else (*_published(name), ", ".join(tags(name)) or "none")
+        )
+        rows.append((name, f"{cost.params:,}", human(cost.macs), size, *rest))
+    print_columns(rows)
+    if not options.pretrained and any(map(is_reconstruction, names)):
+        print("* a reconstruction: only its costs and its score were published; docs/reconstructions.md")
+
+
+def _published(name: str) -> tuple[str, str]:
+    """Return the parameters and MACs, and the top-1 accuracy, as they were published."""
+    paper = published(name)
+    mark = " *" if is_reconstruction(name) else ""
+    return ", ".join(filter(None, paper[:2])) + mark, f"{paper.top1} %" if paper.top1 else ""
+
+
+def tags(name: str) -> list[str]:
+    """Return the tags of a network's weights."""
+    return [weights.partition(".")[2] for weights in list_models(f"{name}.*", pretrained=True)]
+
+
+def _accuracy_and_origin(name: str) -> tuple[str, str]:
+    """Return the accuracy of weights with its data set, and where the weights come from."""
+    folder = shipped(name)
+    if folder is not None:
+        metrics = [m for m in read_config(folder)["acmix_zoo"]["metrics"] if m["name"] == "top1"]
+        if not metrics:
+            return "", "shipped"
+        last = metrics[-1]
+        return f"{100 * last['value']:.2f} % {last['dataset']} {last['split']}", "shipped"
+    architecture, _, tag = name.partition(".")
+    if tag == official.TAG:
+        metric = official.official_record(architecture)["metrics"][0]
+        return f"{100 * metric['value']:.1f} % imagenet-1k val (the authors')", "the authors' links"
+    cfg = timm.get_pretrained_cfg(name)
+    return "", f"hf-hub:{cfg.hf_hub_id if cfg else '?'}, a plain Swin"
+
+
+def shipped(name: str) -> Path | None:
+    """Return the folder of shipped weights, or None if there are none of that name."""
+    root = checkpoints_root()
+    folder = root / name if root else None
+    return folder if folder and (folder / "config.json").is_file() else None

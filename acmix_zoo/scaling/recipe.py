@@ -1,0 +1,156 @@
+"""Read a job from a recipe, a run folder or the name of a network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from acmix_zoo.scaling.jobs import Job
+from acmix_zoo.weights.build import settle
+from acmix_zoo.weights.shipped import find_recipe, suggest_recipes
+
+# Training images per epoch: those of ImageNet-1k, and those of Fashion-MNIST without the validation split.
+_IMAGES = {"imagenet": 1_281_167, "fashion_mnist": 54_000}
+_EXPECTED = "expected a recipe such as imagenet1k/acmix_swin_t, a run folder or the name of a network"
+
+# Where a recipe states the fields of a job: (section, key, field).
+_FIELDS = (
+    ("data", "image_size", "image_size"),
+    ("data", "batch_size", "batch_size"),
+    ("model", "optimizer", "optimizer"),
+    ("model", "momentum", "momentum"),
+    ("model", "lr", "lr"),
+    ("model", "lr_batch", "lr_batch"),
+    ("model", "grad_checkpointing", "grad_checkpointing"),
+    ("model", "linear_probe", "linear_probe"),
+    ("trainer", "max_epochs", "epochs"),
+)
+_NUMBERS = ("momentum", "lr")  # YAML reads 1e-3, without a point, as text
+
+
+def read_job(
+    source: str | Path,
+    hardware: str | Path | None = None,
+    *,
+    batch_size: int | None = None,
+    precision: str | None = None,
+    strategy: str | None = None,
+) -> Job:
+    """Return the job that a recipe or a run folder describes, or training on ImageNet with AdamW for a network's name.
+
+    Args:
+        source: path of a recipe, or its name such as imagenet1k/acmix_swin_t; a run folder; or any network that
+            `acmix_zoo.create_model` accepts.
+        hardware: path or name of a hardware profile such as hardware/nodes_4x8, whose settings override the recipe's.
+        batch_size: overrides the images per device and pass.
+        precision: overrides the precision.
+        strategy: overrides the strategy.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a recipe, or it has settings that the plan does not know.
+    """
+    given = {"batch_size": batch_size, "precision": precision, "strategy": strategy}
+    overrides: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    path = _find_recipe(source)
+    profile = {} if hardware is None else _read_yaml(_find_profile(hardware))
+    if path is None:
+        from_profile = _read_machine_settings(profile) if profile else {}
+        job = Job(str(source), str(source), images=_IMAGES["imagenet"], **{**from_profile, **overrides})
+        return replace(job, global_batch=job.batch_size)
+    config = _override(_read_yaml(path), profile)
+    if not (config.get("model") or {}).get("model"):
+        raise ValueError(
+            f"{path} has no model.model, so it is not a recipe; {_EXPECTED}. Pass a hardware profile as --hardware"
+        )
+    job = _job_of_config(str(source), config)
+    return replace(job, **overrides)
+
+
+def _find_recipe(source: str | Path) -> Path | None:
+    """Return the path of a recipe or hardware profile, or None if `source` names a network.
+
+    Raises:
+        FileNotFoundError: `source` is a path or the name of a recipe that does not exist.
+    """
+    path = Path(source)
+    if (path / "config.yaml").is_file():  # a run folder
+        return path / "config.yaml"
+    is_yaml = path.suffix in (".yaml", ".yml")
+    if is_yaml and path.is_file():
+        return path
+    has_path = "/" in str(source) and not str(source).startswith("hf-hub:")
+    if not (is_yaml or has_path):
+        return None
+    recipe = find_recipe(str(source))
+    if recipe is None and not path.exists():  # otherwise a weight folder or a checkpoint
+        raise FileNotFoundError(f"plan: {source} does not exist; {suggest_recipes(source)}")
+    return recipe
+
+
+def _find_profile(hardware: str | Path) -> Path:
+    path = _find_recipe(hardware)
+    if path is None:
+        raise FileNotFoundError(f"plan: {hardware} is not a hardware profile; {suggest_recipes(hardware)}")
+    return path
+
+
+def _job_of_config(name: str, config: dict[str, Any]) -> Job:
+    sections = {key: config.get(key) or {} for key in ("data", "model", "trainer")}
+    stated: dict[str, Any] = {}
+    for section, key, field in _FIELDS:
+        value = sections[section].get(key)
+        if value is not None:
+            stated[field] = float(value) if field in _NUMBERS else value
+    model = sections["model"]
+    # Pretrained weights also state how the network is built.
+    network, _, arguments = settle(model["model"], model.get("pretrained") or False, model.get("model_kwargs"))
+    stated.setdefault("image_size", 224)  # the default of the data, unlike that of a network by name
+    data_source, trainer = str(sections["data"].get("source", "")), sections["trainer"]
+    job = Job(
+        name=name,
+        model=network,
+        model_kwargs=arguments or {},
+        ema=bool(model.get("ema_decay")),
+        images=next((images for dataset, images in _IMAGES.items() if dataset in data_source), None),
+        **stated,
+        **_read_machine_settings(config),
+    )
+    devices = trainer.get("devices", 1)
+    processes = (devices if isinstance(devices, int) else 1) * int(trainer.get("num_nodes", 1))
+    return replace(job, global_batch=job.batch_size * processes * int(trainer.get("accumulate_grad_batches", 1)))
+
+
+def _read_machine_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the precision and the strategy of a recipe or a hardware profile."""
+    trainer = config.get("trainer") or {}
+    strategy = trainer.get("strategy", "ddp")
+    name = strategy.get("class_path", "") if isinstance(strategy, dict) else str(strategy)
+    precision = str(trainer.get("precision", "32-true"))
+    return {
+        "precision": f"{precision}-true" if precision == "32" else precision,
+        "strategy": "fsdp" if "fsdp" in name.lower() or "modelparallel" in name.lower() else "ddp",
+    }
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}; {_EXPECTED}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a {type(config).__name__} instead of settings; {_EXPECTED}")
+    return config
+
+
+def _override(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with the settings of `overrides` in place of its own, section by section."""
+    sections = {
+        key: _override(config[key], value)
+        for key, value in overrides.items()
+        if isinstance(value, dict) and isinstance(config.get(key), dict)
+    }
+    return {**config, **overrides, **sections}

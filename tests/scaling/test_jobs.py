@@ -1,0 +1,113 @@
+"""Jobs: read from every recipe, from run folders and from names of networks."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from acmix_zoo.scaling.jobs import Job
+from acmix_zoo.scaling.recipe import read_job
+from acmix_zoo.weights.shipped import checkpoints_root
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "hardware")
+PROFILES = sorted((ROOT / "recipes" / "hardware").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe(recipe: Path) -> None:
+    job = read_job(recipe)
+    text = recipe.read_text(encoding="utf-8")
+    assert re.search(rf"^  model: {job.model}\b", text, re.MULTILINE)
+    assert re.search(rf"^  batch_size: {job.batch_size}\b", text, re.MULTILINE)
+    expected = None if recipe.parent.name == "finetune" else 1_281_167 if job.image_size == 224 else 54_000
+    assert job.images == expected
+    if job.lr_batch:
+        assert job.scale_lr(2 * job.lr_batch) == 2 * job.lr
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+def test_every_hardware_profile(profile: Path) -> None:
+    job = read_job("imagenet1k/acmix_swin_t", profile)
+    assert job.strategy == ("fsdp" if profile.stem == "fsdp" else "ddp")
+    assert job.precision == ("32-true" if profile.stem == "cpu" else "bf16-mixed")
+
+
+def test_defaults_are_those_of_training() -> None:
+    from acmix_zoo.data import ImageDataModule
+    from acmix_zoo.tasks import ClassificationTask
+
+    training = {
+        name: parameter.default
+        for kind in (ClassificationTask, ImageDataModule)
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+    }
+    shared = {field.name: field.default for field in fields(Job) if field.name in training and field.name != "model"}
+    differing = {name for name, default in shared.items() if default != training[name]}
+    assert differing == {"model_kwargs", "image_size"}, "a recipe without image_size has 224, a network its own"
+    assert {"batch_size", "optimizer", "momentum", "lr", "lr_batch"} < shared.keys()
+
+
+def test_gpus_accumulate_to_the_recipes_batch() -> None:
+    job = Job("pico", "acmix_resnet_pico", batch_size=32, global_batch=256)
+    steps = [job.training(gpus) for gpus in (1, 2, 8, 32)]
+    assert [(step.batch, step.accumulate) for step in steps] == [(32, 8), (32, 4), (32, 1), (32, 1)]
+    capped = job.training(64, max_global_batch=512)
+    assert (capped.batch, capped.accumulate) == (8, 1)
+    assert job.training(1, max_global_batch=128).accumulate == 4
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "data: {image_size: 32, batch_size: 16}\n"
+        "model: {model: acmix_resnet_pico, optimizer: sgd, momentum: 0.0, lr: 1e-1, lr_batch: 64, ema_decay: 0.9,\n"
+        "  linear_probe: true, model_kwargs: {num_classes: 7}}\n"
+        "trainer: {accumulate_grad_batches: 4, max_epochs: 3}\n"
+    )
+    return path
+
+
+class TestReading:
+    def test_settings_of_a_recipe(self, recipe: Path) -> None:
+        job = read_job(recipe)
+        assert (job.global_batch, job.precision, job.ema, job.epochs, job.lr) == (64, "32-true", True, 3, 0.1)
+        training = job.training(1)
+        assert (training.states, training.passes, training.accumulate) == (0, 1, 4)
+        assert training.trainable == 7 * (512 + 1)
+        # The input of the classifier, log-probabilities and the class.
+        assert training.activations.per_image == 4 * (512 + 7) + 8
+
+    def test_hardware_profile_overrides_the_recipe(self, recipe: Path, tmp_path: Path) -> None:
+        profile = tmp_path / "o.yaml"
+        profile.write_text("trainer: {devices: 8, num_nodes: 2, accumulate_grad_batches: 1, precision: 16-mixed}\n")
+        job = read_job(recipe, profile)
+        assert (job.global_batch, job.precision, job.epochs) == (256, "16-mixed", 3)
+        assert read_job("acmix_resnet_pico", profile, batch_size=8).precision == "16-mixed"
+
+    def test_arguments_override_the_recipe(self, recipe: Path) -> None:
+        job = read_job(recipe, batch_size=8, precision="bf16-mixed", strategy="fsdp")
+        assert (job.batch_size, job.precision, job.strategy) == (8, "bf16-mixed", "fsdp")
+        assert job.training(2).strategy == "fsdp"
+
+    def test_name_of_a_shipped_recipe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        path = ROOT / "recipes/imagenet1k/acmix_swin_t.yaml"
+        assert read_job("imagenet1k/acmix_swin_t", "hardware/fsdp").strategy == "fsdp"
+        for name in ("imagenet1k/acmix_swin_t", "imagenet1k/acmix_swin_t.yaml"):
+            assert read_job(name) == replace(read_job(path), name=name)
+
+    def test_run_folder(self, recipe: Path, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "config.yaml").write_text(recipe.read_text())
+        assert read_job(tmp_path / "run") == replace(read_job(recipe), name=str(tmp_path / "run"))
+
+    def test_weight_folder(self) -> None:
+        folder = checkpoints_root() / "acmix_resnet_pico.fashion_mnist"
+        by_name = read_job("acmix_resnet_pico").training(1)
+        assert read_job(folder).training(1) == by_name
