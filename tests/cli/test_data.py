@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from acmix_zoo.cli.main import main
-from acmix_zoo.data import open_source, overlap
-from acmix_zoo.data.summary import split_parts
+from acmix_zoo.data import duplicates, open_source
+from acmix_zoo.data.splits import split_source
 
 
 def folder(root: Path, *classes: str, count: int = 4) -> Path:
@@ -91,10 +91,10 @@ def test_images_in_two_splits_are_counted(tmp_path: Path, copied: str, capsys: p
 
 
 def test_the_search_for_identical_images_has_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = split_parts(open_source(folder(tmp_path / "pets", "cat", "dog")), 0.25, 0)
-    assert overlap.shared_images(parts) == []
-    monkeypatch.setattr(overlap, "CHECK_LIMIT", 7)
-    assert overlap.shared_images(parts) == [
+    splits = split_source(open_source(folder(tmp_path / "pets", "cat", "dog")), 0.25, 0)
+    assert duplicates.duplicate_warnings(splits) == []
+    monkeypatch.setattr(duplicates, "CHECK_LIMIT", 7)
+    assert duplicates.duplicate_warnings(splits) == [
         "identical images in two splits were not looked for: there are more than 7 images"
     ]
 

@@ -137,7 +137,7 @@ def test_evaluation_repeats_the_record(
 
 def test_predict_and_classify_agree(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = pictures / "test/class1"
-    assert main(["predict", "--config", str(run / "config.yaml"), f"--data.predict_source={source}"]) == 0
+    assert main(["predict", "--config", str(run / "config.yaml"), f"--data.predict={source}"]) == 0
     with (run / "predictions.csv").open() as file:
         predicted = list(csv.DictReader(file))
     (run / "predictions.csv").unlink()
@@ -200,12 +200,12 @@ def test_predict_names_what_it_skips(
     (phone / "damaged.jpg").write_bytes(b"\xff\xd8\xff")
     command = ["predict", f"--config={run / 'config.yaml'}", f"--run.folder={tmp_path / 'predicted'}"]
     command += [f"--ckpt_path={run / 'checkpoints/best.ckpt'}"]
-    assert main([*command, f"--data.predict_source={phone}"]) == 0
+    assert main([*command, f"--data.predict={phone}"]) == 0
     out = capsys.readouterr().out
     assert f"{phone}: skipped 1 .heic file (first: a.heic): to read them, `pip install pillow-heif`" in out
     assert f"{phone}: 1 file cannot be predicted: image {phone / 'damaged.jpg'} cannot be read" in out
     assert "Saved the predictions for 4 images" in out
-    fails([*command, f"--data.predict_source={phone / 'a.heic'}"], capsys, "For .heic files: to read them, `pip")
+    fails([*command, f"--data.predict={phone / 'a.heic'}"], capsys, "For .heic files: to read them, `pip")
 
 
 def test_classify_needs_no_training_libraries(run: Path, pictures: Path) -> None:

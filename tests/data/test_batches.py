@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler
 
-from acmix_zoo.data import BadImage
+from acmix_zoo.data import UnreadableImage
 from acmix_zoo.data.augment import Augment, Pixels, image_keys, seed_globals, shift_and_flip, uniforms
-from acmix_zoo.data.batches import ImageDataset, apart, as_is
-from acmix_zoo.data.samplers import EpochSampler, ShardSampler
-from acmix_zoo.data.sources.base import ArrayImages, FileImages
+from acmix_zoo.data.batches import detach_worker, keep_batch
+from acmix_zoo.data.image_dataset import ImageDataset
+from acmix_zoo.data.samplers import EvalSampler, TrainSampler
+from acmix_zoo.data.sources.image_sets import ArrayImages, FileImages
+from acmix_zoo.data.splits import Split
 
 KEYS = image_keys(3, images=np.arange(64))
 PIXELS = Pixels(16, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "bicubic", 1.0)
@@ -30,7 +32,7 @@ def images(count: int = 12, size: int = 16, channels: int = 1) -> ArrayImages:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures_in_memory_equal_timm_transform(channels: int) -> None:
     source = images(channels=channels)
-    dataset = ImageDataset(source, np.array([5, 2, 7]), Augment(PIXELS))
+    dataset = ImageDataset(Split(source, np.array([5, 2, 7])), Augment(PIXELS))
     assert dataset.array is not None
     x, y = dataset.__getitems__([0, 2])
     assert x.shape == (2, 3, 16, 16) and x.dtype == torch.float32 and y.tolist() == [2, 1] and y.dtype == torch.int64
@@ -43,7 +45,7 @@ def test_pictures_in_memory_equal_timm_transform(channels: int) -> None:
 def test_pictures_of_another_size_equal_timm_transform() -> None:
     pixels = Pixels(32, PIXELS.mean, PIXELS.std, "bilinear", 0.875)
     source = images(size=20)
-    x, _ = ImageDataset(source, np.arange(12), Augment(pixels)).__getitems__([3])
+    x, _ = ImageDataset(Split(source, np.arange(12)), Augment(pixels)).__getitems__([3])
     torch.testing.assert_close(x[0], pixels.eval_transform()(source.image(3)), atol=1e-6, rtol=1e-6)
 
 
@@ -52,7 +54,7 @@ def test_any_shape_of_picture_becomes_square(tmp_path: Path, size: tuple[int, in
     Image.new("L", size, 255).save(tmp_path / "odd.png")
     source = FileImages([str(tmp_path / "odd.png")], np.zeros(1, np.int64))
     for augment in ("none", "light", "imagenet"):
-        x, _ = ImageDataset(source, np.arange(1), Augment(PIXELS, augment)).__getitems__([0])
+        x, _ = ImageDataset(Split(source, np.arange(1)), Augment(PIXELS, augment)).__getitems__([0])
         assert x.shape == (1, 3, 16, 16) and x.isfinite().all()
 
 
@@ -73,7 +75,7 @@ def test_shift_and_flip_gives_crops_of_the_padded_picture() -> None:
 
 @pytest.mark.parametrize("augment", ["light", "imagenet", "rand-m9-mstd0.5-inc1", "augmix-m5-w4-d2"])
 def test_augmentation_is_given_by_seed_epoch_and_index(augment: str) -> None:
-    dataset = ImageDataset(images(), np.arange(12), Augment(PIXELS, augment, random_erasing=0.5), seed=7)
+    dataset = ImageDataset(Split(images(), np.arange(12)), Augment(PIXELS, augment, random_erasing=0.5), seed=7)
     torch.manual_seed(5)
     first, states = dataset.__getitems__([4, 5, 6])[0], (torch.rand(1), random.random(), np.random.rand())
     torch.manual_seed(99), random.seed(99), np.random.seed(99)
@@ -88,15 +90,15 @@ def test_augmentation_is_given_by_seed_epoch_and_index(augment: str) -> None:
 
 def test_auto_augment_runs_at_its_strongest() -> None:
     # posterize to 0 bits: Pillow 13 refuses
-    dataset = ImageDataset(images(), np.arange(12), Augment(PIXELS, "rand-m10-n8-inc1"))
+    dataset = ImageDataset(Split(images(), np.arange(12)), Augment(PIXELS, "rand-m10-n8-inc1"))
     for epoch in range(15):
         dataset.epoch = epoch
         assert dataset.__getitems__(list(range(12)))[0].isfinite().all()
 
 
 def test_random_erasing_erases() -> None:
-    dataset = ImageDataset(images(), np.arange(12), Augment(PIXELS, random_erasing=1.0))
-    plain = ImageDataset(images(), np.arange(12), Augment(PIXELS))
+    dataset = ImageDataset(Split(images(), np.arange(12)), Augment(PIXELS, random_erasing=1.0))
+    plain = ImageDataset(Split(images(), np.arange(12)), Augment(PIXELS))
     erased, x = (d.__getitems__(list(range(12)))[0] for d in (dataset, plain))
     assert all((a != b).any() and (a == b).any() for a, b in zip(erased, x, strict=True))
     assert (erased[erased != x] == 0).all()
@@ -108,13 +110,13 @@ def test_images_normalised_later_are_the_same_to_the_bit(augment: str, channels:
     """Images stay uint8 until normalisation, even with random erasing, which timm applies after normalisation."""
     made = Augment(PIXELS, augment, random_erasing=0.5)
     now, later = (
-        ImageDataset(images(channels=channels), np.arange(12), made, seed=3, raw=raw) for raw in (False, True)
+        ImageDataset(Split(images(channels=channels), np.arange(12)), made, seed=3, raw=raw) for raw in (False, True)
     )
     x, raw = now.__getitems__([4, 5, 17])[0], later.__getitems__([4, 5, 17])[0]
     assert x.dtype == torch.float32 and raw.dtype == torch.uint8 and raw.shape[1] in (channels + 1, 4)
     assert torch.equal(PIXELS.normalize(raw), x)
     plain = Augment(PIXELS, augment)
-    erased = ImageDataset(images(channels=channels), np.arange(12), plain, seed=3).__getitems__([4, 5, 17])[0]
+    erased = ImageDataset(Split(images(channels=channels), np.arange(12)), plain, seed=3).__getitems__([4, 5, 17])[0]
     for image, key in zip(erased, image_keys(3, 0, images=np.array([4, 5, 17])), strict=True):
         seed_globals(int(key) ^ 1)
         made.erase(image)  # type: ignore[misc]
@@ -138,10 +140,10 @@ def test_workers_live_through_all_epochs() -> None:
     """They must still receive the current epoch."""
     made = {}
     for workers in (0, 2):
-        dataset = Processes(images(), np.arange(12), Augment(PIXELS, "imagenet"), seed=3)
-        sampler = EpochSampler(dataset, seed=3)
+        dataset = Processes(Split(images(), np.arange(12)), Augment(PIXELS, "imagenet"), seed=3)
+        sampler = TrainSampler(dataset, seed=3)
         loader = DataLoader(
-            dataset, 4, sampler=sampler, num_workers=workers, collate_fn=as_is, persistent_workers=workers > 0
+            dataset, 4, sampler=sampler, num_workers=workers, collate_fn=keep_batch, persistent_workers=workers > 0
         )
         seen, processes = [], set()
         for epoch in range(3):
@@ -158,9 +160,9 @@ def test_workers_live_through_all_epochs() -> None:
 
 def test_workers_give_the_same_batches() -> None:
     def batches(workers: int) -> list[torch.Tensor]:
-        dataset = ImageDataset(images(), np.arange(12), Augment(PIXELS, "imagenet"), seed=3)
-        sampler = EpochSampler(dataset, seed=3, epoch=2)
-        loader = DataLoader(dataset, 4, sampler=sampler, num_workers=workers, collate_fn=as_is)
+        dataset = ImageDataset(Split(images(), np.arange(12)), Augment(PIXELS, "imagenet"), seed=3)
+        sampler = TrainSampler(dataset, seed=3, epoch=2)
+        loader = DataLoader(dataset, 4, sampler=sampler, num_workers=workers, collate_fn=keep_batch)
         first = [x for x, _ in loader]
         sampler.set_epoch(3)
         return [*first, *(x for x, _ in loader)]
@@ -178,10 +180,10 @@ def files(folder: Path, count: int) -> FileImages:
 
 def test_a_file_that_breaks_during_a_run_is_left_out_of_training(tmp_path: Path) -> None:
     source = files(tmp_path, 4)
-    dataset = ImageDataset(source, np.arange(4), Augment(PIXELS, "light"), max_bad=2)
+    dataset = ImageDataset(Split(source, np.arange(4)), Augment(PIXELS, "light"), max_unreadable=2)
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
     (tmp_path / "1.png").unlink()
-    with pytest.warns(UserWarning, match=r"left out: image .*[12]\.png") as warned:
+    with pytest.warns(UserWarning, match=r"skipped: image .*[12]\.png") as warned:
         x, y = dataset.__getitems__([3, 2, 1, 0])
     assert len(warned) == 2 and x.shape[0] == 2 and y.tolist() == [3, 0]
     dataset.epoch = 1
@@ -189,10 +191,12 @@ def test_a_file_that_breaks_during_a_run_is_left_out_of_training(tmp_path: Path)
         warnings.simplefilter("error")  # one warning a picture, whatever the epoch
         assert dataset.__getitems__([0, 1])[1].tolist() == [0]
     (tmp_path / "3.png").unlink()
-    with pytest.raises(BadImage, match=r"3\.png does not exist; it is number 3, and at most max_bad=2 are left out"):
+    with pytest.raises(
+        UnreadableImage, match=r"3\.png does not exist. It is number 3, and at most max_unreadable=2 are skipped"
+    ):
         dataset.__getitems__([0, 3])
-    with pytest.raises(BadImage, match=r"1\.png does not exist; repair or remove it and run the command again"):
-        ImageDataset(source, np.arange(4), Augment(PIXELS))[1]
+    with pytest.raises(UnreadableImage, match=r"1\.png does not exist. Repair or remove it, and run the command again"):
+        ImageDataset(Split(source, np.arange(4)), Augment(PIXELS))[1]
 
 
 def test_a_batch_of_which_nothing_can_be_read(tmp_path: Path) -> None:
@@ -201,7 +205,8 @@ def test_a_batch_of_which_nothing_can_be_read(tmp_path: Path) -> None:
         (tmp_path / f"{number}.png").unlink()
     plain = Augment(PIXELS)
     training, evaluation = (
-        ImageDataset(source, np.arange(4), plain, max_bad=100, training=training) for training in (True, False)
+        ImageDataset(Split(source, np.arange(4)), plain, max_unreadable=100, training=training)
+        for training in (True, False)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -212,7 +217,7 @@ def test_a_batch_of_which_nothing_can_be_read(tmp_path: Path) -> None:
         for number in (0, 3):
             (tmp_path / f"{number}.png").unlink()
         for dataset in (training, evaluation):
-            with pytest.raises(BadImage, match="none of the 4 images can be read; is the disk still there"):
+            with pytest.raises(UnreadableImage, match="None of the 4 images can be read; check that the disk"):
                 dataset.__getitems__([0, 1, 2, 3])
 
 
@@ -223,14 +228,16 @@ def test_bad_pictures_are_counted_over_workers_and_epochs(
     monkeypatch.setattr(warnings, "showwarning", lambda message, *_: print(message, file=sys.stderr, flush=True))
     source = files(tmp_path, 40)
     (tmp_path / "7.png").write_bytes(b"gone")
-    dataset = ImageDataset(source, np.arange(40), Augment(PIXELS, "light"), max_bad=1)
+    dataset = ImageDataset(Split(source, np.arange(40)), Augment(PIXELS, "light"), max_unreadable=1)
     for _ in range(3):  # workers are started anew for each
-        loader = DataLoader(dataset, 4, num_workers=2, collate_fn=as_is)
+        loader = DataLoader(dataset, 4, num_workers=2, collate_fn=keep_batch)
         assert sum(len(y) for _, y in loader) == 39
     assert capfd.readouterr().err.count("7.png cannot be read") == 1
     (tmp_path / "30.png").unlink()
-    with pytest.raises(BadImage, match=r"^image \S*30\.png does not exist; it is number 2, and at most max_bad=1"):
-        list(DataLoader(dataset, 4, num_workers=2, collate_fn=as_is))
+    with pytest.raises(
+        UnreadableImage, match=r"^image \S*30\.png does not exist. It is number 2, and at most max_unreadable=1"
+    ):
+        list(DataLoader(dataset, 4, num_workers=2, collate_fn=keep_batch))
 
 
 class Groups(ImageDataset):
@@ -239,8 +246,8 @@ class Groups(ImageDataset):
 
 
 def test_workers_do_not_get_the_signals_of_the_run() -> None:
-    dataset = Groups(images(), np.arange(12), Augment(PIXELS))
-    loader = DataLoader(dataset, 4, num_workers=1, collate_fn=as_is, worker_init_fn=apart)
+    dataset = Groups(Split(images(), np.arange(12)), Augment(PIXELS))
+    loader = DataLoader(dataset, 4, num_workers=1, collate_fn=keep_batch, worker_init_fn=detach_worker)
     assert os.getpgid(0) not in {int(group) for group, _ in loader}
 
 
@@ -262,7 +269,7 @@ def test_keys_are_spread_evenly() -> None:
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize(("size", "world"), [(21, 2), (2001, 2), (5, 3), (1, 4), (0, 2), (7, 1)])
 def test_evaluation_counts_every_image_once(size: int, world: int, batch: int) -> None:
-    shards = [ShardSampler(size, batch, rank, world) for rank in range(world)]
+    shards = [EvalSampler(size, batch, rank, world) for rank in range(world)]
     assert sorted(index for shard in shards for index in shard if index >= 0) == list(range(size))
     assert all(len(shard) == len(list(shard)) for shard in shards)
     assert all(isinstance(shard, DistributedSampler) for shard in shards), "Lightning would put its own in place"
@@ -273,17 +280,17 @@ def test_evaluation_counts_every_image_once(size: int, world: int, batch: int) -
 
 
 def test_an_image_that_does_not_count_has_no_class() -> None:
-    dataset = ImageDataset(images(), np.array([5, 2, 7]), Augment(PIXELS))
+    dataset = ImageDataset(Split(images(), np.array([5, 2, 7])), Augment(PIXELS))
     x, y = dataset.__getitems__([1, -2])
     assert y.tolist() == [2, -1] and torch.equal(x[0], x[1])
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_a_step_has_the_same_images_on_any_number_of_processes(world: int) -> None:
-    dataset = ImageDataset(images(50), np.arange(50), Augment(PIXELS))
-    alone = list(EpochSampler(dataset, seed=1, step=12, rank=0, world=1))
+    dataset = ImageDataset(Split(images(50), np.arange(50)), Augment(PIXELS))
+    alone = list(TrainSampler(dataset, seed=1, step=12, rank=0, world=1))
     assert len(alone) == 48
-    shards = [list(EpochSampler(dataset, seed=1, step=12 // world, rank=r, world=world)) for r in range(world)]
+    shards = [list(TrainSampler(dataset, seed=1, step=12 // world, rank=r, world=world)) for r in range(world)]
     for start in range(0, 48, 12):
         step = [i for shard in shards for i in shard[start // world : (start + 12) // world]]
         assert sorted(step) == sorted(alone[start : start + 12])
@@ -291,29 +298,29 @@ def test_a_step_has_the_same_images_on_any_number_of_processes(world: int) -> No
 
 def test_repeated_augmentation() -> None:
     """Each image that comes up does so three times in a row; the epoch is as long as ever."""
-    dataset = ImageDataset(images(50), np.arange(50), Augment(PIXELS, "light"))
-    order = list(EpochSampler(dataset, seed=1, repeats=3, rank=0, world=1))
+    dataset = ImageDataset(Split(images(50), np.arange(50)), Augment(PIXELS, "light"))
+    order = list(TrainSampler(dataset, seed=1, repeats=3, rank=0, world=1))
     assert len(order) == 50 and len(set(order)) == 50
     assert [i % 50 for i in order[0:48:3]] == [i % 50 for i in order[1:48:3]] == [i % 50 for i in order[2:48:3]]
     assert len({i % 50 for i in order}) == 17
-    shards = [list(EpochSampler(dataset, seed=1, repeats=3, rank=rank, world=2)) for rank in range(2)]
+    shards = [list(TrainSampler(dataset, seed=1, repeats=3, rank=rank, world=2)) for rank in range(2)]
     assert [i for pair in zip(*shards, strict=True) for i in pair] == order
 
 
 def test_training_order() -> None:
-    dataset = ImageDataset(images(), np.arange(11), Augment(PIXELS))
+    dataset = ImageDataset(Split(images(), np.arange(11)), Augment(PIXELS))
     orders = []
     for epoch in range(3):
-        shards = [EpochSampler(dataset, seed=1, epoch=epoch, rank=rank, world=2) for rank in range(2)]
+        shards = [TrainSampler(dataset, seed=1, epoch=epoch, rank=rank, world=2) for rank in range(2)]
         orders.append([list(shard) for shard in shards])
         assert [len(shard) for shard in shards] == [5, 5] == [len(order) for order in orders[-1]]
         seen = orders[-1][0] + orders[-1][1]
         assert len(set(seen)) == 10 and set(seen) < set(range(11))
     assert orders[0] != orders[1] != orders[2]
-    sampler = EpochSampler(dataset, seed=1, epoch=1, start=3, rank=0, world=2)
+    sampler = TrainSampler(dataset, seed=1, epoch=1, start=3, rank=0, world=2)
     assert list(sampler) == orders[1][0][3:] and len(sampler) == 5 and dataset.epoch == 1
     sampler.set_epoch(1)
     assert list(sampler) == orders[1][0][3:]
     sampler.set_epoch(2)
     assert list(sampler) == orders[2][0] and dataset.epoch == 2
-    assert list(EpochSampler(dataset, seed=2, rank=0, world=2)) != orders[0][0]
+    assert list(TrainSampler(dataset, seed=2, rank=0, world=2)) != orders[0][0]

@@ -9,7 +9,8 @@ from PIL import Image
 
 from acmix_zoo.cli.data import data
 from acmix_zoo.data import open_source
-from acmix_zoo.data.sources.base import FileImages, Source
+from acmix_zoo.data.sources.base import IndexedSource
+from acmix_zoo.data.sources.image_sets import FileImages
 
 
 def tree(root: Path, *names: str) -> Path:
@@ -29,9 +30,9 @@ def link(path: Path, target: str | Path) -> None:
     path.symlink_to(target)
 
 
-def listed(source: Source, split: str = "train") -> dict[str, list[str]]:
+def listed(source: IndexedSource, split: str = "train") -> dict[str, list[str]]:
     """The paths of a split's images below the root, by class."""
-    images = source.splits()[split]
+    images = source.splits[split]
     assert isinstance(images, FileImages) and hasattr(source, "root")
     found: dict[str, list[str]] = {name: [] for name in source.class_names}
     for path, target in zip(images.paths, images.targets, strict=True):
@@ -103,7 +104,7 @@ def test_a_split_that_is_linked_to_another_is_noted(tmp_path: Path, capsys: pyte
     root = tree(tmp_path / "pets", *(f"train/{name}" for name in TWO))
     link(root / "test", "train")
     source = open_source(root)
-    assert [len(images) for images in source.splits().values()] == [3, 3]
+    assert [len(images) for images in source.splits.values()] == [3, 3]
     assert data([str(root)])
     assert "Warning: 3 of the 3 test images are identical to images of train" in capsys.readouterr().out
 
@@ -180,9 +181,9 @@ def test_two_spellings_of_a_split_are_refused(tmp_path: Path, one: str, two: str
 def test_unlabelled_test_images_are_named(tmp_path: Path) -> None:
     root = tree(tmp_path, *(f"train/{name}" for name in TWO), "test/1.jpg", "test/2.jpg", "old/cat/1.png", "9.png")
     source = open_source(root)
-    assert set(source.splits()) == {"train"}
+    assert set(source.splits) == {"train"}
     said = remarks(root)
-    assert "test: its 2 images cannot be scored without class folders" in said and "--data.predict_source" in said
+    assert "test: its 2 images cannot be scored without class folders" in said and "--data.predict" in said
     assert "skipped folders next to the splits: old" in said and "skipped 1 image directly in" in said
 
 
@@ -206,7 +207,7 @@ def test_accents_are_compared_in_one_form(tmp_path: Path) -> None:
     assert composed != decomposed
     root = tree(tmp_path, f"train/{composed}/1.png", "train/dog/1.png", f"val/{decomposed}/1.png", "val/dog/1.png")
     source = open_source(root)
-    assert source.class_names == (composed, "dog") and source.splits()["val"].targets.tolist() == [0, 1]
+    assert source.class_names == (composed, "dog") and source.splits["val"].targets.tolist() == [0, 1]
     tree(root, f"train/{decomposed}/2.png")
     with pytest.raises(ValueError, match=r"two folders named 'café', .*caf\\xe9.*cafe\\u0301|.*cafe\\u0301.*caf\\xe9"):
         open_source(root)

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from acmix_zoo.data import BadImage, depth, images, load_image
+from acmix_zoo.data import UnreadableImage, bit_depth, inspection, load_image
 from acmix_zoo.data.formats import has_heif
-from acmix_zoo.data.images import bad_images, inspect_images
-from acmix_zoo.data.sources.walk import find_images
+from acmix_zoo.data.inspection import find_problems, inspect_images
+from acmix_zoo.data.sources.find_images import find_images
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # (H, W)
 
@@ -83,7 +82,9 @@ def test_the_range_is_what_the_file_declares(bits: int, maximum: int, factor: in
 
 @pytest.mark.parametrize(("bits", "kind"), [(32, 1), (32, 2), (16, 2), (8, 2)])
 def test_values_without_a_known_range_are_refused(bits: int, kind: int) -> None:
-    with pytest.raises(BadImage, match=f"{bits}-bit integer pixels have no agreed range. Save the image with 8 or 16"):
+    with pytest.raises(
+        UnreadableImage, match=f"{bits}-bit integer pixels have no agreed range. Save the image with 8 or 16"
+    ):
         load_image(tiff(GREY // 2, bits, kind), "deep")
 
 
@@ -123,7 +124,7 @@ def colour_png(values: np.ndarray) -> bytes:
 
 @pytest.mark.parametrize("make", [deep_png, colour_png])
 def test_warnings_give_the_range_once_and_mention_dark_images(make: Any) -> None:
-    depth._warn.cache_clear()
+    bit_depth._warn_once.cache_clear()
     with pytest.warns(UserWarning) as warned:
         for _ in range(3):
             assert grey(make(GREY * 256)) == RAMP.tolist()
@@ -168,9 +169,9 @@ def test_other_formats_are_named_and_never_opened(
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ghostscript)
     (tmp_path / name).write_bytes(content)
     for source in (tmp_path / name, content):
-        with pytest.raises(BadImage, match=told):
+        with pytest.raises(UnreadableImage, match=told):
             load_image(source)
-    (problem,) = bad_images([str(tmp_path / name)])
+    (problem,) = find_problems([str(tmp_path / name)])
     assert told in problem and name in problem
 
 
@@ -181,7 +182,9 @@ def test_a_file_of_another_format_gets_advice_by_its_name(tmp_path: Path, name: 
     if extension == ".heic" and has_heif():
         pytest.skip("pillow-heif is installed")
     advice = "to read them, `pip install pillow-heif`" if extension == ".heic" else "convert them to JPEG or PNG"
-    with pytest.raises(BadImage, match=f"it is not an image in a supported format. For {extension} files: {advice}"):
+    with pytest.raises(
+        UnreadableImage, match=f"it is not an image in a supported format. For {extension} files: {advice}"
+    ):
         load_image(tmp_path / name)
 
 
@@ -193,7 +196,7 @@ def test_a_replaced_reader_of_pillow_hides_no_reason(tmp_path: Path, monkeypatch
 
     (tmp_path / "page.jpg").write_bytes(b"<!DOCTYPE html><html>404</html>")
     monkeypatch.setattr("PIL.Image.open", replaced)
-    with pytest.raises(BadImage, match="it is a web page"):
+    with pytest.raises(UnreadableImage, match="it is a web page"):
         load_image(tmp_path / "page.jpg")
 
 
@@ -211,11 +214,11 @@ def test_an_image_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest
     Image.new("L", (40, 40)).save(tmp_path / "bomb.png")
     Image.new("L", (40, 40)).save(tmp_path / "bomb.jpg")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    monkeypatch.setattr(images, "_MANY_PIXELS", 100)
-    for problem in bad_images([str(tmp_path / "bomb.png"), str(tmp_path / "bomb.jpg")]):
+    monkeypatch.setattr(inspection, "_MANY_PIXELS", 100)
+    for problem in find_problems([str(tmp_path / "bomb.png"), str(tmp_path / "bomb.jpg")]):
         assert "may not fit into memory. Expected a smaller image; scale it down" in problem
-    assert len(bad_images([str(tmp_path / "bomb.png"), str(tmp_path / "bomb.jpg")])) == 2
-    with pytest.raises(BadImage, match="may not fit into memory"):
+    assert len(find_problems([str(tmp_path / "bomb.png"), str(tmp_path / "bomb.jpg")])) == 2
+    with pytest.raises(UnreadableImage, match="may not fit into memory"):
         load_image(tmp_path / "bomb.png")
 
 
@@ -267,153 +270,28 @@ def damaged(folder: Path) -> dict[str, Path]:
     return files
 
 
-@pytest.fixture
-def photograph() -> Image.Image:
-    """201×133, so that no block of the JPEG is whole at the border."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    return Image.fromarray(datasets.load_sample_image("china.jpg")).crop((200, 100, 401, 233))
-
-
-def jpeg(picture: Image.Image, **kwargs: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "jpeg", **kwargs)
-    return buffer.getvalue()
-
-
-def with_decoder(name: str, content: bytes, monkeypatch: pytest.MonkeyPatch) -> np.ndarray | str:
-    """(H, W, 3) pixels, or what is wrong."""
-    monkeypatch.setenv("ACMIX_JPEG", name)
-    try:
-        return np.asarray(load_image(content, "x"))
-    except BadImage as error:
-        return str(error)
-
-
-def count_torchvision(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether torchvision decoded, picture by picture, from now on."""
-    torchvision_io = pytest.importorskip("torchvision.io")
-    if not hasattr(torchvision_io, "decode_jpeg") or not hasattr(torch.ops.image, "decode_jpeg"):
-        pytest.skip("this torchvision decodes no JPEG")
-    seen: list[bool] = []
-    real = images._by_torchvision
-
-    def watch(picture: Image.Image) -> Image.Image | None:
-        decoded = real(picture)
-        seen.append(decoded is not None)
-        return decoded
-
-    monkeypatch.setattr(images, "_by_torchvision", watch)
-    return seen
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        *({"quality": q, "subsampling": s} for q in (30, 90, 100) for s in (0, 1, 2)),
-        {"progressive": True},
-        {"keep_rgb": True},
-        {"restart_marker_rows": 1},
-    ],
-    ids=str,
-)
-def test_torchvision_decodes_to_the_same_pixels(
-    how: dict[str, Any], photograph: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = count_torchvision(monkeypatch)
-    content = jpeg(photograph, **how)
-    direct = np.asarray(Image.open(io.BytesIO(content)))
-    for name in ("pillow", "torchvision"):
-        assert np.array_equal(with_decoder(name, content, monkeypatch), direct)
-    assert seen == [True]
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_torchvision_turns_as_pillow_does(
-    orientation: int, photograph: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = count_torchvision(monkeypatch)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    content = jpeg(photograph, exif=exif)
-    pixels = with_decoder("torchvision", content, monkeypatch)
-    assert seen == [True]
-    assert isinstance(pixels, np.ndarray) and pixels.shape == ((133, 201, 3) if orientation < 5 else (201, 133, 3))
-    assert np.array_equal(pixels, ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
-    assert np.array_equal(pixels, with_decoder("pillow", content, monkeypatch))
-
-
-@pytest.mark.parametrize("kind", ["grey", "CMYK", "png"])
-def test_what_torchvision_is_not_asked_for(kind: str, photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = count_torchvision(monkeypatch)
-    if kind == "png":
-        buffer = io.BytesIO()
-        photograph.save(buffer, "png")
-        content = buffer.getvalue()
-    else:
-        content = jpeg(photograph.convert({"grey": "L"}.get(kind, kind)))
-    one, two = (with_decoder(name, content, monkeypatch) for name in ("pillow", "torchvision"))
-    assert isinstance(one, np.ndarray) and np.array_equal(one, two)
-    assert seen == [False]
-
-
-def test_damage_looks_the_same_to_both_decoders(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut, or with some bytes wrong: either the same pixels or the same words."""
-    seen = count_torchvision(monkeypatch)
-    whole, generator = jpeg(photograph, quality=90), np.random.default_rng(0)
-    refused = 0
-    for i in range(200):
-        content = bytearray(whole)
-        if i % 2:
-            del content[generator.integers(len(whole)) :]
-        else:
-            for place in generator.integers(0, len(whole), 4):
-                content[place] = generator.integers(256)
-        one, two = (with_decoder(name, bytes(content), monkeypatch) for name in ("pillow", "torchvision"))
-        assert one == two if isinstance(one, str) else np.array_equal(one, two)
-        refused += isinstance(one, str)
-    assert refused > 90 and sum(seen) > 50  # both happened
-
-
-def test_torchvision_without_a_decoder(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("torchvision.io.decode_jpeg", raising=False)  # as a later release will have it
-    images._torchvision_decoder.cache_clear()
-    content = jpeg(photograph)
-    try:
-        with pytest.warns(UserWarning, match="does not decode JPEG, Pillow does it"):
-            pixels = with_decoder("torchvision", content, monkeypatch)
-    finally:
-        images._torchvision_decoder.cache_clear()
-    assert np.array_equal(pixels, with_decoder("pillow", content, monkeypatch))
-
-
-def test_unknown_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACMIX_JPEG", "turbo")
-    with pytest.raises(ValueError, match="ACMIX_JPEG='turbo' is set; expected pillow or torchvision"):
-        load_image(b"")
-
-
 def test_damage_is_named(tmp_path: Path) -> None:
     files = damaged(tmp_path)
     files["missing"] = tmp_path / "missing.png"
     for path in files.values():
-        with pytest.raises(BadImage, match=path.name):
+        with pytest.raises(UnreadableImage, match=path.name):
             load_image(path)
-    messages = bad_images(map(str, files.values()))
+    messages = find_problems(map(str, files.values()))
     assert len(messages) == len(files)
     assert all(path.name in message for path, message in zip(files.values(), messages, strict=True))
-    assert bad_images(str(tmp_path / f"whole.{kind}") for kind in ("png", "jpg", "bmp")) == []
+    assert find_problems(str(tmp_path / f"whole.{kind}") for kind in ("png", "jpg", "bmp")) == []
 
 
 def test_trailing_bytes_are_no_damage(tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / "a.jpg")
     with open(tmp_path / "a.jpg", "ab") as file:
         file.write(b"camera makers append things here")
-    assert bad_images([str(tmp_path / "a.jpg")]) == []
+    assert find_problems([str(tmp_path / "a.jpg")]) == []
 
 
 def test_floating_point_is_refused_with_advice(tmp_path: Path) -> None:
     Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(BadImage, match="floating-point pixels have no agreed range"):
+    with pytest.raises(UnreadableImage, match="floating-point pixels have no agreed range"):
         load_image(tmp_path / "float.tiff")
 
 
@@ -421,7 +299,7 @@ def test_bytes_are_read_too() -> None:
     buffer = io.BytesIO()
     Image.fromarray(RAMP).save(buffer, "png")
     assert load_image(buffer.getvalue()).size == (8, 6)
-    with pytest.raises(BadImage, match="row 7"):
+    with pytest.raises(UnreadableImage, match="row 7"):
         load_image(b"xyz", "row 7")
 
 

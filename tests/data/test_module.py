@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor, nn
 
-from acmix_zoo.data import BadImage, ImageDataModule
-from acmix_zoo.data.fingerprint import compare_sizes
-from acmix_zoo.data.option_checks import UnusableImages, fitting_batch_size
-from acmix_zoo.data.splits import stratified
+from acmix_zoo.data import ImageDataModule, UnreadableImage
+from acmix_zoo.data.compatibility import compare_batches
+from acmix_zoo.data.options import limit_batch_size
+from acmix_zoo.data.splits import UnusableImages, stratified_split
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -89,11 +89,11 @@ def test_everything_the_model_needs_is_known_before_setup(fashion_mnist: str) ->
 
 def test_validation_is_stratified_and_seeded() -> None:
     targets = np.repeat([0, 1, 2, 3], [100, 10, 2, 1])
-    train, val = stratified(targets, 0.1, seed=0)
+    train, val = stratified_split(targets, 0.1, seed=0)
     assert np.bincount(targets[val], minlength=4).tolist() == [10, 1, 1, 0]
     assert sorted([*train, *val]) == list(range(113))
-    assert np.array_equal(val, stratified(targets, 0.1, seed=0)[1])
-    assert not np.array_equal(val, stratified(targets, 0.1, seed=1)[1])
+    assert np.array_equal(val, stratified_split(targets, 0.1, seed=0)[1])
+    assert not np.array_equal(val, stratified_split(targets, 0.1, seed=1)[1])
 
 
 def test_own_splits_are_kept(tmp_path: Path) -> None:
@@ -120,14 +120,14 @@ def test_few_images_still_make_a_batch(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_batches_that_are_too_large() -> None:
-    assert fitting_batch_size(8, 8, 1, 1) == (8, "") and fitting_batch_size(2, 8, 2, 2) == (2, "")
-    size, remark = fitting_batch_size(8, 9, 2, 1)
+    assert limit_batch_size(8, 8, 1, 1) == (8, "") and limit_batch_size(2, 8, 2, 2) == (2, "")
+    size, remark = limit_batch_size(8, 9, 2, 1)
     assert size == 4 and "larger than the 9 training images on 2 processes; using 4" in remark
-    size, remark = fitting_batch_size(4, 8, 1, 4)
+    size, remark = limit_batch_size(4, 8, 1, 4)
     assert (
         size == 4 and "a step of 4 × 4" in remark.replace("an optimiser ", "a ") and "accumulate_grad_batches" in remark
     )
-    assert fitting_batch_size(4, 1, 2, 1)[0] == 1
+    assert limit_batch_size(4, 1, 2, 1)[0] == 1
 
 
 def test_a_run_first_prints_a_summary_of_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,32 +213,33 @@ def test_other_sizes_are_refused_or_explained(tmp_path: Path, capsys: pytest.Cap
 
     run()
     for change in ({"batch_size": 6}, {"accumulate": 2}):
-        with pytest.raises(ValueError, match=r"--data.batch_size 4 --trainer.accumulate_grad_batches 1, or begin"):
+        with pytest.raises(ValueError, match=r"--data.batch_size 4 --trainer.accumulate_grad_batches 1, or choose"):
             run(tmp_path / "at.ckpt", **change)
     moved = source.rename(tmp_path / "elsewhere")
     capsys.readouterr()
     L.Trainer(max_epochs=1, limit_train_batches=3, **QUIET).fit(
         Recorder(), small(moved), ckpt_path=tmp_path / "at.ckpt", weights_only=True
     )
-    assert "FILES HAVE CHANGED" not in capsys.readouterr().out  # the same images under another name
+    assert "files have changed" not in capsys.readouterr().out  # the same images under another name
     moved.rename(source)
     image = source / "a" / "3.png"
     image.write_bytes(image.read_bytes() + b"0")
     run(tmp_path / "at.ckpt")
     said = capsys.readouterr().out
     assert "data: data, 2 classes; images: train 24, val 8" in said
-    assert "FILES HAVE CHANGED since the checkpoint, of a run on data (" in said
+    assert "image files have changed since the checkpoint, which was trained on data (" in said
     image.unlink()
     with pytest.raises(
-        ValueError, match=r"of a run on data \(24 train, 8 val images, fingerprint .*Give the same images to go on"
+        ValueError,
+        match=r"trained on data \(24 train, 8 val, 0 test images, fingerprint .*To resume, give the same images",
     ):
         run(tmp_path / "at.ckpt")
     ours = {"processes": 2, "batch_size": 2, "accumulate_grad_batches": 1}
-    said = compare_sizes({"processes": 1, "batch_size": 4, "accumulate_grad_batches": 1}, ours)
-    assert said is not None and "the schedule stay the same" in said and "to the bit" in said
-    assert compare_sizes(ours, dict(ours)) is None
+    said = compare_batches({"processes": 1, "batch_size": 4, "accumulate_grad_batches": 1}, ours)
+    assert said is not None and "schedule stay the same" in said and "bit-identical" in said
+    assert compare_batches(ours, dict(ours)) is None
     with pytest.raises(ValueError, match="a number of processes that divides 4 images"):
-        compare_sizes(ours, {**ours, "processes": 3})
+        compare_batches(ours, {**ours, "processes": 3})
 
 
 # ---- several processes
@@ -340,7 +341,7 @@ def test_unreadable_files_are_named_before_the_first_step(tmp_path: Path) -> Non
     (source / "b" / "text.jpg").write_text("hello")
     data = small(source, val_fraction=0)
     with pytest.raises(
-        ValueError, match=r"2 of 13 train images cannot be used; repair or remove them:\n.*3\.png.*\n.*text"
+        ValueError, match=r"2 of 13 train images cannot be used. Repair or remove them:\n.*3\.png.*\n.*text"
     ):
         data.setup("fit")
     for split in ("train", "val", "test"):
@@ -360,12 +361,12 @@ def test_a_file_that_breaks_during_a_run_does_not_end_it(tmp_path: Path) -> None
         (tmp_path / "data" / split / "b" / "0.png").write_bytes(b"gone")
     model = Recorder()
     trainer = L.Trainer(max_epochs=1, default_root_dir=tmp_path / "run", **QUIET)
-    with pytest.warns(UserWarning, match="left out: image"):
+    with pytest.warns(UserWarning, match="skipped: image"):
         trainer.fit(model, data)
     assert sum(len(classes) for _, _, classes in model.seen) == 7 and len(model.tested) == 7
     with pytest.raises(UnusableImages, match="1 of 8 test images"):  # a score over fewer images is another score
         trainer.test(model, data, verbose=False)
-    with pytest.raises(BadImage, match="run the command again"):  # where that look did not see it
+    with pytest.raises(UnreadableImage, match="run the command again"):  # where that look did not see it
         list(data.test_dataloader())
 
 
@@ -377,7 +378,7 @@ def test_an_image_that_breaks_alone_in_its_batch_does_not_end_the_run(tmp_path: 
     for split in ("train", "val"):
         (tmp_path / "data" / split / "b/0.png").unlink()
     model = Recorder()
-    with pytest.warns(UserWarning, match="left out: image"):
+    with pytest.warns(UserWarning, match="skipped: image"):
         L.Trainer(max_epochs=1, default_root_dir=tmp_path / "run", **QUIET).fit(model, data)
     classes = [label for _, _, (label,) in model.seen]
     assert classes.count(0) == 2 and classes.count(1) == 2  # the one after it was taken in its place
@@ -386,7 +387,7 @@ def test_an_image_that_breaks_alone_in_its_batch_does_not_end_the_run(tmp_path: 
 
 def test_classes_with_one_image(tmp_path: Path) -> None:
     source = folder(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"no class has two images, .* set val_fraction to 0"):
+    with pytest.raises(ValueError, match=r"no class has two images, .* set data.val_fraction to 0"):
         small(source).setup("fit")
     assert small(source, val_fraction=0).describe()["splits"] == {"train": 2, "val": 0, "test": 0}
     Image.new("L", (4, 4)).save(source / "b" / "more.png")
@@ -394,7 +395,7 @@ def test_classes_with_one_image(tmp_path: Path) -> None:
 
 
 def test_no_test_split(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no test split; add a test/ folder"):
+    with pytest.raises(ValueError, match=r"has no test split. Add a test/ folder"):
         small(folder(tmp_path)).test_dataloader()
 
 
@@ -416,7 +417,7 @@ def test_values_that_cannot_be(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("augment", ["lihgt", "strong"])
 def test_unknown_augmentation(augment: str) -> None:
-    with pytest.raises(ValueError, match=f"augment='{augment}': expected none, light, imagenet or"):
+    with pytest.raises(ValueError, match=f"augment='{augment}' is unknown. Use none, light, imagenet or"):
         ImageDataModule("digits", augment=augment)
 
 
@@ -428,22 +429,22 @@ def test_prediction(tmp_path: Path) -> None:
     for name in ("x.png", "deep/y.png", "z.jpg"):
         Image.new("RGB", (30, 20)).save(tmp_path / "new" / name)
     (tmp_path / "new" / "readme.txt").write_text("not a picture")
-    data = small("digits", predict_source=str(tmp_path / "new"), batch_size=2)
+    data = small("digits", predict=str(tmp_path / "new"), batch_size=2)
     told = L.Trainer(default_root_dir=tmp_path / "run", **QUIET).predict(Recorder(), data)
     assert told is not None and torch.cat(told).tolist() == [0, 1, 2]  # type: ignore[arg-type]
     assert [Path(path).name for path in data.predict_paths] == ["y.png", "x.png", "z.jpg"]
 
 
 def test_nothing_to_predict(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nothing to predict.*--data\.predict_source PATH"):
+    with pytest.raises(ValueError, match=r"nothing to predict.*--data\.predict PATH"):
         small("digits").setup("predict")
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        small("digits", predict_source=str(tmp_path / "no")).setup("predict")
-    with pytest.raises(ValueError, match="contains no pictures"):
-        small("digits", predict_source=str(tmp_path)).setup("predict")
+        small("digits", predict=str(tmp_path / "no")).setup("predict")
+    with pytest.raises(ValueError, match="contains no images"):
+        small("digits", predict=str(tmp_path)).setup("predict")
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(ValueError, match=r"1 files? cannot be predicted.*text\.png"):
-        small("digits", predict_source=str(tmp_path)).setup("predict")
+        small("digits", predict=str(tmp_path)).setup("predict")
 
 
 # ---- what importing costs

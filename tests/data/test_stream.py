@@ -14,18 +14,18 @@ pytest.importorskip("lightning")
 from support.streams import shards, write_parquet, write_tar
 from torch import Tensor
 
-from acmix_zoo.data import BadImage
+from acmix_zoo.data import UnreadableImage
 from acmix_zoo.data.augment import Augment, Pixels
-from acmix_zoo.data.stream.reader import Place, Reader, Streamed
-from acmix_zoo.data.stream.stream_batches import BatchMaker, EvalStream, TrainStream
-from acmix_zoo.data.stream.stream_source import StreamSource
+from acmix_zoo.data.sources.stream_source import StreamSource, StreamSplit
+from acmix_zoo.data.stream.batch_stream import BatchMaker, EvalStream, TrainStream
+from acmix_zoo.data.stream.reader import Reader, ReaderPosition
 
 PIXELS = Pixels(8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bicubic", 1.0)
 SIZES = (7, 3, 12, 1, 9)
 KINDS = ["parquet", "webdataset"]
 
 
-def stream_of(root: Path, kind: str, sizes: tuple[int, ...] = SIZES, **kwargs: Any) -> Streamed:
+def stream_of(root: Path, kind: str, sizes: tuple[int, ...] = SIZES, **kwargs: Any) -> StreamSplit:
     shards(root, kind, sizes, **kwargs)
     return StreamSource(root).splits["train"]
 
@@ -35,7 +35,7 @@ def numbers(images: Tensor) -> list[int]:
     return (images[:, 0, 0, 0] * 255).round().int().tolist()
 
 
-def maker_of(split: Streamed, *, rank: int = 0, world: int = 1, augment: str = "none", **kwargs: Any) -> BatchMaker:
+def maker_of(split: StreamSplit, *, rank: int = 0, world: int = 1, augment: str = "none", **kwargs: Any) -> BatchMaker:
     made = BatchMaker(split, Augment(PIXELS, augment), kwargs.pop("batch_size", 4), **{"seed": 1, **kwargs})
     made.rank, made.world = rank, world
     return made
@@ -66,7 +66,7 @@ def test_a_stream_has_what_the_table_has(tmp_path: Path, kind: str, monkeypatch:
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     split = stream_of(tmp_path / "set", kind)
-    table = open_source(tmp_path / "set").splits()["train"]
+    table = open_source(tmp_path / "set").splits["train"]
     streamed = list(Reader(split, 0, 1, shuffle=0).once())
     assert [example.label for example in streamed] == table.targets.tolist()
     assert [example.image().getpixel((0, 0)) for example in streamed] == [(n, n, n) for n in range(32)]
@@ -83,7 +83,7 @@ def test_names_for_bare_numbers(tmp_path: Path) -> None:
     assert [e.label for e in Reader(source.splits["train"], 0, 1).once()] == [0, 1, 2, 0, 1, 2]
     (tmp_path / "own.txt").write_text("x\ny\n")
     source = StreamSource(tmp_path / "set", classes_file=str(tmp_path / "own.txt"))
-    with pytest.raises(ValueError, match=r"image 2 \(0002.png\) has the class 2, which is none of the 2 of training"):
+    with pytest.raises(ValueError, match=r"image 2 \(0002.png\) has the unknown class 2. Expected one of 2 classes"):
         list(Reader(source.splits["train"], 0, 1, shuffle=0).once())
 
 
@@ -116,7 +116,7 @@ def test_a_split_without_labels_is_left_out(tmp_path: Path, kind: str) -> None:
 def test_what_cannot_be_streamed(tmp_path: Path) -> None:
     (tmp_path / "pets/cat").mkdir(parents=True)
     for source in (tmp_path / "pets", "fashion_mnist"):
-        with pytest.raises(ValueError, match="streaming is for tables and shards"):
+        with pytest.raises(ValueError, match="cannot be streamed, because it is neither a table nor tar files"):
             StreamSource(source)
     write_tar(tmp_path / "bare/train-0.tar", range(3), classes=False)
     with pytest.raises(ValueError, match="which column is the class"):
@@ -142,7 +142,7 @@ def test_every_image_is_read_once(tmp_path: Path, kind: str, readers: int, shuff
 
 def pass_of(reader: Reader, turn: int) -> list[int]:
     found = []
-    for example, _ in reader.endless(Place(turn)):
+    for example, _ in reader.endless(ReaderPosition(turn)):
         if example.turn > turn:
             return found
         found.append(example.image().getpixel((0, 0))[0])
@@ -172,8 +172,8 @@ def test_readers_have_equally_much(tmp_path: Path) -> None:
 
 def test_more_readers_than_images(tmp_path: Path) -> None:
     split = stream_of(tmp_path, "webdataset", (3,))
-    with pytest.raises(ValueError, match=r"9 readers \(processes × workers\) are too many .* set num_workers lower"):
-        [next(Reader(split, r, 9).endless(Place())) for r in range(9)]
+    with pytest.raises(ValueError, match=r"9 readers \(processes × workers\) are too many .* Lower data.num_workers"):
+        [next(Reader(split, r, 9).endless(ReaderPosition())) for r in range(9)]
 
 
 # ---- batches to go on from
@@ -189,14 +189,14 @@ def test_a_stream_goes_on_with_the_batches_it_would_have_given(tmp_path: Path, k
     split = stream_of(tmp_path, kind)
 
     def stream(**kwargs: Any) -> TrainStream:
-        return TrainStream(maker_of(split, workers=workers, augment="imagenet"), 5, shuffle=6, **kwargs)
+        return TrainStream(maker_of(split, num_workers=workers, augment="imagenet"), 5, shuffle=6, **kwargs)
 
     whole, states = stream(), []
     batches = []
     for _ in range(4):
         for batch in whole:
             batches.append(batch)
-            states.append(whole.gathered())
+            states.append(whole.state())
     assert len(batches) == 20 and {len(y) for _, y in batches} == {4}
     for done in range(1, 20, 1 if workers == 0 else 4):
         again = stream(state=states[done - 1], start=done % 5)
@@ -204,7 +204,7 @@ def test_a_stream_goes_on_with_the_batches_it_would_have_given(tmp_path: Path, k
         assert len(rest) == 20 - done
         for (x, y), (x2, y2) in zip(batches[done:], rest, strict=True):
             assert torch.equal(x, x2) and torch.equal(y, y2)
-        assert again.gathered() == states[-1]
+        assert again.state() == states[-1]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -213,7 +213,7 @@ def test_passes_of_all_workers_of_all_processes_are_complete(tmp_path: Path, wor
     split = stream_of(tmp_path, "webdataset", (7, 6, 12, 5, 9))
     seen: Counter[int] = Counter()
     for rank in range(world):
-        maker = maker_of(split, rank=rank, world=world, workers=workers, batch_size=3)
+        maker = maker_of(split, rank=rank, world=world, num_workers=workers, batch_size=3)
         own = [sum(1 for _ in maker.reader(w, 5).once()) for w in range(maker.workers)]
         stream = TrainStream(maker, maker.workers * max(own), shuffle=5)
         given: list[list[int]] = [[] for _ in own]
@@ -239,16 +239,16 @@ def test_going_on_reads_no_shard_that_is_done(tmp_path: Path, monkeypatch: pytes
         return opens(*args, **kwargs)
 
     monkeypatch.setattr(tarfile, "open", counted)
-    again = TrainStream(maker_of(split, batch_size=6), 1, shuffle=6, state=stream.gathered())
+    again = TrainStream(maker_of(split, batch_size=6), 1, shuffle=6, state=stream.state())
     assert len(next(iter(again))[1]) == 6
     assert len(opened) <= 2, "of eight shards, six of which were done"
 
 
 def test_a_state_of_other_workers(tmp_path: Path) -> None:
     split = stream_of(tmp_path, "webdataset")
-    state = TrainStream(maker_of(split, workers=2), 3).gathered()
-    with pytest.raises(ValueError, match=r"1 processes with 2 workers each, this run has 1 with 3.*num_workers 2"):
-        TrainStream(maker_of(split, workers=3), 3, state=state)
+    state = TrainStream(maker_of(split, num_workers=2), 3).state()
+    with pytest.raises(ValueError, match=r"1 processes with 2 workers each, and this run has 1 with 3.*num_workers 2"):
+        TrainStream(maker_of(split, num_workers=3), 3, state=state)
 
 
 # ---- evaluation
@@ -258,7 +258,7 @@ def test_a_state_of_other_workers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_evaluation_counts_every_image_once(tmp_path: Path, kind: str, workers: int) -> None:
     split = stream_of(tmp_path, kind)
-    seen = [n for images, _ in EvalStream(maker_of(split, workers=workers)) for n in numbers(images)]
+    seen = [n for images, _ in EvalStream(maker_of(split, num_workers=workers)) for n in numbers(images)]
     assert sorted(seen) == list(range(32))
 
 
@@ -271,30 +271,30 @@ def test_evaluation_counts_every_image_once(tmp_path: Path, kind: str, workers: 
 def test_a_bad_image_costs_one_warning(tmp_path: Path, kind: str, piece: str) -> None:
     sizes = (4, 8) if kind == "webdataset" else (8, 4)
     split = stream_of(tmp_path, kind, sizes, bad=[5])
-    stream = TrainStream(maker_of(split, max_bad=1), 9, shuffle=5)
-    with pytest.warns(UserWarning, match=rf"left out: image .*{piece}, image 1 \(0*5.png\) cannot be read") as caught:
+    stream = TrainStream(maker_of(split, max_unreadable=1), 9, shuffle=5)
+    with pytest.warns(UserWarning, match=rf"skipped: image .*{piece}, image 1 \(0*5.png\) cannot be read") as caught:
         seen = Counter(n for images, _ in stream for n in numbers(images))
     assert len(caught) == 1 and set(seen) == set(range(12)) - {5} and set(seen.values()) == {3}
-    with pytest.raises(BadImage, match=r"image 1 \(0*5.png\)"):
+    with pytest.raises(UnreadableImage, match=r"image 1 \(0*5.png\)"):
         list(EvalStream(maker_of(split)))
     with warnings.catch_warnings(record=True):
-        classes = [int(y) for _, y in EvalStream(maker_of(split, max_bad=1, batch_size=1))]
+        classes = [int(y) for _, y in EvalStream(maker_of(split, max_unreadable=1, batch_size=1))]
         assert len(classes) == 12 and classes.count(-1) == 1  # to be computed, and not counted
-        stream = TrainStream(maker_of(split, max_bad=1, batch_size=1), 22, shuffle=5)
+        stream = TrainStream(maker_of(split, max_unreadable=1, batch_size=1), 22, shuffle=5)
         assert Counter(n for images, _ in stream for n in numbers(images)) == dict.fromkeys({*range(12)} - {5}, 2)
 
 
-def test_nothing_but_bad_images(tmp_path: Path) -> None:
+def test_nothing_but_find_problems(tmp_path: Path) -> None:
     """In the share of one process of two."""
     split = stream_of(tmp_path, "webdataset", (4, 4), bad=range(4))
-    with warnings.catch_warnings(), pytest.raises(BadImage, match="none of the images of its share can be read"):
+    with warnings.catch_warnings(), pytest.raises(UnreadableImage, match="reader 0 cannot read any of its images"):
         warnings.simplefilter("ignore")
-        list(TrainStream(maker_of(split, world=2, max_bad=9), 3))
+        list(TrainStream(maker_of(split, world=2, max_unreadable=9), 3))
 
 
 def test_a_shard_that_breaks_off(tmp_path: Path) -> None:
     split = stream_of(tmp_path, "webdataset", (4, 4))
     file = tmp_path / "set1k-train-0001.tar"
     file.write_bytes(file.read_bytes()[:3000])
-    with pytest.raises(ValueError, match=r"set1k-train-0001.tar cannot be read beyond image \d.*; fetch it again"):
+    with pytest.raises(ValueError, match=r"set1k-train-0001.tar cannot be read beyond image \d.*. Download it again"):
         list(Reader(split, 0, 1).once())

@@ -76,15 +76,15 @@ def test_an_epoch_of_so_many_images(source: Path) -> None:
 
 def test_options_that_a_stream_cannot_follow(tmp_path: Path) -> None:
     shards(tmp_path, "webdataset", (5,))
-    with pytest.raises(ValueError, match=r"no validation split.*set val_fraction to 0"):
+    with pytest.raises(ValueError, match=r"no validation split.*set data.val_fraction to 0"):
         streamed(tmp_path)
-    with pytest.raises(ValueError, match="repeats=3: a stream gives an image once"):
+    with pytest.raises(ValueError, match="repeats=3 is not supported for a stream"):
         streamed(tmp_path, val_fraction=0, repeats=3)
     data = streamed(tmp_path, val_fraction=0)
-    with pytest.raises(ValueError, match="its images have no numbers; set streaming to false"):
-        data.parts()
+    with pytest.raises(ValueError, match=r"are streamed, not indexed. Set streaming to false"):
+        _ = data.splits
     data.load_state_dict({"epoch": 1, "batch": 0})
-    with pytest.raises(ValueError, match="of a run that did not stream"):
+    with pytest.raises(ValueError, match="trained without streaming"):
         data.train_dataloader()
 
 
@@ -207,7 +207,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path, kind: str, workers: int) -> None:
         repo = hub.repos["org/set"] = Repo(private=False)
         repo.commit("main", files)
         done = read_hub(hub, "org/set", tmp_path, workers, **options)
-        assert "ValueError: org/set does not say how many training images it has; set epoch_images" in done.stderr
+        assert "ValueError: org/set does not say how many training images it has. Set data.epoch_images" in done.stderr
         done = read_hub(hub, "org/set", tmp_path, workers, epoch_images=24, **options)
         assert done.returncode == 0, done.stderr[-3000:]
         assert len(json.loads(done.stdout.splitlines()[-1])[0]) == 24
@@ -221,6 +221,6 @@ def test_a_data_set_of_the_hub(tmp_path: Path, kind: str, workers: int) -> None:
         if kind == "webdataset":
             done = read_hub(hub, "org/set", tmp_path)
             assert (
-                "ValueError: org/set: column 'cls' does not say which classes there are; give classes_file"
+                "ValueError: org/set: column 'cls' does not say which classes there are. Set data.classes_file"
                 in done.stderr
             )

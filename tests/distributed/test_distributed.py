@@ -120,7 +120,7 @@ def test_one_damaged_image(tmp_path: Path, figure: Figure) -> None:
     victim.write_bytes(content)
     changes = {"data__source": folder, "data__num_workers": 2, "trainer__limit_train_batches": None}
     said = run(command(fit(tmp_path / "run", **changes, trainer__max_epochs=3)), tmp_path / "log")
-    warned = [line for line in said.splitlines() if "left out: image" in line]
+    warned = [line for line in said.splitlines() if "skipped: image" in line]
     assert len(warned) == 1 and str(victim) in warned[0]
     figure("one damaged image in 400, three epochs, two workers", "one warning, with its path; the run ends well")
 

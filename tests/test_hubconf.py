@@ -21,7 +21,7 @@ import acmix_zoo
 from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.weights import write_folder
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 local = partial(torch.hub.load, str(ROOT), source="local")
 
 
