@@ -161,9 +161,7 @@ class ImageDataModule(L.LightningDataModule):
             ValueError: the source is streamed.
         """
         if not isinstance(self.loaders, IndexedLoaders):
-            raise ValueError(
-                f"the images of {self.source.name} are streamed and have no indices. Set streaming to false"
-            )
+            raise ValueError(f"the images of {self.source.name} are streamed, not indexed. Set streaming to false")
         return self.loaders.splits
 
     def describe(self) -> dict[str, Any]:

@@ -21,12 +21,12 @@ class SourceKind(NamedTuple):
     Attributes:
         description: what the kind is, as listed in error messages.
         matches: whether a name means a source of this kind.
-        open: opens it, given the name and the column with the class.
+        create: opens the source, given its name and the column with the class.
     """
 
     description: str
     matches: Callable[[str], bool]
-    open: Callable[[str, str | None], IndexedSource]
+    create: Callable[[str, str | None], IndexedSource]
 
 
 # The first kind that matches is opened.
@@ -56,7 +56,7 @@ def open_source(source: str | Path, label_column: str | None = None) -> IndexedS
     name = str(source)
     for kind in _KINDS:
         if name and kind.matches(name):
-            return kind.open(name, label_column)
+            return kind.create(name, label_column)
     raise source_not_found(name)
 
 
