@@ -62,6 +62,8 @@ class _SaveConfig(SaveConfigCallback):
 class _Parser(Parser, LightningArgumentParser):
     """Lightning's parser with our short errors."""
 
+    help_option = "--help-all"
+
 
 _load_yaml = get_loader("yaml")
 set_loader("yaml", lambda text: with_current_keys(_load_yaml(text)), exceptions=(yaml.YAMLError,))
@@ -140,7 +142,7 @@ class TrainingCLI(LightningCLI):
         is_own = Path(config.ckpt_path).parent.resolve() == run.checkpoints.folder.resolve()
         what = f"The run in {run.folder}" if is_own else f"The run of {config.ckpt_path}"
         options = flatten(config)
-        if recorded.is_by_python:  # a task notes what it made of the options, see `settle`
+        if recorded.is_by_python:  # a task notes what it made of the options, see `resolve_network`
             ours = {name.removeprefix("model."): v for name, v in options.items() if name.startswith("model.")}
             options |= {f"model.{name}": value for name, value in settle_hyperparameters(ours, is_new=True).items()}
             theirs = settle_hyperparameters(recorded.hyper_parameters)

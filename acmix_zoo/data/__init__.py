@@ -1,7 +1,9 @@
-"""Labelled images as batches: data sources, transforms, samplers and the `ImageDataModule` that joins them.
+"""Labelled images as batches: data sources, transforms, samplers, and the data module that joins them.
 
-`load_image` and `export_folder` need neither lightning nor datasets. `ImageDataModule` imports lightning when it is
-used.
+- `ImageDataModule`: batches for training and evaluation; importing it imports lightning
+- `open_source`: the images and labels of a folder, table, archive or data set
+- `load_image`: one image file as an 8-bit RGB image; raises `UnreadableImage` if it cannot be read
+- `export_folder`: write the images of a source as class folders
 """
 
 from __future__ import annotations

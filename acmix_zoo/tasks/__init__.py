@@ -1,4 +1,4 @@
-"""LightningModules, one a task."""
+"""One LightningModule per task: `ClassificationTask`."""
 
 from acmix_zoo.tasks.classification import ClassificationTask
 

@@ -112,7 +112,13 @@ def test_summary_of_a_shipped_data_set(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_reading_images_imports_no_heavy_library(tmp_path: Path) -> None:
     root = write_class_folders(tmp_path / "pets", "cat", "dog")
-    code = f"import acmix_zoo.data; acmix_zoo.data.load_image; from acmix_zoo.cli.data import data; data([{str(root)!r}]); import sys; print(*sys.modules)"
+    code = f"""
+import sys, acmix_zoo.data
+acmix_zoo.data.load_image
+from acmix_zoo.cli.data import data
+data([{str(root)!r}])
+print(*sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not loaded & {"lightning", "datasets", "torchmetrics", "sklearn", "pyarrow", "matplotlib"}

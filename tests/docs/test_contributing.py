@@ -40,7 +40,7 @@ def test_the_example_of_a_layer_is_counted_traced_and_trained() -> None:
     block = re.search(r"```python\n(.*?)```", PAGES[0].text, re.DOTALL)
     assert block
     names: dict[str, Any] = {"__name__": "example"}
-    exec(textwrap.dedent(" " * 3 + block[1]), names)
+    exec(textwrap.dedent(block[1].rstrip(" ")), names)
     layer = names["GlobalACmix"](8)
     network = nn.Sequential(layer)
     table = stage_table(network, (8, 5, 6))
