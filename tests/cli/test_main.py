@@ -162,7 +162,7 @@ def test_classify_a_folder_by_any_part_of_a_run(
     results = classify([str(run / weights), str(pictures / "test"), "--top", "1"])
     assert len(results) == 12 and capsys.readouterr().out.count(" %  class") == 12
     (tmp_path / "empty").mkdir()
-    fails(["classify", str(run), str(tmp_path / "empty")], capsys, "empty", "no pictures")
+    fails(["classify", str(run), str(tmp_path / "empty")], capsys, "empty", "no images")
 
 
 def test_classify_names_what_it_skips(
@@ -185,7 +185,7 @@ def test_classify_names_what_it_skips(
     (tmp_path / "empty").mkdir()
     given = [phone / "a.heic", phone / "c.svg", tmp_path / "no.png", tmp_path / "empty"]
     words = ["4 of the given images", "For .heic files: to read them, `pip install pillow-heif`", "no.png does not"]
-    fails(["classify", weights, *map(str, given), picture, "--top=1"], capsys, *words, "empty contains no pictures")
+    fails(["classify", weights, *map(str, given), picture, "--top=1"], capsys, *words, "empty contains no images")
     assert main(["classify", weights, str(phone / "a.heic"), picture, "--top=1"]) == 1
     out, error = capsys.readouterr()
     assert out.count(" %  class") == 1 and "For .heic files: to read them" in error
