@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,11 +69,6 @@ def inspect_images(paths: Sequence[str], thorough: bool = False) -> Inspection:
                 result.depths[finding.bits] += 1
                 result.dark += finding.dark
     return result
-
-
-def find_problems(paths: Iterable[str]) -> list[str]:
-    """Return one message for each file that `inspect_images` finds unreadable; [] if there is none."""
-    return inspect_images(list(paths)).problems
 
 
 def _inspect_files(thorough: bool, paths: Sequence[str]) -> list[_Finding]:

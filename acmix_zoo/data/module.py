@@ -143,7 +143,6 @@ class ImageDataModule(L.LightningDataModule):
         self.interpolation, self.crop_pct = interpolation, crop_pct or (1.0 if image_size <= 64 else 0.875)
         self.pixels = Pixels(image_size, self.mean, self.std, interpolation, self.crop_pct)
         self.augment = Augment(self.pixels, augment, shift=shift, hflip=hflip, random_erasing=random_erasing)
-        self.eval_transform = self.pixels.eval_transform()  # PIL image -> (3, S, S) float32
         self.predict_paths: list[str] = []
         self.is_resumed = False
         self._mixing = Mixing(mixup, cutmix, self.num_classes, seed)

@@ -17,7 +17,7 @@ from acmix_zoo.data import (
     load_image,
 )
 from acmix_zoo.data.inspection import inspect_images
-from acmix_zoo.data.sources.find_images import find_images
+from acmix_zoo.data.sources.find_images import walk_folders
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # (H, W)
 
@@ -135,6 +135,6 @@ def test_deep_images_are_counted_before_a_run(tmp_path: Path) -> None:
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     Image.fromarray(RAMP).save(tmp_path / "d.png")
-    found = inspect_images(find_images(tmp_path))
+    found = inspect_images(walk_folders([tmp_path]).images[0])
     assert found.count == 4 and found.depths == {16: 1, 12: 1} and found.dark == 1
     assert len(found.problems) == 1 and "c.tif" in found.problems[0]

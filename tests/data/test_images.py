@@ -13,8 +13,8 @@ from acmix_zoo.data import (
     load_image,
 )
 from acmix_zoo.data.formats import has_heif
-from acmix_zoo.data.inspection import find_problems, inspect_images
-from acmix_zoo.data.sources.find_images import find_images
+from acmix_zoo.data.inspection import inspect_images
+from acmix_zoo.data.sources.find_images import walk_folders
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # (H, W)
 
@@ -39,7 +39,7 @@ def test_grey_bilevel_and_one_pixel_images(tmp_path: Path) -> None:
 )
 def test_every_format_is_found_and_read(tmp_path: Path, extension: str) -> None:
     Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / f"a{extension}")
-    (found,) = find_images(tmp_path)
+    (found,) = walk_folders([tmp_path]).images[0]
     assert np.abs(np.subtract(pixel(Path(found), 5, 5), (200, 100, 50))).max() <= 12  # GIF has a palette
     assert inspect_images([found]).problems == []
 
@@ -110,7 +110,7 @@ def test_other_formats_are_named_and_never_opened(
     for source in (tmp_path / name, content):
         with pytest.raises(UnreadableImage, match=reason):
             load_image(source)
-    (problem,) = find_problems([str(tmp_path / name)])
+    (problem,) = inspect_images([str(tmp_path / name)]).problems
     assert reason in problem and name in problem
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from acmix_zoo.data import UnreadableImage, inspection, load_image
-from acmix_zoo.data.inspection import find_problems
+from acmix_zoo.data.inspection import inspect_images
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # (H, W)
 
@@ -33,17 +33,17 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     for path in files.values():
         with pytest.raises(UnreadableImage, match=path.name):
             load_image(path)
-    messages = find_problems(map(str, files.values()))
+    messages = inspect_images(list(map(str, files.values()))).problems
     assert len(messages) == len(files)
     assert all(path.name in message for path, message in zip(files.values(), messages, strict=True))
-    assert find_problems(str(tmp_path / f"intact.{kind}") for kind in ("png", "jpg", "bmp")) == []
+    assert inspect_images([str(tmp_path / f"intact.{kind}") for kind in ("png", "jpg", "bmp")]).problems == []
 
 
 def test_trailing_bytes_are_not_damage(tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / "a.jpg")
     with open(tmp_path / "a.jpg", "ab") as file:
         file.write(b"camera makers append things here")
-    assert find_problems([str(tmp_path / "a.jpg")]) == []
+    assert inspect_images([str(tmp_path / "a.jpg")]).problems == []
 
 
 def test_images_that_may_not_fit_into_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,8 +51,8 @@ def test_images_that_may_not_fit_into_memory_are_refused(tmp_path: Path, monkeyp
     Image.new("L", (40, 40)).save(tmp_path / "bomb.jpg")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     monkeypatch.setattr(inspection, "_MANY_PIXELS", 100)
-    for problem in find_problems([str(tmp_path / "bomb.png"), str(tmp_path / "bomb.jpg")]):
+    for problem in inspect_images([str(tmp_path / "bomb.png"), str(tmp_path / "bomb.jpg")]).problems:
         assert "may not fit into memory. Expected a smaller image; scale it down" in problem
-    assert len(find_problems([str(tmp_path / "bomb.png"), str(tmp_path / "bomb.jpg")])) == 2
+    assert len(inspect_images([str(tmp_path / "bomb.png"), str(tmp_path / "bomb.jpg")]).problems) == 2
     with pytest.raises(UnreadableImage, match="may not fit into memory"):
         load_image(tmp_path / "bomb.png")

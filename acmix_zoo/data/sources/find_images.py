@@ -68,11 +68,6 @@ def walk_folders(locations: Sequence[str | Path], root: str | Path | None = None
     return walker.walk
 
 
-def find_images(folder: str | Path) -> list[str]:
-    """Return the sorted paths of all images below `folder`, without hidden ones."""
-    return walk_folders([folder]).images[0]
-
-
 class _Owner(NamedTuple):
     """How an image file was first reached.
 
