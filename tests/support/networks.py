@@ -22,7 +22,7 @@ SHALLOW: dict[str, dict[str, Any]] = {
 def shallow_and_full(*quick: str) -> pytest.MarkDecorator:
     """Parametrise `name` and `arguments` of a test that compiles or exports.
 
-    The shallow variants of the networks `quick` are quick. The other networks, and all networks at full depth, are slow.
+    The shallow variants of the networks `quick` are quick. The others, and all networks at full depth, are slow.
     """
     shallow = [
         pytest.param(name, arguments, id=f"{name}-shallow", marks=() if name in quick else pytest.mark.slow)
