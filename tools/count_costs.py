@@ -14,6 +14,7 @@ import torch
 import acmix_zoo
 from acmix_zoo import create_model, list_models
 from acmix_zoo.layers.complexity import complexity
+from tools import make_parser
 
 FILE = Path(acmix_zoo.__file__).parent / "models" / "costs.csv"
 
@@ -26,6 +27,7 @@ def count(name: str) -> tuple[str, int, int, str]:
 
 
 if __name__ == "__main__":
+    make_parser("count_costs", __doc__).parse_args()
     with FILE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["name", "params", "macs", "input"])

@@ -25,18 +25,20 @@ GROUPS: dict[str, dict[str, Command]] = {
         "fit": Command("fit:fit", "--config finetune/folder --data.source FOLDER", "train or fine-tune a network"),
         "validate": Command("fit:validate", "--config RUN", "measure the accuracy on the validation split"),
         "test": Command("fit:test", "--config RUN", "measure the accuracy on the test split"),
-        "predict": Command("fit:predict", "--config RUN --data.predict_source FOLDER", "write RUN/predictions.csv"),
+        "predict": Command("fit:predict", "--config RUN --data.predict FOLDER", "write RUN/predictions.csv"),
         "classify": Command("classify:classify", "MODEL IMAGE...", "print the most probable classes of images"),
         "data": Command("data:data", "FOLDER", "check a data set: splits, classes, unusable files"),
     },
     "Networks and weights": {
         "list": Command("list:list_networks", "[PATTERN] [--pretrained]", "list networks or weights, with their cost"),
         "info": Command("info:info", "MODEL", "show a network's cost per layer, input and weights"),
-        "verify": Command("weights:verify", "MODEL... [--data SOURCE]", "check weights against their record"),
-        "export": Command("weights:export", "RUN FOLDER", "export the weights of a run to a weight folder"),
-        "convert": Command("weights:convert_", "FILE --model NAME", "convert a checkpoint file to a weight folder"),
-        "push": Command("weights:push", "FOLDER ORG/NAME", "publish weights on the Hugging Face Hub"),
-        "pull": Command("weights:pull", "ORG/NAME [FOLDER]", "download weights from the Hugging Face Hub"),
+        "verify": Command("verify:verify", "MODEL... [--data SOURCE]", "check weights against their record"),
+        "export": Command("export:export", "RUN FOLDER", "export the weights of a run to a weight folder"),
+        "convert": Command(
+            "convert:convert_checkpoint", "FILE --model NAME", "convert a checkpoint file to a weight folder"
+        ),
+        "push": Command("push:push", "FOLDER ORG/NAME", "publish weights on the Hugging Face Hub"),
+        "pull": Command("pull:pull", "ORG/NAME [FOLDER]", "download weights from the Hugging Face Hub"),
     },
     "Measure and reproduce": {
         "reproduce": Command("reproduce:reproduce", "MODEL", "repeat the training of weights and compare the metrics"),

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import distributed
 
+from acmix_zoo.cli.old_names import with_current_keys
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.data import ImageDataModule
 from acmix_zoo.data.sources.recorded import recorded_source
@@ -60,6 +63,10 @@ class _Parser(Parser, LightningArgumentParser):
     """Lightning's parser with our short errors."""
 
     help_option = "--help-all"
+
+
+_load_yaml = get_loader("yaml")
+set_loader("yaml", lambda text: with_current_keys(_load_yaml(text)), exceptions=(yaml.YAMLError,))
 
 
 class TrainingCLI(LightningCLI):
@@ -135,7 +142,7 @@ class TrainingCLI(LightningCLI):
         is_own = Path(config.ckpt_path).parent.resolve() == run.checkpoints.folder.resolve()
         what = f"The run in {run.folder}" if is_own else f"The run of {config.ckpt_path}"
         options = flatten(config)
-        if recorded.is_by_python:  # a task notes what it made of the options, see `settle`
+        if recorded.is_by_python:  # a task notes what it made of the options, see `resolve_network`
             ours = {name.removeprefix("model."): v for name, v in options.items() if name.startswith("model.")}
             options |= {f"model.{name}": value for name, value in settle_hyperparameters(ours, is_new=True).items()}
             theirs = settle_hyperparameters(recorded.hyper_parameters)
@@ -194,7 +201,7 @@ class TrainingCLI(LightningCLI):
         with without_start_weights(resumed, self._hyper_parameters), recorded_source(card):
             super().instantiate_classes()
         if self.subcommand == "fit":
-            self.datamodule.goes_on = bool(self.config[self.subcommand].ckpt_path)
+            self.datamodule.is_resumed = bool(self.config[self.subcommand].ckpt_path)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand. If it is interrupted, the exit code tells the signal: 130 for Ctrl-C, 143 for SIGTERM."""

@@ -25,7 +25,7 @@ from acmix_zoo.tasks.optim import param_groups, warmup_cosine
 from acmix_zoo.tasks.sharded import is_sharded, shard
 from acmix_zoo.training.resume import check_hyperparameters, check_network
 from acmix_zoo.weights import create_model
-from acmix_zoo.weights.build import settle
+from acmix_zoo.weights.resolve import resolve_network
 
 Batch = tuple[Tensor, Tensor]  # (B, C, H, W) float, and (B,) int64 labels or, with mixup, (B, classes) float
 
@@ -54,24 +54,26 @@ def without_start_weights(active: bool = True, recorded: Mapping[str, Any] | Non
 
 
 def settle_hyperparameters(hyper_parameters: Mapping[str, Any], is_new: bool = False) -> dict[str, Any]:
-    """Return hyper-parameters as a task keeps them, see `settle`: those of a checkpoint that an older version wrote, or
-    with `is_new` the options of a command."""
+    """Return hyper-parameters as a task keeps them, see `resolve_network`.
+
+    They are those of a checkpoint that an older version wrote or, with `is_new`, the options of a command.
+    """
     if "model" not in hyper_parameters:
         return dict(hyper_parameters)
     pretrained, model_kwargs = hyper_parameters.get("pretrained") or False, hyper_parameters.get("model_kwargs")
-    settled = settle(hyper_parameters["model"], pretrained, model_kwargs, is_new)
+    settled = resolve_network(hyper_parameters["model"], pretrained, model_kwargs, is_new)
     return {**hyper_parameters, **dict(zip(("model", "pretrained", "model_kwargs"), settled, strict=True))}
 
 
 def _settle(model: str, pretrained: Any, model_kwargs: dict[str, Any] | None) -> tuple[str, Any, dict[str, Any] | None]:
-    """`settle`, from the checkpoint that follows if it is of the same model: the weight folder may be gone."""
+    """`resolve_network`, from the checkpoint that follows if it is of the same model: the weight folder may be gone."""
     theirs = settle_hyperparameters(_recorded.get() or {})
     start = theirs.get("pretrained")
     if not pretrained and isinstance(start, str) and Path(model).absolute() == Path(start).absolute():
         model, pretrained = theirs["model"], start  # the folder was given as the model
     if model == theirs.get("model"):
         return model, pretrained, {**(theirs["model_kwargs"] or {}), **(model_kwargs or {})} or None
-    return settle(model, pretrained, model_kwargs, is_new=_start_weights_wanted.get())
+    return resolve_network(model, pretrained, model_kwargs, is_new=_start_weights_wanted.get())
 
 
 class ClassificationTask(L.LightningModule):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from acmix_zoo.weights import read_config
-from acmix_zoo.weights.build import build
+from acmix_zoo.weights.build_folder import build_folder
 
 # Another machine or thread count rounds otherwise, and an image or two in a thousand may fall on the other side.
 _TOLERANCE = 0.001
@@ -22,7 +22,7 @@ def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
     """
     from acmix_zoo.data import ImageDataModule
 
-    model = build(folder).eval()
+    model = build_folder(folder).eval()
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     data = ImageDataModule(
         source, image_size=cfg["input_size"][1], batch_size=128, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]),

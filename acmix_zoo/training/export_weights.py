@@ -16,9 +16,10 @@ import torch
 from acmix_zoo.data.sources.shipped import SHIPPED
 from acmix_zoo.tasks.sharded import read_checkpoint
 from acmix_zoo.weights import check_folder, create_model, load_weights, read_config, write_folder
-from acmix_zoo.weights.build import settle
-from acmix_zoo.weights.folder import beside, free_place, take_place
-from acmix_zoo.weights.locate import locate
+from acmix_zoo.weights.fetch import fetch, weight_folder
+from acmix_zoo.weights.locate import Kind, locate
+from acmix_zoo.weights.replace import check_target, replace_folder, temporary_sibling
+from acmix_zoo.weights.resolve import resolve_network
 from acmix_zoo.weights.shipped import recipes_root
 
 
@@ -64,7 +65,7 @@ def parent(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str | None:
     if not os.path.isabs(pretrained):
         return str(pretrained)
     try:  # the name in the weights' record is more informative than the last part of their path
-        return str(read_config(locate(pretrained))["acmix_zoo"]["name"])
+        return str(read_config(fetch(locate(pretrained)))["acmix_zoo"]["name"])
     except (OSError, ValueError, KeyError):
         return portable(pretrained)
 
@@ -157,9 +158,10 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
     """Write a run's or a checkpoint's weights as a weight folder.
 
     Args:
-        source: a run folder (its weights/ if the run has ended, else its best checkpoint), or a Lightning checkpoint of
-            a ClassificationTask; a folder with the parts of several processes, too.
-        folder: where; a weight folder that is there is replaced once the new one verifies.
+        source: a run folder (its weights/ if the run has finished, otherwise its best checkpoint), or a Lightning
+            checkpoint of a ClassificationTask, which may be a folder with the parts of several processes. A weight
+            folder, or the name of one, is copied.
+        folder: where to write. An existing weight folder is replaced once the new one verifies.
         averaged: the moving average of the weights, which is what was evaluated, if the run kept one. False for the
             trained weights themselves; they were not evaluated, so no scores are stated for them. Nor are scores of a
             part of the validation split, as of a run with `--trainer.limit_val_batches`.
@@ -170,27 +172,33 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
     Raises:
         FileNotFoundError: no such run or checkpoint. ValueError: not a checkpoint of ours, or it has no average.
     """
-    source, place = Path(source), free_place(folder)
-    if source.is_dir() and not (source / ".metadata").is_file():
-        finished = source / "weights"
-        if averaged and (finished / "config.json").is_file() and not check_folder(finished):
-            with beside(place) as new:
+    target, located = check_target(folder), locate(source, prefers_paths=True)
+    is_checkpoint = located.kind in (Kind.CHECKPOINT, Kind.SHARDED_CHECKPOINT)
+    if averaged and not is_checkpoint:
+        finished = weight_folder(source)
+        if located.run is None or not check_folder(finished):
+            with temporary_sibling(target) as new:
                 shutil.copytree(finished, new, dirs_exist_ok=True)
-                take_place(new, place)
-            return place
-        source = source / "checkpoints" / "best.ckpt"
-    if not source.exists():
-        raise FileNotFoundError(f"export: {source} does not exist; give a run folder or a Lightning checkpoint")
-    checkpoint = _read(source)
+                replace_folder(target, new)
+            return target
+    path = located.path if is_checkpoint else located.run and located.run / "checkpoints" / "best.ckpt"
+    if path is None or not path.exists():
+        raise FileNotFoundError(
+            f"export: {source} has no checkpoint with the trained weights. Expected a run folder with "
+            "checkpoints/best.ckpt, or a checkpoint file"
+        )
+    checkpoint = _read(path)
     h, run = checkpoint["hyper_parameters"], checkpoint.get("callbacks", {}).get("RunFolder", {})
     card = checkpoint.get("ImageDataModule", {}).get("card", {})
     state, row = checkpoint["state_dict"], (run.get("history") or [{}])[-1]
     if not averaged:
         if "current_model_state" not in checkpoint:
-            raise ValueError(f"export: {source} has no averaged weights, only the trained ones; leave --no-ema out")
+            raise ValueError(f"export: {path} has no averaged weights, only the trained ones; leave --no-ema out")
         state, row = checkpoint["current_model_state"], {}
     # a checkpoint of 0.1.0 lacks the arguments of the weight folder that it was trained from
-    architecture, start, arguments = settle(h["model"], h.get("pretrained") or False, h.get("model_kwargs"), False)
+    architecture, start, arguments = resolve_network(
+        h["model"], h.get("pretrained") or False, h.get("model_kwargs"), is_new=False
+    )
     model = create_model(architecture, num_classes=h["num_classes"], **arguments or {})
     load_weights(model, {key: value for key, value in state.items() if key.startswith("model.")})
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
@@ -198,7 +206,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
     record = run_record(run, card, validation_scores(row) if is_whole(limits, "val") else {})
     size = card.get("cfg", {}).get("input_size") or cfg["input_size"]
     return write_folder(
-        place,
+        target,
         model,
         architecture=cfg.get("architecture") or architecture,
         pretrained_cfg=run_cfg(run, card),

@@ -5,7 +5,7 @@ from typing import Any
 
 from support.documents import ROOT, Document, Reader, lines_not_printed
 
-from acmix_zoo.cli.reproduce import find_target
+from acmix_zoo.cli.recorded_command import find_target
 
 PAGE = Document("docs/training.md")
 

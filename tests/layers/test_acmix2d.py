@@ -24,7 +24,7 @@ from acmix_zoo.ops.acmix import acmix
 from acmix_zoo.ops.local_attention import local_attention_reference
 from acmix_zoo.ops.shift_conv import shift_conv_reference, shift_kernels
 from acmix_zoo.ops.sliding_window import SlidingWindow
-from acmix_zoo.weights.authors import convert
+from acmix_zoo.weights.authors import translate_authors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "acmix_layer.safetensors"
 
@@ -121,7 +121,7 @@ def test_equals_the_authors_layer(golden, case):
     theirs = {k.removeprefix(f"{case}.grad."): v for k, v in tensors.items() if k.startswith(f"{case}.grad.")}
     noise = theirs["conv_p.bias"].abs().max()
     assert noise < 1e-5 * theirs["conv_p.weight"].abs().max()  # only rounding noise, because the bias cancels
-    for name, wanted in convert(theirs, layer).items():
+    for name, wanted in translate_authors(theirs, layer).items():
         grad = layer.get_parameter(name).grad
         assert (grad == 0).all() if name == "position_bias" else relative(grad, wanted) < 1e-4, name
 
