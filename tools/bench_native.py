@@ -18,6 +18,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 from unittest.mock import patch
 
 import timm
@@ -42,7 +44,7 @@ LAYERS = [
 
 
 def medians(candidates: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Median milliseconds of each candidate, in rounds over all of them for about `seconds`."""
+    """Return the median milliseconds of each candidate, measured in rounds over all of them for about `seconds`."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for run in candidates.values():
         run(), run()
@@ -57,7 +59,7 @@ def medians(candidates: dict[str, Callable[[], object]], seconds: float) -> dict
 
 
 def without_library(run: Callable[[], object]) -> Callable[[], object]:
-    """The same call with the Python backend."""
+    """Return the same call with the Python backend."""
 
     def call() -> object:
         with patch("acmix_zoo.ops.acmix.refusal", lambda *args: "measured without the library"):
@@ -102,7 +104,7 @@ def measure_layers(batch: int, seconds: float) -> None:
                 if mode == "inference":
                     runs[name] = inference(module, x)
                 else:
-                    runs[name] = training(module, learned, lambda out: (out * weights).sum())
+                    runs[name] = training(module, learned, partial(weighted_sum, weights))
             runs["python"] = without_library(runs["native"])
             found = medians(runs, seconds)
             report(f"{mode} {batch}×{channels}×{side}²{'/2' if stride == 2 else ''}", found)
@@ -112,8 +114,13 @@ def measure_layers(batch: int, seconds: float) -> None:
         report(f"{mode} {batch}× all 16 layers", total)
 
 
-def folded(network: nn.Module) -> nn.Module:
-    """The plain ResNet-50 in eval mode with its batch norms folded, as `deploy` does for ours."""
+def weighted_sum(weights: Tensor, out: Tensor) -> Tensor:
+    """Return a loss whose gradient is `weights`."""
+    return (out * weights).sum()
+
+
+def folded(network: Any) -> Any:
+    """Return the plain ResNet-50 in eval mode with its batch norms folded, as `deploy` does for ACmix networks."""
     for block in [network, *(m for m in network.modules() if hasattr(m, "conv3"))]:
         for i in (1, 2, 3):
             if hasattr(block, f"conv{i}") and isinstance(getattr(block, f"conv{i}"), nn.Conv2d):
@@ -137,7 +144,7 @@ def measure_networks(batch: int, seconds: float) -> None:
     report(f"training ResNet-50, batch {batch}", medians({**runs, "python": without_library(runs["native"])}, seconds))
     runs = {name: inference(net.eval(), x) for name, net in (("native", ours), ("plain", plain))}
     report(f"inference ResNet-50, batch {batch}", medians({**runs, "python": without_library(runs["native"])}, seconds))
-    runs = {"native": inference(ours.deploy(), x), "plain": inference(folded(plain), x)}
+    runs = {"native": inference(cast(Any, ours).deploy(), x), "plain": inference(folded(plain), x)}
     report(f"inference, norms folded, batch {batch}", medians(runs, seconds))
 
 

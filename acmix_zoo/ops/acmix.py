@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from acmix_zoo.ops.backends.native.layer import has_backward, refusal
+from acmix_zoo.ops.backends.native.layer import has_backward, is_available, refusal
 from acmix_zoo.ops.chunks import run_in_chunks
 from acmix_zoo.ops.derivatives import is_transformed
 from acmix_zoo.ops.dispatch import forced_backend, keeps_projections, plan_batch
@@ -100,7 +100,9 @@ def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, ge
     device = x.device.type
     keeps = torch.is_grad_enabled() and keeps_projections(x.shape[1])
     if torch.compiler.is_compiling() and device == "cpu":
-        keep = Keep.PROJECTIONS if keeps else Keep.NOTHING
+        # The graph must not depend on the backend in use when it runs, so it keeps nothing for the native library.
+        is_native = x.dtype == torch.float32 and is_available()
+        keep = Keep.PROJECTIONS if keeps and not is_native else Keep.NOTHING
         return torch.ops.acmix_zoo.acmix(x, weight, bias, *paths, *geometry, keep)[0]  # type: ignore[no-any-return]
     if all(t is None or type(t) in (Tensor, Parameter) for t in (x, weight, bias, *paths)):  # no subclass of a user
         if runs_native(x, weight, bias, paths, geometry):
@@ -120,8 +122,8 @@ def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, ge
 def runs_native(
     x: Tensor, weight: Tensor, bias: Tensor | None, paths: Sequence[Tensor | None], geometry: Geometry
 ) -> bool:
-    """Return whether the native library computes `acmix` of these arguments: it is requested, and it supports them."""
-    return forced_backend() == "native" and refusal(x, weight, bias, paths, geometry.heads) is None
+    """Return whether the native library computes `acmix`: no other backend is forced, and it supports the tensors."""
+    return forced_backend() in (None, "native") and refusal(x, weight, bias, paths, geometry.heads) is None
 
 
 def acmix_plain(

@@ -210,6 +210,7 @@ def explain_plan(
         device: type of the device, such as "cpu" or "cuda".
 
     >>> print(explain_plan((8, 512, 7, 7), 512))  # doctest: +ELLIPSIS
+    layer: ...
     attention: global backend, because the map has at most 256 positions
     batch: 8 of 8 images per chunk, because the batch takes 4.6 MiB and the limit is 16 MiB
     gradient: intermediate results are kept
@@ -217,7 +218,7 @@ def explain_plan(
     """
     window = SlidingWindow(kernel_att, stride, dilation)
     attention = plan_attention(shape[2], shape[3], window, device)
-    lines = [f"layer: {_explain_native(itemsize, device)}"] if forced_backend() == "native" else []
+    lines = [f"layer: {_explain_native(itemsize, device)}"]
     lines += [f"attention: {attention.backend} backend, because {attention.reason}"]
     if attention.tile is not None:
         (th, tw), (kh, kw) = attention.tile, (key_extent(n, window) for n in attention.tile)
@@ -236,9 +237,11 @@ def explain_plan(
 
 
 def _explain_native(itemsize: int, device: str) -> str:
-    """Return whether the native backend, which was requested, runs a layer, and otherwise why not."""
+    """Return whether the native backend runs a layer, and otherwise why not."""
+    if forced_backend() not in (None, "native"):
+        return f"Python, because the backend {forced_backend()!r} was requested by use_backend or ACMIX_BACKEND"
     if device != "cpu" or itemsize != 4:
-        return "not native, because the native backend computes in float32 on a CPU. The following applies"
+        return "Python, because the native backend computes in float32 on a CPU"
     if library() is None:
-        return "not native, because there is no library for this CPU and no C++ compiler. The following applies"
-    return f"native ({instruction_set()}). The following applies to tensors and gradients that it does not support"
+        return "Python, because there is no native library. With a C++ compiler, it is built when it is first needed"
+    return f"native ({instruction_set()}), in one pass. What follows is for tensors that it does not support"

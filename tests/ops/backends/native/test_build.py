@@ -52,7 +52,7 @@ def test_without_a_compiler(tmp_path: Path):
     """One line says so, and the layer runs."""
     out, error = python(f"{LAYER}; {LAYER}; {PLAN}", tmp_path, PATH="", CXX="")
     assert out.splitlines()[:2] == ["(1, 16, 9, 9)"] * 2
-    assert "layer: not native, because there is no library for this CPU and no C++ compiler" in out
+    assert "layer: Python, because there is no native library" in out
     assert error.count("there is no C++ compiler (g++ or clang++). The slower Python backend runs.") == 1
 
 
