@@ -13,6 +13,7 @@ from acmix_zoo.cli.fit import run_trainer
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.cli.weights import weight_folder
 from acmix_zoo.models.published import published
+from acmix_zoo.tasks.hyperparameters import RENAMED
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.shipped import checkpoints_root, find_recipe, recipes_root, suggest_recipes
 
@@ -21,6 +22,10 @@ Train = Callable[[list[str], Callable[[Any], None]], Any]  # arguments from `fit
 
 # Of a recorded command: where it went and what it went on from is this run's affair.
 OWN = ("--run.folder", "--run.push_to", "--ckpt_path")
+
+
+# Records of earlier versions have the former names.
+_RENAMED_OPTIONS = {f"--model.{old}": f"--model.{new}" for old, new in RENAMED.items()}
 
 
 class Target(NamedTuple):
@@ -144,6 +149,7 @@ def recorded_arguments(record: Record, config: Path | None = None) -> list[str]:
     settings = _settings(config) if config else {}
     kept: list[str] = []
     for name, *values in _options(own):
+        name = _RENAMED_OPTIONS.get(name, name)
         if name in OWN:
             continue
         if name == "--config":

@@ -31,9 +31,9 @@ def verify(arguments: Sequence[str]) -> bool:
         if not problems and options.data:
             from acmix_zoo.training.evaluate import compare
 
-            for what, recorded, measured, same in compare(folder, options.data):
-                text = f"{what}: {100 * measured:.2f} % measured, {100 * recorded:.2f} % recorded"
-                if same:
+            for found in compare(folder, options.data):
+                text = f"{found.metric}: {100 * found.measured:.2f} % measured, {100 * found.recorded:.2f} % recorded"
+                if found.is_same:
                     print(f"{name}: {text}")
                 else:
                     problems.append(text)

@@ -1,4 +1,4 @@
-"""LightningModules, one a task."""
+"""Tasks for Lightning's Trainer: what is trained, with which loss, optimiser and metrics."""
 
 from acmix_zoo.tasks.classification import ClassificationTask
 

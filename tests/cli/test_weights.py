@@ -20,7 +20,8 @@ from acmix_zoo.cli.main import main
 from acmix_zoo.data import ImageDataModule, export_folder
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
-from acmix_zoo.training.export_weights import parent, portable_command, run_record
+from acmix_zoo.training.portable import portable_command
+from acmix_zoo.training.record import parent_name, run_record
 from acmix_zoo.weights import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,7 +140,7 @@ class TestPushWhenTheRunEnds:
         hub.faults["create"] = [503] * 100
         assert self.fit(tmp_path, "--run.push_to=org/photos") == 0
         out = capsys.readouterr().out
-        assert "NOT PUBLISHED: org/photos: the Hub answered 503" in out
+        assert "Warning: could not publish the weights: org/photos: the Hub answered 503" in out
         assert f"To try again: acmix-zoo push {tmp_path / 'run' / 'weights'} org/photos" in out
         hub.faults.clear()
         assert said(capsys, "push", tmp_path / "run" / "weights", "org/photos").startswith(hub.url)
@@ -302,6 +303,6 @@ class TestPortable:
             assert portable_command(f"acmix-zoo fit {short}") == f"acmix-zoo fit {short}"
 
     def test_parent(self, tmp_path: Path) -> None:
-        assert parent(str(SHIPPED), {}) == "acmix_resnet_pico.fashion_mnist"
-        assert parent(str(tmp_path / "start.pth"), {}) == "start.pth"
-        assert parent("runs/a/weights", {}) == "runs/a/weights"
+        assert parent_name(str(SHIPPED), {}) == "acmix_resnet_pico.fashion_mnist"
+        assert parent_name(str(tmp_path / "start.pth"), {}) == "start.pth"
+        assert parent_name("runs/a/weights", {}) == "runs/a/weights"

@@ -19,7 +19,7 @@ from acmix_zoo.data.sources.paths import checked_path
 from acmix_zoo.data.sources.shards import Shards
 from acmix_zoo.data.stream.reader import Reader
 from acmix_zoo.data.stream.stream_source import StreamSource
-from acmix_zoo.training.export_weights import run_cfg
+from acmix_zoo.training.record import run_cfg
 
 
 def picture(path: Path, value: int = 128) -> None:

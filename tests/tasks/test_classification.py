@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import EMA, RunFolder
-from acmix_zoo.training.guard import NotFinite, weights_are_finite
+from acmix_zoo.training.guard import NotFinite, are_weights_finite
 from acmix_zoo.training.signals import Signals
 
 
@@ -207,6 +207,6 @@ def test_a_loss_that_is_found_late_is_not_saved(image_folder: Path, tmp_path: Pa
 def test_buffers_count_among_the_weights() -> None:
     module = L.LightningModule()
     module.norm = nn.BatchNorm2d(3)
-    assert weights_are_finite(module)
+    assert are_weights_finite(module)
     module.norm.running_var[1] = float("inf")
-    assert not weights_are_finite(module)
+    assert not are_weights_finite(module)

@@ -28,7 +28,7 @@ from acmix_zoo.layers import ACmix2d
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
 from acmix_zoo.training.export_weights import export_run
-from acmix_zoo.training.resume import RULES, Rule, changes, flatten
+from acmix_zoo.training.options import RULES, Rule, find_changes, flatten
 from acmix_zoo.weights import create_model, read_config, write_folder
 
 # Options of every run here, in addition to data.source, run.folder and ckpt_path.
@@ -61,7 +61,7 @@ def test_every_option_has_a_rule(parser: Any) -> None:
     options = {action.dest for action in parser._actions if type(action).__name__ not in helpers}
     options -= {"data.num_classes --> model.num_classes", "model.num_classes"}  # the data's, compared with the data
     assert len(options) > 90
-    assert sorted(options - RULES.keys()) == [], "give these options a rule in acmix_zoo/training/resume.py"
+    assert sorted(options - RULES.keys()) == [], "give these options a rule in acmix_zoo/training/options.py"
     assert sorted(RULES.keys() - options) == [], "these options no longer exist"
 
 
@@ -74,9 +74,9 @@ def test_a_parsed_configuration_keeps_every_option(parser: Any) -> None:
 def test_values_are_compared_as_they_mean() -> None:
     recorded = {"data.mean": [0.5, 0.5], "data.classes_file": "a/b", "trainer.limit_val_batches": 1.0, "run.tag": "a"}
     given = {"data.mean": (0.5, 0.5), "data.classes_file": "./a/b", "trainer.limit_val_batches": 1, "run.tag": "b"}
-    assert changes(recorded, given, Rule.FIXED) == {"trainer.limit_val_batches": (1.0, 1)}  # one batch, not all
-    assert changes(recorded, given, Rule.APPLIES) == {"run.tag": ("a", "b")}
-    assert changes({}, given, *Rule) == {}  # an option that the recording version did not have
+    assert find_changes(recorded, given, Rule.FIXED) == {"trainer.limit_val_batches": (1.0, 1)}  # one batch, not all
+    assert find_changes(recorded, given, Rule.APPLIES) == {"run.tag": ("a", "b")}
+    assert find_changes({}, given, *Rule) == {}  # an option that the recording version did not have
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_values_are_compared_as_they_mean() -> None:
 )
 def test_numbers_are_compared_by_value(option: str, recorded: Any, given: Any, is_same: bool) -> None:
     """Except where an int is a count and a float is a share."""
-    assert (changes({option: recorded}, {option: given}, Rule.FIXED) == {}) is is_same
+    assert (find_changes({option: recorded}, {option: given}, Rule.FIXED) == {}) is is_same
 
 
 # ---- a run that is stopped, through the command line

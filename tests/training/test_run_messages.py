@@ -84,7 +84,7 @@ def test_a_recipe_without_images_is_refused(recipe: str, capsys: pytest.CaptureF
         ({"model__lr": 0}, "lr=0.0 was given; expected a number above 0"),
         ({"model__momentum": 1}, "momentum=1.0 was given; expected"),
         ({"model__ema_decay": 2}, "ema_decay=2.0 was given; expected"),
-        ({"model__layer_decay": 0}, "expected a factor a layer in (0, 1]"),
+        ({"model__layer_decay": 0}, "expected a factor per layer in (0, 1]"),
     ],
     ids=lambda value: "-".join(map(str, value.items())) if isinstance(value, dict) else "",
 )
@@ -115,7 +115,7 @@ def test_a_run_says_what_it_starts_from(image_folder: Path, tmp_path: Path) -> N
     command = [sys.executable, "-m", "acmix_zoo.cli", *words]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"New run in {tmp_path / 'run'}" in said.stdout
-    line = next(line for line in said.stdout.splitlines() if line.startswith("model: "))
+    line = next(line for line in said.stdout.splitlines() if line.startswith("Model: "))
     assert "test_resnet (0.373 M parameters), trained from scratch; images are resized to 32 × 32 pixels" in line
     assert "device: cpu" in line
     everything = said.stdout + said.stderr
@@ -133,17 +133,17 @@ def test_a_start_from_weights_is_named(done: Path, tmp_path: Path, capsys: pytes
 def test_a_batch_larger_than_the_data_scales_the_rate_by_what_it_has(
     image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    task = make_task(lr=0.1, lr_batch=27)
+    task = make_task(lr=0.1, base_batch_size=27)
     make_trainer(epochs=1, enable_checkpointing=False).fit(task, make_data(image_folder / "train", batch_size=512))
-    assert "27 images a step; lr 0.1 = 0.1 × 27 / 27" in capsys.readouterr().out
+    assert "27 images per step; learning rate 0.1 = 0.1 × 27 / 27" in capsys.readouterr().out
     assert task.trainer.optimizers[0].param_groups[0]["initial_lr"] == pytest.approx(0.1)
 
 
 def test_accumulation_over_more_batches_than_there_are(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The last batch of an epoch always ends with an optimiser step, even if fewer batches were accumulated."""
     trainer = make_trainer(epochs=1, enable_checkpointing=False, accumulate_grad_batches=100)
-    trainer.fit(make_task(lr=0.1, lr_batch=24), make_data(image_folder / "train", batch_size=8))
-    assert "1 × 8 × 3 accumulated = 24 images a step" in capsys.readouterr().out
+    trainer.fit(make_task(lr=0.1, base_batch_size=24), make_data(image_folder / "train", batch_size=8))
+    assert "1 × 8 × 3 accumulated = 24 images per step" in capsys.readouterr().out
     assert trainer.global_step == 1
 
 

@@ -36,10 +36,10 @@ from acmix_zoo.tasks.metrics import ExactMean
 from acmix_zoo.tasks.sharded import _Unpickler
 from acmix_zoo.training import RunFolder, warmup_cosine
 from acmix_zoo.training.checkpoints import is_checkpoint
-from acmix_zoo.training.export_weights import parent
 from acmix_zoo.training.guard import NotFinite
 from acmix_zoo.training.lock import Lock
 from acmix_zoo.training.logs import Log
+from acmix_zoo.training.record import parent_name
 from acmix_zoo.training.signals import Interrupted, Signals, requeue
 from acmix_zoo.weights import check_folder, create_model
 
@@ -72,24 +72,24 @@ def test_a_checkpoint_within_an_epoch_and_the_one_before(image_folder: Path, tmp
     run = RunFolder(str(tmp_path / "cut"))
     steps = [torch.load(path, weights_only=True)["global_step"] for path in (run.last, run.checkpoints.previous)]
     assert steps == [10, 8]  # six an epoch; the power went in the eleventh
-    assert run.checkpoints.find() == run.last
+    assert run.checkpoints.find_newest() == run.last
     run.last.write_bytes(run.last.read_bytes()[:1000])  # as a power cut may leave it
-    assert run.checkpoints.find() == run.checkpoints.previous
+    assert run.checkpoints.find_newest() == run.checkpoints.previous
     assert_same_run(whole, fit(tmp_path / "cut", image_folder, resume=run.checkpoints.previous, save_every=2))
 
 
 def test_nothing_but_damage(tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path))
-    assert run.checkpoints.find() is None
+    assert run.checkpoints.find_newest() is None
     run.last.parent.mkdir()
     run.last.write_bytes(b"")
     assert not is_checkpoint(run.last)
-    with pytest.raises(ValueError, match=r"last\.ckpt: damaged, every one; move the folder away"):
-        run.checkpoints.find()
+    with pytest.raises(ValueError, match=r"all checkpoints are damaged: .*last\.ckpt\. Choose another --run\.folder"):
+        run.checkpoints.find_newest()
 
 
 def test_impossible_save_every(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="save_every=0: expected a number of steps"):
+    with pytest.raises(ValueError, match="save_every=0 was given; expected a number of steps"):
         RunFolder(str(tmp_path), save_every=0)
 
 
@@ -128,7 +128,7 @@ def test_a_log_that_cannot_be_written_ends_alone(
         log.save()
     log.finalize("success")
     said = capsys.readouterr().out
-    assert said.count("NOT LOGGED") == 1 and "No such file or directory; TensorBoard's log ends here" in said
+    assert said.count("could not write") == 1 and "No such file or directory. The TensorBoard log ends here" in said
 
 
 # ---- two runs in one folder
@@ -148,7 +148,7 @@ def test_a_folder_is_one_runs(tmp_path: Path, image_folder: Path, capsys: pytest
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        words = rf"is being written by another run \(process {holder.pid} on .*\); end that one"
+        words = rf"is being written by another run \(process {holder.pid} on .*\)\. Stop that run"
         with pytest.raises(OSError, match=words):
             Lock(tmp_path).take()
         arguments = fit_arguments(image_folder, tmp_path, ckpt_path="last")
@@ -231,33 +231,33 @@ def test_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setenv("PATH", str(tmp_path))
     requeue()
     said = capsys.readouterr().out
-    assert "NOT QUEUED AGAIN" in said and "scontrol requeue 12, or sbatch again" in said
+    assert "could not requeue SLURM job 12" in said and "run `scontrol requeue 12` or submit" in said
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ > {tmp_path}/called\n")
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     requeue()
     assert (tmp_path / "called").read_text() == "requeue 11_3\n"
-    assert "SLURM job 11_3 is queued again" in capsys.readouterr().out
+    assert "Requeued SLURM job 11_3" in capsys.readouterr().out
 
 
 # ---- rates, probes, checkpointing
 
 
 def test_rates_follow_the_global_batch(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    task = make_task(lr=0.1, lr_batch=16, warmup_epochs=0, optimizer="sgd", nesterov=False)
+    task = make_task(lr=0.1, base_batch_size=16, warmup_epochs=0, optimizer="sgd", nesterov=False)
     trainer = make_trainer(epochs=1, enable_checkpointing=False, limit_train_batches=2, accumulate_grad_batches=2)
     trainer.fit(task, make_data(image_folder, batch_size=4))
     group = task.trainer.optimizers[0].param_groups[0]
     assert group["initial_lr"] == pytest.approx(0.1 * 4 * 2 / 16) and not group["nesterov"]
-    said = "batch: 1 × 4 × 2 accumulated = 8 images a step; lr 0.05 = 0.1 × 8 / 16"
+    said = "Batch: 1 × 4 × 2 accumulated = 8 images per step; learning rate 0.05 = 0.1 × 8 / 16"
     assert said in capsys.readouterr().out
 
 
 def test_rates_need_a_batch_size() -> None:
     loader = torch.utils.data.DataLoader([(torch.zeros(3, 32, 32), 0)] * 4, batch_size=2)
-    with pytest.raises(ValueError, match="lr_batch is set, but the data has no batch_size"):
-        make_trainer(epochs=1, enable_checkpointing=False).fit(make_task(lr_batch=4), loader)
+    with pytest.raises(ValueError, match="base_batch_size is set, but the data has no batch_size"):
+        make_trainer(epochs=1, enable_checkpointing=False).fit(make_task(base_batch_size=4), loader)
 
 
 def test_warm_up_starts_where_it_is_told() -> None:
@@ -362,7 +362,7 @@ def test_an_image_that_breaks_does_not_keep_a_run_from_going_on(
     said = capsys.readouterr().out
     assert "Resuming from epoch 2 of 2 (step 2 of 4)" in said
     assert ("FILES HAVE CHANGED" in said) == (spoil is broken)  # the fingerprint is of names and sizes
-    assert "NOT TESTED: " in said and words_of_it in said
+    assert "Warning: the weights are not tested: " in said and words_of_it in said
     assert f"acmix-zoo test --config {folder / 'config.yaml'}" in said
     assert check_folder(folder / "weights") == []
     make_image_folder(tmp_path / "more" / "test", per_class=6)
@@ -375,17 +375,17 @@ def test_more_epochs_are_another_schedule(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = fit(tmp_path / "run", image_folder, trainer_epochs=1)
-    assert "OTHER SCHEDULE" not in capsys.readouterr().out
+    assert "schedule changed" not in capsys.readouterr().out
     fit(tmp_path / "run", image_folder, trainer_epochs=3, resume=run.last)
     said = capsys.readouterr().out
     assert "Resuming from epoch 2 of 3 (step 6 of 18)" in said
-    assert "OTHER SCHEDULE: the run was planned for 1 epochs. From here on it follows the schedule of 3 epochs." in said
+    assert "Warning: schedule changed (planned for 1 epochs, now 3)" in said
 
 
 def test_the_record_names_the_weights_that_a_run_began_from() -> None:
     cfg = create_model("acmix_resnet_pico", pretrained=True, num_classes=3).pretrained_cfg
-    assert parent(True, cfg) == "acmix_resnet_pico.fashion_mnist"  # not: True
-    assert parent("runs/x/weights", cfg) == "runs/x/weights" and parent(False, cfg) is None
+    assert parent_name(True, cfg) == "acmix_resnet_pico.fashion_mnist"  # not: True
+    assert parent_name("runs/x/weights", cfg) == "runs/x/weights" and parent_name(False, cfg) is None
 
 
 # ---- what is evaluated
