@@ -1,7 +1,7 @@
-"""torch.hub entry points, one for each model: torch.hub.load("<owner>/acmix", "acmix_resnet_pico", pretrained=True).
+"""Entry points for torch.hub, one per model: torch.hub.load("<owner>/acmix", "acmix_resnet_pico", pretrained=True).
 
 From a clone: torch.hub.load(".", "acmix_resnet_pico", source="local", pretrained=True). torch.hub lists every public
-callable of this file, so everything but the models has a name that starts with an underscore.
+callable of this file, so the names of everything except the models start with an underscore.
 """
 
 import warnings as _warnings
@@ -11,7 +11,7 @@ from inspect import getdoc as _getdoc
 from pathlib import Path as _Path
 
 dependencies = ["torch", "torchvision", "timm", "safetensors", "huggingface_hub"]
-# torch.hub compares this list only after it has imported this file, which would fail in less helpful words.
+# torch.hub checks this list only after importing this file, which would fail with a less helpful error.
 if _missing := [_name for _name in dependencies if _find_spec(_name) is None]:
     raise ModuleNotFoundError(f"acmix needs {', '.join(_missing)}; install with: pip install {' '.join(_missing)}")
 
@@ -24,8 +24,8 @@ from acmix_zoo.weights import list_models as _list_models
 
 if _Path(_acmix_zoo.__file__).resolve().parent.parent != _Path(__file__).resolve().parent:
     _warnings.warn(
-        f"acmix_zoo was already imported from {_Path(_acmix_zoo.__file__).parent}, so that code runs and not the one "
-        f"beside {__file__}; start a new Python process to use the latter",
+        f"acmix_zoo was already imported from {_Path(_acmix_zoo.__file__).parent}, so that code is used instead of the "
+        f"code next to {__file__}. To use the latter, start a new Python process",
         stacklevel=2,
     )
 
@@ -33,8 +33,8 @@ _ARGUMENTS = """
 
 Args:
     pretrained: True for the default weights ({tags}), or a tag, or the path of a weight folder or checkpoint file.
-    kwargs: num_classes, in_chans, drop_path_rate, features_only, ...; another num_classes than the weights
-        have starts a new classifier.
+    kwargs: num_classes, in_chans, drop_path_rate, features_only, ... The classifier is re-initialised if num_classes
+        differs from that of the weights.
 
 Returns:
     The model in training mode (call .eval() to classify): images (B, {channels}, {height}, {width}) -> logits
@@ -47,6 +47,8 @@ Example:
 
 
 def _entry_point(name: str) -> _Callable[..., _nn.Module]:
+    """Return a function that builds the model `name`, with a docstring for torch.hub.help."""
+
     def entry(pretrained: bool | str = False, **kwargs: object) -> _nn.Module:
         return _create_model(name, pretrained, **kwargs)
 

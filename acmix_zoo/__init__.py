@@ -1,6 +1,15 @@
-"""ACmix: one projection, two paths. Layers, networks, weights and training recipes.
+"""ACmix for PyTorch: layers, networks, weights and training recipes.
 
-Importing this registers the networks with timm; it imports torch and timm, and nothing that only training needs.
+Importing this package registers the networks with timm. It imports torch and timm, but nothing that only training
+needs. The public names are:
+
+- `ACmix2d`: the layer, a drop-in replacement for a 3×3 convolution
+- `swap_conv3x3`: replace the convolutions of any network by this layer
+- `list_models`, `create_model`: find and build networks, with or without weights
+- `from_pretrained`: the network of a weight folder, on this machine or on the Hugging Face Hub
+- `load_weights`: read weights of almost any file or state dict into a network
+- `from_resnet`, `from_swin`, `from_pvt`, `from_san`: ACmix networks that start from the weights of a plain network
+- `models`: the network classes
 """
 
 from acmix_zoo import _startup, models  # noqa: F401  # _startup has to be the first

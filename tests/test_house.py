@@ -97,7 +97,7 @@ def test_wheel_contains_code_weights_and_recipes_and_works_outside_a_clone(tmp_p
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    code = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
+    code = {path.relative_to(ROOT).as_posix() for ending in ("py", "csv") for path in PACKAGE.rglob(f"*.{ending}")}
     files = [path for name in ("checkpoints", "recipes") for path in (ROOT / name).rglob("*") if path.is_file()]
     assert code | {f"acmix_zoo/{path.relative_to(ROOT).as_posix()}" for path in files} <= names
     assert not [name for name in names if not name.startswith(("acmix_zoo/", "acmix_zoo-"))]
@@ -107,7 +107,7 @@ def test_wheel_contains_code_weights_and_recipes_and_works_outside_a_clone(tmp_p
     script = """
 import timm, acmix_zoo
 from acmix_zoo.cli.recipes import config_file
-from acmix_zoo.cli.reproduce import find_target
+from acmix_zoo.cli.recorded_command import find_target
 print(timm.create_model("acmix_resnet_pico", pretrained=True).pretrained_cfg["file"])
 print(find_target("acmix_resnet_pico").arguments[1])
 print(config_file("finetune/folder"))

@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import log2
 from pathlib import Path
 
@@ -30,10 +30,15 @@ from acmix_zoo.bench.measure import measure
 from acmix_zoo.bench.results import Row, format_table, read_rows, write_csv
 from acmix_zoo.ops.peak import matmul_peak
 from tools import make_parser
-from tools.gpu_groups import PARTS, Group
+from tools.gpu_groups import PARTS, Group, Kind
 
-# Expected seconds per group, by (part, compiled), until one such group has been measured.
-_EXPECTED = {("layer", False): 3.0, ("network", False): 15.0, ("layer", True): 60.0, ("network", True): 150.0}
+# Expected seconds per group, until a group of the same kind has been measured.
+_EXPECTED = {
+    Kind("layer", is_compiled=False): 3.0,
+    Kind("network", is_compiled=False): 15.0,
+    Kind("layer", is_compiled=True): 60.0,
+    Kind("network", is_compiled=True): 150.0,
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Budget:
 
     def __init__(self, seconds: float) -> None:
         self._until = time.monotonic() + seconds
-        self._seen: dict[tuple[str, bool], float] = {}
+        self._seen: dict[Kind, float] = {}
 
     def allows(self, group: Group) -> bool:
         expected = self._seen.get(group.kind, _EXPECTED[group.kind])
@@ -114,17 +119,23 @@ class Bench:
         self.card, self.driver = (platform.processor() or "CPU", "") if device == "cpu" else _card()
 
     def run(self, group: Group) -> tuple[list[Row], list[GpuRow]]:
-        """Return the measurements of a group's candidates, and the same with the hardware and software."""
+        """Measure a group's candidates, and return plain rows and the same rows with hardware and software."""
         dtype = "bfloat16" if group.precision == "bfloat16" else "float32"
         with tf32(group.precision == "tf32"):
             candidates = [
                 Candidate(
-                    name, self.batch, self.size if is_network(name) else 0, group.train, torch.get_num_threads(), dtype,
-                    self.device, autocast=dtype != "float32",
+                    name,
+                    batch=self.batch,
+                    size=self.size if is_network(name) else 0,
+                    train=group.train,
+                    threads=torch.get_num_threads(),
+                    dtype=dtype,
+                    device=self.device,
+                    autocast=dtype != "float32",
                 )
                 for name in group.candidates
-            ]  # fmt: skip
-            if group.kind[1]:
+            ]
+            if group.kind.is_compiled:
                 torch.compiler.reset()  # otherwise dynamo's recompile limit makes later ones run in eager mode
             rows = measure(candidates, self.rounds, self.device != "cpu", self._measure_matmul(group.precision, dtype))
         return rows, [self._gpu_row(row, rows[0], group) for row in rows]
@@ -137,12 +148,18 @@ class Bench:
         return self._matmul_gflops[precision]
 
     def _gpu_row(self, row: Row, first: Row, group: Group) -> GpuRow:
+        shared = {name: value for name, value in asdict(row).items() if name not in ("threads", "dtype")}
         return GpuRow(
-            self.card, self.driver, torch.__version__, torch.version.cuda or "", row.candidate, first.candidate,
-            group.precision, group.mode, row.batch, row.input, row.ms, row.ms_q1, row.ms_q3, row.images_per_s,
-            row.peak_mib, row.macs, row.gflops, row.peak_fraction, round(row.ms / first.ms, 3),
-            round(row.peak_mib / first.peak_mib, 3) if first.peak_mib else float("nan"),
-        )  # fmt: skip
+            card=self.card,
+            driver=self.driver,
+            torch=torch.__version__,
+            cuda=torch.version.cuda or "",
+            baseline=first.candidate,
+            precision=group.precision,
+            ratio=round(row.ms / first.ms, 3),
+            memory_ratio=round(row.peak_mib / first.peak_mib, 3) if first.peak_mib else float("nan"),
+            **shared,
+        )
 
 
 def missing_gpu() -> str | None:
@@ -199,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure_all(groups: Sequence[Group], bench: Bench, budget: Budget, path: Path) -> int:
+    """Measure the groups that the file does not have yet, as far as the budget allows, and return the exit code."""
     rows = read_rows(path, GpuRow) if path.exists() else []
     measured = {row.key for row in rows}
     left_out, failed = [], []

@@ -1,4 +1,4 @@
-"""The command `acmix-zoo classify`: print the most probable classes of pictures. See `acmix_zoo.cli`."""
+"""The command `acmix-zoo classify`: print the most probable classes of images."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from acmix_zoo.cli.parser import Parser
 
 
 def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
-    """Print the most probable classes of pictures, one per line.
+    """Print the most probable classes of images, one class per line.
 
-    Files in a folder that are skipped are reported, and do not count as a failure.
+    Files in a folder that cannot be used are reported and skipped. They do not count as a failure.
 
     Returns:
-        A list of (class, probability) pairs for each picture, most probable first.
+        A list of (class, probability) pairs for each image, most probable first.
 
     Raises:
         FileNotFoundError: the weights do not exist.
-        ValueError: the weights cannot be read, or one of the given pictures or folders could not be classified. In the
-            latter case, the others were.
+        ValueError: the weights cannot be read, or an image or folder that was named could not be classified. In the
+            latter case, all others were.
     """
-    parser = Parser("acmix-zoo classify", description="Classify pictures with trained weights.")
-    parser.add_argument("weights", help="a weight folder, a run folder, a checkpoint of `fit`, or a model's name")
-    parser.add_argument("images", nargs="+", type=Path, metavar="image", help="a picture, or a folder of pictures")
-    parser.add_argument("--top", type=int, default=5, help="how many classes to print per picture (default: 5)")
+    parser = Parser("acmix-zoo classify", description="Classify images with trained weights.")
+    parser.add_argument(
+        "weights", help="name of a network or of weights, a weight folder, a run folder or a checkpoint"
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="image", help="an image file, or a folder of images")
+    parser.add_argument("--top", type=int, default=5, help="number of classes to print per image (default: 5)")
     options = parser.parse_args(arguments)
     if options.top < 1:
         parser.error(f"--top {options.top} was given; expected at least 1")
@@ -36,15 +38,18 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
 
     from acmix_zoo.data.images import BadImage, load_image
     from acmix_zoo.data.option_checks import find_pictures
-    from acmix_zoo.weights import create_model
+    from acmix_zoo.weights import from_pretrained
 
-    name: Any = Path(options.weights) if Path(options.weights).exists() else options.weights
-    model = create_model(name, pretrained=True).eval()
+    model = from_pretrained(options.weights).eval()
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     transform = create_transform(**resolve_data_config(pretrained_cfg=cfg))
     labels = cfg.get("label_names") or [f"class {i}" for i in range(int(model.num_classes))]  # type: ignore[arg-type]
-    # A probability does not reveal that a picture shows none of these classes.
-    print(f"{options.weights} knows {_known(labels)}; every picture is assigned to one", file=sys.stderr, flush=True)
+    # A high probability does not mean that an image shows one of these classes.
+    print(
+        f"{options.weights} knows {_class_list(labels)}; every image is assigned to one of them",
+        file=sys.stderr,
+        flush=True,
+    )
     paths: list[str] = []
     failures: list[str] = []
     for place in options.images:
@@ -59,24 +64,25 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
     results = []
     for path in paths:
         try:
-            picture = load_image(path)
+            image = load_image(path)
         except BadImage as error:
             if Path(path) in options.images:
                 failures.append(str(error))
             else:
                 print(f"skipped {error}", file=sys.stderr, flush=True)
             continue
-        x = transform(picture)[None]  # (1, C, H, W)
+        x = transform(image)[None]  # (1, C, H, W)
         with torch.inference_mode():
             probabilities = model(x).softmax(-1)[0]  # (classes,)
         best = probabilities.topk(min(options.top, len(probabilities)))
         results.append([(labels[i], float(p)) for p, i in zip(best.values, best.indices.tolist(), strict=True)])
         print(path, *(f"  {100 * p:5.1f} %  {label}" for label, p in results[-1]), sep="\n", flush=True)
     if failures:
-        raise ValueError(f"{len(failures)} of the given pictures could not be classified: {'; '.join(failures)}")
+        raise ValueError(f"{len(failures)} of the given images could not be classified: {'; '.join(failures)}")
     return results
 
 
-def _known(labels: Sequence[str]) -> str:
+def _class_list(labels: Sequence[str]) -> str:
+    """Return the number of classes and the first ten names."""
     names = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
     return f"{len(labels)} classes ({names})"

@@ -32,11 +32,13 @@ GROUPS: dict[str, dict[str, Command]] = {
     "Networks and weights": {
         "list": Command("list:list_networks", "[PATTERN] [--pretrained]", "list networks or weights, with their cost"),
         "info": Command("info:info", "MODEL", "show a network's cost per layer, input and weights"),
-        "verify": Command("weights:verify", "MODEL... [--data SOURCE]", "check weights against their record"),
-        "export": Command("weights:export", "RUN FOLDER", "export the weights of a run to a weight folder"),
-        "convert": Command("weights:convert_", "FILE --model NAME", "convert a checkpoint file to a weight folder"),
-        "push": Command("weights:push", "FOLDER ORG/NAME", "publish weights on the Hugging Face Hub"),
-        "pull": Command("weights:pull", "ORG/NAME [FOLDER]", "download weights from the Hugging Face Hub"),
+        "verify": Command("verify:verify", "MODEL... [--data SOURCE]", "check weights against their record"),
+        "export": Command("export:export", "RUN FOLDER", "export the weights of a run to a weight folder"),
+        "convert": Command(
+            "convert:convert_checkpoint", "FILE --model NAME", "convert a checkpoint file to a weight folder"
+        ),
+        "push": Command("push:push", "FOLDER ORG/NAME", "publish weights on the Hugging Face Hub"),
+        "pull": Command("pull:pull", "ORG/NAME [FOLDER]", "download weights from the Hugging Face Hub"),
     },
     "Measure and reproduce": {
         "reproduce": Command("reproduce:reproduce", "MODEL", "repeat the training of weights and compare the metrics"),
@@ -51,7 +53,7 @@ _FOOT = """
 MODEL is the name of a network or of weights (see `acmix-zoo list --pretrained`), a weight folder, a run folder, a
 checkpoint or an ORG/NAME on the Hugging Face Hub. RUN is the run folder of a `fit`.
 
-`acmix-zoo COMMAND --help` shows the options of a command, with an example."""
+`acmix-zoo COMMAND --help` shows the options of a command."""
 
 
 def overview() -> str:

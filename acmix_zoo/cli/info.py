@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
 from torch import nn
 
 from acmix_zoo.cli.columns import print_columns
-from acmix_zoo.cli.list import shipped
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.layers.cost import TwoStageLayer
 from acmix_zoo.layers.stages import StageCost, stage_table
-from acmix_zoo.weights import create_model, read_config
-from acmix_zoo.weights.locate import locate
+from acmix_zoo.weights import create_model, from_pretrained, read_config
+from acmix_zoo.weights.fetch import fetch, installed_folder
+from acmix_zoo.weights.locate import Kind, locate
+from acmix_zoo.weights.names import list_tags
 
 
 def info(arguments: Sequence[str]) -> None:
@@ -31,15 +31,14 @@ def info(arguments: Sequence[str]) -> None:
     parser.add_argument("model", help="name of a network or of weights, or path of a weight folder or run folder")
     parser.add_argument("--size", type=int, help="side of the image (default: the network's own)")
     options = parser.parse_args(arguments)
-    place = locate(options.model)
-    folder = place if (place / "config.json").is_file() else shipped(options.model)
-    if folder is not None:
-        model: nn.Module = create_model(folder)
-    elif place.is_file():
-        model = create_model(place)
+    located = locate(options.model, prefers_paths=True)
+    path = installed_folder(options.model) if located.kind is Kind.NETWORK else fetch(located)
+    if path is not None:
+        model: nn.Module = from_pretrained(path)
     else:
         with torch.device("meta"):
             model = create_model(options.model)
+    folder = path if path is not None and path.is_dir() else None
     model = model.to("meta")
     size = None if options.size is None else (int(model.in_chans), options.size, options.size)  # type: ignore[arg-type]
     cost = complexity(model, size)
@@ -73,9 +72,7 @@ def _facts(model: nn.Module, folder: Path | None) -> list[tuple[str, str]]:
         facts.append(("weights", ", ".join([str(record.get("name", folder)), *scores])))
         facts.append(("licence", str(record.get("license") or "none stated")))
         return facts
-    architecture = str(cfg.get("architecture", ""))
-    found = timm.list_models(f"{architecture}.*", pretrained=True)  # includes timm's own networks
-    facts.append(("weights", ", ".join(name.partition(".")[2] for name in found) or "none"))
+    facts.append(("weights", ", ".join(list_tags(str(cfg.get("architecture", "")))) or "none"))
     facts.append(("licence", str(cfg.get("license") or "none stated")))
     return facts
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 import timm
-import torch
 
+from acmix_zoo import models
 from acmix_zoo.cli.columns import print_columns
 from acmix_zoo.cli.parser import Parser
-from acmix_zoo.layers.complexity import complexity, human
+from acmix_zoo.layers.complexity import human
 from acmix_zoo.models.published import is_reconstruction, published
-from acmix_zoo.weights import create_model, list_models, official, read_config
-from acmix_zoo.weights.shipped import checkpoints_root
+from acmix_zoo.weights import list_models, read_config
+from acmix_zoo.weights.names import list_tags
+from acmix_zoo.weights.official import is_official, official_record
+from acmix_zoo.weights.shipped import shipped_folder
 
 
 def list_networks(arguments: Sequence[str]) -> None:
@@ -35,17 +38,24 @@ def list_networks(arguments: Sequence[str]) -> None:
         )
     heads = {True: ("top-1", "from"), False: ("published", "top-1, published", "weights here")}[options.pretrained]
     rows: list[tuple[str, ...]] = [("name", "parameters", "MACs", "input", *heads)]
+    costs = network_costs()
     for name in names:
-        with torch.device("meta"):  # which allocates no memory
-            cost = complexity(create_model(name))
-        size = "×".join(map(str, cost.input_size))
+        params, macs, size = costs[name.partition(".")[0]]
         rest = (
-            _accuracy_and_origin(name) if options.pretrained else (*_published(name), ", ".join(tags(name)) or "none")
+            _accuracy_and_origin(name)
+            if options.pretrained
+            else (*_published(name), ", ".join(list_tags(name)) or "none")
         )
-        rows.append((name, f"{cost.params:,}", human(cost.macs), size, *rest))
+        rows.append((name, f"{params:,}", human(macs), size, *rest))
     print_columns(rows)
     if not options.pretrained and any(map(is_reconstruction, names)):
         print("* a reconstruction: only its costs and its score were published; docs/reconstructions.md")
+
+
+def network_costs() -> dict[str, tuple[int, int, str]]:
+    """Return the parameters, MACs and input size of every network, as counted by tools/count_costs.py."""
+    with (Path(models.__file__).parent / "costs.csv").open(newline="", encoding="utf-8") as file:
+        return {row["name"]: (int(row["params"]), int(row["macs"]), row["input"]) for row in csv.DictReader(file)}
 
 
 def _published(name: str) -> tuple[str, str]:
@@ -55,30 +65,17 @@ def _published(name: str) -> tuple[str, str]:
     return ", ".join(filter(None, paper[:2])) + mark, f"{paper.top1} %" if paper.top1 else ""
 
 
-def tags(name: str) -> list[str]:
-    """Return the tags of a network's weights."""
-    return [weights.partition(".")[2] for weights in list_models(f"{name}.*", pretrained=True)]
-
-
 def _accuracy_and_origin(name: str) -> tuple[str, str]:
     """Return the accuracy of weights with its data set, and where the weights come from."""
-    folder = shipped(name)
+    folder = shipped_folder(name)
     if folder is not None:
         metrics = [m for m in read_config(folder)["acmix_zoo"]["metrics"] if m["name"] == "top1"]
         if not metrics:
             return "", "shipped"
         last = metrics[-1]
         return f"{100 * last['value']:.2f} % {last['dataset']} {last['split']}", "shipped"
-    architecture, _, tag = name.partition(".")
-    if tag == official.TAG:
-        metric = official.official_record(architecture)["metrics"][0]
+    if is_official(name):
+        metric = official_record(name.partition(".")[0])["metrics"][0]
         return f"{100 * metric['value']:.1f} % imagenet-1k val (the authors')", "the authors' links"
     cfg = timm.get_pretrained_cfg(name)
     return "", f"hf-hub:{cfg.hf_hub_id if cfg else '?'}, a plain Swin"
-
-
-def shipped(name: str) -> Path | None:
-    """Return the folder of shipped weights, or None if there are none of that name."""
-    root = checkpoints_root()
-    folder = root / name if root else None
-    return folder if folder and (folder / "config.json").is_file() else None

@@ -18,6 +18,8 @@ class Parser(argparse.ArgumentParser):
     Options have to be written in full. With abbreviations, an incomplete option would set another one than was meant.
     """
 
+    help_option = "--help"  # the option that lists all options
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
@@ -28,7 +30,9 @@ class Parser(argparse.ArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self._parser_of(message)
         program = " ".join(["acmix-zoo", *parser.prog.replace("[options]", "").split()[1:]])
         options = [option for action in parser._actions for option in action.option_strings if option[:2] == "--"]
-        print(f"{program}: error: {explain(message, options)}\nAll options: {program} --help", file=sys.stderr)
+        print(
+            f"{program}: error: {explain(message, options)}\nAll options: {program} {self.help_option}", file=sys.stderr
+        )
         sys.exit(2)
 
     def _parser_of(self, message: str) -> argparse.ArgumentParser:

@@ -77,11 +77,15 @@ def _print_plan(job: Job, gpu: Machine, options: argparse.Namespace) -> None:
         f"links reach {100 * LINK_FRACTION:.0f} % of their rate (assumed)"
     )
     print_columns(format_steps(job, steps))
-    memory = vars(steps[-1].memory).items()
-    print(f"Memory with {steps[-1].gpus:,} GPUs: {', '.join(f'{name} {n / 1e9:.2f} GB' for name, n in memory)}")
+    memory = ", ".join(f"{name} {_format_bytes(size)}" for name, size in vars(steps[-1].memory).items())
+    print(f"Memory of a GPU in the last row: {memory}")
     for warning in job.warnings(steps, gpu):
         print(f"Warning: {warning}.")
     print()
+
+
+def _format_bytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _describe_speed(training: Training, gpu: Machine, options: argparse.Namespace) -> str:

@@ -67,6 +67,8 @@ class _SaveConfig(SaveConfigCallback):
 class _Parser(Parser, LightningArgumentParser):
     """Lightning's parser with short errors."""
 
+    help_option = "--help-all"
+
 
 class TrainingCLI(LightningCLI):
     """`acmix-zoo fit|validate|test|predict`.

@@ -1,6 +1,9 @@
-"""Images as batches: sources, transforms, exact samplers and the `ImageDataModule` that joins them.
+"""Images as batches: sources, transforms, samplers, and the data module that joins them.
 
-`load_image` and `export_folder` need neither lightning nor datasets; `ImageDataModule` imports lightning when used.
+- `ImageDataModule`: batches for training and evaluation; importing it imports lightning
+- `open_source`: the images and labels of a folder, table, archive or data set
+- `load_image`: one image file as a tensor for a network; raises `BadImage` if it cannot be read
+- `export_folder`: write the images of a source as class folders
 """
 
 from __future__ import annotations

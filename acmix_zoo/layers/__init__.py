@@ -1,6 +1,9 @@
-"""The ACmix layers: `ACmix2d` to replace a convolution, and those of Swin, PVT and SAN.
+"""The ACmix layers, which are modules with parameters.
 
-To add a layer, write one file with a subclass of `TwoStageLayer` and export it here.
+- `ACmix2d`: the drop-in replacement for a convolution, used in ACmix-ResNet
+- `WindowACmix`, `ReducedACmix`: the layers of ACmix-Swin and ACmix-PVT
+- `PairwiseSAM`, `PatchwiseSAM`: the layers of SAN, plain or with ACmix
+- `TwoStageLayer`: their base class. To add a layer, write one file with a subclass and export it here.
 """
 
 from acmix_zoo.layers import thop_rules

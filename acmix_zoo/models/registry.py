@@ -93,10 +93,16 @@ def build(
     filter_fn: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """A registered network, by timm's builder: pretrained weights, `num_classes`, `in_chans`, `features_only`.
+    """Build a registered network with timm's builder. Every entry point calls this.
 
-    `feature_cfg` configures `features_only` (`out_indices`, `feature_cls`). `device` and `dtype` are timm's factory
-    arguments: the device on which the network is built, and the dtype of its tensors.
+    Args:
+        network: the class of the network.
+        variant: the registered name.
+        pretrained: whether to load weights, of the tag in `kwargs` or the default one.
+        feature_cfg: out_indices and feature_cls for `features_only`.
+        filter_fn: translates the state dict of pretrained weights for a network, as in timm.
+        kwargs: arguments of the network and of timm's builder (num_classes, in_chans, features_only, ...), and device
+            and dtype, for the parameters.
     """
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
     if kwargs.get("features_only"):
@@ -120,7 +126,7 @@ def build(
 def record_arguments(model: nn.Module, **arguments: Any) -> None:
     """Update the constructor arguments that timm keeps with the model, after a method has changed the network.
 
-    `write_folder` and timm's `save_for_hf` then describe the network in its present form, so that it can be rebuilt.
+    `write_folder` and timm's `save_for_hf` then describe the network as it is now, so that it can be built again.
     """
     model._model_args = {**getattr(model, "_model_args", {}), **arguments}  # type: ignore[assignment]
     if "img_size" in arguments:  # timm 1.0.31 stores the size twice

@@ -1,14 +1,14 @@
 """The ACmix operator: self-attention and convolution that share one set of projections. Start reading here.
 
-ACmix has two stages (the names are the paper's):
+ACmix has two stages, which the paper calls stage I and stage II:
 
-    stage I     q, k, v = project(x)                          one 1×1 convolution, most of the arithmetic
-    stage II    out = alpha · attention(q, k, v) + convolution(q, k, v)
+    q, k, v = project(x)                                              a 1×1 convolution, most of the arithmetic
+    out = alpha · attention(q, k, v) + beta · convolution(q, k, v)    two cheap ways to use its result
 
-`acmix_plain` is these two lines, in operators that autograd records. `acmix` computes the same function, but decides
-how: on a CPU, a large batch is processed in chunks (`chunks.py`), and a compiled graph contains the layer as a single
-operator (`custom_op.py`). `combine_paths` is stage II. Its two paths are defined in `local_attention.py` and
-`shift_conv.py`. The factor beta of the convolution is already part of its kernels.
+`acmix_plain` is these two lines. `acmix` computes the same, but on a CPU it processes a large batch in chunks
+(`chunks.py`) and becomes a single operator of a compiled graph (`custom_op.py`). `combine_paths` is stage II. The two
+paths are defined in `local_attention.py` and `shift_conv.py`. Beta does not appear in this file, because the weights of
+the convolution have already been multiplied by it.
 
 Source: "On the Integration of Self-Attention and Convolution", CVPR 2022.
 """
@@ -34,7 +34,7 @@ from acmix_zoo.ops.tracing import is_exporting, unflatten
 
 
 class Geometry(NamedTuple):
-    """The sizes of a layer that its tensors do not reveal.
+    """The sizes of a layer that do not follow from the shapes of its tensors.
 
     Attributes:
         heads: number of attention heads.
@@ -49,15 +49,20 @@ class Geometry(NamedTuple):
     dilation: int
 
 
+def attention_window(geometry: Geometry) -> SlidingWindow:
+    """Return the window that every query attends to."""
+    return SlidingWindow(geometry.kernel_att, geometry.stride, geometry.dilation)
+
+
 class PathTensors(NamedTuple):
-    """What stage II needs besides the projections. With out = heads·d channels:
+    """The tensors that stage II needs besides the projections, for out = heads·d channels.
 
     Attributes:
         positions: position encoding (H, W, d), or None for a layer without attention.
         fc: mixing matrix of the convolution, or None if it is part of `kernels`, see `conv_factors`.
         kernels: kernels of the grouped convolution, or None for a layer without convolution.
         alpha: factor of the attention, (1,) or (out,). None for a layer with only one path.
-        offset: (out,), added to the convolution, or None. `deploy` uses it for a folded batch norm.
+        offset: (out,), added to the convolution, or None. A deployed layer has one from its folded batch norm.
     """
 
     positions: Tensor | None = None
@@ -68,7 +73,7 @@ class PathTensors(NamedTuple):
 
 
 def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, geometry: Geometry) -> Tensor:
-    """Return `alpha · attention + convolution` of the projections of x.
+    """Return the output of an ACmix layer, computed in the way that suits the device and the size of the batch.
 
     Args:
         x: input (B, C, H, W), in any memory format.
@@ -79,16 +84,16 @@ def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, ge
     Returns:
         (B, out, ceil(H/stride), ceil(W/stride)), channels_last in memory.
     """
-    if is_exporting() or is_transformed(x, weight, bias, *paths):
+    if is_exporting() or is_transformed(x, weight, bias, *paths):  # only plain operators support these
         return acmix_plain(x, weight, bias, paths, geometry)
     device = x.device.type
     if torch.compiler.is_compiling() and device == "cpu":
         keep = torch.is_grad_enabled() and keeps_projections(x.shape[1])
         return torch.ops.acmix_zoo.acmix(x, weight, bias, *paths, *geometry, keep)[0]  # type: ignore[no-any-return]
-    window = SlidingWindow(*geometry[1:])
+    window = attention_window(geometry)
     plan = plan_batch(x.shape, len(weight) // 3, window, itemsize=x.element_size(), device=device)
-    is_one_chunk = plan.chunk_size >= x.shape[0] and not torch.is_grad_enabled()
-    if plan.kept == "everything" or is_one_chunk:
+    has_nothing_to_save = plan.chunk_size >= x.shape[0] and not torch.is_grad_enabled()  # one chunk, no gradient
+    if plan.kept == "everything" or has_nothing_to_save:
         return acmix_plain(x, weight, bias, paths, geometry)
     stage_two = partial(combine_paths, geometry=geometry)
     return run_in_chunks(
@@ -104,10 +109,10 @@ def acmix_plain(
 
 
 def combine_paths(projections: Tensor, paths: Sequence[Tensor | None], geometry: Geometry) -> Tensor:
-    """Return `alpha · attention + convolution` of the projections: stage II.
+    """Return `alpha · attention + convolution` of the projections, which is stage II.
 
     Args:
-        projections: (B, H, W, 3·out), of `project`.
+        projections: the result of `project`, (B, H, W, 3·out).
         paths: the fields of `PathTensors`.
         geometry: the sizes of the layer.
 
@@ -122,18 +127,18 @@ def combine_paths(projections: Tensor, paths: Sequence[Tensor | None], geometry:
         results.append(grouped_conv(maps, kernels, offset, stride=geometry.stride, dilation=geometry.dilation))
     if positions is not None:
         results.append(attend(projections, positions, geometry).flatten(3))
-    # Attention orders its channels (heads, d) and convolution (d, heads). Like the authors, add them as they are.
+    # The channels of the attention are ordered (heads, d), those of the convolution (d, heads). The authors add them
+    # without reordering, and so must this, or their weights would give other results.
     out = results[0] if alpha is None else torch.addcmul(results[0], results[1], alpha.to(projections.dtype))
     return out.permute(0, 3, 1, 2)
 
 
 def attend(projections: Tensor, positions: Tensor, geometry: Geometry) -> Tensor:
-    """Return the result (B, Ho, Wo, heads, d) of the attention path, for projections (B, H, W, d, 3·heads).
+    """Return the attention (B, Ho, Wo, heads, d) of projections (B, H, W, d, 3·heads).
 
     The projections are split before they are transposed. Autograd then concatenates the three gradients in the layout
     of the projections and adds the gradient of the convolution in place. Any other order of views costs one or two more
     copies.
     """
     q, k, v = (part.transpose(3, 4) for part in projections.split(geometry.heads, 4))  # 3 × (B, H, W, heads, d)
-    _, kernel, stride, dilation = geometry
-    return local_attention(q, k, v, positions, kernel=kernel, stride=stride, dilation=dilation)
+    return local_attention(q, k, v, positions, attention_window(geometry))

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix, acmix_plain, combine_paths
+from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix, acmix_plain, attention_window, combine_paths
 from acmix_zoo.ops.chunks import chunked_backward
 from acmix_zoo.ops.derivatives import needs_plain_gradients, plain_gradients
 from acmix_zoo.ops.dispatch import plan_batch
 from acmix_zoo.ops.projection import project
-from acmix_zoo.ops.sliding_window import SlidingWindow
 
 # The arguments of `acmix`, with the fields of `PathTensors` and `Geometry` one by one.
 _TENSORS = (
@@ -74,7 +73,7 @@ def _unflatten_arguments(arguments: tuple[Any, ...]) -> tuple[PathTensors, Geome
 
 def _chunk_size(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
     """Return the number of images to process at a time."""
-    window = SlidingWindow(*geometry[1:])
+    window = attention_window(geometry)
     plan = plan_batch(x.shape, len(weight) // 3, window, itemsize=x.element_size(), device=x.device.type)
     return min(len(x), plan.chunk_size)
 

@@ -1,10 +1,10 @@
-"""Give fast code every derivative that plain operators have.
+"""Give fast code all derivatives that plain operators have.
 
 Fast kernels and hand-written backward passes only support the forward pass and the first derivative. `torch.func`
 transforms, forward-mode AD and second derivatives need more. All fast code in this package therefore has a plain
 equivalent: the same function, written in operators that PyTorch can differentiate any number of times.
 
-* Before the fast code runs, `is_transformed` tells whether to call the plain equivalent instead.
+* `is_transformed` returns whether to call the plain equivalent instead of the fast code.
 * `with_plain_derivatives` attaches the plain equivalent to a result that autograd recorded through a kernel without a
   second derivative. It is used only if the backward pass is itself differentiated (`create_graph=True`) or batched
   (`is_grads_batched=True`); ordinary training runs the kernel's own backward pass.
@@ -46,18 +46,18 @@ def _is_any_transform_active() -> bool:
     transforms, and another that it refuses outside forward-mode AD.
     """
     try:
-        nothing = _OldStyle.apply()
+        empty = _FunctionWithoutSetupContext.apply()
     except RuntimeError:
         return True
     try:
-        make_dual(nothing, nothing)
+        make_dual(empty, empty)
     except RuntimeError:
         return False
     return True
 
 
-class _OldStyle(torch.autograd.Function):
-    """A Function without `setup_context`, which PyTorch refuses to run inside a `torch.func` transform."""
+class _FunctionWithoutSetupContext(torch.autograd.Function):
+    """A function that PyTorch refuses to run inside a `torch.func` transform."""
 
     @staticmethod
     def forward(ctx: Any) -> Tensor:
@@ -83,7 +83,7 @@ def plain_gradients(
     Args:
         plain: the function, in plain operators.
         inputs: its arguments, attached to their graph.
-        needed: for each argument, whether its gradient is needed; the others get None.
+        needed: for each argument, whether its gradient is needed. The other arguments get None.
         grad: the gradient of the result, in the result's shape.
     """
     create_graph = torch.is_grad_enabled()
@@ -92,8 +92,8 @@ def plain_gradients(
         views = [t.view_as(t) if need and t is not None else t for t, need in zip(inputs, needed, strict=True)]
         out = plain(*views)
     differentiated = [v for v, need in zip(views, needed, strict=True) if need and v is not None]
-    found = iter(torch.autograd.grad(out, differentiated, grad, create_graph=create_graph, allow_unused=True))
-    return [next(found) if need and v is not None else None for v, need in zip(views, needed, strict=True)]
+    gradients = iter(torch.autograd.grad(out, differentiated, grad, create_graph=create_graph, allow_unused=True))
+    return [next(gradients) if need and v is not None else None for v, need in zip(views, needed, strict=True)]
 
 
 def with_plain_derivatives(out: Tensor, plain: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

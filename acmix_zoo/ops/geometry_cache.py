@@ -1,8 +1,8 @@
 """A cache of masks and indices that depend only on the geometry of a map.
 
-Entries never become invalid, because a tensor's content follows from its key and is never modified. But it matters
-where a tensor was created. A tensor from a FakeTensorMode, a functorch transform, inference mode or a graph that is
-being recorded must not be used in a later call, so such tensors are either not cached or created in another context.
+Entries never become invalid, because the content of a tensor follows from its key and is never modified. However, a
+tensor that was created in a FakeTensorMode, a functorch transform, inference mode or a graph that is being recorded
+must not be used in a later call. Such tensors are either not cached, or created outside the caller's context.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from acmix_zoo.ops.tracing import is_recording
 
-# Enough for training a large network at one image size. The least recently used tensors are evicted first, so that a
-# sweep over image sizes does not need more than this, either.
+# Enough for training a large network at one image size. The least recently used tensors are evicted first, so a sweep
+# over image sizes does not need more.
 _BUDGET_BYTES = 64 << 20
 _tensors: OrderedDict[object, Tensor] = OrderedDict()
 _held_bytes = 0
@@ -32,7 +32,7 @@ def cached(build: Callable[..., Tensor], *sizes: Hashable, **kind: Any) -> Tenso
     Args:
         build: a function that creates a tensor from its arguments alone.
         sizes: numbers, or named tuples of them.
-        kind: `device`, and `dtype` if `build` has that argument.
+        kind: the keyword argument `device`, and `dtype` if `build` has it.
     """
     if not _may_cache(kind["device"]):
         return build(*sizes, **kind)
@@ -41,7 +41,7 @@ def cached(build: Callable[..., Tensor], *sizes: Hashable, **kind: Any) -> Tenso
         if key in _tensors:
             _tensors.move_to_end(key)
             return _tensors[key]
-    # In a separate thread, where the caller's modes and transforms are not active, because all of them are per thread.
+    # Build it in another thread. Modes and transforms belong to a thread, so the caller's are not active there.
     with ThreadPoolExecutor(1) as pool:
         tensor = pool.submit(_build, build, sizes, kind).result()
     _store(key, tensor)
@@ -49,6 +49,7 @@ def cached(build: Callable[..., Tensor], *sizes: Hashable, **kind: Any) -> Tenso
 
 
 def _may_cache(device: torch.device) -> bool:
+    """Return whether tensors that are built now are ordinary ones that a later call may use."""
     if is_recording() or device.type == "meta":
         return False
     if type(torch.empty(0)) is not Tensor:  # FakeTensorMode and other modes that create special tensors
@@ -58,6 +59,7 @@ def _may_cache(device: torch.device) -> bool:
 
 
 def _build(build: Callable[..., Tensor], sizes: tuple[Hashable, ...], kind: dict[str, Any]) -> Tensor:
+    """Return `build(*sizes, **kind)`, complete before any stream of a GPU may read it."""
     tensor = build(*sizes, **kind)
     if tensor.device.type == "cuda":  # the caller may use a different stream
         torch.cuda.current_stream(tensor.device).synchronize()
@@ -65,6 +67,7 @@ def _build(build: Callable[..., Tensor], sizes: tuple[Hashable, ...], kind: dict
 
 
 def _store(key: object, tensor: Tensor) -> None:
+    """Add a tensor to the cache, and evict others if it exceeds its budget."""
     global _held_bytes
     size = tensor.untyped_storage().nbytes()
     with _lock:

@@ -26,24 +26,20 @@ from acmix_zoo.ops.sliding_window import SlidingWindow
 from acmix_zoo.ops.tracing import is_exporting
 
 
-def local_attention(
-    q: Tensor, k: Tensor, v: Tensor, pe: Tensor, *, kernel: int, stride: int = 1, dilation: int = 1
-) -> Tensor:
-    """Return the attention of every `stride`-th query to its kernel × kernel window.
+def local_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, window: SlidingWindow) -> Tensor:
+    """Return the attention of every query to the window around it.
 
     Args:
         q, k, v: (B, H, W, heads, d), with any strides.
         pe: position encoding (H, W, d), shared by the heads.
-        kernel: number of keys along each axis of the window; odd.
-        stride: distance between neighbouring queries. Keys are not subsampled.
-        dilation: distance between neighbouring keys.
+        window: the size of the window, and the stride of the queries.
 
     Returns:
         (B, ceil(H/stride), ceil(W/stride), heads, d), in the dtype of q.
 
     Source: ACmix, CVPR 2022, equations 8–10, with the position term of the authors' code.
     """
-    window = SlidingWindow(kernel, stride, dilation)
+    stride = window.stride
     if is_exporting():
         # Index instead of slicing, so that the number of queries is the same expression as for a strided convolution.
         rows, cols = (torch.arange((n - 1) // stride + 1, device=q.device) * stride for n in q.shape[1:3])
@@ -53,7 +49,7 @@ def local_attention(
 
     plan = plan_attention(q.shape[1], q.shape[2], window, q.device.type)
     if plan.backend == "reference":
-        return local_attention_reference(q, k, v, pe.to(q.dtype), kernel=kernel, stride=stride, dilation=dilation)
+        return local_attention_reference(q, k, v, pe.to(q.dtype), window)
     q = q[:, ::stride, ::stride]  # (B, Ho, Wo, heads, d)
 
     def plain(q: Tensor, k: Tensor, v: Tensor, pe: Tensor) -> Tensor:
@@ -68,11 +64,10 @@ def local_attention(
     return with_plain_derivatives(out, plain, q, k, v, pe)
 
 
-def local_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, pe: Tensor, *, kernel: int, stride: int = 1, dilation: int = 1
-) -> Tensor:
+def local_attention_reference(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, window: SlidingWindow) -> Tensor:
     """Compute `local_attention` as printed in the paper. This is slow, and copies k and v kernel² times."""
     h, w, heads, d = q.shape[1:]
+    kernel, stride, dilation = window
     reach = kernel // 2 * dilation
     rows = reflected_range(-reach, h + 2 * reach, h, q.device)
     cols = reflected_range(-reach, w + 2 * reach, w, q.device)

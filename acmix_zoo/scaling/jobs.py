@@ -157,9 +157,10 @@ class Job:
         limit, source = PUBLISHED_BATCH[self.optimizer]
         beyond = [step for step in steps if step.images > limit]
         if beyond:
+            first, plural = beyond[0], "s" * (beyond[0].gpus > 1)
             found.append(
-                f"from {beyond[0].gpus} GPUs on, a step has {beyond[0].images:,} or more images. The largest published "
-                f"batch for {self.optimizer} is {limit:,} ({source}). Use --global-batch {limit} to stay within it"
+                f"with {first.gpus:,} GPU{plural}, a step has {first.images:,} images. The largest published batch for "
+                f"{self.optimizer} is {limit:,} ({source}). Use --global-batch {limit} to stay within it"
             )
         return found
 

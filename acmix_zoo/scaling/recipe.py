@@ -9,7 +9,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from acmix_zoo.scaling.jobs import Job
-from acmix_zoo.weights.build import settle
+from acmix_zoo.weights.resolve import resolve_network
 from acmix_zoo.weights.shipped import find_recipe, suggest_recipes
 
 # Training images per epoch: those of ImageNet-1k, and those of Fashion-MNIST without the validation split.
@@ -59,7 +59,9 @@ def read_job(
     profile = {} if hardware is None else _read_yaml(_find_profile(hardware))
     if path is None:
         from_profile = _read_machine_settings(profile) if profile else {}
-        job = Job(str(source), str(source), images=_IMAGES["imagenet"], **{**from_profile, **overrides})
+        network = resolve_network(str(source), False, None)
+        settings = {**from_profile, **overrides}
+        job = Job(str(source), network.model, network.model_kwargs or {}, images=_IMAGES["imagenet"], **settings)
         return replace(job, global_batch=job.batch_size)
     config = _override(_read_yaml(path), profile)
     if not (config.get("model") or {}).get("model"):
@@ -107,7 +109,7 @@ def _job_of_config(name: str, config: dict[str, Any]) -> Job:
             stated[field] = float(value) if field in _NUMBERS else value
     model = sections["model"]
     # Pretrained weights also state how the network is built.
-    network, _, arguments = settle(model["model"], model.get("pretrained") or False, model.get("model_kwargs"))
+    network, _, arguments = resolve_network(model["model"], model.get("pretrained") or False, model.get("model_kwargs"))
     stated.setdefault("image_size", 224)  # the default of the data, unlike that of a network by name
     data_source, trainer = str(sections["data"].get("source", "")), sections["trainer"]
     job = Job(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from acmix_zoo.weights.build import settle
+from acmix_zoo.weights.resolve import resolve_network
 
 # The result of a training depends on these, so they cannot change during a run. Memory format, compilation and
 # gradient checkpointing only affect speed, memory and rounding.
@@ -56,8 +56,7 @@ def with_current_names(hyper_parameters: Mapping[str, Any], prefix: str = "") ->
 
 
 def resolve_hyperparameters(hyper_parameters: Mapping[str, Any], is_new: bool = False) -> dict[str, Any]:
-    """Return hyper-parameters as a task stores them: a weight folder given as the model is replaced by its
-    architecture, and `model_kwargs` contains the arguments that come with the pretrained weights.
+    """Return hyper-parameters as a task stores them, with the network as `resolve_network` describes it.
 
     Args:
         hyper_parameters: those of a checkpoint, possibly of an older version, or the options of a command.
@@ -67,8 +66,8 @@ def resolve_hyperparameters(hyper_parameters: Mapping[str, Any], is_new: bool = 
     if "model" not in hyper_parameters:
         return hyper_parameters
     pretrained, model_kwargs = hyper_parameters.get("pretrained") or False, hyper_parameters.get("model_kwargs")
-    model, pretrained, model_kwargs = settle(hyper_parameters["model"], pretrained, model_kwargs, is_new)
-    return {**hyper_parameters, "model": model, "pretrained": pretrained, "model_kwargs": model_kwargs}
+    network = resolve_network(hyper_parameters["model"], pretrained, model_kwargs, is_new)
+    return {**hyper_parameters, **network._asdict()}
 
 
 def check_same_hyperparameters(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -6,27 +6,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from acmix_zoo.tasks.hyperparameters import resolve_hyperparameters
-from acmix_zoo.weights.build import settle
+from acmix_zoo.weights.resolve import ResolvedNetwork, resolve_network
 
 _are_loaded: ContextVar[bool] = ContextVar("_are_loaded", default=True)
 _checkpoint: ContextVar[Mapping[str, Any] | None] = ContextVar("_checkpoint", default=None)
-
-
-class NetworkChoice(NamedTuple):
-    """The network of a task.
-
-    Attributes:
-        model: name of the architecture.
-        pretrained: where its initial weights come from.
-        model_kwargs: arguments of its constructor.
-    """
-
-    model: str
-    pretrained: bool | str
-    model_kwargs: dict[str, Any] | None
 
 
 @contextmanager
@@ -54,7 +40,7 @@ def are_start_weights_loaded() -> bool:
     return _are_loaded.get()
 
 
-def choose_network(model: str, pretrained: bool | str, model_kwargs: dict[str, Any] | None) -> NetworkChoice:
+def choose_network(model: str, pretrained: bool | str, model_kwargs: dict[str, Any] | None) -> ResolvedNetwork:
     """Return the architecture, the start weights and the constructor arguments of a new task.
 
     If the context names the checkpoint that is loaded next and it is of the same model, its arguments are used: the
@@ -65,5 +51,5 @@ def choose_network(model: str, pretrained: bool | str, model_kwargs: dict[str, A
     if not pretrained and isinstance(start, str) and Path(model).absolute() == Path(start).absolute():
         model, pretrained = recorded["model"], start  # the weight folder was given as the model
     if model == recorded.get("model"):
-        return NetworkChoice(model, pretrained, {**(recorded["model_kwargs"] or {}), **(model_kwargs or {})} or None)
-    return NetworkChoice(*settle(model, pretrained, model_kwargs, is_new=are_start_weights_loaded()))
+        return ResolvedNetwork(model, pretrained, {**(recorded["model_kwargs"] or {}), **(model_kwargs or {})} or None)
+    return resolve_network(model, pretrained, model_kwargs, is_new=are_start_weights_loaded())

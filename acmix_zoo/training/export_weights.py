@@ -11,8 +11,10 @@ import torch
 from acmix_zoo.tasks.sharded import read_checkpoint
 from acmix_zoo.training.record import is_complete, parent_name, run_cfg, run_record, validation_scores
 from acmix_zoo.weights import check_folder, create_model, load_weights, write_folder
-from acmix_zoo.weights.build import settle
-from acmix_zoo.weights.folder import beside, free_place, take_place
+from acmix_zoo.weights.fetch import weight_folder
+from acmix_zoo.weights.locate import Kind, locate
+from acmix_zoo.weights.replace import check_target, replace_folder, temporary_sibling
+from acmix_zoo.weights.resolve import resolve_network
 
 
 def export_run(source: str | Path, folder: str | Path, averaged: bool = True) -> Path:
@@ -22,7 +24,8 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
 
     Args:
         source: a run folder, of which weights/ is exported if the run is finished and else the best checkpoint; or a
-            Lightning checkpoint of a ClassificationTask, which may be a folder of shards from several processes.
+            Lightning checkpoint of a ClassificationTask, which may be a folder of shards from several processes. A
+            weight folder, or the name of one, is copied.
         folder: output folder. A weight folder in its place is replaced once the new one verifies.
         averaged: whether to export the moving average of the weights, which was evaluated, if the run kept one. False
             for the trained weights themselves, which were not evaluated.
@@ -34,28 +37,32 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
         FileNotFoundError: the run or checkpoint does not exist.
         ValueError: the checkpoint is not of a ClassificationTask, or it has no average.
     """
-    source, place = Path(source), free_place(folder)
-    if source.is_dir() and not (source / ".metadata").is_file():
-        finished = source / "weights"
-        if averaged and (finished / "config.json").is_file() and not check_folder(finished):
-            with beside(place) as new:
+    target, located = check_target(folder), locate(source, prefers_paths=True)
+    is_checkpoint = located.kind in (Kind.CHECKPOINT, Kind.SHARDED_CHECKPOINT)
+    if averaged and not is_checkpoint:
+        finished = weight_folder(source)
+        if located.run is None or not check_folder(finished):
+            with temporary_sibling(target) as new:
                 shutil.copytree(finished, new, dirs_exist_ok=True)
-                take_place(new, place)
-            return place
-        source = source / "checkpoints" / "best.ckpt"
-    if not source.exists():
-        raise FileNotFoundError(f"export: {source} does not exist. Pass a run folder or a Lightning checkpoint")
-    checkpoint = _read(source)
+                replace_folder(target, new)
+            return target
+    path = located.path if is_checkpoint else located.run and located.run / "checkpoints" / "best.ckpt"
+    if path is None or not path.exists():
+        raise FileNotFoundError(
+            f"export: {source} has no checkpoint with the trained weights. Expected a run folder with "
+            "checkpoints/best.ckpt, or a checkpoint file"
+        )
+    checkpoint = _read(path)
     hparams, run = checkpoint["hyper_parameters"], checkpoint.get("callbacks", {}).get("RunFolder", {})
     card = checkpoint.get("ImageDataModule", {}).get("card", {})
     state, row = checkpoint["state_dict"], (run.get("history") or [{}])[-1]
     if not averaged:
         if "current_model_state" not in checkpoint:
-            raise ValueError(f"export: {source} has no averaged weights, only the trained ones. Leave out --no-ema")
+            raise ValueError(f"export: {path} has no averaged weights, only the trained ones. Leave out --no-ema")
         state, row = checkpoint["current_model_state"], {}
     # a checkpoint of 0.1.0 lacks the arguments of the weight folder that it was trained from
-    architecture, start, arguments = settle(
-        hparams["model"], hparams.get("pretrained") or False, hparams.get("model_kwargs"), False
+    architecture, start, arguments = resolve_network(
+        hparams["model"], hparams.get("pretrained") or False, hparams.get("model_kwargs"), is_new=False
     )
     model = create_model(architecture, num_classes=hparams["num_classes"], **arguments or {})
     load_weights(model, {key: value for key, value in state.items() if key.startswith("model.")})
@@ -64,7 +71,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
     record = run_record(run, card, validation_scores(row) if is_complete(limits, "val") else {})
     size = card.get("cfg", {}).get("input_size") or cfg["input_size"]
     return write_folder(
-        place,
+        target,
         model,
         architecture=cfg.get("architecture") or architecture,
         pretrained_cfg=run_cfg(run, card),

@@ -8,6 +8,7 @@ from typing import Any
 
 from acmix_zoo.training.portable import portable_command, portable_path, portable_strings
 from acmix_zoo.weights import read_config
+from acmix_zoo.weights.fetch import fetch
 from acmix_zoo.weights.locate import locate
 
 
@@ -54,7 +55,7 @@ def parent_name(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str | 
     if not os.path.isabs(pretrained):
         return str(pretrained)
     try:  # the name in the weights' record is more informative than the last part of their path
-        return str(read_config(locate(pretrained))["acmix_zoo"]["name"])
+        return str(read_config(fetch(locate(pretrained)))["acmix_zoo"]["name"])
     except (OSError, ValueError, KeyError):
         return portable_path(pretrained)
 

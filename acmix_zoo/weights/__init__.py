@@ -1,17 +1,23 @@
-"""Weights: what exists, reading every kind of checkpoint, and the weight folder in which weights live.
+"""Weights: find, read and verify them, build models with them, and publish them.
 
-A weight folder is the same on disk, in a run's output and on the Hub: config.json, model.safetensors, README.md, test/.
+Weights are located (`locate.py`), fetched if they are on the Hub (`fetch.py`), read (`description.py`, `read.py`),
+checked against their recorded hash, and built (`build_folder.py`, `build_checkpoint.py`). `create_model` in `create.py`
+goes this way. A weight folder has the same layout everywhere, on disk and on the Hub: config.json, model.safetensors,
+README.md and test/.
 """
 
-from acmix_zoo.weights import official
-from acmix_zoo.weights.build import read_config
-from acmix_zoo.weights.create import create_model, list_models
+from acmix_zoo.weights.create import create_model, from_pretrained
+from acmix_zoo.weights.description import read_config
 from acmix_zoo.weights.folder import write_folder
-from acmix_zoo.weights.from_plain.attention_networks import from_pvt, from_san, from_swin
+from acmix_zoo.weights.from_plain.pvt import from_pvt
 from acmix_zoo.weights.from_plain.resnet import from_resnet
-from acmix_zoo.weights.hub import from_pretrained, pull, push
+from acmix_zoo.weights.from_plain.san import from_san
+from acmix_zoo.weights.from_plain.swin import from_swin
+from acmix_zoo.weights.hub import pull, push
 from acmix_zoo.weights.load import load_weights
-from acmix_zoo.weights.official import register_official_weights
+from acmix_zoo.weights.locate import locate
+from acmix_zoo.weights.names import list_models
+from acmix_zoo.weights.official_download import register_official_weights
 from acmix_zoo.weights.shipped import register_shipped_weights
 from acmix_zoo.weights.verify import check_folder
 
@@ -25,7 +31,7 @@ __all__ = [
     "from_swin",
     "list_models",
     "load_weights",
-    "official",
+    "locate",
     "pull",
     "push",
     "read_config",

@@ -1,7 +1,8 @@
-"""Reading the authors' checkpoints: the one place that knows their key names.
+"""Translate the authors' checkpoints. This is the only place that knows their key names.
 
-Their ResNet form holds q, k and v as three 1×1 convolutions with rows ordered (heads, d); their Swin form holds one
-qkv matrix with rows ordered (q/k/v, heads, d). Ours orders the rows (d, q/k/v, heads). All else is a new name or shape.
+Their layer for ResNets has q, k and v as three 1×1 convolutions with rows ordered (heads, d). Their layer for Swin has
+one qkv matrix with rows ordered (q/k/v, heads, d). Ours orders the rows (d, q/k/v, heads). Otherwise, only names and
+shapes differ.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from acmix_zoo.layers import ACmix2d, WindowACmix
 from acmix_zoo.layers.window_acmix import rows_by_channel
 from acmix_zoo.models.plain_swin import to_timm_names
 
-_MARKS = ("dep_conv.weight", "rate1", "rate2")
+_CHARACTERISTIC_KEYS = ("dep_conv.weight", "rate1", "rate2")
 _LAYER_NAMES = {
     "conv_p.weight": "position_weight",
     "conv_p.bias": "position_bias",
@@ -27,32 +28,34 @@ _LAYER_NAMES = {
 }
 
 
-def is_authors(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether the keys are those of the authors' code, be it a network or a single layer."""
-    return all(any(key == mark or key.endswith(f".{mark}") for key in state_dict) for mark in _MARKS)
+def is_from_authors(state_dict: Mapping[str, Tensor]) -> bool:
+    """Return whether the keys are those of the authors' code, for a network or a single layer."""
+    return all(any(key == name or key.endswith(f".{name}") for key in state_dict) for name in _CHARACTERISTIC_KEYS)
 
 
-def convert(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The authors' state dict under the names and in the row order of `module` (a network or one layer of ours).
+def translate_authors(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Return the authors' state dict under the names and in the row order of `module`, one of our networks or layers.
 
-    Keys without a counterpart are handed through unchanged, so that a strict load can name them.
+    Keys without a counterpart are passed on unchanged, so that a strict load can name them.
     """
-    left = dict(state_dict)
+    remaining = dict(state_dict)
     out: dict[str, Tensor] = {}
     for name, layer in module.named_modules():
         if not isinstance(layer, ACmix2d | WindowACmix):
             continue
         prefix = f"{name}." if name else ""
-        for theirs, ours in _LAYER_NAMES.items():
-            if prefix + theirs in left:
-                value = left.pop(prefix + theirs)
-                # 1×1 convolutions become matrices; the shift kernels stay as they are.
-                out[prefix + ours] = value.flatten(1) if theirs in ("conv_p.weight", "fc.weight") else value
+        for authors_name, own_name in _LAYER_NAMES.items():
+            if prefix + authors_name in remaining:
+                value = remaining.pop(prefix + authors_name)
+                # 1×1 convolutions become matrices. The shift kernels keep their shape.
+                is_matrix = authors_name in ("conv_p.weight", "fc.weight")
+                out[prefix + own_name] = value.flatten(1) if is_matrix else value
         for kind in ("weight", "bias"):
+            key = f"{prefix}qkv.{kind}"
             parts = [f"{prefix}conv{i}.{kind}" for i in (1, 2, 3)]
-            if isinstance(layer, ACmix2d) and all(part in left for part in parts):
-                out[f"{prefix}qkv.{kind}"] = rows_by_channel(torch.cat([left.pop(part) for part in parts]), layer.heads)
-            elif isinstance(layer, WindowACmix) and f"{prefix}qkv.{kind}" in left:
-                out[f"{prefix}qkv.{kind}"] = rows_by_channel(left.pop(f"{prefix}qkv.{kind}"), layer.heads)
-    out.update(to_timm_names(left))  # a stage's merging stands at the head of the next stage here, too
+            if isinstance(layer, ACmix2d) and all(part in remaining for part in parts):
+                out[key] = rows_by_channel(torch.cat([remaining.pop(part) for part in parts]), layer.heads)
+            elif isinstance(layer, WindowACmix) and key in remaining:
+                out[key] = rows_by_channel(remaining.pop(key), layer.heads)
+    out.update(to_timm_names(remaining))  # as in timm, a stage begins with its patch merging
     return out

@@ -1,4 +1,4 @@
-"""Any checkpoint file as a weight folder."""
+"""Convert a checkpoint file of any kind to a weight folder."""
 
 from __future__ import annotations
 
@@ -8,51 +8,78 @@ from typing import Any, cast
 
 import timm
 import torch
+from torch import nn
 
-from acmix_zoo.weights.build import stored_network
 from acmix_zoo.weights.folder import write_folder
-from acmix_zoo.weights.load import copy_in, translated
-from acmix_zoo.weights.locate import locate
+from acmix_zoo.weights.locate import Kind, NotFoundError, locate
+from acmix_zoo.weights.match import copy_weights
+from acmix_zoo.weights.names import is_network_name
+from acmix_zoo.weights.read import State
+from acmix_zoo.weights.resolve import describe
+from acmix_zoo.weights.translate import translated
 
 
-def convert(file: Path, name: str, folder: str | Path, record: Mapping[str, Any]) -> Path:
-    """Convert a checkpoint file to a weight folder.
+def convert(source: str | Path, name: str, folder: str | Path, record: Mapping[str, Any]) -> Path:
+    """Convert a checkpoint to a weight folder.
 
-    The numbers of classes and input channels are taken from the file.
+    The numbers of classes and input channels are taken from the checkpoint.
 
     Args:
-        file: a checkpoint of the authors, Lightning, timm or plain torch, or a safetensors file. A checkpoint of
+        source: a checkpoint of the authors, Lightning, timm or plain torch, or a safetensors file. A checkpoint of
             `acmix-zoo fit` also states the arguments of its network.
-        name: `architecture` or `architecture.tag`.
-        folder: where; a weight folder that is there is replaced once the new one verifies.
-        record: what is known about their making, for config.json; see `write_folder`.
+        name: `architecture` or `architecture.tag`; the tag may be new.
+        folder: where to write. An existing weight folder is replaced once the new one verifies.
+        record: how the weights were made, for config.json; see `write_folder`.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: the file is unreadable, unsafe, or holds the weights of another network. FileNotFoundError.
+        ValueError: the source is unreadable or unsafe, or holds the weights of another network. FileNotFoundError: it
+            does not exist.
     """
     architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        raise ValueError(f"convert: unknown model {architecture!r}; `acmix-zoo list` shows what there is")
-    known = name if tag and timm.models.is_model_pretrained(name) else architecture  # whose image size, crop and so on
-    theirs, arguments = stored_network(locate(file)) or (architecture, {})
-    if theirs != architecture:
-        raise ValueError(f"convert: {file} holds weights of {theirs}, not of {architecture}; give --model {theirs}")
-    model = timm.create_model(known, **arguments)
-    state, cfg, own = translated(file, model), cast(dict[str, Any], model.pretrained_cfg), model.state_dict()
+    known = locate(name if is_network_name(name) else architecture)  # the configuration to start from
+    if known.kind is not Kind.NETWORK:
+        raise NotFoundError(f"{architecture} is not the name of a network; `acmix-zoo list` shows the networks")
+    described = describe(locate(source, prefers_paths=True))
+    if described is not None and described.architecture != architecture:
+        raise ValueError(
+            f"{source} holds weights of {described.architecture}, not of {architecture}. Use --model "
+            f"{described.architecture}"
+        )
+    arguments = described.arguments if described else {}
+    model = timm.create_model(known.name, **arguments)
+    state = translated(source, model)
+    size = tuple(cast(dict[str, Any], model.pretrained_cfg)["input_size"])
+    classes, channels = _stored_shape(model, state)
+    pretrained_cfg: dict[str, Any] = {"tag": tag or None, **_cfg_for_channels(model, channels)}
+    if (classes, channels) != (int(model.num_classes), size[0]):  # type: ignore[arg-type]
+        model = timm.create_model(known.name, **{**arguments, "num_classes": classes, "in_chans": channels})
+    copy_weights(model, state, str(source))
+    images = torch.randn(1, channels, *size[1:], generator=torch.Generator().manual_seed(0))
+    return write_folder(
+        folder, model, architecture=architecture, pretrained_cfg=pretrained_cfg, record=record, example=images
+    )
+
+
+def _stored_shape(model: nn.Module, state: State) -> tuple[int, int]:
+    """Return the numbers of classes and input channels of stored weights; those of the model where they do not say."""
+    cfg, own = cast(dict[str, Any], model.pretrained_cfg), model.state_dict()
     classifier, stem = (f"{cfg.get(key)}.weight" for key in ("classifier", "first_conv"))
-    known_classes = int(model.num_classes)  # type: ignore[arg-type]
-    classes = len(state[classifier]) if classifier in state else known_classes
-    channels, *size = cfg["input_size"]
-    given: dict[str, Any] = {"tag": tag or None}
-    if stem in state and own[stem].shape[1] == channels != state[stem].shape[1]:
+    classes, channels = int(model.num_classes), int(cfg["input_size"][0])  # type: ignore[arg-type]
+    if classifier in state:
+        classes = len(state[classifier])
+    if stem in state and own[stem].shape[1] == channels:
         channels = state[stem].shape[1]
-        given["input_size"] = (channels, *size)
-        given |= {key: (sum(cfg[key]) / len(cfg[key]),) * channels for key in ("mean", "std")}  # as timm does
-    if (classes, channels) != (known_classes, cfg["input_size"][0]):
-        model = timm.create_model(known, **{**arguments, "num_classes": classes, "in_chans": channels})
-    copy_in(model, state, str(file))
-    images = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
-    return write_folder(folder, model, architecture=architecture, pretrained_cfg=given, record=record, example=images)
+    return classes, channels
+
+
+def _cfg_for_channels(model: nn.Module, channels: int) -> dict[str, Any]:
+    """Return the fields of timm's pretrained_cfg that other input channels change: their size, mean and std."""
+    cfg = cast(dict[str, Any], model.pretrained_cfg)
+    stored, *size = cfg["input_size"]
+    if channels == stored:
+        return {}
+    statistics = {key: (sum(cfg[key]) / len(cfg[key]),) * channels for key in ("mean", "std")}  # as timm does
+    return {"input_size": (channels, *size), **statistics}

@@ -1,7 +1,11 @@
-"""Find models and weights by name or by path. timm builds them; this adds weight folders, files and helpful errors."""
+"""Build models by name or from weights of any kind: `create_model` and `from_pretrained`.
 
-import difflib
-import os
+timm builds the networks that it knows by name. Weights that are given by a path or a repository are located, fetched,
+read, checked against their recorded hash and built by this package.
+"""
+
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -9,107 +13,95 @@ import timm
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import nn
 
-from acmix_zoo.weights.build import build, read_config
-from acmix_zoo.weights.checkpoint import build_file, build_path, check_architecture
-from acmix_zoo.weights.hub import from_pretrained
-from acmix_zoo.weights.locate import locate
-
-_HUB = "hf-hub:"
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
-
-
-def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
-    """Names of this project's models, sorted.
-
-    Args:
-        filter: wildcard such as `"*swin*"`.
-        pretrained: only those with weights, as `architecture.tag`.
-    """
-    names: list[str] = timm.list_models(filter, pretrained=pretrained)
-    return [name for name in names if timm.models.model_entrypoint(name).__module__.startswith("acmix_zoo.")]
+from acmix_zoo.weights.build_checkpoint import build_checkpoint
+from acmix_zoo.weights.build_folder import build_folder
+from acmix_zoo.weights.description import describe_config, read_config
+from acmix_zoo.weights.fetch import fetch
+from acmix_zoo.weights.locate import Kind, Located, locate, locate_weights
+from acmix_zoo.weights.names import list_models
 
 
 def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwargs: Any) -> nn.Module:
     """Build a model, with or without weights.
 
     Args:
-        name: a model (`acmix_resnet_pico`, or any name that timm knows), with a tag (`acmix_resnet_pico.fashion_mnist`)
-            if there are several weights; or the path of a weight folder, a run folder or a checkpoint of
-            `acmix-zoo fit`, or `hf-hub:org/name[@revision]`, whose weights are then loaded whatever `pretrained` says.
-        pretrained: True for the default weights; a tag; or the path of a weight folder, a run folder or any checkpoint
-            file.
-        kwargs: num_classes, in_chans, drop_path_rate, features_only, ...: timm's and the model's own. With another
-            num_classes than the weights have, the classifier is re-initialised. With different in_chans, the first
-            convolution is adapted as in timm.
+        name: the name of a model (`acmix_resnet_pico`, or any name that timm knows), with a tag if there are several
+            weights (`acmix_resnet_pico.fashion_mnist`). Or weights that name their network: a weight folder, a run
+            folder, a checkpoint of `acmix-zoo fit`, or a repository of the Hub (`org/name[@revision]` or
+            `hf-hub:org/name`). Such weights are loaded whatever `pretrained` says.
+        pretrained: True for the default weights, a tag, or any weights: a weight folder, a run folder, a repository, or
+            a checkpoint file of any kind.
+        kwargs: arguments of timm and of the network, such as num_classes, in_chans, drop_path_rate or features_only. If
+            num_classes differs from that of the weights, the classifier is re-initialised. If in_chans differs, the
+            first convolution is adapted as in timm.
 
     Raises:
-        ValueError: unknown model (the nearest names are told), no such weights, weights of another model.
-        FileNotFoundError: the path does not exist. ConnectionError: weights on the Hub, which cannot be reached.
+        ValueError: the model is unknown, there are no such weights, or they belong to another network.
+        FileNotFoundError: the path does not exist. ConnectionError: the weights are on the Hub, which cannot be
+        reached.
     """
-    if isinstance(name, str) and name.startswith(_HUB):
-        return from_pretrained(name.removeprefix(_HUB), **kwargs)
-    if isinstance(name, Path) or _is_path(name):
+    located = locate(name)
+    if located.kind is not Kind.NETWORK:
         if isinstance(pretrained, str | Path):
-            raise ValueError(f"create_model: {name} and {pretrained} both name weights; give a model and one path")
-        return build_path(_existing(name), **kwargs)
-    architecture = name.split(".")[0]
-    if not timm.is_model(architecture):
-        raise ValueError(f"create_model: unknown model {name!r}; {_nearest(architecture)}")
-    if isinstance(pretrained, str | Path) and _is_path(pretrained):
-        return _from_path(architecture, _existing(pretrained), **kwargs)
+            raise ValueError(f"{name} and {pretrained} both name weights. Expected a model and one path to weights")
+        return _build(located, **kwargs)
     if isinstance(pretrained, str | Path):
-        name, pretrained = f"{architecture}.{pretrained}", True
-    tags = timm.models.get_arch_pretrained_cfgs(architecture)
-    if name != architecture and name not in tags:
-        known = ", ".join(key.partition(".")[2] for key in tags if "." in key)
-        raise ValueError(f"create_model: {architecture} has no tag {name.partition('.')[2]!r}; tags: {known or 'none'}")
-    if pretrained and not timm.models.is_model_pretrained(name):
+        weights = locate_weights(located.architecture, pretrained)
+        if weights.kind is not Kind.NETWORK:
+            return _build(weights, located.architecture, **kwargs)
+        located, pretrained = weights, True
+    return _build_by_name(located, pretrained, **kwargs)
+
+
+def from_pretrained(source: str | Path, *, token: str | None = None, **kwargs: Any) -> nn.Module:
+    """Return the model of existing weights, on the Hub or on this machine.
+
+    Args:
+        source: "org/name", "org/name@revision" (a branch, tag or commit), a weight folder, a run folder, a checkpoint
+            of `acmix-zoo fit`, or the name of weights. A path in the working directory takes precedence over a name or
+            repository.
+        token: for private repositories; by default the one of `hf auth login` or HF_TOKEN.
+        kwargs: as in `create_model`.
+
+    Returns:
+        The model in training mode. Call `.eval()` to classify. Its sha256 was checked before it was loaded.
+
+    Raises:
+        FileNotFoundError: there is no such path, repository, revision or file. PermissionError: the token may not read
+            it. ConnectionError: the Hub cannot be reached and the cache does not have it. ValueError: this is not a
+            weight folder, or the weights are not those that its config.json describes.
+    """
+    located = locate(source, prefers_paths=True)
+    if located.kind is Kind.NETWORK:
+        return _build_by_name(located, True, **kwargs)
+    return _build(located, token=token, **kwargs)
+
+
+def _build(located: Located, architecture: str = "", token: str | None = None, **kwargs: Any) -> nn.Module:
+    """Build the model of located weights. With `architecture`, they have to belong to that network."""
+    path = fetch(located, token)
+    if path.is_file():
+        return build_checkpoint(path, architecture, **kwargs)
+    if architecture:
+        found = describe_config(read_config(path), path).architecture
+        if found != architecture:
+            raise ValueError(f"{located.name} holds weights of {found}, not of {architecture}")
+    return build_folder(path, **kwargs)
+
+
+def _build_by_name(network: Located, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """Let timm build a network that it knows, with the weights that are registered for it if `pretrained` is True."""
+    if pretrained and not timm.models.is_model_pretrained(network.name):
         raise ValueError(
-            f"create_model: there are no weights for {name}; models with weights: "
-            f"{', '.join(list_models(pretrained=True)) or 'none here'}. Pass pretrained=False, or the path of weights"
+            f"there are no weights for {network.name}. Expected one of "
+            f"{', '.join(list_models(pretrained=True)) or 'no model'}; otherwise pass pretrained=False or the path of "
+            "weights"
         )
     try:
-        return timm.create_model(name, pretrained=pretrained, **kwargs)
+        return timm.create_model(network.name, pretrained=pretrained, **kwargs)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        cfg = timm.get_pretrained_cfg(name)
+        cfg = timm.get_pretrained_cfg(network.name)
         raise ConnectionError(
-            f"create_model: the weights of {name} are {cfg.hf_hub_id if cfg else ''} on the Hugging Face Hub, which "
-            "cannot be asked (no network, or HF_HUB_OFFLINE is set), and they are not in its cache"
+            f"the weights of {network.name} are {cfg.hf_hub_id if cfg else ''} on the Hugging Face Hub, which cannot "
+            "be reached (there is no network, or HF_HUB_OFFLINE is set), and they are not in its cache"
         ) from error
-
-
-def _is_path(source: str | Path) -> bool:
-    """Whether a name is meant as a path: it looks like one or, being no model's name, is there."""
-    if isinstance(source, Path):
-        return True
-    separators = {os.sep, os.altsep or os.sep, "/"}
-    if any(s in source for s in separators) or Path(source).suffix in _SUFFIXES:
-        return True
-    place = locate(source)
-    is_there = place != Path(source) or (place / "config.json").is_file()
-    return not timm.is_model(source.split(".")[0]) and is_there
-
-
-def _existing(path: str | Path) -> Path:
-    if not Path(path).exists():
-        raise FileNotFoundError(
-            f"create_model: {path} does not exist; expected a weight folder, a run folder or a checkpoint file"
-        )
-    return Path(path)
-
-
-def _nearest(architecture: str) -> str:
-    own = list_models()
-    near = difflib.get_close_matches(architecture, own, n=3) or difflib.get_close_matches(
-        architecture, timm.list_models(), n=3
-    )
-    return f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(own)}, and timm's models"
-
-
-def _from_path(architecture: str, path: Path, **kwargs: Any) -> nn.Module:
-    """Build `architecture` with the weights of a folder or a file."""
-    path = locate(path)
-    if path.is_dir():
-        check_architecture(read_config(path), architecture, path)
-        return build(path, **kwargs)
-    return build_file(architecture, path, **kwargs)

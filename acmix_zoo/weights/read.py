@@ -17,6 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from acmix_zoo.checksum import check_sha256
+from acmix_zoo.weights.fetch import fetch
 from acmix_zoo.weights.locate import locate
 
 State = dict[str, Tensor]
@@ -64,13 +66,12 @@ def read_state_dict(source: Source) -> State:
     """
     if isinstance(source, Mapping):
         return _state_dict(source, "the mapping")
-    path = locate(source)
+    path = fetch(locate(source, prefers_paths=True))
     if path.is_dir():
-        if not (path / "model.safetensors").is_file():
-            raise FileNotFoundError(f"load_weights: the folder {path} holds no model.safetensors; give a weight folder")
         path = path / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"load_weights: {path} does not exist; give a weight folder or a checkpoint file")
+        if not path.is_file():
+            raise FileNotFoundError(f"load_weights: the weight folder {path.parent} has no model.safetensors")
+    check_sha256(path)
     if path.suffix not in (".safetensors", ".npz"):
         return _state_dict(read_checkpoint(path), str(path))
     try:

@@ -14,12 +14,19 @@ from acmix_zoo.models.registry import register_weights
 @cache
 def checkpoints_root() -> Path | None:
     """Return the folder of shipped weights, or None if the package was installed without it."""
-    return _shipped_folder("checkpoints")
+    return _packaged("checkpoints")
+
+
+def shipped_folder(name: str) -> Path | None:
+    """Return the weight folder of `architecture.tag` if it ships with the package, or None."""
+    root = checkpoints_root()
+    folder = root / name if root else None
+    return folder if folder and (folder / "config.json").is_file() else None
 
 
 def recipes_root() -> Path | None:
     """Return the folder of shipped recipes, or None if the package was installed without it."""
-    return _shipped_folder("recipes")
+    return _packaged("recipes")
 
 
 def recipe_names() -> list[str]:
@@ -61,7 +68,7 @@ def suggest_recipes(name: str | Path) -> str:
     return f"the recipes are {', '.join(names) or 'missing from this installation'}"
 
 
-def _shipped_folder(name: str) -> Path | None:
+def _packaged(name: str) -> Path | None:
     """Return a folder that a wheel puts inside the package and a clone holds next to it."""
     package = Path(__file__).resolve().parent.parent
     return next((folder for folder in (package / name, package.parent / name) if folder.is_dir()), None)

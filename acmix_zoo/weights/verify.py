@@ -1,4 +1,4 @@
-"""A weight folder proves itself: its record, size, hash, counts, and the stored logits, replayed."""
+"""Verify a weight folder: its record, the size and hash of its weights, its counts, and its stored logits."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,34 +8,25 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.weights.build import build, read_config
+from acmix_zoo.weights.build_folder import build_folder
+from acmix_zoo.weights.description import read_config
 
 _REQUIRED = {
     "name": str, "version": str, "metrics": list, "params": int, "macs": int, "file_size": int, "sha256": str,
     "environment": dict,
 }  # fmt: skip
-
-
-def check_record(record: Mapping[str, Any]) -> list[str]:
-    """What is missing from, or wrong with, the record of a weight folder (config.json's key `acmix_zoo`)."""
-    problems = []
-    for key, kind in _REQUIRED.items():
-        if not isinstance(record.get(key), kind):
-            problems.append(f"the record's {key} is {record.get(key)!r}; expected {kind.__name__}")
-    for metric in record.get("metrics") or []:
-        value = metric.get("value") if isinstance(metric, Mapping) else None
-        if value is None or not all(isinstance(metric.get(key), str) for key in ("dataset", "split", "name")):
-            problems.append(f"the record's metric {str(metric)[:80]} is not one of dataset, split, name and value")
-        elif not (isinstance(value, int | float) and 0 <= value <= 1):
-            problems.append(f"the record's {metric['name']} on {metric['dataset']} is {value}; expected 0 to 1")
-    return problems
+_TOLERANCE = 1e-4  # of the logits, relative to the largest one
 
 
 def check_folder(folder: str | Path) -> list[str]:
-    """Verify a weight folder: its record, the weights' size and hash, parameters and MACs counted again, and the stored
-    logits, replayed. A file whose hash is not the recorded one is not loaded. No problem: []."""
+    """Return the problems of a weight folder, or an empty list if it verifies.
+
+    The record has to be complete, the weights must have the recorded size and hash, the network the recorded numbers
+    of parameters and MACs, and the sample input must give the stored logits. Weights with another hash are not loaded.
+    """
     folder = Path(folder)
     weights = folder / "model.safetensors"
     try:
@@ -45,31 +36,57 @@ def check_folder(folder: str | Path) -> list[str]:
     except (OSError, ValueError) as error:
         return [str(error)]
     problems = check_record(record)
-    different = [
-        f"model.safetensors: {key} is {value}, config.json says {record.get(key)}"
+    wrong_file = [
+        f"model.safetensors: {key} is {value}, but config.json says {record.get(key)}"
         for key, value in found.items()
         if record.get(key) != value
     ]
-    if different:
-        return problems + different
+    return problems + (wrong_file or _check_network(folder, record))
+
+
+def check_record(record: Mapping[str, Any]) -> list[str]:
+    """Return what is missing or wrong in the record of a weight folder, which is the key `acmix_zoo` of config.json."""
+    problems = [
+        f"the record's {key} is {record.get(key)!r}; expected {kind.__name__}"
+        for key, kind in _REQUIRED.items()
+        if not isinstance(record.get(key), kind)
+    ]
+    for metric in record.get("metrics") or []:
+        value = metric.get("value") if isinstance(metric, Mapping) else None
+        if value is None or not all(isinstance(metric.get(key), str) for key in ("dataset", "split", "name")):
+            problems.append(f"the record's metric {str(metric)[:80]} does not have a dataset, split, name and value")
+        elif not (isinstance(value, int | float) and 0 <= value <= 1):
+            problems.append(f"the record's {metric['name']} on {metric['dataset']} is {value}; expected 0 to 1")
+    return problems
+
+
+def _check_network(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    """Return where the network differs from the record, and its logits from the stored ones."""
     try:
         example = safetensors.torch.load_file(folder / "test" / "example.safetensors")
         images, logits = example["input"], example["logits"]
     except (OSError, KeyError, SafetensorError) as error:
-        return [*problems, f"test/example.safetensors: no input and logits to replay ({error!r})"]
+        return [f"test/example.safetensors does not hold an input and its logits ({error!r})"]
     try:
         with torch.no_grad():
-            model = build(folder).eval()
-            replayed = model(images)
+            model = build_folder(folder).eval()
+            found = model(images)
             counted = complexity(model.to("meta"), images.shape[1:])
     except (RuntimeError, ValueError, TypeError) as error:
-        return [*problems, f"the model cannot be built from config.json and run: {error}"]
-    for key, value in (("params", counted.params), ("macs", counted.macs)):
-        if record.get(key) != value:
-            problems.append(f"{key}: counted {value}, config.json says {record.get(key)}")
-    if replayed.shape != logits.shape:
-        return [*problems, f"replayed logits have shape {tuple(replayed.shape)}, stored {tuple(logits.shape)}"]
-    off = float((replayed - logits).abs().max() / logits.abs().max().clamp_min(1e-6)) if logits.numel() else 0.0
-    if not off <= 1e-4:  # also when it is not a number
-        problems.append(f"replayed logits are {off:.1e} away from the stored ones, relative; at most 1e-4 is expected")
-    return problems
+        return [f"the model cannot be built from config.json and run: {error}"]
+    problems = [
+        f"{key}: counted {value}, but config.json says {record.get(key)}"
+        for key, value in (("params", counted.params), ("macs", counted.macs))
+        if record.get(key) != value
+    ]
+    return problems + _compare_logits(found, logits)
+
+
+def _compare_logits(found: Tensor, stored: Tensor) -> list[str]:
+    if found.shape != stored.shape:
+        return [f"the logits have shape {tuple(found.shape)}, the stored ones {tuple(stored.shape)}"]
+    scale = stored.abs().max().clamp_min(1e-6) if stored.numel() else 1.0
+    error = float((found - stored).abs().max() / scale) if stored.numel() else 0.0
+    if error <= _TOLERANCE:
+        return []
+    return [f"the logits differ from the stored ones by {error:.1e}, relative; at most {_TOLERANCE:.0e} is expected"]

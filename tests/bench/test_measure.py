@@ -38,11 +38,13 @@ class TestCommand:
         out = capsys.readouterr().out
         assert "inference, 16×64×64, batch 1, 1 thread, float32" in out and "acmix2d:16x64" in out
 
-    def test_both_modes(self) -> None:
+    def test_both_modes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(measure_module, "matmul_peak", lambda *_: 100.0)
         quick = ["--threads", "1", "--repeats", "1", "--no-memory"]
         rows = bench(["acmix2d:8x9", "conv3x3:8x9", "--mode", "both", "--batch", "2", *quick])
         assert [row.mode for row in rows] == ["inference", "inference", "training", "training"]
         assert rows[1].macs == 8 * 8 * 9 * 9**2
+        assert rows[1].peak_fraction == pytest.approx(rows[1].gflops / 100, abs=1e-3)
 
     def test_growth(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         def record(group: list[Candidate], *_: object) -> list[object]:

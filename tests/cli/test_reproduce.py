@@ -13,7 +13,9 @@ pytest.importorskip("lightning")
 from support.training import make_image_folder
 
 from acmix_zoo.cli.main import main
-from acmix_zoo.cli.reproduce import Target, compare, find_target, recorded_arguments, reproduce, tolerance
+from acmix_zoo.cli.record_comparison import compare, tolerance
+from acmix_zoo.cli.recorded_command import Target, find_target, recorded_arguments
+from acmix_zoo.cli.reproduce import reproduce
 from acmix_zoo.models.published import PUBLISHED
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.shipped import find_recipe
@@ -71,15 +73,16 @@ def test_the_same_seed_gives_the_same_weights(place: Path, capsys: pytest.Captur
 
     assert main(["reproduce", "weights"]) == 0  # is only compared
     out = capsys.readouterr().out
-    assert "holds a finished run" in out and "epoch" not in out and "bitwise equal" in out
+    assert "is finished, so it is only compared" in out and "epoch" not in out and "bitwise equal" in out
 
 
 def test_a_missing_first_stage_is_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its recipe is found by its run folder; it takes the user's data and machine, not the second stage's settings."""
     assert main(["reproduce", "weights", "--run.folder", "again", "--trainer.max_epochs", "2"]) in (0, 1)
     out = capsys.readouterr().out
-    assert "First second.yaml" not in out and "First first.yaml, whose weights it starts from" in out
-    assert out.index("First first.yaml") < out.index("Training test_resnet.second again in again")
+    assert "First training second.yaml" not in out
+    assert "First training first.yaml, which produces the weights to start from" in out
+    assert out.index("First training first.yaml") < out.index("Training test_resnet.second in again")
     record = read_config(place / "runs/first/weights")["acmix_zoo"]
     assert record["epochs"] == 2 and "weight_decay" not in record["command"]
     assert "not bitwise equal" in out
@@ -94,12 +97,12 @@ def test_another_result_is_said_and_fails(place: Path, capsys: pytest.CaptureFix
     assert main(["reproduce", "weights", *arguments]) == 1
     out = capsys.readouterr().out
     recorded = read_config(place / "weights")["acmix_zoo"]["dataset"]["fingerprint"]
-    assert f"the record is of pictures with {recorded}" in out
-    assert out.index("OTHER DATA") < out.index("epoch 1/3")
-    assert "test_resnet.second: NOT REPRODUCED, not bitwise equal. What differs: " in out
+    assert f"the recorded pictures has {recorded}" in out
+    assert out.index("the images differ from the recorded ones") < out.index("epoch 1/3")
+    assert "test_resnet.second: not reproduced, not bitwise equal. What differs: " in out
     assert "--model.lr (none in the record, 0.02 here)" in out and f"data ({recorded} in the record" in out
     row = first_line(out, "val top1")
-    assert row.endswith("NOT REPRODUCED")
+    assert row.endswith("outside")
     record, found = (read_config(place / p)["acmix_zoo"] for p in ("weights", "bad/weights"))
     values = [next(100 * m["value"] for m in r["metrics"] if m["name"] == "top1") for r in (record, found)]
     assert [float(word.rstrip("%")) for word in row.split() if word[0].isdigit()] == pytest.approx(
@@ -115,7 +118,7 @@ def test_another_result_is_said_and_fails(place: Path, capsys: pytest.CaptureFix
         }})
     )  # fmt: skip
     assert main(["reproduce", "weights", "--run.folder", "bad", "--tolerance", "100"]) == 1
-    assert first_line(capsys.readouterr().out, "test top1").endswith("NOT MEASURED")
+    assert first_line(capsys.readouterr().out, "test top1").endswith("not measured")
 
 
 def test_an_interrupted_reproduction_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +167,7 @@ def test_recorded_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ])  # fmt: skip
     assert recorded_arguments({"name": "w", "recipe": "recipes/finetune/full.yaml"}) == ["--config", recipes[0]]
     for name in ("gone.yaml", "acmix_resnet50.yaml", "finetune/full.yaml"):  # recipes that ship are recipes/...
-        with pytest.raises(FileNotFoundError, match=rf"the record of w names {name}, which is neither here nor"):
+        with pytest.raises(FileNotFoundError, match=rf"the record of w names {name}, which does not exist and is not"):
             recorded_arguments({"name": "w", "recipe": name})
     (tmp_path / "gone.yaml").touch()
     assert recorded_arguments({"name": "w", "recipe": "gone.yaml"}) == ["--config", "gone.yaml"]
@@ -202,8 +205,8 @@ def test_a_run_that_was_changed_when_resumed(place: Path, capsys: pytest.Capture
         reproduce(["weights", "--model.pretrained", "false"], train)
     out = capsys.readouterr().out
     changed = "trainer.max_epochs from 2 to 3 after step 4"
-    assert f"with other options ({changed}), so that one command does not repeat it bit for bit" in out
-    assert out.index("CHANGED") < out.index("the training")
+    assert f"changed when it was resumed ({changed}), so a single command does not repeat it bit for bit" in out
+    assert out.index("options of the recorded run were changed") < out.index("the training")
     made = {key: value for key, value in record.items() if key != "changes"} | {"sha256": "0" * 64}
     assert compare(Target("w", [], record), made)
     assert f"What differs: changes at a resume ({changed} in the record, none here)\n" in capsys.readouterr().out
@@ -218,8 +221,8 @@ def test_tolerance() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["no_such_weights"], "no_such_weights is neither weights that are here"),
-        (["./nothing.yaml"], "./nothing.yaml is neither weights"),
+        (["no_such_weights"], "'no_such_weights' is not the name of weights"),
+        (["./nothing.yaml"], "'./nothing.yaml' is not the name of weights"),
     ],
     ids=["name", "file"],
 )
@@ -238,4 +241,4 @@ def test_weights_that_were_not_trained_here(place: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as stop:
         main(["reproduce", "--model.lr", "1", "weights"])
     assert stop.value.code == 2
-    assert "NAME comes first" in capsys.readouterr().err
+    assert "expected NAME first, then options" in capsys.readouterr().err

@@ -46,9 +46,7 @@ class TestVerify:
         assert main(["verify", str(folder), str(SHIPPED)]) == 1
         out, error = capsys.readouterr()
         assert f"{folder}: NOT VERIFIED: test/example.safetensors" in error and f"{SHIPPED}: verified" in out
-        assert "nothing_here is neither a weight folder nor weights that are here" in said(
-            capsys, "verify", "nothing_here", code=1
-        )
+        assert "unknown model 'nothing_here'" in said(capsys, "verify", "nothing_here", code=1)
 
     def test_the_metric_again(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fashion_mnist: str
@@ -140,7 +138,7 @@ class TestPushWhenTheRunEnds:
         hub.faults["create"] = [503] * 100
         assert self.fit(tmp_path, "--run.push_to=org/photos") == 0
         out = capsys.readouterr().out
-        assert "Warning: could not publish the weights: org/photos: the Hub answered 503" in out
+        assert "Warning: could not publish the weights: org/photos: the Hub answered with an error (503)" in out
         assert f"To try again: acmix-zoo push {tmp_path / 'run' / 'weights'} org/photos" in out
         hub.faults.clear()
         assert said(capsys, "push", tmp_path / "run" / "weights", "org/photos").startswith(hub.url)
@@ -251,10 +249,10 @@ class TestExport:
             (tmp_path / "plain.ckpt", ["--no-ema"], "has no averaged weights, only the trained ones"),
             (tmp_path / "other.ckpt", [], "is not a Lightning checkpoint of a ClassificationTask"),
             (tmp_path / "cut.ckpt", [], "is damaged"),
-            (tmp_path / "none", [], "does not exist; give a run folder or a Lightning checkpoint"),
+            (tmp_path / "none", [], "does not exist. Expected a weight folder, a run folder or a checkpoint"),
         ):
             assert message in said(capsys, "export", source, tmp_path / "w", *options, code=1)
-        assert "is not a weight folder; choose another place" in said(
+        assert "is not a weight folder. Choose another place" in said(
             capsys, "export", run, tmp_path / "photos", code=1
         )
         assert not (tmp_path / "w").exists()

@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
-from support.documents import ROOT, Document, Reader
+from support.documents import ROOT, Document, Reader, lines_not_printed
 
-from acmix_zoo.cli.reproduce import find_target
+from acmix_zoo.cli.recorded_command import find_target
 
 PAGE = Document("docs/training.md")
 
@@ -21,6 +21,12 @@ def test_commands_for_one_cpu_run_in_order(reader: Reader) -> None:
         printed = reader.acmix_zoo(*words)
         assert printed.code == 0, f"{words}\n{printed.out}\n{printed.err}"
         assert printed.out
+
+
+def test_fit_prints_what_is_shown(reader: Reader) -> None:
+    fit = next(words[1:] for words in PAGE.commands() if words[1] == "fit")
+    (shown,) = re.findall(r"^```\n(data: .*?)^```$", PAGE.text, re.DOTALL | re.MULTILINE)
+    assert not lines_not_printed(shown.splitlines(), reader.acmix_zoo(*fit).out)
 
 
 def test_commands_for_other_machines_parse(parse: Any) -> None:

@@ -1,4 +1,4 @@
-"""ACmix2d: the authors' outputs, the table of what breaks in their code, and the contract of a convolution."""
+"""ACmix2d: the authors' outputs, what fails in their code, and everything that a convolution can do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from acmix_zoo.layers import ReducedACmix, WindowACmix
 from acmix_zoo.ops.acmix import acmix
 from acmix_zoo.ops.local_attention import local_attention_reference
 from acmix_zoo.ops.shift_conv import shift_conv_reference, shift_kernels
-from acmix_zoo.weights.authors import convert
+from acmix_zoo.ops.sliding_window import SlidingWindow
+from acmix_zoo.weights.authors import translate_authors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "acmix_layer.safetensors"
 
@@ -33,7 +34,7 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def reference(layer: ACmix2d, x: torch.Tensor) -> torch.Tensor:
-    """The layer written down as in the paper, from the readable operators."""
+    """Compute the layer as the paper describes it, with the reference operators."""
     d, heads = layer.out_channels // layer.heads, layer.heads
     projections = layer.qkv(x.permute(0, 2, 3, 1)).unflatten(3, (d, 3, heads))  # (B, H, W, d, 3, heads)
     q, k, v = (projections[..., i, :].transpose(3, 4) for i in range(3))
@@ -44,7 +45,7 @@ def reference(layer: ACmix2d, x: torch.Tensor) -> torch.Tensor:
         grid = torch.stack([x_at.expand(h, w), y_at.unsqueeze(1).expand(h, w)], -1)  # (H, W, 2)
         pe = F.linear(grid, layer.position_weight, layer.position_bias)  # (H, W, d)
         attention = local_attention_reference(
-            q, k, v, pe, kernel=layer.kernel_att, stride=layer.stride, dilation=layer.dilation
+            q, k, v, pe, SlidingWindow(layer.kernel_att, layer.stride, layer.dilation)
         ).flatten(3)
         out = out + (layer.alpha * attention if layer.paths == "both" else attention)
     if layer.paths != "attention":
@@ -56,7 +57,7 @@ def reference(layer: ACmix2d, x: torch.Tensor) -> torch.Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-def with_gradients(function, x: torch.Tensor, layer: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # type: ignore[no-untyped-def]
+def output_and_gradients(function, x: torch.Tensor, layer: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # type: ignore[no-untyped-def]
     x = x.detach().clone().requires_grad_()
     out = function(x)
     seed = torch.linspace(0, 9, out.numel(), dtype=out.dtype).sin().reshape(out.shape)
@@ -83,12 +84,12 @@ def test_equals_reference_in_float64(h, w, heads, d, kernel_att, kernel_conv, st
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
     x = torch.randn(2, 3, h, w, dtype=torch.float64)
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
-    out, grads = with_gradients(layer, x, layer)
-    expected, expected_grads = with_gradients(lambda x: reference(layer, x), x, layer)
+    out, grads = output_and_gradients(layer, x, layer)
+    expected, expected_grads = output_and_gradients(lambda x: reference(layer, x), x, layer)
     assert out.shape == (2, heads * d, -(-h // stride), -(-w // stride))
     assert (out - expected).abs().max() <= 1e-10 * expected.abs().max().clamp(min=1)
     for name, wanted in expected_grads.items():
-        if name == "position_bias":  # cancels in the softmax: rounding noise there, exactly zero here
+        if name == "position_bias":  # cancels in the softmax: noise in the reference, zero in the layer
             assert wanted.abs().max() < 1e-10 and (grads[name] == 0).all()
         else:
             assert (grads[name] - wanted).abs().max() <= 1e-10 * wanted.abs().max().clamp(min=1), name
@@ -103,7 +104,7 @@ def golden():  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("case", ["basic", "stride2", "k3h2", "k5h8", "smallmap"])
 def test_equals_the_authors_layer(golden, case):
-    """Output and every gradient, within 1e-4 of the outputs of the released code."""
+    """The output and every gradient agree with the released code to within 1e-4."""
     arguments, tensors = golden[0][case], golden[1]
     layer = ACmix2d(
         arguments["in_planes"], arguments["out_planes"], heads=arguments["head"], stride=arguments["stride"],
@@ -119,13 +120,13 @@ def test_equals_the_authors_layer(golden, case):
     assert relative(x.grad, tensors[f"{case}.grad_x"]) < 1e-4
     theirs = {k.removeprefix(f"{case}.grad."): v for k, v in tensors.items() if k.startswith(f"{case}.grad.")}
     noise = theirs["conv_p.bias"].abs().max()
-    assert noise < 1e-5 * theirs["conv_p.weight"].abs().max()  # no signal, as the identity says
-    for name, wanted in convert(theirs, layer).items():
+    assert noise < 1e-5 * theirs["conv_p.weight"].abs().max()  # only rounding noise, because the bias cancels
+    for name, wanted in translate_authors(theirs, layer).items():
         grad = layer.get_parameter(name).grad
         assert (grad == 0).all() if name == "position_bias" else relative(grad, wanted) < 1e-4, name
 
 
-# ---- the table of what breaks in the released code
+# ---- what fails in the released code
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -163,7 +164,7 @@ def test_any_size_as_a_convolution_of_the_same_stride(size, stride):
 
 
 def test_dilation_widens_both_paths():
-    """A pixel's influence reaches dilation × half a kernel, on the attention path and on the convolution path."""
+    """On both paths, a pixel is affected by pixels up to dilation × half a kernel away."""
     for paths, reach in (("attention", 6), ("convolution", 2)):
         layer = ACmix2d(4, 4, heads=2, dilation=2, paths=paths)
         with torch.no_grad():
@@ -217,7 +218,7 @@ def test_compiled_under_autocast():
     ],
 )  # fmt: skip
 def test_auto_heads(channels, heads):
-    """Four heads up to 256 channels, as before; then heads of 64 channels; fewer if those do not divide the width."""
+    """Four heads for up to 256 channels, then heads of 64 channels. Fewer if these do not divide the width."""
     layer = ACmix2d(4, channels)
     assert layer.heads == heads and f"heads={heads}" in repr(layer)
     assert ACmix2d(4, channels, heads="auto").state_dict().keys() == layer.state_dict().keys()
@@ -255,7 +256,7 @@ def test_other_arguments_of_a_convolution_are_explained(arguments, keywords, mes
     "build", [partial(WindowACmix, 8, window=(2, 2)), partial(ReducedACmix, 8)], ids=["window", "reduced"]
 )
 def test_impossible_kernels_and_heads_of_the_other_layers(build):
-    """An even kernel used to give a map of another size, without an error if the layer is only a convolution."""
+    """Without the check, a layer with only the convolution path would return a map of another size."""
     with pytest.raises(ValueError, match="kernel_conv=4 is even, so its window has no centre; use 3 or 5"):
         build(heads=2, kernel_conv=4, paths="convolution")
     with pytest.raises(ValueError, match=r"heads=0 is not positive\. Expected a divisor of dim=8"):
@@ -267,12 +268,12 @@ def test_bad_input():
         ACmix2d(8, 8)(torch.randn(2, 4, 5, 5))
 
 
-def test_script_is_refused_in_words():
+def test_script_is_refused_with_advice():
     with pytest.raises(TypeError, match=r"Use torch\.compile or torch\.export"):
         torch.jit.script(nn.Sequential(ACmix2d(8, 8)))
 
 
-# ---- the contract of a convolution
+# ---- what a convolution can do, too
 
 
 def test_memory_format_follows_the_input():
@@ -281,7 +282,7 @@ def test_memory_format_follows_the_input():
     assert plain.is_contiguous()
     assert last.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(plain, last)
-    assert plain.view(2, -1).shape == (2, 16 * 120)  # what stands behind a convolution may view its output
+    assert plain.view(2, -1).shape == (2, 16 * 120)  # code behind a convolution may call view on its output
     torch.testing.assert_close(layer(torch.randn(2, 8, 10, 12).transpose(2, 3)).shape, plain.shape)
 
 
@@ -316,7 +317,7 @@ def test_deterministic_algorithms():
     layer, x = ACmix2d(8, 16), torch.randn(2, 8, 24, 20)
     torch.use_deterministic_algorithms(True)
     try:
-        first, second = (with_gradients(layer, x, layer) for _ in range(2))
+        first, second = (output_and_gradients(layer, x, layer) for _ in range(2))
     finally:
         torch.use_deterministic_algorithms(False)
     assert torch.equal(first[0], second[0])
@@ -326,7 +327,7 @@ def test_deterministic_algorithms():
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("train", [False, True])
 def test_compiled_layer_is_one_operator(stride, train):
-    """For any size, since the planner runs inside of it; its gradient is another."""
+    """One graph serves all sizes, because the backend is chosen inside the operator."""
     layer = ACmix2d(8, 12, stride=stride)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
@@ -344,7 +345,7 @@ def test_compiled_layer_is_one_operator(stride, train):
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
-def test_the_operators_keep_torchs_rules(paths, keep, train):
+def test_the_operators_pass_opcheck(paths, keep, train):
     layer = ACmix2d(8, 12, paths=paths)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
@@ -365,7 +366,7 @@ def test_compile_with_dynamic_sizes():
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in ((2, 4, 20, 24), (3, 4, 33, 17), (2, 4, 9, 8)):
         x = torch.randn(size)
-        actual, wanted = with_gradients(compiled, x, layer), with_gradients(layer, x, layer)
+        actual, wanted = output_and_gradients(compiled, x, layer), output_and_gradients(layer, x, layer)
         assert relative(actual[0], wanted[0]) < 1e-5
         assert all(torch.allclose(actual[1][name], wanted[1][name], rtol=1e-3, atol=1e-3) for name in wanted[1])
 
@@ -377,16 +378,16 @@ def test_inductor_with_dynamic_sizes(stride):
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
     for size in ((2, 4, 20, 24), (3, 4, 33, 17), (2, 4, 9, 8)):
         x = torch.randn(size)
-        actual, wanted = with_gradients(compiled, x, layer), with_gradients(layer, x, layer)
+        actual, wanted = output_and_gradients(compiled, x, layer), output_and_gradients(layer, x, layer)
         assert relative(actual[0], wanted[0]) < 1e-5
         assert all(torch.allclose(actual[1][name], wanted[1][name], rtol=1e-3, atol=1e-3) for name in wanted[1])
 
 
-SIZES = [(1, 4, 3, 3), (3, 4, 33, 17), (2, 4, 8, 25)]  # of an exported graph; it fixes that height and width exceed 2
+SIZES = [(1, 4, 3, 3), (3, 4, 33, 17), (2, 4, 8, 25)]  # for an exported graph, which needs a height and width over 2
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_export_with_open_sizes(stride):
+def test_export_with_dynamic_sizes(stride):
     layer = ACmix2d(4, 8, stride=stride).eval()
     size = {0: torch.export.Dim("b"), 2: torch.export.Dim("h", min=3), 3: torch.export.Dim("w", min=3)}
     exported = torch.export.export(layer, (torch.randn(2, 4, 20, 24),), dynamic_shapes=(size,)).module()
@@ -395,7 +396,7 @@ def test_export_with_open_sizes(stride):
         assert relative(exported(x), layer(x)) < 1e-5
 
 
-def test_onnx_with_open_sizes():
+def test_onnx_with_dynamic_sizes():
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     layer = ACmix2d(4, 8, stride=2).eval()
@@ -408,17 +409,17 @@ def test_onnx_with_open_sizes():
         np.testing.assert_allclose(out, layer(x).detach().numpy(), atol=1e-4)
 
 
-# ---- the start, and the pure counterparts
+# ---- initialisation, and layers with one path
 
 
-def test_start():
+def test_initialisation():
     layer = ACmix2d(8, 16)
     assert layer.alpha.item() == layer.beta.item() == 0.5
     taps = layer.shift_conv.shift_weight.view(16, 9, 9)
     assert torch.equal(taps, torch.eye(9).expand(16, 9, 9))
 
 
-def test_start_survives_a_network_own_initialisation():
+def test_initialisation_survives_that_of_a_network():
     def init(module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight)
@@ -427,7 +428,7 @@ def test_start_survives_a_network_own_initialisation():
     assert torch.equal(network[1].shift_conv.shift_weight, shift_kernels(16, 3))
 
 
-def test_pure_counterparts_share_the_projections():
+def test_both_paths_are_the_sum_of_each_alone():
     torch.manual_seed(0)
     both = ACmix2d(8, 16)
     parts = {path: ACmix2d(8, 16, paths=path) for path in ("attention", "convolution")}

@@ -1,4 +1,4 @@
-"""Buffers that are not in checkpoints are correct, however a network was built, moved, copied or loaded."""
+"""Buffers outside checkpoints have the right values, however a network was built, moved, copied or loaded."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from support.networks import SMALL
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from acmix_zoo import create_model
 
-SMALL = ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"]
 X = torch.randn(2, 3, 40, 24, generator=torch.Generator().manual_seed(0))  # padded to windows, three by two of them
 
 
-def trained(name: str = "acmix_swin_pico", **kwargs: object) -> nn.Module:
+def with_large_tables(name: str = "acmix_swin_pico", **kwargs: object) -> nn.Module:
     """A network in eval mode whose position tables (initialised with std 0.02) are scaled up so that they matter."""
     network: nn.Module = create_model(name, **kwargs).eval()
     with torch.no_grad():
@@ -63,13 +63,13 @@ def reinitialised(network: nn.Module, shell: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("name", SMALL)
 @torch.no_grad()
 def test_built_on_the_meta_device(name: str, fill: Callable[[nn.Module, nn.Module], nn.Module]) -> None:
-    network = trained(name)
+    network = with_large_tables(name)
     with torch.device("meta"):
         shell = create_model(name)
     torch.testing.assert_close(fill(network, shell).eval()(X), network(X), rtol=0, atol=0)
 
 
-def test_every_module_with_such_buffers_follows_timms_protocol() -> None:
+def test_modules_with_such_buffers_have_the_method_that_timm_calls() -> None:
     for name in SMALL:
         for key, module in create_model(name).named_modules():
             if module._non_persistent_buffers_set:
@@ -98,7 +98,7 @@ def test_frozen_shifts_of_a_decomposed_convolution() -> None:
 )
 @torch.no_grad()
 def test_changes_keep_the_logits(change: Callable[[nn.Module], nn.Module]) -> None:
-    network = trained()
+    network = with_large_tables()
     expected, state = network(X), copy.deepcopy(network.state_dict())
     changed = change(network)
     changed.load_state_dict(state)
@@ -106,16 +106,16 @@ def test_changes_keep_the_logits(change: Callable[[nn.Module], nn.Module]) -> No
 
 
 def test_a_deployed_network_takes_new_weights() -> None:
-    """`deploy` looks the position table up once; another table must be looked up again."""
-    first, second = trained().deploy(), trained().deploy()
+    """The position bias of a deployed network comes from the table that was loaded last."""
+    first, second = with_large_tables().deploy(), with_large_tables().deploy()
     with torch.no_grad():
         assert not torch.allclose(first(X), second(X))
         first.load_state_dict(second.state_dict())
         torch.testing.assert_close(first(X), second(X), rtol=0, atol=0)
 
 
-def test_fake_tensors_leave_nothing_behind() -> None:
-    network = trained()
+def test_fake_tensors_do_not_stay_in_the_network() -> None:
+    network = with_large_tables()
     with torch.no_grad():
         expected = network(X)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -137,7 +137,7 @@ def test_inference_mode_then_training() -> None:
 
 @pytest.mark.parametrize("size", [(8, 8), (8, 16), (16, 8), (12, 20), (5, 13)])
 @torch.no_grad()
-def test_mask_of_any_map(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_of_any_map_size(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The four cached masks give the mask of the full map, which depends on the map's size."""
     from acmix_zoo.layers import window_acmix as module
 
@@ -155,7 +155,7 @@ def test_mask_of_any_map(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(found, layer(x), rtol=0, atol=0)
 
 
-def test_no_mask_is_built_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_mask_is_computed_in_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
     from acmix_zoo.layers import window_acmix as module
 
     network = create_model("acmix_swin_pico")

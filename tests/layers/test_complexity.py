@@ -1,4 +1,4 @@
-"""Our counts against numbers that others printed, and against arithmetic by hand."""
+"""Parameters and MACs of networks compared with published numbers and with arithmetic by hand."""
 
 import pytest
 import timm
@@ -38,8 +38,8 @@ def test_published_plain_networks(name: str, params: int, gmacs: float) -> None:
 @pytest.mark.parametrize(
     ("layers", "millions", "gmacs"), [((1, 2, 4, 1), 13.7, 2.4), ((2, 3, 5, 2), 19.6, 3.2), ((3, 4, 6, 3), 25.6, 4.1)]
 )
-def test_the_papers_plain_resnets(layers: tuple[int, ...], millions: float, gmacs: float) -> None:
-    """README names them: timm's resnet50 with the paper's numbers of blocks has the parameters the paper prints."""
+def test_plain_resnets_of_the_paper(layers: tuple[int, ...], millions: float, gmacs: float) -> None:
+    """timm's resnet50 with the paper's numbers of blocks has the parameters that the paper prints. README says so."""
     with torch.device("meta"):
         found = complexity(timm.create_model("resnet50", layers=layers))
     assert round(found.params / 1e6, 1) == millions
@@ -48,8 +48,8 @@ def test_the_papers_plain_resnets(layers: tuple[int, ...], millions: float, gmac
 
 @pytest.mark.parametrize(("stride", "size"), [(1, 20), (2, 15), (1, 5), (2, 5)])
 @pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
-def test_layer_counts_do_not_depend_on_the_form(stride: int, size: int, paths: str) -> None:
-    """Tiles, global attention and composed kernels all count as the paper's table says."""
+def test_counts_do_not_depend_on_the_backend(stride: int, size: int, paths: str) -> None:
+    """Tiles, global attention and combined kernels all count as in the paper's table."""
     layer = ACmix2d(8, 16, stride=stride, kernel_att=5, paths=paths)
     full, strided = size**2, (-(-size // stride)) ** 2
     attention, convolution = strided * 2 * 25 * 16, full * 27 * 16 + strided * 81 * 16
@@ -63,7 +63,7 @@ def test_model_without_a_size() -> None:
         complexity(nn.Linear(2, 2))
 
 
-def test_state_is_left_alone() -> None:
+def test_the_model_is_not_changed() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
     complexity(model, (3, 8, 8))
     assert model[1].num_batches_tracked == 0
@@ -75,7 +75,7 @@ def test_human() -> None:
 
 
 class Products(nn.Module):
-    """Each way to write a product, for an input of (B, 8, 6, 6)."""
+    """One way to write a product, for an input (B, 8, 6, 6)."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -127,8 +127,10 @@ def test_published_acmix_swins(name: str, params: int, gmacs: float) -> None:
     ],
 )
 def test_published_acmix_resnets(name: str, params: int, published: tuple[float, float]) -> None:
-    """The paper's six figures are those of the released structure and one more term k_c⁴·C a layer, to the last digit
-    printed; what its authors counted there, the released code does not have (docs/performance.md)."""
+    """The paper's six numbers equal ours plus one more term k_c⁴·C per layer, to the last printed digit.
+
+    The released code has nothing that this term could stand for. See docs/performance.md.
+    """
     network = acmix_zoo.create_model(name)
     found = complexity(network)
     assert found.params == params
@@ -143,7 +145,7 @@ def test_published_acmix_resnets(name: str, params: int, published: tuple[float,
 
 
 def test_torchs_counter_knows_the_sums_of_san() -> None:
-    """Compiled graphs on a CPU hold them as one operator, which torch's counter would count as nothing."""
+    """Compiled graphs on a CPU contain them as one operator, which torch's counter would ignore by default."""
     x = torch.randn(2, 8, 9, 12)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         torch.ops.acmix_zoo.aggregate(x, torch.randn(2, 9 * 4, 9, 12), 3)

@@ -1,10 +1,11 @@
-"""model.deploy(): the same logits, fewer operations, exportable, and the way back is a new model."""
+"""model.deploy(): the same logits without batch norms, in networks that still export."""
 
 import copy
 from collections.abc import Callable
 
 import pytest
 import torch
+from support.networks import SHALLOW, perturbed
 from timm.layers import BatchNormAct2d
 from torch import nn
 
@@ -20,35 +21,19 @@ NETWORKS = {
 }
 
 
-def lived_in(name: str, **kwargs: object) -> torch.nn.Module:
-    """A network whose statistics, rates and kernels are not those of the start."""
-    torch.manual_seed(0)
-    model = acmix_zoo.create_model(name, **kwargs)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(module.running_mean, std=0.2)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, std=0.2)
-    for key, parameter in model.named_parameters():
-        if key.endswith(("alpha", "beta", "shift_weight")):
-            parameter.data += 0.3 * torch.randn_like(parameter)
-    return model.eval()
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
-def test_logits_stay(name: str) -> None:
-    model = lived_in(name, **NETWORKS[name])
+def test_logits_do_not_change(name: str) -> None:
+    model = perturbed(name, **NETWORKS[name])
     side = model.pretrained_cfg["input_size"][1] // (1 if "pico" in name else 2)
     folded = copy.deepcopy(model).deploy()
-    for size in (side, side + 32, side):  # remembered positions of one map do not serve another
+    for size in (side, side + 32, side):  # nothing that was computed for one size is used for another
         x = torch.randn(2, model.in_chans, size, size)
         expected = model(x)
         assert (folded(x) - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
     norms = [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert not norms
-    assert folded.deploy() is folded  # twice is once
+    assert folded.deploy() is folded  # a second call changes nothing
     assert torch.equal(folded(x), folded(x))
     fresh = acmix_zoo.create_model(name, **NETWORKS[name]).eval()
     fresh.load_state_dict(model.state_dict())
@@ -56,7 +41,7 @@ def test_logits_stay(name: str) -> None:
 
 
 @torch.no_grad()
-def test_shipped_weights_when_folded() -> None:
+def test_logits_of_shipped_weights_do_not_change() -> None:
     for name in ("acmix_resnet_pico", "acmix_swin_pico"):
         model = acmix_zoo.create_model(name, pretrained=True).eval()
         x = torch.randn(4, model.in_chans, 32, 32)
@@ -72,22 +57,22 @@ def test_folding_needs_eval_mode() -> None:
 @pytest.mark.parametrize("paths", ["attention", "convolution"])
 @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico"])
 @torch.no_grad()
-def test_one_path_alone_still_runs(name: str, paths: str) -> None:
-    model = lived_in(name, paths=paths)
+def test_networks_with_one_path(name: str, paths: str) -> None:
+    model = perturbed(name, paths=paths)
     x = torch.randn(1, model.in_chans, 32, 32)
     expected = model(x)
     assert (model.deploy()(x) - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
 
 
-def test_nothing_is_left_to_train() -> None:
-    model = lived_in("acmix_resnet_pico").deploy()
+def test_folded_layers_have_no_parameters() -> None:
+    model = perturbed("acmix_resnet_pico").deploy()
     layers = [m for m in model.modules() if isinstance(m, DeployedACmix2d)]
     assert len(layers) == 6 and not any(list(layer.parameters()) for layer in layers)
 
 
 @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico"])
 def test_folded_networks_export(name: str) -> None:
-    model = lived_in(name).deploy()
+    model = perturbed(name, **SHALLOW[name]).deploy()
     x = torch.randn(2, model.in_chans, 32, 32)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("b", min=2)},))
     more = torch.randn(5, model.in_chans, 32, 32)
@@ -116,7 +101,7 @@ def _hooked(module: nn.Module) -> nn.Module:
     ids=["subclass", "hooked layer", "hooked norm", "norm with activation", "plain"],
 )
 @torch.no_grad()
-def test_what_parameters_do_not_tell_is_not_folded_away(
+def test_subclassed_and_hooked_modules_are_not_folded(
     layer: Callable[[], nn.Module], norm: Callable[[], nn.Module], request: pytest.FixtureRequest
 ) -> None:
     model = nn.Sequential(layer(), norm()).eval()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from support.networks import SMALL
 from torch import Tensor, nn
 
 import acmix_zoo  # noqa: F401 (registers the networks)
 from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM, ReducedACmix, WindowACmix
 
-NETWORKS = ["acmix_resnet_pico", "acmix_swin_pico", "acmix_pvt_pico", "acmix_san_pico"]
 OTHER_DTYPES = pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float64, torch.bfloat16], ids=str)
 
 
-def calls() -> dict[str, tuple[nn.Module, Tensor, tuple]]:
+def layers_with_inputs() -> dict[str, tuple[nn.Module, Tensor, tuple]]:
     maps = torch.rand(1, 64, 6, 6)
     return {
         "ACmix2d": (ACmix2d(64, 8), maps, ()),
@@ -26,9 +26,9 @@ def calls() -> dict[str, tuple[nn.Module, Tensor, tuple]]:
 
 
 @OTHER_DTYPES
-@pytest.mark.parametrize("name", calls())
-def test_layers(name: str, dtype: torch.dtype) -> None:
-    layer, x, rest = calls()[name]
+@pytest.mark.parametrize("name", layers_with_inputs())
+def test_layers_refuse_other_dtypes(name: str, dtype: torch.dtype) -> None:
+    layer, x, rest = layers_with_inputs()[name]
     message = f"{name.split(',')[0]}: the input is {dtype}, but the weights are torch.float32. Convert the input with "
     with pytest.raises(ValueError, match=message + r"x\.to\(torch\.float32\)"):
         layer(x.to(dtype), *rest)
@@ -36,8 +36,8 @@ def test_layers(name: str, dtype: torch.dtype) -> None:
 
 
 @OTHER_DTYPES
-@pytest.mark.parametrize("name", NETWORKS)
-def test_networks(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", SMALL)
+def test_networks_refuse_other_dtypes(name: str, dtype: torch.dtype) -> None:
     model = timm.create_model(name)
     x = torch.full((1, *model.pretrained_cfg["input_size"]), 200).to(dtype)
     advice = "" if dtype.is_floating_point else ", scaled and normalised as for training"
@@ -46,8 +46,8 @@ def test_networks(name: str, dtype: torch.dtype) -> None:
             call(x)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_autocast_takes_its_own_dtypes_and_no_integers(name: str) -> None:
+@pytest.mark.parametrize("name", SMALL)
+def test_dtypes_under_autocast(name: str) -> None:
     model = timm.create_model(name)
     x = torch.rand(1, *model.pretrained_cfg["input_size"])
     with torch.autocast("cpu", torch.bfloat16):

@@ -122,7 +122,7 @@ def test_hooks_on_all_modules_and_backward_hooks_see_the_projections(kind: str) 
             module.inplace = False
         module.register_full_backward_hook(lambda *args, name=name: calls.add(name))
     layer(inputs[0].requires_grad_(), *inputs[1:]).sum().backward()
-    # conv_p sees coordinates, which need no gradient; torch calls the hook all the same, for its parameters do.
+    # conv_p reads coordinates, which need no gradient. torch calls its hook anyway, because its parameters do.
     assert calls == {name for name, _ in layer.named_modules()}
 
 
@@ -154,7 +154,7 @@ def saved_bytes(layer: nn.Module, x: Tensor) -> int:
 
 
 def test_memory_with_hooks_is_as_documented() -> None:
-    """A layer that has to call its submodules keeps their outputs; it has its low memory use back afterwards."""
+    """A layer that has to call its submodules keeps their outputs. Without hooks, it uses little memory again."""
     layer, x = ACmix2d(64, 64), torch.randn(8, 64, 56, 56)
     plain = saved_bytes(layer, x)
     assert plain < 1.5 * x.nbytes  # the input, the weights and the position encoding
@@ -168,7 +168,7 @@ def test_memory_with_hooks_is_as_documented() -> None:
 
 @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico"])
 def test_hooks_on_all_modules_do_not_prevent_deploying(name: str) -> None:
-    """They watch calls, for example to profile, and belong to no module that folding could remove."""
+    """Such hooks watch calls, for example to profile, and belong to no module that folding could remove."""
     model = timm.create_model(name).eval()
     expected = copy.deepcopy(model).deploy().state_dict().keys()
     handle = register_module_forward_hook(lambda *args: None)
@@ -263,7 +263,7 @@ def test_weight_norm_and_dynamic_quantisation() -> None:
     assert 0 < (quantised(*inputs) - expected).abs().max() < 0.1 * expected.abs().max()
 
 
-def test_what_is_plain() -> None:
+def test_is_plain() -> None:
     assert is_plain(nn.Linear(2, 2), nn.Linear) and is_plain(nn.Linear(2, 2, bias=False), nn.Linear)
     assert is_plain(ShiftConv(8, 4), ShiftConv)
     replaced = nn.Linear(2, 2)

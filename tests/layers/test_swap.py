@@ -1,4 +1,4 @@
-"""swap_conv3x3 on networks of timm, torchvision and our own: what it replaces, what it keeps, what it reports."""
+"""swap_conv3x3 on networks of timm and torchvision and on our own: what it replaces, keeps and reports."""
 
 import copy
 import pickle
@@ -14,7 +14,7 @@ from acmix_zoo import ACmix2d, swap_conv3x3
 
 
 class Mixed(nn.Module):
-    """One convolution of every kind that must or must not be taken."""
+    """One convolution of every kind that must or must not be replaced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Mixed(nn.Module):
         return self.oblong(self.point(self.narrow(self.reflect(x))))
 
 
-def test_every_kind() -> None:
+def test_every_kind_of_convolution() -> None:
     model = Mixed().eval()
     model.plain.train()
     kept = {name: getattr(model, name) for name in ("grouped", "valid", "reflect", "narrow", "point", "oblong")}
@@ -111,32 +111,32 @@ def test_arguments_that_follow_from_the_convolution(kwargs: dict, message: str) 
         swap_conv3x3(Mixed(), **kwargs)
 
 
-def test_nothing_fits() -> None:
+def test_a_filter_without_a_match_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no 3×3 convolution of Mixed fits filter='layer9\.\*'; it has stem, plain"):
         swap_conv3x3(Mixed(), "layer9.*")
     with pytest.raises(ValueError, match="it has none"):
         swap_conv3x3(nn.Linear(2, 2))
 
 
-def test_a_bare_convolution_stays() -> None:
+def test_a_convolution_that_is_the_model_is_kept() -> None:
     report = swap_conv3x3(nn.Conv2d(4, 4, 3, padding=1))
     assert not report.replaced and "the model itself" in report.skipped[""]
 
 
-def test_training_statistics_are_left_alone() -> None:
+def test_modes_and_statistics_do_not_change() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.BatchNorm2d(8)).train()
     model[2].eval()
     swap_conv3x3(model, "0", input_size=(3, 8, 8))
     assert model[1].training and not model[2].training and model[1].num_batches_tracked == 0
 
 
-# ---- what only a filter may replace
+# ---- kept unless a filter names them
 
 NO_WEIGHTS = {"weights": None, "weights_backbone": None}
 
 
 class Segmenter(nn.Module):
-    """A tiny network with the head of segmentation_models_pytorch: a biased 3×3 convolution, and nothing behind it."""
+    """A tiny network with the head of segmentation_models_pytorch: a 3×3 convolution with a bias and no norm."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ def test_default_keeps_detection_heads_and_stems() -> None:
     assert "head.classification_head.cls_logits: kept, part of a prediction head" in text and "name it in the" in text
 
 
-def test_default_keeps_the_rpn_and_a_filter_takes_it() -> None:
+def test_default_keeps_the_rpn_unless_a_filter_names_it() -> None:
     model = torchvision.models.detection.fasterrcnn_resnet50_fpn(**NO_WEIGHTS).rpn
     with pytest.raises(ValueError, match="fits filter="):
         swap_conv3x3(model, "nothing.*")
@@ -189,10 +189,10 @@ def test_biased_convolutions_with_an_activation_are_replaced() -> None:
     assert len(report.replaced) == 7 and set(report.skipped) == {"features.0"}
 
 
-# ---- what nothing may replace
+# ---- always kept
 
 
-def test_blocks_that_merge_their_kernels_stay() -> None:
+def test_blocks_that_merge_their_kernels_are_kept() -> None:
     """RepVGG adds the kernels of its branches for inference. A branch without a kernel would break that."""
     model = timm.create_model("repvgg_a0", num_classes=2)
     report = swap_conv3x3(model, "*")
@@ -233,7 +233,7 @@ class FusingBlock(nn.Module):
         return self.act(self.conv(x))
 
 
-def test_blocks_that_fold_their_norm_keep_it_beside_the_layer() -> None:
+def test_blocks_that_fold_their_norm_keep_it_behind_the_layer() -> None:
     block = FusingBlock()
     model = nn.ModuleDict({"a": block, "again": block})
     norm = block.bn

@@ -1,4 +1,4 @@
-"""PVT and ACmix-PVT: the logits of the released code, a layer written out, positions, the class token."""
+"""PVT and ACmix-PVT: the logits of the released code, the layer written as loops, positions, and the class token."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_weights_for_another_size(name: str, tiny) -> None:
 
 
 def test_positions_of_oblong_images() -> None:
-    """Those of the same size are taken as they are, others are square ones."""
+    """Tables of the right size are used unchanged. Others are assumed to belong to square images."""
     oblong = timm.create_model("acmix_pvt_pico", img_size=(32, 64))
     state = {key: torch.randn_like(value) for key, value in oblong.state_dict().items() if key.startswith("pos_embed")}
     assert all(torch.equal(value, state[key]) for key, value in checkpoint_filter_fn(state, oblong).items())
@@ -51,8 +51,8 @@ def test_positions_of_oblong_images() -> None:
     assert checkpoint_filter_fn(square, oblong)["pos_embed2"].shape == (1, 1 + 4 * 8, 128)
 
 
-def test_positions_as_released() -> None:
-    """Bilinear; of the last stage without the class token's, which stays first."""
+def test_positions_are_interpolated_as_in_the_released_code() -> None:
+    """That is bilinearly, and without the position of the class token, which stays first."""
     table = torch.randn(1, 1 + 16, 6)
     found = resized_positions(table, (4, 4), (5, 7))
     maps = table[:, 1:].reshape(1, 4, 4, 6).permute(0, 3, 1, 2)
@@ -64,8 +64,8 @@ def test_positions_as_released() -> None:
 # ---- the layer
 
 
-def written_out(layer: ReducedACmix, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The layer by loops over positions, heads and patches; maps of whole patches."""
+def by_loops(layer: ReducedACmix, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Compute the layer with loops over positions, heads and patches, for maps of whole patches."""
     (h, w), heads, side = size, layer.heads, layer.reduction
     b, length, dim = x.shape
     prefix, d = length - h * w, dim // heads
@@ -101,12 +101,12 @@ def written_out(layer: ReducedACmix, x: torch.Tensor, size: tuple[int, int]) -> 
 
 
 @pytest.mark.parametrize(("reduction", "prefix"), [(2, 0), (4, 0), (1, 1), (1, 0)])
-def test_layer_is_what_it_says(reduction: int, prefix: int) -> None:
+def test_layer_equals_loops(reduction: int, prefix: int) -> None:
     layer = ReducedACmix(12, 3, reduction).double()
     for parameter in layer.parameters():
         parameter.data.add_(0.2 * torch.randn_like(parameter))
     results = []
-    for f in (layer, lambda x, size: written_out(layer, x, size)):
+    for f in (layer, lambda x, size: by_loops(layer, x, size)):
         torch.manual_seed(1)
         x = torch.randn(2, prefix + 4 * 8, 12, dtype=torch.float64, requires_grad=True)
         out = f(x, (4, 8))
@@ -155,7 +155,7 @@ def test_large_network_at_an_odd_size() -> None:
         assert network(torch.randn(1, 3, 70, 95)).isfinite().all()
 
 
-def test_pools() -> None:
+def test_pooling() -> None:
     network = create_model("acmix_pvt_pico", global_pool="token").eval()
     x = torch.randn(2, 3, 32, 32)
     tokens = network.forward_features(x)
@@ -167,8 +167,8 @@ def test_pools() -> None:
         network.reset_classifier(4, "max")
 
 
-def test_paths_of_the_network() -> None:
-    """acmix_pvt with the attention alone is PVT, parameter for parameter."""
+def test_attention_alone_is_pvt() -> None:
+    """acmix_pvt without its convolution has the parameters of PVT."""
     with torch.device("meta"):
         pure = timm.create_model("acmix_pvt_t", paths="attention").state_dict()
         plain = timm.create_model("pvt_tiny").state_dict()

@@ -1,4 +1,4 @@
-"""SAN: the logits and the parameter counts of its released networks, and what any network here can do."""
+"""SAN and ACmix-SAN: the released networks' logits and counts, the modules written as loops, and compilation."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.golden_networks import SAN_AND_PVT, golden_input, golden_state
+from support.networks import SHALLOW
 from torch import nn
 
 from acmix_zoo import create_model, load_weights
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
-from acmix_zoo.models.acmix_san import SAN
+from acmix_zoo.models.acmix_san import LAYERS, SAN
 
 SANS = [entry for entry in SAN_AND_PVT if entry["family"] == "san"]
-LAYERS = {"10": (2, 1, 2, 4, 1), "15": (3, 2, 3, 5, 2), "19": (3, 3, 4, 6, 3)}
 # Parameters as the released networks have them (those of 15 and patchwise 19 are published to the nearest thousand).
 COUNTS = {
-    ("10", "pairwise"): 10_531_848, ("15", "pairwise"): 14.065e6, ("19", "pairwise"): 17_596_156,
-    ("10", "patchwise"): 11_841_124, ("15", "patchwise"): 16_181_310, ("19", "patchwise"): 20.518e6,
+    (10, "pairwise"): 10_531_848, (15, "pairwise"): 14.065e6, (19, "pairwise"): 17_596_156,
+    (10, "patchwise"): 11_841_124, (15, "patchwise"): 16_181_310, (19, "patchwise"): 20.518e6,
 }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def small(form: str, **kwargs) -> SAN:
 @pytest.mark.parametrize("entry", SANS, ids=[entry["name"] for entry in SANS])
 def test_logits_of_the_released_networks(entry) -> None:
     """Where the mode is "train", batch norm takes the statistics of the batch, which costs a digit."""
-    network = SAN(LAYERS[entry["config"]["depth"]], entry["config"]["sa_type"]).train(entry["mode"] == "train")
+    network = SAN(LAYERS[int(entry["config"]["depth"])], entry["config"]["sa_type"]).train(entry["mode"] == "train")
     load_weights(network, golden_state(entry))  # strict, under the original names
     with torch.no_grad():
         logits = network(golden_input(entry))
@@ -39,7 +39,7 @@ def test_logits_of_the_released_networks(entry) -> None:
 
 
 @pytest.mark.parametrize(("depth", "form"), COUNTS)
-def test_parameter_counts(depth: str, form: str) -> None:
+def test_parameter_counts(depth: int, form: str) -> None:
     with torch.device("meta"):
         network = SAN(LAYERS[depth], form)
     count = sum(p.numel() for p in network.parameters())
@@ -49,15 +49,15 @@ def test_parameter_counts(depth: str, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["pairwise", "patchwise"])
 class TestNetwork:
-    def test_every_parameter_learns(self, form: str) -> None:
-        """All but the biases that a batch norm or the difference of positions cancels."""
+    def test_every_parameter_has_a_gradient(self, form: str) -> None:
+        """Except for biases that a batch norm or the difference of positions cancels."""
         network = small(form)
         network(torch.randn(4, 3, 64, 48)).logsumexp(1).sum().backward()
         for name, parameter in network.named_parameters():
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
             assert parameter.grad.any() or name.endswith("conv_p.bias"), name
 
-    def test_checkpointing_is_equal(self, form: str) -> None:
+    def test_gradient_checkpointing_gives_the_same_logits(self, form: str) -> None:
         network, x = small(form).eval(), torch.randn(2, 3, 32, 32)
         expected = network(x)
         network.set_grad_checkpointing()
@@ -91,33 +91,35 @@ class TestNetwork:
         )
 
 
-@pytest.mark.parametrize(("depth", "published"), [("10", 1.865e9), ("15", 2.583e9), ("19", 3.259e9)])
-def test_macs(depth: str, published: float) -> None:
-    """The published figures count, beside multiplications, two operations for every number that a batch norm gives and
-    one for each of ReLU, pooling's inputs and biases: with those ours are the same to the last digit printed."""
+@pytest.mark.parametrize(("depth", "published"), [(10, 1.865e9), (15, 2.583e9), (19, 3.259e9)])
+def test_macs(depth: int, published: float) -> None:
+    """Our counts equal the published ones to the last digit if we count what they do.
+
+    They add two operations per output of a batch norm, and one per output of a ReLU, input of a pooling and bias.
+    """
     with torch.device("meta"):
         network = SAN(LAYERS[depth], "patchwise").eval()
-    macs, more = complexity(network, (3, 224, 224)).macs, 0
+    macs, others = complexity(network, (3, 224, 224)).macs, 0
 
     def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
-        nonlocal more
+        nonlocal others
         if isinstance(module, nn.BatchNorm2d):
-            more += 2 * out.numel()
+            others += 2 * out.numel()
         elif isinstance(module, nn.MaxPool2d):
-            more += inputs[0].numel()
+            others += inputs[0].numel()
         elif isinstance(module, nn.ReLU) or getattr(module, "bias", None) is not None:
-            more += out.numel()
+            others += out.numel()
 
     for module in network.modules():
         module.register_forward_hook(add)
     with torch.no_grad():
         network(torch.empty(1, 3, 224, 224, device="meta"))
-    assert round((macs + more) / 1e9, 3) == published / 1e9
+    assert round((macs + others) / 1e9, 3) == published / 1e9
     assert macs == pytest.approx(published, rel=0.05)
 
 
-def written_out(layer: PairwiseSAM | PatchwiseSAM, x: torch.Tensor) -> torch.Tensor:
-    """A module in eval mode by loops over positions, channels and neighbours."""
+def by_loops(layer: PairwiseSAM | PatchwiseSAM, x: torch.Tensor) -> torch.Tensor:
+    """Compute a module in eval mode with loops over positions, channels and neighbours."""
     b, _, h, w = x.shape
     q, k, v = layer.conv1(x), layer.conv2(x), layer.conv3(x)
     pairwise, reach = isinstance(layer, PairwiseSAM), layer.kernel // 2
@@ -164,13 +166,13 @@ def written_out(layer: PairwiseSAM | PatchwiseSAM, x: torch.Tensor) -> torch.Ten
 
 @pytest.mark.parametrize("paths", ["attention", "both"])
 @pytest.mark.parametrize(("kind", "kernel", "size"), [(PairwiseSAM, 3, (4, 3)), (PatchwiseSAM, 5, (4, 5))])
-def test_modules_are_what_they_say(kind, kernel: int, size: tuple[int, int], paths: str) -> None:
+def test_modules_equal_loops(kind, kernel: int, size: tuple[int, int], paths: str) -> None:
     layer = kind(64, kernel, paths=paths).double().eval()
     for tensor in layer.state_dict().values():
         if tensor.dtype.is_floating_point:
             tensor.mul_(1 + 0.2 * torch.rand_like(tensor))
     results = []
-    for f in (layer, lambda x: written_out(layer, x)):
+    for f in (layer, lambda x: by_loops(layer, x)):
         torch.manual_seed(1)
         x = torch.randn(2, 64, *size, dtype=torch.float64, requires_grad=True)
         out = f(x)
@@ -181,18 +183,18 @@ def test_modules_are_what_they_say(kind, kernel: int, size: tuple[int, int], pat
 
 
 @pytest.mark.parametrize("depth", [10, 15, 19])
-def test_acmix_san_costs_what_was_published(depth: int) -> None:
-    """The reconstruction: parameters and MACs round to the printed ones when counted as the baselines' were."""
+def test_published_costs(depth: int) -> None:
+    """The reconstruction's parameters and MACs, counted like those of the baselines, round to the published ones."""
     published = {10: (12.1, 1.9, 1.865), 15: (16.6, 2.7, 2.583), 19: (21.2, 3.4, 3.259)}[depth]
     with torch.device("meta"):
-        ours, plain = complexity(create_model(f"acmix_san{depth}")), complexity(create_model(f"san{depth}_patchwise"))
-    assert round(ours.params / 1e6, 1) == published[0]
-    assert round(published[2] + (ours.macs - plain.macs) / 1e9, 1) == published[1]
-    assert 0.25e6 < ours.params - plain.params < 0.69e6
+        acmix, plain = (complexity(create_model(name)) for name in (f"acmix_san{depth}", f"san{depth}_patchwise"))
+    assert round(acmix.params / 1e6, 1) == published[0]
+    assert round(published[2] + (acmix.macs - plain.macs) / 1e9, 1) == published[1]
+    assert 0.25e6 < acmix.params - plain.params < 0.69e6
 
 
 @pytest.mark.parametrize("paths", ["both", "convolution"])
-def test_paths(paths: str) -> None:
+def test_convolution_alone(paths: str) -> None:
     layer = PatchwiseSAM(64, 5, paths=paths).eval()
     x = torch.randn(1, 64, 9, 7)
     if paths == "both":
@@ -215,9 +217,9 @@ def test_module_errors() -> None:
         PairwiseSAM(64, 4)
 
 
-def test_pairwise_in_every_form() -> None:
-    """The contract that test_models.py holds the patchwise networks to."""
-    network = create_model("acmix_san_pico", form="pairwise", paths="attention").eval()
+def test_pairwise_networks_compile_and_export() -> None:
+    """test_compilation.py tests the same of patchwise networks."""
+    network = create_model("acmix_san_pico", form="pairwise", paths="attention", **SHALLOW["acmix_san_pico"]).eval()
     x = torch.randn(2, 3, 32, 32)
     expected = network(x)
     compiled = torch.compile(network, fullgraph=True, backend="eager")

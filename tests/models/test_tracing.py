@@ -10,31 +10,15 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from support.networks import SMALL, perturbed
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import acmix_zoo
 from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM, ReducedACmix, WindowACmix
 
-NETWORKS = ("acmix_resnet_pico", "acmix_swin_pico", "acmix_pvt_pico", "acmix_san_pico")
 # (B, H, W): the traced one, another batch, and maps that are larger, odd, oblong and smaller than the attention window.
 TRACED, SIZES = (2, 32, 32), [(2, 32, 32), (1, 32, 32), (3, 64, 48), (2, 33, 47), (1, 8, 8)]
-
-
-def perturbed(name: str, **kwargs: object) -> nn.Module:
-    """A network in which all blocks and paths matter. At initialisation, zeroed norms and silent paths hide bugs."""
-    torch.manual_seed(0)
-    model = acmix_zoo.create_model(name, **kwargs)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
-    for key, parameter in model.named_parameters():
-        if key.endswith(("alpha", "beta", "weight", "table")) and "bn" not in key:
-            parameter.data += 0.3 * parameter.std(correction=0) * torch.randn_like(parameter)
-    return model.eval()
 
 
 def swapped() -> nn.Module:
@@ -46,7 +30,7 @@ def swapped() -> nn.Module:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    **{name: lambda name=name: perturbed(name) for name in NETWORKS},  # type: ignore[misc]
+    **{name: lambda name=name: perturbed(name) for name in SMALL},  # type: ignore[misc]
     "acmix_resnet_pico, deployed": lambda: perturbed("acmix_resnet_pico").deploy(),  # type: ignore[operator]
     "acmix_swin_pico, deployed": lambda: perturbed("acmix_swin_pico").deploy(),  # type: ignore[operator]
     "resnet18, swapped": swapped,
@@ -92,7 +76,7 @@ def test_jit_trace_of_the_layer(kwargs: dict[str, object]) -> None:
             assert error(wrong, right) < 1e-4
 
 
-def test_a_trace_leaves_nothing_behind() -> None:
+def test_tracing_does_not_affect_later_calls() -> None:
     """Sizes are tensors while a trace is recorded. Later calls of the same size must not reuse what they produced."""
     layer, x = acmix_zoo.ACmix2d(4, 8).eval(), torch.randn(1, 4, 9, 11)
     traced(layer, x)
@@ -131,24 +115,24 @@ LAYERS: dict[type[nn.Module], Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("model", [*NETWORKS, *LAYERS], ids=lambda m: m if isinstance(m, str) else m.__name__)
-def test_script_is_refused_in_words(model: Any) -> None:
+@pytest.mark.parametrize("model", [*SMALL, *LAYERS], ids=lambda m: m if isinstance(m, str) else m.__name__)
+def test_script_is_refused_with_advice(model: Any) -> None:
     built = acmix_zoo.create_model(model) if isinstance(model, str) else LAYERS[model]()
     with pytest.raises(TypeError, match=r"does not support torch\.jit\.script.*Use torch\.compile or torch\.export"):
         torch.jit.script(nn.Sequential(built))
 
 
-# ---- the whole grid: every exporter, plain and deployed, with open batch, height and width
+# ---- every exporter with every network, plain and deployed, with dynamic batch, height and width
 
 
 def exported(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    open_sizes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
-    return torch.export.export(model, (x,), dynamic_shapes=open_sizes).module()
+    dynamic_sizes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
+    return torch.export.export(model, (x,), dynamic_shapes=dynamic_sizes).module()
 
 
 def onnx_dynamo(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    open_sizes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
-    program = torch.onnx.export(model, (x,), dynamic_shapes=open_sizes, dynamo=True, verbose=False)
+    dynamic_sizes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
+    program = torch.onnx.export(model, (x,), dynamic_shapes=dynamic_sizes, dynamo=True, verbose=False)
     assert program is not None
     return session(program.model_proto.SerializeToString())
 

@@ -29,11 +29,11 @@ def test_agrees_with_the_reference_for_any_shape(
     h: int, w: int, batch: int, heads: int, d: int, kernel: int, stride: int, dilation: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    window = {"kernel": kernel, "stride": stride, "dilation": dilation}
+    window = SlidingWindow(kernel, stride, dilation)
     tensors = [torch.randn(batch, h, w, heads, d, dtype=torch.float64) for _ in "qkv"]
     tensors.append(torch.randn(h, w, d, dtype=torch.float64))
-    actual = function_gradients(lambda *t: local_attention(*t, **window), tensors)
-    assert_all_close(actual, function_gradients(lambda *t: local_attention_reference(*t, **window), tensors))
+    actual = function_gradients(lambda *t: local_attention(*t, window), tensors)
+    assert_all_close(actual, function_gradients(lambda *t: local_attention_reference(*t, window), tensors))
 
 
 BACKENDS = {
@@ -70,7 +70,7 @@ def test_every_backend_is_correct_for_any_map(
     def fast(q: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         return BACKENDS[backend](q[:, :: window.stride, :: window.stride], *others, window)
 
-    expected = function_gradients(lambda *t: local_attention_reference(*t, **window._asdict()), tensors)
+    expected = function_gradients(lambda *t: local_attention_reference(*t, window), tensors)
     assert_all_close(function_gradients(fast, tensors), expected)
     with torch.no_grad():
         assert_all_close([fast(*tensors)], expected[:1])
@@ -90,12 +90,12 @@ def test_half_precision_adds_little_to_the_rounding_of_inputs(
     """
     q, k, v = (torch.randn(1, size, size, 2, 16, dtype=torch.float64) for _ in range(3))
     pe = position_encoding(torch.randn(16, 2, dtype=torch.float64), size, size) * spread
-    window = {"kernel": 7, "stride": stride}
-    exact = local_attention_reference(q, k, v, pe, **window)
+    window = SlidingWindow(7, stride)
+    exact = local_attention_reference(q, k, v, pe, window)
     rounded = [x.to(dtype) for x in (q, k, v)]
-    floor = (local_attention_reference(*(x.double() for x in rounded), pe, **window).to(dtype) - exact).norm()
+    floor = (local_attention_reference(*(x.double() for x in rounded), pe, window).to(dtype) - exact).norm()
     inputs = (x.to(device) for x in (*rounded, pe.float()))
-    error = (local_attention(*inputs, **window).cpu() - exact).norm()
+    error = (local_attention(*inputs, window).cpu() - exact).norm()
     assert error <= 1.5 * floor
 
 
@@ -105,7 +105,7 @@ def test_tiles_copy_the_map_once_and_not_once_per_slice() -> None:
     def count_copies(side: int) -> int:
         q, k, v = torch.randn(1, side, side, 8, 3 * 4).unflatten(4, (3, 4)).transpose(3, 5).unbind(4)
         with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as profiler:
-            local_attention(q, k, v, position_encoding(torch.randn(8, 2), side, side), kernel=7)
+            local_attention(q, k, v, position_encoding(torch.randn(8, 2), side, side), SlidingWindow(7))
         return sum(event.count for event in profiler.key_averages() if event.key == "aten::copy_")
 
     count_copies(24)  # masks and indices are built in the first call

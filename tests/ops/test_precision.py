@@ -170,9 +170,11 @@ def samples(name: str) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
         yield layer, x, torch.randn_like(layer(x))
 
 
-# A quick representative of the sweep for each layer.
+# The other dtypes of the sweep are slow.
 SWEEP = [
-    pytest.param(name, dtypes, marks=[] if dtypes == "bfloat16" else pytest.mark.slow, id=f"{name}-{dtypes}")
+    pytest.param(
+        name, dtypes, marks=[] if dtypes in ("float32", "bfloat16") else pytest.mark.slow, id=f"{name}-{dtypes}"
+    )
     for name in LAYERS
     for dtypes in DTYPES
 ]

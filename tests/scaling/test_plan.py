@@ -36,7 +36,7 @@ class TestOutput:
             ["1,024", "131,072"],
         ]
         assert all(len(row) == len(cells[0]) for row in cells)
-        assert any(line.startswith("Warning: from 1024 GPUs on, a step has 131,072 or more images.") for line in out)
+        assert any(line.startswith("Warning: with 1,024 GPUs, a step has 131,072 images.") for line in out)
         assert any("The largest published batch for sgd is 8,192" in line for line in out)
 
     def test_measured_throughput(self, capsys: pytest.CaptureFixture[str]) -> None:

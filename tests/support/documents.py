@@ -82,7 +82,7 @@ class Reader:
                 code = main(words)
             except SystemExit as stop:  # argparse, for wrong options
                 code = int(stop.code or 0)
-        return Printed(code, out.getvalue(), err.getvalue())
+        return Printed(code, out.getvalue().replace(f"{self.folder}/", ""), err.getvalue())
 
     def python(self, snippet: str) -> str:
         """Run a snippet in this process and return what it printed."""
@@ -91,3 +91,14 @@ class Reader:
         with contextlib.chdir(self.folder), contextlib.redirect_stdout(out):
             exec(compile(snippet, "snippet", "exec"), names)
         return out.getvalue()
+
+
+def lines_not_printed(shown: list[str], printed: str) -> list[str]:
+    """Return the lines of a document that a command did not print. Numbers may differ, and `…` stands for any lines."""
+    found = {_without_numbers(line) for line in printed.splitlines()}
+    return [line for line in shown if line.strip() != "…" and _without_numbers(line) not in found]
+
+
+def _without_numbers(line: str) -> str:
+    """Replace every number, and the spaces around it, which align columns."""
+    return re.sub(r"\s*\d[\d,.]*\s*", " # ", line).strip()

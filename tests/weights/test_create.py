@@ -34,12 +34,12 @@ class TestCreate:
     @pytest.mark.parametrize(
         ("name", "pretrained", "message"),
         [
-            ("acmix_resnet_pic", False, "did you mean acmix_resnet_pico"),
-            ("acmix_resnet_pic.fashion_mnist", True, "did you mean acmix_resnet_pico"),
+            ("acmix_resnet_pic", False, "unknown model .*The closest names are acmix_resnet_pico"),
+            ("acmix_resnet_pic.fashion_mnist", True, "unknown model .*The closest names are acmix_resnet_pico"),
             ("acmix_resnet51", False, "acmix_resnet50"),
             ("resnet_50", False, "resnet50"),
-            ("zzzzzz", False, "known: acmix_"),
-            ("acmix_resnet50", True, "no weights for acmix_resnet50; models with weights"),
+            ("zzzzzz", False, "unknown model 'zzzzzz'. Expected the name of a network"),
+            ("acmix_resnet50", True, "no weights for acmix_resnet50. Expected one of acmix_"),
             ("acmix_swin_t.of_nobody", False, "no tag 'of_nobody'"),
             ("acmix_swin_t", "of_nobody", "no tag 'of_nobody'"),
         ],
@@ -63,14 +63,17 @@ class TestCreate:
         assert torch.equal(next(create_model("acmix_resnet_pico", str(file)).parameters()), first)
         with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
             create_model("acmix_resnet_pico", "./nowhere")
-        with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        with pytest.raises(FileNotFoundError, match="is a folder without weights"):
             create_model(str(tmp_path))
         with pytest.raises(ValueError, match="both name weights"):
             create_model(folder, folder)
         with pytest.raises(ValueError, match="holds weights of acmix_resnet_pico, not of acmix_swin_pico"):
             create_model("acmix_swin_pico", folder)
-        with pytest.raises(ValueError, match=r"does not fit ACmixSwin.*missing"):
+        with pytest.raises(ValueError, match="holds weights of acmix_resnet_pico, not of acmix_swin_pico"):
             create_model("acmix_swin_pico", file)
+        bare = file.rename(tmp_path / "bare.safetensors")  # without a config.json next to it
+        with pytest.raises(ValueError, match=r"does not fit ACmixSwin.*missing"):
+            create_model("acmix_swin_pico", bare)
 
     @pytest.mark.parametrize("source", ["folder", "file"])
     def test_another_number_of_classes(self, tmp_path: Path, source: str) -> None:
@@ -91,8 +94,11 @@ class TestCreate:
         assert len(maps) > 2 and whole(torch.randn(1, 3, 32, 32)).shape == (1, 10)
         grey, colour = (first_conv(model).weight for model in (create_model(folder, in_chans=1), whole))
         torch.testing.assert_close(grey, colour.sum(1, keepdim=True))
+        maps = create_model("acmix_resnet_pico", folder / "model.safetensors", features_only=True)
+        assert len(maps.eval()(torch.randn(1, 3, 32, 32))) > 2
+        bare = (folder / "model.safetensors").rename(tmp_path / "bare.safetensors")
         with pytest.raises(ValueError, match=r"features_only does not work with .* Expected a weight folder"):
-            create_model("acmix_resnet_pico", folder / "model.safetensors", features_only=True)
+            create_model("acmix_resnet_pico", bare, features_only=True)
 
     @pytest.mark.parametrize("source", ["folder", "file"])
     def test_other_input_channels(self, tmp_path: Path, source: str) -> None:
@@ -167,7 +173,7 @@ class TestRuns:
         for source in (path, run):
             folder = convert(source, "acmix_resnet_pico", tmp_path / "converted", {"origin": "test"})
             torch.testing.assert_close(create_model(folder).eval()(x), expected, rtol=0, atol=0)
-        with pytest.raises(ValueError, match="give --model acmix_resnet_pico"):
+        with pytest.raises(ValueError, match="Use --model acmix_resnet_pico"):
             convert(path, "acmix_resnet50", tmp_path / "other", {"origin": "test"})
 
     def test_finished_run(self, run: Path) -> None:
@@ -224,5 +230,5 @@ def test_shipped_weights(folder: Path) -> None:
 
 def test_weights_on_the_hub_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ConnectionError, match=r"of acmix_swin_t.swin_in1k are timm/swin_tiny.* cannot be asked"):
+    with pytest.raises(ConnectionError, match=r"of acmix_swin_t.swin_in1k are timm/swin_tiny.* cannot be reached"):
         create_model("acmix_swin_t", "swin_in1k")

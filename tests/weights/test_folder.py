@@ -24,7 +24,7 @@ from yaml import safe_load
 import acmix_zoo
 from acmix_zoo.weights import check_folder, create_model, read_config, write_folder
 from acmix_zoo.weights.card import render_card, render_eval_results
-from acmix_zoo.weights.folder import beside, take_place
+from acmix_zoo.weights.replace import replace_folder, temporary_sibling
 
 ROOT = Path(__file__).resolve().parents[2]
 CFG = {"tag": "shapes", "input_size": (3, 32, 32), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -203,11 +203,11 @@ def test_any_device_state_and_wrapper(tmp_path: Path) -> None:
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
         (lambda f: (f / "config.json").write_text("{"), "damaged"),
         (lambda f: (f / "config.json").write_text("[]"), "architecture"),
-        (lambda f: (f / "config.json").unlink(), "no config.json"),
+        (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: edit(f, architecture="acmix_resnet99"), "acmix_resnet99"),
         (lambda f: edit(f, architecture="acmix_swin_pico"), "missing"),
-        (lambda f: shutil.rmtree(f / "test"), "no input and logits"),
-        (lambda f: move_logits(f), "away from the stored"),
+        (lambda f: shutil.rmtree(f / "test"), "does not hold an input and its logits"),
+        (lambda f: move_logits(f), "differ from the stored ones"),
     ],
 )
 def test_damage_is_found(tmp_path: Path, damage, message: str) -> None:
@@ -235,7 +235,7 @@ def move_logits(folder: Path) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no colour, mood; put them into the record"):
+    with pytest.raises(ValueError, match=r"no colour, mood. Put them into the record instead"):
         write(tmp_path / "w", pretrained_cfg={**CFG, "mood": 1, "colour": 2})
     with pytest.raises(ValueError, match="2 label_names were given for 10 classes"):
         write(tmp_path / "w", pretrained_cfg={**CFG, "label_names": ["a", "b"]})
@@ -270,7 +270,7 @@ def test_full_disk(old) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
-        with pytest.raises(OSError, match=r"could not be written.*what was there is unchanged") as caught:
+        with pytest.raises(OSError, match=r"could not be written.*Whatever was there before is unchanged") as caught:
             write(folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -349,14 +349,14 @@ def test_another_process_takes_the_place_meanwhile(
 
 
 def test_many_fill_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("acmix_zoo.weights.folder.check_folder", lambda folder: [])  # only the moving is tested
+    monkeypatch.setattr("acmix_zoo.weights.replace.check_folder", lambda folder: [])  # only the moving is tested
 
     def fill(number: int) -> None:
         for i in range(50):
-            with beside(tmp_path / "weights") as new:
+            with temporary_sibling(tmp_path / "weights") as new:
                 for name in ("config.json", "model.safetensors"):
                     (new / name).write_text(f"{number} {i}")
-                take_place(new, tmp_path / "weights")
+                replace_folder(tmp_path / "weights", new)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(fill, range(4)))

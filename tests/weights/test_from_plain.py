@@ -138,7 +138,7 @@ class TestSwin:
         ):
             with pytest.raises(ValueError, match=message):
                 from_swin(source)
-        with pytest.raises(ValueError, match=r"These are a plain network's: acmix_zoo\.from_swin"):
+        with pytest.raises(ValueError, match=r"These are weights of a plain network.*use acmix_zoo\.from_swin"):
             load_weights(create_model("acmix_swin_pico"), swin().state_dict())
 
 
@@ -163,13 +163,13 @@ class TestResNet:
     @pytest.mark.parametrize("stride", [1, 2])
     def test_a_kernel_that_it_can_have_is_had_exactly(self, stride: int) -> None:
         """Of rank 9 in every group of four outputs."""
-        from acmix_zoo.weights.from_plain.resnet import _fit
+        from acmix_zoo.weights.from_plain.resnet import fit_convolution_path
 
         layer, conv = ACmix2d(16, 12, stride=stride).double(), nn.Conv2d(16, 12, 3, stride, 1, bias=False).double()
         with torch.no_grad():
             low = torch.randn(3, 36, 9, dtype=torch.float64) @ torch.randn(3, 9, 16, dtype=torch.float64)
             conv.weight.copy_(low.view(3, 4, 3, 3, 16).permute(0, 1, 4, 2, 3).flatten(0, 1))
-        state, kept, _ = _fit(conv.weight, layer)
+        state, kept, _ = fit_convolution_path(conv.weight, layer)
         layer.load_state_dict(state)
         assert kept == pytest.approx(1)
         x = torch.randn(2, 16, 11, 9, dtype=torch.float64)
@@ -177,11 +177,11 @@ class TestResNet:
 
     def test_no_other_kernel_of_the_path_is_nearer(self) -> None:
         """Gradient descent from the fit, and from elsewhere, does not find a smaller error."""
-        from acmix_zoo.weights.from_plain.resnet import _fit
+        from acmix_zoo.weights.from_plain.resnet import fit_convolution_path
 
         conv = nn.Conv2d(16, 8, 3, padding=1, bias=False).double()
         fitted = ACmix2d(16, 8, paths="both").double()
-        state, kept, _ = _fit(conv.weight.detach(), fitted)
+        state, kept, _ = fit_convolution_path(conv.weight.detach(), fitted)
         x = torch.eye(16 * 9, dtype=torch.float64).view(-1, 16, 3, 3)  # every tap of every channel: the kernel itself
         energy = conv(x)[:, :, 1, 1].square().sum().item()
 
@@ -281,5 +281,5 @@ class TestPVTAndSAN:
         assert close(from_pvt(oblong, img_size=(32, 64)).eval()(x), oblong(x))
         with pytest.raises(ValueError, match=r"found stages of \(64, 128\)"):
             from_pvt(create_model("acmix_pvt_pico"))
-        with pytest.raises(ValueError, match=r"These are a plain network's: .*from_pvt"):
+        with pytest.raises(ValueError, match=r"These are weights of a plain network.*from_pvt"):
             load_weights(timm.create_model("acmix_pvt_t"), timm.create_model("pvt_tiny").state_dict())

@@ -16,7 +16,6 @@ from support.hub_server import Hub, Repo
 
 from acmix_zoo import create_model, from_pretrained
 from acmix_zoo.weights import check_folder, pull, push, read_config, write_folder
-from acmix_zoo.weights import hub as ours
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "checkpoints" / "acmix_resnet_pico.fashion_mnist"
@@ -70,7 +69,7 @@ def test_a_revision_is_pinned(hub: Hub, folder: Path, tmp_path: Path) -> None:
     for revision, seed in ((f"@{first}", 0), ("", 7), ("@seed7", 7), ("@main", 7)):
         got = read_config(pull(f"org/pico{revision}", tmp_path / "pulled"))
         assert got["acmix_zoo"]["seed"] == seed
-    with pytest.raises(FileNotFoundError, match="org/pico has no revision 'seed8'; give a branch, a tag or a commit"):
+    with pytest.raises(FileNotFoundError, match=r"org/pico has no revision 'seed8'\. Expected one of its branches"):
         pull("org/pico@seed8", tmp_path / "pulled")
     assert check_folder(tmp_path / "pulled") == []
 
@@ -89,9 +88,7 @@ def test_private(hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert check_folder(pull("org/secret", tmp_path / "mine2")) == []
     monkeypatch.delenv("HF_TOKEN")
     shutil.rmtree(tmp_path / "hf")
-    with pytest.raises(
-        FileNotFoundError, match="org/secret is not on the Hub, or it is private: then run `hf auth login`"
-    ):
+    with pytest.raises(FileNotFoundError, match="org/secret does not exist, neither here as a path nor on the Hub"):
         from_pretrained("org/secret")
     assert from_pretrained("org/secret", token="hf_read").num_classes == 10
 
@@ -102,7 +99,7 @@ def test_a_large_file_and_an_interrupted_upload(hub: Hub, tmp_path: Path) -> Non
     assert (folder / "model.safetensors").stat().st_size > 60_000_000
     before = contents(folder)
     hub.faults["commit"] = [503] * 50  # the files arrive, the commit does not
-    with pytest.raises(ConnectionError, match=r"answered 503. Nothing was published and the folder is as it was"):
+    with pytest.raises(ConnectionError, match=r"answered with an error \(503\). Nothing was published"):
         push(folder, "org/large")
     assert len(hub.repos["org/large"].commits) == 1 and contents(folder) == before
     sent = hub.count("lfs")
@@ -123,14 +120,18 @@ def test_a_moment_of_trouble_is_survived(hub: Hub, folder: Path, kind: str, faul
 @pytest.mark.parametrize("kind", ["create", "preupload", "batch", "lfs", "commit"])
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [(502, "the Hub answered 502"), (429, "the Hub asks to wait"), ("cut", "the Hub went away")],
+    [
+        (502, r"the Hub answered with an error \(502\)"),
+        (429, "the Hub refuses further"),
+        ("cut", "the connection to the Hub"),
+    ],
 )
 def test_lasting_trouble_publishes_nothing(hub: Hub, folder: Path, kind: str, fault: object, message: str) -> None:
     before = contents(folder)
     hub.faults[kind] = [fault] * 100
     with pytest.raises((ConnectionError, OSError), match=message) as caught:
         push(folder, "org/pico")
-    assert "Nothing was published and the folder is as it was; the same command goes on" in str(caught.value)
+    assert "Nothing was published. Run the same command again to resume" in str(caught.value)
     assert contents(folder) == before
     assert all(len(repo.commits) == 1 for repo in hub.repos.values())
     hub.faults.clear()
@@ -140,31 +141,29 @@ def test_lasting_trouble_publishes_nothing(hub: Hub, folder: Path, kind: str, fa
 
 def test_rights(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for token, message in (
-        ("hf_read", "org/pico: the token may not write to it; use one with the write permission for org"),
-        ("hf_wrong", "the Hub does not know the token; run `hf auth login`"),
+        ("hf_read", "org/pico: the token may not write to it. Use a token with the write permission for org"),
+        ("hf_wrong", "the Hub does not know the token. Run `hf auth login`"),
     ):
         with pytest.raises(PermissionError, match=message):
             push(folder, "org/pico", token=token)
     with pytest.raises(
-        PermissionError, match="the token may not write to it; use one with the write permission for other"
+        PermissionError, match=r"the token may not write to it\. Use a token with the write permission for other"
     ):
         push(folder, "other/pico")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     hub.log.clear()
-    with pytest.raises(PermissionError, match="there is no token for the Hub; run `hf auth login`, or set HF_TOKEN"):
+    with pytest.raises(PermissionError, match=r"there is no token for the Hub\. Run `hf auth login`, or set HF_TOKEN"):
         push(folder, "org/pico")
     assert not hub.log  # a client without a token would have sent it unauthenticated
 
 
 def test_what_is_not_pushed(hub: Hub, folder: Path, tmp_path: Path) -> None:
     push(folder, "org/pico")
-    with pytest.raises(
-        ValueError, match="org/pico exists and holds acmix_resnet_pico, not acmix_swin_pico; choose another"
-    ):
+    with pytest.raises(ValueError, match="org/pico exists and holds acmix_resnet_pico, not acmix_swin_pico"):
         push(ROOT / "checkpoints" / "acmix_swin_pico.fashion_mnist", "org/pico")
     for name in ("pico", "a/b/c", "org/", "or g/x"):
-        with pytest.raises(ValueError, match=r"expected org/name|no name of the Hub"):
+        with pytest.raises(ValueError, match=r"Expected org/name|does not allow the name"):
             push(folder, name)
     config = read_config(folder)
     config["acmix_zoo"]["origin"] = "the authors' file; published without a licence, so it may not be passed on"
@@ -174,9 +173,9 @@ def test_what_is_not_pushed(hub: Hub, folder: Path, tmp_path: Path) -> None:
     with (folder / "model.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x7f")
-    with pytest.raises(ValueError, match=r"does not verify and is not pushed: model.safetensors: sha256"):
+    with pytest.raises(ValueError, match=r"does not verify and was not pushed: model.safetensors: sha256"):
         push(folder, "org/theirs")
-    with pytest.raises(FileNotFoundError, match="is not a weight folder"):
+    with pytest.raises(FileNotFoundError, match="is a folder without weights"):
         push(tmp_path, "org/theirs")
     assert "org/theirs" not in hub.repos
 
@@ -186,7 +185,7 @@ class TestPull:
         push(folder, "org/pico")
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "a.png").touch()
-        with pytest.raises(FileExistsError, match="is not a weight folder; choose another place"):
+        with pytest.raises(FileExistsError, match=r"is not a weight folder\. Choose another place"):
             pull("org/pico", tmp_path / "photos")
         repo = hub.repos["org/pico"]
         files = repo.commits[repo.refs["main"]]
@@ -202,7 +201,7 @@ class TestPull:
         push(folder, "org/pico")
         repo = hub.repos["org/pico"]
         repo.commit("main", {**repo.commits[repo.refs["main"]], "model.safetensors": bytes(1000)})
-        with pytest.raises(ValueError, match=r"has 1000 bytes, config.json says 2657432; it is not downloaded"):
+        with pytest.raises(ValueError, match=r"has 1000 bytes, but config.json says 2657432. It was not downloaded"):
             pull("org/pico", tmp_path / "pulled")
         assert not (tmp_path / "pulled").exists()
 
@@ -217,7 +216,7 @@ class TestPull:
         hub.repos["org/empty"] = Repo(private=False)
         with pytest.raises(FileNotFoundError, match="org/empty is not a weight folder"):
             pull("org/empty", tmp_path / "pulled")
-        with pytest.raises(FileNotFoundError, match="org/none is not on the Hub, or it is private"):
+        with pytest.raises(FileNotFoundError, match="org/none does not exist, neither here as a path nor on the Hub"):
             from_pretrained("org/none")
 
     def test_offline(self, hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +225,7 @@ class TestPull:
         hub.shutdown()
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert from_pretrained("org/pico").num_classes == 10
-        with pytest.raises(ConnectionError, match=r"not in the cache and the Hub cannot be asked .*HF_HUB_OFFLINE"):
+        with pytest.raises(ConnectionError, match=r"the Hub cannot be reached .*HF_HUB_OFFLINE"):
             from_pretrained("org/other")
 
     def test_a_moment_of_trouble(self, hub: Hub, folder: Path, tmp_path: Path) -> None:
@@ -244,11 +243,6 @@ def test_timm_loads_it_from_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     expected = safetensors.torch.load_file(folder / "model.safetensors")["fc.weight"].sum().item()
     assert float(done.stdout) == pytest.approx(expected)
-
-
-def test_names() -> None:
-    assert ours.is_repository("org/name") and ours.is_repository("org/name@v1")
-    assert not any(map(ours.is_repository, ("name", "./a", "/a/b", "a/b/c", "~/x")))
 
 
 def test_a_plain_swin_from_the_hub(hub: Hub) -> None:

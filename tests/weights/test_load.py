@@ -152,7 +152,7 @@ def test_a_layer_of_the_authors(tmp_path: Path) -> None:
     state = authors_layer(0)
     torch.save({"model": state}, tmp_path / "layer.pth")
     layer = load_weights(ACmix2d(8, 8), tmp_path / "layer.pth")
-    expected = authors.convert(state, layer)
+    expected = authors.translate_authors(state, layer)
     assert all(torch.equal(value, expected[key].reshape(value.shape)) for key, value in layer.state_dict().items())
     assert layer.alpha.item() == state["rate1"].item() and layer.beta.item() == state["rate2"].item()
     wrong = {**state, "dep_conv.weight": torch.randn(8, 9, 5, 5)}
@@ -320,7 +320,7 @@ class TestBadFiles:
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"nowhere\.pth does not exist"):
             load_weights(pico(), tmp_path / "nowhere.pth")
-        with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
+        with pytest.raises(FileNotFoundError, match=r"is a folder without weights"):
             load_weights(pico(), tmp_path)
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt"])

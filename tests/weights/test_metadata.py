@@ -90,8 +90,9 @@ def test_registered_cfg(name: str) -> None:
     architecture, _, tag = name.partition(".")
     assert network.pretrained_cfg["architecture"] == architecture and (cfg.get("tag") or "") == tag
     assert cfg.get("license") == (None if tag == "official_in1k" else "mit")
-    assert sum(bool(cfg.get(key)) for key in ("url", "file", "hf_hub_id")) == bool(tag)
-    assert (cfg.get("file") is not None) == (tag == "fashion_mnist")
+    sources = {key for key in ("url", "file", "hf_hub_id") if cfg.get(key)}
+    by_tag = {"": set(), "fashion_mnist": {"file"}, "swin_in1k": {"hf_hub_id"}, "official_in1k": {"url", "file"}}
+    assert sources == by_tag[tag]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -19,7 +19,7 @@ from support.golden_networks import GOLDEN, golden_input, golden_state
 
 from acmix_zoo import create_model
 from acmix_zoo.cli import main as cli
-from acmix_zoo.weights import check_folder, official, push, read_config
+from acmix_zoo.weights import check_folder, official, official_download, push, read_config
 
 (ENTRY,) = (entry for entry in GOLDEN if entry["name"] == "acmix_swin_t")
 
@@ -73,8 +73,8 @@ def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Links]:
                 found.url = f"{address}/cloud"
             return found
 
-        monkeypatch.setattr(official.timm, "get_pretrained_cfg", cfg)
-        monkeypatch.setitem(official.LINKS, "acmix_swin_t", [f"{address}/drive"])
+        monkeypatch.setattr(official_download.timm, "get_pretrained_cfg", cfg)
+        monkeypatch.setitem(official_download.FURTHER_LINKS, "acmix_swin_t", [f"{address}/drive"])
         monkeypatch.setattr("time.sleep", lambda seconds: None)
         yield server
         server.shutdown()
@@ -119,7 +119,7 @@ def test_download_convert_cache(
     with torch.no_grad():
         assert (model(golden_input(ENTRY)) - expected).abs().max() <= 1e-4 * expected.abs().max()
 
-    folder = official.official_folder("acmix_swin_t")
+    folder = official.official_folder("acmix_swin_t.official_in1k")
     assert folder.is_relative_to(tmp_path) and check_folder(folder) == []
     record = read_config(folder)["acmix_zoo"]
     (metric,) = record["metrics"]
@@ -190,9 +190,9 @@ def another_network(links: Links, good: bytes) -> None:
 
 
 FAILURES = {
-    html: "a web page came instead of a file",
+    html: "leads to a web page instead of a file",
     missing: "the server answered 404",
-    truncated: "the connection broke off after",
+    truncated: "the connection broke after",
     truncated_in_silence: "is damaged or not a checkpoint",
     unavailable: "the server answered 503",
     enormous: "the file has 10,000,000,000,000 bytes",
@@ -209,13 +209,13 @@ def test_what_is_not_taken(links: Links, tmp_path: Path, monkeypatch: pytest.Mon
     good = saved({"model": golden_state(GOLDEN[2])}, tmp_path / "other.pth")  # a small network, not this one
     for _ in range(2):
         failure(links, good)
-    with pytest.raises(OSError, match="none of the authors' links gave its weights") as caught:
+    with pytest.raises(OSError, match="none of the authors' links gave the weights") as caught:
         create_model("acmix_swin_t", pretrained=True)
     text = str(caught.value)
     assert len(re.findall(FAILURES[failure], text)) == 2, text
     assert "acmix-zoo convert FILE --model acmix_swin_t.official_in1k" in text
     assert {path.rpartition("/")[2] for path in links.asked} == {"cloud", "drive"} and not links.answers
-    assert not official.official_folder("acmix_swin_t").exists() and not (tmp_path / "harm").exists()
+    assert not official.official_folder("acmix_swin_t.official_in1k").exists() and not (tmp_path / "harm").exists()
 
 
 def test_the_second_link_and_a_damaged_cache(
@@ -225,13 +225,13 @@ def test_the_second_link_and_a_damaged_cache(
     links.give(b"<html>", kind="text/html")
     links.give(b"", 503)
     links.give(good)
-    weights = official.fetch("acmix_swin_t")
+    weights = official_download.download_official("acmix_swin_t")
     assert links.asked == ["/cloud", "/drive", "/drive"]
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     links.give(good)
-    assert official.fetch("acmix_swin_t").read_bytes() == whole
-    assert "is not used; fetch or write the weight folder again. Fetching it again" in str(
+    assert official_download.download_official("acmix_swin_t").read_bytes() == whole
+    assert "is not used; fetch or write the weight folder again. Downloading it again" in str(
         recwarn.pop(UserWarning).message
     )
 
@@ -251,9 +251,9 @@ def test_processes_that_fetch_at_the_same_time_download_once(tmp_path: Path, mon
         for part in ("config.json", "model.safetensors"):
             (folder / part).write_text("{}")
 
-    monkeypatch.setattr(official, "download", download)
-    monkeypatch.setattr(official, "convert", convert)
+    monkeypatch.setattr(official_download, "download", download)
+    monkeypatch.setattr(official_download, "convert", convert)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(official.fetch, ["acmix_swin_t"] * 4))
+        found = list(pool.map(official_download.download_official, ["acmix_swin_t"] * 4))
     assert len(downloads) == 1
-    assert set(found) == {official.official_folder("acmix_swin_t") / "model.safetensors"}
+    assert set(found) == {official.official_folder("acmix_swin_t.official_in1k") / "model.safetensors"}

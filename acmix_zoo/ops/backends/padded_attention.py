@@ -1,9 +1,8 @@
 """`scaled_dot_product_attention` that runs in a fused GPU kernel for any head width.
 
-The fused CUDA kernels load rows of 16 bytes: eight half-precision or four float32 channels. For any other head width
-PyTorch silently falls back to its math kernel, which stores all logits. Appending zero
-channels to q, k and v changes neither q·k nor the original channels of v, so heads are padded to the next width that
-the kernels accept.
+The fused CUDA kernels load rows of 16 bytes: eight half-precision or four float32 channels. For any other head width,
+PyTorch silently falls back to its math kernel, which stores all logits. Appending zero channels to q, k and v changes
+neither q·k nor the original channels of v, so heads are padded to the next width that the kernels accept.
 """
 
 from __future__ import annotations

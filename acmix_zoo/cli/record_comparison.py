@@ -1,0 +1,95 @@
+"""Compare the metrics and weights of a reproduced training with the record of the original one."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from typing import Any
+
+from acmix_zoo.cli.recorded_command import RUN_OPTIONS, Record, Target, split_options
+
+
+def tolerance(accuracy: float, images: int) -> float:
+    """Return three binomial standard errors of an accuracy.
+
+    Two trainings that differ by chance alone (the order of sums, another machine) get different images wrong. A larger
+    difference of their accuracies is not due to such chance. One image more counts as right and one more as wrong
+    (Laplace), so that a perfect accuracy has an error, too.
+
+    Args:
+        accuracy: fraction of images that are classified correctly, between 0 and 1.
+        images: number of images.
+    """
+    p = (accuracy * images + 1) / (images + 2)
+    return 3 * math.sqrt(p * (1 - p) / images)
+
+
+def compare(target: Target, made: Record, points: float | None = None) -> bool:
+    """Print recorded and reproduced metrics side by side.
+
+    Args:
+        target: what was reproduced; its record has the expected metrics.
+        made: the record of the new weights.
+        points: allowed difference in percentage points; by default, that of `tolerance`.
+
+    Returns:
+        Whether all metrics are within the tolerance.
+    """
+    scores = {(m["split"], m["name"]): m["value"] for m in made["metrics"]}
+    rows = [("", "recorded", "reproduced", "difference", "tolerance", "")]
+    is_reproduced = True
+    for metric in target.record.get("metrics", []):
+        split, name, value = metric["split"], metric["name"], metric["value"]
+        size = ((target.record.get("dataset") or {}).get("splits") or {}).get(split) or 1
+        allowed = points / 100 if points is not None else tolerance(value, size) + target.record.get("rounding", 0.0)
+        measured = scores.get((split, name))
+        within = measured is not None and abs(measured - value) <= allowed
+        columns = ("-", "-") if measured is None else (f"{100 * measured:.2f} %", f"{100 * (measured - value):+.2f}")
+        verdict = "within" if within else "outside" if measured is not None else "not measured"
+        rows.append((f"{split} {name}", f"{100 * value:.2f} %", *columns, f"±{100 * allowed:.2f}", verdict))
+        is_reproduced = is_reproduced and within
+    if len(rows) == 1:
+        text = ", ".join(f"{split} {name} {100 * value:.2f} %" for (split, name), value in scores.items())
+        print(f"{target.name}: {text}; there is no record to compare with")
+        return True
+    for row in rows:
+        widths = (14, 10, 12, 12, 11, 0)
+        print("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"{target.name}: {'reproduced' if is_reproduced else 'not reproduced'}{_bitwise(target.record, made)}")
+    return is_reproduced
+
+
+def _bitwise(record: Record, made: Record) -> str:
+    """Return whether the weights are bitwise equal, and if not, what else differs, as the end of a sentence."""
+    if "sha256" not in record:
+        return ""
+    if record["sha256"] == made["sha256"]:
+        return f", bitwise equal: sha256 {made['sha256'][:12]}…"
+    old, new = _circumstances(record), _circumstances(made)
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    pairs = [["none" if side.get(key) is None else side[key] for side in (old, new)] for key in keys]
+    differs = "; ".join(f"{key} ({a} in the record, {b} here)" for key, (a, b) in zip(keys, pairs, strict=True))
+    return f", not bitwise equal. What differs: {differs or 'nothing that is recorded'}"
+
+
+def resume_changes(record: Record) -> str | None:
+    """Return what was changed when a run was resumed, or None if nothing was."""
+    changes = [
+        f"{name} from {old} to {new} after step {change['step']}"
+        for change in record.get("changes") or ()
+        for name, (old, new) in change["options"].items()
+    ]
+    return ", ".join(changes) or None
+
+
+def _circumstances(record: Record) -> dict[str, Any]:
+    """Return everything in a record that may affect the weights: environment, code, data and options."""
+    other = (*RUN_OPTIONS, "--config", "--seed_everything")
+    options = split_options(shlex.split(record.get("command") or "")[2:])
+    return {
+        **record.get("environment", {}),
+        **{key: record.get(key) for key in ("version", "git_revision", "seed")},
+        "data": (record.get("dataset") or {}).get("fingerprint"),
+        "changes at a resume": resume_changes(record),
+        **{name: " ".join(values) for name, *values in options if name not in other},
+    }

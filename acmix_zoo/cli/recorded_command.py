@@ -1,0 +1,167 @@
+"""Find out how weights were trained: the arguments of `fit` behind a weight folder, a run folder or a recipe."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from acmix_zoo.models.published import published
+from acmix_zoo.tasks.hyperparameters import RENAMED
+from acmix_zoo.weights import locate, read_config
+from acmix_zoo.weights.fetch import weight_folder
+from acmix_zoo.weights.shipped import checkpoints_root, find_recipe, recipes_root, suggest_recipes
+
+Record = Mapping[str, Any]
+
+# Options of a recorded command that belong to that run: where it was written and what it resumed from.
+RUN_OPTIONS = ("--run.folder", "--run.push_to", "--ckpt_path")
+
+# Options whose names have changed since they were recorded.
+_RENAMED = {f"--model.{old}": f"--model.{new}" for old, new in RENAMED.items()}
+
+
+class Target(NamedTuple):
+    """A training to reproduce."""
+
+    name: str
+    arguments: list[str]  # of `fit`
+    record: Record  # to compare the metrics with; {} if there is none
+
+
+def find_target(name: str) -> Target:
+    """Find the training behind weights or a recipe.
+
+    Args:
+        name: weights (as `locate` accepts them), or a recipe.
+
+    Raises:
+        FileNotFoundError: there are no weights and no recipe of that name, or the recipe that the record names is not
+            available.
+        ValueError: the record does not say how the weights were trained.
+    """
+    recipe = find_recipe(name)
+    if recipe and ("/" in name or name.endswith(".yaml")):  # not: org/name
+        return _target_of_recipe(recipe)
+    try:
+        folder = weight_folder(name)
+        record = read_config(folder).get("acmix_zoo", {})
+    except FileNotFoundError:
+        if recipe:
+            return _target_of_recipe(recipe)
+        raise FileNotFoundError(
+            f"{name!r} is not the name of weights, a weight folder, a run folder or a recipe. For weights, see "
+            f"`acmix-zoo list --pretrained`; for recipes, {suggest_recipes(name)}"
+        ) from None
+    if record.get("command") or record.get("recipe"):
+        run = locate(folder).run  # if the folder is still inside its run folder
+        own = run / "config.yaml" if run and (run / "config.yaml").is_file() else None
+        return Target(record["name"], recorded_arguments(record, own), record)
+    if recipe:
+        return _target_of_recipe(recipe)
+    raise ValueError(
+        f"the record of {name} has neither a command nor a recipe (origin: {record.get('origin', 'unknown')}), so it "
+        "does not say how to train the weights. Pass the name of a recipe instead"
+    )
+
+
+def _target_of_recipe(recipe: Path) -> Target:
+    """Return the training of a recipe, with the record of the shipped weights that it produced, or the published
+    accuracy."""
+    arguments = ["--config", str(recipe)]
+    place = f"recipes/{recipe.parent.name}/{recipe.name}"
+    root = checkpoints_root()
+    for config in sorted(root.glob("*/config.json")) if root else []:
+        record = read_config(config.parent)["acmix_zoo"]
+        if record.get("recipe") == place:
+            return Target(record["name"], recorded_arguments(record), record)
+    top1 = published(recipe.stem).top1  # empty for recipes that are not named after a network
+    if recipe.parent.name != "imagenet1k" or not top1:
+        return Target(recipe.stem, arguments, {})
+    score = {"split": "val", "name": "top1", "value": float(top1) / 100}
+    record = {"metrics": [score], "rounding": 5e-4, "dataset": {"splits": {"val": 50_000}}}
+    return Target(recipe.stem, arguments, record)
+
+
+def recorded_arguments(record: Record, config: Path | None = None) -> list[str]:
+    """Return the arguments of `fit` from a record's command, with the seed and the present paths of the recipes.
+
+    For files outside the run's working directory, a record contains only the last part of the path, which another file
+    may share. The run's own `config`, which stays on the machine, has the full paths. It is used instead of a recipe
+    that is not shipped.
+
+    Raises:
+        FileNotFoundError: a recipe of the command does not exist.
+    """
+    words = shlex.split(record.get("command") or "")
+    own = words[2:] if words[:2] == ["acmix-zoo", "fit"] else ["--config", str(record["recipe"])]
+    settings = read_settings(config) if config else {}
+    arguments: list[str] = []
+    for recorded_name, *values in split_options(own):
+        name = _RENAMED.get(recorded_name, recorded_name)
+        if name in RUN_OPTIONS:
+            continue
+        if name == "--config":
+            recipe = _recorded_recipe(values[0], config)
+            if recipe is None:
+                raise FileNotFoundError(
+                    f"the record of {record['name']} names {values[0]}, which does not exist and is not a shipped "
+                    "recipe. Run this command in the folder that contains the file, or pass the run folder"
+                )
+            values = [str(recipe)]
+            if recipe == config and _setting(settings, "--run.push_to"):
+                values += ["--run.push_to", "null"]  # belongs to the recorded run, like RUN_OPTIONS
+        elif values and _is_path(place := _setting(settings, name)) and Path(place).name == Path(values[0]).name:
+            values = [place]
+        arguments += [name, *values]
+    return arguments + (["--seed_everything", str(record["seed"])] if record.get("seed") is not None else [])
+
+
+def _recorded_recipe(name: str, config: Path | None) -> Path | None:
+    """Return the file of a recipe that a recorded command names, or None.
+
+    Args:
+        name: the recipe as recorded.
+        config: the run's own config.yaml, if it exists.
+    """
+    root = recipes_root()
+    if root and name.startswith("recipes/") and (root.parent / name).is_file():
+        return find_recipe(name)
+    if config:
+        return config
+    return Path(name) if Path(name).is_file() else None
+
+
+def _is_path(value: str) -> bool:
+    return os.path.isabs(value.removeprefix("file://"))
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Return the contents of a recipe as a dict."""
+    import yaml  # type: ignore[import-untyped]
+
+    loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _setting(settings: Mapping[str, Any], option: str) -> str:
+    """Return a recipe's value for `--some.option` as text, or "" if it has none."""
+    found: Any = settings
+    for key in option.removeprefix("--").split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def split_options(words: Sequence[str]) -> list[list[str]]:
+    """Group the words of a command by option: ["--a=1", "--b", "2"] becomes [["--a", "1"], ["--b", "2"]]."""
+    groups: list[list[str]] = []
+    for word in words:
+        if word.startswith("--"):
+            groups.append(word.split("=", 1))
+        elif word == "-c":
+            groups.append(["--config"])
+        elif groups:
+            groups[-1].append(word)
+    return groups

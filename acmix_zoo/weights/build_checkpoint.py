@@ -1,0 +1,96 @@
+"""Build models from checkpoint files, with another classifier or other input channels if requested, as in timm.
+
+A checkpoint of `acmix-zoo fit` names its network. For any other file, the caller has to name it.
+"""
+
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from timm.models import adapt_input_conv
+from torch import nn
+
+from acmix_zoo.weights.match import copy_weights
+from acmix_zoo.weights.read import Source, State
+from acmix_zoo.weights.resolve import DescribedCheckpoint, read_described
+from acmix_zoo.weights.translate import translated
+
+
+def build_checkpoint(path: Path, architecture: str = "", **kwargs: Any) -> nn.Module:
+    """Build the network of a checkpoint file, with its weights.
+
+    Args:
+        path: the file.
+        architecture: the name of the network. It may only be missing for a checkpoint of `acmix-zoo fit`, which also
+            describes the arguments of the network.
+        kwargs: arguments of `timm.create_model`. They take precedence over those in the checkpoint.
+
+    Raises:
+        ValueError: the weights belong to another network, the file does not name its network and `architecture` is not
+            given, or the file is unreadable or unsafe.
+    """
+    described = read_described(path)
+    if described is not None and architecture in ("", described.network.architecture):
+        return _build_described(described, path, **kwargs)
+    if described is not None:
+        raise ValueError(f"{path} holds weights of {described.network.architecture}, not of {architecture}")
+    if not architecture:
+        raise ValueError(
+            f"{path} does not say which network its weights belong to. Expected a weight folder, a run folder or a "
+            f'checkpoint of `acmix-zoo fit`. For this file, name the network: create_model(NAME, pretrained="{path}")'
+        )
+    return _build_with(architecture, path, path, **kwargs)
+
+
+def _build_described(checkpoint: DescribedCheckpoint, path: Path, **kwargs: Any) -> nn.Module:
+    network = checkpoint.network
+    arguments = {**network.arguments, **kwargs}
+    return _build_with(
+        network.architecture, checkpoint.content, path, pretrained_cfg=network.pretrained_cfg, **arguments
+    )
+
+
+def _build_with(architecture: str, source: Source, path: Path, **kwargs: Any) -> nn.Module:
+    """Build `architecture` with the weights `source`, which come from the file `path`.
+
+    As in timm, the classifier keeps its initial values if its number of classes differs from the stored one, and the
+    first convolution is adapted to `in_chans`.
+    """
+    if kwargs.get("features_only"):
+        raise ValueError(
+            f"features_only does not work with {path}. Expected a weight folder. Convert the file with "
+            "`acmix-zoo convert`"
+        )
+    model = timm.create_model(architecture, **kwargs)
+    state, own = translated(source, model), model.state_dict()
+    cfg = cast(dict[str, Any], model.pretrained_cfg)
+    for name in _layer_names(cfg.get("first_conv")):
+        key = f"{name}.weight"
+        if key in own and key in state and own[key].ndim == state[key].ndim == 4:
+            state[key] = _with_channels(state[key], own[key].shape[1])
+    reinitialised: set[str] = set()
+    for name in _layer_names(cfg.get("classifier")):
+        if _count_classes(state, name) != _count_classes(own, name):
+            reinitialised |= {key for key in (*own, *state) if key.startswith(f"{name}.")}
+    copy_weights(model, state, str(path), reinitialised=reinitialised)
+    return model
+
+
+def _with_channels(weight: Any, channels: int) -> Any:
+    """Adapt the weight of a first convolution from (O, stored, K, K) to (O, channels, K, K)."""
+    stored = weight.shape[1]
+    if stored == channels:
+        return weight
+    if stored == 3:
+        return adapt_input_conv(channels, weight)
+    return adapt_input_conv(channels, weight, base_chans=stored)  # only newer releases of timm have this argument
+
+
+def _layer_names(value: Any) -> tuple[str, ...]:
+    """Return one of timm's layer fields, which may be None, a name or several names, as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _count_classes(state: State, classifier: str) -> int:
+    weight = state.get(f"{classifier}.weight")
+    return 0 if weight is None else len(weight)

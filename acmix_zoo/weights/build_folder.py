@@ -1,0 +1,73 @@
+"""Build the model of a weight folder, which may come from anybody, with its weights.
+
+What config.json describes is compared with the header of model.safetensors before memory is allocated, so that neither
+can ask for more memory than the other accounts for. The file's sha256 is checked before its weights are used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from acmix_zoo.checksum import check_sha256
+from acmix_zoo.weights.description import describe_config, read_config
+from acmix_zoo.weights.load import load_weights
+from acmix_zoo.weights.match import mismatch_report
+
+
+def build_folder(folder: str | Path, **kwargs: Any) -> nn.Module:
+    """Build the model of a weight folder, with its weights.
+
+    Args:
+        folder: the weight folder.
+        kwargs: arguments of `timm.create_model`, such as num_classes or in_chans.
+
+    Raises:
+        ValueError: config.json names an unknown model or something that is not allowed, or the weights are not those
+            that it describes. FileNotFoundError: this is not a weight folder.
+    """
+    folder = Path(folder)
+    network = describe_config(read_config(folder), folder)
+    cfg = dataclasses.replace(network.pretrained_cfg, source="local-dir", file=str(folder))
+    stored = _read_header(folder / "model.safetensors")
+    _check_depth(network.arguments, len(stored), folder)
+    check_sha256(folder)
+    with torch.device("meta"):
+        shell = timm.create_model(network.architecture, pretrained_cfg=cfg, **network.arguments)
+    report = mismatch_report(shell.state_dict(), stored, str(folder), type(shell).__name__)
+    if report:
+        raise ValueError(f"{report}; nothing was loaded")
+    if kwargs:  # timm adapts the classifier and the first convolution
+        return timm.create_model(
+            network.architecture, pretrained=True, pretrained_cfg=cfg, **{**network.arguments, **kwargs}
+        )
+    return load_weights(timm.create_model(network.architecture, pretrained_cfg=cfg, **network.arguments), folder)
+
+
+def _read_header(weights: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name, with their shapes but without memory.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: it is damaged.
+    """
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights.parent} is not a weight folder, because it has no {weights.name}")
+    try:
+        with safe_open(weights, "pt") as file:
+            return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged or not safetensors ({error}). Download or write it again") from error
+
+
+def _check_depth(arguments: dict[str, Any], tensors: int, folder: Path) -> None:
+    """Refuse networks with more blocks than stored tensors, which would take long to build even without memory."""
+    for name in arguments.keys() & {"layers", "depths", "depth"}:
+        blocks = arguments[name] if isinstance(arguments[name], list) else [arguments[name]]
+        if not all(isinstance(n, int) for n in blocks) or sum(blocks) > tensors:
+            raise ValueError(f"{folder}: {name}={str(blocks)[:60]} are more blocks than its file has tensors")

@@ -1,0 +1,126 @@
+"""Read what a weight folder says about its network in config.json, and refuse whatever could do harm.
+
+The file may come from anybody. It can name a known architecture and plain values for its arguments, and nothing else:
+no file, address or class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import PretrainedCfg, build_model_with_cfg
+
+_LARGEST_CONFIG = 16 * 2**20  # bytes; 22,000 label names take one megabyte
+_LARGEST_NUMBER = 2**16  # in model_args
+# Where timm would look for weights. Those of a weight folder are next to its config.json.
+_WEIGHT_SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "architecture"}
+# Arguments of timm's builder, which do not describe the network.
+_BUILDER_ARGUMENTS = {
+    *inspect.signature(timm.create_model).parameters,
+    *inspect.signature(build_model_with_cfg).parameters,
+    *("features_only", "out_indices", "feature_cls", "pruned"),
+}
+
+
+@dataclass(frozen=True)
+class NetworkDescription:
+    """What weights say about the network that they belong to. Everything in it has been checked.
+
+    Attributes:
+        architecture: the network's name.
+        arguments: the arguments of its constructor that differ from the defaults.
+        pretrained_cfg: timm's description of the weights: input size, mean and std, class names.
+    """
+
+    architecture: str
+    arguments: dict[str, Any]
+    pretrained_cfg: PretrainedCfg
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Return the content of config.json in a weight folder.
+
+    Raises:
+        FileNotFoundError: `folder` is not a weight folder.
+        ValueError: config.json is damaged, or does not have timm's layout.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a weight folder, because it has no config.json")
+    if path.stat().st_size > _LARGEST_CONFIG:
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes. The config.json of a weight folder has some thousand"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Download or write the weight folder again") from error
+    types = {"architecture": str, "pretrained_cfg": dict}
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in types.items()):
+        raise ValueError(
+            f"{path} is not the config.json of a weight folder. Expected the keys architecture and pretrained_cfg"
+        )
+    for key in ("acmix_zoo", "model_args"):
+        if not isinstance(config.get(key, {}), dict):
+            raise ValueError(f"{path}: expected a mapping under the key {key}, found {type(config[key]).__name__}")
+    for key in ("label_names", "label_descriptions"):  # at the top level of config.json, but part of timm's cfg
+        if key in config:
+            config["pretrained_cfg"][key] = config[key]
+    return config
+
+
+def has_config(folder: Path) -> bool:
+    """Return whether a folder has the config.json of a weight folder, and not that of another library or none."""
+    try:
+        read_config(folder)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def describe_config(config: Mapping[str, Any], where: Path) -> NetworkDescription:
+    """Return the network that a config describes, once it has been checked.
+
+    Args:
+        config: the content of a config.json, or the same for a checkpoint.
+        where: the folder or file that it comes from, for error messages.
+
+    Raises:
+        ValueError: the architecture is unknown, or a value is not plain.
+    """
+    architecture = config["architecture"]
+    if not timm.is_model(architecture) or "." in architecture:
+        raise ValueError(f"{where} holds weights of {architecture!r}, which is not a known model")
+    arguments = config.get("model_args", {})
+    if refused := sorted(arguments.keys() & _BUILDER_ARGUMENTS):
+        raise ValueError(
+            f"{where}: model_args may not set {', '.join(refused)}. Expected only arguments of the network"
+        )
+    for name, value in arguments.items():
+        if not _is_plain(value):
+            raise ValueError(
+                f"{where}: {name}={str(value)[:60]} is not a plain value of a network. Expected short strings, truth "
+                f"values, numbers up to {_LARGEST_NUMBER}, or short lists of them"
+            )
+    known = {field.name for field in dataclasses.fields(PretrainedCfg)}
+    given = {key: value for key, value in config["pretrained_cfg"].items() if key not in _WEIGHT_SOURCES}
+    if unknown := sorted(given.keys() - known):
+        raise ValueError(f"{where}: timm's pretrained_cfg has no {', '.join(unknown)[:200]}")
+    given["num_classes"] = config.get("num_classes", given.get("num_classes", 1000))
+    return NetworkDescription(architecture, arguments, PretrainedCfg(**given))
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is plain and small enough to be an argument of a network."""
+    if isinstance(value, list):
+        return len(value) <= 32 and all(_is_plain(v) and not isinstance(v, list) for v in value)
+    if isinstance(value, str):
+        return len(value) <= 64
+    return value is None or (isinstance(value, bool | int | float) and abs(value) <= _LARGEST_NUMBER)

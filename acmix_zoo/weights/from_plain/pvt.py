@@ -1,0 +1,55 @@
+"""Turn a plain PVT (version 1) into an ACmix-PVT that gives exactly the same logits. How it trains: see `swin.py`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from acmix_zoo.models.acmix_pvt import DEPTHS, EMBED_DIMS
+from acmix_zoo.weights.from_plain.shared import (
+    count_keys,
+    create_with_state,
+    first_keys,
+    outer_arguments,
+    plain_state,
+)
+from acmix_zoo.weights.read import Source
+
+_NAMES = {depths: f"acmix_pvt_{size[0]}" for size, depths in DEPTHS.items()}
+
+
+def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
+    """Return an ACmix-PVT that gives the logits of a plain PVT (version 1), ready to be fine-tuned.
+
+    Args:
+        source: a PVT of this package. Or the weights of any published one (tiny to large) under the names of PVT's
+            released code: a state dict, a weight folder, a safetensors file or a torch file.
+        kwargs: arguments of the network to change: img_size (positions are interpolated), num_classes, ….
+
+    Returns:
+        A `PVT` in training mode, on the CPU.
+
+    Raises:
+        ValueError: the source is not a PVT of the published widths, or it was made for images that are not square and
+            no img_size was given.
+    """
+    state = plain_state(source)
+    widths = tuple(state[f"pos_embed{i}"].shape[2] for i in range(1, 5) if f"pos_embed{i}" in state)
+    if widths != EMBED_DIMS:  # the weights do not tell the number of heads, but it goes with these widths
+        found = f"stages of {widths}" if widths else f"keys like {first_keys(state)}"
+        raise ValueError(
+            f"from_pvt: expected a PVT (version 1) with stages of 64, 128, 320 and 512 channels; found {found}"
+        )
+    depths = tuple(count_keys(state, rf"block{i}\.(\d+)\.norm1\.weight$") for i in range(1, 5))
+    arguments: dict[str, Any] = outer_arguments(state, "patch_embed1.proj.weight", "head.weight")
+    arguments |= {} if depths in _NAMES else {"depths": depths}
+    positions = state["pos_embed1"].shape[1]
+    side = math.isqrt(positions)
+    if side**2 != positions and "img_size" not in kwargs:
+        raise ValueError(
+            f"from_pvt: {positions} positions are not those of a square image; pass img_size=(height, width)"
+        )
+    arguments |= {} if side == 56 else {"img_size": side * 4}
+    return create_with_state(_NAMES.get(depths, "acmix_pvt_s"), state, arguments, kwargs)

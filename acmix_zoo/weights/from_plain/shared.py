@@ -1,0 +1,74 @@
+"""Read the weights of a plain network, and build the ACmix network with them: what all conversions share."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+import timm
+from torch import nn
+
+from acmix_zoo.weights.read import Source, State, read_state_dict
+from acmix_zoo.weights.translate import unwrapped, without_block_wrappers
+
+# The first layers of the known networks, by which the prefix of all keys is recognised.
+_FIRST_LAYER = re.compile(r"(.*\.)?(patch_embed1?\.proj|features\.0\.0|conv1|conv_in)\.weight$")
+# Defaults of the ACmix networks. Arguments that equal them are left out.
+_DEFAULTS: dict[str, Any] = {"patch_size": 4, "window_size": 7, "mlp_ratio": 4.0, "in_chans": 3, "num_classes": 1000}
+
+
+def plain_state(source: nn.Module | Source) -> State:
+    """Return the weights of a network or of stored weights, without the key prefixes that wrappers add."""
+    state = dict(unwrapped(source).state_dict()) if isinstance(source, nn.Module) else read_state_dict(source)
+    state = without_block_wrappers(state)
+    for key in state:
+        if match := _FIRST_LAYER.match(key):
+            prefix = match[1] or ""
+            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return state
+
+
+def create_with_state(name: str, state: State, arguments: dict[str, Any], overrides: dict[str, Any]) -> nn.Module:
+    """Build a registered network with weights that have its keys, through timm's own loading of pretrained weights.
+
+    timm then handles another number of classes or input channels as for every pretrained network.
+
+    Args:
+        name: the registered network.
+        state: the weights.
+        arguments: the arguments of the network that the weights fit.
+        overrides: arguments of the caller, which take precedence.
+    """
+    arguments = {
+        key: value for key, value in arguments.items() if value not in (_DEFAULTS.get(key), as_pair(_DEFAULTS.get(key)))
+    }
+    final = {**arguments, **overrides}
+    weights = {
+        "state_dict": state, "url": None, "hf_hub_id": None, "file": None, "tag": None,
+        "num_classes": arguments.get("num_classes", 1000),
+        "input_size": (arguments.get("in_chans", 3), *as_pair(final.get("img_size", 224))),
+    }  # fmt: skip
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=weights, **final)
+    cast(dict[str, Any], model.pretrained_cfg).pop("state_dict", None)  # otherwise memory would hold the weights twice
+    return model
+
+
+def count_keys(state: State, pattern: str) -> int:
+    """Return the number of keys that match a regular expression from their start."""
+    return sum(bool(re.match(pattern, key)) for key in state)
+
+
+def first_keys(state: State) -> str:
+    """Return the first keys, to show in an error what was found."""
+    return ", ".join(list(state)[:3])
+
+
+def outer_arguments(state: State, stem: str, classifier: str) -> dict[str, int]:
+    """Return in_chans and num_classes, given the keys of the first convolution's and the classifier's weight."""
+    classes = len(state[classifier]) if classifier in state else 0
+    return {"in_chans": state[stem].shape[1], "num_classes": classes}
+
+
+def as_pair(value: Any) -> Any:
+    """Return an int as a pair, and anything else unchanged."""
+    return (value, value) if isinstance(value, int) else value

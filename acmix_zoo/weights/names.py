@@ -1,0 +1,34 @@
+"""The names of networks and of the weights that exist for them, as timm's registry knows them."""
+
+import difflib
+
+import timm
+
+
+def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
+    """Return the names of this project's models, sorted.
+
+    Args:
+        filter: a wildcard such as `"*swin*"`.
+        pretrained: list the weights that exist, as `architecture.tag`, instead of the networks.
+    """
+    names: list[str] = timm.list_models(filter, pretrained=pretrained)
+    return [name for name in names if timm.models.model_entrypoint(name).__module__.startswith("acmix_zoo.")]
+
+
+def list_tags(architecture: str) -> list[str]:
+    """Return the tags of a network's weights, such as `fashion_mnist`. Networks of timm have tags, too."""
+    return [name.partition(".")[2] for name in timm.list_models(f"{architecture}.*", pretrained=True)]
+
+
+def is_network_name(name: str) -> bool:
+    """Return whether a name is that of a network, or of one of its registered configurations (`architecture.tag`)."""
+    architecture, dot, _ = name.partition(".")
+    return timm.is_model(architecture) and (not dot or name in timm.models.get_arch_pretrained_cfgs(architecture))
+
+
+def closest_models(name: str) -> list[str]:
+    """Return up to three names of networks or weights that are similar to `name`, this project's first."""
+    own = [*list_models(), *list_models(pretrained=True)]
+    near = difflib.get_close_matches(name, own, n=3) or difflib.get_close_matches(name.partition(".")[0], own, n=3)
+    return near or difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)

@@ -1,0 +1,81 @@
+"""Put a new weight folder in place of an old one in a single step, and only once the new one verifies."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from acmix_zoo.weights.verify import check_folder
+
+_FOR_TORCH = "For a file: torch.save(acmix_zoo.create_model(WEIGHTS).state_dict(), FILE)"
+# File extensions that users may try, and how to create such a file from a weight folder or run folder.
+_FILE_HINTS = {
+    ".onnx": "For ONNX: torch.onnx.export(acmix_zoo.create_model(WEIGHTS).eval(), (torch.zeros(1, 3, H, W),), FILE)",
+    ".pt2": "For torch.export: torch.export.save(torch.export.export(MODEL, (torch.zeros(1, 3, H, W),)), FILE)",
+    ".safetensors": "The safetensors file will be model.safetensors in that folder",
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _FOR_TORCH),
+}
+
+
+def check_target(folder: str | Path) -> Path:
+    """Return the absolute path for a new weight folder, which must not exist yet, be empty or be a weight folder.
+
+    Raises:
+        ValueError: the path names a model file, such as model.onnx. FileExistsError: something else is at the path.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.suffix in _FILE_HINTS:
+        raise ValueError(
+            f"{folder.name} is the name of a {folder.suffix} file, but weights are written as a folder. Expected a "
+            f"folder name, such as {folder.stem}. {_FILE_HINTS[folder.suffix]}"
+        )
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_empty and not (folder / "config.json").is_file():
+        raise FileExistsError(f"{folder} exists and is not a weight folder. Choose another place")
+    return folder
+
+
+@contextmanager
+def temporary_sibling(folder: Path) -> Iterator[Path]:
+    """Create an empty folder next to `folder`, on the same disk, and remove it in the end unless it was moved."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        new.chmod(0o755)  # mkdtemp makes it accessible to the user alone
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def replace_folder(folder: Path, new: Path) -> None:
+    """Verify the weight folder `new` and move it to `folder`. If it does not verify, `folder` is unchanged.
+
+    Several processes may do this at the same time. The last one wins, and the folder is always complete. No lock
+    (filelock) is used, because its file would remain next to the folder, and some network file systems have no locks.
+
+    Raises:
+        ValueError: `new` does not verify.
+    """
+    problems = check_folder(new)
+    if problems:
+        raise ValueError(f"{folder} would not verify: {'; '.join(problems)}")
+    with temporary_sibling(folder) as old:
+        for attempt in range(100):
+            backup = old / str(attempt)
+            try:
+                with suppress(FileNotFoundError):
+                    folder.rename(backup)
+                new.rename(folder)
+                return
+            except BaseException as error:
+                if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                    continue  # another process has put its folder there in the meantime
+                with suppress(OSError):  # there was no folder before, or another process has put its folder there
+                    backup.rename(folder)
+                raise
+    raise FileExistsError(f"{folder} is constantly replaced by other processes. Write to a different folder")

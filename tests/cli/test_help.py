@@ -1,0 +1,67 @@
+"""The command table, the help texts, and what is imported for them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from acmix_zoo import __version__
+from acmix_zoo.cli.commands import COMMANDS
+from acmix_zoo.cli.main import main
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_function(name: str) -> None:
+    module, _, function = COMMANDS[name].function.partition(":")
+    assert callable(getattr(importlib.import_module(f"acmix_zoo.cli.{module}"), function))
+
+
+def test_overview_lists_every_command_within_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines if line.startswith("  ")} == set(COMMANDS)
+    assert len(lines) // 2 <= 32 and max(map(len, lines)) <= 120
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["clasify"]) == 2
+    assert "unknown command 'clasify'. Did you mean classify?" in capsys.readouterr().err
+    assert main(["xyz"]) == 2
+    assert "The commands are fit, validate, test, predict" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], [], ["clasify"]])
+def test_the_overview_does_not_import_torch(words: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "acmix_zoo.cli", *words]
+    imported = subprocess.run(command, capture_output=True, text=True).stderr
+    assert "acmix_zoo.cli.commands" in imported and "torch" not in imported
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_short_help_names_options_that_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) <= 24 and f"acmix-zoo {command} --help-all" in short
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help-all"])
+    assert stop.value.code == 0
+    options = set(re.findall(r"--[\w.]+", capsys.readouterr().out))
+    assert set(re.findall(r"--[\w.]+", short)) - {"--help"} <= options
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"fit", "validate", "test", "predict"}))
+def test_help_of_other_commands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: acmix-zoo {command}") and len(text.splitlines()) <= 60

@@ -1,0 +1,47 @@
+"""The small networks of the package, and shallow variants of them for tests that compile or export."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from acmix_zoo import create_model
+
+SMALL = ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"]
+
+# Two stages with one block each, which is one of every kind of module. Swin needs two blocks for a shifted window.
+SHALLOW: dict[str, dict[str, Any]] = {
+    "acmix_resnet_pico": {"layers": (1, 1), "planes": (16, 32)},
+    "acmix_swin_pico": {"depths": (2, 1)},
+    "acmix_san_pico": {"layers": (1, 1), "widths": (64, 128), "kernels": (3, 5)},
+    "acmix_pvt_pico": {"depths": (1, 1)},
+}
+
+# For tests that compile or export: quick with the shallow variants, slow with the whole networks.
+SHALLOW_AND_FULL = pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *(pytest.param(name, arguments, id=f"{name}-shallow") for name, arguments in SHALLOW.items()),
+        *(pytest.param(name, {}, id=f"{name}-full", marks=pytest.mark.slow) for name in SHALLOW),
+    ],
+)
+
+
+def perturbed(name: str, **arguments: object) -> nn.Module:
+    """Return a network in eval mode in which all blocks and both paths matter, with 10 classes.
+
+    At initialisation, norms that are zero and convolution paths that are shifts would hide errors.
+    """
+    torch.manual_seed(0)
+    model: nn.Module = create_model(name, **arguments)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.2)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    for key, parameter in model.named_parameters():
+        if key.endswith(("alpha", "beta", "weight", "table")) and "bn" not in key:
+            parameter.data += 0.3 * parameter.std(correction=0) * torch.randn_like(parameter)
+    return model.eval()
