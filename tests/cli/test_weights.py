@@ -129,7 +129,7 @@ class TestPushWhenTheRunEnds:
 
     def test_published(self, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.fit(tmp_path, "--run.push_to=org/photos") == 0
-        assert f"published: {hub.url}/org/photos/commit/" in capsys.readouterr().out
+        assert f"Published the weights: {hub.url}/org/photos/commit/" in capsys.readouterr().out
         repo = hub.repos["org/photos"]
         weights = (tmp_path / "run" / "weights" / "model.safetensors").read_bytes()
         assert repo.commits[repo.refs["main"]]["model.safetensors"] == weights

@@ -271,6 +271,24 @@ def test_an_older_checkpoint_is_compared_by_its_hyperparameters(
     assert "was started with model.lr 0.001; this command says model.lr 0.1" in capsys.readouterr().err
 
 
+def test_a_checkpoint_with_a_former_name_of_an_option_is_resumed(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`base_batch_size` was once called `lr_batch`."""
+    last = place / "cut/checkpoints/last.ckpt"
+    content = torch.load(last, weights_only=True)
+    for options, prefix in (
+        (content["callbacks"]["RunFolder"]["options"], "model."),
+        (content["hyper_parameters"], ""),
+    ):
+        del options[f"{prefix}base_batch_size"]
+        options[f"{prefix}lr_batch"] = 16
+    torch.save(content, last)
+    assert main(command(place, "cut")) == 1
+    assert "was started with model.base_batch_size 16; this command says" in capsys.readouterr().err
+    assert main(command(place, "cut", model__base_batch_size=16)) == 0
+
+
 # ---- a checkpoint is complete
 
 
