@@ -210,8 +210,11 @@ class TestCommands:
         )
 
     @kinds(MISSING)
-    @pytest.mark.parametrize("command", [weight_folder, find_target, lambda name: info([name]), lambda name: read_job(name).training(1)],
-                             ids=["verify and push", "reproduce", "info", "plan"])  # fmt: skip
+    @pytest.mark.parametrize(
+        "command",
+        [weight_folder, find_target, lambda name: info([name]), lambda name: read_job(name).training(1)],
+        ids=["verify and push", "reproduce", "info", "plan"],
+    )
     def test_nothing_of_this_name(self, command: Callable[[str], Any], name: str) -> None:
         with pytest.raises((ValueError, FileNotFoundError), match=r"acmix_resnet_pic|nowhere"):
             command(name)
