@@ -42,6 +42,7 @@ class TestCreate:
             ("acmix_resnet50", True, "no weights for acmix_resnet50. Expected one of acmix_"),
             ("acmix_swin_t.of_nobody", False, "no tag 'of_nobody'"),
             ("acmix_swin_t", "of_nobody", "no tag 'of_nobody'"),
+            ("acmix_swin_pico", "acmix_resnet_pico.fashion_mnist", "are weights of acmix_resnet_pico, not of acmix_s"),
         ],
     )
     def test_unknown(self, name: str, pretrained: bool | str, message: str) -> None:

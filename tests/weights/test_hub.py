@@ -59,6 +59,7 @@ def test_round_trip(hub: Hub, folder: Path, tmp_path: Path) -> None:
     assert torch.equal(from_pretrained(folder).eval()(images), expected)
 
 
+@pytest.mark.usefixtures("transport_only")
 def test_a_revision_is_pinned(hub: Hub, folder: Path, tmp_path: Path) -> None:
     first = push(folder, "org/pico").rpartition("/")[2]
     config = read_config(folder)
