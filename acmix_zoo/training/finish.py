@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import acmix_zoo
-from acmix_zoo.data.images import BadImage
-from acmix_zoo.data.option_checks import UnusableImages
+from acmix_zoo.data.images import UnreadableImage
+from acmix_zoo.data.splits import UnusableImages
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.tasks.sharded import is_sharded, load_whole, read_checkpoint
 from acmix_zoo.training.export_weights import (
@@ -125,9 +125,9 @@ def _write(
 def _test(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolder) -> dict[str, dict[str, float]]:
     try:
         (results,) = trainer.test(task, data, verbose=False)
-    except (UnusableImages, BadImage) as error:
-        if trainer.world_size > 1 and isinstance(error, BadImage):  # one process's, while others wait for it
-            raise BadImage(f"{error}, or with --run.test false; {run.best} holds the weights") from error
+    except (UnusableImages, UnreadableImage) as error:
+        if trainer.world_size > 1 and isinstance(error, UnreadableImage):  # one process's, while others wait for it
+            raise UnreadableImage(f"{error}, or with --run.test false; {run.best} holds the weights") from error
         if trainer.is_global_zero:
             print(
                 f"NOT TESTED: {error}\nThe weights are written without a test. To test them once that is mended: "

@@ -300,7 +300,7 @@ def test_a_checkpoint_does_not_need_the_pretrained_weights(
     assert task.hparams["pretrained"] == str(start)
     shutil.move(place / "images", place / "photos")
     capsys.readouterr()
-    assert main(["predict", config, f"--data.predict_source={place / 'photos/class1'}"]) == 0
+    assert main(["predict", config, f"--data.predict={place / 'photos/class1'}"]) == 0
     assert "12 images" in capsys.readouterr().out
 
 
@@ -412,7 +412,7 @@ def test_a_start_whose_arguments_were_ignored_is_rebuilt_as_it_was(
 def test_a_checkpoint_of_another_network_is_not_evaluated(made: Path, small_window_run: Path, call: str) -> None:
     """Its weights fit, because kernel_att changes no shape, but the scores would be wrong."""
     evaluate = getattr(make_trainer(enable_checkpointing=False), call)
-    data = make_data(made / "images", predict_source=str(made / "images/class1"))
+    data = make_data(made / "images", predict=str(made / "images/class1"))
     with pytest.raises(ValueError, match=r'built with \{"kernel_att": 3\}, .* no model_kwargs.* \(model_kwargs='):
         evaluate(ClassificationTask(PICO, num_classes=3), data, ckpt_path=small_window_run, weights_only=True)
     # what only affects training may differ

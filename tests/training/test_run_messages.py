@@ -179,7 +179,7 @@ def test_a_run_is_evaluated_from_elsewhere(
 def test_a_run_folder_can_be_moved(done: Path, image_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(done, tmp_path / "moved")
     assert main(["validate", f"--config={tmp_path / 'moved/config.yaml'}", f"--data.source={image_folder}"]) == 0
-    source = f"--data.predict_source={image_folder / 'test/class1'}"
+    source = f"--data.predict={image_folder / 'test/class1'}"
     assert main(["predict", f"--config={tmp_path / 'moved/config.yaml'}", source]) == 0
     assert (tmp_path / "moved/predictions.csv").exists() and not (done / "predictions.csv").exists()
 
@@ -231,7 +231,7 @@ def test_predictions_are_kept(
 ) -> None:
     shutil.copytree(done, tmp_path / "run")
     for split in ("test/class1", "train/class2", "test/class0"):
-        source = f"--data.predict_source={image_folder / split}"
+        source = f"--data.predict={image_folder / split}"
         assert main(["predict", f"--config={tmp_path / 'run/config.yaml'}", source]) == 0
     said = capsys.readouterr().out
     assert f"Saved the predictions for 4 images to {tmp_path / 'run/predictions.csv'}" in said

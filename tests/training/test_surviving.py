@@ -192,7 +192,7 @@ def test_a_loss_that_is_no_number_keeps_batch_and_weights(
     Path(gone).unlink()
     with (
         pytest.raises(NotFinite, match=r"nan at epoch 2, step 8; the batch is in .*state is in .*last\.ckpt") as e,
-        pytest.warns(UserWarning, match="left out"),
+        pytest.warns(UserWarning, match="skipped"),
     ):
         make_trainer(run).fit(task, data)
     assert all(p.isfinite().all() for p in task.parameters())
@@ -356,12 +356,12 @@ def test_an_image_that_breaks_does_not_keep_a_run_from_going_on(
         file = data / split / "class1/3.png"
         file.write_bytes(spoil(file.read_bytes()))
     capsys.readouterr()
-    with pytest.warns(UserWarning, match="left out: image") as warned:
+    with pytest.warns(UserWarning, match="skipped: image") as warned:
         assert main(words) == 0
-    assert sum("left out" in str(warning.message) for warning in warned) == 2
+    assert sum("skipped" in str(warning.message) for warning in warned) == 2
     said = capsys.readouterr().out
     assert "Resuming from epoch 2 of 2 (step 2 of 4)" in said
-    assert ("FILES HAVE CHANGED" in said) == (spoil is broken)  # the fingerprint is of names and sizes
+    assert ("image files have changed" in said) == (spoil is broken)  # the fingerprint is of names and sizes
     assert "NOT TESTED: " in said and words_of_it in said
     assert f"acmix-zoo test --config {folder / 'config.yaml'}" in said
     assert check_folder(folder / "weights") == []
@@ -447,11 +447,11 @@ def test_a_run_without_validation_ends_well(image_folder: Path, tmp_path: Path) 
 def test_an_image_that_breaks_alone_in_its_batch_is_not_counted(image_folder: Path) -> None:
     data = make_data(image_folder, batch_size=4)  # nine images of validation: the last one is by itself
     data.setup("validate")
-    images, indices = data.parts()["val"]
+    images, indices = data.splits["val"]
     trainer, task = make_trainer(enable_checkpointing=False), make_task()
     before = list(data.val_dataloader())
     Path(images.describe(int(indices[-1]))).unlink()
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         (scores,) = trainer.validate(task, data, verbose=False)
     task.eval()
     with torch.no_grad():

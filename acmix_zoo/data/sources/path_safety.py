@@ -39,13 +39,13 @@ def checked_path(path: str, roots: tuple[str, ...]) -> str:
     Raises:
         ValueError: the image is not below one of `roots`.
     """
-    *archives, place = path.split("::")
+    *archives, location = path.split("::")
     if all(archive.startswith(_ARCHIVES) for archive in archives):
-        if "://" in place:
-            if ".." not in place.split("/") and any(place.startswith((f"{root}@", f"{root}/")) for root in roots):
+        if "://" in location:
+            if ".." not in location.split("/") and any(location.startswith((f"{root}@", f"{root}/")) for root in roots):
                 return path
         elif local := [root for root in roots if "://" not in root]:
-            full = os.path.abspath(os.path.join(local[0], place))
+            full = os.path.abspath(os.path.join(local[0], location))
             if any(_is_below(full, root) for root in local):
                 return "::".join([*archives, full])
     raise ValueError(

@@ -1,4 +1,4 @@
-"""Streams under Lightning's trainer: going on after a stop, exact evaluation, two processes, a Hub."""
+"""Streams under Lightning's trainer: resuming, exact evaluation, two processes, the Hub."""
 
 import json
 import os
@@ -8,40 +8,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("datasets")
-pytest.importorskip("lightning")
-
 import lightning as L
+import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from support.hub_server import Hub, Repo
-from support.streams import shards
-from test_module import QUIET, Recorder
+from support.image_data import QUIET, Recorder
+from support.streams import write_shards
 
 from acmix_zoo.data import ImageDataModule
 
 SIZES = (7, 6, 12, 5, 9)
 
 
-def streamed(source: Path | str, **kwargs: Any) -> ImageDataModule:
+def make_stream_module(source: Path | str, **kwargs: Any) -> ImageDataModule:
     options = {"image_size": 8, "batch_size": 4, "streaming": True, "mean": (0.0,) * 3, "std": (1.0,) * 3}
     return ImageDataModule(str(source), **{**options, **kwargs})
 
 
 @pytest.fixture(params=["parquet", "webdataset"])
 def source(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    shards(tmp_path / "set", request.param, SIZES)
-    shards(tmp_path / "set", request.param, (8, 5), split="validation")
+    write_shards(tmp_path / "set", request.param, SIZES)
+    write_shards(tmp_path / "set", request.param, (8, 5), split="validation")
     return tmp_path / "set"
 
 
-@pytest.mark.parametrize(("stop_at", "workers"), [(3, 0), (9, 0), (16, 0), (9, 2), (22, 2)])  # epochs of 9
-def test_an_interrupted_run_sees_the_batches_it_would_have_seen(
+# epochs of 9 steps
+@pytest.mark.parametrize(
+    ("stop_at", "workers"),
+    [(16, 2), *(pytest.param(*p, marks=pytest.mark.slow) for p in ((3, 0), (9, 0), (16, 0), (9, 2), (22, 2)))],
+)
+def test_a_resumed_run_gets_the_batches_of_an_uninterrupted_one(
     source: Path, tmp_path: Path, stop_at: int, workers: int
 ) -> None:
     def run(name: str, model: Recorder, resume: Path | None = None) -> list[Any]:
-        data = streamed(source, augment="light", random_erasing=0.5, mixup=0.2, cutmix=1.0, num_workers=workers)
+        data = make_stream_module(
+            source, augment="light", random_erasing=0.5, mixup=0.2, cutmix=1.0, num_workers=workers
+        )
         every = ModelCheckpoint(tmp_path / name, save_last=True, every_n_train_steps=1, save_top_k=1)
         trainer = L.Trainer(max_epochs=3, callbacks=[every], **QUIET)
         try:
@@ -50,14 +52,14 @@ def test_an_interrupted_run_sees_the_batches_it_would_have_seen(
             assert model.stop_at >= 0
         return model.seen
 
-    whole = run("whole", Recorder())
-    assert len(whole) == 27 and len({total for _, total, _ in whole}) == 27
-    assert run("first", Recorder(stop_at)) == whole[:stop_at]
-    assert run("second", Recorder(), tmp_path / "first" / "last.ckpt") == whole[stop_at:]
+    uninterrupted = run("uninterrupted", Recorder())
+    assert len(uninterrupted) == 27 and len({total for _, total, _ in uninterrupted}) == 27
+    assert run("first", Recorder(stop_at)) == uninterrupted[:stop_at]
+    assert run("second", Recorder(), tmp_path / "first" / "last.ckpt") == uninterrupted[stop_at:]
 
 
-def test_evaluation_and_the_record(source: Path, tmp_path: Path) -> None:
-    data, model = streamed(source, num_workers=2), Recorder()
+def test_evaluation_and_record(source: Path, tmp_path: Path) -> None:
+    data, model = make_stream_module(source, num_workers=2), Recorder()
     L.Trainer(default_root_dir=tmp_path, **QUIET).validate(model, data, verbose=False)
     assert sorted(model.tested) == sorted([n % 3 for n in range(13)])
     described = data.describe()
@@ -67,28 +69,29 @@ def test_evaluation_and_the_record(source: Path, tmp_path: Path) -> None:
         data.test_dataloader()
 
 
-def test_an_epoch_of_so_many_images(source: Path) -> None:
-    data = streamed(source, epoch_images=17, augment="none")
+def test_the_length_of_an_epoch_can_be_set(source: Path) -> None:
+    data = make_stream_module(source, epoch_images=17, augment="none")
     loader = data.train_dataloader()
     assert len(loader) == 4 and len(list(loader)) == 4
     assert data.describe_batch(3)[0].startswith("set/train, ") and len(data.describe_batch(3)) == 4
 
 
-def test_options_that_a_stream_cannot_follow(tmp_path: Path) -> None:
-    shards(tmp_path, "webdataset", (5,))
-    with pytest.raises(ValueError, match=r"no validation split.*set val_fraction to 0"):
-        streamed(tmp_path)
-    with pytest.raises(ValueError, match="repeats=3: a stream gives an image once"):
-        streamed(tmp_path, val_fraction=0, repeats=3)
-    data = streamed(tmp_path, val_fraction=0)
-    with pytest.raises(ValueError, match="its images have no numbers; set streaming to false"):
-        data.parts()
+def test_unsupported_options_are_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path, "webdataset", (5,))
+    with pytest.raises(ValueError, match=r"no validation split.*set data.val_fraction to 0"):
+        make_stream_module(tmp_path)
+    with pytest.raises(ValueError, match="repeats=3 is not supported for a stream"):
+        make_stream_module(tmp_path, val_fraction=0, repeats=3)
+    data = make_stream_module(tmp_path, val_fraction=0)
+    with pytest.raises(ValueError, match=r"are streamed, not indexed. Set streaming to false"):
+        _ = data.splits
     data.load_state_dict({"epoch": 1, "batch": 0})
-    with pytest.raises(ValueError, match="of a run that did not stream"):
+    with pytest.raises(ValueError, match="trained without streaming"):
         data.train_dataloader()
 
 
 # ---- two processes
+
 
 SCRIPT = """
 import json, os, signal, sys
@@ -135,9 +138,11 @@ json.dump([model.seen, model.tested, weights], open(os.path.join(folder, f"{name
 @pytest.mark.distributed
 @pytest.mark.timeout(900)  # three starts of two processes, on a machine that others may use
 @pytest.mark.parametrize("workers", [0, 2])
-def test_two_processes_killed_in_the_middle(tmp_path: Path, workers: int, figure: Callable[[str, str], None]) -> None:
-    shards(tmp_path / "set", "webdataset", SIZES)
-    shards(tmp_path / "set", "webdataset", (8, 5, 1), split="validation")
+def test_two_killed_processes_resume_with_the_same_batches(
+    tmp_path: Path, workers: int, figure: Callable[[str, str], None]
+) -> None:
+    write_shards(tmp_path / "set", "webdataset", SIZES)
+    write_shards(tmp_path / "set", "webdataset", (8, 5, 1), split="validation")
     (tmp_path / "script.py").write_text(SCRIPT)
 
     def run(folder: str, name: str, die: int = -1) -> int:
@@ -151,15 +156,15 @@ def test_two_processes_killed_in_the_middle(tmp_path: Path, workers: int, figure
     def read(folder: str, name: str) -> list[Any]:
         return [json.loads((tmp_path / folder / f"{name}{rank}.json").read_text()) for rank in range(2)]
 
-    run("whole", "all")
-    whole = read("whole", "all")
-    assert [len(seen) for seen, _, _ in whole] == [18, 18]  # 39 images, 2 × 3 a step, three epochs
-    assert len({total for seen, _, _ in whole for total in seen}) > 30, "the processes see the same"
-    tested = sorted(n for _, tested, _ in whole for n in tested)
+    run("uninterrupted", "all")
+    uninterrupted = read("uninterrupted", "all")
+    assert [len(seen) for seen, _, _ in uninterrupted] == [18, 18]  # 39 images, 2 × 3 per step, three epochs
+    assert len({total for seen, _, _ in uninterrupted for total in seen}) > 30, "the processes train on the same images"
+    tested = sorted(n for _, tested, _ in uninterrupted for n in tested)
     assert tested == sorted(list(range(14)) * 3), "of 14 images in three validations"
     assert run("cut", "dead", die=8) != 0
     run("cut", "rest")
-    for (seen, _, weights), (rest, _, again) in zip(whole, read("cut", "rest"), strict=True):
+    for (seen, _, weights), (rest, _, again) in zip(uninterrupted, read("cut", "rest"), strict=True):
         assert rest == seen[18 - len(rest) :] and 10 <= len(rest) <= 11
         assert weights == again
     figure(
@@ -169,6 +174,7 @@ def test_two_processes_killed_in_the_middle(tmp_path: Path, workers: int, figure
 
 
 # ---- the Hub
+
 
 READ = """
 import json, sys
@@ -181,7 +187,7 @@ print(json.dumps([x, data.class_names, data.describe()]))
 
 
 def read_hub(hub: Hub, name: str, tmp_path: Path, workers: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
-    # in a process of its own: the address of the Hub is read at import
+    # in a separate process, because the address of the Hub is read at import
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_read"}
     command = [sys.executable, "-c", READ, name, json.dumps(options), str(workers)]
@@ -198,8 +204,8 @@ dataset_info:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "workers"), [("parquet", 0), ("parquet", 2), ("webdataset", 2)])
-def test_a_data_set_of_the_hub(tmp_path: Path, kind: str, workers: int) -> None:
-    shards(tmp_path / "set", kind, (8, 4))
+def test_a_hub_data_set_is_streamed(tmp_path: Path, kind: str, workers: int) -> None:
+    write_shards(tmp_path / "set", kind, (8, 4))
     files = {f"data/{file.name}": file.read_bytes() for file in (tmp_path / "set").iterdir()}
     (tmp_path / "names.txt").write_text("ant\nbee\ncow\n")
     options = {"classes_file": str(tmp_path / "names.txt")} if kind == "webdataset" else {}
@@ -207,7 +213,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path, kind: str, workers: int) -> None:
         repo = hub.repos["org/set"] = Repo(private=False)
         repo.commit("main", files)
         done = read_hub(hub, "org/set", tmp_path, workers, **options)
-        assert "ValueError: org/set does not say how many training images it has; set epoch_images" in done.stderr
+        assert "ValueError: org/set does not say how many training images it has. Set data.epoch_images" in done.stderr
         done = read_hub(hub, "org/set", tmp_path, workers, epoch_images=24, **options)
         assert done.returncode == 0, done.stderr[-3000:]
         assert len(json.loads(done.stdout.splitlines()[-1])[0]) == 24
@@ -221,6 +227,6 @@ def test_a_data_set_of_the_hub(tmp_path: Path, kind: str, workers: int) -> None:
         if kind == "webdataset":
             done = read_hub(hub, "org/set", tmp_path)
             assert (
-                "ValueError: org/set: column 'cls' does not say which classes there are; give classes_file"
+                "ValueError: org/set: column 'cls' does not say which classes there are. Set data.classes_file"
                 in done.stderr
             )
