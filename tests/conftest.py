@@ -48,6 +48,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
 
 
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Write a small image folder with three classes that a short training tells apart."""
+    from support.training import make_image_folder
+
+    return make_image_folder(tmp_path / "images")
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
     """Run the test on each device."""

@@ -19,7 +19,7 @@ PUBLIC = {
         "models",
         "swap_conv3x3",
     ],
-    "acmix_zoo.data": ["BadImage", "ImageDataModule", "export_folder", "load_image", "open_source"],
+    "acmix_zoo.data": ["ImageDataModule", "UnreadableImage", "export_folder", "load_image", "open_source"],
     "acmix_zoo.layers": ["ACmix2d", "PairwiseSAM", "PatchwiseSAM", "ReducedACmix", "TwoStageLayer", "WindowACmix"],
     "acmix_zoo.models": ["ACmixResNet", "ACmixSwin", "PVT", "SAN"],
     "acmix_zoo.tasks": ["ClassificationTask"],

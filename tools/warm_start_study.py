@@ -18,6 +18,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 from acmix_zoo.data import ImageDataModule
+from acmix_zoo.data.splits import Split
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.weights import from_resnet
 from tools import make_parser
@@ -29,8 +30,8 @@ def main(target: Path) -> None:
     """Measure, print and write the rows."""
     torch.manual_seed(0)
     data = ImageDataModule("fashion_mnist", image_size=SIDE, batch_size=64)
-    images, train = data.parts()["train"]
-    data.parts()["train"] = (images, train[:: len(train) // IMAGES][:IMAGES])
+    images, train = data.splits["train"]
+    data.splits["train"] = Split(images, train[:: len(train) // IMAGES][:IMAGES])
     plain = ResNet(Bottleneck, (1, 1, 1, 1), num_classes=10, channels=(32, 64, 128, 256))  # type: ignore[arg-type]
     fit(plain, data, EPOCHS, LR)
     rows = [(f"plain ResNet, {EPOCHS} epochs", accuracy(plain, data))]
@@ -99,7 +100,7 @@ def accuracy(model: nn.Module, data: ImageDataModule) -> float:
     loader = data.val_dataloader()
     assert not isinstance(loader, list)
     correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in loader)
-    value = correct / len(data.parts()["val"][1])
+    value = correct / data.splits["val"].size
     print(f"{value:.4f}", flush=True)
     return value
 

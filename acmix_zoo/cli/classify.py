@@ -36,8 +36,8 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
     import torch
     from timm.data import create_transform, resolve_data_config
 
-    from acmix_zoo.data.images import BadImage, load_image
-    from acmix_zoo.data.option_checks import find_pictures
+    from acmix_zoo.data.images import UnreadableImage, load_image
+    from acmix_zoo.data.predict_images import find_images_in
     from acmix_zoo.weights import from_pretrained
 
     model = from_pretrained(options.weights).eval()
@@ -54,7 +54,7 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
     failures: list[str] = []
     for place in options.images:
         try:
-            found, skipped = find_pictures(place)
+            found, skipped = find_images_in(place)
         except (OSError, ValueError) as error:
             failures.append(str(error))
             continue
@@ -65,7 +65,7 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
     for path in paths:
         try:
             image = load_image(path)
-        except BadImage as error:
+        except UnreadableImage as error:
             if Path(path) in options.images:
                 failures.append(str(error))
             else:

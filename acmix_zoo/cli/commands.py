@@ -25,7 +25,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "fit": Command("fit:fit", "--config finetune/folder --data.source FOLDER", "train or fine-tune a network"),
         "validate": Command("fit:validate", "--config RUN", "measure the accuracy on the validation split"),
         "test": Command("fit:test", "--config RUN", "measure the accuracy on the test split"),
-        "predict": Command("fit:predict", "--config RUN --data.predict_source FOLDER", "write RUN/predictions.csv"),
+        "predict": Command("fit:predict", "--config RUN --data.predict FOLDER", "write RUN/predictions.csv"),
         "classify": Command("classify:classify", "MODEL IMAGE...", "print the most probable classes of images"),
         "data": Command("data:data", "FOLDER", "check a data set: splits, classes, unusable files"),
     },

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from acmix_zoo.cli.old_names import with_current_options
 from acmix_zoo.cli.recipes import with_config_files
 
 _CONFIG = {
@@ -40,7 +41,7 @@ _OPTIONS: dict[str, dict[str, str]] = {
     "test": _EVALUATION,
     "predict": {
         **_CONFIG,
-        "--data.predict_source PATH": "an image, or a folder of images",
+        "--data.predict PATH": "an image, or a folder of images",
         "--ckpt_path FILE": "best (the default), last, or a checkpoint file",
         "--data.batch_size N": "images per batch and device",
         "--data.num_workers N": "processes that load images",
@@ -50,7 +51,7 @@ _EXAMPLES = {
     "fit": "acmix-zoo fit --config finetune/folder --data.source photos --trainer.max_epochs 20",
     "validate": "acmix-zoo validate --config runs/folder-photos",
     "test": "acmix-zoo test --config runs/folder-photos",
-    "predict": "acmix-zoo predict --config runs/folder-photos --data.predict_source new_photos",
+    "predict": "acmix-zoo predict --config runs/folder-photos --data.predict new_photos",
 }
 _SUMMARIES = {
     "fit": "Train a network, or fine-tune pretrained weights. Logs, checkpoints and weights go to the run folder.",
@@ -101,7 +102,7 @@ def run_trainer(argv: Sequence[str], before_fit: Callable[[Any], None] | None = 
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}; training needs: pip install 'acmix-zoo[train]'") from error
 
-    argv = with_config_files(["--help" if word == "--help-all" else word for word in argv])
+    argv = with_config_files(["--help" if word == "--help-all" else word for word in with_current_options(argv)])
 
     class Run(TrainingCLI):
         def before_fit(self) -> None:

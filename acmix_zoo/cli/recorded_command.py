@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from acmix_zoo.models.published import published
-from acmix_zoo.tasks.hyperparameters import RENAMED
 from acmix_zoo.weights import locate, read_config
 from acmix_zoo.weights.fetch import weight_folder
 from acmix_zoo.weights.shipped import checkpoints_root, find_recipe, recipes_root, suggest_recipes
@@ -18,9 +17,6 @@ Record = Mapping[str, Any]
 
 # Options of a recorded command that belong to that run: where it was written and what it resumed from.
 RUN_OPTIONS = ("--run.folder", "--run.push_to", "--ckpt_path")
-
-# Options whose names have changed since they were recorded.
-_RENAMED = {f"--model.{old}": f"--model.{new}" for old, new in RENAMED.items()}
 
 
 class Target(NamedTuple):
@@ -43,7 +39,8 @@ def find_target(name: str) -> Target:
         ValueError: the record does not say how the weights were trained.
     """
     recipe = find_recipe(name)
-    if recipe and ("/" in name or name.endswith(".yaml")):  # not: org/name
+    is_finished_run = Path(name).name == "config.yaml" and (Path(name).parent / "weights" / "config.json").is_file()
+    if recipe and not is_finished_run and ("/" in name or name.endswith(".yaml")):  # not: org/name
         return _target_of_recipe(recipe)
     try:
         folder = weight_folder(name)
@@ -99,8 +96,7 @@ def recorded_arguments(record: Record, config: Path | None = None) -> list[str]:
     own = words[2:] if words[:2] == ["acmix-zoo", "fit"] else ["--config", str(record["recipe"])]
     settings = read_settings(config) if config else {}
     arguments: list[str] = []
-    for recorded_name, *values in split_options(own):
-        name = _RENAMED.get(recorded_name, recorded_name)
+    for name, *values in split_options(own):
         if name in RUN_OPTIONS:
             continue
         if name == "--config":

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from acmix_zoo.cli.checkpoint_option import find_checkpoint
+from acmix_zoo.cli.old_names import with_current_keys
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.cli.predictions import gather_predictions, write_predictions
 from acmix_zoo.data import ImageDataModule
@@ -68,6 +71,10 @@ class _Parser(Parser, LightningArgumentParser):
     """Lightning's parser with short errors."""
 
     help_option = "--help-all"
+
+
+_load_yaml = get_loader("yaml")
+set_loader("yaml", lambda text: with_current_keys(_load_yaml(text)), exceptions=(yaml.YAMLError,))
 
 
 class TrainingCLI(LightningCLI):
@@ -164,7 +171,7 @@ class TrainingCLI(LightningCLI):
         with without_start_weights(resumed, self._hyper_parameters), recorded_source(card):
             super().instantiate_classes()
         if self.subcommand == "fit":
-            self.datamodule.goes_on = bool(self.config[self.subcommand].ckpt_path)
+            self.datamodule.is_resumed = bool(self.config[self.subcommand].ckpt_path)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand. If it is interrupted, the exit code tells the signal: 130 for Ctrl-C, 143 for SIGTERM."""

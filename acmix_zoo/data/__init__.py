@@ -1,8 +1,8 @@
-"""Images as batches: sources, transforms, samplers, and the data module that joins them.
+"""Labelled images as batches: data sources, transforms, samplers, and the data module that joins them.
 
 - `ImageDataModule`: batches for training and evaluation; importing it imports lightning
 - `open_source`: the images and labels of a folder, table, archive or data set
-- `load_image`: one image file as a tensor for a network; raises `BadImage` if it cannot be read
+- `load_image`: one image file as an 8-bit RGB image; raises `UnreadableImage` if it cannot be read
 - `export_folder`: write the images of a source as class folders
 """
 
@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from acmix_zoo.data.class_folders import export_folder
-from acmix_zoo.data.images import BadImage, load_image
-from acmix_zoo.data.sources.base import open_source
+from acmix_zoo.data.export_folder import export_folder
+from acmix_zoo.data.images import UnreadableImage, load_image
+from acmix_zoo.data.sources.open import open_source
 
 if TYPE_CHECKING:
     from acmix_zoo.data.module import ImageDataModule
 
-__all__ = ["BadImage", "ImageDataModule", "export_folder", "load_image", "open_source"]
+__all__ = ["ImageDataModule", "UnreadableImage", "export_folder", "load_image", "open_source"]
 
 
 def __getattr__(name: str) -> Any:
-    # lightning takes seconds to import; classifying one picture should not wait for it
+    # lightning takes seconds to import, and classifying a single image should not wait for it
     if name == "ImageDataModule":
         from acmix_zoo.data.module import ImageDataModule
 

@@ -1,7 +1,7 @@
-"""Pictures become tensors: resized, augmented, normalised. What an image draws depends on its own key alone.
+"""Turn images into tensors: resize, augment and normalise them.
 
-A key is a hash of (seed, epoch, number of the image), so the same image is augmented alike in whatever batch, worker
-process or process of a distributed run it comes up, and also after a resume.
+The random numbers of an image depend only on its key, which is a hash of (seed, epoch, number of the image). An image
+is therefore augmented in the same way in whichever batch, worker or process it is loaded, and also after a resume.
 """
 
 from __future__ import annotations
@@ -30,7 +30,14 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Pixels:
-    """How pictures become tensors; the fields are timm's."""
+    """Size and normalisation of images.
+
+    Attributes:
+        image_size: side length S of the square images, in pixels.
+        mean, std: mean and standard deviation of each channel, for pixel values between 0 and 1.
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
+        crop_pct: fraction of the shorter side that the centre crop of the evaluation keeps.
+    """
 
     image_size: int
     mean: tuple[float, float, float]
@@ -39,7 +46,7 @@ class Pixels:
     crop_pct: float
 
     def eval_transform(self, normalize: bool = True) -> Callable[[Any], Tensor]:
-        """timm's resize and centre crop: PIL → (3, S, S), float32 normalised, or uint8 without `normalize`."""
+        """Return timm's resize and centre crop: PIL image → (3, S, S), float32, or uint8 without `normalize`."""
         transform: Callable[[Any], Tensor] = create_transform(
             (3, self.image_size, self.image_size),
             interpolation=self.interpolation,
@@ -51,7 +58,7 @@ class Pixels:
         return transform
 
     def train_transform(self, augment: str, hflip: float) -> Callable[[Any], Tensor]:
-        """timm's RandomResizedCrop, flip and colour (or auto-augment): PIL → (3, S, S) uint8."""
+        """Return timm's RandomResizedCrop, flip and colour jitter (or auto-augment): PIL image → (3, S, S) uint8."""
         transform: Callable[[Any], Tensor] = create_transform(
             (3, self.image_size, self.image_size),
             is_training=True,
@@ -62,13 +69,13 @@ class Pixels:
             std=self.std,
             normalize=False,
         )
-        _mend_posterize(transform)
+        _allow_zero_bits(transform)
         return transform
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Turn what `Augment.batch` returns into images: (B, C, S, S) uint8 → (B, 3, S, S) float32, on any device.
+        """Normalise the result of `Augment.batch`: (B, C, S, S) uint8 → (B, 3, S, S) float32, on any device.
 
-        C is 1 or 3, plus 1 if the last channel is a mask. Where the mask is 0, the pixel is erased (mean colour).
+        C is 1 or 3, plus 1 if the last channel is a mask. Where the mask is 0, the pixel is erased (set to the mean).
         """
         mean, std = _per_channel(self.mean, pixels.device), _per_channel(self.std, pixels.device)
         colours = 1 if pixels.shape[1] < 3 else 3
@@ -77,15 +84,18 @@ class Pixels:
 
 
 class Augment:
-    """Augmentation by keys; without any, resize and centre crop.
+    """Augmentation of images and batches. The default only resizes and crops.
 
     Args:
         pixels: size and normalisation.
-        augment: "none", "light" (shift by up to `shift` of the size, flip), "imagenet" (RandomResizedCrop, flip,
-            colour) or a timm auto-augment string such as "rand-m9-mstd0.5-inc1" (in place of colour).
-        shift: how far "light" shifts, as a share of the size.
-        hflip: probability of a mirror image, where `augment` is not "none".
-        random_erasing: probability of a black rectangle.
+        augment: "none"; "light" (shift and flip, for small images); "imagenet" (RandomResizedCrop, flip and colour
+            jitter); or an auto-augment string of timm, such as "rand-m9-mstd0.5-inc1" (in place of colour jitter).
+        shift: maximum shift of "light", as a fraction of the side length.
+        hflip: probability of a horizontal flip, unless `augment` is "none".
+        random_erasing: probability of erasing a rectangle.
+
+    Attributes:
+        is_batchwise: whether all random augmentation is applied by `batch`, not by `image`.
     """
 
     def __init__(
@@ -98,22 +108,22 @@ class Augment:
         random_erasing: float = 0.0,
     ) -> None:
         self.pixels = pixels
-        self.plain = augment in ("none", "light")
-        self.light, self.hflip = augment == "light", hflip
-        self.reach = round(shift * pixels.image_size)
+        self.is_batchwise = augment in ("none", "light")
+        self.is_light, self.hflip = augment == "light", hflip
+        self.max_shift = round(shift * pixels.image_size)
         self.transform = (
-            pixels.eval_transform(normalize=False) if self.plain else pixels.train_transform(augment, hflip)
+            pixels.eval_transform(normalize=False) if self.is_batchwise else pixels.train_transform(augment, hflip)
         )
         self.erase = RandomErasing(random_erasing, device="cpu") if random_erasing else None
 
-    def picture(self, picture: Image.Image, key: int) -> np.ndarray:
-        """Any size → (3, S, S) uint8; call it within `kept_random_state`."""
-        if not self.plain:
+    def image(self, image: Image.Image, key: int) -> np.ndarray:
+        """Resize an image of any size to (3, S, S) uint8, and augment it. Call this within `preserve_random_state`."""
+        if not self.is_batchwise:
             seed_globals(key)
-        return np.asarray(self.transform(picture))
+        return np.asarray(self.transform(image))
 
     def batch(self, pixels: np.ndarray, keys: np.ndarray) -> Tensor:
-        """Augment a batch before normalisation; call this within `kept_random_state`.
+        """Augment a batch before normalisation. Call this within `preserve_random_state`.
 
         Args:
             pixels: (B, C, S, S) uint8, where C is 1 or 3.
@@ -122,67 +132,77 @@ class Augment:
         Returns:
             (B, C, S, S) uint8, or (B, C + 1, S, S) with random erasing; the input of `Pixels.normalize`.
         """
-        if self.light:
-            pixels = shift_and_flip(pixels, self.reach, self.hflip, keys)
+        if self.is_light:
+            pixels = shift_and_flip(pixels, self.max_shift, self.hflip, keys)
         images = torch.from_numpy(pixels)
         if self.erase is None:
             return images
-        kept = torch.ones_like(images[:, :1], dtype=torch.float32)  # (B, 1, S, S); timm erases by setting to 0
-        for mask, key in zip(kept, keys, strict=True):
+        masks = torch.ones_like(images[:, :1], dtype=torch.float32)  # (B, 1, S, S); timm erases by setting to 0
+        for mask, key in zip(masks, keys, strict=True):
             seed_globals(int(key) ^ 1)
             self.erase(mask)  # in place
-        return torch.cat([images, kept.to(torch.uint8)], 1)
+        return torch.cat([images, masks.to(torch.uint8)], 1)
 
 
 def image_keys(*numbers: int, images: np.ndarray) -> np.ndarray:
-    """(B,) uint64: a hash of `numbers` (seed, epoch, …) and the number of each image, (B,) integers."""
+    """Return (B,) uint64: a hash of `numbers` (seed, epoch, …) and the number of each image, (B,) integers."""
     key = np.zeros(1, np.uint64)
     for number in numbers:
-        key = _mix(key ^ np.uint64(number % 2**64))
-    return _mix(key ^ images.astype(np.uint64))
+        key = _hash(key ^ np.uint64(number % 2**64))
+    return _hash(key ^ images.astype(np.uint64))
 
 
 def uniforms(keys: np.ndarray, count: int) -> np.ndarray:
-    """(B,) uint64 → (B, count) float64, uniform in [0, 1)."""
+    """Return `count` random numbers for each key: (B,) uint64 → (B, count) float64, uniform in [0, 1)."""
     steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    drawn: np.ndarray = np.multiply(_mix(keys[:, None] + steps) >> np.uint64(11), 2.0**-53)
+    drawn: np.ndarray = np.multiply(_hash(keys[:, None] + steps) >> np.uint64(11), 2.0**-53)
     return drawn
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    # SplitMix64 (Steele, Lea and Flood 2014): every bit of the input moves every bit of the output
+def _hash(x: np.ndarray) -> np.ndarray:
+    # SplitMix64 (Steele, Lea and Flood 2014): every bit of the input affects every bit of the output
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = x ^ (x >> np.uint64(31))
-    return mixed
+    hashed: np.ndarray = x ^ (x >> np.uint64(31))
+    return hashed
 
 
 def shift_and_flip(pixels: np.ndarray, pad: int, hflip: float, keys: np.ndarray) -> np.ndarray:
-    """Pad by `pad` black pixels, crop at random to the old size, mirror some: (B, C, H, W) uint8 → the same."""
+    """Pad images with black, crop them at random to their old size, and flip some horizontally.
+
+    Args:
+        pixels: (B, C, H, W) uint8.
+        pad: number of pixels to pad with on each side.
+        hflip: probability of a flip.
+        keys: (B,) uint64, the keys of the images.
+
+    Returns:
+        (B, C, H, W) uint8.
+    """
     batch, channels, height, width = pixels.shape
     padded = np.zeros((batch, channels, height + 2 * pad, width + 2 * pad), pixels.dtype)
     padded[:, :, pad : pad + height, pad : pad + width] = pixels
     top, left, flip = uniforms(keys, 3).T
     top, left = ((2 * pad + 1) * np.stack([top, left])).astype(int)
-    mirrored = flip < hflip
+    is_flipped = flip < hflip
     out = np.empty_like(pixels, order="C")
     for i in range(batch):  # slices of rows: three times as fast as one gather over all pixels
         crop = padded[i, :, top[i] : top[i] + height, left[i] : left[i] + width]
-        out[i] = crop[:, :, ::-1] if mirrored[i] else crop
+        out[i] = crop[:, :, ::-1] if is_flipped[i] else crop
     return out
 
 
 def seed_globals(key: int) -> None:
-    """Seed Python's, numpy's and torch's CPU generator from a key of 64 bits; timm's transforms draw from all three."""
+    """Seed the global generators of Python, NumPy and PyTorch (CPU), all of which timm's transforms use, from a key."""
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
 
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Put the global random states back afterwards."""
+def preserve_random_state() -> Iterator[None]:
+    """Restore the state of the global random number generators afterwards."""
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -192,8 +212,8 @@ def kept_random_state() -> Iterator[None]:
         torch.set_rng_state(torch_state)
 
 
-def _mend_posterize(transform: Any) -> None:
-    # timm's auto-augment may ask to keep 0 bits; Pillow 13 refuses, where older ones gave a black picture
+def _allow_zero_bits(transform: Any) -> None:
+    """Let posterize in timm's auto-augment keep 0 bits, which makes the image black. Pillow 13 raises instead."""
     for step in transform.transforms:
         ops = [*getattr(step, "ops", ()), *(op for policy in getattr(step, "policy", ()) for op in policy)]
         for op in ops:

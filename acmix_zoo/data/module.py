@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import lightning as L
@@ -11,78 +10,85 @@ import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from acmix_zoo.data.augment import Augment, Pixels
-from acmix_zoo.data.batches import ImageDataset, apart, as_is
-from acmix_zoo.data.fingerprint import compare_classes, compare_data, compare_sizes
-from acmix_zoo.data.images import Inspection
+from acmix_zoo.data.compatibility import compare_batches, compare_classes, compare_data
+from acmix_zoo.data.indexed_loaders import IndexedLoaders, make_eval_loader
+from acmix_zoo.data.inspection import Inspection
+from acmix_zoo.data.loaders import EvalLoader, LoaderOptions, Loaders, Position, TrainLoader
 from acmix_zoo.data.mixing import Mixing
-from acmix_zoo.data.option_checks import (
-    check_images,
-    check_options,
-    fitting_batch_size,
-    pictures_to_predict,
-    three_numbers,
-)
-from acmix_zoo.data.samplers import EpochSampler, ShardSampler
-from acmix_zoo.data.sources.base import FileImages, Images, Source, open_source
-from acmix_zoo.data.stream.loaders import StreamLoaders
-from acmix_zoo.data.stream.stream_batches import EvalStream, TrainStream
-from acmix_zoo.data.stream.stream_source import StreamSource
-from acmix_zoo.data.summary import split_parts, summarize
+from acmix_zoo.data.options import channel_stats, check_options
+from acmix_zoo.data.predict_images import readable_images_in
+from acmix_zoo.data.sources.image_sets import FileImages
+from acmix_zoo.data.sources.open import open_source
+from acmix_zoo.data.sources.stream_source import StreamSource
+from acmix_zoo.data.splits import Split, check_readable
+from acmix_zoo.data.stream.stream_loaders import StreamLoaders
 
-Loader = DataLoader[Any]
+_SPLITS_OF_STAGE = {"fit": ["train", "val", "test"], "validate": ["val"], "test": ["test"]}  # a fit ends with a test
 
 
 class ImageDataModule(L.LightningDataModule):
     """Labelled images from one `source`.
 
-    Batches are images (B, 3, S, S) float32 and classes (B,) int64; after mixup or cutmix, in training only, classes
-    are (B, classes) float32. In evaluation -1 marks an image that is not to be counted. Prediction gives the index into
-    `predict_paths` in place of the class. Within a trainer, images are moved to the device as uint8 and normalised
-    there, which gives the same values and needs only a quarter of the bandwidth. The loaders of a running trainer
-    therefore yield uint8. A callback that needs images takes them from the trainer's hooks, or calls
-    `on_after_batch_transfer`.
+    Batches are images (B, 3, S, S) float32 and classes (B,) int64. With mixup or cutmix, the classes of training
+    batches are (B, num_classes) float32. In evaluation, class -1 marks an image that must not be counted. In
+    prediction, the index of the image in `predict_paths` takes the place of the class.
 
-    The order of the images and their augmentation are given by (seed, epoch): an interrupted run continues with the
-    very batches it would have seen, and the images of a step are the same on any number of processes with the same
-    global batch. Evaluation counts every image once on any number of processes.
+    Within a trainer, images are moved to the device as uint8 and normalised there, which gives the same values at a
+    quarter of the bandwidth. The loaders of a running trainer therefore yield uint8. A callback that needs images can
+    take them from the trainer's hooks, or call `on_after_batch_transfer`.
 
-    An unreadable file is named before the first step. One that breaks later is left out of its batch with a warning,
-    so that a run is not lost; only the test split raises, for a score over fewer images is another score.
+    The order and augmentation of the images depend only on (seed, epoch). A resumed run gets the same batches as an
+    uninterrupted one, and the images of a step are the same on any number of processes with the same global batch size.
+    Evaluation counts every image once on any number of processes.
+
+    Unreadable files are reported before the first step. A file that becomes unreadable later is skipped with a warning,
+    so that the run can finish. Only the test split raises an error, because a score on fewer images is another score.
 
     Args:
         source: a folder of class folders (flat, or below train/, val/ and test/), the id of a Hugging Face data set, a
             parquet file or a WebDataset tar file, a folder of such files, an imagefolder with metadata, or
             "fashion_mnist" or "digits".
-        image_size: S, in pixels.
-        batch_size: images a step and process.
-        num_workers: processes that load; 0 loads in the training process.
-        val_fraction: share of each class that validates where the source has no validation split; 0 for none.
-        mean, std: of the three channels, for pixels in 0..1; ImageNet's by default.
+        image_size: side length of the square input, in pixels.
+        batch_size: number of images per step and process.
+        num_workers: number of processes that load images; 0 to load them in the training process.
+        val_fraction: fraction of each class used for validation if the source has no validation split; 0 for none.
+        mean, std: mean and standard deviation of the three channels, for pixel values between 0 and 1; ImageNet's by
+            default.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
-        crop_pct: share of the shorter side that evaluation keeps; 1 up to 64 pixels and 0.875 above by default.
-        augment: "none"; "light": shift and flip, for small images; "imagenet": RandomResizedCrop, flip, colour;
-            or a timm auto-augment string such as "rand-m9-mstd0.5-inc1" (RandomResizedCrop, flip, and that).
-        shift: how far "light" shifts, as a share of the image's side.
-        hflip: probability of a mirror image; 0 where a mirror image means something else (digits, text).
-        random_erasing: probability that a rectangle is erased.
-        repeats: how often each image that comes up in an epoch does so, otherwise augmented each time; an epoch has as
-            many steps as ever.
-        max_bad: unreadable images that a run leaves out, each with one warning; one more ends it. Of each process.
-        mixup, cutmix: alpha of the Beta distribution; 0 is off; with both, each batch takes one of them.
-        label_column: the class column of a table with several.
-        streaming: read parquet or tar files, or a data set of the Hub, shard by shard as they come, each image by one
-            worker, shuffled within some thousand images: they should lie in no order. A run goes on only with as many
-            processes and workers as it had.
-        epoch_images: of a stream, how many images are an epoch; the training split's by default, where it says.
-        classes_file: of a stream whose classes are bare numbers: a text file with a class name a line.
-        predict_source: a picture or a folder of pictures for `predict`.
-        seed: of the validation split, the order and the augmentation.
+        crop_pct: fraction of the shorter side that is kept in evaluation; by default 1 up to 64 pixels and 0.875 above.
+        augment: "none"; "light" (shift and flip, for small images); "imagenet" (RandomResizedCrop, flip and colour
+            jitter); or an auto-augment string of timm, such as "rand-m9-mstd0.5-inc1" (in place of colour jitter).
+        shift: maximum shift of "light", as a fraction of the side length.
+        hflip: probability of a horizontal flip; use 0 if a mirror image means something else, as with digits and text.
+        random_erasing: probability of erasing a rectangle.
+        repeats: repeated augmentation: number of differently augmented copies of each sampled image. The number of
+            steps per epoch stays the same.
+        max_unreadable: maximum number of unreadable images to skip per process before the run fails.
+        mixup, cutmix: alpha of the Beta distribution; 0 is off. If both are on, each batch uses one of them.
+        label_column: class column of a table that has several.
+        streaming: read parquet files, tar files or a Hub data set shard by shard. Images are shuffled within about 1000
+            images, so the shards should not be sorted by class. A run can only be resumed with the same number of
+            processes and workers.
+        epoch_images: number of images per epoch of a stream; the size of the training split by default, if it is known.
+        classes_file: text file with one class name per line, for a stream whose classes are integers without names.
+        predict: an image or a folder of images, for the prediction loader.
+        seed: seed of the validation split, the order and the augmentation.
+
+    Attributes:
+        class_names: the names of the classes.
+        num_classes: number of classes.
+        input_size: (3, S, S).
+        loaders: the loaders of the source, indexed or streamed.
+        predict_paths: the images of the prediction loader, after `setup("predict")`.
+        is_resumed: whether training is resumed from a checkpoint. The images are then not checked before the run, and
+            unreadable ones are skipped.
 
     Raises:
-        FileNotFoundError, ValueError: the source is missing or is no classification data set; says what to do.
+        FileNotFoundError: there is no such source.
+        ValueError: the source is not a classification data set, or an option is not allowed. The message says what to
+            do.
     """
 
     def __init__(
@@ -102,109 +108,64 @@ class ImageDataModule(L.LightningDataModule):
         hflip: float = 0.5,
         random_erasing: float = 0.0,
         repeats: int = 1,
-        max_bad: int = 100,
+        max_unreadable: int = 100,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         label_column: str | None = None,
         streaming: bool = False,
         epoch_images: int | None = None,
         classes_file: str | None = None,
-        predict_source: str | None = None,
+        predict: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        counts = {"image_size": image_size, "batch_size": batch_size, "repeats": repeats}
-        check_options(val_fraction, shift, interpolation, augment, max_bad, counts)
-        self.mean, self.std = three_numbers(mean, std)
-        self.batch_size, self.num_workers, self.val_fraction = batch_size, num_workers, val_fraction
-        self.repeats, self.max_bad = repeats, max_bad
-        self.predict_source, self.seed = predict_source, seed
-        self.source: Source | StreamSource = (
-            StreamSource(source, label_column, classes_file) if streaming else open_source(source, label_column)
+        check_options(
+            positive={"image_size": image_size, "batch_size": batch_size, "repeats": repeats},
+            max_unreadable=max_unreadable,
+            val_fraction=val_fraction,
+            shift=shift,
+            interpolation=interpolation,
+            augment=augment,
         )
+        self.mean, self.std = channel_stats(mean, std)
+        self.batch_size, self.num_workers, self.max_unreadable = batch_size, num_workers, max_unreadable
+        self.seed, self.predict = seed, predict
+        self.loaders: Loaders
+        if streaming:
+            stream = StreamSource(source, label_column, classes_file)
+            self.loaders = StreamLoaders(stream, epoch_images, val_fraction, repeats)
+        else:
+            self.loaders = IndexedLoaders(open_source(source, label_column), val_fraction, seed, repeats)
+        self.source = self.loaders.source
         self.class_names = self.source.class_names
         self.num_classes = len(self.class_names)
         self.input_size = (3, image_size, image_size)
-        crop_pct = crop_pct or (1.0 if image_size <= 64 else 0.875)
-        self.pixels = Pixels(image_size, self.mean, self.std, interpolation, crop_pct)
+        self.interpolation, self.crop_pct = interpolation, crop_pct or (1.0 if image_size <= 64 else 0.875)
+        self.pixels = Pixels(image_size, self.mean, self.std, interpolation, self.crop_pct)
         self.augment = Augment(self.pixels, augment, shift=shift, hflip=hflip, random_erasing=random_erasing)
-        self.interpolation, self.crop_pct = interpolation, crop_pct
-        self.eval_transform = self.pixels.eval_transform()  # PIL -> (3, S, S) float32
         self.predict_paths: list[str] = []
+        self.is_resumed = False
         self._mixing = Mixing(mixup, cutmix, self.num_classes, seed)
-        self._parts: dict[str, tuple[Images, np.ndarray]] | None = None
-        self._checked: set[str] = set()
-        self.goes_on = False  # set where a run is resumed: images are not looked at, broken ones are left out
+        self._checked_splits: set[str] = set()
         self._card: dict[str, Any] | None = None
-        self._resume: dict[str, Any] = {"epoch": 0, "batch": 0}
-        self._sampler: EpochSampler | None = None
-        self._stream: StreamLoaders | None = None
-        if isinstance(self.source, StreamSource):
-            self._stream = StreamLoaders(
-                self.source, self.augment, batch_size, num_workers, seed, max_bad, epoch_images or 0
-            )
-            self._stream.check(val_fraction, repeats)
+        self._position = Position()
 
-    # ---- splits
+    # ---- what the data are
 
-    def parts(self) -> dict[str, tuple[Images, np.ndarray]]:
-        """For each of "train", "val" and "test" that exists: the pictures, and the indices of its own among them."""
-        if self._parts is None:
-            if not isinstance(self.source, Source):
-                raise ValueError(f"{self.source.name} is a stream: its images have no numbers; set streaming to false")
-            self._parts = split_parts(self.source, self.val_fraction, self.seed)
-        return self._parts
-
-    def setup(self, stage: str) -> None:
-        """Read the source and look at every file that `stage` ("fit", "validate", "test" or "predict") will use; a fit
-        is tested in the end.
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that exist, out of "train", "val" and "test", each with its images and their indices.
 
         Raises:
-            ValueError: unreadable files (named), or nothing to predict. OSError: of a stream, the Hub is away.
+            ValueError: the source is streamed.
         """
-        if stage == "predict":
-            self.predict_paths, remarks = pictures_to_predict(self.predict_source)
-            if remarks and (self.trainer is None or self.trainer.is_global_zero):
-                print(*remarks, sep="\n", flush=True)
-            return
-        used = {"fit": ("train", "val", "test"), "validate": ("val",), "test": ("test",)}[stage]
-        found: dict[str, Inspection] = {}
-        if not self._stream and not (stage == "fit" and self.goes_on):  # a stream's are looked at as they come
-            names = [name for name in used if name in self.parts() and (name == stage or name not in self._checked)]
-            # Decode before a long run starts, and where an error in one process would leave the others waiting.
-            thorough = stage == "fit" or (self.trainer is not None and self.trainer.world_size > 1)
-            found = check_images({name: self.parts()[name] for name in names}, thorough=thorough)
-            self._checked.update(names)
-        if stage == "fit":
-            self._limit_batch_size()
-            # now, rather than with the first checkpoint: a file may break until then, or the Hub be away
-            self.card()
-            if self.trainer is None or self.trainer.is_global_zero:
-                print(self.summary(found), flush=True)
-
-    def summary(self, found: Mapping[str, Inspection] | None = None) -> str:
-        """Return the summary of the data that is printed at the start of a fit.
-
-        Args:
-            found: the results of `check_images` for each split.
-        """
-        if isinstance(self.source, Source):
-            return summarize(self.source, self.parts(), found or {})
-        sizes = self.card()["dataset"]["splits"]
-        images = ", ".join(f"{name} {sizes[name] or 'unknown'}" for name in sizes if name in self._splits())
-        return f"data: {self.source.name}, {self.num_classes} classes; images: {images}"
-
-    def _limit_batch_size(self) -> None:
-        if not self._stream:
-            processes = self.trainer.world_size if self.trainer else 1
-            images = len(self.parts()["train"][1])
-            self.batch_size, remark = fitting_batch_size(self.batch_size, images, processes, self._accumulated)
-            if remark and (self.trainer is None or self.trainer.is_global_zero):
-                print(remark, flush=True)
+        if not isinstance(self.loaders, IndexedLoaders):
+            raise ValueError(f"the images of {self.source.name} are streamed, not indexed. Set streaming to false")
+        return self.loaders.splits
 
     def describe(self) -> dict[str, Any]:
         """Return what the record of a run says about its data: name, source, fingerprint, images per split, license."""
-        sizes = self._stream.sizes() if self._stream else {name: len(own) for name, (_, own) in self.parts().items()}
+        sizes = self.loaders.sizes()
         return {
             "name": self.source.name,
             "source": self.source.origin,
@@ -214,8 +175,8 @@ class ImageDataModule(L.LightningDataModule):
         }
 
     def card(self) -> dict[str, Any]:
-        """What a weight folder says of the data its weights are for: `dataset` for its record, and timm's `cfg`."""
-        if self._card is None:  # a fingerprint may take a while
+        """Return what a weight folder says about the data: `dataset` for its record, and `cfg` for timm."""
+        if self._card is None:  # computing the fingerprint may take a while
             cfg = {
                 "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std),
                 "interpolation": self.interpolation, "crop_pct": self.crop_pct, "label_names": list(self.class_names),
@@ -223,89 +184,108 @@ class ImageDataModule(L.LightningDataModule):
             self._card = {"dataset": self.describe(), "cfg": cfg}
         return self._card
 
+    # ---- before a run
+
+    def setup(self, stage: str) -> None:
+        """Read the source and check the files that a stage uses: "fit", "validate", "test" or "predict".
+
+        Raises:
+            UnusableImages: files cannot be read. The message lists them.
+            ValueError: there is nothing to predict.
+            OSError: the data are streamed from the Hub, which cannot be reached.
+        """
+        if stage == "predict":
+            self.predict_paths, remarks = readable_images_in(self.predict)
+            self._print_once(*remarks)
+            return
+        inspections = self._inspect(stage)
+        if stage != "fit":
+            return
+        processes = self.trainer.world_size if self.trainer else 1
+        self.batch_size, warning = self.loaders.limit_batch_size(self.batch_size, processes, self._accumulated)
+        self._print_once(*[warning] * bool(warning))
+        self.card()  # now rather than with the first checkpoint: until then a file may break, or the Hub be unreachable
+        self._print_once(self.loaders.summary(inspections))
+
+    def _inspect(self, stage: str) -> dict[str, Inspection]:
+        """Check the images of a stage, unless they have been checked for another stage before."""
+        if stage == "fit" and self.is_resumed:
+            return {}
+        names = [name for name in _SPLITS_OF_STAGE[stage] if name == stage or name not in self._checked_splits]
+        # Decode test images if a long run starts, or if an error in one process would leave the others waiting.
+        thorough = stage == "fit" or (self.trainer is not None and self.trainer.world_size > 1)
+        inspections = self.loaders.inspect(names, thorough)
+        check_readable(inspections)
+        self._checked_splits.update(names)
+        return inspections
+
+    def _print_once(self, *lines: str) -> None:
+        """Print lines in the first process only."""
+        if lines and (self.trainer is None or self.trainer.is_global_zero):
+            print(*lines, sep="\n", flush=True)
+
     # ---- loaders
 
-    def train_dataloader(self) -> Loader | TrainStream:
-        if self._stream:
-            return self._stream.train(self._accumulated, self._resume, self._is_raw)
-        images, indices = self.parts()["train"]
-        dataset = ImageDataset(
-            images, indices, self.augment, seed=self.seed, max_bad=self.max_bad, training=True, raw=self._is_raw
-        )
-        start = self._resume["batch"] * self.batch_size
-        step, epoch = self.batch_size * self._accumulated, self._resume["epoch"]
-        self._sampler = EpochSampler(dataset, self.seed, step=step, repeats=self.repeats, epoch=epoch, start=start)
-        # a last batch of one image upsets batch normalisation; but few images must not mean no batch
-        return self._loader(dataset, self._sampler, drop_last=len(self._sampler) >= self.batch_size)
+    def train_dataloader(self) -> TrainLoader:
+        return self.loaders.train(self._loader_options, self._position, self._accumulated)
 
-    @property
-    def _is_raw(self) -> bool:
-        """Whether the loaders belong to a running trainer, which normalises images on the device."""
-        return self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
+    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        return self.loaders.evaluate("val", self._loader_options) if "val" in self.loaders.sizes() else []
 
-    @property
-    def _accumulated(self) -> int:
-        return int(self.trainer.accumulate_grad_batches) if self.trainer else 1
+    def test_dataloader(self) -> EvalLoader:
+        """Return the loader of the test split.
 
-    def describe_batch(self, index: int) -> list[str]:
-        """What this process's training batch `index` of this epoch is of: names of images, without unreadable ones."""
-        if self._stream:
-            return self._stream.batch_names()
-        if self._sampler is None:
-            return []
-        order = self._sampler.order()[index * self.batch_size : (index + 1) * self.batch_size]
-        return list(self._sampler.data.names(order.tolist()))
-
-    def val_dataloader(self) -> Loader | EvalStream | list[Loader]:
-        return self._evaluation("val") if "val" in self._splits() else []
-
-    def test_dataloader(self) -> Loader | EvalStream:
-        """
         Raises:
             ValueError: the source has no test split.
         """
-        if "test" not in self._splits():
-            raise ValueError(f"{self.source.name} has no test split; add a test/ folder with the same class folders")
-        return self._evaluation("test")
+        if "test" not in self.loaders.sizes():
+            raise ValueError(f"{self.source.name} has no test split. Add a test/ folder with the same class folders")
+        return self.loaders.evaluate("test", self._loader_options)
 
-    def predict_dataloader(self) -> Loader:
-        images = FileImages(self.predict_paths, np.zeros(len(self.predict_paths), np.int64))
-        plain = Augment(self.pixels)
-        dataset = ImageDataset(
-            images, np.arange(len(images)), plain, max_bad=self.max_bad, with_index=True, raw=self._is_raw
+    def predict_dataloader(self) -> EvalLoader:
+        count = len(self.predict_paths)
+        split = Split(FileImages(self.predict_paths, np.zeros(count, np.int64)), np.arange(count))
+        return make_eval_loader(split, self._loader_options.for_split("predict"), with_index=True)
+
+    @property
+    def _loader_options(self) -> LoaderOptions:
+        trainer = self.trainer
+        return LoaderOptions(
+            self.augment,
+            self.batch_size,
+            self.num_workers,
+            self.seed,
+            self.max_unreadable,
+            raw=trainer is not None and trainer.state.status == TrainerStatus.RUNNING,
+            keep_workers=trainer is not None and trainer.state.fn == "fit",
         )
-        return self._loader(dataset, ShardSampler(len(dataset), self.batch_size))
 
-    def _splits(self) -> Collection[str]:
-        return self._stream.source.splits if self._stream else self.parts()
+    @property
+    def _accumulated(self) -> int:
+        """Number of batches per optimiser step."""
+        return int(self.trainer.accumulate_grad_batches) if self.trainer else 1
 
-    def _evaluation(self, part: str) -> Loader | EvalStream:
-        if self._stream:
-            return self._stream.evaluation(part, self._is_raw)
-        images, indices = self.parts()[part]
-        max_bad = 0 if part == "test" else self.max_bad
-        dataset = ImageDataset(images, indices, Augment(self.pixels), max_bad=max_bad, raw=self._is_raw)
-        return self._loader(dataset, ShardSampler(len(dataset), self.batch_size))
+    def describe_batch(self, index: int) -> list[str]:
+        """Return the names of the readable images of this process's training batch `index` in this epoch."""
+        return self.loaders.batch_names(index, self.batch_size)
 
-    def _loader(self, dataset: ImageDataset, sampler: EpochSampler | ShardSampler, drop_last: bool = False) -> Loader:
-        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,  # by keyword: Lightning builds the prediction loader anew
-            sampler=sampler,
-            num_workers=self.num_workers,
-            worker_init_fn=apart,
-            collate_fn=as_is,
-            drop_last=drop_last,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=fitting and self.num_workers > 0,  # otherwise they would be restarted every epoch
-        )
+    def teardown(self, stage: str) -> None:
+        """Stop the workers of a stream. Other workers end when the trainer drops their loader."""
+        self.loaders.close()
 
     # ---- on the device
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Normalise images, (B, C, S, S) uint8 → (B, 3, S, S) in float32 or the trainer's precision, and apply mixup
-        and cutmix to training batches, whose classes (B,) int64 become (B, classes) float32."""
+        """Normalise images, and apply mixup and cutmix to training batches.
+
+        Args:
+            batch: images (B, C, S, S) uint8 and classes (B,) int64.
+            dataloader_idx: number of the loader.
+
+        Returns:
+            Images (B, 3, S, S) in float32 or the trainer's precision. The classes become (B, num_classes) float32 if
+            they are mixed.
+        """
         trainer = self.trainer
         if trainer is None:
             return batch
@@ -318,46 +298,50 @@ class ImageDataModule(L.LightningDataModule):
         index = loop.epoch_loop.batch_progress.current.processed
         return self._mixing(batch, trainer.current_epoch, index, trainer.global_rank)
 
-    def teardown(self, stage: str) -> None:
-        """Stop the workers of a stream. Other workers belong to a loader and end when the trainer drops it."""
-        if self._stream:
-            self._stream.close()
-
     # ---- resume
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands, the epoch and the batches of it that are done; and the card, for an export."""
+        """Return the position of training (completed epochs and batches of this epoch) and the card of the data."""
         if self.trainer is None:
-            return {**self._resume, "card": self.card()}
+            return {"epoch": self._position.epoch, "batch": self._position.batch, "card": self.card()}
         loop: Any = self.trainer.fit_loop
-        # epoch_progress.processed counts the epoch already while its last callbacks, which may save, are running
+        # epoch_progress.processed includes the current epoch while its last callbacks, which may save, are running
         epoch = max(loop.epoch_progress.current.started - 1, 0)
         batch = loop.epoch_loop.batch_progress.current.processed
-        done = batch >= self.trainer.num_training_batches > 0
-        place = {"epoch": epoch + done, "batch": 0 if done else batch, "size": self._sizes(), "card": self.card()}
-        return {**place, "stream": self._stream.state()} if self._stream else place
-
-    def _sizes(self) -> dict[str, int]:
-        assert self.trainer is not None
-        world, accumulated = self.trainer.world_size, self._accumulated
-        return {"processes": world, "batch_size": self.batch_size, "accumulate_grad_batches": accumulated}
+        is_epoch_done = batch >= self.trainer.num_training_batches > 0
+        state = {
+            "epoch": epoch + is_epoch_done,
+            "batch": 0 if is_epoch_done else batch,
+            "size": self._batch_sizes(),
+            "card": self.card(),
+        }
+        stream = self.loaders.state()
+        return state if stream is None else {**state, "stream": stream}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the state says.
+        """Resume from the position in a state.
 
         Raises:
-            ValueError: it is of a run with other images or other batches.
+            ValueError: the state comes from a run with other images or other batches.
         """
-        if self.trainer is not None and self.trainer.state.fn != "predict":
-            names = state_dict.get("card", {}).get("cfg", {}).get("label_names")
-            compare_classes(names, self.class_names, self.source.name)
-        theirs = state_dict.get("size")
-        if self.trainer is not None and self.trainer.state.fn == "fit" and theirs:
-            changed = compare_data(state_dict["card"]["dataset"], self.card()["dataset"])
-            begun = state_dict.get("epoch") or state_dict.get("batch")  # otherwise nothing was counted, as with a Tuner
-            for said in (changed, compare_sizes(theirs, self._sizes()) if begun else None):
-                if said and self.trainer.is_global_zero:
-                    print(said, flush=True)
-        self._resume = {name: state_dict.get(name) for name in ("epoch", "batch", "stream")}
-        # Lightning looks for the position in the loader; it is here
+        stage = self.trainer.state.fn if self.trainer is not None else None
+        if stage not in (None, "predict"):
+            recorded_classes = state_dict.get("card", {}).get("cfg", {}).get("label_names")
+            compare_classes(recorded_classes, self.class_names, self.source.name)
+        recorded_sizes = state_dict.get("size")
+        if stage == "fit" and recorded_sizes:
+            messages = [compare_data(state_dict["card"]["dataset"], self.card()["dataset"])]
+            if state_dict.get("epoch") or state_dict.get("batch"):  # otherwise no batches were counted, as by a Tuner
+                messages.append(compare_batches(recorded_sizes, self._batch_sizes()))
+            self._print_once(*filter(None, messages))
+        self._position = Position(state_dict.get("epoch", 0), state_dict.get("batch", 0), state_dict.get("stream"))
+        # Lightning looks for the position in the loader, but it is here
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+
+    def _batch_sizes(self) -> dict[str, int]:
+        assert self.trainer is not None
+        return {
+            "processes": self.trainer.world_size,
+            "batch_size": self.batch_size,
+            "accumulate_grad_batches": self._accumulated,
+        }

@@ -1,6 +1,6 @@
-"""Which image comes when: a shuffle that can be resumed, and an evaluation that counts every image once.
+"""Samplers: which image comes when, in training (shuffled, resumable) and in evaluation (each image exactly once).
 
-Both derive from `DistributedSampler`, which is what tells Lightning to leave them in place.
+Both derive from `DistributedSampler`, because Lightning would replace any other sampler in a run of several processes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from torch import Tensor, distributed
 from torch.utils.data import DistributedSampler
 
 
-def place_of(rank: int | None = None, world: int | None = None) -> tuple[int, int]:
-    """This process's number, and how many there are; for another process both are given."""
+def process_rank(rank: int | None = None, world: int | None = None) -> tuple[int, int]:
+    """Return the number of a process, and how many processes there are.
+
+    Args:
+        rank, world: the result, if both are given. By default it is found out for the calling process.
+    """
     if rank is not None and world is not None:
         return rank, world
     if distributed.is_available() and distributed.is_initialized():
@@ -22,47 +26,56 @@ def place_of(rank: int | None = None, world: int | None = None) -> tuple[int, in
     return 0, 1
 
 
-class ShardSampler(DistributedSampler[int]):
-    """Process `rank` of `world` takes batches rank, rank + world, … of the images in order: each counted once.
+class EvalSampler(DistributedSampler[int]):
+    """Sampler that counts every image once. Process `rank` of `world` gets batches rank, rank + world, … in order.
 
-    Torch's own sampler repeats images until the processes have equally many, which distorts a score. Here batches are
-    what one process would make of the images, so every number computed from one is the same on any number of processes.
-    A process that would have a batch less than others gets the first one again, as -1 - i in place of image i, to be
-    computed and not counted: a network that is spread over processes needs all of them in every step.
+    PyTorch's own sampler repeats images until all processes have equally many, which distorts a score. Here the batches
+    are those of a single process, so that every number computed from a batch is the same on any number of processes.
+
+    A model that is sharded over processes needs all of them in every step. A process with one batch fewer than others
+    therefore gets its first images again, as index -1 - i instead of i. `ImageDataset` gives them class -1, so that
+    they are computed but not counted.
+
+    Args:
+        size: number of images.
+        batch_size: number of images per batch.
+        rank, world: see `process_rank`.
     """
 
-    def __init__(self, size: int, batch: int, rank: int | None = None, world: int | None = None) -> None:
-        self.size, self.batch = size, batch
-        self.rank, self.num_replicas = place_of(rank, world)
+    def __init__(self, size: int, batch_size: int, rank: int | None = None, world: int | None = None) -> None:
+        self.size, self.batch_size = size, batch_size
+        self.rank, self.num_replicas = process_rank(rank, world)
 
-    def _starts(self) -> range:
-        return range(self.rank * self.batch, self.size, self.num_replicas * self.batch)
+    def _batch_starts(self) -> range:
+        return range(self.rank * self.batch_size, self.size, self.num_replicas * self.batch_size)
 
     def __iter__(self) -> Iterator[int]:
-        for start in self._starts():
-            yield from range(start, min(start + self.batch, self.size))
-        if len(self._starts()) < len(range(0, self.size, self.num_replicas * self.batch)):
-            yield from (-1 - i for i in range(min(self.batch, self.size)))
+        for start in self._batch_starts():
+            yield from range(start, min(start + self.batch_size, self.size))
+        most_batches = len(range(0, self.size, self.num_replicas * self.batch_size))
+        if len(self._batch_starts()) < most_batches:
+            yield from (-1 - i for i in range(min(self.batch_size, self.size)))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def set_epoch(self, epoch: int) -> None:
-        """Every epoch is the same."""
+        """Do nothing, because every epoch is the same."""
 
 
-class EpochSampler(DistributedSampler[int]):
-    """A shuffle given by (seed, epoch), dealt to the processes in equal numbers; the tail that does not divide rests.
+class TrainSampler(DistributedSampler[int]):
+    """Shuffle given by (seed, epoch), dealt to the processes in equal numbers. A remainder is left out.
 
-    The images of a step are the same on any number of processes that have the same global batch.
+    The images of an optimiser step are the same on any number of processes with the same global batch size.
 
     Args:
-        dataset: its length N is used, and its `epoch` attribute is kept equal to the sampler's, for its augmentation.
-        seed: of the shuffle.
-        step: images that a process needs for an optimiser step; where there are as many, an epoch has whole steps.
-        repeats: each image that comes up does so this many times in a row, as i, N + i, 2N + i, … (repeated
-            augmentation: Hoffer et al. 2020, DeiT); an epoch has as many draws, and so fewer images.
-        epoch, start: continue in this epoch, leaving out the first `start` images of each process.
+        dataset: dataset of N images. Its `epoch` attribute, which its augmentation depends on, follows the sampler's.
+        seed: seed of the shuffle.
+        step: number of images per process and optimiser step. An epoch has whole steps, unless it is shorter than one.
+        repeats: number of differently augmented copies of each sampled image (repeated augmentation: Hoffer et al.
+            2020, DeiT). They follow each other as i, N + i, 2N + i, … The length of an epoch stays the same.
+        epoch, start: resume in this epoch, after the first `start` images of each process.
+        rank, world: see `process_rank`.
     """
 
     def __init__(
@@ -78,18 +91,18 @@ class EpochSampler(DistributedSampler[int]):
         world: int | None = None,
     ) -> None:
         self.data, self.seed, self.repeats = dataset, seed, repeats
-        self.rank, self.num_replicas = place_of(rank, world)
+        self.rank, self.num_replicas = process_rank(rank, world)
         share = len(dataset) // self.num_replicas
         self.length = share // step * step or share
         self.start = start
         self.epoch = dataset.epoch = epoch
 
     def __len__(self) -> int:
-        # the whole epoch's, also when it is continued: the trainer counts the batches done before
+        # of the whole epoch, even if it is resumed in the middle: the trainer counts the batches done before
         return self.length
 
     def order(self) -> Tensor:
-        """(length,) integers: this process's images in this epoch."""
+        """Return (length,) integers: the images of this process in this epoch."""
         size = len(self.data)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         draws = torch.randperm(size, generator=generator)
@@ -102,7 +115,7 @@ class EpochSampler(DistributedSampler[int]):
         return iter(self.order()[self.start :].tolist())
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Set the epoch. Lightning calls this before each one."""
         if epoch != self.epoch:
             self.start = 0
         self.epoch = self.data.epoch = epoch

@@ -1,25 +1,117 @@
-"""A validation split where the data have none."""
+"""The training, validation and test images of a source, and the check that they are readable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
+from acmix_zoo.data.inspection import Inspection
+from acmix_zoo.data.sources.base import IndexedSource
+from acmix_zoo.data.sources.image_sets import Images
 
-def stratified(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices (train, val): of each class `fraction`, rounded, validates; at least one image where there are two
-    or more, and never the last one.
+
+class Split(NamedTuple):
+    """The images of one split.
+
+    Attributes:
+        images: images of which some belong to the split.
+        indices: (N,) int64, the sorted numbers of those that do.
+    """
+
+    images: Images
+    indices: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """Number of images of the split. (`len` counts the two fields.)"""
+        return len(self.indices)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(N,) int64, the classes of the images."""
+        targets: np.ndarray = self.images.targets[self.indices]
+        return targets
+
+
+class UnusableImages(ValueError):
+    """Some files that a run would use are not readable images. This is raised before the run, in every process."""
+
+
+def split_source(source: IndexedSource, val_fraction: float, seed: int) -> dict[str, Split]:
+    """Return each existing split: "train", "val" and "test".
+
+    Args:
+        val_fraction: fraction of each class used for validation if the source has no validation split; 0 for none.
+        seed: seed for choosing the validation images.
+    """
+    splits = {name: Split(images, np.arange(len(images))) for name, images in source.splits.items()}
+    if "val" not in splits and val_fraction > 0:
+        images = splits["train"].images
+        train, val = stratified_split(images.targets, val_fraction, seed)
+        splits["train"], splits["val"] = Split(images, train), Split(images, val)
+    return splits
+
+
+def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose validation images at random, the same fraction of each class.
+
+    At least one image of each class validates if the class has two or more, and at least one trains.
+
+    Args:
+        targets: (N,) int64, the classes of all images.
+        fraction: fraction of each class that validates; the count is rounded.
+
+    Returns:
+        The sorted indices of the training images and of the validation images.
 
     Raises:
-        ValueError: no class has two.
+        ValueError: no class has two images.
     """
     generator = np.random.default_rng(seed)
-    held: list[np.ndarray] = []
+    chosen: list[np.ndarray] = []
     for label in np.unique(targets):
         members = generator.permutation(np.flatnonzero(targets == label))
         count = min(max(1, round(len(members) * fraction)), len(members) - 1)
-        held.append(members[:count])
-    val = np.sort(np.concatenate(held))
+        chosen.append(members[:count])
+    val = np.sort(np.concatenate(chosen))
     if not len(val):
         raise ValueError(
-            "no class has two images, so none is left for validation; add images or a val/ folder, or set val_fraction "
-            "to 0"
+            "no class has two images, so none is left for validation. Add images or a val/ folder, or set "
+            "data.val_fraction to 0"
         )
     return np.setdiff1d(np.arange(len(targets)), val), val
+
+
+def inspect_splits(splits: Mapping[str, Split], thorough: bool = False) -> dict[str, Inspection]:
+    """Check the images of each split for unreadable ones.
+
+    Args:
+        thorough: decode every image of the test split, because all of them have to be readable.
+    """
+    return {
+        name: split.images.inspect(split.indices.tolist(), thorough and name == "test")
+        for name, split in splits.items()
+    }
+
+
+def check_readable(inspections: Mapping[str, Inspection]) -> None:
+    """Refuse to run with unreadable images, so that a run does not fail on one after days of training.
+
+    Raises:
+        UnusableImages: some images cannot be read. The message lists them.
+    """
+    messages = [unreadable_message(name, found) for name, found in inspections.items() if found.problems]
+    if messages:
+        raise UnusableImages("\n".join(messages))
+
+
+def unreadable_message(split: str, inspection: Inspection) -> str:
+    """Return a message that lists the first unreadable images of a split."""
+    problems = inspection.problems
+    listed = "\n  ".join(problems[:5])
+    more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return (
+        f"{len(problems)} of {inspection.count} {split} images cannot be used. Repair or remove them:\n  {listed}{more}"
+    )

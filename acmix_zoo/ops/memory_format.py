@@ -9,11 +9,6 @@ from acmix_zoo.ops.derivatives import is_transformed
 from acmix_zoo.ops.tracing import is_tracing
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Return whether x (B, C, H, W) is channels_last in memory. Always False under `vmap`, where it is unknown."""
-    return not is_transformed(x) and x.is_contiguous(memory_format=torch.channels_last)
-
-
 def memory_format_of(x: Tensor) -> torch.memory_format:
     """Return the memory format of x (B, C, H, W). If it has both, as a 1×1 map does, the result is contiguous."""
     is_only_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
@@ -21,8 +16,11 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
 
 
 def restore_memory_format(out: Tensor, x: Tensor) -> Tensor:
-    """Return `out`, which is channels_last, in the memory format of `x`: channels_last or contiguous."""
-    is_last = is_channels_last(x)
+    """Return `out`, which is channels_last, in the memory format of x (B, C, H, W): channels_last or contiguous.
+
+    Under a `torch.func` transform, the format of x is unknown, and the result is contiguous.
+    """
+    is_channels_last = not is_transformed(x) and x.is_contiguous(memory_format=torch.channels_last)
     if is_tracing():  # not a view, because in TorchScript a ReLU after it could not change it in place
-        return out.clone(memory_format=torch.channels_last if is_last else torch.contiguous_format)
-    return out if is_last else out.contiguous()
+        return out.clone(memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
+    return out if is_channels_last else out.contiguous()

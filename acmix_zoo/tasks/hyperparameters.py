@@ -16,7 +16,7 @@ FIXED = frozenset({
     "weight_decay", "momentum", "nesterov", "warmup_epochs", "warmup_lr", "min_lr", "label_smoothing", "layer_decay",
 })  # fmt: skip
 
-# Names in checkpoints, configurations and records of earlier versions, and what they are called now.
+# Names in the checkpoints of earlier versions, and what they are called now. cli/old_names.py has those of commands.
 RENAMED = {"lr_batch": "base_batch_size"}
 
 # For each hyper-parameter with a limited range: a test, and what was expected.

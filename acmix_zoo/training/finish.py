@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import acmix_zoo
-from acmix_zoo.data.images import BadImage
-from acmix_zoo.data.option_checks import UnusableImages
+from acmix_zoo.data.images import UnreadableImage
+from acmix_zoo.data.splits import UnusableImages
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.tasks.sharded import is_sharded, load_full_state, read_checkpoint
 from acmix_zoo.training.guard import NotFinite
@@ -120,9 +120,9 @@ def _test(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolde
     """Return {"test": {metric: value}}, or {} with a warning if the test images cannot be used."""
     try:
         (results,) = trainer.test(task, data, verbose=False)
-    except (UnusableImages, BadImage) as error:
-        if trainer.world_size > 1 and isinstance(error, BadImage):  # in one process, while others wait for it
-            raise BadImage(f"{error}, or with --run.test false; {run.best} holds the weights") from error
+    except (UnusableImages, UnreadableImage) as error:
+        if trainer.world_size > 1 and isinstance(error, UnreadableImage):  # in one process, while others wait for it
+            raise UnreadableImage(f"{error}, or with --run.test false; {run.best} holds the weights") from error
         if trainer.is_global_zero:
             print(
                 f"Warning: the weights are not tested: {error}\nThey are exported without a test score. To test them "

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from torch import nn
 
-from acmix_zoo.data.augment import kept_random_state
+from acmix_zoo.data.augment import preserve_random_state
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.ops.peak import matmul_peak
 
@@ -23,7 +23,7 @@ def measure_loader(loader: Any, seconds: float, workers: int = 0) -> float | Non
     loaded in no time. Random states and warnings stay unchanged.
     """
     images, start, end = 0, 0.0, 0.0
-    with kept_random_state(), warnings.catch_warnings():
+    with preserve_random_state(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of unreadable images, which the run itself reports
         for index, batch in enumerate(loader):
             if start:
@@ -69,5 +69,5 @@ def device_peak(device: torch.device, precision: str) -> float | None:
     dtype = names.get(precision.split("-")[0], "float32")
     if device.type != "cpu":
         return get_available_flops(device, getattr(torch, dtype))
-    with kept_random_state():
+    with preserve_random_state():
         return 1e9 * matmul_peak(torch.get_num_threads(), dtype, sizes=((1024, 4),))

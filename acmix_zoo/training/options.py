@@ -49,7 +49,7 @@ _RULES = {
     Rule.FREE: """
         run.folder run.push_to run.save_every speed.loader_seconds speed.peak_flops ckpt_path weights_only
         model.channels_last model.compile model.grad_checkpointing
-        data.num_workers data.max_bad data.predict_source
+        data.num_workers data.max_unreadable data.predict
         trainer.accelerator trainer.strategy trainer.deterministic trainer.benchmark trainer.inference_mode
         trainer.use_distributed_sampler trainer.num_sanity_val_steps trainer.limit_predict_batches trainer.fast_dev_run
         trainer.logger trainer.log_every_n_steps trainer.enable_progress_bar trainer.enable_model_summary

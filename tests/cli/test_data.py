@@ -1,4 +1,4 @@
-"""The command `acmix-zoo data`, and text under locales other than UTF-8."""
+"""The command `acmix-zoo data`, and text in locales other than UTF-8."""
 
 import os
 import shutil
@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from acmix_zoo.cli.main import main
-from acmix_zoo.data import open_source, overlap
-from acmix_zoo.data.summary import split_parts
+from acmix_zoo.data import duplicates, open_source
+from acmix_zoo.data.splits import split_source
 
 
-def folder(root: Path, *classes: str, count: int = 4) -> Path:
+def write_class_folders(root: Path, *classes: str, count: int = 4) -> Path:
     for label, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for number in range(count):
@@ -23,8 +23,8 @@ def folder(root: Path, *classes: str, count: int = 4) -> Path:
     return root
 
 
-def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = folder(tmp_path / "pets", "cat", "dog", "emu")
+def test_summary_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_class_folders(tmp_path / "pets", "cat", "dog", "emu")
     (root / "cat/notes.txt").write_text("-")
     assert main(["data", str(root)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -46,7 +46,7 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_many_classes_are_summarised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = folder(tmp_path / "many", *(f"c{n:02d}" for n in range(21)), count=2)
+    root = write_class_folders(tmp_path / "many", *(f"c{n:02d}" for n in range(21)), count=2)
     for number in range(7):
         Image.new("RGB", (9, 9), (number, 0, 1)).save(root / f"c20/more{number}.png")
     assert main(["data", str(root)]) == 0
@@ -55,23 +55,27 @@ def test_many_classes_are_summarised(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "the training classes are imbalanced: 8 of 'c20', 1 of 'c00'" in out
 
 
-def test_a_class_that_is_not_validated_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = folder(tmp_path / "pets", "cat", "dog")
-    folder(root, "emu", "owl", count=1)
+def test_classes_without_validation_or_test_images_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_class_folders(tmp_path / "pets", "cat", "dog")
+    write_class_folders(root, "emu", "owl", count=1)
     assert main(["data", str(root)]) == 0
     assert "  val has no image of the classes emu, owl. A class with a single image" in capsys.readouterr().out
-    splits = folder(tmp_path / "split/train", "cat", "dog", "emu").parent
-    folder(splits / "test", "cat", "dog")
+    splits = write_class_folders(tmp_path / "split/train", "cat", "dog", "emu").parent
+    write_class_folders(splits / "test", "cat", "dog")
     assert main(["data", str(splits)]) == 0
     assert "  test has no image of the class emu\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("copied", ["train", "val", "test"])
-def test_images_in_two_splits_are_counted(tmp_path: Path, copied: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A copied or linked folder, or one file under another name, is found by its bytes."""
+def test_identical_images_in_two_splits_are_counted(
+    tmp_path: Path, copied: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Copies are found by their content, whatever their names."""
     root = tmp_path / "pets"
-    folder(root / "train", "cat", "dog")
-    if copied == "train":  # so that val, cut from it, has its images, too
+    write_class_folders(root / "train", "cat", "dog")
+    if copied == "train":  # so that val, which is split off from train, has copies of its images
         shutil.copytree(root / "train/cat", root / "train/cat/copy")
         expected = "Warning: 1 of the 2 val images are identical to images of train (for example 2.png and copy/2.png)"
     elif copied == "val":
@@ -79,7 +83,9 @@ def test_images_in_two_splits_are_counted(tmp_path: Path, copied: str, capsys: p
         expected = "Warning: 8 of the 8 val images are identical to images of train (for example "
         expected += "validation/cat/0.png and train/cat/0.png), so the validation score will be too high"
     else:
-        noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)  # larger than what is compared first
+        noise = np.random.default_rng(0).integers(
+            0, 256, (60, 60, 3), np.uint8
+        )  # larger than the part that is compared first
         Image.fromarray(noise).save(root / "train/dog/noise.png")
         (root / "test/cat").mkdir(parents=True)
         os.link(root / "train/cat/2.png", root / "test/cat/linked.png")
@@ -90,39 +96,48 @@ def test_images_in_two_splits_are_counted(tmp_path: Path, copied: str, capsys: p
     assert expected in capsys.readouterr().out
 
 
-def test_the_search_for_identical_images_has_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = split_parts(open_source(folder(tmp_path / "pets", "cat", "dog")), 0.25, 0)
-    assert overlap.shared_images(parts) == []
-    monkeypatch.setattr(overlap, "CHECK_LIMIT", 7)
-    assert overlap.shared_images(parts) == [
+def test_the_search_for_identical_images_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = split_source(open_source(write_class_folders(tmp_path / "pets", "cat", "dog")), 0.25, 0)
+    assert duplicates.duplicate_warnings(splits) == []
+    monkeypatch.setattr(duplicates, "CHECK_LIMIT", 7)
+    assert duplicates.duplicate_warnings(splits) == [
         "identical images in two splits were not looked for: there are more than 7 images"
     ]
 
 
-def test_shipped_data(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_of_a_shipped_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "digits"]) == 0
     assert "data: digits, 10 classes; images: train 1,618, val 179\n" in capsys.readouterr().out
 
 
-def test_a_folder_needs_no_heavy_library(tmp_path: Path) -> None:
-    root = folder(tmp_path / "pets", "cat", "dog")
-    code = f"from acmix_zoo.cli.data import data; data([{str(root)!r}]); import sys; print(*sys.modules)"
+def test_reading_images_imports_no_heavy_library(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path / "pets", "cat", "dog")
+    code = f"""
+import sys, acmix_zoo.data
+acmix_zoo.data.load_image
+from acmix_zoo.cli.data import data
+data([{str(root)!r}])
+print(*sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not loaded & {"lightning", "datasets", "torchmetrics", "sklearn", "pyarrow", "matplotlib"}
 
 
-OTHER_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # files are ASCII, as far as Python knows
+OTHER_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # Python then takes files for ASCII
 
 
 @pytest.mark.parametrize(
     ("environment", "shown"),
-    [({"PYTHONIOENCODING": "cp1252"}, "caf\u00e9 | ?at"), (OTHER_LOCALE, "caf\u00e9 | \u0107at")],
+    [
+        ({"PYTHONIOENCODING": "cp1252"}, "caf\u00e9 | ?at"),
+        pytest.param(OTHER_LOCALE, "caf\u00e9 | \u0107at", marks=pytest.mark.slow),
+    ],
     ids=["cp1252", "C"],
 )
-def test_text_under_another_locale(tmp_path: Path, environment: dict[str, str], shown: str) -> None:
-    """Characters outside the code page are printed as "?", and files are UTF-8 regardless of the locale."""
-    root = folder(tmp_path / "pets", "caf\u00e9", "\u0107at")
+def test_text_in_another_locale(tmp_path: Path, environment: dict[str, str], shown: str) -> None:
+    """Characters outside the code page are printed as "?", and files are UTF-8 in every locale."""
+    root = write_class_folders(tmp_path / "pets", "caf\u00e9", "\u0107at")
     command = [sys.executable, "-m", "acmix_zoo.cli", "data", str(root)]
     done = subprocess.run(command, capture_output=True, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
@@ -132,7 +147,7 @@ def test_text_under_another_locale(tmp_path: Path, environment: dict[str, str], 
 
 
 @pytest.mark.slow
-def test_recipes_are_read_under_another_locale(tmp_path: Path) -> None:
+def test_recipes_are_read_in_another_locale(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -148,7 +163,7 @@ def test_recipes_are_read_under_another_locale(tmp_path: Path) -> None:
     assert done.returncode == 0 and b"image_size" in done.stdout, done.stderr
 
 
-def test_text_files_have_an_encoding() -> None:
+def test_text_files_are_opened_with_an_encoding() -> None:
     """Every call in the package that opens text names its encoding, so that no locale decides it."""
     import ast
 

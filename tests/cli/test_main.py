@@ -137,7 +137,7 @@ def test_evaluation_repeats_the_record(
 
 def test_predict_and_classify_agree(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = pictures / "test/class1"
-    assert main(["predict", "--config", str(run / "config.yaml"), f"--data.predict_source={source}"]) == 0
+    assert main(["predict", "--config", str(run / "config.yaml"), f"--data.predict={source}"]) == 0
     with (run / "predictions.csv").open() as file:
         predicted = list(csv.DictReader(file))
     (run / "predictions.csv").unlink()
@@ -162,7 +162,7 @@ def test_classify_a_folder_by_any_part_of_a_run(
     results = classify([str(run / weights), str(pictures / "test"), "--top", "1"])
     assert len(results) == 12 and capsys.readouterr().out.count(" %  class") == 12
     (tmp_path / "empty").mkdir()
-    fails(["classify", str(run), str(tmp_path / "empty")], capsys, "empty", "no pictures")
+    fails(["classify", str(run), str(tmp_path / "empty")], capsys, "empty", "no images")
 
 
 def test_classify_names_what_it_skips(
@@ -185,7 +185,7 @@ def test_classify_names_what_it_skips(
     (tmp_path / "empty").mkdir()
     given = [phone / "a.heic", phone / "c.svg", tmp_path / "no.png", tmp_path / "empty"]
     words = ["4 of the given images", "For .heic files: to read them, `pip install pillow-heif`", "no.png does not"]
-    fails(["classify", weights, *map(str, given), picture, "--top=1"], capsys, *words, "empty contains no pictures")
+    fails(["classify", weights, *map(str, given), picture, "--top=1"], capsys, *words, "empty contains no images")
     assert main(["classify", weights, str(phone / "a.heic"), picture, "--top=1"]) == 1
     out, error = capsys.readouterr()
     assert out.count(" %  class") == 1 and "For .heic files: to read them" in error
@@ -200,12 +200,12 @@ def test_predict_names_what_it_skips(
     (phone / "damaged.jpg").write_bytes(b"\xff\xd8\xff")
     command = ["predict", f"--config={run / 'config.yaml'}", f"--run.folder={tmp_path / 'predicted'}"]
     command += [f"--ckpt_path={run / 'checkpoints/best.ckpt'}"]
-    assert main([*command, f"--data.predict_source={phone}"]) == 0
+    assert main([*command, f"--data.predict={phone}"]) == 0
     out = capsys.readouterr().out
     assert f"{phone}: skipped 1 .heic file (first: a.heic): to read them, `pip install pillow-heif`" in out
     assert f"{phone}: 1 file cannot be predicted: image {phone / 'damaged.jpg'} cannot be read" in out
     assert "Saved the predictions for 4 images" in out
-    fails([*command, f"--data.predict_source={phone / 'a.heic'}"], capsys, "For .heic files: to read them, `pip")
+    fails([*command, f"--data.predict={phone / 'a.heic'}"], capsys, "For .heic files: to read them, `pip")
 
 
 def test_classify_needs_no_training_libraries(run: Path, pictures: Path) -> None:

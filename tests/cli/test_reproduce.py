@@ -166,8 +166,6 @@ def test_recorded_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "--trainer.devices", "1", "--seed_everything", "7",
     ])  # fmt: skip
     assert recorded_arguments({"name": "w", "recipe": "recipes/finetune/full.yaml"}) == ["--config", recipes[0]]
-    renamed = {"name": "w", "command": "acmix-zoo fit --model.lr_batch=32"}  # as an earlier version recorded it
-    assert recorded_arguments(renamed) == ["--model.base_batch_size", "32"]
     for name in ("gone.yaml", "acmix_resnet50.yaml", "finetune/full.yaml"):  # recipes that ship are recipes/...
         with pytest.raises(FileNotFoundError, match=rf"the record of w names {name}, which does not exist and is not"):
             recorded_arguments({"name": "w", "recipe": name})

@@ -21,7 +21,7 @@ from acmix_zoo.data import ImageDataModule, export_folder
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
 from acmix_zoo.training.portable import portable_command
-from acmix_zoo.training.record import parent_name, run_record
+from acmix_zoo.training.record import is_complete, parent_name, run_record
 from acmix_zoo.weights import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +127,7 @@ class TestPushWhenTheRunEnds:
         }  # fmt: skip
         return main(["fit", *(f"--{key}={value}" for key, value in options.items()), *more])
 
+    @pytest.mark.slow
     def test_published(self, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.fit(tmp_path, "--run.push_to=org/photos") == 0
         assert f"Published the weights: {hub.url}/org/photos/commit/" in capsys.readouterr().out
@@ -187,6 +188,12 @@ class TestExport:
             ({"fast_dev_run": 3}, False),
         ],
         ids=str,
+    )
+    def test_which_options_leave_images_out(self, options: dict[str, Any], is_recorded: bool) -> None:
+        assert is_complete({f"trainer.{name}": value for name, value in options.items()}, "val") == is_recorded
+
+    @pytest.mark.parametrize(
+        ("options", "is_recorded"), [({"limit_val_batches": 1.0}, True), ({"limit_val_batches": 1}, False)], ids=str
     )
     def test_scores_of_a_part_of_a_split_are_not_recorded(
         self,

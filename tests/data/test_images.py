@@ -1,21 +1,20 @@
-"""One picture: every kind is read as RGB, every kind of damage is named."""
+"""`load_image`: every format is read as RGB, and every kind of damage is named."""
 
 import io
-import struct
-import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from acmix_zoo.data import BadImage, depth, images, load_image
+from acmix_zoo.data import (
+    UnreadableImage,
+    load_image,
+)
 from acmix_zoo.data.formats import has_heif
-from acmix_zoo.data.images import bad_images, inspect_images
-from acmix_zoo.data.sources.walk import find_images
+from acmix_zoo.data.inspection import inspect_images
+from acmix_zoo.data.sources.find_images import walk_folders
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # (H, W)
 
@@ -26,7 +25,7 @@ def pixel(path: Path, x: int, y: int) -> tuple[int, ...]:
     return image.getpixel((x, y))  # type: ignore[return-value]
 
 
-def test_grey_bilevel_and_one_pixel(tmp_path: Path) -> None:
+def test_grey_bilevel_and_one_pixel_images(tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / "grey.png")
     assert pixel(tmp_path / "grey.png", 3, 2) == (95, 95, 95)
     Image.fromarray(RAMP > 100).save(tmp_path / "bits.png")
@@ -35,198 +34,24 @@ def test_grey_bilevel_and_one_pixel(tmp_path: Path) -> None:
     assert load_image(tmp_path / "dot.png").size == (1, 1) and pixel(tmp_path / "dot.png", 0, 0) == (1, 2, 3)
 
 
-# ---- more than 8 bits per sample
-
-GREY = RAMP.astype(np.uint32)
-
-
-def tiff(values: np.ndarray, bits: int, kind: int = 1, maximum: int = 0) -> bytes:
-    """An uncompressed grey TIFF (H, W) of unsigned (kind 1) or signed (2) integers, with a MaxSampleValue if given."""
-    if bits == 12:
-        joined = "".join(f"{value:012b}" for value in values.ravel().tolist())
-        data = int(joined, 2).to_bytes(len(joined) // 8, "big")
-    else:
-        data = values.astype(f"<{'ui'[kind - 1]}{bits // 8}").tobytes()
-    height, width = values.shape
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 0, 277: 1, 278: height, 279: len(data), 339: kind}
-    tags |= {281: maximum} if maximum else {}
-    start = 8 + 2 + 12 * len(tags) + 4
-    rows = [struct.pack("<HHII", tag, 4, 1, start if tag == 273 else tags[tag]) for tag in sorted(tags)]
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(rows) + bytes(4) + data
-
-
-def grey(content: bytes) -> list[list[int]]:
-    picture = load_image(content, "deep")
-    assert picture.mode == "RGB"
-    pixels = np.asarray(picture)
-    assert (pixels == pixels[..., :1]).all()
-    return pixels[..., 0].tolist()
-
-
-@pytest.mark.filterwarnings("ignore:images with")
-@pytest.mark.parametrize("kind", ["png", "tiff", "pgm"])
-def test_sixteen_bits_keep_the_upper_eight(tmp_path: Path, kind: str) -> None:
-    Image.fromarray(RAMP.astype(np.uint16) * 256 + 17).save(tmp_path / f"deep.{kind}")
-    assert pixel(tmp_path / f"deep.{kind}", 3, 2) == (95, 95, 95)
-
-
-@pytest.mark.filterwarnings("ignore:images with")
-@pytest.mark.parametrize(("bits", "maximum", "factor"), [
-    (12, 0, 16), (16, 0, 256), (16, 4095, 16), (16, 255, 1), (32, 4095, 16), (32, 2**20 - 1, 4096),
-    (32, 2**24 - 1, 65536), (16, 4000, 256),  # the maximum of one image says nothing
-])  # fmt: skip
-def test_the_range_is_what_the_file_declares(bits: int, maximum: int, factor: int) -> None:
-    assert grey(tiff(GREY * factor, bits, maximum=maximum)) == RAMP.tolist()
-    half = tiff(GREY // 2 * factor, bits, maximum=maximum)  # and never what one image happens to hold
-    assert grey(half) == (RAMP // 2).tolist()
-
-
-@pytest.mark.parametrize(("bits", "kind"), [(32, 1), (32, 2), (16, 2), (8, 2)])
-def test_values_without_a_known_range_are_refused(bits: int, kind: int) -> None:
-    with pytest.raises(BadImage, match=f"{bits}-bit integer pixels have no agreed range. Save the image with 8 or 16"):
-        load_image(tiff(GREY // 2, bits, kind), "deep")
-
-
-def test_a_maximum_makes_signed_values_readable() -> None:
-    values = (GREY * 16).astype(np.int32)
-    values[0, 0] = -7
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert grey(tiff(values, 16, 2, 4095)) == RAMP.tolist()
-
-
-def test_a_pgm_has_the_range_of_its_header() -> None:
-    content = b"P5\n8 6\n4095\n" + (GREY * 16 + 8).astype(">u2").tobytes()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert np.abs(np.subtract(grey(content), RAMP)).max() <= 1  # Pillow scales by 65535 / 4095
-
-
-def deep_png(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(values.astype(np.uint16)).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def colour_png(values: np.ndarray) -> bytes:
-    """A PNG of 16-bit RGB, which Pillow reads but does not write."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    height, width = values.shape
-    rows = np.repeat(values.astype(">u2")[..., None], 3, 2).reshape(height, -1)  # (H, 3W)
-    data = b"".join(b"\0" + row.tobytes() for row in rows)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize("make", [deep_png, colour_png])
-def test_warnings_give_the_range_once_and_mention_dark_images(make: Any) -> None:
-    depth._warn.cache_clear()
-    with pytest.warns(UserWarning) as warned:
-        for _ in range(3):
-            assert grey(make(GREY * 256)) == RAMP.tolist()
-            load_image(make(GREY * 16), "twelve bits in sixteen")
-    assert len(warned) == 2
-    assert "images with 16 bits per sample: 0 to 65,535 is taken as black to white" in str(warned[0].message)
-    assert "an image with 16 bits per sample will be almost black" in str(warned[1].message)
-
-
-def test_deep_images_are_counted_before_a_run(tmp_path: Path) -> None:
-    contents = {"a.png": deep_png(GREY * 16), "b.tif": tiff(GREY * 16, 12), "c.tif": tiff(GREY, 32)}
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    Image.fromarray(RAMP).save(tmp_path / "d.png")
-    found = inspect_images(find_images(tmp_path))
-    assert found.count == 4 and found.depths == {16: 1, 12: 1} and found.dark == 1
-    assert len(found.problems) == 1 and "c.tif" in found.problems[0]
-
-
-# ---- formats
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        ("ps.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is a PostScript file"),
-        ("page.jpg", b"\n<!DOCTYPE html><html>404</html>", "it is a web page, perhaps a failed download"),
-        ("phone.jpg", b"\0\0\0\x24ftypheic\0\0\0\0mif1heic", "it is a HEIC photograph"),
-        ("lfs.png", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-        ("empty.png", b"", "it is an empty file"),
-        ("text.png", b"hello", "it is not an image"),
-        ("raw.cr3", b"\0\0\0\x18ftypcrx \0\0\0\1", "it is a raw photograph; convert it to JPEG or PNG"),
-        ("film.jpg", b"\0\0\0\x18ftypmp42\0\0\0\1", "it is a video"),
-    ],
-)
-def test_other_formats_are_named_and_never_opened(
-    tmp_path: Path, name: str, content: bytes, told: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def ghostscript(*_: Any) -> None:
-        raise AssertionError("Ghostscript was to be started")
-
-    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ghostscript)
-    (tmp_path / name).write_bytes(content)
-    for source in (tmp_path / name, content):
-        with pytest.raises(BadImage, match=told):
-            load_image(source)
-    (problem,) = bad_images([str(tmp_path / name)])
-    assert told in problem and name in problem
-
-
-@pytest.mark.parametrize("name", ["a.heic", "a.NEF", "a.svg", "a.jxl"])
-def test_a_file_of_another_format_gets_advice_by_its_name(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"hello")
-    extension = Path(name).suffix.lower()
-    if extension == ".heic" and has_heif():
-        pytest.skip("pillow-heif is installed")
-    advice = "to read them, `pip install pillow-heif`" if extension == ".heic" else "convert them to JPEG or PNG"
-    with pytest.raises(BadImage, match=f"it is not an image in a supported format. For {extension} files: {advice}"):
-        load_image(tmp_path / name)
-
-
-def test_a_replaced_reader_of_pillow_hides_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once imported, Ultralytics reacts to an unknown file by importing a package that may be missing."""
-
-    def replaced(*_: Any, **__: Any) -> None:
-        raise ModuleNotFoundError("No module named 'pi_heif'")
-
-    (tmp_path / "page.jpg").write_bytes(b"<!DOCTYPE html><html>404</html>")
-    monkeypatch.setattr("PIL.Image.open", replaced)
-    with pytest.raises(BadImage, match="it is a web page"):
-        load_image(tmp_path / "page.jpg")
-
-
 @pytest.mark.parametrize(
     "extension", sorted({".jpg", ".jfif", ".avif", ".webp", ".tiff", ".bmp", ".gif", ".jp2", ".pcx"})
 )
 def test_every_format_is_found_and_read(tmp_path: Path, extension: str) -> None:
     Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / f"a{extension}")
-    (found,) = find_images(tmp_path)
+    (found,) = walk_folders([tmp_path]).images[0]
     assert np.abs(np.subtract(pixel(Path(found), 5, 5), (200, 100, 50))).max() <= 12  # GIF has a palette
     assert inspect_images([found]).problems == []
 
 
-def test_an_image_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("L", (40, 40)).save(tmp_path / "bomb.png")
-    Image.new("L", (40, 40)).save(tmp_path / "bomb.jpg")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    monkeypatch.setattr(images, "_MANY_PIXELS", 100)
-    for problem in bad_images([str(tmp_path / "bomb.png"), str(tmp_path / "bomb.jpg")]):
-        assert "may not fit into memory. Expected a smaller image; scale it down" in problem
-    assert len(bad_images([str(tmp_path / "bomb.png"), str(tmp_path / "bomb.jpg")])) == 2
-    with pytest.raises(BadImage, match="may not fit into memory"):
-        load_image(tmp_path / "bomb.png")
-
-
-def test_heic_is_read_where_the_package_is() -> None:
+def test_heic_is_read_if_the_package_is_installed() -> None:
     heif = pytest.importorskip("pillow_heif")
     buffer = io.BytesIO()
     heif.from_pillow(Image.new("RGB", (64, 64), (200, 100, 50))).save(buffer)
     assert np.abs(np.subtract(load_image(buffer.getvalue()).getpixel((5, 5)), (200, 100, 50))).max() <= 12
 
 
-def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+def test_transparent_images_get_a_white_background(tmp_path: Path) -> None:
     rgba = Image.new("RGBA", (2, 1), (200, 0, 0, 255))
     rgba.putpixel((1, 0), (200, 0, 0, 0))
     rgba.save(tmp_path / "rgba.png")
@@ -253,181 +78,62 @@ def test_cmyk_animation_and_orientation(tmp_path: Path) -> None:
     assert load_image(tmp_path / "turned.jpg").size == (2, 4)
 
 
-def damaged(folder: Path) -> dict[str, Path]:
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    files = {}
-    for kind in ("png", "jpg", "bmp"):
-        noise.save(folder / f"whole.{kind}")
-        content = (folder / f"whole.{kind}").read_bytes()
-        files[f"truncated {kind}"] = folder / f"cut.{kind}"
-        files[f"truncated {kind}"].write_bytes(content[: len(content) // 2])
-    for name, content in {"empty.png": b"", "text.jpg": b"not a picture", "short.png": b"\x89PNG\r\n\x1a\n"}.items():
-        files[name] = folder / name
-        files[name].write_bytes(content)
-    return files
-
-
-@pytest.fixture
-def photograph() -> Image.Image:
-    """201×133, so that no block of the JPEG is whole at the border."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    return Image.fromarray(datasets.load_sample_image("china.jpg")).crop((200, 100, 401, 233))
-
-
-def jpeg(picture: Image.Image, **kwargs: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "jpeg", **kwargs)
-    return buffer.getvalue()
-
-
-def with_decoder(name: str, content: bytes, monkeypatch: pytest.MonkeyPatch) -> np.ndarray | str:
-    """(H, W, 3) pixels, or what is wrong."""
-    monkeypatch.setenv("ACMIX_JPEG", name)
-    try:
-        return np.asarray(load_image(content, "x"))
-    except BadImage as error:
-        return str(error)
-
-
-def count_torchvision(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether torchvision decoded, picture by picture, from now on."""
-    torchvision_io = pytest.importorskip("torchvision.io")
-    if not hasattr(torchvision_io, "decode_jpeg") or not hasattr(torch.ops.image, "decode_jpeg"):
-        pytest.skip("this torchvision decodes no JPEG")
-    seen: list[bool] = []
-    real = images._by_torchvision
-
-    def watch(picture: Image.Image) -> Image.Image | None:
-        decoded = real(picture)
-        seen.append(decoded is not None)
-        return decoded
-
-    monkeypatch.setattr(images, "_by_torchvision", watch)
-    return seen
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        *({"quality": q, "subsampling": s} for q in (30, 90, 100) for s in (0, 1, 2)),
-        {"progressive": True},
-        {"keep_rgb": True},
-        {"restart_marker_rows": 1},
-    ],
-    ids=str,
-)
-def test_torchvision_decodes_to_the_same_pixels(
-    how: dict[str, Any], photograph: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = count_torchvision(monkeypatch)
-    content = jpeg(photograph, **how)
-    direct = np.asarray(Image.open(io.BytesIO(content)))
-    for name in ("pillow", "torchvision"):
-        assert np.array_equal(with_decoder(name, content, monkeypatch), direct)
-    assert seen == [True]
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_torchvision_turns_as_pillow_does(
-    orientation: int, photograph: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = count_torchvision(monkeypatch)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    content = jpeg(photograph, exif=exif)
-    pixels = with_decoder("torchvision", content, monkeypatch)
-    assert seen == [True]
-    assert isinstance(pixels, np.ndarray) and pixels.shape == ((133, 201, 3) if orientation < 5 else (201, 133, 3))
-    assert np.array_equal(pixels, ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
-    assert np.array_equal(pixels, with_decoder("pillow", content, monkeypatch))
-
-
-@pytest.mark.parametrize("kind", ["grey", "CMYK", "png"])
-def test_what_torchvision_is_not_asked_for(kind: str, photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = count_torchvision(monkeypatch)
-    if kind == "png":
-        buffer = io.BytesIO()
-        photograph.save(buffer, "png")
-        content = buffer.getvalue()
-    else:
-        content = jpeg(photograph.convert({"grey": "L"}.get(kind, kind)))
-    one, two = (with_decoder(name, content, monkeypatch) for name in ("pillow", "torchvision"))
-    assert isinstance(one, np.ndarray) and np.array_equal(one, two)
-    assert seen == [False]
-
-
-def test_damage_looks_the_same_to_both_decoders(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut, or with some bytes wrong: either the same pixels or the same words."""
-    seen = count_torchvision(monkeypatch)
-    whole, generator = jpeg(photograph, quality=90), np.random.default_rng(0)
-    refused = 0
-    for i in range(200):
-        content = bytearray(whole)
-        if i % 2:
-            del content[generator.integers(len(whole)) :]
-        else:
-            for place in generator.integers(0, len(whole), 4):
-                content[place] = generator.integers(256)
-        one, two = (with_decoder(name, bytes(content), monkeypatch) for name in ("pillow", "torchvision"))
-        assert one == two if isinstance(one, str) else np.array_equal(one, two)
-        refused += isinstance(one, str)
-    assert refused > 90 and sum(seen) > 50  # both happened
-
-
-def test_torchvision_without_a_decoder(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("torchvision.io.decode_jpeg", raising=False)  # as a later release will have it
-    images._torchvision_decoder.cache_clear()
-    content = jpeg(photograph)
-    try:
-        with pytest.warns(UserWarning, match="does not decode JPEG, Pillow does it"):
-            pixels = with_decoder("torchvision", content, monkeypatch)
-    finally:
-        images._torchvision_decoder.cache_clear()
-    assert np.array_equal(pixels, with_decoder("pillow", content, monkeypatch))
-
-
-def test_unknown_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACMIX_JPEG", "turbo")
-    with pytest.raises(ValueError, match="ACMIX_JPEG='turbo' is set; expected pillow or torchvision"):
-        load_image(b"")
-
-
-def test_damage_is_named(tmp_path: Path) -> None:
-    files = damaged(tmp_path)
-    files["missing"] = tmp_path / "missing.png"
-    for path in files.values():
-        with pytest.raises(BadImage, match=path.name):
-            load_image(path)
-    messages = bad_images(map(str, files.values()))
-    assert len(messages) == len(files)
-    assert all(path.name in message for path, message in zip(files.values(), messages, strict=True))
-    assert bad_images(str(tmp_path / f"whole.{kind}") for kind in ("png", "jpg", "bmp")) == []
-
-
-def test_trailing_bytes_are_no_damage(tmp_path: Path) -> None:
-    Image.fromarray(RAMP).save(tmp_path / "a.jpg")
-    with open(tmp_path / "a.jpg", "ab") as file:
-        file.write(b"camera makers append things here")
-    assert bad_images([str(tmp_path / "a.jpg")]) == []
-
-
-def test_floating_point_is_refused_with_advice(tmp_path: Path) -> None:
-    Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(BadImage, match="floating-point pixels have no agreed range"):
-        load_image(tmp_path / "float.tiff")
-
-
-def test_bytes_are_read_too() -> None:
+def test_bytes_are_read_like_files() -> None:
     buffer = io.BytesIO()
     Image.fromarray(RAMP).save(buffer, "png")
     assert load_image(buffer.getvalue()).size == (8, 6)
-    with pytest.raises(BadImage, match="row 7"):
+    with pytest.raises(UnreadableImage, match="row 7"):
         load_image(b"xyz", "row 7")
 
 
-def test_find_images_passes_over_the_rest(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", "notes.txt", "Thumbs.db", ".hidden.png", "deep/er/c.webp", ".cache/d.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = [Path(path).relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
-    assert found == ["a.JPG", "b.png", "deep/er/c.webp"]
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("ps.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is a PostScript file"),
+        ("page.jpg", b"\n<!DOCTYPE html><html>404</html>", "it is a web page, perhaps a failed download"),
+        ("phone.jpg", b"\0\0\0\x24ftypheic\0\0\0\0mif1heic", "it is a HEIC photograph"),
+        ("lfs.png", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        ("empty.png", b"", "it is an empty file"),
+        ("text.png", b"hello", "it is not an image"),
+        ("raw.cr3", b"\0\0\0\x18ftypcrx \0\0\0\1", "it is a raw photograph; convert it to JPEG or PNG"),
+        ("film.jpg", b"\0\0\0\x18ftypmp42\0\0\0\1", "it is a video"),
+    ],
+)
+def test_other_formats_are_named_and_never_opened(
+    tmp_path: Path, name: str, content: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ghostscript(*_: Any) -> None:
+        raise AssertionError("Ghostscript would be started")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ghostscript)
+    (tmp_path / name).write_bytes(content)
+    for source in (tmp_path / name, content):
+        with pytest.raises(UnreadableImage, match=reason):
+            load_image(source)
+    (problem,) = inspect_images([str(tmp_path / name)]).problems
+    assert reason in problem and name in problem
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.NEF", "a.svg", "a.jxl"])
+def test_advice_on_other_formats_depends_on_the_extension(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"hello")
+    extension = Path(name).suffix.lower()
+    if extension == ".heic" and has_heif():
+        pytest.skip("pillow-heif is installed")
+    advice = "to read them, `pip install pillow-heif`" if extension == ".heic" else "convert them to JPEG or PNG"
+    with pytest.raises(
+        UnreadableImage, match=f"it is not an image in a supported format. For {extension} files: {advice}"
+    ):
+        load_image(tmp_path / name)
+
+
+def test_a_replaced_image_open_does_not_hide_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once imported, Ultralytics reacts to an unknown file by importing a package that may be missing."""
+
+    def replaced(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError("No module named 'pi_heif'")
+
+    (tmp_path / "page.jpg").write_bytes(b"<!DOCTYPE html><html>404</html>")
+    monkeypatch.setattr("PIL.Image.open", replaced)
+    with pytest.raises(UnreadableImage, match="it is a web page"):
+        load_image(tmp_path / "page.jpg")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.processes import MESH, PYTHON, Process, command, differences, fit, largest_difference, run, torchrun
-from support.streams import shards
+from support.streams import write_shards
 
 from acmix_zoo.data import export_folder
 from acmix_zoo.weights import check_folder
@@ -120,7 +120,7 @@ def test_one_damaged_image(tmp_path: Path, figure: Figure) -> None:
     victim.write_bytes(content)
     changes = {"data__source": folder, "data__num_workers": 2, "trainer__limit_train_batches": None}
     said = run(command(fit(tmp_path / "run", **changes, trainer__max_epochs=3)), tmp_path / "log")
-    warned = [line for line in said.splitlines() if "left out: image" in line]
+    warned = [line for line in said.splitlines() if "skipped: image" in line]
     assert len(warned) == 1 and str(victim) in warned[0]
     figure("one damaged image in 400, three epochs, two workers", "one warning, with its path; the run ends well")
 
@@ -149,8 +149,8 @@ def logged(path: Path) -> dict[str, str]:
 
 def test_a_stream_on_two_processes_from_start_to_weights(tmp_path: Path, figure: Figure) -> None:
     """Tar shards, streamed by the command line: killed and gone on with; its evaluation on two processes is one's."""
-    shards(tmp_path / "set", "webdataset", (60, 44, 56, 40, 40, 60))
-    shards(tmp_path / "set", "webdataset", (14, 9, 8), split="validation")
+    write_shards(tmp_path / "set", "webdataset", (60, 44, 56, 40, 40, 60))
+    write_shards(tmp_path / "set", "webdataset", (14, 9, 8), split="validation")
     streaming = {
         "data__source": tmp_path / "set", "data__streaming": "true", "data__num_workers": 1, "data__batch_size": 8,
         "trainer__devices": 2, "trainer__strategy": "ddp", "trainer__max_epochs": 3, "run__save_every": 3,

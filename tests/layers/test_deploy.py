@@ -70,7 +70,7 @@ def test_folded_layers_have_no_parameters() -> None:
     assert len(layers) == 6 and not any(list(layer.parameters()) for layer in layers)
 
 
-@pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico"])
+@pytest.mark.parametrize("name", [pytest.param("acmix_resnet_pico", marks=pytest.mark.slow), "acmix_swin_pico"])
 def test_folded_networks_export(name: str) -> None:
     model = perturbed(name, **SHALLOW[name]).deploy()
     x = torch.randn(2, model.in_chans, 32, 32)

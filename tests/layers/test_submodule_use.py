@@ -178,7 +178,14 @@ def test_hooks_on_all_modules_do_not_prevent_deploying(name: str) -> None:
         handle.remove()
 
 
-@pytest.mark.parametrize("kind", [k for k in LAYERS if k not in ("window", "reduced")])  # these call every submodule
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind in ("acmix2d", "patchwise") else pytest.mark.slow)
+        for kind in LAYERS
+        if kind not in ("window", "reduced")  # these call every submodule
+    ],
+)
 def test_non_strict_export_records_the_same_graph(kind: str) -> None:
     """The parameters are FakeTensors there, which must not be mistaken for weights with their own arithmetic."""
     layer, inputs = layer_and_inputs(kind)

@@ -23,7 +23,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "acmix_pvt_pico": [{}, {"global_pool": "token"}, {"small_input": False}, {"reductions": (1, 1)}],
 }
 VARIANTS = [
-    pytest.param(name, {"paths": paths, **options}, id=f"{name}-{paths}-{'-'.join(map(str, options.values()))}")
+    pytest.param(
+        name,
+        {"paths": paths, **options},
+        id=f"{name}-{paths}-{'-'.join(map(str, options.values()))}",
+        marks=pytest.mark.slow if options else (),
+    )
     for name in SMALL
     for paths, options in itertools.product(PATHS, OPTIONS[name])
 ]

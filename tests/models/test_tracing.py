@@ -5,12 +5,13 @@ import io
 import pickle
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torchvision
-from support.networks import SMALL, perturbed
+from support.networks import SHALLOW, SMALL, perturbed
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
@@ -29,12 +30,17 @@ def swapped() -> nn.Module:
     return model.eval()
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    **{name: lambda name=name: perturbed(name) for name in SMALL},  # type: ignore[misc]
-    "acmix_resnet_pico, deployed": lambda: perturbed("acmix_resnet_pico").deploy(),  # type: ignore[operator]
-    "acmix_swin_pico, deployed": lambda: perturbed("acmix_swin_pico").deploy(),  # type: ignore[operator]
-    "resnet18, swapped": swapped,
-}
+Models = dict[str, Callable[[], nn.Module]]
+
+
+def models(arguments: dict[str, dict[str, Any]]) -> Models:
+    """Return functions that build the small networks, plain and deployed, with these arguments, and a swapped one."""
+    plain = {name: partial(perturbed, name, **arguments.get(name, {})) for name in SMALL}
+    deployed = {f"{name}, deployed": lambda name=name: plain[name]().deploy() for name in SMALL[:2]}
+    return {**plain, **deployed, "resnet18, swapped": swapped}
+
+
+QUICK, FULL = models(SHALLOW), models({})
 
 
 def images(size: tuple[int, ...]) -> Tensor:
@@ -54,9 +60,9 @@ def traced(model: nn.Module, x: Tensor) -> torch.jit.ScriptModule:
         return torch.jit.trace(model, x, check_trace=False)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", QUICK)
 def test_jit_trace_at_other_sizes(name: str) -> None:
-    model = MODELS[name]()
+    model = QUICK[name]()
     graph = traced(model, images(TRACED))
     for size in SIZES:
         x = images(size)
@@ -84,9 +90,9 @@ def test_tracing_does_not_affect_later_calls() -> None:
     assert torch.equal(layer(x), expected)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", QUICK)
 def test_fx_with_default_arguments(name: str) -> None:
-    model = MODELS[name]()
+    model = QUICK[name]()
     graph = torch.fx.symbolic_trace(model)
     copies = [graph, copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))]
     assert graph.state_dict().keys() == model.state_dict().keys()
@@ -96,9 +102,9 @@ def test_fx_with_default_arguments(name: str) -> None:
         assert all(error(g(x), expected) < 1e-6 for g in copies)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", QUICK)
 def test_feature_extractor_of_torchvision(name: str) -> None:
-    model = MODELS[name]()
+    model = QUICK[name]()
     nodes = get_graph_node_names(model)[1]
     last = next(prefix for prefix in ("layers.", "layer", "block") if any(node.startswith(prefix) for node in nodes))
     wanted = last + ("1" if last != "block" else "2")  # a stage, by the beginning of its nodes' names
@@ -156,11 +162,11 @@ EXPORTERS = {"export": exported, "onnx dynamo": onnx_dynamo, "onnx legacy": onnx
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FULL)
 def test_exported_graph_at_other_sizes(name: str, exporter: str) -> None:
     if "onnx" in exporter:
         pytest.importorskip("onnxscript")
-    model = MODELS[name]()
+    model = FULL[name]()
     with torch.no_grad():
         # No map of the example may be a single row or column: torch.export makes sizes of 1 constant.
         scale = 2 if "swapped" in name else 1  # its last maps are 32 times smaller than the image

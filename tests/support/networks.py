@@ -18,14 +18,18 @@ SHALLOW: dict[str, dict[str, Any]] = {
     "acmix_pvt_pico": {"depths": (1, 1)},
 }
 
-# For tests that compile or export: quick with the shallow variants, slow with the whole networks.
-SHALLOW_AND_FULL = pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        *(pytest.param(name, arguments, id=f"{name}-shallow") for name, arguments in SHALLOW.items()),
-        *(pytest.param(name, {}, id=f"{name}-full", marks=pytest.mark.slow) for name in SHALLOW),
-    ],
-)
+
+def shallow_and_full(*quick: str) -> pytest.MarkDecorator:
+    """Parametrise `name` and `arguments` of a test that compiles or exports.
+
+    The shallow variants of the networks `quick` are quick. The others, and all networks at full depth, are slow.
+    """
+    shallow = [
+        pytest.param(name, arguments, id=f"{name}-shallow", marks=() if name in quick else pytest.mark.slow)
+        for name, arguments in SHALLOW.items()
+    ]
+    full = [pytest.param(name, {}, id=f"{name}-full", marks=pytest.mark.slow) for name in SHALLOW]
+    return pytest.mark.parametrize(("name", "arguments"), shallow + full)
 
 
 def perturbed(name: str, **arguments: object) -> nn.Module:

@@ -147,7 +147,7 @@ def files(folder: Path) -> dict[str, bytes]:
     ],
     ids=lambda value: str(value),
 )
-@pytest.mark.parametrize("run", ["cut", "done"])
+@pytest.mark.parametrize("run", ["cut", pytest.param("done", marks=pytest.mark.slow)])
 def test_what_changes_the_result_is_refused(
     made: Path, run: str, option: str, value: Any, recorded: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,7 +318,7 @@ def test_a_checkpoint_does_not_need_the_pretrained_weights(
     assert task.hparams["pretrained"] == str(start)
     shutil.move(place / "images", place / "photos")
     capsys.readouterr()
-    assert main(["predict", config, f"--data.predict_source={place / 'photos/class1'}"]) == 0
+    assert main(["predict", config, f"--data.predict={place / 'photos/class1'}"]) == 0
     assert "12 images" in capsys.readouterr().out
 
 
@@ -362,7 +362,7 @@ def windows_of_the_command(words: list[str]) -> set[int]:
     return set.union(*seen)
 
 
-@pytest.mark.parametrize("given_as", ["model", "pretrained"])
+@pytest.mark.parametrize("given_as", ["model", pytest.param("pretrained", marks=pytest.mark.slow)])
 def test_arguments_of_a_weight_folder_are_kept(
     made: Path, small_window: Path, tmp_path: Path, given_as: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -395,7 +395,7 @@ def small_window_run(made: Path) -> Path:
     return run.last
 
 
-@pytest.mark.parametrize("given_as", ["model", "pretrained"])
+@pytest.mark.parametrize("given_as", [pytest.param("model", marks=pytest.mark.slow), "pretrained"])
 def test_arguments_of_a_checkpoint_are_kept(made: Path, small_window_run: Path, tmp_path: Path, given_as: str) -> None:
     """As those of a weight folder are, by a training that starts from it and by what reads the new checkpoint."""
     start = tmp_path / "start.ckpt"
@@ -430,7 +430,7 @@ def test_a_start_whose_arguments_were_ignored_is_rebuilt_as_it_was(
 def test_a_checkpoint_of_another_network_is_not_evaluated(made: Path, small_window_run: Path, call: str) -> None:
     """Its weights fit, because kernel_att changes no shape, but the scores would be wrong."""
     evaluate = getattr(make_trainer(enable_checkpointing=False), call)
-    data = make_data(made / "images", predict_source=str(made / "images/class1"))
+    data = make_data(made / "images", predict=str(made / "images/class1"))
     with pytest.raises(ValueError, match=r'built with \{"kernel_att": 3\}, .* no model_kwargs.* \(model_kwargs='):
         evaluate(ClassificationTask(PICO, num_classes=3), data, ckpt_path=small_window_run, weights_only=True)
     # what only affects training may differ
@@ -462,7 +462,7 @@ def test_older_checkpoints_of_a_weight_folder_are_resumed(made: Path, small_wind
         assert windows(ClassificationTask.load_from_checkpoint(run.last).model) == {3}
 
 
-@pytest.mark.parametrize("given_as", ["model", "pretrained"])
+@pytest.mark.parametrize("given_as", [pytest.param("model", marks=pytest.mark.slow), "pretrained"])
 def test_a_training_in_python_from_a_weight_folder_is_resumed_by_a_command(
     made: Path, small_window: Path, tmp_path: Path, given_as: str
 ) -> None:

@@ -109,6 +109,7 @@ def test_the_size_check_leaves_the_modes_of_a_network_alone(image_folder: Path) 
     assert [module.training for module in task.modules()] == before
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_starts_from(image_folder: Path, tmp_path: Path) -> None:
     """A separate process would show every message of Lightning's."""
     words = fit_arguments(image_folder, tmp_path / "run", model__ema_decay=0.9, ckpt_path="last")
@@ -179,7 +180,7 @@ def test_a_run_is_evaluated_from_elsewhere(
 def test_a_run_folder_can_be_moved(done: Path, image_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(done, tmp_path / "moved")
     assert main(["validate", f"--config={tmp_path / 'moved/config.yaml'}", f"--data.source={image_folder}"]) == 0
-    source = f"--data.predict_source={image_folder / 'test/class1'}"
+    source = f"--data.predict={image_folder / 'test/class1'}"
     assert main(["predict", f"--config={tmp_path / 'moved/config.yaml'}", source]) == 0
     assert (tmp_path / "moved/predictions.csv").exists() and not (done / "predictions.csv").exists()
 
@@ -231,7 +232,7 @@ def test_predictions_are_kept(
 ) -> None:
     shutil.copytree(done, tmp_path / "run")
     for split in ("test/class1", "train/class2", "test/class0"):
-        source = f"--data.predict_source={image_folder / split}"
+        source = f"--data.predict={image_folder / split}"
         assert main(["predict", f"--config={tmp_path / 'run/config.yaml'}", source]) == 0
     said = capsys.readouterr().out
     assert f"Saved the predictions for 4 images to {tmp_path / 'run/predictions.csv'}" in said
@@ -378,7 +379,10 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize(("name", "line"), [("SIGINT", "interrupted"), ("SIGTERM", "stopped by SIGTERM")])
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("SIGINT", "interrupted"), pytest.param("SIGTERM", "stopped by SIGTERM", marks=pytest.mark.slow)],
+)
 def test_a_signal_before_the_first_step(name: str, line: str, image_folder: Path, tmp_path: Path) -> None:
     """One line and the exit code of the signal; no folder is left."""
     callback = callback_option(SignalBeforeFirstStep, name=name)

@@ -1,4 +1,4 @@
-"""Class folders as a data set: find splits and classes, and report problems and skipped files."""
+"""`FolderSource`: a folder of class folders. Finds splits and classes, and reports problems and skipped files."""
 
 from __future__ import annotations
 
@@ -11,24 +11,34 @@ from pathlib import Path
 import numpy as np
 
 from acmix_zoo.data.formats import is_hidden, is_image_name, is_lost_image, skip_advice
-from acmix_zoo.data.sources.base import SPLITS, FileImages, Images, Source, counted, first_few, local_name, match_splits
-from acmix_zoo.data.sources.walk import (
+from acmix_zoo.data.sources.base import IndexedSource
+from acmix_zoo.data.sources.find_images import (
     HIDDEN,
     LINKS_BACK,
     REPEATED,
     Walk,
-    counted_files,
+    count_files,
     is_link_back,
     skip_remarks,
     walk_folders,
 )
+from acmix_zoo.data.sources.image_sets import FileImages, Images
+from acmix_zoo.data.sources.names import SPLIT_NAMES, local_name, match_splits
+from acmix_zoo.data.sources.shards import SHARD_KINDS
+from acmix_zoo.data.wording import count_noun, first_few
 
 
-class FolderSource(Source):
-    """A folder of class folders: `root/<class>/**/picture`, or the same below `root/train`, `root/val`, `root/test`.
+class FolderSource(IndexedSource):
+    """A folder of class folders: `root/<class>/**/image.jpg`, or the same below `root/train`, `root/val`, `root/test`.
 
     Classes are the sorted names of the training split's folders, in Unicode's composed form (NFC). Links are followed.
     An image that can be reached in two ways within a split is counted once. `remarks` lists what was skipped, and why.
+
+    Args:
+        root: the folder.
+
+    Attributes:
+        folders: the folder of each split.
 
     Raises:
         ValueError: there are no class folders or only one, a class folder contains no image, val or test has a class
@@ -56,42 +66,44 @@ class FolderSource(Source):
     def _find_splits(self) -> dict[str, Path]:
         """Return the folder of each split. If the root contains class folders, it is the training split itself."""
         names = self._subfolders(self.root)
-        named = [name for name in names if name.lower() in SPLITS]
-        # a class may be called "train", so split folders are those that hold class folders
-        found = match_splits((name for name in named if self._subfolders(self.root / name)), str(self.root))
-        loose = [name for name in named if name not in found.values()]
+        split_like = [name for name in names if name.lower() in SPLIT_NAMES]
+        # A class may be called "train". Split folders are therefore those that contain class folders.
+        found = match_splits((name for name in split_like if self._subfolders(self.root / name)), str(self.root))
+        loose = [name for name in split_like if name not in found.values()]
+        others = [name for name in names if name not in split_like]
         if found and "train" not in found:
             raise ValueError(
                 f"{self.root} has {', '.join(sorted(found.values()))} but no train/ with class folders next to it"
             )
         if found:
-            self._note_unused([name for name in names if name not in named], loose)
+            self._note_unused(others, loose)
             return {split: self.root / name for split, name in found.items()}
-        classes = [name for name in names if name not in named]
-        if loose and (not classes or [name.lower() for name in loose] != ["train"]):
-            self._refuse_loose_splits(classes, loose)
+        if loose and (not others or [name.lower() for name in loose] != ["train"]):
+            self._refuse_loose_splits(others, loose)
         return {"train": self.root}
 
     def _refuse_loose_splits(self, classes: Sequence[str], loose: Sequence[str]) -> None:
-        beside = f" next to the classes {first_few(classes)}" if classes else ""
+        """Raise an error for folders that are named like splits but contain no class folders."""
+        neighbours = f" next to the classes {first_few(classes)}" if classes else ""
         raise ValueError(
-            f"{' and '.join(f'{self.root / name}' for name in loose)}: no class folders inside{beside}. Expected "
+            f"{' and '.join(f'{self.root / name}' for name in loose)}: no class folders inside{neighbours}. Expected "
             f"{self.root / loose[0]}/<class>/image.jpg. Move unlabelled images out of the data set (`acmix-zoo "
             "predict` labels them). If the folder is a class, give it another name"
         )
 
     def _note_unused(self, others: Sequence[str], loose: Sequence[str]) -> None:
+        """Remark on folders next to the splits: `others`, and `loose` ones without class folders."""
         for name in loose:
             walk = walk_folders([self.root / name])
             self._skipped.add(walk)
             if count := len(walk.images[0]):
                 self.remarks.append(
-                    f"skipped {self.root / name}: its {counted(count, 'image')} cannot be scored without class "
-                    f"folders. To label them, use `acmix-zoo predict` with --data.predict_source {self.root / name}"
+                    f"skipped {self.root / name}: its {count_noun(count, 'image')} cannot be scored without class "
+                    f"folders. To label them, use `acmix-zoo predict` with --data.predict {self.root / name}"
                 )
         if others:
             self.remarks.append(
-                f"skipped folders next to the splits: {first_few(others)} (splits are named {', '.join(SPLITS)})"
+                f"skipped folders next to the splits: {first_few(others)} (splits are named {', '.join(SPLIT_NAMES)})"
             )
 
     def _subfolders(self, folder: Path) -> list[str]:
@@ -106,7 +118,7 @@ class FolderSource(Source):
     def _note_top_level(self) -> None:
         """Count what is skipped next to the class folders and next to the splits."""
         for folder in sorted({self.root, *self.folders.values()}):
-            images = 0
+            images, shards = 0, []
             with os.scandir(folder) as entries:
                 for entry in entries:
                     extension = os.path.splitext(entry.name)[1].lower()
@@ -117,11 +129,20 @@ class FolderSource(Source):
                             self._skipped.skip(LINKS_BACK, entry.path)
                     elif is_image_name(entry.name):
                         images += 1
+                    elif extension in SHARD_KINDS:
+                        shards.append(entry.name)
                     elif extension and is_lost_image(extension):  # not: README, classes.txt
                         self._skipped.skip(extension, entry.path)
             if images:
                 outside = "class folders" if folder in self.folders.values() else "splits"
-                self.remarks.append(f"skipped {counted(images, 'image')} directly in {folder}, outside the {outside}")
+                self.remarks.append(
+                    f"skipped {count_noun(images, 'image')} directly in {folder}, outside the {outside}"
+                )
+            if shards:
+                self.remarks.append(
+                    f"skipped {first_few(sorted(shards))}, because {folder} has class folders. To use a table or tar "
+                    "file instead, give its path"
+                )
 
     # ---- classes
 
@@ -142,39 +163,41 @@ class FolderSource(Source):
 
     def _check_classes(self) -> None:
         root = self.folders["train"]
-        layout = f"expected {root}/<class>/picture.png with a folder for each of two or more classes"
+        expected = f"expected {root}/<class>/image.png with a folder for each of two or more classes"
         if not self.class_names:
-            loose = _count_images(root)
-            came = (
-                f"{counted(loose, 'image')} and no folder"
-                if loose
+            images = _count_images(root)
+            found = (
+                f"{count_noun(images, 'image')} and no folder"
+                if images
                 else "nothing usable (it is empty or holds other files)"
             )
-            lost = [e for e in _extensions(root) if is_lost_image(e)]
+            lost = [extension for extension in _extensions(root) if is_lost_image(extension)]
             reasons = "".join(f", and {extension or 'some'} files: {skip_advice(extension)}" for extension in lost)
-            raise ValueError(f"{layout}, found {came}{reasons}")
+            raise ValueError(f"{expected}, found {found}{reasons}")
         if len(self.class_names) == 1:
             inner = root / self._class_folders["train"][self.class_names[0]]
             hint = f". Did you mean {inner}, which has subfolders?" if self._subfolders(inner) else ""
-            only = f"found one class, {self.class_names[0]!r}; a classifier needs at least two"
-            raise ValueError(f"{layout}, {only}{hint}")
+            found = f"found one class, {self.class_names[0]!r}; a classifier needs at least two"
+            raise ValueError(f"{expected}, {found}{hint}")
         for split, classes in self._class_folders.items():
-            if strange := sorted(set(classes) - set(self.class_names)):
+            if unknown := sorted(set(classes) - set(self.class_names)):
                 raise ValueError(
                     f"{self.folders[split]} has classes that {root} does not: "
-                    f"{first_few([self._compared(name) for name in strange])}; "
+                    f"{first_few([self._with_similar_class(name) for name in unknown])}; "
                     f"rename or remove them, or add them to the training split, which defines the classes"
                 )
-        for one, two in _case_twins(self.class_names):
-            self.remarks.append(f"the classes {one!r} and {two!r} differ only in case. Is that intended?")
+        for first, second in _names_differing_in_case(self.class_names):
+            self.remarks.append(f"the classes {first!r} and {second!r} differ only in case. Is that intended?")
 
-    def _compared(self, strange: str) -> str:
+    def _with_similar_class(self, unknown: str) -> str:
         """Return the name of a class that training lacks, with the training class that was probably meant."""
-        near = next((name for name in self.class_names if _loosely(name) == _loosely(strange)), None)
-        if near is None:
-            return strange
-        both = (strange, near) if strange.isascii() and near.isascii() else (ascii(strange)[1:-1], ascii(near)[1:-1])
-        return f"{both[0]!r} (in training: {both[1]!r})"
+        similar = next((name for name in self.class_names if _simplify(name) == _simplify(unknown)), None)
+        if similar is None:
+            return unknown
+        names = [unknown, similar]
+        if not all(name.isascii() for name in names):
+            names = [ascii(name)[1:-1] for name in names]  # so that different characters look different
+        return f"{names[0]!r} (in training: {names[1]!r})"
 
     # ---- images
 
@@ -183,15 +206,19 @@ class FolderSource(Source):
         names = self._class_folders[split]
         folders = [self.folders[split] / names[label] for label in self.class_names if label in names]
         walk = walk_folders(folders, self.root)
-        empty = [str(folder.name) + _contents(folder) for folder, i in zip(folders, walk.images, strict=True) if not i]
+        empty = [
+            folder.name + _list_contents(folder)
+            for folder, images in zip(folders, walk.images, strict=True)
+            if not images
+        ]
         if empty:
             raise ValueError(
                 f"{self.folders[split]}: class folders without an image: {first_few(empty)}. Add images, or remove the "
                 "folders"
             )
         self._skipped.add(walk)
-        images = iter(walk.images)
-        return [next(images) if label in names else [] for label in self.class_names]
+        paths = iter(walk.images)
+        return [next(paths) if label in names else [] for label in self.class_names]
 
     def load(self) -> dict[str, Images]:
         splits: dict[str, Images] = {}
@@ -211,11 +238,14 @@ class FolderSource(Source):
         return digest.hexdigest()[:16]
 
 
-def _contents(folder: Path) -> str:
+def _list_contents(folder: Path) -> str:
     """Return a list, in brackets, of the files in a class folder that has no image."""
     skipped = walk_folders([folder]).skipped
-    kinds = [(ext, count) for ext, count in sorted(skipped.items()) if ext not in (HIDDEN, LINKS_BACK, REPEATED)]
-    words = [counted_files(n, ext) + (f": {skip_advice(ext)}" if is_lost_image(ext) else "") for ext, n in kinds]
+    kinds = [kind for kind in sorted(skipped) if kind not in (HIDDEN, LINKS_BACK, REPEATED)]
+    words = [
+        count_files(skipped[extension], extension) + (f": {skip_advice(extension)}" if is_lost_image(extension) else "")
+        for extension in kinds
+    ]
     return f" ({'; '.join(words)})" if words else ""
 
 
@@ -224,6 +254,7 @@ def _count_images(folder: Path) -> int:
 
 
 def _extensions(folder: Path) -> list[str]:
+    """Return the sorted extensions of the files in a folder that are not hidden."""
     files = (entry.name for entry in os.scandir(folder) if not is_hidden(entry.name) and entry.is_file())
     return sorted({os.path.splitext(name)[1].lower() for name in files})
 
@@ -236,15 +267,17 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _loosely(name: str) -> str:
+def _simplify(name: str) -> str:
+    """Return a name without differences in case, spacing and Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").replace("-", " ").split())
 
 
-def _case_twins(names: Iterable[str]) -> list[tuple[str, str]]:
+def _names_differing_in_case(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return pairs of names that differ only in case."""
     seen: dict[str, str] = {}
-    twins = []
+    pairs = []
     for name in names:
         if name.casefold() in seen:
-            twins.append((seen[name.casefold()], name))
+            pairs.append((seen[name.casefold()], name))
         seen[name.casefold()] = name
-    return twins
+    return pairs

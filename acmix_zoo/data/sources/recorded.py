@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from acmix_zoo.data.sources.base import Images, Source
+from acmix_zoo.data.sources.base import IndexedSource
+from acmix_zoo.data.sources.image_sets import Images
 
-_given: ContextVar[RecordedSource | None] = ContextVar("_given", default=None)
+_current: ContextVar[RecordedSource | None] = ContextVar("_current", default=None)
 
 
-class RecordedSource(Source):
-    """The source that a model was trained on, whose images may no longer exist.
+class RecordedSource(IndexedSource):
+    """The data set that a model was trained on. Its images may no longer exist.
 
     Args:
         card: the value of `ImageDataModule.card` during training.
@@ -22,7 +23,7 @@ class RecordedSource(Source):
     def __init__(self, card: Mapping[str, Any]) -> None:
         dataset = card["dataset"]
         self.name, self.license = str(dataset["name"]), str(dataset["license"])
-        self.origin = str(dataset.get("source", "unknown"))  # cards of acmix_zoo 0.1.0 and earlier do not say
+        self.origin = str(dataset.get("source", "unknown"))  # cards of acmix_zoo 0.1.0 and earlier have no source
         self.class_names = tuple(card["cfg"]["label_names"])
         self._fingerprint = str(dataset["fingerprint"])
 
@@ -30,9 +31,10 @@ class RecordedSource(Source):
         return self._fingerprint
 
     def load(self) -> dict[str, Images]:
-        """
+        """Refuse to load images.
+
         Raises:
-            ValueError: always; only the classes are known.
+            ValueError: always, because only the classes are known.
         """
         raise ValueError(
             f"the checkpoint contains only the classes of {self.name}, not its images. To train or evaluate, give the "
@@ -44,16 +46,19 @@ class RecordedSource(Source):
 def recorded_source(card: Mapping[str, Any] | None) -> Iterator[None]:
     """Make `open_source` return the source of a card, whatever its arguments.
 
+    `acmix-zoo predict` needs this, because its data module is built from the options of the training run, whose images
+    may no longer exist.
+
     Args:
-        card: as for RecordedSource; None changes nothing.
+        card: as for `RecordedSource`. None changes nothing.
     """
-    token = _given.set(RecordedSource(card) if card else _given.get())
+    token = _current.set(RecordedSource(card) if card else _current.get())
     try:
         yield
     finally:
-        _given.reset(token)
+        _current.reset(token)
 
 
-def given_source() -> RecordedSource | None:
+def current_recorded_source() -> RecordedSource | None:
     """Return the source set by `recorded_source`, if any."""
-    return _given.get()
+    return _current.get()

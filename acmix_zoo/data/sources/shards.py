@@ -1,33 +1,63 @@
-"""Shards of a data set on disk: which files there are, of which split, and what they tell before a picture is read.
+"""`Shards`: the parquet or tar files of a data set on disk, and what they say before any image is read.
 
-Parquet files with an image column, or tar files in WebDataset's form: NAME.jpg beside NAME.cls, a whole number.
+Parquet files have a column of images. Tar files are in the format of WebDataset: NAME.jpg and NAME.cls, an integer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from acmix_zoo.data.sources.base import SPLITS
+from acmix_zoo.data.formats import is_hidden, is_image_name
+from acmix_zoo.data.sources.names import SPLIT_NAMES
 
-KINDS = {".parquet": "parquet", ".tar": "webdataset"}
+SHARD_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
+"""The kind of shards by their extension, as `datasets.load_dataset` calls it."""
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""Files that list the images of an imagefolder with their classes. They are not shards."""
+
+
+class ShardFile(NamedTuple):
+    """A file of a split.
+
+    Attributes:
+        name: file name.
+        groups: number of parts that can be read independently: row groups of a parquet file, 1 for a tar file.
+    """
+
+    name: str
+    groups: int
+
+
+class _TarContents(NamedTuple):
+    """Contents of a tar file.
+
+    Attributes:
+        images: number of images.
+        labels: the classes that occur.
+    """
+
+    images: int
+    labels: set[int]
 
 
 class Shards:
-    """The shards that `path` names: one file, or those in a folder, in its data/ or in folders named as splits.
+    """The shards at `path`: one file, or those in a folder, in its data/ or in folders named like splits.
 
-    The split of a file is its folder's name, or the first word of its own that is one: train-00000-of-00002.parquet,
-    imagenet1k-validation-00.tar; other files are training data, and so is a file given by itself.
+    The split of a file is given by its folder, or by the first word of its name that means a split:
+    train-00000-of-00002.parquet, imagenet1k-validation-00.tar. Other files are training data, and so is a single file.
+    A folder of class folders has no shards, even if there are tables or archives next to the classes.
 
     Attributes:
-        kind: "parquet" or "webdataset", as `datasets.load_dataset` calls them; None when there are no shards.
-        files: for each split of "train", "val" and "test" its files, sorted.
+        kind: "parquet" or "webdataset", as `datasets.load_dataset` calls them; None if there are no shards.
+        files: the sorted files of each split that exists, out of "train", "val" and "test".
 
     Raises:
         ValueError: a split has files in two folders or under two names, such as val/ and validation/.
@@ -37,68 +67,91 @@ class Shards:
         self.path = path
         self.kind: str | None = None
         self.files: dict[str, list[str]] = {}
-        self._rows: dict[str, list[int]] = {}  # of each row group of a file
-        self._walked: dict[str, tuple[int, set[int]]] = {}
+        self._row_counts: dict[str, list[int]] = {}  # of each row group of a file
+        self._tar_contents: dict[str, _TarContents] = {}
         if path.is_file():
-            self.kind = KINDS.get(path.suffix)
+            self.kind = SHARD_KINDS.get(path.suffix)
             self.files = {"train": [str(path)]} if self.kind else {}
         elif path.is_dir():
-            named = (place for place in sorted(path.iterdir()) if place.name.lower() in SPLITS and place.is_dir())
-            places = [path, path / "data", *named]
-            for suffix, kind in KINDS.items():
-                found = sorted(file for place in places for file in place.glob(f"*{suffix}"))
-                first: dict[str, tuple[Path, str]] = {}
-                for file in found:
-                    word = self._split_word(file)
-                    split = SPLITS[word]
-                    other, spelling = first.setdefault(split, (file, word))
-                    if other.parent != file.parent or spelling != word:
-                        raise ValueError(
-                            f"{path} has both {other.relative_to(path)} and {file.relative_to(path)}, which belong to "
-                            f"the same split, {split}. Expected the files of a split in one folder and with one name "
-                            "for it; merge them or remove one"
-                        )
-                    self.files.setdefault(split, []).append(str(file))
-                if found:
-                    self.kind = kind
-                    break
+            self._find_files()
+
+    def _find_files(self) -> None:
+        named = [folder for folder in sorted(self.path.iterdir()) if folder.name.lower() in SPLIT_NAMES]
+        folders = [self.path, self.path / "data", *(folder for folder in named if folder.is_dir())]
+        for suffix, kind in SHARD_KINDS.items():
+            found = sorted(file for folder in folders for file in folder.glob(f"*{suffix}"))
+            found = [file for file in found if file.name not in METADATA_FILES]
+            if found and not has_class_folders(self.path):
+                self.kind = kind
+                self._assign_splits(found)
+                return
+
+    def _assign_splits(self, files: list[Path]) -> None:
+        first: dict[str, tuple[Path, str]] = {}  # the first file of each split, and the word that stands for the split
+        for file in files:
+            word = self._split_word(file)
+            split = SPLIT_NAMES[word]
+            other, other_word = first.setdefault(split, (file, word))
+            if other.parent != file.parent or other_word != word:
+                raise ValueError(
+                    f"{self.path} has both {other.relative_to(self.path)} and {file.relative_to(self.path)}, which "
+                    f"belong to the same split, {split}. Expected the files of a split in one folder and with one name "
+                    "for it; merge them or remove one"
+                )
+            self.files.setdefault(split, []).append(str(file))
+
+    def _split_word(self, file: Path) -> str:
+        """Return the word in a file's folder or name that stands for its split; "train" if there is none."""
+        words = re.split(r"[-_.]+", file.stem.lower())
+        if file.parent != self.path:
+            words = [file.parent.name.lower(), *words]
+        return next((word for word in words if word in SPLIT_NAMES), "train")
 
     def size(self, split: str, label: str) -> int:
-        """How many images a split has: from the parquet files' footers; from the _info.json that timm publishes
-        beside tar files; else by a walk over the tar files' headers."""
+        """Return the number of images of a split.
+
+        It is read from the footers of parquet files. For tar files it is taken from the _info.json that timm publishes
+        with them; without this file, the headers of all members are read.
+
+        Args:
+            label: the column or extension of the class.
+        """
         if self.kind == "parquet":
-            return sum(rows for file in self.files[split] for rows in self._row_groups(file))
+            return sum(rows for file in self.files[split] for rows in self._rows_per_group(file))
         sizes: dict[str, int] = {}
         for entry in self._info.get("splits", {}).values():
             sizes |= dict(zip(entry.get("filenames", ()), entry.get("shard_lengths", ()), strict=False))
         names = [Path(file).name for file in self.files[split]]
         if all(name in sizes for name in names):
             return sum(sizes[name] for name in names)
-        return sum(self._walk(file, label)[0] for file in self.files[split])
+        return sum(self._contents(file, label).images for file in self.files[split])
 
     def labels(self, split: str, label: str) -> set[Any]:
-        """The different values of the class column."""
+        """Return the different values of the class column."""
         if self.kind == "parquet":
             from pyarrow import parquet
 
             columns = (parquet.read_table(file, columns=[label])[label] for file in self.files[split])
             return {value for column in columns for value in column.unique().to_pylist()}
-        return set().union(*(self._walk(file, label)[1] for file in self.files[split]))
+        return set().union(*(self._contents(file, label).labels for file in self.files[split]))
 
     def class_names(self) -> tuple[str, ...] | None:
-        """The lines of a classes.txt beside the shards; None if there is none."""
+        """Return the lines of a classes.txt next to the shards; None if there is no such file."""
         if not self.kind:
             return None
         folder = self.path if self.path.is_dir() else self.path.parent
-        return read_classes(folder / "classes.txt") if (folder / "classes.txt").is_file() else None
+        return read_class_names(folder / "classes.txt") if (folder / "classes.txt").is_file() else None
 
-    def pieces(self, split: str) -> list[tuple[str, int]]:
-        """The files of a split, each with the number of row groups that can be read by themselves: 1 for a tar file."""
-        groups = self.kind == "parquet"
-        return [(Path(file).name, len(self._row_groups(file)) if groups else 1) for file in self.files[split]]
+    def split_files(self, split: str) -> list[ShardFile]:
+        """Return the files of a split."""
+        is_parquet = self.kind == "parquet"
+        return [
+            ShardFile(Path(file).name, len(self._rows_per_group(file)) if is_parquet else 1)
+            for file in self.files[split]
+        ]
 
-    def marks(self) -> Iterable[str]:
-        """Name, size and a hash of both ends of every file, for a fingerprint; the size of a tar file is rounded."""
+    def fingerprints(self) -> Iterable[str]:
+        """Yield a text for each file that changes if the file does: split, name, size and a hash of both ends."""
         for split, files in self.files.items():
             for file in map(Path, files):
                 with file.open("rb") as content:
@@ -107,20 +160,13 @@ class Shards:
                     digest.update(content.read())
                 yield f"{split}\0{file.name}\0{file.stat().st_size}\0{digest.hexdigest()}"
 
-    def _split_word(self, file: Path) -> str:
-        """Return the word in a file's folder or name that stands for its split; "train" if there is none."""
-        words = re.split(r"[-_.]+", file.stem.lower())
-        if file.parent != self.path:
-            words = [file.parent.name.lower(), *words]
-        return next((word for word in words if word in SPLITS), "train")
-
-    def _row_groups(self, file: str) -> list[int]:
+    def _rows_per_group(self, file: str) -> list[int]:
         from pyarrow import parquet
 
-        if file not in self._rows:
+        if file not in self._row_counts:
             footer = parquet.read_metadata(file)
-            self._rows[file] = [footer.row_group(n).num_rows for n in range(footer.num_row_groups)]
-        return self._rows[file]
+            self._row_counts[file] = [footer.row_group(n).num_rows for n in range(footer.num_row_groups)]
+        return self._row_counts[file]
 
     @cached_property
     def _info(self) -> dict[str, Any]:
@@ -128,40 +174,60 @@ class Shards:
         info = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return info if isinstance(info, dict) else {}
 
-    def _walk(self, file: str, label: str) -> tuple[int, set[int]]:
-        # pictures are leapt over; a walk takes some 20 µs a member
-        if file not in self._walked:
-            self._walked[file] = _walk_tar(file, label)
-        return self._walked[file]
+    def _contents(self, file: str, label: str) -> _TarContents:
+        if file not in self._tar_contents:
+            self._tar_contents[file] = _read_tar(file, label)
+        return self._tar_contents[file]
 
 
-def read_classes(file: str | Path) -> tuple[str, ...]:
-    """Class names, one a line, the first being class 0.
+def has_class_folders(path: Path) -> bool:
+    """Return whether a folder, or one of its split folders, has two or more subfolders with images directly inside.
+
+    Folders named like a split or "data" do not count as class folders.
+    """
+    subfolders = _subfolders(path)
+    splits = [folder for folder in subfolders if folder.name.lower() in SPLIT_NAMES]
+    others = [folder for folder in subfolders if folder not in splits and folder.name != "data"]
+    return any(sum(map(_has_image, classes)) >= 2 for classes in (others, *map(_subfolders, splits)))
+
+
+def _subfolders(path: Path) -> list[Path]:
+    return [folder for folder in path.iterdir() if folder.is_dir() and not is_hidden(folder.name)]
+
+
+def _has_image(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(is_image_name(entry.name) for entry in entries)
+
+
+def read_class_names(file: str | Path) -> tuple[str, ...]:
+    """Read class names from a text file with one name per line, starting with class 0.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: fewer than two names.
+        FileNotFoundError: the file does not exist.
+        ValueError: it has fewer than two names.
     """
-    names = tuple(
-        line.strip() for line in Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines() if line.strip()
-    )
+    lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
     if len(names) < 2:
-        raise ValueError(f"{file}: expected two or more class names, one a line, found {len(names)}")
+        raise ValueError(f"{file} has {len(names)} class names. Expected two or more, one per line")
     return names
 
 
-def _walk_tar(file: str, label: str) -> tuple[int, set[int]]:
-    count, last, labels = 0, None, set()
+def _read_tar(file: str, label: str) -> _TarContents:
+    """Count the images of a tar file and collect their classes. Image data is skipped; a member takes some 20 µs."""
+    images, last_key, labels = 0, None, set()
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would remember all of them
-                key, dot, field = member.name.rpartition("/")[2].partition(".")
-                if not member.isfile() or not (key and dot):
+                name, dot, field = member.name.rpartition("/")[2].partition(".")
+                if not member.isfile() or not (name and dot):
                     continue
                 key = member.name[: len(member.name) - len(field) - 1]
-                count, last = count + (key != last), key
+                images, last_key = images + (key != last_key), key
                 if field == label and (content := tar.extractfile(member)):
                     labels.add(int(content.read()))
     except (tarfile.TarError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}; expected pictures and .{label} files in it") from error
-    return count, labels
+        raise ValueError(f"{file} cannot be read: {error}. Expected images and .{label} files in it") from error
+    return _TarContents(images, labels)

@@ -1,33 +1,51 @@
-"""Data sets of the `datasets` library: an id on the Hub, shards on disk, or an imagefolder with metadata."""
+"""`TableSource`: a data set that the `datasets` library reads, such as a Hub data set or parquet files on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from acmix_zoo.data.images import BadImage, load_image
-from acmix_zoo.data.sources.base import Images, Source, local_name, match_splits
-from acmix_zoo.data.sources.paths import allowed_roots, checked_path
-from acmix_zoo.data.sources.shards import Shards
-
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+from acmix_zoo.data.images import UnreadableImage, load_image
+from acmix_zoo.data.sources.base import IndexedSource
+from acmix_zoo.data.sources.columns import (
+    Classes,
+    check_class_count,
+    find_image_column,
+    find_label_column,
+    number_classes,
+)
+from acmix_zoo.data.sources.image_sets import Images
+from acmix_zoo.data.sources.names import local_name, match_splits
+from acmix_zoo.data.sources.path_safety import allowed_roots, checked_path
+from acmix_zoo.data.sources.shards import METADATA_FILES, Shards
+from acmix_zoo.data.wording import first_few
 
 
 def is_table(path: Path) -> bool:
-    """True for what `datasets` reads better than the folder reader: shards, or an imagefolder with metadata."""
-    return bool(Shards(path).kind) or (
-        path.is_dir() and any(True for name in METADATA for depth in ("", "*/") for _ in path.glob(depth + name))
-    )
+    """Return whether a path is a table: shards, or an imagefolder with metadata."""
+    if Shards(path).kind:
+        return True
+    return path.is_dir() and any(any(path.glob(depth + name)) for name in METADATA_FILES for depth in ("", "*/"))
 
 
-class HubImages(Images):
-    """One split of a table: an image column (encoded files) and a class column."""
+class TableImages(Images):
+    """Images of one split of a table.
+
+    Args:
+        table: a `datasets.Dataset` whose image column is not decoded.
+        column: the image column. Each value has the bytes of an image file, or its path.
+        targets: (N,) int64.
+        name: name of the split for messages.
+        roots: the folders below which files named by path must be.
+
+    Raises:
+        ValueError: a path is outside of `roots`.
+    """
 
     def __init__(self, table: Any, column: str, targets: np.ndarray, name: str, roots: tuple[str, ...]) -> None:
         self.table, self.column, self.targets, self.name, self.roots = table, column, targets, name, roots
@@ -39,106 +57,132 @@ class HubImages(Images):
 
     def image(self, index: int) -> Image.Image:
         try:
-            encoded = self.file(index)
-        except OSError as error:  # kept beside the table, and gone
-            raise BadImage(f"image {self.name}[{index}] cannot be read: {error}") from error
-        return load_image(encoded, f"{self.name}[{index}]")
+            encoded = self.encoded_image(index)
+        except OSError as error:  # a file next to the table that no longer exists
+            raise UnreadableImage(f"image {self.describe(index)} cannot be read: {error}") from error
+        return load_image(encoded, self.describe(index))
 
     def describe(self, index: int) -> str:
         return f"{self.name}[{index}]"
 
-    def file(self, index: int) -> bytes:
-        """The picture as it was encoded: decoding is ours, so that all sources treat all kinds alike."""
+    def encoded_image(self, index: int) -> bytes:
+        """Return the bytes of an image file. All sources decode with `load_image`, so that all formats agree."""
         value = self.table[index][self.column] or {}
         if value.get("bytes") is not None:
             return bytes(value["bytes"])
         if not value.get("path"):
-            raise BadImage(f"image {self.describe(index)} cannot be read: its cell in the table is empty")
+            raise UnreadableImage(f"image {self.describe(index)} cannot be read: its cell in the table is empty")
         return Path(checked_path(value["path"], self.roots)).read_bytes()
 
 
-class HubSource(Source):
-    """Anything `datasets.load_dataset` reads that has an image column and a class column.
+class TableSource(IndexedSource):
+    """Any data set that `datasets.load_dataset` reads and that has an image column and a class column.
 
-    The class column is `label_column`, else the only ClassLabel column, else "label", else "cls", as WebDataset has it.
-    Names of classes that come as bare numbers are the lines of a classes.txt beside shards on disk, else the numbers;
-    classes of text are sorted.
+    The class column is `label_column`, or else "label", the only ClassLabel column, or "cls", as in WebDataset. If the
+    classes are integers, their names are the lines of a classes.txt next to shards on disk, or else the integers.
+    Classes that are text are sorted.
+
+    Args:
+        source: a parquet or tar file, a folder of such files, an imagefolder with metadata, or an id on the Hub.
+        label_column: the column with the class, for tables with more than one candidate.
 
     Raises:
-        FileNotFoundError: no such data set here, in the cache or on the Hub.
-        ValueError: no image column, no class column, several candidates, fewer than two classes.
+        FileNotFoundError: there is no such data set on this machine or on the Hub.
+        ValueError: it has no image column or no class column, several candidates, or fewer than two classes.
     """
 
     def __init__(self, source: str, label_column: str | None = None) -> None:
-        import datasets
-
         path = Path(source).expanduser()
         self.name = local_name(path) if path.exists() else source
-        self.origin = origin_of(path)
+        self.origin = table_origin(path)
         self.roots = allowed_roots(source)
         shards = Shards(path)
-        tables = load_tables(source, shards)
-        self.tables = {split: tables[name] for split, name in match_splits(tables, source).items()}
-        if "train" not in self.tables:
-            raise ValueError(f"{source}: expected a split named train, found {', '.join(tables)}")
+        self.tables = select_splits(load_tables(source, shards), source)
         train = self.tables["train"]
         self.license = str(train.info.license or "unknown")
-        self.column = image_column_of(train.features, source)
-        self.label = label_column_of(train.features, source, self.column, label_column)
-        feature = train.features[self.label]
-        if isinstance(feature, datasets.ClassLabel):
-            self.class_names, self.classes = tuple(feature.names), None
+        self.column = find_image_column(train.features, source)
+        self.label = find_label_column(train.features, source, self.column, label_column)
+        declared = declared_class_names(train.features[self.label])
+        if declared:
+            self.classes = Classes(declared)
         else:
-            self.class_names, self.classes = classes_of(train.unique(self.label), self.label, shards.class_names())
-        if len(self.class_names) < 2:
-            raise ValueError(f"{source}: column {self.label!r} has {len(self.class_names)} class; expected two or more")
-        self._datasets = datasets
+            self.classes = number_classes(train.unique(self.label), self.label, shards.class_names())
+        self.class_names = self.classes.names
+        check_class_count(self.class_names, self.label, source)
 
     def load(self) -> dict[str, Images]:
+        import datasets
+
         splits: dict[str, Images] = {}
         for split, table in self.tables.items():
             targets = self._targets(table, split)
             if split != "train" and (targets < 0).all():
-                continue  # published without its labels
-            undecoded = table.select_columns(self.column).cast_column(self.column, self._datasets.Image(decode=False))
-            splits[split] = HubImages(undecoded, self.column, targets, f"{self.name}/{split}", self.roots)
+                continue  # published without labels
+            undecoded = table.select_columns(self.column).cast_column(self.column, datasets.Image(decode=False))
+            splits[split] = TableImages(undecoded, self.column, targets, f"{self.name}/{split}", self.roots)
         return splits
 
     def _targets(self, table: Any, split: str) -> np.ndarray:
+        """Return (N,) int64, the classes of a split; -1 if it was published without labels."""
         values = table.with_format("arrow")[self.label][:]
         if values.null_count == len(values):
             return np.full(len(values), -1, np.int64)
-        if self.classes is None:
+        if self.classes.numbers is None:
             return np.asarray(values.to_numpy(), np.int64)
-        numbers = [self.classes.get(value, -1) for value in values.to_pylist()]
+        labels = values.to_pylist()
+        numbers = [self.classes.numbers.get(label, -1) for label in labels]
         if -1 in numbers:
-            strange = sorted({str(v) for v, n in zip(values.to_pylist(), numbers, strict=True) if n < 0})
-            raise ValueError(f"{self.name}: split {split} has classes that train does not: {', '.join(strange[:5])}")
+            unknown = sorted({str(label) for label, number in zip(labels, numbers, strict=True) if number < 0})
+            raise ValueError(f"{self.name}: split {split} has classes that train does not: {first_few(unknown)}")
         return np.asarray(numbers, np.int64)
 
     def fingerprint(self) -> str:
-        # of the contents: the fingerprints of `datasets` depend on where the files lie. All classes, some pictures
+        # A hash of all classes and some images. The fingerprints of `datasets` depend on where the files are.
         digest = hashlib.sha256(repr(self.class_names).encode())
-        for images in self.splits().values():
-            assert isinstance(images, HubImages)
+        for images in self.splits.values():
+            assert isinstance(images, TableImages)
             digest.update(images.targets.tobytes())
             for index in np.linspace(0, len(images) - 1, num=min(64, len(images)), dtype=int):
-                digest.update(images.file(int(index)))
+                digest.update(images.encoded_image(int(index)))
         return digest.hexdigest()[:16]
 
 
-def origin_of(path: Path) -> str:
-    """Return where a data set comes from that `path` names, or that is on the Hub if there is no such path."""
+def table_origin(path: Path) -> str:
+    """Return where the data set at `path` comes from. If the path does not exist, it is the id of a Hub data set."""
     if path.exists():
         return "local folder" if path.is_dir() else "local file"
     return "Hugging Face Hub"
 
 
-def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[str, Any]:
-    """The splits of a data set as `datasets` has them; `shards` are those that `source` names, if any.
+def declared_class_names(feature: Any) -> tuple[str, ...] | None:
+    """Return the class names of a ClassLabel column; None for other columns."""
+    import datasets
+
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
+def select_splits(tables: dict[str, Any], data_name: str) -> dict[str, Any]:
+    """Return the tables for "train", "val" and "test", as far as they exist.
 
     Raises:
-        FileNotFoundError: no such data set here, in the cache or on the Hub.
+        ValueError: there is no training split, or two tables mean the same split.
+    """
+    selected = {split: tables[name] for split, name in match_splits(tables, data_name).items()}
+    if "train" not in selected:
+        raise ValueError(f"{data_name}: expected a split named train, found {', '.join(tables)}")
+    return selected
+
+
+def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[str, Any]:
+    """Return the splits of a data set as `datasets` names them.
+
+    Args:
+        source: a path or an id on the Hub.
+        shards: the shards at that path, if any.
+        streaming: return tables that are read in passing.
+
+    Raises:
+        FileNotFoundError: there is no such data set on this machine or on the Hub.
         ValueError: a folder has two subfolders for the same split.
     """
     import datasets
@@ -152,72 +196,8 @@ def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[st
         return dict(datasets.load_dataset(source, streaming=streaming))
     except (FileNotFoundError, ConnectionError) as error:
         reason = str(error).splitlines()[0]
-        offline = (
-            " (HF_HUB_OFFLINE is set, so only the cache was looked at)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        )
+        offline = " (HF_HUB_OFFLINE is set, so only the cache was searched)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise FileNotFoundError(
-            f"source {source!r} is neither a folder here ({os.path.abspath(shards.path)}), nor a shipped name "
-            f"(fashion_mnist, digits), nor a data set that could be loaded{offline}: {reason}"
+            f"source {source!r} is neither a folder on this machine ({os.path.abspath(shards.path)}) nor a shipped "
+            f"name (fashion_mnist, digits) nor a data set that could be loaded{offline}: {reason}"
         ) from error
-
-
-def image_column_of(features: Any, source: str) -> str:
-    """The column of images: "image", or the only one.
-
-    Raises:
-        ValueError: none, or several.
-    """
-    import datasets
-
-    def fits(feature: Any) -> bool:
-        raw = isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
-        return isinstance(feature, datasets.Image) or raw or getattr(feature, "dtype", "") in ("binary", "large_binary")
-
-    found = [name for name, feature in features.items() if fits(feature)]
-    if "image" in found or len(found) == 1:
-        return "image" if "image" in found else str(found[0])
-    raise ValueError(f"{source}: expected one column of images, found {found or 'none'} among {', '.join(features)}")
-
-
-def label_column_of(features: Any, source: str, image: str, wanted: str | None) -> str:
-    """The column of classes.
-
-    Raises:
-        ValueError: no such column as wanted, or it is not clear which one it is.
-    """
-    import datasets
-
-    if wanted is not None:
-        if wanted in features:
-            return wanted
-        raise ValueError(f"{source}: no column {wanted!r}; there are {', '.join(features)}")
-    labels: list[str] = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    for name in ("label", *labels[: len(labels) == 1], "cls"):
-        if name in features:
-            return name
-    others = ", ".join(labels or [name for name in features if name != image])
-    raise ValueError(f"{source}: which column is the class? Set label_column to one of: {others}")
-
-
-def classes_of(
-    values: Iterable[Any], column: str, given: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], dict[Any, int]]:
-    """Names of the classes, and the number of each value of the class column.
-
-    Args:
-        values: those that come up in training. given: names to be had for values 0, 1, 2, …
-
-    Raises:
-        ValueError: values that are neither text nor whole numbers, or that no name was given for.
-    """
-    found = [value for value in values if value is not None]
-    kinds = sorted({type(value).__name__ for value in found})
-    if kinds not in (["str"], ["int"]):
-        came = " and ".join(kinds) or "nothing"
-        raise ValueError(f"column {column!r} holds {came}; expected class names or whole numbers")
-    found.sort()
-    if given is None or kinds == ["str"]:
-        return tuple(str(value) for value in found), {value: number for number, value in enumerate(found)}
-    if not 0 <= found[0] <= found[-1] < len(given):
-        raise ValueError(f"column {column!r} has classes {found[0]} to {found[-1]}, and {len(given)} names were given")
-    return given, {number: number for number in range(len(given))}

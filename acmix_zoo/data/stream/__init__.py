@@ -1,1 +1,1 @@
-"""Streamed data sets: shards are read in order, so a pass needs no index of all images."""
+"""Loaders for data that is read shard by shard: `reader.py` reads, `batch_stream.py` makes batches."""

@@ -1,0 +1,117 @@
+"""Check image files before a run: which cannot be read, and which have more than 8 bits per sample."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from typing import BinaryIO, NamedTuple
+
+from acmix_zoo.data.bit_depth import is_dark
+from acmix_zoo.data.images import UnreadableImage, load_with_bits
+
+
+@dataclass
+class Inspection:
+    """Result of checking image files before they are used.
+
+    Attributes:
+        count: number of files that were checked.
+        problems: one message for each file that cannot be read.
+        unreadable: the paths of these files.
+        depths: number of images for each number of bits per sample above 8.
+        dark: number of these images that are almost black after scaling.
+    """
+
+    count: int = 0
+    problems: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    depths: Counter[int] = field(default_factory=Counter)
+    dark: int = 0
+
+
+class _Finding(NamedTuple):
+    """Result of checking one file.
+
+    Attributes:
+        problem: why it cannot be read; "" if it can be.
+        bits: number of bits per sample.
+        dark: whether it has more than 8 bits per sample and is almost black after scaling.
+    """
+
+    problem: str = ""
+    bits: int = 8
+    dark: bool = False
+
+
+def inspect_images(paths: Sequence[str], thorough: bool = False) -> Inspection:
+    """Find files that cannot be read, and images with more than 8 bits per sample.
+
+    This is cheap for JPEG and 8-bit PNG: only the header and the end marker are checked, and files that fail this
+    check are decoded. Damage in the middle of a file is therefore only found when the file is first used.
+
+    Args:
+        thorough: decode every file to find all damage.
+    """
+    result = Inspection(len(paths))
+    with ThreadPoolExecutor(max_workers=8) as pool:  # decoding and disk access release the GIL
+        chunks = [paths[start : start + 64] for start in range(0, len(paths), 64)]
+        findings = chain.from_iterable(pool.map(partial(_inspect_files, thorough), chunks))
+        for path, finding in zip(paths, findings, strict=True):
+            if finding.problem:
+                result.problems.append(finding.problem)
+                result.unreadable.append(path)
+            elif finding.bits > 8:
+                result.depths[finding.bits] += 1
+                result.dark += finding.dark
+    return result
+
+
+def _inspect_files(thorough: bool, paths: Sequence[str]) -> list[_Finding]:
+    return [_inspect_file(path, thorough) for path in paths]
+
+
+def _inspect_file(path: str, thorough: bool) -> _Finding:
+    if not thorough and _looks_complete(path):
+        return _Finding()
+    try:
+        image, bits = load_with_bits(path)
+    except UnreadableImage as error:
+        return _Finding(problem=str(error))
+    return _Finding(bits=bits, dark=bits > 8 and is_dark(image))
+
+
+_MANY_PIXELS = 2**26  # larger images are opened with Pillow, which enforces its limit
+
+
+def _looks_complete(path: str) -> bool:
+    """Return whether a file has the header and end marker of a JPEG, or of a PNG with at most 8 bits per sample."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(26)
+            pixels = 0
+            if head.startswith(b"\xff\xd8\xff"):
+                pixels = _jpeg_pixels(file)
+            elif head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR" and head[24] <= 8:
+                pixels = int.from_bytes(head[16:20]) * int.from_bytes(head[20:24])
+            file.seek(-12, os.SEEK_END)
+            tail = file.read()
+    except (OSError, IndexError):  # missing or too short, which decoding reports
+        return False
+    return 0 < pixels < _MANY_PIXELS and (tail.endswith(b"\xff\xd9") or tail[4:8] == b"IEND")
+
+
+def _jpeg_pixels(file: BinaryIO) -> int:
+    """Return width × height from the frame header of a JPEG; 0 if there is none."""
+    file.seek(2)
+    while (segment := file.read(4))[:1] == b"\xff" and len(segment) == 4:
+        kind, length = segment[1], int.from_bytes(segment[2:])
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            frame = file.read(5)  # precision, height, width
+            return int.from_bytes(frame[1:3]) * int.from_bytes(frame[3:5]) if frame[:1] == b"\x08" else 0
+        file.seek(length - 2, os.SEEK_CUR)
+    return 0

@@ -1,0 +1,96 @@
+"""Check the options of `ImageDataModule`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+AUGMENTATIONS = ("none", "light", "imagenet")
+_TIMM_AUGMENTATIONS = ("rand", "augmix", "original", "v0", "3a")  # how timm's auto-augment strings begin
+
+
+class ChannelStats(NamedTuple):
+    """Mean and standard deviation of each channel, for pixel values between 0 and 1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def check_options(
+    *,
+    positive: Mapping[str, int],
+    max_unreadable: int,
+    val_fraction: float,
+    shift: float,
+    interpolation: str,
+    augment: str,
+) -> None:
+    """Check the values of options.
+
+    Args:
+        positive: the options that must be at least 1, by name.
+
+    Raises:
+        ValueError: an option has a value that is not allowed.
+    """
+    for name, value in positive.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} is too small. Use 1 or more")
+    if max_unreadable < 0:
+        raise ValueError(f"max_unreadable={max_unreadable} is negative. Use 0 to allow no unreadable image")
+    if not 0 <= val_fraction < 1:
+        raise ValueError(
+            f"val_fraction={val_fraction} is not a fraction of the training images. Use 0 or more, below 1"
+        )
+    if not 0 <= shift < 1:
+        raise ValueError(f"shift={shift} is not a fraction of the side length of an image. Use 0 or more, below 1")
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation={interpolation!r} is unknown. Use {_alternatives(INTERPOLATIONS)}")
+    if augment not in AUGMENTATIONS and not augment.startswith(_TIMM_AUGMENTATIONS):
+        raise ValueError(
+            f"augment={augment!r} is unknown. Use {', '.join(AUGMENTATIONS)} or an auto-augment string of timm, such "
+            "as 'rand-m9-inc1'"
+        )
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def channel_stats(mean: Sequence[float], std: Sequence[float]) -> ChannelStats:
+    """Return the mean and standard deviation of the three channels as tuples.
+
+    Raises:
+        ValueError: there are not three numbers, or a standard deviation is not positive.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != 3:
+            raise ValueError(f"{name}={list(values)} has {len(values)} numbers. Give three, one per channel")
+    if min(std) <= 0:
+        raise ValueError(f"std={list(std)} is not positive. Give three positive numbers")
+    return ChannelStats(*((float(values[0]), float(values[1]), float(values[2])) for values in (mean, std)))
+
+
+def limit_batch_size(batch_size: int, images: int, processes: int, accumulated: int) -> tuple[int, str]:
+    """Limit the batch size to a process's share of the training images.
+
+    Learning rates are scaled by the batch size, so it must be the size that batches actually have.
+
+    Args:
+        batch_size: requested number of images per batch and process.
+        images: number of training images.
+        processes: number of processes.
+        accumulated: number of batches per optimiser step.
+
+    Returns:
+        The batch size to use, and a warning if a step needs more images than there are ("" otherwise).
+    """
+    share = max(1, images // processes)
+    available = f"the {images} training images" + f" on {processes} processes" * (processes > 1)
+    if batch_size > share:
+        return share, f"data: batch size {batch_size} is larger than {available}; using {share} instead"
+    if batch_size * accumulated > share:
+        step = f"an optimiser step of {accumulated} × {batch_size} images is larger than {available}"
+        return batch_size, f"data: {step}. Lower trainer.accumulate_grad_batches"
+    return batch_size, ""

@@ -1,0 +1,113 @@
+"""Data sets of the `datasets` library: parquet and tar files, imagefolders with metadata, Hub ids."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.image_data import write_files
+from support.streams import write_shards, write_tar
+
+from acmix_zoo.data import open_source
+
+
+def write_table(file: Path, labels: list[object], feature: object = None, **extra: list[object]) -> None:
+    import datasets
+
+    images = [Image.new("RGBA", (6, 5), (number, 0, 0, 255)) for number in range(len(labels))]
+    features = {"image": datasets.Image(), "label": feature or datasets.ClassLabel(names=["cat", "dog", "emu"])}
+    features |= {name: datasets.ClassLabel(names=["x", "y"]) for name in extra}
+    columns = {"image": images, "label": labels, **extra}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(file)
+
+
+def test_parquet_folder(cache: Path) -> None:
+    write_table(cache / "set/data/train-00000-of-00001.parquet", [0, 2, 1])
+    write_table(cache / "set/data/test-00000-of-00001.parquet", [1, 1])
+    source = open_source(cache / "set")
+    assert source.name == "set" and source.class_names == ("cat", "dog", "emu")
+    splits = source.splits
+    assert splits["train"].targets.tolist() == [0, 2, 1] and splits["test"].targets.tolist() == [1, 1]
+    assert splits["train"].image(2).mode == "RGB" and splits["train"].image(2).getpixel((0, 0)) == (2, 0, 0)
+    assert len(source.fingerprint()) == 16
+
+
+def test_parquet_file_with_class_names_as_text(cache: Path) -> None:
+    import datasets
+
+    write_table(cache / "one.parquet", ["owl", "ant", "owl"], datasets.Value("string"))
+    source = open_source(cache / "one.parquet")
+    assert source.class_names == ("ant", "owl") and source.splits["train"].targets.tolist() == [1, 0, 1]
+
+
+def test_the_class_column_can_be_named(cache: Path) -> None:
+    write_table(cache / "two.parquet", [0, 1], coarse=[1, 0])
+    assert open_source(cache / "two.parquet").class_names == ("cat", "dog", "emu")
+    assert open_source(cache / "two.parquet", "coarse").class_names == ("x", "y")
+    with pytest.raises(ValueError, match=r"no column 'colour'. Expected one of image, label, coarse"):
+        open_source(cache / "two.parquet", "colour")
+
+
+def test_unsuitable_tables_are_refused(cache: Path) -> None:
+    import datasets
+
+    write_table(cache / "one.parquet", ["owl", "owl"], datasets.Value("string"))
+    with pytest.raises(ValueError, match=r"1 class. Expected two or more"):
+        open_source(cache / "one.parquet")
+    datasets.Dataset.from_dict({"text": ["a"], "label": [0]}).to_parquet(cache / "text.parquet")
+    with pytest.raises(ValueError, match="one column of images, found none among text, label"):
+        open_source(cache / "text.parquet")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_imagefolder_with_metadata(cache: Path, kind: str) -> None:
+    import datasets
+
+    root = write_files(cache / "set", "train/1.png", "train/2.png")
+    rows = [{"file_name": f"{n}.png", "label": name} for n, name in ((1, "red"), (2, "black"))]
+    if kind == "jsonl":
+        (root / "train/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    else:
+        datasets.Dataset.from_list(rows).to_parquet(root / "train/metadata.parquet")
+    source = open_source(root)
+    images = source.splits["train"]
+    assert source.class_names == ("black", "red") and sorted(images.targets.tolist()) == [0, 1]
+    assert images.image(0).size == (9, 8)
+
+
+def test_two_names_of_a_split_in_an_imagefolder_are_refused(cache: Path) -> None:
+    root = write_files(cache / "set", *(f"{split}/{n}.png" for split in ("train", "val", "validation") for n in (1, 2)))
+    for split in ("train", "val", "validation"):
+        rows = [{"file_name": f"{n}.png", "label": name} for n, name in ((1, "red"), (2, "black"))]
+        (root / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=r"has both (val|validation) and \w+, which mean the same split"):
+        open_source(root)
+
+
+def test_tar_files_of_webdataset(cache: Path) -> None:
+    write_shards(cache / "set", "webdataset", (4, 2))
+    write_shards(cache / "set", "webdataset", (3,), split="validation")
+    write_tar(cache / "set/set1k-test-0000.tar", range(2), classes=False)  # published without labels
+    source = open_source(cache / "set")
+    assert source.class_names == ("0", "1", "2")
+    splits = source.splits
+    assert {name: images.targets.tolist() for name, images in splits.items()} == {
+        "train": [0, 1, 2, 0, 1, 2], "val": [0, 1, 2],
+    }  # fmt: skip
+    assert splits["train"].image(5).getpixel((0, 0)) == (5, 5, 5)
+    (cache / "set/classes.txt").write_text("ant\nbee\ncow\n")
+    assert open_source(cache / "set").class_names == ("ant", "bee", "cow")
+    assert open_source(cache / "set/set1k-train-0001.tar").splits["train"].targets.tolist() == [1, 2]
+
+
+def test_an_unknown_id_is_reported_with_what_was_tried(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError) as error:
+        open_source("nobody/nothing-of-this-name")
+    path = Path.cwd() / "nobody/nothing-of-this-name"
+    assert f"source 'nobody/nothing-of-this-name' is neither a folder on this machine ({path}) nor" in str(error.value)
+    assert "HF_HUB_OFFLINE is set" in str(error.value)

@@ -1,0 +1,42 @@
+"""Options of `ImageDataModule`: impossible values are refused, and the batch size is limited."""
+
+from typing import Any
+
+import pytest
+
+from acmix_zoo.data import ImageDataModule
+from acmix_zoo.data.options import limit_batch_size
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"val_fraction": 1.0},
+        {"image_size": 0},
+        {"batch_size": 0},
+        {"mean": (0.5,)},
+        {"std": (1.0, 0.0, 1.0)},
+        {"interpolation": "cubic"},
+        {"repeats": 0},
+        {"max_unreadable": -1},
+        {"shift": 1.0},
+    ],
+)
+def test_impossible_values_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ImageDataModule("digits", **wrong)
+
+
+@pytest.mark.parametrize("augment", ["lihgt", "strong"])
+def test_unknown_augmentation_is_refused(augment: str) -> None:
+    with pytest.raises(ValueError, match=f"augment='{augment}' is unknown. Use none, light, imagenet or"):
+        ImageDataModule("digits", augment=augment)
+
+
+def test_batch_size_is_limited_to_the_share_of_a_process() -> None:
+    assert limit_batch_size(8, 8, 1, 1) == (8, "") and limit_batch_size(2, 8, 2, 2) == (2, "")
+    size, remark = limit_batch_size(8, 9, 2, 1)
+    assert size == 4 and "larger than the 9 training images on 2 processes; using 4" in remark
+    size, remark = limit_batch_size(4, 8, 1, 4)
+    assert size == 4 and "an optimiser step of 4 × 4" in remark and "accumulate_grad_batches" in remark
+    assert limit_batch_size(4, 1, 2, 1)[0] == 1

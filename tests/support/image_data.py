@@ -1,0 +1,98 @@
+"""Image folders that tests write, and a Lightning module that records the batches it gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from acmix_zoo.data import ImageDataModule
+
+
+def write_image(path: Path, value: int = 128) -> None:
+    """Write an RGB image of 9×8 pixels in one shade of red."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (9, 8), (value, 0, 0)).save(path)
+
+
+def write_files(root: Path, *names: str) -> Path:
+    """Write files: images in different shades of red, and text files for other extensions than .png and .jpg."""
+    for number, name in enumerate(names):
+        file = root / name
+        if file.suffix.lower() in (".png", ".jpg"):
+            write_image(file, number)
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("text")
+    return root
+
+
+def link(path: Path, target: str | Path) -> None:
+    """Create a symbolic link and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+
+
+def write_class_folders(root: Path, count: int = 6, classes: str = "ab", split: str = "") -> Path:
+    """Write `count` grey images of 20×16 pixels for each class, a letter of `classes`. All images are different."""
+    for label, name in enumerate(classes):
+        (root / split / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (20, 16), 100 * label + number).save(root / split / name / f"{number}.png")
+    return root
+
+
+def make_data_module(source: Path | str, **kwargs: Any) -> ImageDataModule:
+    """Return a data module with small images and batches."""
+    return ImageDataModule(str(source), **{"image_size": 16, "batch_size": 4, "val_fraction": 0.25} | kwargs)
+
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+"""Options of a trainer that prints nothing."""
+
+
+class Recorder(L.LightningModule):
+    """Trains one number and records its batches.
+
+    Args:
+        stop_at: number of training steps after which to interrupt the run; -1 for never.
+
+    Attributes:
+        seen: for each training batch the epoch, the sum of the pixels and the classes.
+        tested: the classes of all evaluation batches.
+    """
+
+    def __init__(self, stop_at: int = -1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[int, float, list[float]]] = []
+        self.tested: list[int] = []
+        self.stop_at = stop_at
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        if len(self.seen) == self.stop_at:
+            raise KeyboardInterrupt
+        x, y = batch
+        self.seen.append((self.current_epoch, float(x.double().sum()), y.flatten().tolist()))
+        return (self.weight - x.mean()) ** 2
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self.tested += batch[1].tolist()
+
+    test_step = validation_step
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        return batch[1]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)

@@ -1,0 +1,147 @@
+"""A weight folder may come from anybody: what its config.json may say, and what is checked before anything is built."""
+
+import ast
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from support.weight_folders import ROOT, SHIPPED, damage_last_byte, edit_config
+
+from acmix_zoo import create_model, from_pretrained
+from acmix_zoo.weights import check_folder, write_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SHIPPED, tmp_path / "theirs"))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"architecture": "os.system"}, "'os.system', which is not a known model"),
+        ({"architecture": "acmix_swin_t.official_in1k"}, "which is not a known model"),
+        ({"architecture": "hf-hub:org/evil"}, "which is not a known model"),
+        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "model_args may not set checkpoint_path"),
+        ({"model_args": {"pretrained_cfg_overlay": {"file": "/etc/passwd"}}}, "may not set pretrained_cfg_overlay"),
+        ({"model_args": {"features_only": True, "cache_dir": "/"}}, "may not set cache_dir, features_only"),
+        ({"model_args": {"heads": {"__reduce__": 1}}}, "heads=.* is not a plain value of a network"),
+        ({"model_args": {"layers": [10**6, 1, 1]}}, "layers=.* is not a plain value of a network"),
+        ({"model_args": {"layers": [60_000, 1, 1]}}, "are more blocks than its file has tensors"),
+        ({"model_args": {"layers": [[1], 1]}}, "layers=.* is not a plain value"),
+        ({"model_args": {"planes": [65_536, 65_536, 65_536]}}, "does not fit ACmixResNet"),
+        ({"num_classes": 10**9}, "does not fit ACmixResNet"),
+        ({"pretrained_cfg": {"evil": 1}}, "timm's pretrained_cfg has no evil"),
+        ({"acmix_zoo": {"sha256": "0" * 64}}, "is not what .* describes: sha256 abca23be"),
+    ],
+    ids=str,
+)
+def test_what_a_config_may_not_say(folder: Path, entries: dict[str, Any], message: str) -> None:
+    """It is refused before a network of that size is made, and nothing is deleted."""
+    edit_config(folder, **entries)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for load in (from_pretrained, create_model):
+        with pytest.raises(ValueError, match=message):
+            load(folder)
+    assert check_folder(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_config_names_no_other_source(folder: Path, tmp_path: Path) -> None:
+    """timm would follow these; here the weights are those beside the config."""
+    evil = tmp_path / "evil.pth"
+    torch.save({}, evil)
+    edit_config(
+        folder, pretrained_cfg={"file": str(evil), "url": "http://127.0.0.1:9/x", "hf_hub_id": "a/b", "source": "url"}
+    )
+    expected = create_model("acmix_resnet_pico", pretrained=True).state_dict()
+    for model in (from_pretrained(folder), from_pretrained(folder, num_classes=3)):
+        own = model.state_dict()
+        assert all(torch.equal(own[key], expected[key]) for key in own if not key.startswith("fc."))
+
+
+def test_a_damaged_or_foreign_config(folder: Path) -> None:
+    for text, message in (
+        ("{", "is damaged"),
+        ("[" * 100_000, "is damaged"),
+        ("[]", "Expected the keys architecture and pretrained_cfg"),
+        ('{"architecture": 1, "pretrained_cfg": {}}', "Expected the keys architecture"),
+        (
+            '{"architecture": "resnet18", "pretrained_cfg": {}, "model_args": []}',
+            "expected a mapping under the key",
+        ),
+        ("x" * (17 * 2**20), "has 17825792 bytes"),
+    ):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            from_pretrained(folder)
+        assert check_folder(folder)
+
+
+@pytest.mark.parametrize("way", ["folder", "timm", "tag"])
+def test_shipped_weights_are_checked_too(folder: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    damage_last_byte(folder / "model.safetensors")
+    overlay = {"file": str(folder / "model.safetensors")}
+    with pytest.raises(ValueError, match="was changed or damaged, so it is not used"):
+        if way == "folder":
+            from_pretrained(folder)
+        elif way == "timm":
+            timm.create_model(f"local-dir:{folder}", pretrained=True)
+        else:
+            timm.create_model("acmix_resnet_pico", pretrained=True, pretrained_cfg_overlay=overlay)
+    assert "sha256" in check_folder(folder)[0]
+
+
+LARGE = ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050"]
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_vit", *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
+)
+def test_networks_of_timm(tmp_path: Path, name: str) -> None:
+    """The weight folder of a network of timm, as a run of this project writes it."""
+    model = timm.create_model(name, num_classes=3).eval()
+    example = torch.randn(1, *model.pretrained_cfg["input_size"])
+    folder = write_folder(tmp_path / name, model, architecture=name, pretrained_cfg={}, record={}, example=example)
+    assert torch.equal(from_pretrained(folder).eval()(example), model(example))
+
+
+def test_nothing_unpickles_but_weights_only() -> None:
+    """`torch.load` always says so; pickle, shelve, joblib and their kind are not called at all."""
+    for path in [ROOT / "hubconf.py", *(ROOT / "acmix_zoo").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            if called in ("torch.load", "load") or called.endswith(
+                (".load_from_checkpoint", ".load_state_dict_from_url")
+            ):
+                keywords = {k.arg: k.value for k in node.keywords}
+                safe = isinstance(keywords.get("weights_only"), ast.Constant) and keywords["weights_only"].value is True
+                assert safe or called != "torch.load", f"{path}:{node.lineno}: {called} without weights_only=True"
+                if called == "super().load_from_checkpoint":  # an override: it hands its caller's choice on
+                    assert "weights_only" in keywords, f"{path}:{node.lineno}: {called} without weights_only"
+                else:
+                    assert called in ("torch.load", "load"), f"{path}:{node.lineno}: {called}"
+            assert not called.startswith(
+                ("pickle.load", "pickle.Unpickler", "shelve.", "joblib.", "dill.", "cloudpickle.")
+            )
+            assert called not in ("eval", "exec", "__import__"), f"{path}:{node.lineno}: {called}"
+            if called in ("np.load", "numpy.load"):
+                options = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert options.get("allow_pickle") == "False", f"{path}:{node.lineno}: {called} may unpickle"
+
+
+def test_a_safetensors_file_that_lies(folder: Path) -> None:
+    """About its header's size, about its tensors' places."""
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    good = safetensors.torch.save(state)
+    for content in (b"\xff" * 8 + good[8:], good[:100], b"", good[:8] + good[8:].replace(b'"F32"', b'"F64"', 1)):
+        (folder / "model.safetensors").write_bytes(content)
+        edit_config(folder, acmix_zoo={"sha256": None})
+        with pytest.raises(ValueError, match="is damaged or not safetensors"):
+            from_pretrained(folder)
