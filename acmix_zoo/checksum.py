@@ -31,5 +31,5 @@ def check_sha256(weights: str | Path) -> None:
     if found != expected:
         raise ValueError(
             f"{weights} is not what {config} describes: sha256 {found} was found, {expected} is recorded. "
-            "It was changed or damaged, and is not used; fetch or write the weight folder again"
+            "It was changed or damaged, so it is not used. Download or write the weight folder again"
         )

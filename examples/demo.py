@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import acmix_zoo
 from acmix_zoo.data import export_folder, load_image
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.training.plots import plot_confusion, plot_images
-from acmix_zoo.training.report import plot_comparison, read_metrics, write_html
+from acmix_zoo.training.plots import plot_comparison, plot_confusion, plot_images
+from acmix_zoo.training.report import read_metrics, write_html
 from acmix_zoo.weights import read_config
 
 ROOT = Path(acmix_zoo.__file__).resolve().parent.parent

@@ -1,9 +1,9 @@
-"""What every test shares: no network, one thread a process (xdist brings the parallelism), the real images."""
+"""Fixtures and settings for all tests: no network, one thread per process (xdist runs several), and real images."""
 
 import csv
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by huggingface_hub at import: a missing file is an error at once
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # huggingface_hub reads it at import; a missing file is an error at once
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it PyTorch refuses deterministic matrix products
@@ -23,7 +23,7 @@ torch.backends.cudnn.allow_tf32 = False  # TF32 is on by default; float32 convol
 
 @pytest.fixture(scope="session")
 def fashion_mnist() -> str:
-    """The source name; the test is skipped when Debian's dataset-fashion-mnist is not installed."""
+    """Return the name of the data source. Skip the test if Debian's dataset-fashion-mnist is not installed."""
     from acmix_zoo.data import open_source
 
     try:
@@ -35,7 +35,7 @@ def fashion_mnist() -> str:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The client's address, cache and token, for this process; no waiting between tries."""
+    """Start a local Hub and point the client of this process to it, with a cache of its own, a token and no waiting."""
     with Hub() as server:
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         for name, value in {
@@ -48,9 +48,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
 
 
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Write a small image folder with three classes that a short training tells apart."""
+    from support.training import make_image_folder
+
+    return make_image_folder(tmp_path / "images")
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
-    """Each device that the test runs on."""
+    """Run the test on each device."""
     return str(request.param)
 
 
@@ -70,9 +78,9 @@ FIGURES = pytest.StashKey[list[tuple[str, str]]]()
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """Put a line into the table that `make test-distributed` ends with: what was shown, and the figures."""
+    """Return a function that adds a row to the table at the end of `make test-distributed`: what was shown, and how."""
     rows = request.config.stash.setdefault(FIGURES, [])
-    return lambda what, figures: rows.append((what, figures))
+    return lambda shown, result: rows.append((shown, result))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -81,16 +89,24 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         with (Path(__file__).parents[1] / "benchmarks/distributed.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("shown", "figures"), *rows])
     if rows:
-        width = max(len(what) for what, _ in rows)
+        width = max(len(shown) for shown, _ in rows)
         terminalreporter.section("shown, with figures")
-        for what, figures in rows:
-            terminalreporter.write_line(f"{what.ljust(width)}  {figures}")
+        for shown, result in rows:
+            terminalreporter.write_line(f"{shown.ljust(width)}  {result}")
+
+
+SLOW_TIMEOUT = 900  # seconds for a test marked `slow` or `distributed`, unless it sets a timeout of its own
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` run where there is one; an id that holds an address differs between xdist's workers."""
+    """Check the ids of the tests, skip tests marked `gpu` where there is none, and give slow tests more time."""
+    for item in items:
+        is_slow = any(item.get_closest_marker(name) for name in ("slow", "distributed"))
+        if is_slow and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
+    # an id that contains an address differs between xdist's workers
     if addresses := [item.nodeid for item in items if " at 0x" in item.nodeid]:
-        raise pytest.UsageError(f"give these parameters a name of their own (ids=...): {addresses}")
+        raise pytest.UsageError(f"give these parameters ids of their own (ids=...): {addresses}")
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):  # not `item.keywords`, which also contains folder names

@@ -21,7 +21,7 @@ LAYERS = ["ops", "layers", "models", "weights"]
 MAY_IMPORT = {
     **{name: set(LAYERS[: i + 1]) for i, name in enumerate(LAYERS)},
     "data": {"data"},
-    "tasks": {*LAYERS, "data", "tasks", "training"},  # training only until the check of hyper-parameters has moved
+    "tasks": {*LAYERS, "data", "tasks"},
     "training": {*LAYERS, "data", "tasks", "training"},
     "bench": {*LAYERS, "bench"},
     "scaling": {*LAYERS, "scaling"},

@@ -8,6 +8,7 @@ from typing import Any
 RENAMED_OPTIONS = {
     "data.max_bad": "data.max_unreadable",
     "data.predict_source": "data.predict",
+    "model.lr_batch": "model.base_batch_size",
 }
 """The present name of each option that has been renamed."""
 

@@ -39,7 +39,8 @@ def find_target(name: str) -> Target:
         ValueError: the record does not say how the weights were trained.
     """
     recipe = find_recipe(name)
-    if recipe and ("/" in name or name.endswith(".yaml")):  # not: org/name
+    is_finished_run = Path(name).name == "config.yaml" and (Path(name).parent / "weights" / "config.json").is_file()
+    if recipe and not is_finished_run and ("/" in name or name.endswith(".yaml")):  # not: org/name
         return _target_of_recipe(recipe)
     try:
         folder = weight_folder(name)

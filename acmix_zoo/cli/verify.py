@@ -52,9 +52,9 @@ def _measure_again(name: str, folder: Path, source: str) -> list[str]:
     from acmix_zoo.training.evaluate import compare
 
     problems = []
-    for metric, recorded, measured, is_same in compare(folder, source):
-        text = f"{metric}: {100 * measured:.2f} % measured, {100 * recorded:.2f} % recorded"
-        if is_same:
+    for found in compare(folder, source):
+        text = f"{found.metric}: {100 * found.measured:.2f} % measured, {100 * found.recorded:.2f} % recorded"
+        if found.is_same:
             print(f"{name}: {text}")
         else:
             problems.append(text)

@@ -16,7 +16,7 @@ class Split(NamedTuple):
     """The images of one split.
 
     Attributes:
-        images: images of which some belong to the split.
+        images: images, some or all of which belong to the split.
         indices: (N,) int64, the sorted numbers of those that do.
     """
 

@@ -41,8 +41,8 @@ class Job:
         global_batch: images per step on all devices, by the recipe. With fewer GPUs than that needs, they accumulate.
         optimizer: "adamw" or "sgd".
         momentum: momentum of SGD.
-        lr: learning rate for a step of `lr_batch` images, or for any step if that is None.
-        lr_batch: images per step for which `lr` is meant.
+        lr: learning rate for a step of `base_batch_size` images, or for any step if that is None.
+        base_batch_size: images per step for which `lr` is meant.
         ema: whether the weights are averaged.
         precision: one of `PRECISIONS`.
         strategy: "ddp" or "fsdp".
@@ -61,7 +61,7 @@ class Job:
     optimizer: str = "adamw"
     momentum: float = 0.9
     lr: float = 1e-3
-    lr_batch: int | None = None
+    base_batch_size: int | None = None
     ema: bool = False
     precision: str = "bf16-mixed"
     strategy: str = "ddp"
@@ -83,7 +83,7 @@ class Job:
 
     def scale_lr(self, images: int) -> float:
         """Return the learning rate for a step of this many images."""
-        return self.lr * images / self.lr_batch if self.lr_batch else self.lr
+        return self.lr * images / self.base_batch_size if self.base_batch_size else self.lr
 
     def training(self, gpus: int, max_global_batch: int | None = None) -> Training:
         """Return the step on one of `gpus` devices.

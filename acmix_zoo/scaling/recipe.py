@@ -23,7 +23,7 @@ _FIELDS = (
     ("model", "optimizer", "optimizer"),
     ("model", "momentum", "momentum"),
     ("model", "lr", "lr"),
-    ("model", "lr_batch", "lr_batch"),
+    ("model", "base_batch_size", "base_batch_size"),
     ("model", "grad_checkpointing", "grad_checkpointing"),
     ("model", "linear_probe", "linear_probe"),
     ("trainer", "max_epochs", "epochs"),

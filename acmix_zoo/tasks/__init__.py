@@ -1,4 +1,4 @@
-"""One LightningModule per task: `ClassificationTask`."""
+"""Tasks for Lightning's Trainer: what is trained, with which loss, optimiser and metrics."""
 
 from acmix_zoo.tasks.classification import ClassificationTask
 

@@ -43,7 +43,7 @@ class EMA(WeightAveraging):
             raise ValueError(f"EMA: decay={decay} was given; expected a number in (0, 1), such as 0.999")
         self.decay = decay
         self._swapped = False
-        self._kept: list[Tensor] = []  # trained weights set aside during validation
+        self._set_aside: list[Tensor] = []  # trained weights, during validation
         super().__init__()
         self._average_model: _Average | None = None
 
@@ -63,35 +63,36 @@ class EMA(WeightAveraging):
         """Swap the average and the trained weights. If their dtypes differ, the trained weights are set aside instead,
         because the average would come back rounded."""
         assert self._average_model is not None
-        kept, self._kept = iter(self._kept), []
+        set_aside, self._set_aside = iter(self._set_aside), []
         for average, current in zip(_tensors(self._average_model.module), _tensors(pl_module), strict=True):
             if average.dtype == current.dtype:
                 before = average.clone()
                 average.copy_(current)
                 current.copy_(before)
             elif self._swapped:
-                current.copy_(next(kept))
+                current.copy_(next(set_aside))
             else:
-                self._kept.append(current.clone())
+                self._set_aside.append(current.clone())
                 current.copy_(average)
         self._swapped = not self._swapped
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """An interruption during validation finds the average in the model's place: undo that."""
+        """Restore the trained weights if validation, which uses the average, was interrupted."""
         if self._swapped:
             self._swap_models(pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Let the average go once it has been copied: a later `validate` must not swap it in again."""
+        """Delete the average, which has been copied into the module: a later `validate` must not swap it in again."""
         self._average_model = None
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Outside of a fit the checkpoint's `state_dict`, the average, is just what is wanted: nothing to restore."""
+        """Restore the average when a fit is resumed. Other commands only use the `state_dict`, which is the average."""
         if self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Yield a module's parameters and buffers."""
     for tensor in itertools.chain(module.parameters(), module.buffers()):
         yield tensor.detach()
 
@@ -107,8 +108,8 @@ class _Average(AveragedModel):
     def match(self, model: nn.Module) -> None:
         """Adopt a module's device and dtypes, with float32 in place of half precision. The number of updates stays on
         the CPU, because the program reads it."""
-        ours = itertools.chain(self.module.parameters(), self.module.buffers())
-        for average, current in zip(ours, _tensors(model), strict=True):
+        own_tensors = itertools.chain(self.module.parameters(), self.module.buffers())
+        for average, current in zip(own_tensors, _tensors(model), strict=True):
             is_half = current.dtype in (torch.bfloat16, torch.float16)
             average.data = average.data.to(current.device, torch.float32 if is_half else current.dtype)
 

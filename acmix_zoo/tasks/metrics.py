@@ -1,16 +1,21 @@
-"""A mean that does not depend on how its values were dealt to processes, batches or a resumed run."""
+"""Metrics that do not depend on how images were divided into processes, batches or parts of an interrupted run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
 
 _UNIT = 2**24  # a power of two: scaling by it is exact, and a loss of some units keeps all its float32 digits
 
 
 class ExactMean(Metric):
-    """Mean of numbers, summed as integers in units of 2^-24: the sum of floats depends on their order, this does not.
+    """Mean of numbers, summed as integers in units of 2^-24, because a sum of floats depends on their order.
 
-    Values up to 2^15 are kept; larger ones count as 2^15. One that is not finite makes the mean NaN.
+    Values up to 2^15 are exact, and larger ones count as 2^15. If any value is not finite, the mean is NaN.
     """
 
     full_state_update = False
@@ -34,16 +39,53 @@ class ExactMean(Metric):
         self.broken += (~finite).sum()
 
     def compute(self) -> Tensor:
-        """Return the mean so far, (), NaN without values."""
+        """Return the mean so far, (), or NaN without values."""
         mean = self.total.float() / (self.count.float() * _UNIT)
         return torch.where(self.broken > 0, torch.nan, mean)
 
     def sums(self) -> Tensor:
-        """(3,) integers: the state, of this process."""
+        """Return the state of this process, (3,) integers."""
         return torch.stack([getattr(self, name) for name in self._NAMES])
 
     def restore(self, sums: Tensor) -> None:
-        """Go on from the state that `sums` gave."""
+        """Continue from a state that `sums` returned."""
         for name, value in zip(self._NAMES, sums, strict=True):
             setattr(self, name, value.to(getattr(self, name).device, copy=True))
         self._update_count = 1
+
+
+class EvaluationMetrics(nn.ModuleDict):
+    """The metrics of one split: the loss, top-1 accuracy and, with more than five classes, top-5 accuracy.
+
+    All are counted in integers, so that they are the same, to the bit, over any number of processes.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        metrics: dict[str, Metric] = {
+            "loss": ExactMean(),
+            # micro: the fraction of images; torchmetrics' default is the mean over classes
+            "top1": MulticlassAccuracy(num_classes, average="micro"),
+        }
+        if num_classes > 5:  # with five classes or fewer, top-5 is always 1
+            metrics["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+        super().__init__(metrics)
+
+    def add_batch(self, logits: Tensor, classes: Tensor, losses: Tensor) -> None:
+        """Count the images of a batch.
+
+        Args:
+            logits: (B, classes).
+            classes: (B,) the true classes.
+            losses: (B,) each image's loss.
+        """
+        for name, metric in self.metrics():
+            if name == "loss":
+                metric.update(losses)
+            elif len(classes):
+                metric.update(logits, classes)
+
+    def metrics(self) -> Iterator[tuple[str, Metric]]:
+        """Yield the name of each metric, and the metric."""
+        for name, metric in self.items():
+            assert isinstance(metric, Metric)
+            yield name, metric

@@ -1,4 +1,4 @@
-"""Networks whose weights are spread over processes (FSDP2), and their checkpoints."""
+"""Networks whose weights are sharded over processes (FSDP2), and their checkpoints."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Spread a network over a one-dimensional mesh, in place: each of its parts is gathered when it is used.
+    """Shard a network over a one-dimensional mesh, in place.
 
-    The parts are what is repeated in a stage, so that a stage's blocks are gathered one after the other.
+    The weights of a block are gathered when the block is used, one block after the other.
     """
     if is_sharded(network):  # a second fit, or a test after it
         return
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP takes no channels_last weights; images may be
-    for part in _parts(network):
-        fully_shard(part, mesh=mesh)
+    for block in _find_blocks(network):
+        fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)
 
 
-def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load whole tensors into a module, whose weights may be spread; every process has all of `state`."""
-    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
-    if not parts:
+def load_full_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load full tensors into a module, whose weights may be sharded. Every process has all of `state`."""
+    sharded = [child for child in module.modules() if isinstance(child, FSDPModule)]
+    if not sharded:
         module.load_state_dict(state)
         return
-    for part in parts:
-        part.reshard()  # the last ones used stay gathered
-    # a copy: it puts its own parts into the dictionary
+    for child in sharded:
+        child.reshard()  # the last ones used stay gathered
+    # a copy, because torch puts the shards into the dictionary
     set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=True))
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Whether a network's weights are spread over processes."""
+    """Return whether a network's weights are sharded over processes."""
     return isinstance(network, FSDPModule)
 
 
-def _parts(module: nn.Module) -> list[nn.Module]:
-    """The blocks: what stands in a list or a sequence of modules, at the lowest such level but one."""
+def _find_blocks(module: nn.Module) -> list[nn.Module]:
+    """Return the repeated blocks of a network: the children of its innermost lists and sequences of modules."""
     found: list[nn.Module] = []
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.Sequential):
-            inner = _parts(child)
+            inner = _find_blocks(child)
             found += inner or [c for c in child if any(True for _ in c.parameters())]
         elif any(isinstance(m, nn.ModuleList | nn.Sequential) for m in child.children()):
-            found += _parts(child)
+            found += _find_blocks(child)
     return found
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes the plain records of a checkpoint's .metadata and nothing else, so that reading it runs no code."""
+    """Unpickles only the plain records of a checkpoint's .metadata, so that reading it runs no code."""
 
     _KNOWN: ClassVar[dict[str, set[str]]] = {
         "torch.distributed.checkpoint.metadata": {
@@ -77,10 +77,10 @@ class _Unpickler(pickle.Unpickler):
     }  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if dtype or name in self._KNOWN.get(module, ()):
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in self._KNOWN.get(module, ()):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, which no checkpoint needs")
+        raise pickle.UnpicklingError(f"it contains {module}.{name}, which no checkpoint needs")
 
 
 class _Reader(FileSystemReader):
@@ -92,12 +92,14 @@ class _Reader(FileSystemReader):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A Lightning checkpoint, from one file or from a folder with every process's part; one process reads it all.
+    """Read a Lightning checkpoint in one process, from a file or from a folder with the shards of every process.
 
-    Of a folder: what Lightning wrote beside the weights, and "state_dict" with whole tensors; no optimiser state.
+    From a folder, the result contains what Lightning saved beside the weights, and "state_dict" with full tensors, but
+    no optimiser state.
 
     Raises:
-        Exception: what torch raises for files that are missing, damaged, or hold more than tensors and plain values.
+        Exception: whatever torch raises for files that are missing, damaged, or contain more than tensors and plain
+            values.
     """
     if not path.is_dir():
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -111,6 +113,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if name.startswith("state_dict.") and isinstance(tensor, TensorStorageMetadata)
     }
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*load in a single process.*")  # yes
+        warnings.filterwarnings("ignore", message=".*load in a single process.*")  # as intended
         load({"state_dict": state}, storage_reader=reader, no_dist=True)
     return {**content, "state_dict": state}

@@ -1,4 +1,7 @@
-"""What tasks share: parameter groups, schedule, averaged weights, and the run folder."""
+"""A training run: its folder, checkpoints, resuming, and the export of its best weights.
+
+It exports what a training in Python needs: parameter groups, schedule, averaged weights, and the run folder.
+"""
 
 from acmix_zoo.tasks.ema import EMA
 from acmix_zoo.tasks.optim import param_groups, warmup_cosine

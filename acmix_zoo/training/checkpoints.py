@@ -1,7 +1,7 @@
-"""The checkpoints of a run: written whole or not at all, the one before kept, found again.
+"""Save the checkpoints of a run so that a crash or a full disk never leaves it without a complete one.
 
-last.ckpt is what a run goes on from, previous.ckpt the one before it, best.ckpt the one with the highest validation
-accuracy. Under a strategy that spreads the network over processes each is a folder (torch.distributed.checkpoint).
+A run resumes from last.ckpt. previous.ckpt is the one before it, and best.ckpt the one with the highest validation
+accuracy. Under a strategy that shards the network over processes, each is a folder (torch.distributed.checkpoint).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 
 class _ReportingIO(TorchCheckpointIO):
-    """Keeps the error of a write: raised in the process that writes, it would leave the others waiting for it."""
+    """Stores the error of a write. Raised in the process that writes, it would leave the others waiting for it."""
 
     error: OSError | None = None
 
@@ -33,7 +33,7 @@ class _ReportingIO(TorchCheckpointIO):
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether Lightning wrote the file, or the folder, and it can be read; the weights stay on the disk."""
+    """Return whether a file or folder is a readable checkpoint of Lightning. The weights are not loaded into memory."""
     if path.is_dir():
         return (path / ".metadata").is_file() and is_checkpoint(path / "meta.pt")
     try:
@@ -50,89 +50,97 @@ class Checkpoints:
         self.folder = folder
         self.last, self.previous, self.best = (folder / f"{name}.ckpt" for name in ("last", "previous", "best"))
         self.unsaved: str | None = None
-        """Why last.ckpt is not of the last save."""
+        """Why the last save failed; None if it succeeded."""
 
-    def find(self) -> Path | None:
-        """The newest one that can be read; None if there is none at all.
+    def find_newest(self) -> Path | None:
+        """Return the newest checkpoint that can be read, or None if there are no checkpoints.
 
         Raises:
-            ValueError: there are some, and all are damaged.
+            ValueError: there are checkpoints, but all are damaged.
         """
-        there = [path for path in (self.last, self.previous, self.best) if path.exists()]
-        for path in there:
+        existing = self._existing()
+        for path in existing:
             if is_checkpoint(path):
                 if path != self.last:
-                    print(f"{self.last} is missing or damaged: the run goes on from {path}", flush=True)
+                    print(f"Warning: {self.last} is missing or damaged; resuming from {path} instead", flush=True)
                 return path
-        if there:
+        if existing:
             raise ValueError(
-                f"{', '.join(map(str, there))}: damaged, every one; move the folder away to begin the run anew"
+                f"all checkpoints are damaged: {', '.join(map(str, existing))}. Choose another --run.folder, or move "
+                "this one away, to start the run again"
             )
         return None
 
-    def any(self) -> bool:
-        """Whether there is a run to go on with."""
-        return any(path.exists() for path in (self.last, self.previous, self.best))
+    def exist(self) -> bool:
+        """Return whether there is a run to resume."""
+        return bool(self._existing())
 
-    def save(self, trainer: L.Trainer, best: bool = False) -> bool:
-        """Save the state as last.ckpt; what was there becomes previous.ckpt. All processes together.
+    def _existing(self) -> list[Path]:
+        return [path for path in (self.last, self.previous, self.best) if path.exists()]
 
-        A power cut at any moment leaves at least one of the two whole.
+    def save(self, trainer: L.Trainer, is_best: bool = False) -> bool:
+        """Save the state as last.ckpt. The former last.ckpt becomes previous.ckpt. All processes call this together.
+
+        A power cut at any moment leaves at least one of the two complete.
 
         Args:
-            best: it becomes best.ckpt, too; before it becomes last.ckpt, which says so.
+            is_best: also save it as best.ckpt, before last.ckpt, whose history says that it is the best.
 
         Returns:
-            Whether it could be saved; if not, what was there stays, and the user is told.
+            Whether it was saved. If not, the former checkpoints are kept, and a warning is printed.
         """
         new = self.last.with_suffix(".new")
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # another one is the user's
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # another class is the user's
             trainer.strategy.checkpoint_io = _ReportingIO()
         if trainer.is_global_zero and new.is_dir():  # of a process that was killed
             shutil.rmtree(new, ignore_errors=True)  # an error of one process would leave the others waiting
         error = _write(trainer, new)
         if trainer.is_global_zero and error is None:
             try:
-                self._take_place(new, best)
+                self._replace_last(new, is_best)
             except OSError as raised:
                 error = raised
-        said = None if error is None else f"{self.last}: {error.strerror or error}"
-        self.unsaved = trainer.strategy.broadcast(said)
+        reason = None if error is None else f"{self.last}: {error.strerror or error}"
+        self.unsaved = trainer.strategy.broadcast(reason)
         if self.unsaved and trainer.is_global_zero:
             print(
-                f"NOT SAVED, {self.unsaved}; the previous state stays, training goes on. Free some space.", flush=True
+                f"Warning: could not save {self.unsaved}. The previous checkpoint is kept and training continues. Free "
+                "some disk space",
+                flush=True,
             )
             with contextlib.suppress(OSError):
                 _remove(new)
         return self.unsaved is None
 
-    def _take_place(self, new: Path, best: bool) -> None:
+    def _replace_last(self, new: Path, is_best: bool) -> None:
         _flush(new)
-        if best:
-            second_name(new, self.best)
-        if new.is_dir() or self.last.is_dir():  # a folder cannot be exchanged in one step; previous.ckpt is whole then
+        if is_best:
+            link(new, self.best)
+        if (
+            new.is_dir() or self.last.is_dir()
+        ):  # a folder cannot be replaced in one step; previous.ckpt is complete meanwhile
             if self.last.exists():
                 _remove(self.previous)
                 self.last.rename(self.previous)
         elif self.last.exists():
-            second_name(self.last, self.previous)
+            link(self.last, self.previous)
         new.replace(self.last)
         _flush(self.folder)
 
 
 def _write(trainer: L.Trainer, path: Path) -> OSError | None:
-    """What kept a checkpoint from being written, in a process that knows; None if nothing did."""
+    """Write a checkpoint. Return the error that prevented it, in a process that knows it, or None."""
     try:
         trainer.save_checkpoint(path, weights_only=False)
-    except OSError as raised:  # no folder could be made, which all processes meet; or a user's own way of saving
+    except OSError as raised:  # the folder could not be created, in all processes; or the user's own plugin failed
         return raised
     except RuntimeError as raised:
         if not (path / ".metadata").exists():
             raise
-        # the parts are written, but not what the first process writes beside them; the others wait for it
+        # the shards are written, but not what the first process writes beside them; the others wait for it
         trainer.strategy.barrier("Trainer.save_checkpoint")
         return OSError(f"meta.pt cannot be written; is the disk full? {str(raised).splitlines()[0]}")
-    except CheckpointException as raised:  # of a network that is spread over processes, and in all of them
+    except CheckpointException as raised:  # of a sharded network, in all processes
         errors = [error for error, _ in raised.failures.values()]
         full = [error for error in errors if isinstance(error, OSError)]
         if len(full) < len(errors):
@@ -141,14 +149,14 @@ def _write(trainer: L.Trainer, path: Path) -> OSError | None:
     return getattr(trainer.strategy.checkpoint_io, "error", None)
 
 
-def second_name(path: Path, other: Path) -> None:
-    """Give a file a second name, whose former file goes; it takes no space until the first name means another file."""
-    new = other.with_suffix(".also")
+def link(path: Path, other: Path) -> None:
+    """Replace `other` by a hard link to a file, or to the files of a folder. It takes no space while both exist."""
+    new = other.with_suffix(".link")
     _remove(new)
     if path.is_dir():
-        shutil.copytree(path, new, copy_function=_link)
+        shutil.copytree(path, new, copy_function=_link_file)
     else:
-        _link(path, new)
+        _link_file(path, new)
     if new.is_dir() or other.is_dir():
         _remove(other)
     new.replace(other)
@@ -161,7 +169,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _link(path: str | Path, other: str | Path) -> None:
+def _link_file(path: str | Path, other: str | Path) -> None:
     try:
         os.link(path, other)
     except OSError:  # a file system without hard links
@@ -170,7 +178,7 @@ def _link(path: str | Path, other: str | Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have the disk hold a file, or a folder's names, before the next step relies on it."""
+    """Wait until a file, or the names in a folder, are on the disk, before the next step relies on it."""
     for file in path.iterdir() if path.is_dir() and path.suffix else ():
         _flush(file)
     handle = os.open(path, os.O_RDONLY)

@@ -1,66 +1,90 @@
-"""Measure again what a weight folder's record says."""
+"""Measure the accuracy of a weight folder, and compare it with the accuracy that its record states."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
+import lightning as L
+from timm.models import PretrainedCfg
 
+from acmix_zoo.data import ImageDataModule
+from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.training.logs import quieten_lightning
 from acmix_zoo.weights import read_config
-from acmix_zoo.weights.build_folder import build_folder
 
-# Another machine or thread count rounds otherwise, and an image or two in a thousand may fall on the other side.
+# Another machine or thread count rounds differently, which may change the class of an image or two in a thousand.
 _TOLERANCE = 0.001
 
 
+class Comparison(NamedTuple):
+    """A recorded accuracy and the measured one, both between 0 and 1.
+
+    Attributes:
+        metric: split and name, such as "test top1".
+        recorded: the accuracy in the record.
+        measured: the accuracy now.
+    """
+
+    metric: str
+    recorded: float
+    measured: float
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the two agree within the tolerance for rounding."""
+        return abs(self.recorded - self.measured) <= _TOLERANCE
+
+
 def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
-    """Accuracy (0..1) of a weight folder on one split of a data source, every image counted once.
+    """Return {"loss": …, "top1": …, "top5": …} of a weight folder on one split of a data source.
+
+    Args:
+        folder: a weight folder.
+        source: a data source, as for `ImageDataModule`.
+        split: "val" or "test".
 
     Raises:
-        ValueError: other classes than the weights have, or no such split. Else as `ImageDataModule`.
+        ValueError: the data has other classes than the weights, or no such split. Else as `ImageDataModule`.
     """
-    from acmix_zoo.data import ImageDataModule
-
-    model = build_folder(folder).eval()
-    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    if split not in ("val", "test"):
+        raise ValueError(f"split={split!r} was given; expected 'val' or 'test'")
+    cfg = {**asdict(PretrainedCfg()), **read_config(folder)["pretrained_cfg"]}
     data = ImageDataModule(
         source, image_size=cfg["input_size"][1], batch_size=128, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]),
         interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"],
     )  # fmt: skip
     names = list(data.class_names)
-    if cfg.get("label_names") not in (None, names):
-        raise ValueError(f"{source} has other classes than {folder}: {names[:5]} there, {cfg['label_names'][:5]} here")
-    if split not in ("val", "test"):
-        raise ValueError(f"split={split!r} was given; expected val or test")
-    data.setup({"val": "validate", "test": "test"}[split])
-    loader: Any = data.val_dataloader() if split == "val" else data.test_dataloader()
-    right, total = {"top1": 0, "top5": 0}, 0
-    with torch.inference_mode():
-        for images, classes in loader:
-            counts = classes >= 0  # others are only computed
-            best = model(images)[counts].topk(min(5, len(names)), 1).indices == classes[counts].unsqueeze(1)  # (B, 5)
-            right["top1"] += int(best[:, :1].sum())
-            right["top5"] += int(best.sum())
-            total += len(best)
-    if not total:
+    labels = cfg["label_names"]
+    if labels not in (None, names):
+        raise ValueError(
+            f"{source} has other classes than {folder}: {names[:5]} in the data, {labels[:5]} in the weights. Use the "
+            "data set that the weights were trained on"
+        )
+    quieten_lightning()
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    task = ClassificationTask(str(folder), num_classes=data.num_classes, channels_last=False)
+    results: Any = (trainer.validate if split == "val" else trainer.test)(task, data, verbose=False)
+    scores = {name.removeprefix(f"{split}/"): value for name, value in (results[0] if results else {}).items()}
+    if "top1" not in scores:
         raise ValueError(f"{source} has no {split} split to measure on")
-    return {name: n / total for name, n in right.items()}
+    return {"top5": 1.0, **scores}  # with five classes or fewer, top-5 is always 1 and not measured
 
 
-def compare(folder: Path, source: str) -> list[tuple[str, float, float, bool]]:
-    """For each recorded top-1 and top-5 of the split that the record states last: (what, recorded, measured, the same).
+def compare(folder: Path, source: str) -> list[Comparison]:
+    """Measure the accuracies that the record of a weight folder states for its last split, which is the test split if
+    there is one.
 
     Raises:
-        ValueError: nothing is recorded. Else as `evaluate`.
+        ValueError: the record states no accuracy. Else as `evaluate`.
     """
     metrics = [m for m in read_config(folder)["acmix_zoo"]["metrics"] if m["name"] in ("top1", "top5")]
     if not metrics:
         raise ValueError(f"{folder} records no accuracy to compare with")
-    split = metrics[-1]["split"]  # test, where there is one
-    found = evaluate(folder, source, split)
-    return [
-        (f"{split} {m['name']}", m["value"], found[m["name"]], abs(m["value"] - found[m["name"]]) <= _TOLERANCE)
-        for m in metrics
-        if m["split"] == split
-    ]
+    split = metrics[-1]["split"]
+    scores = evaluate(folder, source, split)
+    return [Comparison(f"{split} {m['name']}", m["value"], scores[m["name"]]) for m in metrics if m["split"] == split]

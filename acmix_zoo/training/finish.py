@@ -1,4 +1,4 @@
-"""The end of a run: the best weights, tested once, written as a weight folder with the record of their making."""
+"""Finish a run: test the best weights once, export them as a weight folder with their record, and publish them."""
 
 import math
 import platform
@@ -16,28 +16,28 @@ import acmix_zoo
 from acmix_zoo.data.images import UnreadableImage
 from acmix_zoo.data.splits import UnusableImages
 from acmix_zoo.tasks import ClassificationTask
-from acmix_zoo.tasks.sharded import is_sharded, load_whole, read_checkpoint
-from acmix_zoo.training.export_weights import (
+from acmix_zoo.tasks.sharded import is_sharded, load_full_state, read_checkpoint
+from acmix_zoo.training.guard import NotFinite
+from acmix_zoo.training.history import Row, format_scores, write_csv
+from acmix_zoo.training.plots import plot_curves
+from acmix_zoo.training.record import (
     evaluation_limits,
-    is_whole,
-    parent,
+    is_complete,
+    parent_name,
     run_cfg,
     run_record,
     validation_scores,
 )
-from acmix_zoo.training.guard import NotFinite
-from acmix_zoo.training.history import write_csv
-from acmix_zoo.training.plots import plot_curves
 from acmix_zoo.training.run import RunFolder
 from acmix_zoo.weights import push, write_folder
 
 
 def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolder) -> Path:
     """Load the best weights into `task`, test them unless `run.test` is off, write metrics.csv, curves.png and
-    weights/, publish them if `run.push_to` says where. Every process returns when they are written.
+    weights/, and publish them if `run.push_to` is set. Every process returns once they are written.
 
     Args:
-        trainer: its fit is over.
+        trainer: a trainer whose fit has ended.
         data: the ImageDataModule of the fit.
         run: the trainer's callback.
 
@@ -45,41 +45,39 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
         The weight folder.
 
     Raises:
-        OSError: the folder could not be written; best.ckpt holds the weights then.
+        NotFinite: the training diverged.
+        OSError: the folder could not be written. The weights are still in best.ckpt.
     """
     checkpoint = read_checkpoint(run.best)
-    if not math.isfinite(_row(checkpoint).get("val/loss", 0.0)):
+    row = _best_row(checkpoint)
+    if not math.isfinite(row.get("val/loss", 0.0)):
         raise NotFinite(
-            f"the training diverged: the validation loss is {_row(checkpoint)['val/loss']} in every epoch, so no "
-            f"weights are worth keeping. The logs are in {run.folder}. Start a new run with a lower model.lr "
+            f"the training diverged: the validation loss is {row['val/loss']} in every epoch, so no weights are worth "
+            f"keeping. The logs are in {run.folder}. Start a new run with a lower model.lr "
             f"(it was {task.hparams.get('lr')}), a longer model.warmup_epochs, or trainer.gradient_clip_val 1.0"
         )
-    load_whole(task, checkpoint["state_dict"])
-    whole_val, whole_test = (_is_whole(trainer, name) for name in ("val", "test"))
-    scores = validation_scores(_row(checkpoint)) if whole_val else {}
+    load_full_state(task, checkpoint["state_dict"])
+    limited = [split for split in ("val", "test") if not is_complete(evaluation_limits(trainer), split)]
+    scores = {} if "val" in limited else validation_scores(row)
     if run.test and data.card()["dataset"]["splits"].get("test"):
-        tested = _test(trainer, task, data, run)
-        scores |= tested if whole_test else {}
-    if not (whole_val and whole_test) and trainer.is_global_zero:
+        test_scores = _test(trainer, task, data, run)
+        scores |= {} if "test" in limited else test_scores
+    if limited and trainer.is_global_zero:
         print(
             "Warning: trainer.limit_val_batches or trainer.limit_test_batches left out images. Scores on part of a "
-            "split are not recorded; evaluate the finished run without these options",
+            "split are not recorded. Evaluate the finished run without these options",
             flush=True,
         )
     try:
         if trainer.is_global_zero:
             _write(trainer, task, data, run, checkpoint, scores)
+            _print_result(run, data, scores, int(row["epoch"]), limited)
     finally:
         trainer.strategy.barrier("weights")
     folder = run.folder / "weights"
     if run.push_to and trainer.is_global_zero:
         _publish(folder, run.push_to)
     return folder
-
-
-def _is_whole(trainer: L.Trainer, split: str) -> bool:
-    """Return whether every image of a split is evaluated. Records only state scores on complete splits."""
-    return is_whole(evaluation_limits(trainer), split)
 
 
 def _write(
@@ -95,15 +93,15 @@ def _write(
     plot_curves(run.history, run.folder / "curves.png")
     record = {
         **run_record(run.state_dict(), card, scores),
-        "best_epoch": int(_row(checkpoint)["epoch"]),
+        "best_epoch": int(_best_row(checkpoint)["epoch"]),
         "environment": _environment(trainer),
         "git_revision": git_revision(),
-        "parent": parent(task.hparams["pretrained"], getattr(task.model, "pretrained_cfg", {})),
+        "parent": parent_name(task.hparams["pretrained"], getattr(task.model, "pretrained_cfg", {})),
     }
-    network = _whole(task, state)
+    network = _full_network(task, state)
     cfg: dict[str, Any] = getattr(network, "pretrained_cfg", {})
     try:
-        folder = write_folder(
+        write_folder(
             run.folder / "weights",
             network,
             architecture=cfg.get("architecture") or task.hparams["model"],
@@ -112,98 +110,99 @@ def _write(
                 **run_cfg(run.state_dict(), card),
             },
             record=record,
-            example=_example(data),
+            example=_example_images(data),
         )
     except OSError as error:
         raise OSError(f"{error}. The weights are safe in {run.best}; {run.resume_message}") from error
-    best = f"the best weights (epoch {int(_row(checkpoint)['epoch'])} of {int(run.history[-1]['epoch'])})"
-    limited = [name for name in ("val", "test") if not _is_whole(trainer, name)]
-    print(_summary(scores, card["dataset"], limited), flush=True)
-    print(f"Saved {best} to {folder}; logs and curves are in {run.folder}", flush=True)
 
 
 def _test(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolder) -> dict[str, dict[str, float]]:
+    """Return {"test": {metric: value}}, or {} with a warning if the test images cannot be used."""
     try:
         (results,) = trainer.test(task, data, verbose=False)
     except (UnusableImages, UnreadableImage) as error:
-        if trainer.world_size > 1 and isinstance(error, UnreadableImage):  # one process's, while others wait for it
+        if trainer.world_size > 1 and isinstance(error, UnreadableImage):  # in one process, while others wait for it
             raise UnreadableImage(f"{error}, or with --run.test false; {run.best} holds the weights") from error
         if trainer.is_global_zero:
             print(
-                f"NOT TESTED: {error}\nThe weights are written without a test. To test them once that is mended: "
-                f"acmix-zoo test --config {run.folder / 'config.yaml'}",
+                f"Warning: the weights are not tested: {error}\nThey are exported without a test score. To test them "
+                f"once the images are repaired, run: acmix-zoo test --config {run.folder / 'config.yaml'}",
                 flush=True,
             )
         return {}
-    return {"test": {name[5:]: value for name, value in results.items() if name.startswith("test/")}}
+    return {"test": {name.removeprefix("test/"): v for name, v in results.items() if name.startswith("test/")}}
 
 
-def _row(checkpoint: dict[str, Any]) -> dict[str, float]:
-    """Of the history: these weights' own, whatever could not be saved."""
-    row: dict[str, float] = checkpoint["callbacks"]["RunFolder"]["history"][-1]
+def _best_row(checkpoint: dict[str, Any]) -> Row:
+    """Return the row of the history that belongs to the weights in best.ckpt."""
+    row: Row = checkpoint["callbacks"]["RunFolder"]["history"][-1]
     return row
 
 
-def _full_precision(task: ClassificationTask, state: dict[str, Tensor]) -> None:
+def _restore_dtypes(task: ClassificationTask, state: dict[str, Tensor]) -> None:
     """Convert a task to the dtypes of a checkpoint, whose average is in float32 even after training in bfloat16."""
     for name, tensor in (*task.named_parameters(), *task.named_buffers()):
         if name in state and tensor.dtype != state[name].dtype:
             tensor.data = tensor.data.to(state[name].dtype)
 
 
-def _whole(task: ClassificationTask, state: dict[str, Tensor]) -> nn.Module:
-    """The task's network; a new one with the same weights if its own is spread over processes."""
+def _full_network(task: ClassificationTask, state: dict[str, Tensor]) -> nn.Module:
+    """Return the task's network with the weights in full precision, or a new one if its own is sharded."""
     if not is_sharded(task.model):
-        _full_precision(task, state)
+        _restore_dtypes(task, state)
         task.load_state_dict(state)  # load them again, because testing in half precision rounded them
         return task.model
-    twin = type(task)(**{**task.hparams, "pretrained": False})
-    twin.load_state_dict(state)
-    return twin.model
+    copy = type(task)(**{**task.hparams, "pretrained": False})
+    copy.load_state_dict(state)
+    return copy.model
 
 
 def _publish(folder: Path, name: str) -> None:
-    """A run is not lost because the Hub could not be reached."""
+    """Publish the weights on the Hub. A failure is printed and does not fail the run."""
     try:
-        print(f"published: {push(folder, name)}", flush=True)
+        print(f"Published the weights: {push(folder, name)}", flush=True)
     except (OSError, ValueError) as error:
-        print(f"NOT PUBLISHED: {error}\nTo try again: acmix-zoo push {folder} {name}", flush=True)
+        print(
+            f"Warning: could not publish the weights: {error}\nTo try again: acmix-zoo push {folder} {name}", flush=True
+        )
 
 
-def _example(data: Any) -> Tensor:
-    """Up to four validation images (B, C, H, W); noise where there are none, or where all processes must read them."""
+def _example_images(data: Any) -> Tensor:
+    """Return up to four validation images (B, C, H, W), or noise if there are none or all processes must read them."""
     loader = data.val_dataloader()
     if not isinstance(loader, DataLoader):
         return torch.randn(1, *data.input_size, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of bad images: the run has said it
+        warnings.simplefilter("ignore")  # of unreadable images, which the run has reported
         images: Tensor = next(iter(loader))[0]
     return images[:4]
 
 
-def _summary(scores: dict[str, dict[str, float]], dataset: dict[str, Any], limited: list[str]) -> str:
-    """
+def _print_result(
+    run: RunFolder, data: Any, scores: dict[str, dict[str, float]], best_epoch: int, limited: list[str]
+) -> None:
+    """Print the scores, and where the weights are.
+
     Args:
-        dataset: of the data's card.
         limited: the splits of which images were left out.
     """
-    parts = [
-        f"{split} " + ", ".join(f"{n.replace('top', 'top-')} {100 * v:.2f} %" for n, v in values.items() if n != "loss")
-        for split, values in scores.items()
-        if "top1" in values
-    ]
-    splits = [name for name in ("val", "test") if dataset["splits"].get(name)]
-    if not splits:
-        reason = "not evaluated, because there was no validation or test split"
+    dataset = data.card()["dataset"]
+    splits = [split for split in ("val", "test") if dataset["splits"].get(split)]
+    if any("top1" in values for values in scores.values()):
+        text = format_scores(scores)
+    elif not splits:
+        text = "not evaluated, because there was no validation or test split"
     elif set(splits) & set(limited):
-        reason = "no score, because options of the trainer left out images of the validation or test split"
+        text = "no score, because options of the trainer left out images of the validation or test split"
     else:
-        reason = f"not evaluated on its {' or '.join(splits)} split"
-    return f"{dataset['name']}: " + ("; ".join(parts) or reason)
+        text = f"not evaluated on its {' or '.join(splits)} split"
+    print(f"{dataset['name']}: {text}", flush=True)
+    folder = run.folder / "weights"
+    print(f"Saved best weights (epoch {best_epoch}) to {folder}; logs and curves in {run.folder}", flush=True)
 
 
 def _environment(trainer: L.Trainer) -> dict[str, Any]:
-    """Describe what the numbers depend on, and nothing that names the machine."""
+    """Return what the numbers depend on, without anything that identifies the machine."""
     return {
         "lightning": L.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
@@ -215,7 +214,7 @@ def _environment(trainer: L.Trainer) -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """Revision of the clone that this code runs from, with "-dirty" if it was changed; None outside of a clone."""
+    """Return the git revision of this code, with "-dirty" if it was changed, or None outside of a clone."""
     here = Path(acmix_zoo.__file__).parent
 
     def git(*arguments: str) -> str:
@@ -225,7 +224,7 @@ def git_revision() -> str | None:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # not: a site-packages inside of somebody's clone
+        git("ls-files", "--error-unmatch", "__init__.py")  # fails in a site-packages inside another clone
         dirty = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.SubprocessError):

@@ -1,15 +1,42 @@
-"""A run's history, a row an epoch: as a table, and as a line for logs that show no progress bar."""
+"""The history of a run, one row per epoch: as a table, as a line for the log, and which epoch is the best."""
+
+from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import lightning as L
+
+from acmix_zoo.training.clock import TrainingClock
 
 Row = dict[str, float]
 
 
+def make_row(trainer: L.Trainer, clock: TrainingClock, images: int, is_validated: bool) -> Row:
+    """Return the row of the epoch that has just ended.
+
+    Args:
+        clock: started with the epoch.
+        images: images that all processes trained on.
+        is_validated: whether a validation ran in this epoch. Otherwise, its scores would be an older epoch's.
+    """
+    seconds = clock.elapsed()
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    current = ("train/", "speed/", "val/") if is_validated else ("train/", "speed/")
+    return {
+        "epoch": float(trainer.current_epoch + 1),
+        "step": float(trainer.global_step),
+        **{name: value for name, value in metrics.items() if name.startswith(current)},
+        "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
+        "seconds": seconds,
+        "images_per_second": images / max(1e-9, seconds - clock.validation_seconds),
+    }
+
+
 def write_csv(path: Path, history: Sequence[Row]) -> None:
-    """Write the table; where that fails it is said and no error: checkpoints have the history, too."""
+    """Write the history as a table. A failure is only printed, because checkpoints contain the history, too."""
     names = list(dict.fromkeys(name for row in history for name in row))
     try:
         with path.with_suffix(".new").open("w", newline="", encoding="utf-8") as file:
@@ -17,8 +44,12 @@ def write_csv(path: Path, history: Sequence[Row]) -> None:
             writer.writeheader()
             writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in history)
         path.with_suffix(".new").replace(path)
-    except OSError as error:  # the next epoch writes it again
-        print(f"NOT WRITTEN, {path}: {error.strerror or error}. Free some space.", flush=True)
+    except OSError as error:
+        print(
+            f"Warning: could not write {path}: {error.strerror or error}. It is written again after the next epoch. "
+            "Free some disk space",
+            flush=True,
+        )
 
 
 def score(row: Row) -> list[float]:
@@ -37,21 +68,39 @@ def epoch_line(history: Sequence[Row], epochs: int, best: Sequence[float] | None
 
     Args:
         history: a row for every epoch so far.
-        epochs: of the whole run.
+        epochs: number of epochs of the whole run.
         best: the `score` of the epoch whose weights are kept as the best; None if none could be saved.
     """
     row = history[-1]
-    left = row.get("speed/eta_minutes", (epochs - row["epoch"]) * row["seconds"] / 60)
     text = f"epoch {row['epoch']:.0f}/{epochs}: train loss {row.get('train/loss', float('nan')):.4f}"
     if "val/top1" in row:
         text += f", val loss {row['val/loss']:.4f}, val top-1 {100 * row['val/top1']:.2f} %"
         # of equal epochs the first one is kept
-        kept = next((r for r in history if "val/top1" in r and score(r) == list(best or [])), None)
-        if kept is not None:
-            text += f" (best {100 * kept['val/top1']:.2f} in epoch {kept['epoch']:.0f})"
+        best_row = next((r for r in history if "val/top1" in r and score(r) == list(best or [])), None)
+        if best_row is not None:
+            text += f" (best {100 * best_row['val/top1']:.2f} in epoch {best_row['epoch']:.0f})"
     text += f", {row['images_per_second']:.0f} images/s"
     if "speed/mfu" in row:
         text += f", MFU {100 * row['speed/mfu']:.1f} %"
     if epochs <= row["epoch"]:
         return text
-    return f"{text}, {left:.0f} min left" if left >= 1 else f"{text}, {60 * left:.0f} s left"
+    minutes = row.get("speed/eta_minutes", (epochs - row["epoch"]) * row["seconds"] / 60)
+    return f"{text}, {format_duration(60 * minutes)} left"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as text: "45 s", "3 min 20 s" or "2 h 5 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def format_scores(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the accuracies of each split as text: "val top-1 91.20 %; test top-1 90.50 %, top-5 99.10 %"."""
+    return "; ".join(f"{split} {format_accuracies(values)}" for split, values in scores.items() if "top1" in values)
+
+
+def format_accuracies(scores: Mapping[str, float]) -> str:
+    """Return the accuracies among the scores of a split as text: "top-1 90.50 %, top-5 99.10 %"."""
+    return ", ".join(f"{n.replace('top', 'top-')} {100 * v:.2f} %" for n, v in scores.items() if n.startswith("top"))

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from acmix_zoo.data.sources.shipped import SHIPPED
-from acmix_zoo.training.export_weights import parent
+from acmix_zoo.training.record import parent_name
 
 
 def check_config(config: Any, subcommand: str) -> None:
@@ -54,7 +54,7 @@ def check_config(config: Any, subcommand: str) -> None:
         )
 
 
-def missing_source(subcommand: str) -> str:
+def missing_source_message(subcommand: str) -> str:
     """Return the error message for a command that was not given any images."""
     return (
         f"{subcommand} needs images, but --data.source is missing. Expected a folder with a subfolder of images for "
@@ -63,8 +63,8 @@ def missing_source(subcommand: str) -> str:
     )
 
 
-def settle_folder(config: Any, command: str) -> None:
-    """Fill in the run folder, in place.
+def choose_run_folder(config: Any, command: str) -> None:
+    """Set the run folder in a configuration, in place.
 
     If the config is a run's own config.yaml, the run folder is the folder that contains it, even if that was moved or
     the command is run from another directory. Paths in it are found as `_find_recorded` describes, and a fit resumes
@@ -77,35 +77,34 @@ def settle_folder(config: Any, command: str) -> None:
     """
     recipes = [Path(str(path)) for path in config.get("config") or []]
     given = {word.split("=")[0] for word in shlex.split(command)}
-    own = next((path.parent for path in reversed(recipes) if _is_run_config(path)), None)
-    if own is not None and "--run.folder" not in given:
-        recorded, config.run.folder = config.run.folder, str(own)
+    run_folder = next((path.parent for path in reversed(recipes) if _is_run_config(path)), None)
+    if run_folder is not None and "--run.folder" not in given:
+        recorded, config.run.folder = config.run.folder, str(run_folder)
         if "--ckpt_path" not in given:
             config.ckpt_path = "last"  # the file always has null, so that it repeats the run in another folder
         for group, name in (("data", "source"), ("data", "classes_file"), ("model", "pretrained"), ("model", "model")):
             value, option = config[group].get(name), f"--{group}.{name}"
             if isinstance(value, str) and value not in SHIPPED and option not in given:
-                config[group][name] = _find_recorded(value, recorded, own, option)
+                config[group][name] = _find_recorded(value, recorded, run_folder, option)
     if config.run.folder is None:
         experiment = recipes[0].stem if recipes else Path(str(config.model.model)).name
         data = re.sub(r"[^\w.-]+", "_", Path(str(config.data.source)).name)
         config.run.folder = f"runs/{experiment}-{data}" if data else f"runs/{experiment}"
 
 
-def absolute_paths(config: Any) -> None:
-    """Make the run folder and the places of the data absolute, in place, so that a saved config works from anywhere.
-
-    Args:
-        config: the options of the subcommand.
-    """
+def with_absolute_paths(config: Any) -> Any:
+    """Return a copy of the options of a subcommand in which the paths of the run folder and the data are absolute, so
+    that it works from any directory."""
+    config = config.clone()
     config.run.folder = os.path.abspath(config.run.folder)
     for name in ("source", "classes_file"):
         value = config.data.get(name)
         if isinstance(value, str) and value not in SHIPPED and Path(value).expanduser().exists():
             config.data[name] = os.path.abspath(os.path.expanduser(value))
+    return config
 
 
-def _find_recorded(value: str, recorded: str | None, own: Path, option: str) -> str:
+def _find_recorded(value: str, recorded: str | None, run_folder: Path, option: str) -> str:
     """Return where a path that is recorded in a run's config.yaml is now. Print a line if it was not where expected.
 
     The recorded place is used if it exists. It is relative to the directory in which the run was started, if the
@@ -115,24 +114,26 @@ def _find_recorded(value: str, recorded: str | None, own: Path, option: str) -> 
     Args:
         value: the recorded path, or a name, which is returned unchanged.
         recorded: the run folder as recorded.
-        own: the run folder now.
+        run_folder: the run folder now.
         option: the option with this value, for the message.
     """
     if os.path.isabs(value):
         if os.path.exists(value) or not recorded or not os.path.isabs(recorded):
             return value
-        moved = os.path.normpath(own.resolve() / os.path.relpath(value, recorded))
+        moved = os.path.normpath(run_folder.resolve() / os.path.relpath(value, recorded))
         if not os.path.exists(moved):
             return value
         reason = f"{value} does not exist, but was next to the run folder before that was moved"
     else:
-        start = _start_of(own, recorded)
+        start = _find_start(run_folder, recorded)
         if start and (start / value).exists():
             return str(start / value)
         if not Path(value).exists():
             return value
         moved = os.path.abspath(value)
-        reason = f"{own / 'config.yaml'} has the relative path {value}, which is taken from the current directory"
+        reason = (
+            f"{run_folder / 'config.yaml'} has the relative path {value}, which is taken from the current directory"
+        )
     if is_first_process():
         print(f"Using {option} {moved}: {reason}", flush=True)
     return moved
@@ -142,13 +143,13 @@ def _is_run_config(path: Path) -> bool:
     return path.name == "config.yaml" and (path.parent / "checkpoints").is_dir()
 
 
-def _start_of(folder: Path, recorded: str | None) -> Path | None:
-    """Return the directory in which a run was started, given the folder that it recorded. None if the folder's present
-    location does not tell."""
-    there, parts = folder.resolve(), Path(recorded or "").parts
-    if not parts or Path(*parts).is_absolute() or ".." in parts or there.parts[-len(parts) :] != parts:
+def _find_start(folder: Path, recorded: str | None) -> Path | None:
+    """Return the directory in which a run was started, given the folder that it recorded, or None if the folder's
+    present location does not tell."""
+    present, parts = folder.resolve().parts, Path(recorded or "").parts
+    if not parts or Path(*parts).is_absolute() or ".." in parts or present[-len(parts) :] != parts:
         return None
-    return Path(*there.parts[: -len(parts)])
+    return Path(*present[: -len(parts)])
 
 
 def is_first_process() -> bool:
@@ -156,17 +157,36 @@ def is_first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
-def start_message(trainer: L.Trainer, module: L.LightningModule) -> str:
+def model_message(trainer: L.Trainer, module: L.LightningModule) -> str:
     """Return one line that describes what is trained: network, pretrained weights, image size and device."""
     model = getattr(module, "model", module)
     hparams, cfg = module.hparams, getattr(model, "pretrained_cfg", None) or {}
     name = hparams.get("model") or type(model).__name__
     count = sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else 0
-    start = parent(hparams.get("pretrained"), cfg)
-    start = f"fine-tuned from {start}" if start else "trained from scratch"
+    parent = parent_name(hparams.get("pretrained"), cfg)
+    start = f"fine-tuned from {parent}" if parent else "trained from scratch"
     size = getattr(getattr(trainer, "datamodule", None), "input_size", None)
     images = f"; images are resized to {size[1]} × {size[2]} pixels" if size else ""
     device: Any = trainer.strategy.root_device
     device = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     devices = f"{trainer.world_size} × {device}" if trainer.world_size > 1 else device
-    return f"model: {name} ({count / 1e6:.3g} M parameters), {start}{images}; device: {devices}, {trainer.precision}"
+    return f"Model: {name} ({count / 1e6:.3g} M parameters), {start}{images}; device: {devices}, {trainer.precision}"
+
+
+def progress_message(trainer: L.Trainer, folder: Path, planned_epochs: int | None) -> str:
+    """Return one line that says where the training starts, and a warning if it is resumed with another schedule.
+
+    Args:
+        folder: the run folder.
+        planned_epochs: number of epochs that the run had before it was resumed; None for a new run.
+    """
+    if not trainer.global_step:
+        return f"New run in {folder}"
+    steps = f"step {trainer.global_step} of {trainer.estimated_stepping_batches:.0f}"
+    text = f"Resuming from epoch {trainer.current_epoch + 1} of {trainer.max_epochs} ({steps})"
+    if planned_epochs in (None, trainer.max_epochs):
+        return text
+    return (
+        f"{text}\nWarning: schedule changed (planned for {planned_epochs} epochs, now {trainer.max_epochs}). The "
+        f"weights will differ from those of a new run of {trainer.max_epochs} epochs"
+    )

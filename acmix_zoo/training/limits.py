@@ -1,4 +1,6 @@
-"""What a training could reach at most: the loader alone, the network's arithmetic, the device."""
+"""Upper bounds for the speed of a training: data loading alone, the network's arithmetic, and the device's peak."""
+
+from __future__ import annotations
 
 import copy
 import time
@@ -14,15 +16,15 @@ from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.ops.peak import matmul_peak
 
 
-def loader_rate(loader: Any, seconds: float, workers: int = 0) -> float | None:
-    """Images/s of a loader of (images, …) batches by itself; None if it has too few batches to tell.
+def measure_loader(loader: Any, seconds: float, workers: int = 0) -> float | None:
+    """Return the images/s of a loader of (images, …) batches by itself, or None if it has too few batches to tell.
 
     The first batch of each worker is not timed: starting is not loading, and what the workers had ready would count as
-    loaded in no time. Random states and warnings stay as they were.
+    loaded in no time. Random states and warnings stay unchanged.
     """
     images, start, end = 0, 0.0, 0.0
     with preserve_random_state(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of bad images: the run itself will say it
+        warnings.simplefilter("ignore")  # of unreadable images, which the run itself reports
         for index, batch in enumerate(loader):
             if start:
                 images, end = images + len(batch[0]), time.perf_counter()
@@ -33,8 +35,8 @@ def loader_rate(loader: Any, seconds: float, workers: int = 0) -> float | None:
     return images / (end - start) if end > start else None
 
 
-def without_numbers(model: nn.Module) -> nn.Module | None:
-    """A copy on the meta device, which takes no memory; None where that cannot be made."""
+def copy_to_meta(model: nn.Module) -> nn.Module | None:
+    """Return a copy of a network on the meta device, which takes no memory, or None if it cannot be copied."""
     memo: dict[int, Any] = {}
     try:
         for parameter in model.parameters():
@@ -42,23 +44,27 @@ def without_numbers(model: nn.Module) -> nn.Module | None:
             memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
         memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
         return copy.deepcopy(model, memo)
-    except Exception:  # whatever somebody's network holds that cannot be copied
+    except Exception:  # a user's network may contain anything
         return None
 
 
 def training_flops(model: nn.Module, input_size: tuple[int, ...]) -> float | None:
-    """FLOPs of one image (C, H, W), forward and backward, which is twice the forward; None where a network cannot be
-    counted, for instance because it needs its numbers."""
+    """Return the FLOPs for training on one image (C, H, W), or None if the network's MACs cannot be counted, for
+    instance because its code reads values of tensors.
+
+    The backward pass takes twice as many as the forward pass. In a linear probe, it takes hardly any.
+    """
     try:
         macs = complexity(model, input_size).macs
-    except Exception:  # a network of somebody's
+    except Exception:  # a user's network may do anything
         return None
-    first = next(model.parameters(), None)  # where that does not learn, as in a linear probe, hardly anything does
+    first = next(model.parameters(), None)  # if it is frozen, as in a linear probe, so is nearly everything
     return (6.0 if first is not None and first.requires_grad else 2.0) * macs or None
 
 
 def device_peak(device: torch.device, precision: str) -> float | None:
-    """FLOP/s of a device: of a GPU from Lightning's table, None if it does not know; of a CPU by a matrix product."""
+    """Return the peak FLOP/s of a device: for a GPU from Lightning's table, or None if it is not listed; for a CPU as
+    measured with a matrix product."""
     names = {"bf16": "bfloat16", "16": "float16", "64": "float64"}
     dtype = names.get(precision.split("-")[0], "float32")
     if device.type != "cpu":

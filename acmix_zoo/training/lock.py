@@ -1,12 +1,15 @@
-"""One run at a time writes a run folder."""
+"""One run at a time writes a run folder: the lock, and creating the folder for a run."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 from pathlib import Path
 from typing import IO, Any
+
+import lightning as L
 
 try:
     import fcntl
@@ -15,8 +18,8 @@ except ImportError:  # no POSIX: nothing is locked
 
 
 class Lock:
-    """A lock on a folder, of this process and none that it starts; it ends with the process, kill -9 or not. Within a
-    process one at a time: the system drops the lock when any of them is closed.
+    """A lock on a folder. It belongs to this process alone, not to those that it starts, and ends with it, even after
+    kill -9. A process may only have one lock on a folder: the system drops it when any of them is closed.
 
     `filelock`, which torch installs, does not work here in every version that torch accepts. Its lock is a `flock`,
     which the forked processes of a loader inherit. With filelock 3.20, the folder of a killed run therefore stays
@@ -24,7 +27,7 @@ class Lock:
     Version 4 fixes both, but uses a marker file where `flock` is unavailable, and a crashed machine leaves it behind.
 
     Args:
-        folder: gets a file `.lock`, which says who has it.
+        folder: the folder to lock. Its file `.lock` names the process that has the lock.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,7 +35,8 @@ class Lock:
         self._file: IO[str] | None = None
 
     def take(self) -> None:
-        """
+        """Take the lock.
+
         Raises:
             OSError: another process has it.
         """
@@ -42,12 +46,13 @@ class Lock:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):  # others: a file system that knows no locks
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # others: a file system without locks
                 file.seek(0)
                 raise OSError(
-                    f"{self.path.parent} is being written by another run ({file.read().strip() or 'not known whose'}); "
-                    "end that one to go on with it here, or choose another --run.folder. Processes of a torchrun that "
-                    "was killed go on without it; of a lost machine a network file system may learn in a minute or two"
+                    f"{self.path.parent} is being written by another run ({file.read().strip() or 'unknown process'}). "
+                    "Stop that run to resume it here, or choose another --run.folder. The processes of a torchrun that "
+                    "was killed continue without it, and a network file system may need a minute or two to notice that "
+                    "a machine is gone"
                 ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -55,7 +60,7 @@ class Lock:
         self._file = file
 
     def release(self, remove: bool = False) -> None:
-        """Let another process have it.
+        """Release the lock.
 
         Args:
             remove: also delete the file, if this process has the lock.
@@ -65,3 +70,48 @@ class Lock:
                 self.path.unlink(missing_ok=True)
             self._file.close()
             self._file = None
+
+
+class ClaimedFolder:
+    """A run folder that a run creates and locks, and removes again if the run is refused before its first step.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = Lock(folder)
+        self._created: list[Path] = []  # folders that this run created, the innermost first
+        self._created_lock = False
+
+    def claim(self, trainer: L.Trainer) -> None:
+        """Create the folder with its checkpoints/ and lock it. All processes call this together.
+
+        Raises:
+            OSError: another process writes in it; raised in all processes of the run.
+        """
+        innermost = self.folder / "checkpoints"
+        self._created = [path for path in (innermost, *innermost.parents) if not path.exists()]
+        self._created_lock = not self._lock.path.exists()
+        innermost.mkdir(parents=True, exist_ok=True)
+        refusal = None
+        if trainer.is_global_zero:
+            try:
+                self._lock.take()
+            except OSError as error:
+                refusal = str(error)
+        refusal = trainer.strategy.broadcast(refusal)
+        if refusal:
+            raise OSError(refusal)
+
+    def release(self) -> None:
+        """Let another run use the folder."""
+        self._lock.release()
+
+    def withdraw(self) -> None:
+        """Release the folder and remove what was created for a run that did not begin."""
+        self._lock.release(remove=self._created_lock)
+        for path in self._created:
+            with contextlib.suppress(OSError):  # it is not empty: somebody else uses it
+                path.rmdir()

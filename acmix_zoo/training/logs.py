@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 _NOT_FOR_USERS = (
     "Tip:",  # an advertisement
-    "GPU available:", "TPU available:", "HPU available:",  # the line "model: ..." names the device
+    "GPU available:", "TPU available:", "HPU available:",  # the line "Model: ..." names the device
     "Loading `train_dataloader`",
     "Restoring states from", "Restored all states", "Loaded model weights",  # "Resuming from epoch ..." says the same
     "Found current_model_state",  # logged for every resumed run with averaged weights
@@ -47,22 +47,22 @@ class Bar(RichProgressBar):
 
 
 class Log(TensorBoardLogger):
-    """Lightning's TensorBoardLogger; where it cannot be written (full disk), it says so once and stops, and the
-    training goes on.
+    """Lightning's TensorBoardLogger, except that a full disk does not end the training: it prints a warning and stops
+    logging.
 
     Nothing is written before the first metrics, so a run that is refused leaves no file behind. Lightning accesses
     `experiment`, which would create a file, before it sets anything up. The attribute is therefore missing until
     RunFolder sets `is_ready`.
 
     Args:
-        folder: for the event files.
+        folder: where the event files are written.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder.parent, name=folder.name, version="")
-        self._stopped = False
-        self._held: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # arguments of log_hyperparams
-        self._began = False
+        self._has_failed = False
+        self._deferred: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # arguments of log_hyperparams
+        self._has_begun = False
         self.is_ready = False
 
     @property
@@ -73,50 +73,50 @@ class Log(TensorBoardLogger):
         return super().experiment
 
     def _begin(self) -> None:
-        self.is_ready = self._began = True
-        held, self._held = self._held, []
-        for args, kwargs in held:
+        self.is_ready = self._has_begun = True
+        deferred, self._deferred = self._deferred, []
+        for args, kwargs in deferred:
             self.log_hyperparams(*args, **kwargs)
 
     @contextlib.contextmanager
-    def _forgiven(self) -> Iterator[None]:
+    def _tolerate_full_disk(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:
             reason = error.__cause__ or error  # Lightning takes any error for a value that cannot be logged
             if not isinstance(reason, OSError):
                 raise
-            if not self._stopped:
+            if not self._has_failed:
                 print(
-                    f"NOT LOGGED, {self.log_dir}: {reason.strerror or reason}; TensorBoard's log ends here, training "
-                    "goes on. Free some space.",
+                    f"Warning: could not write {self.log_dir}: {reason.strerror or reason}. The TensorBoard log ends "
+                    "here and training continues. Free some disk space",
                     flush=True,
                 )
-            self._stopped = True
+            self._has_failed = True
 
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
-        """Write numbers, until that fails."""
-        if not self._began:
+        """Write metrics, until that fails."""
+        if not self._has_begun:
             self._begin()
-        if not self._stopped:
-            with self._forgiven():
+        if not self._has_failed:
+            with self._tolerate_full_disk():
                 super().log_metrics(*args, **kwargs)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Write what the run was started with, when the first numbers are written."""
-        if not self._began:
-            self._held.append((args, kwargs))
-        elif not self._stopped:
-            with self._forgiven():
+        """Write the hyper-parameters, together with the first metrics."""
+        if not self._has_begun:
+            self._deferred.append((args, kwargs))
+        elif not self._has_failed:
+            with self._tolerate_full_disk():
                 super().log_hyperparams(*args, **kwargs)
 
     def save(self) -> None:
-        """Have the file hold what was logged."""
-        if self._began and not self._stopped:
-            with self._forgiven():
+        """Flush what was logged to the file."""
+        if self._has_begun and not self._has_failed:
+            with self._tolerate_full_disk():
                 super().save()
 
     def finalize(self, status: str) -> None:
         """Close the file."""
-        with self._forgiven():
+        with self._tolerate_full_disk():
             super().finalize(status)

@@ -1,6 +1,6 @@
-"""Pictures of runs and results. Matplotlib is drawn without a display and imported when a picture is asked for."""
+"""Plots of runs and results. Matplotlib is imported when the first plot is drawn, and needs no display."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ def plot_curves(history: Sequence[dict[str, float]], path: str | Path) -> Path:
     """Draw loss, accuracy and learning rate over the epochs of a run.
 
     Args:
-        history: rows of metrics.csv, one an epoch.
-        path: of the picture (.png, .svg, .pdf).
+        history: rows of metrics.csv, one per epoch.
+        path: output file (.png, .svg or .pdf).
     """
     figure = _figure(12, 3.5)
     loss, accuracy, rate = figure.subplots(1, 3)
@@ -45,49 +45,77 @@ def plot_curves(history: Sequence[dict[str, float]], path: str | Path) -> Path:
     return Path(path)
 
 
+def plot_comparison(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> Path:
+    """Draw training loss and validation accuracy over the epochs, one line per run.
+
+    Args:
+        runs: for each label, the rows of metrics.csv.
+        path: output file.
+    """
+    figure = _figure(9, 3.5)
+    for axes, column, title in zip(
+        figure.subplots(1, 2), ("train/loss", "val/top1"), ("training loss", "validation accuracy, %"), strict=True
+    ):
+        factor = 100 if column == "val/top1" else 1
+        for label, rows in runs.items():
+            axes.plot([row["epoch"] for row in rows], [factor * row[column] for row in rows], marker=".", label=label)
+        axes.set(xlabel="epoch", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=100)
+    return Path(path)
+
+
 def plot_confusion(matrix: npt.ArrayLike, class_names: Sequence[str], path: str | Path) -> Path:
-    """Draw a confusion matrix.
+    """Draw a confusion matrix. Colours show the fraction of each true class.
 
     Args:
         matrix: (classes, classes) counts, rows are the true classes.
-        class_names: their names, in order.
-        path: of the picture.
+        class_names: names of the classes, in order.
+        path: output file.
     """
     counts = np.asarray(matrix)
     n = len(class_names)
     if counts.shape != (n, n):
         raise ValueError(f"plot_confusion: matrix has shape {counts.shape}; expected ({n}, {n}) for {n} class names")
-    share = counts / counts.sum(1, keepdims=True).clip(1)
+    fractions = counts / counts.sum(1, keepdims=True).clip(1)
     size = min(3 + 0.45 * n, 20)
     figure = _figure(size, size)
     axes = figure.subplots()
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_xticks(range(n), class_names, rotation=90 if n > 10 else 45, ha="center" if n > 10 else "right", **_AS_IS)
     axes.set_yticks(range(n), class_names, **_AS_IS)
     if n <= 20:
         for i, j in zip(*np.nonzero(counts), strict=True):
             axes.text(
-                j, i, str(counts[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black"
+                j, i, str(counts[i, j]), ha="center", va="center", color="white" if fractions[i, j] > 0.5 else "black"
             )
     figure.savefig(path, dpi=100)
     return Path(path)
 
 
 def plot_images(
-    images: Sequence[Any], titles: Sequence[str], path: str | Path, good: Sequence[bool] | None = None, columns: int = 8
+    images: Sequence[Any],
+    titles: Sequence[str],
+    path: str | Path,
+    is_correct: Sequence[bool] | None = None,
+    columns: int = 8,
 ) -> Path:
-    """Draw images in a grid with a title each.
+    """Draw images in a grid, each with a title.
 
     Args:
         images: PIL images, or arrays (H, W) or (H, W, 3).
-        titles: one an image.
-        path: of the picture.
-        good: whether each title is to be green or red.
-        columns: images in a row.
+        titles: one per image.
+        path: output file.
+        is_correct: for each image, whether its title is green or red. None: all titles are black.
+        columns: number of images in a row.
     """
     if not images or len(images) != len(titles):
-        raise ValueError(f"plot_images: {len(images)} images and {len(titles)} titles; expected as many of both, not 0")
+        raise ValueError(
+            f"plot_images: {len(images)} images and {len(titles)} titles were given; expected one title per image, and "
+            "at least one image"
+        )
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure = _figure(1.6 * columns, 1.9 * rows)
@@ -95,18 +123,18 @@ def plot_images(
         axes.axis("off")
         if i < len(images):
             axes.imshow(np.asarray(images[i]), cmap="gray")
-            color = "black" if good is None else "green" if good[i] else "red"
+            color = "black" if is_correct is None else "green" if is_correct[i] else "red"
             axes.set_title(titles[i], fontsize=8, color=color, **_AS_IS)
     figure.savefig(path, dpi=100)
     return Path(path)
 
 
 def plot_speed(rows: Sequence[Any], path: str | Path) -> Path:
-    """Draw time an image against MACs, a mark for every candidate, a panel for inference and for training.
+    """Draw time per image against MACs, one line per candidate, in one panel for inference and one for training.
 
     Args:
-        rows: of `acmix_zoo.bench.measure.measure`.
-        path: of the picture.
+        rows: rows of `acmix_zoo.bench.measure.measure`.
+        path: output file.
     """
     modes = sorted({row.mode for row in rows})
     figure = _figure(6.5 * len(modes), 4.5)
@@ -116,7 +144,7 @@ def plot_speed(rows: Sequence[Any], path: str | Path) -> Path:
             found = sorted((r for r in rows if r.mode == mode and r.candidate == name), key=lambda r: r.macs)
             gigamacs = [row.macs / 1e9 for row in found]
             axes.plot(gigamacs, [row.ms / row.batch for row in found], "osD^vP*X"[i % 8], label=name, alpha=0.8)
-        axes.set(title=mode, xlabel="GMACs an image", ylabel="ms an image")
+        axes.set(title=mode, xlabel="GMACs per image", ylabel="ms per image")
         axes.set_xlim(0), axes.set_ylim(0)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

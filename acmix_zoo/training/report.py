@@ -1,14 +1,14 @@
-"""A comparison of runs as one picture, and pictures, tables and text as one HTML page that needs no other file."""
+"""Reports: text, tables and plots as one HTML page that needs no other file."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-Section = str | Path | Sequence[Sequence[str]]  # text, a PNG, a table whose first row is its head
+Section = str | Path | Sequence[Sequence[str]]  # text, a PNG file, or a table whose first row is its header
 
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse}td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left}
@@ -16,36 +16,19 @@ img{max-width:100%}"""
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """Rows of a run's metrics.csv as {column: value}; empty cells are left out."""
+    """Read the rows of a run's metrics.csv as {column: value}, without empty cells."""
     with open(path, newline="", encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-def plot_comparison(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> Path:
-    """Draw training loss and validation accuracy over the epochs, one line a run.
+def write_html(path: str | Path, title: str, sections: Sequence[tuple[str, Section]]) -> Path:
+    """Write an HTML page with embedded images.
 
     Args:
-        runs: label → rows of metrics.csv.
-        path: of the picture.
+        path: output file.
+        title: title of the page.
+        sections: (heading, content) pairs. An empty heading is left out.
     """
-    from matplotlib.figure import Figure  # not pyplot: no global state, no display
-
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for axes, column, title in zip(
-        figure.subplots(1, 2), ("train/loss", "val/top1"), ("training loss", "validation accuracy, %"), strict=True
-    ):
-        factor = 100 if column == "val/top1" else 1
-        for label, rows in runs.items():
-            axes.plot([row["epoch"] for row in rows], [factor * row[column] for row in rows], marker=".", label=label)
-        axes.set(xlabel="epoch", title=title)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(path, dpi=100)
-    return Path(path)
-
-
-def write_html(path: str | Path, title: str, sections: Sequence[tuple[str, Section]]) -> Path:
-    """Write a page of (heading, content); pictures become part of it. An empty heading is left out."""
     parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>"]
     parts.append(f"<h1>{html.escape(title)}</h1>")
     for heading, content in sections:

@@ -1,7 +1,7 @@
 """Signals that ask a run to save and stop, and the requeueing of a SLURM job.
 
 Lightning's own handlers save at once, in the middle of a step, and talk to the other processes from within the handler.
-Here a signal is only noted; processes agree between two steps, so that all save the same state.
+Here a handler only notes the signal, and the processes agree between two steps, so that all save the same state.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import torch
 from torch import distributed
 
 # SIGUSR1 is what recipes/hardware/slurm.sbatch asks SLURM to send before the time is up.
-ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+_HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Interrupted(SystemExit):
-    """Ends a run after its state has been saved; the exit code is the shell's for the signal."""
+    """Ends a run after its state has been saved, with the shell's exit code for the signal."""
 
 
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the program with exit code 143 instead of being noted and forgotten.
+    """Let SIGTERM end the program with exit code 143.
 
     Lightning only notes SIGTERM and ends at the next training step. Reading the data before the first step, or an
     evaluation, can take much longer than a cluster waits before it kills. During training, `Signals` takes over.
@@ -51,22 +51,23 @@ def ending_on_sigterm() -> Iterator[None]:
 
 
 class Signals:
-    """Notes SIGINT, SIGTERM and SIGUSR1 from `take` to `release`; a second SIGINT ends at once."""
+    """Notes SIGINT, SIGTERM and SIGUSR1 between `take` and `release`. A second SIGINT raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.number: int | None = None
         self._handlers: dict[int, Any] = {}
-        self._pending: tuple[torch.Tensor, Any] | None = None  # on its way to the host, and the event of its arrival
+        # the result on its way from the device to the host, and the event of its arrival
+        self._pending: tuple[torch.Tensor, Any] | None = None
 
     def take(self) -> None:
-        """Take the signals over, if this is the main thread."""
+        """Install the handlers, if this is the main thread."""
         self._pending = None
         if threading.current_thread() is threading.main_thread():
-            for number in ASKING:
+            for number in _HANDLED:
                 self._handlers[number] = signal.signal(number, self._note)
 
     def release(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the former handlers."""
         while self._handlers:
             signal.signal(*self._handlers.popitem())
 
@@ -75,29 +76,33 @@ class Signals:
             raise KeyboardInterrupt
         self.number = number
         print(
-            f"\n{signal.Signals(number).name}: finishing the step, then saving (Ctrl-C again: stop at once)", flush=True
+            f"\n{signal.Signals(number).name}: finishing the step, then saving (Ctrl-C again to stop at once)",
+            flush=True,
         )
 
     def agree(self, device: torch.device, *others: bool | torch.Tensor) -> list[int]:
-        """[the highest signal that any process got, or 0, then whether each of `others` is true for any process].
+        """Return the highest signal that any process got, or 0, followed by whether each of `others` is true in any.
 
-        With one process nothing is sent; with more, all of them have to call this: it is one small message a step.
+        With several processes, all of them call this, and it costs one small message per step.
         """
         return self._read(self._reduce(device, others))
 
     def agree_behind(self, device: torch.device, *others: bool | torch.Tensor) -> list[int]:
-        """Like `agree`, but on an asynchronous device return the result of the previous call. The host then waits for
-        work that is already done instead of the step that it has just queued. The first result is all zero."""
+        """Return what `agree` returns, but on an asynchronous device the result of the previous call.
+
+        The host then waits for work that is already done instead of the step that it has just queued. The first result
+        is all zero.
+        """
         values = self._reduce(device, others)
         if not self.is_behind(device):
             return self._read(values)
-        before, self._pending = self._pending, self._send(values)
-        return self._arrived(before) if before else [0] * len(values)
+        previous, self._pending = self._pending, self._send(values)
+        return self._receive(previous) if previous else [0] * len(values)
 
     def settle(self) -> list[int]:
         """Return the result of `agree_behind` that is still pending; [] if there is none."""
-        before, self._pending = self._pending, None
-        return self._arrived(before) if before else []
+        pending, self._pending = self._pending, None
+        return self._receive(pending) if pending else []
 
     def _reduce(self, device: torch.device, others: tuple[bool | torch.Tensor, ...]) -> torch.Tensor:
         # filled on the device, because copying a tensor to a GPU makes the host wait for all queued work
@@ -111,13 +116,13 @@ class Signals:
 
     def _read(self, values: torch.Tensor) -> list[int]:
         found: list[int] = values.tolist()
-        # one that came while the others were waited for is not forgotten: the next step agrees on it
+        # a signal that came while this process waited for the others is kept for the next step
         self.number = max(found[0], self.number or 0) or None
         return found
 
     @staticmethod
     def is_behind(device: torch.device) -> bool:
-        """Whether a device runs asynchronously, so that reading a value of the current step would wait for it."""
+        """Return whether a device runs asynchronously, so that reading a value of the current step waits for it."""
         return device.type == "cuda"
 
     @staticmethod
@@ -128,14 +133,14 @@ class Signals:
         done.record()
         return host, done
 
-    def _arrived(self, sent: tuple[torch.Tensor, Any]) -> list[int]:
+    def _receive(self, sent: tuple[torch.Tensor, Any]) -> list[int]:
         values, done = sent
         done.synchronize()
         return self._read(values)
 
 
 def requeue() -> None:
-    """Have SLURM start the job again, if this process is of a SLURM job; says what was done, and never fails."""
+    """Ask SLURM to start the job again, if this process belongs to one. Print what was done; never fail."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if job else os.environ.get("SLURM_JOB_ID")
     if not job:
@@ -143,7 +148,11 @@ def requeue() -> None:
     try:
         command = ["scontrol", "requeue", job]
         subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
-        print(f"SLURM job {job} is queued again", flush=True)
+        print(f"Requeued SLURM job {job}", flush=True)
     except (OSError, subprocess.SubprocessError) as error:
         detail = (getattr(error, "stderr", "") or str(error)).strip()
-        print(f"NOT QUEUED AGAIN: {detail}. The state is saved: scontrol requeue {job}, or sbatch again", flush=True)
+        print(
+            f"Warning: could not requeue SLURM job {job}: {detail}. The state is saved. To resume, run `scontrol "
+            f"requeue {job}` or submit the job again",
+            flush=True,
+        )

@@ -1,245 +1,251 @@
-"""How fast a training goes, what it waits for, and when it will be over."""
+"""How fast a training runs, whether data loading is the bottleneck, and when it will end."""
+
+from __future__ import annotations
 
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from torch import nn
 
-from acmix_zoo.training.limits import device_peak, loader_rate, training_flops, without_numbers
+from acmix_zoo.training.clock import TrainingClock
+from acmix_zoo.training.data_wait import DataWait
+from acmix_zoo.training.limits import copy_to_meta, device_peak, measure_loader, training_flops
 
-_FETCH = "[_TrainingEpochLoop].train_dataloader_next"  # Lightning's name, in its profiler, for waiting for a batch
-_WINDOW = 50  # batches, of the progress bar
-_LOOK = 0.5  # seconds between two changes of the progress bar
-_BAR = {"images_per_second": "images/s", "mfu": "MFU", "eta_minutes": "min_left"}
-_STARVED = 0.2  # share of the time waited for data from which on there is something to do about it
+_WINDOW = 50  # batches that the progress bar and the loggers average over
+_REFRESH = 0.5  # seconds between two updates of the progress bar
+_BAR_NAMES = {"images_per_second": "images/s", "mfu": "MFU", "eta_minutes": "min_left"}
+_BOTTLENECK = 0.2  # fraction of the time waiting for data from which data loading is called the bottleneck
+
+
+class Interval(NamedTuple):
+    """Some batches of the training.
+
+    Attributes:
+        seconds: time that they took, without validations.
+        waited: the part of it in which this process waited for data.
+        images: their images, in all processes.
+    """
+
+    seconds: float = 0.0
+    waited: float = 0.0
+    images: int = 0
 
 
 class Speed(L.Callback):
-    """Show and log images/s, the share of the time waited for data, MFU, and the minutes left.
+    """Log and show images/s, the fraction of the time waiting for data, MFU, and the minutes left.
 
-    speed/images_per_second  of all processes; validation is not counted, everything between two steps is
-    speed/data_wait          share of that time, 0..1, in which this process waited for its next batch
-    speed/mfu                model FLOP/s over what the devices can do, 0..1: 6 MACs an image, 2 for a linear probe;
-                             left out where the network cannot be counted or the device is unknown
-    speed/eta_minutes        to the end of the last epoch, with the validations at their mean time so far; left out
-                             where the run has no end
+    speed/images_per_second  of all processes, between the starts of two steps, without validations
+    speed/data_wait          fraction of that time, between 0 and 1, in which this process waited for its next batch
+    speed/mfu                model FLOP/s over the peak of all devices, between 0 and 1, at 6 FLOPs per MAC, or 2 for a
+                             linear probe; left out if the network cannot be counted or the device is unknown
+    speed/eta_minutes        until the end of the last epoch, with the validations at their mean time so far; left out
+                             if the run has no end
 
-    In the loggers every `log_every_n_steps` they are of the last 50 batches; in `trainer.callback_metrics`, when an
-    epoch ends, they are of the epoch. All are of what this process did: a resumed run starts anew, and its first batch,
-    which may compile, is left out of the 50. GPUs work behind the program, so single steps say little there.
+    Loggers get the mean of the last 50 batches every `log_every_n_steps`, and `trainer.callback_metrics` that of the
+    epoch at its end. Only this process's own work counts: a resumed run starts from zero, and its first batch, which
+    may compile, is not among the 50. GPUs work asynchronously, so single steps say little there.
 
-    Before the fit the loader is iterated alone; after the first epoch a line compares it with the training.
+    Before the fit the loader is iterated alone. After the first epoch, a line compares it with the training.
 
     Args:
-        loader_seconds: how long, about, once as many batches as there are workers have come; 0: not at all.
-        peak_flops: FLOP/s of a device at the run's precision. None: Lightning's table for GPUs; on a CPU a matrix
-            product is measured on the run's threads.
+        loader_seconds: seconds to spend measuring loader throughput at the start; 0 = off.
+        peak_flops: peak FLOP/s of a device at the run's precision. null: taken from Lightning's table for a GPU, and
+            measured with a matrix product on a CPU.
 
     Raises:
-        ValueError: a negative time, or no positive number of FLOP/s.
+        ValueError: loader_seconds is negative, or peak_flops is not positive.
     """
 
     def __init__(self, loader_seconds: float = 1.0, peak_flops: float | None = None) -> None:
         if loader_seconds < 0:
-            raise ValueError(f"loader_seconds={loader_seconds}: expected seconds, or 0 to leave the measurement out")
+            raise ValueError(
+                f"loader_seconds={loader_seconds} was given; expected seconds, or 0 to leave the measurement out"
+            )
         if peak_flops is not None and peak_flops <= 0:
-            raise ValueError(f"peak_flops={peak_flops}: expected FLOP/s of a device, such as 312e12")
+            raise ValueError(f"peak_flops={peak_flops} was given; expected the FLOP/s of a device, such as 312e12")
         self.loader_seconds, self.peak_flops = loader_seconds, peak_flops
-        self._loader: float | None = None  # images/s of the loader alone
+        self._loader_rate: float | None = None  # images/s of the loader alone
         self._peak: float | None = None  # FLOP/s of a device
-        self._twin: nn.Module | None = None  # the network without its numbers
-        self._flops: float | None = None  # of an image, forward and backward
-        self._new = True  # nothing has been trained on yet
-        self._said = False
-        self._total = float("inf")  # optimiser steps of the run
-        self._mark = self._waited = self._looked = 0.0
-        self._window: deque[tuple[float, float, int]] = deque(maxlen=_WINDOW)  # of batches: seconds, waited, images
-        self._epoch = (0.0, 0.0, 0)  # the same, of the epoch
+        self._meta_model: nn.Module | None = None  # the network, without its weights
+        self._flops: float | None = None  # per image, forward and backward
+        self._is_first_batch = True
+        self._is_printed = False
+        self._total_steps = float("inf")  # optimiser steps of the run
+        self._clock = TrainingClock()
+        self._wait = DataWait()
+        self._refreshed_at = 0.0
+        self._window: deque[Interval] = deque(maxlen=_WINDOW)  # the last batches
+        self._epoch = Interval()
         self._validations: list[float] = []  # seconds
-        self._let_go: Callable[[], None] | None = None
 
     # Before the fit.
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Measure the loader, before the trainer makes its own, and keep the network's form, before it is compiled or
-        dealt to devices."""
+        """Measure the loader, before the trainer creates its own, and copy the network without its weights, before it
+        is compiled or sharded."""
         if stage != "fit":
             return
         model = getattr(pl_module, "model", None)
-        self._twin = without_numbers(model) if isinstance(model, nn.Module) else None
-        self._loader = None
+        self._meta_model = copy_to_meta(model) if isinstance(model, nn.Module) else None
+        self._loader_rate = None
         data = getattr(trainer, "datamodule", None)
         if self.loader_seconds and data is not None and not getattr(trainer, "fast_dev_run", False):
             trainer.strategy.barrier("loader")  # all processes at the same time, as in the training
-            own = loader_rate(data.train_dataloader(), self.loader_seconds, _workers(trainer))
+            own = measure_loader(data.train_dataloader(), self.loader_seconds, _count_workers(trainer))
             rate = torch.tensor(own or float("nan"), device=trainer.strategy.root_device)
             total = float(trainer.strategy.reduce(rate, reduce_op="sum"))
-            self._loader = total if total == total else None
+            self._loader_rate = total if total == total else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find out what there is to do, and what the device could do."""
+        """Find out how many steps there are, and what the device could do."""
         self._window.clear()
         self._validations.clear()
-        self._new, self._said = True, False
-        self._total = trainer.estimated_stepping_batches
+        self._is_first_batch, self._is_printed = True, False
+        self._total_steps = trainer.estimated_stepping_batches
         self._peak = self.peak_flops or device_peak(trainer.strategy.root_device, str(trainer.precision))
-        self._watch(trainer.profiler)  # type: ignore[attr-defined]
-        self._begin()
+        self._wait.attach(trainer.profiler)  # type: ignore[attr-defined]
+        self._start_epoch()
 
-    def _watch(self, profiler: Any) -> None:
-        """Add up what Lightning's loop waits for batches; its profiler is told, whichever it is."""
-        self._release()
-        start, stop = profiler.start, profiler.stop
-        began = 0.0
+    # Batches, validations and epochs.
 
-        def started(action: str) -> None:
-            nonlocal began
-            start(action)
-            if action == _FETCH:
-                began = time.perf_counter()
-
-        def stopped(action: str) -> None:
-            if action == _FETCH:
-                self._waited += time.perf_counter() - began
-            stop(action)
-
-        def let_go() -> None:
-            del profiler.start, profiler.stop  # the instance's; the class has its own
-
-        profiler.start, profiler.stop, self._let_go = started, stopped, let_go
-
-    def _release(self) -> None:
-        if self._let_go is not None:
-            self._let_go()
-            self._let_go = None
-
-    # The clock: from mark to mark, and stopped in validations.
-
-    def _begin(self) -> None:
-        self._epoch = (0.0, 0.0, 0)
-        self._mark, self._waited = time.perf_counter(), 0.0
+    def _start_epoch(self) -> None:
+        self._epoch = Interval()
+        self._clock.start()
+        self._wait.take()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start an epoch's sums. An epoch that is gone on with has begun in on_train_start."""
-        self._begin()
+        """Start an epoch. If it is resumed in its middle, on_train_start has done so."""
+        self._start_epoch()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """With the first batch, when the size of the images is known, count the network's arithmetic."""
-        if self._new:
-            before = time.perf_counter()
-            self._flops = training_flops(self._twin, tuple(batch[0].shape[1:])) if self._twin else None
-            self._twin = None
-            self._mark += time.perf_counter() - before
+        """Count the network's arithmetic with the first batch, when the size of the images is known."""
+        if self._is_first_batch:
+            start = time.perf_counter()
+            self._flops = training_flops(self._meta_model, tuple(batch[0].shape[1:])) if self._meta_model else None
+            self._meta_model = None
+            self._clock.skip(time.perf_counter() - start)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count a batch; after an optimiser step, log and show what is due."""
-        now = time.perf_counter()
-        step = (now - self._mark, self._waited, len(batch[0]) * trainer.world_size)
-        self._mark, self._waited = now, 0.0
-        self._epoch = (self._epoch[0] + step[0], self._epoch[1] + step[1], self._epoch[2] + step[2])
-        if self._new:
-            self._new = False
+        """Count a batch. After an optimiser step, log and show the metrics when it is time."""
+        step = Interval(self._clock.lap(), self._wait.take(), len(batch[0]) * trainer.world_size)
+        self._epoch = _add([self._epoch, step])
+        if self._is_first_batch:
+            self._is_first_batch = False
             return
         self._window.append(step)
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = trainer.is_global_zero and trainer.global_step % every == 0
-        look = trainer.progress_bar_callback is not None and now >= self._looked + _LOOK
-        if due or look:  # pl_module.log would take longer, by itself, than a step of a small network
-            seconds, waited, images = (sum(column) for column in zip(*self._window, strict=True))
-            figures = self._figures(trainer, seconds, waited, images, 1)  # a validation may come before the next batch
-        if due:
+        now = time.perf_counter()
+        is_logged = trainer.is_global_zero and trainer.global_step % every == 0
+        is_shown = trainer.progress_bar_callback is not None and now >= self._refreshed_at + _REFRESH
+        if not (is_logged or is_shown):  # computing them takes longer than a step of a small network
+            return
+        metrics = self._compute(trainer, _add(self._window), 1)  # a validation may come before the next batch
+        if is_logged:  # not by pl_module.log, which would take even longer
             for logger in trainer.loggers:
-                logger.log_metrics({f"speed/{k}": v for k, v in figures.items()}, step=trainer.global_step - 1)
-        if look:
-            self._looked = now
-            trainer.progress_bar_metrics.update({_BAR[k]: v for k, v in figures.items() if k in _BAR})
+                logger.log_metrics({f"speed/{k}": v for k, v in metrics.items()}, step=trainer.global_step - 1)
+        if is_shown:
+            self._refreshed_at = now
+            trainer.progress_bar_metrics.update({_BAR_NAMES[k]: v for k, v in metrics.items() if k in _BAR_NAMES})
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clock of training."""
-        self._validation_start = time.perf_counter()
+        """Pause the clock."""
+        self._clock.pause()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Go on with the clock of training."""
+        """Continue the clock."""
+        seconds = self._clock.unpause()
         if not trainer.sanity_checking:
-            self._validations.append(time.perf_counter() - self._validation_start)
-            self._mark += self._validations[-1]
+            self._validations.append(seconds)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give the epoch's figures to the callbacks behind this one; once, say how loader and training compare."""
-        seconds, waited, images = self._epoch
-        if not images:  # it was resumed after its last batch
+        """Pass the epoch's metrics to the callbacks behind this one. After the first epoch, print a line."""
+        if not self._epoch.images:  # it was resumed after its last batch
             return
-        figures = self._figures(trainer, seconds, waited, images, 0)
-        trainer.callback_metrics.update({f"speed/{name}": torch.tensor(value) for name, value in figures.items()})
-        if trainer.is_global_zero and not self._said:
-            print(self._sentence(trainer, figures), flush=True)
-        self._said = True
+        metrics = self._compute(trainer, self._epoch, 0)
+        trainer.callback_metrics.update({f"speed/{name}": torch.tensor(value) for name, value in metrics.items()})
+        if trainer.is_global_zero and not self._is_printed:
+            print(self._message(trainer, metrics), flush=True)
+        self._is_printed = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the profiler as it was."""
-        self._release()
+        """Restore the profiler."""
+        self._wait.detach()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave the profiler as it was."""
-        self._release()
+        """Restore the profiler."""
+        self._wait.detach()
 
-    # The figures.
+    # The metrics.
 
-    def _figures(
-        self, trainer: L.Trainer, seconds: float, waited: float, images: int, validations: int
-    ) -> dict[str, float]:
-        seconds = max(seconds, 1e-9)
-        figures = {"images_per_second": images / seconds, "data_wait": waited / seconds}
+    def _compute(self, trainer: L.Trainer, interval: Interval, validations: int) -> dict[str, float]:
+        """Return the metrics of an interval.
+
+        Args:
+            validations: number of validations to expect in addition to those after the remaining batches.
+        """
+        seconds = max(interval.seconds, 1e-9)
+        metrics = {"images_per_second": interval.images / seconds, "data_wait": interval.waited / seconds}
         if self._flops and self._peak:
-            figures["mfu"] = self._flops * images / seconds / (self._peak * trainer.world_size)
-        if self._total != float("inf"):
-            batches = (self._total - trainer.global_step) * trainer.accumulate_grad_batches
-            a_batch = fmean(step[0] for step in self._window) if self._window else seconds
-            figures["eta_minutes"] = batches * a_batch / 60
+            metrics["mfu"] = self._flops * interval.images / seconds / (self._peak * trainer.world_size)
+        if self._total_steps != float("inf"):
+            batches = (self._total_steps - trainer.global_step) * trainer.accumulate_grad_batches
+            seconds_per_batch = fmean(step.seconds for step in self._window) if self._window else seconds
+            metrics["eta_minutes"] = batches * seconds_per_batch / 60
             if self._validations:
                 every = (trainer.val_check_batch or float("inf")) * (trainer.check_val_every_n_epoch or 1)
                 validations += int(batches // every)
-                figures["eta_minutes"] += validations * fmean(self._validations) / 60
-        return figures
+                metrics["eta_minutes"] += validations * fmean(self._validations) / 60
+        return metrics
 
-    def _sentence(self, trainer: L.Trainer, figures: dict[str, float]) -> str:
-        workers, text = _workers(trainer), ""
-        if self._loader is not None:
-            text = f"loader alone: {_rate(self._loader)} ({workers} worker{'s' * (workers != 1)}); "
-        text += f"training: {_rate(figures['images_per_second'])}, "
-        text += f"{100 * figures['data_wait']:.0f} % of the step waited for data"
-        if "mfu" in figures and self._peak:
+    def _message(self, trainer: L.Trainer, metrics: dict[str, float]) -> str:
+        text = f"Training at {_format_rate(metrics['images_per_second'])}, "
+        text += f"{100 * metrics['data_wait']:.0f} % of the time waiting for data"
+        if "mfu" in metrics and self._peak:
             devices = f"{trainer.world_size} × " if trainer.world_size > 1 else ""
             peak = f"{self._peak / 1e12:.3g} TFLOP/s" if self._peak >= 1e12 else f"{self._peak / 1e9:.3g} GFLOP/s"
-            text += f", MFU {100 * figures['mfu']:.1f} % of {devices}{peak}"
-        if figures["data_wait"] > _STARVED:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            text += (
-                f"\nThe loader holds the training up: raise data.num_workers ({workers} now, {cores} cores)"
-                if workers < cores
-                else f"\nThe loader holds the training up with {workers} workers on {cores} cores: store the images at "
-                "about the size that is trained on, or choose a lighter data.augment"
-            )
+            text += f", MFU {100 * metrics['mfu']:.1f} % of {devices}{peak}"
+        workers = _count_workers(trainer)
+        if self._loader_rate is not None:
+            name = f"{workers} worker{'s' * (workers != 1)}"
+            text += f"; data loading alone reaches {_format_rate(self._loader_rate)} ({name})"
+        if metrics["data_wait"] > _BOTTLENECK:
+            text += "\n" + _bottleneck_message(workers)
         return text
 
 
-def _workers(trainer: L.Trainer) -> int:
-    """Loading processes beside each training process."""
+def _add(intervals: Iterable[Interval]) -> Interval:
+    seconds, waited, images = (sum(column) for column in zip(*intervals, strict=True))
+    return Interval(seconds, waited, int(images))
+
+
+def _bottleneck_message(workers: int) -> str:
+    """Return what to do if data loading is the bottleneck."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < cores:
+        return f"Data loading is the bottleneck; try --data.num_workers {min(cores, max(2, 2 * workers))}"
+    return (
+        f"Data loading is the bottleneck, with {workers} workers on {cores} cores. Store the images at about the size "
+        "that is trained on, or try a lighter --data.augment"
+    )
+
+
+def _count_workers(trainer: L.Trainer) -> int:
+    """Return the number of loader processes per training process."""
     data = getattr(trainer, "datamodule", None)
     return int(getattr(data or trainer.train_dataloader, "num_workers", 0))
 
 
-def _rate(value: float) -> str:
-    return f"{value:,.0f} images/s" if value >= 10 else f"{value:.2g} images/s"
+def _format_rate(rate: float) -> str:
+    return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"

@@ -1,4 +1,4 @@
-"""The model card: README.md and .eval_results/ of a weight folder, written from its config.json alone."""
+"""Generate the model card of a weight folder, README.md, and the Hub's .eval_results/, from config.json alone."""
 
 import re
 from collections.abc import Mapping
@@ -48,8 +48,8 @@ def _code(value: Any) -> str:
     return f"`{value}`" if text == value else f"<code>{text}</code>"  # backticks would show the entities literally
 
 
-def _percent(metric: Mapping[str, Any]) -> str:
-    """Accuracies are kept in 0..1 and shown in per cent; anything else (a loss) is shown as it is."""
+def _metric_value(metric: Mapping[str, Any]) -> str:
+    """Return an accuracy, which is stored between 0 and 1, as a percentage, and any other metric unchanged."""
     name, value = str(metric["name"]), float(metric["value"])
     return f"{100 * value:.2f} %" if name.startswith(("top", "acc")) else f"{value:.4f}"
 
@@ -59,7 +59,7 @@ def _note(metric: Mapping[str, Any]) -> str:
 
 
 def render_card(config: Mapping[str, Any]) -> str:
-    """Return the text of README.md for a weight folder's config.json (as a dict): front matter, facts, results, use."""
+    """Return the text of README.md for the content of a config.json: front matter, facts, results, classes, use."""
     record, cfg = config["acmix_zoo"], config["pretrained_cfg"]
     name, architecture = record["name"], config["architecture"]
     dataset = record.get("dataset") or {}
@@ -106,7 +106,8 @@ def render_card(config: Mapping[str, Any]) -> str:
     if metrics:
         body += ["", "## Results", "", "| data set | split | metric | value |", "|---|---|---|---|"]
         body += [
-            f"| {escape(m['dataset'])} | {escape(m['split'])} | {escape(m['name'])} | {_percent(m)}{escape(_note(m))} |"
+            f"| {' | '.join(escape(m[key]) for key in ('dataset', 'split', 'name'))} | {_metric_value(m)}"
+            f"{escape(_note(m))} |"
             for m in metrics
         ]
     if names := config.get("label_names") or cfg.get("label_names"):

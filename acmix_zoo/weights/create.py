@@ -49,6 +49,8 @@ def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwar
         weights = locate_weights(located.architecture, pretrained)
         if weights.kind is not Kind.NETWORK:
             return _build(weights, located.architecture, **kwargs)
+        if weights.architecture != located.architecture:
+            raise ValueError(f"{pretrained} are weights of {weights.architecture}, not of {located.architecture}")
         located, pretrained = weights, True
     return _build_by_name(located, pretrained, **kwargs)
 

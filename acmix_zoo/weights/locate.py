@@ -145,9 +145,9 @@ def _locate_path(path: Path, name: str) -> Located | None:
     run = path.parent if path.name == "config.yaml" else path
     for place in (path, run / "weights", run / "checkpoints" / "best.ckpt"):
         if kind := _kind_of(place):
-            if kind is Kind.WEIGHT_FOLDER and place.is_file():  # the model.safetensors in it
-                place = place.parent
-            return Located(name, kind, place, run if place != path else _run_that_contains(place))
+            is_part = kind is Kind.WEIGHT_FOLDER and place.is_file()  # the model.safetensors in it
+            weights = place.parent if is_part else place
+            return Located(name, kind, weights, _run_that_contains(weights) if place == path else run)
     return None
 
 

@@ -74,7 +74,7 @@ def _is_complete(folder: Path) -> bool:
     try:
         check_sha256(folder)
     except ValueError as error:
-        warnings.warn(f"{error}. Downloading it again", stacklevel=3)
+        warnings.warn(f"{error}. It is now downloaded again", stacklevel=3)
         return False
     return True
 

@@ -359,7 +359,7 @@ def test_checkpoint_of_another_model(
 
 
 def test_a_run_is_not_overwritten(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fails(arguments(pictures, run), capsys, "already holds a run", "--ckpt_path last")
+    fails(arguments(pictures, run), capsys, "already contains a run", "--ckpt_path last")
 
 
 def test_missing_checkpoints(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

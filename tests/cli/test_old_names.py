@@ -13,6 +13,7 @@ def test_options_of_a_recorded_command() -> None:
     assert with_current_options(given) == [
         "fit", "--data.max_unreadable", "3", "--data.predict=photos", "--run.folder", "--data.max_bad_luck=1",
     ]  # fmt: skip
+    assert with_current_options(["--model.lr_batch=32"]) == ["--model.base_batch_size=32"]
 
 
 def test_keys_of_a_configuration() -> None:

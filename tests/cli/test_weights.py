@@ -20,7 +20,8 @@ from acmix_zoo.cli.main import main
 from acmix_zoo.data import ImageDataModule, export_folder
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
-from acmix_zoo.training.export_weights import parent, portable_command, run_record
+from acmix_zoo.training.portable import portable_command
+from acmix_zoo.training.record import is_complete, parent_name, run_record
 from acmix_zoo.weights import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,9 +127,10 @@ class TestPushWhenTheRunEnds:
         }  # fmt: skip
         return main(["fit", *(f"--{key}={value}" for key, value in options.items()), *more])
 
+    @pytest.mark.slow
     def test_published(self, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.fit(tmp_path, "--run.push_to=org/photos") == 0
-        assert f"published: {hub.url}/org/photos/commit/" in capsys.readouterr().out
+        assert f"Published the weights: {hub.url}/org/photos/commit/" in capsys.readouterr().out
         repo = hub.repos["org/photos"]
         weights = (tmp_path / "run" / "weights" / "model.safetensors").read_bytes()
         assert repo.commits[repo.refs["main"]]["model.safetensors"] == weights
@@ -137,7 +139,7 @@ class TestPushWhenTheRunEnds:
         hub.faults["create"] = [503] * 100
         assert self.fit(tmp_path, "--run.push_to=org/photos") == 0
         out = capsys.readouterr().out
-        assert "NOT PUBLISHED: org/photos: the Hub answered with an error (503)" in out
+        assert "Warning: could not publish the weights: org/photos: the Hub answered with an error (503)" in out
         assert f"To try again: acmix-zoo push {tmp_path / 'run' / 'weights'} org/photos" in out
         hub.faults.clear()
         assert said(capsys, "push", tmp_path / "run" / "weights", "org/photos").startswith(hub.url)
@@ -186,6 +188,12 @@ class TestExport:
             ({"fast_dev_run": 3}, False),
         ],
         ids=str,
+    )
+    def test_which_options_leave_images_out(self, options: dict[str, Any], is_recorded: bool) -> None:
+        assert is_complete({f"trainer.{name}": value for name, value in options.items()}, "val") == is_recorded
+
+    @pytest.mark.parametrize(
+        ("options", "is_recorded"), [({"limit_val_batches": 1.0}, True), ({"limit_val_batches": 1}, False)], ids=str
     )
     def test_scores_of_a_part_of_a_split_are_not_recorded(
         self,
@@ -300,6 +308,6 @@ class TestPortable:
             assert portable_command(f"acmix-zoo fit {short}") == f"acmix-zoo fit {short}"
 
     def test_parent(self, tmp_path: Path) -> None:
-        assert parent(str(SHIPPED), {}) == "acmix_resnet_pico.fashion_mnist"
-        assert parent(str(tmp_path / "start.pth"), {}) == "start.pth"
-        assert parent("runs/a/weights", {}) == "runs/a/weights"
+        assert parent_name(str(SHIPPED), {}) == "acmix_resnet_pico.fashion_mnist"
+        assert parent_name(str(tmp_path / "start.pth"), {}) == "start.pth"
+        assert parent_name("runs/a/weights", {}) == "runs/a/weights"

@@ -47,7 +47,7 @@ def test_batch_size_is_limited_by_the_number_of_images(tmp_path: Path, capsys: p
     model = Recorder()
     data = make_data_module(write_class_folders(tmp_path), batch_size=64)
     L.Trainer(max_epochs=2, default_root_dir=tmp_path / "run", **QUIET).fit(model, data)
-    assert [len(classes) for _, _, classes in model.seen] == [8, 8]  # 12 images, 4 of which validate
+    assert [len(classes) for _, _, classes in model.seen] == [8, 8]  # 8 of 12 images; the other 4 validate
     assert sorted(model.tested) == [0] * 4 + [1] * 4
     assert data.batch_size == 8  # the learning rates are scaled by it
     assert "batch size 64 is larger than the 8 training images; using 8 instead" in capsys.readouterr().out

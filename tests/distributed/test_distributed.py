@@ -106,8 +106,8 @@ def test_compile(alone: Path, tmp_path: Path, figure: Figure) -> None:
 
 def test_speed_is_said(tmp_path: Path, figure: Figure) -> None:
     said = run(command(fit(tmp_path / "run", speed__loader_seconds=1, trainer__max_epochs=1)), tmp_path / "log")
-    line = next(line for line in said.splitlines() if line.startswith("loader alone: "))
-    assert "training: " in line and "waited for data" in line and "MFU" in line
+    line = next(line for line in said.splitlines() if line.startswith("Training at "))
+    assert "waiting for data" in line and "data loading alone reaches" in line and "MFU" in line
     figure("throughput, measured apart", line)
 
 

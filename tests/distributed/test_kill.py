@@ -47,7 +47,7 @@ def test_random_kills(tmp_path: Path, figure: Callable[..., None]) -> None:
         for attempt in range(40):
             starts += 1
             process = Process(words, tmp_path / f"{campaign}-{attempt}.log")
-            process.wait_for("images a step")
+            process.wait_for("images per step")
             if not (folder / "weights/config.json").exists():  # else there is nothing left to disturb
                 time.sleep(generator.uniform(0, 7))
             else:

@@ -136,7 +136,7 @@ def test_arithmetic_of_batch_and_rate(recipe: Path, parse: Any) -> None:
     rate = re.search(r"Learning rate: ([\d.e-]+) × ([\d,]+) / ([\d,]+) = ([\d.e-]+)\. ", text)
     assert rate, text
     lr, over, under, result = map(number, rate.groups())
-    assert (lr, over, under) == (settings.model.lr, total, settings.model.lr_batch)
+    assert (lr, over, under) == (settings.model.lr, total, settings.model.base_batch_size)
     assert result == pytest.approx(lr * over / under)
 
 

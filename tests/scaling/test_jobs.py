@@ -26,8 +26,8 @@ def test_every_recipe(recipe: Path) -> None:
     assert re.search(rf"^  batch_size: {job.batch_size}\b", text, re.MULTILINE)
     expected = None if recipe.parent.name == "finetune" else 1_281_167 if job.image_size == 224 else 54_000
     assert job.images == expected
-    if job.lr_batch:
-        assert job.scale_lr(2 * job.lr_batch) == 2 * job.lr
+    if job.base_batch_size:
+        assert job.scale_lr(2 * job.base_batch_size) == 2 * job.lr
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
@@ -49,7 +49,7 @@ def test_defaults_are_those_of_training() -> None:
     shared = {field.name: field.default for field in fields(Job) if field.name in training and field.name != "model"}
     differing = {name for name, default in shared.items() if default != training[name]}
     assert differing == {"model_kwargs", "image_size"}, "a recipe without image_size has 224, a network its own"
-    assert {"batch_size", "optimizer", "momentum", "lr", "lr_batch"} < shared.keys()
+    assert {"batch_size", "optimizer", "momentum", "lr", "base_batch_size"} < shared.keys()
 
 
 def test_gpus_accumulate_to_the_recipes_batch() -> None:
@@ -66,8 +66,8 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "r.yaml"
     path.write_text(
         "data: {image_size: 32, batch_size: 16}\n"
-        "model: {model: acmix_resnet_pico, optimizer: sgd, momentum: 0.0, lr: 1e-1, lr_batch: 64, ema_decay: 0.9,\n"
-        "  linear_probe: true, model_kwargs: {num_classes: 7}}\n"
+        "model: {model: acmix_resnet_pico, optimizer: sgd, momentum: 0.0, lr: 1e-1, base_batch_size: 64,\n"
+        "  ema_decay: 0.9, linear_probe: true, model_kwargs: {num_classes: 7}}\n"
         "trainer: {accumulate_grad_batches: 4, max_epochs: 3}\n"
     )
     return path

@@ -151,6 +151,25 @@ def no_large_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def train_run(
+    folder: Path, images: Path, *callbacks: L.Callback, resume: Path | None = None, **kwargs: Any
+) -> RunFolder:
+    """Train for three epochs of six steps with averaged weights, and return the run.
+
+    Args:
+        folder: the run folder.
+        images: the image folder.
+        resume: the checkpoint to resume.
+        kwargs: `save_every` of the run folder, arguments of the trainer with the prefix "trainer_", or of the task.
+    """
+    of_trainer = {key: kwargs.pop(key) for key in list(kwargs) if key.startswith("trainer_")}
+    run = RunFolder(str(folder), save_every=kwargs.pop("save_every", None))
+    trainer = make_trainer(*callbacks, run, **{key.removeprefix("trainer_"): v for key, v in of_trainer.items()})
+    data = make_data(images, batch_size=4)
+    trainer.fit(make_task(ema_decay=0.9, **kwargs), data, ckpt_path=resume, weights_only=True)
+    return run
+
+
 # ---- comparing runs
 
 

@@ -1,6 +1,7 @@
-"""Our task, data and averages with Lightning's own tools: checkpoints without a trainer, precisions, the Tuner."""
+"""The classification task with Lightning's own tools: training, prediction, checkpoints, the Tuner."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,118 @@ import torch
 
 pytest.importorskip("lightning")
 
-import lightning as L
 from lightning.pytorch.tuner import Tuner
-from support.training import CallAt, cut_power, make_data, make_image_folder, make_task, make_trainer
-from torch import Tensor, nn
+from support.training import (
+    CallAt,
+    cut_power,
+    make_data,
+    make_task,
+    make_trainer,
+)
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from acmix_zoo.tasks import ClassificationTask
-from acmix_zoo.training import EMA, RunFolder
-from acmix_zoo.training.guard import NotFinite, weights_are_finite
-from acmix_zoo.training.signals import Signals
+from acmix_zoo.training import RunFolder
 
 
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    return make_image_folder(tmp_path / "images")
+def test_a_little_training_learns(image_folder: Path) -> None:
+    task, data = make_task(lr=0.01), make_data(image_folder)
+    trainer = make_trainer(epochs=4, enable_checkpointing=False)
+    trainer.fit(task, data)
+    metrics = trainer.callback_metrics
+    assert metrics["val/top1"] > 0.8
+    assert "val/top5" not in metrics  # of three classes it would always be 1
+    assert metrics["train/loss"] < math.log(3)
 
 
-# ---- outside of a trainer
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"optimizer": "sgd", "label_smoothing": 0.1},
+        {"layer_decay": 0.7, "channels_last": False},
+        {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1},
+        {"precision": "bf16-mixed", "gradient_clip_val": 0.1, "ema_decay": 0.9},
+        {"accumulate_grad_batches": 2, "ema_decay": 0.9},
+    ],
+    ids=lambda case: "-".join(case),
+)
+def test_options_train(case: dict[str, Any], image_folder: Path) -> None:
+    mix = {k: case[k] for k in case if k in ("mixup", "cutmix")}
+    trainer_options = {k: case[k] for k in case if k in ("precision", "gradient_clip_val", "accumulate_grad_batches")}
+    task = make_task(**{k: case[k] for k in case if k not in mix and k not in trainer_options})
+    before = {name: p.clone() for name, p in task.named_parameters()}
+    trainer = make_trainer(epochs=1, enable_checkpointing=False, **trainer_options)
+    trainer.fit(task, make_data(image_folder, **mix))
+    assert math.isfinite(trainer.callback_metrics["train/loss"])
+    assert all(p.isfinite().all() for p in task.parameters())
+    assert all(not torch.equal(before[name], p) for name, p in task.named_parameters() if p.ndim > 1)
+
+
+def test_compile_leaves_the_keys_alone(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the compiler, which takes a minute; the real one is among the slow tests of test_cli.py."""
+    calls: list[int] = []
+
+    def stand_in(self: nn.Module) -> None:
+        def compiled(*args: Any, **kwargs: Any) -> Any:
+            calls.append(len(args[0]))
+            return type(self)._call_impl(self, *args, **kwargs)
+
+        self._compiled_call_impl = compiled  # what nn.Module.compile sets
+
+    monkeypatch.setattr(nn.Module, "compile", stand_in)
+    task = make_task(compile=True, ema_decay=0.9)
+    keys = list(task.state_dict())
+    make_trainer(epochs=1, enable_checkpointing=False, limit_train_batches=1).fit(task, make_data(image_folder))
+    assert calls
+    assert list(task.state_dict()) == keys
+
+
+def test_gradient_checkpointing_is_passed_to_the_network() -> None:
+    assert make_task(grad_checkpointing=True).model.grad_checkpointing
+
+
+def test_a_linear_probe_trains_only_the_classifier(image_folder: Path) -> None:
+    task = make_task(linear_probe=True, lr=0.1)
+    before = {key: value.clone() for key, value in task.model.state_dict().items()}
+    make_trainer(epochs=2, enable_checkpointing=False).fit(task, make_data(image_folder))
+    changed = {key for key, value in task.model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_data_with_another_number_of_classes_is_refused(image_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"the data has 3 classes, but the model 5\. Build .*num_classes=3"):
+        make_trainer(enable_checkpointing=False).fit(make_task(num_classes=5), make_data(image_folder))
+
+
+def test_a_checkpoint_of_another_model_is_refused(image_folder: Path, tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    make_trainer(run, epochs=1).fit(make_task(), make_data(image_folder))
+    other = ClassificationTask("test_vit", num_classes=3, model_kwargs={"img_size": 32})
+    with pytest.raises(ValueError, match="of another model: test_resnet with 3 classes; this run has test_vit with 3"):
+        trainer = make_trainer(epochs=2, enable_checkpointing=False)
+        trainer.fit(other, make_data(image_folder), ckpt_path=run.last, weights_only=True)
+    again = ClassificationTask.load_from_checkpoint(run.best, weights_only=True)
+    assert torch.equal(again.model.fc.weight, torch.load(run.best)["state_dict"]["model.fc.weight"])
+
+
+@pytest.mark.parametrize("batches", ["tensors", "lists of one tensor", "with positions"])
+def test_predict_accepts_a_loader_of_only_images(batches: str) -> None:
+    images = torch.rand(5, 3, 32, 32)
+    loader: Any = DataLoader(images, batch_size=2)
+    if batches == "lists of one tensor":
+        loader = DataLoader(TensorDataset(images), batch_size=2)
+    elif batches == "with positions":
+        loader = DataLoader(TensorDataset(images, torch.arange(5)), batch_size=2)
+    task = make_task().eval()
+    found = make_trainer().predict(task, loader)
+    assert found is not None
+    if batches == "with positions":
+        assert torch.cat([index for _, index in found]).tolist() == list(range(5))
+        found = [probabilities for probabilities, _ in found]
+    with torch.no_grad():
+        expected = task(images).softmax(-1)
+    torch.testing.assert_close(torch.cat(found), expected)
 
 
 def test_a_checkpoint_within_an_epoch_loads_without_a_trainer(image_folder: Path, tmp_path: Path) -> None:
@@ -54,11 +150,8 @@ def test_hooks_work_without_a_trainer(image_folder: Path) -> None:
     assert not checkpoint
 
 
-# ---- the Tuner
-
-
-@pytest.mark.parametrize("ema", [None, 0.9])
-def test_the_batch_size_is_scaled(image_folder: Path, tmp_path: Path, ema: float | None) -> None:
+@pytest.mark.parametrize("ema", [pytest.param(None, marks=pytest.mark.slow), 0.9])
+def test_the_tuner_scales_the_batch_size(image_folder: Path, tmp_path: Path, ema: float | None) -> None:
     trainer = make_trainer(epochs=1, enable_checkpointing=False, default_root_dir=tmp_path)
     task, data = make_task(ema_decay=ema), make_data(image_folder, batch_size=4)
     before = copy.deepcopy(task.model.state_dict())
@@ -69,7 +162,7 @@ def test_the_batch_size_is_scaled(image_folder: Path, tmp_path: Path, ema: float
     assert trainer.global_step == 6  # 27 images, four at a time
 
 
-def test_the_learning_rate_finder_suggests_a_rate(image_folder: Path, tmp_path: Path) -> None:
+def test_the_tuner_suggests_a_learning_rate(image_folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(epochs=5, enable_checkpointing=False, default_root_dir=tmp_path)
     task, data = make_task(), make_data(image_folder)
     finder = Tuner(trainer).lr_find(task, datamodule=data, num_training=12, early_stop_threshold=None)
@@ -80,133 +173,3 @@ def test_the_learning_rate_finder_suggests_a_rate(image_folder: Path, tmp_path: 
     trainer.fit(task, data)
     group = task.trainer.optimizers[0].param_groups[0]
     assert group["initial_lr"] == pytest.approx(rate)
-
-
-# ---- averages over dtypes and devices
-
-
-@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
-def test_averages_of_every_precision(image_folder: Path, tmp_path: Path, precision: Any) -> None:
-    run, task = RunFolder(str(tmp_path / "run")), make_task(ema_decay=0.9, lr=0.01)
-    make_trainer(run, epochs=2, precision=precision).fit(task, make_data(image_folder))
-    checkpoint = torch.load(run.last, weights_only=True)
-    average, trained = checkpoint["state_dict"], checkpoint["current_model_state"]
-    own = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
-    assert trained["model.fc.weight"].dtype == own
-    assert average["model.fc.weight"].dtype == (torch.float32 if own == torch.bfloat16 else own)
-    assert not torch.equal(average["model.fc.weight"].to(own), trained["model.fc.weight"])
-    counter = "model.bn1.num_batches_tracked"
-    assert average[counter] == trained[counter] == 6
-
-
-def test_an_average_keeps_what_its_weights_would_round_away() -> None:
-    """With bfloat16 weights and a decay of 0.999, each of 200 updates changes the average by a thousandth. That is less
-    than half a unit in the last place of bfloat16 at 1 (2^-8), so an average in bfloat16 would lose all of them."""
-
-    class Net(L.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(5, dtype=torch.bfloat16))
-            self.register_buffer("index", torch.arange(4000))
-
-    net, ema = Net(), EMA(decay=0.999)
-    ema.setup(L.Trainer(logger=False, enable_checkpointing=False), net, "fit")
-    average = ema._average_model
-    assert average is not None
-    average.n_averaged.fill_(10_000)  # past the smaller decay of the first updates
-    net.weight.data.fill_(1)
-    for _ in range(200):
-        net.index += 1
-        average.update_parameters(net)
-    expected = 1 - 0.999**200
-    torch.testing.assert_close(average.module.weight.detach(), torch.full((5,), expected), rtol=200 * 2**-24, atol=0)
-    assert torch.equal(average.module.index, net.index)
-
-
-def test_a_validation_does_not_round_the_average() -> None:
-    net = nn.ModuleDict({"layer": nn.Linear(64, 64)})
-    module = L.LightningModule()
-    module.layer = net["layer"].to(torch.bfloat16)
-    ema = EMA()
-    ema.setup(L.Trainer(logger=False, enable_checkpointing=False), module, "fit")
-    average = ema._average_model
-    assert average is not None
-    average.module.layer.weight.data.normal_()
-    before, trained = average.module.layer.weight.detach().clone(), module.layer.weight.detach().clone()
-    ema._swap_models(module)
-    assert torch.equal(module.layer.weight, before.bfloat16())
-    ema._swap_models(module)
-    assert torch.equal(average.module.layer.weight, before) and torch.equal(module.layer.weight, trained)
-
-
-@pytest.mark.gpu
-def test_an_average_is_on_the_gpu(image_folder: Path) -> None:
-    seen: list[str] = []
-
-    class Look(L.Callback):
-        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-            ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))
-            assert ema._average_model is not None
-            seen.append(next(ema._average_model.module.parameters()).device.type)
-
-    trainer = make_trainer(Look(), epochs=1, accelerator="gpu", devices=1, enable_checkpointing=False)
-    trainer.fit(make_task(ema_decay=0.9), make_data(image_folder))
-    assert set(seen) == {"cuda"}
-
-
-# ---- a device that works behind the program
-
-
-class Behind(Signals):
-    """Signals as on a GPU, where the result of a step is checked after the next step has been queued."""
-
-    @staticmethod
-    def is_behind(device: torch.device) -> bool:
-        return True
-
-    @staticmethod
-    def _send(values: Tensor) -> tuple[Tensor, Any]:
-        class Done:
-            def synchronize(self) -> None: ...
-
-        return values.clone(), Done()
-
-
-class NanAt(nn.CrossEntropyLoss):
-    """Gives NaN for its n-th batch alone."""
-
-    def __init__(self, batch: int) -> None:
-        super().__init__()
-        self.left = batch
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        self.left -= 1
-        return super().forward(x, y) * (float("nan") if self.left == -1 else 1)
-
-
-@pytest.mark.parametrize("batch", [7, 11])  # within the second epoch of six steps, and its last
-def test_a_loss_that_is_found_late_is_not_saved(image_folder: Path, tmp_path: Path, batch: int) -> None:
-    """The saved batch is the one with the bad loss, and no checkpoint is affected, although each step is saved."""
-    run, task = RunFolder(str(tmp_path / "run"), save_every=1), make_task(lr=0.01, ema_decay=0.9)
-    run._signals = Behind()
-    task.train_criterion = NanAt(batch)
-    with pytest.raises(NotFinite, match=r"the loss is nan at epoch 2.*The affected weights were not saved") as e:
-        make_trainer(run).fit(task, make_data(image_folder, batch_size=4))
-    (kept,) = (tmp_path / "run").glob("not_finite_*.pt")
-    assert str(kept) in str(e.value)
-    content = torch.load(kept, weights_only=True)
-    data = make_data(image_folder, batch_size=4)
-    data.setup("fit")
-    data.train_dataloader().sampler.set_epoch(1)
-    assert content["names"] == data.describe_batch(batch - 6)
-    last = torch.load(run.last, weights_only=True)
-    assert last["global_step"] == batch
-    assert all(v.isfinite().all() for s in ("state_dict", "current_model_state") for v in last[s].values())
-
-
-def test_buffers_count_among_the_weights() -> None:
-    module = L.LightningModule()
-    module.norm = nn.BatchNorm2d(3)
-    assert weights_are_finite(module)
-    module.norm.running_var[1] = float("inf")
-    assert not weights_are_finite(module)

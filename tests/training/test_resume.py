@@ -28,7 +28,7 @@ from acmix_zoo.layers import ACmix2d
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
 from acmix_zoo.training.export_weights import export_run
-from acmix_zoo.training.resume import RULES, Rule, changes, flatten
+from acmix_zoo.training.options import RULES, Rule, find_changes, flatten
 from acmix_zoo.weights import create_model, read_config, write_folder
 
 # Options of every run here, in addition to data.source, run.folder and ckpt_path.
@@ -61,7 +61,7 @@ def test_every_option_has_a_rule(parser: Any) -> None:
     options = {action.dest for action in parser._actions if type(action).__name__ not in helpers}
     options -= {"data.num_classes --> model.num_classes", "model.num_classes"}  # the data's, compared with the data
     assert len(options) > 90
-    assert sorted(options - RULES.keys()) == [], "give these options a rule in acmix_zoo/training/resume.py"
+    assert sorted(options - RULES.keys()) == [], "give these options a rule in acmix_zoo/training/options.py"
     assert sorted(RULES.keys() - options) == [], "these options no longer exist"
 
 
@@ -74,9 +74,9 @@ def test_a_parsed_configuration_keeps_every_option(parser: Any) -> None:
 def test_values_are_compared_as_they_mean() -> None:
     recorded = {"data.mean": [0.5, 0.5], "data.classes_file": "a/b", "trainer.limit_val_batches": 1.0, "run.tag": "a"}
     given = {"data.mean": (0.5, 0.5), "data.classes_file": "./a/b", "trainer.limit_val_batches": 1, "run.tag": "b"}
-    assert changes(recorded, given, Rule.FIXED) == {"trainer.limit_val_batches": (1.0, 1)}  # one batch, not all
-    assert changes(recorded, given, Rule.APPLIES) == {"run.tag": ("a", "b")}
-    assert changes({}, given, *Rule) == {}  # an option that the recording version did not have
+    assert find_changes(recorded, given, Rule.FIXED) == {"trainer.limit_val_batches": (1.0, 1)}  # one batch, not all
+    assert find_changes(recorded, given, Rule.APPLIES) == {"run.tag": ("a", "b")}
+    assert find_changes({}, given, *Rule) == {}  # an option that the recording version did not have
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_values_are_compared_as_they_mean() -> None:
 )
 def test_numbers_are_compared_by_value(option: str, recorded: Any, given: Any, is_same: bool) -> None:
     """Except where an int is a count and a float is a share."""
-    assert (changes({option: recorded}, {option: given}, Rule.FIXED) == {}) is is_same
+    assert (find_changes({option: recorded}, {option: given}, Rule.FIXED) == {}) is is_same
 
 
 # ---- a run that is stopped, through the command line
@@ -147,7 +147,7 @@ def files(folder: Path) -> dict[str, bytes]:
     ],
     ids=lambda value: str(value),
 )
-@pytest.mark.parametrize("run", ["cut", "done"])
+@pytest.mark.parametrize("run", ["cut", pytest.param("done", marks=pytest.mark.slow)])
 def test_what_changes_the_result_is_refused(
     made: Path, run: str, option: str, value: Any, recorded: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,6 +271,24 @@ def test_an_older_checkpoint_is_compared_by_its_hyperparameters(
     assert "was started with model.lr 0.001; this command says model.lr 0.1" in capsys.readouterr().err
 
 
+def test_a_checkpoint_with_a_former_name_of_an_option_is_resumed(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`base_batch_size` was once called `lr_batch`."""
+    last = place / "cut/checkpoints/last.ckpt"
+    content = torch.load(last, weights_only=True)
+    for options, prefix in (
+        (content["callbacks"]["RunFolder"]["options"], "model."),
+        (content["hyper_parameters"], ""),
+    ):
+        del options[f"{prefix}base_batch_size"]
+        options[f"{prefix}lr_batch"] = 16
+    torch.save(content, last)
+    assert main(command(place, "cut")) == 1
+    assert "was started with model.base_batch_size 16; this command says" in capsys.readouterr().err
+    assert main(command(place, "cut", model__base_batch_size=16)) == 0
+
+
 # ---- a checkpoint is complete
 
 
@@ -344,7 +362,7 @@ def windows_of_the_command(words: list[str]) -> set[int]:
     return set.union(*seen)
 
 
-@pytest.mark.parametrize("given_as", ["model", "pretrained"])
+@pytest.mark.parametrize("given_as", ["model", pytest.param("pretrained", marks=pytest.mark.slow)])
 def test_arguments_of_a_weight_folder_are_kept(
     made: Path, small_window: Path, tmp_path: Path, given_as: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -377,7 +395,7 @@ def small_window_run(made: Path) -> Path:
     return run.last
 
 
-@pytest.mark.parametrize("given_as", ["model", "pretrained"])
+@pytest.mark.parametrize("given_as", [pytest.param("model", marks=pytest.mark.slow), "pretrained"])
 def test_arguments_of_a_checkpoint_are_kept(made: Path, small_window_run: Path, tmp_path: Path, given_as: str) -> None:
     """As those of a weight folder are, by a training that starts from it and by what reads the new checkpoint."""
     start = tmp_path / "start.ckpt"
@@ -444,7 +462,7 @@ def test_older_checkpoints_of_a_weight_folder_are_resumed(made: Path, small_wind
         assert windows(ClassificationTask.load_from_checkpoint(run.last).model) == {3}
 
 
-@pytest.mark.parametrize("given_as", ["model", "pretrained"])
+@pytest.mark.parametrize("given_as", [pytest.param("model", marks=pytest.mark.slow), "pretrained"])
 def test_a_training_in_python_from_a_weight_folder_is_resumed_by_a_command(
     made: Path, small_window: Path, tmp_path: Path, given_as: str
 ) -> None:

@@ -84,7 +84,7 @@ def test_a_recipe_without_images_is_refused(recipe: str, capsys: pytest.CaptureF
         ({"model__lr": 0}, "lr=0.0 was given; expected a number above 0"),
         ({"model__momentum": 1}, "momentum=1.0 was given; expected"),
         ({"model__ema_decay": 2}, "ema_decay=2.0 was given; expected"),
-        ({"model__layer_decay": 0}, "expected a factor a layer in (0, 1]"),
+        ({"model__layer_decay": 0}, "expected a factor per layer in (0, 1]"),
     ],
     ids=lambda value: "-".join(map(str, value.items())) if isinstance(value, dict) else "",
 )
@@ -109,13 +109,14 @@ def test_the_size_check_leaves_the_modes_of_a_network_alone(image_folder: Path) 
     assert [module.training for module in task.modules()] == before
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_starts_from(image_folder: Path, tmp_path: Path) -> None:
     """A separate process would show every message of Lightning's."""
     words = fit_arguments(image_folder, tmp_path / "run", model__ema_decay=0.9, ckpt_path="last")
     command = [sys.executable, "-m", "acmix_zoo.cli", *words]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"New run in {tmp_path / 'run'}" in said.stdout
-    line = next(line for line in said.stdout.splitlines() if line.startswith("model: "))
+    line = next(line for line in said.stdout.splitlines() if line.startswith("Model: "))
     assert "test_resnet (0.373 M parameters), trained from scratch; images are resized to 32 × 32 pixels" in line
     assert "device: cpu" in line
     everything = said.stdout + said.stderr
@@ -133,17 +134,17 @@ def test_a_start_from_weights_is_named(done: Path, tmp_path: Path, capsys: pytes
 def test_a_batch_larger_than_the_data_scales_the_rate_by_what_it_has(
     image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    task = make_task(lr=0.1, lr_batch=27)
+    task = make_task(lr=0.1, base_batch_size=27)
     make_trainer(epochs=1, enable_checkpointing=False).fit(task, make_data(image_folder / "train", batch_size=512))
-    assert "27 images a step; lr 0.1 = 0.1 × 27 / 27" in capsys.readouterr().out
+    assert "27 images per step; learning rate 0.1 = 0.1 × 27 / 27" in capsys.readouterr().out
     assert task.trainer.optimizers[0].param_groups[0]["initial_lr"] == pytest.approx(0.1)
 
 
 def test_accumulation_over_more_batches_than_there_are(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The last batch of an epoch always ends with an optimiser step, even if fewer batches were accumulated."""
     trainer = make_trainer(epochs=1, enable_checkpointing=False, accumulate_grad_batches=100)
-    trainer.fit(make_task(lr=0.1, lr_batch=24), make_data(image_folder / "train", batch_size=8))
-    assert "1 × 8 × 3 accumulated = 24 images a step" in capsys.readouterr().out
+    trainer.fit(make_task(lr=0.1, base_batch_size=24), make_data(image_folder / "train", batch_size=8))
+    assert "1 × 8 × 3 accumulated = 24 images per step" in capsys.readouterr().out
     assert trainer.global_step == 1
 
 
@@ -378,7 +379,10 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize(("name", "line"), [("SIGINT", "interrupted"), ("SIGTERM", "stopped by SIGTERM")])
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("SIGINT", "interrupted"), pytest.param("SIGTERM", "stopped by SIGTERM", marks=pytest.mark.slow)],
+)
 def test_a_signal_before_the_first_step(name: str, line: str, image_folder: Path, tmp_path: Path) -> None:
     """One line and the exit code of the signal; no folder is left."""
     callback = callback_option(SignalBeforeFirstStep, name=name)

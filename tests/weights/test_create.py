@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from test_folder import ROOT, pico, write
+from support.weight_folders import ROOT, pico, write_weights
 from torch import nn
 
 import acmix_zoo
@@ -42,6 +42,7 @@ class TestCreate:
             ("acmix_resnet50", True, "no weights for acmix_resnet50. Expected one of acmix_"),
             ("acmix_swin_t.of_nobody", False, "no tag 'of_nobody'"),
             ("acmix_swin_t", "of_nobody", "no tag 'of_nobody'"),
+            ("acmix_swin_pico", "acmix_resnet_pico.fashion_mnist", "are weights of acmix_resnet_pico, not of acmix_s"),
         ],
     )
     def test_unknown(self, name: str, pretrained: bool | str, message: str) -> None:
@@ -49,7 +50,7 @@ class TestCreate:
             create_model(name, pretrained)
 
     def test_paths(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        folder = write(tmp_path / "w")
+        folder = write_weights(tmp_path / "w")
         monkeypatch.chdir(tmp_path)
         first = next(create_model(folder).parameters())
         for name, pretrained in (
@@ -77,7 +78,7 @@ class TestCreate:
 
     @pytest.mark.parametrize("source", ["folder", "file"])
     def test_another_number_of_classes(self, tmp_path: Path, source: str) -> None:
-        folder = write(tmp_path / "w")
+        folder = write_weights(tmp_path / "w")
         path = folder if source == "folder" else folder / "model.safetensors"
         model, whole = create_model("acmix_resnet_pico", path, num_classes=3), create_model(folder)
         assert model.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 3)
@@ -88,7 +89,7 @@ class TestCreate:
         assert create_model("acmix_resnet_pico", path, num_classes=0)(torch.randn(2, 3, 32, 32)).shape == (2, 512)
 
     def test_features_and_channels(self, tmp_path: Path) -> None:
-        folder = write(tmp_path / "w")
+        folder = write_weights(tmp_path / "w")
         maps = create_model(folder, features_only=True).eval()(torch.randn(1, 3, 32, 32))
         whole = create_model(folder).eval()
         assert len(maps) > 2 and whole(torch.randn(1, 3, 32, 32)).shape == (1, 10)
@@ -103,7 +104,7 @@ class TestCreate:
     @pytest.mark.parametrize("source", ["folder", "file"])
     def test_other_input_channels(self, tmp_path: Path, source: str) -> None:
         """Weights are adapted as in timm: one channel gets the sum, several channels repeat the three."""
-        folder = write(tmp_path / "w")
+        folder = write_weights(tmp_path / "w")
         path = folder if source == "folder" else folder / "model.safetensors"
         colour = first_conv(create_model(folder)).weight
         grey = first_conv(create_model("acmix_resnet_pico", path, in_chans=1)).weight
@@ -178,7 +179,7 @@ class TestRuns:
 
     def test_finished_run(self, run: Path) -> None:
         """The tested weights take precedence over the checkpoints."""
-        folder = write(run / "weights")
+        folder = write_weights(run / "weights")
         expected = create_model(folder).fc.weight
         assert torch.equal(create_model(run).fc.weight, expected)
         assert torch.equal(create_model("acmix_resnet_pico", run).fc.weight, expected)

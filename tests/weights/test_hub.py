@@ -13,12 +13,10 @@ import timm
 import torch
 from huggingface_hub import constants
 from support.hub_server import Hub, Repo
+from support.weight_folders import ROOT, SHIPPED, file_contents
 
 from acmix_zoo import create_model, from_pretrained
 from acmix_zoo.weights import check_folder, pull, push, read_config, write_folder
-
-ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ROOT / "checkpoints" / "acmix_resnet_pico.fashion_mnist"
 
 
 @pytest.fixture
@@ -27,8 +25,10 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SHIPPED, tmp_path / "mine"))
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+@pytest.fixture
+def transport_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the verification of the folder before a push, which other tests cover."""
+    monkeypatch.setattr("acmix_zoo.weights.hub.check_folder", lambda folder: [])
 
 
 def large(folder: Path) -> Path:
@@ -45,10 +45,10 @@ def test_round_trip(hub: Hub, folder: Path, tmp_path: Path) -> None:
     assert address.startswith(f"{hub.url}/org/pico/commit/") and hub.count("commit") == 1
     repo = hub.repos["org/pico"]
     assert not repo.private
-    assert {k: v for k, v in repo.commits[repo.refs["main"]].items() if k != ".gitattributes"} == contents(folder)
+    assert {k: v for k, v in repo.commits[repo.refs["main"]].items() if k != ".gitattributes"} == file_contents(folder)
 
     pulled = pull("org/pico", tmp_path / "pulled")
-    assert contents(pulled) == contents(folder)
+    assert file_contents(pulled) == file_contents(folder)
     images = torch.randn(2, 3, 32, 32)
     expected = create_model(folder).eval()(images)
     hub.log.clear()
@@ -59,6 +59,7 @@ def test_round_trip(hub: Hub, folder: Path, tmp_path: Path) -> None:
     assert torch.equal(from_pretrained(folder).eval()(images), expected)
 
 
+@pytest.mark.usefixtures("transport_only")
 def test_a_revision_is_pinned(hub: Hub, folder: Path, tmp_path: Path) -> None:
     first = push(folder, "org/pico").rpartition("/")[2]
     config = read_config(folder)
@@ -79,7 +80,7 @@ def test_a_push_leaves_nothing_of_the_last_one(hub: Hub, folder: Path) -> None:
     shutil.rmtree(folder / ".eval_results")
     push(folder, "org/pico")
     repo = hub.repos["org/pico"]
-    assert set(repo.commits[repo.refs["main"]]) - {".gitattributes"} == set(contents(folder))
+    assert set(repo.commits[repo.refs["main"]]) - {".gitattributes"} == set(file_contents(folder))
 
 
 def test_private(hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,18 +98,19 @@ def test_private(hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_large_file_and_an_interrupted_upload(hub: Hub, tmp_path: Path) -> None:
     folder = large(tmp_path / "large")
     assert (folder / "model.safetensors").stat().st_size > 60_000_000
-    before = contents(folder)
+    before = file_contents(folder)
     hub.faults["commit"] = [503] * 50  # the files arrive, the commit does not
     with pytest.raises(ConnectionError, match=r"answered with an error \(503\). Nothing was published"):
         push(folder, "org/large")
-    assert len(hub.repos["org/large"].commits) == 1 and contents(folder) == before
+    assert len(hub.repos["org/large"].commits) == 1 and file_contents(folder) == before
     sent = hub.count("lfs")
     hub.faults.clear()
     push(folder, "org/large")
     assert hub.count("lfs") == sent  # nothing is sent twice
-    assert contents(pull("org/large", tmp_path / "back")) == before
+    assert file_contents(pull("org/large", tmp_path / "back")) == before
 
 
+@pytest.mark.usefixtures("transport_only")
 @pytest.mark.parametrize("kind", ["create", "preupload", "batch", "lfs", "commit", "info"])
 @pytest.mark.parametrize("fault", [503, 429, "cut"])
 def test_a_moment_of_trouble_is_survived(hub: Hub, folder: Path, kind: str, fault: object) -> None:
@@ -117,6 +119,7 @@ def test_a_moment_of_trouble_is_survived(hub: Hub, folder: Path, kind: str, faul
     assert hub.repos["org/pico"].commits[hub.repos["org/pico"].refs["main"]]["README.md"]
 
 
+@pytest.mark.usefixtures("transport_only")
 @pytest.mark.parametrize("kind", ["create", "preupload", "batch", "lfs", "commit"])
 @pytest.mark.parametrize(
     ("fault", "message"),
@@ -127,12 +130,12 @@ def test_a_moment_of_trouble_is_survived(hub: Hub, folder: Path, kind: str, faul
     ],
 )
 def test_lasting_trouble_publishes_nothing(hub: Hub, folder: Path, kind: str, fault: object, message: str) -> None:
-    before = contents(folder)
+    before = file_contents(folder)
     hub.faults[kind] = [fault] * 100
     with pytest.raises((ConnectionError, OSError), match=message) as caught:
         push(folder, "org/pico")
     assert "Nothing was published. Run the same command again to resume" in str(caught.value)
-    assert contents(folder) == before
+    assert file_contents(folder) == before
     assert all(len(repo.commits) == 1 for repo in hub.repos.values())
     hub.faults.clear()
     push(folder, "org/pico")
@@ -190,10 +193,10 @@ class TestPull:
         repo = hub.repos["org/pico"]
         files = repo.commits[repo.refs["main"]]
         repo.commit("main", {**files, "model.safetensors": files["model.safetensors"][:-1] + b"\x7f"})
-        before = contents(folder)
+        before = file_contents(folder)
         with pytest.raises(ValueError, match=r"would not verify: model\.safetensors: sha256 is"):
             pull("org/pico", folder)
-        assert contents(folder) == before
+        assert file_contents(folder) == before
         with pytest.raises(ValueError, match=r"is not what .* describes: sha256"):
             from_pretrained("org/pico")
 
@@ -210,7 +213,7 @@ class TestPull:
         repo = hub.repos["org/pico"]
         more = {"setup.py": b"evil", "pytorch_model.bin": b"evil", "acmix_zoo/__init__.py": b"evil"}
         repo.commit("main", {**repo.commits[repo.refs["main"]], **more})
-        assert contents(pull("org/pico", tmp_path / "pulled")) == contents(folder)
+        assert file_contents(pull("org/pico", tmp_path / "pulled")) == file_contents(folder)
 
     def test_no_weight_folder(self, hub: Hub, tmp_path: Path) -> None:
         hub.repos["org/empty"] = Repo(private=False)
@@ -234,6 +237,7 @@ class TestPull:
         assert check_folder(pull("org/pico", tmp_path / "pulled")) == []
 
 
+@pytest.mark.slow
 def test_timm_loads_it_from_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> None:
     """In a process of its own: timm reads the environment alone."""
     push(folder, "org/pico")
@@ -245,6 +249,7 @@ def test_timm_loads_it_from_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> N
     assert float(done.stdout) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_plain_swin_from_the_hub(hub: Hub) -> None:
     """The tag swin_in1k: timm's weights of the plain Swin-T, here random ones, fetched by timm's own code."""
     plain = timm.create_model("swin_tiny_patch4_window7_224.ms_in1k").eval()

@@ -179,7 +179,7 @@ def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[st
     Args:
         source: a path or an id on the Hub.
         shards: the shards at that path, if any.
-        streaming: return tables that are read in passing.
+        streaming: return tables that are read shard by shard.
 
     Raises:
         FileNotFoundError: there is no such data set on this machine or on the Hub.

@@ -8,7 +8,7 @@ from support.image_data import write_files, write_image
 from acmix_zoo.data import ImageDataModule, open_source
 from acmix_zoo.data.sources.names import match_splits
 from acmix_zoo.data.sources.stream_source import StreamSource
-from acmix_zoo.training.export_weights import run_cfg
+from acmix_zoo.training.record import run_cfg
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere/", "a/b/c", "", "C:\\pictures"])

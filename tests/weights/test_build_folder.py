@@ -1,7 +1,6 @@
 """A weight folder may come from anybody: what its config.json may say, and what is checked before anything is built."""
 
 import ast
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,25 +9,15 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from support.weight_folders import ROOT, SHIPPED, damage_last_byte, edit_config
 
 from acmix_zoo import create_model, from_pretrained
-from acmix_zoo.weights import check_folder, read_config
-
-ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ROOT / "checkpoints" / "acmix_resnet_pico.fashion_mnist"
+from acmix_zoo.weights import check_folder, write_folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SHIPPED, tmp_path / "theirs"))
-
-
-def change(folder: Path, **entries: Any) -> None:
-    """Set entries of config.json; a mapping is merged."""
-    config = read_config(folder)
-    for key, value in entries.items():
-        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
-    (folder / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +42,7 @@ def change(folder: Path, **entries: Any) -> None:
 )
 def test_what_a_config_may_not_say(folder: Path, entries: dict[str, Any], message: str) -> None:
     """It is refused before a network of that size is made, and nothing is deleted."""
-    change(folder, **entries)
+    edit_config(folder, **entries)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for load in (from_pretrained, create_model):
         with pytest.raises(ValueError, match=message):
@@ -66,7 +55,7 @@ def test_a_config_names_no_other_source(folder: Path, tmp_path: Path) -> None:
     """timm would follow these; here the weights are those beside the config."""
     evil = tmp_path / "evil.pth"
     torch.save({}, evil)
-    change(
+    edit_config(
         folder, pretrained_cfg={"file": str(evil), "url": "http://127.0.0.1:9/x", "hf_hub_id": "a/b", "source": "url"}
     )
     expected = create_model("acmix_resnet_pico", pretrained=True).state_dict()
@@ -95,11 +84,9 @@ def test_a_damaged_or_foreign_config(folder: Path) -> None:
 
 @pytest.mark.parametrize("way", ["folder", "timm", "tag"])
 def test_shipped_weights_are_checked_too(folder: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    with (folder / "model.safetensors").open("r+b") as file:
-        file.seek(-1, 2)
-        file.write(b"\x7f")
+    damage_last_byte(folder / "model.safetensors")
     overlay = {"file": str(folder / "model.safetensors")}
-    with pytest.raises(ValueError, match="was changed or damaged, and is not used"):
+    with pytest.raises(ValueError, match="was changed or damaged, so it is not used"):
         if way == "folder":
             from_pretrained(folder)
         elif way == "timm":
@@ -109,43 +96,18 @@ def test_shipped_weights_are_checked_too(folder: Path, monkeypatch: pytest.Monke
     assert "sha256" in check_folder(folder)[0]
 
 
-def test_the_record_is_checked(folder: Path) -> None:
-    change(
-        folder,
-        acmix_zoo={"params": 5, "macs": 6, "metrics": [{"dataset": "d", "split": "s", "name": "top1", "value": 93}]},
-    )
-    problems = check_folder(folder)
-    for words in (
-        "top1 on d is 93; expected 0 to 1",
-        "params: counted 653054, but config.json says 5",
-        "macs: counted 10371584",
-    ):
-        assert any(words in problem for problem in problems)
-    change(folder, acmix_zoo={"macs": None, "environment": "mine", "metrics": [3]})
-    problems = check_folder(folder)
-    for words in (
-        "macs is None; expected int",
-        "environment is 'mine'; expected dict",
-        "metric 3 does not have",
-    ):
-        assert any(words in problem for problem in problems)
+LARGE = ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050"]
 
 
-def test_timm_networks_too(tmp_path: Path) -> None:
-    """The folder of a network of timm's, as a run of this project writes it."""
-    from acmix_zoo.weights import write_folder
-
-    for name in (
-        "resnet18",
-        "vit_tiny_patch16_224",
-        "convnext_atto",
-        "swin_tiny_patch4_window7_224",
-        "mobilenetv3_small_050",
-    ):
-        model = timm.create_model(name, num_classes=3).eval()
-        example = torch.randn(1, *model.pretrained_cfg["input_size"])
-        folder = write_folder(tmp_path / name, model, architecture=name, pretrained_cfg={}, record={}, example=example)
-        assert torch.equal(from_pretrained(folder).eval()(example), model(example))
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_vit", *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
+)
+def test_networks_of_timm(tmp_path: Path, name: str) -> None:
+    """The weight folder of a network of timm, as a run of this project writes it."""
+    model = timm.create_model(name, num_classes=3).eval()
+    example = torch.randn(1, *model.pretrained_cfg["input_size"])
+    folder = write_folder(tmp_path / name, model, architecture=name, pretrained_cfg={}, record={}, example=example)
+    assert torch.equal(from_pretrained(folder).eval()(example), model(example))
 
 
 def test_nothing_unpickles_but_weights_only() -> None:
@@ -180,6 +142,6 @@ def test_a_safetensors_file_that_lies(folder: Path) -> None:
     good = safetensors.torch.save(state)
     for content in (b"\xff" * 8 + good[8:], good[:100], b"", good[:8] + good[8:].replace(b'"F32"', b'"F64"', 1)):
         (folder / "model.safetensors").write_bytes(content)
-        change(folder, acmix_zoo={"sha256": None})
+        edit_config(folder, acmix_zoo={"sha256": None})
         with pytest.raises(ValueError, match="is damaged or not safetensors"):
             from_pretrained(folder)

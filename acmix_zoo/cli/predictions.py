@@ -1,0 +1,75 @@
+"""Collect predictions from all processes and write them as a table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import distributed
+
+
+class Prediction(NamedTuple):
+    """The prediction for one image.
+
+    Attributes:
+        image: position of the image in the list of images.
+        probabilities: one per class.
+    """
+
+    image: int
+    probabilities: list[float]
+
+
+def gather_predictions(batches: Sequence[Any], processes: int) -> list[Prediction]:
+    """Return the predictions of all processes, in the order of the images.
+
+    Args:
+        batches: this process's (probabilities, indices), as `ClassificationTask.predict_step` returns them. A negative
+            index marks an image that only gives every process the same number of batches.
+        processes: number of processes.
+    """
+    own = [
+        Prediction(index, row)
+        for probabilities, indices in batches
+        for index, row in zip(indices.tolist(), probabilities.tolist(), strict=True)
+        if index >= 0
+    ]
+    gathered = [own] * processes
+    if processes > 1:
+        distributed.all_gather_object(gathered, own)
+    return sorted(prediction for part in gathered for prediction in part)
+
+
+def write_predictions(
+    path: Path, predictions: Sequence[Prediction], image_paths: Sequence[str], class_names: Sequence[str]
+) -> None:
+    """Write a table with path, class, probability, and the probability of every class. An existing one is renamed.
+
+    Args:
+        path: the file to write.
+        image_paths: the paths of all images.
+        class_names: the names of the classes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    former = _rename_existing(path)
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "class", "probability", *class_names])
+        for image, probabilities in predictions:
+            highest = max(probabilities)
+            name = class_names[probabilities.index(highest)]
+            writer.writerow([image_paths[image], name, f"{highest:.4f}", *(f"{p:.4f}" for p in probabilities)])
+    note = f" (the previous ones are now in {former.name})" if former else ""
+    print(f"Saved the predictions for {len(predictions)} images to {path}{note}", flush=True)
+
+
+def _rename_existing(path: Path) -> Path | None:
+    """Rename an existing file to the first free name such as predictions-1.csv; return the new path, or None."""
+    if not path.exists():
+        return None
+    number = 1
+    while (free := path.with_stem(f"{path.stem}-{number}")).exists():
+        number += 1
+    return path.rename(free)

@@ -1,0 +1,139 @@
+"""The hyper-parameters of a task: which values are possible, and which must not differ from those of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from acmix_zoo.weights.resolve import resolve_network
+
+# The result of a training depends on these, so they cannot change during a run. Memory format, compilation and
+# gradient checkpointing only affect speed, memory and rounding.
+FIXED = frozenset({
+    "model", "pretrained", "model_kwargs", "linear_probe", "ema_decay", "optimizer", "lr", "base_batch_size",
+    "weight_decay", "momentum", "nesterov", "warmup_epochs", "warmup_lr", "min_lr", "label_smoothing", "layer_decay",
+})  # fmt: skip
+
+# Names in the checkpoints of earlier versions, and what they are called now. cli/old_names.py has those of commands.
+RENAMED = {"lr_batch": "base_batch_size"}
+
+# For each hyper-parameter with a limited range: a test, and what was expected.
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "lr": (lambda v: v > 0, "a number above 0, such as 0.001"),
+    "base_batch_size": (lambda v: v is None or v > 0, "a number of images, such as 128, or null"),
+    "weight_decay": (lambda v: v >= 0, "0 or more"),
+    "momentum": (lambda v: 0 <= v < 1, "a number from 0 to below 1, such as 0.9"),
+    "warmup_epochs": (lambda v: v >= 0, "0 or more"),
+    "warmup_lr": (lambda v: v >= 0, "0 or more"),
+    "min_lr": (lambda v: v >= 0, "0 or more"),
+    "label_smoothing": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    "ema_decay": (lambda v: v is None or 0 <= v < 1, "a number from 0 to below 1, such as 0.999, or null"),
+}
+
+
+def check_ranges(hyper_parameters: Mapping[str, Any]) -> None:
+    """Check that every hyper-parameter has a possible value.
+
+    Raises:
+        ValueError: a hyper-parameter is out of range.
+    """
+    for name, (is_valid, expected) in _RANGES.items():
+        if not is_valid(hyper_parameters[name]):
+            raise ValueError(f"{name}={hyper_parameters[name]} was given; expected {expected}")
+
+
+def with_current_names(hyper_parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return hyper-parameters under their present names, which may have changed since they were recorded.
+
+    Args:
+        hyper_parameters: {prefix + name: value}.
+        prefix: the group of the options, such as "model.".
+    """
+    renamed = {prefix + old: prefix + new for old, new in RENAMED.items()}
+    return {renamed.get(name, name): value for name, value in hyper_parameters.items()}
+
+
+def resolve_hyperparameters(hyper_parameters: Mapping[str, Any], is_new: bool = False) -> dict[str, Any]:
+    """Return hyper-parameters as a task stores them, with the network as `resolve_network` describes it.
+
+    Args:
+        hyper_parameters: those of a checkpoint, possibly of an older version, or the options of a command.
+        is_new: whether they are the options of a new run. Otherwise they are those of a checkpoint.
+    """
+    hyper_parameters = with_current_names(hyper_parameters)
+    if "model" not in hyper_parameters:
+        return hyper_parameters
+    pretrained, model_kwargs = hyper_parameters.get("pretrained") or False, hyper_parameters.get("model_kwargs")
+    network = resolve_network(hyper_parameters["model"], pretrained, model_kwargs, is_new)
+    return {**hyper_parameters, **network._asdict()}
+
+
+def check_same_hyperparameters(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse to resume a task with other hyper-parameters. The command line checks its options before; this check is
+    for Python programs.
+
+    Raises:
+        ValueError: a hyper-parameter that the result depends on has changed.
+    """
+    names = [name for name in given if name in FIXED and name in recorded and not is_equal(recorded[name], given[name])]
+    if names:
+        old, new = (", ".join(f"{name} {as_text(h[name])}" for name in names) for h in (recorded, given))
+        raise ValueError(
+            f"the checkpoint was trained with {old}; this task has {new}. The result would be a mixture of both. "
+            "Resume with the values of the checkpoint, or start a new training from its weights, with pretrained=PATH "
+            "and without ckpt_path"
+        )
+
+
+def check_same_network(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse to use a checkpoint for a network with other arguments.
+
+    Many arguments do not change the shape of any parameter, so the weights would load and the outputs would be wrong.
+    Dropout rates may differ, because they only have an effect during training, and so may the image size that a network
+    is built for.
+
+    Args:
+        recorded: the hyper-parameters of the checkpoint.
+        given: the hyper-parameters of the task.
+
+    Raises:
+        ValueError: `model_kwargs` differ.
+    """
+    if "model_kwargs" not in recorded:
+        return
+    old, new = (
+        {name: v for name, v in (h.get("model_kwargs") or {}).items() if "drop" not in name and name != "img_size"}
+        for h in (recorded, given)
+    )
+    if not is_equal(old, new):
+        texts = [json.dumps(each, default=str) if each else "no model_kwargs" for each in (old, new)]
+        raise ValueError(
+            f"the network of the checkpoint was built with {texts[0]}, the one of this task with {texts[1]}. Use the "
+            f"same arguments (model_kwargs={old or None}), or let ClassificationTask.load_from_checkpoint build the "
+            "task"
+        )
+
+
+def is_equal(a: Any, b: Any, is_typed: bool = False) -> bool:
+    """Return whether two plain values mean the same: 0 and 0.0 do, and so do a list and a tuple, which is how a tuple
+    comes back from JSON. Strings may be two spellings of one path.
+
+    Args:
+        is_typed: whether an int and a float differ, as where one is a count and the other a fraction.
+    """
+    if isinstance(a, str) and isinstance(b, str):
+        return a == b or os.path.abspath(a) == os.path.abspath(b)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(is_equal, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(is_equal(value, b[key]) for key, value in a.items())
+    if isinstance(a, bool) or isinstance(b, bool) or is_typed:
+        return type(a) is type(b) and bool(a == b)
+    return bool(a == b)
+
+
+def as_text(value: Any) -> str:
+    """Return a value as one writes it on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)

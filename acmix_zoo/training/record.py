@@ -1,0 +1,90 @@
+"""What the record of a weight folder says about the run that produced the weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from acmix_zoo.training.portable import portable_command, portable_path, portable_strings
+from acmix_zoo.weights import read_config
+from acmix_zoo.weights.fetch import fetch
+from acmix_zoo.weights.locate import locate
+
+
+def run_record(
+    run: Mapping[str, Any], card: Mapping[str, Any], scores: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """Return the record of a run's weights.
+
+    Args:
+        run: the state of its RunFolder.
+        card: the card of its ImageDataModule; {} for other data.
+        scores: {split: {metric: value}}; losses are left out.
+    """
+    dataset = card.get("dataset") or {}
+    history = run.get("history", [])
+    return {
+        "metrics": [
+            # float32 scores such as 0.32499998807907104; six digits tell one image in a million
+            {"dataset": dataset["name"], "split": split, "name": name, "value": round(value, 6)}
+            for split, values in (scores.items() if dataset else ())
+            for name, value in values.items()
+            if name != "loss"
+        ],
+        "recipe": portable_path(run["recipe"]) if run.get("recipe") else None,
+        "command": portable_command(run["command"]) if run.get("command") else None,
+        "dataset": dataset or None,
+        "seed": run.get("seed"),
+        "epochs": int(history[-1]["epoch"]) if history else None,
+        "steps": int(history[-1]["step"]) if history else None,
+        "minutes": float(f"{sum(row['seconds'] for row in history) / 60:.3g}") if history else None,
+        # options that were changed on resume: no single command reproduces such a run
+        **({"changes": portable_strings(run["changes"])} if run.get("changes") else {}),
+        "license": run.get("license"),
+        "origin": "trained here",
+    }
+
+
+def parent_name(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str | None:
+    """Return the name of the weights that `pretrained` referred to; `cfg` is the network's pretrained_cfg."""
+    if pretrained is True:
+        return ".".join(str(cfg[key]) for key in ("architecture", "tag") if cfg.get(key)) or None
+    if not pretrained:
+        return None
+    if not os.path.isabs(pretrained):
+        return str(pretrained)
+    try:  # the name in the weights' record is more informative than the last part of their path
+        return str(read_config(fetch(locate(pretrained)))["acmix_zoo"]["name"])
+    except (OSError, ValueError, KeyError):
+        return portable_path(pretrained)
+
+
+def run_cfg(run: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return timm's pretrained_cfg of a run's weights, as far as the run and its data state it."""
+    data_name = card.get("dataset", {}).get("name", "").rpartition("/")[2].replace("-", "_")
+    return {"tag": run.get("tag") or data_name or None, **card.get("cfg", {})}
+
+
+def validation_scores(row: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return the validation scores in a row of the history as {"val": {metric: value}}."""
+    return {"val": {name[4:]: value for name, value in row.items() if name.startswith("val/")}}
+
+
+def evaluation_limits(trainer: Any) -> dict[str, Any]:
+    """Return the options of a trainer that can leave out images of an evaluation, for `is_complete`."""
+    names = ("limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
+    return {f"trainer.{name}": getattr(trainer, name, None) for name in names}
+
+
+def is_complete(options: Mapping[str, Any], split: str) -> bool:
+    """Return whether every image of a split is evaluated. Scores on part of a split are not recorded.
+
+    Args:
+        options: {"trainer.<argument>": value} of a run; missing ones have Lightning's defaults.
+        split: "val" or "test".
+    """
+    limit = options.get(f"trainer.limit_{split}_batches")
+    if options.get("trainer.overfit_batches") or options.get("trainer.fast_dev_run"):
+        return False
+    return limit is None or (isinstance(limit, float) and limit == 1.0)  # the int 1 is a single batch

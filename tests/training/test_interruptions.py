@@ -1,0 +1,196 @@
+"""Runs that are interrupted by a signal, a crash or a full disk, and give the same weights once they are resumed."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+
+import lightning as L
+from support.training import (
+    CallAt,
+    CrashAfterFirstEpoch,
+    assert_same_run,
+    callback_option,
+    checkpoint_weights,
+    fit_arguments,
+    make_data,
+    make_image_folder,
+    make_task,
+    make_trainer,
+    no_large_files,
+    train_run,
+)
+
+from acmix_zoo.cli.main import main
+from acmix_zoo.training import RunFolder
+from acmix_zoo.training.signals import Interrupted
+from acmix_zoo.weights import check_folder
+
+
+def fit(folder: Path, image_folder: Path, *callbacks: L.Callback, resume: bool = False, epochs: int = 3) -> RunFolder:
+    run = RunFolder(str(folder))
+    torch.manual_seed(0)
+    trainer = make_trainer(*callbacks, run, epochs=epochs)
+    path = run.last if resume else None
+    trainer.fit(make_task(ema_decay=0.9), make_data(image_folder), ckpt_path=path, weights_only=True)
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    return fit(folder / "run", make_image_folder(folder / "images"))
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        pytest.param({"batch": 1}, signal.SIGINT, id="inside-SIGINT"),
+        pytest.param({"batch": 2}, signal.SIGINT, id="last-SIGINT", marks=pytest.mark.slow),
+        pytest.param({"batch": None}, signal.SIGINT, id="validation-SIGINT", marks=pytest.mark.slow),
+        pytest.param({"batch": 1}, signal.SIGTERM, id="inside-SIGTERM", marks=pytest.mark.slow),
+        pytest.param({"batch": 2}, signal.SIGTERM, id="last-SIGTERM"),
+        pytest.param({"batch": None}, signal.SIGTERM, id="validation-SIGTERM"),
+    ],
+)
+def test_signal_and_resume_give_the_uninterrupted_weights(
+    number: signal.Signals,
+    place: dict[str, Any],
+    image_folder: Path,
+    uninterrupted: RunFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    handler = signal.getsignal(number)
+    with pytest.raises(Interrupted) as stop:
+        fit(tmp_path / "cut", image_folder, CallAt(lambda: os.kill(os.getpid(), number), epoch=1, **place))
+    assert stop.value.code == 128 + number
+    assert f"{Path('cut/checkpoints/last.ckpt')}; pass it to Trainer.fit as ckpt_path" in capsys.readouterr().out
+    assert signal.getsignal(number) == handler
+    step = torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert step == (5 if place["batch"] == 1 else 6)  # three steps an epoch: nothing computed is lost
+    assert_same_run(uninterrupted, fit(tmp_path / "cut", image_folder, resume=True))
+
+
+def test_second_interrupt_stops_at_once_and_keeps_the_epoch(
+    image_folder: Path, uninterrupted: RunFolder, tmp_path: Path
+) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            fit(tmp_path / "cut", image_folder, CallAt(twice, epoch=1))  # in a validation, on averaged weights
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones while it shuts down
+    assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    assert_same_run(uninterrupted, fit(tmp_path / "cut", image_folder, resume=True))
+
+
+def test_a_signal_waits_for_the_accumulated_step(image_folder: Path, tmp_path: Path) -> None:
+    """Its gradients would be lost otherwise."""
+    uninterrupted = train_run(tmp_path / "whole", image_folder, trainer_accumulate_grad_batches=2)
+    at = CallAt(lambda: os.kill(os.getpid(), signal.SIGTERM), epoch=1, batch=2)  # the first of two
+    with pytest.raises(Interrupted):
+        train_run(tmp_path / "cut", image_folder, at, trainer_accumulate_grad_batches=2)
+    last = tmp_path / "cut/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 3 + 2
+    resumed = train_run(tmp_path / "cut", image_folder, resume=last, trainer_accumulate_grad_batches=2)
+    assert_same_run(uninterrupted, resumed)
+
+
+def test_full_disk_in_between(
+    image_folder: Path, uninterrupted: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = no_large_files()
+    enter = CallAt(full.__enter__, epoch=1, batch=0)
+    leave = CallAt(lambda: full.__exit__(None, None, None), epoch=2, batch=0)
+    run = fit(tmp_path / "run", image_folder, enter, leave)
+    assert capsys.readouterr().out.count("could not save") == 1
+    assert [row["epoch"] for row in run.history] == [1, 2, 3]
+    assert torch.load(run.last, weights_only=True)["epoch"] == 2
+    assert torch.equal(
+        checkpoint_weights(run.last)["model.fc.weight"], checkpoint_weights(uninterrupted.last)["model.fc.weight"]
+    )
+    assert sorted(p.name for p in run.last.parent.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+
+
+def test_full_disk_at_the_end(image_folder: Path, uninterrupted: RunFolder, tmp_path: Path) -> None:
+    full = no_large_files()
+    try:
+        with pytest.raises(OSError, match=r"last epoch of the run could not be saved: .*as ckpt_path to resume"):
+            fit(tmp_path / "run", image_folder, CallAt(full.__enter__, epoch=1, batch=0))
+    finally:
+        full.__exit__(None, None, None)
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["epoch"] == 0  # the first epoch's is uninterrupted
+    assert_same_run(uninterrupted, fit(tmp_path / "run", image_folder, resume=True))
+
+
+def test_a_run_that_was_killed_at_its_end_is_finished(image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = fit_arguments(image_folder, folder, ckpt_path="last")
+    assert main(words) == 0
+    (folder / "metrics.csv").unlink()
+    shutil.rmtree(folder / "weights")
+    assert main(words) == 0
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 2 and check_folder(folder / "weights") == []
+
+
+def splits(folder: Path) -> Path:
+    for split in ("train", "val", "test"):
+        make_image_folder(folder / split, per_class=6)
+    return folder
+
+
+def broken(content: bytes) -> bytes:
+    return b"no picture"
+
+
+def damaged(content: bytes) -> bytes:
+    """In the middle, where a look at the ends does not see it."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words_of_it"),
+    [
+        pytest.param(broken, "1 of 18 test images cannot be used", marks=pytest.mark.slow),
+        (damaged, "class1/3.png cannot be read"),
+    ],
+)
+def test_a_run_resumes_after_images_were_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, words_of_it: str
+) -> None:
+    """Stopped after its first epoch; an image of each split is no image any more when it goes on."""
+    data, folder = splits(tmp_path / "data"), tmp_path / "run"
+    words = fit_arguments(data, folder, ckpt_path="last", trainer__max_epochs=2)
+    with pytest.raises(RuntimeError, match="the power is cut"):
+        main([*words, f"--trainer.callbacks={callback_option(CrashAfterFirstEpoch)}"])
+    for split in ("train", "val", "test"):
+        file = data / split / "class1/3.png"
+        file.write_bytes(spoil(file.read_bytes()))
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match="skipped: image") as warned:
+        assert main(words) == 0
+    assert sum("skipped" in str(warning.message) for warning in warned) == 2
+    said = capsys.readouterr().out
+    assert "Resuming from epoch 2 of 2 (step 2 of 4)" in said
+    assert ("image files have changed" in said) == (spoil is broken)  # the fingerprint is of names and sizes
+    assert "Warning: the weights are not tested: " in said and words_of_it in said
+    assert f"acmix-zoo test --config {folder / 'config.yaml'}" in said
+    assert check_folder(folder / "weights") == []
+    make_image_folder(tmp_path / "more" / "test", per_class=6)
+    shutil.copy(tmp_path / "more/test/class1/3.png", data / "test/class1/3.png")
+    assert main(["test", "--config", str(folder / "config.yaml")]) == 0
+    assert "test: top-1 " in capsys.readouterr().out

@@ -1,0 +1,46 @@
+"""Signals over several processes, and requeueing a SLURM job."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+
+from torch import Tensor
+
+from acmix_zoo.training.signals import Signals, requeue
+
+
+def test_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    requeue()
+    assert capsys.readouterr().out == ""  # no SLURM job
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    requeue()
+    said = capsys.readouterr().out
+    assert "could not requeue SLURM job 12" in said and "run `scontrol requeue 12` or submit" in said
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ > {tmp_path}/called\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    requeue()
+    assert (tmp_path / "called").read_text() == "requeue 11_3\n"
+    assert "Requeued SLURM job 11_3" in capsys.readouterr().out
+
+
+def test_a_signal_that_arrives_during_the_exchange_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    signals = Signals()
+
+    def waits(values: Tensor, *_: Any) -> None:
+        signals.number = signal.SIGTERM
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", waits)
+    assert signals.agree(torch.device("cpu")) == [0]
+    assert signals.agree(torch.device("cpu")) == [signal.SIGTERM]

@@ -1,0 +1,78 @@
+"""The model card: what it says, and that nothing in it can become markup."""
+
+import copy
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.weight_folders import (
+    RECORD,
+    write_weights,
+)
+from yaml import safe_load
+
+from acmix_zoo.weights import read_config
+from acmix_zoo.weights.card import render_card, render_eval_results
+
+
+def test_a_local_data_set_is_not_taken_for_one_of_the_hub(tmp_path: Path) -> None:
+    """Only the fingerprint of the shipped images, not the name of a folder, leads to a data set of the Hub."""
+    local = {"name": "fashion_mnist", "fingerprint": "0123456789abcdef"}
+    folder = write_weights(tmp_path / "w", record={**RECORD, "dataset": local})
+    assert "zalando" not in (folder / "README.md").read_text() and render_eval_results(read_config(folder)) == {}
+
+
+@pytest.fixture(scope="module")
+def any_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return read_config(write_weights(tmp_path_factory.mktemp("any") / "w", record={**RECORD, "parent": "start.pth"}))
+
+
+EVIL = "x\npipeline_tag: evil\n---\n<script>alert(1)</script>|`a` [b](http://c) \\| *d* &amp; | e\u2028f\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    "field", ["license", "origin", "parent", "command", "seed", "dataset", "metric", "note", "label", "tag"]
+)
+def test_nothing_in_a_card_is_markup(any_config: dict[str, Any], field: str) -> None:
+    """Names from users and data sets appear literally. They cannot add front matter, HTML, links or table cells."""
+    markdown = pytest.importorskip("markdown_it").MarkdownIt().enable("table")
+    config = copy.deepcopy(any_config)
+    plain = render_card(config)
+    record, label = config["acmix_zoo"], config["pretrained_cfg"]
+    value = "Ann's set" + EVIL
+    changes = {
+        "dataset": {"dataset": {"name": value, value: {value: value}}},
+        "metric": {"metrics": [{"dataset": value, "split": value, "name": "top1" + value, "value": 0.5}]},
+        "note": {"metrics": [{"dataset": "a/b", "split": "val", "name": "top1", "value": 0.5, "note": value}]},
+        "tag": {"name": value},
+    }
+    record.update(changes.get(field, {field: value}))
+    label["label_names"] = [value] * 10 if field == "label" else None
+    card = render_card(config)
+    front, body = card.removeprefix("---\n").split("\n---\n", 1)
+    expected = {
+        "library_name": "acmix_zoo",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "timm", "acmix"],
+    }
+    found = safe_load(front)
+    assert {key: found[key] for key in expected} == expected and found.keys() <= {*expected, "license", "datasets"}
+    assert len(body.splitlines()) == len(plain.split("\n---\n", 1)[1].splitlines()) + 4 * (field == "label")
+    for markup in ("<script", "[b](", "\x1b", "\u2028", "*d*"):
+        assert markup not in body
+    rows = [line for line in body.splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} <= {3, 5}
+    if field != "license":  # which only the front matter has
+        shown = html.unescape(re.sub("<[^>]*>", "", markdown.render(body)))
+        assert "<script>alert(1)</script>|`a` [b](http://c) \\| *d* &amp; | e f [2J" in shown
+    for text in render_eval_results(config).values():
+        [entry] = safe_load(text)
+        assert entry.keys() == {"dataset", "value", "notes"}
+
+
+def test_local_data_sets_are_not_announced_to_the_hub(tmp_path: Path) -> None:
+    metrics = [{"dataset": "../my/photos", "split": "val", "name": "top1", "value": 1.0}]
+    folder = write_weights(tmp_path / "w", record={"metrics": metrics, "dataset": {"name": "../my/photos"}})
+    assert not (folder / ".eval_results").exists() and "datasets:" not in (folder / "README.md").read_text()

@@ -1,0 +1,139 @@
+"""What every kind of name and path means, what is ambiguous, and what the error says if there is nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from support.weight_folders import SHIPPED
+
+from acmix_zoo.weights.locate import (
+    Kind,
+    NotFoundError,
+    Repository,
+    locate,
+    locate_weights,
+    parse_repository,
+)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with weights of every kind. They need not be readable to be located."""
+    for folder in ("folder", "finished/weights", "resnet18"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {}}')
+        (tmp_path / folder / "model.safetensors").touch()
+    for run in ("finished", "interrupted"):
+        (tmp_path / run / "checkpoints").mkdir(parents=True)
+        (tmp_path / run / "config.yaml").touch()
+        (tmp_path / run / "checkpoints" / "best.ckpt").touch()
+    (tmp_path / "sharded" / "checkpoints" / "best.ckpt").mkdir(parents=True)
+    (tmp_path / "sharded" / "checkpoints" / "best.ckpt" / ".metadata").touch()
+    for file in ("mine.pth", "other/model.safetensors", "other/config.json", "foreign/x.txt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "path", "run"),
+    [
+        ("acmix_resnet_pico", Kind.NETWORK, None, None),
+        ("acmix_resnet_pico.fashion_mnist", Kind.NETWORK, None, None),
+        ("vit_tiny_patch16_224.augreg_in21k", Kind.NETWORK, None, None),
+        ("folder", Kind.WEIGHT_FOLDER, "folder", None),
+        ("./folder/", Kind.WEIGHT_FOLDER, "folder", None),
+        ("folder/model.safetensors", Kind.WEIGHT_FOLDER, "folder", None),
+        ("finished", Kind.WEIGHT_FOLDER, "finished/weights", "finished"),
+        ("finished/config.yaml", Kind.WEIGHT_FOLDER, "finished/weights", "finished"),
+        ("finished/weights", Kind.WEIGHT_FOLDER, "finished/weights", "finished"),
+        ("finished/checkpoints/best.ckpt", Kind.CHECKPOINT, "finished/checkpoints/best.ckpt", "finished"),
+        ("interrupted", Kind.CHECKPOINT, "interrupted/checkpoints/best.ckpt", "interrupted"),
+        ("interrupted/config.yaml", Kind.CHECKPOINT, "interrupted/checkpoints/best.ckpt", "interrupted"),
+        ("sharded", Kind.SHARDED_CHECKPOINT, "sharded/checkpoints/best.ckpt", "sharded"),
+        ("mine.pth", Kind.CHECKPOINT, "mine.pth", None),
+        ("other/model.safetensors", Kind.CHECKPOINT, "other/model.safetensors", None),  # config.json of another library
+    ],
+)
+@pytest.mark.parametrize("as_path", [False, True], ids=["str", "Path"])
+def test_names_and_paths(here: Path, name: str, kind: Kind, path: str | None, run: str | None, as_path: bool) -> None:
+    if as_path and kind is Kind.NETWORK:
+        with pytest.raises(NotFoundError, match="does not exist"):
+            locate(Path(name))
+        return
+    located = locate(Path(name) if as_path else name)
+    assert (located.kind, located.path) == (kind, Path(path) if path else None)
+    assert (located.run and located.run.absolute()) == (here / run if run else None)
+    assert located.name == (str(Path(name)) if as_path else name)
+    architecture, _, tag = name.partition(".")
+    assert (located.architecture, located.tag) == ((architecture, tag) if kind is Kind.NETWORK else ("", ""))
+
+
+@pytest.mark.parametrize("prefix", ["", "hf-hub:"])
+@pytest.mark.parametrize("name", ["org/name", "org/name@v1", "Org-2/some.name_3@refs"])
+def test_repositories(name: str, prefix: str) -> None:
+    located = locate(prefix + name)
+    repo, _, revision = name.partition("@")
+    assert (located.kind, located.repository) == (Kind.REPOSITORY, Repository(repo, revision or None))
+    assert str(located.repository) == name
+
+
+@pytest.mark.parametrize("name", ["name", "a/b/c", "org/", "or g/x", "hf-hub:name"])
+def test_impossible_repositories(name: str) -> None:
+    with pytest.raises(ValueError, match=r"Expected org/name|does not allow the name"):
+        parse_repository(name)
+
+
+def test_a_folder_with_the_name_of_a_network(here: Path) -> None:
+    assert locate("resnet18").kind is Kind.NETWORK
+    assert locate("resnet18", prefers_paths=True).path == locate("./resnet18").path == Path("resnet18")
+
+
+def test_an_existing_path_takes_precedence_over_a_repository(here: Path) -> None:
+    assert locate("finished/weights").kind is Kind.WEIGHT_FOLDER
+    with pytest.raises(NotFoundError, match=r"finished/weight does not exist.* are finished/weights.*hf-hub:finished/"):
+        locate("finished/weight")
+    assert locate("hf-hub:finished/weight").kind is locate("finished/weight@v1").kind is Kind.REPOSITORY
+
+
+def test_weights_of_a_network(here: Path) -> None:
+    assert locate_weights("acmix_resnet_pico", "fashion_mnist").tag == "fashion_mnist"
+    assert locate_weights("resnet18", "resnet18").path == Path("resnet18")
+    assert locate_weights("acmix_resnet_pico", "org/name").kind is Kind.REPOSITORY
+    with pytest.raises(NotFoundError, match=r"acmix_resnet_pico has no tag 'nobodys'\. Expected fashion_mnist, or the"):
+        locate_weights("acmix_resnet_pico", "nobodys")
+    with pytest.raises(NotFoundError, match=r"nowhere\.pth does not exist"):
+        locate_weights("acmix_resnet_pico", "nowhere.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("acmix_resnet_pic", r"unknown model 'acmix_resnet_pic'.*closest names are acmix_resnet_pico"),
+        ("acmix_resnet_pico.fashion", "acmix_resnet_pico has no tag 'fashion'. Expected fashion_mnist"),
+        ("san15_patchwise.x", "san15_patchwise has no tag 'x'. Expected no tag, because it has none"),
+        ("resnet_50", r"unknown model.*resnet50"),
+        ("interupted", r"unknown model.*closest names are interrupted"),
+        ("zzzzzz", r"unknown model 'zzzzzz'.*`acmix-zoo list` shows the networks"),
+        ("mine.ckpt", r"mine\.ckpt does not exist.*closest names are mine\.pth"),
+        ("./foldr", r"\./foldr does not exist. Expected a weight folder.*closest names are folder"),
+        ("/no/such/place", "/no/such/place does not exist"),
+        ("foreign", "foreign is a folder without weights. Expected a weight folder, which has a config.json"),
+        ("~/x", "does not exist"),
+    ],
+)
+def test_nothing_of_this_name(here: Path, name: str, message: str) -> None:
+    """The error is a ValueError, for an unknown model, and a FileNotFoundError, for a missing path."""
+    for kind in (ValueError, FileNotFoundError):
+        with pytest.raises(kind, match=message):
+            locate(name)
+
+
+def test_a_located_file_is_what_the_reader_gets(tmp_path: Path) -> None:
+    """The file of a shipped weight folder is its folder, with its config.json; elsewhere it is a plain file."""
+    assert locate(SHIPPED / "model.safetensors").path == SHIPPED
+    copy = Path(shutil.copy(SHIPPED / "model.safetensors", tmp_path))
+    assert locate(copy).kind is Kind.CHECKPOINT

@@ -1,0 +1,173 @@
+"""Replacing a weight folder: no failure loses what was there, and several processes may do it at once."""
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from support.weight_folders import (
+    ROOT,
+    file_contents,
+    pico,
+    write_weights,
+)
+
+from acmix_zoo.weights import check_folder, create_model
+from acmix_zoo.weights.replace import replace_folder, temporary_sibling
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weight folder that verifies, to copy and change."""
+    folder = write_weights(tmp_path_factory.mktemp("written") / "weights")
+    assert check_folder(folder) == []
+    return folder
+
+
+@pytest.fixture
+def old(written: Path, tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
+    """A weight folder to replace, and its content."""
+    folder = Path(shutil.copytree(written, tmp_path / "weights"))
+    return folder, file_contents(folder)
+
+
+def test_an_old_folder_is_replaced(old) -> None:
+    folder, before = old
+    (folder / "notes.txt").write_text("of the old weights")
+    torch.manual_seed(1)  # for other weights than before
+    write_weights(folder)
+    assert file_contents(folder)["model.safetensors"] != before["model.safetensors"]
+    assert "notes.txt" not in file_contents(folder) and check_folder(folder) == []
+    assert os.listdir(folder.parent) == ["weights"]
+
+
+def test_full_disk(old) -> None:
+    """The kernel refuses to write more than a megabyte to a file, as a full disk would."""
+    folder, before = old
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"could not be written.*Whatever was there before is unchanged") as caught:
+            write_weights(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert file_contents(folder) == before and os.listdir(folder.parent) == ["weights"]
+
+
+def test_really_full_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("only root can mount a small file system")
+    try:
+        folder = write_weights(disk / "weights")
+        before = file_contents(folder)
+        (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - 500_000))
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            write_weights(folder)
+        assert caught.value.errno == errno.ENOSPC
+        assert file_contents(folder) == before and sorted(os.listdir(disk)) == ["ballast", "weights"]
+        assert check_folder(folder) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_interrupt(old, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    folder, before = old
+    count, fsync = iter(range(100)), os.fsync
+
+    def interrupted(descriptor: int) -> None:
+        if next(count) == step:
+            raise KeyboardInterrupt
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_weights(folder)
+    assert file_contents(folder) == before and os.listdir(folder.parent) == ["weights"]
+
+
+def test_failing_exchange(old, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, before = old
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.startswith(".weights."):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_weights(folder)
+    assert file_contents(folder) == before and os.listdir(folder.parent) == ["weights"]
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_another_process_takes_the_place_meanwhile(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    """Three times in a row, another process puts its own folder in place just before the new one is moved there."""
+    folder = tmp_path / "weights"
+    others = [Path(shutil.copytree(written, tmp_path / f"other{i}")) for i in range(3)]
+    if not is_new:
+        shutil.copytree(written, folder)
+    model, rename = pico(), Path.rename
+
+    def racing(self: Path, target: Path) -> Path:
+        if target == folder and others:
+            rename(others.pop(), folder)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", racing)
+    write_weights(folder, model)
+    assert not others and os.listdir(tmp_path) == ["weights"] and check_folder(folder) == []
+    assert torch.equal(create_model(folder).fc.weight, model.fc.weight)
+
+
+def test_many_fill_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acmix_zoo.weights.replace.check_folder", lambda folder: [])  # only the moving is tested
+
+    def fill(number: int) -> None:
+        for i in range(50):
+            with temporary_sibling(tmp_path / "weights") as new:
+                for name in ("config.json", "model.safetensors"):
+                    (new / name).write_text(f"{number} {i}")
+                replace_folder(tmp_path / "weights", new)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(fill, range(4)))
+    found = file_contents(tmp_path / "weights")
+    assert len(found) == 2 and found["config.json"] == found["model.safetensors"]
+    assert os.listdir(tmp_path) == ["weights"]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.safetensors", "model.pth", "best.ckpt"])
+def test_a_file_is_not_a_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is the name of a .* file, but weights are written as a folder"):
+        write_weights(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.slow
+def test_kill(old) -> None:
+    """Killed in the middle of writing: the old folder still verifies."""
+    folder, before = old
+    code = (
+        "import os, sys, timm, torch, acmix_zoo\n"
+        "from acmix_zoo.weights import write_folder\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), 9)\n"
+        "model = timm.create_model('acmix_resnet_pico')\n"
+        "write_folder(sys.argv[1], model, architecture='acmix_resnet_pico', pretrained_cfg={}, record={},"
+        " example=torch.zeros(1, 3, 32, 32))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == -9, result.stderr
+    assert file_contents(folder) == before and check_folder(folder) == []

@@ -1,0 +1,73 @@
+"""Verifying a weight folder: damage and wrong records are found."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+from support.weight_folders import (
+    SHIPPED,
+    damage_last_byte,
+    edit_config,
+    write_weights,
+)
+
+from acmix_zoo.weights import check_folder
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weight folder that verifies, to copy and change."""
+    folder = write_weights(tmp_path_factory.mktemp("written") / "weights")
+    assert check_folder(folder) == []
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]), "file_size"),
+        (lambda f: damage_last_byte(f / "model.safetensors"), "sha256"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
+        (lambda f: (f / "config.json").write_text("{"), "damaged"),
+        (lambda f: (f / "config.json").write_text("[]"), "architecture"),
+        (lambda f: (f / "config.json").unlink(), "has no config.json"),
+        (lambda f: edit_config(f, architecture="acmix_resnet99"), "acmix_resnet99"),
+        (lambda f: edit_config(f, architecture="acmix_swin_pico"), "missing"),
+        (lambda f: shutil.rmtree(f / "test"), "does not hold an input and its logits"),
+        (lambda f: move_logits(f), "differ from the stored ones"),
+    ],
+)
+def test_damage_is_found(written: Path, tmp_path: Path, damage, message: str) -> None:
+    folder = Path(shutil.copytree(written, tmp_path / "w"))
+    damage(folder)
+    assert message in " ".join(check_folder(folder))
+
+
+def move_logits(folder: Path) -> None:
+    example = safetensors.torch.load_file(folder / "test" / "example.safetensors")
+    example["logits"][0, 0] += example["logits"].abs().max() * 1e-3
+    safetensors.torch.save_file(example, folder / "test" / "example.safetensors")
+
+
+def test_the_record_is_checked(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SHIPPED, tmp_path / "shipped"))
+    edit_config(
+        folder,
+        acmix_zoo={"params": 5, "macs": 6, "metrics": [{"dataset": "d", "split": "s", "name": "top1", "value": 93}]},
+    )
+    problems = check_folder(folder)
+    for words in (
+        "top1 on d is 93; expected 0 to 1",
+        "params: counted 653054, but config.json says 5",
+        "macs: counted 10371584",
+    ):
+        assert any(words in problem for problem in problems)
+    edit_config(folder, acmix_zoo={"macs": None, "environment": "mine", "metrics": [3]})
+    problems = check_folder(folder)
+    for words in (
+        "macs is None; expected int",
+        "environment is 'mine'; expected dict",
+        "metric 3 does not have",
+    ):
+        assert any(words in problem for problem in problems)
