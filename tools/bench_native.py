@@ -18,6 +18,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from unittest.mock import patch
 
 import timm
@@ -31,14 +32,9 @@ from acmix_zoo.ops.native.library import instruction_set, library
 
 # (channels, side of the input, stride, how often it occurs in ResNet-50)
 LAYERS = [
-    (64, 56, 1, 3),
-    (128, 28, 1, 3),
-    (256, 14, 1, 5),
-    (512, 7, 1, 2),
-    (128, 56, 2, 1),
-    (256, 28, 2, 1),
-    (512, 14, 2, 1),
-]
+    (64, 56, 1, 3), (128, 28, 1, 3), (256, 14, 1, 5), (512, 7, 1, 2),
+    (128, 56, 2, 1), (256, 28, 2, 1), (512, 14, 2, 1),
+]  # fmt: skip
 
 
 def medians(candidates: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
@@ -74,11 +70,11 @@ def inference(module: nn.Module, x: Tensor) -> Callable[[], object]:
     return run
 
 
-def training(module: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+def training(module: nn.Module, x: Tensor, backward: Callable[[Tensor], object]) -> Callable[[], object]:
     def run() -> object:
         module.zero_grad()
-        loss(module(x)).backward()
-        return None
+        x.grad = None
+        return backward(module(x))
 
     return run
 
@@ -102,7 +98,7 @@ def measure_layers(batch: int, seconds: float) -> None:
                 if mode == "inference":
                     runs[name] = inference(module, x)
                 else:
-                    runs[name] = training(module, learned, lambda out: (out * weights).sum())
+                    runs[name] = training(module, learned, partial(torch.autograd.backward, grad_tensors=weights))
             runs["python"] = without_library(runs["native"])
             found = medians(runs, seconds)
             report(f"{mode} {batch}×{channels}×{side}²{'/2' if stride == 2 else ''}", found)
@@ -131,7 +127,7 @@ def measure_networks(batch: int, seconds: float) -> None:
     x = torch.randn(batch, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(1000, (batch,))
     runs = {
-        name: training(net.train(), x, lambda out: F.cross_entropy(out, labels))
+        name: training(net.train(), x, lambda out: F.cross_entropy(out, labels).backward())
         for name, net in (("native", ours), ("plain", plain))
     }
     report(f"training ResNet-50, batch {batch}", medians({**runs, "python": without_library(runs["native"])}, seconds))

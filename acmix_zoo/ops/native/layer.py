@@ -91,9 +91,14 @@ def backward(
     taps = composed(fc, shift) if shift is not None and (wanted[4] or wanted[5]) else None
     d_taps = None if taps is None else torch.zeros_like(taps)  # (out, k·k, 3·heads)
     d_x = torch.empty_like(x, memory_format=torch.channels_last) if wanted[0] else None
-    d_weight, d_bias, d_pe, d_alpha = (
+    fresh = torch.empty_like if len(x) else torch.zeros_like
+    d_weight, d_bias = (
+        fresh(t, memory_format=torch.contiguous_format) if want and t is not None else None
+        for t, want in ((weight, wanted[1]), (bias, wanted[2]))
+    )
+    d_pe, d_alpha = (  # the library adds to these, and to d_taps
         torch.zeros_like(t, memory_format=torch.contiguous_format) if want and t is not None else None
-        for t, want in ((weight, wanted[1]), (bias, wanted[2]), (pe, wanted[3]), (alpha, wanted[6]))
+        for t, want in ((pe, wanted[3]), (alpha, wanted[6]))
     )
     grad = grad.permute(0, 2, 3, 1).contiguous()  # (B, Ho, Wo, out)
     gradients = dict(
