@@ -64,7 +64,7 @@ def acmix(
         return torch.ops.acmix_zoo.acmix(x, weight, bias, *mixing, *geometry, keep)[0]  # type: ignore[no-any-return]
     if all(t is None or type(t) in (Tensor, Parameter) for t in (x, weight, bias, *mixing)):  # no subclass of a user's
         if runs_native(x, weight, bias, mixing, geometry):
-            keep = Keep.LIBRARY if keeps and has_backward(mixing, [True] * 8) else Keep.NOTHING
+            keep = Keep.LIBRARY if keeps and has_backward(len(x), mixing, [True] * 8) else Keep.NOTHING
             return torch.ops.acmix_zoo.acmix(x, weight, bias, *mixing, *geometry, keep)[0]  # type: ignore[no-any-return]
     window = geometry[1:]
     plan = plan_layer(x.shape, len(weight) // 3, *window, itemsize=x.element_size(), device=x.device.type)

@@ -72,7 +72,7 @@ def _backward(grad: Tensor, kept: Tensor, x: Tensor, weight: Tensor, bias: Tenso
     mixing, g, wanted = rest[:5], Geometry(*rest[5:9]), rest[9]
     in_library_layout = kept.numel() > 0 and kept.shape[-1] != len(weight)
     if in_library_layout or (
-        kept.numel() == 0 and runs_native(x, weight, bias, mixing, g) and native.has_backward(mixing, wanted)
+        kept.numel() == 0 and runs_native(x, weight, bias, mixing, g) and native.has_backward(len(x), mixing, wanted)
     ):
         found = native.backward(grad, kept, x, weight, bias, mixing, g, wanted)
         return [t for t, w in zip(found, wanted, strict=True) if w and t is not None]

@@ -32,6 +32,8 @@ def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Mixing, head
         return f"it takes up to {MOST_HEADS} heads; these are {heads}"
     if library() is None:
         return "the native library is not available"
+    if parallel() is None and torch.get_num_threads() > 1:
+        return "this PyTorch has no OpenMP threads that the native library could share"
     return None
 
 
@@ -123,10 +125,14 @@ def backward(
     ]
 
 
-def has_backward(mixing: Mixing, wanted: Sequence[bool]) -> bool:
-    """Return whether `backward` has all wanted gradients: it has none for a different alpha for each channel."""
+def has_backward(batch: int, mixing: Mixing, wanted: Sequence[bool]) -> bool:
+    """Return whether `backward` has all wanted gradients and keeps enough threads busy.
+
+    It has no gradient of a different alpha for each channel, and its threads share images only, so that with fewer
+    images than half of the threads the Python backend is faster.
+    """
     alpha = mixing[3]
-    return not wanted[6] or alpha is None or alpha.numel() == 1
+    return (not wanted[6] or alpha is None or alpha.numel() == 1) and 2 * batch >= torch.get_num_threads()
 
 
 def pixel_floats(channels: int, heads: int) -> int:
