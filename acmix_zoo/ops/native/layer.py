@@ -20,7 +20,7 @@ MOST_HEADS = 16
 def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Mixing, heads: int) -> str | None:
     """Return why the native library cannot run a layer, in words, or None if it can.
 
-    Args are those of `acmix_zoo.ops.acmix.acmix`.
+    The arguments are those of `acmix_zoo.ops.acmix.acmix`.
     """
     tensors = [t for t in (x, weight, bias, *mixing) if t is not None]
     for t in tensors:

@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t OUT_ROWS = 2;                      // output rows of one task
 constexpr int64_t SHARED_RING = (16 << 20) / 4;      // floats that the ring may take if threads share an image
 
-
+// A layer with what follows from it. `Prepared` fills in the pointers.
 struct Forward {
   const Layer& l;
   Layout s;
