@@ -106,7 +106,7 @@ def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, ge
         return torch.ops.acmix_zoo.acmix(x, weight, bias, *paths, *geometry, keep)[0]  # type: ignore[no-any-return]
     if all(t is None or type(t) in (Tensor, Parameter) for t in (x, weight, bias, *paths)):  # no subclass of a user
         if runs_native(x, weight, bias, paths, geometry):
-            keep = Keep.NATIVE if keeps and has_backward(paths, [True] * 8) else Keep.NOTHING
+            keep = Keep.NATIVE if keeps and has_backward(len(x), paths, [True] * 8) else Keep.NOTHING
             return torch.ops.acmix_zoo.acmix(x, weight, bias, *paths, *geometry, keep)[0]  # type: ignore[no-any-return]
     window = attention_window(geometry)
     plan = plan_batch(x.shape, len(weight) // 3, window, itemsize=x.element_size(), device=device)

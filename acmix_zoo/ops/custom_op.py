@@ -68,7 +68,9 @@ def _backward(
     paths, geometry, needed = _unflatten_arguments(arguments)
     is_native_layout = kept.numel() > 0 and kept.shape[-1] != len(weight)
     if is_native_layout or (
-        kept.numel() == 0 and runs_native(x, weight, bias, paths, geometry) and native.has_backward(paths, needed)
+        kept.numel() == 0
+        and runs_native(x, weight, bias, paths, geometry)
+        and native.has_backward(len(x), paths, needed)
     ):
         gradients = native.backward(grad, kept, x, weight, bias, paths, geometry, needed)
         return [t for t, need in zip(gradients, needed, strict=True) if need and t is not None]

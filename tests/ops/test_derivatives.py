@@ -253,7 +253,7 @@ class TestKeptTensors:
 
     @pytest.mark.parametrize("size", [8, 20])
     @pytest.mark.parametrize("use_reentrant", [False, True])
-    def test_checkpointing_keeps_only_the_output(self, size: int, use_reentrant: bool) -> None:
+    def test_checkpointing_keeps_only_the_output(self, size: int, use_reentrant: bool, python_backend: None) -> None:
         layer, x = ACmix2d(16, 16), torch.randn(2, 16, size, size, requires_grad=True)
         layer(x)  # fills the cache of masks and indices
         gc.collect()

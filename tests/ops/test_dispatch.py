@@ -51,7 +51,7 @@ class TestForcedBackend:
     def test_environment_variable_forces_a_backend(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ACMIX_BACKEND", "global")
         fresh = imported_again(dispatch)
-        assert fresh.explain_plan((1, 64, 56, 56), 64).startswith("attention: global backend, because it was requested")
+        assert fresh.explain_plan((1, 64, 56, 56), 64).startswith("layer: Python, because the backend 'global' was")
 
     def test_unknown_backend_in_the_environment_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ACMIX_BACKEND", "quick")

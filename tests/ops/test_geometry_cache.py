@@ -216,7 +216,7 @@ def test_two_threads_at_once(grad: bool, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not wrong_sizes
 
 
-def test_sweep_over_image_sizes_stays_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_over_image_sizes_stays_within_the_budget(monkeypatch: pytest.MonkeyPatch, python_backend: None) -> None:
     monkeypatch.setattr(geometry_cache, "_BUDGET_BYTES", 1 << 20)
     layer = acmix_zoo.ACmix2d(4, 4)
     built = 0

@@ -100,7 +100,9 @@ def record_dtype(seen: dict[str, set[torch.dtype]], kind: str, function: Callabl
 
 @pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize("name", LAYERS)
-def test_every_part_computes_in_its_dtype(name: str, dtypes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_part_computes_in_its_dtype(
+    name: str, dtypes: str, monkeypatch: pytest.MonkeyPatch, python_backend: None
+) -> None:
     build, shape = LAYERS[name]
     dtype, lower = DTYPES[dtypes]
     layer = build().to(dtype)

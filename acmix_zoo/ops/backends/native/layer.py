@@ -20,7 +20,7 @@ MOST_HEADS = 16
 def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Mixing, heads: int) -> str | None:
     """Return why the native library cannot run a layer, in words, or None if it can.
 
-    Args are those of `acmix_zoo.ops.acmix.acmix`.
+    The arguments are those of `acmix_zoo.ops.acmix.acmix`.
     """
     tensors = [t for t in (x, weight, bias, *mixing) if t is not None]
     for t in tensors:
@@ -32,6 +32,8 @@ def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Mixing, head
         return f"it takes up to {MOST_HEADS} heads; these are {heads}"
     if library() is None:
         return "the native library is not available"
+    if parallel() is None and torch.get_num_threads() > 1:
+        return "this PyTorch has no OpenMP threads that the native library could share"
     return None
 
 
@@ -91,9 +93,14 @@ def backward(
     taps = composed(fc, shift) if shift is not None and (wanted[4] or wanted[5]) else None
     d_taps = None if taps is None else torch.zeros_like(taps)  # (out, k·k, 3·heads)
     d_x = torch.empty_like(x, memory_format=torch.channels_last) if wanted[0] else None
-    d_weight, d_bias, d_pe, d_alpha = (
+    fresh = torch.empty_like if len(x) else torch.zeros_like
+    d_weight, d_bias = (
+        fresh(t, memory_format=torch.contiguous_format) if want and t is not None else None
+        for t, want in ((weight, wanted[1]), (bias, wanted[2]))
+    )
+    d_pe, d_alpha = (  # the library adds to these, and to d_taps
         torch.zeros_like(t, memory_format=torch.contiguous_format) if want and t is not None else None
-        for t, want in ((weight, wanted[1]), (bias, wanted[2]), (pe, wanted[3]), (alpha, wanted[6]))
+        for t, want in ((pe, wanted[3]), (alpha, wanted[6]))
     )
     grad = grad.permute(0, 2, 3, 1).contiguous()  # (B, Ho, Wo, out)
     gradients = dict(
@@ -118,10 +125,14 @@ def backward(
     ]
 
 
-def has_backward(mixing: Mixing, wanted: Sequence[bool]) -> bool:
-    """Return whether `backward` has all wanted gradients: it has none for a different alpha for each channel."""
+def has_backward(batch: int, mixing: Mixing, wanted: Sequence[bool]) -> bool:
+    """Return whether `backward` has all wanted gradients and keeps enough threads busy.
+
+    It has no gradient of a different alpha for each channel, and its threads share images only, so that with fewer
+    images than half of the threads the Python backend is faster.
+    """
     alpha = mixing[3]
-    return not wanted[6] or alpha is None or alpha.numel() == 1
+    return (not wanted[6] or alpha is None or alpha.numel() == 1) and 2 * batch >= torch.get_num_threads()
 
 
 def pixel_floats(channels: int, heads: int) -> int:

@@ -153,6 +153,14 @@ def test_any_number_of_threads_gives_the_same_bits(batch):
             assert all(torch.equal(result[i], results[0][i]) for result in results), name
 
 
+def test_few_images_for_many_threads(calls, monkeypatch):
+    """The backward pass shares images among threads, so the Python backend is faster for one image and many threads."""
+    layer, x = trained(layer_of(256, 16)), torch.randn(1, 256, 9, 9)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert_equal_to_reference(layer, x)
+    assert calls == ["forward"]
+
+
 def test_an_alpha_for_each_channel_has_a_gradient_by_the_python_backend(calls):
     """The library only has the gradient of one alpha."""
     layer = layer_of(8, 16)

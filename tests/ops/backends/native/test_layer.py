@@ -167,6 +167,10 @@ def test_what_it_does_not_take(calls):
     assert "float32; this is float64" in native.refusal(x.double(), *tensors, 4)
     assert "up to 16 heads; these are 32" in native.refusal(x, *tensors, 32)
     assert "CPU only; this is meta" in native.refusal(x.to("meta"), *tensors, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "parallel", lambda: None)
+        patch.setattr(torch, "get_num_threads", lambda: 2)
+        assert "no OpenMP threads" in native.refusal(x, *tensors, 4)
     layer.double()(x.double())
     layer.bfloat16()(x.bfloat16())
     layer.float()

@@ -150,8 +150,6 @@ class ProjectionGradients {
         weight_(f.l.d_x ? width_ * columns_ : 0), sum_(f.l.d_weight ? width_ * columns_ : 0), bias_(columns_),
         last_(f.l.d_weight && f.l.inputs % PANEL ? PIXELS_AT_ONCE * PANEL : 0) {
     if (f.l.d_x) pack_transposed(f.l, f.s, weight_.data);
-    if (f.l.d_weight)
-      for (int64_t i = 0; i < width_ * columns_; i++) sum_.data[i] = 0;
     for (int64_t i = 0; i < columns_; i++) bias_.data[i] = 0;
   }
 
@@ -169,15 +167,15 @@ class ProjectionGradients {
     }
   }
 
-  // The sums, added to the caller's gradients.
+  // The sums, to the caller's gradients.
   void finish() const {
     const Layer& l = f_.l;
     share(l, columns_, [&](int64_t n) {
       const int64_t r = row_of_column(l, f_.s, n);
       if (r < 0) return;
-      if (l.d_bias) l.d_bias[r] += bias_.data[n];
+      if (l.d_bias) l.d_bias[r] = bias_.data[n];
       if (l.d_weight)
-        for (int64_t k = 0; k < l.inputs; k++) l.d_weight[r * l.inputs + k] += sum_.data[n * width_ + k];
+        for (int64_t k = 0; k < l.inputs; k++) l.d_weight[r * l.inputs + k] = sum_.data[n * width_ + k];
     });
   }
 
@@ -216,10 +214,11 @@ class ProjectionGradients {
                  sum_.data + n * width_ + k);
       }
     });
+    started_ = true;
   }
 
   template <int M = ROWS>
-  INLINE void add_rows(int64_t rows, const Operands& o, float* out, int64_t apart) {
+  void add_rows(int64_t rows, const Operands& o, float* out) {
     if constexpr (M > 0) {
       if (rows >= M) {
         Vec sum[M][2];
@@ -227,19 +226,20 @@ class ProjectionGradients {
         for (int m = 0; m < M; m++) sum[m][0] = sum[m][1] = Vec{};
         multiply_block<M>(o, sum);
 #pragma GCC unroll 14
-        for (int m = 0; m < M; m++) {
-          store(out + m * apart, load(out + m * apart) + sum[m][0]);
-          store(out + m * apart + LANES, load(out + m * apart + LANES) + sum[m][1]);
-        }
+        for (int m = 0; m < M; m++)
+          for (int v = 0; v < 2; v++) {
+            float* to = out + m * width_ + v * LANES;
+            store(to, started_ ? load(to) + sum[m][v] : sum[m][v]);
+          }
       } else {
-        add_rows<M - 1>(rows, o, out, apart);
+        add_rows<M - 1>(rows, o, out);
       }
     }
   }
-  void add_rows(int64_t rows, const Operands& o, float* out) { add_rows(rows, o, out, width_); }
 
   const Forward& f_;
   int64_t width_, columns_;
+  bool started_ = false;  // whether there is something in sum_
   Buffer weight_, sum_, bias_, last_;
 };
 
@@ -249,7 +249,7 @@ constexpr int64_t D_PROJECTIONS = (16 << 20) / 4;
 constexpr int64_t PORTION = 512;
 
 void backward(const Layer& l) {
-  const Prepared prepared(l);
+  const Prepared prepared(l, !l.projections);
   const Forward& f = prepared.f;
   const int64_t taps = l.kernels ? l.conv_kernel * l.conv_kernel : 0, pixels = l.height * l.width;
   const int64_t places = l.d_positions ? pixels * l.head_width : 0;

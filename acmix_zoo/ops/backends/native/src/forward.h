@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t OUT_ROWS = 2;                      // output rows of one task
 constexpr int64_t SHARED_RING = (16 << 20) / 4;      // floats that the ring may take if threads share an image
 
-
+// A layer with what follows from it. `Prepared` fills in the pointers.
 struct Forward {
   const Layer& l;
   Layout s;
@@ -280,7 +280,7 @@ INLINE KernelStrides forward_strides(const Layer& l) {
 class Prepared {
  public:
   Forward f;
-  explicit Prepared(const Layer& l)
+  Prepared(const Layer& l, bool projects)
       : f(l), taps(l.kernels ? l.conv_kernel * l.conv_kernel : 0), columns(l.positions ? column_count(f) : 0),
         floats(f.s.columns * (l.inputs + 1) + packed_kernels(f.s, taps) + f.s.pixel),
         integers(floats_of<int64_t>(columns + taps)) {
@@ -288,7 +288,7 @@ class Prepared {
     auto take = [&](int64_t count) { float* p = next; next += count; return p; };
     float *weight = take(f.s.columns * l.inputs), *bias = take(f.s.columns), *zeros = take(f.s.pixel);
     float* kernels = take(packed_kernels(f.s, taps));
-    pack_weights(l, f.s, weight, bias);
+    if (projects) pack_weights(l, f.s, weight, bias);
     for (int64_t i = 0; i < f.s.pixel; i++) zeros[i] = 0;
     int64_t *column = (int64_t*)integers.data, *tap = column + columns;
     for (int64_t i = 0; i < columns; i++) column[i] = reflect(i - f.att_reach, l.width) * f.s.pixel;
@@ -303,7 +303,7 @@ class Prepared {
 };
 
 void forward(const Layer& l) {
-  const Prepared prepared(l);
+  const Prepared prepared(l, true);
   const Forward& f = prepared.f;
   if (l.threads > 1 && l.parallel && l.batch % l.threads && l.batch < 4 * l.threads)
     for (int64_t image = 0; image < l.batch; image++) share_image(f, image);

@@ -22,7 +22,7 @@ struct Layer {
   const float* offset;                               // (outputs), or null: 0
   float* out;                                        // (batch, rows, cols, outputs)
   float* projections;                                // (batch, height, width, pixel of the layout), or null: see below
-  // Only for the backward pass. It adds to the gradients of the parameters and overwrites that of x.
+  // Only for the backward pass. It adds to the last three gradients and overwrites the others.
   int64_t alpha_is_scalar;                           // all values of alpha are the same, so it can have a gradient
   const float* grad;                                 // of out
   float* d_x;                                        // like x, or null: not wanted

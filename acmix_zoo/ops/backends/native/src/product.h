@@ -144,7 +144,13 @@ void pack_transposed(const Layer& l, const Layout& s, float* packed) {
     float* to = packed + first * depth;
     for (int64_t n = 0; n < depth; n++, to += PANEL) {
       const int64_t r = row_of_column(l, s, n);
-      for (int64_t c = 0; c < PANEL; c++) to[c] = r >= 0 && c < count ? l.weight[r * l.inputs + first + c] : 0;
+      const float* from = l.weight + max(r, 0) * l.inputs + first;
+      if (r >= 0 && count == PANEL) {
+        store(to, load(from));
+        store(to + LANES, load(from + LANES));
+      } else {
+        for (int64_t c = 0; c < PANEL; c++) to[c] = r >= 0 && c < count ? from[c] : 0;
+      }
     }
   });
 }
