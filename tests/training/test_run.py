@@ -40,8 +40,8 @@ def test_accumulated_batches_draw_different_random_numbers(image_folder: Path, t
 
 
 def test_a_finished_run_can_be_trained_for_longer(image_folder: Path, tmp_path: Path) -> None:
-    train_run(tmp_path / "run", image_folder, epochs=2)
-    run = train_run(tmp_path / "run", image_folder, resume=True, epochs=4)
+    first = train_run(tmp_path / "run", image_folder, trainer_epochs=2)
+    run = train_run(tmp_path / "run", image_folder, resume=first.last, trainer_epochs=4)
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
     assert run.history[1]["lr"] < run.history[2]["lr"] > run.history[3]["lr"]  # the longer cosine is taken up
     assert len((tmp_path / "run/metrics.csv").read_text().splitlines()) == 5

@@ -207,7 +207,7 @@ def test_a_moved_run_finds_its_data(
     shutil.rmtree(tmp_path / "project/photos")
     assert main(["validate", f"--config={path}"]) == 1
     error = capsys.readouterr().err
-    assert "Looked for /gone/photos; give the present place with --data.source" in error
+    assert "Looked for /gone/photos. Set the location with --data.source" in error
 
 
 def test_a_relative_path_in_a_config(
@@ -220,7 +220,7 @@ def test_a_relative_path_in_a_config(
     (tmp_path / "moved/config.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.chdir(tmp_path / "moved")
     assert main(["validate", "--config=config.yaml"]) == 1
-    assert f"Looked for {tmp_path / 'photos'}; give the present place with --data.source" in capsys.readouterr().err
+    assert f"Looked for {tmp_path / 'photos'}. Set the location with --data.source" in capsys.readouterr().err
     monkeypatch.chdir(image_folder)
     assert main(["validate", f"--config={tmp_path / 'moved'}"]) == 0
     said = capsys.readouterr().out
