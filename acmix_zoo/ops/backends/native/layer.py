@@ -132,7 +132,7 @@ def has_backward(batch: int, mixing: Mixing, wanted: Sequence[bool]) -> bool:
     images than half of the threads the Python backend is faster.
     """
     alpha = mixing[3]
-    return (not wanted[6] or alpha is None or alpha.numel() == 1) and 2 * batch >= torch.get_num_threads()
+    return (not wanted[6] or alpha is None or alpha.numel() == 1) and 2 * max(batch, 1) >= torch.get_num_threads()
 
 
 def pixel_floats(channels: int, heads: int) -> int:
