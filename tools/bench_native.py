@@ -139,7 +139,9 @@ def measure_networks(batch: int, seconds: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.bench_native", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["layers", "networks"])
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 1], help="batch sizes")
     parser.add_argument("--threads", type=int, default=1, help="number of PyTorch's threads")

@@ -121,6 +121,6 @@ def _locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock, which the system releases even if the process is killed."""
     import fcntl  # not on Windows, where there is no build
 
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
