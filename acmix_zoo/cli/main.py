@@ -77,8 +77,8 @@ def _use_utf8(argv: Sequence[str], is_program: bool) -> None:
 def _is_for_users(error: BaseException) -> bool:
     """Return whether an error's message is enough for the user. All other errors keep their traceback.
 
-    It is enough if this package raised the error, which includes its own exceptions that a data loader's process passed
-    on, or if the operating system did, for example because the disk is full.
+    It is enough if this package raised the error, including exceptions re-raised from a data-loader worker, or if the
+    operating system did, for example because the disk is full.
     """
     if type(error).__module__.startswith("acmix_zoo."):
         return True

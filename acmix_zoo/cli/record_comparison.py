@@ -1,4 +1,4 @@
-"""Compare the metrics and weights of a reproduced training with the record of the original one."""
+"""Compare the metrics and weights of a reproduced training run with the record of the original one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from acmix_zoo.cli.recorded_command import RUN_OPTIONS, Record, Target, split_op
 def tolerance(accuracy: float, images: int) -> float:
     """Return three binomial standard errors of an accuracy.
 
-    Two trainings that differ by chance alone (the order of sums, another machine) get different images wrong. A larger
-    difference of their accuracies is not due to such chance. One image more counts as right and one more as wrong
-    (Laplace), so that a perfect accuracy has an error, too.
+    Two training runs that differ by chance alone (the order of sums, another machine) get different images wrong. A
+    larger difference of their accuracies is not due to such chance. One image more counts as right and one more as
+    wrong (Laplace), so that a perfect accuracy has an error, too.
 
     Args:
         accuracy: fraction of images that are classified correctly, between 0 and 1.

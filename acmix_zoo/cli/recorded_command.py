@@ -20,7 +20,7 @@ RUN_OPTIONS = ("--run.folder", "--run.push_to", "--ckpt_path")
 
 
 class Target(NamedTuple):
-    """A training to reproduce."""
+    """A training run to reproduce."""
 
     name: str
     arguments: list[str]  # of `fit`
@@ -85,9 +85,8 @@ def _target_of_recipe(recipe: Path) -> Target:
 def recorded_arguments(record: Record, config: Path | None = None) -> list[str]:
     """Return the arguments of `fit` from a record's command, with the seed and the present paths of the recipes.
 
-    For files outside the run's working directory, a record contains only the last part of the path, which another file
-    may share. The run's own `config`, which stays on the machine, has the full paths. It is used instead of a recipe
-    that is not shipped.
+    For files outside the run's working directory, a record stores only the file name, which may be ambiguous. If
+    `config` is given, full paths are taken from it, and it replaces any recipe that is not shipped.
 
     Raises:
         FileNotFoundError: a recipe of the command does not exist.

@@ -68,10 +68,10 @@ def reproduce(arguments: Sequence[str], train: Train = run_trainer) -> bool:
 
 
 def _train_parents(arguments: Sequence[str], more: Sequence[str], train: Train) -> None:
-    """Train the weights that a training starts from, if they are missing and a recipe next to it produces them.
+    """Train the weights that a training run starts from, if they are missing and a recipe next to it produces them.
 
     Args:
-        arguments: those of the training.
+        arguments: those of the training run.
         more: those that the user added. The options for data, hardware and further configs apply to the parents, too.
         train: see `reproduce`.
     """

@@ -50,7 +50,7 @@ from acmix_zoo.training.speed import Speed
 class _SaveConfig(SaveConfigCallback):
     """Save the options of a fit as config.yaml in the run folder, with absolute paths to the data.
 
-    The file has no ckpt_path, so that also the file of a resumed run repeats the whole run.
+    The file has no ckpt_path, so that the file of a resumed run also repeats the run from the start.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -174,7 +174,8 @@ class TrainingCLI(LightningCLI):
             self.datamodule.is_resumed = bool(self.config[self.subcommand].ckpt_path)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the subcommand. If it is interrupted, the exit code tells the signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        """Run the subcommand. If it is interrupted, the exit code indicates the signal: 130 for Ctrl-C, 143 for
+        SIGTERM."""
         if self.is_finished:
             return
         # several processes stop together: a handler in Python would not run while one waits for the others
@@ -185,7 +186,7 @@ class TrainingCLI(LightningCLI):
         except SystemExit as error:
             if not isinstance(error.__context__, KeyboardInterrupt) or isinstance(error, Interrupted):
                 raise
-            # Lightning exits with 1 after Ctrl-C; RunFolder has printed how to resume a training
+            # Lightning exits with 1 after Ctrl-C; RunFolder has printed how to resume a training run
             if subcommand == "fit" and self.run.has_begun:
                 raise Interrupted(128 + signal.SIGINT) from error
             raise KeyboardInterrupt from error

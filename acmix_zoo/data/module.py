@@ -44,7 +44,8 @@ class ImageDataModule(L.LightningDataModule):
     Evaluation counts every image once on any number of processes.
 
     Unreadable files are reported before the first step. A file that becomes unreadable later is skipped with a warning,
-    so that the run can finish. Only the test split raises an error, because a score on fewer images is another score.
+    so that the run can finish. Only the test split raises an error, because a score on fewer images would not be
+    comparable.
 
     Args:
         source: a folder of class folders (flat, or below train/, val/ and test/), the id of a Hugging Face data set, a

@@ -44,12 +44,12 @@ class ACmix2d(TwoStageLayer):
     Args:
         in_channels, out_channels: numbers of input and output channels.
         kernel_conv: side length of the convolution; odd.
-        stride: of the queries and the convolution. Keys and values are not subsampled.
-        heads: number of attention heads, a divisor of out_channels. Each group of the convolution path has as many
-            outputs. "auto" uses the largest divisor up to max(4, out_channels // 64): 4 for the usual widths up to 256,
-            then heads of 64 channels.
+        stride: stride of the queries and the convolution. Keys and values are not subsampled.
+        heads: number of attention heads, a divisor of out_channels. The convolution path has out_channels/heads groups
+            of `heads` outputs each. "auto" uses the largest divisor up to max(4, out_channels // 64): 4 for the usual
+            widths up to 256, then heads of 64 channels.
         kernel_att: side length of the attention window; odd.
-        dilation: of the attention window and of the convolution.
+        dilation: dilation of the attention window and of the convolution.
         paths: "both", or the name of one path to use it alone, for comparison. The layer then has no alpha and beta.
 
     Parameters:

@@ -1,4 +1,4 @@
-"""Replace the 3×3 convolutions of any network by ACmix2d."""
+"""Replace 3×3 convolutions of any network with ACmix2d layers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SwapReport:
 def swap_conv3x3(
     model: nn.Module, filter: Filter | None = None, *, input_size: Sequence[int] | None = None, **acmix: Any
 ) -> SwapReport:
-    """Replace the dense 3×3 `nn.Conv2d` of any network by newly initialised `ACmix2d`, in place.
+    """Replace dense 3×3 `nn.Conv2d` layers of any network with newly initialised `ACmix2d` layers, in place.
 
     A convolution can be replaced if it is a plain `nn.Conv2d` (not a subclass, which may compute something else)
     without hooks, has kernel size 3, one group, zero padding equal to its dilation and equal strides, and if no block
@@ -145,7 +145,8 @@ def _candidates(model: nn.Module, filter: Filter | None) -> dict[str, nn.Conv2d]
 
 
 def _replace_child(block: nn.Module, child: str, layer: ACmix2d) -> None:
-    """Replace a convolution of a block, and move the norm behind the layer if the block would fold it into `conv`."""
+    """Replace a convolution of a block, and put the norm in a Sequential after the new layer if the block would
+    otherwise fold it into `conv`."""
     norm = block._modules.get("bn")
     if layer in block._modules[child].modules():  # type: ignore[union-attr]  # the block is used in several places
         return

@@ -43,7 +43,7 @@ __all__ = ["ACmixSwin"]
 
 Size = tuple[int, int]
 
-# Of the published networks: the arguments that the shapes of their weights tell apart.
+# Arguments that differ between the published networks, and that can be inferred from the weight shapes.
 WIDTHS_AND_DEPTHS: dict[str, dict[str, Any]] = {
     "acmix_swin_t": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "acmix_swin_s": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
@@ -93,7 +93,8 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(*(Block(dim, drop_path=drop_path[i], window=(1, 1), **block) for i in range(depth)))
 
     def set_window(self, window: Size, size: Size) -> None:
-        """Set the window for maps of `size`. It is clamped to the map, and not shifted along a side that it spans."""
+        """Set the window for maps of `size`. The window is clamped to the map. Along a side that it covers completely,
+        it is not shifted."""
         clamped = (min(window[0], size[0]), min(window[1], size[1]))
         half = (clamped[0] // 2 if size[0] > window[0] else 0, clamped[1] // 2 if size[1] > window[1] else 0)
         for i, block in enumerate(self.blocks):
@@ -294,7 +295,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 
 
 def _pretrained(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Like `checkpoint_filter_fn`, and accept the weights of a plain Swin, as those of the tag swin_in1k."""
+    """Like `checkpoint_filter_fn`, but also convert plain Swin weights (tag swin_in1k)."""
     if is_plain_swin(state_dict):
         state_dict = from_plain_swin(state_dict, model)
     return checkpoint_filter_fn(state_dict, model)
@@ -346,7 +347,7 @@ def acmix_swin_b(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
 @register_model
 def acmix_swin_pico(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
     """ACmix-Swin for 32-pixel images: 599,462 parameters, 21.5 MMACs, two stages of two blocks, 10 classes.
-    As an encoder it halves the image three times: depth 3, maps of 1/4 and 1/8 of its side."""
+    As a segmentation encoder, it has depth 3; its feature maps have strides 4 and 8."""
     defaults = {
         "img_size": 32, "patch_size": 4, "embed_dim": 64, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4,
         "small_input": True, "drop_path_rate": 0.0,

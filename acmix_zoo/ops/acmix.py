@@ -88,7 +88,7 @@ def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, ge
 
     Args:
         x: input (B, C, H, W), in any memory format.
-        weight, bias: of the projection, (3·out, C) and (3·out,). Rows are ordered (d, {q, k, v}, heads).
+        weight, bias: projection weight and bias, (3·out, C) and (3·out,). Rows are ordered (d, {q, k, v}, heads).
         paths: the other tensors of the layer.
         geometry: the sizes of the layer.
 

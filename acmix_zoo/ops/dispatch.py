@@ -33,12 +33,12 @@ BACKENDS = (
 # Largest number of positions for the global backend. A tile of a 16×16 map would gather 196 of its 256 keys. It would
 # save little, and the copies take time.
 _GLOBAL_UP_TO = 256
-# The tile (rows, columns of queries) of a graph that is compiled for dynamic sizes, on which it cannot depend.
+# Tile (query rows, columns) for graphs compiled with dynamic sizes, where the tile cannot depend on the size.
 _SYMBOLIC_TILE = (4, 8)
 # The tile for each type of device. Other devices get the tile of `choose_tile`, whose costs were measured on a CPU.
 # `make bench-gpu` measures 4×7, 8×8 and 8×16 on a GPU, so that an entry for "cuda" can be added.
 TILES: dict[str, tuple[int, int]] = {}
-# The cost of gathering one key, expressed as a number of queries that it is multiplied with.
+# Cost of gathering one key, in query-key products.
 _COST_OF_A_KEY = 24
 # Memory for one chunk of the batch on a CPU. Each step then finds the previous step's result in a cache, and no buffer
 # is so large that the allocator requests fresh pages for it.
@@ -108,7 +108,8 @@ class AttentionPlan(NamedTuple):
 def plan_attention(h: int, w: int, window: SlidingWindow, device: str = "cpu") -> AttentionPlan:
     """Return the plan for the attention of a map (h, w) on a type of device."""
     backend = forced_backend()
-    if backend is not None and backend != "native":  # which runs whole layers; what it does not support comes here
+    # the native backend runs whole layers; only layers that it does not support reach this function
+    if backend is not None and backend != "native":
         reason = "it was requested by use_backend or ACMIX_BACKEND"
     elif h * w <= _GLOBAL_UP_TO:
         backend, reason = "global", f"the map has at most {_GLOBAL_UP_TO} positions"
@@ -125,7 +126,7 @@ def plan_attention(h: int, w: int, window: SlidingWindow, device: str = "cpu") -
 
 @lru_cache(maxsize=1024)
 def choose_tile(ho: int, wo: int, window: SlidingWindow) -> tuple[int, int]:
-    """Return the cheapest tile for (ho, wo) queries, counting products of queries and keys, and the copies of keys."""
+    """Return the tile with the lowest estimated cost (query-key products plus key copies) for (ho, wo) queries."""
 
     def cost(tile: tuple[int, int]) -> int:
         th, tw = tile

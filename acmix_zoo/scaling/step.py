@@ -31,12 +31,12 @@ class Training:
         macs: multiply-accumulates of the forward pass per image.
         activations: bytes kept for the backward pass.
         batch: images per device and pass.
-        accumulate: passes per step.
+        accumulate: micro-batches per step.
         dtype: dtype of the arithmetic.
         states: numbers that the optimiser keeps per parameter.
         ema: whether there is a second, averaged set of weights.
-        passes: cost of one pass in forward passes: 3 including its backward, 4 with gradient checkpointing (which
-            computes the forward pass twice), 1 for a linear probe.
+        passes: cost of one micro-batch relative to its forward pass: 3 with the backward pass, 4 with gradient
+            checkpointing (which computes the forward pass twice), 1 for a linear probe.
         strategy: "ddp" or "fsdp".
     """
 
@@ -101,7 +101,7 @@ class BucketedTransfer(NamedTuple):
     last: float
 
     def half(self) -> BucketedTransfer:
-        """Return the same for a gather or a scatter, of which an all-reduce consists."""
+        """Return the cost of an all-gather or reduce-scatter, which is half of an all-reduce."""
         return BucketedTransfer(self.sent / 2, self.seconds / 2, self.last / 2)
 
 
@@ -244,8 +244,8 @@ def plan_communication(t: Training, machine: Machine, gpus: int, gpus_per_node: 
 def all_reduce(size: float, gpus: int, machine: Machine, gpus_per_node: int = 8) -> Transfer:
     """Return the cost of summing `size` bytes over `gpus` GPUs.
 
-    This assumes two rings. Within a node the sum is scattered, then each GPU sums its part with those of the other
-    nodes, and at last the parts are gathered. One large ring would send the same number of bytes, 2·(n − 1)/n·size.
+    This assumes two rings. Each node does a reduce-scatter, the nodes all-reduce their shards, and each node finishes
+    with an all-gather. One large ring would send the same number of bytes, 2·(n − 1)/n·size.
 
     Raises:
         ValueError: no GPU, or nodes that are not full.

@@ -36,8 +36,8 @@ class ClassificationTask(L.LightningModule):
     """Train, evaluate and apply a classifier. The network is `self.model`.
 
     Subclasses may override four hooks: configure_models, configure_losses, configure_metrics, configure_optimizers.
-    Logged are train/loss (as trained, with smoothing and mixing) and, for val/ and test/, the loss (plain
-    cross-entropy), top1 and, with more than five classes, top5, both between 0 and 1.
+    Logs train/loss (including smoothing and mixing). For val/ and test/, logs the loss (plain cross-entropy), top1 and,
+    with more than five classes, top5, both between 0 and 1.
 
     Args:
         model: name of a model of this project or of timm, or a weight folder.
@@ -46,8 +46,8 @@ class ClassificationTask(L.LightningModule):
         model_kwargs: further arguments of the model, such as drop_path_rate.
         optimizer: "adamw" or "sgd".
         lr: peak learning rate, for a batch of `base_batch_size` images.
-        base_batch_size: batch size for which lr, min_lr and warmup_lr are meant; they are multiplied by the effective
-            batch size (images per device × processes × accumulated batches) over this one. null: no scaling.
+        base_batch_size: batch size that lr, min_lr and warmup_lr refer to. They are scaled linearly to the effective
+            batch size (images per device × processes × accumulated batches). null: no scaling.
         weight_decay: weight decay; biases, norms, scalars and the parameters that the model exempts have none.
         momentum: momentum for SGD, beta1 for AdamW.
         nesterov: use Nesterov momentum with SGD.
@@ -197,8 +197,8 @@ class ClassificationTask(L.LightningModule):
             self._checked_size = tuple(size)
 
     def on_train_start(self) -> None:
-        """Set the mode. Lightning keeps the one that each module was built in, and a linear probe's frozen modules are
-        built for training."""
+        """Put the frozen modules of a linear probe in eval mode, because Lightning does not change module modes
+        itself."""
         self.train()
 
     @classmethod
@@ -226,8 +226,8 @@ class ClassificationTask(L.LightningModule):
             return None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, before torch does so in hundreds of lines, and refuse to resume with
-        options that would change the result."""
+        """Raise a short error for a checkpoint of a different model, instead of torch's long list of mismatched keys,
+        and refuse to resume with options that would change the result."""
         recorded, trainer = resolve_hyperparameters(checkpoint.get("hyper_parameters", {})), self._find_trainer()
         for key in ("model", "num_classes"):
             if key in recorded and recorded[key] != self.hparams[key]:
@@ -277,7 +277,7 @@ class ClassificationTask(L.LightningModule):
     def _evaluate(self, batch: Batch, stage: str) -> None:
         x, y = batch
         logits = self(x).float()
-        is_counted = y >= 0  # -1 marks an image that only gives every process the same number of batches
+        is_counted = y >= 0  # -1 marks a padding image, added so that every process has the same number of batches
         logits, y = logits[is_counted], y[is_counted]
         metrics = self.val_metrics if stage == "val" else self.test_metrics
         metrics.add_batch(logits, y, self.eval_criterion(logits, y))
@@ -285,11 +285,11 @@ class ClassificationTask(L.LightningModule):
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "top1")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count a batch of the validation split."""
+        """Update the validation metrics with a batch."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count a batch of the test split."""
+        """Update the test metrics with a batch."""
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor | tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from acmix_zoo.weights.resolve import resolve_network
 
-# The result of a training depends on these, so they cannot change during a run. Memory format, compilation and
+# The result of a training run depends on these, so they cannot change during a run. Memory format, compilation and
 # gradient checkpointing only affect speed, memory and rounding.
 FIXED = frozenset({
     "model", "pretrained", "model_kwargs", "linear_probe", "ema_decay", "optimizer", "lr", "base_batch_size",

@@ -1,6 +1,6 @@
 """A training run: its folder, checkpoints, resuming, and the export of its best weights.
 
-It exports what a training in Python needs: parameter groups, schedule, averaged weights, and the run folder.
+It exports what a training run in Python needs: parameter groups, schedule, averaged weights, and the run folder.
 """
 
 from acmix_zoo.tasks.ema import EMA

@@ -1,4 +1,4 @@
-"""Upper bounds for the speed of a training: data loading alone, the network's arithmetic, and the device's peak."""
+"""Upper bounds for the speed of a training run: data loading alone, the network's arithmetic, and the device's peak."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The run folder: what a training writes, and what it is resumed from.
+"""The run folder: what a training run writes, and what it is resumed from.
 
-config.yaml        the resolved configuration: `fit --config` resumes the run, and repeats it with another --run.folder
+config.yaml        the resolved configuration: `fit --config` on this file resumes the run; add another --run.folder to
+                   start it again from scratch
 metrics.csv        one row per epoch              curves.png   the same, plotted
 tensorboard/       the same, and the learning rate per step
 checkpoints/       last.ckpt (to resume), previous.ckpt (the one before), best.ckpt (highest validation accuracy)
@@ -42,8 +43,9 @@ class RunFolder(Checkpoint):
     the signal's number. During validation, the validation is finished first. On SIGUSR1 a SLURM job is requeued. With
     several processes any of them may get the signal. A second SIGINT exits at once, with the state last saved.
     If a checkpoint cannot be written, for example to a full disk, this is reported, the previous one is kept, training
-    continues, and the next save tries again. Only if the last one fails, too, is it an error.
-    If the loss is NaN or infinite, the run stops before it changes the weights, and saves the batch.
+    continues, and the next save tries again. The run fails only if its last checkpoint cannot be saved either.
+    If the loss is NaN or infinite, the run stops and saves the batch. On a GPU this is noticed one step later; the
+    affected weights are not saved.
 
     Args:
         folder: output folder, created if needed. If None, the command line uses `runs/<recipe>-<data>`, or
@@ -186,7 +188,7 @@ class RunFolder(Checkpoint):
             check_push(self.push_to)  # now, rather than after the last epoch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signals, after Lightning has installed its own handlers, and print where the run starts."""
+        """Install signal handlers, after Lightning has installed its own handlers, and print where the run starts."""
         self._signals.take()
         self.has_begun = True
         if trainer.is_global_zero and not (self._is_dry_run and not trainer.global_step):
@@ -295,7 +297,8 @@ class RunFolder(Checkpoint):
     # The end.
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give the signals back, wait until the files are in place, and fail if the last epoch could not be saved."""
+        """Restore the previous signal handlers, wait until the files are in place, and fail if the last epoch could not
+        be saved."""
         self._signals.release()
         trainer.strategy.barrier("run folder")
         if self.checkpoints.unsaved:
@@ -304,7 +307,7 @@ class RunFolder(Checkpoint):
             )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give signals and folder back, and print how to resume."""
+        """Restore the previous signal handlers, release the folder, and print how to resume."""
         self._signals.release()
         if not self.has_begun and trainer.is_global_zero:
             self._claim.withdraw()

@@ -1,4 +1,4 @@
-"""How fast a training runs, whether data loading is the bottleneck, and when it will end."""
+"""How fast a training run is, whether data loading is the bottleneck, and when it will end."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from acmix_zoo.weights.load import load_weights
 from acmix_zoo.weights.replace import check_target, replace_folder, temporary_sibling
 from acmix_zoo.weights.translate import unwrapped
 
-# Fields of the configuration that a network was built from which still hold for its new weights.
+# pretrained_cfg fields that stay valid after the network has been trained further.
 _INHERITED = {"input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
 _INHERITED |= {"first_conv", "classifier"}
 # Arguments that config.json states elsewhere, or that only matter for training.

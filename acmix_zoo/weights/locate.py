@@ -179,7 +179,7 @@ def _reads_as_path(source: str | PathLike[str]) -> bool:
 
 
 def _could_be_repository(name: str) -> bool:
-    """Return whether a name has the form of a repository's."""
+    """Return whether a name has the form `org/name` or `org/name@revision`."""
     if name.startswith((".", "~")) or Path(name.partition("@")[0]).suffix in _FILE_SUFFIXES:
         return False
     try:
@@ -190,7 +190,7 @@ def _could_be_repository(name: str) -> bool:
 
 
 def _is_repository(name: str) -> bool:
-    """Return whether a name that is not that of a network or weights is a repository's, rather than a wrong path."""
+    """Return whether an unknown name is probably a Hub repository rather than a mistyped path."""
     path = Path(name)
     return _could_be_repository(name) and not path.exists() and ("@" in name or not path.parent.is_dir())
 

@@ -171,7 +171,7 @@ def test_what_is_compared_with_the_data_is_refused_there(made: Path, capsys: pyt
 def test_classes_with_other_names_are_refused(
     made: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As many classes with other names would be scored, and trained on, as if they were the old ones."""
+    """Renamed classes would otherwise be silently treated as the old ones."""
     image_folder = shutil.copytree(made / "images", tmp_path / "images")
     (image_folder / "class0").rename(image_folder / "zebra")
     if arguments == ["fit"]:
@@ -340,7 +340,8 @@ PICO = "acmix_resnet_pico"
 
 @pytest.fixture(scope="module")
 def small_window(made: Path) -> Path:
-    """A weight folder whose network attends to 3 × 3 positions, not 7 × 7: no parameter has another shape for it."""
+    """A weight folder whose network attends to 3 × 3 positions, not 7 × 7. The parameter shapes are the same for
+    both."""
     torch.manual_seed(0)
     return write_folder(
         made / "small_window", create_model(PICO, num_classes=3, kernel_att=3), architecture=PICO, pretrained_cfg={},
@@ -366,7 +367,7 @@ def windows_of_the_command(words: list[str]) -> set[int]:
 def test_arguments_of_a_weight_folder_are_kept(
     made: Path, small_window: Path, tmp_path: Path, given_as: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By whatever reads the checkpoint, and without the folder."""
+    """Every command that loads the checkpoint uses the recorded arguments, even if the folder is gone."""
     folder = tmp_path / "start"
     shutil.copytree(small_window, folder)
     start = {"model__model": folder} if given_as == "model" else {"model__model": PICO, "model__pretrained": folder}
@@ -397,7 +398,7 @@ def small_window_run(made: Path) -> Path:
 
 @pytest.mark.parametrize("given_as", [pytest.param("model", marks=pytest.mark.slow), "pretrained"])
 def test_arguments_of_a_checkpoint_are_kept(made: Path, small_window_run: Path, tmp_path: Path, given_as: str) -> None:
-    """As those of a weight folder are, by a training that starts from it and by what reads the new checkpoint."""
+    """Fine-tuning from a checkpoint keeps its model arguments, and so does loading the new checkpoint."""
     start = tmp_path / "start.ckpt"
     shutil.copy(small_window_run, start)
     words = {"model__model": start} if given_as == "model" else {"model__model": PICO, "model__pretrained": start}
