@@ -30,13 +30,15 @@ class CustomBuildHook(BuildHookInterface):
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         folder = Path(self.directory) / "native"
         folder.mkdir(parents=True, exist_ok=True)
+        libraries = {}
         try:
             for name in build.INSTRUCTION_SETS if x86 else ["portable"]:
                 build.compile_library(folder / f"{name}.so", name, compiler)
-                build_data["force_include"][str(folder / f"{name}.so")] = f"acmix_zoo/ops/backends/native/lib/{name}.so"
+                libraries[str(folder / f"{name}.so")] = f"acmix_zoo/ops/backends/native/lib/{name}.so"
         except build.BuildError as error:
             self.app.display_warning(f"The wheel goes without the native CPU kernel: {error}")
             return
+        build_data["force_include"].update(libraries)
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 

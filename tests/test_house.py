@@ -72,7 +72,7 @@ def test_the_drawing_matches_the_imports() -> None:
     reached = set(drawn)
     while further := {(a, d) for a, b in reached for c, d in drawn if b == c} - reached:
         reached |= further
-    assert not found - reached - {("tasks", "training")}, "imports without an arrow"  # see MAY_IMPORT
+    assert not found - reached, "imports without an arrow"
 
 
 def test_loading_a_model_imports_no_training_library() -> None:

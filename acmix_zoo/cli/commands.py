@@ -1,7 +1,7 @@
 """The commands of `acmix-zoo`: what each is for, and which function runs it.
 
 This file imports nothing, so `acmix-zoo --help` answers before torch is loaded. To add a command, write a function that
-takes the command's arguments in a file of its own in this folder, and add a line to `COMMANDS`.
+takes the command's arguments in a file of its own in this folder, and add a line to `GROUPS`.
 """
 
 from __future__ import annotations

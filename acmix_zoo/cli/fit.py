@@ -92,7 +92,7 @@ def run_trainer(argv: Sequence[str], before_fit: Callable[[Any], None] | None = 
         ModuleNotFoundError: the training dependencies are missing.
         ValueError, OSError: options, data or checkpoints that cannot be used.
     """
-    if argv[1:2] and argv[1] in ("-h", "--help"):
+    if "-h" in argv or "--help" in argv:
         print(short_help(argv[0]))
         return None
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -108,7 +109,7 @@ def _fingerprint(compiler: str, instruction_set: str, extra: tuple[str, ...]) ->
         version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_SECONDS).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{compiler} cannot be run: {error}") from error
-    digest = hashlib.sha256(version)
+    digest = hashlib.sha256(version + platform.machine().encode() + "".join(platform.libc_ver()).encode())
     for text in (*_FLAGS, *INSTRUCTION_SETS[instruction_set], *extra, compiler):
         digest.update(f"{text}\0".encode())
     for path in sorted(SOURCES.iterdir()):

@@ -65,7 +65,7 @@ def forward(
     (b, _, h, w), stride = x.shape, geometry[2]
     shape = (b, len(weight) // 3, (h - 1) // stride + 1, (w - 1) // stride + 1)
     # Not a view, because a ReLU behind the layer may change it in place.
-    out = torch.empty(shape, memory_format=torch.channels_last)
+    out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     kept = x.new_empty((b, h, w, pixel_floats(len(weight) // 3, geometry[0])) if keep else (0,))
     _call("acmix_forward", x, weight, bias, mixing, geometry, dict(out=out, projections=kept if keep else None))
     return out, kept

@@ -1,4 +1,4 @@
-"""All tests in this folder run with the native backend, which is not the default."""
+"""All tests in this folder force the native backend, also where ACMIX_BACKEND names another one."""
 
 from collections.abc import Iterator
 

@@ -168,7 +168,7 @@ def test_wheel_carries_the_library(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", f"{LAYER}; {PLAN}"], env=environment, capture_output=True, encoding="utf-8", cwd=tmp_path
     )
-    assert "backend: native" in done.stdout and not done.stderr, done.stdout + done.stderr
+    assert "layer: native" in done.stdout and not done.stderr, done.stdout + done.stderr
     assert not (tmp_path / "empty").exists()
 
 

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.native_layers import CASES, RUNNABLE, layer_of
+from torch import nn
 
 from acmix_zoo import ACmix2d
+from acmix_zoo.layers.deploy import DeployedACmix2d
 from acmix_zoo.ops import use_backend
 from acmix_zoo.ops.backends.native import layer as native
 from acmix_zoo.ops.backends.native.library import library
@@ -182,3 +184,24 @@ def test_what_it_does_not_take(calls):
         layer(x)
     layer(x)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_torchs_default_dtype_has_no_influence(default: torch.dtype, calls: list[int]) -> None:
+    layer, x = layer_of(8, 16), torch.randn(2, 8, 9, 7)
+    expected = layer(x)
+    torch.set_default_dtype(default)
+    try:
+        actual = layer(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(calls) == 2 and actual.dtype == torch.float32 and torch.equal(actual, expected)
+
+
+def test_deployed_layer_follows_autocast(calls: list[int]) -> None:
+    """The library computes in float32 only, so that autocast must reach the Python backend."""
+    layer = ACmix2d(8, 16).eval()
+    deployed, x = DeployedACmix2d(layer, nn.BatchNorm2d(16).eval()), torch.randn(2, 8, 9, 7)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert deployed(x).dtype == layer(x).dtype == torch.bfloat16
+    assert not calls

@@ -6,7 +6,7 @@
 // Runs `task(shared)` on up to `threads` threads: the GOMP_parallel of PyTorch's own OpenMP library.
 typedef void (*Parallel)(void (*task)(void*), void* shared, unsigned threads, unsigned flags);
 
-// The fields, in this order, are repeated in layer.py. All tensors are float32 and contiguous in the order shown.
+// The fields, in this order, are repeated in library.py. All tensors are float32 and contiguous in the order shown.
 struct Layer {
   int64_t batch, height, width, inputs;              // of x
   int64_t heads, head_width;                         // outputs = heads · head_width
