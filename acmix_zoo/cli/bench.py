@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -25,10 +26,14 @@ def bench(arguments: Sequence[str]) -> list[Row]:
     """Run the command and return the rows that it measured.
 
     Raises:
+        ModuleNotFoundError: a package that prints or plots the result is missing.
         ValueError, FileNotFoundError: unknown network, backend or dtype.
         acmix_zoo.bench.memory.OutOfMemory: not even one image fits.
     """
     options = _parse(arguments)
+    missing = [name for name in ("rich", *["matplotlib"] * bool(options.plot)) if find_spec(name) is None]
+    if missing:  # before minutes of measuring
+        raise ModuleNotFoundError(f"bench needs {' and '.join(missing)}. Install it: pip install 'acmix-zoo[train]'")
     rows: list[Row] = []
     for group in _groups(options):
         rows += _measure_growth(group, options) if options.over else _measure_group(group, options)

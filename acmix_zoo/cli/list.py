@@ -40,7 +40,9 @@ def list_networks(arguments: Sequence[str]) -> None:
     rows: list[tuple[str, ...]] = [("name", "parameters", "MACs", "input", *heads)]
     costs = network_costs()
     for name in names:
-        params, macs, size = costs[name.partition(".")[0]]
+        if (architecture := name.partition(".")[0]) not in costs:
+            raise ValueError(f"the costs of {architecture} have not been counted. Run `python -m tools.count_costs`")
+        params, macs, size = costs[architecture]
         rest = (
             _accuracy_and_origin(name)
             if options.pretrained

@@ -58,9 +58,9 @@ def use_backend(backend: str | None) -> Iterator[None]:
     runs the whole layer in C++ on a CPU. The other backends only replace the attention.
 
     The choice affects only the calling thread or asyncio task. A backward pass that runs after the context has ended
-    uses the backend of its forward pass. Gradient checkpointing on a GPU is an exception: autograd runs its backward
-    pass in threads of its own, where `torch.utils.checkpoint` recomputes with the default backend. To force a backend
-    there too, set the environment variable ACMIX_BACKEND.
+    uses the backend of its forward pass, with two exceptions. A compiled graph uses the backend in force at that time.
+    Gradient checkpointing on a GPU recomputes with the default backend, because autograd runs its backward pass in
+    threads of its own. To force a backend there too, set the environment variable ACMIX_BACKEND.
 
     Raises:
         ValueError: there is no such backend.

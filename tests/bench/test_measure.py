@@ -22,6 +22,12 @@ from acmix_zoo.cli.main import main
 
 
 class TestCommand:
+    def test_missing_packages_are_named_before_anything_is_measured(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("acmix_zoo.cli.bench.find_spec", lambda name: None)
+        monkeypatch.setattr("acmix_zoo.bench.measure.measure", lambda *args: pytest.fail("measured"))
+        with pytest.raises(ModuleNotFoundError, match="bench needs rich and matplotlib"):
+            bench(["acmix_resnet_pico", "--plot", "speed.png"])
+
     def test_memory_table_csv_and_plot(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """The reference backend makes 49 copies of a 16-channel map of 64², four bytes per value: 12 MiB.
 
