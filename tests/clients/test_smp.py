@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_networks import FAMILIES
+from support.small_networks import FAMILIES
 
 import acmix_zoo  # registers the networks
 

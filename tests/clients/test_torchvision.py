@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from small_networks import FAMILIES
+from support.small_networks import FAMILIES
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
