@@ -172,7 +172,7 @@ def test_a_stream_on_two_processes_from_start_to_weights(tmp_path: Path, figure:
 
 
 def test_a_network_spread_over_processes(alone: Path, tmp_path: Path, figure: Figure) -> None:
-    """FSDP2 through Lightning: the same steps; a checkpoint of parts goes on, and becomes the same weight folder."""
+    """FSDP2 through Lightning: the steps are the same, and a sharded checkpoint can be resumed and exported."""
     folder = tmp_path / "mesh"
     words = fit(folder, **MESH, data__batch_size=8)
     run(torchrun(words, 2), tmp_path / "log")

@@ -88,7 +88,7 @@ def test_a_node_fails_and_comes_back(nodes: list[Node], undisturbed: Path, tmp_p
 
 
 def test_a_node_fails_for_good(nodes: list[Node], undisturbed: Path, tmp_path: Path, figure: Figure) -> None:
-    """Without restarts the job stops, with an error and without harm; a later start goes on."""
+    """Without restarts, the job stops with an error and loses nothing. Starting it again resumes."""
     folder = tmp_path / "stopped"
     first, second = agents(nodes, folder, restarts=0)
     first.wait_for("epoch 1/4")
@@ -109,7 +109,7 @@ def test_a_node_fails_for_good(nodes: list[Node], undisturbed: Path, tmp_path: P
 
 
 def test_torchrun_itself_is_killed(tmp_path: Path, figure: Figure) -> None:
-    """Its processes outlive it and go on; who starts the command again is told so, and nothing is written twice."""
+    """Its processes survive it and keep training. A second start is refused, so nothing is written twice."""
     folder = tmp_path / "run"
     words = torchrun(fit(folder, **{**PAIR, "trainer__max_epochs": 16}), 2)
     first = Process(words, tmp_path / "first.log")
@@ -204,7 +204,7 @@ def test_slurm_requeues_and_resumes(pair: Path, tmp_path: Path, figure: Figure) 
 
 
 def test_a_loss_that_is_no_number_in_one_process(pair: Path, tmp_path: Path, figure: Figure) -> None:
-    """Both stop before the step; the one that met it keeps its batch; without the cause the same command goes on."""
+    """Both stop before the step, and the process with that loss saves its batch. The same command then resumes."""
     folder = tmp_path / "run"
     settings = {**PAIR, "run__save_every": 6}
     words = command(fit(folder, **settings, trainer__callbacks=callback_option(NanInSecondProcess)))
@@ -235,7 +235,7 @@ FULL = {"trainer__max_epochs": 3, "trainer__logger": None, "trainer__log_every_n
 
 
 def test_full_disk(tmp_path: Path, figure: Figure) -> None:
-    """A real file system of 40 MB fills up; the run says so, keeps what it has, and goes on when there is room."""
+    """A file system of 40 MB fills up. The run reports it, loses nothing saved, and resumes when there is room."""
     alone = {**FULL, "model__ema_decay": 0.9}
     with small_disk(tmp_path / "small", 40) as place:
         run(command(fit(tmp_path / "whole", **alone)), tmp_path / "whole.log")

@@ -84,7 +84,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     ],
 )
 def test_operators_pass_the_checks_of_pytorch(side: int, memory_format: torch.memory_format) -> None:
-    """They check the shapes and strides that a compiler is told, the gradient, and aliasing."""
+    """The operators report the right shapes and strides to a compiler, have the right gradient and alias nothing."""
     shapes = ((2, 4, side, side), (2, 9 * 2, side, side))
     tensors = [torch.randn(shape).contiguous(memory_format=memory_format).requires_grad_() for shape in shapes]
     torch.library.opcheck(torch.ops.acmix_zoo.aggregate, (*tensors, 3))

@@ -107,7 +107,7 @@ def run(words: Sequence[str], log: Path, env: dict[str, str] | None = None, code
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-    """Everything of a checkpoint that a run goes on with, by its place: weights, averages, optimiser, schedule."""
+    """Return everything in a checkpoint that a resumed run uses, by its key: weights, averages, optimiser, schedule."""
 
     def walk(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
         if isinstance(value, Tensor):

@@ -172,7 +172,7 @@ def damaged(content: bytes) -> bytes:
 def test_a_run_resumes_after_images_were_damaged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, words_of_it: str
 ) -> None:
-    """Stopped after its first epoch; an image of each split is no image any more when it goes on."""
+    """The run is stopped after its first epoch, and one image of each split is damaged before it resumes."""
     data, folder = splits(tmp_path / "data"), tmp_path / "run"
     words = fit_arguments(data, folder, ckpt_path="last", trainer__max_epochs=2)
     with pytest.raises(RuntimeError, match="the power is cut"):

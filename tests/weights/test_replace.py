@@ -22,14 +22,6 @@ from acmix_zoo.weights import check_folder, create_model
 from acmix_zoo.weights.replace import replace_folder, temporary_sibling
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weight folder that verifies, to copy and change."""
-    folder = write_weights(tmp_path_factory.mktemp("written") / "weights")
-    assert check_folder(folder) == []
-    return folder
-
-
 @pytest.fixture
 def old(written: Path, tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
     """A weight folder to replace, and its content."""

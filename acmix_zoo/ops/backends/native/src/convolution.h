@@ -3,7 +3,7 @@
 //
 // A vector holds LANES / 4 channels × 4 heads. Each channel is a group of the convolution: its inputs are that channel of
 // every head of q, k and v, its outputs that channel of every head. So four input heads meet four output heads within a
-// channel. Instead of spreading each input head over the four lanes, the input vector is multiplied as it lies by four
+// channel. Instead of spreading each input head over the four lanes, the unpermuted input vector is multiplied by four
 // vectors of weights, and what input head h contributes to output head h − r is summed in its own accumulator:
 //
 //     lane (input head)    0     1     2     3
