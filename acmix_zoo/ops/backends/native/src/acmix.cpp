@@ -1,5 +1,6 @@
 // The library's plain C interface, called through ctypes by library.py.
 #include "backward.h"
+#include "window.h"
 
 #define PUBLIC extern "C" __attribute__((visibility("default")))
 
@@ -17,4 +18,10 @@ PUBLIC void acmix_forward(const Layer* layer) {
 }
 PUBLIC void acmix_backward(const Layer* layer) {
   if (layer->batch > 0) backward(*layer);
+}
+PUBLIC void acmix_window_forward(const WindowLayer* layer) {
+  if (layer->batch > 0) window_forward(*layer);
+}
+PUBLIC void acmix_window_backward(const WindowLayer* layer) {
+  if (layer->batch > 0) window_backward(*layer);
 }
