@@ -29,7 +29,7 @@ def test_interface(name: str) -> None:
     """Any size, maps of the stated sizes, a gradient for every parameter, deployment and torch.fx."""
     model = perturbed(name, **SHALLOW[name])
     x = torch.randn(2, 3, 35, 49)
-    logits, maps = model(x), model.forward_intermediates(x, intermediates_only=True)
+    logits, maps = model(x).detach(), model.forward_intermediates(x, intermediates_only=True)
     for map_, info in zip(maps, model.feature_info, strict=True):
         assert map_.shape == (2, info["num_chs"], *(-(-side // info["reduction"]) for side in x.shape[2:]))
     deployed = copy.deepcopy(model).deploy()
@@ -56,8 +56,9 @@ def test_deployment_folds_what_can_be_folded() -> None:
 )
 def test_same_logits_as_timm(name: str, gate: str | None) -> None:
     """Trunk and gates compute what timm's ResNet does with the same weights."""
-    ours = perturbed(name, layers=(1, 2), planes=(16, 32), stem_width=64, small_input=False)
-    theirs = ResNet(Bottleneck, (1, 2), 10, channels=(16, 32), block_args={"attn_layer": gate}).eval()  # type: ignore[arg-type]
+    layers, planes = (1, 2, 1, 1), (16, 32, 16, 16)
+    ours = perturbed(name, layers=layers, planes=planes, stem_width=64, small_input=False)
+    theirs = ResNet(Bottleneck, layers, 10, channels=planes, block_args={"attn_layer": gate}).eval()  # type: ignore[arg-type]
     theirs.load_state_dict({key.replace(".gate.", ".se."): value for key, value in ours.state_dict().items()})
     x = torch.randn(2, 3, 64, 48)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
