@@ -63,7 +63,7 @@ class RelativeAttention(TwoStageLayer):
         parts = projections.split((self.key_channels, self.key_channels, self.out_channels), 2)
         q, k, v = (unflatten(t, 2, (self.heads, -1)).transpose(1, 2) for t in parts)  # 3 × (B, heads, H·W, d)
         q = q * q.shape[-1] ** -0.5
-        logits = unflatten(unflatten(q @ k.mT, 3, (h, w)), 2, (h, w))  # (B, heads, H, W, H, W)
+        logits = unflatten(unflatten(q @ k.transpose(2, 3), 3, (h, w)), 2, (h, w))  # (B, heads, H, W, H, W)
         queries = unflatten(q, 2, (h, w))  # (B, heads, H, W, d)
         vertical = torch.einsum("bnyxd,ykd->bnyxk", queries, self._entries(self.rows, h))  # (B, heads, H, W, H)
         horizontal = torch.einsum("bnyxd,xkd->bnyxk", queries, self._entries(self.columns, w))  # (B, heads, H, W, W)

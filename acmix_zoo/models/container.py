@@ -147,7 +147,7 @@ class ContainerResNet(ResNetTrunk):
 
 default_cfgs = generate_default_cfgs(
     {
-        "container_light": {**IMAGENET, "crop_pct": 0.9, "first_conv": "patch_embed1.proj", "classifier": "fc"},
+        "container_light": {**IMAGENET, "first_conv": "patch_embed1.proj", "classifier": "fc"},
         "container_pico": PICO_CFG,
     }
 )

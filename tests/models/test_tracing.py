@@ -107,7 +107,9 @@ def test_fx_with_default_arguments(name: str) -> None:
     model = QUICK[name]()
     graph = torch.fx.symbolic_trace(model)
     copies = [graph, copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))]
-    assert graph.state_dict().keys() == model.state_dict().keys()
+    # fx walks through timm's batch norms with activation, which are in CBAM, and drops what evaluation does not use.
+    dropped = {key for key in model.state_dict() if ".gate." in key and key.endswith("num_batches_tracked")}
+    assert graph.state_dict().keys() | dropped == model.state_dict().keys()
     for size in SIZES[2:4]:
         x = images(size)
         expected = model(x)
