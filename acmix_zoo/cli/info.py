@@ -31,8 +31,8 @@ def info(arguments: Sequence[str]) -> None:
     parser.add_argument("model", help="name of a network or of weights, or path of a weight folder or run folder")
     parser.add_argument("--size", type=int, help="side of the image (default: the network's own)")
     options = parser.parse_args(arguments)
-    located = locate(options.model, prefers_paths=True)
-    path = installed_folder(options.model) if located.kind is Kind.NETWORK else fetch(located)
+    location = locate(options.model, prefers_paths=True)
+    path = installed_folder(options.model) if location.kind is Kind.NETWORK else fetch(location)
     if path is not None:
         model: nn.Module = from_pretrained(path)
     else:

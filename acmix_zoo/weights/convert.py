@@ -41,11 +41,11 @@ def convert(source: str | Path, name: str, folder: str | Path, record: Mapping[s
     architecture, _, tag = name.partition(".")
     known = locate(name if is_network_name(name) else architecture)  # the configuration to start from
     if known.kind is not Kind.NETWORK:
-        raise NotFoundError(f"{architecture} is not the name of a network; `acmix-zoo list` shows the networks")
+        raise NotFoundError(f"{architecture} is not the name of a network. Run `acmix-zoo list` to see all networks")
     described = describe(locate(source, prefers_paths=True))
     if described is not None and described.architecture != architecture:
         raise ValueError(
-            f"{source} holds weights of {described.architecture}, not of {architecture}. Use --model "
+            f"{source} holds weights of {described.architecture}. Expected weights of {architecture}. Use --model "
             f"{described.architecture}"
         )
     arguments = described.arguments if described else {}

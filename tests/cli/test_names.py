@@ -147,7 +147,7 @@ class TestNetworksWithWeights:
     @kinds(BARE)
     @pytest.mark.parametrize("build_by", BY_NAME)
     def test_weights_that_do_not(self, build_by: str, name: str) -> None:
-        with pytest.raises(ValueError, match=r"does not say which network .* create_model\(NAME, pretrained="):
+        with pytest.raises(ValueError, match=r"does not state which network .* create_model\(NAME, pretrained="):
             BY_NAME[build_by](name)
 
     @kinds(FOLDERS, CHECKPOINTS, BARE)
