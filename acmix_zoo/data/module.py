@@ -65,9 +65,11 @@ class ImageDataModule(L.LightningDataModule):
             default.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
         crop_pct: fraction of the shorter side that is kept in evaluation; by default 1 up to 64 pixels and 0.875 above.
-        augment: "none"; "light" (shift and flip, for small images); "imagenet" (RandomResizedCrop, flip and colour
-            jitter); or an auto-augment string of timm, such as "rand-m9-mstd0.5-inc1" (in place of colour jitter).
+        augment: "none"; "light" (shift and flip, for small images); "crop" (RandomResizedCrop and flip); "imagenet"
+            (also colour jitter); or an auto-augment string of timm, such as "rand-m9-mstd0.5-inc1" (in place of colour
+            jitter).
         shift: maximum shift of "light", as a fraction of the side length.
+        crop_scale: smallest and largest fraction of the image's area that RandomResizedCrop keeps.
         hflip: probability of a horizontal flip; use 0 if a mirror image means something else, as with digits and text.
         random_erasing: probability of erasing a rectangle.
         repeats: repeated augmentation: number of differently augmented copies of each sampled image. The number of
@@ -115,6 +117,7 @@ class ImageDataModule(L.LightningDataModule):
         crop_pct: float | None = None,
         augment: str = "light",
         shift: float = 0.125,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
         hflip: float = 0.5,
         random_erasing: float = 0.0,
         repeats: int = 1,
@@ -134,6 +137,7 @@ class ImageDataModule(L.LightningDataModule):
             max_unreadable=max_unreadable,
             val_fraction=val_fraction,
             shift=shift,
+            crop_scale=crop_scale,
             interpolation=interpolation,
             augment=augment,
         )
@@ -155,7 +159,14 @@ class ImageDataModule(L.LightningDataModule):
         self.validation_as_test = validation_as_test
         self.interpolation, self.crop_pct = interpolation, crop_pct or (1.0 if image_size <= 64 else 0.875)
         self.pixels = Pixels(image_size, self.mean, self.std, interpolation, self.crop_pct)
-        self.augment = Augment(self.pixels, augment, shift=shift, hflip=hflip, random_erasing=random_erasing)
+        self.augment = Augment(
+            self.pixels,
+            augment,
+            shift=shift,
+            crop_scale=crop_scale,
+            hflip=hflip,
+            random_erasing=random_erasing,
+        )
         self.predict_paths: list[str] = []
         self.is_resumed = False
         self._mixing = Mixing(mixup, cutmix, self.num_classes, seed)
