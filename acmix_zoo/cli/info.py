@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from acmix_zoo.cli.columns import print_columns
 from acmix_zoo.cli.parser import Parser
+from acmix_zoo.cli.text_table import print_columns
 from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.layers.cost import TwoStageLayer
 from acmix_zoo.layers.stages import StageCost, stage_table

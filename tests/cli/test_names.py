@@ -32,7 +32,7 @@ from acmix_zoo.scaling.recipe import read_job
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training.export_weights import export_run
 from acmix_zoo.weights import read_config
-from acmix_zoo.weights.convert import convert
+from acmix_zoo.weights.convert_checkpoint import convert
 from acmix_zoo.weights.fetch import weight_folder
 
 NETWORK = "acmix_resnet_pico"

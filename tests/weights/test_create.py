@@ -12,7 +12,7 @@ import acmix_zoo
 from acmix_zoo import ACmix2d
 from acmix_zoo.weights import check_folder, create_model, list_models, load_weights, read_config
 from acmix_zoo.weights.card import render_card
-from acmix_zoo.weights.convert import convert
+from acmix_zoo.weights.convert_checkpoint import convert
 
 
 def first_conv(model: nn.Module) -> nn.Module:

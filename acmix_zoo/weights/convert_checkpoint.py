@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from acmix_zoo.weights.folder import write_folder
+from acmix_zoo.weights.folder_writer import write_folder
 from acmix_zoo.weights.locate import Kind, NotFoundError, locate
 from acmix_zoo.weights.match import copy_weights
 from acmix_zoo.weights.names import is_network_name
