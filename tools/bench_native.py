@@ -57,7 +57,7 @@ def without_library(run: Callable[[], object]) -> Callable[[], object]:
     """Return the same call with the Python backend."""
 
     def call() -> object:
-        with patch("acmix_zoo.ops.acmix.refusal", lambda *args: "measured without the library"):
+        with patch("acmix_zoo.ops.acmix.unsupported_reason", lambda *args: "measured without the library"):
             return run()
 
     return call

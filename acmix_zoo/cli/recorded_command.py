@@ -41,13 +41,13 @@ def find_target(name: str) -> Target:
     recipe = find_recipe(name)
     is_finished_run = Path(name).name == "config.yaml" and (Path(name).parent / "weights" / "config.json").is_file()
     if recipe and not is_finished_run and ("/" in name or name.endswith(".yaml")):  # not: org/name
-        return _target_of_recipe(recipe)
+        return _recipe_target(recipe)
     try:
         folder = weight_folder(name)
         record = read_config(folder).get("acmix_zoo", {})
     except FileNotFoundError:
         if recipe:
-            return _target_of_recipe(recipe)
+            return _recipe_target(recipe)
         raise FileNotFoundError(
             f"{name!r} is not the name of weights, a weight folder, a run folder or a recipe. For weights, see "
             f"`acmix-zoo list --pretrained`; for recipes, {suggest_recipes(name)}"
@@ -57,14 +57,14 @@ def find_target(name: str) -> Target:
         own = run / "config.yaml" if run and (run / "config.yaml").is_file() else None
         return Target(record["name"], recorded_arguments(record, own), record)
     if recipe:
-        return _target_of_recipe(recipe)
+        return _recipe_target(recipe)
     raise ValueError(
         f"the record of {name} has neither a command nor a recipe (origin: {record.get('origin', 'unknown')}), so it "
         "does not say how to train the weights. Pass the name of a recipe instead"
     )
 
 
-def _target_of_recipe(recipe: Path) -> Target:
+def _recipe_target(recipe: Path) -> Target:
     """Return the training of a recipe, with the record of the shipped weights that it produced, or the published
     accuracy."""
     arguments = ["--config", str(recipe)]

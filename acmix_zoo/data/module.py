@@ -26,7 +26,7 @@ from acmix_zoo.data.splits import Split, check_readable
 from acmix_zoo.data.stream.stream_loaders import StreamLoaders
 from acmix_zoo.data.train_sizes import TrainSizes
 
-_SPLITS_OF_STAGE = {"fit": ["train", "val", "test"], "validate": ["val"], "test": ["test"]}  # a fit ends with a test
+_STAGE_SPLITS = {"fit": ["train", "val", "test"], "validate": ["val"], "test": ["test"]}  # a fit ends with a test
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -236,7 +236,7 @@ class ImageDataModule(L.LightningDataModule):
         """Check the images of a stage, unless they have been checked for another stage before."""
         if stage == "fit" and self.is_resumed:
             return {}
-        names = [name for name in _SPLITS_OF_STAGE[stage] if name == stage or name not in self._checked_splits]
+        names = [name for name in _STAGE_SPLITS[stage] if name == stage or name not in self._checked_splits]
         # Decode test images if a long run starts, or if an error in one process would leave the others waiting.
         thorough = stage == "fit" or (self.trainer is not None and self.trainer.world_size > 1)
         inspections = self.loaders.inspect(names, thorough)

@@ -12,14 +12,14 @@ from acmix_zoo.layers.argument_checks import (
     auto_heads,
     check_dtype,
     check_heads,
-    check_no_others,
     check_odd,
     check_paths,
+    reject_unknown_arguments,
 )
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
-from acmix_zoo.layers.submodule_use import may_bypass
+from acmix_zoo.layers.submodule_use import can_skip_call
 from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix, combine_paths
 from acmix_zoo.ops.memory_format import restore_memory_format
 from acmix_zoo.ops.position_encoding import position_encoding
@@ -99,7 +99,7 @@ class ACmix2d(TwoStageLayer):
     ) -> None:
         super().__init__()
         known = "in_channels, out_channels, kernel_conv, stride, heads, kernel_att, dilation or paths"
-        check_no_others("ACmix2d", known, positional, keywords)
+        reject_unknown_arguments("ACmix2d", known, positional, keywords)
         for name, value in dict(
             in_channels=in_channels, out_channels=out_channels, heads=1 if heads == "auto" else heads,
             kernel_att=kernel_att, kernel_conv=kernel_conv, stride=stride, dilation=dilation,
@@ -152,7 +152,7 @@ class ACmix2d(TwoStageLayer):
             if torch.is_grad_enabled() and not is_tracing():  # a trace must not depend on the grad mode
                 pe = pe + 0 * self.position_bias  # its gradient is zero, not missing
         qkv, both = self.qkv, self.paths == "both"
-        if may_bypass(qkv, nn.Linear) and (self.paths == "attention" or may_bypass(self.shift_conv, ShiftConv)):
+        if can_skip_call(qkv, nn.Linear) and (self.paths == "attention" or can_skip_call(self.shift_conv, ShiftConv)):
             # Autocast leaves float64 alone.
             dtype = torch.get_autocast_dtype(device) if autocast and x.dtype != torch.float64 else x.dtype
             weight, bias, inputs = (t if t is None else t.to(dtype) for t in (qkv.weight, qkv.bias, x))

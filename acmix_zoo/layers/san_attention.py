@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_paths
 from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
-from acmix_zoo.layers.submodule_use import may_bypass
+from acmix_zoo.layers.submodule_use import can_skip_call
 from acmix_zoo.ops.aggregation import aggregate
 from acmix_zoo.ops.position_encoding import position_encoding
 from acmix_zoo.ops.reflect import reflect_pad
@@ -131,7 +131,7 @@ class PairwiseSAM(_SAM):
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
         b, _, h, w = q.shape
-        if may_bypass(self.conv_p, nn.Conv2d):
+        if can_skip_call(self.conv_p, nn.Conv2d):
             assert self.conv_p.bias is not None
             place = position_encoding(self.conv_p.weight.flatten(1), h, w) + self.conv_p.bias  # (H, W, 2)
             place = place.permute(2, 0, 1).unsqueeze(0)  # (1, 2, H, W)
@@ -175,7 +175,7 @@ class PatchwiseSAM(_SAM):
         columns = F.unfold(reflect_pad(k, self.kernel // 2), self.kernel)  # (B, rel·k², H·W)
         features = torch.cat([q, unflatten(columns, 2, q.shape[2:])], 1)  # (B, P/16·(k² + 1), H, W)
         last: Any = self.conv_w[-1]
-        if not may_bypass(self.conv_w, nn.Sequential) or not may_bypass(last, nn.Conv2d):  # must be called
+        if not can_skip_call(self.conv_w, nn.Sequential) or not can_skip_call(last, nn.Conv2d):
             weight = unflatten(self.conv_w(features), 1, (self.shared, -1))  # (B, wc, k², H, W)
             return weight.transpose(1, 2).flatten(1, 2)
         weight = self.conv_w[:-1](features)  # (B, wc, H, W)

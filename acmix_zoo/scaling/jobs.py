@@ -114,11 +114,11 @@ class Job:
             macs=cost.macs,
             activations=cost.activations,
             batch=batch,
-            accumulate=max(1, global_batch // (batch * gpus)),
+            micro_batches=max(1, global_batch // (batch * gpus)),
             dtype=dtype,
             states=2 if self.optimizer == "adamw" else int(self.momentum > 0),
             ema=self.ema,
-            passes=1 if self.linear_probe else 3 + self.grad_checkpointing,
+            forward_equivalents=1 if self.linear_probe else 3 + self.grad_checkpointing,
             strategy=self.strategy,
         )
 

@@ -95,15 +95,15 @@ class ClaimedFolder:
         self._created = [path for path in (innermost, *innermost.parents) if not path.exists()]
         self._created_lock = not self._lock.path.exists()
         innermost.mkdir(parents=True, exist_ok=True)
-        refusal = None
+        message = None
         if trainer.is_global_zero:
             try:
                 self._lock.take()
             except OSError as error:
-                refusal = str(error)
-        refusal = trainer.strategy.broadcast(refusal)
-        if refusal:
-            raise OSError(refusal)
+                message = str(error)
+        message = trainer.strategy.broadcast(message)
+        if message:
+            raise OSError(message)
 
     def release(self) -> None:
         """Let another run use the folder."""

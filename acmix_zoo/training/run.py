@@ -226,12 +226,12 @@ class RunFolder(Checkpoint):
         the last one is checked before anything is saved.
         """
         is_broken_here = ~loss.detach().isfinite()
-        self._stop_signal, is_broken = self._signals.agree_behind(loss.device, is_broken_here)
-        step, is_behind = self._step._replace(loss=loss.detach()), self._signals.is_behind(loss.device)
+        self._stop_signal, is_broken = self._signals.agree_delayed(loss.device, is_broken_here)
+        step, is_delayed = self._step._replace(loss=loss.detach()), self._signals.is_delayed(loss.device)
         if is_broken:
-            step = self._previous_step if is_behind else step
-            raise loss_error(self.folder, trainer, step, is_behind, self.resume_message)
-        if is_behind:
+            step = self._previous_step if is_delayed else step
+            raise loss_error(self.folder, trainer, step, is_delayed, self.resume_message)
+        if is_delayed:
             self._previous_step = step
 
     def on_train_batch_end(
@@ -287,7 +287,7 @@ class RunFolder(Checkpoint):
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, is_best: bool = False) -> bool:
         """Save a checkpoint and return whether that succeeded. Raise NotFinite instead if the weights or a loss are not
         finite; weights may not be even after a finite loss."""
-        if any(self._signals.settle()[1:]):
+        if any(self._signals.flush_pending()[1:]):
             raise loss_error(self.folder, trainer, self._previous_step, True, self.resume_message)
         # each process has its own batch-norm statistics
         if not trainer.strategy.reduce_boolean_decision(are_weights_finite(pl_module)):
@@ -312,8 +312,8 @@ class RunFolder(Checkpoint):
         if not self.has_begun and trainer.is_global_zero:
             self._claim.withdraw()
         self._claim.release()
-        is_told = isinstance(exception, NotFinite)  # its message says how to resume
-        if self.has_begun and trainer.state.fn == "fit" and trainer.is_global_zero and not is_told:
+        says_how_to_resume = isinstance(exception, NotFinite)  # its message says how to resume
+        if self.has_begun and trainer.state.fn == "fit" and trainer.is_global_zero and not says_how_to_resume:
             is_interrupted = isinstance(exception, KeyboardInterrupt | Interrupted)
             reason = "was interrupted" if is_interrupted else "ended in an error"
             print(f"The run {reason}. {self.resume_message}", flush=True)

@@ -87,20 +87,20 @@ class Signals:
         """
         return self._read(self._reduce(device, others))
 
-    def agree_behind(self, device: torch.device, *others: bool | torch.Tensor) -> list[int]:
+    def agree_delayed(self, device: torch.device, *others: bool | torch.Tensor) -> list[int]:
         """Return what `agree` returns, but on an asynchronous device the result of the previous call.
 
         The host then waits for work that is already done instead of the step that it has just queued. The first result
         is all zero.
         """
         values = self._reduce(device, others)
-        if not self.is_behind(device):
+        if not self.is_delayed(device):
             return self._read(values)
         previous, self._pending = self._pending, self._send(values)
         return self._receive(previous) if previous else [0] * len(values)
 
-    def settle(self) -> list[int]:
-        """Return the result of `agree_behind` that is still pending; [] if there is none."""
+    def flush_pending(self) -> list[int]:
+        """Return the result of `agree_delayed` that is still pending; [] if there is none."""
         pending, self._pending = self._pending, None
         return self._receive(pending) if pending else []
 
@@ -121,7 +121,7 @@ class Signals:
         return found
 
     @staticmethod
-    def is_behind(device: torch.device) -> bool:
+    def is_delayed(device: torch.device) -> bool:
         """Return whether a device runs asynchronously, so that reading a value of the current step waits for it."""
         return device.type == "cuda"
 

@@ -98,7 +98,7 @@ class TestExplainPlan:
 
     def test_other_devices_have_no_chunks(self) -> None:
         text = explain_plan((8, 64, 56, 56), 64, device="cuda")
-        assert "8 of 8 images per chunk, because chunks serve the caches of a CPU and the device is cuda" in text
+        assert "8 of 8 images per chunk, because only a CPU profits from chunks, and the device is cuda" in text
 
     def test_forced_backend_is_named_as_the_reason(self) -> None:
         with use_backend("offset"):

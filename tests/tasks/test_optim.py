@@ -73,7 +73,7 @@ def test_warm_up_starts_at_the_given_factor() -> None:
 def test_schedule_needs_epochs() -> None:
     loader = DataLoader(TensorDataset(torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
     trainer = make_trainer(epochs=-1, max_steps=2, enable_checkpointing=False)
-    with pytest.raises(ValueError, match="the schedule needs the length of the run"):
+    with pytest.raises(ValueError, match="the schedule depends on the length of the run"):
         trainer.fit(make_task(), loader)
 
 

@@ -74,9 +74,9 @@ def test_a_recipe_without_images_is_refused(recipe: str, capsys: pytest.CaptureF
         ({"trainer__limit_train_batches": 0}, "--trainer.limit_train_batches 0 leaves nothing to train on"),
         ({"trainer__enable_checkpointing": "false"}, "leaves no checkpoint from which to finish or resume the run"),
         ({"trainer__accelerator": "gpu"}, "finds no GPU here. Use --trainer.accelerator cpu"),
-        ({"trainer__accelerator": "tpu"}, "Lightning's trainer cannot be built with these --trainer options"),
-        ({"trainer__max_epochs": 0}, "max_epochs=0 was given, but the schedule needs the length of the run"),
-        ({"trainer__max_epochs": -1}, "max_epochs=-1 was given"),
+        ({"trainer__accelerator": "tpu"}, "Lightning rejected the --trainer options"),
+        ({"trainer__max_epochs": 0}, "max_epochs=0, but the schedule depends on the length of the run"),
+        ({"trainer__max_epochs": -1}, "max_epochs=-1, but the schedule"),
         ({"trainer__strategy": "nonsense"}, "an invalid strategy name: `strategy='nonsense'`"),
         ({"model__model": "test_vit"}, "test_vit cannot process images of 32 × 32 pixels"),
         ({"model__model": "test_vit"}, "--data.image_size 160, or build it for this size with --model.model_kwargs"),
@@ -269,8 +269,8 @@ def test_scores_of_a_part_of_a_split_are_not_recorded(
     options = {"trainer__limit_val_batches": 1, "trainer__limit_test_batches": 1}
     assert main(fit_arguments(image_folder, tmp_path / "run", **options)) == 0
     printed = capsys.readouterr().out
-    assert "Scores on part of a split are not recorded" in printed
-    assert "photos: no score, because options of the trainer left out images of the validation or test split" in printed
+    assert "so the scores of val and test are not recorded" in printed
+    assert "photos: no complete score, because options of the trainer left out images" in printed
     assert read_config(tmp_path / "run/weights")["acmix_zoo"]["metrics"] == []
 
 
@@ -306,8 +306,8 @@ def test_an_interrupted_test_says_that_the_training_is_safe(
         signal.signal(signal.SIGINT, handler)
     assert stop.value.code == 128 + signal.SIGINT
     said = capsys.readouterr().out
-    assert f"its best weights are safe in {tmp_path / 'run/checkpoints/best.ckpt'}" in said
-    assert "run the same command again to complete them" in said
+    assert f"the best weights are in {tmp_path / 'run/checkpoints/best.ckpt'}" in said
+    assert "Run the same command again to complete them" in said
     assert main(words) == 0
     assert check_folder(tmp_path / "run/weights") == []
 

@@ -251,7 +251,7 @@ def test_checkpoints_run_no_code(tmp_path: Path) -> None:
 
 
 def refused(module: nn.Module, source: object, **kwargs) -> str:
-    """The message of a refusal that changed nothing."""
+    """The message of an error that changed nothing."""
     before = {key: value.clone() for key, value in module.state_dict().items()}
     with pytest.raises(ValueError) as caught:
         load_weights(module, source, **kwargs)

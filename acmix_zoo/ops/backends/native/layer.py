@@ -14,10 +14,10 @@ Mixing = Sequence[Tensor | None]
 Geometry = tuple[int, int, int, int]
 
 # The kernels of the convolution path are composed, and their arithmetic grows with heads².
-MOST_HEADS = 16
+MAX_HEADS = 16
 
 
-def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Mixing, heads: int) -> str | None:
+def unsupported_reason(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Mixing, heads: int) -> str | None:
     """Return why the native library cannot run a layer, in words, or None if it can.
 
     The arguments are those of `acmix_zoo.ops.acmix.acmix`.
@@ -28,8 +28,8 @@ def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Mixing, head
             return f"it runs on a CPU only; this is {t.device.type}"
         if t.dtype != torch.float32:
             return f"it computes in float32; this is {t.dtype}".replace("torch.", "")
-    if heads > MOST_HEADS:
-        return f"it takes up to {MOST_HEADS} heads; these are {heads}"
+    if heads > MAX_HEADS:
+        return f"it supports up to {MAX_HEADS} heads; these are {heads}"
     if library() is None:
         return "the native library is not available"
     if parallel() is None and torch.get_num_threads() > 1:
@@ -56,7 +56,7 @@ def forward(
     Nothing is recorded for autograd.
 
     Args:
-        x, weight, bias, mixing, geometry: those of `acmix`, all accepted by `refusal`.
+        x, weight, bias, mixing, geometry: those of `acmix`, all accepted by `unsupported_reason`.
         keep: whether to keep the projections, in the library's own layout.
 
     Returns:
@@ -164,7 +164,7 @@ def _in_layout_of(t: Tensor, d: Tensor) -> Tensor:
 def _loaded() -> ctypes.CDLL:
     loaded = library()
     if loaded is None:
-        raise RuntimeError("The native CPU kernel is not available here. Call `refusal` first.")
+        raise RuntimeError("The native CPU kernel is not available here. Call `unsupported_reason` first.")
     return loaded
 
 
