@@ -260,7 +260,7 @@ def test_other_arguments_of_a_convolution_are_explained(arguments, keywords, mes
 )
 def test_impossible_kernels_and_heads_of_the_other_layers(build):
     """Without the check, a layer with only the convolution path would return a map of another size."""
-    with pytest.raises(ValueError, match="kernel_conv=4 is even. Expected an odd size"):
+    with pytest.raises(ValueError, match=r"kernel_conv=4 is even\. Expected an odd size"):
         build(heads=2, kernel_conv=4, paths="convolution")
     with pytest.raises(ValueError, match=r"heads=0 is not positive\. Expected a divisor of dim=8"):
         build(heads=0)
