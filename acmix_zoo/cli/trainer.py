@@ -19,7 +19,7 @@ from acmix_zoo.cli.old_names import with_current_keys
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.cli.predictions import gather_predictions, write_predictions
 from acmix_zoo.data import ImageDataModule
-from acmix_zoo.data.sources.recorded import recorded_source
+from acmix_zoo.data.sources.recorded import use_recorded_source
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.tasks.start_weights import without_start_weights
 from acmix_zoo.training.finish import finish_run
@@ -168,7 +168,7 @@ class TrainingCLI(LightningCLI):
             return
         card = self._card if self.subcommand == "predict" else None
         resumed = bool(self.config[self.subcommand].ckpt_path)
-        with without_start_weights(resumed, self._hyper_parameters), recorded_source(card):
+        with without_start_weights(resumed, self._hyper_parameters), use_recorded_source(card):
             super().instantiate_classes()
         if self.subcommand == "fit":
             self.datamodule.is_resumed = bool(self.config[self.subcommand].ckpt_path)

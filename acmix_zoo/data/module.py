@@ -22,7 +22,7 @@ from acmix_zoo.data.predict_images import readable_images_in
 from acmix_zoo.data.sources.image_sets import FileImages
 from acmix_zoo.data.sources.open import open_source
 from acmix_zoo.data.sources.stream_source import StreamSource
-from acmix_zoo.data.splits import Split, check_readable
+from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION, Split, check_readable
 from acmix_zoo.data.stream.stream_loaders import StreamLoaders
 from acmix_zoo.data.train_sizes import TrainSizes
 
@@ -109,7 +109,7 @@ class ImageDataModule(L.LightningDataModule):
         train_sizes: dict[int, int] | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
-        val_fraction: float = 0.1,
+        val_fraction: float = DEFAULT_VAL_FRACTION,
         validation_as_test: bool = False,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
@@ -245,7 +245,11 @@ class ImageDataModule(L.LightningDataModule):
         return inspections
 
     def _print_once(self, *lines: str) -> None:
-        """Print lines in the first process only."""
+        """Print lines in the first process only.
+
+        The data module does so itself, because skipped files have to be reported by any trainer, not only by that of
+        the command line.
+        """
         if lines and (self.trainer is None or self.trainer.is_global_zero):
             print(*lines, sep="\n", flush=True)
 
@@ -349,7 +353,7 @@ class ImageDataModule(L.LightningDataModule):
         """Resume from the position in a state.
 
         Raises:
-            ValueError: the state comes from a run with other images or other batches.
+            ValueError: the state comes from a run with different images or batches.
         """
         stage = self.trainer.state.fn if self.trainer is not None else None
         if stage not in (None, "predict"):

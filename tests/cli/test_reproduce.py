@@ -13,7 +13,7 @@ pytest.importorskip("lightning")
 from support.training import make_image_folder
 
 from acmix_zoo.cli.main import main
-from acmix_zoo.cli.record_comparison import compare, tolerance
+from acmix_zoo.cli.record_comparison import print_comparison, tolerance
 from acmix_zoo.cli.recorded_command import Target, find_target, recorded_arguments
 from acmix_zoo.cli.reproduce import reproduce
 from acmix_zoo.models.published import PUBLISHED
@@ -98,7 +98,7 @@ def test_another_result_is_said_and_fails(place: Path, capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     recorded = read_config(place / "weights")["acmix_zoo"]["dataset"]["fingerprint"]
     assert f"the recorded pictures has {recorded}" in out
-    assert out.index("the images differ from the recorded ones") < out.index("epoch 1/3")
+    assert out.index("the images are not those of the record") < out.index("epoch 1/3")
     assert "test_resnet.second: not reproduced, not bitwise equal. What differs: " in out
     assert "--model.lr (none in the record, 0.02 here)" in out and f"data ({recorded} in the record" in out
     row = first_line(out, "val top1")
@@ -208,7 +208,7 @@ def test_a_run_that_was_changed_when_resumed(place: Path, capsys: pytest.Capture
     assert f"changed when it was resumed ({changed}), so a single command does not repeat it bit for bit" in out
     assert out.index("options of the recorded run were changed") < out.index("the training")
     made = {key: value for key, value in record.items() if key != "changes"} | {"sha256": "0" * 64}
-    assert compare(Target("w", [], record), made)
+    assert print_comparison(Target("w", [], record), made)
     assert f"What differs: changes at a resume ({changed} in the record, none here)\n" in capsys.readouterr().out
 
 
@@ -241,4 +241,4 @@ def test_weights_that_were_not_trained_here(place: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as stop:
         main(["reproduce", "--model.lr", "1", "weights"])
     assert stop.value.code == 2
-    assert "expected NAME first, then options" in capsys.readouterr().err
+    assert "Expected NAME first, then options" in capsys.readouterr().err
