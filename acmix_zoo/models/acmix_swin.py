@@ -2,7 +2,7 @@
 
 Source: ACmix, CVPR 2022, table 1, and its released code for Swin-T and Swin-S. `acmix_swin_b` has the widths of Swin-B;
 `acmix_swin_pico` is our addition for 32-pixel images. In shifted blocks, the convolution sees the rolled feature map,
-in the released code. With `conv_before_shift=True`, it sees the feature map before it is rolled (see `WindowACmix`).
+as in the released code. With `conv_before_shift=True`, it sees the feature map before it is rolled (see `WindowACmix`).
 """
 
 from __future__ import annotations
