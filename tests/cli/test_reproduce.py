@@ -18,7 +18,7 @@ from acmix_zoo.cli.recorded_command import Target, find_target, recorded_argumen
 from acmix_zoo.cli.reproduce import reproduce
 from acmix_zoo.models.published import PUBLISHED
 from acmix_zoo.weights import read_config
-from acmix_zoo.weights.shipped import find_recipe
+from acmix_zoo.weights.recipe_files import find_recipe
 
 RECIPE = """
 seed_everything: 3
@@ -221,8 +221,8 @@ def test_tolerance() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["no_such_weights"], "'no_such_weights' is not the name of weights"),
-        (["./nothing.yaml"], "'./nothing.yaml' is not the name of weights"),
+        (["no_such_weights"], "unknown model 'no_such_weights'"),
+        (["./nothing.yaml"], "./nothing.yaml does not exist. Expected the name of a recipe"),
     ],
     ids=["name", "file"],
 )
