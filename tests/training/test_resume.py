@@ -28,7 +28,7 @@ from acmix_zoo.layers import ACmix2d
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
 from acmix_zoo.training.export_weights import export_run
-from acmix_zoo.training.options import RULES, Rule, find_changes, flatten
+from acmix_zoo.training.option_rules import RULES, Rule, find_changes, flatten
 from acmix_zoo.weights import create_model, read_config, write_folder
 
 # Options of every run here, in addition to data.source, run.folder and ckpt_path.
@@ -61,7 +61,7 @@ def test_every_option_has_a_rule(parser: Any) -> None:
     options = {action.dest for action in parser._actions if type(action).__name__ not in helpers}
     options -= {"data.num_classes --> model.num_classes", "model.num_classes"}  # the data's, compared with the data
     assert len(options) > 90
-    assert sorted(options - RULES.keys()) == [], "give these options a rule in acmix_zoo/training/options.py"
+    assert sorted(options - RULES.keys()) == [], "give these options a rule in acmix_zoo/training/option_rules.py"
     assert sorted(RULES.keys() - options) == [], "these options no longer exist"
 
 

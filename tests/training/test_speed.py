@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from acmix_zoo.data import ImageDataModule
+from acmix_zoo.data.train_sizes import TrainSizes
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder, limits
 from acmix_zoo.training.limits import copy_to_meta, device_peak, measure_loader, training_flops
@@ -157,6 +158,29 @@ def test_every_figure_by_hand(clock: Clock, capsys: pytest.CaptureFixture[str]) 
     assert "Data loading is the bottleneck; try --data.num_workers " in out
     shown = bar.get_metrics(trainer, trainer.lightning_module)
     assert shown["images/s"] == 0.5 and shown["MFU"] == 0.125 and shown["min_left"] == pytest.approx(16 / 60)
+
+
+def test_progressive_image_sizes(clock: Clock) -> None:
+    """The MFU follows the size of the images, and the time left weighs the epochs to come by their pixels."""
+
+    class Shrunk(Data):
+        train_sizes = TrainSizes({0: 2, 1: 4}, 4)
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            assert self.trainer is not None
+            return self.train_sizes.shrink(batch[0], self.trainer.current_epoch), batch[1]
+
+    class AnySize(Task):
+        def __init__(self, clock: Clock) -> None:
+            super().__init__(clock)
+            self.model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    notebook, epochs = Notebook(), Epochs()
+    trainer = trainer_of(Speed(), epochs, logger=notebook, limit_val_batches=0)
+    trainer.fit(AnySize(clock), Shrunk(clock, 6))  # three batches per epoch
+    assert epochs.rows[1]["mfu"] == pytest.approx(4 * epochs.rows[0]["mfu"])
+    seconds = [1 * 4 + 3 * 4 * 4, 3 * 4 * 4, 2 * 4, 1 * 4, 0]
+    assert notebook.column("eta_minutes") == pytest.approx([s / 60 for s in seconds])
 
 
 def test_accumulated_batches_are_one_step(clock: Clock) -> None:
