@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from acmix_zoo.cli.columns import print_columns
 from acmix_zoo.cli.parser import Parser
+from acmix_zoo.cli.text_table import print_columns
 from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.layers.cost import TwoStageLayer
 from acmix_zoo.layers.stages import StageCost, stage_table
@@ -31,8 +31,8 @@ def info(arguments: Sequence[str]) -> None:
     parser.add_argument("model", help="name of a network or of weights, or path of a weight folder or run folder")
     parser.add_argument("--size", type=int, help="side of the image (default: the network's own)")
     options = parser.parse_args(arguments)
-    located = locate(options.model, prefers_paths=True)
-    path = installed_folder(options.model) if located.kind is Kind.NETWORK else fetch(located)
+    location = locate(options.model, prefers_paths=True)
+    path = installed_folder(options.model) if location.kind is Kind.NETWORK else fetch(location)
     if path is not None:
         model: nn.Module = from_pretrained(path)
     else:

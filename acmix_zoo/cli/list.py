@@ -9,8 +9,8 @@ from pathlib import Path
 import timm
 
 from acmix_zoo import models
-from acmix_zoo.cli.columns import print_columns
 from acmix_zoo.cli.parser import Parser
+from acmix_zoo.cli.text_table import print_columns
 from acmix_zoo.layers.complexity import human
 from acmix_zoo.models.published import is_reconstruction, published
 from acmix_zoo.weights import list_models, read_config

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from acmix_zoo.cli.columns import print_columns
 from acmix_zoo.cli.parser import Parser
+from acmix_zoo.cli.text_table import print_columns
 from acmix_zoo.layers.complexity import human
 from acmix_zoo.scaling.jobs import PRECISIONS, Job
 from acmix_zoo.scaling.machines import GPUS, LINK_FRACTION, Machine, find_gpu

@@ -32,7 +32,7 @@ from acmix_zoo.training.launch import (
     with_absolute_paths,
 )
 from acmix_zoo.training.logs import Bar, Log, quieten_lightning
-from acmix_zoo.training.options import flatten
+from acmix_zoo.training.option_rules import flatten
 from acmix_zoo.training.resume import (
     Recorded,
     check_finished,

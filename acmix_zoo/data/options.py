@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
-AUGMENTATIONS = ("none", "light", "imagenet")
+AUGMENTATIONS = ("none", "light", "crop", "imagenet")
 _TIMM_AUGMENTATIONS = ("rand", "augmix", "original", "v0", "3a")  # how timm's auto-augment strings begin
 
 
@@ -23,6 +23,7 @@ def check_options(
     max_unreadable: int,
     val_fraction: float,
     shift: float,
+    crop_scale: Sequence[float],
     interpolation: str,
     augment: str,
 ) -> None:
@@ -45,6 +46,11 @@ def check_options(
         )
     if not 0 <= shift < 1:
         raise ValueError(f"shift={shift} is not a fraction of the side length of an image. Use 0 or more, below 1")
+    if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        raise ValueError(
+            f"crop_scale={list(crop_scale)} is not a range of fractions of the image. Give the smallest and the "
+            "largest, such as [0.25, 1.0]"
+        )
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation={interpolation!r} is unknown. Use {_alternatives(INTERPOLATIONS)}")
     if augment not in AUGMENTATIONS and not augment.startswith(_TIMM_AUGMENTATIONS):

@@ -39,14 +39,28 @@ class UnusableImages(ValueError):
     """Some files that a run would use are not readable images. This is raised before the run, in every process."""
 
 
-def split_source(source: IndexedSource, val_fraction: float, seed: int) -> dict[str, Split]:
+def split_source(
+    source: IndexedSource, val_fraction: float, seed: int, validation_as_test: bool = False
+) -> dict[str, Split]:
     """Return each existing split: "train", "val" and "test".
 
     Args:
         val_fraction: fraction of each class used for validation if the source has no validation split; 0 for none.
         seed: seed for choosing the validation images.
+        validation_as_test: use the source's validation split as the test split.
+
+    Raises:
+        ValueError: no class has two images, or `validation_as_test` is set for a source that has a test split or no
+            validation split.
     """
     splits = {name: Split(images, np.arange(len(images))) for name, images in source.splits.items()}
+    if validation_as_test:
+        if "val" not in splits or "test" in splits:
+            raise ValueError(
+                f"validation_as_test is set, but {source.name} has the splits {', '.join(sorted(splits))}. Expected a "
+                "validation split and no test split. Set data.validation_as_test to false"
+            )
+        splits["test"] = splits.pop("val")
     if "val" not in splits and val_fraction > 0:
         images = splits["train"].images
         train, val = stratified_split(images.targets, val_fraction, seed)

@@ -29,7 +29,11 @@ def summarize(source: IndexedSource, splits: Mapping[str, Split], inspections: M
     counts = {name: _class_counts(splits[name], len(names)) for name in ordered}
     sizes = ", ".join(f"{name} {count.sum():,}" for name, count in counts.items())
     lines = [f"data: {source.name}, {len(names)} classes; images: {sizes}"]
-    if "val" not in source.splits and "val" in splits:
+    if "test" in splits and "test" not in source.splits:
+        lines.append("  test is the validation split of the source (data.validation_as_test)")
+        if "val" in splits:
+            lines.append("  val was split off from train (data.val_fraction)")
+    elif "val" in splits and "val" not in source.splits:
         lines.append("  val was split off from train (data.val_fraction), because there is no validation split")
     lines += [f"  {line}" for line in _images_per_class(names, counts)]
     remarks = [*_missing_classes(source, counts), *_imbalance(counts["train"], names), *duplicate_warnings(splits)]

@@ -10,7 +10,7 @@ from acmix_zoo.layers import thop_rules
 from acmix_zoo.layers.acmix2d import ACmix2d
 from acmix_zoo.layers.cost import TwoStageLayer
 from acmix_zoo.layers.reduced_acmix import ReducedACmix
-from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
+from acmix_zoo.layers.san_attention import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.layers.window_acmix import WindowACmix
 
 __all__ = ["ACmix2d", "PairwiseSAM", "PatchwiseSAM", "ReducedACmix", "TwoStageLayer", "WindowACmix"]

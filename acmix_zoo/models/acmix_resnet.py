@@ -165,6 +165,13 @@ _FIRST_AND_LAST = {"first_conv": "conv1", "classifier": "fc"}
 default_cfgs = generate_default_cfgs(
     {
         **{f"acmix_resnet{depth}": {**IMAGENET, **_FIRST_AND_LAST} for depth in (26, 38, 50)},
+        "acmix_resnet_nano": {
+            **SMALL,
+            "num_classes": 200,
+            "input_size": (3, 64, 64),
+            "classifier": "fc",
+            "first_conv": "conv1.0",
+        },
         "acmix_resnet_pico": {**SMALL, "pool_size": (2, 2), "classifier": "fc", "first_conv": "conv1.0"},
     }
 )
@@ -200,3 +207,14 @@ def acmix_resnet_pico(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
     As an encoder it halves the image four times: depth 4, maps of 1/2, 1/4, 1/8 and 1/16 of its side."""
     defaults = {"layers": (2, 2, 2), "planes": (32, 64, 128), "stem_width": 32, "small_input": True}
     return _create("acmix_resnet_pico", pretrained, defaults, kwargs)
+
+
+@register_model
+def acmix_resnet_nano(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
+    """ACmix-ResNet for 64-pixel images: 2,629,950 parameters, 109 MMACs, 200 classes.
+
+    Three stages of one, two and three bottlenecks. The late stages have most of the blocks, because a block costs twice
+    as much at twice the resolution.
+    """
+    defaults = {"layers": (1, 2, 3), "planes": (56, 112, 224), "stem_width": 48, "small_input": True}
+    return _create("acmix_resnet_nano", pretrained, defaults, kwargs)

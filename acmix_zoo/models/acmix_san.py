@@ -14,7 +14,7 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from acmix_zoo.layers.argument_checks import Paths, check_dtype
-from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
+from acmix_zoo.layers.san_attention import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.models.backbone import MapBackbone
 from acmix_zoo.models.registry import IMAGENET, SMALL, build, generate_default_cfgs, register_model
 from acmix_zoo.models.silent_convolution import add_silent_convolution

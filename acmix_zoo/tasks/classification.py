@@ -191,9 +191,13 @@ class ClassificationTask(L.LightningModule):
             self.model.compile()  # in place: keys of the state dict stay what they are
 
     def _check_image_size(self) -> None:
-        size = getattr(getattr(self.trainer, "datamodule", None), "input_size", None)
+        data = getattr(self.trainer, "datamodule", None)
+        size = getattr(data, "input_size", None)
         if size is not None and size != self._checked_size and not is_sharded(self.model):
             check_image_size(self.model, size, self.hparams["model"])
+            train_sizes = getattr(data, "train_sizes", None)
+            for side in sorted(set(train_sizes.sizes.values())) if train_sizes else ():
+                check_image_size(self.model, (size[0], side, side), self.hparams["model"], is_train_size=True)
             self._checked_size = tuple(size)
 
     def on_train_start(self) -> None:

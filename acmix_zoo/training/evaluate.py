@@ -50,10 +50,13 @@ def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
     """
     if split not in ("val", "test"):
         raise ValueError(f"split={split!r} was given; expected 'val' or 'test'")
-    cfg = {**asdict(PretrainedCfg()), **read_config(folder)["pretrained_cfg"]}
+    config = read_config(folder)
+    cfg = {**asdict(PretrainedCfg()), **config["pretrained_cfg"]}
+    recorded_data = config["acmix_zoo"].get("dataset") or {}
     data = ImageDataModule(
         source, image_size=cfg["input_size"][1], batch_size=128, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]),
         interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"],
+        validation_as_test=recorded_data.get("validation_as_test", False),
     )  # fmt: skip
     names = list(data.class_names)
     labels = cfg["label_names"]

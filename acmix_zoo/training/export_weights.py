@@ -37,16 +37,16 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
         FileNotFoundError: the run or checkpoint does not exist.
         ValueError: the checkpoint is not of a ClassificationTask, or it has no average.
     """
-    target, located = check_target(folder), locate(source, prefers_paths=True)
-    is_checkpoint = located.kind in (Kind.CHECKPOINT, Kind.SHARDED_CHECKPOINT)
+    target, location = check_target(folder), locate(source, prefers_paths=True)
+    is_checkpoint = location.kind in (Kind.CHECKPOINT, Kind.SHARDED_CHECKPOINT)
     if averaged and not is_checkpoint:
         finished = weight_folder(source)
-        if located.run is None or not check_folder(finished):
+        if location.run is None or not check_folder(finished):
             with temporary_sibling(target) as new:
                 shutil.copytree(finished, new, dirs_exist_ok=True)
                 replace_folder(target, new)
             return target
-    path = located.path if is_checkpoint else located.run and located.run / "checkpoints" / "best.ckpt"
+    path = location.path if is_checkpoint else location.run and location.run / "checkpoints" / "best.ckpt"
     if path is None or not path.exists():
         raise FileNotFoundError(
             f"export: {source} has no checkpoint with the trained weights. Expected a run folder with "

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from acmix_zoo.data.sources.shipped import SHIPPED
+from acmix_zoo.data.sources.installed_sources import SHIPPED
 from acmix_zoo.training.record import parent_name
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from acmix_zoo.data.sources.shipped import SHIPPED
+from acmix_zoo.data.sources.installed_sources import SHIPPED
 from acmix_zoo.weights.shipped import recipes_root
 
 

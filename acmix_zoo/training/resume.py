@@ -12,7 +12,7 @@ import torch
 
 from acmix_zoo.tasks.hyperparameters import resolve_hyperparameters, with_current_names
 from acmix_zoo.training.history import format_scores
-from acmix_zoo.training.options import (
+from acmix_zoo.training.option_rules import (
     Changes,
     Options,
     Rule,

@@ -29,7 +29,7 @@ from acmix_zoo.training.history import Row, epoch_line, make_row, score, write_c
 from acmix_zoo.training.launch import model_message, progress_message
 from acmix_zoo.training.lock import ClaimedFolder
 from acmix_zoo.training.logs import Log
-from acmix_zoo.training.options import Options
+from acmix_zoo.training.option_rules import Options
 from acmix_zoo.training.record import evaluation_limits
 from acmix_zoo.training.resume import changes_to_record
 from acmix_zoo.training.signals import Interrupted, Signals, requeue

@@ -74,6 +74,7 @@ class Speed(L.Callback):
         self._peak: float | None = None  # FLOP/s of a device
         self._meta_model: nn.Module | None = None  # the network, without its weights
         self._flops: float | None = None  # per image, forward and backward
+        self._image_shape: tuple[int, ...] = ()  # (C, H, W) of the images that `_flops` was counted for
         self._is_first_batch = True
         self._is_printed = False
         self._total_steps = float("inf")  # optimiser steps of the run
@@ -106,7 +107,7 @@ class Speed(L.Callback):
         """Find out how many steps there are, and what the device could do."""
         self._window.clear()
         self._validations.clear()
-        self._is_first_batch, self._is_printed = True, False
+        self._is_first_batch, self._is_printed, self._image_shape = True, False, ()
         self._total_steps = trainer.estimated_stepping_batches
         self._peak = self.peak_flops or device_peak(trainer.strategy.root_device, str(trainer.precision))
         self._wait.attach(trainer.profiler)  # type: ignore[attr-defined]
@@ -126,11 +127,13 @@ class Speed(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count the network's arithmetic with the first batch, when the size of the images is known."""
-        if self._is_first_batch:
+        """Count the network's arithmetic with the first batch, and again if the size of the images changes."""
+        shape = tuple(batch[0].shape[1:])
+        if shape != self._image_shape:
             start = time.perf_counter()
-            self._flops = training_flops(self._meta_model, tuple(batch[0].shape[1:])) if self._meta_model else None
-            self._meta_model = None
+            self._flops = training_flops(self._meta_model, shape) if self._meta_model else None
+            self._image_shape = shape
+            self._window.clear()  # the last batches say nothing about the speed at this size
             self._clock.skip(time.perf_counter() - start)
 
     def on_train_batch_end(
@@ -202,7 +205,7 @@ class Speed(L.Callback):
         if self._total_steps != float("inf"):
             batches = (self._total_steps - trainer.global_step) * trainer.accumulate_grad_batches
             seconds_per_batch = fmean(step.seconds for step in self._window) if self._window else seconds
-            metrics["eta_minutes"] = batches * seconds_per_batch / 60
+            metrics["eta_minutes"] = _weigh_by_size(trainer, batches) * seconds_per_batch / 60
             if self._validations:
                 every = (trainer.val_check_batch or float("inf")) * (trainer.check_val_every_n_epoch or 1)
                 validations += int(batches // every)
@@ -223,6 +226,24 @@ class Speed(L.Callback):
         if metrics["data_wait"] > _BOTTLENECK:
             text += "\n" + _bottleneck_message(workers)
         return text
+
+
+def _weigh_by_size(trainer: L.Trainer, batches: float) -> float:
+    """Return how many batches of the current image size take as long as the next `batches` batches.
+
+    A batch is assumed to take as long as it has pixels. This matters with the data module's `train_sizes`.
+    """
+    sizes = getattr(getattr(trainer, "datamodule", None), "train_sizes", None)
+    if sizes is None or not sizes.sizes:
+        return batches
+    weighed, epoch = 0.0, trainer.current_epoch
+    in_epoch = trainer.num_training_batches - trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    while batches > 0:
+        count = min(batches, max(0, in_epoch))
+        weighed += count * (sizes.of_epoch(epoch) / sizes.of_epoch(trainer.current_epoch)) ** 2
+        batches -= count
+        epoch, in_epoch = epoch + 1, trainer.num_training_batches
+    return weighed
 
 
 def _add(intervals: Iterable[Interval]) -> Interval:

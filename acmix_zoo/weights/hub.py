@@ -14,7 +14,7 @@ from acmix_zoo.weights.fetch import WEIGHT_FOLDER_FILES, download_folder, weight
 from acmix_zoo.weights.hub_requests import request
 from acmix_zoo.weights.locate import Repository, parse_repository
 from acmix_zoo.weights.replace import check_target, replace_folder, temporary_sibling
-from acmix_zoo.weights.verify import check_folder
+from acmix_zoo.weights.verification import check_folder
 
 
 def pull(name: str, folder: str | Path | None = None, *, token: str | None = None) -> Path:

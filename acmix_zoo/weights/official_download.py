@@ -21,7 +21,7 @@ from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # 
 
 from acmix_zoo.checksum import check_sha256
 from acmix_zoo.models.registry import register_weights
-from acmix_zoo.weights.convert import convert
+from acmix_zoo.weights.convert_checkpoint import convert
 from acmix_zoo.weights.official import FURTHER_LINKS, TAG, official_folder, official_record
 
 _LARGEST_FILE = 4 * 2**30  # bytes; the optimiser's state triples the 200 MB of Swin-S

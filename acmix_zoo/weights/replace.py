@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from acmix_zoo.weights.verify import check_folder
+from acmix_zoo.weights.verification import check_folder
 
 _FOR_TORCH = "For a file: torch.save(acmix_zoo.create_model(WEIGHTS).state_dict(), FILE)"
 # File extensions that users may try, and how to create such a file from a weight folder or run folder.

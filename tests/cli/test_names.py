@@ -32,7 +32,7 @@ from acmix_zoo.scaling.recipe import read_job
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training.export_weights import export_run
 from acmix_zoo.weights import read_config
-from acmix_zoo.weights.convert import convert
+from acmix_zoo.weights.convert_checkpoint import convert
 from acmix_zoo.weights.fetch import weight_folder
 
 NETWORK = "acmix_resnet_pico"
@@ -150,7 +150,7 @@ class TestNetworksWithWeights:
     @kinds(BARE)
     @pytest.mark.parametrize("build_by", BY_NAME)
     def test_weights_that_do_not_name_their_network_are_refused(self, build_by: str, name: str) -> None:
-        with pytest.raises(ValueError, match=r"does not say which network .* create_model\(NAME, pretrained="):
+        with pytest.raises(ValueError, match=r"does not state which network .* create_model\(NAME, pretrained="):
             BY_NAME[build_by](name)
 
     @kinds(FOLDERS, CHECKPOINTS, BARE)

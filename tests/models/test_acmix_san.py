@@ -11,7 +11,7 @@ from torch import nn
 
 from acmix_zoo import create_model, load_weights
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
+from acmix_zoo.layers.san_attention import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.models.acmix_san import LAYERS, SAN
 
 SANS = [entry for entry in SAN_AND_PVT if entry["family"] == "san"]

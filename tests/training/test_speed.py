@@ -18,6 +18,7 @@ from support.training import make_trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from acmix_zoo.data.train_sizes import TrainSizes
 from acmix_zoo.training.speed import Speed
 
 BATCH, LOAD, STEP, VALID = 2, 0.5, 3.0, 7.0  # images; seconds per image, training step, validation step
@@ -55,7 +56,7 @@ class TimedImages(Dataset[tuple[Tensor, int]]):
         return torch.randn(3, 4, 4), index % 2
 
 
-class Data(L.LightningDataModule):
+class TimedData(L.LightningDataModule):
     def __init__(self, clock: Clock, size: int) -> None:
         super().__init__()
         self.clock, self.size = clock, size
@@ -67,7 +68,7 @@ class Data(L.LightningDataModule):
         return DataLoader(TimedImages(2 * BATCH, self.clock), batch_size=BATCH)
 
 
-class Task(L.LightningModule):
+class TimedTask(L.LightningModule):
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self.clock, self.model = clock, nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
@@ -126,7 +127,7 @@ def test_every_metric_by_hand(clock: Clock, capsys: pytest.CaptureFixture[str]) 
     speed = Speed(loader_seconds=2.5, peak_flops=2 * PEAK)
     bar = ProgressBar()  # the base class, which keeps the metrics and draws nothing
     trainer = quiet_trainer(speed, epochs, bar, logger=logger, enable_progress_bar=True)
-    trainer.fit(Task(clock), Data(clock, 12))
+    trainer.fit(TimedTask(clock), TimedData(clock, 12))
 
     assert [row["step"] for row in logger.rows] == list(range(1, 12))  # the first batch is not timed
     assert logger.column("images_per_second") == pytest.approx([0.5] * 11)
@@ -149,17 +150,40 @@ def test_every_metric_by_hand(clock: Clock, capsys: pytest.CaptureFixture[str]) 
     assert shown["images/s"] == 0.5 and shown["MFU"] == 0.125 and shown["min_left"] == pytest.approx(16 / 60)
 
 
+def test_progressive_image_sizes_change_mfu_and_remaining_time(clock: Clock) -> None:
+    """The MFU follows the size of the images, and the time left weighs the epochs to come by their pixels."""
+
+    class ShrinkingData(TimedData):
+        train_sizes = TrainSizes({0: 2, 1: 4}, 4)
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            assert self.trainer is not None
+            return self.train_sizes.shrink(batch[0], self.trainer.current_epoch), batch[1]
+
+    class AnySizeTask(TimedTask):
+        def __init__(self, clock: Clock) -> None:
+            super().__init__(clock)
+            self.model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    logger, epochs = RecordingLogger(), EpochMetrics()
+    trainer = quiet_trainer(Speed(), epochs, logger=logger, limit_val_batches=0)
+    trainer.fit(AnySizeTask(clock), ShrinkingData(clock, 6))  # three batches per epoch
+    assert epochs.rows[1]["mfu"] == pytest.approx(4 * epochs.rows[0]["mfu"])
+    seconds = [1 * 4 + 3 * 4 * 4, 3 * 4 * 4, 2 * 4, 1 * 4, 0]
+    assert logger.column("eta_minutes") == pytest.approx([s / 60 for s in seconds])
+
+
 def test_accumulated_batches_are_one_step(clock: Clock) -> None:
     logger, epochs = RecordingLogger(), EpochMetrics()
     trainer = quiet_trainer(Speed(), epochs, logger=logger, accumulate_grad_batches=2, limit_val_batches=0)
-    trainer.fit(Task(clock), Data(clock, 12))
+    trainer.fit(TimedTask(clock), TimedData(clock, 12))
     assert logger.column("images_per_second") == pytest.approx([0.5] * 6)
     assert logger.column("eta_minutes") == pytest.approx([left * 2 * 4 / 60 for left in (5, 4, 3, 2, 1, 0)])
     assert epochs.rows[0]["eta_minutes"] == pytest.approx(6 * 4 / 60) and epochs.rows[0]["mfu"] == pytest.approx(0.25)
 
 
 def test_logged_throughput_follows_the_latest_batches(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Faster(Task):
+    class Faster(TimedTask):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             self.clock.now -= 0 if batch_idx < 10 else 2  # a step of 1 s
             return super().training_step(batch, batch_idx)
@@ -167,7 +191,7 @@ def test_logged_throughput_follows_the_latest_batches(clock: Clock, monkeypatch:
     monkeypatch.setattr("acmix_zoo.training.speed._WINDOW", 4)
     logger, epochs = RecordingLogger(), EpochMetrics()
     trainer = quiet_trainer(Speed(), epochs, logger=logger, epochs=1, limit_val_batches=0)
-    trainer.fit(Faster(clock), Data(clock, 40))
+    trainer.fit(Faster(clock), TimedData(clock, 40))
     assert logger.column("images_per_second")[8:13] == pytest.approx([8 / 16, 8 / 14, 8 / 12, 8 / 10, 8 / 8])
     assert epochs.rows[0]["images_per_second"] == pytest.approx(40 / (10 * 4 + 10 * 2))
 
@@ -175,7 +199,7 @@ def test_logged_throughput_follows_the_latest_batches(clock: Clock, monkeypatch:
 def test_the_remaining_time_includes_validations_within_an_epoch(clock: Clock) -> None:
     logger = RecordingLogger()
     trainer = quiet_trainer(Speed(), logger=logger, epochs=1, val_check_interval=3)
-    trainer.fit(Task(clock), Data(clock, 12))
+    trainer.fit(TimedTask(clock), TimedData(clock, 12))
     seconds = [4 * 4, 3 * 4, 2 * 4 + 16, 1 * 4 + 16, 16]  # including a validation that may precede the next batch
     assert logger.column("eta_minutes") == pytest.approx([s / 60 for s in seconds])
     assert logger.column("images_per_second") == pytest.approx([0.5] * 5)
@@ -184,7 +208,7 @@ def test_the_remaining_time_includes_validations_within_an_epoch(clock: Clock) -
 def test_the_remaining_time_of_a_run_by_steps_and_of_an_endless_run(clock: Clock) -> None:
     logger = RecordingLogger()
     options: dict[str, Any] = {"limit_val_batches": 0, "logger": logger, "epochs": -1}
-    quiet_trainer(Speed(), max_steps=4, **options).fit(Task(clock), Data(clock, 12))
+    quiet_trainer(Speed(), max_steps=4, **options).fit(TimedTask(clock), TimedData(clock, 12))
     assert logger.column("eta_minutes") == pytest.approx([2 * 4 / 60, 4 / 60, 0])
 
     class StopAfterFirstEpoch(L.Callback):
@@ -194,7 +218,7 @@ def test_the_remaining_time_of_a_run_by_steps_and_of_an_endless_run(clock: Clock
     logger.rows.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning warns about endless runs
-        quiet_trainer(Speed(), StopAfterFirstEpoch(), **options).fit(Task(clock), Data(clock, 12))
+        quiet_trainer(Speed(), StopAfterFirstEpoch(), **options).fit(TimedTask(clock), TimedData(clock, 12))
     assert logger.rows and "speed/eta_minutes" not in logger.rows[0]
 
 
@@ -209,13 +233,13 @@ def test_a_resumed_run_is_timed_from_where_it_resumed(saved_at: str, clock: Cloc
             if trainer.global_step == 6 and saved_at == "end of an epoch":
                 trainer.save_checkpoint(tmp_path / "saved.ckpt")
 
-    quiet_trainer(Speed(), Save()).fit(Task(clock), Data(clock, 12))
+    quiet_trainer(Speed(), Save()).fit(TimedTask(clock), TimedData(clock, 12))
     clock.now += 1e6  # the time until somebody resumes the run
     logger, epochs = RecordingLogger(), EpochMetrics()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning warns that the loader has no position to resume
         quiet_trainer(Speed(), epochs, logger=logger).fit(
-            Task(clock), Data(clock, 12), ckpt_path=tmp_path / "saved.ckpt"
+            TimedTask(clock), TimedData(clock, 12), ckpt_path=tmp_path / "saved.ckpt"
         )
     assert logger.column("images_per_second") == pytest.approx([0.5] * len(logger.rows))
     assert [row["images_per_second"] for row in epochs.rows] == pytest.approx([0.5] * len(epochs.rows))
@@ -225,7 +249,7 @@ def test_a_resumed_run_is_timed_from_where_it_resumed(saved_at: str, clock: Cloc
 
 def test_a_loader_without_a_data_module_is_not_measured_alone(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     epochs = EpochMetrics()
-    quiet_trainer(Speed(), epochs, epochs=1).fit(Task(clock), DataLoader(TimedImages(8, clock), batch_size=BATCH))
+    quiet_trainer(Speed(), epochs, epochs=1).fit(TimedTask(clock), DataLoader(TimedImages(8, clock), batch_size=BATCH))
     assert epochs.rows[0]["images_per_second"] == 0.5
     out = capsys.readouterr().out
     assert "data loading alone" not in out and "Training at 0.5 images/s, 25 % of the time" in out
@@ -236,19 +260,19 @@ def test_a_network_that_cannot_be_counted_has_no_mfu(clock: Clock) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.flatten(1)) if float(x.sum()) < 1e9 else x
 
-    task, epochs = Task(clock), EpochMetrics()
+    task, epochs = TimedTask(clock), EpochMetrics()
     task.model = nn.Sequential(DataDependent(48, 2))
-    quiet_trainer(Speed(), epochs, epochs=1).fit(task, Data(clock, 8))
+    quiet_trainer(Speed(), epochs, epochs=1).fit(task, TimedData(clock, 8))
     assert epochs.rows[0].keys() == {"images_per_second", "data_wait", "eta_minutes"}
 
 
 def test_a_fast_loader_is_not_called_the_bottleneck(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    class Slow(Task):
+    class Slow(TimedTask):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             self.clock.now += 20
             return super().training_step(batch, batch_idx)
 
-    quiet_trainer(Speed(), epochs=1).fit(Slow(clock), Data(clock, 8))
+    quiet_trainer(Speed(), epochs=1).fit(Slow(clock), TimedData(clock, 8))
     out = capsys.readouterr().out
     assert "4 % of the time waiting" in out and "bottleneck" not in out
 
@@ -263,14 +287,14 @@ def test_impossible_arguments_are_refused() -> None:
 def test_profilers_keep_working_and_are_restored(clock: Clock) -> None:
     profiler = SimpleProfiler()
     trainer = quiet_trainer(Speed(), EpochMetrics(), epochs=1, profiler=profiler)
-    trainer.fit(Task(clock), Data(clock, 8))
+    trainer.fit(TimedTask(clock), TimedData(clock, 8))
     assert profiler.recorded_durations["[_TrainingEpochLoop].train_dataloader_next"]
     assert "start" not in vars(profiler) and "stop" not in vars(profiler)
 
-    class FailingTask(Task):
+    class FailingTask(TimedTask):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        quiet_trainer(Speed(), profiler=profiler).fit(FailingTask(clock), Data(clock, 8))
+        quiet_trainer(Speed(), profiler=profiler).fit(FailingTask(clock), TimedData(clock, 8))
     assert "start" not in vars(profiler)

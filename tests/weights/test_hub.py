@@ -91,7 +91,7 @@ def test_a_private_repository_needs_a_token(
     assert check_folder(pull("org/secret", tmp_path / "mine2")) == []
     monkeypatch.delenv("HF_TOKEN")
     shutil.rmtree(tmp_path / "hf")
-    with pytest.raises(FileNotFoundError, match="org/secret does not exist, neither here as a path nor on the Hub"):
+    with pytest.raises(FileNotFoundError, match="org/secret is neither a path on this machine nor a repository"):
         from_pretrained("org/secret")
     assert from_pretrained("org/secret", token="hf_read").num_classes == 10
 
@@ -127,7 +127,7 @@ def test_a_single_failed_request_is_repeated(hub: Hub, folder: Path, kind: str, 
     ("fault", "message"),
     [
         (502, r"the Hub answered with an error \(502\)"),
-        (429, "the Hub refuses further"),
+        (429, "too many requests to the Hub"),
         ("cut", "the connection to the Hub"),
     ],
 )
@@ -146,13 +146,13 @@ def test_repeated_failures_publish_nothing(hub: Hub, folder: Path, kind: str, fa
 
 def test_missing_and_insufficient_tokens_are_refused(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for token, message in (
-        ("hf_read", "org/pico: the token may not write to it. Use a token with the write permission for org"),
-        ("hf_wrong", "the Hub does not know the token. Run `hf auth login`"),
+        ("hf_read", "org/pico: the token has no write permission. Use a token with write permission for org"),
+        ("hf_wrong", "the Hub does not accept the token. Run `hf auth login`"),
     ):
         with pytest.raises(PermissionError, match=message):
             push(folder, "org/pico", token=token)
     with pytest.raises(
-        PermissionError, match=r"the token may not write to it\. Use a token with the write permission for other"
+        PermissionError, match=r"the token has no write permission\. Use a token with write permission for other"
     ):
         push(folder, "other/pico")
     monkeypatch.delenv("HF_TOKEN")
@@ -168,7 +168,7 @@ def test_unsuitable_folders_and_names_are_not_pushed(hub: Hub, folder: Path, tmp
     with pytest.raises(ValueError, match="org/pico exists and holds acmix_resnet_pico, not acmix_swin_pico"):
         push(ROOT / "checkpoints" / "acmix_swin_pico.fashion_mnist", "org/pico")
     for name in ("pico", "a/b/c", "org/", "or g/x"):
-        with pytest.raises(ValueError, match=r"Expected org/name|does not allow the name"):
+        with pytest.raises(ValueError, match=r"Expected org/name|is not a valid repository name on"):
             push(folder, name)
     config = read_config(folder)
     config["acmix_zoo"]["origin"] = "the authors' file; published without a licence, so it may not be passed on"
@@ -221,7 +221,7 @@ class TestPull:
         hub.repos["org/empty"] = Repo(private=False)
         with pytest.raises(FileNotFoundError, match="org/empty is not a weight folder"):
             pull("org/empty", tmp_path / "pulled")
-        with pytest.raises(FileNotFoundError, match="org/none does not exist, neither here as a path nor on the Hub"):
+        with pytest.raises(FileNotFoundError, match="org/none is neither a path on this machine nor a repository"):
             from_pretrained("org/none")
 
     def test_cached_weights_are_used_offline(self, hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +230,7 @@ class TestPull:
         hub.shutdown()
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert from_pretrained("org/pico").num_classes == 10
-        with pytest.raises(ConnectionError, match=r"the Hub cannot be reached .*HF_HUB_OFFLINE"):
+        with pytest.raises(ConnectionError, match=r"the Hub cannot be reached.*HF_HUB_OFFLINE"):
             from_pretrained("org/other")
 
     def test_failed_requests_are_repeated(self, hub: Hub, folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 import acmix_zoo
 from acmix_zoo.weights import check_folder
 from acmix_zoo.weights.card import render_card
-from acmix_zoo.weights.folder import _pool_size
+from acmix_zoo.weights.folder_writer import _pool_size
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 FOLDERS = sorted(path.parent for path in CHECKPOINTS.glob("*/config.json"))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from acmix_zoo.data.sources.base import IndexedSource
-from acmix_zoo.data.sources.folder import FolderSource
+from acmix_zoo.data.sources.folder_source import FolderSource
+from acmix_zoo.data.sources.installed_sources import SHIPPED, open_shipped
 from acmix_zoo.data.sources.recorded import current_recorded_source
-from acmix_zoo.data.sources.shipped import SHIPPED, open_shipped
 from acmix_zoo.data.sources.table import TableSource, is_table
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from acmix_zoo.data.formats import is_hidden, is_image_name
-from acmix_zoo.data.sources.names import SPLIT_NAMES
+from acmix_zoo.data.sources.split_names import SPLIT_NAMES
 
 SHARD_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 """The kind of shards by their extension, as `datasets.load_dataset` calls it."""

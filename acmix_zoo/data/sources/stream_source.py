@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from acmix_zoo.data.sources.base import Source
-from acmix_zoo.data.sources.columns import (
+from acmix_zoo.data.sources.installed_sources import SHIPPED
+from acmix_zoo.data.sources.open import is_hub_id, source_not_found
+from acmix_zoo.data.sources.path_safety import allowed_roots
+from acmix_zoo.data.sources.shards import ShardFile, Shards, read_class_names
+from acmix_zoo.data.sources.split_names import local_name, match_splits
+from acmix_zoo.data.sources.table import declared_class_names, load_tables, select_splits, table_origin
+from acmix_zoo.data.sources.table_columns import (
     Classes,
     check_class_count,
     find_image_column,
     find_label_column,
     number_classes,
 )
-from acmix_zoo.data.sources.names import local_name, match_splits
-from acmix_zoo.data.sources.open import is_hub_id, source_not_found
-from acmix_zoo.data.sources.path_safety import allowed_roots
-from acmix_zoo.data.sources.shards import ShardFile, Shards, read_class_names
-from acmix_zoo.data.sources.shipped import SHIPPED
-from acmix_zoo.data.sources.table import declared_class_names, load_tables, select_splits, table_origin
 
 
 @dataclass(frozen=True)

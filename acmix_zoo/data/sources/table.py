@@ -12,17 +12,17 @@ from PIL import Image
 
 from acmix_zoo.data.images import UnreadableImage, load_image
 from acmix_zoo.data.sources.base import IndexedSource
-from acmix_zoo.data.sources.columns import (
+from acmix_zoo.data.sources.image_sets import Images
+from acmix_zoo.data.sources.path_safety import allowed_roots, checked_path
+from acmix_zoo.data.sources.shards import METADATA_FILES, Shards
+from acmix_zoo.data.sources.split_names import local_name, match_splits
+from acmix_zoo.data.sources.table_columns import (
     Classes,
     check_class_count,
     find_image_column,
     find_label_column,
     number_classes,
 )
-from acmix_zoo.data.sources.image_sets import Images
-from acmix_zoo.data.sources.names import local_name, match_splits
-from acmix_zoo.data.sources.path_safety import allowed_roots, checked_path
-from acmix_zoo.data.sources.shards import METADATA_FILES, Shards
 from acmix_zoo.data.wording import first_few
 
 

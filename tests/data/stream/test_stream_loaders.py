@@ -82,6 +82,8 @@ def test_unsupported_options_are_refused(tmp_path: Path) -> None:
         make_stream_module(tmp_path)
     with pytest.raises(ValueError, match="repeats=3 is not supported for a stream"):
         make_stream_module(tmp_path, val_fraction=0, repeats=3)
+    with pytest.raises(ValueError, match=r"validation_as_test is not supported for a stream"):
+        make_stream_module(tmp_path, val_fraction=0, validation_as_test=True)
     data = make_stream_module(tmp_path, val_fraction=0)
     with pytest.raises(ValueError, match=r"are streamed, not indexed. Set streaming to false"):
         _ = data.splits

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("lightning")
 
 from acmix_zoo.cli.trainer import TrainingCLI
-from acmix_zoo.training.options import RULES, Rule, find_changes, flatten
+from acmix_zoo.training.option_rules import RULES, Rule, find_changes, flatten
 
 
 class ParserBuilt(Exception):
@@ -34,7 +34,7 @@ def test_every_option_has_a_rule(parser: Any) -> None:
     options = {action.dest for action in parser._actions if type(action).__name__ not in helpers}
     options -= {"data.num_classes --> model.num_classes", "model.num_classes"}  # compared with the data instead
     assert len(options) > 90
-    assert sorted(options - RULES.keys()) == [], "give these options a rule in acmix_zoo/training/options.py"
+    assert sorted(options - RULES.keys()) == [], "give these options a rule in acmix_zoo/training/option_rules.py"
     assert sorted(RULES.keys() - options) == [], "these options no longer exist"
 
 

@@ -23,8 +23,8 @@ from acmix_zoo.data.sources.find_images import (
     walk_folders,
 )
 from acmix_zoo.data.sources.image_sets import FileImages, Images
-from acmix_zoo.data.sources.names import SPLIT_NAMES, local_name, match_splits
 from acmix_zoo.data.sources.shards import SHARD_KINDS
+from acmix_zoo.data.sources.split_names import SPLIT_NAMES, local_name, match_splits
 from acmix_zoo.data.wording import count_noun, first_few
 
 

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from acmix_zoo.weights.folder import write_folder
+from acmix_zoo.weights.folder_writer import write_folder
 from acmix_zoo.weights.locate import Kind, NotFoundError, locate
 from acmix_zoo.weights.match import copy_weights
 from acmix_zoo.weights.names import is_network_name
@@ -41,11 +41,11 @@ def convert(source: str | Path, name: str, folder: str | Path, record: Mapping[s
     architecture, _, tag = name.partition(".")
     known = locate(name if is_network_name(name) else architecture)  # the configuration to start from
     if known.kind is not Kind.NETWORK:
-        raise NotFoundError(f"{architecture} is not the name of a network; `acmix-zoo list` shows the networks")
+        raise NotFoundError(f"{architecture} is not the name of a network. Run `acmix-zoo list` to see all networks")
     described = describe(locate(source, prefers_paths=True))
     if described is not None and described.architecture != architecture:
         raise ValueError(
-            f"{source} holds weights of {described.architecture}, not of {architecture}. Use --model "
+            f"{source} holds weights of {described.architecture}. Expected weights of {architecture}. Use --model "
             f"{described.architecture}"
         )
     arguments = described.arguments if described else {}
