@@ -197,4 +197,8 @@ def _call(
     layer.alpha_is_scalar = alpha is None or alpha.numel() == 1
     for name, tensor in tensors.items():
         setattr(layer, name, None if tensor is None else tensor.data_ptr())
-    getattr(_loaded(), function)(ctypes.byref(layer))
+    if getattr(_loaded(), function)(ctypes.byref(layer)):  # its only error; torch's exception, which other code expects
+        raise torch.OutOfMemoryError(
+            f"The native CPU kernel could not allocate its buffers for an input of shape {tuple(x.shape)}. "
+            "Use a smaller batch, smaller images or fewer threads."
+        )
