@@ -87,7 +87,7 @@ class TestExplainPlan:
     def test_tiles_and_recomputation(self) -> None:
         text = explain_plan((8, 64, 56, 56), 64)
         assert "tiles: 4×7 queries share 10×13 keys, 2.7 times the keys of one window" in text
-        assert "of 8 images per chunk, because an image takes" in text and "everything is recomputed" in text
+        assert "of 8 images per chunk, because an image needs" in text and "everything is recomputed" in text
 
     def test_wide_layers_keep_their_projections(self) -> None:
         assert "gradient: projections are kept" in explain_plan((8, 256, 28, 28), 256, stride=2)

@@ -64,7 +64,7 @@ class TestErrors:
             ([PICO, "--gpus", "0"], "0 GPUs are impossible; use at least 1"),
             ([PICO, "--gpus", "12"], "12 GPUs do not fill nodes of 8; use at most 8, or a multiple of it"),
             ([PICO, "--gpus", "8", "--gpus-per-node", "0"], "8 GPUs in nodes of 0 are impossible; use at least 1"),
-            ([PICO, "--gpu", "v100"], "does not compute in bfloat16, but in float32, float16; choose another"),
+            ([PICO, "--gpu", "v100"], "does not compute in bfloat16. Expected float32 or float16. Choose a different"),
             ([PICO, "--utilisation", "2"], "a utilisation of 2 is impossible. Use a fraction of peak throughput"),
             ([PICO, "--images-per-second", "0"], "a throughput of 0 images/s is impossible. Use a positive number"),
             ([PICO, "--network", "0"], "a network of 0 Gbit/s per node is impossible; use a rate above 0"),

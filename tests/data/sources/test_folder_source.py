@@ -68,9 +68,12 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     [
         ([], "contains no class folders. Expected"),
         (["1.png", "2.png"], "contains no class folders but 2 images"),
-        (["cat/1.png"], "one class, 'cat'"),
-        (["train/cat/1.png"], "one class, 'cat'"),
-        (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "classes that .*train does not: c"),
+        (["cat/1.png"], "one class folder, 'cat'"),
+        (["train/cat/1.png"], "one class folder, 'cat'"),
+        (
+            ["train/a/1.png", "train/b/1.png", "test/c/1.png"],
+            "classes that the training split .*train does not have: c",
+        ),
         (["val/a/1.png", "test/a/1.png"], "no train/"),
     ],
 )
@@ -171,7 +174,7 @@ def test_one_image_in_two_classes_is_refused(tmp_path: Path) -> None:
     write_files(tmp_path / "pool", "7.png")
     for name in ("cat", "dog"):
         link(root / name / "7.png", tmp_path / "pool/7.png")
-    with pytest.raises(ValueError, match=r"cat/7\.png and .*dog/7\.png are links to the same image.*remove one"):
+    with pytest.raises(ValueError, match=r"cat/7\.png and .*dog/7\.png are links to the same image.*Remove one"):
         open_source(root)
 
 
