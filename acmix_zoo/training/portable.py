@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from acmix_zoo.data.sources.installed_sources import SHIPPED
-from acmix_zoo.weights.shipped import recipes_root
+from acmix_zoo.weights.recipe_files import recipes_root
 
 
 def portable_path(path: str) -> str:

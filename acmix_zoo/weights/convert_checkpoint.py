@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from acmix_zoo.weights.folder_writer import write_folder
-from acmix_zoo.weights.locate import Kind, NotFoundError, locate
+from acmix_zoo.weights.locate import Kind, locate
 from acmix_zoo.weights.match import copy_weights
 from acmix_zoo.weights.names import is_network_name
+from acmix_zoo.weights.not_found import NotFoundError
 from acmix_zoo.weights.read import State
 from acmix_zoo.weights.resolve import describe
 from acmix_zoo.weights.translate import translated

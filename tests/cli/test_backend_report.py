@@ -59,7 +59,7 @@ def test_no_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     lines = printed(capsys)
     assert "Native library: none, because there is no C++ compiler (GCC 12 or newer, or clang 14 or newer)" in lines
     assert lines[5].split()[-2:] == ["global", "tiles"]
-    assert "install a C++ compiler (GCC 12 or newer, or clang 14 or newer), such as the package g++" in lines[-1]
+    assert "install a C++ compiler (GCC 12 or newer, or clang 14 or newer), such as g++" in lines[-1]
 
 
 def test_broken_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -56,8 +56,8 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["nothing.yaml"], "plan: nothing.yaml does not exist; the recipes are "),
-            (["imagenet1k/acmix_swin_x"], "imagenet1k/acmix_swin_x does not exist; did you mean imagenet1k/acmix"),
+            (["nothing.yaml"], "nothing.yaml does not exist. Expected the name of a recipe"),
+            (["imagenet1k/acmix_swin_x"], "The closest names are imagenet1k/acmix_swin_"),
             (["acmix_resnet5"], "unknown model 'acmix_resnet5'"),
             ([PICO, "--gpu", "tpu"], "unknown GPU 'tpu'; expected one of v100, a100, h100, h200"),
             ([PICO, "--batch", "0"], "a batch of 0 images per device is impossible; use at least 1"),

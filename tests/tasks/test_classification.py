@@ -59,7 +59,7 @@ def test_options_train(case: dict[str, Any], image_folder: Path) -> None:
 
 
 def test_compile_leaves_the_keys_alone(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for the compiler, which takes a minute; the real one is among the slow tests of test_cli.py."""
+    """A fake compiler stands in, because the real one takes a minute. tests/cli/test_fit.py has a slow test with it."""
     calls: list[int] = []
 
     def stand_in(self: nn.Module) -> None:
