@@ -31,7 +31,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "Networks and weights": {
         "list": Command("list:list_networks", "[PATTERN] [--pretrained]", "list networks or weights, with their cost"),
-        "info": Command("info:info", "MODEL", "show a network's cost per layer, input and weights"),
+        "info": Command("info:info", "MODEL", "show a network's cost per layer and weights; --backends"),
         "verify": Command("verify:verify", "MODEL... [--data SOURCE]", "check weights against their record"),
         "export": Command("export:export", "RUN FOLDER", "export the weights of a run to a weight folder"),
         "convert": Command(

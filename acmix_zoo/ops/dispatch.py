@@ -17,7 +17,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from acmix_zoo.ops.backends.native.library import instruction_set, library
+from acmix_zoo.ops.backends.native.layer import unsupported_kind_reason
+from acmix_zoo.ops.backends.native.library import instruction_set
 from acmix_zoo.ops.projection import explain_projection
 from acmix_zoo.ops.sliding_window import SlidingWindow, key_extent
 from acmix_zoo.ops.tracing import ceil_div
@@ -28,6 +29,7 @@ BACKENDS = (
     "tiles",  # the feature map is cut into tiles, and each tile is compared with the keys around it
     "offset",  # one column of the window at a time, in plain operators
     "native",  # the whole layer in C++, where it supports the tensors; see backends/native
+    "python",  # the automatic choice between global and tiles, also where native supports the tensors
 )
 
 # Largest number of positions for the global backend. A tile of a 16×16 map would gather 196 of its 256 keys. It would
@@ -55,7 +57,8 @@ def use_backend(backend: str | None) -> Iterator[None]:
     """Force one of `BACKENDS` for every layer that runs in this context. None restores the automatic choice.
 
     "reference" replaces the attention and the convolution by the formulas of the paper, in plain operators. "native"
-    runs the whole layer in C++ on a CPU. The other backends only replace the attention.
+    runs the whole layer in C++ on a CPU. "python" is the automatic choice of a machine without a C++ compiler. The
+    other backends only replace the attention.
 
     The choice affects only the calling thread or asyncio task. A backward pass that runs after the context has ended
     uses the backend of its forward pass, with two exceptions. A compiled graph uses the backend in force at that time.
@@ -109,7 +112,7 @@ def plan_attention(h: int, w: int, window: SlidingWindow, device: str = "cpu") -
     """Return the plan for the attention of a feature map (h, w) on a type of device."""
     backend = forced_backend()
     # the native backend runs whole layers; only layers that it does not support reach this function
-    if backend is not None and backend != "native":
+    if backend is not None and backend not in ("native", "python"):
         reason = "it was requested by use_backend or ACMIX_BACKEND"
     elif h * w <= _GLOBAL_UP_TO:
         backend, reason = "global", f"the map has at most {_GLOBAL_UP_TO} positions"
@@ -200,6 +203,7 @@ def explain_plan(
     kernel_att: int = 7,
     stride: int = 1,
     dilation: int = 1,
+    heads: int = 4,
     itemsize: int = 4,
     device: str = "cpu",
 ) -> str:
@@ -207,7 +211,7 @@ def explain_plan(
 
     Args:
         shape: shape of the input, (B, C, H, W).
-        out_channels, kernel_att, stride, dilation: arguments of the layer.
+        out_channels, kernel_att, stride, dilation, heads: arguments of the layer.
         itemsize: bytes per element.
         device: type of the device, such as "cpu" or "cuda".
 
@@ -220,7 +224,7 @@ def explain_plan(
     """
     window = SlidingWindow(kernel_att, stride, dilation)
     attention = plan_attention(shape[2], shape[3], window, device)
-    lines = [f"layer: {_explain_native(itemsize, device)}"]
+    lines = [f"layer: {_explain_native(itemsize, device, heads)}"]
     lines += [f"attention: {attention.backend} backend, because {attention.reason}"]
     if attention.tile is not None:
         (th, tw), (kh, kw) = attention.tile, (key_extent(n, window) for n in attention.tile)
@@ -238,12 +242,32 @@ def explain_plan(
     return "\n".join([*lines, f"projection: {explain_projection(macs, device)}"])
 
 
-def _explain_native(itemsize: int, device: str) -> str:
+def _explain_native(itemsize: int, device: str, heads: int) -> str:
     """Describe whether the native backend runs a layer, and if not, why."""
-    if forced_backend() not in (None, "native"):
-        return f"Python, because the backend {forced_backend()!r} was requested by use_backend or ACMIX_BACKEND"
-    if device != "cpu" or itemsize != 4:
-        return "Python, because the native backend computes in float32 on a CPU"
-    if library() is None:
-        return "Python, because there is no native library. It is built when first needed, if there is a C++ compiler"
+    reason = native_unsupported_reason(itemsize, device, heads)
+    if reason is not None:
+        return f"Python, because {reason}"
     return f"native ({instruction_set()}), in one pass. The lines below apply to tensors that it does not support"
+
+
+def native_unsupported_reason(itemsize: int = 4, device: str = "cpu", heads: int = 4) -> str | None:
+    """Return why the native backend does not run a layer, or None if it does.
+
+    The arguments are those of `explain_plan`.
+    """
+    if forced_backend() not in (None, "native"):
+        return f"the backend {forced_backend()!r} was requested by use_backend or ACMIX_BACKEND"
+    if itemsize != 4:
+        return f"the native library computes in float32; these elements have {itemsize} bytes"
+    return unsupported_kind_reason(device, torch.float32, heads)
+
+
+def backend_name(itemsize: int = 4, device: str = "cpu") -> str:
+    """Return the backend of `ACmix2d` layers with four heads: the forced one, or else "native" or "python".
+
+    The arguments are those of `explain_plan`.
+    """
+    if native_unsupported_reason(itemsize, device) is None:
+        return "native"
+    forced = forced_backend()
+    return "python" if forced in (None, "native") else forced

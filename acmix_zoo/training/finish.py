@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 import acmix_zoo
 from acmix_zoo.data.images import UnreadableImage
 from acmix_zoo.data.splits import UnusableImages
+from acmix_zoo.ops.backends.native.library import instruction_set
+from acmix_zoo.ops.dispatch import backend_name
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.tasks.sharded import is_sharded, load_full_state, read_checkpoint
 from acmix_zoo.training.guard import NotFinite
@@ -205,13 +207,16 @@ def _print_result(
 
 def _environment(trainer: L.Trainer) -> dict[str, Any]:
     """Return what the numbers depend on, without anything that identifies the machine."""
+    device, precision = trainer.strategy.root_device.type, str(trainer.precision)
     return {
         "lightning": L.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": trainer.strategy.root_device.type,
+        "device": device,
         "devices": trainer.world_size,
         "threads": torch.get_num_threads(),
-        "precision": str(trainer.precision),
+        "precision": precision,
+        "backend": backend_name(4 if precision == "32-true" else 2, device),
+        **({"instruction_set": instruction_set()} if device == "cpu" else {}),
     }
 
 

@@ -17,6 +17,8 @@ from acmix_zoo.cli.record_comparison import print_comparison, tolerance
 from acmix_zoo.cli.recorded_command import Target, find_target, recorded_arguments
 from acmix_zoo.cli.reproduce import reproduce
 from acmix_zoo.models.published import PUBLISHED
+from acmix_zoo.ops import BACKENDS
+from acmix_zoo.ops.backends.native.build import INSTRUCTION_SETS
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.recipe_files import find_recipe
 
@@ -216,6 +218,16 @@ def test_options_that_changed_when_the_run_was_resumed_are_reported(
     repeated = {key: value for key, value in record.items() if key != "changes"} | {"sha256": "0" * 64}
     assert print_comparison(Target("w", [], record), repeated)
     assert f"What differs: changes at a resume ({changed} in the record, none here)\n" in capsys.readouterr().out
+
+
+def test_another_backend_is_reported(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = read_config(place / "weights")["acmix_zoo"]
+    ran = record["environment"]
+    assert ran["backend"] in BACKENDS and ran["instruction_set"] in INSTRUCTION_SETS
+    other = {**record, "sha256": "0" * 64, "environment": {**ran, "backend": "old", "instruction_set": "sse"}}
+    assert compare(Target("w", [], other), record)
+    differs = f"backend (old in the record, {ran['backend']} here); instruction_set (sse in the record,"
+    assert f"What differs: {differs} {ran['instruction_set']} here)\n" in capsys.readouterr().out
 
 
 def test_the_tolerance_is_three_standard_errors() -> None:

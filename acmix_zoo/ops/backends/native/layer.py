@@ -22,16 +22,20 @@ def unsupported_reason(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: M
 
     The arguments are those of `acmix_zoo.ops.acmix.acmix`.
     """
-    tensors = [t for t in (x, weight, bias, *mixing) if t is not None]
-    for t in tensors:
-        if t.device.type != "cpu":
-            return f"it runs on a CPU only; this is {t.device.type}"
-        if t.dtype != torch.float32:
-            return f"it computes in float32; this is {t.dtype}".replace("torch.", "")
+    kinds = {(t.device.type, t.dtype) for t in (x, weight, bias, *mixing) if t is not None}
+    return next((reason for kind in kinds if (reason := unsupported_kind_reason(*kind, heads)) is not None), None)
+
+
+def unsupported_kind_reason(device: str, dtype: torch.dtype, heads: int) -> str | None:
+    """Return why the native library cannot run a layer with these properties, in words, or None if it can."""
+    if device != "cpu":
+        return f"the native library runs on a CPU only; this is {device}"
+    if dtype != torch.float32:
+        return f"the native library computes in float32; this is {dtype}".replace("torch.", "")
     if heads > MAX_HEADS:
-        return f"it supports up to {MAX_HEADS} heads; these are {heads}"
+        return f"the native library supports up to {MAX_HEADS} heads; these are {heads}"
     if library() is None:
-        return "the native library is not available"
+        return "there is no native library; `acmix-zoo info --backends` shows how to get it"
     if parallel() is None and torch.get_num_threads() > 1:
         return "this PyTorch has no OpenMP threads that the native library could share"
     return None
