@@ -225,7 +225,7 @@ def test_another_backend_is_reported(place: Path, capsys: pytest.CaptureFixture[
     ran = record["environment"]
     assert ran["backend"] in BACKENDS and ran["instruction_set"] in INSTRUCTION_SETS
     other = {**record, "sha256": "0" * 64, "environment": {**ran, "backend": "old", "instruction_set": "sse"}}
-    assert compare(Target("w", [], other), record)
+    assert print_comparison(Target("w", [], other), record)
     differs = f"backend (old in the record, {ran['backend']} here); instruction_set (sse in the record,"
     assert f"What differs: {differs} {ran['instruction_set']} here)\n" in capsys.readouterr().out
 
