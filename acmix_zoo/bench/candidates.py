@@ -76,7 +76,7 @@ class Candidate:
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"bench: unknown dtype {self.dtype!r}; expected one of torch, such as float32 or bfloat16")
+            raise ValueError(f"bench: unknown dtype {self.dtype!r}. Expected one of torch, such as float32 or bfloat16")
 
     @property
     def device_type(self) -> str:

@@ -43,7 +43,7 @@ class DecomposedConv2d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, *, shift: Shift = "tensor") -> None:
         super().__init__()
         if shift not in get_args(Shift):
-            raise ValueError(f"DecomposedConv2d: unknown shift {shift!r}; expected one of {', '.join(get_args(Shift))}")
+            raise ValueError(f"DecomposedConv2d: unknown shift {shift!r}. Expected one of {', '.join(get_args(Shift))}")
         if kernel % 2 == 0:
             raise ValueError(f"DecomposedConv2d: the kernel must be odd, got {kernel}; use {kernel + 1}")
         self.kernel, self.out_channels, self.shift = kernel, out_channels, shift

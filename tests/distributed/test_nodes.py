@@ -124,7 +124,7 @@ def test_processes_survive_a_killed_torchrun(tmp_path: Path, figure: Figure) -> 
     first.popen.wait()
     printed = run([*arguments, "--model.lr=0.1"], tmp_path / "second.log", code=1)
     assert "lr: 0.05\n" in (folder / "config.yaml").read_text()  # not that of the second command
-    assert f"acmix-zoo: error: {folder} is being written by another run (process " in printed
+    assert f"acmix-zoo: error: another run is writing to {folder} (process " in printed
     until = time.monotonic() + 120
     while "Saved best weights" not in first.output:
         assert time.monotonic() < until, first.output
