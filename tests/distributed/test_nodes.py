@@ -130,7 +130,7 @@ def test_processes_survive_a_killed_torchrun(tmp_path: Path, figure: Figure) -> 
         assert time.monotonic() < until, first.output
         time.sleep(0.5)
     assert check_folder(folder / "weights") == []
-    figure("torchrun itself killed", "its processes finish the run; a second start is refused meanwhile")
+    figure("torchrun itself killed", "its processes finish the run; until then, a second start fails")
 
 
 # ---- signals
