@@ -167,7 +167,7 @@ def _build_layer(kind: str, channels: int, stride: int) -> nn.Module:
     if kind == "conv3x3":
         return conv
     if stride != 1:
-        raise ValueError(f"bench: {kind} does not support a stride of {stride}; use a stride of 1")
+        raise ValueError(f"bench: {kind} does not support a stride of {stride}. Use a stride of 1")
     return DecomposedConv2d.from_conv(conv, kind.removeprefix("shift-"))  # type: ignore[arg-type]
 
 

@@ -146,7 +146,7 @@ def combine_paths(projections: Tensor, paths: Sequence[Tensor | None], geometry:
     """
     positions, fc, kernels, alpha, offset = paths
     projections = unflatten(projections, 3, (-1, 3 * geometry.heads))  # (B, H, W, d, 3·heads)
-    results = []  # of one path or two, (B, Ho, Wo, out)
+    results = []  # one for each path, (B, Ho, Wo, out)
     if kernels is not None:
         maps = projections if fc is None else F.linear(projections, fc.to(projections.dtype))
         results.append(grouped_conv(maps, kernels, offset, stride=geometry.stride, dilation=geometry.dilation))
