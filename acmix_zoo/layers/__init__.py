@@ -16,7 +16,7 @@ from acmix_zoo.layers.context_aggregation import ContextAggregation
 from acmix_zoo.layers.cost import TwoStageLayer
 from acmix_zoo.layers.reduced_acmix import ReducedACmix
 from acmix_zoo.layers.relative_attention import RelativeAttention
-from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
+from acmix_zoo.layers.san_attention import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.layers.window_acmix import WindowACmix
 
 __all__ = [

@@ -54,6 +54,13 @@ _FIRST_AND_LAST = {"first_conv": "conv1", "classifier": "fc"}
 default_cfgs = generate_default_cfgs(
     {
         **{f"acmix_resnet{depth}": {**IMAGENET, **_FIRST_AND_LAST} for depth in (26, 38, 50)},
+        "acmix_resnet_nano": {
+            **SMALL,
+            "num_classes": 200,
+            "input_size": (3, 64, 64),
+            "classifier": "fc",
+            "first_conv": "conv1.0",
+        },
         "acmix_resnet_pico": {**SMALL, "pool_size": (2, 2), "classifier": "fc", "first_conv": "conv1.0"},
     }
 )

@@ -105,7 +105,9 @@ def aa_resnet50(pretrained: bool = False, **kwargs: Any) -> AAResNet:
 @register_model
 def aa_resnet_pico(pretrained: bool = False, **kwargs: Any) -> AAResNet:
     """AA-ResNet for 32-pixel images: 862,826 parameters, 11.3 MMACs, three stages of two bottlenecks, 10 classes.
-    All stages have attention, with κ = υ = 0.25, because a tenth of so few channels would leave one for each head."""
+
+    All stages have attention, with κ = υ = 0.25, because a tenth of so few channels would leave one for each head.
+    """
     own = {"img_size": 32, "heads": 4, "key_ratio": 0.25, "value_ratio": 0.25, "first_stage": 1, "pool_first": False}
     return create_resnet(AAResNet, "aa_resnet_pico", pretrained, {**PICO, **own}, kwargs)
 

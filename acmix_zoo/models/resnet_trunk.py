@@ -90,14 +90,14 @@ class ResNetTrunk(MapBackbone):
         middle: builds the middle layer of a block.
         gate: builds the gate of a block. There is none by default.
         layers: number of blocks in each stage.
-        planes: inner channels of each stage, whose maps have four times as many.
+        planes: inner channels of each stage. Its feature maps have four times as many.
         base_width: inner width of a bottleneck per 64 planes.
         stem_width: channels of the stem.
-        small_input: use a stem of two 3×3 convolutions for 32-pixel images instead of one 7×7 convolution. Both halve
-            the image, and the same pooling follows.
-        output_stride: side length of the image divided by that of the last map: 8, 16 or 32. Stages that would exceed
-            it keep the size of their maps and dilate their middle layers instead, as timm's ResNet does with its
-            convolutions. The parameters are the same.
+        small_input: use a stem of two 3×3 convolutions for 32-pixel images instead of one 7×7 convolution. Both have
+            stride 2 in total and are followed by the same pooling.
+        output_stride: side length of the image divided by that of the last feature map: 8, 16 or 32. Stages that would
+            exceed it keep the resolution and dilate their middle layers instead, like the convolutions of timm's
+            ResNet.
         in_chans, num_classes, global_pool, drop_rate, drop_path_rate, zero_init_last: as in timm.
 
     Shape: (B, in_chans, H, W) → (B, num_classes); any height and width.
@@ -124,7 +124,7 @@ class ResNetTrunk(MapBackbone):
         super().__init__()
         if output_stride not in (8, 16, 32):
             name = type(self).__name__
-            raise ValueError(f"{name}: unknown output_stride={output_stride!r}; expected 8, 16 or 32")
+            raise ValueError(f"{name}: unknown output_stride={output_stride!r}. Expected 8, 16 or 32")
         self.in_chans = in_chans
         conv7x7 = nn.Conv2d(in_chans, stem_width, 7, 2, 3, bias=False)
         self.conv1: nn.Module = small_stem(in_chans, stem_width) if small_input else conv7x7
@@ -185,7 +185,7 @@ class ResNetTrunk(MapBackbone):
         return self
 
     def run_stage(self, i: int, x: Tensor) -> Tensor:
-        """The stem for i = 0, whose map has index 0 as in timm; else pooling (once) and `layer{i}`."""
+        """Run the stem (i = 0, as in timm), or `layer{i}`, with the pooling before `layer1`."""
         if i == 0:
             check_dtype(type(self).__name__, x, self.conv1)
             return self.act1(self.bn1(self.conv1(x)))  # type: ignore[no-any-return]

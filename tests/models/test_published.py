@@ -78,6 +78,6 @@ def test_networks_for_small_images_are_small(name: str) -> None:
 
 
 def test_all_networks_are_registered_with_timm() -> None:
-    registered = {*COUNTS, *SMALL, *NEIGHBOURS, "acmix_swin_b"}
+    registered = {*COUNTS, *SMALL, *NEIGHBOURS, "acmix_swin_b", "acmix_resnet_nano"}
     assert registered <= set(timm.list_models())
     assert set(acmix_zoo.list_models()) == registered

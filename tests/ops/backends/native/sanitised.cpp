@@ -1,15 +1,39 @@
 // Runs the native library over small geometries of every kind, for a build with sanitisers. Each tensor lies in memory of
-// exactly its size, so that an access outside of it is found. Prints "clean" at the end.
+// exactly its size, so that an access outside of it is found. Then every allocation of some of these calls is made to
+// fail, one after the other. Prints "clean" at the end.
+#include <atomic>
 #include <cstdio>
+#include <cstdlib>
+#include <thread>
 #include <vector>
 
+namespace {
+
+// How many allocations succeed before one fails; negative: all succeed.
+std::atomic<int> successes{-1};
+void* allocate(size_t alignment, size_t bytes) {
+  return successes >= 0 && successes-- == 0 ? nullptr : std::aligned_alloc(alignment, bytes);
+}
+
+}  // namespace
+
+#define ALLOCATE allocate
 #include "backward.h"
 
 namespace {
 
-// One after the other on this thread, as if two threads shared the tasks.
-void run_in_turn(void (*task)(void*), void* shared, unsigned threads, unsigned) {
-  for (unsigned i = 0; i < threads; i++) task(shared);
+void run_on_threads(void (*task)(void*), void* shared, unsigned threads, unsigned) {
+  std::vector<std::thread> others;
+  for (unsigned i = 1; i < threads; i++) others.emplace_back(task, shared);
+  task(shared);
+  for (std::thread& other : others) other.join();
+}
+
+void forget_buffers() {
+  for (Slot& slot : slots) {
+    free(slot.memory);
+    slot = Slot{};
+  }
 }
 
 struct Tensor {
@@ -25,11 +49,12 @@ struct Case {
   int64_t batch, height, width, inputs, heads, head_width, kernel, stride, dilation, conv_kernel;
 };
 
-void run(const Case& c, bool attends, bool convolves, bool keeps, bool scalar_alpha, int64_t threads) {
+// Returns whether there was enough memory.
+bool run(const Case& c, bool attends, bool convolves, bool keeps, bool scalar_alpha, int64_t threads) {
   Layer l{};
   l.batch = c.batch, l.height = c.height, l.width = c.width, l.inputs = c.inputs, l.heads = c.heads;
   l.head_width = c.head_width, l.kernel = c.kernel, l.stride = c.stride, l.dilation = c.dilation;
-  l.conv_kernel = c.conv_kernel, l.threads = threads, l.parallel = run_in_turn, l.alpha_is_scalar = scalar_alpha;
+  l.conv_kernel = c.conv_kernel, l.threads = threads, l.parallel = run_on_threads, l.alpha_is_scalar = scalar_alpha;
   const int64_t outputs = c.heads * c.head_width, taps = c.conv_kernel * c.conv_kernel, pixels = c.height * c.width;
   const int64_t rows = (c.height - 1) / c.stride + 1, cols = (c.width - 1) / c.stride + 1;
   Tensor x(c.batch * pixels * c.inputs), weight(3 * outputs * c.inputs), bias(3 * outputs);
@@ -43,10 +68,15 @@ void run(const Case& c, bool attends, bool convolves, bool keeps, bool scalar_al
   if (attends && convolves) l.alpha = alpha.data();
   if (l.alpha && scalar_alpha) l.d_alpha = d_alpha.data();
   if (keeps) l.projections = kept.data();
-  forward(l);
+  const Status forward_status = try_to([&] { forward(l); });
   Tensor grad(out.values.size());
   l.grad = grad.data(), l.d_x = d_x.data(), l.d_weight = d_weight.data(), l.d_bias = d_bias.data();
-  backward(l);
+  return try_to([&] { backward(l); }) == OK && forward_status == OK;
+}
+
+void fail(const char* message) {
+  std::puts(message);
+  std::exit(1);
 }
 
 }  // namespace
@@ -61,6 +91,19 @@ int main() {
   for (const Case& c : cases)
     for (int paths = 1; paths <= 3; paths++)
       for (int variant = 0; variant < 4; variant++)
-        run(c, paths & 1, paths & 2, variant & 1, variant & 2, 1 + variant % 3);
+        if (!run(c, paths & 1, paths & 2, variant & 1, variant & 2, 1 + variant % 3)) fail("out of memory");
+  for (const Case& c : {cases[0], cases[3], cases[7]})
+    for (int variant = 0; variant < 2; variant++) {
+      bool has_failed = true;
+      int n = 0;
+      for (; has_failed; n++) {
+        forget_buffers();
+        successes = n;
+        const bool ok = run(c, true, true, variant & 1, true, 1 + variant);
+        has_failed = successes < 0;
+        if (ok == has_failed) fail("a failed allocation was not reported");
+      }
+      if (n < 10) fail("too few allocations have failed");
+    }
   std::puts("clean");
 }

@@ -24,7 +24,7 @@ from acmix_zoo.scaling.step import UTILISATION
 RECIPES = [path for path in sorted((ROOT / "recipes").glob("*/*.yaml")) if path.parent.name != "hardware"]
 PROFILES = sorted((ROOT / "recipes/hardware").glob("*.yaml"))
 IMAGENET = [path for path in RECIPES if path.parent.name == "imagenet1k"]
-TRAINING_IMAGES = {"imagenet1k": 1_281_167, "fashion_mnist": 54_000}  # finetune: the user's
+TRAINING_IMAGES = {"imagenet1k": 1_281_167, "fashion_mnist": 54_000, "tiny_imagenet": 95_000}  # finetune: the user's
 # One recipe of each kind, and one at 224 pixels with every augmentation, are enough for the quick suite.
 QUICK = {
     *("fashion_mnist/acmix_swin_pico", "finetune/folder", "finetune/linear_probe", "imagenet1k/acmix_pvt_t"),
@@ -92,7 +92,8 @@ def test_two_steps(
     if recipe.parent.name == "fashion_mnist":
         request.getfixturevalue("fashion_mnist")
     else:
-        small += [f"--data.source={photographs if settings.data.image_size == 224 else digits}"]
+        has_validation = settings.data.image_size == 224 or settings.data.validation_as_test
+        small += [f"--data.source={photographs if has_validation else digits}"]
     assert main(["fit", "--config", recipe_name(recipe), *small]) == 0
     assert not (tmp_path / "run").exists()
 
