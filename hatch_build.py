@@ -23,8 +23,7 @@ class CustomBuildHook(BuildHookInterface):
         if self.target_name != "wheel" or version == "editable" or os.environ.get("ACMIX_NO_NATIVE"):
             return
         build = self._build_module()
-        compiler = build.find_compiler()
-        if compiler is None:
+        if not build.find_compilers():
             self.app.display_info("No C++ compiler: the wheel goes without the native CPU kernel.")
             return
         x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -33,7 +32,7 @@ class CustomBuildHook(BuildHookInterface):
         libraries = {}
         try:
             for name in build.INSTRUCTION_SETS if x86 else ["portable"]:
-                build.compile_library(folder / f"{name}.so", name, compiler)
+                build.build_library(folder / f"{name}.so", name)
                 libraries[str(folder / f"{name}.so")] = f"acmix_zoo/ops/backends/native/lib/{name}.so"
         except build.BuildError as error:
             self.app.display_warning(f"The wheel goes without the native CPU kernel: {error}")

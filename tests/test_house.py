@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import acmix_zoo
+from acmix_zoo.cli.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "acmix_zoo"
@@ -80,6 +81,29 @@ def test_loading_a_model_imports_no_training_library() -> None:
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert "torch" in loaded and not loaded & HEAVY
+
+
+def test_no_two_modules_share_a_name() -> None:
+    """Neither two files nor two folders, so that a name that is read or searched for means one thing.
+
+    Only a command's file may have the name of a folder: people type `acmix-zoo bench`, and bench/ is what it runs.
+    """
+    files = [path for part in ("acmix_zoo", "tools", "examples") for path in (ROOT / part).rglob("*.py")]
+    modules = [path.parent if path.stem == "__init__" else path for path in files if path.stem != "__main__"]
+    commands = {PACKAGE / "cli" / f"{command.function.partition(':')[0]}.py" for command in COMMANDS.values()}
+    paths_by_name: dict[str, set[Path]] = {}
+    for path in set(modules):
+        paths_by_name.setdefault(path.stem, set()).add(path)
+    for paths in paths_by_name.values():
+        paths -= commands if any(path.is_dir() for path in paths) else set()
+    assert len(paths_by_name) > 150
+    assert not {name: paths for name, paths in paths_by_name.items() if len(paths) > 1}
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert len(names) > 100
+    assert not {name for name in names if names.count(name) > 1}
 
 
 def test_version_is_the_same_everywhere() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.weights import read_config
-from acmix_zoo.weights.convert import convert
+from acmix_zoo.weights.convert_checkpoint import convert
 from acmix_zoo.weights.official import TAG, official_folder, official_record
 
 

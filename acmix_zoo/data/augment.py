@@ -57,13 +57,18 @@ class Pixels:
         )
         return transform
 
-    def train_transform(self, augment: str, hflip: float) -> Callable[[Any], Tensor]:
-        """Return timm's RandomResizedCrop, flip and colour jitter (or auto-augment): PIL image → (3, S, S) uint8."""
+    def train_transform(self, augment: str, hflip: float, crop_scale: tuple[float, float]) -> Callable[[Any], Tensor]:
+        """Return timm's RandomResizedCrop, flip and colour jitter (or auto-augment): PIL image → (3, S, S) uint8.
+
+        The arguments are those of `Augment`.
+        """
         transform: Callable[[Any], Tensor] = create_transform(
             (3, self.image_size, self.image_size),
             is_training=True,
+            scale=crop_scale,
             hflip=hflip,
-            auto_augment=None if augment == "imagenet" else augment,
+            color_jitter=0.4 if augment == "imagenet" else None,  # type: ignore[arg-type]  # None turns it off
+            auto_augment=None if augment in ("crop", "imagenet") else augment,
             interpolation=self.interpolation,
             mean=self.mean,
             std=self.std,
@@ -88,9 +93,11 @@ class Augment:
 
     Args:
         pixels: size and normalisation.
-        augment: "none"; "light" (shift and flip, for small images); "imagenet" (RandomResizedCrop, flip and colour
-            jitter); or an auto-augment string of timm, such as "rand-m9-mstd0.5-inc1" (in place of colour jitter).
+        augment: "none"; "light" (shift and flip, for small images); "crop" (RandomResizedCrop and flip); "imagenet"
+            (also colour jitter); or an auto-augment string of timm, such as "rand-m9-mstd0.5-inc1" (in place of colour
+            jitter).
         shift: maximum shift of "light", as a fraction of the side length.
+        crop_scale: smallest and largest fraction of the image's area that RandomResizedCrop keeps.
         hflip: probability of a horizontal flip, unless `augment` is "none".
         random_erasing: probability of erasing a rectangle.
 
@@ -104,6 +111,7 @@ class Augment:
         augment: str = "none",
         *,
         shift: float = 0.125,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
         hflip: float = 0.5,
         random_erasing: float = 0.0,
     ) -> None:
@@ -112,7 +120,9 @@ class Augment:
         self.is_light, self.hflip = augment == "light", hflip
         self.max_shift = round(shift * pixels.image_size)
         self.transform = (
-            pixels.eval_transform(normalize=False) if self.is_batchwise else pixels.train_transform(augment, hflip)
+            pixels.eval_transform(normalize=False)
+            if self.is_batchwise
+            else pixels.train_transform(augment, hflip, crop_scale)
         )
         self.erase = RandomErasing(random_erasing, device="cpu") if random_erasing else None
 

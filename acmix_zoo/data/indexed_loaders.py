@@ -28,17 +28,26 @@ class IndexedLoaders(Loaders):
         val_fraction: fraction of each class used for validation if the source has no validation split; 0 for none.
         seed: seed for choosing the validation images.
         repeats: number of differently augmented copies of each sampled image in an epoch, see `TrainSampler`.
+        validation_as_test: use the source's validation split as the test split.
     """
 
-    def __init__(self, source: IndexedSource, val_fraction: float, seed: int, repeats: int = 1) -> None:
+    def __init__(
+        self,
+        source: IndexedSource,
+        val_fraction: float,
+        seed: int,
+        repeats: int = 1,
+        validation_as_test: bool = False,
+    ) -> None:
         self.source: IndexedSource = source
         self.val_fraction, self.seed, self.repeats = val_fraction, seed, repeats
+        self.validation_as_test = validation_as_test
         self._sampler: TrainSampler | None = None
 
     @cached_property
     def splits(self) -> dict[str, Split]:
         """The splits that exist, out of "train", "val" and "test"."""
-        return split_source(self.source, self.val_fraction, self.seed)
+        return split_source(self.source, self.val_fraction, self.seed, self.validation_as_test)
 
     def sizes(self) -> dict[str, int]:
         return {name: split.size for name, split in self.splits.items()}

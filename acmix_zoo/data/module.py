@@ -22,10 +22,11 @@ from acmix_zoo.data.predict_images import readable_images_in
 from acmix_zoo.data.sources.image_sets import FileImages
 from acmix_zoo.data.sources.open import open_source
 from acmix_zoo.data.sources.stream_source import StreamSource
-from acmix_zoo.data.splits import Split, check_readable
+from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION, Split, check_readable
 from acmix_zoo.data.stream.stream_loaders import StreamLoaders
+from acmix_zoo.data.train_sizes import TrainSizes
 
-_SPLITS_OF_STAGE = {"fit": ["train", "val", "test"], "validate": ["val"], "test": ["test"]}  # a fit ends with a test
+_STAGE_SPLITS = {"fit": ["train", "val", "test"], "validate": ["val"], "test": ["test"]}  # a fit ends with a test
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -52,16 +53,23 @@ class ImageDataModule(L.LightningDataModule):
             parquet file or a WebDataset tar file, a folder of such files, an imagefolder with metadata, or
             "fashion_mnist" or "digits".
         image_size: side length of the square input, in pixels.
+        train_sizes: progressive resizing: smaller training images in some epochs, as {first epoch: side length}. With
+            {0: 32, 10: 48} and image_size 64, epochs 0 to 9 train on 32 pixels and all later ones on 48. Evaluation
+            always uses image_size.
         batch_size: number of images per step and process.
         num_workers: number of processes that load images; 0 to load them in the training process.
         val_fraction: fraction of each class used for validation if the source has no validation split; 0 for none.
+        validation_as_test: for a source whose test labels are not public: test on its validation split, and split the
+            validation images off the training split (`val_fraction`).
         mean, std: mean and standard deviation of the three channels, for pixel values between 0 and 1; ImageNet's by
             default.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
         crop_pct: fraction of the shorter side that is kept in evaluation; by default 1 up to 64 pixels and 0.875 above.
-        augment: "none"; "light" (shift and flip, for small images); "imagenet" (RandomResizedCrop, flip and colour
-            jitter); or an auto-augment string of timm, such as "rand-m9-mstd0.5-inc1" (in place of colour jitter).
+        augment: "none"; "light" (shift and flip, for small images); "crop" (RandomResizedCrop and flip); "imagenet"
+            (also colour jitter); or an auto-augment string of timm, such as "rand-m9-mstd0.5-inc1" (in place of colour
+            jitter).
         shift: maximum shift of "light", as a fraction of the side length.
+        crop_scale: smallest and largest fraction of the image's area that RandomResizedCrop keeps.
         hflip: probability of a horizontal flip; use 0 if a mirror image means something else, as with digits and text.
         random_erasing: probability of erasing a rectangle.
         repeats: repeated augmentation: number of differently augmented copies of each sampled image. The number of
@@ -81,6 +89,7 @@ class ImageDataModule(L.LightningDataModule):
         class_names: the names of the classes.
         num_classes: number of classes.
         input_size: (3, S, S).
+        train_sizes: the side length of the training images in each epoch.
         loaders: the loaders of the source, indexed or streamed.
         predict_paths: the images of the prediction loader, after `setup("predict")`.
         is_resumed: whether training is resumed from a checkpoint. The images are then not checked before the run, and
@@ -97,15 +106,18 @@ class ImageDataModule(L.LightningDataModule):
         source: str = "fashion_mnist",
         *,
         image_size: int = 224,
+        train_sizes: dict[int, int] | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
-        val_fraction: float = 0.1,
+        val_fraction: float = DEFAULT_VAL_FRACTION,
+        validation_as_test: bool = False,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         interpolation: str = "bicubic",
         crop_pct: float | None = None,
         augment: str = "light",
         shift: float = 0.125,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
         hflip: float = 0.5,
         random_erasing: float = 0.0,
         repeats: int = 1,
@@ -125,6 +137,7 @@ class ImageDataModule(L.LightningDataModule):
             max_unreadable=max_unreadable,
             val_fraction=val_fraction,
             shift=shift,
+            crop_scale=crop_scale,
             interpolation=interpolation,
             augment=augment,
         )
@@ -134,16 +147,26 @@ class ImageDataModule(L.LightningDataModule):
         self.loaders: Loaders
         if streaming:
             stream = StreamSource(source, label_column, classes_file)
-            self.loaders = StreamLoaders(stream, epoch_images, val_fraction, repeats)
+            self.loaders = StreamLoaders(stream, epoch_images, val_fraction, repeats, validation_as_test)
         else:
-            self.loaders = IndexedLoaders(open_source(source, label_column), val_fraction, seed, repeats)
+            opened = open_source(source, label_column)
+            self.loaders = IndexedLoaders(opened, val_fraction, seed, repeats, validation_as_test)
         self.source = self.loaders.source
         self.class_names = self.source.class_names
         self.num_classes = len(self.class_names)
         self.input_size = (3, image_size, image_size)
+        self.train_sizes = TrainSizes(train_sizes, image_size)
+        self.validation_as_test = validation_as_test
         self.interpolation, self.crop_pct = interpolation, crop_pct or (1.0 if image_size <= 64 else 0.875)
         self.pixels = Pixels(image_size, self.mean, self.std, interpolation, self.crop_pct)
-        self.augment = Augment(self.pixels, augment, shift=shift, hflip=hflip, random_erasing=random_erasing)
+        self.augment = Augment(
+            self.pixels,
+            augment,
+            shift=shift,
+            crop_scale=crop_scale,
+            hflip=hflip,
+            random_erasing=random_erasing,
+        )
         self.predict_paths: list[str] = []
         self.is_resumed = False
         self._mixing = Mixing(mixup, cutmix, self.num_classes, seed)
@@ -165,18 +188,19 @@ class ImageDataModule(L.LightningDataModule):
         return self.loaders.splits
 
     def describe(self) -> dict[str, Any]:
-        """Return what the record of a run says about its data: name, source, fingerprint, images per split, license."""
+        """Return what the record of a run states about its data: name, source, fingerprint, split sizes, license."""
         sizes = self.loaders.sizes()
-        return {
+        description = {
             "name": self.source.name,
             "source": self.source.origin,
             "fingerprint": self.source.fingerprint(),
             "splits": {name: sizes.get(name, 0) for name in ("train", "val", "test")},
             "license": self.source.license,
         }
+        return {**description, "validation_as_test": True} if self.validation_as_test else description
 
     def card(self) -> dict[str, Any]:
-        """Return what a weight folder says about the data: `dataset` for its record, and `cfg` for timm."""
+        """Return what a weight folder states about the data: `dataset` for its record, and `cfg` for timm."""
         if self._card is None:  # computing the fingerprint may take a while
             cfg = {
                 "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std),
@@ -205,15 +229,15 @@ class ImageDataModule(L.LightningDataModule):
         processes = self.trainer.world_size if self.trainer else 1
         self.batch_size, warning = self.loaders.limit_batch_size(self.batch_size, processes, self._accumulated)
         self._print_once(*[warning] * bool(warning))
-        self.card()  # now rather than with the first checkpoint: until then a file may break, or the Hub be unreachable
+        self.card()  # not later, because a file may break or the Hub become unreachable before the first checkpoint
         self._print_once(self.loaders.summary(inspections))
 
     def _inspect(self, stage: str) -> dict[str, Inspection]:
-        """Check the images of a stage, unless they have been checked for another stage before."""
+        """Check the images of a stage, except those that have already been checked for a different stage."""
         if stage == "fit" and self.is_resumed:
             return {}
-        names = [name for name in _SPLITS_OF_STAGE[stage] if name == stage or name not in self._checked_splits]
-        # Decode test images if a long run starts, or if an error in one process would leave the others waiting.
+        names = [name for name in _STAGE_SPLITS[stage] if name == stage or name not in self._checked_splits]
+        # Decode all test images before a long run, and if an error in one process would leave the others waiting.
         thorough = stage == "fit" or (self.trainer is not None and self.trainer.world_size > 1)
         inspections = self.loaders.inspect(names, thorough)
         check_readable(inspections)
@@ -221,7 +245,11 @@ class ImageDataModule(L.LightningDataModule):
         return inspections
 
     def _print_once(self, *lines: str) -> None:
-        """Print lines in the first process only."""
+        """Print lines in the first process only.
+
+        The data module does so itself, because skipped files have to be reported by any trainer, not only by that of
+        the command line.
+        """
         if lines and (self.trainer is None or self.trainer.is_global_zero):
             print(*lines, sep="\n", flush=True)
 
@@ -277,22 +305,24 @@ class ImageDataModule(L.LightningDataModule):
     # ---- on the device
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Normalise images, and apply mixup and cutmix to training batches.
+        """Normalise images. Training images are also shrunk to the size of the epoch and mixed (mixup, cutmix).
 
         Args:
             batch: images (B, C, S, S) uint8 and classes (B,) int64.
             dataloader_idx: number of the loader.
 
         Returns:
-            Images (B, 3, S, S) in float32 or the trainer's precision. The classes become (B, num_classes) float32 if
-            they are mixed.
+            Images (B, 3, S, S) in float32 or the trainer's precision; in training, S follows `train_sizes`. The classes
+            become (B, num_classes) float32 if they are mixed.
         """
         trainer = self.trainer
         if trainer is None:
             return batch
         if batch[0].dtype == torch.uint8:
-            images: Tensor = trainer.precision_plugin.convert_input(self.pixels.normalize(batch[0]))
-            batch = images, batch[1]
+            images = self.pixels.normalize(batch[0])
+            if trainer.training:
+                images = self.train_sizes.shrink(images, trainer.current_epoch)
+            batch = trainer.precision_plugin.convert_input(images), batch[1]
         if not trainer.training:
             return batch
         loop: Any = trainer.fit_loop
@@ -323,7 +353,7 @@ class ImageDataModule(L.LightningDataModule):
         """Resume from the position in a state.
 
         Raises:
-            ValueError: the state comes from a run with other images or other batches.
+            ValueError: the state comes from a run with different images or batches.
         """
         stage = self.trainer.state.fn if self.trainer is not None else None
         if stage not in (None, "predict"):
@@ -336,7 +366,7 @@ class ImageDataModule(L.LightningDataModule):
                 messages.append(compare_batches(recorded_sizes, self._batch_sizes()))
             self._print_once(*filter(None, messages))
         self._position = Position(state_dict.get("epoch", 0), state_dict.get("batch", 0), state_dict.get("stream"))
-        # Lightning looks for the position in the loader, but it is here
+        # Lightning expects the loader to store the position, but the data module does
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 
     def _batch_sizes(self) -> dict[str, int]:

@@ -29,7 +29,11 @@ def summarize(source: IndexedSource, splits: Mapping[str, Split], inspections: M
     counts = {name: _class_counts(splits[name], len(names)) for name in ordered}
     sizes = ", ".join(f"{name} {count.sum():,}" for name, count in counts.items())
     lines = [f"data: {source.name}, {len(names)} classes; images: {sizes}"]
-    if "val" not in source.splits and "val" in splits:
+    if "test" in splits and "test" not in source.splits:
+        lines.append("  test is the validation split of the source (data.validation_as_test)")
+        if "val" in splits:
+            lines.append("  val was split off from train (data.val_fraction)")
+    elif "val" in splits and "val" not in source.splits:
         lines.append("  val was split off from train (data.val_fraction), because there is no validation split")
     lines += [f"  {line}" for line in _images_per_class(names, counts)]
     remarks = [*_missing_classes(source, counts), *_imbalance(counts["train"], names), *duplicate_warnings(splits)]
@@ -70,13 +74,13 @@ def _missing_classes(source: IndexedSource, counts: Mapping[str, np.ndarray]) ->
             continue
         what = f"the class {missing[0]}" if len(missing) == 1 else f"the classes {first_few(missing)}"
         is_split_off = split == "val" and split not in source.splits
-        reason = ". A class with a single image keeps it for training; add images to have it validated"
+        reason = ". The only image of a class is used for training. Add images to validate the class"
         lines.append(f"{split} has no image of {what}{reason if is_split_off else ''}")
     return lines
 
 
 def _imbalance(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:
-    """Return a line if one class has at least three times as many training images as another."""
+    """Return a line if the largest training class has at least three times as many images as the smallest."""
     low, high = int(counts.argmin()), int(counts.argmax())
     if counts[high] < 3 * max(1, counts[low]):
         return []

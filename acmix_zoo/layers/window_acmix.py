@@ -15,7 +15,7 @@ from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, ch
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
-from acmix_zoo.layers.submodule_use import is_plain, may_bypass
+from acmix_zoo.layers.submodule_use import is_plain, can_skip_call
 from acmix_zoo.ops.tracing import at_most, ceil_div, constant_size, is_dynamic, unflatten
 from acmix_zoo.ops.window_attention import window_attention
 from acmix_zoo.ops.window_paths import WindowGeometry, WindowTensors, runs_native, window_paths
@@ -231,7 +231,7 @@ class WindowACmix(TwoStageLayer):
 
     def _runs_native(self, x: Tensor) -> bool:
         """Return whether the native library runs the layer, which reads the parameters of the convolution directly."""
-        if self.paths != "attention" and not may_bypass(self.shift_conv, ShiftConv):
+        if self.paths != "attention" and not can_skip_call(self.shift_conv, ShiftConv):
             return False
         return runs_native(x, *self.parameters())
 
@@ -243,7 +243,7 @@ class WindowACmix(TwoStageLayer):
             x = F.pad(x, (0, 0, 0, cols * ww - w, 0, rows * wh - h))  # (B, H′, W′, dim)
         bias = mask = fc = kernels = None
         offset: Tensor | None = None
-        adds_in_place = self.paths == "both" and may_bypass(self.proj, nn.Linear)
+        adds_in_place = self.paths == "both" and can_skip_call(self.proj, nn.Linear)
         if self.paths != "convolution":
             bias, mask = self._position_bias()[0], self.shift_mask if any(shift) else None
         if adds_in_place:  # the projection is added to the convolution, which already contains its bias

@@ -66,7 +66,7 @@ def runs_native(*tensors: Tensor | None) -> bool:
         return False
     return (
         all(t is None or type(t) in (Tensor, Parameter) for t in tensors)
-        and native.refusal(tensors) is None
+        and native.unsupported_reason(tensors) is None
         and not is_transformed(*tensors)
     )
 

@@ -27,26 +27,26 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
             Lightning checkpoint of a ClassificationTask, which may be a folder of shards from several processes. A
             weight folder, or the name of one, is copied.
         folder: output folder. A weight folder in its place is replaced once the new one verifies.
-        averaged: whether to export the moving average of the weights, which was evaluated, if the run kept one. False
-            for the trained weights themselves, which were not evaluated.
+        averaged: whether to export the moving average of the weights, if the run has one. False exports the trained
+            weights, which have not been evaluated.
 
     Returns:
         The folder.
 
     Raises:
         FileNotFoundError: the run or checkpoint does not exist.
-        ValueError: the checkpoint is not of a ClassificationTask, or it has no average.
+        ValueError: this is not a checkpoint of a ClassificationTask, or it has no averaged weights.
     """
-    target, located = check_target(folder), locate(source, prefers_paths=True)
-    is_checkpoint = located.kind in (Kind.CHECKPOINT, Kind.SHARDED_CHECKPOINT)
+    target, location = check_target(folder), locate(source, prefers_paths=True)
+    is_checkpoint = location.kind in (Kind.CHECKPOINT, Kind.SHARDED_CHECKPOINT)
     if averaged and not is_checkpoint:
         finished = weight_folder(source)
-        if located.run is None or not check_folder(finished):
+        if location.run is None or not check_folder(finished):
             with temporary_sibling(target) as new:
                 shutil.copytree(finished, new, dirs_exist_ok=True)
                 replace_folder(target, new)
             return target
-    path = located.path if is_checkpoint else located.run and located.run / "checkpoints" / "best.ckpt"
+    path = location.path if is_checkpoint else location.run and location.run / "checkpoints" / "best.ckpt"
     if path is None or not path.exists():
         raise FileNotFoundError(
             f"export: {source} has no checkpoint with the trained weights. Expected a run folder with "
@@ -84,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Read a checkpoint of a ClassificationTask."""
     try:
         checkpoint = read_checkpoint(path)
-    except Exception as error:  # damaged pickles raise nearly everything
+    except Exception as error:  # damaged pickles raise almost any exception
         raise ValueError(
             f"export: {path} is damaged or contains more than tensors and plain values ({error})"
         ) from error

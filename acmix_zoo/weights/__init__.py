@@ -8,7 +8,7 @@ README.md and test/.
 
 from acmix_zoo.weights.create import create_model, from_pretrained
 from acmix_zoo.weights.description import read_config
-from acmix_zoo.weights.folder import write_folder
+from acmix_zoo.weights.folder_writer import write_folder
 from acmix_zoo.weights.from_plain.pvt import from_pvt
 from acmix_zoo.weights.from_plain.resnet import from_resnet
 from acmix_zoo.weights.from_plain.san import from_san
@@ -19,7 +19,7 @@ from acmix_zoo.weights.locate import locate
 from acmix_zoo.weights.names import list_models
 from acmix_zoo.weights.official_download import register_official_weights
 from acmix_zoo.weights.shipped import register_shipped_weights
-from acmix_zoo.weights.verify import check_folder
+from acmix_zoo.weights.verification import check_folder
 
 __all__ = [
     "check_folder",

@@ -1,4 +1,4 @@
-"""Build models from checkpoint files, with another classifier or other input channels if requested, as in timm.
+"""Build models from checkpoint files. As in timm, the number of classes and input channels may differ from the file.
 
 A checkpoint of `acmix-zoo fit` names its network. For any other file, the caller has to name it.
 """
@@ -26,18 +26,20 @@ def build_checkpoint(path: Path, architecture: str = "", **kwargs: Any) -> nn.Mo
         kwargs: arguments of `timm.create_model`. They take precedence over those in the checkpoint.
 
     Raises:
-        ValueError: the weights belong to another network, the file does not name its network and `architecture` is not
-            given, or the file is unreadable or unsafe.
+        ValueError: the weights belong to a different network, the file does not state its network and `architecture`
+            is not given, or the file is unreadable or unsafe.
     """
     described = read_described(path)
     if described is not None and architecture in ("", described.network.architecture):
         return _build_described(described, path, **kwargs)
     if described is not None:
-        raise ValueError(f"{path} holds weights of {described.network.architecture}, not of {architecture}")
+        raise ValueError(
+            f"{path} holds weights of {described.network.architecture}. Expected weights of {architecture}"
+        )
     if not architecture:
         raise ValueError(
-            f"{path} does not say which network its weights belong to. Expected a weight folder, a run folder or a "
-            f'checkpoint of `acmix-zoo fit`. For this file, name the network: create_model(NAME, pretrained="{path}")'
+            f"{path} does not state which network its weights belong to. Expected a weight folder, a run folder or a "
+            f'checkpoint of `acmix-zoo fit`. For this file, give the network: create_model(NAME, pretrained="{path}")'
         )
     return _build_with(architecture, path, path, **kwargs)
 
@@ -51,7 +53,7 @@ def _build_described(checkpoint: DescribedCheckpoint, path: Path, **kwargs: Any)
 
 
 def _build_with(architecture: str, source: Source, path: Path, **kwargs: Any) -> nn.Module:
-    """Build `architecture` with the weights `source`, which come from the file `path`.
+    """Build a network and copy the weights `source`, from the file `path`, into it.
 
     As in timm, the classifier keeps its initial values if its number of classes differs from the stored one, and the
     first convolution is adapted to `in_chans`.

@@ -1,7 +1,7 @@
 """Build models by name or from weights of any kind: `create_model` and `from_pretrained`.
 
-timm builds the networks that it knows by name. Weights that are given by a path or a repository are located, fetched,
-read, checked against their recorded hash and built by this package.
+timm builds networks that are given by name. For weights that are given as a path or a repository, this package locates,
+fetches and reads them, checks their sha256 and builds the network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from acmix_zoo.weights.build_checkpoint import build_checkpoint
 from acmix_zoo.weights.build_folder import build_folder
 from acmix_zoo.weights.description import describe_config, read_config
 from acmix_zoo.weights.fetch import fetch
-from acmix_zoo.weights.locate import Kind, Located, locate, locate_weights
+from acmix_zoo.weights.locate import Kind, ModelLocation, locate, locate_weights
 from acmix_zoo.weights.names import list_models
 
 
@@ -25,79 +25,85 @@ def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwar
     """Build a model, with or without weights.
 
     Args:
-        name: the name of a model (`acmix_resnet_pico`, or any name that timm knows), with a tag if there are several
-            weights (`acmix_resnet_pico.fashion_mnist`). Or weights that name their network: a weight folder, a run
-            folder, a checkpoint of `acmix-zoo fit`, or a repository of the Hub (`org/name[@revision]` or
-            `hf-hub:org/name`). Such weights are loaded whatever `pretrained` says.
-        pretrained: True for the default weights, a tag, or any weights: a weight folder, a run folder, a repository, or
-            a checkpoint file of any kind.
+        name: the name of a model (`acmix_resnet_pico`, or any name that timm knows), optionally with the tag of its
+            weights (`acmix_resnet_pico.fashion_mnist`). Or weights that state their network: a weight folder, a run
+            folder, a checkpoint of `acmix-zoo fit`, or a repository on the Hub (`org/name[@revision]` or
+            `hf-hub:org/name`). These weights are always loaded, whatever the value of `pretrained`.
+        pretrained: True for the default weights, a tag, or where to find weights: a weight folder, a run folder, a
+            repository, or a checkpoint file of any kind.
         kwargs: arguments of timm and of the network, such as num_classes, in_chans, drop_path_rate or features_only. If
             num_classes differs from that of the weights, the classifier is re-initialised. If in_chans differs, the
             first convolution is adapted as in timm.
 
     Raises:
-        ValueError: the model is unknown, there are no such weights, or they belong to another network.
-        FileNotFoundError: the path does not exist. ConnectionError: the weights are on the Hub, which cannot be
-        reached.
+        ValueError: the model is unknown, there are no such weights, or they belong to a different network.
+        FileNotFoundError: the path does not exist.
+        ConnectionError: the weights are on the Hub, which cannot be reached.
     """
-    located = locate(name)
-    if located.kind is not Kind.NETWORK:
+    location = locate(name)
+    if location.kind is not Kind.NETWORK:
         if isinstance(pretrained, str | Path):
-            raise ValueError(f"{name} and {pretrained} both name weights. Expected a model and one path to weights")
-        return _build(located, **kwargs)
+            raise ValueError(
+                f"{name} and pretrained={str(pretrained)!r} are both weights. Expected weights only once. Leave out "
+                "`pretrained`, or pass the name of a network as the model"
+            )
+        return _build(location, **kwargs)
     if isinstance(pretrained, str | Path):
-        weights = locate_weights(located.architecture, pretrained)
+        weights = locate_weights(location.architecture, pretrained)
         if weights.kind is not Kind.NETWORK:
-            return _build(weights, located.architecture, **kwargs)
-        if weights.architecture != located.architecture:
-            raise ValueError(f"{pretrained} are weights of {weights.architecture}, not of {located.architecture}")
-        located, pretrained = weights, True
-    return _build_by_name(located, pretrained, **kwargs)
+            return _build(weights, location.architecture, **kwargs)
+        if weights.architecture != location.architecture:
+            raise ValueError(
+                f"{pretrained} holds weights of {weights.architecture}. Expected weights of {location.architecture}"
+            )
+        location, pretrained = weights, True
+    return _build_by_name(location, pretrained, **kwargs)
 
 
 def from_pretrained(source: str | Path, *, token: str | None = None, **kwargs: Any) -> nn.Module:
-    """Return the model of existing weights, on the Hub or on this machine.
+    """Build a model from weights that state their network, on the Hub or on this machine.
 
     Args:
         source: "org/name", "org/name@revision" (a branch, tag or commit), a weight folder, a run folder, a checkpoint
             of `acmix-zoo fit`, or the name of weights. A path in the working directory takes precedence over a name or
-            repository.
-        token: for private repositories; by default the one of `hf auth login` or HF_TOKEN.
+            a repository.
+        token: token for private repositories. The default is the one of `hf auth login` or HF_TOKEN.
         kwargs: as in `create_model`.
 
     Returns:
-        The model in training mode. Call `.eval()` to classify. Its sha256 was checked before it was loaded.
+        The model in training mode. Call `.eval()` before inference. The weights of a folder or a repository are
+        compared with the sha256 in its config.json before they are loaded.
 
     Raises:
-        FileNotFoundError: there is no such path, repository, revision or file. PermissionError: the token may not read
-            it. ConnectionError: the Hub cannot be reached and the cache does not have it. ValueError: this is not a
-            weight folder, or the weights are not those that its config.json describes.
+        FileNotFoundError: the path, repository, revision or file does not exist.
+        PermissionError: the token has no access to the repository.
+        ConnectionError: the Hub cannot be reached, and the weights are not in its cache.
+        ValueError: this is not a weight folder, or the weights do not match its config.json.
     """
-    located = locate(source, prefers_paths=True)
-    if located.kind is Kind.NETWORK:
-        return _build_by_name(located, True, **kwargs)
-    return _build(located, token=token, **kwargs)
+    location = locate(source, prefers_paths=True)
+    if location.kind is Kind.NETWORK:
+        return _build_by_name(location, True, **kwargs)
+    return _build(location, token=token, **kwargs)
 
 
-def _build(located: Located, architecture: str = "", token: str | None = None, **kwargs: Any) -> nn.Module:
-    """Build the model of located weights. With `architecture`, they have to belong to that network."""
-    path = fetch(located, token)
+def _build(location: ModelLocation, architecture: str = "", token: str | None = None, **kwargs: Any) -> nn.Module:
+    """Build the model to which weights belong. If `architecture` is given, it has to be that network."""
+    path = fetch(location, token)
     if path.is_file():
         return build_checkpoint(path, architecture, **kwargs)
     if architecture:
         found = describe_config(read_config(path), path).architecture
         if found != architecture:
-            raise ValueError(f"{located.name} holds weights of {found}, not of {architecture}")
+            raise ValueError(f"{location.name} holds weights of {found}. Expected weights of {architecture}")
     return build_folder(path, **kwargs)
 
 
-def _build_by_name(network: Located, pretrained: bool, **kwargs: Any) -> nn.Module:
+def _build_by_name(network: ModelLocation, pretrained: bool, **kwargs: Any) -> nn.Module:
     """Let timm build a network that it knows, with the weights that are registered for it if `pretrained` is True."""
     if pretrained and not timm.models.is_model_pretrained(network.name):
         raise ValueError(
             f"there are no weights for {network.name}. Expected one of "
-            f"{', '.join(list_models(pretrained=True)) or 'no model'}; otherwise pass pretrained=False or the path of "
-            "weights"
+            f"{', '.join(list_models(pretrained=True)) or 'none'}. Pass pretrained=False, or the path of weights"
         )
     try:
         return timm.create_model(network.name, pretrained=pretrained, **kwargs)

@@ -1,6 +1,6 @@
-"""Bring located weights onto this machine: find them in a cache, or download them from the Hugging Face Hub.
+"""Get weights onto this machine: find them in the cache, or download them from the Hugging Face Hub.
 
-A repository of the Hub holds what a weight folder holds. Only these files are downloaded, and none of them is executed.
+A repository on the Hub has the same files as a weight folder. Only these files are downloaded, and none is executed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from huggingface_hub import errors
 
 from acmix_zoo.weights.description import read_config
 from acmix_zoo.weights.hub_requests import request
-from acmix_zoo.weights.locate import Kind, Located, NotFoundError, Repository, locate
+from acmix_zoo.weights.locate import Kind, ModelLocation, Repository, locate
 from acmix_zoo.weights.names import list_tags
+from acmix_zoo.weights.not_found import NotFoundError
 from acmix_zoo.weights.official import official_folder
 from acmix_zoo.weights.shipped import shipped_folder
 
@@ -22,70 +23,71 @@ WEIGHT_FOLDER_FILES = ["config.json", "model.safetensors", "README.md", "test/*"
 _LARGEST_FILE = 64 * 2**30  # bytes, for repositories whose config.json states no size
 
 
-def fetch(located: Located, token: str | None = None) -> Path:
-    """Return the weight folder or file on this machine that holds located weights. Download them if necessary.
+def fetch(location: ModelLocation, token: str | None = None) -> Path:
+    """Return the folder or file with these weights on this machine, after downloading them if necessary.
 
     Args:
-        located: anything but a sharded checkpoint. Of a repository, only config.json and model.safetensors are
-            downloaded. Of a network, the weights have to be on this machine already.
-        token: for private repositories; by default the one of `hf auth login` or HF_TOKEN.
+        location: anything but a sharded checkpoint. From a repository, only config.json and model.safetensors are
+            downloaded. The weights of a network have to be on this machine already.
+        token: token for private repositories. The default is the one of `hf auth login` or HF_TOKEN.
 
     Raises:
-        ValueError: only training can read these weights. Otherwise as `request`.
+        NotFoundError: the network has no weights on this machine.
+        ValueError: this is a sharded checkpoint, which only training can read. Other errors are those of `request`.
     """
-    if located.repository is not None:
-        return download_weights(located.repository, token)
-    if located.kind is Kind.NETWORK:
-        return _installed_folder(located)
-    if located.kind is Kind.SHARDED_CHECKPOINT:
+    if location.repository is not None:
+        return download_weights(location.repository, token)
+    if location.kind is Kind.NETWORK:
+        return _installed_folder(location)
+    if location.kind is Kind.SHARDED_CHECKPOINT:
         raise ValueError(
-            f"{located.name} is a checkpoint in parts, which several processes wrote. Expected a single file or a "
-            f"weight folder; run `acmix-zoo export {located.name} FOLDER` to make one"
+            f"{location.name} is a sharded checkpoint. Expected a single file or a weight folder. Run "
+            f"`acmix-zoo export {location.name} FOLDER` to make a weight folder of it"
         )
-    assert located.path is not None
-    return located.path
+    assert location.path is not None
+    return location.path
 
 
 def weight_folder(source: str | PathLike[str], token: str | None = None) -> Path:
     """Return the complete weight folder that a name or path refers to, with its sample input and model card.
 
     Args:
-        source: a weight folder, a run folder with weights/, a repository of the Hub, or the name of weights that are
-            on this machine. For the name of a network, its first weights that are on this machine are used.
+        source: a weight folder, a run folder with weights/, a repository on the Hub, or the name of weights that are
+            on this machine. The name of a network stands for the first of its tags whose weights are on this machine.
         token: as in `fetch`.
 
     Raises:
-        NotFoundError: there are no such weights here. ValueError: `source` is a checkpoint. Otherwise as `request`.
+        NotFoundError: there are no such weights on this machine.
+        ValueError: `source` is a checkpoint. Other errors are those of `request`.
     """
-    located = locate(source, prefers_paths=True)
-    if located.repository is not None:
-        return download_folder(located.repository, token)
-    if located.kind in (Kind.CHECKPOINT, Kind.SHARDED_CHECKPOINT):
+    location = locate(source, prefers_paths=True)
+    if location.repository is not None:
+        return download_folder(location.repository, token)
+    if location.kind in (Kind.CHECKPOINT, Kind.SHARDED_CHECKPOINT):
         raise ValueError(
-            f"{source} is not a weight folder: {located.path} is {located.kind.value}. Make a weight folder of it with "
-            f"`acmix-zoo export {source} FOLDER`, or with `acmix-zoo convert` if it is not from `acmix-zoo fit`"
+            f"{source} is not a weight folder: {location.path} is {location.kind.value}. Make a weight folder of it "
+            f"with `acmix-zoo export {source} FOLDER`, or with `acmix-zoo convert` if `acmix-zoo fit` did not write it"
         )
-    return fetch(located, token)
+    return fetch(location, token)
 
 
 def installed_folder(name: str) -> Path | None:
-    """Return the weight folder of `architecture.tag` on this machine: shipped with the package, or downloaded from the
-    authors. None if there is none."""
+    """Return the weight folder of `architecture.tag` that is shipped or was downloaded from the authors, or None."""
     for folder in (shipped_folder(name), official_folder(name)):
         if folder is not None and (folder / "config.json").is_file():
             return folder
     return None
 
 
-def _installed_folder(network: Located) -> Path:
-    """Return the first weight folder of a network, or of its given tag, that is on this machine."""
+def _installed_folder(network: ModelLocation) -> Path:
+    """Return the weight folder of a network's tag. Without a tag, return the first that is on this machine."""
     tags = [network.tag] if network.tag else list_tags(network.architecture)
     for tag in tags:
         if folder := installed_folder(f"{network.architecture}.{tag}"):
             return folder
     raise NotFoundError(
-        f"there is no weight folder of {network.name} on this machine. Expected weights that are shipped or have been "
-        "downloaded before, see `acmix-zoo list --pretrained`. To download weights, use "
+        f"the weights of {network.name} are not on this machine. Expected weights that are shipped or have been "
+        "downloaded before (see `acmix-zoo list --pretrained`). To download them, call "
         f'acmix_zoo.create_model("{network.name}", pretrained=True)'
     )
 
@@ -96,7 +98,7 @@ def download_weights(repository: Repository, token: str | None = None) -> Path:
     config.json is downloaded first. The weights are only downloaded if they have the size that it states.
 
     Raises:
-        ValueError: the weights have another size. Otherwise as `request`.
+        ValueError: the weights have a different size. Other errors are those of `request`.
     """
     repo, revision = repository
     api = hf.HfApi(token=token)
@@ -111,7 +113,7 @@ def download_weights(repository: Repository, token: str | None = None) -> Path:
         if size is None or size != (stated or size) or size > _LARGEST_FILE:
             raise ValueError(
                 f"{repository}: model.safetensors has {size} bytes, but config.json says {stated}. It was not "
-                "downloaded"
+                "downloaded. Use another revision, or ask the owner to push the weights again"
             ) from None
         request(lambda: api.hf_hub_download(repo, "model.safetensors", revision=commit), repository)
     return config.parent

@@ -21,8 +21,10 @@ def request(call: Callable[[], T], repository: Repository, *, is_push: bool = Fa
     """Return the result of `call`, which talks to the Hub. Temporary failures are retried.
 
     Raises:
-        FileNotFoundError: there is no such repository, revision or file. PermissionError: the token lacks the right.
-        ConnectionError: the Hub cannot be reached, or it failed repeatedly. OSError: it refused for another reason.
+        FileNotFoundError: the repository, revision or file does not exist.
+        PermissionError: the token has no permission.
+        ConnectionError: the Hub cannot be reached, or it failed repeatedly.
+        OSError: the Hub rejected the request for a different reason.
     """
     for attempt in range(_TRIES):
         try:
@@ -31,8 +33,8 @@ def request(call: Callable[[], T], repository: Repository, *, is_push: bool = Fa
             # The client wraps what interrupted an upload in a RuntimeError.
             error = failure.__cause__ if isinstance(failure, RuntimeError) else failure
             error = error if isinstance(error, Exception) else failure
-            # The client itself retries most requests and waits long for a network that is not there. Retry here only
-            # what it gives up on.
+            # The client itself retries most requests, and waits a long time if there is no network. Only retry what it
+            # gives up on.
             was_reached = is_push or _status(error) or "RemoteProtocol" in type(error).__name__
             if attempt + 1 == _TRIES or not (_is_temporary(error) and was_reached):
                 _raise_explained(error, repository, is_push)
@@ -57,11 +59,11 @@ def _is_connection_error(error: BaseException) -> bool:
 
 
 def _raise_explained(error: Exception, repository: Repository, is_push: bool) -> NoReturn:
-    """Raise an error that says what was requested, what went wrong and what to do."""
+    """Raise an error that states what was requested, what went wrong and what to do."""
     status = _status(error)
     if isinstance(error, errors.GatedRepoError):
         raise PermissionError(
-            f"{repository} is gated. Ask for access on its page, then use a token of that account"
+            f"{repository} is gated. Request access on its page, then use a token of that account"
         ) from error
     if isinstance(error, errors.RevisionNotFoundError):
         raise FileNotFoundError(
@@ -69,30 +71,30 @@ def _raise_explained(error: Exception, repository: Repository, is_push: bool) ->
         ) from error
     if isinstance(error, errors.RepositoryNotFoundError):
         raise FileNotFoundError(
-            f"{repository} does not exist, neither here as a path nor on the Hub. If it is a private repository, run "
-            "`hf auth login`, or set HF_TOKEN to a token that may read it"
+            f"{repository} is neither a path on this machine nor a repository on the Hub. If the repository is "
+            "private, run `hf auth login`, or set HF_TOKEN to a token with access to it"
         ) from error
     if status == 401 or isinstance(error, errors.LocalTokenNotFoundError):
         raise PermissionError(
-            f"{repository}: the Hub does not know the token. Run `hf auth login`, or set HF_TOKEN"
+            f"{repository}: the Hub does not accept the token. Run `hf auth login`, or set HF_TOKEN"
         ) from error
     if status == 403:
         right = "write" if is_push else "read"
         raise PermissionError(
-            f"{repository}: the token may not {right}{' to' if is_push else ''} it. Use a token with the {right} "
-            f"permission for {repository.id.partition('/')[0]}, or another name"
+            f"{repository}: the token has no {right} permission. Use a token with {right} permission for "
+            f"{repository.id.partition('/')[0]}, or a different repository"
         ) from error
     if isinstance(error, errors.RemoteEntryNotFoundError):
         raise FileNotFoundError(f"{repository} is not a weight folder: {str(error).splitlines()[-1]}") from error
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         raise ConnectionError(
-            f"{repository} is neither a path here nor in the cache of the Hub, and the Hub cannot be reached (there is "
-            "no network, or HF_HUB_OFFLINE is set)"
+            f"{repository} is neither a path on this machine nor in the cache of the Hub, and the Hub cannot be "
+            "reached. Check the network connection, and whether HF_HUB_OFFLINE is set"
         ) from error
     unchanged = "Nothing was published. Run the same command again to resume. " if is_push else ""
     if status == 429:
         raise ConnectionError(
-            f"{repository}: the Hub refuses further requests for now (429). {unchanged}Try again in a few minutes"
+            f"{repository}: too many requests to the Hub (429). {unchanged}Try again in a few minutes"
         ) from error
     if (status is not None and status >= 500) or _is_connection_error(error):
         reason = (

@@ -1,8 +1,9 @@
 """Find out what a name or path refers to. Every function and command that takes a model or weights starts here.
 
 A user may give the name of a network (`acmix_resnet_pico`) or of its weights (`acmix_resnet_pico.fashion_mnist`), the
-path of a weight folder, a run folder or a checkpoint of any kind, or a repository of the Hugging Face Hub (`org/name`,
-`org/name@revision`, or `hf-hub:org/name`). `locate` turns all of them into a `Located`, which says what was meant.
+path of a weight folder, a run folder or a checkpoint of any kind, or a repository on the Hugging Face Hub (`org/name`,
+`org/name@revision`, or `hf-hub:org/name`). `locate` turns any of them into a `ModelLocation`, which says what it is and
+where it is stored.
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from acmix_zoo.weights.description import has_config
 from acmix_zoo.weights.names import closest_models, is_network_name
+from acmix_zoo.weights.not_found import NotFoundError, not_found
 
 HUB_PREFIX = "hf-hub:"
-_FILE_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".npz", ".yaml"}
-
-
-class NotFoundError(FileNotFoundError, ValueError):
-    """Nothing has this name: there is no such model (a ValueError) and no such path (a FileNotFoundError)."""
+WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".npz"}
+_RECIPE_SUFFIXES = {".yaml", ".yml"}
+_EXPECTED_PATH = "a weight folder, a run folder or a checkpoint file"
 
 
 class Kind(Enum):
@@ -36,12 +36,12 @@ class Kind(Enum):
     NETWORK = "the name of a network or of its weights"
     WEIGHT_FOLDER = "a weight folder"
     CHECKPOINT = "a checkpoint or weight file"
-    SHARDED_CHECKPOINT = "a checkpoint folder that several processes wrote"
-    REPOSITORY = "a repository of the Hugging Face Hub"
+    SHARDED_CHECKPOINT = "a sharded checkpoint, written by several processes"
+    REPOSITORY = "a repository on the Hugging Face Hub"
 
 
 class Repository(NamedTuple):
-    """A repository of the Hugging Face Hub.
+    """A repository on the Hugging Face Hub.
 
     Attributes:
         id: its name, `org/name`.
@@ -56,17 +56,17 @@ class Repository(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Located:
+class ModelLocation:
     """What a name or path refers to.
 
     Attributes:
         name: the name or path as the user gave it, for messages.
         kind: what it refers to.
-        path: the weight folder, the file, or the sharded checkpoint's folder. None for a network and a repository.
-        run: the run folder that `path` is part of, or None.
-        architecture: the network's name without a tag, for a network only; "" otherwise.
-        tag: which of the network's weights are meant. "" for a network without a tag and for everything else.
-        repository: the repository and its revision, or None.
+        path: the weight folder, checkpoint file or sharded checkpoint. None for a network or a repository.
+        run: the run folder that contains `path`, or None.
+        architecture: for a network, its name without the tag; "" otherwise.
+        tag: for a network, the tag of its weights; "" if none was given, and for everything else.
+        repository: for a repository, its name and revision; None otherwise.
     """
 
     name: str
@@ -78,109 +78,123 @@ class Located:
     repository: Repository | None = None
 
 
-def locate(source: str | PathLike[str], *, prefers_paths: bool = False) -> Located:
+def locate(source: str | PathLike[str], *, prefers_paths: bool = False) -> ModelLocation:
     """Return what `source` refers to. A run folder, or its `config.yaml`, refers to the weights of the run.
 
     A finished run's weights are in `weights/`. Those of an interrupted run are in `checkpoints/best.ckpt`.
 
     Args:
-        source: a name or a path. A `Path` is never taken for a name.
-        prefers_paths: what to do if a folder in the working directory has the name of a network. By default, the
-            network is meant, because the meaning of `create_model("resnet18")` must not depend on the directory.
-            Functions that need weights rather than a network pass True and get the folder.
+        source: a name or a path. A `Path` is never interpreted as a name.
+        prefers_paths: whether a folder in the working directory takes precedence over a network of the same name. By
+            default it does not, because the meaning of `create_model("resnet18")` must not depend on the directory.
+            Functions that need weights rather than a network pass True.
 
     Raises:
-        NotFoundError: there is nothing of this name. The error lists the closest names.
+        NotFoundError: nothing has this name. The error lists the closest names.
     """
     name = str(source)
     if isinstance(source, str):
         if name.startswith(HUB_PREFIX):
-            return Located(name, Kind.REPOSITORY, repository=parse_repository(name))
+            return ModelLocation(name, Kind.REPOSITORY, repository=parse_repository(name))
         if is_network_name(name) and not (prefers_paths and _locate_path(Path(name), name)):
             architecture, _, tag = name.partition(".")
-            return Located(name, Kind.NETWORK, architecture=architecture, tag=tag)
-    if located := _locate_path(Path(source), name):
-        return located
+            return ModelLocation(name, Kind.NETWORK, architecture=architecture, tag=tag)
+    if location := _locate_path(Path(source), name):
+        return location
     if isinstance(source, str) and _is_repository(name):
-        return Located(name, Kind.REPOSITORY, repository=parse_repository(name))
-    raise _not_found(source)
+        return ModelLocation(name, Kind.REPOSITORY, repository=parse_repository(name))
+    raise _not_found_error(source)
 
 
-def locate_weights(architecture: str, source: str | PathLike[str]) -> Located:
+def locate_weights(architecture: str, source: str | PathLike[str]) -> ModelLocation:
     """Return what `source` refers to as the weights of a network: one of its tags, or anything that `locate` finds.
 
     Raises:
         NotFoundError: there are no such weights. The error lists the network's tags.
     """
     if isinstance(source, str) and is_network_name(f"{architecture}.{source}"):
-        return Located(f"{architecture}.{source}", Kind.NETWORK, architecture=architecture, tag=source)
+        return ModelLocation(f"{architecture}.{source}", Kind.NETWORK, architecture=architecture, tag=source)
     try:
         return locate(source, prefers_paths=True)
     except NotFoundError:
         if _reads_as_path(source):
             raise
-        raise _no_such_tag(architecture, str(source)) from None
+        raise _unknown_tag_error(architecture, str(source)) from None
 
 
 def parse_repository(name: str) -> Repository:
-    """Return the repository that `org/name` or `org/name@revision` stands for, with or without the prefix `hf-hub:`.
+    """Parse `org/name` or `org/name@revision`, with or without the prefix `hf-hub:`.
 
     Raises:
-        ValueError: no repository can have this name.
+        ValueError: this is not a valid name of a repository.
     """
     repo, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
     if repo.count("/") != 1:
-        raise ValueError(
-            f"{name!r} is not the name of a repository on the Hugging Face Hub. Expected org/name or org/name@revision"
-        )
+        raise ValueError(f"{name!r} is not a valid repository name. Expected org/name or org/name@revision")
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise ValueError(f"the Hugging Face Hub does not allow the name {name!r}: {error}") from error
+        raise ValueError(f"{name!r} is not a valid repository name on the Hugging Face Hub: {error}") from error
     return Repository(repo, revision or None)
 
 
-def _locate_path(path: Path, name: str) -> Located | None:
+def find_run(path: Path) -> Path | None:
+    """Return the run folder that a path is, or belongs to as its config.yaml, weights or checkpoints, or None."""
+    if _is_run(path):
+        return path
+    parent = path.absolute().parent
+    if path.name in ("config.yaml", "weights", "checkpoints") and _is_run(parent):
+        return parent
+    return parent.parent if parent.name in ("weights", "checkpoints") and _is_run(parent.parent) else None
+
+
+def _is_run(folder: Path) -> bool:
+    """Return whether a folder is a run folder. A run that a Python program trained has no config.yaml."""
+    return (folder / "config.yaml").is_file() or any((folder / "checkpoints").glob("*.ckpt"))
+
+
+def is_sharded(path: Path) -> bool:
+    """Return whether a folder is a checkpoint that several processes wrote."""
+    return (path / ".metadata").is_file()
+
+
+def _locate_path(path: Path, name: str) -> ModelLocation | None:
     """Return the weights that exist at `path`, or None."""
-    run = path.parent if path.name == "config.yaml" else path
-    for place in (path, run / "weights", run / "checkpoints" / "best.ckpt"):
-        if kind := _kind_of(place):
-            is_part = kind is Kind.WEIGHT_FOLDER and place.is_file()  # the model.safetensors in it
-            weights = place.parent if is_part else place
-            return Located(name, kind, weights, _run_that_contains(weights) if place == path else run)
+    run = path.parent if path.name in ("config.yaml", "checkpoints") else path
+    for candidate in (path, run / "weights", run / "checkpoints" / "best.ckpt"):
+        if kind := _detect_kind(candidate):
+            is_file_of_folder = kind is Kind.WEIGHT_FOLDER and candidate.is_file()
+            weights = candidate.parent if is_file_of_folder else candidate
+            return ModelLocation(name, kind, weights, run=find_run(weights) if candidate == path else run)
     return None
 
 
-def _kind_of(path: Path) -> Kind | None:
+def _detect_kind(path: Path) -> Kind | None:
     """Return the kind of the weights at a path, or None if there are none."""
     if (path / "config.json").is_file():
         return Kind.WEIGHT_FOLDER
-    if (path / ".metadata").is_file():
+    if is_sharded(path):
         return Kind.SHARDED_CHECKPOINT
-    if not path.is_file() or path.name == "config.yaml":
+    if not path.is_file() or path.suffix in _RECIPE_SUFFIXES:
         return None
-    is_part = path.name == "model.safetensors" and has_config(path.parent)
-    return Kind.WEIGHT_FOLDER if is_part else Kind.CHECKPOINT
-
-
-def _run_that_contains(path: Path) -> Path | None:
-    """Return the run folder of which `path` is the `weights/` or a file in `checkpoints/`, or None."""
-    parent = path.absolute().parent
-    if path.name == "weights" and ((parent / "config.yaml").is_file() or (parent / "checkpoints").is_dir()):
-        return parent
-    return parent.parent if path.suffix == ".ckpt" and parent.name == "checkpoints" else None
+    is_file_of_folder = path.name in ("model.safetensors", "config.json") and has_config(path.parent)
+    return Kind.WEIGHT_FOLDER if is_file_of_folder else Kind.CHECKPOINT
 
 
 def _reads_as_path(source: str | PathLike[str]) -> bool:
-    """Return whether a name that was not found is probably a misspelt path rather than a misspelt model."""
+    """Return whether a name that was not found looks like a path rather than the name of a model."""
     name = str(source)
     separators = {"/", os.sep, os.altsep or os.sep}
-    return isinstance(source, PathLike) or bool(separators & set(name)) or Path(name).suffix in _FILE_SUFFIXES
+    return isinstance(source, PathLike) or bool(separators & set(name)) or _has_file_suffix(name)
+
+
+def _has_file_suffix(name: str) -> bool:
+    return Path(name).suffix in WEIGHT_SUFFIXES | _RECIPE_SUFFIXES
 
 
 def _could_be_repository(name: str) -> bool:
     """Return whether a name has the form `org/name` or `org/name@revision`."""
-    if name.startswith((".", "~")) or Path(name.partition("@")[0]).suffix in _FILE_SUFFIXES:
+    if name.startswith((".", "~")) or _has_file_suffix(name.partition("@")[0]):
         return False
     try:
         parse_repository(name)
@@ -190,50 +204,48 @@ def _could_be_repository(name: str) -> bool:
 
 
 def _is_repository(name: str) -> bool:
-    """Return whether an unknown name is probably a Hub repository rather than a mistyped path."""
+    """Return whether an unknown name is more likely a repository than a mistyped path."""
     path = Path(name)
     return _could_be_repository(name) and not path.exists() and ("@" in name or not path.parent.is_dir())
 
 
-def _not_found(source: str | PathLike[str]) -> NotFoundError:
+def _not_found_error(source: str | PathLike[str]) -> NotFoundError:
     """Return the error for a name that refers to nothing."""
     name, path = str(source), Path(source)
     architecture, _, tag = name.partition(".")
     if path.is_dir():
-        return NotFoundError(
-            f"{name} is a folder without weights. Expected a weight folder, which has a config.json, or a run folder "
-            "with weights/ or checkpoints/best.ckpt"
-        )
+        expected = "a weight folder (with a config.json) or a run folder (with weights/ or checkpoints/best.ckpt)"
+        return not_found(f"{name} is a folder without weights", expected)
+    if path.exists():
+        return not_found(f"{name} is a recipe, which has no weights", _EXPECTED_PATH)
     if not _reads_as_path(source):
         if timm.is_model(architecture):
-            return _no_such_tag(architecture, tag)
-        near = closest_models(name) + _closest_paths(path)
-        hint = f"The closest names are {', '.join(near)}" if near else "`acmix-zoo list` shows the networks"
-        return NotFoundError(
-            f"unknown model {name!r}. Expected the name of a network or of weights, the path of a weight folder, run "
-            f"folder or checkpoint, or org/name on the Hugging Face Hub. {hint}"
+            return _unknown_tag_error(architecture, tag)
+        near = [*closest_models(name), *closest_paths(path)]
+        expected = "the name of a network or of its weights, the path of a weight folder, run folder or checkpoint, or "
+        expected += "a repository on the Hugging Face Hub (org/name)"
+        return not_found(
+            f"unknown model {name!r}", expected, near, "" if near else "Run `acmix-zoo list` to see all networks"
         )
-    near = _closest_paths(path)
-    hint = f". The closest names are {', '.join(near)}" if near else ""
+    advice = ""
     if path.parent.is_dir() and _could_be_repository(name):
-        hint += f". For a repository of the Hugging Face Hub, write {HUB_PREFIX}{name}"
-    return NotFoundError(f"{name} does not exist. Expected a weight folder, a run folder or a checkpoint file{hint}")
+        advice = f"If you mean a repository on the Hugging Face Hub, use {HUB_PREFIX}{name}"
+    return not_found(f"{name} does not exist", _EXPECTED_PATH, closest_paths(path), advice)
 
 
-def _no_such_tag(architecture: str, tag: str) -> NotFoundError:
+def _unknown_tag_error(architecture: str, tag: str) -> NotFoundError:
+    """Return the error for a tag that a network does not have."""
     tags = [name.partition(".")[2] for name in timm.models.get_arch_pretrained_cfgs(architecture) if "." in name]
-    return NotFoundError(
-        f"{architecture} has no tag {tag!r}. Expected {' or '.join(tags) or 'no tag, because it has none'}, or the "
-        "path of a weight folder, a run folder or a checkpoint file"
-    )
+    expected = f"{' or '.join(tags) or 'no tag, because there are no weights for this network'}, or {_EXPECTED_PATH}"
+    return not_found(f"{architecture} has no tag {tag!r}", expected, difflib.get_close_matches(tag, tags))
 
 
-def _closest_paths(path: Path) -> list[str]:
-    """Return up to three paths with weights in the same folder whose names are similar."""
+def closest_paths(path: Path) -> list[str]:
+    """Return up to three paths in the same folder that have a similar name and contain weights."""
     folder = path.parent
     try:
-        beside = os.listdir(folder)
+        entries = os.listdir(folder)
     except OSError:
         return []
-    near = [folder / name for name in difflib.get_close_matches(path.name, beside, n=8)]
+    near = [folder / name for name in difflib.get_close_matches(path.name, entries, n=8)]
     return [str(found) for found in near if _locate_path(found, str(found))][:3]

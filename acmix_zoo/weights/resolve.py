@@ -1,9 +1,8 @@
-"""Find out which network weights belong to, and with which arguments it was built.
+"""Find out which network some weights belong to, and with which arguments it was built.
 
-A weight folder says so in config.json, and a checkpoint of `acmix-zoo fit` in the hyper-parameters of its task. Any
-other checkpoint does not say it. The arguments matter even where the weights do not, because many of them, such as
-kernel_att, leave the shapes of all parameters unchanged: without them, the weights load into a different network and
-nothing fails.
+A weight folder states this in config.json, and a checkpoint of `acmix-zoo fit` in the hyper-parameters of its task.
+Other checkpoints do not state it. The arguments matter because many of them, such as kernel_att, do not change the
+shape of any parameter. Without them, the weights would load into a different network without an error.
 """
 
 from __future__ import annotations
@@ -17,16 +16,17 @@ import timm
 
 from acmix_zoo.weights.description import NetworkDescription, describe_config, read_config
 from acmix_zoo.weights.fetch import fetch
-from acmix_zoo.weights.locate import Kind, Located, NotFoundError, locate, locate_weights
+from acmix_zoo.weights.locate import Kind, ModelLocation, locate, locate_weights
+from acmix_zoo.weights.not_found import NotFoundError
 from acmix_zoo.weights.read import read_checkpoint
 
 
 class ResolvedNetwork(NamedTuple):
-    """A network and the weights that it starts from, in the form in which a task records them.
+    """A network and its initial weights, as a task records them.
 
     Attributes:
         model: the name of the network.
-        pretrained: False, True, a tag, or where the weights are.
+        pretrained: False, True, a tag, or where to find the weights.
         model_kwargs: all arguments of the network, or None if there are none.
     """
 
@@ -36,11 +36,11 @@ class ResolvedNetwork(NamedTuple):
 
 
 class DescribedCheckpoint(NamedTuple):
-    """A checkpoint that names its network.
+    """A checkpoint that states its network.
 
     Attributes:
         content: the content of the file.
-        network: the network that it describes.
+        network: the network and its arguments.
     """
 
     content: Mapping[str, Any]
@@ -50,7 +50,7 @@ class DescribedCheckpoint(NamedTuple):
 def resolve_network(
     model: str, pretrained: bool | str | Path, model_kwargs: Mapping[str, Any] | None, is_new: bool = True
 ) -> ResolvedNetwork:
-    """Return a task's `model`, `pretrained` and `model_kwargs` such that they describe the network without its weights.
+    """Return `model`, `pretrained` and `model_kwargs` of a task such that they describe the bare network.
 
     If weights are given as the model (a weight folder, a run folder, a checkpoint of a task or a repository), the model
     becomes their architecture and `pretrained` their location. The arguments that are stored with the weights are
@@ -60,9 +60,9 @@ def resolve_network(
         model: as in `create_model`.
         pretrained: as in `create_model`.
         model_kwargs: the caller's arguments of the network.
-        is_new: False for the recorded values of a task that has already been trained. They contain the arguments of a
-            checkpoint that was given as `pretrained`. If they do not, an earlier version wrote them, which ignored
-            these arguments and trained a network without them.
+        is_new: False if the values are the record of a task that has already been trained. Such a record already
+            contains the arguments of a checkpoint that was given as `pretrained`. If it does not, an earlier version
+            wrote it, which ignored these arguments and trained a network without them.
 
     Raises:
         ValueError: the stored description is damaged, or contains something that is not allowed.
@@ -72,33 +72,33 @@ def resolve_network(
     network: NetworkDescription | None = None
     try:
         if isinstance(pretrained, str):
-            located = locate_weights(model.partition(".")[0], pretrained)
-            if is_new or located.kind is Kind.WEIGHT_FOLDER:
-                network = describe(located)
+            location = locate_weights(model.partition(".")[0], pretrained)
+            if is_new or location.kind is Kind.WEIGHT_FOLDER:
+                network = describe(location)
         else:
-            located = locate(model)
-            if is_new or located.kind is not Kind.REPOSITORY:  # reading a record does not need the Hub
-                network = describe(located)
+            location = locate(model)
+            if is_new or location.kind is not Kind.REPOSITORY:  # reading a record does not need the Hub
+                network = describe(location)
     except NotFoundError:
         pass  # create_model reports it, and a record may name weights that no longer exist
     arguments = dict(model_kwargs or {})
     if network is not None:
         if not isinstance(pretrained, str):
             model, pretrained = network.architecture, model
-        if network.architecture == model.partition(".")[0]:  # otherwise create_model refuses the weights
+        if network.architecture == model.partition(".")[0]:  # otherwise create_model rejects the weights
             arguments = {**network.arguments, **arguments}
     return ResolvedNetwork(model, pretrained, arguments or None)
 
 
-def describe(located: Located) -> NetworkDescription | None:
-    """Return the network that located weights describe, or None if they do not say it.
+def describe(location: ModelLocation) -> NetworkDescription | None:
+    """Return the network and its arguments as stated by the weights, or None if they do not state it.
 
     Raises:
         ValueError: the description is damaged, or contains something that is not allowed.
     """
-    if located.kind is Kind.NETWORK:
-        return None  # its name says it
-    path = fetch(located)
+    if location.kind is Kind.NETWORK:
+        return None  # the name is all there is to know
+    path = fetch(location)
     if path.is_dir():
         return describe_config(read_config(path), path)
     described = read_described(path)
@@ -106,7 +106,7 @@ def describe(located: Located) -> NetworkDescription | None:
 
 
 def read_described(path: Path) -> DescribedCheckpoint | None:
-    """Read a checkpoint file that names its network. Return None for any other file.
+    """Read a checkpoint file that states its network. Return None for any other file.
 
     Raises:
         ValueError: the file is damaged or unsafe, or its description is not allowed.
@@ -119,7 +119,7 @@ def read_described(path: Path) -> DescribedCheckpoint | None:
 
 
 def _checkpoint_config(content: Any, path: Path) -> dict[str, Any] | None:
-    """Return what a checkpoint of a `ClassificationTask` says about its network, in the layout of config.json.
+    """Return what a checkpoint of a `ClassificationTask` states about its network, in the layout of config.json.
 
     Raises:
         ValueError: the checkpoint was trained with a weight folder as its model, or its arguments are not plain values.
@@ -130,8 +130,8 @@ def _checkpoint_config(content: Any, path: Path) -> dict[str, Any] | None:
     name = str(hyper["model"])
     if (Path(name) / "config.json").is_file():  # trained with a weight folder as the model
         raise ValueError(
-            f"{path} was trained with the weight folder {name} as its model. Expected the name of a network in the "
-            "checkpoint. Use the run's weights/, or run `acmix-zoo export` on a machine that has that folder"
+            f"{path} records the weight folder {name} as its model. Expected the name of a network. Use the run's "
+            "weights/, or run `acmix-zoo export` on a machine that has that folder"
         )
     architecture = name.partition(".")[0]
     default = timm.get_pretrained_cfg(architecture)
@@ -141,7 +141,9 @@ def _checkpoint_config(content: Any, path: Path) -> dict[str, Any] | None:
         network = resolve_network(name, hyper.get("pretrained") or False, hyper.get("model_kwargs"), is_new=False)
         arguments = json.loads(json.dumps(network.model_kwargs or {}))  # tuples become lists, as in config.json
     except TypeError as error:
-        raise ValueError(f"the model_kwargs of {path} are not plain values ({error})") from error
+        raise ValueError(
+            f"the model_kwargs of {path} are not plain values ({error}). Expected numbers, strings, lists and mappings"
+        ) from error
     return {
         "architecture": architecture,
         "num_classes": hyper["num_classes"],

@@ -39,7 +39,7 @@ def test_summary_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "  pixel values: 8 bits, 0 to 255",
     ]
     (root / "cat/1.png").write_bytes(b"")
-    assert main(["data", str(root)]) == 1  # a training run would not start, either
+    assert main(["data", str(root)]) == 1  # a training run would be refused, too
     assert "1 of 9 train images cannot be used" in capsys.readouterr().out
     assert main(["data", str(root / "cat")]) == 1
     assert "expected" in capsys.readouterr().err
@@ -61,7 +61,7 @@ def test_classes_without_validation_or_test_images_are_named(
     root = write_class_folders(tmp_path / "pets", "cat", "dog")
     write_class_folders(root, "emu", "owl", count=1)
     assert main(["data", str(root)]) == 0
-    assert "  val has no image of the classes emu, owl. A class with a single image" in capsys.readouterr().out
+    assert "  val has no image of the classes emu, owl. The only image" in capsys.readouterr().out
     splits = write_class_folders(tmp_path / "split/train", "cat", "dog", "emu").parent
     write_class_folders(splits / "test", "cat", "dog")
     assert main(["data", str(splits)]) == 0
@@ -101,7 +101,7 @@ def test_the_search_for_identical_images_is_limited(tmp_path: Path, monkeypatch:
     assert duplicates.duplicate_warnings(splits) == []
     monkeypatch.setattr(duplicates, "CHECK_LIMIT", 7)
     assert duplicates.duplicate_warnings(splits) == [
-        "identical images in two splits were not looked for: there are more than 7 images"
+        "not checked for identical images in two splits, because there are over 7 images"
     ]
 
 
@@ -124,18 +124,18 @@ print(*sys.modules)
     assert not loaded & {"lightning", "datasets", "torchmetrics", "sklearn", "pyarrow", "matplotlib"}
 
 
-OTHER_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # Python then takes files for ASCII
+ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # Python then reads files as ASCII
 
 
 @pytest.mark.parametrize(
     ("environment", "shown"),
     [
         ({"PYTHONIOENCODING": "cp1252"}, "caf\u00e9 | ?at"),
-        pytest.param(OTHER_LOCALE, "caf\u00e9 | \u0107at", marks=pytest.mark.slow),
+        pytest.param(ASCII_LOCALE, "caf\u00e9 | \u0107at", marks=pytest.mark.slow),
     ],
     ids=["cp1252", "C"],
 )
-def test_text_in_another_locale(tmp_path: Path, environment: dict[str, str], shown: str) -> None:
+def test_names_are_printed_in_any_locale(tmp_path: Path, environment: dict[str, str], shown: str) -> None:
     """Characters outside the code page are printed as "?", and files are UTF-8 in every locale."""
     root = write_class_folders(tmp_path / "pets", "caf\u00e9", "\u0107at")
     command = [sys.executable, "-m", "acmix_zoo.cli", "data", str(root)]
@@ -147,7 +147,7 @@ def test_text_in_another_locale(tmp_path: Path, environment: dict[str, str], sho
 
 
 @pytest.mark.slow
-def test_recipes_are_read_in_another_locale(tmp_path: Path) -> None:
+def test_recipes_are_read_in_any_locale(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -159,7 +159,7 @@ def test_recipes_are_read_in_another_locale(tmp_path: Path) -> None:
     ]
     root = Path(__file__).parents[2]
     assert not (root / "recipes/finetune/folder.yaml").read_text(encoding="utf-8").isascii()
-    done = subprocess.run(command, capture_output=True, env={**os.environ, **OTHER_LOCALE}, cwd=root)
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **ASCII_LOCALE}, cwd=root)
     assert done.returncode == 0 and b"image_size" in done.stdout, done.stderr
 
 

@@ -1,4 +1,4 @@
-"""The command table, the help texts, and what is imported for them."""
+"""The command table, the help texts, and which libraries they import."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def test_overview_lists_every_command_within_one_screen(capsys: pytest.CaptureFi
     assert len(lines) // 2 <= 32 and max(map(len, lines)) <= 120
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
-def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_lists_the_closest_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["clasify"]) == 2
     assert "unknown command 'clasify'. Did you mean classify?" in capsys.readouterr().err
     assert main(["xyz"]) == 2
     assert "The commands are fit, validate, test, predict" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--help"], [], ["clasify"]])
-def test_the_overview_does_not_import_torch(words: list[str]) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "acmix_zoo.cli", *words]
+@pytest.mark.parametrize("arguments", [["--help"], [], ["clasify"]])
+def test_the_overview_does_not_import_torch(arguments: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "acmix_zoo.cli", *arguments]
     imported = subprocess.run(command, capture_output=True, text=True).stderr
     assert "acmix_zoo.cli.commands" in imported and "torch" not in imported
 
@@ -59,7 +59,7 @@ def test_short_help_names_options_that_exist(command: str, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"fit", "validate", "test", "predict"}))
-def test_help_of_other_commands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_other_commands_fits_one_screen(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0

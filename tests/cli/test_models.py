@@ -1,4 +1,4 @@
-"""`acmix-zoo list` and `info`: what they print, and that it is so."""
+"""The tables of `acmix-zoo list` and `info`, compared with the networks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from support.commands import run_command
 from torch import nn
 
 from acmix_zoo import list_models
 from acmix_zoo.cli.info import verdict
 from acmix_zoo.cli.list import network_costs
-from acmix_zoo.cli.main import main
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
@@ -23,34 +23,28 @@ from acmix_zoo.models.published import published
 SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "acmix_resnet_pico.fashion_mnist"
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
-    assert main(arguments) == code
-    out, error = capsys.readouterr()
-    return out if code == 0 else error
-
-
 class TestList:
-    def test_networks(self, capsys: pytest.CaptureFixture[str]) -> None:
-        *lines, note = said(capsys, "list").splitlines()
+    def test_networks_and_their_costs(self, capsys: pytest.CaptureFixture[str]) -> None:
+        *lines, note = run_command(capsys, "list").splitlines()
         assert [line.split()[0] for line in lines] == ["name", *list_models()]
-        of = {line.split()[0]: re.split("  +", line)[1:] for line in lines}
+        rows = {line.split()[0]: re.split("  +", line)[1:] for line in lines}
         swin = ["28,649,908", "4.65G", "3×224×224", "30M, 4.6G", "81.9 %", "official_in1k, swin_in1k"]
-        assert of["acmix_swin_t"] == swin
-        assert of["san15_patchwise"] == ["16,181,310", "2.48G", "3×224×224", "16.2M, 2.6G", "78.0 %", "none"]
-        assert of["acmix_pvt_s"][3] == "25M, 3.9G *" and note.startswith("* a reconstruction")
-        assert "reconstruction" not in said(capsys, "list", "*swin*")
+        assert rows["acmix_swin_t"] == swin
+        assert rows["san15_patchwise"] == ["16,181,310", "2.48G", "3×224×224", "16.2M, 2.6G", "78.0 %", "none"]
+        assert rows["acmix_pvt_s"][3] == "25M, 3.9G *" and note.startswith("* a reconstruction")
+        assert "reconstruction" not in run_command(capsys, "list", "*swin*")
 
     def test_weights(self, capsys: pytest.CaptureFixture[str]) -> None:
-        lines = said(capsys, "list", "acmix_*resnet_pico*", "--pretrained").splitlines()
+        lines = run_command(capsys, "list", "acmix_*resnet_pico*", "--pretrained").splitlines()
         assert len(lines) == 2 and "93.02 % fashion_mnist test  shipped" in lines[1]
-        assert "81.9 % imagenet-1k val (the authors')" in said(capsys, "list", "acmix_swin_t*", "--pretrained")
-        assert "no weights match '*vit*'" in said(capsys, "list", "*vit*", "--pretrained", code=1)
+        assert "81.9 % imagenet-1k val (the authors')" in run_command(capsys, "list", "acmix_swin_t*", "--pretrained")
+        assert "no weights match '*vit*'" in run_command(capsys, "list", "*vit*", "--pretrained", code=1)
 
     @pytest.mark.parametrize("name", network_costs())
-    def test_costs_are_those_of_the_networks(self, name: str) -> None:
-        """`python -m tools.count_costs` writes the table again. The counts are within 3 % of the published ones, or
-        within what the printed digits leave open. For Swin-T, and for ResNet's MACs, the authors' own code has less
-        than they printed; SAN's MACs were printed with element-wise operations, see tests/models/test_acmix_san.py."""
+    def test_listed_costs_are_those_of_the_networks(self, name: str) -> None:
+        """`python -m tools.count_costs` writes the table. The counts are within 3 % of the published ones, or within
+        the rounding of the printed digits. For Swin-T, and for ResNet's MACs, the authors' own code has less than
+        they printed. SAN's published MACs include element-wise operations, see tests/models/test_acmix_san.py."""
         with torch.device("meta"):
             found = complexity(timm.create_model(name))
         assert network_costs()[name] == (found.params, found.macs, "×".join(map(str, found.input_size)))
@@ -69,8 +63,8 @@ class TestList:
 
 
 class TestInfo:
-    def test_table(self, capsys: pytest.CaptureFixture[str]) -> None:
-        lines = said(capsys, "info", "acmix_pvt_t").splitlines()
+    def test_layers_and_their_stages(self, capsys: pytest.CaptureFixture[str]) -> None:
+        lines = run_command(capsys, "info", "acmix_pvt_t").splitlines()
         assert lines[0] == "acmix_pvt_t: 13.4M parameters, 2.02G MACs at 3×224×224"
         facts = lines[1:5]
         assert (
@@ -84,28 +78,28 @@ class TestInfo:
         assert re.split("  +", lines[2])[:4:3] == ["block1.0.attn", f"{second:,}"] and f"  {first:,}  " in lines[2]
         assert lines[-1] == (
             "Stage I dominates: it has 96 % of the parameters and 64 % of the MACs of both stages, but in 2 of 8 "
-            "layers (block1.0.attn, block1.1.attn) stage II has as much, or more."
+            "layers (block1.0.attn, block1.1.attn) stage II has at least as much."
         )
-        assert "3×448×448" in said(capsys, "info", "acmix_san10", "--size", "448").splitlines()[0]
+        assert "3×448×448" in run_command(capsys, "info", "acmix_san10", "--size", "448").splitlines()[0]
 
-    def test_errors(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "unknown model 'acmix_resnet5'" in said(capsys, "info", "acmix_resnet5", code=1)
+    def test_an_unknown_model_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "unknown model 'acmix_resnet5'" in run_command(capsys, "info", "acmix_resnet5", code=1)
 
     def test_any_network_of_timm(self, capsys: pytest.CaptureFixture[str]) -> None:
-        lines = said(capsys, "info", "resnet18").splitlines()
+        lines = run_command(capsys, "info", "resnet18").splitlines()
         assert lines[0] == "resnet18: 11.7M parameters, 1.81G MACs at 3×224×224"
         assert lines[3].startswith("weights  ") and "a1_in1k" in lines[3]
         assert lines[-1].startswith("This network has no ACmix layers")
 
     @pytest.mark.parametrize("name", ["acmix_resnet_pico.fashion_mnist", SHIPPED])
     def test_weights(self, name: object, capsys: pytest.CaptureFixture[str]) -> None:
-        lines = said(capsys, "info", str(name)).splitlines()
+        lines = run_command(capsys, "info", str(name)).splitlines()
         assert lines[0] == f"{name}: 653K parameters, 10.4M MACs at 3×32×32"
         assert lines[2].startswith("classes  10: T-shirt/top, Trouser")
         assert lines[3] == "weights  acmix_resnet_pico.fashion_mnist, val top1 93.30 %, test top1 93.02 %"
         assert lines[4] == "licence  mit"
 
-    def test_verdicts(self) -> None:
+    def test_the_last_line_says_which_stage_dominates(self) -> None:
         more, less = StageCounts(5, 2), StageCounts(1, 2)
         good, bad = StageCost("a", more, more), StageCost("b", more, less)
         assert verdict([good], good).endswith("and more than stage II in every layer.")
@@ -113,22 +107,22 @@ class TestInfo:
 
     @pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
     @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"])
-    def test_parts_are_the_whole(self, name: str, paths: str) -> None:
-        """Stage I and II by their formulas, the rest as it is counted without them: nothing twice, nothing lost."""
+    def test_stages_and_the_rest_add_up_to_the_network(self, name: str, paths: str) -> None:
+        """Nothing is counted twice and nothing is left out."""
         model = timm.create_model(name, paths=paths)
         layers, total, rest = stage_table(model)
-        whole = complexity(model)
-        assert sum(total.params) + sum(rest.params) == whole.params
+        counted = complexity(model)
+        assert sum(total.params) + sum(rest.params) == counted.params
         assert total.macs == tuple(sum(row.macs[i] for row in layers) for i in (0, 1))
-        assert rest.macs[0] == sum(_linear(m, n) for m, n in _outside(model))
+        assert rest.macs[0] == sum(linear_macs(m, n) for m, n in layers_outside(model))
 
 
-def _outside(model: nn.Module) -> list[tuple[nn.Module, int]]:
-    """Every convolution and matrix outside the two stages, with the number of positions that it runs on."""
+def layers_outside(model: nn.Module) -> list[tuple[nn.Module, int]]:
+    """Return every convolution and linear layer outside the two stages, with the positions that it is applied to."""
     inside = {n for n, m in model.named_modules() if isinstance(m, TwoStageLayer)}
     seen: list[tuple[nn.Module, int]] = []
     hooks = [
-        module.register_forward_hook(lambda m, args, out: seen.append((m, out.numel() // _width(m))))
+        module.register_forward_hook(lambda m, args, out: seen.append((m, out.numel() // output_channels(m))))
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
         and (name.endswith("attn.proj") or not any(name.startswith(f"{layer}.") for layer in inside))
@@ -139,15 +133,15 @@ def _outside(model: nn.Module) -> list[tuple[nn.Module, int]]:
     return seen
 
 
-def _width(module: nn.Module) -> int:
+def output_channels(module: nn.Module) -> int:
     return module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
 
 
-def _linear(module: nn.Module, positions: int) -> int:
+def linear_macs(module: nn.Module, positions: int) -> int:
     return positions * module.weight.numel()
 
 
-def test_layer_alone() -> None:
+def test_the_stages_of_a_single_layer() -> None:
     layers, total, rest = stage_table(nn.Sequential(ACmix2d(8, 16, stride=2)), (8, 9, 7))
     full, strided = 63, 5 * 4
     assert layers[0].macs == (full * 3 * 8 * 16, strided * 2 * 49 * 16 + full * 27 * 16 + strided * 81 * 16)

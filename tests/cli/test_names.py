@@ -1,7 +1,7 @@
-"""Every kind of name works with every function and command that takes a model or weights, or is refused in plain words.
+"""Every function and command that takes a model or weights accepts every kind of name, or refuses it with advice.
 
-`acmix_zoo.weights.locate` decides what a name means, and tests/weights/test_locate.py covers it alone. Here, the same
-table of names goes through every entry point, and what comes out has to be the network or the weights that were meant.
+`acmix_zoo.weights.locate` decides what a name means, which tests/weights/test_locate.py covers. Here, the same table of
+names is given to every entry point, and each has to return the intended network or weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from acmix_zoo.scaling.recipe import read_job
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training.export_weights import export_run
 from acmix_zoo.weights import read_config
-from acmix_zoo.weights.convert import convert
+from acmix_zoo.weights.convert_checkpoint import convert
 from acmix_zoo.weights.fetch import weight_folder
 
 NETWORK = "acmix_resnet_pico"
@@ -61,12 +61,13 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
-    """The network of the interrupted run. It has four classes, and attends to 3 × 3 positions."""
+    """Return the network of the interrupted run. It has four classes, and attends to 3 × 3 positions."""
     return pico(num_classes=4, kernel_att=3)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, trained: nn.Module) -> Path:
+def folder_with_names(tmp_path_factory: pytest.TempPathFactory, trained: nn.Module) -> Path:
+    """Return a folder in which every local name exists."""
     folder = tmp_path_factory.mktemp("names")
     shutil.copytree(SHIPPED, folder / "folder")
     shutil.copytree(SHIPPED, folder / "finished" / "weights")
@@ -80,9 +81,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, trained: nn.Module) -> Path:
 
 
 @pytest.fixture
-def name(request: pytest.FixtureRequest, place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of this kind, in a directory where it exists."""
-    monkeypatch.chdir(place)
+def name(request: pytest.FixtureRequest, folder_with_names: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of this kind, in a working directory where it exists."""
+    monkeypatch.chdir(folder_with_names)
     found = NAMES[request.param]
     if "org/" in found:
         hub: Hub = request.getfixturevalue("hub")
@@ -97,7 +98,7 @@ def kinds(*groups: tuple[str, ...]) -> Any:
 
 @pytest.fixture
 def expected(request: pytest.FixtureRequest, name: str, trained: nn.Module) -> dict[str, Tensor]:
-    """The weights that the name means."""
+    """Return the weights that the name refers to."""
     if name.startswith("interrupted"):
         return trained.state_dict()
     return safetensors.torch.load_file(SHIPPED / "model.safetensors")
@@ -118,7 +119,7 @@ def hubconf() -> ModuleType:
     return module
 
 
-# Functions that build a network with weights that say which network they belong to.
+# Functions that build the network that the weights name.
 BY_NAME: dict[str, Callable[[str], nn.Module]] = {
     "create_model": lambda name: create_model(name, name == NAMES["tag"]),
     "from_pretrained": from_pretrained,
@@ -126,7 +127,7 @@ BY_NAME: dict[str, Callable[[str], nn.Module]] = {
                                             pretrained=name == NAMES["tag"]).model,
     "bench": lambda name: build(Candidate(name)).module if name != NAMES["tag"] else from_pretrained(name),
 }  # fmt: skip
-# Functions to which the network is named beside the weights, so that any file will do.
+# Functions that also get the name of the network, so that they accept any weight file.
 AS_PRETRAINED: dict[str, Callable[[str], nn.Module]] = {
     "create_model": lambda name: create_model(NETWORK, name),
     "torch.hub": lambda name: getattr(hubconf(), NETWORK)(pretrained=name),
@@ -139,25 +140,29 @@ AS_PRETRAINED: dict[str, Callable[[str], nn.Module]] = {
 class TestNetworksWithWeights:
     @kinds(FOLDERS, CHECKPOINTS)
     @pytest.mark.parametrize("build_by", BY_NAME)
-    def test_weights_that_name_their_network(self, build_by: str, name: str, expected: dict[str, Tensor]) -> None:
+    def test_weights_that_name_their_network_are_loaded(
+        self, build_by: str, name: str, expected: dict[str, Tensor]
+    ) -> None:
         if build_by == "bench" and "@" in name:
             pytest.skip("bench reads what follows an @ as a backend")
         assert_loaded(BY_NAME[build_by](name), expected)
 
     @kinds(BARE)
     @pytest.mark.parametrize("build_by", BY_NAME)
-    def test_weights_that_do_not(self, build_by: str, name: str) -> None:
-        with pytest.raises(ValueError, match=r"does not say which network .* create_model\(NAME, pretrained="):
+    def test_weights_that_do_not_name_their_network_are_refused(self, build_by: str, name: str) -> None:
+        with pytest.raises(ValueError, match=r"does not state which network .* create_model\(NAME, pretrained="):
             BY_NAME[build_by](name)
 
     @kinds(FOLDERS, CHECKPOINTS, BARE)
     @pytest.mark.parametrize("build_by", AS_PRETRAINED)
-    def test_weights_for_a_named_network(self, build_by: str, name: str, expected: dict[str, Tensor]) -> None:
+    def test_weights_for_a_named_network_are_loaded(
+        self, build_by: str, name: str, expected: dict[str, Tensor]
+    ) -> None:
         assert_loaded(AS_PRETRAINED[build_by](name), expected)
 
     @kinds(("network",))
-    def test_the_name_of_a_network(self, name: str, expected: dict[str, Tensor]) -> None:
-        """`create_model` leaves the weights out unless they are asked for; the others take the default ones."""
+    def test_the_name_of_a_network_means_its_default_weights(self, name: str, expected: dict[str, Tensor]) -> None:
+        """Only `create_model` needs `pretrained=True` for them."""
         assert not torch.equal(create_model(name).fc.weight, expected["fc.weight"].float())
         assert_loaded(create_model(name, pretrained=True), expected)
         assert_loaded(from_pretrained(name), expected)
@@ -165,29 +170,31 @@ class TestNetworksWithWeights:
 
     @kinds(MISSING)
     @pytest.mark.parametrize("build_by", [*BY_NAME.values(), *AS_PRETRAINED.values()], ids=[*BY_NAME, *AS_PRETRAINED])
-    def test_nothing_of_this_name(self, build_by: Callable[[str], nn.Module], name: str) -> None:
+    def test_a_missing_name_is_refused(self, build_by: Callable[[str], nn.Module], name: str) -> None:
         with pytest.raises(ValueError, match=r"unknown model '|has no tag '|\./nowhere does not exist"):
             build_by(name)
 
 
 class TestCommands:
     @kinds(("network",), FOLDERS)
-    def test_commands_that_need_a_weight_folder(self, name: str, tmp_path: Path) -> None:
-        """verify, push and reproduce."""
+    def test_commands_accept_everything_that_has_a_weight_folder(self, name: str, tmp_path: Path) -> None:
+        """This covers verify, push, reproduce and export."""
         folder = weight_folder(name)
         assert file_contents(folder) == file_contents(SHIPPED)
         assert find_target(name).name == "acmix_resnet_pico.fashion_mnist"
         assert export_run(name, tmp_path / "copy") and file_contents(tmp_path / "copy") == file_contents(SHIPPED)
 
     @kinds(CHECKPOINTS)
-    def test_a_checkpoint_is_exported_first(self, name: str, tmp_path: Path) -> None:
+    def test_a_checkpoint_has_to_be_exported_first(self, name: str, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"is not a weight folder: .*acmix-zoo export"):
             weight_folder(name)
         folder = export_run(name, tmp_path / "exported")
         assert read_config(folder)["model_args"] == {"kernel_att": 3}
 
     @kinds(BARE)
-    def test_a_file_is_converted_first(self, name: str, tmp_path: Path, expected: dict[str, Tensor]) -> None:
+    def test_a_weight_file_has_to_be_converted_first(
+        self, name: str, tmp_path: Path, expected: dict[str, Tensor]
+    ) -> None:
         with pytest.raises(ValueError, match=r"is not a weight folder: .*acmix-zoo convert"):
             weight_folder(name)
         with pytest.raises(ValueError, match=r"is damaged|is not a Lightning checkpoint of a ClassificationTask"):
@@ -195,14 +202,14 @@ class TestCommands:
         assert_loaded(create_model(convert(name, NETWORK, tmp_path / "converted", {})), expected)
 
     @kinds(("network",), FOLDERS, CHECKPOINTS)
-    def test_classify_info_and_plan(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_classify_info_and_plan_accept_every_name(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
         [[(label, _), *_]] = classify([name, str(ROOT / "examples" / "ankle_boot.png"), "--top", "1"])
         assert label in ("a", "b", "c", "d") if "interrupted" in name else label[0].isupper()
         info([name])
         classes = "classes  4: a, b, c, d" if "interrupted" in name else "classes  10"
         assert classes in capsys.readouterr().out
         if name.startswith(("org/", "finished", "interrupted")) and not name.endswith(".ckpt"):
-            return  # plan reads the recipe of a run folder, and takes org/name for one
+            return  # plan reads the recipe of a run folder, and takes org/name for the name of a recipe
         job = read_job(name)
         assert (job.model.partition(".")[0], job.model_kwargs) == (
             NETWORK,
@@ -215,6 +222,6 @@ class TestCommands:
         [weight_folder, find_target, lambda name: info([name]), lambda name: read_job(name).training(1)],
         ids=["verify and push", "reproduce", "info", "plan"],
     )
-    def test_nothing_of_this_name(self, command: Callable[[str], Any], name: str) -> None:
+    def test_a_missing_name_is_refused(self, command: Callable[[str], Any], name: str) -> None:
         with pytest.raises((ValueError, FileNotFoundError), match=r"acmix_resnet_pic|nowhere"):
             command(name)

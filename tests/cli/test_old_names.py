@@ -1,4 +1,4 @@
-"""Options are also known by the names that they had in earlier versions."""
+"""Options are accepted under the names that they had in earlier versions."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from acmix_zoo.cli.main import main
 from acmix_zoo.cli.old_names import with_current_keys, with_current_options
 
 
-def test_options_of_a_recorded_command() -> None:
+def test_old_options_of_a_recorded_command_are_renamed() -> None:
     given = ["fit", "--data.max_bad", "3", "--data.predict_source=photos", "--run.folder", "--data.max_bad_luck=1"]
     assert with_current_options(given) == [
         "fit", "--data.max_unreadable", "3", "--data.predict=photos", "--run.folder", "--data.max_bad_luck=1",
@@ -16,7 +16,7 @@ def test_options_of_a_recorded_command() -> None:
     assert with_current_options(["--model.lr_batch=32"]) == ["--model.base_batch_size=32"]
 
 
-def test_keys_of_a_configuration() -> None:
+def test_old_keys_of_a_configuration_are_renamed() -> None:
     config = {"data": {"max_bad": 3, "seed": 1}, "max_bad": 5, "ckpt_path": None}
     assert with_current_keys(config) == {"data": {"max_unreadable": 3, "seed": 1}, "max_bad": 5, "ckpt_path": None}
     assert config["data"] == {"max_bad": 3, "seed": 1}

@@ -1,4 +1,4 @@
-"""`acmix-zoo reproduce`: trains for real, on tiny pictures, what a record says, and compares."""
+"""`acmix-zoo reproduce`: real trainings on tiny images, compared with their records."""
 
 import json
 import shlex
@@ -13,27 +13,29 @@ pytest.importorskip("lightning")
 from support.training import make_image_folder
 
 from acmix_zoo.cli.main import main
-from acmix_zoo.cli.record_comparison import compare, tolerance
+from acmix_zoo.cli.record_comparison import print_comparison, tolerance
 from acmix_zoo.cli.recorded_command import Target, find_target, recorded_arguments
 from acmix_zoo.cli.reproduce import reproduce
 from acmix_zoo.models.published import PUBLISHED
+from acmix_zoo.ops import BACKENDS
+from acmix_zoo.ops.backends.native.build import INSTRUCTION_SETS
 from acmix_zoo.weights import read_config
-from acmix_zoo.weights.shipped import find_recipe
+from acmix_zoo.weights.recipe_files import find_recipe
 
 RECIPE = """
 seed_everything: 3
 run: {{folder: {folder}, tag: {tag}}}
-data: {{source: pictures, image_size: 32, batch_size: 16, val_fraction: 0.5}}
+data: {{source: images, image_size: 32, batch_size: 16, val_fraction: 0.5}}
 model: {{model: test_resnet, lr: 0.01, pretrained: {pretrained}}}
 trainer: {{max_epochs: 3, accelerator: cpu, enable_model_summary: false}}
 """
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures, recipes of two stages, and what they gave: runs/second/weights came of runs/first."""
-    folder = tmp_path_factory.mktemp("made")
-    make_image_folder(folder / "pictures", per_class=60)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with images, two recipes, and the weights of the second, which starts from those of the first."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_image_folder(folder / "images", per_class=60)
     recipes = {"first": "false", "second": "runs/first/weights"}
     for name, pretrained in recipes.items():
         text = RECIPE.format(folder=f"runs/{name}", tag=name, pretrained=pretrained)
@@ -48,62 +50,62 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, as another user has it: without the runs."""
-    shutil.copytree(made, tmp_path / "place")
-    monkeypatch.chdir(tmp_path / "place")
-    return tmp_path / "place"
+def project(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of that folder, and make it the working directory. The runs themselves are missing."""
+    shutil.copytree(trained, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
 
 
-def first_line(text: str, word: str) -> str:
+def line_starting_with(text: str, word: str) -> str:
     return next(line for line in text.splitlines() if line.startswith(word))
 
 
-def test_the_same_seed_gives_the_same_weights(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first stage is trained first; both with the recorded settings, for the record has an override."""
-    extra = ["--model.weight_decay", "0.02"]  # the first stage's own, which the record of the second does not know
+def test_the_same_seed_gives_the_same_weights(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both stages are trained with the recorded settings, which include an option on the command line."""
+    extra = ["--model.weight_decay", "0.02"]  # the record of the second stage does not have the options of the first
     assert main(["fit", "--config", "first.yaml", *extra]) == 0
     assert main(["reproduce", "weights"]) == 0
     out = capsys.readouterr().out
     assert "test_resnet.second: reproduced, bitwise equal: sha256" in out
-    assert first_line(out, "val top1").split()[-1] == "within"
-    again = read_config(place / "runs/reproduce/test_resnet.second/weights")["acmix_zoo"]
-    assert again["sha256"] == read_config(place / "weights")["acmix_zoo"]["sha256"]
+    assert line_starting_with(out, "val top1").split()[-1] == "within"
+    again = read_config(project / "runs/reproduce/test_resnet.second/weights")["acmix_zoo"]
+    assert again["sha256"] == read_config(project / "weights")["acmix_zoo"]["sha256"]
     assert "--model.weight_decay 0.02" in again["command"]
 
-    assert main(["reproduce", "weights"]) == 0  # is only compared
+    assert main(["reproduce", "weights"]) == 0  # the finished run is only compared
     out = capsys.readouterr().out
     assert "is finished, so it is only compared" in out and "epoch" not in out and "bitwise equal" in out
 
 
-def test_a_missing_first_stage_is_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its recipe is found by its run folder; it takes the user's data and machine, not the second stage's settings."""
+def test_a_missing_first_stage_is_trained(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its recipe is found by its run folder. Options for data and machine apply to it, but not the second stage's."""
     assert main(["reproduce", "weights", "--run.folder", "again", "--trainer.max_epochs", "2"]) in (0, 1)
     out = capsys.readouterr().out
     assert "First training second.yaml" not in out
     assert "First training first.yaml, which produces the weights to start from" in out
     assert out.index("First training first.yaml") < out.index("Training test_resnet.second in again")
-    record = read_config(place / "runs/first/weights")["acmix_zoo"]
+    record = read_config(project / "runs/first/weights")["acmix_zoo"]
     assert record["epochs"] == 2 and "weight_decay" not in record["command"]
     assert "not bitwise equal" in out
 
 
-def test_another_result_is_said_and_fails(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With other data: as many pictures, dealt to the classes at random."""
-    pictures = sorted((place / "pictures").rglob("*.png"))
-    for i, picture in enumerate(pictures):
-        picture.rename(place / f"pictures/class{i % 3}/other{i}.png")
+def test_a_different_result_is_reported_and_fails(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The data differs: the same images are in different classes."""
+    images = sorted((project / "images").rglob("*.png"))
+    for i, picture in enumerate(images):
+        picture.rename(project / f"images/class{i % 3}/other{i}.png")
     arguments = ["--model.pretrained", "false", "--model.lr=0.02", "--run.folder", "bad"]
     assert main(["reproduce", "weights", *arguments]) == 1
     out = capsys.readouterr().out
-    recorded = read_config(place / "weights")["acmix_zoo"]["dataset"]["fingerprint"]
-    assert f"the recorded pictures has {recorded}" in out
-    assert out.index("the images differ from the recorded ones") < out.index("epoch 1/3")
+    recorded = read_config(project / "weights")["acmix_zoo"]["dataset"]["fingerprint"]
+    assert f"the recorded images has {recorded}" in out
+    assert out.index("the images are not those of the record") < out.index("epoch 1/3")
     assert "test_resnet.second: not reproduced, not bitwise equal. What differs: " in out
     assert "--model.lr (none in the record, 0.02 here)" in out and f"data ({recorded} in the record" in out
-    row = first_line(out, "val top1")
+    row = line_starting_with(out, "val top1")
     assert row.endswith("outside")
-    record, found = (read_config(place / p)["acmix_zoo"] for p in ("weights", "bad/weights"))
+    record, found = (read_config(project / p)["acmix_zoo"] for p in ("weights", "bad/weights"))
     values = [next(100 * m["value"] for m in r["metrics"] if m["name"] == "top1") for r in (record, found)]
     assert [float(word.rstrip("%")) for word in row.split() if word[0].isdigit()] == pytest.approx(
         [values[0], values[1]], abs=0.006
@@ -112,21 +114,21 @@ def test_another_result_is_said_and_fails(place: Path, capsys: pytest.CaptureFix
 
     assert main(["reproduce", "weights", "--run.folder", "bad", "--tolerance", "100"]) == 0
     capsys.readouterr()
-    (place / "weights/config.json").write_text(  # a test score that the run did not measure
-        json.dumps({**read_config(place / "weights"), "acmix_zoo": {
+    (project / "weights/config.json").write_text(  # a test score that the run did not measure
+        json.dumps({**read_config(project / "weights"), "acmix_zoo": {
             **record, "metrics": [*record["metrics"], {"split": "test", "name": "top1", "value": 0.5}]
         }})
     )  # fmt: skip
     assert main(["reproduce", "weights", "--run.folder", "bad", "--tolerance", "100"]) == 1
-    assert first_line(capsys.readouterr().out, "test top1").endswith("not measured")
+    assert line_starting_with(capsys.readouterr().out, "test top1").endswith("not measured")
 
 
-def test_an_interrupted_reproduction_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And is not compared before it is finished."""
+def test_an_interrupted_reproduction_is_resumed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is only compared once it is finished."""
     assert main(["fit", "--config", "first.yaml", "--model.weight_decay", "0.02"]) == 0
-    shutil.copytree(place / "weights", place / "kept")
+    shutil.copytree(project / "weights", project / "kept")
     assert main(["reproduce", "kept", "--run.folder", "cut"]) == 0
-    shutil.rmtree(place / "cut/weights")  # as after a kill between the last epoch and the weights
+    shutil.rmtree(project / "cut/weights")  # a kill between the last epoch and the weights leaves such a run
     capsys.readouterr()
     assert main(["reproduce", "kept", "--run.folder", "cut"]) == 0
     out = capsys.readouterr().out
@@ -138,7 +140,7 @@ def test_an_interrupted_reproduction_goes_on(place: Path, capsys: pytest.Capture
 # ---- names
 
 
-def test_recipes_by_name_and_their_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_is_found_by_any_of_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a recipe below the working directory would be taken first
     shipped = find_target("acmix_san_pico.fashion_mnist")
     for name in ("acmix_san_pico", "recipes/fashion_mnist/acmix_san_pico.yaml", "fashion_mnist/acmix_san_pico"):
@@ -154,8 +156,8 @@ def test_recipes_by_name_and_their_records(tmp_path: Path, monkeypatch: pytest.M
     assert find_recipe("ddp_8gpu") is None
 
 
-def test_recorded_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the command all that says how to train; where to, and what was gone on from, is left out."""
+def test_arguments_of_a_recorded_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arguments of a recorded command are kept, except for the run folder, its checkpoint and its publication."""
     monkeypatch.chdir(tmp_path)
     command = "acmix-zoo fit --config recipes/finetune/full.yaml --run.folder=x --ckpt_path last --run.push_to o/n"
     command += " -c recipes/hardware/cpu.yaml --model.lr=1e-3 --data.mean '[0, -1, 1]' --trainer.devices 1"
@@ -166,7 +168,11 @@ def test_recorded_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "--trainer.devices", "1", "--seed_everything", "7",
     ])  # fmt: skip
     assert recorded_arguments({"name": "w", "recipe": "recipes/finetune/full.yaml"}) == ["--config", recipes[0]]
-    for name in ("gone.yaml", "acmix_resnet50.yaml", "finetune/full.yaml"):  # recipes that ship are recipes/...
+    for name in (
+        "gone.yaml",
+        "acmix_resnet50.yaml",
+        "finetune/full.yaml",
+    ):  # shipped ones start with recipes/
         with pytest.raises(FileNotFoundError, match=rf"the record of w names {name}, which does not exist and is not"):
             recorded_arguments({"name": "w", "recipe": name})
     (tmp_path / "gone.yaml").touch()
@@ -174,10 +180,10 @@ def test_recorded_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("name", ["acmix_resnet50.yaml", "mine.yaml", "recipes/mine.yaml"])
-def test_a_recipe_of_ones_own_is_not_mistaken_for_another(
+def test_a_recipe_of_the_user_is_not_confused_with_a_shipped_one(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The record has cut its path; neither a shipped recipe nor a file here of that name is meant, but the run's."""
+    """The record has only its file name. The configuration of the run is used, and no file with the same name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()
     (tmp_path / name).touch()
@@ -191,11 +197,13 @@ def test_a_recipe_of_ones_own_is_not_mistaken_for_another(
     ]  # fmt: skip
 
 
-def test_a_run_that_was_changed_when_resumed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = read_config(place / "weights")
+def test_options_that_changed_when_the_run_was_resumed_are_reported(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = read_config(project / "weights")
     changes = [{"step": 4, "options": {"trainer.max_epochs": [2, 3]}}]
     record = config["acmix_zoo"] = {**config["acmix_zoo"], "changes": changes}
-    (place / "weights/config.json").write_text(json.dumps(config))
+    (project / "weights/config.json").write_text(json.dumps(config))
 
     def train(arguments: list[str], before_fit: Any) -> Any:
         print("the training")
@@ -207,38 +215,48 @@ def test_a_run_that_was_changed_when_resumed(place: Path, capsys: pytest.Capture
     changed = "trainer.max_epochs from 2 to 3 after step 4"
     assert f"changed when it was resumed ({changed}), so a single command does not repeat it bit for bit" in out
     assert out.index("options of the recorded run were changed") < out.index("the training")
-    made = {key: value for key, value in record.items() if key != "changes"} | {"sha256": "0" * 64}
-    assert compare(Target("w", [], record), made)
+    repeated = {key: value for key, value in record.items() if key != "changes"} | {"sha256": "0" * 64}
+    assert print_comparison(Target("w", [], record), repeated)
     assert f"What differs: changes at a resume ({changed} in the record, none here)\n" in capsys.readouterr().out
 
 
-def test_tolerance() -> None:
+def test_another_backend_is_reported(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = read_config(place / "weights")["acmix_zoo"]
+    ran = record["environment"]
+    assert ran["backend"] in BACKENDS and ran["instruction_set"] in INSTRUCTION_SETS
+    other = {**record, "sha256": "0" * 64, "environment": {**ran, "backend": "old", "instruction_set": "sse"}}
+    assert print_comparison(Target("w", [], other), record)
+    differs = f"backend (old in the record, {ran['backend']} here); instruction_set (sse in the record,"
+    assert f"What differs: {differs} {ran['instruction_set']} here)\n" in capsys.readouterr().out
+
+
+def test_the_tolerance_is_three_standard_errors() -> None:
     assert tolerance(0.5, 10_000) == pytest.approx(0.015, rel=1e-3)  # 3 × 0.5 / 100
     assert 0 < tolerance(1.0, 1000) < 0.005
     assert tolerance(0.9, 100) > tolerance(0.9, 10_000)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
-        (["no_such_weights"], "'no_such_weights' is not the name of weights"),
-        (["./nothing.yaml"], "'./nothing.yaml' is not the name of weights"),
+        (["no_such_weights"], "unknown model 'no_such_weights'"),
+        (["./nothing.yaml"], "./nothing.yaml does not exist. Expected the name of a recipe"),
     ],
     ids=["name", "file"],
 )
-def test_unknown_names(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_names_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", *arguments]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"acmix-zoo: error: {words}") and len(error.splitlines()) == 1
+    assert error.startswith(f"acmix-zoo: error: {message}") and len(error.splitlines()) == 1
 
 
-def test_weights_that_were_not_trained_here(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = read_config(place / "weights")
+def test_converted_weights_cannot_be_reproduced(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = read_config(project / "weights")
     config["acmix_zoo"] = {"name": "w", "origin": "converted from w.pth"}
-    (place / "weights/config.json").write_text(json.dumps(config))
+    (project / "weights/config.json").write_text(json.dumps(config))
     assert main(["reproduce", "weights"]) == 1
     assert "neither a command nor a recipe (origin: converted from w.pth)" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main(["reproduce", "--model.lr", "1", "weights"])
     assert stop.value.code == 2
-    assert "expected NAME first, then options" in capsys.readouterr().err
+    assert "Expected NAME first, then options" in capsys.readouterr().err

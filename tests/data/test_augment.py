@@ -1,15 +1,44 @@
 """Augmentation of batches, and the keys that its random numbers come from."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from acmix_zoo.data.augment import Pixels, image_keys, shift_and_flip, uniforms
+from acmix_zoo.data.augment import Augment, Pixels, image_keys, shift_and_flip, uniforms
 
 KEYS = image_keys(3, images=np.arange(64))
 
 
 PIXELS = Pixels(16, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "bicubic", 1.0)
+
+
+def crop_transform(augment: str, crop_scale: tuple[float, float]) -> Any:
+    pixels = Pixels(8, (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
+    return Augment(pixels, augment, crop_scale=crop_scale, hflip=0.0)
+
+
+def test_crops_keep_the_given_fraction_of_the_image() -> None:
+    ramp = Image.fromarray(np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None], (64, 64)).copy()).convert("RGB")
+    heights = {}
+    for smallest in (0.09, 0.81):
+        augment = crop_transform("crop", (smallest, smallest))
+        images = [augment.image(ramp, key) for key in range(20)]
+        heights[smallest] = np.mean([int(image.max()) - int(image.min()) for image in images])
+    # A crop has 64·√0.09 = 19 or 64·√0.81 = 58 rows times √(3/4) to √(4/3), of which the 8 output rows span 7/8.
+    assert 12 < heights[0.09] < 22 and 43 < heights[0.81] < 58
+
+
+def test_only_imagenet_changes_colours() -> None:
+    grey = Image.new("RGB", (64, 64), (128, 128, 128))
+
+    def means(augment: str) -> set[float]:
+        transform = crop_transform(augment, (0.25, 1.0))
+        return {float(transform.image(grey, key).mean()) for key in range(5)}
+
+    assert means("crop") == {128.0} and len(means("imagenet")) > 1
 
 
 def test_shift_and_flip_crops_the_padded_image() -> None:

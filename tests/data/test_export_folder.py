@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from acmix_zoo.data import export_folder, open_source
-from acmix_zoo.data.sources.folder import FolderSource
+from acmix_zoo.data.sources.folder_source import FolderSource
 
 
 def test_the_sample_is_balanced_and_reproducible(tmp_path: Path) -> None:

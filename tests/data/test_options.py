@@ -20,6 +20,8 @@ from acmix_zoo.data.options import limit_batch_size
         {"repeats": 0},
         {"max_unreadable": -1},
         {"shift": 1.0},
+        {"crop_scale": (0.0, 1.0)},
+        {"crop_scale": (0.5, 0.25)},
     ],
 )
 def test_impossible_values_are_refused(wrong: dict[str, Any]) -> None:
@@ -29,7 +31,7 @@ def test_impossible_values_are_refused(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("augment", ["lihgt", "strong"])
 def test_unknown_augmentation_is_refused(augment: str) -> None:
-    with pytest.raises(ValueError, match=f"augment='{augment}' is unknown. Use none, light, imagenet or"):
+    with pytest.raises(ValueError, match=f"augment='{augment}' is unknown. Use none, light, crop, imagenet or"):
         ImageDataModule("digits", augment=augment)
 
 

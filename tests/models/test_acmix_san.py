@@ -11,7 +11,7 @@ from torch import nn
 
 from acmix_zoo import create_model, load_weights
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.layers.san import PairwiseSAM, PatchwiseSAM
+from acmix_zoo.layers.san_attention import PairwiseSAM, PatchwiseSAM
 from acmix_zoo.models.acmix_san import LAYERS, SAN
 
 SANS = [entry for entry in SAN_AND_PVT if entry["family"] == "san"]
@@ -209,7 +209,7 @@ def test_convolution_alone(paths: str) -> None:
 
 
 def test_module_errors() -> None:
-    with pytest.raises(ValueError, match=r"channels=48 must be a multiple of 16 and of 4·share=32"):
+    with pytest.raises(ValueError, match=r"channels=48, .* Expected channels to be a multiple of 16 and of 4·share=32"):
         PatchwiseSAM(48, 7)
     with pytest.raises(ValueError, match=r"SAN: paths must be .*, got 'none'"):
         create_model("acmix_san_pico", paths="none")

@@ -186,7 +186,7 @@ class TestCompiled:
     def test_second_derivatives_of_the_operators(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         layer, x = build(name)
         operators = torch.ops.acmix_zoo
-        monkeypatch.setattr("acmix_zoo.layers.san.aggregate", operators.aggregate)
+        monkeypatch.setattr("acmix_zoo.layers.san_attention.aggregate", operators.aggregate)
         monkeypatch.setattr(
             "acmix_zoo.layers.acmix2d.acmix",
             lambda x, weight, bias, paths, geometry: operators.acmix(x, weight, bias, *paths, *geometry, False)[0],

@@ -1,4 +1,4 @@
-"""Real trainings in processes of their own: started, killed, joined over networks, compared to the bit."""
+"""Real training runs in separate processes: start, kill and connect them, and compare their results bit by bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 PYTHON = sys.executable
-# Handwritten digits, real and at hand; a Swin without batch norm; nothing that draws by process.
+# Real images that need no download, a network without batch norm, and no randomness that depends on the process.
 PLAIN = {
     "data.source": "digits", "data.image_size": 32, "data.batch_size": 16, "data.augment": "light",
     "model.model": "acmix_swin_pico", "model.model_kwargs": "{small_input: false}",
@@ -35,49 +35,52 @@ MESH = {
 
 
 def fit(folder: Path, base: dict[str, Any] = PLAIN, **changes: Any) -> list[str]:
-    """The arguments of `acmix-zoo`; in `changes` double underscores stand for dots, None leaves a setting out."""
+    """Return the arguments of `acmix-zoo fit`. In `changes`, two underscores mean a dot, and None removes an option."""
     settings = {**base, "run.folder": folder, "ckpt_path": "last"}
     settings |= {key.replace("__", "."): value for key, value in changes.items()}
     return ["fit", *(f"--{key}={value}" for key, value in settings.items() if value is not None)]
 
 
 def command(arguments: Sequence[str]) -> list[str]:
+    """Return the command line of `acmix-zoo` with these arguments."""
     return [PYTHON, "-m", "acmix_zoo.cli", *arguments]
 
 
 def torchrun(arguments: Sequence[str], processes: int, *options: str) -> list[str]:
-    where = ["--standalone"] if not any(o.startswith("--rdzv") for o in options) else []
-    head = [PYTHON, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *where, *options]
+    """Return the command line of torchrun that starts `acmix-zoo` in several processes."""
+    rendezvous = ["--standalone"] if not any(o.startswith("--rdzv") for o in options) else []
+    head = [PYTHON, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *rendezvous, *options]
     return [*head, "-m", "acmix_zoo.cli", *arguments]
 
 
 class Process:
-    """A command in a session of its own, with one thread a process; what it says goes into a file."""
+    """A command that runs in its own session, with one thread per process. Its output is written to a file."""
 
-    def __init__(self, words: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(self, arguments: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:
         self.log = log
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
         with log.open("w") as file:
             self.popen = subprocess.Popen(
-                list(words), stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                list(arguments), stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
+        """Everything that was printed so far."""
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, words: str, seconds: float = 180) -> bool:
-        """Until the process says `words`; False if it ends before."""
+    def wait_for(self, text: str, seconds: float = 180) -> bool:
+        """Wait until the process prints a text. Return False if it ends before."""
         until = time.monotonic() + seconds
-        while words not in self.said:
+        while text not in self.output:
             if self.popen.poll() is not None:
-                return words in self.said
-            assert time.monotonic() < until, f"{words!r} did not come:\n{self.said}"
+                return text in self.output
+            assert time.monotonic() < until, f"{text!r} was not printed:\n{self.output}"
             time.sleep(0.02)
         return True
 
     def kill(self) -> None:
-        """Kill -9, with all the processes it started; torchrun's have sessions of their own."""
+        """Kill the process and all processes that it started, even those in other sessions."""
         family = [self.popen.pid]
         for pid in family:
             for children in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -89,18 +92,19 @@ class Process:
         self.popen.wait()
 
     def end(self, code: int = 0, seconds: float = 400) -> str:
-        """Wait for its end; returns what it said."""
+        """Wait until it ends with this exit code, and return its output."""
         try:
             found = self.popen.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"does not end:\n{self.said}") from None
-        assert found == code, f"ended with {found}:\n{self.said}"
-        return self.said
+            raise AssertionError(f"the process did not end:\n{self.output}") from None
+        assert found == code, f"expected exit code {code}, got {found}:\n{self.output}"
+        return self.output
 
 
-def run(words: Sequence[str], log: Path, env: dict[str, str] | None = None, code: int = 0) -> str:
-    return Process(words, log, env).end(code)
+def run(arguments: Sequence[str], log: Path, env: dict[str, str] | None = None, code: int = 0) -> str:
+    """Run a command to its end, and return its output."""
+    return Process(arguments, log, env).end(code)
 
 
 # ---- comparing
@@ -127,7 +131,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    """What is not the same to the bit in two checkpoints."""
+    """Return the names of tensors that differ in two checkpoints."""
     one, two = tensors(a), tensors(b)
     assert len(one) > 20
     both = one.keys() & two.keys()
@@ -135,28 +139,30 @@ def differences(a: Path, b: Path) -> list[str]:
 
 
 def largest_difference(a: Path, b: Path) -> float:
+    """Return the largest absolute difference of the weights in two checkpoints."""
     one, two = (torch.load(path, weights_only=True)["state_dict"] for path in (a, b))
     assert one.keys() == two.keys()
     return max(float((one[key].double() - two[key].double()).abs().max()) for key in one)
 
 
-# ---- a disk that is full
+# ---- full disks
 
 
 @contextlib.contextmanager
-def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
-    """A real file system of its own in memory; for root, on Linux."""
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """Mount a small file system in memory. This needs root and Linux."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a file system needs root")
     try:
-        yield place
+        yield folder
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(filler: Path) -> None:
+    """Append to a file until the disk is full."""
     with filler.open("ab") as file, pytest.raises(OSError):
         while True:
             os.write(file.fileno(), b"0" * 4096)
@@ -167,7 +173,7 @@ def fill(filler: Path) -> None:
 
 @dataclass
 class Node:
-    """Where a torchrun agent runs: what comes before its command, its network interface and address."""
+    """A machine for a torchrun agent: the prefix of its commands, its network interface and its address."""
 
     prefix: list[str]
     interface: str
@@ -175,7 +181,7 @@ class Node:
     namespace: str
 
     def kill(self) -> None:
-        """As if the power went: everything in it, agent and training."""
+        """Kill everything that runs on the machine, as a power failure does."""
         pids = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=True)
         for pid in pids.stdout.split():
             with contextlib.suppress(ProcessLookupError):
@@ -184,7 +190,7 @@ class Node:
 
 @contextlib.contextmanager
 def two_nodes() -> Iterator[list[Node]]:
-    """Two network namespaces joined by a cable."""
+    """Connect two network namespaces by a virtual cable."""
     names, wires = ("acmix0", "acmix1"), ("acmixw0", "acmixw1")
 
     def ip(*words: str) -> None:
@@ -212,6 +218,7 @@ def two_nodes() -> Iterator[list[Node]]:
 
 
 def can_make_networks() -> bool:
+    """Return whether this process may create network namespaces."""
     return (
         shutil.which("ip") is not None
         and os.geteuid() == 0

@@ -24,7 +24,7 @@ MODEL = "test_resnet"  # timm's smallest ResNet; it has batch norm, whose counte
 
 # Options of a short `acmix-zoo fit`, in addition to data.source and run.folder.
 SHORT_RUN = {
-    "data.image_size": 32, "data.batch_size": 8, "data.val_fraction": 0.25, "model.model": MODEL,
+    "model.model": MODEL, "data.image_size": 32, "data.batch_size": 8, "data.val_fraction": 0.25,
     "trainer.max_epochs": 1, "trainer.accelerator": "cpu", "speed.loader_seconds": 0,
 }  # fmt: skip
 
@@ -71,8 +71,20 @@ def fit_arguments(source: Path | None, folder: Path | None, **changes: Any) -> l
     return ["fit", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
 
 
+def three_epochs(source: Path, folder: Path, *more: str) -> list[str]:
+    """Return the arguments of a `fit` of three epochs with averaged weights, followed by further arguments."""
+    settings = {"model__ema_decay": 0.9, "model__lr": 0.01, "trainer__max_epochs": 3}
+    return [*fit_arguments(source, folder, **settings), *more]
+
+
+def resume_command(folder: Path, run: str, **changes: Any) -> list[str]:
+    """Return the arguments of a `fit` of two epochs of two steps on folder/images. Given again, they resume the run."""
+    two_epochs = {"model__lr": 0.001, "trainer__max_epochs": 2, "trainer__limit_train_batches": 2}
+    return fit_arguments(folder / "images", folder / run, **{"ckpt_path": "last", **two_epochs, **changes})
+
+
 def callback_option(callback: type[L.Callback], **init_args: Any) -> str:
-    """Return the value of `--trainer.callbacks` for a callback of this file."""
+    """Return the value of `--trainer.callbacks` for a callback that is defined in this file."""
     return json.dumps({"class_path": f"{__name__}.{callback.__name__}", "init_args": init_args})
 
 
@@ -178,6 +190,18 @@ def checkpoint_weights(path: Path) -> dict[str, Tensor]:
     checkpoint = torch.load(path, weights_only=True)
     trained = {f"trained.{name}": value for name, value in checkpoint["current_model_state"].items()}
     return {**checkpoint["state_dict"], **trained}
+
+
+def checkpoint_state(path: Path) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint that were evaluated."""
+    state: dict[str, Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return state
+
+
+def have_same_weights(a: Path, b: Path) -> bool:
+    """Return whether two checkpoints have the same weights, to the bit."""
+    first, second = checkpoint_state(a), checkpoint_state(b)
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def assert_same_run(a: RunFolder, b: RunFolder) -> None:

@@ -23,7 +23,7 @@ from acmix_zoo.training.signals import Signals
 
 
 class NanLoss(nn.CrossEntropyLoss):
-    """Gives NaN for its n-th batch."""
+    """A loss that is NaN for its n-th batch only."""
 
     def __init__(self, batch: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class NanLoss(nn.CrossEntropyLoss):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         self.left -= 1
-        return super().forward(x, y) * (float("nan") if self.left < 0 else 1)
+        return super().forward(x, y) * (float("nan") if self.left == -1 else 1)
 
 
 def test_a_loss_of_nan_saves_the_batch_and_not_the_weights(
@@ -42,8 +42,8 @@ def test_a_loss_of_nan_saves_the_batch_and_not_the_weights(
     data = make_data(image_folder, batch_size=4)
     data.setup("fit")
     data.train_dataloader().sampler.set_epoch(1)
-    gone = data.describe_batch(2)[0]
-    Path(gone).unlink()
+    removed = data.describe_batch(2)[0]
+    Path(removed).unlink()
     with (
         pytest.raises(NotFinite, match=r"nan at epoch 2, step 8; the batch is in .*state is in .*last\.ckpt") as e,
         pytest.warns(UserWarning, match="skipped"),
@@ -54,14 +54,14 @@ def test_a_loss_of_nan_saves_the_batch_and_not_the_weights(
     assert str(kept) in str(e.value)
     batch = torch.load(kept, weights_only=True)
     assert batch["images"].shape == (3, 3, 32, 32) and batch["epoch"] == 1 and batch["step"] == 8
-    assert gone not in batch["names"]
+    assert removed not in batch["names"]
     classes = [int(Path(name).parent.name.removeprefix("class")) for name in batch["names"]]
     assert classes == batch["targets"].tolist()
     assert torch.load(run.last, weights_only=True)["global_step"] == 6
 
 
 def test_infinite_weights_are_not_saved(image_folder: Path, tmp_path: Path) -> None:
-    """A good loss may have a gradient that is none."""
+    """A finite loss may have an infinite gradient."""
 
     class Spoil(L.Callback):
         def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
@@ -73,11 +73,11 @@ def test_infinite_weights_are_not_saved(image_folder: Path, tmp_path: Path) -> N
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 8
 
 
-class Behind(Signals):
+class LateSignals(Signals):
     """Signals as on a GPU, where the result of a step is checked after the next step has been queued."""
 
     @staticmethod
-    def is_behind(device: torch.device) -> bool:
+    def is_delayed(device: torch.device) -> bool:
         return True
 
     @staticmethod
@@ -88,24 +88,12 @@ class Behind(Signals):
         return values.clone(), Done()
 
 
-class NanAt(nn.CrossEntropyLoss):
-    """Gives NaN for its n-th batch alone."""
-
-    def __init__(self, batch: int) -> None:
-        super().__init__()
-        self.left = batch
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        self.left -= 1
-        return super().forward(x, y) * (float("nan") if self.left == -1 else 1)
-
-
 @pytest.mark.parametrize("batch", [7, 11])  # within the second epoch of six steps, and its last
 def test_a_loss_that_is_found_late_is_not_saved(image_folder: Path, tmp_path: Path, batch: int) -> None:
     """The saved batch is the one with the bad loss, and no checkpoint is affected, although each step is saved."""
     run, task = RunFolder(str(tmp_path / "run"), save_every=1), make_task(lr=0.01, ema_decay=0.9)
-    run._signals = Behind()
-    task.train_criterion = NanAt(batch)
+    run._signals = LateSignals()
+    task.train_criterion = NanLoss(batch)
     with pytest.raises(NotFinite, match=r"the loss is nan at epoch 2.*The affected weights were not saved") as e:
         make_trainer(run).fit(task, make_data(image_folder, batch_size=4))
     (kept,) = (tmp_path / "run").glob("not_finite_*.pt")

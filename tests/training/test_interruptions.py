@@ -44,13 +44,13 @@ def fit(folder: Path, image_folder: Path, *callbacks: L.Callback, resume: bool =
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run that nothing disturbs."""
-    folder = tmp_path_factory.mktemp("whole")
+    """Return a run that is not interrupted."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     return fit(folder / "run", make_image_folder(folder / "images"))
 
 
 @pytest.mark.parametrize(
-    ("place", "number"),
+    ("moment", "number"),
     [
         pytest.param({"batch": 1}, signal.SIGINT, id="inside-SIGINT"),
         pytest.param({"batch": 2}, signal.SIGINT, id="last-SIGINT", marks=pytest.mark.slow),
@@ -62,7 +62,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 )
 def test_signal_and_resume_give_the_uninterrupted_weights(
     number: signal.Signals,
-    place: dict[str, Any],
+    moment: dict[str, Any],
     image_folder: Path,
     uninterrupted: RunFolder,
     tmp_path: Path,
@@ -70,36 +70,38 @@ def test_signal_and_resume_give_the_uninterrupted_weights(
 ) -> None:
     handler = signal.getsignal(number)
     with pytest.raises(Interrupted) as stop:
-        fit(tmp_path / "cut", image_folder, CallAt(lambda: os.kill(os.getpid(), number), epoch=1, **place))
+        fit(tmp_path / "cut", image_folder, CallAt(lambda: os.kill(os.getpid(), number), epoch=1, **moment))
     assert stop.value.code == 128 + number
     assert f"{Path('cut/checkpoints/last.ckpt')}; pass it to Trainer.fit as ckpt_path" in capsys.readouterr().out
     assert signal.getsignal(number) == handler
     step = torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"]
-    assert step == (5 if place["batch"] == 1 else 6)  # three steps an epoch: nothing computed is lost
+    assert step == (5 if moment["batch"] == 1 else 6)  # three steps per epoch; no finished step is lost
     assert_same_run(uninterrupted, fit(tmp_path / "cut", image_folder, resume=True))
 
 
 def test_second_interrupt_stops_at_once_and_keeps_the_epoch(
     image_folder: Path, uninterrupted: RunFolder, tmp_path: Path
 ) -> None:
-    def twice() -> None:
+    def interrupt_twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
     handler = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit):
-            fit(tmp_path / "cut", image_folder, CallAt(twice, epoch=1))  # in a validation, on averaged weights
+            fit(
+                tmp_path / "cut", image_folder, CallAt(interrupt_twice, epoch=1)
+            )  # during validation, with averaged weights
     finally:
-        signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones while it shuts down
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further signals while it shuts down
     assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
     assert_same_run(uninterrupted, fit(tmp_path / "cut", image_folder, resume=True))
 
 
 def test_a_signal_waits_for_the_accumulated_step(image_folder: Path, tmp_path: Path) -> None:
-    """Its gradients would be lost otherwise."""
-    uninterrupted = train_run(tmp_path / "whole", image_folder, trainer_accumulate_grad_batches=2)
-    at = CallAt(lambda: os.kill(os.getpid(), signal.SIGTERM), epoch=1, batch=2)  # the first of two
+    """Otherwise the gradients accumulated so far would be lost."""
+    uninterrupted = train_run(tmp_path / "uninterrupted", image_folder, trainer_accumulate_grad_batches=2)
+    at = CallAt(lambda: os.kill(os.getpid(), signal.SIGTERM), epoch=1, batch=2)  # the first of two accumulated batches
     with pytest.raises(Interrupted):
         train_run(tmp_path / "cut", image_folder, at, trainer_accumulate_grad_batches=2)
     last = tmp_path / "cut/checkpoints/last.ckpt"
@@ -108,7 +110,7 @@ def test_a_signal_waits_for_the_accumulated_step(image_folder: Path, tmp_path: P
     assert_same_run(uninterrupted, resumed)
 
 
-def test_full_disk_in_between(
+def test_a_disk_that_is_full_for_a_while_ends_no_run(
     image_folder: Path, uninterrupted: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = no_large_files()
@@ -124,7 +126,9 @@ def test_full_disk_in_between(
     assert sorted(p.name for p in run.last.parent.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
 
 
-def test_full_disk_at_the_end(image_folder: Path, uninterrupted: RunFolder, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_at_the_end_keeps_the_last_checkpoint(
+    image_folder: Path, uninterrupted: RunFolder, tmp_path: Path
+) -> None:
     full = no_large_files()
     try:
         with pytest.raises(OSError, match=r"last epoch of the run could not be saved: .*as ckpt_path to resume"):
@@ -132,63 +136,65 @@ def test_full_disk_at_the_end(image_folder: Path, uninterrupted: RunFolder, tmp_
     finally:
         full.__exit__(None, None, None)
     last = tmp_path / "run/checkpoints/last.ckpt"
-    assert torch.load(last, weights_only=True)["epoch"] == 0  # the first epoch's is uninterrupted
+    assert torch.load(last, weights_only=True)["epoch"] == 0  # of the first epoch
     assert_same_run(uninterrupted, fit(tmp_path / "run", image_folder, resume=True))
 
 
 def test_a_run_that_was_killed_at_its_end_is_finished(image_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = fit_arguments(image_folder, folder, ckpt_path="last")
-    assert main(words) == 0
+    arguments = fit_arguments(image_folder, folder, ckpt_path="last")
+    assert main(arguments) == 0
     (folder / "metrics.csv").unlink()
     shutil.rmtree(folder / "weights")
-    assert main(words) == 0
+    assert main(arguments) == 0
     assert len((folder / "metrics.csv").read_text().splitlines()) == 2 and check_folder(folder / "weights") == []
 
 
-def splits(folder: Path) -> Path:
+def make_splits(folder: Path) -> Path:
+    """Write train/, val/ and test/."""
     for split in ("train", "val", "test"):
         make_image_folder(folder / split, per_class=6)
     return folder
 
 
-def broken(content: bytes) -> bytes:
-    return b"no picture"
+def overwritten(content: bytes) -> bytes:
+    """Replace the image by text, which the check before the run finds."""
+    return b"not an image"
 
 
 def damaged(content: bytes) -> bytes:
-    """In the middle, where a look at the ends does not see it."""
+    """Change a byte in the middle, which the check before the run does not find."""
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words_of_it"),
+    ("damage", "reason"),
     [
-        pytest.param(broken, "1 of 18 test images cannot be used", marks=pytest.mark.slow),
+        pytest.param(overwritten, "1 of 18 test images cannot be used", marks=pytest.mark.slow),
         (damaged, "class1/3.png cannot be read"),
     ],
 )
 def test_a_run_resumes_after_images_were_damaged(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, words_of_it: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any, reason: str
 ) -> None:
     """The run is stopped after its first epoch, and one image of each split is damaged before it resumes."""
-    data, folder = splits(tmp_path / "data"), tmp_path / "run"
-    words = fit_arguments(data, folder, ckpt_path="last", trainer__max_epochs=2)
+    data, folder = make_splits(tmp_path / "data"), tmp_path / "run"
+    arguments = fit_arguments(data, folder, ckpt_path="last", trainer__max_epochs=2)
     with pytest.raises(RuntimeError, match="the power is cut"):
-        main([*words, f"--trainer.callbacks={callback_option(CrashAfterFirstEpoch)}"])
+        main([*arguments, f"--trainer.callbacks={callback_option(CrashAfterFirstEpoch)}"])
     for split in ("train", "val", "test"):
         file = data / split / "class1/3.png"
-        file.write_bytes(spoil(file.read_bytes()))
+        file.write_bytes(damage(file.read_bytes()))
     capsys.readouterr()
     with pytest.warns(UserWarning, match="skipped: image") as warned:
-        assert main(words) == 0
+        assert main(arguments) == 0
     assert sum("skipped" in str(warning.message) for warning in warned) == 2
-    said = capsys.readouterr().out
-    assert "Resuming from epoch 2 of 2 (step 2 of 4)" in said
-    assert ("image files have changed" in said) == (spoil is broken)  # the fingerprint is of names and sizes
-    assert "Warning: the weights are not tested: " in said and words_of_it in said
-    assert f"acmix-zoo test --config {folder / 'config.yaml'}" in said
+    printed = capsys.readouterr().out
+    assert "Resuming from epoch 2 of 2 (step 2 of 4)" in printed
+    assert ("image files have changed" in printed) == (damage is overwritten)  # the fingerprint covers names and sizes
+    assert "Warning: could not test the weights: " in printed and reason in printed
+    assert f"acmix-zoo test --config {folder / 'config.yaml'}" in printed
     assert check_folder(folder / "weights") == []
     make_image_folder(tmp_path / "more" / "test", per_class=6)
     shutil.copy(tmp_path / "more/test/class1/3.png", data / "test/class1/3.png")

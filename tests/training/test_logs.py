@@ -12,7 +12,7 @@ pytest.importorskip("lightning")
 from acmix_zoo.training.logs import Log
 
 
-def test_a_log_that_cannot_be_written_only_ends_itself(
+def test_a_log_that_cannot_be_written_does_not_end_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda args: None)  # TensorBoard writes in a thread, which dies
@@ -24,5 +24,7 @@ def test_a_log_that_cannot_be_written_only_ends_itself(
         log.log_metrics({"loss": 1.0}, step)
         log.save()
     log.finalize("success")
-    said = capsys.readouterr().out
-    assert said.count("could not write") == 1 and "No such file or directory. The TensorBoard log ends here" in said
+    printed = capsys.readouterr().out
+    assert (
+        printed.count("could not write") == 1 and "No such file or directory. The TensorBoard log ends here" in printed
+    )

@@ -14,7 +14,9 @@ from torch import Tensor
 from acmix_zoo.training.signals import Signals, requeue
 
 
-def test_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slurm_job_is_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
     requeue()
@@ -22,8 +24,8 @@ def test_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("PATH", str(tmp_path))
     requeue()
-    said = capsys.readouterr().out
-    assert "could not requeue SLURM job 12" in said and "run `scontrol requeue 12` or submit" in said
+    printed = capsys.readouterr().out
+    assert "could not requeue SLURM job 12" in printed and "run `scontrol requeue 12` or submit" in printed
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ > {tmp_path}/called\n")
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
@@ -36,11 +38,11 @@ def test_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_a_signal_that_arrives_during_the_exchange_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     signals = Signals()
 
-    def waits(values: Tensor, *_: Any) -> None:
+    def receive_signal(values: Tensor, *_: Any) -> None:
         signals.number = signal.SIGTERM
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", waits)
+    monkeypatch.setattr(torch.distributed, "all_reduce", receive_signal)
     assert signals.agree(torch.device("cpu")) == [0]
     assert signals.agree(torch.device("cpu")) == [signal.SIGTERM]

@@ -12,7 +12,7 @@ import acmix_zoo
 from acmix_zoo import ACmix2d
 from acmix_zoo.weights import check_folder, create_model, list_models, load_weights, read_config
 from acmix_zoo.weights.card import render_card
-from acmix_zoo.weights.convert import convert
+from acmix_zoo.weights.convert_checkpoint import convert
 
 
 def first_conv(model: nn.Module) -> nn.Module:
@@ -42,7 +42,11 @@ class TestCreate:
             ("acmix_resnet50", True, "no weights for acmix_resnet50. Expected one of acmix_"),
             ("acmix_swin_t.of_nobody", False, "no tag 'of_nobody'"),
             ("acmix_swin_t", "of_nobody", "no tag 'of_nobody'"),
-            ("acmix_swin_pico", "acmix_resnet_pico.fashion_mnist", "are weights of acmix_resnet_pico, not of acmix_s"),
+            (
+                "acmix_swin_pico",
+                "acmix_resnet_pico.fashion_mnist",
+                "holds weights of acmix_resnet_pico. Expected weights of acmix_s",
+            ),
         ],
     )
     def test_unknown(self, name: str, pretrained: bool | str, message: str) -> None:
@@ -66,11 +70,11 @@ class TestCreate:
             create_model("acmix_resnet_pico", "./nowhere")
         with pytest.raises(FileNotFoundError, match="is a folder without weights"):
             create_model(str(tmp_path))
-        with pytest.raises(ValueError, match="both name weights"):
+        with pytest.raises(ValueError, match="are both weights"):
             create_model(folder, folder)
-        with pytest.raises(ValueError, match="holds weights of acmix_resnet_pico, not of acmix_swin_pico"):
+        with pytest.raises(ValueError, match=r"of acmix_resnet_pico\. Expected weights of acmix_swin_pico"):
             create_model("acmix_swin_pico", folder)
-        with pytest.raises(ValueError, match="holds weights of acmix_resnet_pico, not of acmix_swin_pico"):
+        with pytest.raises(ValueError, match=r"of acmix_resnet_pico\. Expected weights of acmix_swin_pico"):
             create_model("acmix_swin_pico", file)
         bare = file.rename(tmp_path / "bare.safetensors")  # without a config.json next to it
         with pytest.raises(ValueError, match=r"does not fit ACmixSwin.*missing"):
@@ -169,7 +173,7 @@ class TestRuns:
             assert model.pretrained_cfg["label_names"] == ["a", "b", "c", "d"]
         small = create_model("acmix_resnet_pico", path, num_classes=2, kernel_att=5)
         assert small(x).shape == (2, 2) and {m.kernel_att for m in small.modules() if isinstance(m, ACmix2d)} == {5}
-        with pytest.raises(ValueError, match="holds weights of acmix_resnet_pico, not of acmix_resnet50"):
+        with pytest.raises(ValueError, match=r"of acmix_resnet_pico\. Expected weights of acmix_resnet50"):
             create_model("acmix_resnet50", path)
         for source in (path, run):
             folder = convert(source, "acmix_resnet_pico", tmp_path / "converted", {"origin": "test"})
@@ -189,13 +193,13 @@ class TestRuns:
     @pytest.mark.parametrize(
         ("entry", "message"),
         [
-            ({"hyper_parameters": {}}, r"does not say which network .* create_model\(NAME, pretrained="),
+            ({"hyper_parameters": {}}, r"does not state which network .* create_model\(NAME, pretrained="),
             ({"hyper_parameters": {"model": "os.system", "num_classes": 4}}, "which is not a known model"),
             ({"hyper_parameters": {"model": "acmix_resnet_pico", "num_classes": 5}}, "does not fit"),
             (
                 {"hyper_parameters": {"model": "acmix_resnet_pico", "num_classes": 4,
                                       "model_kwargs": {"checkpoint_path": "/etc/passwd"}}},
-                "may not set checkpoint_path",
+                "must not set checkpoint_path",
             ),
         ],
     )  # fmt: skip

@@ -10,12 +10,13 @@ from support.weight_folders import SHIPPED
 
 from acmix_zoo.weights.locate import (
     Kind,
-    NotFoundError,
     Repository,
+    find_run,
     locate,
     locate_weights,
     parse_repository,
 )
+from acmix_zoo.weights.not_found import NotFoundError
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / run / "checkpoints" / "best.ckpt").touch()
     (tmp_path / "sharded" / "checkpoints" / "best.ckpt").mkdir(parents=True)
     (tmp_path / "sharded" / "checkpoints" / "best.ckpt" / ".metadata").touch()
-    for file in ("mine.pth", "other/model.safetensors", "other/config.json", "foreign/x.txt"):
+    for file in ("mine.pth", "mine.yaml", "other/model.safetensors", "other/config.json", "foreign/x.txt"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
     monkeypatch.chdir(tmp_path)
@@ -47,8 +48,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("folder", Kind.WEIGHT_FOLDER, "folder", None),
         ("./folder/", Kind.WEIGHT_FOLDER, "folder", None),
         ("folder/model.safetensors", Kind.WEIGHT_FOLDER, "folder", None),
+        ("folder/config.json", Kind.WEIGHT_FOLDER, "folder", None),
         ("finished", Kind.WEIGHT_FOLDER, "finished/weights", "finished"),
         ("finished/config.yaml", Kind.WEIGHT_FOLDER, "finished/weights", "finished"),
+        ("finished/checkpoints", Kind.WEIGHT_FOLDER, "finished/weights", "finished"),
         ("finished/weights", Kind.WEIGHT_FOLDER, "finished/weights", "finished"),
         ("finished/checkpoints/best.ckpt", Kind.CHECKPOINT, "finished/checkpoints/best.ckpt", "finished"),
         ("interrupted", Kind.CHECKPOINT, "interrupted/checkpoints/best.ckpt", "interrupted"),
@@ -64,26 +67,26 @@ def test_names_and_paths(here: Path, name: str, kind: Kind, path: str | None, ru
         with pytest.raises(NotFoundError, match="does not exist"):
             locate(Path(name))
         return
-    located = locate(Path(name) if as_path else name)
-    assert (located.kind, located.path) == (kind, Path(path) if path else None)
-    assert (located.run and located.run.absolute()) == (here / run if run else None)
-    assert located.name == (str(Path(name)) if as_path else name)
+    location = locate(Path(name) if as_path else name)
+    assert (location.kind, location.path) == (kind, Path(path) if path else None)
+    assert (location.run and location.run.absolute()) == (here / run if run else None)
+    assert location.name == (str(Path(name)) if as_path else name)
     architecture, _, tag = name.partition(".")
-    assert (located.architecture, located.tag) == ((architecture, tag) if kind is Kind.NETWORK else ("", ""))
+    assert (location.architecture, location.tag) == ((architecture, tag) if kind is Kind.NETWORK else ("", ""))
 
 
 @pytest.mark.parametrize("prefix", ["", "hf-hub:"])
 @pytest.mark.parametrize("name", ["org/name", "org/name@v1", "Org-2/some.name_3@refs"])
 def test_repositories(name: str, prefix: str) -> None:
-    located = locate(prefix + name)
+    location = locate(prefix + name)
     repo, _, revision = name.partition("@")
-    assert (located.kind, located.repository) == (Kind.REPOSITORY, Repository(repo, revision or None))
-    assert str(located.repository) == name
+    assert (location.kind, location.repository) == (Kind.REPOSITORY, Repository(repo, revision or None))
+    assert str(location.repository) == name
 
 
 @pytest.mark.parametrize("name", ["name", "a/b/c", "org/", "or g/x", "hf-hub:name"])
 def test_impossible_repositories(name: str) -> None:
-    with pytest.raises(ValueError, match=r"Expected org/name|does not allow the name"):
+    with pytest.raises(ValueError, match=r"Expected org/name|is not a valid repository name on"):
         parse_repository(name)
 
 
@@ -94,7 +97,7 @@ def test_a_folder_with_the_name_of_a_network(here: Path) -> None:
 
 def test_an_existing_path_takes_precedence_over_a_repository(here: Path) -> None:
     assert locate("finished/weights").kind is Kind.WEIGHT_FOLDER
-    with pytest.raises(NotFoundError, match=r"finished/weight does not exist.* are finished/weights.*hf-hub:finished/"):
+    with pytest.raises(NotFoundError, match=r"finished/weight does not exist.* is finished/weights.*hf-hub:finished/"):
         locate("finished/weight")
     assert locate("hf-hub:finished/weight").kind is locate("finished/weight@v1").kind is Kind.REPOSITORY
 
@@ -103,7 +106,7 @@ def test_weights_of_a_network(here: Path) -> None:
     assert locate_weights("acmix_resnet_pico", "fashion_mnist").tag == "fashion_mnist"
     assert locate_weights("resnet18", "resnet18").path == Path("resnet18")
     assert locate_weights("acmix_resnet_pico", "org/name").kind is Kind.REPOSITORY
-    with pytest.raises(NotFoundError, match=r"acmix_resnet_pico has no tag 'nobodys'\. Expected fashion_mnist, or the"):
+    with pytest.raises(NotFoundError, match=r"acmix_resnet_pico has no tag 'nobodys'\. Expected fashion_mnist, or a w"):
         locate_weights("acmix_resnet_pico", "nobodys")
     with pytest.raises(NotFoundError, match=r"nowhere\.pth does not exist"):
         locate_weights("acmix_resnet_pico", "nowhere.pth")
@@ -114,15 +117,17 @@ def test_weights_of_a_network(here: Path) -> None:
     [
         ("acmix_resnet_pic", r"unknown model 'acmix_resnet_pic'.*closest names are acmix_resnet_pico"),
         ("acmix_resnet_pico.fashion", "acmix_resnet_pico has no tag 'fashion'. Expected fashion_mnist"),
-        ("san15_patchwise.x", "san15_patchwise has no tag 'x'. Expected no tag, because it has none"),
+        ("san15_patchwise.x", "san15_patchwise has no tag 'x'. Expected no tag, because there are no weights"),
         ("resnet_50", r"unknown model.*resnet50"),
-        ("interupted", r"unknown model.*closest names are interrupted"),
-        ("zzzzzz", r"unknown model 'zzzzzz'.*`acmix-zoo list` shows the networks"),
-        ("mine.ckpt", r"mine\.ckpt does not exist.*closest names are mine\.pth"),
-        ("./foldr", r"\./foldr does not exist. Expected a weight folder.*closest names are folder"),
+        ("interupted", r"unknown model.*closest name is interrupted"),
+        ("zzzzzz", r"unknown model 'zzzzzz'.*Run `acmix-zoo list`"),
+        ("mine.ckpt", r"mine\.ckpt does not exist.*closest name is mine\.pth"),
+        ("./foldr", r"\./foldr does not exist. Expected a weight folder.*closest name is folder"),
         ("/no/such/place", "/no/such/place does not exist"),
-        ("foreign", "foreign is a folder without weights. Expected a weight folder, which has a config.json"),
+        ("foreign", "foreign is a folder without weights. Expected a weight folder"),
         ("~/x", "does not exist"),
+        ("mine.yaml", r"mine\.yaml is a recipe, which has no weights. Expected a weight folder, a run folder or a"),
+        ("acmix_resnet_pico.fashion_mnst", "has no tag 'fashion_mnst'.*closest name is fashion_mnist"),
     ],
 )
 def test_nothing_of_this_name(here: Path, name: str, message: str) -> None:
@@ -130,6 +135,19 @@ def test_nothing_of_this_name(here: Path, name: str, message: str) -> None:
     for kind in (ValueError, FileNotFoundError):
         with pytest.raises(kind, match=message):
             locate(name)
+
+
+@pytest.mark.parametrize(
+    ("path", "run"),
+    [
+        *[(f"finished{part}", "finished") for part in ("", "/config.yaml", "/weights", "/weights/model.safetensors")],
+        *[(f"sharded{part}", "sharded") for part in ("", "/checkpoints", "/checkpoints/best.ckpt")],
+        *[(path, None) for path in ("folder", "folder/config.json", "mine.pth", "foreign", "nowhere", ".")],
+    ],
+)
+def test_the_run_folder_that_a_path_belongs_to(here: Path, path: str, run: str | None) -> None:
+    found = find_run(Path(path))
+    assert (found and found.absolute()) == (here / run if run else None)
 
 
 def test_a_located_file_is_what_the_reader_gets(tmp_path: Path) -> None:

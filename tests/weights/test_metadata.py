@@ -1,4 +1,4 @@
-"""Compare every field of every pretrained_cfg and every shipped config.json with the network that it describes."""
+"""Every field of every pretrained_cfg and of every shipped config.json agrees with the network that it describes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import nn
 import acmix_zoo
 from acmix_zoo.weights import check_folder
 from acmix_zoo.weights.card import render_card
-from acmix_zoo.weights.folder import _pool_size
+from acmix_zoo.weights.folder_writer import _pool_size
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 FOLDERS = sorted(path.parent for path in CHECKPOINTS.glob("*/config.json"))
@@ -28,8 +28,8 @@ CFGS: dict[str, PretrainedCfg] = {
     key: cfg for name in acmix_zoo.list_models() for key, cfg in get_arch_pretrained_cfgs(name).items()
 }
 # Fields that describe where weights are stored or how they were produced, not the network. Other tests check them.
-SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "architecture", "tag", "custom_load"}
-WORDS = {"license", "description", "origin_url", "paper_name", "paper_ids", "notes", "label_descriptions"}
+SOURCE = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "architecture", "tag", "custom_load"}
+TEXT = {"license", "description", "origin_url", "paper_name", "paper_ids", "notes", "label_descriptions"}
 NETWORK = {
     "input_size", "test_input_size", "min_input_size", "fixed_input_size", "interpolation", "crop_pct", "test_crop_pct",
     "crop_mode", "mean", "std", "num_classes", "label_offset", "label_names", "pool_size", "test_pool_size",
@@ -37,13 +37,13 @@ NETWORK = {
 }  # fmt: skip
 
 
-def plain(value: Any) -> Any:
-    """Convert JSON's lists back to tuples."""
+def to_tuple(value: Any) -> Any:
+    """Convert a list of JSON back to a tuple."""
     return tuple(value) if isinstance(value, list) else value
 
 
-def check(cfg: dict[str, Any], network: nn.Module) -> None:
-    """Compare a cfg with a network that was built from it on the meta device."""
+def assert_describes(cfg: dict[str, Any], network: nn.Module) -> None:
+    """Compare a cfg with a network that was built from it."""
     state = network.state_dict()
     channels, height, width = cfg["input_size"]
     assert network.in_chans == channels and len(cfg["mean"]) == len(cfg["std"]) == channels
@@ -57,36 +57,36 @@ def check(cfg: dict[str, Any], network: nn.Module) -> None:
     assert network.get_classifier() is network.get_submodule(cfg["classifier"])
     labels = cfg.get("label_names")
     assert labels is None or len(set(labels)) == len(labels) == network.num_classes
-    # Maps: the last one's size is stated, and any other image size runs unless the cfg forbids it.
+    # pool_size is the size of the last feature map, and images of any size are accepted.
     assert cfg["pool_size"] == _pool_size(network, (channels, height, width))
     if cfg["pool_size"]:
         reduction = network.feature_info[-1]["reduction"]
         assert cfg["pool_size"] == (math.ceil(height / reduction), math.ceil(width / reduction))
     assert cfg["fixed_input_size"] is False
     assert network(torch.empty(2, channels, height + 32, width - 8, device="meta")).shape == (2, network.num_classes)
-    # Features that our networks do not have must not be stated.
+    # These features do not exist in our networks.
     for key in ("test_input_size", "min_input_size", "test_crop_pct", "test_pool_size", "label_offset"):
         assert cfg.get(key) is None, key
 
 
-def test_every_field_is_checked() -> None:
+def test_every_field_of_a_cfg_is_checked() -> None:
     """If a newer timm adds a field, add it to one of the sets above and check it."""
-    assert {field.name for field in dataclasses.fields(PretrainedCfg)} <= SOURCES | WORDS | NETWORK
+    assert {field.name for field in dataclasses.fields(PretrainedCfg)} <= SOURCE | TEXT | NETWORK
 
 
-# The deeper networks of a family have the same cfg as its smallest; they are checked with the slow tests.
+# The deeper networks of a family have the same cfg as its smallest one, so the slow tests check them.
 DEEPER = re.compile(r"38|50|15|19|_[sb]\b|small")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * bool(DEEPER.search(n))) for n in CFGS])
-def test_registered_cfg(name: str) -> None:
+def test_registered_cfgs_describe_their_networks(name: str) -> None:
     cfg = CFGS[name].to_dict()
     with torch.device("meta"):
         network = acmix_zoo.create_model(name).eval()
     for key, value in network.pretrained_cfg.items():
-        if key not in SOURCES:
+        if key not in SOURCE:
             assert value == cfg.get(key), key
-    check({**dataclasses.asdict(CFGS[name])}, network)
+    assert_describes({**dataclasses.asdict(CFGS[name])}, network)
     architecture, _, tag = name.partition(".")
     assert network.pretrained_cfg["architecture"] == architecture and (cfg.get("tag") or "") == tag
     assert cfg.get("license") == (None if tag == "official_in1k" else "mit")
@@ -96,7 +96,7 @@ def test_registered_cfg(name: str) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_config_of_a_shipped_folder(folder: Path) -> None:
+def test_shipped_configs_describe_their_networks(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     cfg, record = config["pretrained_cfg"], config["acmix_zoo"]
     network = acmix_zoo.create_model(folder)
@@ -107,23 +107,23 @@ def test_config_of_a_shipped_folder(folder: Path) -> None:
     assert config["label_names"] == network.pretrained_cfg["label_names"] and "label_names" not in cfg  # stated once
     assert record["name"] == folder.name == f"{config['architecture']}.{cfg['tag']}" and record["tag"] == cfg["tag"]
     as_read = {**cfg, "label_names": config["label_names"]}
-    check({key: plain(value) for key, value in as_read.items()}, network.to("meta"))
+    assert_describes({key: to_tuple(value) for key, value in as_read.items()}, network.to("meta"))
     assert check_folder(folder) == []  # sha256, file_size, params, macs, logits
     assert (folder / "README.md").read_text(encoding="utf-8") == render_card(config)
     assert "import acmix_zoo  # registers" in render_card(config)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_timm_reads_a_shipped_folder(folder: Path) -> None:
-    """timm's own reader of folders gives the same as the registered name and as our reader."""
-    ours = acmix_zoo.create_model(folder).eval()
-    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    named = timm.create_model(folder.name, pretrained=True).eval()
-    x = torch.randn(2, *ours.pretrained_cfg["input_size"])
+def test_timm_reads_shipped_folders(folder: Path) -> None:
+    """timm's reader of folders gives the same network as the registered name and as our reader."""
+    expected = acmix_zoo.create_model(folder).eval()
+    from_folder = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    by_name = timm.create_model(folder.name, pretrained=True).eval()
+    x = torch.randn(2, *expected.pretrained_cfg["input_size"])
     with torch.no_grad():
-        for other in (theirs, named):
-            assert torch.equal(other(x), ours(x))
+        for network in (from_folder, by_name):
+            assert torch.equal(network(x), expected(x))
             for key in NETWORK:
-                assert plain(other.pretrained_cfg.get(key)) == plain(ours.pretrained_cfg.get(key)), key
-    transform = create_transform(**resolve_data_config(pretrained_cfg=theirs.pretrained_cfg, model=theirs))
+                assert to_tuple(network.pretrained_cfg.get(key)) == to_tuple(expected.pretrained_cfg.get(key)), key
+    transform = create_transform(**resolve_data_config(pretrained_cfg=from_folder.pretrained_cfg, model=from_folder))
     assert "size=(32, 32)" in str(transform) or "size=[32, 32]" in str(transform)

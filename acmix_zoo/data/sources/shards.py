@@ -1,4 +1,4 @@
-"""`Shards`: the parquet or tar files of a data set on disk, and what they say before any image is read.
+"""`Shards`: the parquet or tar files of a data set on disk, and what is known about them before any image is read.
 
 Parquet files have a column of images. Tar files are in the format of WebDataset: NAME.jpg and NAME.cls, an integer.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from acmix_zoo.data.formats import is_hidden, is_image_name
-from acmix_zoo.data.sources.names import SPLIT_NAMES
+from acmix_zoo.data.sources.split_names import SPLIT_NAMES
 
 SHARD_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 """The kind of shards by their extension, as `datasets.load_dataset` calls it."""
@@ -67,7 +67,7 @@ class Shards:
         self.path = path
         self.kind: str | None = None
         self.files: dict[str, list[str]] = {}
-        self._row_counts: dict[str, list[int]] = {}  # of each row group of a file
+        self._row_counts: dict[str, list[int]] = {}  # number of rows in each row group of a file
         self._tar_contents: dict[str, _TarContents] = {}
         if path.is_file():
             self.kind = SHARD_KINDS.get(path.suffix)

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from acmix_zoo.data.sources.base import Source
-from acmix_zoo.data.sources.columns import (
+from acmix_zoo.data.sources.installed_sources import SHIPPED
+from acmix_zoo.data.sources.open import is_hub_id, source_not_found
+from acmix_zoo.data.sources.path_safety import allowed_roots
+from acmix_zoo.data.sources.shards import ShardFile, Shards, read_class_names
+from acmix_zoo.data.sources.split_names import local_name, match_splits
+from acmix_zoo.data.sources.table import declared_class_names, load_tables, select_splits, table_origin
+from acmix_zoo.data.sources.table_columns import (
     Classes,
     check_class_count,
     find_image_column,
     find_label_column,
     number_classes,
 )
-from acmix_zoo.data.sources.names import local_name, match_splits
-from acmix_zoo.data.sources.open import is_hub_id, source_not_found
-from acmix_zoo.data.sources.path_safety import allowed_roots
-from acmix_zoo.data.sources.shards import ShardFile, Shards, read_class_names
-from acmix_zoo.data.sources.shipped import SHIPPED
-from acmix_zoo.data.sources.table import declared_class_names, load_tables, select_splits, table_origin
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ class StreamSource(Source):
         if self._shards.kind:
             return number_classes(self._shards.labels("train", label), label, None)
         raise ValueError(
-            f"{self.name}: column {label!r} does not say which classes there are. Set data.classes_file to a text file "
-            "with one class name per line"
+            f"{self.name}: the column {label!r} has no class names. Set data.classes_file to a text file with one "
+            "class name per line"
         )
 
     def _size(self, split: str, label: str, published_name: str, info: Any) -> int | None:

@@ -17,13 +17,21 @@ class StreamLoaders(Loaders):
     Args:
         source: the source.
         epoch_images: number of images per epoch; None for the whole training split.
-        val_fraction, repeats: options of `ImageDataModule`, to refuse values that a stream does not support.
+        val_fraction, repeats, validation_as_test: options of `ImageDataModule`, to reject values that a stream does
+            not support.
 
     Raises:
         ValueError: the number of training images is not known, or an option is not supported.
     """
 
-    def __init__(self, source: StreamSource, epoch_images: int | None, val_fraction: float, repeats: int) -> None:
+    def __init__(
+        self,
+        source: StreamSource,
+        epoch_images: int | None,
+        val_fraction: float,
+        repeats: int,
+        validation_as_test: bool = False,
+    ) -> None:
         self.source: StreamSource = source
         self.epoch_images = epoch_images or source.splits["train"].size or 0
         self._train: TrainStream | None = None
@@ -39,6 +47,11 @@ class StreamLoaders(Loaders):
             )
         if repeats > 1:
             raise ValueError(f"repeats={repeats} is not supported for a stream. Set data.repeats to 1")
+        if validation_as_test:
+            raise ValueError(
+                "validation_as_test is not supported for a stream, because its training split cannot be split. Set "
+                "data.validation_as_test to false, or data.streaming to false"
+            )
 
     def sizes(self) -> dict[str, int]:
         return {name: split.size or 0 for name, split in self.source.splits.items()}

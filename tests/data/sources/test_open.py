@@ -6,7 +6,7 @@ import pytest
 from support.image_data import write_files, write_image
 
 from acmix_zoo.data import ImageDataModule, open_source
-from acmix_zoo.data.sources.names import match_splits
+from acmix_zoo.data.sources.split_names import match_splits
 from acmix_zoo.data.sources.stream_source import StreamSource
 from acmix_zoo.training.record import run_cfg
 

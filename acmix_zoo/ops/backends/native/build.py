@@ -10,14 +10,17 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 SOURCES = Path(__file__).parent / "src"
 # One library for each, from the same sources. "portable" uses what every CPU of the architecture has (SSE2, NEON).
@@ -31,7 +34,11 @@ _FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti",
     "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
 )  # fmt: skip
-_SECONDS = 300
+# src/vectors.h refuses older versions.
+REQUIRED_COMPILER = "GCC 12 or newer, or clang 14 or newer"
+_TIMEOUT = 300
+# A failure is remembered, so that not every process tries again. Not for longer, because the disk may have been full.
+_REMEMBERED_SECONDS = 24 * 3600
 
 logger = logging.getLogger(__name__)
 
@@ -40,62 +47,84 @@ class BuildError(RuntimeError):
     """The library cannot be built here; the message is one line."""
 
 
-def find_compiler() -> str | None:
-    """Return the path of a C++ compiler: that of the environment variable CXX, else c++, g++ or clang++; or None."""
+class Compiler(NamedTuple):
+    """A C++ compiler.
+
+    Attributes:
+        command: the program and arguments that come before all others, such as ("ccache", "g++").
+        version: what it answers to --version, or "" if it cannot be run.
+    """
+
+    command: tuple[str, ...]
+    version: str
+
+    def __str__(self) -> str:
+        return " ".join(self.command)
+
+
+def find_compilers() -> list[Compiler]:
+    """Return the C++ compilers to try, in order: that of the environment variable CXX, then c++, g++ and clang++."""
     if not sys.platform.startswith(("linux", "darwin")):
-        return None
-    candidates = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    return next((path for name in candidates if name and (path := shutil.which(name))), None)
+        return []
+    chosen = tuple(shlex.split(os.environ.get("CXX", "")))
+    commands = [chosen] * bool(chosen) + [(name,) for name in ("c++", "g++", "clang++") if shutil.which(name)]
+    found: dict[tuple[str, ...], Compiler] = {}
+    for command in commands:
+        version = _version(command)
+        program, _, rest = version.partition(" ")  # "c++ (Debian …", which is the same as "g++ (Debian …"
+        found.setdefault((rest or program or command[0], *command[1:]), Compiler(command, version))
+    return list(found.values())
 
 
-def compile_library(target: Path, instruction_set: str, compiler: str, extra: tuple[str, ...] = ()) -> None:
-    """Compile the sources for one of `INSTRUCTION_SETS` into `target`, which appears only when it is complete.
+def build_library(target: Path, instruction_set: str) -> None:
+    """Compile the sources for one of `INSTRUCTION_SETS` into `target`, with the first compiler that succeeds.
+
+    `target` appears only when it is complete. The output of a compiler that fails is left in a log file beside it.
 
     Raises:
-        BuildError: the compiler failed.
+        BuildError: there is no compiler, or all of them failed.
     """
-    command = [compiler, *_FLAGS, *INSTRUCTION_SETS[instruction_set], *extra, str(SOURCES / "acmix.cpp")]
-    descriptor, name = tempfile.mkstemp(dir=target.parent, suffix=".so")
-    os.close(descriptor)
-    try:
-        done = subprocess.run([*command, "-o", name], capture_output=True, encoding="utf-8", timeout=_SECONDS)
-        if done.returncode:
-            target.with_suffix(".log").write_text(f"{' '.join(command)}\n{done.stderr}", encoding="utf-8")
-            raise BuildError(f"{compiler} failed, see {target.with_suffix('.log')}")
-        Path(name).chmod(0o755)
-        os.replace(name, target)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"{compiler} failed: {str(error).splitlines()[0]}") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
+    failures: list[str] = []
+    for compiler in find_compilers():
+        failure = _failure_of(compiler, target, instruction_set)
+        if failure is None:
+            for text in failures:
+                logger.warning("%s. The native CPU kernel was compiled by %s instead.", text, compiler)
+            return
+        failures.append(failure)
+    raise BuildError("; ".join(failures) or f"there is no C++ compiler ({REQUIRED_COMPILER})")
 
 
-def cached_library(instruction_set: str, extra: tuple[str, ...] = ()) -> Path:
+def cached_library(instruction_set: str) -> Path:
     """Return the path of the library for `instruction_set`, after building it if no process has done so before.
 
     Processes that need it at the same time wait for one of them to build it. Its name depends on the sources, the
-    flags and the compiler, so that a change of any of them leads to a new build.
+    flags and CXX, so that a change of any of them leads to a new build. If that fails, a library that another compiler
+    has built from the same sources is used.
 
     Raises:
-        BuildError: there is no compiler, it failed, or the cache cannot be written.
+        BuildError: there is no compiler, all of them failed, or the cache cannot be written.
     """
-    compiler = find_compiler()
-    if compiler is None:
-        raise BuildError("there is no C++ compiler (g++ or clang++)")
-    target = cache_folder() / f"{instruction_set}-{_fingerprint(compiler, instruction_set, extra)}.so"
+    folder, name = cache_folder(), f"{instruction_set}-{_digest(instruction_set)}"
+    cxx = os.environ.get("CXX")
+    target = folder / f"{name}-{hashlib.sha256(cxx.encode()).hexdigest()[:8] if cxx else 'default'}.so"
     if target.exists():
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_suffix(".lock")):
-            if target.with_suffix(".log").exists():  # do not try the same again in every process
-                raise BuildError(f"{compiler} failed before, see {target.with_suffix('.log')}; delete it to try again")
             if not target.exists():
                 logger.info("Compiling the native CPU kernel, once for this machine: %s", target)
-                compile_library(target, instruction_set, compiler, extra)
+                build_library(target, instruction_set)
+        return target
+    except BuildError as error:
+        reason = error
     except OSError as error:
-        raise BuildError(f"the cache {target.parent} cannot be used: {error}") from error
-    return target
+        reason = BuildError(f"the cache {folder} cannot be used: {error}")
+    others = sorted(folder.glob(f"{name}-*.so")) if folder.is_dir() else []
+    if not others:
+        raise reason
+    return others[0]
 
 
 def cache_folder() -> Path:
@@ -104,13 +133,46 @@ def cache_folder() -> Path:
 
 
 @lru_cache(maxsize=8)
-def _fingerprint(compiler: str, instruction_set: str, extra: tuple[str, ...]) -> str:
+def _version(command: tuple[str, ...]) -> str:
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_SECONDS).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"{compiler} cannot be run: {error}") from error
-    digest = hashlib.sha256(version + platform.machine().encode() + "".join(platform.libc_ver()).encode())
-    for text in (*_FLAGS, *INSTRUCTION_SETS[instruction_set], *extra, compiler):
+        return subprocess.run([*command, "--version"], capture_output=True, encoding="utf-8", timeout=_TIMEOUT).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _failure_of(compiler: Compiler, target: Path, instruction_set: str) -> str | None:
+    """Compile into `target`. Return None, or in one line why this failed now or before."""
+    log = target.with_name(f"{instruction_set}-{_digest(instruction_set, *compiler.command, compiler.version)}.log")
+    if not (log.exists() and time.time() - log.stat().st_mtime < _REMEMBERED_SECONDS):
+        command = [*compiler.command, *_FLAGS, *INSTRUCTION_SETS[instruction_set], str(SOURCES / "acmix.cpp")]
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, suffix=".so")
+        os.close(descriptor)
+        try:
+            done = subprocess.run(
+                [*command, "-o", temporary], capture_output=True, encoding="utf-8", errors="replace", timeout=_TIMEOUT
+            )
+            output = done.stderr or f"exit status {done.returncode}"
+            if done.returncode == 0:
+                Path(temporary).chmod(0o755)
+                os.replace(temporary, target)
+                log.unlink(missing_ok=True)
+                return None
+        except subprocess.TimeoutExpired:
+            output = f"not finished after {_TIMEOUT} seconds"
+        except OSError as error:
+            output = str(error)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        log.write_text(f"{shlex.join(command)}\n{output}\n", encoding="utf-8")
+    lines = log.read_text(encoding="utf-8").splitlines()[1:]
+    first = next((line for line in lines if "error" in line.lower()), lines[0])
+    return f"{compiler} failed: {first.strip().replace(f'{SOURCES}{os.sep}', '')[:200]} (see {log})"
+
+
+def _digest(instruction_set: str, *more: str) -> str:
+    """Return a hash of the sources, the flags, the kind of machine and more."""
+    digest = hashlib.sha256((platform.machine() + "".join(platform.libc_ver())).encode())
+    for text in (*_FLAGS, *INSTRUCTION_SETS[instruction_set], *more):
         digest.update(f"{text}\0".encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -8,6 +8,7 @@ import warnings
 from ctypes import CDLL, POINTER, Structure, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -16,7 +17,7 @@ from acmix_zoo.ops.backends.native.build import INSTRUCTION_SETS, BuildError, ca
 # Libraries that a wheel carries, one for each instruction set.
 PREBUILT = Path(__file__).parent / "lib"
 # The version of the C interface that this code calls.
-_VERSION = 3
+_VERSION = 4
 # PyTorch's names of what the CPU can run, from the least to the most.
 _CAPABILITIES = {"DEFAULT": "portable", "AVX2": "avx2", "AVX512": "avx512"}
 
@@ -60,13 +61,18 @@ class WindowLayer(Structure):
     ]
 
 
+def best_instruction_set() -> str:
+    """Return the best instruction set that the CPU has."""
+    return _CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), "portable")
+
+
 def instruction_set() -> str:
     """Return the instruction set to use: the environment variable ACMIX_NATIVE_ISA, else the best that the CPU has.
 
     Raises:
         ValueError: ACMIX_NATIVE_ISA is unknown, or the CPU cannot run it.
     """
-    best = _CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), "portable")
+    best = best_instruction_set()
     forced = os.environ.get("ACMIX_NATIVE_ISA")
     if not forced:
         return best
@@ -78,24 +84,42 @@ def instruction_set() -> str:
     return forced
 
 
+class Loaded(NamedTuple):
+    """The library of one instruction set.
+
+    Attributes:
+        library: the library, or None if there is none and it cannot be built.
+        source: the path of its file, or else why there is none.
+    """
+
+    library: CDLL | None
+    source: str
+
+
 def library() -> CDLL | None:
     """Return the library, or None if there is none and it cannot be built; a warning says so once per process."""
+    return loaded().library
+
+
+def loaded() -> Loaded:
+    """Return the library with the path of its file, or with the reason why there is none."""
     return _load(instruction_set())
 
 
 @lru_cache(maxsize=len(INSTRUCTION_SETS))
-def _load(name: str) -> CDLL | None:
+def _load(name: str) -> Loaded:
     try:
-        prebuilt = PREBUILT / f"{name}.so"
-        if prebuilt.exists():
+        prebuilt = str(PREBUILT / f"{name}.so")
+        if os.path.exists(prebuilt):
             try:
-                return _checked(CDLL(str(prebuilt)))
+                return Loaded(_checked(CDLL(prebuilt)), prebuilt)
             except OSError:  # for another architecture or an older C library: build it here
                 pass
-        return _checked(CDLL(str(cached_library(name))))
+        cached = str(cached_library(name))
+        return Loaded(_checked(CDLL(cached)), cached)
     except (OSError, BuildError) as error:
         warnings.warn(f"The native CPU kernel is not available: {error}. The slower Python backend runs.", stacklevel=2)
-        return None
+        return Loaded(None, str(error))
 
 
 def _checked(loaded: CDLL) -> CDLL:
@@ -105,9 +129,9 @@ def _checked(loaded: CDLL) -> CDLL:
         raise OSError(f"the library has version {version} of the interface, not {_VERSION}")
     loaded.acmix_pixel.argtypes, loaded.acmix_pixel.restype = [c_int64, c_int64], c_int64
     for function in (loaded.acmix_forward, loaded.acmix_backward):
-        function.argtypes, function.restype = [POINTER(Layer)], None
+        function.argtypes, function.restype = [POINTER(Layer)], c_int64
     for function in (loaded.acmix_window_forward, loaded.acmix_window_backward):
-        function.argtypes, function.restype = [POINTER(WindowLayer)], None
+        function.argtypes, function.restype = [POINTER(WindowLayer)], c_int64
     return loaded
 
 

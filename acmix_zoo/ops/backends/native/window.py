@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from acmix_zoo.ops.backends.native.library import WindowLayer, library, parallel
+from acmix_zoo.ops.backends.native.layer import call, unsupported_kind_reason
+from acmix_zoo.ops.backends.native.library import WindowLayer, parallel
 
 # bias, mask, fc, kernels and offset
 Weights = Sequence[Tensor | None]
@@ -16,18 +16,10 @@ Weights = Sequence[Tensor | None]
 Geometry = tuple[int, tuple[int, int], tuple[int, int], tuple[int, int], bool]
 
 
-def refusal(tensors: Sequence[Tensor | None]) -> str | None:
+def unsupported_reason(tensors: Sequence[Tensor | None]) -> str | None:
     """Return why the native library cannot run a layer with these tensors, in words, or None if it can."""
-    for t in tensors:
-        if t is not None and t.device.type != "cpu":
-            return f"it runs on a CPU only; this is {t.device.type}"
-        if t is not None and t.dtype != torch.float32:
-            return f"it computes in float32; this is {t.dtype}".replace("torch.", "")
-    if library() is None:
-        return "the native library is not available"
-    if parallel() is None and torch.get_num_threads() > 1:
-        return "this PyTorch has no OpenMP threads that the native library could share"
-    return None
+    kinds = {(t.device.type, t.dtype) for t in tensors if t is not None}
+    return next((reason for kind in kinds if (reason := unsupported_kind_reason(*kind)) is not None), None)
 
 
 def has_backward(images: int) -> bool:
@@ -106,6 +98,4 @@ def _call(
         parallel=parallel(),
         **{name: None if t is None else t.data_ptr() for name, t in tensors.items()},
     )
-    loaded = library()
-    assert loaded is not None  # `refusal` has made sure of this
-    getattr(loaded, function)(ctypes.byref(layer))
+    call(function, layer, projections.shape)

@@ -1,16 +1,40 @@
 // Runs the native library over small geometries of every kind, for a build with sanitisers. Each tensor lies in memory of
-// exactly its size, so that an access outside of it is found. Prints "clean" at the end.
+// exactly its size, so that an access outside of it is found. Then every allocation of some of these calls is made to
+// fail, one after the other. Prints "clean" at the end.
+#include <atomic>
 #include <cstdio>
+#include <cstdlib>
+#include <thread>
 #include <vector>
 
+namespace {
+
+// How many allocations succeed before one fails; negative: all succeed.
+std::atomic<int> successes{-1};
+void* allocate(size_t alignment, size_t bytes) {
+  return successes >= 0 && successes-- == 0 ? nullptr : std::aligned_alloc(alignment, bytes);
+}
+
+}  // namespace
+
+#define ALLOCATE allocate
 #include "backward.h"
 #include "window.h"
 
 namespace {
 
-// One after the other on this thread, as if two threads shared the tasks.
-void run_in_turn(void (*task)(void*), void* shared, unsigned threads, unsigned) {
-  for (unsigned i = 0; i < threads; i++) task(shared);
+void run_on_threads(void (*task)(void*), void* shared, unsigned threads, unsigned) {
+  std::vector<std::thread> others;
+  for (unsigned i = 1; i < threads; i++) others.emplace_back(task, shared);
+  task(shared);
+  for (std::thread& other : others) other.join();
+}
+
+void forget_buffers() {
+  for (Slot& slot : slots) {
+    free(slot.memory);
+    slot = Slot{};
+  }
 }
 
 struct Tensor {
@@ -26,11 +50,12 @@ struct Case {
   int64_t batch, height, width, inputs, heads, head_width, kernel, stride, dilation, conv_kernel;
 };
 
-void run(const Case& c, bool attends, bool convolves, bool keeps, bool scalar_alpha, int64_t threads) {
+// Returns whether there was enough memory.
+bool run(const Case& c, bool attends, bool convolves, bool keeps, bool scalar_alpha, int64_t threads) {
   Layer l{};
   l.batch = c.batch, l.height = c.height, l.width = c.width, l.inputs = c.inputs, l.heads = c.heads;
   l.head_width = c.head_width, l.kernel = c.kernel, l.stride = c.stride, l.dilation = c.dilation;
-  l.conv_kernel = c.conv_kernel, l.threads = threads, l.parallel = run_in_turn, l.alpha_is_scalar = scalar_alpha;
+  l.conv_kernel = c.conv_kernel, l.threads = threads, l.parallel = run_on_threads, l.alpha_is_scalar = scalar_alpha;
   const int64_t outputs = c.heads * c.head_width, taps = c.conv_kernel * c.conv_kernel, pixels = c.height * c.width;
   const int64_t rows = (c.height - 1) / c.stride + 1, cols = (c.width - 1) / c.stride + 1;
   Tensor x(c.batch * pixels * c.inputs), weight(3 * outputs * c.inputs), bias(3 * outputs);
@@ -44,17 +69,22 @@ void run(const Case& c, bool attends, bool convolves, bool keeps, bool scalar_al
   if (attends && convolves) l.alpha = alpha.data();
   if (l.alpha && scalar_alpha) l.d_alpha = d_alpha.data();
   if (keeps) l.projections = kept.data();
-  forward(l);
+  const Status forward_status = try_to([&] { forward(l); });
   Tensor grad(out.values.size());
   l.grad = grad.data(), l.d_x = d_x.data(), l.d_weight = d_weight.data(), l.d_bias = d_bias.data();
-  backward(l);
+  return try_to([&] { backward(l); }) == OK && forward_status == OK;
+}
+
+void fail(const char* message) {
+  std::puts(message);
+  std::exit(1);
 }
 
 struct WindowCase {
   int64_t batch, rows, columns, window_height, window_width, shift_rows, shift_columns, heads, head_width, conv_kernel;
 };
 
-void run_windows(const WindowCase& c, bool attends, bool convolves, bool is_rolled, int64_t crop, int64_t threads) {
+bool run_windows(const WindowCase& c, bool attends, bool convolves, bool is_rolled, int64_t crop, int64_t threads) {
   WindowLayer l{};
   l.batch = c.batch, l.height = c.rows * c.window_height, l.width = c.columns * c.window_width, l.heads = c.heads;
   l.head_width = c.head_width, l.window_height = c.window_height, l.window_width = c.window_width;
@@ -73,11 +103,26 @@ void run_windows(const WindowCase& c, bool attends, bool convolves, bool is_roll
   if (attends) l.bias = bias.data(), l.mask = mask.data(), l.attention = attention.data();
   if (convolves) l.fc = fc.data(), l.kernels = kernels.data(), l.convolution = convolution.data();
   if (crop) l.offset = offset.data();
-  window_forward(l);
+  const Status forward_status = try_to([&] { window_forward(l); });
   if (attends) l.d_attention = d_attention.data(), l.d_bias = d_bias.data();
   if (convolves) l.d_convolution = d_convolution.data();
   if (convolves && crop != 1) l.d_fc = d_fc.data(), l.d_kernels = d_kernels.data();
-  window_backward(l);
+  return try_to([&] { window_backward(l); }) == OK && forward_status == OK;
+}
+
+// Call `work` with one allocation after the other made to fail, until none does. It returns whether it has succeeded.
+template <class Work>
+void fail_every_allocation(const Work& work) {
+  bool has_failed = true;
+  int n = 0;
+  for (; has_failed; n++) {
+    forget_buffers();
+    successes = n;
+    const bool ok = work();
+    has_failed = successes < 0;
+    if (ok == has_failed) fail("a failed allocation was not reported");
+  }
+  if (n < 10) fail("too few allocations have failed");
 }
 
 }  // namespace
@@ -92,7 +137,7 @@ int main() {
   for (const Case& c : cases)
     for (int paths = 1; paths <= 3; paths++)
       for (int variant = 0; variant < 4; variant++)
-        run(c, paths & 1, paths & 2, variant & 1, variant & 2, 1 + variant % 3);
+        if (!run(c, paths & 1, paths & 2, variant & 1, variant & 2, 1 + variant % 3)) fail("out of memory");
   const WindowCase windows[] = {
       {2, 2, 3, 7, 7, 3, 3, 3, 32, 3}, {1, 1, 1, 7, 7, 0, 0, 5, 33, 3}, {3, 1, 2, 3, 5, 0, 2, 4, 3, 5},
       {1, 3, 2, 1, 1, 0, 0, 1, 1, 1},  {5, 2, 2, 2, 4, 1, 3, 6, 17, 3},
@@ -100,6 +145,11 @@ int main() {
   for (const WindowCase& c : windows)
     for (int paths = 1; paths <= 3; paths++)
       for (int variant = 0; variant < 6; variant++)
-        run_windows(c, paths & 1, paths & 2, variant & 1, variant % 3, 1 + variant % 4);
+        if (!run_windows(c, paths & 1, paths & 2, variant & 1, variant % 3, 1 + variant % 4)) fail("out of memory");
+  for (int variant = 0; variant < 2; variant++) {
+    for (const Case& c : {cases[0], cases[3], cases[7]})
+      fail_every_allocation([&] { return run(c, true, true, variant & 1, true, 1 + variant); });
+    fail_every_allocation([&] { return run_windows(windows[1], true, true, variant, variant, 1 + 2 * variant); });
+  }
   std::puts("clean");
 }

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[4]
 LAYER = "import torch, acmix_zoo; y = acmix_zoo.ACmix2d(8, 16)(torch.randn(1, 8, 9, 9)); print(tuple(y.shape))"
 PLAN = "from acmix_zoo.ops import explain_plan; print(explain_plan((1, 8, 9, 9), 16).splitlines()[0])"
 
-needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(not build.find_compilers(), reason="no C++ compiler")
 
 
 def python(code: str, cache: Path, **environment: str) -> tuple[str, str]:
@@ -53,20 +53,99 @@ def test_without_a_compiler(tmp_path: Path):
     out, error = python(f"{LAYER}; {LAYER}; {PLAN}", tmp_path, PATH="", CXX="")
     assert out.splitlines()[:2] == ["(1, 16, 9, 9)"] * 2
     assert "layer: Python, because there is no native library" in out
-    assert error.count("there is no C++ compiler (g++ or clang++). The slower Python backend runs.") == 1
+    assert (
+        error.count("is no C++ compiler (GCC 12 or newer, or clang 14 or newer). The slower Python backend runs.") == 1
+    )
 
 
 def test_with_a_broken_compiler(tmp_path: Path):
-    """One line says where its output is; later processes do not try again."""
-    body = f'echo called >> {tmp_path}/calls; [ "$1" = --version ] && exit 0; echo "a page of errors" >&2; exit 1'
-    compiler = script(tmp_path / "c++", body)
-    for _ in range(2):
-        out, error = python(LAYER, tmp_path, CXX=compiler)
-        assert out == "(1, 16, 9, 9)\n" and error.count("The native CPU kernel is not available") == 1
-        assert "a page of errors" not in error
+    """One line says what failed and where the compiler's output is."""
+    compiler = script(
+        tmp_path / "c++", 'printf "In file included\\nx.h:1: error: bad\\na page of context\\n" >&2; exit 1'
+    )
+    out, error = python(LAYER, tmp_path, CXX=compiler, PATH="")
+    assert out == "(1, 16, 9, 9)\n"
+    (line,) = (line for line in error.splitlines() if "The native CPU kernel is not available" in line)
     (log,) = (tmp_path / "acmix_zoo" / "native").glob("*.log")
-    assert "a page of errors" in log.read_text(encoding="utf-8")
-    assert (tmp_path / "calls").read_text(encoding="utf-8").count("called") == 3  # a version each, and one build
+    assert f"{compiler} failed: x.h:1: error: bad (see {log}). The slower Python backend runs." in line
+    assert "a page of context" not in error and "a page of context" in log.read_text(encoding="utf-8")
+
+
+class TestCompilers:
+    """Compilers are replaced by scripts, which note how they are called."""
+
+    @pytest.fixture(autouse=True)
+    def folders(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setattr(
+            build.shutil, "which", lambda name: str(path) if (path := tmp_path / name).exists() else None
+        )
+        build._version.cache_clear()
+
+    def compiler(self, path: Path, version: str = "1", status: int = 0) -> Path:
+        """Write a compiler whose calls are lines in `path`.calls, and which writes its name into what it builds."""
+        script(
+            path,
+            f'for last; do :; done; [ "$last" = --version ] && echo "{path.name} {version}" && exit 0\n'
+            f'echo "$@" >> {path}.calls; echo {path.name} > "$last"; exit {status}',
+        )
+        return path
+
+    def calls(self, path: Path) -> int:
+        calls = path.with_name(f"{path.name}.calls")
+        return len(calls.read_text(encoding="utf-8").splitlines()) if calls.exists() else 0
+
+    def test_next_one_is_tried_after_a_failure(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+        broken = self.compiler(tmp_path / "g++", status=1)
+        self.compiler(tmp_path / "clang++", "2")
+        assert build.cached_library("portable").read_text(encoding="utf-8") == "clang++\n"
+        assert "g++ failed: exit status 1" in caplog.text and "compiled by clang++ instead" in caplog.text
+        build.cached_library("portable")
+        assert self.calls(broken) == 1
+
+    def test_same_compiler_under_two_names_is_tried_once(self, tmp_path: Path):
+        for name in ("c++", "g++"):
+            self.compiler(tmp_path / name, status=1)
+        with pytest.raises(build.BuildError, match=r"^c\+\+ failed: exit status 1 \(see [^;]*\)$"):
+            build.cached_library("portable")
+
+    def test_cxx_may_have_arguments(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        self.compiler(tmp_path / "ccache")
+        monkeypatch.setenv("CXX", "ccache g++ '-I a folder'")
+        assert [c.command for c in build.find_compilers()] == [("ccache", "g++", "-I a folder")]
+        build.cached_library("portable")
+        assert (tmp_path / "ccache.calls").read_text(encoding="utf-8").startswith("g++ -I a folder -std=c++17")
+
+    def test_cxx_that_does_not_exist_is_named(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("CXX", "missing++")
+        with pytest.raises(build.BuildError, match=r"missing\+\+ failed: .*No such file"):
+            build.cached_library("portable")
+
+    def test_failure_is_remembered_for_this_version_and_a_day(self, tmp_path: Path):
+        compiler = self.compiler(tmp_path / "g++", status=1)
+        for _ in range(2):
+            with pytest.raises(build.BuildError):
+                build.cached_library("portable")
+        assert self.calls(compiler) == 1
+        (log,) = (tmp_path / "cache/acmix_zoo/native").glob("*.log")
+        os.utime(log, (0, 0))
+        with pytest.raises(build.BuildError):
+            build.cached_library("portable")
+        assert self.calls(compiler) == 2
+        self.compiler(compiler, version="2")
+        build._version.cache_clear()
+        assert build.cached_library("portable").exists()
+
+    def test_library_is_found_without_its_compiler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        compiler = self.compiler(tmp_path / "my++")
+        monkeypatch.setenv("CXX", str(compiler))
+        built = build.cached_library("portable")
+        compiler.unlink()
+        assert build.cached_library("portable") == built
+        monkeypatch.delenv("CXX")
+        assert build.find_compilers() == [] and build.cached_library("portable") == built
 
 
 @needs_compiler
@@ -174,9 +253,10 @@ def test_wheel_carries_the_library(tmp_path: Path):
 
 @pytest.mark.slow
 @needs_compiler
+@pytest.mark.parametrize("sanitisers", ["address,undefined", "thread"])
 @pytest.mark.parametrize("isa", build.INSTRUCTION_SETS)
-def test_sanitisers_find_nothing(isa: str, tmp_path: Path):
-    """Neither an access outside of a tensor nor undefined behaviour, forward and backward."""
+def test_sanitisers_find_nothing(isa: str, sanitisers: str, tmp_path: Path):
+    """No access outside of a tensor, no undefined behaviour and no race, forward and backward, without memory too."""
     order = ["portable", "avx2", "avx512"]
     if order.index(isa) > order.index(library.instruction_set()):
         pytest.skip("the CPU cannot run it")
@@ -185,12 +265,13 @@ def test_sanitisers_find_nothing(isa: str, tmp_path: Path):
         "-O1",
         "-g",
         "-ffp-contract=fast",
-        "-fsanitize=address,undefined",
+        "-pthread",
+        f"-fsanitize={sanitisers}",
         "-fno-sanitize-recover=all",
     ]
     source, program = Path(__file__).with_name("sanitised.cpp"), tmp_path / "sanitised"
     command = [
-        build.find_compiler(),
+        *build.find_compilers()[0].command,
         *options,
         *build.INSTRUCTION_SETS[isa],
         f"-I{build.SOURCES}",

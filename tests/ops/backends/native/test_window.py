@@ -258,9 +258,9 @@ class Tagged(torch.Tensor):
 def test_what_it_does_not_take(calls: list[str]) -> None:
     """Other dtypes, subclasses, autocast, hooked submodules and forced backends run as before."""
     layer, x = layer_of(), torch.randn(1, 8, 10, 24)
-    assert native.refusal([x, None]) is None
-    assert "float32; this is float64" in (native.refusal([x.double()]) or "")
-    assert "CPU only; this is meta" in (native.refusal([x.to("meta")]) or "")
+    assert native.unsupported_reason([x, None]) is None
+    assert "float32; this is float64" in (native.unsupported_reason([x.double()]) or "")
+    assert "CPU only; this is meta" in (native.unsupported_reason([x.to("meta")]) or "")
     copy.deepcopy(layer).double()(x.double())
     layer(x.as_subclass(Tagged))
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -41,6 +41,7 @@ double attention_backward(const Forward& f, const float* const* row, float* cons
   const int64_t kernel = K ? K : l.kernel, stride = S ? S : l.stride;
   const float alpha = l.alpha && l.alpha_is_scalar ? l.alpha[0] : 1.f;
   Buffer buffer(2 * kernel * kernel * LANES + QUERIES * f.s.group), pointers(2 * floats_of<float*>(kernel));
+  if (!buffer.data || !pointers.data) return 0;
   Vec* room = (Vec*)buffer.data;
   float* turned = buffer.data + 2 * kernel * kernel * LANES;
   const float** window_rows = (const float**)pointers.data;
@@ -113,6 +114,7 @@ void image_backward(const Forward& f, const TapClasses* classes, int64_t image, 
   const Layer& l = f.l;
   const int64_t pixels = l.height * l.width, row_floats = l.width * f.s.pixel;
   Buffer own(l.projections ? 0 : pixels * f.s.pixel), pointers(2 * floats_of<float*>(l.height));
+  if (!own.data || !pointers.data) return;
   float* projections = l.projections ? l.projections + image * pixels * f.s.pixel : own.data;
   if (!l.projections) {
     project(f, l.x + image * pixels * l.inputs, pixels, projections, 0, f.s.columns);
@@ -131,6 +133,7 @@ void image_backward(const Forward& f, const TapClasses* classes, int64_t image, 
   if (l.d_positions) position_gradient(f, d_projections, to.positions);
   if (!l.kernels) return;
   Buffer filled(is_filled_up(f) ? 0 : f.rows * f.cols * f.s.plane);
+  if (!filled.data) return;
   if (!is_filled_up(f)) fill_up_gradient(f, grad, f.rows * f.cols, filled.data);
   const float* full = is_filled_up(f) ? grad : filled.data;
   convolve_backward(f, *classes, full, d_projections);
@@ -149,9 +152,12 @@ class ProjectionGradients {
       : f_(f), width_(round_up(f.l.inputs, PANEL)), columns_(3 * f.s.plane),
         weight_(f.l.d_x ? width_ * columns_ : 0), sum_(f.l.d_weight ? width_ * columns_ : 0), bias_(columns_),
         last_(f.l.d_weight && f.l.inputs % PANEL ? PIXELS_AT_ONCE * PANEL : 0) {
+    if (!is_complete()) return;
     if (f.l.d_x) pack_transposed(f.l, f.s, weight_.data);
     for (int64_t i = 0; i < columns_; i++) bias_.data[i] = 0;
   }
+
+  bool is_complete() const { return weight_.data && sum_.data && bias_.data && last_.data; }
 
   // `pixels` of x, from pixel `first` on. Pixels must come in the same portions whatever the number of threads is.
   void add(const float* d_projections, int64_t first, int64_t pixels) {
@@ -250,6 +256,7 @@ constexpr int64_t PORTION = 512;
 
 void backward(const Layer& l) {
   const Prepared prepared(l, !l.projections);
+  if (!prepared.is_complete()) return;
   const Forward& f = prepared.f;
   const int64_t taps = l.kernels ? l.conv_kernel * l.conv_kernel : 0, pixels = l.height * l.width;
   const int64_t places = l.d_positions ? pixels * l.head_width : 0;
@@ -264,6 +271,7 @@ void backward(const Layer& l) {
   double d_alpha = 0;
   ProjectionGradients projection(f);
   Buffer order(floats_of<int64_t>(taps));
+  if (!d_projections.data || !all.data || !alphas.data || !order.data || !projection.is_complete()) return;
   int64_t* tap = (int64_t*)order.data;
   for (int64_t i = 0; i < taps; i++) tap[i] = i;
   auto run = [&](const TapClasses* classes) {
@@ -289,6 +297,7 @@ void backward(const Layer& l) {
   };
   if (l.kernels) {
     const TapClasses classes(f);
+    if (!classes.is_complete()) return;
     run(&classes);
   } else {
     run(nullptr);

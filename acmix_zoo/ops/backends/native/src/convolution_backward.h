@@ -39,6 +39,7 @@ class TapClasses {
   explicit TapClasses(const Forward& f)
       : taps_(f.l.conv_kernel * f.l.conv_kernel), classes_(f.l.stride * f.l.stride),
         integers_(floats_of<int64_t>(taps_ * classes_ + classes_)), floats_(packed_kernels(f.s, taps_)) {
+    if (!is_complete()) return;
     const Layer& l = f.l;
     const int64_t inputs = 3 * l.heads;
     const KernelStrides strides{l.heads * taps_ * inputs, 1, 0, taps_ * inputs, inputs};
@@ -53,6 +54,8 @@ class TapClasses {
         if (n) pack_kernels(l, f.s, l.kernels + plane * l.heads, strides, 1, list(c), n, kernels);
     }
   }
+
+  bool is_complete() const { return integers_.data && floats_.data; }
 
   TapClass of(const Forward& f, int64_t c) const {
     const float* kernels = floats_.data;
@@ -77,6 +80,7 @@ void convolve_backward(const Forward& f, const TapClasses& classes, const float*
   const Layout& s = f.s;
   const int64_t k = l.conv_kernel, vectors = s.plane / LANES;
   Buffer pointers(floats_of<float*>(k * k * PIXELS));
+  if (!pointers.data) return;
   const float** pixel = (const float**)pointers.data;
   for (int64_t y = 0; y < l.height; y++)
     for (int64_t column = 0; column < min(l.stride, l.width); column++) {
@@ -141,6 +145,7 @@ void kernel_gradients(const Forward& f, const float* const* row, const float* gr
   const Layout& s = f.s;
   const int64_t k = l.conv_kernel, taps = k * k;
   Buffer pointers(floats_of<float*>(f.cols * k));
+  if (!pointers.data) return;
   const float** pixel = (const float**)pointers.data;
   for (int64_t y = 0; y < f.rows; y++)
     for (int64_t ty = 0; ty < k; ty++) {

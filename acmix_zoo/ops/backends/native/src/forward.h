@@ -142,6 +142,7 @@ void convolve_rows(const Forward& f, const float* const* row, int64_t y, int64_t
   // What the taps see, for one block of pixels after the other: the weights of a vector stay in the level-1 cache while
   // they pass over the row.
   Buffer pointers(floats_of<float*>(taps * f.cols));
+  if (!pointers.data) return;
   const float** pixel = (const float**)pointers.data;
   for (int64_t r = 0; r < count; r++) {
     for (int64_t x = 0; x < f.cols; x += PIXELS) {
@@ -174,6 +175,7 @@ void finish_rows(const Forward& f, const float* const* row, int64_t y, int64_t c
   if (!l.positions) return convolve_rows(f, row, y, count, nullptr, out);
   const int64_t logits = l.kernel * l.kernel * LANES, pointers = floats_of<float*>(l.kernel);
   Buffer buffer(round_up(logits + pointers, 16) + (l.kernels ? count * f.cols * f.outputs : 0));
+  if (!buffer.data) return;
   float* attention = l.kernels ? buffer.data + round_up(logits + pointers, 16) : out;
   attend_rows_any(f, row, y, count, attention, (Vec*)buffer.data, (const float**)(buffer.data + logits));
   if (l.kernels) return convolve_rows(f, row, y, count, attention, out);
@@ -197,6 +199,7 @@ void run_image(const Forward& f, int64_t image) {
   const int64_t batch_rows = rows_of_product(l), row_floats = l.width * f.s.pixel;
   const int64_t size = l.projections ? l.height : min(l.height, (OUT_ROWS - 1) * l.stride + 2 * f.reach + 1 + batch_rows);
   Buffer own(l.projections ? 0 : size * row_floats), pointers(floats_of<float*>(l.height));
+  if (!own.data || !pointers.data) return;
   float* ring = l.projections ? l.projections + image * l.height * row_floats : own.data;
   const float** row = (const float**)pointers.data;
   for (int64_t y = 0; y < l.height; y++) row[y] = ring + y % size * row_floats;
@@ -225,6 +228,7 @@ void share_image(const Forward& f, int64_t image) {
   const int64_t seen = (OUT_ROWS - 1) * l.stride + 2 * f.reach + 1;
   const int64_t size = l.projections ? l.height : min(l.height, max(2 * seen, SHARED_RING / row_floats));
   Buffer own(l.projections ? 0 : size * row_floats), pointers(floats_of<float*>(l.height));
+  if (!own.data || !pointers.data) return;
   float* ring = l.projections ? l.projections + image * l.height * row_floats : own.data;
   const float** row = (const float**)pointers.data;
   for (int64_t y = 0; y < l.height; y++) row[y] = ring + y % size * row_floats;
@@ -276,7 +280,7 @@ INLINE KernelStrides forward_strides(const Layer& l) {
   return {l.heads * taps * inputs, taps * inputs, l.heads, 1, inputs};
 }
 
-// Packed weights, tables and everything else that the passes over the images read.
+// Packed weights, tables and everything else that the passes over the images read. Not usable unless `is_complete`.
 class Prepared {
  public:
   Forward f;
@@ -284,6 +288,7 @@ class Prepared {
       : f(l), taps(l.kernels ? l.conv_kernel * l.conv_kernel : 0), columns(l.positions ? column_count(f) : 0),
         floats(f.s.columns * (l.inputs + 1) + packed_kernels(f.s, taps) + f.s.pixel),
         integers(floats_of<int64_t>(columns + taps)) {
+    if (!is_complete()) return;
     float* next = floats.data;
     auto take = [&](int64_t count) { float* p = next; next += count; return p; };
     float *weight = take(f.s.columns * l.inputs), *bias = take(f.s.columns), *zeros = take(f.s.pixel);
@@ -296,6 +301,7 @@ class Prepared {
     if (taps) pack_kernels(l, f.s, l.kernels, forward_strides(l), 3, tap, taps, kernels);
     f.weight = weight, f.bias = bias, f.kernels = kernels, f.zeros = zeros, f.columns = column;
   }
+  bool is_complete() const { return floats.data && integers.data; }
 
  private:
   int64_t taps, columns;
@@ -304,6 +310,7 @@ class Prepared {
 
 void forward(const Layer& l) {
   const Prepared prepared(l, true);
+  if (!prepared.is_complete()) return;
   const Forward& f = prepared.f;
   if (l.threads > 1 && l.parallel && l.batch % l.threads && l.batch < 4 * l.threads)
     for (int64_t image = 0; image < l.batch; image++) share_image(f, image);

@@ -111,6 +111,7 @@ INLINE int64_t row_of_column(const Layer& l, const Layout& s, int64_t n) {
 void pack_weights(const Layer& l, const Layout& s, float* packed, float* bias) {
   const int64_t depth = l.inputs;
   Buffer zeros(depth);
+  if (!zeros.data) return;
   for (int64_t k = 0; k < depth; k++) zeros.data[k] = 0;
   share(l, s.columns / PANEL, [&](int64_t panel) {
     for (int64_t n = panel * PANEL; n < (panel + 1) * PANEL; n += HEADS) {

@@ -17,6 +17,9 @@
 #include <immintrin.h>  // for the few operations that GCC 12 would do through memory
 #endif
 
+#if defined(__clang__) ? __clang_major__ < 14 : __GNUC__ < 12
+#error "the native CPU kernel needs GCC 12 or newer, or clang 14 or newer"
+#endif
 #ifndef LANES
 #error "compile with -DLANES=16, 8 or 4"
 #endif

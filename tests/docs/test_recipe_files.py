@@ -24,7 +24,7 @@ from acmix_zoo.scaling.step import UTILISATION
 RECIPES = [path for path in sorted((ROOT / "recipes").glob("*/*.yaml")) if path.parent.name != "hardware"]
 PROFILES = sorted((ROOT / "recipes/hardware").glob("*.yaml"))
 IMAGENET = [path for path in RECIPES if path.parent.name == "imagenet1k"]
-TRAINING_IMAGES = {"imagenet1k": 1_281_167, "fashion_mnist": 54_000}  # finetune: the user's
+TRAINING_IMAGES = {"imagenet1k": 1_281_167, "fashion_mnist": 54_000, "tiny_imagenet": 95_000}  # finetune: the user's
 # One recipe of each kind, and one at 224 pixels with every augmentation, are enough for the quick suite.
 QUICK = {
     *("fashion_mnist/acmix_swin_pico", "finetune/folder", "finetune/linear_probe", "imagenet1k/acmix_pvt_t"),
@@ -92,7 +92,8 @@ def test_two_steps(
     if recipe.parent.name == "fashion_mnist":
         request.getfixturevalue("fashion_mnist")
     else:
-        small += [f"--data.source={photographs if settings.data.image_size == 224 else digits}"]
+        has_validation = settings.data.image_size == 224 or settings.data.validation_as_test
+        small += [f"--data.source={photographs if has_validation else digits}"]
     assert main(["fit", "--config", recipe_name(recipe), *small]) == 0
     assert not (tmp_path / "run").exists()
 
@@ -179,7 +180,7 @@ def test_plain_baseline_builds(recipe: Path, parse: Any) -> None:
 
 
 def test_imagenet_recipes_have_the_same_commented_keys_in_the_same_order() -> None:
-    """There is one recipe for each network of the paper, and two modern ones."""
+    """There is one recipe for each network of the paper, two modern ones, and two for networks that it names."""
     keys = {}
     for recipe in IMAGENET:
         body = [line for line in recipe.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
@@ -187,7 +188,8 @@ def test_imagenet_recipes_have_the_same_commented_keys_in_the_same_order() -> No
         assert not [line for line in body if "  # " not in line and not re.fullmatch(r"\w+:", line)], recipe
     assert len({tuple(value) for value in keys.values()}) == 1
     paper = {"resnet26", "resnet38", "resnet50", "swin_t", "swin_s", "san10", "san15", "san19", "pvt_t", "pvt_s"}
-    assert {name.removeprefix("acmix_") for name in keys} == paper | {"resnet50_modern", "swin_t_modern"}
+    others = {"acmix_resnet50_modern", "acmix_swin_t_modern", "aa_resnet50", "container_light"}
+    assert set(keys) == {f"acmix_{name}" for name in paper} | others
 
 
 # ---- hardware profiles

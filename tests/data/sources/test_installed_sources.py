@@ -9,7 +9,7 @@ import pytest
 from acmix_zoo.data import (
     open_source,
 )
-from acmix_zoo.data.sources import shipped
+from acmix_zoo.data.sources import installed_sources
 from acmix_zoo.data.sources.image_sets import ArrayImages
 
 
@@ -23,7 +23,7 @@ def test_fashion_mnist(fashion_mnist: str) -> None:
 
 
 def test_missing_fashion_mnist_names_the_package_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipped, "FASHION_FOLDERS", (str(tmp_path / "not"),))
+    monkeypatch.setattr(installed_sources, "FASHION_FOLDERS", (str(tmp_path / "not"),))
     monkeypatch.delenv("ACMIX_DATA", raising=False)
     with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
         open_source("fashion_mnist")
@@ -36,7 +36,7 @@ def idx(values: np.ndarray) -> bytes:
 
 def test_fashion_mnist_is_read_from_acmix_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACMIX_DATA", str(tmp_path))
-    monkeypatch.setattr(shipped, "FASHION_FOLDERS", ())
+    monkeypatch.setattr(installed_sources, "FASHION_FOLDERS", ())
     for part, count in (("train", 20), ("t10k", 10)):
         images = np.arange(count * 784, dtype=np.uint8).reshape(count, 28, 28)
         (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
@@ -45,7 +45,7 @@ def test_fashion_mnist_is_read_from_acmix_data(tmp_path: Path, monkeypatch: pyte
     splits = open_source("fashion_mnist").splits
     assert (len(splits["train"]), len(splits["test"])) == (20, 10)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(images)[:-5])
-    shipped._read_idx.cache_clear()
+    installed_sources._read_idx.cache_clear()
     with pytest.raises(ValueError, match=r"should have \(10, 28, 28\) bytes and has 7835. Install it again"):
         _ = open_source("fashion_mnist").splits
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from acmix_zoo.data.sources.shipped import SHIPPED
+from acmix_zoo.data.sources.installed_sources import SHIPPED
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",

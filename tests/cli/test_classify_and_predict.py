@@ -1,0 +1,117 @@
+"""`acmix-zoo classify` and `predict`: results, skipped files and errors."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightning")
+
+from support.commands import assert_fails
+
+from acmix_zoo.cli.classify import classify
+from acmix_zoo.cli.main import main
+
+
+def test_predict_and_classify_agree(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = photos / "test/class1"
+    assert main(["predict", "--config", str(run / "config.yaml"), f"--data.predict={source}"]) == 0
+    with (run / "predictions.csv").open() as file:
+        predicted = list(csv.DictReader(file))
+    (run / "predictions.csv").unlink()
+    assert sorted(Path(row["path"]).name for row in predicted) == [f"{i}.png" for i in range(4)]
+    capsys.readouterr()
+    results = classify([str(run / "weights"), *(row["path"] for row in predicted), "--top", "2"])
+    for row, ((label, probability), second) in zip(predicted, results, strict=True):
+        assert row["class"] == label
+        assert float(row["probability"]) == pytest.approx(probability, abs=1e-3)
+        assert second[1] <= probability
+    out, error = capsys.readouterr()
+    assert out.splitlines()[0] == predicted[0]["path"] and out.splitlines()[1].endswith(f" %  {predicted[0]['class']}")
+    assert "knows 3 classes (class0, class1, class2); every image is assigned to one of them" in error
+
+
+@pytest.mark.parametrize(
+    "weights", ["", "config.yaml", "weights", "weights/model.safetensors", "checkpoints/best.ckpt"]
+)
+def test_classify_accepts_a_run_and_its_files(
+    weights: str, run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = classify([str(run / weights), str(photos / "test"), "--top", "1"])
+    assert len(results) == 12 and capsys.readouterr().out.count(" %  class") == 12
+    (tmp_path / "empty").mkdir()
+    assert_fails(["classify", str(run), str(tmp_path / "empty")], capsys, "empty", "no images")
+
+
+def test_classify_lists_skipped_files(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other images are classified. The command only fails if a file was given explicitly."""
+    phone = tmp_path / "phone"
+    shutil.copytree(photos / "test/class0", phone)
+    for name in ("a.heic", "b.heic", "c.svg", "d.dng", "e.pdf", "list.txt"):
+        (phone / name).write_text("-")
+    (phone / "damaged.jpg").write_bytes(b"\xff\xd8\xff")
+    weights, picture = str(run / "weights"), str(phone / "0.png")
+    assert main(["classify", weights, str(phone), "--top=1"]) == 0
+    out, error = capsys.readouterr()
+    assert out.count(" %  class") == 4
+    assert f"{phone}: skipped 2 .heic files (first: a.heic): to read them, `pip install pillow-heif`" in error
+    assert "skipped 1 .svg file" in error and "skipped 1 .dng file" in error and "skipped 1 .pdf file" in error
+    assert "skipped 1 other file: .txt 1" in error and f"skipped image {phone / 'damaged.jpg'} cannot be read" in error
+
+    (tmp_path / "empty").mkdir()
+    given = [phone / "a.heic", phone / "c.svg", tmp_path / "no.png", tmp_path / "empty"]
+    words = ["4 of the given images", "For .heic files: to read them, `pip install pillow-heif`", "no.png does not"]
+    assert_fails(
+        ["classify", weights, *map(str, given), picture, "--top=1"], capsys, *words, "empty contains no images"
+    )
+    assert main(["classify", weights, str(phone / "a.heic"), picture, "--top=1"]) == 1
+    out, error = capsys.readouterr()
+    assert out.count(" %  class") == 1 and "For .heic files: to read them" in error
+
+
+def test_predict_lists_skipped_files(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phone = tmp_path / "phone"
+    shutil.copytree(photos / "test/class0", phone)
+    (phone / "a.heic").write_text("-")
+    (phone / "damaged.jpg").write_bytes(b"\xff\xd8\xff")
+    command = ["predict", f"--config={run / 'config.yaml'}", f"--run.folder={tmp_path / 'predicted'}"]
+    command += [f"--ckpt_path={run / 'checkpoints/best.ckpt'}"]
+    assert main([*command, f"--data.predict={phone}"]) == 0
+    out = capsys.readouterr().out
+    assert f"{phone}: skipped 1 .heic file (first: a.heic): to read them, `pip install pillow-heif`" in out
+    assert f"{phone}: 1 file cannot be predicted: image {phone / 'damaged.jpg'} cannot be read" in out
+    assert "Saved the predictions for 4 images" in out
+    assert_fails([*command, f"--data.predict={phone / 'a.heic'}"], capsys, "For .heic files: to read them, `pip")
+
+
+def test_classify_needs_no_training_libraries(run: Path, photos: Path) -> None:
+    code = (
+        "import sys; from acmix_zoo.cli.main import main\n"
+        f"code = main(['classify', {str(run / 'weights')!r}, {str(photos / 'test/class0/0.png')!r}])\n"
+        "bad = {'lightning', 'datasets', 'torchmetrics', 'jsonargparse'} & set(sys.modules)\n"
+        "sys.exit(f'imported {bad}' if bad else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "class" in done.stdout
+
+
+def test_classify_refuses_missing_and_damaged_files(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, broken = str(run / "weights"), tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG....")
+    assert_fails(["classify", weights, str(tmp_path / "no.png")], capsys, "no.png")
+    assert_fails(["classify", weights, str(broken)], capsys, str(broken))
+    assert_fails(["classify", str(tmp_path / "nothing"), str(broken)], capsys, "nothing")
+    assert_fails(["classify", str(tmp_path), str(broken)], capsys, str(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        main(["classify", weights])
+    assert stop.value.code == 2

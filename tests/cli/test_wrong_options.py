@@ -1,0 +1,104 @@
+"""Unknown, misspelt and incomplete options are refused in one line with the closest option."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightning")
+
+from support.training import three_epochs
+
+from acmix_zoo.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_an_unknown_option_is_named(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(three_epochs(photos, tmp_path / "run", "--model.learning_rate=1"))
+    assert stop.value.code == 2
+    assert "learning_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.lrr", "1"], "unknown option --model.lrr; did you mean --model.lr"),
+        (["--lr=1"], "unknown option --lr; did you mean --model.lr"),
+        (["--data.batchsize=1"], "unknown option --data.batchsize; did you mean --data.batch_size"),
+        (["--model.optimizer=adamm"], "--model.optimizer: expected one of 'adamw', 'sgd'. Got adamm"),
+        (["--model.lr=fast"], "--model.lr: expected a number. Got fast"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--config", "misspelt.yaml"], "in the configuration, unknown option --model.lrr; did you mean --model.lr"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_wrong_options_of_fit_are_refused_in_one_line(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("misspelt.yaml").write_text("model:\n  lrr: 1\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--model.model=test_resnet", *options])
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert (
+        lines[-2].startswith(f"acmix-zoo fit: error: {message}")
+        and lines[-1] == "All options: acmix-zoo fit --help-all"
+    )
+    assert len(lines) == 2 and "typing" not in lines[0]
+
+
+def test_wrong_options_of_other_commands_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["classify", "weights", "a.png", "--topp", "3"])
+    assert "acmix-zoo classify: error: unknown option --topp; did you mean --top?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["fit", "--confg", "x.yaml"], "unknown option --confg; did you mean --config?"),
+        (["fit", "--con", str(ROOT / "recipes/finetune/folder.yaml")], "unknown option --con; did you mean --config?"),
+        (["fit", "--model.model", "x", "--data.sourc", "y"], "unknown option --data.sourc; did you mean --data.source"),
+        (["fit", "--lr", "1"], "unknown option --lr; did you mean --model.lr"),
+        (["fit", "--data.source", "x"], "missing option --model.model"),
+        (
+            ["fit", "--config", "recipes/finetune/foldr.yaml"],
+            "The closest names are finetune/folder",
+        ),
+        (["fit", "--config", "recipes/finetune"], "--config recipes/finetune is a folder without a config.yaml"),
+        (["verify", "x", "--dat", "y"], "acmix-zoo verify: error: unknown option --dat; did you mean --data?"),
+        (["classify", "x", "y", "--to=3"], "acmix-zoo classify: error: unknown option --to; did you mean --top?"),
+        (["data", "x", "--label", "y"], "unknown option --label; did you mean --label_column?"),
+        (["list", "--pre"], "unknown option --pre; did you mean --pretrained?"),
+        (["export", "x", "y", "--no"], "unknown option --no; did you mean --no-ema?"),
+        (["plan", "x", "--gp", "1"], "unknown option --gp; did you mean --gpus or --gpu or --gpus-per-node?"),
+        (["bench", "acmix_resnet_pico", "--rep", "1"], "unknown option --rep; did you mean --repeats?"),
+    ],
+    ids=lambda value: " ".join(value[:3:2]) if isinstance(value, list) else "",
+)
+def test_incomplete_options_and_paths_are_refused_with_a_hint(
+    words: list[str], hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options cannot be abbreviated, because a prefix could set a different option than intended."""
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert hint in error and f"All options: acmix-zoo {words[0]} --help" in error
+    assert len(error.splitlines()) == 2
+
+
+@pytest.mark.parametrize("command", ["reproduce", "plan"])
+def test_the_closest_recipe_is_named(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main([command, "recipes/fashion_mnist/acmix_resnet_pic.yaml"]) == 1
+    assert "The closest names are fashion_mnist/acmix_resnet_pico" in capsys.readouterr().err

@@ -1,0 +1,44 @@
+"""Trained runs that several files use."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with images/, a run `stopped` in its second epoch, and a finished run `finished`."""
+    from support.training import CrashInSecondEpoch, callback_option, make_image_folder, resume_command
+
+    from acmix_zoo.cli.main import main
+
+    folder = tmp_path_factory.mktemp("runs")
+    make_image_folder(folder / "images")
+    with pytest.raises(RuntimeError, match="power"):
+        main(resume_command(folder, "stopped", trainer__callbacks=callback_option(CrashInSecondEpoch)))
+    assert main(resume_command(folder, "finished")) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an image folder with train/ and test/ of three classes."""
+    from support.training import make_image_folder
+
+    folder = tmp_path_factory.mktemp("photos") / "photos"
+    make_image_folder(folder / "train")
+    make_image_folder(folder / "test", per_class=4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo_run(photos: Path) -> Path:
+    """Return a finished run next to the photos, which was started in their folder with relative paths."""
+    from support.training import fit_arguments
+
+    from acmix_zoo.cli.main import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(photos.parent)
+        assert main(fit_arguments(Path("photos"), Path("runs/x"), ckpt_path="last")) == 0
+    return photos.parent / "runs/x"

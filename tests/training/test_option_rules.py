@@ -1,0 +1,71 @@
+"""Every option has a rule that says whether it may change for a resumed run, and values are compared by meaning."""
+
+import json
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lightning")
+
+from acmix_zoo.cli.trainer import TrainingCLI
+from acmix_zoo.training.option_rules import RULES, Rule, find_changes, flatten
+
+
+class ParserBuilt(Exception):
+    """Carries the parser out of the command line, which stops there."""
+
+
+@pytest.fixture(scope="module")
+def parser() -> Any:
+    """Return the parser of `acmix-zoo fit`."""
+
+    class ParserOnly(TrainingCLI):
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            raise ParserBuilt(self._parser("fit"))
+
+    with pytest.raises(ParserBuilt) as built:
+        ParserOnly("")
+    return built.value.args[0]
+
+
+def test_every_option_has_a_rule(parser: Any) -> None:
+    """The options are read from the parser, so that no new option can be forgotten, not even one of Lightning."""
+    helpers = ("_HelpAction", "ActionConfigFile", "_ActionPrintConfig", "_ActionHelpClassPath", "_ActionConfigLoad")
+    options = {action.dest for action in parser._actions if type(action).__name__ not in helpers}
+    options -= {"data.num_classes --> model.num_classes", "model.num_classes"}  # compared with the data instead
+    assert len(options) > 90
+    assert sorted(options - RULES.keys()) == [], "give these options a rule in acmix_zoo/training/option_rules.py"
+    assert sorted(RULES.keys() - options) == [], "these options no longer exist"
+
+
+def test_a_parsed_configuration_keeps_every_option(parser: Any) -> None:
+    config = parser.parse_args(["--data.source=x", "--model.model=test_resnet", "--trainer.callbacks=null"])
+    assert flatten(config).keys() == RULES.keys()
+    assert json.loads(json.dumps(flatten(config))) == flatten(config)
+
+
+def test_equivalent_values_are_not_changes() -> None:
+    recorded = {"data.mean": [0.5, 0.5], "data.classes_file": "a/b", "trainer.limit_val_batches": 1.0, "run.tag": "a"}
+    given = {"data.mean": (0.5, 0.5), "data.classes_file": "./a/b", "trainer.limit_val_batches": 1, "run.tag": "b"}
+    assert find_changes(recorded, given, Rule.FIXED) == {"trainer.limit_val_batches": (1.0, 1)}  # one batch, not all
+    assert find_changes(recorded, given, Rule.APPLIES) == {"run.tag": ("a", "b")}
+    assert find_changes({}, given, *Rule) == {}  # an option that the recording version did not have
+
+
+@pytest.mark.parametrize(
+    ("option", "recorded", "given", "is_same"),
+    [
+        ("model.warmup_epochs", 0, 0.0, True),
+        ("model.lr", 1, 1.0, True),
+        ("model.ema_decay", 0, False, False),
+        ("model.nesterov", True, 1, False),
+        ("trainer.overfit_batches", 1, 1.0, False),
+        ("trainer.val_check_interval", 1.0, 1, False),
+        ("model.model_kwargs", {"depths": (1, 2), "rate": 0}, {"depths": [1, 2], "rate": 0.0}, True),
+        ("model.model_kwargs", {"depths": (1, 2)}, {"depths": [1, 3]}, False),
+        ("model.model_kwargs", {"depths": (1, 2)}, {"depths": [1, 2], "rate": 0}, False),
+    ],
+)
+def test_numbers_are_compared_by_value(option: str, recorded: Any, given: Any, is_same: bool) -> None:
+    """An exception are options that take an int as a count and a float as a fraction."""
+    assert (find_changes({option: recorded}, {option: given}, Rule.FIXED) == {}) is is_same
