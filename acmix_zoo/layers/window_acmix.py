@@ -15,7 +15,7 @@ from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, ch
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
-from acmix_zoo.layers.submodule_use import is_plain, can_skip_call
+from acmix_zoo.layers.submodule_use import can_skip_call, is_plain
 from acmix_zoo.ops.tracing import at_most, ceil_div, constant_size, is_dynamic, unflatten
 from acmix_zoo.ops.window_attention import window_attention
 from acmix_zoo.ops.window_paths import WindowGeometry, WindowTensors, runs_native, window_paths
