@@ -249,9 +249,7 @@ class WindowACmix(TwoStageLayer):
         if adds_in_place:  # the projection is added to the convolution, which already contains its bias
             offset = self.proj.bias if self.alpha is None else self.proj.bias * self.alpha
         if self.paths != "attention":
-            conv: Any = self.shift_conv
-            fc = torch.cat((conv.fc_weight, conv.fc_bias.unsqueeze(1)), 1)  # (k², 3·heads + 1)
-            kernels = conv.shift_weight if self.paths != "both" or self.beta is None else conv.shift_weight * self.beta
+            fc, kernels = self.shift_conv.mixing_and_kernels(self.beta if self.paths == "both" else None)
         geometry = WindowGeometry(self.heads, self.window, shift, (h, w), not self.conv_before_shift and any(shift))
         tensors = WindowTensors(bias, mask, fc, kernels, offset)
         attention, convolution = window_paths(self.qkv(x), tensors, geometry)  # (B·H·W, dim), or empty

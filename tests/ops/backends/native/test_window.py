@@ -16,7 +16,8 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from acmix_zoo.layers import WindowACmix
+from acmix_zoo.layers import ReducedACmix, WindowACmix
+from acmix_zoo.layers.argument_checks import Paths
 from acmix_zoo.ops import use_backend
 from acmix_zoo.ops.backends.native import window as native
 from acmix_zoo.ops.backends.native.library import library
@@ -347,3 +348,28 @@ def test_flops_are_those_of_the_definition() -> None:
     with FlopCounterMode(display=False) as counter:
         torch.autograd.grad([t.sum() for t in found], leaf)
     assert counter.get_total_flops() == 4 * layer.stage_macs(x).second
+
+
+@pytest.mark.parametrize("heads", [1, 5])
+@pytest.mark.parametrize(("reduction", "prefix"), [(1, 1), (1, 0), (3, 0)])
+@pytest.mark.parametrize("paths", ["both", "convolution"])
+def test_the_convolution_of_pvts_layer(heads: int, reduction: int, prefix: int, paths: Paths, calls: list[str]) -> None:
+    torch.manual_seed(0)
+    layer = ReducedACmix(30, heads, reduction, paths=paths)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x, size = torch.randn(2, prefix + 7 * 5, 30), (7, 5)
+
+    class OfMap(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x, size)  # type: ignore[no-any-return]
+
+    with use_backend("reference"):
+        expected = with_gradients(OfMap(copy.deepcopy(layer)).double(), x.double())
+    assert not calls
+    assert_close(with_gradients(OfMap(layer), x), expected, 2e-5)
+    assert calls == ["forward", "backward"]
