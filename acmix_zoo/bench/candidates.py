@@ -76,7 +76,7 @@ class Candidate:
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"bench: unknown dtype {self.dtype!r}; expected one of torch, such as float32 or bfloat16")
+            raise ValueError(f"bench: unknown dtype {self.dtype!r}. Expected one of torch, such as float32 or bfloat16")
 
     @property
     def device_type(self) -> str:
@@ -217,7 +217,8 @@ def use_candidate_backend(candidate: Candidate) -> Iterator[None]:
 def memory_format(candidate: Candidate) -> torch.memory_format:
     """Return the memory format in which the candidate is fastest.
 
-    This is channels_last, except for the baselines that use unfold and for the aggregation of maps larger than 20×20.
+    This is channels_last, except for the baselines that use unfold and for the aggregation of feature maps larger than
+    20×20.
     """
     if found := _AGGREGATION.fullmatch(candidate.name):
         is_contiguous = found[1] == "unfold" or int(found[3]) > 20
@@ -227,7 +228,7 @@ def memory_format(candidate: Candidate) -> torch.memory_format:
 
 
 def resize(candidate: Candidate, size: int) -> Candidate:
-    """Return the same candidate for images, or maps, of another size."""
+    """Return the same candidate for images, or feature maps, of a different size."""
     if is_network(candidate.name):
         return replace(candidate, size=size)
     return replace(candidate, name=re.sub(r"(:\d+x)\d+", rf"\g<1>{size}", candidate.name))

@@ -49,7 +49,7 @@ def cpu_peak(candidate: Candidate) -> float:
 
     Raises:
         OutOfMemory: the candidate does not fit, or the system killed the process for its memory.
-        RuntimeError: the process failed for another reason.
+        RuntimeError: the process failed for a different reason.
     """
     done = subprocess.run(
         [sys.executable, "-m", "acmix_zoo.bench.memory", json.dumps(asdict(candidate))],

@@ -39,7 +39,7 @@ def print_backends() -> None:
 
 
 def _backend(side: int, itemsize: int, device: str) -> str:
-    """Return the backend of a layer with a window of 7×7 on a map with `side` rows and columns."""
+    """Return the backend of a layer with a window of 7×7 on a feature map with `side` rows and columns."""
     if native_unsupported_reason(itemsize, device) is None:
         return "native"
     return plan_attention(side, side, SlidingWindow(7), device).backend

@@ -49,7 +49,7 @@ def find_checkpoint(config: Any, subcommand: str, run: RunFolder, command: str) 
         return _find_best(config, subcommand, run, command)
     if run.checkpoints.exist() and not is_dry_run:
         raise FileExistsError(
-            f"{run.folder} already contains a run. Resume it with --ckpt_path last, or choose another --run.folder"
+            f"{run.folder} already contains a run. Resume it with --ckpt_path last, or choose a different --run.folder"
         )
     return None
 

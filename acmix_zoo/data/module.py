@@ -188,7 +188,7 @@ class ImageDataModule(L.LightningDataModule):
         return self.loaders.splits
 
     def describe(self) -> dict[str, Any]:
-        """Return what the record of a run says about its data: name, source, fingerprint, images per split, license."""
+        """Return what the record of a run states about its data: name, source, fingerprint, split sizes, license."""
         sizes = self.loaders.sizes()
         description = {
             "name": self.source.name,
@@ -200,7 +200,7 @@ class ImageDataModule(L.LightningDataModule):
         return {**description, "validation_as_test": True} if self.validation_as_test else description
 
     def card(self) -> dict[str, Any]:
-        """Return what a weight folder says about the data: `dataset` for its record, and `cfg` for timm."""
+        """Return what a weight folder states about the data: `dataset` for its record, and `cfg` for timm."""
         if self._card is None:  # computing the fingerprint may take a while
             cfg = {
                 "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std),
@@ -229,15 +229,15 @@ class ImageDataModule(L.LightningDataModule):
         processes = self.trainer.world_size if self.trainer else 1
         self.batch_size, warning = self.loaders.limit_batch_size(self.batch_size, processes, self._accumulated)
         self._print_once(*[warning] * bool(warning))
-        self.card()  # now rather than with the first checkpoint: until then a file may break, or the Hub be unreachable
+        self.card()  # not later, because a file may break or the Hub become unreachable before the first checkpoint
         self._print_once(self.loaders.summary(inspections))
 
     def _inspect(self, stage: str) -> dict[str, Inspection]:
-        """Check the images of a stage, unless they have been checked for another stage before."""
+        """Check the images of a stage, except those that have already been checked for a different stage."""
         if stage == "fit" and self.is_resumed:
             return {}
         names = [name for name in _STAGE_SPLITS[stage] if name == stage or name not in self._checked_splits]
-        # Decode test images if a long run starts, or if an error in one process would leave the others waiting.
+        # Decode all test images before a long run, and if an error in one process would leave the others waiting.
         thorough = stage == "fit" or (self.trainer is not None and self.trainer.world_size > 1)
         inspections = self.loaders.inspect(names, thorough)
         check_readable(inspections)
@@ -366,7 +366,7 @@ class ImageDataModule(L.LightningDataModule):
                 messages.append(compare_batches(recorded_sizes, self._batch_sizes()))
             self._print_once(*filter(None, messages))
         self._position = Position(state_dict.get("epoch", 0), state_dict.get("batch", 0), state_dict.get("stream"))
-        # Lightning looks for the position in the loader, but it is here
+        # Lightning expects the loader to store the position, but the data module does
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 
     def _batch_sizes(self) -> dict[str, int]:

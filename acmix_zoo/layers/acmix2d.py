@@ -31,11 +31,11 @@ from acmix_zoo.ops.tracing import constant_size, is_tracing, unflatten
 class ACmix2d(TwoStageLayer):
     """Self-attention and convolution on the same projections: `alpha · attention + beta · convolution`.
 
-    A drop-in replacement for `nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)`. The map is projected once to
-    q, k and v. On the attention path, every position attends to the kernel_att × kernel_att window around it, and the
-    map is reflected at its border. The convolution path mixes the same projections and convolves them with kernels that
-    are initialised as shifts. The output has the input's dtype and memory format. Any height and width works, down to
-    1×1.
+    A drop-in replacement for `nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)`. The feature map is projected
+    once to q, k and v. On the attention path, every position attends to the kernel_att × kernel_att window around it,
+    and the feature map is reflected at its border. The convolution path mixes the same projections and convolves them
+    with kernels that are initialised as shifts. The output has the input's dtype and memory format. Any height and
+    width works, down to 1×1.
 
     The first four arguments have the same order as in `nn.Conv2d`, for builders that pass arguments by position. The
     third one is the kernel size of the convolution path; it does not affect the attention window. There is no padding
@@ -156,7 +156,7 @@ class ACmix2d(TwoStageLayer):
             # Autocast leaves float64 alone.
             dtype = torch.get_autocast_dtype(device) if autocast and x.dtype != torch.float64 else x.dtype
             weight, bias, inputs = (t if t is None else t.to(dtype) for t in (qkv.weight, qkv.bias, x))
-            # Cast here, once: a chunk that is recomputed for its gradient must not come out in another dtype.
+            # Cast here, once: a chunk that is recomputed for its gradient must not have a different dtype.
             with autocast_off(x):
                 fc = kernels = None
                 if self.paths != "attention":
@@ -185,7 +185,7 @@ class ACmix2d(TwoStageLayer):
     def stage_macs(self, x: Tensor) -> StageCounts:
         """Return the multiply-accumulates of both stages for an input (B, in_channels, H, W).
 
-        The attention and the shifts run on the strided map, the projections and the mixing on the full one.
+        The attention and the shifts run on the strided feature map, the projections and the mixing on the full one.
         """
         b, _, h, w = x.shape
         strided = -(-h // self.stride) * -(-w // self.stride)

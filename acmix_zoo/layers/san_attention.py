@@ -29,8 +29,9 @@ class _SAM(TwoStageLayer):
 
     As an ACmix layer, the module computes `alpha · attention + beta · convolution` on the same projections q (P/16
     channels), k (P/16) and v (P/4). This is a **reconstruction**: the authors published the cost of ACmix-SAN, but not
-    its design. See docs/reconstructions.md. The convolution mixes the projections into one map, `v + lift([q, k])`. It
-    then sums the 3×3 neighbours of each position as the attention sums those of v, but with parameters as weights.
+    its design. See docs/reconstructions.md. The convolution mixes the projections into one feature map, `v + lift([q,
+    k])`. It then sums the 3×3 neighbours of each position as the attention sums those of v, but with parameters as
+    weights.
 
     Args:
         channels: P, the number of input channels; a multiple of 16.

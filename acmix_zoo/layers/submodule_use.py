@@ -33,9 +33,9 @@ def can_skip_call(module: nn.Module, kind: type[nn.Module]) -> bool:
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether calling `module` is the same as applying a plain `kind` with its parameters.
 
-    It is not if the module has another class (a wrapper, a quantised or parametrized layer), if there are hooks of any
-    kind on it, if its `forward` was replaced on the instance, or if its parameters are tensor subclasses, which may
-    define their own arithmetic. Hooks for all modules do not count, see `can_skip_call`.
+    It is not if the module has a different class (a wrapper, a quantised or parametrized layer), has hooks of any kind,
+    has its `forward` replaced on the instance, or has parameters of a tensor subclass, which may define its own
+    arithmetic. Global hooks are checked by `can_skip_call` instead.
     """
     if type(module) is not kind or "forward" in module.__dict__:
         return False

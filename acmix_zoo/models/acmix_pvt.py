@@ -263,7 +263,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
         expected = own[key].shape if key in own else value.shape
         if key.startswith("pos_embed") and value.shape != expected and value.shape[2] == expected[2]:
             i = int(key.removeprefix("pos_embed")) - 1
-            side = math.isqrt(value.shape[1])  # of a square map; the class token adds one position
+            side = math.isqrt(value.shape[1])  # of a square feature map; the class token adds one position
             value = resized_positions(value, (side, side), model.grids[i])  # type: ignore[index,arg-type]
         out[key] = value
     return out

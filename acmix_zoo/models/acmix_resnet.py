@@ -151,7 +151,7 @@ class ACmixResNet(MapBackbone):
         return self
 
     def run_stage(self, i: int, x: Tensor) -> Tensor:
-        """The stem for i = 0, whose map has index 0 as in timm; else pooling (once) and `layer{i}`."""
+        """Run the stem (i = 0, as in timm), or `layer{i}`, with the pooling before `layer1`."""
         if i == 0:
             check_dtype("ACmixResNet", x, self.conv1)
             return self.act1(self.bn1(self.conv1(x)))  # type: ignore[no-any-return]

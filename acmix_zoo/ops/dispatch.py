@@ -32,8 +32,8 @@ BACKENDS = (
     "python",  # the automatic choice between global and tiles, also where native supports the tensors
 )
 
-# Largest number of positions for the global backend. A tile of a 16×16 map would gather 196 of its 256 keys. It would
-# save little, and the copies take time.
+# Largest number of positions for the global backend. On a 16×16 feature map, a tile would gather 196 of the 256 keys,
+# which saves little compared with the time for the copies.
 _GLOBAL_UP_TO = 256
 # Tile (query rows, columns) for graphs compiled with dynamic sizes, where the tile cannot depend on the size.
 _SYMBOLIC_TILE = (4, 8)
@@ -115,9 +115,9 @@ def plan_attention(h: int, w: int, window: SlidingWindow, device: str = "cpu") -
     if backend is not None and backend not in ("native", "python"):
         reason = "it was requested by use_backend or ACMIX_BACKEND"
     elif h * w <= _GLOBAL_UP_TO:
-        backend, reason = "global", f"the map has at most {_GLOBAL_UP_TO} positions"
+        backend, reason = "global", f"the feature map has at most {_GLOBAL_UP_TO} positions"
     else:
-        backend, reason = "tiles", f"the map has more than {_GLOBAL_UP_TO} positions"
+        backend, reason = "tiles", f"the feature map has more than {_GLOBAL_UP_TO} positions"
     if backend != "tiles":
         return AttentionPlan(backend, None, reason)
     if device in TILES:
@@ -217,7 +217,7 @@ def explain_plan(
 
     >>> print(explain_plan((8, 512, 7, 7), 512))  # doctest: +ELLIPSIS
     layer: ...
-    attention: global backend, because the map has at most 256 positions
+    attention: global backend, because the feature map has at most 256 positions
     batch: 8 of 8 images per chunk, because the batch needs 4.6 MiB and the limit of a chunk is 16 MiB
     gradient: intermediate results are kept
     projection: ...

@@ -77,7 +77,7 @@ class Job:
             ("optimizer", self.optimizer, PUBLISHED_BATCH),
         ):
             if value not in known:
-                raise ValueError(f"plan: unknown {option} {value!r}; expected one of {', '.join(known)}")
+                raise ValueError(f"plan: unknown {option} {value!r}. Expected one of {', '.join(known)}")
         if self.batch_size < 1:
             raise ValueError(f"plan: a batch of {self.batch_size} images per device is impossible; use at least 1")
 

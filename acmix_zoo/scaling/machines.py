@@ -94,5 +94,5 @@ def find_gpu(name: str) -> Machine:
         ValueError: unknown GPU.
     """
     if name.lower() not in GPUS:
-        raise ValueError(f"plan: unknown GPU {name!r}; expected one of {', '.join(GPUS)}")
+        raise ValueError(f"plan: unknown GPU {name!r}. Expected one of {', '.join(GPUS)}")
     return GPUS[name.lower()]

@@ -29,7 +29,7 @@ def param_groups(
         groups: list[dict[str, Any]] = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=skip)
         return [{**group, "lr": lr} for group in groups]
     if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay={layer_decay} was given; expected a factor per layer in (0, 1], such as 0.75")
+        raise ValueError(f"layer_decay={layer_decay} was given. Expected a factor per layer in (0, 1], such as 0.75")
     groups = param_groups_layer_decay(model, weight_decay, no_weight_decay_list=skip, layer_decay=layer_decay)
     return [{**group, "lr": lr * group.pop("lr_scale")} for group in groups]
 
@@ -73,7 +73,7 @@ def make_optimizer(model: nn.Module, lr: float, hyper_parameters: Mapping[str, A
         return torch.optim.SGD(groups, lr=lr, momentum=h["momentum"], nesterov=nesterov)
     if h["optimizer"] == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(h["momentum"], 0.999))
-    raise ValueError(f"optimizer={h['optimizer']!r} was given; expected 'adamw' or 'sgd'")
+    raise ValueError(f"optimizer={h['optimizer']!r} was given. Expected 'adamw' or 'sgd'")
 
 
 def batch_size_factor(trainer: L.Trainer, lr: float, base_batch_size: int | None) -> float:

@@ -185,7 +185,7 @@ class RunFolder(Checkpoint):
             check_push(self.push_to)  # now, rather than after the last epoch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Install signal handlers, after Lightning has installed its own, and print where the run starts."""
+        """Install signal handlers (after Lightning has installed its own), and print where the run starts."""
         self._signals.take()
         self.has_begun = True
         if trainer.is_global_zero and not (self._is_dry_run and not trainer.global_step):
@@ -274,8 +274,6 @@ class RunFolder(Checkpoint):
             raise weights_error(trainer.global_step, self.resume_message)
         return self.checkpoints.save(trainer, is_best)
 
-    # The end.
-
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the signal handlers, wait for the other processes, and fail if the last epoch could not be saved."""
         self._signals.release()
@@ -291,8 +289,9 @@ class RunFolder(Checkpoint):
         if not self.has_begun and trainer.is_global_zero:
             self._claim.withdraw()
         self._claim.release()
-        says_how_to_resume = isinstance(exception, NotFinite)  # its message says how to resume
-        if self.has_begun and trainer.state.fn == "fit" and trainer.is_global_zero and not says_how_to_resume:
+        if isinstance(exception, NotFinite):  # its message says how to resume
+            return
+        if self.has_begun and trainer.state.fn == "fit" and trainer.is_global_zero:
             is_interrupted = isinstance(exception, KeyboardInterrupt | Interrupted)
             reason = "was interrupted" if is_interrupted else "ended in an error"
             print(f"The run {reason}. {self.resume_message}", flush=True)

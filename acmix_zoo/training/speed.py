@@ -24,12 +24,12 @@ _BOTTLENECK = 0.2  # fraction of the time waiting for data from which data loadi
 
 
 class Interval(NamedTuple):
-    """Some batches of the training.
+    """A number of consecutive training batches.
 
     Attributes:
-        seconds: time that they took, without validations.
+        seconds: duration, without validations.
         waited: the part of it in which this process waited for data.
-        images: their images, in all processes.
+        images: number of images, in all processes.
     """
 
     seconds: float = 0.0
@@ -47,11 +47,12 @@ class Speed(L.Callback):
     speed/eta_minutes        until the end of the last epoch, with the validations at their mean time so far; left out
                              if the run has no end
 
-    Loggers get the mean of the last 50 batches every `log_every_n_steps`, and `trainer.callback_metrics` that of the
-    epoch at its end. Only this process's own work counts: a resumed run starts from zero, and its first batch, which
-    may compile, is not among the 50. GPUs work asynchronously, so single steps say little there.
+    Loggers receive the mean of the last 50 batches every `log_every_n_steps`, and `trainer.callback_metrics` the mean
+    of each epoch. A resumed run starts from zero, and the first batch, which may include compilation, is not counted.
+    GPUs run asynchronously, so single steps mean little there.
 
-    Before the fit the loader is iterated alone. After the first epoch, a line compares it with the training.
+    Before the fit, the throughput of the loader alone is measured. After the first epoch, a line compares it with that
+    of training.
 
     Args:
         loader_seconds: seconds to spend measuring loader throughput at the start; 0 = off.
@@ -65,10 +66,10 @@ class Speed(L.Callback):
     def __init__(self, loader_seconds: float = 1.0, peak_flops: float | None = None) -> None:
         if loader_seconds < 0:
             raise ValueError(
-                f"loader_seconds={loader_seconds} was given; expected seconds, or 0 to leave the measurement out"
+                f"loader_seconds={loader_seconds} was given. Expected seconds, or 0 to leave the measurement out"
             )
         if peak_flops is not None and peak_flops <= 0:
-            raise ValueError(f"peak_flops={peak_flops} was given; expected the FLOP/s of a device, such as 312e12")
+            raise ValueError(f"peak_flops={peak_flops} was given. Expected the FLOP/s of a device, such as 312e12")
         self.loader_seconds, self.peak_flops = loader_seconds, peak_flops
         self._loader_rate: float | None = None  # images/s of the loader alone
         self._peak: float | None = None  # FLOP/s of a device

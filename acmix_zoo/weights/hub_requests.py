@@ -24,7 +24,8 @@ def request(call: Callable[[], T], repository: Repository, *, is_push: bool = Fa
 
     Raises:
         FileNotFoundError: there is no such repository, revision or file. PermissionError: the token lacks the right.
-        ConnectionError: the Hub cannot be reached, or it failed repeatedly. OSError: it refused for another reason.
+        ConnectionError: the Hub cannot be reached, or it failed repeatedly.
+        OSError: the Hub rejected the request for a different reason.
     """
     for attempt in range(_TRIES):
         try:

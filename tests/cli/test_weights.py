@@ -267,7 +267,7 @@ class TestExport:
             (tmp_path / "none", [], "does not exist. Expected a weight folder, a run folder or a checkpoint"),
         ):
             assert message in run_command(capsys, "export", source, tmp_path / "w", *options, code=1)
-        assert "is not a weight folder. Choose another place" in run_command(
+        assert "is not a weight folder. Expected a new path" in run_command(
             capsys, "export", run, tmp_path / "photos", code=1
         )
         assert not (tmp_path / "w").exists()

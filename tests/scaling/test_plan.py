@@ -59,7 +59,7 @@ class TestErrors:
             (["nothing.yaml"], "nothing.yaml does not exist. Expected the name of a recipe"),
             (["imagenet1k/acmix_swin_x"], "The closest names are imagenet1k/acmix_swin_"),
             (["acmix_resnet5"], "unknown model 'acmix_resnet5'"),
-            ([PICO, "--gpu", "tpu"], "unknown GPU 'tpu'; expected one of v100, a100, h100, h200"),
+            ([PICO, "--gpu", "tpu"], "unknown GPU 'tpu'. Expected one of v100, a100, h100, h200"),
             ([PICO, "--batch", "0"], "a batch of 0 images per device is impossible; use at least 1"),
             ([PICO, "--gpus", "0"], "0 GPUs are impossible; use at least 1"),
             ([PICO, "--gpus", "12"], "12 GPUs do not fill nodes of 8; use at most 8, or a multiple of it"),
@@ -78,10 +78,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("trainer: {devices: 8}", "has no model.model, so it is not a recipe; expected a recipe"),
-            ("- 1", "holds a list instead of settings; expected a recipe"),
+            ("trainer: {devices: 8}", "has no model.model, so it is not a recipe. Expected a recipe"),
+            ("- 1", "holds a list instead of settings. Expected a recipe"),
             ("a: [", "is not YAML"),
-            ("model: {model: acmix_resnet_pico, optimizer: lamb}", "unknown optimizer 'lamb'; expected one of sgd"),
+            ("model: {model: acmix_resnet_pico, optimizer: lamb}", "unknown optimizer 'lamb'. Expected one of sgd"),
             ("{model: {model: acmix_resnet_pico}, trainer: {precision: 64-true}}", "unknown precision '64-true'"),
         ],
     )

@@ -105,7 +105,7 @@ def test_message_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tile"], "unknown part tile; expected one of layers, networks, tiles, compiled"),
+        (["tile"], "unknown part tile. Expected one of layers, networks, tiles, compiled"),
         (REHEARSAL, "needs --csv FILE"),
     ],
 )

@@ -38,7 +38,7 @@ def test_a_recipe_without_images_is_refused(recipe: str, capsys: pytest.CaptureF
     [
         ({"trainer__limit_train_batches": 0}, "--trainer.limit_train_batches 0 leaves nothing to train on"),
         ({"trainer__enable_checkpointing": "false"}, "leaves no checkpoint from which to finish or resume the run"),
-        ({"trainer__accelerator": "gpu"}, "finds no GPU here. Use --trainer.accelerator cpu"),
+        ({"trainer__accelerator": "gpu"}, "finds none here. Use --trainer.accelerator cpu"),
         ({"trainer__accelerator": "tpu"}, "Lightning rejected the --trainer options"),
         ({"trainer__max_epochs": 0}, "max_epochs=0, but the schedule depends on the length of the run"),
         ({"trainer__max_epochs": -1}, "max_epochs=-1, but the schedule"),
@@ -46,10 +46,10 @@ def test_a_recipe_without_images_is_refused(recipe: str, capsys: pytest.CaptureF
         ({"model__model": "test_vit"}, "test_vit cannot process images of 32 × 32 pixels"),
         ({"model__model": "test_vit"}, "--data.image_size 160, or build it for this size with --model.model_kwargs"),
         ({"model__model_kwargs": "{nonsense: 1}"}, "test_resnet cannot be built with model_kwargs={'nonsense': 1}"),
-        ({"model__lr": 0}, "lr=0.0 was given; expected a number above 0"),
-        ({"model__momentum": 1}, "momentum=1.0 was given; expected"),
-        ({"model__ema_decay": 2}, "ema_decay=2.0 was given; expected"),
-        ({"model__layer_decay": 0}, "expected a factor per layer in (0, 1]"),
+        ({"model__lr": 0}, "lr=0.0 is out of range. Expected a number above 0"),
+        ({"model__momentum": 1}, "momentum=1.0 is out of range. Expected"),
+        ({"model__ema_decay": 2}, "ema_decay=2.0 is out of range. Expected"),
+        ({"model__layer_decay": 0}, "Expected a factor per layer in (0, 1]"),
     ],
     ids=lambda value: "-".join(map(str, value.items())) if isinstance(value, dict) else "",
 )

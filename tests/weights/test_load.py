@@ -336,7 +336,7 @@ class TestBadFiles:
 
     def test_files_without_weights_are_refused(self, tmp_path: Path) -> None:
         torch.save({"epoch": 3, "best": 0.5}, tmp_path / "empty.pth")
-        assert "no weights in" in refusal(pico(), tmp_path / "empty.pth")
+        assert "contains no weights" in refusal(pico(), tmp_path / "empty.pth")
         assert "found: nothing" in refusal(pico(), {})
         torch.save(torch.ones(3), tmp_path / "tensor.pth")
         assert "found: Tensor" in refusal(pico(), tmp_path / "tensor.pth")

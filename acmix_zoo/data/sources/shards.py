@@ -1,4 +1,4 @@
-"""`Shards`: the parquet or tar files of a data set on disk, and what they say before any image is read.
+"""`Shards`: the parquet or tar files of a data set on disk, and what is known about them before any image is read.
 
 Parquet files have a column of images. Tar files are in the format of WebDataset: NAME.jpg and NAME.cls, an integer.
 """
