@@ -130,7 +130,7 @@ class ACmix2d(TwoStageLayer):
         """Initialise the projections as PyTorch does, the convolution as shifts, and alpha and beta as one half."""
         self.qkv.reset_parameters()
         if self.paths != "convolution":
-            bound = 2**-0.5  # of a 1×1 convolution with two inputs
+            bound = 2**-0.5  # as in PyTorch's 1×1 convolution with two inputs
             nn.init.uniform_(self.position_weight, -bound, bound)
             nn.init.uniform_(self.position_bias, -bound, bound)
         if self.paths != "attention":

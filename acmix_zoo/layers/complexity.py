@@ -54,9 +54,9 @@ def complexity(model: nn.Module, input_size: Sequence[int] | None = None) -> Com
     Raises:
         ValueError: no input size is given, and the model has no configuration with one.
     """
-    size = tuple(input_size) if input_size is not None else input_size_of(model)
+    size = tuple(input_size) if input_size is not None else default_input_size(model)
     if size is None:
-        raise ValueError(f"complexity: {type(model).__name__} names no input size; pass input_size=(C, H, W)")
+        raise ValueError(f"complexity: {type(model).__name__} states no input size. Pass input_size=(C, H, W)")
     counter = FlopCounterMode(display=False)
     stated = _StatedMacs(counter)
     hooks = [hook for layer in model.modules() if hasattr(layer, "definition_macs") for hook in stated.watch(layer)]
@@ -92,7 +92,7 @@ class _StatedMacs:
             self.correction += layer.definition_macs(args[0]) - counted
 
 
-def input_size_of(model: nn.Module) -> tuple[int, int, int] | None:
+def default_input_size(model: nn.Module) -> tuple[int, int, int] | None:
     """Return the (C, H, W) of the model's timm configuration, or None if it has none."""
     for name in ("pretrained_cfg", "default_cfg"):
         size = (getattr(model, name, None) or {}).get("input_size")

@@ -3,7 +3,7 @@
 Their attention weights are vectors, computed from pairs of positions or from whole neighbourhoods.
 
 Source: "Exploring Self-attention for Image Recognition", CVPR 2020, and its released code, whose parameter names these
-modules have. That code needs CUDA kernels; this one consists of PyTorch operators and runs on any device.
+modules have. The released code needs CUDA kernels. This one consists of PyTorch operators and runs on any device.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class _SAM(TwoStageLayer):
         super().__init__()
         if channels % 16 or channels // 4 % share or kernel % 2 == 0 or kernel_conv % 2 == 0:
             raise ValueError(
-                f"SAN: channels={channels} must be a multiple of 16 and of 4·share={4 * share}, kernel={kernel} and "
-                f"kernel_conv={kernel_conv} odd"
+                f"SAN: channels={channels}, kernel={kernel} and kernel_conv={kernel_conv} do not work. Expected "
+                f"channels to be a multiple of 16 and of 4·share={4 * share}, and odd kernels"
             )
         check_paths("SAN", paths)
         self.kernel, self.relation, self.out, self.paths = kernel, channels // 16, channels // 4, paths
@@ -86,7 +86,7 @@ class _SAM(TwoStageLayer):
     def stage_macs(self, x: Tensor) -> StageCounts:
         """Return the multiply-accumulates of both stages for an input (B, P, H, W)."""
         b, channels, h, w = x.shape
-        first, second = channels * (2 * self.relation + self.out), 0  # of one position
+        first, second = channels * (2 * self.relation + self.out), 0  # multiply-accumulates for one position
         if self.paths != "convolution":
             second += self.kernel**2 * self.out + self.weight_macs()
         if self.paths != "attention":
@@ -145,7 +145,7 @@ class PairwiseSAM(_SAM):
         return weight.transpose(1, 2).reshape(b, self.kernel**2 * self.shared, h, w)  # type: ignore[no-any-return]
 
     def _differences(self, here: Tensor, there: Tensor) -> Tensor:
-        """Return `here` minus the neighbours of `there`: two maps (B, C, H, W) → (B, C, k², H·W)."""
+        """Return `here` minus the neighbours of `there`: 2 × (B, C, H, W) → (B, C, k², H·W)."""
         columns = F.unfold(reflect_pad(there, self.kernel // 2), self.kernel)  # (B, C·k², H·W)
         difference: Tensor = here.flatten(2).unsqueeze(2) - unflatten(columns, 1, (here.shape[1], -1))
         return difference
@@ -181,9 +181,9 @@ class PatchwiseSAM(_SAM):
             return weight.transpose(1, 2).flatten(1, 2)
         weight = self.conv_w[:-1](features)  # (B, wc, H, W)
         # The rows of this convolution are ordered (wc, k²), but the weighted sums need the offsets first.
-        rows, bias = (self._offsets_first(t) for t in (last.weight, last.bias))
+        rows, bias = (self._reorder_rows(t) for t in (last.weight, last.bias))
         return F.conv2d(weight, rows, bias)
 
-    def _offsets_first(self, rows: Tensor) -> Tensor:
+    def _reorder_rows(self, rows: Tensor) -> Tensor:
         """Reorder rows: (wc·k², …) → (k²·wc, …)."""
         return rows.unflatten(0, (self.shared, -1)).transpose(0, 1).flatten(0, 1)  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
 """Memory, time and communication of a training step on n GPUs, by the formulas of docs/scaling.md.
 
-This file is pure arithmetic. The cost of the network comes in as a `Training` (`acmix_zoo.scaling.jobs` counts it for a
-recipe), the hardware as a `Machine`. Units are bytes, seconds and images.
+This file is pure arithmetic. The cost of the network is given as a `Training` (`acmix_zoo.scaling.jobs` counts it for a
+recipe), and the hardware as a `Machine`. Units are bytes, seconds and images.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU. `buffers` are copies made for communication."""
+    """Memory of one GPU in bytes. `buffers` are copies that are made for communication."""
 
     weights: float
     gradients: float
@@ -251,10 +251,10 @@ def all_reduce(size: float, gpus: int, machine: Machine, gpus_per_node: int = 8)
         ValueError: no GPU, or nodes that are not full.
     """
     if min(gpus, gpus_per_node) < 1:
-        raise ValueError(f"plan: {gpus} GPUs in nodes of {gpus_per_node} are impossible; use at least 1 of each")
+        raise ValueError(f"plan: {gpus} GPUs in nodes of {gpus_per_node} are impossible. Use at least 1 of each")
     if gpus > gpus_per_node and gpus % gpus_per_node:
         raise ValueError(
-            f"plan: {gpus} GPUs do not fill nodes of {gpus_per_node}; use at most {gpus_per_node}, or a multiple of it"
+            f"plan: {gpus} GPUs do not fill nodes of {gpus_per_node}. Use at most {gpus_per_node}, or a multiple of it"
         )
     inside, nodes = min(gpus, gpus_per_node), ceil(gpus / gpus_per_node)
     sent_inside = 2 * (inside - 1) / inside * size

@@ -188,7 +188,7 @@ class ClassificationTask(L.LightningModule):
         if self.hparams["channels_last"] and not is_sharded(self.model):
             self.model.to(memory_format=torch.channels_last)
         if self.hparams["compile"] and self.model._compiled_call_impl is None:
-            self.model.compile()  # in place: keys of the state dict stay what they are
+            self.model.compile()  # in place, so that the keys of the state dict do not change
 
     def _check_image_size(self) -> None:
         data = getattr(self.trainer, "datamodule", None)

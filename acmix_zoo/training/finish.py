@@ -123,7 +123,7 @@ def _test(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolde
     try:
         (results,) = trainer.test(task, data, verbose=False)
     except (UnusableImages, UnreadableImage) as error:
-        if trainer.world_size > 1 and isinstance(error, UnreadableImage):  # in one process, while others wait for it
+        if trainer.world_size > 1 and isinstance(error, UnreadableImage):  # only one process raises it
             raise UnreadableImage(
                 f"{error}. The best weights are in {run.best}. To export them without a test, use --run.test false"
             ) from error
@@ -177,7 +177,7 @@ def _example_images(data: Any) -> Tensor:
     if not isinstance(loader, DataLoader):
         return torch.randn(1, *data.input_size, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of unreadable images, which the run has reported
+        warnings.simplefilter("ignore")  # the run has already warned of unreadable images
         images: Tensor = next(iter(loader))[0]
     return images[:4]
 

@@ -18,7 +18,7 @@ import timm
 from timm.models import PretrainedCfg, build_model_with_cfg
 
 _LARGEST_CONFIG = 16 * 2**20  # bytes; 22,000 label names take one megabyte
-_LARGEST_NUMBER = 2**16  # in model_args
+_LARGEST_NUMBER = 2**16  # largest number allowed in model_args
 # Where timm would look for weights. Those of a weight folder are next to its config.json.
 _WEIGHT_SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "architecture"}
 # Arguments of timm's builder, which do not describe the network.

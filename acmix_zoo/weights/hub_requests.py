@@ -23,7 +23,8 @@ def request(call: Callable[[], T], repository: Repository, *, is_push: bool = Fa
     """Return the result of `call`, which talks to the Hub. Temporary failures are retried.
 
     Raises:
-        FileNotFoundError: there is no such repository, revision or file. PermissionError: the token lacks the right.
+        FileNotFoundError: the repository, revision or file does not exist.
+        PermissionError: the token has no permission.
         ConnectionError: the Hub cannot be reached, or it failed repeatedly.
         OSError: the Hub rejected the request for a different reason.
     """

@@ -171,7 +171,7 @@ def test_unsuitable_folders_and_names_are_not_pushed(hub: Hub, folder: Path, tmp
         with pytest.raises(ValueError, match=r"Expected org/name|is not a valid repository name on"):
             push(folder, name)
     config = read_config(folder)
-    config["acmix_zoo"]["origin"] = "the authors' file; published without a licence, so it may not be passed on"
+    config["acmix_zoo"]["origin"] = "the authors' file; published without a licence, so it must not be redistributed"
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="must not be redistributed"):
         push(folder, "org/converted")

@@ -67,7 +67,7 @@ class Shards:
         self.path = path
         self.kind: str | None = None
         self.files: dict[str, list[str]] = {}
-        self._row_counts: dict[str, list[int]] = {}  # of each row group of a file
+        self._row_counts: dict[str, list[int]] = {}  # number of rows in each row group of a file
         self._tar_contents: dict[str, _TarContents] = {}
         if path.is_file():
             self.kind = SHARD_KINDS.get(path.suffix)
