@@ -142,7 +142,7 @@ def test_nothing_of_this_name(here: Path, name: str, message: str) -> None:
     [
         *[(f"finished{part}", "finished") for part in ("", "/config.yaml", "/weights", "/weights/model.safetensors")],
         *[(f"sharded{part}", "sharded") for part in ("", "/checkpoints", "/checkpoints/best.ckpt")],
-        *[(path, None) for path in ("folder", "folder/config.json", "mine.pth", "foreign", "nowhere", ".")],
+        *[(path, None) for path in ("folder", "mine.pth", "foreign", "nowhere", ".", "sharded/checkpoints/bst.ckpt")],
     ],
 )
 def test_the_run_folder_that_a_path_belongs_to(here: Path, path: str, run: str | None) -> None:
