@@ -65,7 +65,7 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def python_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the native library refuse every layer, for tests that observe PyTorch's operators."""
-    monkeypatch.setattr("acmix_zoo.ops.acmix.refusal", lambda *args: "a test observes the Python backend")
+    monkeypatch.setattr("acmix_zoo.ops.acmix.unsupported_reason", lambda *args: "a test observes the Python backend")
 
 
 @pytest.fixture(autouse=True)

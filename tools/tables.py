@@ -50,7 +50,7 @@ def models_table() -> str:
     """Return one row for each network of the paper's size: its own costs beside the published ones."""
     rows = [["model", "parameters", "published", "MACs", "published", "input", "top-1, published"]]
     for name in acmix_zoo.list_models("acmix_*"):
-        if name.endswith("_pico"):  # they are in the table of shipped weights
+        if name.endswith(("_pico", "_nano")):  # they are in the table of shipped weights
             continue
         with torch.device("meta"):
             found, of = complexity(acmix_zoo.create_model(name)), published(name)
@@ -113,7 +113,7 @@ def render(text: str) -> str:
     for name in re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE):
         if name not in TABLES or f"<!-- /{name} -->" not in text:
             raise ValueError(
-                f"<!-- {name} --> is not a table with an end; expected one of {', '.join(TABLES)}, "
+                f"<!-- {name} --> is not a table with an end. Expected one of {', '.join(TABLES)}, "
                 f"and <!-- /NAME --> after it"
             )
         old = re.search(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", text, re.DOTALL)

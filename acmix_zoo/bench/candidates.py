@@ -17,11 +17,11 @@ followed by `@BACKEND` (a backend of ACmix, such as `@reference`), `@tile8x16` (
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -36,9 +36,13 @@ from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.complexity import input_size_of
 from acmix_zoo.ops import BACKENDS, use_backend
 from acmix_zoo.ops.dispatch import TILES
+from acmix_zoo.weights.locate import Kind, ModelLocation, locate
+from acmix_zoo.weights.not_found import NotFoundError, not_found
 
-_LAYER = re.compile(r"(acmix2d|released|conv3x3|shift-tensor|shift-frozen|shift-learnable):(\d+)x(\d+)(?:s(\d+))?")
-_AGGREGATION = re.compile(r"(aggregate|unfold):(\d+)x(\d+)(?:k(\d+))?")
+_LAYERS = ("acmix2d", "released", "conv3x3", "shift-tensor", "shift-frozen", "shift-learnable")
+_AGGREGATIONS = ("aggregate", "unfold")
+_LAYER = re.compile(rf"({'|'.join(_LAYERS)}):(\d+)x(\d+)(?:s(\d+))?")
+_AGGREGATION = re.compile(rf"({'|'.join(_AGGREGATIONS)}):(\d+)x(\d+)(?:k(\d+))?")
 _TILE = re.compile(r"tile(\d+)x(\d+)")
 _COMPILE = "+compile"
 
@@ -72,7 +76,7 @@ class Candidate:
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"bench: unknown dtype {self.dtype!r}; expected one of torch, such as float32 or bfloat16")
+            raise ValueError(f"bench: unknown dtype {self.dtype!r}. Expected one of torch, such as float32 or bfloat16")
 
     @property
     def device_type(self) -> str:
@@ -110,12 +114,16 @@ def parse_name(name: str) -> Variant:
     model, _, backend = name.removesuffix(_COMPILE).rpartition("@")
     if not model:
         model, backend = backend, ""
-    is_known = backend in ("", "released", *BACKENDS) or _TILE.fullmatch(backend)
-    if not is_known and "/" in model:  # the revision of a model on the Hub
-        model, backend, is_known = f"{model}@{backend}", "", True
-    if not is_known:
-        expected = ", ".join(f"@{known}" for known in ("released", *BACKENDS))
-        raise ValueError(f"bench: {name}: unknown backend @{backend}; expected {expected} or a tile such as @tile8x16")
+    if not (backend in ("", "released", *BACKENDS) or _TILE.fullmatch(backend)):
+        model, backend = f"{model}@{backend}", ""  # a revision on the Hub, or a path that contains an @
+        try:
+            locate(model)
+        except NotFoundError as error:
+            unknown = model.rpartition("@")[2]
+            expected = ", ".join(f"@{known}" for known in ("released", *BACKENDS))
+            raise ValueError(
+                f"bench: {name}: unknown backend @{unknown}. Expected {expected} or a tile such as @tile8x16"
+            ) from error
     return Variant(model, backend, name.endswith(_COMPILE))
 
 
@@ -159,12 +167,12 @@ def _build_layer(kind: str, channels: int, stride: int) -> nn.Module:
     if kind == "conv3x3":
         return conv
     if stride != 1:
-        raise ValueError(f"bench: {kind} does not support a stride of {stride}; use a stride of 1")
+        raise ValueError(f"bench: {kind} does not support a stride of {stride}. Use a stride of 1")
     return DecomposedConv2d.from_conv(conv, kind.removeprefix("shift-"))  # type: ignore[arg-type]
 
 
 def _build_network(name: str, size: int, model_kwargs: dict[str, Any]) -> Built:
-    has_weights = "/" in name or ":" in name or Path(name).exists()  # a folder, a file or a model on the Hub
+    has_weights = _locate(name).kind is not Kind.NETWORK
     # A new network is built on the device of the context, which may be "meta", but weights need tensors with storage.
     with torch.device("cpu") if has_weights else nullcontext():
         module = acmix_zoo.create_model(name, **model_kwargs)
@@ -172,6 +180,25 @@ def _build_network(name: str, size: int, model_kwargs: dict[str, Any]) -> Built:
     if size and hasattr(module, "set_input_size"):
         module.set_input_size(img_size=(size, size))  # type: ignore[operator]
     return Built(module, (channels, size or height, size or width))
+
+
+def _locate(name: str) -> ModelLocation:
+    """Locate a network or weights.
+
+    Raises:
+        NotFoundError: there is nothing of this name. If it looks like a layer, the error shows how layers are written.
+    """
+    try:
+        return locate(name)
+    except NotFoundError as error:
+        if ":" not in name:
+            raise
+        near = difflib.get_close_matches(name.partition(":")[0], [*_LAYERS, *_AGGREGATIONS])
+        expected = "a network, weights, or a layer such as acmix2d:64x56"
+        advice = "`acmix-zoo bench --help` explains them"
+        raise not_found(
+            f"unknown candidate {name!r}", expected, [f"{kind}:CHANNELSxSIZE" for kind in near], advice
+        ) from error
 
 
 @contextmanager
@@ -190,7 +217,8 @@ def use_candidate_backend(candidate: Candidate) -> Iterator[None]:
 def memory_format(candidate: Candidate) -> torch.memory_format:
     """Return the memory format in which the candidate is fastest.
 
-    This is channels_last, except for the baselines that use unfold and for the aggregation of maps larger than 20×20.
+    This is channels_last, except for the baselines that use unfold and for the aggregation of feature maps larger than
+    20×20.
     """
     if found := _AGGREGATION.fullmatch(candidate.name):
         is_contiguous = found[1] == "unfold" or int(found[3]) > 20
@@ -200,7 +228,7 @@ def memory_format(candidate: Candidate) -> torch.memory_format:
 
 
 def resize(candidate: Candidate, size: int) -> Candidate:
-    """Return the same candidate for images, or maps, of another size."""
+    """Return the same candidate for images, or feature maps, of a different size."""
     if is_network(candidate.name):
         return replace(candidate, size=size)
     return replace(candidate, name=re.sub(r"(:\d+x)\d+", rf"\g<1>{size}", candidate.name))

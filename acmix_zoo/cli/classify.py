@@ -31,7 +31,7 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
     parser.add_argument("--top", type=int, default=5, help="number of classes to print per image (default: 5)")
     options = parser.parse_args(arguments)
     if options.top < 1:
-        parser.error(f"--top {options.top} was given; expected at least 1")
+        parser.error(f"--top {options.top} was given. Expected at least 1")
 
     import torch
     from timm.data import create_transform, resolve_data_config

@@ -16,7 +16,7 @@ _CONFIG = {
 }
 _EVALUATION = {
     **_CONFIG,
-    "--data.source SOURCE": "another data set than the one the run was trained on",
+    "--data.source SOURCE": "data set (default: the one that the run was trained on)",
     "--ckpt_path FILE": "best (the default), last, or a checkpoint file",
     "--model.pretrained WEIGHTS": "evaluate these weights instead of a checkpoint",
     "--data.batch_size N": "images per batch and device",

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from acmix_zoo.cli.backend_report import print_backends
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.cli.text_table import print_columns
 from acmix_zoo.layers.complexity import complexity, human
@@ -28,9 +29,19 @@ def info(arguments: Sequence[str]) -> None:
         "of the projections to q, k and v (stage I) and of the attention and convolution on them (stage II) in every "
         "layer, as in table 1 of the paper.",
     )
-    parser.add_argument("model", help="name of a network or of weights, or path of a weight folder or run folder")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "model", nargs="?", help="name of a network or of weights, or path of a weight folder or run folder"
+    )
+    what.add_argument(
+        "--backends",
+        action="store_true",
+        help="show which backend runs the layers on this machine, and how to get a faster one",
+    )
     parser.add_argument("--size", type=int, help="side of the image (default: the network's own)")
     options = parser.parse_args(arguments)
+    if options.backends:
+        return print_backends()
     location = locate(options.model, prefers_paths=True)
     path = installed_folder(options.model) if location.kind is Kind.NETWORK else fetch(location)
     if path is not None:

@@ -15,7 +15,7 @@ _TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false",
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser with short errors. As a mixin before jsonargparse's parser, it shortens its errors.
 
-    Options have to be written in full. With abbreviations, an incomplete option would set another one than was meant.
+    Options have to be written in full. With abbreviations, an incomplete option might set the wrong one.
     """
 
     help_option = "--help"  # the option that lists all options

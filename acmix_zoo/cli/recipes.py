@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from acmix_zoo.cli.parser import Parser
-from acmix_zoo.weights.shipped import find_recipe, suggest_recipes
+from acmix_zoo.weights.locate import HUB_PREFIX, WEIGHT_SUFFIXES
+from acmix_zoo.weights.not_found import NotFoundError
+from acmix_zoo.weights.recipe_files import locate_recipe
 
 
 def with_config_files(argv: Sequence[str]) -> list[str]:
@@ -21,8 +23,8 @@ def with_config_files(argv: Sequence[str]) -> list[str]:
         if i and option in ("-c", "--config") and value:
             try:
                 words[i] = (option + equals if equals else "") + config_file(value)
-            except FileNotFoundError as error:
-                Parser(f"acmix-zoo {argv[0]}").error(str(error))
+            except NotFoundError as error:
+                Parser(f"acmix-zoo {argv[0]}").error(f"--config {error}")
     return words
 
 
@@ -30,22 +32,18 @@ def config_file(value: str) -> str:
     """Return the file that a `--config` refers to.
 
     Args:
-        value: a file, a run folder (which refers to the config.yaml in it), or a recipe as in `find_recipe`. YAML text
-            and addresses, which jsonargparse accepts too, are returned unchanged.
+        value: a recipe as in `locate_recipe`, which may be a run folder. YAML text, addresses and files of other
+            formats, which jsonargparse accepts too, are returned unchanged.
 
     Raises:
-        FileNotFoundError: there is no such file, run folder or recipe. The error lists the closest recipes.
+        NotFoundError: there is no such recipe. The error lists the closest ones.
     """
-    path = Path(value)
-    if any(mark in value for mark in (":", "{", "\n")) or path.is_file():
+    is_address = ":" in value and not value.startswith(HUB_PREFIX)
+    if is_address or any(mark in value for mark in "{\n") or _is_text_file(Path(value)):
         return value
-    if (path / "config.yaml").is_file():
-        return str(path / "config.yaml")
-    if recipe := find_recipe(value):
-        return str(recipe)
-    if path.is_dir():
-        raise FileNotFoundError(
-            f"--config {value} is a folder without a config.yaml; expected the name of a recipe, a YAML file or a run "
-            "folder"
-        )
-    raise FileNotFoundError(f"--config {value} does not exist; {suggest_recipes(value)}")
+    return str(locate_recipe(value))
+
+
+def _is_text_file(path: Path) -> bool:
+    """Return whether a file can be a configuration, which may have any suffix, rather than weights."""
+    return path.is_file() and path.suffix not in WEIGHT_SUFFIXES and path.name != "config.json"

@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from acmix_zoo.models.published import published
-from acmix_zoo.weights import locate, read_config
+from acmix_zoo.weights import read_config
+from acmix_zoo.weights.description import has_config
 from acmix_zoo.weights.fetch import weight_folder
-from acmix_zoo.weights.shipped import checkpoints_root, find_recipe, recipes_root, suggest_recipes
+from acmix_zoo.weights.locate import find_run
+from acmix_zoo.weights.recipe_files import (
+    find_recipe,
+    is_in_recipe_group,
+    locate_recipe,
+    recipes_root,
+    suggesting_recipes,
+)
+from acmix_zoo.weights.shipped import checkpoints_root
 
 Record = Mapping[str, Any]
 
@@ -31,43 +40,59 @@ def find_target(name: str) -> Target:
     """Find the training behind weights or a recipe.
 
     Args:
-        name: weights (as `locate` accepts them), or a recipe.
+        name: weights (as `locate` accepts them), a run folder or a part of it, or a recipe.
 
     Raises:
         FileNotFoundError: there are no weights and no recipe of that name, or the recipe that the record names is not
             available.
         ValueError: the record does not say how the weights were trained.
     """
+    run = find_run(Path(name))
+    if run is not None and has_config(run / "weights"):
+        return _target_of_weights(run / "weights", name)
+    if run is not None and (run / "config.yaml").is_file():  # it was interrupted
+        return _recipe_target(run / "config.yaml", run.name)
     recipe = find_recipe(name)
-    is_finished_run = Path(name).name == "config.yaml" and (Path(name).parent / "weights" / "config.json").is_file()
-    if recipe and not is_finished_run and ("/" in name or name.endswith(".yaml")):  # not: org/name
-        return _target_of_recipe(recipe)
+    if is_in_recipe_group(name) or Path(name).suffix in (".yaml", ".yml"):
+        return _recipe_target(locate_recipe(name))
+    if recipe and "/" in name:
+        return _recipe_target(recipe)
     try:
-        folder = weight_folder(name)
-        record = read_config(folder).get("acmix_zoo", {})
+        with suggesting_recipes(name):
+            folder = weight_folder(name)
     except FileNotFoundError:
         if recipe:
-            return _target_of_recipe(recipe)
-        raise FileNotFoundError(
-            f"{name!r} is not the name of weights, a weight folder, a run folder or a recipe. For weights, see "
-            f"`acmix-zoo list --pretrained`; for recipes, {suggest_recipes(name)}"
-        ) from None
+            return _recipe_target(recipe)
+        raise
+    return _target_of_weights(folder, name, recipe)
+
+
+def _target_of_weights(folder: Path, name: str, recipe: Path | None = None) -> Target:
+    """Return the training that the record of a weight folder describes, or that of `recipe` if it describes none."""
+    record = read_config(folder).get("acmix_zoo", {})
     if record.get("command") or record.get("recipe"):
-        run = locate(folder).run  # if the folder is still inside its run folder
+        run = find_run(folder)  # if the folder is still inside its run folder
         own = run / "config.yaml" if run and (run / "config.yaml").is_file() else None
         return Target(record["name"], recorded_arguments(record, own), record)
     if recipe:
-        return _target_of_recipe(recipe)
+        return _recipe_target(recipe)
     raise ValueError(
         f"the record of {name} has neither a command nor a recipe (origin: {record.get('origin', 'unknown')}), so it "
         "does not say how to train the weights. Pass the name of a recipe instead"
     )
 
 
-def _target_of_recipe(recipe: Path) -> Target:
+def _recipe_target(recipe: Path, name: str = "") -> Target:
     """Return the training of a recipe, with the record of the shipped weights that it produced, or the published
-    accuracy."""
+    accuracy.
+
+    Args:
+        recipe: the file, which may be the config.yaml of a run.
+        name: what to call it; by default, as the file.
+    """
     arguments = ["--config", str(recipe)]
+    if _setting(read_settings(recipe), "--run.push_to"):
+        arguments += ["--run.push_to", "null"]  # what was published must not be replaced by its reproduction
     place = f"recipes/{recipe.parent.name}/{recipe.name}"
     root = checkpoints_root()
     for config in sorted(root.glob("*/config.json")) if root else []:
@@ -76,7 +101,7 @@ def _target_of_recipe(recipe: Path) -> Target:
             return Target(record["name"], recorded_arguments(record), record)
     top1 = published(recipe.stem).top1  # empty for recipes that are not named after a network
     if recipe.parent.name != "imagenet1k" or not top1:
-        return Target(recipe.stem, arguments, {})
+        return Target(name or recipe.stem, arguments, {})
     score = {"split": "val", "name": "top1", "value": float(top1) / 100}
     record = {"metrics": [score], "rounding": 5e-4, "dataset": {"splits": {"val": 50_000}}}
     return Target(recipe.stem, arguments, record)

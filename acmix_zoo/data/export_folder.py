@@ -37,7 +37,7 @@ def export_folder(
     data = source if isinstance(source, IndexedSource) else open_source(source)
     destination = Path(destination)
     if destination.exists():
-        raise FileExistsError(f"{destination} exists. Remove it or choose another destination")
+        raise FileExistsError(f"{destination} exists. Remove it, or choose a different destination")
     generator = np.random.default_rng(seed)
     shuffled = {split: generator.permutation(len(images)) for split, images in data.splits.items()}
     used = dict.fromkeys(data.splits, 0)  # for each split of the source, how many images of each class are written

@@ -18,8 +18,8 @@ from acmix_zoo.data.splits import Split
 class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Dataset of N images. `dataset[i]` is an image (3, S, S) and its class; loaders get batches from `__getitems__`.
 
-    Index N + i means image i with another augmentation. Index -1 - i means image i with class -1, which is computed but
-    not counted.
+    Index N + i means image i with a different augmentation. Index -1 - i means image i with class -1, which is computed
+    but not counted.
 
     Args:
         split: images and the indices of those that belong to the dataset.

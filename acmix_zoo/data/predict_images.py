@@ -32,7 +32,7 @@ def find_images_in(location: Path) -> FoundImages:
         ValueError: the folder contains no images. The message says what it contains instead.
     """
     if not location.exists():
-        raise FileNotFoundError(f"{location} does not exist. Expected an image or a folder of images; check the path")
+        raise FileNotFoundError(f"{location} does not exist. Expected an image or a folder of images. Check the path")
     if not location.is_dir():
         return FoundImages([str(location)], [])
     walk = walk_folders([location])

@@ -56,7 +56,7 @@ def complexity(model: nn.Module, input_size: Sequence[int] | None = None) -> Com
     """
     size = tuple(input_size) if input_size is not None else input_size_of(model)
     if size is None:
-        raise ValueError(f"complexity: {type(model).__name__} names no input size; pass input_size=(C, H, W)")
+        raise ValueError(f"complexity: {type(model).__name__} states no input size. Pass input_size=(C, H, W)")
     counter = FlopCounterMode(display=False)
     stated = _StatedMacs(counter)
     hooks = [hook for layer in model.modules() if hasattr(layer, "definition_macs") for hook in stated.watch(layer)]

@@ -57,15 +57,15 @@ class ACmixResNet(MapBackbone):
 
     Args:
         layers: number of blocks in each stage.
-        planes: inner channels of each stage, whose maps have four times as many.
+        planes: inner channels of each stage. Its feature maps have four times as many.
         base_width: inner width of a bottleneck per 64 planes.
         stem_width: channels of the stem.
-        small_input: use a stem of two 3×3 convolutions for 32-pixel images instead of one 7×7 convolution. Both halve
-            the image, and the same pooling follows.
+        small_input: use a stem of two 3×3 convolutions for 32-pixel images instead of one 7×7 convolution. Both have
+            stride 2 in total and are followed by the same pooling.
         heads, kernel_att, kernel_conv, paths: arguments of `ACmix2d`.
-        output_stride: side length of the image divided by that of the last map: 8, 16 or 32. Stages that would exceed
-            it keep the size of their maps and dilate their ACmix layers instead, as timm's ResNet does with its
-            convolutions. The parameters are the same.
+        output_stride: side length of the image divided by that of the last feature map: 8, 16 or 32. Stages that would
+            exceed it keep the resolution and dilate their ACmix layers instead, like the convolutions of timm's ResNet.
+            The parameters are the same.
         in_chans, num_classes, global_pool, drop_rate, drop_path_rate, zero_init_last: as in timm.
 
     Shape: (B, in_chans, H, W) → (B, num_classes); any height and width.
@@ -93,7 +93,7 @@ class ACmixResNet(MapBackbone):
     ) -> None:
         super().__init__()
         if output_stride not in (8, 16, 32):
-            raise ValueError(f"ACmixResNet: unknown output_stride={output_stride!r}; expected 8, 16 or 32")
+            raise ValueError(f"ACmixResNet: unknown output_stride={output_stride!r}. Expected 8, 16 or 32")
         self.in_chans = in_chans
         conv7x7 = nn.Conv2d(in_chans, stem_width, 7, 2, 3, bias=False)
         self.conv1: nn.Module = small_stem(in_chans, stem_width) if small_input else conv7x7
@@ -151,7 +151,7 @@ class ACmixResNet(MapBackbone):
         return self
 
     def run_stage(self, i: int, x: Tensor) -> Tensor:
-        """The stem for i = 0, whose map has index 0 as in timm; else pooling (once) and `layer{i}`."""
+        """Run the stem (i = 0, as in timm), or `layer{i}`, with the pooling before `layer1`."""
         if i == 0:
             check_dtype("ACmixResNet", x, self.conv1)
             return self.act1(self.bn1(self.conv1(x)))  # type: ignore[no-any-return]
@@ -204,7 +204,9 @@ def acmix_resnet50(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
 @register_model
 def acmix_resnet_pico(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
     """ACmix-ResNet for 32-pixel images: 653,054 parameters, 10.4 MMACs, three stages of two bottlenecks, 10 classes.
-    As an encoder it halves the image four times: depth 4, maps of 1/2, 1/4, 1/8 and 1/16 of its side."""
+
+    As a segmentation encoder, it has depth 4; its feature maps have strides 2, 4, 8 and 16.
+    """
     defaults = {"layers": (2, 2, 2), "planes": (32, 64, 128), "stem_width": 32, "small_input": True}
     return _create("acmix_resnet_pico", pretrained, defaults, kwargs)
 

@@ -1,7 +1,7 @@
 """timm's model interface, implemented once for networks that consist of consecutive stages.
 
 `Backbone` has feature maps, pruning, gradient checkpointing and weight decay groups. `MapBackbone` adds the classifier
-of networks whose features are a map (B, C, H, W).
+of networks whose features have the shape (B, C, H, W).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from acmix_zoo.models.registry import feature_take_indices, record_arguments
 class Backbone(nn.Module):
     """A network of consecutive stages, one for each entry of `feature_info`.
 
-    A subclass implements `run_stage`, `drop_stage`, `forward_head` and `reset_classifier`. If its features are not maps
-    (B, C, H, W), or if a norm follows the last stage, it also overrides `to_map` and `normalise`.
+    A subclass implements `run_stage`, `drop_stage`, `forward_head` and `reset_classifier`. If its features do not have
+    the shape (B, C, H, W), or if a norm follows the last stage, it also overrides `to_map` and `normalise`.
 
     Attributes:
         feature_info: num_chs, reduction and module of each feature map, as in timm.
@@ -56,7 +56,7 @@ class Backbone(nn.Module):
         return x
 
     def to_map(self, x: Any, output_fmt: str) -> Tensor:
-        """Return features as a map (B, C, H, W), or (B, H, W, C) if `output_fmt` is "NHWC"."""
+        """Return features as a feature map (B, C, H, W), or (B, H, W, C) if `output_fmt` is "NHWC"."""
         return x.permute(0, 2, 3, 1) if output_fmt == "NHWC" else x  # type: ignore[no-any-return]
 
     def to_output(self, x: Any) -> Tensor:
@@ -89,7 +89,7 @@ class Backbone(nn.Module):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the feature maps (B, C, H/reduction, W/reduction), as in timm's networks.
 
-        With `output_fmt="NHWC"`, the maps are (B, H/reduction, W/reduction, C). This does not affect the final
+        With `output_fmt="NHWC"`, the feature maps are (B, H/reduction, W/reduction, C). This does not affect the final
         features, which have the layout of `forward_features`.
         """
         if output_fmt not in ("NCHW", "NHWC"):
@@ -136,7 +136,7 @@ class Backbone(nn.Module):
 
 
 class MapBackbone(Backbone):
-    """A backbone whose features are a map (B, C, H, W), with pooling and a linear classifier `fc`.
+    """A backbone whose features have the shape (B, C, H, W), with pooling and a linear classifier `fc`.
 
     A subclass calls `make_head` as soon as it knows its `num_features`.
     """

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from acmix_zoo.ops.backends.native.layer import has_backward, is_available, refusal
+from acmix_zoo.ops.backends.native.layer import has_backward, is_available, unsupported_reason
 from acmix_zoo.ops.chunks import run_in_chunks
 from acmix_zoo.ops.derivatives import is_transformed
-from acmix_zoo.ops.dispatch import forced_backend, keeps_projections, plan_batch
+from acmix_zoo.ops.dispatch import forced_backend, plan_batch, should_keep_projections
 from acmix_zoo.ops.local_attention import local_attention
 from acmix_zoo.ops.projection import project
 from acmix_zoo.ops.shift_conv import grouped_conv
@@ -98,15 +98,15 @@ def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, ge
     if is_exporting() or is_transformed(x, weight, bias, *paths):  # only plain operators support these
         return acmix_plain(x, weight, bias, paths, geometry)
     device = x.device.type
-    keeps = torch.is_grad_enabled() and keeps_projections(x.shape[1])
+    keep_projections = torch.is_grad_enabled() and should_keep_projections(x.shape[1])
     if torch.compiler.is_compiling() and device == "cpu":
         # The graph must not depend on the backend in use when it runs, so it keeps nothing for the native library.
         is_native = x.dtype == torch.float32 and is_available()
-        keep = Keep.PROJECTIONS if keeps and not is_native else Keep.NOTHING
+        keep = Keep.PROJECTIONS if keep_projections and not is_native else Keep.NOTHING
         return torch.ops.acmix_zoo.acmix(x, weight, bias, *paths, *geometry, keep)[0]  # type: ignore[no-any-return]
     if all(t is None or type(t) in (Tensor, Parameter) for t in (x, weight, bias, *paths)):  # no subclass of a user
         if runs_native(x, weight, bias, paths, geometry):
-            keep = Keep.NATIVE if keeps and has_backward(len(x), paths, [True] * 8) else Keep.NOTHING
+            keep = Keep.NATIVE if keep_projections and has_backward(len(x), paths, [True] * 8) else Keep.NOTHING
             return torch.ops.acmix_zoo.acmix(x, weight, bias, *paths, *geometry, keep)[0]  # type: ignore[no-any-return]
     window = attention_window(geometry)
     plan = plan_batch(x.shape, len(weight) // 3, window, itemsize=x.element_size(), device=device)
@@ -123,7 +123,7 @@ def runs_native(
     x: Tensor, weight: Tensor, bias: Tensor | None, paths: Sequence[Tensor | None], geometry: Geometry
 ) -> bool:
     """Return whether the native library computes `acmix`: no other backend is forced, and it supports the tensors."""
-    return forced_backend() in (None, "native") and refusal(x, weight, bias, paths, geometry.heads) is None
+    return forced_backend() in (None, "native") and unsupported_reason(x, weight, bias, paths, geometry.heads) is None
 
 
 def acmix_plain(
@@ -146,7 +146,7 @@ def combine_paths(projections: Tensor, paths: Sequence[Tensor | None], geometry:
     """
     positions, fc, kernels, alpha, offset = paths
     projections = unflatten(projections, 3, (-1, 3 * geometry.heads))  # (B, H, W, d, 3·heads)
-    results = []  # of one path or two, (B, Ho, Wo, out)
+    results = []  # one for each path, (B, Ho, Wo, out)
     if kernels is not None:
         maps = projections if fc is None else F.linear(projections, fc.to(projections.dtype))
         results.append(grouped_conv(maps, kernels, offset, stride=geometry.stride, dilation=geometry.dilation))

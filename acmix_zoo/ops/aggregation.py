@@ -2,8 +2,8 @@
 
     y[b, c, i] = Σ_j weight[b, j, c mod wc, i] · value[b, c, i + j]
 
-j runs over the k² offsets of a window in a map with a reflected border. Groups of channels share a weight, and they do
-so **interleaved**: channel c uses weight c mod wc, not c // share. Channels 0, wc, 2·wc, … have one in common.
+j runs over the k² offsets of a window in a feature map with a reflected border. Groups of channels share a weight, and
+they do so **interleaved**: channel c uses weight c mod wc, not c // share. Channels 0, wc, 2·wc, … have one in common.
 
 `aggregate_reference` is this formula, written as loops. `aggregate` computes the same with one of the two backends: a
 loop over the offsets on a CPU (`backends/offset_sums.py`), strided windows on a GPU (`backends/window_sums.py`).

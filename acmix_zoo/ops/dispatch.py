@@ -17,29 +17,31 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from acmix_zoo.ops.backends.native.library import instruction_set, library
+from acmix_zoo.ops.backends.native.layer import unsupported_kind_reason
+from acmix_zoo.ops.backends.native.library import instruction_set
 from acmix_zoo.ops.projection import explain_projection
 from acmix_zoo.ops.sliding_window import SlidingWindow, key_extent
 from acmix_zoo.ops.tracing import ceil_div
 
 BACKENDS = (
     "reference",  # attention and convolution as printed in the paper
-    "global",  # every query is compared with every position of the map, under a mask
-    "tiles",  # the map is cut into tiles, and each tile is compared with the keys around it
-    "offset",  # column by column of the window, in plain operators
+    "global",  # every query is compared with every position of the feature map, under a mask
+    "tiles",  # the feature map is cut into tiles, and each tile is compared with the keys around it
+    "offset",  # one column of the window at a time, in plain operators
     "native",  # the whole layer in C++, where it supports the tensors; see backends/native
+    "python",  # the automatic choice between global and tiles, also where native supports the tensors
 )
 
-# Largest number of positions for the global backend. A tile of a 16×16 map would gather 196 of its 256 keys. It would
-# save little, and the copies take time.
+# Largest number of positions for the global backend. On a 16×16 feature map, a tile would gather 196 of the 256 keys,
+# which saves little compared with the time for the copies.
 _GLOBAL_UP_TO = 256
 # Tile (query rows, columns) for graphs compiled with dynamic sizes, where the tile cannot depend on the size.
 _SYMBOLIC_TILE = (4, 8)
 # The tile for each type of device. Other devices get the tile of `choose_tile`, whose costs were measured on a CPU.
 # `make bench-gpu` measures 4×7, 8×8 and 8×16 on a GPU, so that an entry for "cuda" can be added.
 TILES: dict[str, tuple[int, int]] = {}
-# Cost of gathering one key, in query-key products.
-_COST_OF_A_KEY = 24
+# Cost of gathering one key into a tile, in units of one query-key product.
+_KEY_GATHER_COST = 24
 # Memory for one chunk of the batch on a CPU. Each step then finds the previous step's result in a cache, and no buffer
 # is so large that the allocator requests fresh pages for it.
 _CHUNK_BYTES = 16 << 20
@@ -55,7 +57,8 @@ def use_backend(backend: str | None) -> Iterator[None]:
     """Force one of `BACKENDS` for every layer that runs in this context. None restores the automatic choice.
 
     "reference" replaces the attention and the convolution by the formulas of the paper, in plain operators. "native"
-    runs the whole layer in C++ on a CPU. The other backends only replace the attention.
+    runs the whole layer in C++ on a CPU. "python" is the automatic choice of a machine without a C++ compiler. The
+    other backends only replace the attention.
 
     The choice affects only the calling thread or asyncio task. A backward pass that runs after the context has ended
     uses the backend of its forward pass, with two exceptions. A compiled graph uses the backend in force at that time.
@@ -92,7 +95,7 @@ def _checked(backend: str) -> str:
 
 
 class AttentionPlan(NamedTuple):
-    """How the attention of a map is computed.
+    """How the attention of a feature map is computed.
 
     Attributes:
         backend: one of `BACKENDS`.
@@ -106,15 +109,15 @@ class AttentionPlan(NamedTuple):
 
 
 def plan_attention(h: int, w: int, window: SlidingWindow, device: str = "cpu") -> AttentionPlan:
-    """Return the plan for the attention of a map (h, w) on a type of device."""
+    """Return the plan for the attention of a feature map (h, w) on a type of device."""
     backend = forced_backend()
     # the native backend runs whole layers; only layers that it does not support reach this function
-    if backend is not None and backend != "native":
+    if backend is not None and backend not in ("native", "python"):
         reason = "it was requested by use_backend or ACMIX_BACKEND"
     elif h * w <= _GLOBAL_UP_TO:
-        backend, reason = "global", f"the map has at most {_GLOBAL_UP_TO} positions"
+        backend, reason = "global", f"the feature map has at most {_GLOBAL_UP_TO} positions"
     else:
-        backend, reason = "tiles", f"the map has more than {_GLOBAL_UP_TO} positions"
+        backend, reason = "tiles", f"the feature map has more than {_GLOBAL_UP_TO} positions"
     if backend != "tiles":
         return AttentionPlan(backend, None, reason)
     if device in TILES:
@@ -126,13 +129,13 @@ def plan_attention(h: int, w: int, window: SlidingWindow, device: str = "cpu") -
 
 @lru_cache(maxsize=1024)
 def choose_tile(ho: int, wo: int, window: SlidingWindow) -> tuple[int, int]:
-    """Return the tile with the lowest estimated cost (query-key products plus key copies) for (ho, wo) queries."""
+    """Return the tile with the lowest estimated cost for (ho, wo) queries: query-key products plus copies of keys."""
 
     def cost(tile: tuple[int, int]) -> int:
         th, tw = tile
         queries = th * tw
         keys = key_extent(th, window) * key_extent(tw, window)
-        return ceil_div(ho, th) * ceil_div(wo, tw) * keys * (queries + _COST_OF_A_KEY)  # type: ignore[no-any-return]
+        return ceil_div(ho, th) * ceil_div(wo, tw) * keys * (queries + _KEY_GATHER_COST)  # type: ignore[no-any-return]
 
     return min(((th, tw) for th in range(3, 9) for tw in range(3, 9)), key=cost)
 
@@ -166,18 +169,19 @@ def plan_batch(
     if forced_backend() == "reference":
         return BatchPlan(b, "everything", "the reference backend runs plain operators on the whole batch")
     if device != "cpu":
-        return BatchPlan(b, "everything", f"chunks serve the caches of a CPU and the device is {device}")
+        return BatchPlan(b, "everything", f"only a CPU profits from chunks, and the device is {device}")
     image = _bytes_per_image(h, w, out_channels, window, itemsize)
     limit = _CHUNK_BYTES >> 20
     if b * image <= _CHUNK_BYTES:
-        return BatchPlan(b, "everything", f"the batch takes {b * image / 2**20:.1f} MiB and the limit is {limit} MiB")
+        size = f"{b * image / 2**20:.1f} MiB"
+        return BatchPlan(b, "everything", f"the batch needs {size} and the limit of a chunk is {limit} MiB")
     chunk_size = max(1, _CHUNK_BYTES // max(image, 1))
-    reason = f"an image takes {image / 2**20:.1f} MiB and the limit of a chunk is {limit} MiB"
-    return BatchPlan(chunk_size, "projections" if keeps_projections(c) else "nothing", reason)
+    reason = f"an image needs {image / 2**20:.1f} MiB and the limit of a chunk is {limit} MiB"
+    return BatchPlan(chunk_size, "projections" if should_keep_projections(c) else "nothing", reason)
 
 
-def keeps_projections(in_channels: int) -> bool:
-    """Return whether a layer that runs in chunks keeps the projections of so many channels for the gradient."""
+def should_keep_projections(in_channels: int) -> bool:
+    """Return whether a layer that runs in chunks should keep its projections for the gradient, given its width."""
     return in_channels >= _KEEP_PROJECTIONS_FROM
 
 
@@ -199,6 +203,7 @@ def explain_plan(
     kernel_att: int = 7,
     stride: int = 1,
     dilation: int = 1,
+    heads: int = 4,
     itemsize: int = 4,
     device: str = "cpu",
 ) -> str:
@@ -206,20 +211,20 @@ def explain_plan(
 
     Args:
         shape: shape of the input, (B, C, H, W).
-        out_channels, kernel_att, stride, dilation: arguments of the layer.
+        out_channels, kernel_att, stride, dilation, heads: arguments of the layer.
         itemsize: bytes per element.
         device: type of the device, such as "cpu" or "cuda".
 
     >>> print(explain_plan((8, 512, 7, 7), 512))  # doctest: +ELLIPSIS
     layer: ...
-    attention: global backend, because the map has at most 256 positions
-    batch: 8 of 8 images per chunk, because the batch takes 4.6 MiB and the limit is 16 MiB
+    attention: global backend, because the feature map has at most 256 positions
+    batch: 8 of 8 images per chunk, because the batch needs 4.6 MiB and the limit of a chunk is 16 MiB
     gradient: intermediate results are kept
     projection: ...
     """
     window = SlidingWindow(kernel_att, stride, dilation)
     attention = plan_attention(shape[2], shape[3], window, device)
-    lines = [f"layer: {_explain_native(itemsize, device)}"]
+    lines = [f"layer: {_explain_native(itemsize, device, heads)}"]
     lines += [f"attention: {attention.backend} backend, because {attention.reason}"]
     if attention.tile is not None:
         (th, tw), (kh, kw) = attention.tile, (key_extent(n, window) for n in attention.tile)
@@ -237,12 +242,32 @@ def explain_plan(
     return "\n".join([*lines, f"projection: {explain_projection(macs, device)}"])
 
 
-def _explain_native(itemsize: int, device: str) -> str:
-    """Return whether the native backend runs a layer, and otherwise why not."""
+def _explain_native(itemsize: int, device: str, heads: int) -> str:
+    """Describe whether the native backend runs a layer, and if not, why."""
+    reason = native_unsupported_reason(itemsize, device, heads)
+    if reason is not None:
+        return f"Python, because {reason}"
+    return f"native ({instruction_set()}), in one pass. The lines below apply to tensors that it does not support"
+
+
+def native_unsupported_reason(itemsize: int = 4, device: str = "cpu", heads: int = 4) -> str | None:
+    """Return why the native backend does not run a layer, or None if it does.
+
+    The arguments are those of `explain_plan`.
+    """
     if forced_backend() not in (None, "native"):
-        return f"Python, because the backend {forced_backend()!r} was requested by use_backend or ACMIX_BACKEND"
-    if device != "cpu" or itemsize != 4:
-        return "Python, because the native backend computes in float32 on a CPU"
-    if library() is None:
-        return "Python, because there is no native library. With a C++ compiler, it is built when it is first needed"
-    return f"native ({instruction_set()}), in one pass. What follows is for tensors that it does not support"
+        return f"the backend {forced_backend()!r} was requested by use_backend or ACMIX_BACKEND"
+    if itemsize != 4:
+        return f"the native library computes in float32; these elements have {itemsize} bytes"
+    return unsupported_kind_reason(device, torch.float32, heads)
+
+
+def backend_name(itemsize: int = 4, device: str = "cpu") -> str:
+    """Return the backend of `ACmix2d` layers with four heads: the forced one, or else "native" or "python".
+
+    The arguments are those of `explain_plan`.
+    """
+    if native_unsupported_reason(itemsize, device) is None:
+        return "native"
+    forced = forced_backend()
+    return "python" if forced in (None, "native") else forced

@@ -9,8 +9,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from acmix_zoo.scaling.jobs import Job
+from acmix_zoo.weights.locate import locate
+from acmix_zoo.weights.recipe_files import find_recipe, is_in_recipe_group, locate_recipe, suggesting_recipes
 from acmix_zoo.weights.resolve import resolve_network
-from acmix_zoo.weights.shipped import find_recipe, suggest_recipes
 
 # Training images per epoch: those of ImageNet-1k, and those of Fashion-MNIST without the validation split.
 _IMAGES = {"imagenet": 1_281_167, "fashion_mnist": 54_000}
@@ -42,24 +43,26 @@ def read_job(
     """Return the job that a recipe or a run folder describes, or training on ImageNet with AdamW for a network's name.
 
     Args:
-        source: path of a recipe, or its name such as imagenet1k/acmix_swin_t; a run folder; or any network that
-            `acmix_zoo.create_model` accepts.
+        source: path of a recipe, or its name such as imagenet1k/acmix_swin_t; a run folder; or anything else that
+            `acmix_zoo.create_model` accepts as a model.
         hardware: path or name of a hardware profile such as hardware/nodes_4x8, whose settings override the recipe's.
         batch_size: overrides the images per device and pass.
         precision: overrides the precision.
         strategy: overrides the strategy.
 
     Raises:
-        FileNotFoundError: the file does not exist.
+        NotFoundError: there is no such recipe, network or weights.
         ValueError: the file is not a recipe, or it has settings that the plan does not know.
     """
     given = {"batch_size": batch_size, "precision": precision, "strategy": strategy}
     overrides: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    path = _find_recipe(source)
-    profile = {} if hardware is None else _read_yaml(_find_profile(hardware))
+    path = _find_recipe(str(source))
+    profile = {} if hardware is None else _read_yaml(locate_recipe(hardware))
     if path is None:
         from_profile = _read_machine_settings(profile) if profile else {}
-        network = resolve_network(str(source), False, None)
+        with suggesting_recipes(str(source)):
+            locate(source)  # which reports a name that refers to nothing
+            network = resolve_network(str(source), False, None)
         settings = {**from_profile, **overrides}
         job = Job(str(source), network.model, network.model_kwargs or {}, images=_IMAGES["imagenet"], **settings)
         return replace(job, global_batch=job.batch_size)
@@ -72,32 +75,18 @@ def read_job(
     return replace(job, **overrides)
 
 
-def _find_recipe(source: str | Path) -> Path | None:
-    """Return the path of a recipe or hardware profile, or None if `source` names a network.
+def _find_recipe(name: str) -> Path | None:
+    """Return the recipe of this name, or None if `name` refers to a network or weights.
+
+    A name without a slash is that of a network, even if it also is the short name of a recipe.
 
     Raises:
-        FileNotFoundError: `source` is a path or the name of a recipe that does not exist.
+        NotFoundError: `name` is a path or the name of a recipe that does not exist.
     """
-    path = Path(source)
-    if (path / "config.yaml").is_file():  # a run folder
-        return path / "config.yaml"
-    is_yaml = path.suffix in (".yaml", ".yml")
-    if is_yaml and path.is_file():
-        return path
-    has_path = "/" in str(source) and not str(source).startswith("hf-hub:")
-    if not (is_yaml or has_path):
-        return None
-    recipe = find_recipe(str(source))
-    if recipe is None and not path.exists():  # otherwise a weight folder or a checkpoint
-        raise FileNotFoundError(f"plan: {source} does not exist; {suggest_recipes(source)}")
-    return recipe
-
-
-def _find_profile(hardware: str | Path) -> Path:
-    path = _find_recipe(hardware)
-    if path is None:
-        raise FileNotFoundError(f"plan: {hardware} is not a hardware profile; {suggest_recipes(hardware)}")
-    return path
+    path = Path(name)
+    if (path / "config.yaml").is_file() or path.suffix in (".yaml", ".yml") or is_in_recipe_group(name):
+        return locate_recipe(name)
+    return find_recipe(name) if "/" in name else None
 
 
 def _job_of_config(name: str, config: dict[str, Any]) -> Job:

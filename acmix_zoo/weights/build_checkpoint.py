@@ -1,4 +1,4 @@
-"""Build models from checkpoint files, with another classifier or other input channels if requested, as in timm.
+"""Build models from checkpoint files. As in timm, the number of classes and input channels may differ from the file.
 
 A checkpoint of `acmix-zoo fit` names its network. For any other file, the caller has to name it.
 """

@@ -13,8 +13,9 @@ from huggingface_hub import errors
 
 from acmix_zoo.weights.description import read_config
 from acmix_zoo.weights.hub_requests import request
-from acmix_zoo.weights.locate import Kind, ModelLocation, NotFoundError, Repository, locate
+from acmix_zoo.weights.locate import Kind, ModelLocation, Repository, locate
 from acmix_zoo.weights.names import list_tags
+from acmix_zoo.weights.not_found import NotFoundError
 from acmix_zoo.weights.official import official_folder
 from acmix_zoo.weights.shipped import shipped_folder
 

@@ -21,8 +21,10 @@ def request(call: Callable[[], T], repository: Repository, *, is_push: bool = Fa
     """Return the result of `call`, which talks to the Hub. Temporary failures are retried.
 
     Raises:
-        FileNotFoundError: there is no such repository, revision or file. PermissionError: the token lacks the right.
-        ConnectionError: the Hub cannot be reached, or it failed repeatedly. OSError: it refused for another reason.
+        FileNotFoundError: the repository, revision or file does not exist.
+        PermissionError: the token has no permission.
+        ConnectionError: the Hub cannot be reached, or it failed repeatedly.
+        OSError: the Hub rejected the request for a different reason.
     """
     for attempt in range(_TRIES):
         try:

@@ -22,13 +22,12 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from acmix_zoo.weights.description import has_config
 from acmix_zoo.weights.names import closest_models, is_network_name
+from acmix_zoo.weights.not_found import NotFoundError, not_found
 
 HUB_PREFIX = "hf-hub:"
-_FILE_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".npz", ".yaml"}
-
-
-class NotFoundError(FileNotFoundError, ValueError):
-    """Nothing has this name: there is no such model (a ValueError) and no such path (a FileNotFoundError)."""
+WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".npz"}
+_RECIPE_SUFFIXES = {".yaml", ".yml"}
+_EXPECTED_PATH = "a weight folder, a run folder or a checkpoint file"
 
 
 class Kind(Enum):
@@ -139,14 +138,34 @@ def parse_repository(name: str) -> Repository:
     return Repository(repo, revision or None)
 
 
+def find_run(path: Path) -> Path | None:
+    """Return the run folder that a path is, or belongs to as its config.yaml, weights or checkpoints, or None."""
+    if _is_run(path):
+        return path
+    parent = path.absolute().parent
+    if path.name in ("config.yaml", "weights", "checkpoints") and _is_run(parent):
+        return parent
+    return parent.parent if parent.name in ("weights", "checkpoints") and _is_run(parent.parent) else None
+
+
+def _is_run(folder: Path) -> bool:
+    """Return whether a folder is a run folder. A run that a Python program trained has no config.yaml."""
+    return (folder / "config.yaml").is_file() or any((folder / "checkpoints").glob("*.ckpt"))
+
+
+def is_sharded(path: Path) -> bool:
+    """Return whether a folder is a checkpoint that several processes wrote."""
+    return (path / ".metadata").is_file()
+
+
 def _locate_path(path: Path, name: str) -> ModelLocation | None:
     """Return the weights that exist at `path`, or None."""
-    run = path.parent if path.name == "config.yaml" else path
+    run = path.parent if path.name in ("config.yaml", "checkpoints") else path
     for candidate in (path, run / "weights", run / "checkpoints" / "best.ckpt"):
         if kind := _detect_kind(candidate):
-            is_file_of_folder = kind is Kind.WEIGHT_FOLDER and candidate.is_file()  # its model.safetensors
+            is_file_of_folder = kind is Kind.WEIGHT_FOLDER and candidate.is_file()
             weights = candidate.parent if is_file_of_folder else candidate
-            return ModelLocation(name, kind, weights, run=_enclosing_run(weights) if candidate == path else run)
+            return ModelLocation(name, kind, weights, run=find_run(weights) if candidate == path else run)
     return None
 
 
@@ -154,32 +173,28 @@ def _detect_kind(path: Path) -> Kind | None:
     """Return the kind of the weights at a path, or None if there are none."""
     if (path / "config.json").is_file():
         return Kind.WEIGHT_FOLDER
-    if (path / ".metadata").is_file():
+    if is_sharded(path):
         return Kind.SHARDED_CHECKPOINT
-    if not path.is_file() or path.name == "config.yaml":
+    if not path.is_file() or path.suffix in _RECIPE_SUFFIXES:
         return None
-    is_file_of_folder = path.name == "model.safetensors" and has_config(path.parent)
+    is_file_of_folder = path.name in ("model.safetensors", "config.json") and has_config(path.parent)
     return Kind.WEIGHT_FOLDER if is_file_of_folder else Kind.CHECKPOINT
-
-
-def _enclosing_run(path: Path) -> Path | None:
-    """Return the run folder that `path` belongs to as its `weights/` or one of its checkpoints, or None."""
-    parent = path.absolute().parent
-    if path.name == "weights" and ((parent / "config.yaml").is_file() or (parent / "checkpoints").is_dir()):
-        return parent
-    return parent.parent if path.suffix == ".ckpt" and parent.name == "checkpoints" else None
 
 
 def _reads_as_path(source: str | PathLike[str]) -> bool:
     """Return whether a name that was not found looks like a path rather than the name of a model."""
     name = str(source)
     separators = {"/", os.sep, os.altsep or os.sep}
-    return isinstance(source, PathLike) or bool(separators & set(name)) or Path(name).suffix in _FILE_SUFFIXES
+    return isinstance(source, PathLike) or bool(separators & set(name)) or _has_file_suffix(name)
+
+
+def _has_file_suffix(name: str) -> bool:
+    return Path(name).suffix in WEIGHT_SUFFIXES | _RECIPE_SUFFIXES
 
 
 def _could_be_repository(name: str) -> bool:
     """Return whether a name has the form `org/name` or `org/name@revision`."""
-    if name.startswith((".", "~")) or Path(name.partition("@")[0]).suffix in _FILE_SUFFIXES:
+    if name.startswith((".", "~")) or _has_file_suffix(name.partition("@")[0]):
         return False
     try:
         parse_repository(name)
@@ -199,36 +214,33 @@ def _not_found_error(source: str | PathLike[str]) -> NotFoundError:
     name, path = str(source), Path(source)
     architecture, _, tag = name.partition(".")
     if path.is_dir():
-        return NotFoundError(
-            f"{name} is a folder without weights. Expected a weight folder (with a config.json) or a run folder (with "
-            "weights/ or checkpoints/best.ckpt)"
-        )
+        expected = "a weight folder (with a config.json) or a run folder (with weights/ or checkpoints/best.ckpt)"
+        return not_found(f"{name} is a folder without weights", expected)
+    if path.exists():
+        return not_found(f"{name} is a recipe, which has no weights", _EXPECTED_PATH)
     if not _reads_as_path(source):
         if timm.is_model(architecture):
             return _unknown_tag_error(architecture, tag)
-        near = closest_models(name) + _closest_paths(path)
-        hint = f"The closest names are {', '.join(near)}" if near else "Run `acmix-zoo list` to see all networks"
-        return NotFoundError(
-            f"unknown model {name!r}. Expected the name of a network or of its weights, the path of a weight folder, "
-            f"run folder or checkpoint, or a repository on the Hugging Face Hub (org/name). {hint}"
+        near = [*closest_models(name), *closest_paths(path)]
+        expected = "the name of a network or of its weights, the path of a weight folder, run folder or checkpoint, or "
+        expected += "a repository on the Hugging Face Hub (org/name)"
+        return not_found(
+            f"unknown model {name!r}", expected, near, "" if near else "Run `acmix-zoo list` to see all networks"
         )
-    near = _closest_paths(path)
-    hint = f". The closest names are {', '.join(near)}" if near else ""
+    advice = ""
     if path.parent.is_dir() and _could_be_repository(name):
-        hint += f". If you mean a repository on the Hugging Face Hub, use {HUB_PREFIX}{name}"
-    return NotFoundError(f"{name} does not exist. Expected a weight folder, a run folder or a checkpoint file{hint}")
+        advice = f"If you mean a repository on the Hugging Face Hub, use {HUB_PREFIX}{name}"
+    return not_found(f"{name} does not exist", _EXPECTED_PATH, closest_paths(path), advice)
 
 
 def _unknown_tag_error(architecture: str, tag: str) -> NotFoundError:
     """Return the error for a tag that a network does not have."""
     tags = [name.partition(".")[2] for name in timm.models.get_arch_pretrained_cfgs(architecture) if "." in name]
-    expected = f"Expected {' or '.join(tags)}" if tags else "There are no tags for this network. Expected no tag"
-    return NotFoundError(
-        f"{architecture} has no tag {tag!r}. {expected}, or the path of a weight folder, run folder or checkpoint file"
-    )
+    expected = f"{' or '.join(tags) or 'no tag, because there are no weights for this network'}, or {_EXPECTED_PATH}"
+    return not_found(f"{architecture} has no tag {tag!r}", expected, difflib.get_close_matches(tag, tags))
 
 
-def _closest_paths(path: Path) -> list[str]:
+def closest_paths(path: Path) -> list[str]:
     """Return up to three paths in the same folder that have a similar name and contain weights."""
     folder = path.parent
     try:

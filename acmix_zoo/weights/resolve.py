@@ -16,7 +16,8 @@ import timm
 
 from acmix_zoo.weights.description import NetworkDescription, describe_config, read_config
 from acmix_zoo.weights.fetch import fetch
-from acmix_zoo.weights.locate import Kind, ModelLocation, NotFoundError, locate, locate_weights
+from acmix_zoo.weights.locate import Kind, ModelLocation, locate, locate_weights
+from acmix_zoo.weights.not_found import NotFoundError
 from acmix_zoo.weights.read import read_checkpoint
 
 

@@ -61,7 +61,7 @@ def test_classes_without_validation_or_test_images_are_named(
     root = write_class_folders(tmp_path / "pets", "cat", "dog")
     write_class_folders(root, "emu", "owl", count=1)
     assert main(["data", str(root)]) == 0
-    assert "  val has no image of the classes emu, owl. A class with a single image" in capsys.readouterr().out
+    assert "  val has no image of the classes emu, owl. The only image" in capsys.readouterr().out
     splits = write_class_folders(tmp_path / "split/train", "cat", "dog", "emu").parent
     write_class_folders(splits / "test", "cat", "dog")
     assert main(["data", str(splits)]) == 0
@@ -101,7 +101,7 @@ def test_the_search_for_identical_images_is_limited(tmp_path: Path, monkeypatch:
     assert duplicates.duplicate_warnings(splits) == []
     monkeypatch.setattr(duplicates, "CHECK_LIMIT", 7)
     assert duplicates.duplicate_warnings(splits) == [
-        "identical images in two splits were not looked for: there are more than 7 images"
+        "not checked for identical images in two splits, because there are over 7 images"
     ]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from acmix_zoo.cli.main import main
 from acmix_zoo.cli.recipes import config_file, with_config_files
-from acmix_zoo.weights.shipped import find_recipe, recipe_names, recipes_root
+from acmix_zoo.weights.recipe_files import find_recipe, recipe_names, recipes_root
 
 
 @pytest.fixture(autouse=True)
@@ -61,11 +61,11 @@ def test_other_options_and_yaml_text_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("wrong", "hint"),
     [
-        ("finetune/foldr", "did you mean finetune/folder"),
-        ("fodler", "did you mean finetune/folder"),
-        ("imagenet/acmix_swin_t.yaml", "did you mean imagenet1k/acmix_swin_t"),
-        ("gpu", "did you mean hardware/"),
-        ("zzz", "the recipes are fashion_mnist/acmix_pvt_pico, "),
+        ("finetune/foldr", "The closest names are finetune/folder, "),
+        ("fodler", "The closest name is finetune/folder"),
+        ("imagenet/acmix_swin_t.yaml", "closest names are imagenet1k/acmix_swin_t"),
+        ("gpu", "closest names are hardware/"),
+        ("zzz", "The recipes are fashion_mnist/acmix_pvt_pico, "),
     ],
 )
 def test_a_wrong_name_lists_the_closest_recipes(wrong: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +74,8 @@ def test_a_wrong_name_lists_the_closest_recipes(wrong: str, hint: str, capsys: p
         main(["fit", "--config", wrong, "--data.source", "photos"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert f"acmix-zoo fit: error: --config {wrong} does not exist; " in error and hint in error
+    assert f"acmix-zoo fit: error: --config {wrong} does not exist. Expected the name of a recipe" in error
+    assert hint in error
 
 
 def test_a_folder_that_is_not_a_run_is_refused(empty_folder: Path) -> None:

@@ -69,7 +69,7 @@ def test_wrong_options_of_other_commands_are_refused(capsys: pytest.CaptureFixtu
         (["fit", "--data.source", "x"], "missing option --model.model"),
         (
             ["fit", "--config", "recipes/finetune/foldr.yaml"],
-            "does not exist; did you mean finetune/folder",
+            "The closest names are finetune/folder",
         ),
         (["fit", "--config", "recipes/finetune"], "--config recipes/finetune is a folder without a config.yaml"),
         (["verify", "x", "--dat", "y"], "acmix-zoo verify: error: unknown option --dat; did you mean --data?"),
@@ -101,4 +101,4 @@ def test_the_closest_recipe_is_named(
 ) -> None:
     monkeypatch.chdir(ROOT)
     assert main([command, "recipes/fashion_mnist/acmix_resnet_pic.yaml"]) == 1
-    assert "did you mean fashion_mnist/acmix_resnet_pico" in capsys.readouterr().err
+    assert "The closest names are fashion_mnist/acmix_resnet_pico" in capsys.readouterr().err

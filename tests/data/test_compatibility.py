@@ -72,7 +72,7 @@ def test_other_batches_or_images_are_refused_or_explained(tmp_path: Path, capsys
     image.unlink()
     with pytest.raises(
         ValueError,
-        match=r"trained on data \(24 train, 8 val, 0 test images, fingerprint .*To resume, give the same images",
+        match=r"trained on data \(24 train, 8 val, 0 test images, fingerprint .*To resume, use the same images",
     ):
         run(tmp_path / "at.ckpt")
 

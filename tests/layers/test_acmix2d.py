@@ -184,8 +184,11 @@ def test_dilation_widens_both_paths():
         ),
         ({"out_channels": 3, "heads": 4}, 'Use out_channels=4, or heads=3 or heads="auto"'),
         ({"heads": "four"}, "heads must be a positive integer or \"auto\", got 'four'"),
-        ({"kernel_conv": 4}, "kernel_conv=4 is even, so its window has no centre; use 3 or 5"),
-        ({"kernel_att": 6}, "kernel_att=6 is even, so its window has no centre; use 5 or 7"),
+        (
+            {"kernel_conv": 4},
+            "kernel_conv=4 is even. Expected an odd size",
+        ),
+        ({"kernel_att": 6}, "kernel_att=6 is even. Expected an odd size"),
         ({"kernel_conv": 2}, "kernel_conv=2 is even"),
         ({"stride": 0}, "stride must be a positive integer, got 0"),
         ({"paths": "all"}, "paths must be"),
@@ -257,7 +260,7 @@ def test_other_arguments_of_a_convolution_are_explained(arguments, keywords, mes
 )
 def test_impossible_kernels_and_heads_of_the_other_layers(build):
     """Without the check, a layer with only the convolution path would return a map of another size."""
-    with pytest.raises(ValueError, match="kernel_conv=4 is even, so its window has no centre; use 3 or 5"):
+    with pytest.raises(ValueError, match=r"kernel_conv=4 is even\. Expected an odd size"):
         build(heads=2, kernel_conv=4, paths="convolution")
     with pytest.raises(ValueError, match=r"heads=0 is not positive\. Expected a divisor of dim=8"):
         build(heads=0)

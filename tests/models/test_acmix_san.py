@@ -209,7 +209,7 @@ def test_convolution_alone(paths: str) -> None:
 
 
 def test_module_errors() -> None:
-    with pytest.raises(ValueError, match=r"channels=48 must be a multiple of 16 and of 4·share=32"):
+    with pytest.raises(ValueError, match=r"channels=48, .* Expected channels to be a multiple of 16 and of 4·share=32"):
         PatchwiseSAM(48, 7)
     with pytest.raises(ValueError, match=r"SAN: paths must be .*, got 'none'"):
         create_model("acmix_san_pico", paths="none")

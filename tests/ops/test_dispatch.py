@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import threading
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from acmix_zoo.ops import dispatch, explain_plan, use_backend
-from acmix_zoo.ops.dispatch import choose_tile, forced_backend, plan_attention
+from acmix_zoo.ops.dispatch import backend_name, choose_tile, forced_backend, plan_attention
 from acmix_zoo.ops.sliding_window import SlidingWindow, key_extent
 
 WINDOW = SlidingWindow(7)
@@ -25,6 +26,12 @@ class TestForcedBackend:
             with use_backend(None):
                 assert plan_attention(56, 56, WINDOW).backend == "tiles"
         assert plan_attention(56, 56, WINDOW).backend == "tiles"
+
+    def test_python_is_the_automatic_choice_without_the_native_library(self) -> None:
+        with use_backend("python"):
+            assert [plan_attention(side, side, WINDOW).backend for side in (16, 17)] == ["global", "tiles"]
+            assert explain_plan((1, 64, 56, 56), 64).startswith("layer: Python, because the backend 'python' was")
+            assert backend_name() == "python"
 
     def test_unknown_backend_is_refused(self) -> None:
         message = r"Unknown backend 'fast'\. Expected one of reference, global, tiles, offset"
@@ -87,7 +94,7 @@ class TestExplainPlan:
     def test_tiles_and_recomputation(self) -> None:
         text = explain_plan((8, 64, 56, 56), 64)
         assert "tiles: 4×7 queries share 10×13 keys, 2.7 times the keys of one window" in text
-        assert "of 8 images per chunk, because an image takes" in text and "everything is recomputed" in text
+        assert "of 8 images per chunk, because an image needs" in text and "everything is recomputed" in text
 
     def test_wide_layers_keep_their_projections(self) -> None:
         assert "gradient: projections are kept" in explain_plan((8, 256, 28, 28), 256, stride=2)
@@ -98,7 +105,20 @@ class TestExplainPlan:
 
     def test_other_devices_have_no_chunks(self) -> None:
         text = explain_plan((8, 64, 56, 56), 64, device="cuda")
-        assert "8 of 8 images per chunk, because chunks serve the caches of a CPU and the device is cuda" in text
+        assert "8 of 8 images per chunk, because only a CPU profits from chunks, and the device is cuda" in text
+
+    @pytest.mark.parametrize(
+        ("options", "reason"),
+        [
+            ({"heads": 32}, "supports up to 16 heads; these are 32"),
+            ({"itemsize": 2}, "computes in float32; these elements have 2 bytes"),
+            ({"device": "cuda"}, "runs on a CPU only; this is cuda"),
+        ],
+    )
+    def test_python_runs_what_the_native_library_does_not_take(self, options: dict[str, Any], reason: str) -> None:
+        with use_backend("native"):
+            text = explain_plan((8, 64, 56, 56), 64, **options)
+        assert text.startswith(f"layer: Python, because the native library {reason}\n")
 
     def test_forced_backend_is_named_as_the_reason(self) -> None:
         with use_backend("offset"):

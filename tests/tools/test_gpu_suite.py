@@ -105,7 +105,7 @@ def test_a_missing_gpu_is_reported(capsys: pytest.CaptureFixture[str], monkeypat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tile"], "unknown part tile; expected one of layers, networks, tiles, compiled"),
+        (["tile"], "unknown part tile. Expected one of layers, networks, tiles, compiled"),
         (REHEARSAL, "needs --csv FILE"),
     ],
 )

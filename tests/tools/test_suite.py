@@ -41,5 +41,5 @@ def test_files_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_unknown_group_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         suite.main([str(tmp_path / "new"), "layers"])
-    assert "unknown group layers; expected one of layer, aggregation" in capsys.readouterr().err
+    assert "unknown group layers. Expected one of layer, aggregation" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

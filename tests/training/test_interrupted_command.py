@@ -40,8 +40,8 @@ def test_an_interrupted_test_reports_that_the_weights_are_safe(
         signal.signal(signal.SIGINT, handler)
     assert stop.value.code == 128 + signal.SIGINT
     printed = capsys.readouterr().out
-    assert f"its best weights are safe in {tmp_path / 'run/checkpoints/best.ckpt'}" in printed
-    assert "run the same command again to complete them" in printed
+    assert f"the best weights are in {tmp_path / 'run/checkpoints/best.ckpt'}" in printed
+    assert "Run the same command again to complete them" in printed
     assert main(arguments) == 0
     assert check_folder(tmp_path / "run/weights") == []
 

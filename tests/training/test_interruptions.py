@@ -193,7 +193,7 @@ def test_a_run_resumes_after_images_were_damaged(
     printed = capsys.readouterr().out
     assert "Resuming from epoch 2 of 2 (step 2 of 4)" in printed
     assert ("image files have changed" in printed) == (damage is overwritten)  # the fingerprint covers names and sizes
-    assert "Warning: the weights are not tested: " in printed and reason in printed
+    assert "Warning: could not test the weights: " in printed and reason in printed
     assert f"acmix-zoo test --config {folder / 'config.yaml'}" in printed
     assert check_folder(folder / "weights") == []
     make_image_folder(tmp_path / "more" / "test", per_class=6)

@@ -34,12 +34,12 @@ def test_a_second_run_in_the_same_folder_is_refused(
     holder.start()
     try:
         assert is_held.wait(60)
-        message = rf"is being written by another run \(process {holder.pid} on .*\)\. Stop that run"
+        message = rf"another run is writing to .* \(process {holder.pid} on .*\)\. Stop that run"
         with pytest.raises(OSError, match=message):
             Lock(tmp_path).take()
         arguments = fit_arguments(image_folder, tmp_path, ckpt_path="last")
         assert main(arguments) == 1
-        assert f"acmix-zoo: error: {tmp_path} is being written by another run" in capsys.readouterr().err
+        assert f"acmix-zoo: error: another run is writing to {tmp_path} (process" in capsys.readouterr().err
         assert main([*arguments, "--trainer.fast_dev_run=true"]) == 0
         assert not (tmp_path / "config.yaml").exists()  # the folder belongs to the other run
     finally:

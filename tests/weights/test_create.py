@@ -199,7 +199,7 @@ class TestRuns:
             (
                 {"hyper_parameters": {"model": "acmix_resnet_pico", "num_classes": 4,
                                       "model_kwargs": {"checkpoint_path": "/etc/passwd"}}},
-                "may not set checkpoint_path",
+                "must not set checkpoint_path",
             ),
         ],
     )  # fmt: skip

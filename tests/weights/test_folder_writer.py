@@ -100,9 +100,9 @@ def test_float64_channels_last_and_compiled_networks_are_written(tmp_path: Path)
 
 
 def test_networks_that_cannot_be_rebuilt_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no colour, mood. Put them into the record instead"):
+    with pytest.raises(ValueError, match=r"unknown fields colour, mood\. .*Put them into the record instead"):
         write_weights(tmp_path / "w", pretrained_cfg={**PRETRAINED_CFG, "mood": 1, "colour": 2})
-    with pytest.raises(ValueError, match="2 label_names were given for 10 classes"):
+    with pytest.raises(ValueError, match=r"there are 2 label_names\. Expected 10"):
         write_weights(tmp_path / "w", pretrained_cfg={**PRETRAINED_CFG, "label_names": ["a", "b"]})
     with pytest.raises(ValueError, match="would not verify"):  # config.json would not build this network
         write_weights(tmp_path / "w", pico(num_classes=10), "acmix_swin_pico")

@@ -10,12 +10,13 @@ from support.weight_folders import SHIPPED
 
 from acmix_zoo.weights.locate import (
     Kind,
-    NotFoundError,
     Repository,
+    find_run,
     locate,
     locate_weights,
     parse_repository,
 )
+from acmix_zoo.weights.not_found import NotFoundError
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / run / "checkpoints" / "best.ckpt").touch()
     (tmp_path / "sharded" / "checkpoints" / "best.ckpt").mkdir(parents=True)
     (tmp_path / "sharded" / "checkpoints" / "best.ckpt" / ".metadata").touch()
-    for file in ("mine.pth", "other/model.safetensors", "other/config.json", "foreign/x.txt"):
+    for file in ("mine.pth", "mine.yaml", "other/model.safetensors", "other/config.json", "foreign/x.txt"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
     monkeypatch.chdir(tmp_path)
@@ -47,8 +48,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("folder", Kind.WEIGHT_FOLDER, "folder", None),
         ("./folder/", Kind.WEIGHT_FOLDER, "folder", None),
         ("folder/model.safetensors", Kind.WEIGHT_FOLDER, "folder", None),
+        ("folder/config.json", Kind.WEIGHT_FOLDER, "folder", None),
         ("finished", Kind.WEIGHT_FOLDER, "finished/weights", "finished"),
         ("finished/config.yaml", Kind.WEIGHT_FOLDER, "finished/weights", "finished"),
+        ("finished/checkpoints", Kind.WEIGHT_FOLDER, "finished/weights", "finished"),
         ("finished/weights", Kind.WEIGHT_FOLDER, "finished/weights", "finished"),
         ("finished/checkpoints/best.ckpt", Kind.CHECKPOINT, "finished/checkpoints/best.ckpt", "finished"),
         ("interrupted", Kind.CHECKPOINT, "interrupted/checkpoints/best.ckpt", "interrupted"),
@@ -96,7 +99,7 @@ def test_a_network_takes_precedence_over_a_folder_of_the_same_name(here: Path) -
 
 def test_an_existing_path_takes_precedence_over_a_repository(here: Path) -> None:
     assert locate("finished/weights").kind is Kind.WEIGHT_FOLDER
-    with pytest.raises(NotFoundError, match=r"finished/weight does not exist.* are finished/weights.*hf-hub:finished/"):
+    with pytest.raises(NotFoundError, match=r"finished/weight does not exist.* is finished/weights.*hf-hub:finished/"):
         locate("finished/weight")
     assert locate("hf-hub:finished/weight").kind is locate("finished/weight@v1").kind is Kind.REPOSITORY
 
@@ -105,7 +108,7 @@ def test_the_weights_of_a_network_are_located(here: Path) -> None:
     assert locate_weights("acmix_resnet_pico", "fashion_mnist").tag == "fashion_mnist"
     assert locate_weights("resnet18", "resnet18").path == Path("resnet18")
     assert locate_weights("acmix_resnet_pico", "org/name").kind is Kind.REPOSITORY
-    with pytest.raises(NotFoundError, match=r"acmix_resnet_pico has no tag 'nobodys'\. Expected fashion_mnist, or the"):
+    with pytest.raises(NotFoundError, match=r"acmix_resnet_pico has no tag 'nobodys'\. Expected fashion_mnist, or a w"):
         locate_weights("acmix_resnet_pico", "nobodys")
     with pytest.raises(NotFoundError, match=r"nowhere\.pth does not exist"):
         locate_weights("acmix_resnet_pico", "nowhere.pth")
@@ -116,15 +119,17 @@ def test_the_weights_of_a_network_are_located(here: Path) -> None:
     [
         ("acmix_resnet_pic", r"unknown model 'acmix_resnet_pic'.*closest names are acmix_resnet_pico"),
         ("acmix_resnet_pico.fashion", "acmix_resnet_pico has no tag 'fashion'. Expected fashion_mnist"),
-        ("san15_patchwise.x", "san15_patchwise has no tag 'x'. There are no tags for this network. Expected no tag"),
+        ("san15_patchwise.x", "san15_patchwise has no tag 'x'. Expected no tag, because there are no weights"),
         ("resnet_50", r"unknown model.*resnet50"),
-        ("interupted", r"unknown model.*closest names are interrupted"),
+        ("interupted", r"unknown model.*closest name is interrupted"),
         ("zzzzzz", r"unknown model 'zzzzzz'.*Run `acmix-zoo list`"),
-        ("mine.ckpt", r"mine\.ckpt does not exist.*closest names are mine\.pth"),
-        ("./foldr", r"\./foldr does not exist. Expected a weight folder.*closest names are folder"),
+        ("mine.ckpt", r"mine\.ckpt does not exist.*closest name is mine\.pth"),
+        ("./foldr", r"\./foldr does not exist. Expected a weight folder.*closest name is folder"),
         ("/no/such/place", "/no/such/place does not exist"),
         ("foreign", "foreign is a folder without weights. Expected a weight folder"),
         ("~/x", "does not exist"),
+        ("mine.yaml", r"mine\.yaml is a recipe, which has no weights. Expected a weight folder, a run folder or a"),
+        ("acmix_resnet_pico.fashion_mnst", "has no tag 'fashion_mnst'.*closest name is fashion_mnist"),
     ],
 )
 def test_a_missing_name_lists_the_closest_ones(here: Path, name: str, message: str) -> None:
@@ -132,6 +137,19 @@ def test_a_missing_name_lists_the_closest_ones(here: Path, name: str, message: s
     for kind in (ValueError, FileNotFoundError):
         with pytest.raises(kind, match=message):
             locate(name)
+
+
+@pytest.mark.parametrize(
+    ("path", "run"),
+    [
+        *[(f"finished{part}", "finished") for part in ("", "/config.yaml", "/weights", "/weights/model.safetensors")],
+        *[(f"sharded{part}", "sharded") for part in ("", "/checkpoints", "/checkpoints/best.ckpt")],
+        *[(path, None) for path in ("folder", "folder/config.json", "mine.pth", "foreign", "nowhere", ".")],
+    ],
+)
+def test_the_run_folder_that_a_path_belongs_to(here: Path, path: str, run: str | None) -> None:
+    found = find_run(Path(path))
+    assert (found and found.absolute()) == (here / run if run else None)
 
 
 def test_the_file_of_a_shipped_folder_is_located_as_its_folder(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from acmix_zoo.weights import check_folder
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: edit_config(f, architecture="acmix_resnet99"), "acmix_resnet99"),
         (lambda f: edit_config(f, architecture="acmix_swin_pico"), "missing"),
-        (lambda f: shutil.rmtree(f / "test"), "does not hold an input and its logits"),
-        (lambda f: move_logits(f), "differ from the stored ones"),
+        (lambda f: shutil.rmtree(f / "test"), "does not contain an input and its logits"),
+        (lambda f: move_logits(f), "the relative error of the logits is"),
     ],
 )
 def test_damage_is_found(written: Path, tmp_path: Path, damage, message: str) -> None:
@@ -50,7 +50,7 @@ def test_wrong_records_are_found(tmp_path: Path) -> None:
     )
     problems = check_folder(folder)
     for message in (
-        "top1 on d is 93; expected 0 to 1",
+        "top1 on d is 93. Expected 0 to 1",
         "params: counted 653054, but config.json says 5",
         "macs: counted 10371584",
     ):
@@ -58,8 +58,8 @@ def test_wrong_records_are_found(tmp_path: Path) -> None:
     edit_config(folder, acmix_zoo={"macs": None, "environment": "mine", "metrics": [3]})
     problems = check_folder(folder)
     for message in (
-        "macs is None; expected int",
-        "environment is 'mine'; expected dict",
+        "macs is None. Expected int",
+        "environment is 'mine'. Expected dict",
         "metric 3 does not have",
     ):
         assert any(message in problem for problem in problems)

@@ -76,7 +76,7 @@ def _window_weights(weight: Tensor, kernel: int) -> Tensor:
 def _windows(padded: Tensor, n_shared: int, kernel: int, images: slice, rows: slice) -> Tensor:
     """Return the windows (b, share, wc, h, W, k, k) of some images and rows in the dtype of the sums.
 
-    The result is a view. If the dtype differs, the map is converted before the view is taken.
+    The result is a view. If the dtype differs, the input is converted before the view is taken.
     """
     part = padded[images, :, rows.start : rows.stop + kernel - 1].to(_sum_dtype(padded))
     return part.unflatten(1, (-1, n_shared)).unfold(3, kernel, 1).unfold(4, kernel, 1)  # type: ignore[no-any-return]

@@ -14,24 +14,28 @@ Mixing = Sequence[Tensor | None]
 Geometry = tuple[int, int, int, int]
 
 # The kernels of the convolution path are composed, and their arithmetic grows with heads².
-MOST_HEADS = 16
+MAX_HEADS = 16
 
 
-def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Mixing, heads: int) -> str | None:
+def unsupported_reason(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Mixing, heads: int) -> str | None:
     """Return why the native library cannot run a layer, in words, or None if it can.
 
     The arguments are those of `acmix_zoo.ops.acmix.acmix`.
     """
-    tensors = [t for t in (x, weight, bias, *mixing) if t is not None]
-    for t in tensors:
-        if t.device.type != "cpu":
-            return f"it runs on a CPU only; this is {t.device.type}"
-        if t.dtype != torch.float32:
-            return f"it computes in float32; this is {t.dtype}".replace("torch.", "")
-    if heads > MOST_HEADS:
-        return f"it takes up to {MOST_HEADS} heads; these are {heads}"
+    kinds = {(t.device.type, t.dtype) for t in (x, weight, bias, *mixing) if t is not None}
+    return next((reason for kind in kinds if (reason := unsupported_kind_reason(*kind, heads)) is not None), None)
+
+
+def unsupported_kind_reason(device: str, dtype: torch.dtype, heads: int) -> str | None:
+    """Return why the native library cannot run a layer with these properties, in words, or None if it can."""
+    if device != "cpu":
+        return f"the native library runs on a CPU only; this is {device}"
+    if dtype != torch.float32:
+        return f"the native library computes in float32; this is {dtype}".replace("torch.", "")
+    if heads > MAX_HEADS:
+        return f"the native library supports up to {MAX_HEADS} heads; these are {heads}"
     if library() is None:
-        return "the native library is not available"
+        return "there is no native library; `acmix-zoo info --backends` shows how to get it"
     if parallel() is None and torch.get_num_threads() > 1:
         return "this PyTorch has no OpenMP threads that the native library could share"
     return None
@@ -56,7 +60,7 @@ def forward(
     Nothing is recorded for autograd.
 
     Args:
-        x, weight, bias, mixing, geometry: those of `acmix`, all accepted by `refusal`.
+        x, weight, bias, mixing, geometry: those of `acmix`, all accepted by `unsupported_reason`.
         keep: whether to keep the projections, in the library's own layout.
 
     Returns:
@@ -164,7 +168,7 @@ def _in_layout_of(t: Tensor, d: Tensor) -> Tensor:
 def _loaded() -> ctypes.CDLL:
     loaded = library()
     if loaded is None:
-        raise RuntimeError("The native CPU kernel is not available here. Call `refusal` first.")
+        raise RuntimeError("The native CPU kernel is not available here. Call `unsupported_reason` first.")
     return loaded
 
 

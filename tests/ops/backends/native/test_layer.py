@@ -145,14 +145,14 @@ def test_unsupported_layers_use_the_python_backend(calls):
     """This includes other dtypes, many heads, subclasses and a forced backend."""
     layer, x = layer_of(8, 16), torch.randn(1, 8, 9, 9)
     tensors = (layer.qkv.weight, layer.qkv.bias, [None] * 5)
-    assert native.refusal(x, *tensors, 4) is None
-    assert "float32; this is float64" in native.refusal(x.double(), *tensors, 4)
-    assert "up to 16 heads; these are 32" in native.refusal(x, *tensors, 32)
-    assert "CPU only; this is meta" in native.refusal(x.to("meta"), *tensors, 4)
+    assert native.unsupported_reason(x, *tensors, 4) is None
+    assert "float32; this is float64" in native.unsupported_reason(x.double(), *tensors, 4)
+    assert "up to 16 heads; these are 32" in native.unsupported_reason(x, *tensors, 32)
+    assert "CPU only; this is meta" in native.unsupported_reason(x.to("meta"), *tensors, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "parallel", lambda: None)
         patch.setattr(torch, "get_num_threads", lambda: 2)
-        assert "no OpenMP threads" in native.refusal(x, *tensors, 4)
+        assert "no OpenMP threads" in native.unsupported_reason(x, *tensors, 4)
     layer.double()(x.double())
     layer.bfloat16()(x.bfloat16())
     layer.float()
