@@ -77,5 +77,5 @@ def test_networks_for_small_images_are_small(name: str) -> None:
 
 def test_all_networks_are_registered_with_timm() -> None:
     registered = set(timm.list_models("acmix*")) | {name for name in COUNTS if not name.startswith("acmix")}
-    assert {*COUNTS, *SMALL, "acmix_swin_b"} == registered
+    assert {*COUNTS, *SMALL, "acmix_swin_b", "acmix_resnet_nano"} == registered
     assert set(acmix_zoo.list_models()) == registered
