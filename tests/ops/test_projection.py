@@ -52,9 +52,7 @@ def test_convolution_equals_the_matrix_product(shape, convolution):
     assert project_backward(grad, x.detach(), weight.detach(), needs_x=False)[0] is None
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Input #"
-)  # PyTorch warns that the input is not float64, which would not use the convolution
+@pytest.mark.filterwarnings("ignore:Input #")  # is not float64, which would not use the convolution
 def test_second_derivatives(convolution):
     """PyTorch differentiates the convolution twice."""
     x, weight, bias = (t.requires_grad_() for t in case(1, 3, 4, 2, 2))

@@ -214,6 +214,4 @@ def assert_same_run(a: RunFolder, b: RunFolder) -> None:
     times = ("seconds", "images_per_second")
     rows = [[{k: v for k, v in row.items() if k not in times} for row in run.history] for run in (a, b)]
     assert rows[0] == rows[1]
-    assert all(
-        0 < row["seconds"] < 100 for run in (a, b) for row in run.history
-    )  # since the start of the epoch, not of the machine
+    assert all(0 < row["seconds"] < 100 for run in (a, b) for row in run.history)  # of an epoch, not since boot

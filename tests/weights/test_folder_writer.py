@@ -85,10 +85,7 @@ def test_arguments_of_the_architecture_are_kept(tmp_path: Path) -> None:
     model = pico(in_chans=1, layers=(1, 2, 1), drop_path_rate=0.2)
     cfg = {"tag": "grey", "input_size": (1, 28, 28), "mean": (0.5,), "std": (0.5,)}
     folder = write_weights(tmp_path / "w", model, pretrained_cfg=cfg, example=torch.randn(2, 1, 28, 28))
-    assert read_config(folder)["model_args"] == {
-        "in_chans": 1,
-        "layers": [1, 2, 1],
-    }  # no drop path, which is for training
+    assert read_config(folder)["model_args"] == {"in_chans": 1, "layers": [1, 2, 1]}  # drop path is for training
     assert check_folder(folder) == []
     with pytest.raises(ValueError, match="plain values only"):
         write_weights(tmp_path / "v", timm.create_model("test_resnet", act_layer=nn.SiLU), "test_resnet")

@@ -47,9 +47,7 @@ class TestResNet:
         conv = nn.Conv2d(16, 8, 3, padding=1, bias=False).double()
         fitted = ACmix2d(16, 8, paths="both").double()
         state, kept, _ = fit_convolution_path(conv.weight.detach(), fitted)
-        x = torch.eye(16 * 9, dtype=torch.float64).view(
-            -1, 16, 3, 3
-        )  # every tap of every channel, so the output is the kernel
+        x = torch.eye(16 * 9, dtype=torch.float64).view(-1, 16, 3, 3)  # one input per tap, so it returns the kernel
         energy = conv(x)[:, :, 1, 1].square().sum().item()
 
         def error(layer: ACmix2d) -> torch.Tensor:
