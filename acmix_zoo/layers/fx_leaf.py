@@ -29,16 +29,18 @@ def leaf(layer: _Layer) -> _Layer:
     code: CodeType = call.__code__  # type: ignore[attr-defined]
     call.__code__ = code.replace(co_name=f"{layer.__name__}_forward")  # type: ignore[attr-defined]
 
-    def reject_script(self: nn.Module) -> nn.Module:
-        raise TypeError(
-            f"{layer.__name__} does not support torch.jit.script, which is deprecated in PyTorch. "
-            "Use torch.compile or torch.export, or torch.jit.trace if you need TorchScript"
-        )
-
     layer.forward = call
     layer.leaf_forward = forward  # type: ignore[attr-defined]
     layer.__prepare_scriptable__ = reject_script  # type: ignore[attr-defined]
     return layer
+
+
+def reject_script(module: nn.Module) -> nn.Module:
+    """Raise a TypeError with advice. A class has this as `__prepare_scriptable__`, which torch.jit.script calls."""
+    raise TypeError(
+        f"{type(module).__name__} does not support torch.jit.script, which is deprecated in PyTorch. "
+        "Use torch.compile or torch.export, or torch.jit.trace if you need TorchScript"
+    )
 
 
 @torch.fx.wrap

@@ -181,9 +181,9 @@ class PatchwiseSAM(_SAM):
             return weight.transpose(1, 2).flatten(1, 2)
         weight = self.conv_w[:-1](features)  # (B, wc, H, W)
         # The rows of this convolution are ordered (wc, k²), but the weighted sums need the offsets first.
-        rows, bias = (self._offsets_first(t) for t in (last.weight, last.bias))
+        rows, bias = (self._reorder_rows(t) for t in (last.weight, last.bias))
         return F.conv2d(weight, rows, bias)
 
-    def _offsets_first(self, rows: Tensor) -> Tensor:
+    def _reorder_rows(self, rows: Tensor) -> Tensor:
         """Reorder rows: (wc·k², …) → (k²·wc, …)."""
         return rows.unflatten(0, (self.shared, -1)).transpose(0, 1).flatten(0, 1)  # type: ignore[no-any-return]

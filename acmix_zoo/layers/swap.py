@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.acmix2d import ACmix2d
 from acmix_zoo.layers.argument_checks import reject_unknown_arguments
-from acmix_zoo.layers.complexity import input_size_of, run_once
+from acmix_zoo.layers.complexity import default_input_size, run_once
 from acmix_zoo.layers.swap_rules import why_protected, why_unfit
 
 # Arguments of ACmix2d that are not taken from the convolution.
@@ -127,7 +127,7 @@ def swap_conv3x3(
     for name, layer in replaced.items():  # not before all layers could be built
         parent, _, child = name.rpartition(".")
         _replace_child(model.get_submodule(parent), child, layer)
-    size = tuple(input_size) if input_size is not None else input_size_of(model)
+    size = tuple(input_size) if input_size is not None else default_input_size(model)
     return SwapReport(
         replaced=replaced,
         skipped=skipped,

@@ -14,6 +14,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from acmix_zoo.layers.fx_leaf import reject_script
 from acmix_zoo.models.registry import feature_take_indices, record_arguments
 
 
@@ -127,6 +128,8 @@ class Backbone(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
+
+    __prepare_scriptable__ = reject_script  # the stages are submodules that are found by name
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if re.search(self.NO_WEIGHT_DECAY, name)}

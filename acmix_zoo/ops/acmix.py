@@ -84,7 +84,7 @@ class Keep(IntEnum):
 
 
 def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, geometry: Geometry) -> Tensor:
-    """Return the output of an ACmix layer, computed in the way that suits the device and the size of the batch.
+    """Return the output of an ACmix layer, computed in the way that is best for the device and the batch.
 
     Args:
         x: input (B, C, H, W), in any memory format.
@@ -153,7 +153,7 @@ def combine_paths(projections: Tensor, paths: Sequence[Tensor | None], geometry:
     if positions is not None:
         results.append(attend(projections, positions, geometry).flatten(3))
     # The channels of the attention are ordered (heads, d), those of the convolution (d, heads). The authors add them
-    # without reordering, and so must this, or their weights would give other results.
+    # without reordering. Their weights would give different results if they were reordered here.
     out = results[0] if alpha is None else torch.addcmul(results[0], results[1], alpha.to(projections.dtype))
     return out.permute(0, 3, 1, 2)
 

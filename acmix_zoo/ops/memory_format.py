@@ -9,7 +9,7 @@ from acmix_zoo.ops.derivatives import is_transformed
 from acmix_zoo.ops.tracing import is_tracing
 
 
-def memory_format_of(x: Tensor) -> torch.memory_format:
+def detect_memory_format(x: Tensor) -> torch.memory_format:
     """Return the memory format of x (B, C, H, W). If it has both, as a 1×1 feature map does, the result is
     contiguous."""
     is_only_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

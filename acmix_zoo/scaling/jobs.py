@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 import acmix_zoo
-from acmix_zoo.layers.complexity import complexity, input_size_of
+from acmix_zoo.layers.complexity import complexity, default_input_size
 from acmix_zoo.scaling.activations import Activations, count_on_gpu
 from acmix_zoo.scaling.machines import Machine
 from acmix_zoo.scaling.step import Step, Training, plan_step
@@ -193,7 +193,7 @@ def _count_network(
         network: Any = acmix_zoo.create_model(model, **loads(model_kwargs))
         if image_size and hasattr(network, "set_input_size"):
             network.set_input_size(img_size=(image_size, image_size))
-    channels, height, width = input_size_of(network) or (3, 224, 224)
+    channels, height, width = default_input_size(network) or (3, 224, 224)
     shape = (channels, image_size or height, image_size or width)
     with torch.device("meta"):
         network = network.to("meta")

@@ -77,7 +77,7 @@ class TestInfo:
         assert re.split("  +", lines[2])[:4:3] == ["block1.0.attn", f"{second:,}"] and f"  {first:,}  " in lines[2]
         assert lines[-1] == (
             "Stage I dominates: it has 96 % of the parameters and 64 % of the MACs of both stages, but in 2 of 8 "
-            "layers (block1.0.attn, block1.1.attn) stage II has as much, or more."
+            "layers (block1.0.attn, block1.1.attn) stage II has at least as much."
         )
         assert "3×448×448" in run_command(capsys, "info", "acmix_san10", "--size", "448").splitlines()[0]
 

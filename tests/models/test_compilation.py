@@ -42,6 +42,8 @@ def test_one_graph_for_many_sizes(name: str, arguments: dict[str, Any]) -> None:
         ("acmix_resnet26", {"layers": (1, 1, 1, 1)}),
         ("acmix_san10", {"layers": (1, 1, 1, 1, 1)}),
         ("acmix_pvt_t", {"depths": (1, 1, 1, 1)}),
+        ("aa_resnet50", {"layers": (1, 1, 1, 1)}),
+        ("container_light", {"depths": (1, 1, 1, 1)}),
     ],
 )
 def test_inductor_at_known_sizes(name: str, kwargs: dict[str, Any]) -> None:

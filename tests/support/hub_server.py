@@ -52,7 +52,8 @@ class Hub(ThreadingHTTPServer):
         self.log: list[tuple[str, str]] = []
 
     def __enter__(self) -> Hub:
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        # the poll interval, in seconds, is how long the end of every test has to wait
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -12,12 +12,26 @@ from acmix_zoo import create_model
 
 SMALL = ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"]
 
+# Networks on the trunk of acmix_resnet_pico that it is compared with.
+NEIGHBOURS = [
+    "resnet_pico",
+    "se_resnet_pico",
+    "cbam_resnet_pico",
+    "series_resnet_pico",
+    "bot_resnet_pico",
+    "aa_resnet_pico",
+    "container_pico",
+]
+# For tests of what all networks share. tests/models/test_neighbours.py has a quick representative for the slow ones.
+EVERY = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in NEIGHBOURS)]
+
 # Two stages with one block each, which is one of every kind of module. Swin needs two blocks for a shifted window.
 SHALLOW: dict[str, dict[str, Any]] = {
     "acmix_resnet_pico": {"layers": (1, 1), "planes": (16, 32)},
     "acmix_swin_pico": {"depths": (2, 1)},
     "acmix_san_pico": {"layers": (1, 1), "widths": (64, 128), "kernels": (3, 5)},
     "acmix_pvt_pico": {"depths": (1, 1)},
+    **{name: {"layers": (1, 1), "planes": (16, 32)} for name in NEIGHBOURS},
 }
 
 

@@ -144,7 +144,7 @@ def test_a_missing_name_lists_the_closest_ones(here: Path, name: str, message: s
     [
         *[(f"finished{part}", "finished") for part in ("", "/config.yaml", "/weights", "/weights/model.safetensors")],
         *[(f"sharded{part}", "sharded") for part in ("", "/checkpoints", "/checkpoints/best.ckpt")],
-        *[(path, None) for path in ("folder", "folder/config.json", "mine.pth", "foreign", "nowhere", ".")],
+        *[(path, None) for path in ("folder", "mine.pth", "foreign", "nowhere", ".", "sharded/checkpoints/bst.ckpt")],
     ],
 )
 def test_the_run_folder_that_a_path_belongs_to(here: Path, path: str, run: str | None) -> None:

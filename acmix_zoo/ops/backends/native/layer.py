@@ -124,7 +124,7 @@ def backward(
     d_offset = grad.sum((0, 1, 2)) if offset is not None and wanted[7] else None
     found = (d_x, d_weight, d_bias, d_pe, d_fc, d_shift, d_alpha, d_offset)
     return [
-        _in_layout_of(t, d) if want and t is not None and d is not None else None
+        _match_layout(t, d) if want and t is not None and d is not None else None
         for t, d, want in zip((x, weight, bias, *mixing), found, wanted, strict=True)
     ]
 
@@ -159,7 +159,7 @@ def _composed_backward(d_taps: Tensor, fc: Tensor | None, shift: Tensor) -> tupl
     return shift.flatten(2).transpose(0, 1).flatten(1) @ d_taps.flatten(0, 1), d_shift  # (k², out·k·k) @ (out·k·k, …)
 
 
-def _in_layout_of(t: Tensor, d: Tensor) -> Tensor:
+def _match_layout(t: Tensor, d: Tensor) -> Tensor:
     """Return d with the strides that `torch.empty_like(t)` has, as a compiled graph expects of a gradient of t."""
     out = torch.empty_like(t)
     return d if d.stride() == out.stride() else out.copy_(d)
