@@ -169,7 +169,7 @@ def test_missing_and_insufficient_tokens_are_refused(hub: Hub, folder: Path, mon
 
 def test_unsuitable_folders_and_names_are_not_pushed(hub: Hub, folder: Path, tmp_path: Path) -> None:
     push(folder, "org/pico")
-    with pytest.raises(ValueError, match=r"exists and holds acmix_resnet_pico\. Expected acmix_swin_pico"):
+    with pytest.raises(ValueError, match=r"org/pico exists and holds acmix_resnet_pico\. Expected acmix_swin_pico"):
         push(ROOT / "checkpoints" / "acmix_swin_pico.fashion_mnist", "org/pico")
     for name in ("pico", "a/b/c", "org/", "or g/x"):
         with pytest.raises(ValueError, match=r"Expected org/name|is not a valid repository name on"):
