@@ -48,8 +48,7 @@ class ShiftConv(nn.Module):
             self.shift_weight.copy_(shift_kernels(self.shift_weight.shape[0], self.kernel))
 
     def forward(self, projections: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Return the convolution times `scale` (one value). It is multiplied into the kernels, not into the feature
-        map."""
+        """Return the convolution times `scale` (one value), which is multiplied into the kernels."""
         shift = self.shift_weight if scale is None else self.shift_weight * scale
         return shift_conv(projections, self.fc_weight, shift, self.fc_bias, stride=self.stride, dilation=self.dilation)
 
