@@ -117,13 +117,14 @@ class ReducedACmix(TwoStageLayer):
             grid = (ceil_div(h, self.reduction), ceil_div(w, self.reduction))
             patches = unflatten(t, 1, grid)  # (B, H′, W′, heads, d)
             maps.append(_repeat(_repeat(patches, 1, self.reduction, h), 2, self.reduction, w))
-        projections = torch.cat(maps, 3).transpose(3, 4)  # (B, H, W, d, 3·heads)
+        projections = torch.cat(maps, 3)  # (B, H, W, 3·heads, d)
+        scale = self.beta if self.paths == "both" else None
         if can_skip_call(self.shift_conv, ShiftConv) and runs_native(projections, *self.shift_conv.parameters()):
-            geometry = WindowGeometry(self.heads, (1, w), (0, 0), size, conv_is_rolled=False)
-            fc, kernels = self.shift_conv.mixing_and_kernels(self.beta if self.paths == "both" else None)
+            geometry = WindowGeometry(self.heads, (1, w), (0, 0), size, conv_is_rolled=False, heads_first=True)
+            fc, kernels = self.shift_conv.mixing_and_kernels(scale)
             out = window_paths(projections.flatten(3), WindowTensors(fc=fc, kernels=kernels), geometry)[1]
             return out.view(len(q), h * w, self.dim)
-        return self.shift_conv(projections, self.beta if self.paths == "both" else None).flatten(1, 2)  # type: ignore[no-any-return]
+        return self.shift_conv(projections.transpose(3, 4), scale).flatten(1, 2)  # type: ignore[no-any-return]
 
 
 def _repeat(x: Tensor, dim: int, times: int, length: int) -> Tensor:

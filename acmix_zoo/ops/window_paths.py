@@ -30,6 +30,7 @@ class WindowGeometry(NamedTuple):
         shift: (rows, columns) by which the map is rolled back before it is cut into windows.
         size: (height, width) of the results. The map is padded to whole windows at the bottom and at the right.
         conv_is_rolled: whether the convolution sees the rolled and padded map, or the cropped one.
+        heads_first: whether projections have channels ordered ({q, k, v}, heads, d) instead of (d, {q, k, v}, heads).
     """
 
     heads: int
@@ -37,6 +38,7 @@ class WindowGeometry(NamedTuple):
     shift: tuple[int, int]
     size: tuple[int, int]
     conv_is_rolled: bool
+    heads_first: bool = False
 
 
 class WindowTensors(NamedTuple):
@@ -75,7 +77,8 @@ def window_paths(projections: Tensor, tensors: WindowTensors, geometry: WindowGe
     """Return the results of attention and convolution, computed in the native library.
 
     Args:
-        projections: (B, H, W, 3·dim) with channels ordered (d, {q, k, v}, heads). H and W are multiples of the window.
+        projections: (B, H, W, 3·dim) with channels ordered (d, {q, k, v}, heads), unless `heads_first` is set. H and W
+            are multiples of the window.
         tensors, geometry: the rest of the layer.
 
     Returns:
@@ -90,8 +93,10 @@ def window_paths_plain(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Compute `window_paths` in plain operators, which have derivatives of any order. None for a missing path."""
     bias, mask, fc, kernels, offset = tensors
-    heads, window, shift, size, conv_is_rolled = geometry
+    heads, window, shift, size, conv_is_rolled, heads_first = geometry
     (b, h, w), (wh, ww) = projections.shape[:3], window
+    if heads_first:
+        projections = projections.unflatten(3, (3 * heads, -1)).transpose(3, 4).flatten(3)  # (B, H, W, 3·dim)
     rolled = roll(projections, (-shift[0], -shift[1])).unflatten(3, (-1, 3 * heads))  # (B, H, W, d, 3·heads)
 
     def back(x: Tensor) -> Tensor:  # (B, H, W, …) → (B, h, w, …)
@@ -116,7 +121,7 @@ def window_paths_plain(
 
 
 _TENSORS = "Tensor projections, Tensor? bias, Tensor? mask, Tensor? fc, Tensor? kernels, Tensor? offset"
-_SIZES = "int heads, int[] window, int[] shift, int[] size, bool conv_is_rolled"
+_SIZES = "int heads, int[] window, int[] shift, int[] size, bool conv_is_rolled, bool heads_first"
 _N_TENSORS = 1 + len(WindowTensors._fields)
 torch.library.define("acmix_zoo::window_paths", f"({_TENSORS}, {_SIZES}) -> (Tensor, Tensor)")
 # The gradients of the projections, and of bias, fc and kernels where `wanted` (bias, fc and kernels) says so.
@@ -127,8 +132,8 @@ torch.library.define(
 
 
 def _geometry(sizes: Any) -> WindowGeometry:
-    heads, window, shift, size, conv_is_rolled = sizes
-    return WindowGeometry(heads, tuple(window), tuple(shift), tuple(size), conv_is_rolled)
+    heads, window, shift, size, *flags = sizes
+    return WindowGeometry(heads, tuple(window), tuple(shift), tuple(size), *flags)
 
 
 @torch.library.impl("acmix_zoo::window_paths", "cpu")
@@ -144,7 +149,7 @@ def _backward(d_attention: Tensor, d_convolution: Tensor, projections: Tensor, *
 
 
 @torch.library.register_fake("acmix_zoo::window_paths")
-def _fake_forward(projections, bias, mask, fc, kernels, offset, heads, window, shift, size, conv_is_rolled):  # type: ignore[no-untyped-def]
+def _fake_forward(projections, bias, mask, fc, kernels, offset, heads, window, shift, size, *flags):  # type: ignore[no-untyped-def]
     shape = (projections.shape[0] * size[0] * size[1], projections.shape[3] // 3)
     return tuple(projections.new_empty(shape if t is not None else (0,)) for t in (bias, kernels))
 

@@ -43,7 +43,7 @@ class Layer(Structure):
 
 _WINDOW_SIZES = (
     "batch", "height", "width", "heads", "head_width", "window_height", "window_width", "shift_rows", "shift_columns",
-    "out_height", "out_width", "conv_kernel", "conv_is_rolled", "threads",
+    "out_height", "out_width", "conv_kernel", "conv_is_rolled", "heads_first", "threads",
 )  # fmt: skip
 _WINDOW_TENSORS = (
     "projections", "bias", "mask", "fc", "kernels", "offset", "attention", "convolution",

@@ -12,8 +12,8 @@ from acmix_zoo.ops.backends.native.library import WindowLayer, parallel
 
 # bias, mask, fc, kernels and offset
 Weights = Sequence[Tensor | None]
-# heads, window, shift, size and conv_is_rolled
-Geometry = tuple[int, tuple[int, int], tuple[int, int], tuple[int, int], bool]
+# heads, window, shift, size, conv_is_rolled and heads_first
+Geometry = tuple[int, tuple[int, int], tuple[int, int], tuple[int, int], bool, bool]
 
 
 def unsupported_reason(tensors: Sequence[Tensor | None]) -> str | None:
@@ -75,7 +75,7 @@ def backward(
 def _call(
     function: str, projections: Tensor, weights: Weights, geometry: Geometry, tensors: dict[str, Tensor | None]
 ) -> None:
-    heads, window, shift, size, conv_is_rolled = geometry
+    heads, window, shift, size, conv_is_rolled, heads_first = geometry
     (b, h, w, channels), kernels = projections.shape, weights[3]
     names = ("projections", "bias", "mask", "fc", "kernels", "offset")
     inputs = (t if t is None else t.detach().contiguous() for t in (projections, *weights))
@@ -94,6 +94,7 @@ def _call(
         out_width=size[1],
         conv_kernel=1 if kernels is None else kernels.shape[-1],
         conv_is_rolled=conv_is_rolled,
+        heads_first=heads_first,
         threads=torch.get_num_threads(),
         parallel=parallel(),
         **{name: None if t is None else t.data_ptr() for name, t in tensors.items()},

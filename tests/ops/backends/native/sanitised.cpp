@@ -90,7 +90,7 @@ bool run_windows(const WindowCase& c, bool attends, bool convolves, bool is_roll
   l.head_width = c.head_width, l.window_height = c.window_height, l.window_width = c.window_width;
   l.shift_rows = c.shift_rows, l.shift_columns = c.shift_columns, l.conv_kernel = c.conv_kernel;
   l.out_height = l.height - crop % c.window_height, l.out_width = l.width - crop % c.window_width;
-  l.conv_is_rolled = is_rolled, l.threads = threads, l.parallel = run_on_threads;
+  l.conv_is_rolled = is_rolled, l.heads_first = crop == 1, l.threads = threads, l.parallel = run_on_threads;
   const int64_t outputs = c.heads * c.head_width, taps = c.conv_kernel * c.conv_kernel;
   const int64_t square = c.window_height * c.window_width * c.window_height * c.window_width;
   Tensor projections(l.batch * l.height * l.width * 3 * outputs), bias(c.heads * square), mask(4 * square);

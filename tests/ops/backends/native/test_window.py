@@ -51,6 +51,7 @@ def problem(
     kernel: int = 3,
     paths: str = "both",
     rolled: bool = True,
+    heads_first: bool = False,
 ) -> tuple[list[Tensor | None], WindowGeometry]:
     """Random projections, bias, mask, fc, kernels and offset for `grid` windows, and their geometry."""
     torch.manual_seed(0)
@@ -63,7 +64,7 @@ def problem(
         tensors[3] = torch.randn(kernel**2, 3 * heads + 1) * 0.3
         tensors[4] = torch.randn(heads * width, kernel**2, kernel, kernel) * 0.3
         tensors[5] = torch.randn(heads * width) if paths == "both" else None
-    return tensors, WindowGeometry(heads, window, shift, (h - crop[0], w - crop[1]), rolled)
+    return tensors, WindowGeometry(heads, window, shift, (h - crop[0], w - crop[1]), rolled, heads_first)
 
 
 CASES: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
@@ -75,6 +76,7 @@ CASES: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "one position": ((1, (2, 3), (1, 1), 1, 1), dict(kernel=1)),
     "more channels than two vectors": ((1, (1, 2), (3, 3), 5, 35), dict(kernel=5)),
     "wide rows": ((1, (1, 9), (2, 4), 7, 8), {}),
+    "heads first": ((1, (2, 2), (4, 3), 3, 18), dict(shift=(1, 1), heads_first=True)),
     "attention alone": ((2, (2, 2), (7, 7), 2, 17), dict(shift=(3, 3), paths="attention")),
     "convolution alone": ((2, (2, 2), (3, 7), 13, 3), dict(shift=(1, 3), paths="convolution")),
     "empty batch": ((0, (2, 2), (7, 7), 3, 32), {}),
@@ -135,6 +137,7 @@ def check_any_geometry(data: st.DataObject) -> None:
         kernel=draw(st.sampled_from([1, 3, 5])),
         paths=draw(st.sampled_from(["both", "both", "attention", "convolution"])),
         rolled=draw(st.booleans()),
+        heads_first=draw(st.booleans()),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACMIX_NATIVE_ISA", draw(st.sampled_from(RUNNABLE)))

@@ -17,21 +17,30 @@ constexpr int OUTS = 3;                          // accumulators: 3 × 7 of 32 r
 constexpr int SEEN = LANES == 16 ? 7 : 4;        // pixels side by side
 constexpr int64_t PIXELS_AT_ONCE = 4 * 7;        // as many rows at a time as have about so many pixels
 
-// sum[o][p] = start[o] + Σ_taps Σ_in weights[tap][in][o] · pixel[tap · P + p][in], vectors of one group of channels.
+// A block of output pixels and the channels of one vector, `offset` floats from the first one.
+struct ChannelwiseBlock {
+  const float* const* pixel;  // what output pixel p sees through a tap: pixel[tap · pixels + p]
+  int64_t taps, inputs, channels, offset;
+  const float* weights;       // (taps, inputs, outputs, LANES)
+  const float* start;         // (outputs, channels), or null: 0
+  float* const* out;          // where each pixel's outputs go
+};
+
+// out[p][o] = start[o] + Σ_taps Σ_in weights[tap][in][o] · pixel[tap · P + p][in], for O outputs of P pixels.
 template <int O, int P>
-static __attribute__((noinline)) void channelwise_block(const float* const* pixel, int64_t taps, int64_t inputs,
-                                                        int64_t channels, int64_t offset, const float* weights,
-                                                        const float* start, float* const* out) {
+static __attribute__((noinline)) void channelwise_block(const ChannelwiseBlock& b) {
   Vec sum[O][P];
 #pragma GCC unroll 4
   for (int o = 0; o < O; o++)
 #pragma GCC unroll 8
-    for (int p = 0; p < P; p++) sum[o][p] = start ? load(start + o * channels + offset) : Vec{};
-  for (int64_t t = 0; t < taps; t++, pixel += P) {
+    for (int p = 0; p < P; p++) sum[o][p] = b.start ? load(b.start + o * b.channels + b.offset) : Vec{};
+  const float *const *pixel = b.pixel, *weights = b.weights;
+  const int64_t next = b.channels, end = b.inputs * next;
+  for (int64_t t = 0; t < b.taps; t++, pixel += P) {
     const float* seen[P];
 #pragma GCC unroll 8
-    for (int p = 0; p < P; p++) seen[p] = pixel[p] + offset;
-    for (int64_t i = 0; i < inputs * channels; i += channels, weights += O * LANES) {
+    for (int p = 0; p < P; p++) seen[p] = pixel[p] + b.offset;
+    for (int64_t i = 0; i < end; i += next, weights += O * LANES) {
       Vec weight[O];
 #pragma GCC unroll 4
       for (int o = 0; o < O; o++) weight[o] = load_once(weights + o * LANES);
@@ -46,16 +55,16 @@ static __attribute__((noinline)) void channelwise_block(const float* const* pixe
 #pragma GCC unroll 8
   for (int p = 0; p < P; p++)
 #pragma GCC unroll 4
-    for (int o = 0; o < O; o++) store(out[p] + o * channels + offset, sum[o][p]);
+    for (int o = 0; o < O; o++) store(b.out[p] + o * b.channels + b.offset, sum[o][p]);
 }
 
-template <int O, int P = SEEN, class... Arguments>
-INLINE void channelwise_pixels(int64_t pixels, Arguments... arguments) {
+template <int O, int P = SEEN>
+INLINE void channelwise_pixels(int64_t pixels, const ChannelwiseBlock& b) {
   if constexpr (P > 0) {
     if (pixels == P)
-      channelwise_block<O, P>(arguments...);
+      channelwise_block<O, P>(b);
     else
-      channelwise_pixels<O, P - 1>(pixels, arguments...);
+      channelwise_pixels<O, P - 1>(pixels, b);
   }
 }
 
@@ -104,7 +113,8 @@ void pack_channelwise(const Windows& w, int64_t inputs, int64_t outputs, const C
   share(w.l, w.vectors, [&](int64_t vector) {
     const int64_t size = w.taps * inputs * outputs * LANES;
     if ((vector + 1) * LANES > w.l.head_width) fill(packed + vector * size, size, 0);
-    for_channelwise(w, inputs, outputs, strides, vector, [&](int64_t to, int64_t from) { packed[to] = w.l.kernels[from]; });
+    for_channelwise(w, inputs, outputs, strides, vector,
+                    [&](int64_t to, int64_t from) { packed[to] = w.l.kernels[from]; });
   });
 }
 
@@ -119,13 +129,14 @@ void channelwise(const Windows& w, const ChannelwiseKernels& kernels, const floa
         float* to[SEEN];
         const int64_t pixels = min(SEEN, count - first);
         for (int64_t p = 0; p < pixels; p++) to[p] = out[first + p] + at;
-        const float *const *seen = pixel + first * w.taps, *from = start ? start + at : nullptr;
-        float* const* target = to;
-        switch (outs) {
-          case 3: channelwise_pixels<3>(pixels, seen, w.taps, kernels.inputs, w.channels, vector * LANES, weights, from, target); break;
-          case 2: channelwise_pixels<2>(pixels, seen, w.taps, kernels.inputs, w.channels, vector * LANES, weights, from, target); break;
-          case 1: channelwise_pixels<1>(pixels, seen, w.taps, kernels.inputs, w.channels, vector * LANES, weights, from, target); break;
-        }
+        const ChannelwiseBlock block{pixel + first * w.taps, w.taps, kernels.inputs, w.channels, vector * LANES, weights,
+                                     start ? start + at : nullptr, to};
+        if (outs == 3)
+          channelwise_pixels<3>(pixels, block);
+        else if (outs == 2)
+          channelwise_pixels<2>(pixels, block);
+        else
+          channelwise_pixels<1>(pixels, block);
       }
       weights += w.taps * kernels.inputs * outs * LANES;
     }
@@ -186,7 +197,8 @@ class Mixed {
     if (next_ < y - domain_.reach) next_ = y - domain_.reach;
     for (const int64_t end = min(domain_.height, y + domain_.rows_at_once + domain_.reach); next_ < end; next_++)
       for (int64_t x = 0; x < domain_.width; x++)
-        mix(w_, projections + domain_.place()[next_ * domain_.width + x] * w_.pixel, row(next_) + x * w_.taps * w_.channels);
+        mix(w_, projections + domain_.place()[next_ * domain_.width + x] * w_.pixel,
+            row(next_) + x * w_.taps * w_.channels);
   }
 
  private:

@@ -19,6 +19,7 @@ struct WindowLayer {
   int64_t window_height, window_width, shift_rows, shift_columns;
   int64_t out_height, out_width;                 // the results are cropped to this size
   int64_t conv_kernel, conv_is_rolled;           // whether the convolution sees the rolled map or the cropped one
+  int64_t heads_first;                           // projections are ordered ({q, k, v}, heads, head_width) instead
   int64_t threads;
   Parallel parallel;                             // or null: one thread
   const float* projections;                      // (batch, height, width, head_width, {q, k, v}, heads)
@@ -101,6 +102,12 @@ INLINE void transpose(const float* from, int64_t from_row, int64_t rows, int64_t
     for (int64_t c = 0; c < columns; c++) to[c * to_row + r] = from[r * from_row + c];
 }
 
+INLINE void copy(const float* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
+  for (; i < count; i++) to[i] = from[i];
+}
+
 INLINE void fill(float* to, int64_t count, float value) {
   for (int64_t i = 0; i < count; i++) to[i] = value;
 }
@@ -108,7 +115,11 @@ INLINE void fill(float* to, int64_t count, float value) {
 // The projections of one window of an image, in window order.
 void turn_window(const Windows& w, const float* image, int64_t window, float* to) {
   w.for_positions(window, [&](int64_t, int64_t y, int64_t x) {
-    transpose(image + (y * w.l.width + x) * 3 * w.outputs, w.planes, w.l.head_width, w.planes, to, w.channels);
+    const float* from = image + (y * w.l.width + x) * 3 * w.outputs;
+    if (w.l.heads_first)
+      for (int64_t p = 0; p < w.planes; p++) copy(from + p * w.l.head_width, w.l.head_width, to + p * w.channels);
+    else
+      transpose(from, w.planes, w.l.head_width, w.planes, to, w.channels);
     if (w.channels > w.l.head_width)
       for (int64_t p = 0; p < w.planes; p++)
         fill(to + p * w.channels + w.l.head_width, w.channels - w.l.head_width, 0);
@@ -120,7 +131,11 @@ void turn_window(const Windows& w, const float* image, int64_t window, float* to
 // Their gradient, back to the caller's order.
 void turn_window_back(const Windows& w, const float* from, int64_t window, float* image) {
   w.for_positions(window, [&](int64_t, int64_t y, int64_t x) {
-    transpose(from, w.channels, w.planes, w.l.head_width, image + (y * w.l.width + x) * 3 * w.outputs, w.planes);
+    float* to = image + (y * w.l.width + x) * 3 * w.outputs;
+    if (w.l.heads_first)
+      for (int64_t p = 0; p < w.planes; p++) copy(from + p * w.channels, w.l.head_width, to + p * w.l.head_width);
+    else
+      transpose(from, w.channels, w.planes, w.l.head_width, to, w.planes);
     from += w.pixel;
   });
 }
