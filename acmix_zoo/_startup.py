@@ -38,6 +38,6 @@ if _is_command_line():
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a background job ignores it
     ):
         signal.signal(signal.SIGINT, _quit)
-    status = commands.answer_at_once(sys.argv[1:])
+    status = commands.answer_before_imports(sys.argv[1:])
     if status is not None:
         sys.exit(status)

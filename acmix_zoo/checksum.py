@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 def check_sha256(weights: str | Path) -> None:
-    """Refuse weights whose SHA-256 differs from the one in the config.json next to them.
+    """Check that the SHA-256 of a weight file is the one in the config.json next to it. Without one, do nothing.
 
     Args:
         weights: a file of a weight folder, or the folder itself.
 
     Raises:
-        ValueError: the hashes differ. Files without a recorded hash pass.
+        ValueError: the hashes differ.
     """
     weights = Path(weights)
     if weights.is_dir():
@@ -24,12 +24,12 @@ def check_sha256(weights: str | Path) -> None:
         return
     try:
         expected = json.loads(config.read_text(encoding="utf-8"))["acmix_zoo"]["sha256"]
-    except (ValueError, KeyError, TypeError):  # a config.json of another project or of the user
+    except (ValueError, KeyError, TypeError):  # the config.json of a different project
         return
     with weights.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
         raise ValueError(
-            f"{weights} is not what {config} describes: sha256 {found} was found, {expected} is recorded. "
-            "It was changed or damaged, so it is not used. Download or write the weight folder again"
+            f"{weights} is changed or damaged: its sha256 is {found}. Expected {expected}, as in {config}. Download or "
+            "write the weight folder again"
         )

@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--check", action="store_true", help="only check that there is a GPU")
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"unknown part {', '.join(sorted(unknown))}; expected one of {', '.join(PARTS)}")
+        parser.error(f"unknown part {', '.join(sorted(unknown))}. Expected one of {', '.join(PARTS)}")
     if options.device == "cuda" and (message := missing_gpu()):
         print(message)
         return 1

@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("groups", nargs="*", metavar="group", help=f"{', '.join(GROUPS)} (default: all)")
     options = parser.parse_args(arguments)
     if unknown := set(options.groups) - set(GROUPS):
-        parser.error(f"unknown group {', '.join(sorted(unknown))}; expected one of {', '.join(GROUPS)}")
+        parser.error(f"unknown group {', '.join(sorted(unknown))}. Expected one of {', '.join(GROUPS)}")
     options.folder.mkdir(parents=True, exist_ok=True)
     machine = json.dumps(describe_machine(), indent=1, ensure_ascii=False)
     (options.folder / "machine.json").write_text(machine + "\n", encoding="utf-8")

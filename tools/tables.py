@@ -23,6 +23,11 @@ from acmix_zoo.weights.shipped import checkpoints_root
 from tools import make_parser, reconstructions, scaling_tables
 from tools.speed_table import BENCHMARKS, speed_summary, speed_table
 
+NEIGHBOURS = (
+    "acmix_resnet_pico", "resnet_pico", "series_resnet_pico", "se_resnet_pico", "cbam_resnet_pico", "bot_resnet_pico",
+    "aa_resnet_pico", "container_pico", "aa_resnet50", "container_light",
+)  # fmt: skip
+
 
 def weights_table() -> str:
     """Return one row for each weight folder that is shipped with the package."""
@@ -60,6 +65,17 @@ def models_table() -> str:
     return _markdown(rows)
 
 
+def neighbours_table() -> str:
+    """Return one row for each network that ACmix-ResNet is compared with, and for ACmix-ResNet itself."""
+    rows = [["model", "parameters", "published", "MACs", "published", "input"]]
+    for name in NEIGHBOURS:
+        with torch.device("meta"):
+            found, of = complexity(acmix_zoo.create_model(name)), published(name)
+        size = "×".join(map(str, found.input_size))
+        rows.append([f"`{name}`", f"{found.params:,}", of.params, human(found.macs), of.macs, size])
+    return _markdown(rows)
+
+
 def decomposition_table() -> str:
     """Return time and memory of a 3×3 convolution in two stages, relative to the convolution itself."""
     rows = read_csv(BENCHMARKS / "decomposition.csv") if (BENCHMARKS / "decomposition.csv").exists() else []
@@ -88,6 +104,7 @@ def distributed_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "weights": weights_table,
     "models": models_table,
+    "neighbours": neighbours_table,
     "speed_summary": speed_summary,
     "speed": speed_table,
     "decomposition": decomposition_table,
@@ -113,7 +130,7 @@ def render(text: str) -> str:
     for name in re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE):
         if name not in TABLES or f"<!-- /{name} -->" not in text:
             raise ValueError(
-                f"<!-- {name} --> is not a table with an end; expected one of {', '.join(TABLES)}, "
+                f"<!-- {name} --> is not a table with an end. Expected one of {', '.join(TABLES)}, "
                 f"and <!-- /NAME --> after it"
             )
         old = re.search(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", text, re.DOTALL)

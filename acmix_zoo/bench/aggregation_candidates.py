@@ -21,7 +21,7 @@ class Aggregation(nn.Module):
         unfold: whether to use the baseline, which stores every value kernel² times.
         batch: number of images.
         channels: number of channels, a multiple of 8.
-        side: height and width of the map.
+        side: height and width of the feature map.
         kernel: side of the neighbourhood.
 
     Shape:

@@ -33,7 +33,7 @@ from acmix_zoo.bench.aggregation_candidates import Aggregation
 from acmix_zoo.bench.decomposition import DecomposedConv2d
 from acmix_zoo.bench.released import ReleasedACmix2d
 from acmix_zoo.layers import ACmix2d
-from acmix_zoo.layers.complexity import input_size_of
+from acmix_zoo.layers.complexity import default_input_size
 from acmix_zoo.ops import BACKENDS, use_backend
 from acmix_zoo.ops.dispatch import TILES
 from acmix_zoo.weights.locate import Kind, ModelLocation, locate
@@ -49,13 +49,13 @@ _COMPILE = "+compile"
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the benchmark measures: one pass of a network or a layer, with its settings.
+    """A network or layer to measure, with the settings of a pass.
 
     Attributes:
         name: what to build, see this file's docstring.
         batch: images per pass.
-        size: side of the square image for a network. 0 stands for the network's default.
-        train: whether a pass is forward and backward, instead of a forward pass in inference mode.
+        size: side length of the square image for a network; 0 for the network's default.
+        train: whether to measure forward and backward passes instead of inference.
         threads: number of CPU threads.
         dtype: name of a torch dtype.
         device: name of a torch device.
@@ -76,7 +76,7 @@ class Candidate:
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"bench: unknown dtype {self.dtype!r}; expected one of torch, such as float32 or bfloat16")
+            raise ValueError(f"bench: unknown dtype {self.dtype!r}. Expected one of torch, such as float32 or bfloat16")
 
     @property
     def device_type(self) -> str:
@@ -137,7 +137,7 @@ def build(candidate: Candidate) -> Built:
     """Build the module of a candidate, with the same random weights every time.
 
     Raises:
-        ValueError, FileNotFoundError: unknown network or backend, or impossible settings.
+        ValueError, FileNotFoundError: the network or backend is unknown, or the settings do not work.
     """
     torch.manual_seed(0)
     name, backend, _ = parse_name(candidate.name)
@@ -167,7 +167,7 @@ def _build_layer(kind: str, channels: int, stride: int) -> nn.Module:
     if kind == "conv3x3":
         return conv
     if stride != 1:
-        raise ValueError(f"bench: {kind} does not support a stride of {stride}; use a stride of 1")
+        raise ValueError(f"bench: {kind} does not support a stride of {stride}. Use a stride of 1")
     return DecomposedConv2d.from_conv(conv, kind.removeprefix("shift-"))  # type: ignore[arg-type]
 
 
@@ -176,7 +176,7 @@ def _build_network(name: str, size: int, model_kwargs: dict[str, Any]) -> Built:
     # A new network is built on the device of the context, which may be "meta", but weights need tensors with storage.
     with torch.device("cpu") if has_weights else nullcontext():
         module = acmix_zoo.create_model(name, **model_kwargs)
-    channels, height, width = input_size_of(module) or (3, 224, 224)
+    channels, height, width = default_input_size(module) or (3, 224, 224)
     if size and hasattr(module, "set_input_size"):
         module.set_input_size(img_size=(size, size))  # type: ignore[operator]
     return Built(module, (channels, size or height, size or width))
@@ -186,7 +186,7 @@ def _locate(name: str) -> ModelLocation:
     """Locate a network or weights.
 
     Raises:
-        NotFoundError: there is nothing of this name. If it looks like a layer, the error shows how layers are written.
+        NotFoundError: nothing has this name. If it looks like a layer, the error shows how layers are written.
     """
     try:
         return locate(name)
@@ -217,7 +217,8 @@ def use_candidate_backend(candidate: Candidate) -> Iterator[None]:
 def memory_format(candidate: Candidate) -> torch.memory_format:
     """Return the memory format in which the candidate is fastest.
 
-    This is channels_last, except for the baselines that use unfold and for the aggregation of maps larger than 20×20.
+    This is channels_last, except for the baselines that use unfold and for the aggregation of feature maps larger than
+    20×20.
     """
     if found := _AGGREGATION.fullmatch(candidate.name):
         is_contiguous = found[1] == "unfold" or int(found[3]) > 20
@@ -227,7 +228,7 @@ def memory_format(candidate: Candidate) -> torch.memory_format:
 
 
 def resize(candidate: Candidate, size: int) -> Candidate:
-    """Return the same candidate for images, or maps, of another size."""
+    """Return the same candidate for images, or feature maps, of a different size."""
     if is_network(candidate.name):
         return replace(candidate, size=size)
     return replace(candidate, name=re.sub(r"(:\d+x)\d+", rf"\g<1>{size}", candidate.name))

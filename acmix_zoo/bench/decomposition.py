@@ -2,8 +2,8 @@
 
     conv(x)(i) = Σ_{p,q} K[p, q] · x(i + (p, q) − k//2)  =  Σ_{p,q} Shift(K[p, q] · x, by k//2 − (p, q))
 
-Stage I multiplies the map by the k² matrices K[p, q]. Each of them is a 1×1 convolution. Stage II shifts every result
-by its offset and sums them. Source: ACmix, CVPR 2022, section 3.1, and figure 3 for the three ways to shift.
+Stage I multiplies the feature map by the k² matrices K[p, q]. Each of them is a 1×1 convolution. Stage II shifts every
+result by its offset and sums them. Source: ACmix, CVPR 2022, section 3.1, and figure 3 for the three ways to shift.
 docs/decomposition.md explains it with a figure.
 """
 
@@ -21,14 +21,14 @@ Shift = Literal["tensor", "frozen", "learnable"]
 
 
 class DecomposedConv2d(nn.Module):
-    """`nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)` in two stages. It is slower; use it to learn.
+    """`nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)` in two stages, for teaching. It is slower.
 
     Args:
         in_channels: input channels.
         out_channels: output channels.
         kernel: odd side of the kernel.
         shift: how stage II shifts the k² maps of every output channel.
-            "tensor": add slices of the padded maps one after the other.
+            "tensor": add slices of the padded feature maps one after the other.
             "frozen": use one grouped convolution whose kernels are the k² shifts, which are not trained.
             "learnable": use the same convolution with kernels that are initialised as shifts and then trained. This is
             what ACmix does, on fewer maps.
@@ -43,9 +43,9 @@ class DecomposedConv2d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, *, shift: Shift = "tensor") -> None:
         super().__init__()
         if shift not in get_args(Shift):
-            raise ValueError(f"DecomposedConv2d: unknown shift {shift!r}; expected one of {', '.join(get_args(Shift))}")
+            raise ValueError(f"DecomposedConv2d: unknown shift {shift!r}. Expected one of {', '.join(get_args(Shift))}")
         if kernel % 2 == 0:
-            raise ValueError(f"DecomposedConv2d: the kernel must be odd, got {kernel}; use {kernel + 1}")
+            raise ValueError(f"DecomposedConv2d: kernel={kernel} is even. Expected an odd size. Use {kernel + 1}")
         self.kernel, self.out_channels, self.shift = kernel, out_channels, shift
         self.projections = nn.Conv2d(in_channels, out_channels * kernel**2, 1, bias=False)  # rows ordered (out, k²)
         self.bias = nn.Parameter(torch.zeros(out_channels))

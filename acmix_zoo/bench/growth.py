@@ -12,7 +12,7 @@ from acmix_zoo.bench.candidates import Candidate, build, resize
 from acmix_zoo.bench.results import Row
 
 AXES = ("size", "batch", "depth")
-"""What a candidate can grow along."""
+"""The dimensions in which a candidate can grow."""
 
 SIZES = (64, 128, 224, 448, 1024)
 BATCHES = (1, 2, 4, 8, 16)
@@ -24,11 +24,11 @@ _UNITS = {"size": "pixels", "batch": "images", "depth": "MACs"}
 
 
 def grow(candidate: Candidate, axis: str) -> list[Candidate]:
-    """Return the candidates that result from growing one along an axis.
+    """Return variants of a candidate that grow along an axis.
 
-    As images grow, the batch shrinks, so that the number of pixels stays that of `candidate.batch` images of 224².
-    With one image at a time, the fixed cost of small images would dominate. Growing in depth multiplies the number of
-    blocks in the first stage, which all have the same cost.
+    For larger images the batch is smaller, so that the total number of pixels stays that of `candidate.batch` images of
+    224². With a batch of one, the fixed cost would dominate for small images. The depth grows by multiplying the number
+    of blocks in the first stage, which all have the same cost.
 
     Raises:
         ValueError: the axis is "depth" and the candidate is not a network with stages of blocks.

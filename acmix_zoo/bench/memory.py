@@ -1,7 +1,7 @@
 """Measure the peak memory of a pass, and recognise when memory runs out.
 
-On a CPU, `cpu_peak` measures in a fresh process, since a process that has run other passes keeps memory that the next
-pass can reuse. This file is also the program that runs there: `python -m acmix_zoo.bench.memory JSON`.
+On a CPU, `cpu_peak` measures in a fresh process, because a process that has run other passes already holds memory that
+the next pass can reuse. That process runs this file: `python -m acmix_zoo.bench.memory JSON`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from acmix_zoo.layers import ACmix2d
 
 
 class OutOfMemory(RuntimeError):
-    """A candidate does not fit into the memory of this machine."""
+    """A candidate needs more memory than this machine has."""
 
 
 @contextmanager
@@ -45,11 +45,11 @@ def unified_memory_errors() -> Iterator[None]:
 
 
 def cpu_peak(candidate: Candidate) -> float:
-    """Return the memory in MiB that one pass needs in a fresh process, above what that process needs at rest.
+    """Return the memory in MiB that one pass needs in a fresh process, in addition to that of the idle process.
 
     Raises:
-        OutOfMemory: the candidate does not fit, or the system killed the process for its memory.
-        RuntimeError: the process failed for another reason.
+        OutOfMemory: there is not enough memory, or the system killed the process because of it.
+        RuntimeError: the process failed for a different reason.
     """
     done = subprocess.run(
         [sys.executable, "-m", "acmix_zoo.bench.memory", json.dumps(asdict(candidate))],
@@ -65,7 +65,7 @@ def cpu_peak(candidate: Candidate) -> float:
 
 
 def gpu_peak(one_pass: Pass) -> float:
-    """Return the GPU memory in MiB that one pass needs above weights and input, as counted by PyTorch's allocator."""
+    """Return the GPU memory in MiB that one pass needs in addition to weights and input, by PyTorch's allocator."""
     one_pass()  # warm up: workspaces, constants and compiled code stay allocated
     one_pass.release()
     torch.cuda.synchronize()
@@ -77,7 +77,7 @@ def gpu_peak(one_pass: Pass) -> float:
 
 
 def _peak_of_this_process(candidate: Candidate) -> float:
-    """Return the MiB that one pass needs. This is only meaningful in a process that has done nothing else before."""
+    """Return the MiB that one pass needs. This is only meaningful in a process that has not done anything else."""
     torch.set_num_threads(candidate.threads)
     one_pass = Pass(candidate)
     _warm_up(candidate)

@@ -1,4 +1,4 @@
-"""The rows that a benchmark produces: as a table for the terminal, and as a CSV file that can be read again."""
+"""The rows that a benchmark produces, as a table for the terminal and as a CSV file."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Row:
         images_per_s: throughput.
         peak_mib: peak memory of a pass, or NaN if it was not measured.
         macs: multiply-accumulates per image, by the definition of the layers.
-        gflops: GFLOP/s that this amounts to.
-        peak_fraction: fraction of the GFLOP/s that this machine reaches in a matrix product.
+        gflops: GFLOP/s, at two FLOPs per MAC.
+        peak_fraction: gflops as a fraction of what this machine reaches in a matrix product.
     """
 
     candidate: str

@@ -10,7 +10,7 @@ import torch
 from acmix_zoo.cli.text_table import print_columns
 from acmix_zoo.ops.backends.native.build import REQUIRED_COMPILER, find_compilers
 from acmix_zoo.ops.backends.native.library import best_instruction_set, instruction_set, loaded
-from acmix_zoo.ops.dispatch import forced_backend, native_refusal, plan_attention
+from acmix_zoo.ops.dispatch import forced_backend, native_unsupported_reason, plan_attention
 from acmix_zoo.ops.sliding_window import SlidingWindow
 
 
@@ -39,8 +39,8 @@ def print_backends() -> None:
 
 
 def _backend(side: int, itemsize: int, device: str) -> str:
-    """Return the backend of a layer with a window of 7×7 on a map with `side` rows and columns."""
-    if native_refusal(itemsize, device) is None:
+    """Return the backend of a layer with a window of 7×7 on a feature map with `side` rows and columns."""
+    if native_unsupported_reason(itemsize, device) is None:
         return "native"
     return plan_attention(side, side, SlidingWindow(7), device).backend
 
@@ -55,5 +55,5 @@ def _advice(has_library: bool, has_compiler: bool) -> str:
         return f"To use the faster native backend, install a C++ compiler ({REQUIRED_COMPILER}), such as g++."
     if instruction_set() != best_instruction_set() and os.environ.get("ACMIX_NATIVE_ISA"):
         return f"To use {best_instruction_set()}, unset ACMIX_NATIVE_ISA."
-    reason = native_refusal()
+    reason = native_unsupported_reason()
     return "This is the fastest choice on this machine." if reason is None else f"Python runs, because {reason}."

@@ -1,4 +1,4 @@
-"""What `--ckpt_path` means for fit, validate, test and predict."""
+"""Find the checkpoint that `--ckpt_path` refers to, for fit, validate, test and predict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from acmix_zoo.weights.not_found import not_found
 def find_checkpoint(config: Any, subcommand: str, run: RunFolder, command: str) -> str | None:
     """Return the checkpoint to resume, or to evaluate; None for a new run or the weights of `--model.pretrained`.
 
-    A fit takes "last", which is no error in a new run folder. Other commands evaluate the best checkpoint by default.
+    For fit, "last" is not an error in a new run folder. The other commands evaluate the best checkpoint by default.
 
     Args:
         config: the options of the subcommand.
@@ -30,7 +30,7 @@ def find_checkpoint(config: Any, subcommand: str, run: RunFolder, command: str) 
     """
     given, is_fit, is_dry_run = config.ckpt_path, subcommand == "fit", bool(config.trainer.fast_dev_run)
     if not is_fit and given == "last" and "--ckpt_path" not in command:
-        given = None  # a recipe's `last` is meant for its fit
+        given = None  # the recipe's `last` is meant for fit
     if given == "last" and is_dry_run:
         return None
     if given == "last" and is_fit:
@@ -49,7 +49,7 @@ def find_checkpoint(config: Any, subcommand: str, run: RunFolder, command: str) 
         return _find_best(config, subcommand, run, command)
     if run.checkpoints.exist() and not is_dry_run:
         raise FileExistsError(
-            f"{run.folder} already contains a run. Resume it with --ckpt_path last, or choose another --run.folder"
+            f"{run.folder} already contains a run. Resume it with --ckpt_path last, or choose a different --run.folder"
         )
     return None
 
@@ -59,7 +59,8 @@ def _find_given(given: str, is_fit: bool) -> Path:
     if it is evaluated.
 
     Raises:
-        FileNotFoundError: there is nothing at the path, or the run has no checkpoints. ValueError: it is no checkpoint.
+        FileNotFoundError: the path does not exist, or the run has no checkpoints.
+        ValueError: the path is not a checkpoint.
     """
     path, expected = Path(given), "last, best, a run folder or a checkpoint file"
     run = find_run(path)

@@ -7,31 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from acmix_zoo.cli.parser import Parser
+from acmix_zoo.cli.parser import MODEL_HELP, Parser
 
 
 def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
     """Print the most probable classes of images, one class per line.
 
-    Files in a folder that cannot be used are reported and skipped. They do not count as a failure.
+    Unusable files in a folder are reported and skipped. They do not count as a failure.
 
     Returns:
         A list of (class, probability) pairs for each image, most probable first.
 
     Raises:
         FileNotFoundError: the weights do not exist.
-        ValueError: the weights cannot be read, or an image or folder that was named could not be classified. In the
-            latter case, all others were.
+        ValueError: the weights cannot be read, or a given image or folder cannot be classified. All other images are
+            classified before this is raised.
     """
     parser = Parser("acmix-zoo classify", description="Classify images with trained weights.")
-    parser.add_argument(
-        "weights", help="name of a network or of weights, a weight folder, a run folder or a checkpoint"
-    )
+    parser.add_argument("weights", help=MODEL_HELP)
     parser.add_argument("images", nargs="+", type=Path, metavar="image", help="an image file, or a folder of images")
     parser.add_argument("--top", type=int, default=5, help="number of classes to print per image (default: 5)")
     options = parser.parse_args(arguments)
     if options.top < 1:
-        parser.error(f"--top {options.top} was given; expected at least 1")
+        parser.error(f"--top {options.top} is too small. Use 1 or more")
 
     import torch
     from timm.data import create_transform, resolve_data_config
@@ -52,9 +50,9 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
     )
     paths: list[str] = []
     failures: list[str] = []
-    for place in options.images:
+    for location in options.images:
         try:
-            found, skipped = find_images_in(place)
+            found, skipped = find_images_in(location)
         except (OSError, ValueError) as error:
             failures.append(str(error))
             continue

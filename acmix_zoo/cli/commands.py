@@ -43,7 +43,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "Measure and reproduce": {
         "reproduce": Command("reproduce:reproduce", "MODEL", "repeat the training of weights and compare the metrics"),
         "bench": Command("bench:bench", "MODEL MODEL...", "compare the speed and memory of networks and layers"),
-        "plan": Command("plan:plan", "RECIPE...", "estimate memory and time of a training on n GPUs"),
+        "plan": Command("plan:plan", "RECIPE...", "estimate the memory and time of training on n GPUs"),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
@@ -66,8 +66,9 @@ def overview() -> str:
     return "\n".join(lines) + _FOOT
 
 
-def answer_at_once(argv: Sequence[str]) -> int | None:
-    """Answer what needs no other module: --help and unknown commands. Return the exit status, or None for the rest."""
+def answer_before_imports(argv: Sequence[str]) -> int | None:
+    """Answer --help and unknown commands, which need no other module. Return the exit status, or None if there is more
+    to do."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return 0

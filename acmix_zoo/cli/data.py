@@ -17,14 +17,15 @@ def data(arguments: Sequence[str]) -> bool:
         Whether all images are readable.
 
     Raises:
-        FileNotFoundError, ValueError: the data set does not exist, or training would refuse it.
+        FileNotFoundError: the data set does not exist.
+        ValueError: training could not use it.
     """
     parser = Parser("acmix-zoo data", description="Check a data set without training: splits, classes, unusable files.")
     parser.add_argument("source", help="a folder, or anything else that --data.source accepts")
     parser.add_argument("--label_column", metavar="NAME", help="class column of a table that has several")
     options = parser.parse_args(arguments)
     source = open_source(options.source, options.label_column)
-    splits = split_source(source, val_fraction=0.1, seed=0)  # the defaults of ImageDataModule
+    splits = split_source(source)
     inspections = inspect_splits(splits, thorough=True)
     print(summarize(source, splits, inspections))
     return not any(inspection.problems for inspection in inspections.values())

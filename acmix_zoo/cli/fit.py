@@ -16,8 +16,8 @@ _CONFIG = {
 }
 _EVALUATION = {
     **_CONFIG,
-    "--data.source SOURCE": "another data set than the one the run was trained on",
-    "--ckpt_path FILE": "best (the default), last, or a checkpoint file",
+    "--data.source SOURCE": "data set (default: the one that the run was trained on)",
+    "--ckpt_path FILE": "best (the default), last, a run folder or a checkpoint file",
     "--model.pretrained WEIGHTS": "evaluate these weights instead of a checkpoint",
     "--data.batch_size N": "images per batch and device",
     "--data.num_workers N": "processes that load images",
@@ -42,7 +42,7 @@ _OPTIONS: dict[str, dict[str, str]] = {
     "predict": {
         **_CONFIG,
         "--data.predict PATH": "an image, or a folder of images",
-        "--ckpt_path FILE": "best (the default), last, or a checkpoint file",
+        "--ckpt_path FILE": "best (the default), last, a run folder or a checkpoint file",
         "--data.batch_size N": "images per batch and device",
         "--data.num_workers N": "processes that load images",
     },
@@ -90,7 +90,7 @@ def run_trainer(argv: Sequence[str], before_fit: Callable[[Any], None] | None = 
 
     Raises:
         ModuleNotFoundError: the training dependencies are missing.
-        ValueError, OSError: options, data or checkpoints that cannot be used.
+        ValueError, OSError: options, data or checkpoints cannot be used.
     """
     if "-h" in argv or "--help" in argv:
         print(short_help(argv[0]))
@@ -100,7 +100,9 @@ def run_trainer(argv: Sequence[str], before_fit: Callable[[Any], None] | None = 
 
         from acmix_zoo.cli.trainer import TrainingCLI
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}; training needs: pip install 'acmix-zoo[train]'") from error
+        raise ModuleNotFoundError(
+            f"{error}. Training needs more packages. Install them with: pip install 'acmix-zoo[train]'"
+        ) from error
 
     argv = with_config_files(["--help" if word == "--help-all" else word for word in with_current_options(argv)])
 
@@ -114,7 +116,7 @@ def run_trainer(argv: Sequence[str], before_fit: Callable[[Any], None] | None = 
     try:
         return Run(command=shlex.join(["acmix-zoo", *argv]))
     except MisconfigurationException as error:  # Lightning's exception for incompatible options
-        raise ValueError(f"{error}. This is Lightning's message about the options of this command") from error
+        raise ValueError(f"Lightning rejected the options of this command: {error}") from error
     finally:
         sys.argv = original
 

@@ -1,4 +1,4 @@
-"""The command `acmix-zoo info`: what a network costs, its input, its weights and the two stages of its layers."""
+"""The command `acmix-zoo info`: show the cost, input and weights of a network, and the two stages of its layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from acmix_zoo.cli.backend_report import print_backends
-from acmix_zoo.cli.parser import Parser
+from acmix_zoo.cli.parser import MODEL_HELP, Parser
 from acmix_zoo.cli.text_table import print_columns
 from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.layers.cost import TwoStageLayer
@@ -30,15 +30,13 @@ def info(arguments: Sequence[str]) -> None:
         "layer, as in table 1 of the paper.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "model", nargs="?", help="name of a network or of weights, or path of a weight folder or run folder"
-    )
+    what.add_argument("model", nargs="?", help=MODEL_HELP)
     what.add_argument(
         "--backends",
         action="store_true",
         help="show which backend runs the layers on this machine, and how to get a faster one",
     )
-    parser.add_argument("--size", type=int, help="side of the image (default: the network's own)")
+    parser.add_argument("--size", type=int, help="side length of the image (default: the network's)")
     options = parser.parse_args(arguments)
     if options.backends:
         return print_backends()
@@ -63,7 +61,7 @@ def info(arguments: Sequence[str]) -> None:
 
 
 def _facts(model: nn.Module, folder: Path | None) -> list[tuple[str, str]]:
-    """Return (name, text) pairs with what a user needs to know; `folder` is the network's weight folder, if any."""
+    """Return the facts to print as (name, text). `folder` is the network's weight folder, or None."""
     cfg = cast(dict[str, Any], model.pretrained_cfg)
     size, mean, std = (
         "×".join(map(str, cfg["input_size"])),
@@ -110,7 +108,7 @@ def verdict(layers: Sequence[StageCost], total: StageCost) -> str:
     if not against:
         return text + ", and more than stage II in every layer."
     names = ", ".join(row.name for row in against[:3]) + (", …" if len(against) > 3 else "")
-    return text + f", but in {len(against)} of {len(layers)} layers ({names}) stage II has as much, or more."
+    return text + f", but in {len(against)} of {len(layers)} layers ({names}) stage II has at least as much."
 
 
 def _share(pair: tuple[int, int]) -> str:

@@ -33,8 +33,7 @@ def list_networks(arguments: Sequence[str]) -> None:
     if not names:
         what = "weights match" if options.pretrained else "network matches"
         raise ValueError(
-            f"no {what} {options.pattern!r}. Expected a name or a pattern such as '*swin*'. Without a pattern, the "
-            "command lists all of them"
+            f"no {what} {options.pattern!r}. Expected a name or a pattern such as '*swin*'. Leave it out to list all"
         )
     heads = {True: ("top-1", "from"), False: ("published", "top-1, published", "weights here")}[options.pretrained]
     rows: list[tuple[str, ...]] = [("name", "parameters", "MACs", "input", *heads)]
@@ -51,7 +50,7 @@ def list_networks(arguments: Sequence[str]) -> None:
         rows.append((name, f"{params:,}", human(macs), size, *rest))
     print_columns(rows)
     if not options.pretrained and any(map(is_reconstruction, names)):
-        print("* a reconstruction: only its costs and its score were published; docs/reconstructions.md")
+        print("* a reconstruction: only its cost and accuracy were published (see docs/reconstructions.md)")
 
 
 def network_costs() -> dict[str, tuple[int, int, str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import acmix_zoo
 from acmix_zoo import _startup
-from acmix_zoo.cli.commands import COMMANDS, answer_at_once
+from acmix_zoo.cli.commands import COMMANDS, answer_before_imports
 
 PACKAGE = Path(acmix_zoo.__file__).parent
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    status = answer_at_once(argv)
+    status = answer_before_imports(argv)
     if status is not None:
         return status
     if argv[0] == "--version":
@@ -51,7 +51,7 @@ def _run(argv: list[str]) -> int:
     try:
         succeeded = getattr(importlib.import_module(f"acmix_zoo.cli.{module}"), function)(argv[1:])
     except (ValueError, OSError, ImportError) as error:
-        if not _is_for_users(error):
+        if not _is_user_error(error):
             raise
         print(f"acmix-zoo: error: {error}", file=sys.stderr)
         return 1
@@ -74,11 +74,11 @@ def _use_utf8(argv: Sequence[str], is_program: bool) -> None:
             stream.reconfigure(errors="replace")
 
 
-def _is_for_users(error: BaseException) -> bool:
-    """Return whether an error's message is enough for the user. All other errors keep their traceback.
+def _is_user_error(error: BaseException) -> bool:
+    """Return whether to print only the message of an error. All other errors keep their traceback.
 
-    It is enough if this package raised the error, including exceptions re-raised from a data-loader worker, or if the
-    operating system did, for example because the disk is full.
+    The message is enough if this package raised the error (possibly in a data-loader worker), or if the operating
+    system did, for example because the disk is full.
     """
     if type(error).__module__.startswith("acmix_zoo."):
         return True

@@ -8,6 +8,8 @@ import re
 import sys
 from typing import Any, NoReturn
 
+# What `acmix_zoo.weights.locate` accepts, for the help of a command.
+MODEL_HELP = "name of a network or of weights, a weight folder, a run folder, a checkpoint, or ORG/NAME on the Hub"
 # Plain words for the types in a parser's errors.
 _TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "NoneType": "null"}
 
@@ -15,7 +17,7 @@ _TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false",
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser with short errors. As a mixin before jsonargparse's parser, it shortens its errors.
 
-    Options have to be written in full. With abbreviations, an incomplete option would set another one than was meant.
+    Options have to be written in full. With abbreviations, an incomplete option might set the wrong one.
     """
 
     help_option = "--help"  # the option that lists all options
@@ -27,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         """Print what is wrong, the closest options and how to list all of them, and exit with status 2."""
         if not getattr(self, "exit_on_error", True):  # the caller wants the exception
             super().error(message)
-        parser = getattr(ex, "subcommand_parser", None) or self._parser_of(message)
+        parser = getattr(ex, "subcommand_parser", None) or self._responsible_parser(message)
         program = " ".join(["acmix-zoo", *parser.prog.replace("[options]", "").split()[1:]])
         options = [option for action in parser._actions for option in action.option_strings if option[:2] == "--"]
         print(
@@ -35,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         )
         sys.exit(2)
 
-    def _parser_of(self, message: str) -> argparse.ArgumentParser:
+    def _responsible_parser(self, message: str) -> argparse.ArgumentParser:
         """Return the parser of the subcommand whose required options are missing, or this one."""
         match = re.match(r"the following arguments are required: (\w+)\.", message)
         for action in self._actions:

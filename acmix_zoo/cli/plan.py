@@ -1,4 +1,4 @@
-"""`acmix-zoo plan`: print what training a recipe takes on n GPUs. See docs/scaling.md."""
+"""The command `acmix-zoo plan`: estimate the memory and time of training a recipe on n GPUs. See docs/scaling.md."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def plan(arguments: Sequence[str]) -> None:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "acmix-zoo plan",
-        description="Estimate what training a recipe takes on n GPUs, by the formulas of docs/scaling.md. It needs no "
-        "GPU. If n GPUs have less than the recipe's batch, they accumulate gradients to reach it.",
+        description="Estimate the memory and time of training a recipe on n GPUs, by the formulas of docs/scaling.md. "
+        "No GPU is needed. If n GPUs are too few for the recipe's batch, they accumulate gradients to reach it.",
     )
     add = parser.add_argument
-    add("recipes", nargs="+", metavar="RECIPE", help="a recipe, a run folder, or a network or weights by name or path")
+    add("recipes", nargs="+", metavar="RECIPE", help="a recipe, a run folder, or any network or weights")
     add("--hardware", metavar="PROFILE", help="hardware profile that overrides the recipe, such as hardware/fsdp")
     add("--gpus", type=int, nargs="+", default=[1, 8, 32, 256, 1024], metavar="N", help="default: 1 8 32 256 1024")
     add("--gpu", default="a100", help=f"{', '.join(GPUS)} (default: a100)")
     add("--gpus-per-node", type=int, default=8, metavar="N", help="default: 8")
     add("--network", type=float, metavar="GBIT", help="Gbit/s of a node's network (default: that of NVIDIA's systems)")
-    add("--batch", type=int, help="images per GPU and pass (default: the recipe's)")
+    add("--batch", type=int, help="images per GPU and micro-batch (default: the recipe's)")
     add("--global-batch", type=int, metavar="N", help="maximum images per step on all GPUs")
     add("--precision", choices=PRECISIONS, help="default: the recipe's, or bf16-mixed for a network")
     add("--strategy", choices=("ddp", "fsdp"), help="default: the recipe's, or ddp for a network")

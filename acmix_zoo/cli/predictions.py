@@ -27,7 +27,7 @@ def gather_predictions(batches: Sequence[Any], processes: int) -> list[Predictio
 
     Args:
         batches: this process's (probabilities, indices), as `ClassificationTask.predict_step` returns them. A negative
-            index marks an image that only gives every process the same number of batches.
+            index marks a padding image, added so that every process has the same number of batches.
         processes: number of processes.
     """
     own = [
@@ -45,10 +45,11 @@ def gather_predictions(batches: Sequence[Any], processes: int) -> list[Predictio
 def write_predictions(
     path: Path, predictions: Sequence[Prediction], image_paths: Sequence[str], class_names: Sequence[str]
 ) -> None:
-    """Write a table with path, class, probability, and the probability of every class. An existing one is renamed.
+    """Write a CSV file with path, class, probability, and the probability of every class. An existing file is renamed.
 
     Args:
         path: the file to write.
+        predictions: the predictions, in the order of the rows.
         image_paths: the paths of all images.
         class_names: the names of the classes.
     """

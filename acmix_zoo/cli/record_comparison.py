@@ -7,14 +7,15 @@ import shlex
 from typing import Any
 
 from acmix_zoo.cli.recorded_command import RUN_OPTIONS, Record, Target, split_options
+from acmix_zoo.cli.text_table import print_columns
 
 
 def tolerance(accuracy: float, images: int) -> float:
     """Return three binomial standard errors of an accuracy.
 
-    Two training runs that differ by chance alone (the order of sums, another machine) get different images wrong. A
-    larger difference of their accuracies is not due to such chance. One image more counts as right and one more as
-    wrong (Laplace), so that a perfect accuracy has an error, too.
+    Two training runs that differ only by chance (the order of sums, a different machine) misclassify different images.
+    Chance does not explain a larger difference between their accuracies. One image is added to the correct and one to
+    the wrong ones (Laplace's rule), so that a perfect accuracy has a standard error, too.
 
     Args:
         accuracy: fraction of images that are classified correctly, between 0 and 1.
@@ -24,18 +25,18 @@ def tolerance(accuracy: float, images: int) -> float:
     return 3 * math.sqrt(p * (1 - p) / images)
 
 
-def compare(target: Target, made: Record, points: float | None = None) -> bool:
-    """Print recorded and reproduced metrics side by side.
+def print_comparison(target: Target, reproduced: Record, points: float | None = None) -> bool:
+    """Print the recorded and the reproduced metrics side by side.
 
     Args:
-        target: what was reproduced; its record has the expected metrics.
-        made: the record of the new weights.
-        points: allowed difference in percentage points; by default, that of `tolerance`.
+        target: the reproduced training run. Its record has the expected metrics.
+        reproduced: the record of the new weights.
+        points: allowed difference in percentage points. By default, that of `tolerance`.
 
     Returns:
         Whether all metrics are within the tolerance.
     """
-    scores = {(m["split"], m["name"]): m["value"] for m in made["metrics"]}
+    scores = {(m["split"], m["name"]): m["value"] for m in reproduced["metrics"]}
     rows = [("", "recorded", "reproduced", "difference", "tolerance", "")]
     is_reproduced = True
     for metric in target.record.get("metrics", []):
@@ -50,22 +51,20 @@ def compare(target: Target, made: Record, points: float | None = None) -> bool:
         is_reproduced = is_reproduced and within
     if len(rows) == 1:
         text = ", ".join(f"{split} {name} {100 * value:.2f} %" for (split, name), value in scores.items())
-        print(f"{target.name}: {text}; there is no record to compare with")
+        print(f"{target.name}: {text}. There is no record to compare with")
         return True
-    for row in rows:
-        widths = (14, 10, 12, 12, 11, 0)
-        print("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(f"{target.name}: {'reproduced' if is_reproduced else 'not reproduced'}{_bitwise(target.record, made)}")
+    print_columns(rows)
+    print(f"{target.name}: {'reproduced' if is_reproduced else 'not reproduced'}{_bitwise(target.record, reproduced)}")
     return is_reproduced
 
 
-def _bitwise(record: Record, made: Record) -> str:
-    """Return whether the weights are bitwise equal, and if not, what else differs, as the end of a sentence."""
+def _bitwise(record: Record, reproduced: Record) -> str:
+    """Complete a sentence with whether the weights are bitwise equal, and if not, what else differs."""
     if "sha256" not in record:
         return ""
-    if record["sha256"] == made["sha256"]:
-        return f", bitwise equal: sha256 {made['sha256'][:12]}…"
-    old, new = _circumstances(record), _circumstances(made)
+    if record["sha256"] == reproduced["sha256"]:
+        return f", bitwise equal: sha256 {reproduced['sha256'][:12]}…"
+    old, new = _circumstances(record), _circumstances(reproduced)
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     pairs = [["none" if side.get(key) is None else side[key] for side in (old, new)] for key in keys]
     differs = "; ".join(f"{key} ({a} in the record, {b} here)" for key, (a, b) in zip(keys, pairs, strict=True))
@@ -83,7 +82,7 @@ def resume_changes(record: Record) -> str | None:
 
 
 def _circumstances(record: Record) -> dict[str, Any]:
-    """Return everything in a record that may affect the weights: environment, code, data and options."""
+    """Return everything in a record that may have affected the weights: environment, code, data and options."""
     other = (*RUN_OPTIONS, "--config", "--seed_everything")
     options = split_options(shlex.split(record.get("command") or "")[2:])
     return {

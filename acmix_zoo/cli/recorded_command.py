@@ -51,18 +51,18 @@ def find_target(name: str) -> Target:
     if run is not None and has_config(run / "weights"):
         return _target_of_weights(run / "weights", name)
     if run is not None and (run / "config.yaml").is_file():  # it was interrupted
-        return _target_of_recipe(run / "config.yaml", run.name)
+        return _recipe_target(run / "config.yaml", run.name)
     recipe = find_recipe(name)
     if is_in_recipe_group(name) or Path(name).suffix in (".yaml", ".yml"):
-        return _target_of_recipe(locate_recipe(name))
+        return _recipe_target(locate_recipe(name))
     if recipe and "/" in name:
-        return _target_of_recipe(recipe)
+        return _recipe_target(recipe)
     try:
         with suggesting_recipes(name):
             folder = weight_folder(name)
     except FileNotFoundError:
         if recipe:
-            return _target_of_recipe(recipe)
+            return _recipe_target(recipe)
         raise
     return _target_of_weights(folder, name, recipe)
 
@@ -75,14 +75,14 @@ def _target_of_weights(folder: Path, name: str, recipe: Path | None = None) -> T
         own = run / "config.yaml" if run and (run / "config.yaml").is_file() else None
         return Target(record["name"], recorded_arguments(record, own), record)
     if recipe:
-        return _target_of_recipe(recipe)
+        return _recipe_target(recipe)
     raise ValueError(
         f"the record of {name} has neither a command nor a recipe (origin: {record.get('origin', 'unknown')}), so it "
         "does not say how to train the weights. Pass the name of a recipe instead"
     )
 
 
-def _target_of_recipe(recipe: Path, name: str = "") -> Target:
+def _recipe_target(recipe: Path, name: str = "") -> Target:
     """Return the training of a recipe, with the record of the shipped weights that it produced, or the published
     accuracy.
 

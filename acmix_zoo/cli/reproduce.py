@@ -8,7 +8,7 @@ from typing import Any
 
 from acmix_zoo.cli.fit import run_trainer
 from acmix_zoo.cli.parser import Parser
-from acmix_zoo.cli.record_comparison import compare, resume_changes
+from acmix_zoo.cli.record_comparison import print_comparison, resume_changes
 from acmix_zoo.cli.recorded_command import Record, find_target, read_settings, split_options
 from acmix_zoo.weights import read_config
 
@@ -44,13 +44,13 @@ def reproduce(arguments: Sequence[str], train: Train = run_trainer) -> bool:
         "images of the split)",
     )
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
-        parser.error(f"the first argument is the option {arguments[0]}; expected NAME first, then options")
+        parser.error(f"the first argument is the option {arguments[0]}. Expected NAME first, then options")
     options, more = parser.parse_known_args(arguments)
     target = find_target(options.name)
     folder = options.folder or Path("runs/reproduce") / target.name
     weights = folder / "weights"
     if (weights / "config.json").is_file():
-        print(f"The run in {folder} is finished, so it is only compared. For a new run, set another --run.folder")
+        print(f"The run in {folder} is finished, so it is only compared. For a new run, set a different --run.folder")
     else:
         arguments = [*target.arguments, *more]
         if changed := resume_changes(target.record):
@@ -64,15 +64,15 @@ def reproduce(arguments: Sequence[str], train: Train = run_trainer) -> bool:
         cli = train(["fit", *arguments, "--run.folder", str(folder), "--ckpt_path", "last"], _data_check(target.record))
         if not cli.trainer.is_global_zero or not (weights / "config.json").is_file():  # fast_dev_run writes no weights
             return True
-    return compare(target, read_config(weights)["acmix_zoo"], options.tolerance)
+    return print_comparison(target, read_config(weights)["acmix_zoo"], options.tolerance)
 
 
 def _train_parents(arguments: Sequence[str], more: Sequence[str], train: Train) -> None:
-    """Train the weights that a training run starts from, if they are missing and a recipe next to it produces them.
+    """Train the weights that a training run starts from, if they are missing and a neighbouring recipe produces them.
 
     Args:
-        arguments: those of the training run.
-        more: those that the user added. The options for data, hardware and further configs apply to the parents, too.
+        arguments: the arguments of the training run.
+        more: the arguments that the user added. Those for data, trainer and further configs also apply to the parents.
         train: see `reproduce`.
     """
     start: Any = None
@@ -106,9 +106,9 @@ def _data_check(record: Record) -> Callable[[Any], None]:
         found = cli.datamodule.card()["dataset"] if recorded else {}
         if found and found["fingerprint"] != recorded and cli.trainer.is_global_zero:
             print(
-                f"Warning: the images differ from the recorded ones ({found['name']} has the fingerprint "
-                f"{found['fingerprint']}, the recorded {record['dataset']['name']} has {recorded}). The metrics may "
-                "differ for that reason alone",
+                f"Warning: the images are not those of the record ({found['name']} has the fingerprint "
+                f"{found['fingerprint']}, but {record['dataset']['name']} was recorded with {recorded}). The metrics "
+                "may differ for that reason alone",
                 flush=True,
             )
 

@@ -19,7 +19,7 @@ from acmix_zoo.cli.old_names import with_current_keys
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.cli.predictions import gather_predictions, write_predictions
 from acmix_zoo.data import ImageDataModule
-from acmix_zoo.data.sources.recorded import recorded_source
+from acmix_zoo.data.sources.recorded import use_recorded_source
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.tasks.start_weights import without_start_weights
 from acmix_zoo.training.finish import finish_run
@@ -54,10 +54,10 @@ class _SaveConfig(SaveConfigCallback):
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Do nothing yet, because the folder may be another run's."""
+        """Do nothing yet, because the folder may belong to a different run."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        is_dry_run = bool(getattr(trainer, "fast_dev_run", False))  # it keeps nothing, and has not locked the folder
+        is_dry_run = bool(getattr(trainer, "fast_dev_run", False))  # a dry run writes nothing and locks no folder
         if trainer.is_global_zero and not self.already_saved and not is_dry_run:
             config = with_absolute_paths(self.config)
             config["ckpt_path"] = None
@@ -108,11 +108,11 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(RunFolder, "run")
         parser.add_lightning_class_args(Speed, "speed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        # with ImageDataModule's default, a user who forgets --data.source would train on Fashion-MNIST
+        # With ImageDataModule's default, a user who forgets --data.source would train on Fashion-MNIST.
         parser.set_defaults({"data.source": None})
 
     def _parse_ckpt_path(self) -> None:
-        """Keep the model of the command. The base class would silently replace it by the checkpoint's."""
+        """Keep the model given on the command line. The base class would silently replace it with the checkpoint's."""
 
     def _set_seed(self) -> None:
         """Set the seed, and note whether it was drawn at random. A resumed run keeps the seed that it drew first."""
@@ -168,7 +168,7 @@ class TrainingCLI(LightningCLI):
             return
         card = self._card if self.subcommand == "predict" else None
         resumed = bool(self.config[self.subcommand].ckpt_path)
-        with without_start_weights(resumed, self._hyper_parameters), recorded_source(card):
+        with without_start_weights(resumed, self._hyper_parameters), use_recorded_source(card):
             super().instantiate_classes()
         if self.subcommand == "fit":
             self.datamodule.is_resumed = bool(self.config[self.subcommand].ckpt_path)
@@ -178,7 +178,7 @@ class TrainingCLI(LightningCLI):
         SIGTERM."""
         if self.is_finished:
             return
-        # several processes stop together: a handler in Python would not run while one waits for the others
+        # Several processes stop together: a Python handler would not run while its process waits for the others.
         ending = ending_on_sigterm() if self.trainer.world_size == 1 else nullcontext()
         try:
             with ending:
@@ -210,8 +210,8 @@ class TrainingCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, ImportError) as error:
             raise ValueError(
-                f"Lightning's trainer cannot be built with these --trainer options: {error}. Change the option that is "
-                "named"
+                f"Lightning rejected the --trainer options: {error}. Expected arguments of lightning.Trainer. Change "
+                "the option named in this message"
             ) from error
 
     def after_fit(self) -> None:
@@ -224,8 +224,8 @@ class TrainingCLI(LightningCLI):
             if self.trainer.is_global_zero:
                 command = "the same command again" + ("" if self.run.resumes_by_itself else " with --ckpt_path last")
                 print(
-                    f"The training is finished and its best weights are safe in {self.run.best}. The test and the "
-                    f"export to {self.run.folder / 'weights'} were interrupted; run {command} to complete them",
+                    f"Training is finished, and the best weights are in {self.run.best}. The test and the export to "
+                    f"{self.run.folder / 'weights'} were interrupted. Run {command} to complete them",
                     flush=True,
                 )
             raise Interrupted(error.code if isinstance(error, Interrupted) else 128 + signal.SIGINT) from error
@@ -244,7 +244,7 @@ class TrainingCLI(LightningCLI):
         if not results or f"{split}/top1" not in results[0]:
             name = "validation" if split == "val" else split
             raise ValueError(
-                f"{self.datamodule.source.name} has no {name} images to evaluate on. Add a {split}/ folder with the "
+                f"{self.datamodule.source.name} has no {name} images to evaluate. Add a {split}/ folder with the "
                 "same class folders" + (", or set --data.val_fraction 0.1" if split == "val" else "")
             )
         scores = {name.removeprefix(f"{split}/"): value for name, value in results[0].items()}

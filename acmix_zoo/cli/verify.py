@@ -12,10 +12,10 @@ from acmix_zoo.weights.fetch import weight_folder
 
 
 def verify(arguments: Sequence[str]) -> bool:
-    """Verify weight folders, and print for each whether it is what its record says.
+    """Verify weight folders, and print for each whether it matches its record.
 
     Returns:
-        Whether all of them are.
+        Whether all of them do.
 
     Raises:
         FileNotFoundError: there are no weights of a given name.
@@ -29,7 +29,7 @@ def verify(arguments: Sequence[str]) -> bool:
         nargs="+",
         help="weight folders, run folders, names of weights on this machine, or ORG/NAME on the Hugging Face Hub",
     )
-    parser.add_argument("--data", metavar="SOURCE", help="also measure the recorded accuracy again on these images")
+    parser.add_argument("--data", metavar="SOURCE", help="also measure the accuracy on these images")
     options = parser.parse_args(arguments)
     results = [_verify_one(name, weight_folder(name), options.data) for name in options.weights]
     return all(results)
@@ -48,11 +48,11 @@ def _verify_one(name: str, folder: Path, source: str | None) -> bool:
 
 
 def _measure_again(name: str, folder: Path, source: str) -> list[str]:
-    """Measure the recorded accuracies again, print those that are the same, and return the others."""
-    from acmix_zoo.training.evaluate import compare
+    """Measure the recorded accuracies again, print those that match, and return the others as problems."""
+    from acmix_zoo.training.evaluate import evaluate_again
 
     problems = []
-    for found in compare(folder, source):
+    for found in evaluate_again(folder, source):
         text = f"{found.metric}: {100 * found.measured:.2f} % measured, {100 * found.recorded:.2f} % recorded"
         if found.is_same:
             print(f"{name}: {text}")

@@ -43,12 +43,14 @@ class UnreadableCounter:
         count = int(self.is_unreadable.sum())
         if count > self.limit:
             excess = (
-                f". It is number {count}, and at most max_unreadable={self.limit} are skipped" if self.limit else ""
+                f". {count} images are unreadable, and at most max_unreadable={self.limit} are skipped"
+                if self.limit
+                else ""
             )
-            raise UnreadableImage(f"{error}{excess}. Repair or remove it, and run the command again") from error
+            raise UnreadableImage(f"{error}{excess}. Repair or remove the file, and run the command again") from error
         if count == len(self.is_unreadable):
             raise UnreadableImage(
-                f"{error}. None of the {count} images can be read; check that the disk is still connected"
+                f"{error}. None of the {count} images can be read. Check that the disk is still connected"
             ) from error
         if is_new:
             warnings.warn(f"skipped: {error} ({count} of at most max_unreadable={self.limit})", stacklevel=2)
@@ -100,10 +102,10 @@ def read_batch(
 
 
 def blank_batch(augment: Augment, raw: bool) -> Batch:
-    """Return a black image (1, 3, S, S) of class -1, which is computed but not counted.
+    """Return a batch with one black image (1, 3, S, S) of class -1, which is computed but not counted.
 
-    It takes the place of an evaluation batch without a readable image, and keeps processes in step: a model that is
-    sharded over processes needs all of them in every step.
+    It replaces an evaluation batch without a readable image, so that all processes have the same number of batches. A
+    model that is sharded over processes needs all of them in every step.
     """
     size = augment.pixels.image_size
     images = torch.zeros(1, 3, size, size, dtype=torch.uint8)

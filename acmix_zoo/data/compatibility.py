@@ -1,4 +1,4 @@
-"""Check that training can be resumed from a checkpoint with the present data: same images, classes and batches."""
+"""Check that the present data allows a run to be resumed from a checkpoint: same images, classes and batches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from acmix_zoo.data.wording import first_few
 
-_NEW_RUN = "choose another --run.folder for a new run, which may start from the weights with --model.pretrained"
+_NEW_RUN = "choose a different --run.folder for a new run, which may start from the weights with --model.pretrained"
 
 
 def compare_data(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
@@ -23,7 +23,7 @@ def compare_data(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str
         may become unreadable during a run.
 
     Raises:
-        ValueError: the data set is another one, or has another number of training or validation images.
+        ValueError: this is a different data set, or the number of training or validation images has changed.
     """
     sizes = [{name: (d.get("splits") or {}).get(name) for name in ("train", "val")} for d in (recorded, current)]
     if recorded.get("fingerprint") == current["fingerprint"] and sizes[0] == sizes[1]:
@@ -31,8 +31,8 @@ def compare_data(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str
     before, now = map(_summary, (recorded, current))
     if recorded.get("name") != current["name"] or sizes[0] != sizes[1]:
         raise ValueError(
-            f"the checkpoint was trained on {before}, and this command gives {now}. To resume, give the same images; "
-            "put a file in place of a lost one, even an empty file, which is skipped. Otherwise " + _NEW_RUN
+            f"the checkpoint was trained on {before}, but the data is now {now}. To resume, use the same images. If a "
+            "file was lost, put an empty file in its place, which is skipped. Otherwise " + _NEW_RUN
         )
     return f"Warning: image files have changed since the checkpoint, which was trained on {before}. Resuming with {now}"
 
@@ -58,9 +58,9 @@ def compare_classes(recorded: Sequence[str] | None, current: Sequence[str], data
     if before != now:
         missing, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
         raise ValueError(
-            f"{data_name} has other classes than the checkpoint. Missing: {first_few(missing) or 'none'}; new: "
-            f"{first_few(new) or 'none'}. Expected {first_few(before)}, in this order. Rename the class folders, or "
-            "give the data that the checkpoint was trained on with --data.source"
+            f"the classes of {data_name} are not those of the checkpoint. Missing: {first_few(missing) or 'none'}; "
+            f"new: {first_few(new) or 'none'}. Expected {first_few(before)}, in this order. Rename the class folders, "
+            "or set --data.source to the data that the checkpoint was trained on"
         )
 
 
@@ -72,11 +72,11 @@ def compare_batches(recorded: Mapping[str, int], current: Mapping[str, int]) -> 
         current: their present values.
 
     Returns:
-        None if they are the same. Otherwise a message that says what differs, if the run can be resumed all the same.
+        None if they are the same. Otherwise a message that says what differs, if the run can be resumed nevertheless.
 
     Raises:
-        ValueError: an optimiser step would have another number of images, although the schedule and the position in
-            the epoch are counted in steps.
+        ValueError: an optimiser step would have a different number of images, although the schedule and the position
+            in the epoch are counted in steps.
     """
     if recorded == current:
         return None
@@ -91,11 +91,11 @@ def compare_batches(recorded: Mapping[str, int], current: Mapping[str, int]) -> 
             else f"Resume with a number of processes that divides {images} images"
         )
         raise ValueError(
-            f"the checkpoint was trained with {before}, and this command gives {now}. A step would have other images "
-            f"than the schedule and the position in the epoch assume. {advice}, or {_NEW_RUN}"
+            f"the checkpoint was trained with {before}, but this command has {now}. The schedule and the position in "
+            f"the epoch depend on the number of images per step. {advice}, or {_NEW_RUN}"
         )
     return (
         f"The checkpoint was trained with {before}, and this run uses {now}. Images, augmentation and schedule stay "
         "the same, but the weights will not be bit-identical: sums are rounded differently, and mixup, dropout and "
-        "batch normalisation depend on which images a process gets"
+        "batch normalisation depend on which images each process receives"
     )

@@ -53,7 +53,7 @@ def duplicate_warnings(splits: Mapping[str, Split]) -> list[str]:
     if len(paths) < 2:
         return []
     if sum(map(len, paths.values())) > CHECK_LIMIT:
-        return [f"identical images in two splits were not looked for: there are more than {CHECK_LIMIT:,} images"]
+        return [f"not checked for identical images in two splits, because there are over {CHECK_LIMIT:,} images"]
     search = _find_duplicates([file for name in paths for file in _files(name, paths[name])])
     lines = []
     for name, score, earlier in (("val", "validation", {"train"}), ("test", "test", {"train", "val"})):
@@ -72,8 +72,8 @@ def duplicate_warnings(splits: Mapping[str, Split]) -> list[str]:
         )
     if not search.is_complete:
         lines.append(
-            "the search for identical images in two splits is incomplete, because more than "
-            f"{READ_LIMIT / 2**30:.0f} GiB would have to be read"
+            "the search for identical images in two splits is incomplete, because it would have to read more than "
+            f"{READ_LIMIT / 2**30:.0f} GiB"
         )
     return lines
 

@@ -84,8 +84,8 @@ def skip_advice(extension: str) -> str:
     return "convert them to JPEG or PNG"
 
 
-def is_lost_image(extension: str) -> bool:
-    """Return whether a file with this extension is probably an image that the user expects to be used."""
+def is_unsupported_image(extension: str) -> bool:
+    """Return whether a file with this extension, or without one, is probably an image in an unsupported format."""
     return extension in HEIC or extension in _RAW or extension in _OTHER_IMAGES or not extension
 
 
@@ -93,7 +93,7 @@ def content_kind(head: bytes, name: str = "") -> str:
     """Return what a file in none of the `FORMATS` appears to be, judging by its first bytes.
 
     Args:
-        name: the name of the file, if there is one. Where the bytes do not tell, its extension decides on the advice.
+        name: the name of the file, if there is one. If the bytes are unknown, its extension decides on the advice.
     """
     if not head:
         return "an empty file"
@@ -104,7 +104,7 @@ def content_kind(head: bytes, name: str = "") -> str:
         if start.startswith(signature):
             return kind
     extension = os.path.splitext(name)[1].lower()
-    if extension and is_lost_image(extension) and not (extension in HEIC and has_heif()):
+    if extension and is_unsupported_image(extension) and not (extension in HEIC and has_heif()):
         return f"not an image in a supported format. For {extension} files: {skip_advice(extension)}"
     return "not an image"
 

@@ -42,7 +42,7 @@ class LoaderOptions:
 
     def for_split(self, split: str) -> LoaderOptions:
         """Return the options for evaluating a split. All test images must be readable, because a score on fewer images
-        is another score."""
+        would not be comparable."""
         return LoaderOptions(
             Augment(self.augment.pixels),
             self.batch_size,
@@ -82,7 +82,7 @@ class Loaders(ABC):
 
     @abstractmethod
     def inspect(self, splits: list[str], thorough: bool) -> dict[str, Inspection]:
-        """Check the images of those splits that exist, as far as this can be done before they are used.
+        """Check the images of the given splits that exist, as far as that is possible without reading all of them.
 
         Args:
             splits: names of splits.

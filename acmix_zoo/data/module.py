@@ -22,11 +22,11 @@ from acmix_zoo.data.predict_images import readable_images_in
 from acmix_zoo.data.sources.image_sets import FileImages
 from acmix_zoo.data.sources.open import open_source
 from acmix_zoo.data.sources.stream_source import StreamSource
-from acmix_zoo.data.splits import Split, check_readable
+from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION, Split, check_readable
 from acmix_zoo.data.stream.stream_loaders import StreamLoaders
 from acmix_zoo.data.train_sizes import TrainSizes
 
-_SPLITS_OF_STAGE = {"fit": ["train", "val", "test"], "validate": ["val"], "test": ["test"]}  # a fit ends with a test
+_STAGE_SPLITS = {"fit": ["train", "val", "test"], "validate": ["val"], "test": ["test"]}  # a fit ends with a test
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -109,7 +109,7 @@ class ImageDataModule(L.LightningDataModule):
         train_sizes: dict[int, int] | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
-        val_fraction: float = 0.1,
+        val_fraction: float = DEFAULT_VAL_FRACTION,
         validation_as_test: bool = False,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
@@ -188,7 +188,7 @@ class ImageDataModule(L.LightningDataModule):
         return self.loaders.splits
 
     def describe(self) -> dict[str, Any]:
-        """Return what the record of a run says about its data: name, source, fingerprint, images per split, license."""
+        """Return what the record of a run states about its data: name, source, fingerprint, split sizes, license."""
         sizes = self.loaders.sizes()
         description = {
             "name": self.source.name,
@@ -200,7 +200,7 @@ class ImageDataModule(L.LightningDataModule):
         return {**description, "validation_as_test": True} if self.validation_as_test else description
 
     def card(self) -> dict[str, Any]:
-        """Return what a weight folder says about the data: `dataset` for its record, and `cfg` for timm."""
+        """Return what a weight folder states about the data: `dataset` for its record, and `cfg` for timm."""
         if self._card is None:  # computing the fingerprint may take a while
             cfg = {
                 "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std),
@@ -229,15 +229,15 @@ class ImageDataModule(L.LightningDataModule):
         processes = self.trainer.world_size if self.trainer else 1
         self.batch_size, warning = self.loaders.limit_batch_size(self.batch_size, processes, self._accumulated)
         self._print_once(*[warning] * bool(warning))
-        self.card()  # now rather than with the first checkpoint: until then a file may break, or the Hub be unreachable
+        self.card()  # not later, because a file may break or the Hub become unreachable before the first checkpoint
         self._print_once(self.loaders.summary(inspections))
 
     def _inspect(self, stage: str) -> dict[str, Inspection]:
-        """Check the images of a stage, unless they have been checked for another stage before."""
+        """Check the images of a stage, except those that have already been checked for a different stage."""
         if stage == "fit" and self.is_resumed:
             return {}
-        names = [name for name in _SPLITS_OF_STAGE[stage] if name == stage or name not in self._checked_splits]
-        # Decode test images if a long run starts, or if an error in one process would leave the others waiting.
+        names = [name for name in _STAGE_SPLITS[stage] if name == stage or name not in self._checked_splits]
+        # Decode all test images before a long run, and if an error in one process would leave the others waiting.
         thorough = stage == "fit" or (self.trainer is not None and self.trainer.world_size > 1)
         inspections = self.loaders.inspect(names, thorough)
         check_readable(inspections)
@@ -245,7 +245,11 @@ class ImageDataModule(L.LightningDataModule):
         return inspections
 
     def _print_once(self, *lines: str) -> None:
-        """Print lines in the first process only."""
+        """Print lines in the first process only.
+
+        The data module does so itself, because skipped files have to be reported by any trainer, not only by that of
+        the command line.
+        """
         if lines and (self.trainer is None or self.trainer.is_global_zero):
             print(*lines, sep="\n", flush=True)
 
@@ -349,7 +353,7 @@ class ImageDataModule(L.LightningDataModule):
         """Resume from the position in a state.
 
         Raises:
-            ValueError: the state comes from a run with other images or other batches.
+            ValueError: the state comes from a run with different images or batches.
         """
         stage = self.trainer.state.fn if self.trainer is not None else None
         if stage not in (None, "predict"):
@@ -362,7 +366,7 @@ class ImageDataModule(L.LightningDataModule):
                 messages.append(compare_batches(recorded_sizes, self._batch_sizes()))
             self._print_once(*filter(None, messages))
         self._position = Position(state_dict.get("epoch", 0), state_dict.get("batch", 0), state_dict.get("stream"))
-        # Lightning looks for the position in the loader, but it is here
+        # Lightning expects the loader to store the position, but the data module does
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 
     def _batch_sizes(self) -> dict[str, int]:

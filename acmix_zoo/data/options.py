@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 AUGMENTATIONS = ("none", "light", "crop", "imagenet")
-_TIMM_AUGMENTATIONS = ("rand", "augmix", "original", "v0", "3a")  # how timm's auto-augment strings begin
+_TIMM_AUGMENTATIONS = ("rand", "augmix", "original", "v0", "3a")  # prefixes of timm's auto-augment strings
 
 
 class ChannelStats(NamedTuple):
@@ -42,10 +42,10 @@ def check_options(
         raise ValueError(f"max_unreadable={max_unreadable} is negative. Use 0 to allow no unreadable image")
     if not 0 <= val_fraction < 1:
         raise ValueError(
-            f"val_fraction={val_fraction} is not a fraction of the training images. Use 0 or more, below 1"
+            f"val_fraction={val_fraction} is not a fraction of the training images. Use a number from 0 to below 1"
         )
     if not 0 <= shift < 1:
-        raise ValueError(f"shift={shift} is not a fraction of the side length of an image. Use 0 or more, below 1")
+        raise ValueError(f"shift={shift} is not a fraction of an image's side length. Use a number from 0 to below 1")
     if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise ValueError(
             f"crop_scale={list(crop_scale)} is not a range of fractions of the image. Give the smallest and the "

@@ -1,6 +1,6 @@
-"""Samplers: which image comes when, in training (shuffled, resumable) and in evaluation (each image exactly once).
+"""Samplers for training (shuffled and resumable) and for evaluation (each image exactly once).
 
-Both derive from `DistributedSampler`, because Lightning would replace any other sampler in a run of several processes.
+Both derive from `DistributedSampler`, because Lightning replaces all other samplers if there are several processes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch.utils.data import DistributedSampler
 
 
 def process_rank(rank: int | None = None, world: int | None = None) -> tuple[int, int]:
-    """Return the number of a process, and how many processes there are.
+    """Return the rank of a process and the number of processes.
 
     Args:
-        rank, world: the result, if both are given. By default it is found out for the calling process.
+        rank, world: the result, if both are given. By default, they are those of the calling process.
     """
     if rank is not None and world is not None:
         return rank, world
@@ -33,8 +33,8 @@ class EvalSampler(DistributedSampler[int]):
     are those of a single process, so that every number computed from a batch is the same on any number of processes.
 
     A model that is sharded over processes needs all of them in every step. A process with one batch fewer than others
-    therefore gets its first images again, as index -1 - i instead of i. `ImageDataset` gives them class -1, so that
-    they are computed but not counted.
+    therefore receives its first images again, with the index -1 - i instead of i. `ImageDataset` gives them the class
+    -1, so that they are computed but not counted.
 
     Args:
         size: number of images.
@@ -64,7 +64,7 @@ class EvalSampler(DistributedSampler[int]):
 
 
 class TrainSampler(DistributedSampler[int]):
-    """Shuffle given by (seed, epoch), dealt to the processes in equal numbers. A remainder is left out.
+    """Shuffle the images by (seed, epoch), and give each process the same number of them. A remainder is left out.
 
     The images of an optimiser step are the same on any number of processes with the same global batch size.
 
@@ -98,7 +98,7 @@ class TrainSampler(DistributedSampler[int]):
         self.epoch = dataset.epoch = epoch
 
     def __len__(self) -> int:
-        # of the whole epoch, even if it is resumed in the middle: the trainer counts the batches done before
+        # the length of the whole epoch even after a resume, because the trainer counts the batches done before
         return self.length
 
     def order(self) -> Tensor:

@@ -39,12 +39,20 @@ class UnusableImages(ValueError):
     """Some files that a run would use are not readable images. This is raised before the run, in every process."""
 
 
+DEFAULT_VAL_FRACTION = 0.1
+"""Fraction of each class used for validation if the source has no validation split."""
+
+
 def split_source(
-    source: IndexedSource, val_fraction: float, seed: int, validation_as_test: bool = False
+    source: IndexedSource,
+    val_fraction: float = DEFAULT_VAL_FRACTION,
+    seed: int = 0,
+    validation_as_test: bool = False,
 ) -> dict[str, Split]:
     """Return each existing split: "train", "val" and "test".
 
     Args:
+        source: the source.
         val_fraction: fraction of each class used for validation if the source has no validation split; 0 for none.
         seed: seed for choosing the validation images.
         validation_as_test: use the source's validation split as the test split.
@@ -71,11 +79,12 @@ def split_source(
 def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Choose validation images at random, the same fraction of each class.
 
-    At least one image of each class validates if the class has two or more, and at least one trains.
+    A class with two or more images has at least one validation image, and every class has a training image.
 
     Args:
         targets: (N,) int64, the classes of all images.
-        fraction: fraction of each class that validates; the count is rounded.
+        fraction: fraction of each class used for validation; the count is rounded.
+        seed: seed for the choice.
 
     Returns:
         The sorted indices of the training images and of the validation images.
@@ -92,8 +101,8 @@ def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[n
     val = np.sort(np.concatenate(chosen))
     if not len(val):
         raise ValueError(
-            "no class has two images, so none is left for validation. Add images or a val/ folder, or set "
-            "data.val_fraction to 0"
+            "no class has more than one image, so there is nothing to use for validation. Add images or a val/ folder, "
+            "or set data.val_fraction to 0"
         )
     return np.setdiff1d(np.arange(len(targets)), val), val
 
@@ -111,7 +120,7 @@ def inspect_splits(splits: Mapping[str, Split], thorough: bool = False) -> dict[
 
 
 def check_readable(inspections: Mapping[str, Inspection]) -> None:
-    """Refuse to run with unreadable images, so that a run does not fail on one after days of training.
+    """Check that all images are readable, so that a run does not fail on one after days of training.
 
     Raises:
         UnusableImages: some images cannot be read. The message lists them.

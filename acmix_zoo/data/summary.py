@@ -74,13 +74,13 @@ def _missing_classes(source: IndexedSource, counts: Mapping[str, np.ndarray]) ->
             continue
         what = f"the class {missing[0]}" if len(missing) == 1 else f"the classes {first_few(missing)}"
         is_split_off = split == "val" and split not in source.splits
-        reason = ". A class with a single image keeps it for training; add images to have it validated"
+        reason = ". The only image of a class is used for training. Add images to validate the class"
         lines.append(f"{split} has no image of {what}{reason if is_split_off else ''}")
     return lines
 
 
 def _imbalance(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:
-    """Return a line if one class has at least three times as many training images as another."""
+    """Return a line if the largest training class has at least three times as many images as the smallest."""
     low, high = int(counts.argmin()), int(counts.argmax())
     if counts[high] < 3 * max(1, counts[low]):
         return []

@@ -12,14 +12,14 @@ from acmix_zoo.layers.argument_checks import (
     auto_heads,
     check_dtype,
     check_heads,
-    check_no_others,
     check_odd,
     check_paths,
+    reject_unknown_arguments,
 )
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
-from acmix_zoo.layers.submodule_use import may_bypass
+from acmix_zoo.layers.submodule_use import can_skip_call
 from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix, combine_paths
 from acmix_zoo.ops.memory_format import restore_memory_format
 from acmix_zoo.ops.position_encoding import position_encoding
@@ -31,11 +31,11 @@ from acmix_zoo.ops.tracing import constant_size, is_tracing, unflatten
 class ACmix2d(TwoStageLayer):
     """Self-attention and convolution on the same projections: `alpha · attention + beta · convolution`.
 
-    A drop-in replacement for `nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)`. The map is projected once to
-    q, k and v. On the attention path, every position attends to the kernel_att × kernel_att window around it, and the
-    map is reflected at its border. The convolution path mixes the same projections and convolves them with kernels that
-    are initialised as shifts. The output has the input's dtype and memory format. Any height and width works, down to
-    1×1.
+    A drop-in replacement for `nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)`. The feature map is projected
+    once to q, k and v. On the attention path, every position attends to the kernel_att × kernel_att window around it,
+    and the feature map is reflected at its border. The convolution path mixes the same projections and convolves them
+    with kernels that are initialised as shifts. The output has the input's dtype and memory format. Any height and
+    width works, down to 1×1.
 
     The first four arguments have the same order as in `nn.Conv2d`, for builders that pass arguments by position. The
     third one is the kernel size of the convolution path; it does not affect the attention window. There is no padding
@@ -99,7 +99,7 @@ class ACmix2d(TwoStageLayer):
     ) -> None:
         super().__init__()
         known = "in_channels, out_channels, kernel_conv, stride, heads, kernel_att, dilation or paths"
-        check_no_others("ACmix2d", known, positional, keywords)
+        reject_unknown_arguments("ACmix2d", known, positional, keywords)
         for name, value in dict(
             in_channels=in_channels, out_channels=out_channels, heads=1 if heads == "auto" else heads,
             kernel_att=kernel_att, kernel_conv=kernel_conv, stride=stride, dilation=dilation,
@@ -130,7 +130,7 @@ class ACmix2d(TwoStageLayer):
         """Initialise the projections as PyTorch does, the convolution as shifts, and alpha and beta as one half."""
         self.qkv.reset_parameters()
         if self.paths != "convolution":
-            bound = 2**-0.5  # of a 1×1 convolution with two inputs
+            bound = 2**-0.5  # as in PyTorch's 1×1 convolution with two inputs
             nn.init.uniform_(self.position_weight, -bound, bound)
             nn.init.uniform_(self.position_bias, -bound, bound)
         if self.paths != "attention":
@@ -152,11 +152,11 @@ class ACmix2d(TwoStageLayer):
             if torch.is_grad_enabled() and not is_tracing():  # a trace must not depend on the grad mode
                 pe = pe + 0 * self.position_bias  # its gradient is zero, not missing
         qkv, both = self.qkv, self.paths == "both"
-        if may_bypass(qkv, nn.Linear) and (self.paths == "attention" or may_bypass(self.shift_conv, ShiftConv)):
+        if can_skip_call(qkv, nn.Linear) and (self.paths == "attention" or can_skip_call(self.shift_conv, ShiftConv)):
             # Autocast leaves float64 alone.
             dtype = torch.get_autocast_dtype(device) if autocast and x.dtype != torch.float64 else x.dtype
             weight, bias, inputs = (t if t is None else t.to(dtype) for t in (qkv.weight, qkv.bias, x))
-            # Cast here, once: a chunk that is recomputed for its gradient must not come out in another dtype.
+            # Cast here, once: a chunk that is recomputed for its gradient must not have a different dtype.
             with autocast_off(x):
                 fc = kernels = None
                 if self.paths != "attention":
@@ -185,7 +185,7 @@ class ACmix2d(TwoStageLayer):
     def stage_macs(self, x: Tensor) -> StageCounts:
         """Return the multiply-accumulates of both stages for an input (B, in_channels, H, W).
 
-        The attention and the shifts run on the strided map, the projections and the mixing on the full one.
+        The attention and the shifts run on the strided feature map, the projections and the mixing on the full one.
         """
         b, _, h, w = x.shape
         strided = -(-h // self.stride) * -(-w // self.stride)

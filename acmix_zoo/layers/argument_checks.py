@@ -1,4 +1,4 @@
-"""Checks of arguments and inputs that several layers share, with the same error messages."""
+"""Checks of arguments and inputs that are shared by several layers."""
 
 from __future__ import annotations
 
@@ -36,16 +36,18 @@ _CONV2D_ARGUMENTS = {
 }
 
 
-def check_no_others(layer: str, known: str, positional: tuple[object, ...], keywords: Mapping[str, object]) -> None:
-    """Check that there are no arguments besides the known ones. Those of nn.Conv2d are explained in the error.
+def reject_unknown_arguments(
+    layer: str, known: str, positional: tuple[object, ...], keywords: Mapping[str, object]
+) -> None:
+    """Raise an error if there are unknown arguments. For arguments of nn.Conv2d, it explains what to use instead.
 
     Args:
         layer: the name of the layer or function.
         known: the names of its arguments, for the error.
-        positional, keywords: the other arguments.
+        positional, keywords: the unknown arguments.
 
     Raises:
-        TypeError: there are others.
+        TypeError: there is at least one.
     """
     if positional:
         raise TypeError(
@@ -67,7 +69,8 @@ def check_odd(layer: str, **kernels: int) -> None:
     for name, value in kernels.items():
         if value % 2 == 0:
             raise ValueError(
-                f"{layer}: {name}={value} is even, so its window has no centre; use {value - 1} or {value + 1}"
+                f"{layer}: {name}={value} is even. Expected an odd size, so that the window has a centre. Use "
+                f"{value - 1} or {value + 1}"
             )
 
 

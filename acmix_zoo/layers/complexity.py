@@ -44,7 +44,7 @@ def complexity(model: nn.Module, input_size: Sequence[int] | None = None) -> Com
     """Count the parameters and the MACs of one image, by running the model once in eval mode.
 
     torch.utils.flop_counter counts convolutions, matrix products and attention, and reports 2·MACs. Layers that have
-    `definition_macs` are counted by that instead, see `acmix_zoo.layers.cost`. As usual, norms, activations and sums
+    `definition_macs` are counted with it instead, see `acmix_zoo.layers.cost`. As usual, norms, activations and sums
     are not counted.
 
     Args:
@@ -54,9 +54,9 @@ def complexity(model: nn.Module, input_size: Sequence[int] | None = None) -> Com
     Raises:
         ValueError: no input size is given, and the model has no configuration with one.
     """
-    size = tuple(input_size) if input_size is not None else input_size_of(model)
+    size = tuple(input_size) if input_size is not None else default_input_size(model)
     if size is None:
-        raise ValueError(f"complexity: {type(model).__name__} names no input size; pass input_size=(C, H, W)")
+        raise ValueError(f"complexity: {type(model).__name__} states no input size. Pass input_size=(C, H, W)")
     counter = FlopCounterMode(display=False)
     stated = _StatedMacs(counter)
     hooks = [hook for layer in model.modules() if hasattr(layer, "definition_macs") for hook in stated.watch(layer)]
@@ -71,7 +71,7 @@ def complexity(model: nn.Module, input_size: Sequence[int] | None = None) -> Com
 
 
 class _StatedMacs:
-    """Sums up what must be added to a counter's result so that layers with `definition_macs` count by that."""
+    """Computes the correction of a counter's result for layers that have `definition_macs`."""
 
     def __init__(self, counter: FlopCounterMode) -> None:
         self.counter, self.correction, self.depth, self.flops_before = counter, 0, 0, 0
@@ -92,7 +92,7 @@ class _StatedMacs:
             self.correction += layer.definition_macs(args[0]) - counted
 
 
-def input_size_of(model: nn.Module) -> tuple[int, int, int] | None:
+def default_input_size(model: nn.Module) -> tuple[int, int, int] | None:
     """Return the (C, H, W) of the model's timm configuration, or None if it has none."""
     for name in ("pretrained_cfg", "default_cfg"):
         size = (getattr(model, name, None) or {}).get("input_size")
@@ -105,7 +105,7 @@ def input_size_of(model: nn.Module) -> tuple[int, int, int] | None:
 def run_once(model: nn.Module, input_size: Sequence[int], *contexts: object) -> None:
     """Run one forward pass over zeros (1, *input_size) in eval mode, without gradients, within the given contexts.
 
-    Afterwards, every module is in the mode it was in, so a frozen batch norm stays frozen.
+    Afterwards, every module has its previous mode, so that a frozen batch norm stays frozen.
     """
     example = next(model.parameters(), torch.empty(0))
     x = torch.zeros(1, *input_size, device=example.device, dtype=example.dtype)

@@ -48,7 +48,8 @@ class ShiftConv(nn.Module):
             self.shift_weight.copy_(shift_kernels(self.shift_weight.shape[0], self.kernel))
 
     def forward(self, projections: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Return the convolution times `scale` (one value). It is multiplied into the kernels, not into the map."""
+        """Return the convolution times `scale` (one value). It is multiplied into the kernels, not into the feature
+        map."""
         shift = self.shift_weight if scale is None else self.shift_weight * scale
         return shift_conv(projections, self.fc_weight, shift, self.fc_bias, stride=self.stride, dilation=self.dilation)
 
@@ -58,7 +59,7 @@ class ShiftConv(nn.Module):
         return conv_factors(fc, self.shift_weight)
 
     def macs(self, height: int, width: int) -> int:
-        """Return the multiply-accumulates for one map: mixing at full size, shift and sum at the strided size."""
+        """Return the multiply-accumulates for one image: mixing at full size, shift and sum at the strided size."""
         inputs, side = self.fc_weight.shape[1], self.kernel
         groups = self.shift_weight.shape[0] // (inputs // 3)
         strided = -(-height // self.stride) * -(-width // self.stride)

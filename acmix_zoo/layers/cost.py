@@ -1,10 +1,10 @@
-"""What an ACmix layer costs by its definition: the interface by which each layer states it.
+"""The interface through which ACmix layers state their cost.
 
-Stage I projects the map to q, k and v; stage II is the attention and the convolution on them. A layer states the
-multiplications of the paper's table 1, not those of a particular backend. The fast backends compute the same function
-with other arithmetic: each tile of queries meets the keys of a whole neighbourhood, and the two matrices of the
-convolution path are multiplied beforehand. A counter that watches them would report numbers that change with the tile
-size and match no published table.
+Stage I projects the feature map to q, k and v. Stage II is the attention and the convolution that use them. A layer
+states the multiplications of the paper's table 1, not those of a particular backend. The fast backends compute the same
+function with different arithmetic: each tile of queries is compared with the keys of a whole neighbourhood, and the two
+matrices of the convolution path are multiplied in advance. Counting their products would give numbers that change with
+the tile size and match no published table.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class StageCounts(NamedTuple):
     """A number of parameters, or of multiply-accumulates.
 
     Attributes:
-        first: in stage I, the projections.
-        second: in stage II, the attention and the convolution.
+        first: count for stage I, the projections.
+        second: count for stage II, the attention and the convolution.
     """
 
     first: int
@@ -28,20 +28,21 @@ class StageCounts(NamedTuple):
 
 
 class TwoStageLayer(nn.Module):
-    """Base class of the ACmix layers, which state their own cost.
+    """Base class of the layers that project a map and then attend or convolve, and that state their own cost.
 
-    A layer whose arithmetic depends on the backend also has `definition_macs(x)`. FLOP counters then use that number
-    instead of what they see.
+    A layer whose arithmetic depends on the backend also has `definition_macs(x)`, which FLOP counters use instead of
+    counting products.
     """
 
     STAGE_ONE: ClassVar[tuple[str, ...]]
-    """Beginnings of the names of stage I's parameters. Others belong to stage II, except for those of `proj`."""
+    """Prefixes of the names of stage I's parameters. Other parameters belong to stage II, except for those of
+    `proj`."""
 
     stage_macs: Callable[..., StageCounts]
     """Return the multiply-accumulates of both stages for the inputs of `forward`, for all images of the batch.
 
     The position term (2 multiplications per pixel and head channel, shared by the batch) is left out, as in the paper.
-    So is `proj`, the projection behind the attention of Swin and PVT, which belongs to neither stage.
+    So is `proj`, the projection after the attention of Swin and PVT, which belongs to neither stage.
     """
 
     def stage_params(self) -> StageCounts:

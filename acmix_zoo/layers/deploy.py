@@ -22,39 +22,44 @@ from acmix_zoo.ops.precision import autocast_off
 
 
 def fold(parent: nn.Module, layer: str, norm: str) -> None:
-    """Fold the batch norm `parent.norm` into `parent.layer` before it, an ACmix2d or Conv2d, and leave an identity.
+    """Fold a batch norm into the ACmix2d or Conv2d before it, and replace the norm by an identity.
 
-    A layer with only one path is left unchanged, together with its norm. The same applies to a layer or norm that is a
-    subclass or hooked, and to a layer whose projection is wrapped (LoRA, quantisation), because its parameters alone do
-    not define what it computes.
+    Layers with only one path are left unchanged, together with their norm. So are layers and norms that are subclasses
+    or have hooks, and layers whose projection is wrapped (LoRA, quantisation), because their parameters alone do not
+    define what they compute.
+
+    Args:
+        parent: the module that contains both.
+        layer: the name of the layer in `parent`.
+        norm: the name of the batch norm in `parent`.
 
     Raises:
         ValueError: the model is in training mode, in which the statistics still change.
     """
-    before, behind = parent.get_submodule(layer), parent.get_submodule(norm)
-    if not isinstance(behind, nn.BatchNorm2d):  # folded already
+    conv, bn = parent.get_submodule(layer), parent.get_submodule(norm)
+    if not isinstance(bn, nn.BatchNorm2d):  # it has already been folded
         return
-    if behind.training:
-        raise ValueError("deploy: expected a model in eval mode, since training changes batch norm; call model.eval()")
-    kind = ACmix2d if isinstance(before, ACmix2d) else nn.Conv2d
-    if not is_plain(before, kind) or not is_plain(behind, nn.BatchNorm2d):
+    if bn.training:
+        raise ValueError("deploy: the model is in training mode, which changes batch norms. Call model.eval() first")
+    kind = ACmix2d if isinstance(conv, ACmix2d) else nn.Conv2d
+    if not is_plain(conv, kind) or not is_plain(bn, nn.BatchNorm2d):
         return
-    if isinstance(before, ACmix2d):
-        if before.paths != "both" or not is_plain(before.qkv, nn.Linear) or not is_plain(before.shift_conv, ShiftConv):
+    if isinstance(conv, ACmix2d):
+        if conv.paths != "both" or not is_plain(conv.qkv, nn.Linear) or not is_plain(conv.shift_conv, ShiftConv):
             return
-        folded: nn.Module = DeployedACmix2d(before, behind)
+        folded: nn.Module = DeployedACmix2d(conv, bn)
     else:
-        folded = fuse_conv_bn_eval(before, behind)  # type: ignore[type-var]
+        folded = fuse_conv_bn_eval(conv, bn)  # type: ignore[type-var]
     parent.set_submodule(layer, folded)
     parent.set_submodule(norm, nn.Identity())
 
 
 @leaf
 class DeployedACmix2d(nn.Module):
-    """An `ACmix2d` with the batch norm behind it, for inference: (B, in, H, W) → (B, out, Ho, Wo).
+    """An `ACmix2d` together with the batch norm after it, for inference: (B, in, H, W) → (B, out, Ho, Wo).
 
-    Its tensors are buffers, because there is nothing to train. All of them are in the state dict, and nothing else is
-    cached between calls, so loaded or converted weights take effect immediately.
+    Its tensors are buffers, because there is nothing to train. All of them are in the state dict, and nothing is cached
+    between calls, so that loaded or converted weights take effect immediately.
     """
 
     weight: Tensor
@@ -91,7 +96,7 @@ class DeployedACmix2d(nn.Module):
         paths = PathTensors(pe, self.fc, self.kernels, self.alpha, self.offset)
         dtype, device = x.dtype, x.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)  # as `ACmix2d` does, because native code knows no autocast
+            dtype = torch.get_autocast_dtype(device)  # as in `ACmix2d`, because native code does not follow autocast
         inputs, weight, bias = (t if t is None else t.to(dtype) for t in (x, self.weight, self.bias))
         with autocast_off(x):
             out = acmix(inputs, weight, bias, paths, self.geometry)

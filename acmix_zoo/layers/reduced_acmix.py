@@ -1,4 +1,4 @@
-"""ReducedACmix: the ACmix layer of PVT, with attention to a reduced map and convolution at full resolution."""
+"""ReducedACmix: the ACmix layer of PVT, with attention to a reduced feature map and convolution at full resolution."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class ReducedACmix(TwoStageLayer):
         proj_drop: dropout rate after the sum.
 
     Shape:
-        (B, prefix + H·W, dim) and the map's size (H, W) → (B, prefix + H·W, dim). Prefix tokens, such as PVT's class
-        token, come first and are only possible without reduction. The convolution leaves them out. Maps are padded with
-        zeros to whole patches.
+        (B, prefix + H·W, dim) and the size (H, W) of the feature map → (B, prefix + H·W, dim). Prefix tokens, such as
+        PVT's class token, come first and are only possible without reduction. The convolution ignores them. Feature
+        maps are padded with zeros to whole patches.
 
     Source: "Pyramid Vision Transformer", ICCV 2021, and its released code (the attention); ACmix, CVPR 2022.
     """
@@ -87,7 +87,7 @@ class ReducedACmix(TwoStageLayer):
         return self.proj_drop(out)  # type: ignore[no-any-return]
 
     def stage_macs(self, x: Tensor, size: tuple[int, int]) -> StageCounts:
-        """Return the multiply-accumulates of both stages for tokens (B, prefix + H·W, dim) of a map (H, W)."""
+        """Return the multiply-accumulates of both stages for tokens (B, prefix + H·W, dim) of a feature map (H, W)."""
         b, length, dim = x.shape
         (h, w), side = size, self.reduction
         keys = -(-h // side) * -(-w // side) if side > 1 else length
@@ -123,7 +123,7 @@ def _repeat(x: Tensor, dim: int, times: int, length: int) -> Tensor:
     """Repeat each position along `dim`, and cut the result to `length` positions."""
     if times == 1:
         return x
-    if is_exporting():  # a narrowed view would fix whether maps are a multiple of `times`
+    if is_exporting():  # a narrowed view would fix whether sizes are a multiple of `times`
         return x.index_select(dim, torch.arange(length, device=x.device) // times)
     copies = [-1] * (x.dim() + 1)
     copies[dim + 1] = times

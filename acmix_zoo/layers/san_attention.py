@@ -3,7 +3,7 @@
 Their attention weights are vectors, computed from pairs of positions or from whole neighbourhoods.
 
 Source: "Exploring Self-attention for Image Recognition", CVPR 2020, and its released code, whose parameter names these
-modules have. That code needs CUDA kernels; this one consists of PyTorch operators and runs on any device.
+modules have. The released code needs CUDA kernels. This one consists of PyTorch operators and runs on any device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_paths
 from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
-from acmix_zoo.layers.submodule_use import may_bypass
+from acmix_zoo.layers.submodule_use import can_skip_call
 from acmix_zoo.ops.aggregation import aggregate
 from acmix_zoo.ops.position_encoding import position_encoding
 from acmix_zoo.ops.reflect import reflect_pad
@@ -29,8 +29,9 @@ class _SAM(TwoStageLayer):
 
     As an ACmix layer, the module computes `alpha · attention + beta · convolution` on the same projections q (P/16
     channels), k (P/16) and v (P/4). This is a **reconstruction**: the authors published the cost of ACmix-SAN, but not
-    its design. See docs/reconstructions.md. The convolution mixes the projections into one map, `v + lift([q, k])`. It
-    then sums the 3×3 neighbours of each position as the attention sums those of v, but with parameters as weights.
+    its design. See docs/reconstructions.md. The convolution mixes the projections into one feature map, `v + lift([q,
+    k])`. It then sums the 3×3 neighbours of each position as the attention sums those of v, but with parameters as
+    weights.
 
     Args:
         channels: P, the number of input channels; a multiple of 16.
@@ -50,8 +51,8 @@ class _SAM(TwoStageLayer):
         super().__init__()
         if channels % 16 or channels // 4 % share or kernel % 2 == 0 or kernel_conv % 2 == 0:
             raise ValueError(
-                f"SAN: channels={channels} must be a multiple of 16 and of 4·share={4 * share}, kernel={kernel} and "
-                f"kernel_conv={kernel_conv} odd"
+                f"SAN: channels={channels}, kernel={kernel} and kernel_conv={kernel_conv} do not work. Expected "
+                f"channels to be a multiple of 16 and of 4·share={4 * share}, and odd kernels"
             )
         check_paths("SAN", paths)
         self.kernel, self.relation, self.out, self.paths = kernel, channels // 16, channels // 4, paths
@@ -85,7 +86,7 @@ class _SAM(TwoStageLayer):
     def stage_macs(self, x: Tensor) -> StageCounts:
         """Return the multiply-accumulates of both stages for an input (B, P, H, W)."""
         b, channels, h, w = x.shape
-        first, second = channels * (2 * self.relation + self.out), 0  # of one position
+        first, second = channels * (2 * self.relation + self.out), 0  # multiply-accumulates for one position
         if self.paths != "convolution":
             second += self.kernel**2 * self.out + self.weight_macs()
         if self.paths != "attention":
@@ -131,7 +132,7 @@ class PairwiseSAM(_SAM):
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
         b, _, h, w = q.shape
-        if may_bypass(self.conv_p, nn.Conv2d):
+        if can_skip_call(self.conv_p, nn.Conv2d):
             assert self.conv_p.bias is not None
             place = position_encoding(self.conv_p.weight.flatten(1), h, w) + self.conv_p.bias  # (H, W, 2)
             place = place.permute(2, 0, 1).unsqueeze(0)  # (1, 2, H, W)
@@ -144,7 +145,7 @@ class PairwiseSAM(_SAM):
         return weight.transpose(1, 2).reshape(b, self.kernel**2 * self.shared, h, w)  # type: ignore[no-any-return]
 
     def _differences(self, here: Tensor, there: Tensor) -> Tensor:
-        """Return `here` minus the neighbours of `there`: two maps (B, C, H, W) → (B, C, k², H·W)."""
+        """Return `here` minus the neighbours of `there`: 2 × (B, C, H, W) → (B, C, k², H·W)."""
         columns = F.unfold(reflect_pad(there, self.kernel // 2), self.kernel)  # (B, C·k², H·W)
         difference: Tensor = here.flatten(2).unsqueeze(2) - unflatten(columns, 1, (here.shape[1], -1))
         return difference
@@ -175,14 +176,14 @@ class PatchwiseSAM(_SAM):
         columns = F.unfold(reflect_pad(k, self.kernel // 2), self.kernel)  # (B, rel·k², H·W)
         features = torch.cat([q, unflatten(columns, 2, q.shape[2:])], 1)  # (B, P/16·(k² + 1), H, W)
         last: Any = self.conv_w[-1]
-        if not may_bypass(self.conv_w, nn.Sequential) or not may_bypass(last, nn.Conv2d):  # must be called
+        if not can_skip_call(self.conv_w, nn.Sequential) or not can_skip_call(last, nn.Conv2d):
             weight = unflatten(self.conv_w(features), 1, (self.shared, -1))  # (B, wc, k², H, W)
             return weight.transpose(1, 2).flatten(1, 2)
         weight = self.conv_w[:-1](features)  # (B, wc, H, W)
         # The rows of this convolution are ordered (wc, k²), but the weighted sums need the offsets first.
-        rows, bias = (self._offsets_first(t) for t in (last.weight, last.bias))
+        rows, bias = (self._reorder_rows(t) for t in (last.weight, last.bias))
         return F.conv2d(weight, rows, bias)
 
-    def _offsets_first(self, rows: Tensor) -> Tensor:
+    def _reorder_rows(self, rows: Tensor) -> Tensor:
         """Reorder rows: (wc·k², …) → (k²·wc, …)."""
         return rows.unflatten(0, (self.shared, -1)).transpose(0, 1).flatten(0, 1)  # type: ignore[no-any-return]

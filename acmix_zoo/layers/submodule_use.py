@@ -1,4 +1,4 @@
-"""Whether a layer may compute with a submodule's parameters instead of calling the submodule.
+"""Decide whether a layer can use a submodule's parameters directly instead of calling the submodule.
 
 The fast paths read parameters such as `qkv.weight` directly. This is only correct if calling the submodule does nothing
 else: LoRA, quantisation, pruning, weight norm and profilers all work by wrapping or hooking it. A layer that calls its
@@ -13,15 +13,15 @@ from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules import module as _globals
 
-# Exporters put the last two in place of the parameters. They record plain arithmetic and have none of their own.
+# Exporters replace the parameters by tensors of the last two types, which only record plain arithmetic.
 _PLAIN_TENSORS = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)
 
 
-def may_bypass(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return whether a layer may compute with the parameters of `module` instead of calling it.
+def can_skip_call(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a layer can use the parameters of `module` without calling it.
 
-    It may if `module` is plain and no hooks are registered for all modules, as `torch.utils.flop_counter` and
-    `register_module_forward_hook` do. Such hooks have to see the call of every submodule.
+    It can if `module` is plain and there are no global hooks, such as those of `torch.utils.flop_counter` and
+    `register_module_forward_hook`. Global hooks have to see the call of every submodule.
     """
     if _globals._global_forward_hooks or _globals._global_forward_pre_hooks:
         return False
@@ -33,9 +33,9 @@ def may_bypass(module: nn.Module, kind: type[nn.Module]) -> bool:
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether calling `module` is the same as applying a plain `kind` with its parameters.
 
-    It is not if the module has another class (a wrapper, a quantised or parametrized layer), if there are hooks of any
-    kind on it, if its `forward` was replaced on the instance, or if its parameters are tensor subclasses, which may
-    define their own arithmetic. Hooks for all modules do not count, see `may_bypass`.
+    It is not if the module has a different class (a wrapper, a quantised or parametrized layer), has hooks of any kind,
+    has its `forward` replaced on the instance, or has parameters of a tensor subclass, which may define its own
+    arithmetic. Global hooks are checked by `can_skip_call` instead.
     """
     if type(module) is not kind or "forward" in module.__dict__:
         return False

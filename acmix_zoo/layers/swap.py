@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from acmix_zoo.layers.acmix2d import ACmix2d
-from acmix_zoo.layers.argument_checks import check_no_others
-from acmix_zoo.layers.complexity import input_size_of, run_once
+from acmix_zoo.layers.argument_checks import reject_unknown_arguments
+from acmix_zoo.layers.complexity import default_input_size, run_once
 from acmix_zoo.layers.swap_rules import why_protected, why_unfit
 
 # Arguments of ACmix2d that are not taken from the convolution.
@@ -80,8 +80,8 @@ def swap_conv3x3(
         after.
 
     Raises:
-        ValueError: no 3×3 convolution matches the filter, or ACmix2d refuses an argument. Nothing is replaced then.
-        TypeError: `acmix` has other arguments. Channels, stride and dilation are those of each convolution.
+        ValueError: no 3×3 convolution matches the filter, or ACmix2d rejects an argument. Nothing is replaced then.
+        TypeError: `acmix` has an unknown argument. Channels, stride and dilation are those of each convolution.
 
     Note:
         Blocks of Ultralytics and YOLOv5 fold their batch norm into the convolution's kernel before inference. ACmix2d
@@ -101,12 +101,19 @@ def swap_conv3x3(
                     return model
     """
     others = {name: value for name, value in acmix.items() if name not in _ARGUMENTS}
-    check_no_others("swap_conv3x3", f"{', '.join(_ARGUMENTS[:-1])} or {_ARGUMENTS[-1]}", (), others)
+    reject_unknown_arguments("swap_conv3x3", f"{', '.join(_ARGUMENTS[:-1])} or {_ARGUMENTS[-1]}", (), others)
     candidates = _candidates(model, filter)
     if not candidates:
         names = [name for name, m in model.named_modules() if _is_3x3(m)]
-        have = f"it has {', '.join(names[:4])}{' …' if len(names) > 4 else ''}" if names else "it has none"
-        raise ValueError(f"swap_conv3x3: no 3×3 convolution of {type(model).__name__} fits filter={filter!r}; {have}")
+        if not names:
+            raise ValueError(
+                f"swap_conv3x3: {type(model).__name__} has no 3×3 convolution. Expected at least one nn.Conv2d with "
+                "kernel size 3. Pass a different model"
+            )
+        raise ValueError(
+            f"swap_conv3x3: filter={filter!r} matches no 3×3 convolution of {type(model).__name__}. Expected a filter "
+            f"for names such as {', '.join(names[:4])}. Change the filter, or leave it out to replace all that can be"
+        )
     heads = acmix.get("heads", "auto")
     params_before = _count_parameters(model)
     reasons: dict[nn.Conv2d, str] = {}  # a convolution used in several places is kept in all of them or in none
@@ -120,7 +127,7 @@ def swap_conv3x3(
     for name, layer in replaced.items():  # not before all layers could be built
         parent, _, child = name.rpartition(".")
         _replace_child(model.get_submodule(parent), child, layer)
-    size = tuple(input_size) if input_size is not None else input_size_of(model)
+    size = tuple(input_size) if input_size is not None else default_input_size(model)
     return SwapReport(
         replaced=replaced,
         skipped=skipped,
@@ -135,7 +142,7 @@ def _is_3x3(module: nn.Module) -> bool:
 
 
 def _candidates(model: nn.Module, filter: Filter | None) -> dict[str, nn.Conv2d]:
-    """Return the 3×3 convolutions that the filter selects, by name. A shared one has several names."""
+    """Return the 3×3 convolutions that match the filter, by name. A shared one has several names."""
     found = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.Conv2d) and _is_3x3(module):

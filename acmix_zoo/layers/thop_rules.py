@@ -1,6 +1,6 @@
 """Make thop, the FLOP counter of Ultralytics, count ACmix layers by their definition, as `complexity` does.
 
-Without these rules, thop counts the products of the fast backends, whose number depends on the size of the map.
+Without these rules, thop counts the products of the fast backends, whose number depends on the size of the feature map.
 Ultralytics measures small images and extrapolates to 640 pixels, so it would print several times the layer's cost.
 """
 

@@ -36,9 +36,9 @@ __all__ = ["PVT"]
 
 Size = tuple[int, int]
 
-# Of the published networks, by size: the number of blocks in each stage.
+# Number of blocks in each stage of the published networks, by size.
 DEPTHS: dict[str, tuple[int, ...]] = {"tiny": (2, 2, 2, 2), "small": (3, 4, 6, 3)}
-# Of all of them: channels, heads, ratio of the MLP and side length of the reduced patches in each stage.
+# Channels, heads, MLP ratio and side length of the reduced patches in each stage, the same for all of them.
 EMBED_DIMS: tuple[int, ...] = (64, 128, 320, 512)
 NUM_HEADS: tuple[int, ...] = (1, 2, 5, 8)
 MLP_RATIOS: tuple[float, ...] = (8, 8, 4, 4)
@@ -81,14 +81,14 @@ class PVT(Backbone):
     """Pyramid vision transformer, plain or with ACmix, with timm's model interface.
 
     Args:
-        img_size: side length or (height, width) of the images that the position tables are made for. For images of
-            other sizes, the tables are interpolated.
+        img_size: side length or (height, width) of the images for which the position tables are created. For other
+            sizes, the tables are interpolated.
         patch_size: side length of the patches of the first stage. Those of the other stages are 2×2.
-        depths, embed_dims, num_heads, mlp_ratios: of each stage, as in PVT.
+        depths, embed_dims, num_heads, mlp_ratios: one value per stage, as in PVT.
         reductions: for each stage, the side length of the patches that share a key and a value.
         paths: "attention" is PVT, "both" is ACmix-PVT, and "convolution" is the convolution path alone.
-        small_input: put two 3×3 convolutions in front of the patches, for 32-pixel images. They halve the image, and
-            the patches have half of `patch_size`.
+        small_input: put two 3×3 convolutions in front of the patches, for 32-pixel images. They halve the resolution,
+            and the side length of the patches is halved in return.
         in_chans, num_classes, global_pool, drop_rate, proj_drop_rate, drop_path_rate: as in timm. global_pool is
             "token" (the class token), "avg" (over positions) or "" (all tokens).
 
@@ -194,7 +194,7 @@ class PVT(Backbone):
         self.head.train(self.training)
 
     def run_stage(self, i: int, x: Any) -> tuple[Tensor, Size]:
-        """(B, in_chans, H, W), or the previous stage's result → tokens (B, prefix + H′·W′, C′) and (H′, W′)."""
+        """Images (B, in_chans, H, W), or the previous stage's result → tokens (B, prefix + H′·W′, C′) and (H′, W′)."""
         if i == 0:
             check_dtype("PVT", x, self.get_submodule("patch_embed1.proj"))
             x = self.stem(x)
@@ -234,9 +234,9 @@ class PVT(Backbone):
 
 
 def resized_positions(table: Tensor, grid: Size, size: Size) -> Tensor:
-    """Interpolate a position table (1, prefix + h·w, C) of a grid (h, w) for maps of another size (H, W).
+    """Interpolate a position table (1, prefix + h·w, C) of a grid (h, w) for feature maps of a different size (H, W).
 
-    Prefix tokens keep their positions. Shape: → (1, prefix + H·W, C).
+    The rows of prefix tokens are not changed. Shape: → (1, prefix + H·W, C).
     """
     if not is_dynamic(*size) and grid == size:
         return table
@@ -247,23 +247,23 @@ def resized_positions(table: Tensor, grid: Size, size: Size) -> Tensor:
 
 
 def as_map(tokens: Tensor, size: Size) -> Tensor:
-    """Return tokens (B, prefix + H·W, C) as a map (B, C, H, W), without the prefix tokens."""
+    """Return tokens (B, prefix + H·W, C) as a feature map (B, C, H, W), without the prefix tokens."""
     h, w = size
     tokens = tokens[:, tokens.shape[1] - h * w :]
     return unflatten(tokens.transpose(1, 2), 2, (h, w))
 
 
-torch.fx.wrap("resized_positions")  # it branches on the size of the map, so fx must record the call
+torch.fx.wrap("resized_positions")  # it branches on the size of the feature map, so fx must record the call
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Interpolate the position tables of weights for another image size."""
+    """Interpolate the position tables of weights for a different image size."""
     own, out = dict(model.named_parameters()), {}
     for key, value in state_dict.items():
         expected = own[key].shape if key in own else value.shape
         if key.startswith("pos_embed") and value.shape != expected and value.shape[2] == expected[2]:
             i = int(key.removeprefix("pos_embed")) - 1
-            side = math.isqrt(value.shape[1])  # of a square map; the class token adds one position
+            side = math.isqrt(value.shape[1])  # of a square feature map; the class token adds one position
             value = resized_positions(value, (side, side), model.grids[i])  # type: ignore[index,arg-type]
         out[key] = value
     return out
@@ -275,7 +275,7 @@ def _pretrained(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Te
 
 
 _FIRST_AND_LAST = {"first_conv": "patch_embed1.proj", "classifier": "head"}
-_TOKENS = {"pool_size": None}  # as in timm's vision transformers: the last features are tokens, not a map
+_TOKENS = {"pool_size": None}  # as in timm's vision transformers: the last features are tokens
 default_cfgs = generate_default_cfgs(
     {
         **{
@@ -289,7 +289,7 @@ default_cfgs = generate_default_cfgs(
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> PVT:
     stages = len(kwargs.get("depths", defaults["depths"]))
-    # "getter" goes through forward_intermediates, which gives NCHW.
+    # "getter" uses forward_intermediates, which returns NCHW.
     feature_cfg = {"out_indices": tuple(range(stages)), "feature_cls": "getter"}
     return build(PVT, variant, pretrained, feature_cfg, _pretrained, **{**defaults, **kwargs})  # type: ignore[return-value]
 
@@ -322,9 +322,11 @@ def acmix_pvt_s(pretrained: bool = False, **kwargs: Any) -> PVT:
 
 @register_model
 def acmix_pvt_pico(pretrained: bool = False, **kwargs: Any) -> PVT:
-    """ACmix-PVT for 32-pixel images: 847,057 parameters, 25.3 MMACs, stages of two and three blocks, 10
-    classes. It pools all positions instead of reading only the class token, so that the last convolution is used.
-    As an encoder it halves the image three times: depth 3, maps of 1/4 and 1/8 of its side."""
+    """ACmix-PVT for 32-pixel images: 847,057 parameters, 25.3 MMACs, stages of two and three blocks, 10 classes.
+
+    It averages over all positions instead of reading only the class token, so that the last convolution is used. As a
+    segmentation encoder, it has depth 3; its feature maps have strides 4 and 8.
+    """
     defaults = {
         "img_size": 32, "patch_size": 4, "depths": (2, 3), "embed_dims": (64, 128), "num_heads": (2, 4),
         "mlp_ratios": (4, 4), "reductions": (2, 1), "small_input": True, "global_pool": "avg", "drop_path_rate": 0.0,

@@ -24,9 +24,9 @@ __all__ = ["SAN"]
 
 Form = Literal["pairwise", "patchwise"]
 
-# Of the published networks, by depth: the number of blocks in each stage.
+# Number of blocks in each stage of the published networks, by depth.
 LAYERS: dict[int, tuple[int, ...]] = {10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
-# Of all of them: side length of the neighbourhood and channels of each stage.
+# Side length of the neighbourhood and channels of each stage, the same for all of them.
 KERNELS: tuple[int, ...] = (3, 7, 7, 7, 7)
 WIDTHS: tuple[int, ...] = (64, 256, 512, 1024, 2048)
 
@@ -57,12 +57,12 @@ class SAN(MapBackbone):
         paths: "attention" is SAN, "both" is ACmix-SAN, and "convolution" is the convolution path alone.
         kernels: side length of the neighbourhood in each stage.
         widths: channels of each stage.
-        small_input: use a stem of two 3×3 convolutions for 32-pixel images. It halves the image, in place of the 1×1
+        small_input: use a stem of two 3×3 convolutions with stride 2 in total, for 32-pixel images. It replaces the 1×1
             stem and the first pooling.
         in_chans, num_classes, global_pool, drop_rate, drop_path_rate: as in timm.
 
-    Shape: (B, in_chans, H, W) → (B, num_classes), for any height and width. Odd sides are rounded up when a map is
-    halved, as in the other networks. The released code drops the last row or column instead.
+    Shape: (B, in_chans, H, W) → (B, num_classes), for any height and width. Odd sides are rounded up when a feature map
+    is halved, as in the other networks. The released code drops the last row or column instead.
     """
 
     def __init__(
@@ -106,7 +106,10 @@ class SAN(MapBackbone):
         return {"stem": r"^conv_in|^bn_in", "blocks": blocks}
 
     def run_stage(self, i: int, x: Tensor) -> Tensor:
-        """Pooling, a wider 1×1, the blocks, batch norm and ReLU: (B, C, H, W) → (B, width, H/2, W/2)."""
+        """Pool, widen with a 1×1 convolution, and run the blocks, batch norm and ReLU.
+
+        Shape: (B, C, H, W) → (B, width, H/2, W/2).
+        """
         if i == 0:
             check_dtype("SAN", x, self.conv_in)
             x = self.relu(self.bn_in(self.conv_in(x)))
@@ -196,7 +199,9 @@ def acmix_san19(pretrained: bool = False, **kwargs: Any) -> SAN:
 @register_model
 def acmix_san_pico(pretrained: bool = False, **kwargs: Any) -> SAN:
     """ACmix-SAN for 32-pixel images: 676,638 parameters, 24.1 MMACs, three stages of two blocks, 10 classes.
-    As an encoder it halves the image three times: depth 3, maps of 1/2, 1/4 and 1/8 of its side."""
+
+    As a segmentation encoder, it has depth 3; its feature maps have strides 2, 4 and 8.
+    """
     defaults = {
         "layers": (2, 2, 2), "widths": (64, 256, 512), "kernels": (3, 5, 5), "paths": "both", "small_input": True,
     }  # fmt: skip

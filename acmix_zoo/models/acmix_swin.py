@@ -1,8 +1,8 @@
 """ACmix-Swin: the Swin Transformer whose window attention shares its projections with a convolution.
 
 Source: ACmix, CVPR 2022, table 1, and its released code for Swin-T and Swin-S. `acmix_swin_b` has the widths of Swin-B;
-`acmix_swin_pico` is our addition for 32-pixel images. In shifted blocks, the convolution runs on the rolled map, as in
-the released code. `conv_before_shift=True` runs it on the map before it is rolled (see `WindowACmix`).
+`acmix_swin_pico` is our addition for 32-pixel images. In shifted blocks, the convolution sees the rolled feature map,
+as in the released code. With `conv_before_shift=True`, it sees the feature map before it is rolled (see `WindowACmix`).
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(*(Block(dim, drop_path=drop_path[i], window=(1, 1), **block) for i in range(depth)))
 
     def set_window(self, window: Size, size: Size) -> None:
-        """Set the window for maps of `size`. The window is clamped to the map. Along a side that it covers completely,
-        it is not shifted."""
+        """Set the window for feature maps of `size`. The window is at most as large as the feature map. Along a side
+        that it covers completely, it is not shifted."""
         clamped = (min(window[0], size[0]), min(window[1], size[1]))
         half = (clamped[0] // 2 if size[0] > window[0] else 0, clamped[1] // 2 if size[1] > window[1] else 0)
         for i, block in enumerate(self.blocks):
@@ -111,11 +111,11 @@ class ACmixSwin(Backbone):
     """Swin Transformer of ACmix blocks, with timm's model interface.
 
     Args:
-        img_size: side length or (height, width) of the images that the windows are chosen for. Images of other sizes
-            work too and are padded to whole windows. `set_input_size` chooses the windows for another size.
+        img_size: side length or (height, width) of the images for which the windows are chosen. Images of other sizes
+            work too and are padded to whole windows. `set_input_size` chooses the windows for a different size.
         patch_size, embed_dim, depths, num_heads, window_size, mlp_ratio: as in Swin.
-        small_input: put two 3×3 convolutions in front of the patches, for 32-pixel images. They halve the image, and
-            the patches have half of `patch_size`.
+        small_input: put two 3×3 convolutions in front of the patches, for 32-pixel images. They halve the resolution,
+            and the side length of the patches is halved in return.
         kernel_conv, conv_before_shift, paths: arguments of `WindowACmix`.
         in_chans, num_classes, global_pool, drop_rate, proj_drop_rate, drop_path_rate: as in timm.
 
@@ -153,9 +153,9 @@ class ACmixSwin(Backbone):
             self.stem = small_stem_with_norm(in_chans, embed_dim)
         self.stem_stride = 2 if small_input else 1
         patch: Size = to_2tuple(patch_size)
-        patch_of_stem: Any = self._after_stem(patch)  # timm accepts two sides, although its annotation says one
+        patch_after_stem: Any = self._after_stem(patch)  # timm accepts two sides, although its annotation says one
         self.patch_embed = PatchEmbed(
-            self._after_stem(img_size), patch_of_stem, embed_dim if small_input else in_chans,
+            self._after_stem(img_size), patch_after_stem, embed_dim if small_input else in_chans,
             embed_dim, norm_layer=nn.LayerNorm, output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True,
         )  # fmt: skip
         acmix = {"kernel_conv": kernel_conv, "conv_before_shift": conv_before_shift, "paths": paths}
@@ -178,7 +178,7 @@ class ACmixSwin(Backbone):
         self.init_weights()
 
     def _after_stem(self, size: int | Size) -> Size:
-        """Return the size that an image or patch has on the output of the stem."""
+        """Return the size of an image or patch after the stem."""
         h, w = to_2tuple(size)
         return -(-h // self.stem_stride), -(-w // self.stem_stride)
 
@@ -278,11 +278,11 @@ class ACmixSwin(Backbone):
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Resample position tables and the patch embedding of weights with another window or patch size."""
+    """Resample the position tables and patch embedding of weights with a different window or patch size."""
     out, known = {}, model.state_dict().keys()
     for key, value in state_dict.items():
         if key not in known:
-            pass  # a key of another network, which loading will report
+            pass  # an unknown key, which loading will report
         elif key.endswith("relative_position_bias_table"):
             attention = model.get_submodule(key.rpartition(".")[0])
             value = attention.resized_table(value)  # type: ignore[operator]
@@ -321,7 +321,7 @@ default_cfgs = generate_default_cfgs(
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> ACmixSwin:
     arguments = {**WIDTHS_AND_DEPTHS.get(variant, {}), **defaults, **kwargs}
-    # "getter" goes through forward_intermediates, which gives NCHW.
+    # "getter" uses forward_intermediates, which returns NCHW.
     feature_cfg = {"out_indices": tuple(range(len(arguments["depths"]))), "feature_cls": "getter"}
     return build(ACmixSwin, variant, pretrained, feature_cfg, _pretrained, **arguments)  # type: ignore[return-value]
 
@@ -347,7 +347,9 @@ def acmix_swin_b(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
 @register_model
 def acmix_swin_pico(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
     """ACmix-Swin for 32-pixel images: 599,462 parameters, 21.5 MMACs, two stages of two blocks, 10 classes.
-    As a segmentation encoder, it has depth 3; its feature maps have strides 4 and 8."""
+
+    As a segmentation encoder, it has depth 3; its feature maps have strides 4 and 8.
+    """
     defaults = {
         "img_size": 32, "patch_size": 4, "embed_dim": 64, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4,
         "small_input": True, "drop_path_rate": 0.0,

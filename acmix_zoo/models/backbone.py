@@ -1,7 +1,7 @@
 """timm's model interface, implemented once for networks that consist of consecutive stages.
 
 `Backbone` has feature maps, pruning, gradient checkpointing and weight decay groups. `MapBackbone` adds the classifier
-of networks whose features are a map (B, C, H, W).
+of networks whose features have the shape (B, C, H, W).
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from acmix_zoo.layers.fx_leaf import reject_script
 from acmix_zoo.models.registry import feature_take_indices, record_arguments
 
 
 class Backbone(nn.Module):
     """A network of consecutive stages, one for each entry of `feature_info`.
 
-    A subclass implements `run_stage`, `drop_stage`, `forward_head` and `reset_classifier`. If its features are not maps
-    (B, C, H, W), or if a norm follows the last stage, it also overrides `to_map` and `normalise`.
+    A subclass implements `run_stage`, `drop_stage`, `forward_head` and `reset_classifier`. If its features do not have
+    the shape (B, C, H, W), or if a norm follows the last stage, it also overrides `to_map` and `normalise`.
 
     Attributes:
         feature_info: num_chs, reduction and module of each feature map, as in timm.
@@ -56,7 +57,7 @@ class Backbone(nn.Module):
         return x
 
     def to_map(self, x: Any, output_fmt: str) -> Tensor:
-        """Return features as a map (B, C, H, W), or (B, H, W, C) if `output_fmt` is "NHWC"."""
+        """Return features as a feature map (B, C, H, W), or (B, H, W, C) if `output_fmt` is "NHWC"."""
         return x.permute(0, 2, 3, 1) if output_fmt == "NHWC" else x  # type: ignore[no-any-return]
 
     def to_output(self, x: Any) -> Tensor:
@@ -89,7 +90,7 @@ class Backbone(nn.Module):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the feature maps (B, C, H/reduction, W/reduction), as in timm's networks.
 
-        With `output_fmt="NHWC"`, the maps are (B, H/reduction, W/reduction, C). This does not affect the final
+        With `output_fmt="NHWC"`, the feature maps are (B, H/reduction, W/reduction, C). This does not affect the final
         features, which have the layout of `forward_features`.
         """
         if output_fmt not in ("NCHW", "NHWC"):
@@ -128,6 +129,8 @@ class Backbone(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
 
+    __prepare_scriptable__ = reject_script  # the stages are submodules that are found by name
+
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if re.search(self.NO_WEIGHT_DECAY, name)}
 
@@ -136,7 +139,7 @@ class Backbone(nn.Module):
 
 
 class MapBackbone(Backbone):
-    """A backbone whose features are a map (B, C, H, W), with pooling and a linear classifier `fc`.
+    """A backbone whose features have the shape (B, C, H, W), with pooling and a linear classifier `fc`.
 
     A subclass calls `make_head` as soon as it knows its `num_features`.
     """

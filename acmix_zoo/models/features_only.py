@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class MapList(FeatureGetterNet):
-    """A list of maps from `forward_intermediates`. Unlike timm's class, it supports gradient checkpointing."""
+    """A list of feature maps from `forward_intermediates`. Unlike timm's class, it supports gradient checkpointing."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.model.set_grad_checkpointing(enable)  # type: ignore[operator]
 
 
 class MapDict(MapList):
-    """The same maps as a dict. As in timm's FeatureDictNet, the keys are the stage indices as strings."""
+    """The same feature maps as a dict. As in timm's FeatureDictNet, the keys are the stage indices as strings."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = super().forward(x)  # type: ignore[no-untyped-call]

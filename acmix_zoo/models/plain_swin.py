@@ -78,7 +78,7 @@ def swin_arguments(state: State) -> dict[str, Any]:
     stages = 1 + max(int(match[1]) for match in blocks)
     depths = [sum(int(match[1]) == i for match in blocks) for i in range(stages)]
     heads = [state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"].shape[1] for i in range(stages)]
-    side = math.isqrt(max(len(table) for table in tables.values()))  # 2·window − 1, where the map was large enough
+    side = math.isqrt(max(len(table) for table in tables.values()))  # 2·window − 1, if no feature map was smaller
     patch = state["patch_embed.proj.weight"]  # (embed_dim, in_chans, side, side)
     hidden, dim = state["layers.0.blocks.0.mlp.fc1.weight"].shape
     classifier = state.get("head.fc.weight")

@@ -77,7 +77,7 @@ def register_weights(weights: Mapping[str, Mapping[str, Any]]) -> None:
         for tag, fields in tags.items():
             base = asdict(known.cfgs[tag]) if tag in known.cfgs else known.default.to_dict(remove_source=True)
             cfgs[tag] = {**base, **fields}
-        # An entry without a tag is left out, because timm would list it as one more set of weights.
+        # An entry without a tag is left out, because timm would list it as additional weights.
         cfgs.update({tag: cfg for tag, cfg in known.cfgs.items() if tag and tag not in tags})
         default_cfgs.update(generate_default_cfgs({f"{architecture}.{tag}": cfg for tag, cfg in cfgs.items()}))
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Load the weights of a plain network into its ACmix counterpart, whose convolution paths start out silent."""
+"""Complete the weights of a plain network for its ACmix counterpart, whose convolutions contribute nothing at first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ACMIX_ONLY = re.compile(r"(^|\.)(shift_conv\.\w+|lift\.\w+|static_weight|alpha|
 
 
 def lacks_only_convolution(missing: Iterable[str]) -> bool:
-    """Return whether the keys that a state dict lacks are exactly those of convolution paths."""
+    """Return whether all keys that a state dict lacks belong to convolution paths."""
     keys = list(missing)
     return bool(keys) and all(_ACMIX_ONLY.search(key) for key in keys)
 
@@ -21,9 +21,9 @@ def lacks_only_convolution(missing: Iterable[str]) -> bool:
 def add_silent_convolution(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return a plain network's state dict with the convolution paths of `model` at their initial values.
 
-    alpha is 1 and beta is 0, so the network computes what the plain one does. The gradient of beta is not zero, so
-    training switches the convolution on: after the first step of beta, the kernels have gradients as well. A state dict
-    that lacks anything else is returned unchanged.
+    alpha is 1 and beta is 0, so the network computes the same as the plain one. Training activates the convolution,
+    because the gradient of beta is not zero. After the first step of beta, the kernels have gradients, too. A state
+    dict that lacks other keys is returned unchanged.
     """
     missing = {key: value for key, value in model.state_dict().items() if key not in state}
     if not lacks_only_convolution(missing):

@@ -6,10 +6,10 @@ from torch import nn
 
 
 def small_stem(in_chans: int, width: int) -> nn.Sequential:
-    """Return a stem (B, in_chans, H, W) → (B, width, ceil(H/2), ceil(W/2)), without the batch norm behind it.
+    """Return a stem (B, in_chans, H, W) → (B, width, ceil(H/2), ceil(W/2)), without the batch norm after it.
 
     Small images have too few pixels for a 7×7 convolution or for large patches, and attention networks train faster
-    behind convolutions ("Early Convolutions Help Transformers See Better", NeurIPS 2021).
+    after a convolutional stem ("Early Convolutions Help Transformers See Better", NeurIPS 2021).
     """
     return nn.Sequential(
         nn.Conv2d(in_chans, width // 2, 3, 1, 1, bias=False),

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from acmix_zoo.ops.backends.native.layer import has_gradients, is_supported, keeps_threads_busy, refusal
+from acmix_zoo.ops.backends.native.layer import has_gradients, is_supported, keeps_threads_busy, unsupported_reason
 from acmix_zoo.ops.chunks import run_in_chunks
 from acmix_zoo.ops.derivatives import is_transformed
-from acmix_zoo.ops.dispatch import forced_backend, keeps_projections, plan_batch
+from acmix_zoo.ops.dispatch import forced_backend, plan_batch, should_keep_projections
 from acmix_zoo.ops.local_attention import local_attention
 from acmix_zoo.ops.projection import project
 from acmix_zoo.ops.shift_conv import grouped_conv
@@ -84,7 +84,7 @@ class Keep(IntEnum):
 
 
 def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, geometry: Geometry) -> Tensor:
-    """Return the output of an ACmix layer, computed in the way that suits the device and the size of the batch.
+    """Return the output of an ACmix layer, computed in the way that is best for the device and the batch.
 
     Args:
         x: input (B, C, H, W), in any memory format.
@@ -98,16 +98,16 @@ def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, ge
     if is_exporting() or is_transformed(x, weight, bias, *paths):  # only plain operators support these
         return acmix_plain(x, weight, bias, paths, geometry)
     device = x.device.type
-    keeps = torch.is_grad_enabled() and keeps_projections(x.shape[1])
+    keep_projections = torch.is_grad_enabled() and should_keep_projections(x.shape[1])
     if torch.compiler.is_compiling() and device == "cpu":
         # The backend is chosen when the graph runs. This only says in which layout it keeps the projections.
         has_one_dtype = all(t is None or t.dtype == x.dtype for t in (weight, bias, *paths))
         is_native = has_one_dtype and is_supported(device, x.dtype, geometry.heads) and has_gradients(paths, [True] * 8)
-        keep = (Keep.NATIVE if is_native else Keep.PROJECTIONS) if keeps else Keep.NOTHING
+        keep = (Keep.NATIVE if is_native else Keep.PROJECTIONS) if keep_projections else Keep.NOTHING
         return torch.ops.acmix_zoo.acmix(x, weight, bias, *paths, *geometry, keep)[0]  # type: ignore[no-any-return]
     if all(t is None or type(t) in (Tensor, Parameter) for t in (x, weight, bias, *paths)):  # no subclass of a user
         if runs_native(x, weight, bias, paths, geometry):
-            is_kept = keeps and has_gradients(paths, [True] * 8) and keeps_threads_busy(len(x))
+            is_kept = keep_projections and has_gradients(paths, [True] * 8) and keeps_threads_busy(len(x))
             keep = Keep.NATIVE if is_kept else Keep.NOTHING
             return torch.ops.acmix_zoo.acmix(x, weight, bias, *paths, *geometry, keep)[0]  # type: ignore[no-any-return]
     window = attention_window(geometry)
@@ -125,7 +125,7 @@ def runs_native(
     x: Tensor, weight: Tensor, bias: Tensor | None, paths: Sequence[Tensor | None], geometry: Geometry
 ) -> bool:
     """Return whether the native library computes `acmix`: no other backend is forced, and it supports the tensors."""
-    return forced_backend() in (None, "native") and refusal(x, weight, bias, paths, geometry.heads) is None
+    return forced_backend() in (None, "native") and unsupported_reason(x, weight, bias, paths, geometry.heads) is None
 
 
 def acmix_plain(
@@ -148,14 +148,14 @@ def combine_paths(projections: Tensor, paths: Sequence[Tensor | None], geometry:
     """
     positions, fc, kernels, alpha, offset = paths
     projections = unflatten(projections, 3, (-1, 3 * geometry.heads))  # (B, H, W, d, 3·heads)
-    results = []  # of one path or two, (B, Ho, Wo, out)
+    results = []  # one for each path, (B, Ho, Wo, out)
     if kernels is not None:
         maps = projections if fc is None else F.linear(projections, fc.to(projections.dtype))
         results.append(grouped_conv(maps, kernels, offset, stride=geometry.stride, dilation=geometry.dilation))
     if positions is not None:
         results.append(attend(projections, positions, geometry).flatten(3))
     # The channels of the attention are ordered (heads, d), those of the convolution (d, heads). The authors add them
-    # without reordering, and so must this, or their weights would give other results.
+    # without reordering. Their weights would give different results if they were reordered here.
     out = results[0] if alpha is None else torch.addcmul(results[0], results[1], alpha.to(projections.dtype))
     return out.permute(0, 3, 1, 2)
 

@@ -2,8 +2,8 @@
 
     y[b, c, i] = Σ_j weight[b, j, c mod wc, i] · value[b, c, i + j]
 
-j runs over the k² offsets of a window in a map with a reflected border. Groups of channels share a weight, and they do
-so **interleaved**: channel c uses weight c mod wc, not c // share. Channels 0, wc, 2·wc, … have one in common.
+j runs over the k² offsets of a window in a feature map with a reflected border. Groups of channels share a weight, and
+they do so **interleaved**: channel c uses weight c mod wc, not c // share. Channels 0, wc, 2·wc, … have one in common.
 
 `aggregate_reference` is this formula, written as loops. `aggregate` computes the same with one of the two backends: a
 loop over the offsets on a CPU (`backends/offset_sums.py`), strided windows on a GPU (`backends/window_sums.py`).
@@ -21,7 +21,7 @@ from torch import Tensor
 from acmix_zoo.ops.backends.offset_sums import offset_sums, offset_sums_backward
 from acmix_zoo.ops.backends.window_sums import window_sums, window_sums_backward
 from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
-from acmix_zoo.ops.memory_format import memory_format_of
+from acmix_zoo.ops.memory_format import detect_memory_format
 from acmix_zoo.ops.reflect import reflect_pad
 from acmix_zoo.ops.tracing import constant_size, is_exporting, unflatten
 
@@ -114,7 +114,7 @@ def _check_shapes(value: Tensor, weight: Tensor, kernel: int) -> None:
 def _run_chunks(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
     """Return the sums (B, C, H, W), computed chunk by chunk."""
     sums = window_sums if _is_launch_bound(value) else offset_sums
-    out, size = torch.empty_like(value, memory_format=memory_format_of(value)), _chunk_size(value)
+    out, size = torch.empty_like(value, memory_format=detect_memory_format(value)), _chunk_size(value)
     for o, v, w in zip(*(t.split(size) for t in (out, value, weight)), strict=True):
         o.copy_(sums(v, w, kernel))
     return out
@@ -123,7 +123,7 @@ def _run_chunks(value: Tensor, weight: Tensor, kernel: int) -> Tensor:
 def _run_chunks_backward(grad: Tensor, value: Tensor, weight: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
     """Return the gradients of value and weight, computed chunk by chunk."""
     backward = window_sums_backward if _is_launch_bound(value) else offset_sums_backward
-    d_value, d_weight = (torch.empty_like(t, memory_format=memory_format_of(t)) for t in (value, weight))
+    d_value, d_weight = (torch.empty_like(t, memory_format=detect_memory_format(t)) for t in (value, weight))
     tensors = (d_value, d_weight, grad, value, weight)
     for d_v, d_w, g, v, w in zip(*(t.split(_chunk_size(value)) for t in tensors), strict=True):
         for target, source in zip((d_v, d_w), backward(g, v, w, kernel), strict=True):
@@ -187,12 +187,12 @@ _backward_operator = torch.library.custom_op("acmix_zoo::aggregate_backward", _r
 
 @_operator.register_fake
 def _fake(value, weight, kernel):  # type: ignore[no-untyped-def]
-    return torch.empty_like(value, memory_format=memory_format_of(value))
+    return torch.empty_like(value, memory_format=detect_memory_format(value))
 
 
 @_backward_operator.register_fake
 def _fake_backward(grad, value, weight, kernel):  # type: ignore[no-untyped-def]
-    return tuple(torch.empty_like(t, memory_format=memory_format_of(t)) for t in (value, weight))
+    return tuple(torch.empty_like(t, memory_format=detect_memory_format(t)) for t in (value, weight))
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:

@@ -1,6 +1,6 @@
 """Process a batch in chunks, and recompute each chunk in the backward pass.
 
-A layer that runs this way keeps its input and its output for the gradient and little else. On a CPU, the intermediate
+For the gradient, a layer that runs this way keeps little more than its input and output. On a CPU, the intermediate
 results of a chunk also stay in the caches, so recomputing them is cheap.
 
 Stage II of the layer is passed in as a function `stage_two(projections, paths) -> out`, where `paths` are tensors that
@@ -85,7 +85,7 @@ class _Chunked(torch.autograd.Function):
         saved, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
         tensors, kept = saved[: ctx.n_tensors], saved[ctx.n_tensors :]
         x, weight, bias, *paths = tensors
-        with use_backend(ctx.backend):  # this may run in another thread, or after the caller's `use_backend` has ended
+        with use_backend(ctx.backend):  # this may run in a different thread, or after the caller's `use_backend`
             if needs_plain_gradients(grad):
                 found = plain_gradients(_run_at_once(ctx.stage_two), tensors, needed, grad)
             else:
@@ -117,7 +117,7 @@ def chunked_backward(
         stage_two, chunk_size, x, weight, bias, paths: as in `run_in_chunks`.
         grad: gradient of the output, (B, out, Ho, Wo).
         kept: the projections of each chunk, or nothing, in which case they are recomputed.
-        needed: whether x, weight, bias and each of `paths` need a gradient. Path tensors that do not get None.
+        needed: whether x, weight, bias and each of `paths` need a gradient. Path tensors that need none get None.
     """
     leaves = [t if t is None else t.detach().requires_grad_(need) for t, need in zip(paths, needed[3:], strict=True)]
     trained = [t for t in leaves if t is not None and t.requires_grad]
@@ -130,10 +130,10 @@ def chunked_backward(
         with torch.enable_grad():
             out = stage_two(projections, leaves)
         d_projections, *d_paths = torch.autograd.grad(out, [projections, *trained], grad[images])
-        d_chunk, d_weight_of_chunk = project_backward(d_projections, chunk, weight, needs_x=needed[0])
+        d_chunk, d_chunk_weight = project_backward(d_projections, chunk, weight, needs_x=needed[0])
         if d_chunk is not None:
             d_x[images] = d_chunk
-        d_weight += d_weight_of_chunk
+        d_weight += d_chunk_weight
         d_bias += d_projections.flatten(0, 2).sum(0, dtype=d_bias.dtype)
         for total, d_path in zip(d_trained, d_paths, strict=True):
             total += d_path

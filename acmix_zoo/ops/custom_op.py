@@ -1,4 +1,4 @@
-"""The layer as a single operator on a CPU, and its gradient as another, for compiled graphs and the native library.
+"""The layer as one operator on a CPU, and its gradient as a second one, for compiled graphs and the native library.
 
 On a CPU, a compiler cannot improve the layer. Traced operator by operator, it would lose the chunks that stay in the
 caches: inference took 1.2 times as long and training 1.7 times, and compiling for dynamic sizes took minutes. On other

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from acmix_zoo.ops.backends.native.layer import refusal_of_kind
+from acmix_zoo.ops.backends.native.layer import unsupported_kind_reason
 from acmix_zoo.ops.backends.native.library import instruction_set
 from acmix_zoo.ops.projection import explain_projection
 from acmix_zoo.ops.sliding_window import SlidingWindow, key_extent
@@ -25,23 +25,23 @@ from acmix_zoo.ops.tracing import ceil_div
 
 BACKENDS = (
     "reference",  # attention and convolution as printed in the paper
-    "global",  # every query is compared with every position of the map, under a mask
-    "tiles",  # the map is cut into tiles, and each tile is compared with the keys around it
-    "offset",  # column by column of the window, in plain operators
+    "global",  # every query is compared with every position of the feature map, under a mask
+    "tiles",  # the feature map is cut into tiles, and each tile is compared with the keys around it
+    "offset",  # one column of the window at a time, in plain operators
     "native",  # the whole layer in C++, where it supports the tensors; see backends/native
     "python",  # the automatic choice between global and tiles, also where native supports the tensors
 )
 
-# Largest number of positions for the global backend. A tile of a 16×16 map would gather 196 of its 256 keys. It would
-# save little, and the copies take time.
+# Largest number of positions for the global backend. On a 16×16 feature map, a tile would gather 196 of the 256 keys,
+# which saves little compared with the time for the copies.
 _GLOBAL_UP_TO = 256
 # Tile (query rows, columns) for graphs compiled with dynamic sizes, where the tile cannot depend on the size.
 _SYMBOLIC_TILE = (4, 8)
 # The tile for each type of device. Other devices get the tile of `choose_tile`, whose costs were measured on a CPU.
 # `make bench-gpu` measures 4×7, 8×8 and 8×16 on a GPU, so that an entry for "cuda" can be added.
 TILES: dict[str, tuple[int, int]] = {}
-# Cost of gathering one key, in query-key products.
-_COST_OF_A_KEY = 24
+# Cost of gathering one key into a tile, in units of one query-key product.
+_KEY_GATHER_COST = 24
 # Memory for one chunk of the batch on a CPU. Each step then finds the previous step's result in a cache, and no buffer
 # is so large that the allocator requests fresh pages for it.
 _CHUNK_BYTES = 16 << 20
@@ -95,7 +95,7 @@ def _checked(backend: str) -> str:
 
 
 class AttentionPlan(NamedTuple):
-    """How the attention of a map is computed.
+    """How the attention of a feature map is computed.
 
     Attributes:
         backend: one of `BACKENDS`.
@@ -109,15 +109,15 @@ class AttentionPlan(NamedTuple):
 
 
 def plan_attention(h: int, w: int, window: SlidingWindow, device: str = "cpu") -> AttentionPlan:
-    """Return the plan for the attention of a map (h, w) on a type of device."""
+    """Return the plan for the attention of a feature map (h, w) on a type of device."""
     backend = forced_backend()
     # the native backend runs whole layers; only layers that it does not support reach this function
     if backend is not None and backend not in ("native", "python"):
         reason = "it was requested by use_backend or ACMIX_BACKEND"
     elif h * w <= _GLOBAL_UP_TO:
-        backend, reason = "global", f"the map has at most {_GLOBAL_UP_TO} positions"
+        backend, reason = "global", f"the feature map has at most {_GLOBAL_UP_TO} positions"
     else:
-        backend, reason = "tiles", f"the map has more than {_GLOBAL_UP_TO} positions"
+        backend, reason = "tiles", f"the feature map has more than {_GLOBAL_UP_TO} positions"
     if backend != "tiles":
         return AttentionPlan(backend, None, reason)
     if device in TILES:
@@ -129,13 +129,13 @@ def plan_attention(h: int, w: int, window: SlidingWindow, device: str = "cpu") -
 
 @lru_cache(maxsize=1024)
 def choose_tile(ho: int, wo: int, window: SlidingWindow) -> tuple[int, int]:
-    """Return the tile with the lowest estimated cost (query-key products plus key copies) for (ho, wo) queries."""
+    """Return the tile with the lowest estimated cost for (ho, wo) queries: query-key products plus copies of keys."""
 
     def cost(tile: tuple[int, int]) -> int:
         th, tw = tile
         queries = th * tw
         keys = key_extent(th, window) * key_extent(tw, window)
-        return ceil_div(ho, th) * ceil_div(wo, tw) * keys * (queries + _COST_OF_A_KEY)  # type: ignore[no-any-return]
+        return ceil_div(ho, th) * ceil_div(wo, tw) * keys * (queries + _KEY_GATHER_COST)  # type: ignore[no-any-return]
 
     return min(((th, tw) for th in range(3, 9) for tw in range(3, 9)), key=cost)
 
@@ -169,18 +169,19 @@ def plan_batch(
     if forced_backend() == "reference":
         return BatchPlan(b, "everything", "the reference backend runs plain operators on the whole batch")
     if device != "cpu":
-        return BatchPlan(b, "everything", f"chunks serve the caches of a CPU and the device is {device}")
+        return BatchPlan(b, "everything", f"only a CPU profits from chunks, and the device is {device}")
     image = _bytes_per_image(h, w, out_channels, window, itemsize)
     limit = _CHUNK_BYTES >> 20
     if b * image <= _CHUNK_BYTES:
-        return BatchPlan(b, "everything", f"the batch takes {b * image / 2**20:.1f} MiB and the limit is {limit} MiB")
+        size = f"{b * image / 2**20:.1f} MiB"
+        return BatchPlan(b, "everything", f"the batch needs {size} and the limit of a chunk is {limit} MiB")
     chunk_size = max(1, _CHUNK_BYTES // max(image, 1))
-    reason = f"an image takes {image / 2**20:.1f} MiB and the limit of a chunk is {limit} MiB"
-    return BatchPlan(chunk_size, "projections" if keeps_projections(c) else "nothing", reason)
+    reason = f"an image needs {image / 2**20:.1f} MiB and the limit of a chunk is {limit} MiB"
+    return BatchPlan(chunk_size, "projections" if should_keep_projections(c) else "nothing", reason)
 
 
-def keeps_projections(in_channels: int) -> bool:
-    """Return whether a layer that runs in chunks keeps the projections of so many channels for the gradient."""
+def should_keep_projections(in_channels: int) -> bool:
+    """Return whether a layer that runs in chunks should keep its projections for the gradient, given its width."""
     return in_channels >= _KEEP_PROJECTIONS_FROM
 
 
@@ -216,8 +217,8 @@ def explain_plan(
 
     >>> print(explain_plan((8, 512, 7, 7), 512))  # doctest: +ELLIPSIS
     layer: ...
-    attention: global backend, because the map has at most 256 positions
-    batch: 8 of 8 images per chunk, because the batch takes 4.6 MiB and the limit is 16 MiB
+    attention: global backend, because the feature map has at most 256 positions
+    batch: 8 of 8 images per chunk, because the batch needs 4.6 MiB and the limit of a chunk is 16 MiB
     gradient: intermediate results are kept
     projection: ...
     """
@@ -242,14 +243,14 @@ def explain_plan(
 
 
 def _explain_native(itemsize: int, device: str, heads: int) -> str:
-    """Return whether the native backend runs a layer, and otherwise why not."""
-    reason = native_refusal(itemsize, device, heads)
+    """Describe whether the native backend runs a layer, and if not, why."""
+    reason = native_unsupported_reason(itemsize, device, heads)
     if reason is not None:
         return f"Python, because {reason}"
-    return f"native ({instruction_set()}), in one pass. What follows is for tensors that it does not support"
+    return f"native ({instruction_set()}), in one pass. The lines below apply to tensors that it does not support"
 
 
-def native_refusal(itemsize: int = 4, device: str = "cpu", heads: int = 4) -> str | None:
+def native_unsupported_reason(itemsize: int = 4, device: str = "cpu", heads: int = 4) -> str | None:
     """Return why the native backend does not run a layer, or None if it does.
 
     The arguments are those of `explain_plan`.
@@ -258,7 +259,7 @@ def native_refusal(itemsize: int = 4, device: str = "cpu", heads: int = 4) -> st
         return f"the backend {forced_backend()!r} was requested by use_backend or ACMIX_BACKEND"
     if itemsize != 4:
         return f"the native library computes in float32; these elements have {itemsize} bytes"
-    return refusal_of_kind(device, torch.float32, heads)
+    return unsupported_kind_reason(device, torch.float32, heads)
 
 
 def backend_name(itemsize: int = 4, device: str = "cpu") -> str:
@@ -266,7 +267,7 @@ def backend_name(itemsize: int = 4, device: str = "cpu") -> str:
 
     The arguments are those of `explain_plan`.
     """
-    if native_refusal(itemsize, device) is None:
+    if native_unsupported_reason(itemsize, device) is None:
         return "native"
     forced = forced_backend()
     return "python" if forced in (None, "native") else forced

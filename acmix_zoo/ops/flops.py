@@ -1,4 +1,4 @@
-"""FLOP formulas for `torch.utils.flop_counter.FlopCounterMode`, which would otherwise count SAN's sums as zero.
+"""FLOP formulas for `torch.utils.flop_counter.FlopCounterMode`, which would otherwise count our operators as zero.
 
 A compiled graph contains the sums as one operator. The counter hooks all modules, so ACmix layers call their
 projections one by one, and the counter sees the arithmetic that runs. The operator of a complete ACmix layer, which

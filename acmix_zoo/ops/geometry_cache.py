@@ -1,4 +1,4 @@
-"""A cache of masks and indices that depend only on the geometry of a map.
+"""A cache of masks and indices that depend only on the geometry of a feature map.
 
 Entries never become invalid, because the content of a tensor follows from its key and is never modified. However, a
 tensor that was created in a FakeTensorMode, a functorch transform, inference mode or a graph that is being recorded

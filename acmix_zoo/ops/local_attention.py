@@ -1,4 +1,4 @@
-"""Attention of every query to the window around it in a reflected map: the attention path of `ACmix2d`.
+"""Attention of every query to the window around it, with reflected borders: the attention path of `ACmix2d`.
 
 Every query i attends to kernel × kernel positions j around it. The logits are those of the paper (stage II):
 
@@ -7,7 +7,7 @@ Every query i attends to kernel × kernel positions j around it. The logits are 
 `local_attention_reference` computes this formula as printed, on kernel² unfolded copies of k, v and the positions.
 `local_attention` computes the same with one of the fast backends in `backends/`, which `dispatch.py` chooses.
 
-Maps have the shape (B, H, W, heads, d), so that all channels of a position are next to each other in memory.
+Feature maps have the shape (B, H, W, heads, d), so that all channels of a position are adjacent in memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Find the memory format of a map and give a result the same one."""
+"""Find the memory format of a feature map, and convert a result to the same format."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from acmix_zoo.ops.derivatives import is_transformed
 from acmix_zoo.ops.tracing import is_tracing
 
 
-def memory_format_of(x: Tensor) -> torch.memory_format:
-    """Return the memory format of x (B, C, H, W). If it has both, as a 1×1 map does, the result is contiguous."""
+def detect_memory_format(x: Tensor) -> torch.memory_format:
+    """Return the memory format of x (B, C, H, W). If it has both, as a 1×1 feature map does, the result is
+    contiguous."""
     is_only_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if is_only_channels_last else torch.contiguous_format
 

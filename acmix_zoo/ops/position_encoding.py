@@ -1,4 +1,4 @@
-"""The position encoding of the attention path: coordinates of the map, projected to the width of a head.
+"""The position encoding of the attention path: coordinates of the feature map, projected to the width of a head.
 
 The logit of query i and key j contains `q_i · (pe_i − pe_j)`. Softmax cancels the term with pe_i, because it is the
 same for all keys of a query. The fast backends therefore replace the keys by `k − pe` and never unfold any positions.

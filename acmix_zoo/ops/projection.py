@@ -1,4 +1,4 @@
-"""Stage I of ACmix: project every pixel to q, k and v, by whichever of PyTorch's kernels is faster on this CPU.
+"""Stage I of ACmix: project every pixel to q, k and v, with the PyTorch kernel that is faster on this CPU.
 
 `torch.nn.functional.linear` calls MKL for float32 on x86. MKL runs its AVX2 code on AMD processors, even if they have
 AVX-512. On Zen 4 this costs nothing, because a 512-bit multiplication takes twice as long there as a 256-bit one. On
@@ -27,7 +27,7 @@ from acmix_zoo.ops.tracing import is_recording
 _FIRST_WIDE_AMD_FAMILY = 0x1A
 # Multiply-accumulates below which the convolution's setup, about 0.1 ms, outweighs its rate.
 _CONVOLUTION_FROM_MACS = 10_000_000
-# Does not change a 1×1 convolution, but makes PyTorch run it by oneDNN.
+# A dilation does not change a 1×1 convolution, but makes PyTorch run it with oneDNN.
 _DILATION = 2
 
 
@@ -55,7 +55,7 @@ def runs_as_convolution(x: Tensor, weight: Tensor) -> bool:
     if is_recording() or not prefers_convolution() or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
     macs = x.numel() * len(weight)
-    # Another memory format would be converted first, and transforms have no rule for every convolution.
+    # Other memory formats would be converted first, and transforms do not support every convolution.
     return (
         macs >= _CONVOLUTION_FROM_MACS
         and not is_transformed(x, weight)
@@ -64,7 +64,7 @@ def runs_as_convolution(x: Tensor, weight: Tensor) -> bool:
 
 
 def explain_projection(macs: int, device: str = "cpu") -> str:
-    """Return how a float32 projection of so many multiply-accumulates runs, and why, in words."""
+    """Describe how a float32 projection with this number of multiply-accumulates runs, and why."""
     if device != "cpu":
         return "matrix product"
     if not prefers_convolution():

@@ -1,4 +1,4 @@
-"""Continue a map beyond its border by reflection, as indices or as padding.
+"""Continue a feature map beyond its border by reflection, as indices or as padding.
 
 The edge itself is not repeated: a line 0 1 2 continues as 0 1 2 1 0 1 2 …, and a line of one element as 0 0 0 …. Unlike
 `torch.nn.functional.pad(mode="reflect")`, these functions accept a border of any width. Where both are defined, they
@@ -22,7 +22,7 @@ def reflect_index(positions: Tensor, size: int) -> Tensor:
 
 
 def reflected_range(start: int, length: int, size: int, device: torch.device) -> Tensor:
-    """Return the indices (length,) of the positions start, start + 1, … in a map of `size`."""
+    """Return the indices (length,) of the positions start, start + 1, … along an axis of `size`."""
     return reflect_index(torch.arange(length, device=device) + start, size)
 
 
@@ -33,7 +33,7 @@ def reflect_pad(x: Tensor, border: int) -> Tensor:
     """
     for dim in (2, 3):
         n = x.shape[dim]
-        if not is_exporting() and n > border:  # an exported graph must also work for smaller maps
+        if not is_exporting() and n > border:  # an exported graph must also work for smaller feature maps
             before, after = x.narrow(dim, 1, border).flip(dim), x.narrow(dim, n - 1 - border, border).flip(dim)
             x = torch.cat([before, x, after], dim)
         else:

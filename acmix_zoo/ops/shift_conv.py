@@ -61,7 +61,7 @@ def shift_conv(
     if factors.fc is not None:
         x, bias = F.linear(x, factors.fc, bias), None  # (B, H, W, d, k²)
     out = grouped_conv(x, factors.kernels, stride=stride, dilation=dilation).permute(0, 3, 1, 2)  # (B, d·heads, Ho, Wo)
-    if bias is not None:  # add the response to a constant map of `bias`, the same for all images
+    if bias is not None:  # add the response to a constant feature map of `bias`, the same for all images
         ones = out.new_ones(1, 1, h, w)
         with autocast_off(shift):
             kernels = torch.einsum("omyx,m->oyx", shift, bias).unsqueeze(1)  # (d·heads, 1, k, k)
@@ -79,7 +79,7 @@ def shift_conv_reference(
     maps = torch.einsum("bhwgi,mi->bhwgm", x, fc)  # (B, H, W, d, k²)
     if bias is not None:
         maps = maps + bias
-    padded = F.pad(maps, (0, 0, 0, 0, reach, reach, reach, reach))  # zeros around the map
+    padded = F.pad(maps, (0, 0, 0, 0, reach, reach, reach, reach))  # zeros around the feature map
     taps = shift.unflatten(0, (d, -1))  # (d, heads, k², k, k)
     out = x.new_zeros(())
     for row in range(kernel):

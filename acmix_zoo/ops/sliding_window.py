@@ -1,4 +1,5 @@
-"""The window of keys that slides over a map with the query: its size, and where its keys lie in the reflected map."""
+"""The window of keys around every query: its size, and the positions of its keys in a feature map with reflected
+border."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def key_extent(queries: int, window: SlidingWindow) -> int:
 
 
 def window_index(queries: int, size: int, window: SlidingWindow, device: torch.device) -> Tensor:
-    """Return the positions (kernel, queries) of the keys of every query along one axis of a reflected map of `size`."""
+    """Return the positions (kernel, queries) of the keys of every query along an axis of `size` with reflected
+    border."""
     kernel, stride, dilation = window
     offset = (torch.arange(kernel, device=device) - kernel // 2) * dilation
     return reflect_index(torch.arange(queries, device=device) * stride + offset.unsqueeze(1), size)

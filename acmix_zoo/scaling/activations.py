@@ -1,8 +1,8 @@
-"""Count the bytes that a network keeps for its backward pass: some per image, and some for any batch.
+"""Count the bytes that a network keeps for its backward pass: some of them per image, some for any batch size.
 
-`count_saved_bytes` counts what autograd saves in a forward pass that really runs. `count_on_gpu` counts the same for a
-GPU without having one. There, the pass runs on torch's fake tensors, which have shapes, types and a device but no
-storage, so that the operator chooses the backends that it chooses on CUDA, and autocast follows its rules for CUDA.
+`count_saved_bytes` counts what autograd saves in a real forward pass. `count_on_gpu` counts the same for a GPU, without
+needing one. It runs the pass on torch's fake tensors, which have shapes, dtypes and a device but no storage. The layers
+then choose the backends that they choose on CUDA, and autocast follows its rules for CUDA.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Activations(NamedTuple):
 
 
 class _SavedTensor:
-    """A tensor that autograd saved. It lives as long as the graph that needs it."""
+    """A tensor that autograd has saved. It exists as long as the graph that needs it."""
 
     def __init__(self, t: Tensor) -> None:
-        self.tensor = t.detach()  # the tensor itself would hold the graph that holds this object, forever
+        self.tensor = t.detach()  # the tensor itself would refer to the graph that refers to this object
 
 
 class _SavedStorages:
-    """The storages that autograd has saved and still holds, each counted once, without the model's own tensors."""
+    """The storages that autograd still holds, each counted once, without the model's own tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         self.own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
@@ -131,7 +131,7 @@ def _move_to_fake_gpu(model: nn.Module) -> None:
 
 @contextmanager
 def _cuda_autocast(dtype: torch.dtype) -> Iterator[None]:
-    """Use autocast for CUDA; `torch.autocast("cuda")` switches itself off where there is no GPU."""
+    """Use autocast for CUDA. `torch.autocast("cuda")` would turn itself off without a GPU."""
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", dtype != torch.float32)
     torch.set_autocast_dtype("cuda", dtype if dtype != torch.float32 else before[1])

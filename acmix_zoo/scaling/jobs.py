@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 import acmix_zoo
-from acmix_zoo.layers.complexity import complexity, input_size_of
+from acmix_zoo.layers.complexity import complexity, default_input_size
 from acmix_zoo.scaling.activations import Activations, count_on_gpu
 from acmix_zoo.scaling.machines import Machine
 from acmix_zoo.scaling.step import Step, Training, plan_step
@@ -36,9 +36,10 @@ class Job:
         name: the recipe or network, as the user wrote it.
         model: any name that `acmix_zoo.create_model` accepts.
         model_kwargs: arguments for the network's constructor.
-        image_size: side of the image. 0 stands for the network's own.
-        batch_size: images per device and pass.
-        global_batch: images per step on all devices, by the recipe. With fewer GPUs than that needs, they accumulate.
+        image_size: side length of the image; 0 for the network's default.
+        batch_size: number of images per device and micro-batch.
+        global_batch: number of images per step on all devices. If there are too few devices for it, each of them
+            accumulates several micro-batches.
         optimizer: "adamw" or "sgd".
         momentum: momentum of SGD.
         lr: learning rate for a step of `base_batch_size` images, or for any step if that is None.
@@ -77,9 +78,9 @@ class Job:
             ("optimizer", self.optimizer, PUBLISHED_BATCH),
         ):
             if value not in known:
-                raise ValueError(f"plan: unknown {option} {value!r}; expected one of {', '.join(known)}")
+                raise ValueError(f"plan: unknown {option} {value!r}. Expected one of {', '.join(known)}")
         if self.batch_size < 1:
-            raise ValueError(f"plan: a batch of {self.batch_size} images per device is impossible; use at least 1")
+            raise ValueError(f"plan: a batch of {self.batch_size} images per device is impossible. Use at least 1")
 
     def scale_lr(self, images: int) -> float:
         """Return the learning rate for a step of this many images."""
@@ -90,19 +91,20 @@ class Job:
 
         Args:
             gpus: number of devices.
-            max_global_batch: maximum number of images per step on all devices. Each device takes fewer to stay below.
+            max_global_batch: maximum number of images per step on all devices. The batch of each device is reduced
+                if it would be exceeded.
 
         Raises:
             ValueError: unknown network, or more GPUs than images.
         """
         if gpus < 1:
-            raise ValueError(f"plan: {gpus} GPUs are impossible; use at least 1")
+            raise ValueError(f"plan: {gpus} GPUs are impossible. Use at least 1")
         batch, global_batch = self.batch_size, self.global_batch
         if max_global_batch is not None:
             batch, global_batch = min(batch, max_global_batch // gpus), min(global_batch, max_global_batch)
         if batch < 1:
             raise ValueError(
-                f"plan: {max_global_batch} images per step are too few for {gpus} GPUs; use at least 1 image per GPU"
+                f"plan: {max_global_batch} images per step are too few for {gpus} GPUs. Use at least 1 image per GPU"
             )
         dtype = PRECISIONS[self.precision]
         cost = _count_network(
@@ -114,11 +116,11 @@ class Job:
             macs=cost.macs,
             activations=cost.activations,
             batch=batch,
-            accumulate=max(1, global_batch // (batch * gpus)),
+            micro_batches=max(1, global_batch // (batch * gpus)),
             dtype=dtype,
             states=2 if self.optimizer == "adamw" else int(self.momentum > 0),
             ema=self.ema,
-            passes=1 if self.linear_probe else 3 + self.grad_checkpointing,
+            forward_equivalents=1 if self.linear_probe else 3 + self.grad_checkpointing,
             strategy=self.strategy,
         )
 
@@ -166,7 +168,14 @@ class Job:
 
 
 class NetworkCost(NamedTuple):
-    """What the formulas need to know about a network: parameters, trained ones, MACs per image, and activations."""
+    """What the formulas need to know about a network.
+
+    Attributes:
+        params: number of parameters.
+        trainable: number of parameters that are trained.
+        macs: multiply-accumulates of the forward pass per image.
+        activations: bytes that are kept for the backward pass.
+    """
 
     params: int
     trainable: int
@@ -184,7 +193,7 @@ def _count_network(
         network: Any = acmix_zoo.create_model(model, **loads(model_kwargs))
         if image_size and hasattr(network, "set_input_size"):
             network.set_input_size(img_size=(image_size, image_size))
-    channels, height, width = input_size_of(network) or (3, 224, 224)
+    channels, height, width = default_input_size(network) or (3, 224, 224)
     shape = (channels, image_size or height, image_size or width)
     with torch.device("meta"):
         network = network.to("meta")

@@ -54,7 +54,7 @@ class Machine:
             ValueError: the rate is not positive.
         """
         if gbit <= 0:
-            raise ValueError(f"plan: a network of {gbit:g} Gbit/s per node is impossible; use a rate above 0")
+            raise ValueError(f"plan: a network of {gbit:g} Gbit/s per node is impossible. Use a rate above 0")
         rate = LINK_FRACTION * gbit / 8 * 1e9 / gpus_per_node
         return replace(self, between_nodes=Link(rate, self.between_nodes.latency))
 
@@ -94,5 +94,5 @@ def find_gpu(name: str) -> Machine:
         ValueError: unknown GPU.
     """
     if name.lower() not in GPUS:
-        raise ValueError(f"plan: unknown GPU {name!r}; expected one of {', '.join(GPUS)}")
+        raise ValueError(f"plan: unknown GPU {name!r}. Expected one of {', '.join(GPUS)}")
     return GPUS[name.lower()]

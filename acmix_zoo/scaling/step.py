@@ -1,7 +1,7 @@
 """Memory, time and communication of a training step on n GPUs, by the formulas of docs/scaling.md.
 
-This file is pure arithmetic. The cost of the network comes in as a `Training` (`acmix_zoo.scaling.jobs` counts it for a
-recipe), the hardware as a `Machine`. Units are bytes, seconds and images.
+This file is pure arithmetic. The cost of the network is given as a `Training` (`acmix_zoo.scaling.jobs` counts it for a
+recipe), and the hardware as a `Machine`. Units are bytes, seconds and images.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Training:
         macs: multiply-accumulates of the forward pass per image.
         activations: bytes kept for the backward pass.
         batch: images per device and pass.
-        accumulate: micro-batches per step.
+        micro_batches: forward and backward passes per step, whose gradients are accumulated.
         dtype: dtype of the arithmetic.
         states: numbers that the optimiser keeps per parameter.
         ema: whether there is a second, averaged set of weights.
-        passes: cost of one micro-batch relative to its forward pass: 3 with the backward pass, 4 with gradient
-            checkpointing (which computes the forward pass twice), 1 for a linear probe.
+        forward_equivalents: cost of a micro-batch in forward passes: 3 with the backward pass, 4 with gradient
+            checkpointing (which repeats the forward pass), and 1 for a linear probe.
         strategy: "ddp" or "fsdp".
     """
 
@@ -45,11 +45,11 @@ class Training:
     macs: int
     activations: Activations
     batch: int
-    accumulate: int = 1
+    micro_batches: int = 1
     dtype: str = "float32"
     states: int = 2
     ema: bool = False
-    passes: int = 3
+    forward_equivalents: int = 3
     strategy: str = "ddp"
 
     @property
@@ -60,7 +60,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU. `buffers` are copies made for communication."""
+    """Memory of one GPU in bytes. `buffers` are copies that are made for communication."""
 
     weights: float
     gradients: float
@@ -163,7 +163,7 @@ def plan_step(
     """
     compute = compute_seconds(training, machine, utilisation, throughput)
     sent, waiting = plan_communication(training, machine, gpus, gpus_per_node, compute)
-    images = training.batch * training.accumulate * gpus
+    images = training.batch * training.micro_batches * gpus
     return Step(gpus, images, plan_memory(training, gpus), sent, compute, waiting)
 
 
@@ -192,7 +192,7 @@ def plan_memory(training: Training, gpus: int) -> Memory:
 def compute_seconds(
     training: Training, machine: Machine, utilisation: float | None = None, throughput: float | None = None
 ) -> float:
-    """Return the seconds of arithmetic in a step: passes · 2 · MACs · images / (peak · utilisation).
+    """Return the seconds of arithmetic in a step: forward equivalents · 2 · MACs · images / (peak · utilisation).
 
     Args:
         training: the step on one device.
@@ -206,19 +206,19 @@ def compute_seconds(
     t = training
     if t.dtype not in machine.peak:
         raise ValueError(
-            f"plan: {machine.name} does not compute in {t.dtype}, but in {', '.join(machine.peak)}; "
-            "choose another --gpu or --precision"
+            f"plan: {machine.name} does not compute in {t.dtype}. Expected {' or '.join(machine.peak)}. Choose a "
+            "different --gpu or --precision"
         )
     if throughput is not None:
         if throughput <= 0:
-            raise ValueError(f"plan: a throughput of {throughput:g} images/s is impossible; use one above 0")
-        return t.batch * t.accumulate / throughput
+            raise ValueError(f"plan: a throughput of {throughput:g} images/s is impossible. Use a positive number")
+        return t.batch * t.micro_batches / throughput
     fraction = UTILISATION[t.itemsize] if utilisation is None else utilisation
     if not 0 < fraction <= 1:
         raise ValueError(
-            f"plan: a utilisation of {fraction:g} is impossible; use a fraction of peak throughput between 0 and 1"
+            f"plan: a utilisation of {fraction:g} is impossible. Use a fraction of peak throughput between 0 and 1"
         )
-    return t.passes * 2 * t.macs * t.batch * t.accumulate / (machine.peak[t.dtype] * fraction)
+    return t.forward_equivalents * 2 * t.macs * t.batch * t.micro_batches / (machine.peak[t.dtype] * fraction)
 
 
 def plan_communication(t: Training, machine: Machine, gpus: int, gpus_per_node: int, compute: float) -> Communication:
@@ -228,17 +228,17 @@ def plan_communication(t: Training, machine: Machine, gpus: int, gpus_per_node: 
     waits for the last bucket, or for everything that did not fit into the backward pass. FSDP also gathers the weights
     before both passes and scatters the summed gradients. Each of these takes half of an all-reduce.
     """
-    backward = compute / t.accumulate * (t.passes - 1) / t.passes
+    backward = compute / t.micro_batches * (t.forward_equivalents - 1) / t.forward_equivalents
     if t.strategy == "ddp":
         gradients = _reduce_in_buckets(4 * t.trainable, gpus, machine, gpus_per_node)
         return Communication(gradients.sent, max(gradients.last, gradients.seconds - backward))
     gather = _reduce_in_buckets(t.itemsize * t.params, gpus, machine, gpus_per_node).half()
     scatter = _reduce_in_buckets(t.itemsize * t.trainable, gpus, machine, gpus_per_node).half()
-    forward = compute / t.accumulate / t.passes
-    waiting = t.accumulate * max(gather.last, gather.seconds - forward)
-    waiting += (t.accumulate - 1) * max(gather.last, gather.seconds - backward)
+    forward = compute / t.micro_batches / t.forward_equivalents
+    waiting = t.micro_batches * max(gather.last, gather.seconds - forward)
+    waiting += (t.micro_batches - 1) * max(gather.last, gather.seconds - backward)
     waiting += max(scatter.last, gather.seconds + scatter.seconds - backward)
-    return Communication(t.accumulate * 2 * gather.sent + scatter.sent, waiting)
+    return Communication(t.micro_batches * 2 * gather.sent + scatter.sent, waiting)
 
 
 def all_reduce(size: float, gpus: int, machine: Machine, gpus_per_node: int = 8) -> Transfer:
@@ -251,10 +251,10 @@ def all_reduce(size: float, gpus: int, machine: Machine, gpus_per_node: int = 8)
         ValueError: no GPU, or nodes that are not full.
     """
     if min(gpus, gpus_per_node) < 1:
-        raise ValueError(f"plan: {gpus} GPUs in nodes of {gpus_per_node} are impossible; use at least 1 of each")
+        raise ValueError(f"plan: {gpus} GPUs in nodes of {gpus_per_node} are impossible. Use at least 1 of each")
     if gpus > gpus_per_node and gpus % gpus_per_node:
         raise ValueError(
-            f"plan: {gpus} GPUs do not fill nodes of {gpus_per_node}; use at most {gpus_per_node}, or a multiple of it"
+            f"plan: {gpus} GPUs do not fill nodes of {gpus_per_node}. Use at most {gpus_per_node}, or a multiple of it"
         )
     inside, nodes = min(gpus, gpus_per_node), ceil(gpus / gpus_per_node)
     sent_inside = 2 * (inside - 1) / inside * size

@@ -58,10 +58,10 @@ class ClassificationTask(L.LightningModule):
         layer_decay: factor on the learning rate per layer below the head. null: the same rate for all layers.
         ema_decay: decay of a moving average of the weights, which is then evaluated and saved. null: no average.
         channels_last: use the channels_last memory format, which is faster for convolutions.
-        compile: compile the network; the first step then takes a while.
-        grad_checkpointing: recompute activations in the backward pass: same gradients and less memory, but about a
-            third more time.
-        linear_probe: train only the classifier; all other weights and the batch-norm statistics stay unchanged.
+        compile: compile the network with torch.compile. The first step then takes longer.
+        grad_checkpointing: recompute activations in the backward pass. The gradients are the same; training needs less
+            memory and about a third more time.
+        linear_probe: train only the classifier. All other weights and the batch-norm statistics stay unchanged.
 
     Raises:
         ValueError: unknown model or weights (from create_model), or an impossible setting.
@@ -126,7 +126,7 @@ class ClassificationTask(L.LightningModule):
         return layer
 
     def train(self, mode: bool = True) -> ClassificationTask:
-        """Set the mode; in a linear probe only the classifier is ever in training mode."""
+        """Set the mode. In a linear probe, only the classifier is ever in training mode."""
         super().train(mode)
         if mode and self.hparams["linear_probe"]:
             self.model.eval()
@@ -155,8 +155,8 @@ class ClassificationTask(L.LightningModule):
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise ValueError(
-                f"max_epochs={epochs} was given, but the schedule needs the length of the run. Set "
-                "--trainer.max_epochs to 1 or more; in Python, use Trainer(max_epochs=...)"
+                f"max_epochs={epochs}, but the schedule depends on the length of the run. Expected 1 or more. Set "
+                "--trainer.max_epochs; in Python, use Trainer(max_epochs=...)"
             )
         total = int(self.trainer.estimated_stepping_batches)  # also creates the loaders
         lr = h["lr"] * batch_size_factor(self.trainer, h["lr"], h["base_batch_size"])
@@ -171,8 +171,8 @@ class ClassificationTask(L.LightningModule):
         decay = self.hparams["ema_decay"]
         if decay and isinstance(self.trainer.strategy, ModelParallelStrategy):
             raise ValueError(
-                "ema_decay is set, but a network that is sharded over processes (ModelParallelStrategy) cannot be "
-                "averaged. Set --model.ema_decay null, or use --trainer.strategy ddp"
+                "ema_decay does not work with a network that is sharded over processes (ModelParallelStrategy). Set "
+                "--model.ema_decay null, or use --trainer.strategy ddp"
             )
         return [EMA(decay)] if decay and self.trainer.state.fn == "fit" else []
 
@@ -181,14 +181,14 @@ class ClassificationTask(L.LightningModule):
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
         if classes != self.num_classes:
             raise ValueError(
-                f"the data has {classes} classes, but the model {self.num_classes}. "
-                f"Build ClassificationTask(..., num_classes={classes})"
+                f"the model has {self.num_classes} classes, but the data has {classes}. Use "
+                f"ClassificationTask(..., num_classes={classes})"
             )
         self._check_image_size()
         if self.hparams["channels_last"] and not is_sharded(self.model):
             self.model.to(memory_format=torch.channels_last)
         if self.hparams["compile"] and self.model._compiled_call_impl is None:
-            self.model.compile()  # in place: keys of the state dict stay what they are
+            self.model.compile()  # in place, so that the keys of the state dict do not change
 
     def _check_image_size(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
@@ -215,8 +215,8 @@ class ClassificationTask(L.LightningModule):
         weights_only: bool | None = True,
         **kwargs: Any,
     ) -> ClassificationTask:
-        """Load a task from a checkpoint, like Lightning, but without the weights that its training started from. The
-        checkpoint contains all weights. No code from the file is run unless `weights_only` is False."""
+        """Load a task from a checkpoint, like Lightning, but without first loading the weights that training started
+        from, which may no longer exist. No code from the file is run unless `weights_only` is False."""
         with without_start_weights():
             return super().load_from_checkpoint(
                 checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
@@ -230,15 +230,15 @@ class ClassificationTask(L.LightningModule):
             return None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise a short error for a checkpoint of a different model, instead of torch's long list of mismatched keys,
-        and refuse to resume with options that would change the result."""
+        """Check that the checkpoint belongs to this model, and that the options with which a run is resumed do not
+        change its result. The errors are short, unlike torch's list of mismatched keys."""
         recorded, trainer = resolve_hyperparameters(checkpoint.get("hyper_parameters", {})), self._find_trainer()
         for key in ("model", "num_classes"):
             if key in recorded and recorded[key] != self.hparams[key]:
                 raise ValueError(
-                    f"the checkpoint is of another model: {recorded['model']} with {recorded['num_classes']} classes; "
-                    f"this run has {self.hparams['model']} with {self.num_classes}. Give this run's checkpoint, or "
-                    "start from its weights with --model.pretrained PATH"
+                    f"the checkpoint contains {recorded['model']} with {recorded['num_classes']} classes. Expected "
+                    f"{self.hparams['model']} with {self.num_classes} classes. Pass a checkpoint of this run. To only "
+                    "start from the weights of the checkpoint, use --model.pretrained PATH"
                 )
         is_fit = trainer is not None and trainer.state.fn == "fit"
         # nothing depends on the hyper-parameters before the first step, where Lightning's Tuner saves

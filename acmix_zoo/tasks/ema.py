@@ -40,7 +40,7 @@ class EMA(WeightAveraging):
 
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 < decay < 1:
-            raise ValueError(f"EMA: decay={decay} was given; expected a number in (0, 1), such as 0.999")
+            raise ValueError(f"EMA: decay={decay} is out of range. Expected a number in (0, 1), such as 0.999")
         self.decay = decay
         self._swapped = False
         self._set_aside: list[Tensor] = []  # trained weights, during validation
@@ -48,7 +48,7 @@ class EMA(WeightAveraging):
         self._average_model: _Average | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Create the average. The task refuses networks that are sharded over processes."""
+        """Create the average. The task has already rejected networks that are sharded over processes."""
         if stage == "fit":
             pl_module.configure_model()  # a module may create its layers there
             self._average_model = _Average(pl_module, self.decay)
@@ -60,8 +60,10 @@ class EMA(WeightAveraging):
 
     @torch.no_grad()
     def _swap_models(self, pl_module: L.LightningModule) -> None:
-        """Swap the average and the trained weights. If their dtypes differ, the trained weights are set aside instead,
-        because the average would come back rounded."""
+        """Swap the average and the trained weights.
+
+        If their dtypes differ, the trained weights are set aside instead, because swapping would round the average.
+        """
         assert self._average_model is not None
         set_aside, self._set_aside = iter(self._set_aside), []
         for average, current in zip(_tensors(self._average_model.module), _tensors(pl_module), strict=True):

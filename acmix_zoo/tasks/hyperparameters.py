@@ -1,4 +1,4 @@
-"""The hyper-parameters of a task: which values are possible, and which must not differ from those of a checkpoint."""
+"""The hyper-parameters of a task: their ranges, and those that must agree with a checkpoint."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_ranges(hyper_parameters: Mapping[str, Any]) -> None:
-    """Check that every hyper-parameter has a possible value.
+    """Check that every hyper-parameter is in its range.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
     """
     for name, (is_valid, expected) in _RANGES.items():
         if not is_valid(hyper_parameters[name]):
-            raise ValueError(f"{name}={hyper_parameters[name]} was given; expected {expected}")
+            raise ValueError(f"{name}={hyper_parameters[name]} is out of range. Expected {expected}")
 
 
 def with_current_names(hyper_parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -71,8 +71,9 @@ def resolve_hyperparameters(hyper_parameters: Mapping[str, Any], is_new: bool = 
 
 
 def check_same_hyperparameters(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse to resume a task with other hyper-parameters. The command line checks its options before; this check is
-    for Python programs.
+    """Check that a task is resumed with the hyper-parameters of its checkpoint.
+
+    The command line has already checked its options. This check is for Python programs.
 
     Raises:
         ValueError: a hyper-parameter that the result depends on has changed.
@@ -81,18 +82,17 @@ def check_same_hyperparameters(recorded: Mapping[str, Any], given: Mapping[str, 
     if names:
         old, new = (", ".join(f"{name} {as_text(h[name])}" for name in names) for h in (recorded, given))
         raise ValueError(
-            f"the checkpoint was trained with {old}; this task has {new}. The result would be a mixture of both. "
-            "Resume with the values of the checkpoint, or start a new training from its weights, with pretrained=PATH "
-            "and without ckpt_path"
+            f"the checkpoint was trained with {old}, but this task has {new}. Resume with the values of the "
+            "checkpoint. To train with new values, start from its weights with pretrained=PATH and without ckpt_path"
         )
 
 
 def check_same_network(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse to use a checkpoint for a network with other arguments.
+    """Check that a checkpoint belongs to a network with the same arguments.
 
     Many arguments do not change the shape of any parameter, so the weights would load and the outputs would be wrong.
-    Dropout rates may differ, because they only have an effect during training, and so may the image size that a network
-    is built for.
+    Dropout rates may differ, because they only have an effect during training. The image size for which a network is
+    built may differ, too.
 
     Args:
         recorded: the hyper-parameters of the checkpoint.
@@ -110,18 +110,20 @@ def check_same_network(recorded: Mapping[str, Any], given: Mapping[str, Any]) ->
     if not is_equal(old, new):
         texts = [json.dumps(each, default=str) if each else "no model_kwargs" for each in (old, new)]
         raise ValueError(
-            f"the network of the checkpoint was built with {texts[0]}, the one of this task with {texts[1]}. Use the "
-            f"same arguments (model_kwargs={old or None}), or let ClassificationTask.load_from_checkpoint build the "
-            "task"
+            f"the network of the checkpoint was built with {texts[0]}, but that of this task with {texts[1]}. Use the "
+            f"same arguments (model_kwargs={old or None}), or build the task with "
+            "ClassificationTask.load_from_checkpoint"
         )
 
 
 def is_equal(a: Any, b: Any, is_typed: bool = False) -> bool:
-    """Return whether two plain values mean the same: 0 and 0.0 do, and so do a list and a tuple, which is how a tuple
-    comes back from JSON. Strings may be two spellings of one path.
+    """Return whether two plain values mean the same.
+
+    0 and 0.0 do. So do a tuple and a list, because JSON turns one into the other, and two spellings of the same path.
 
     Args:
-        is_typed: whether an int and a float differ, as where one is a count and the other a fraction.
+        a, b: the values.
+        is_typed: whether an int differs from a float, for options where one is a count and the other a fraction.
     """
     if isinstance(a, str) and isinstance(b, str):
         return a == b or os.path.abspath(a) == os.path.abspath(b)
@@ -135,5 +137,5 @@ def is_equal(a: Any, b: Any, is_typed: bool = False) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """Return a value as one writes it on the command line."""
+    """Return a value as it is written on the command line."""
     return value if isinstance(value, str) else json.dumps(value)

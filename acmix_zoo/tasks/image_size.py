@@ -1,4 +1,4 @@
-"""Check that a network can process images of the data's size before the training starts."""
+"""Check that a network can process images of the data's size before training starts."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def check_image_size(model: nn.Module, size: tuple[int, ...], name: str, is_trai
         with torch.no_grad():
             model.eval()(torch.zeros(1, *size, dtype=parameter.dtype, device=parameter.device))
         if cfg.get("fixed_input_size") and built_for is not None and tuple(built_for) != tuple(size[1:]):
-            # it would resize its positions at every step, and its weights would not fit a network of this size
+            # it would resize its position tables at every step, and its weights would not fit a network of this size
             raise ValueError(f"it was built for {built_for[0]} × {built_for[1]}")
     except Exception as error:  # different networks raise different exceptions
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        expected = built_for[0] if built_for else cfg.get("input_size", (3, "of another size"))[1]
+        expected = built_for[0] if built_for else cfg.get("input_size", (3, "to a different size"))[1]
         advice = f"Set --data.image_size {expected}"
         if is_train_size:
             advice = f"Remove {size[1]} from --data.train_sizes"

@@ -1,4 +1,4 @@
-"""Metrics that do not depend on how images were divided into processes, batches or parts of an interrupted run."""
+"""Metrics that do not depend on how images are divided among processes and batches, or on interruptions of a run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-_UNIT = 2**24  # a power of two: scaling by it is exact, and a loss of some units keeps all its float32 digits
+_UNIT = 2**24  # a power of two, so that scaling is exact; losses above 1 keep all float32 digits
 
 
 class ExactMean(Metric):
     """Mean of numbers, summed as integers in units of 2^-24, because a sum of floats depends on their order.
 
-    Values up to 2^15 are exact, and larger ones count as 2^15. If any value is not finite, the mean is NaN.
+    Values are clamped to ±2^15. If any value is not finite, the mean is NaN.
     """
 
     full_state_update = False
@@ -57,7 +57,7 @@ class ExactMean(Metric):
 class EvaluationMetrics(nn.ModuleDict):
     """The metrics of one split: the loss, top-1 accuracy and, with more than five classes, top-5 accuracy.
 
-    All are counted in integers, so that they are the same, to the bit, over any number of processes.
+    All of them are sums of integers, so they are bit-identical on any number of processes.
     """
 
     def __init__(self, num_classes: int) -> None:

@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule, and how the learning rate follows the batch size."""
+"""The optimiser, the learning-rate schedule, and the scaling of the learning rate with the batch size."""
 
 from __future__ import annotations
 
@@ -17,35 +17,41 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Split a timm model's parameters into groups for a torch optimiser.
 
-    Biases, norms, scalars and what the model lists in `no_weight_decay()` are not decayed. With `layer_decay`, the
-    layer that is n layers below the head gets lr · layer_decay^n. timm only stores the factor as `lr_scale`, which no
-    torch scheduler reads, so it is multiplied into each group's `lr` here.
+    Biases, norms, scalars and the parameters in the model's `no_weight_decay()` have no weight decay. With
+    `layer_decay`, a layer that is n layers below the head has the learning rate lr · layer_decay^n. timm only stores
+    the factor as `lr_scale`, which no torch scheduler reads. It is therefore multiplied into each group's `lr` here.
+
+    Args:
+        model: the model.
+        lr: learning rate of the head.
+        weight_decay: weight decay of the other parameters.
+        layer_decay: factor on the learning rate per layer; None for the same rate in all layers.
 
     Raises:
-        ValueError: layer_decay outside (0, 1].
+        ValueError: layer_decay is not in (0, 1].
     """
     skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
     if layer_decay is None:
         groups: list[dict[str, Any]] = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=skip)
         return [{**group, "lr": lr} for group in groups]
     if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay={layer_decay} was given; expected a factor per layer in (0, 1], such as 0.75")
+        raise ValueError(f"layer_decay={layer_decay} is out of range. Expected a factor per layer in (0, 1], like 0.75")
     groups = param_groups_layer_decay(model, weight_decay, no_weight_decay_list=skip, layer_decay=layer_decay)
     return [{**group, "lr": lr * group.pop("lr_scale")} for group in groups]
 
 
 def warmup_cosine(warmup: int, total: int, floor: float = 0.0, start: float = 0.0) -> Callable[[int], float]:
-    """Return the learning-rate factor as a function of the number of optimiser steps: linear warm-up, then half a
-    cosine, then constant.
+    """Return the schedule: a linear warm-up, half a cosine, then a constant.
 
-    The result is a closure on purpose: LambdaLR saves the attributes of callable objects, and a resumed run with more
-    epochs would get the old length back.
+    It is a function from the number of optimiser steps to a factor on the learning rate. It is a closure rather than an
+    object, because LambdaLR saves the attributes of callable objects, and a run that is resumed with more epochs would
+    restore the old length.
 
     Args:
-        warmup: steps of the warm-up.
-        total: steps until the cosine ends.
+        warmup: number of steps of the warm-up.
+        total: number of steps until the end of the cosine.
         floor: factor at the end of the cosine and after it.
-        start: factor from which the warm-up rises.
+        start: factor at the start of the warm-up.
     """
 
     def factor(step: int) -> float:
@@ -61,10 +67,12 @@ def make_optimizer(model: nn.Module, lr: float, hyper_parameters: Mapping[str, A
     """Return the optimiser that a task's hyper-parameters describe.
 
     Args:
+        model: the network.
         lr: peak learning rate, already scaled to the batch size.
+        hyper_parameters: those of a `ClassificationTask`.
 
     Raises:
-        ValueError: unknown optimiser, or layer_decay out of range.
+        ValueError: the optimiser is unknown, or layer_decay is out of range.
     """
     h = hyper_parameters
     groups = param_groups(model, lr, h["weight_decay"], h["layer_decay"])
@@ -73,17 +81,19 @@ def make_optimizer(model: nn.Module, lr: float, hyper_parameters: Mapping[str, A
         return torch.optim.SGD(groups, lr=lr, momentum=h["momentum"], nesterov=nesterov)
     if h["optimizer"] == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(h["momentum"], 0.999))
-    raise ValueError(f"optimizer={h['optimizer']!r} was given; expected 'adamw' or 'sgd'")
+    raise ValueError(f"unknown optimizer={h['optimizer']!r}. Expected 'adamw' or 'sgd'")
 
 
 def batch_size_factor(trainer: L.Trainer, lr: float, base_batch_size: int | None) -> float:
-    """Return the factor by which the effective batch size changes the learning rate, and print both.
+    """Return the factor on the learning rate for the effective batch size, and print both.
 
-    The effective batch is images per device × processes × accumulated batches. Without `base_batch_size`, the factor is
-    1. Nothing is printed for data that does not state a batch size.
+    The effective batch size is images per device × processes × accumulated batches. Without `base_batch_size`, the
+    factor is 1. Nothing is printed for data that does not state a batch size.
 
     Args:
+        trainer: the trainer, with its data.
         lr: learning rate for a batch of `base_batch_size` images.
+        base_batch_size: number of images per step for which `lr` is meant.
 
     Raises:
         ValueError: `base_batch_size` is set, but the data does not state its batch size.
@@ -92,8 +102,8 @@ def batch_size_factor(trainer: L.Trainer, lr: float, base_batch_size: int | None
     if images is None:
         if base_batch_size is not None:
             raise ValueError(
-                "base_batch_size is set, but the data has no batch_size to compare with. Train with an "
-                "ImageDataModule, or set base_batch_size=None and lr to the value for your batches"
+                "base_batch_size is set, but the data has no batch_size. Expected an ImageDataModule. For other data, "
+                "set base_batch_size=None, and lr to the value for your batches"
             )
         return 1.0
     sampler = getattr(trainer.train_dataloader, "sampler", None)  # a stream has none

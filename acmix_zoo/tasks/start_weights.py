@@ -1,4 +1,5 @@
-"""Build a task without the pretrained weights that its training started from, because a checkpoint is loaded next."""
+"""Build a task without loading the pretrained weights that its run started from, because a checkpoint is loaded
+next."""
 
 from __future__ import annotations
 
@@ -17,14 +18,14 @@ _checkpoint: ContextVar[Mapping[str, Any] | None] = ContextVar("_checkpoint", de
 
 @contextmanager
 def without_start_weights(active: bool = True, recorded: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Within this context, build tasks without loading the weights that `pretrained` names.
+    """Within this context, build tasks without loading the weights that `pretrained` refers to.
 
-    A complete checkpoint is loaded next, so it does not depend on the file that the run started from. The
-    hyper-parameters still contain `pretrained`, so that the run's record says what it started from.
+    The checkpoint that is loaded next contains all weights, and the file that the run started from may no longer exist.
+    The hyper-parameters still contain `pretrained`, so that the run's record states what it started from.
 
     Args:
         active: if False, do nothing.
-        recorded: the hyper-parameters of the checkpoint. A task of the same model takes its `model_kwargs` from them.
+        recorded: the hyper-parameters of the checkpoint. A task with the same model uses its `model_kwargs`.
     """
     loaded = _are_loaded.set(_are_loaded.get() and not active)
     checkpoint = _checkpoint.set(recorded if active else _checkpoint.get())
@@ -41,10 +42,10 @@ def are_start_weights_loaded() -> bool:
 
 
 def choose_network(model: str, pretrained: bool | str, model_kwargs: dict[str, Any] | None) -> ResolvedNetwork:
-    """Return the architecture, the start weights and the constructor arguments of a new task.
+    """Return the architecture, the start weights and the constructor arguments for a new task.
 
-    If the context names the checkpoint that is loaded next and it is of the same model, its arguments are used: the
-    weight folder that they came from may no longer exist.
+    If `without_start_weights` has set a checkpoint of the same model, its arguments are used, because the weight folder
+    that they came from may no longer exist.
     """
     recorded = resolve_hyperparameters(_checkpoint.get() or {})
     start = recorded.get("pretrained")

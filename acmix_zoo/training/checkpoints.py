@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 
 class _ReportingIO(TorchCheckpointIO):
-    """Stores the error of a write. Raised in the process that writes, it would leave the others waiting for it."""
+    """Stores the error of a write instead of raising it. Otherwise the other processes would wait for this one."""
 
     error: OSError | None = None
 
@@ -66,8 +66,8 @@ class Checkpoints:
                 return path
         if existing:
             raise ValueError(
-                f"all checkpoints are damaged: {', '.join(map(str, existing))}. Choose another --run.folder, or move "
-                "this one away, to start the run again"
+                f"all checkpoints are damaged: {', '.join(map(str, existing))}. To start the run again, choose a "
+                "different --run.folder, or move this one away"
             )
         return None
 
@@ -84,16 +84,17 @@ class Checkpoints:
         A power cut at any moment leaves at least one of the two complete.
 
         Args:
-            is_best: also save it as best.ckpt, before last.ckpt, whose history says that it is the best.
+            trainer: the trainer of the run.
+            is_best: also save it as best.ckpt. This happens first, because the history in last.ckpt refers to it.
 
         Returns:
             Whether it was saved. If not, the former checkpoints are kept, and a warning is printed.
         """
         new = self.last.with_suffix(".new")
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # another class is the user's
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # otherwise it is a plugin of the user
             trainer.strategy.checkpoint_io = _ReportingIO()
-        if trainer.is_global_zero and new.is_dir():  # of a process that was killed
-            shutil.rmtree(new, ignore_errors=True)  # an error of one process would leave the others waiting
+        if trainer.is_global_zero and new.is_dir():  # left behind by a process that was killed
+            shutil.rmtree(new, ignore_errors=True)  # if one process raised an error, the others would wait for it
         error = _write(trainer, new)
         if trainer.is_global_zero and error is None:
             try:
@@ -116,9 +117,8 @@ class Checkpoints:
         _flush(new)
         if is_best:
             link(new, self.best)
-        if (
-            new.is_dir() or self.last.is_dir()
-        ):  # a folder cannot be replaced in one step; previous.ckpt is complete meanwhile
+        if new.is_dir() or self.last.is_dir():
+            # A folder cannot be replaced in one step. In between, previous.ckpt is complete.
             if self.last.exists():
                 _remove(self.previous)
                 self.last.rename(self.previous)
@@ -132,15 +132,15 @@ def _write(trainer: L.Trainer, path: Path) -> OSError | None:
     """Write a checkpoint. Return the error that prevented it, in a process that knows it, or None."""
     try:
         trainer.save_checkpoint(path, weights_only=False)
-    except OSError as raised:  # the folder could not be created, in all processes; or the user's own plugin failed
+    except OSError as raised:  # the folder could not be created (in all processes), or a plugin of the user failed
         return raised
     except RuntimeError as raised:
         if not (path / ".metadata").exists():
             raise
-        # the shards are written, but not what the first process writes beside them; the others wait for it
+        # the shards are written, but not the file that the first process adds; the others wait for it
         trainer.strategy.barrier("Trainer.save_checkpoint")
-        return OSError(f"meta.pt cannot be written; is the disk full? {str(raised).splitlines()[0]}")
-    except CheckpointException as raised:  # of a sharded network, in all processes
+        return OSError(f"could not write meta.pt; is the disk full? {str(raised).splitlines()[0]}")
+    except CheckpointException as raised:  # from a sharded network, in all processes
         errors = [error for error, _ in raised.failures.values()]
         full = [error for error in errors if isinstance(error, OSError)]
         if len(full) < len(errors):
@@ -150,7 +150,7 @@ def _write(trainer: L.Trainer, path: Path) -> OSError | None:
 
 
 def link(path: Path, other: Path) -> None:
-    """Replace `other` by a hard link to a file, or to the files of a folder. It takes no space while both exist."""
+    """Replace `other` by a hard link to a file, or to the files of a folder, which needs no disk space."""
     new = other.with_suffix(".link")
     _remove(new)
     if path.is_dir():
@@ -178,7 +178,7 @@ def _link_file(path: str | Path, other: str | Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk, before the next step relies on it."""
+    """Wait until a file, or a folder's list of files, has been written to the disk."""
     for file in path.iterdir() if path.is_dir() and path.suffix else ():
         _flush(file)
     handle = os.open(path, os.O_RDONLY)

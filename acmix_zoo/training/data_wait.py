@@ -10,14 +10,14 @@ _FETCH = "[_TrainingEpochLoop].train_dataloader_next"  # Lightning's name, in it
 
 
 class DataWait:
-    """Adds up the time that Lightning's loop waits for batches. It wraps the trainer's profiler, whichever that is."""
+    """Adds up the time that Lightning's loop waits for batches, by wrapping the trainer's profiler."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
         self._detach: Callable[[], None] | None = None
 
     def attach(self, profiler: Any) -> None:
-        """Start to measure."""
+        """Start measuring."""
         self.detach()
         start, stop = profiler.start, profiler.stop
         started_at = 0.0
@@ -34,7 +34,7 @@ class DataWait:
             stop(action)
 
         def restore() -> None:
-            del profiler.start, profiler.stop  # the instance's; the class has its own
+            del profiler.start, profiler.stop  # the attributes of the instance, which hide those of the class
 
         profiler.start, profiler.stop, self._detach = timed_start, timed_stop, restore
 

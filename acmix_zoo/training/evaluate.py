@@ -1,4 +1,4 @@
-"""Measure the accuracy of a weight folder, and compare it with the accuracy that its record states."""
+"""Measure the accuracy of a weight folder, and compare it with its record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training.logs import quieten_lightning
 from acmix_zoo.weights import read_config
 
-# Another machine or thread count rounds differently, which may change the class of an image or two in a thousand.
+# A different machine or number of threads rounds differently, which may change the class of one or two images in a
+# thousand.
 _TOLERANCE = 0.001
 
 
@@ -24,7 +25,7 @@ class Comparison(NamedTuple):
     Attributes:
         metric: split and name, such as "test top1".
         recorded: the accuracy in the record.
-        measured: the accuracy now.
+        measured: the accuracy measured now.
     """
 
     metric: str
@@ -46,10 +47,10 @@ def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
         split: "val" or "test".
 
     Raises:
-        ValueError: the data has other classes than the weights, or no such split. Else as `ImageDataModule`.
+        ValueError: the data has different classes, or no such split. Other errors are those of `ImageDataModule`.
     """
     if split not in ("val", "test"):
-        raise ValueError(f"split={split!r} was given; expected 'val' or 'test'")
+        raise ValueError(f"unknown split {split!r}. Expected 'val' or 'test'")
     config = read_config(folder)
     cfg = {**asdict(PretrainedCfg()), **config["pretrained_cfg"]}
     recorded_data = config["acmix_zoo"].get("dataset") or {}
@@ -62,8 +63,8 @@ def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
     labels = cfg["label_names"]
     if labels not in (None, names):
         raise ValueError(
-            f"{source} has other classes than {folder}: {names[:5]} in the data, {labels[:5]} in the weights. Use the "
-            "data set that the weights were trained on"
+            f"the classes of {source} are {names[:5]}. Expected those of {folder}, {labels[:5]}. Use the data set that "
+            "the weights were trained on"
         )
     quieten_lightning()
     trainer = L.Trainer(
@@ -74,20 +75,24 @@ def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
     results: Any = (trainer.validate if split == "val" else trainer.test)(task, data, verbose=False)
     scores = {name.removeprefix(f"{split}/"): value for name, value in (results[0] if results else {}).items()}
     if "top1" not in scores:
-        raise ValueError(f"{source} has no {split} split to measure on")
+        raise ValueError(
+            f"{source} has no {split} split. Expected the split that the record names. Use the data set that the "
+            "weights were trained on"
+        )
     return {"top5": 1.0, **scores}  # with five classes or fewer, top-5 is always 1 and not measured
 
 
-def compare(folder: Path, source: str) -> list[Comparison]:
-    """Measure the accuracies that the record of a weight folder states for its last split, which is the test split if
-    there is one.
+def evaluate_again(folder: Path, source: str) -> list[Comparison]:
+    """Measure the recorded accuracies of a weight folder again: those on the test split or, without one, on val.
 
     Raises:
-        ValueError: the record states no accuracy. Else as `evaluate`.
+        ValueError: the record states no accuracy. Other errors are those of `evaluate`.
     """
     metrics = [m for m in read_config(folder)["acmix_zoo"]["metrics"] if m["name"] in ("top1", "top5")]
     if not metrics:
-        raise ValueError(f"{folder} records no accuracy to compare with")
+        raise ValueError(
+            f"the record of {folder} has no accuracy. Expected top1 or top5 among its metrics. Verify it without --data"
+        )
     split = metrics[-1]["split"]
     scores = evaluate(folder, source, split)
     return [Comparison(f"{split} {m['name']}", m["value"], scores[m["name"]]) for m in metrics if m["split"] == split]

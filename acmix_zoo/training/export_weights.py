@@ -27,15 +27,15 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
             Lightning checkpoint of a ClassificationTask, which may be a folder of shards from several processes. A
             weight folder, or the name of one, is copied.
         folder: output folder. A weight folder in its place is replaced once the new one verifies.
-        averaged: whether to export the moving average of the weights, which was evaluated, if the run kept one. False
-            for the trained weights themselves, which were not evaluated.
+        averaged: whether to export the moving average of the weights, if the run has one. False exports the trained
+            weights, which have not been evaluated.
 
     Returns:
         The folder.
 
     Raises:
         FileNotFoundError: the run or checkpoint does not exist.
-        ValueError: the checkpoint is not of a ClassificationTask, or it has no average.
+        ValueError: this is not a checkpoint of a ClassificationTask, or it has no averaged weights.
     """
     target, location = check_target(folder), locate(source, prefers_paths=True)
     is_checkpoint = location.kind in (Kind.CHECKPOINT, Kind.SHARDED_CHECKPOINT)
@@ -84,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Read a checkpoint of a ClassificationTask."""
     try:
         checkpoint = read_checkpoint(path)
-    except Exception as error:  # damaged pickles raise nearly everything
+    except Exception as error:  # damaged pickles raise almost any exception
         raise ValueError(
             f"export: {path} is damaged or contains more than tensors and plain values ({error})"
         ) from error

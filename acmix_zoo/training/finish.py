@@ -47,16 +47,16 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
         The weight folder.
 
     Raises:
-        NotFinite: the training diverged.
+        NotFinite: training diverged.
         OSError: the folder could not be written. The weights are still in best.ckpt.
     """
     checkpoint = read_checkpoint(run.best)
     row = _best_row(checkpoint)
     if not math.isfinite(row.get("val/loss", 0.0)):
         raise NotFinite(
-            f"the training diverged: the validation loss is {row['val/loss']} in every epoch, so no weights are worth "
-            f"keeping. The logs are in {run.folder}. Start a new run with a lower model.lr "
-            f"(it was {task.hparams.get('lr')}), a longer model.warmup_epochs, or trainer.gradient_clip_val 1.0"
+            f"training diverged: the validation loss is {row['val/loss']} in every epoch. No weights were exported. "
+            f"The logs are in {run.folder}. Start a new run with a lower model.lr (it was {task.hparams.get('lr')}), "
+            "a longer model.warmup_epochs, or trainer.gradient_clip_val 1.0"
         )
     load_full_state(task, checkpoint["state_dict"])
     limited = [split for split in ("val", "test") if not is_complete(evaluation_limits(trainer), split)]
@@ -66,8 +66,8 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
         scores |= {} if "test" in limited else test_scores
     if limited and trainer.is_global_zero:
         print(
-            "Warning: trainer.limit_val_batches or trainer.limit_test_batches left out images. Scores on part of a "
-            "split are not recorded. Evaluate the finished run without these options",
+            "Warning: trainer.limit_val_batches or trainer.limit_test_batches left out images, so the scores of "
+            f"{' and '.join(limited)} are not recorded. To measure them, evaluate the finished run without that option",
             flush=True,
         )
     try:
@@ -115,7 +115,7 @@ def _write(
             example=_example_images(data),
         )
     except OSError as error:
-        raise OSError(f"{error}. The weights are safe in {run.best}; {run.resume_message}") from error
+        raise OSError(f"{error}. The best weights are in {run.best}. {run.resume_message}") from error
 
 
 def _test(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolder) -> dict[str, dict[str, float]]:
@@ -123,12 +123,14 @@ def _test(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolde
     try:
         (results,) = trainer.test(task, data, verbose=False)
     except (UnusableImages, UnreadableImage) as error:
-        if trainer.world_size > 1 and isinstance(error, UnreadableImage):  # in one process, while others wait for it
-            raise UnreadableImage(f"{error}, or with --run.test false; {run.best} holds the weights") from error
+        if trainer.world_size > 1 and isinstance(error, UnreadableImage):  # only one process raises it
+            raise UnreadableImage(
+                f"{error}. The best weights are in {run.best}. To export them without a test, use --run.test false"
+            ) from error
         if trainer.is_global_zero:
             print(
-                f"Warning: the weights are not tested: {error}\nThey are exported without a test score. To test them "
-                f"once the images are repaired, run: acmix-zoo test --config {run.folder / 'config.yaml'}",
+                f"Warning: could not test the weights: {error}\nThey are exported without a test score. Repair the "
+                f"images, then run: acmix-zoo test --config {run.folder / 'config.yaml'}",
                 flush=True,
             )
         return {}
@@ -136,13 +138,13 @@ def _test(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolde
 
 
 def _best_row(checkpoint: dict[str, Any]) -> Row:
-    """Return the row of the history that belongs to the weights in best.ckpt."""
+    """Return the history's row for the epoch of best.ckpt."""
     row: Row = checkpoint["callbacks"]["RunFolder"]["history"][-1]
     return row
 
 
 def _restore_dtypes(task: ClassificationTask, state: dict[str, Tensor]) -> None:
-    """Convert a task to the dtypes of a checkpoint, whose average is in float32 even after training in bfloat16."""
+    """Convert a task to the dtypes of a checkpoint: averaged weights are float32 even after training in bfloat16."""
     for name, tensor in (*task.named_parameters(), *task.named_buffers()):
         if name in state and tensor.dtype != state[name].dtype:
             tensor.data = tensor.data.to(state[name].dtype)
@@ -175,7 +177,7 @@ def _example_images(data: Any) -> Tensor:
     if not isinstance(loader, DataLoader):
         return torch.randn(1, *data.input_size, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of unreadable images, which the run has reported
+        warnings.simplefilter("ignore")  # the run has already warned of unreadable images
         images: Tensor = next(iter(loader))[0]
     return images[:4]
 
@@ -195,7 +197,7 @@ def _print_result(
     elif not splits:
         text = "not evaluated, because there was no validation or test split"
     elif set(splits) & set(limited):
-        text = "no score, because options of the trainer left out images of the validation or test split"
+        text = "no complete score, because options of the trainer left out images"
     else:
         text = f"not evaluated on its {' or '.join(splits)} split"
     print(f"{dataset['name']}: {text}", flush=True)

@@ -1,13 +1,15 @@
-"""Stop a run when its loss or weights are no longer finite: save the batch for inspection, but not the weights."""
+"""Stop a run when its loss or weights are no longer finite. The batch is saved for inspection, the weights are not."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import lightning as L
 import torch
 from torch import Tensor
+
+from acmix_zoo.training.signals import Signals
 
 _ADVICE = "To avoid this, start a new run with a lower model.lr, a longer model.warmup_epochs"
 
@@ -20,8 +22,8 @@ class Step(NamedTuple):
     """A training step of this process.
 
     Attributes:
-        batch: (images, targets) as the network got them, after mixing.
-        number: the number of the batch in the epoch.
+        batch: (images, targets) as the network received them, after mixing.
+        number: index of the batch in the epoch.
         loss: the loss; None before it is known.
     """
 
@@ -30,24 +32,72 @@ class Step(NamedTuple):
     loss: Tensor | None = None
 
 
-def loss_error(folder: Path, trainer: L.Trainer, step: Step, are_weights_changed: bool, resume: str) -> NotFinite:
-    """Return the error for a loss that is NaN or infinite, in this or in another process. If it is in this one, write
-    the batch to the run folder.
+class Run(Protocol):
+    """What the error of a `LossGuard` states about the run.
+
+    Attributes:
+        folder: the run folder, where the batch is saved.
+        resume_message: a sentence that says how to resume the run.
+    """
+
+    folder: Path
+
+    @property
+    def resume_message(self) -> str: ...
+
+
+class LossGuard:
+    """Raises NotFinite in all processes of a run if the loss of any of them is NaN or infinite.
+
+    The host must not wait for a loss that a GPU has not computed yet. On a GPU, each loss is therefore checked one step
+    later, and the last one before anything is saved.
+    """
+
+    def __init__(self) -> None:
+        self._step = Step()
+        self._unchecked = Step()  # on a GPU, the step before
+
+    def start_step(self, batch: Any, number: int) -> None:
+        """Note the batch that the next loss belongs to."""
+        self._step = Step(batch, number)
+
+    def check(self, run: Run, trainer: L.Trainer, loss: Tensor, signals: Signals) -> int:
+        """Check the loss of this step (on a GPU, of the previous one) together with the other processes.
+
+        Returns:
+            The signal that a process has received, or 0. It is exchanged in the same message.
+        """
+        step, is_delayed = self._step._replace(loss=loss.detach()), signals.is_delayed(loss.device)
+        number, is_broken = signals.agree_delayed(loss.device, ~loss.detach().isfinite())
+        if is_broken:
+            raise _loss_error(run, trainer, self._unchecked if is_delayed else step, are_weights_changed=is_delayed)
+        if is_delayed:
+            self._unchecked = step
+        return number
+
+    def check_last(self, run: Run, trainer: L.Trainer, signals: Signals) -> None:
+        """Check the loss that `check` has not checked yet, if there is one."""
+        if any(signals.flush_pending()[1:]):
+            raise _loss_error(run, trainer, self._unchecked, are_weights_changed=True)
+
+
+def _loss_error(run: Run, trainer: L.Trainer, step: Step, are_weights_changed: bool) -> NotFinite:
+    """Return the error for a loss that is NaN or infinite in any process. If it is this one, save the batch.
 
     Args:
-        folder: the run folder.
+        run: the run.
+        trainer: its trainer.
         step: the step of this process.
         are_weights_changed: whether the weights have been updated with the loss.
-        resume: a sentence that says how to resume the run.
     """
     if step.loss is not None and not bool(step.loss.isfinite()):
-        where, value = _save_batch(folder, trainer, step, step.loss), f"{float(step.loss)}"
+        where, value = _save_batch(run.folder, trainer, step, step.loss), f"{float(step.loss)}"
     else:  # the first process with such a loss reports it
         where, value = "the batch is in another process", "not finite"
     spared = "The affected weights were not saved." if are_weights_changed else "The weights were not changed by it."
     return NotFinite(
         f"the loss is {value} at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; {where}. {spared} "
-        f"{resume} {_ADVICE}, trainer.gradient_clip_val, or bf16-mixed instead of 16-mixed"
+        f"{run.resume_message} {_ADVICE}, trainer.gradient_clip_val, or bf16-mixed instead of 16-mixed"
     )
 
 
@@ -75,13 +125,13 @@ def are_weights_finite(module: L.LightningModule) -> bool:
 
 
 def _save_batch(folder: Path, trainer: L.Trainer, step: Step, loss: Tensor) -> str:
-    """Write a batch as {images, targets, names, loss, epoch, step}, to be read by torch.load. Return where it is, or
-    why it could not be written."""
+    """Save a batch as {images, targets, names, loss, epoch, step} with torch.save. Return a clause that says where it
+    is, or why it could not be saved."""
     path = folder / f"not_finite_step{trainer.global_step}_rank{trainer.global_rank}.pt"
     images, targets = step.batch[0], step.batch[1]
     data: Any = getattr(trainer, "datamodule", None)
     names = data.describe_batch(step.number) if hasattr(data, "describe_batch") else []
-    if len(names) != len(images):  # a file that failed earlier may be back: no names are better than wrong ones
+    if len(names) != len(images):  # an unreadable file has become readable; no names are better than wrong ones
         names = []
     content = {
         "images": images.detach().cpu().contiguous(),

@@ -53,10 +53,10 @@ def write_csv(path: Path, history: Sequence[Row]) -> None:
 
 
 def score(row: Row) -> list[float]:
-    """Return the value by which epochs are compared; the best epoch has the largest.
+    """Return the value by which epochs are compared. The best epoch has the largest.
 
-    The validation accuracy counts first, then the validation loss. Without any validation, the last epoch is the best.
-    An epoch that diverged is the best only if all did.
+    Epochs are compared by validation accuracy, then by validation loss. Without validation, the last epoch is the best.
+    An epoch that diverged can only be the best if all epochs diverged.
     """
     if "val/top1" not in row:
         return [-1.0, row["epoch"]]
@@ -75,7 +75,7 @@ def epoch_line(history: Sequence[Row], epochs: int, best: Sequence[float] | None
     text = f"epoch {row['epoch']:.0f}/{epochs}: train loss {row.get('train/loss', float('nan')):.4f}"
     if "val/top1" in row:
         text += f", val loss {row['val/loss']:.4f}, val top-1 {100 * row['val/top1']:.2f} %"
-        # of equal epochs the first one is kept
+        # if several epochs are equal, the first one is the best
         best_row = next((r for r in history if "val/top1" in r and score(r) == list(best or [])), None)
         if best_row is not None:
             text += f" (best {100 * best_row['val/top1']:.2f} in epoch {best_row['epoch']:.0f})"

@@ -18,13 +18,14 @@ from acmix_zoo.training.record import parent_name
 
 
 def check_config(config: Any, subcommand: str) -> None:
-    """Refuse options that would make a run fail later with an error that does not mention them.
+    """Check options that would make a run fail later, with an error that does not mention them.
 
     Args:
         config: the parsed options of the subcommand.
+        subcommand: the name of the subcommand.
 
     Raises:
-        ValueError: an option cannot work; the message says what to use instead.
+        ValueError: an option cannot work. The message says what to use instead.
     """
     trainer = config.trainer
     if subcommand == "fit" and trainer.enable_checkpointing is False:
@@ -43,14 +44,14 @@ def check_config(config: Any, subcommand: str) -> None:
         torch.cuda.is_available() or (trainer.accelerator == "gpu" and torch.backends.mps.is_available())
     ):
         raise ValueError(
-            f"--trainer.accelerator {trainer.accelerator} was given, but torch {torch.__version__} finds no GPU here. "
+            f"--trainer.accelerator {trainer.accelerator} needs a GPU, but torch {torch.__version__} finds none here. "
             "Use --trainer.accelerator cpu (or auto), or check the driver with nvidia-smi and install a build of torch "
             "that supports it"
         )
     if trainer.accelerator == "mps" and not torch.backends.mps.is_available():
         raise ValueError(
-            "--trainer.accelerator mps was given, but this is not an Apple computer with Metal support. Use "
-            "--trainer.accelerator cpu or auto"
+            "--trainer.accelerator mps needs an Apple computer with Metal support. Use --trainer.accelerator cpu or "
+            "auto"
         )
 
 
@@ -67,9 +68,9 @@ def choose_run_folder(config: Any, command: str) -> None:
     """Set the run folder in a configuration, in place.
 
     If the config is a run's own config.yaml, the run folder is the folder that contains it, even if that was moved or
-    the command is run from another directory. Paths in it are found as `_find_recorded` describes, and a fit resumes
-    the run unless --ckpt_path is given. Otherwise, without --run.folder, the folder is named after the recipe (or the
-    network) and the data, so that two experiments do not share a folder.
+    the command is run from a different directory. `_find_recorded` finds the paths in it, and a fit resumes the run
+    unless --ckpt_path is given. Otherwise, without --run.folder, the folder is named after the recipe (or the network)
+    and the data, so that two experiments do not share a folder.
 
     Args:
         config: the parsed options of the subcommand.
@@ -81,7 +82,7 @@ def choose_run_folder(config: Any, command: str) -> None:
     if run_folder is not None and "--run.folder" not in given:
         recorded, config.run.folder = config.run.folder, str(run_folder)
         if "--ckpt_path" not in given:
-            config.ckpt_path = "last"  # the file always has null, so that it repeats the run in another folder
+            config.ckpt_path = "last"  # the file itself has null, so that it can also repeat the run in a new folder
         for group, name in (("data", "source"), ("data", "classes_file"), ("model", "pretrained"), ("model", "model")):
             value, option = config[group].get(name), f"--{group}.{name}"
             if isinstance(value, str) and value not in SHIPPED and option not in given:
@@ -93,8 +94,10 @@ def choose_run_folder(config: Any, command: str) -> None:
 
 
 def with_absolute_paths(config: Any) -> Any:
-    """Return a copy of the options of a subcommand in which the paths of the run folder and the data are absolute, so
-    that it works from any directory."""
+    """Return a copy of a subcommand's options with absolute paths of the run folder and the data.
+
+    The copy works from any directory.
+    """
     config = config.clone()
     config.run.folder = os.path.abspath(config.run.folder)
     for name in ("source", "classes_file"):
@@ -105,11 +108,11 @@ def with_absolute_paths(config: Any) -> Any:
 
 
 def _find_recorded(value: str, recorded: str | None, run_folder: Path, option: str) -> str:
-    """Return where a path that is recorded in a run's config.yaml is now. Print a line if it was not where expected.
+    """Return the present location of a path from a run's config.yaml. Print a line if it is not the recorded location.
 
-    The recorded place is used if it exists. It is relative to the directory in which the run was started, if the
-    position of the run folder tells which one that was. Otherwise, data that were moved together with the run folder
-    are found at the same place relative to it. A relative path is finally looked for in the current directory.
+    The recorded location is used if it exists. A relative path is relative to the directory in which the run was
+    started, if that follows from the location of the run folder. Otherwise, data that were moved together with the run
+    folder are found at the same location relative to it. Finally, a relative path is searched in the current directory.
 
     Args:
         value: the recorded path, or a name, which is returned unchanged.
@@ -123,7 +126,7 @@ def _find_recorded(value: str, recorded: str | None, run_folder: Path, option: s
         moved = os.path.normpath(run_folder.resolve() / os.path.relpath(value, recorded))
         if not os.path.exists(moved):
             return value
-        reason = f"{value} does not exist, but was next to the run folder before that was moved"
+        reason = f"{value} does not exist, and the run folder was moved; the same path relative to it exists"
     else:
         start = _find_start(run_folder, recorded)
         if start and (start / value).exists():
@@ -144,8 +147,12 @@ def _is_run_config(path: Path) -> bool:
 
 
 def _find_start(folder: Path, recorded: str | None) -> Path | None:
-    """Return the directory in which a run was started, given the folder that it recorded, or None if the folder's
-    present location does not tell."""
+    """Return the directory in which a run was started, or None if that does not follow from the present run folder.
+
+    Args:
+        folder: the present run folder.
+        recorded: the run folder as recorded.
+    """
     present, parts = folder.resolve().parts, Path(recorded or "").parts
     if not parts or Path(*parts).is_absolute() or ".." in parts or present[-len(parts) :] != parts:
         return None
@@ -153,7 +160,7 @@ def _find_start(folder: Path, recorded: str | None) -> Path | None:
 
 
 def is_first_process() -> bool:
-    """Return whether this is the run's first process. The launcher's variables tell, since there is no trainer yet."""
+    """Return whether this is the first process of the run, according to the launcher. There is no trainer yet."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
@@ -174,7 +181,7 @@ def model_message(trainer: L.Trainer, module: L.LightningModule) -> str:
 
 
 def progress_message(trainer: L.Trainer, folder: Path, planned_epochs: int | None) -> str:
-    """Return one line that says where the training starts, and a warning if it is resumed with another schedule.
+    """Return one line that says at which step training starts, and a warning if the schedule has changed.
 
     Args:
         folder: the run folder.

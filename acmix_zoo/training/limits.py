@@ -17,14 +17,19 @@ from acmix_zoo.ops.peak import matmul_peak
 
 
 def measure_loader(loader: Any, seconds: float, workers: int = 0) -> float | None:
-    """Return the images/s of a loader of (images, …) batches by itself, or None if it has too few batches to tell.
+    """Return the images/s of a loader alone, or None if it has too few batches to measure.
 
-    The first batch of each worker is not timed: starting is not loading, and what the workers had ready would count as
-    loaded in no time. Random states and warnings stay unchanged.
+    The first batch of each worker is not timed, because it includes the start of the worker. Random states are not
+    changed, and no warnings are shown.
+
+    Args:
+        loader: a loader of (images, …) batches.
+        seconds: duration of the measurement.
+        workers: number of worker processes of the loader.
     """
     images, start, end = 0, 0.0, 0.0
     with preserve_random_state(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of unreadable images, which the run itself reports
+        warnings.simplefilter("ignore")  # the run itself warns of unreadable images
         for index, batch in enumerate(loader):
             if start:
                 images, end = images + len(batch[0]), time.perf_counter()
@@ -36,7 +41,7 @@ def measure_loader(loader: Any, seconds: float, workers: int = 0) -> float | Non
 
 
 def copy_to_meta(model: nn.Module) -> nn.Module | None:
-    """Return a copy of a network on the meta device, which takes no memory, or None if it cannot be copied."""
+    """Return a copy of a network on the meta device, which needs no memory, or None if it cannot be copied."""
     memo: dict[int, Any] = {}
     try:
         for parameter in model.parameters():
@@ -49,10 +54,10 @@ def copy_to_meta(model: nn.Module) -> nn.Module | None:
 
 
 def training_flops(model: nn.Module, input_size: tuple[int, ...]) -> float | None:
-    """Return the FLOPs for training on one image (C, H, W), or None if the network's MACs cannot be counted, for
-    instance because its code reads values of tensors.
+    """Return the FLOPs for training on one image (C, H, W), or None if they cannot be counted.
 
-    The backward pass takes twice as many as the forward pass. In a linear probe, it takes hardly any.
+    They cannot if the network's code reads values of tensors, for example. The backward pass is counted as twice the
+    forward pass, and as nothing in a linear probe.
     """
     try:
         macs = complexity(model, input_size).macs
@@ -63,8 +68,10 @@ def training_flops(model: nn.Module, input_size: tuple[int, ...]) -> float | Non
 
 
 def device_peak(device: torch.device, precision: str) -> float | None:
-    """Return the peak FLOP/s of a device: for a GPU from Lightning's table, or None if it is not listed; for a CPU as
-    measured with a matrix product."""
+    """Return the peak FLOP/s of a device, or None if it is unknown.
+
+    The peak of a GPU comes from Lightning's table. That of a CPU is measured with a matrix product.
+    """
     names = {"bf16": "bfloat16", "16": "float16", "64": "float64"}
     dtype = names.get(precision.split("-")[0], "float32")
     if device.type != "cpu":

@@ -1,4 +1,4 @@
-"""One run at a time writes a run folder: the lock, and creating the folder for a run."""
+"""Make sure that only one run at a time writes to a run folder: create the folder and lock it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Lock:
     Version 4 fixes both, but uses a marker file where `flock` is unavailable, and a crashed machine leaves it behind.
 
     Args:
-        folder: the folder to lock. Its file `.lock` names the process that has the lock.
+        folder: the folder to lock. Its file `.lock` states which process has the lock.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,13 +46,13 @@ class Lock:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):  # others: a file system without locks
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # other errors mean a file system without locks
                 file.seek(0)
                 raise OSError(
-                    f"{self.path.parent} is being written by another run ({file.read().strip() or 'unknown process'}). "
-                    "Stop that run to resume it here, or choose another --run.folder. The processes of a torchrun that "
-                    "was killed continue without it, and a network file system may need a minute or two to notice that "
-                    "a machine is gone"
+                    f"another run is writing to {self.path.parent} ({file.read().strip() or 'unknown process'}). Stop "
+                    "that run to resume it here, or choose a different --run.folder. If torchrun was killed, its "
+                    "processes may still be running. If a machine failed, a network file system may take a minute or "
+                    "two to release the folder"
                 ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -73,7 +73,7 @@ class Lock:
 
 
 class ClaimedFolder:
-    """A run folder that a run creates and locks, and removes again if the run is refused before its first step.
+    """A run folder that a run creates and locks, and removes again if the run fails before its first step.
 
     Args:
         folder: the run folder.
@@ -89,21 +89,21 @@ class ClaimedFolder:
         """Create the folder with its checkpoints/ and lock it. All processes call this together.
 
         Raises:
-            OSError: another process writes in it; raised in all processes of the run.
+            OSError: another run is writing to it. This is raised in all processes.
         """
         innermost = self.folder / "checkpoints"
         self._created = [path for path in (innermost, *innermost.parents) if not path.exists()]
         self._created_lock = not self._lock.path.exists()
         innermost.mkdir(parents=True, exist_ok=True)
-        refusal = None
+        message = None
         if trainer.is_global_zero:
             try:
                 self._lock.take()
             except OSError as error:
-                refusal = str(error)
-        refusal = trainer.strategy.broadcast(refusal)
-        if refusal:
-            raise OSError(refusal)
+                message = str(error)
+        message = trainer.strategy.broadcast(message)
+        if message:
+            raise OSError(message)
 
     def release(self) -> None:
         """Let another run use the folder."""
@@ -113,5 +113,5 @@ class ClaimedFolder:
         """Release the folder and remove what was created for a run that did not begin."""
         self._lock.release(remove=self._created_lock)
         for path in self._created:
-            with contextlib.suppress(OSError):  # it is not empty: somebody else uses it
+            with contextlib.suppress(OSError):  # it is not empty, because someone else uses it
                 path.rmdir()

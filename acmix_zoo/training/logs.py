@@ -47,12 +47,12 @@ class Bar(RichProgressBar):
 
 
 class Log(TensorBoardLogger):
-    """Lightning's TensorBoardLogger, except that a full disk does not end the training: it prints a warning and stops
+    """Lightning's TensorBoardLogger, except that a full disk does not end the run. It prints a warning and stops
     logging.
 
-    Nothing is written before the first metrics, so a run that is refused leaves no file behind. Lightning accesses
-    `experiment`, which would create a file, before it sets anything up. The attribute is therefore missing until
-    RunFolder sets `is_ready`.
+    Nothing is written before the first metrics, so a run that fails before its first step leaves no file behind.
+    Lightning accesses `experiment`, which would create a file, before it sets anything up. The attribute is therefore
+    missing until RunFolder sets `is_ready`.
 
     Args:
         folder: where the event files are written.
@@ -83,7 +83,7 @@ class Log(TensorBoardLogger):
         try:
             yield
         except (OSError, ValueError) as error:
-            reason = error.__cause__ or error  # Lightning takes any error for a value that cannot be logged
+            reason = error.__cause__ or error  # Lightning raises a ValueError, as if a value could not be logged
             if not isinstance(reason, OSError):
                 raise
             if not self._has_failed:

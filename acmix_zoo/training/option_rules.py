@@ -1,9 +1,8 @@
-"""The options of `acmix-zoo fit`: what happens to a run if an option changes when the run is resumed.
+"""The rule for every option of `acmix-zoo fit`: what happens if it has a different value when a run is resumed.
 
-The record of a run states the options that its weights were trained with. Changing an option that affects the result is
-therefore refused on resume. Otherwise one part of the training would use the old value and another part the new one,
-and the record would describe a run that never took place. tests/training/test_resume.py fails if an option has no rule
-here.
+The record of a run states the options that its weights were trained with. An option that affects the result therefore
+cannot be changed on resume. Otherwise the record would describe a run that never took place. A test fails if an option
+has no rule here.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ Changes = dict[str, tuple[Any, Any]]  # {option: (recorded, given)}
 class Rule(Enum):
     """What happens when a run is resumed with a different value of an option."""
 
-    FIXED = "refused: the result depends on it"
-    APPLIES = "takes effect from here on; the record lists the change"
-    COMPARED = "the data module accepts or refuses it, because it knows whether images and steps stay the same"
-    FREE = "takes effect; the result does not depend on it"
+    FIXED = "an error, because the result depends on it"
+    APPLIES = "it takes effect from then on, and the record lists the change"
+    COMPARED = "the data module decides, because it knows whether the images and steps stay the same"
+    FREE = "it takes effect, because the result does not depend on it"
 
 
 _RULES = {
@@ -37,12 +36,12 @@ _RULES = {
         trainer.precision trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.sync_batchnorm
         trainer.limit_train_batches trainer.overfit_batches trainer.reload_dataloaders_every_n_epochs
         trainer.limit_val_batches trainer.val_check_interval trainer.check_val_every_n_epoch
-        """,  # the last line affects which epoch is the best
+        """,  # the last line determines which epoch is the best
     Rule.APPLIES: """
         trainer.max_epochs trainer.min_epochs trainer.max_steps trainer.min_steps trainer.max_time
         trainer.callbacks trainer.plugins trainer.limit_test_batches
         run.tag run.license run.test
-        """,  # the first line sets the length of the training; the schedule is recomputed for the new length
+        """,  # the first line sets the length of the run; the schedule is recomputed for the new length
     Rule.COMPARED: """
         data.source data.batch_size trainer.devices trainer.num_nodes trainer.accumulate_grad_batches
         """,
@@ -63,13 +62,12 @@ RULES: dict[str, Rule] = {
 }
 """The rule for each option of `fit`, by its name `group.name`."""
 
-# An int counts batches and a float is a fraction of them: 1 is one batch, 1.0 is all.
+# An int is a number of batches and a float a fraction of them: 1 is one batch, 1.0 is all.
 _COUNT_OR_FRACTION = re.compile(r"trainer\.(limit_\w+|overfit_batches|val_check_interval)")
 
 
 def flatten(config: Any) -> Options:
-    """Return the options in jsonargparse's configuration as {"group.name": plain value}, without those that have no
-    rule."""
+    """Return the options in jsonargparse's configuration that have a rule, as {"group.name": plain value}."""
     plain = json.loads(json.dumps(config.as_dict(), default=_to_plain))
     groups = {key: value if isinstance(value, dict) else {"": value} for key, value in plain.items()}
     flat = {f"{key}.{name}".strip("."): value for key, group in groups.items() for name, value in group.items()}
@@ -83,7 +81,8 @@ def _to_plain(value: Any) -> Any:
 
 
 def find_changes(recorded: Options, given: Options, *rules: Rule) -> Changes:
-    """Return the options under `rules` whose value differs from the recorded one. Both sides must have the option."""
+    """Return the options under `rules` whose value differs from the recorded one. Options on one side only are
+    ignored."""
     names = [name for name in given if name in recorded and RULES.get(name) in rules]
     return {name: (recorded[name], given[name]) for name in names if not _is_same(name, recorded[name], given[name])}
 

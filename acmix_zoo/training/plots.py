@@ -77,7 +77,7 @@ def plot_confusion(matrix: npt.ArrayLike, class_names: Sequence[str], path: str 
     counts = np.asarray(matrix)
     n = len(class_names)
     if counts.shape != (n, n):
-        raise ValueError(f"plot_confusion: matrix has shape {counts.shape}; expected ({n}, {n}) for {n} class names")
+        raise ValueError(f"plot_confusion: matrix has shape {counts.shape}. Expected ({n}, {n}) for {n} class names")
     fractions = counts / counts.sum(1, keepdims=True).clip(1)
     size = min(3 + 0.45 * n, 20)
     figure = _figure(size, size)
@@ -113,7 +113,7 @@ def plot_images(
     """
     if not images or len(images) != len(titles):
         raise ValueError(
-            f"plot_images: {len(images)} images and {len(titles)} titles were given; expected one title per image, and "
+            f"plot_images: {len(images)} images and {len(titles)} titles were given. Expected one title per image, and "
             "at least one image"
         )
     columns = min(columns, len(images))

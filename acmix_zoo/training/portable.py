@@ -1,4 +1,4 @@
-"""Paths and command lines as a public record may show them, without the folders of this machine."""
+"""Remove the folders of this machine from paths and command lines that go into a public record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from acmix_zoo.weights.recipe_files import recipes_root
 
 
 def portable_path(path: str) -> str:
-    """Return a path as a public record may show it, without the folders of this machine.
+    """Return a path without the folders of this machine.
 
     Shipped recipes are named as in a clone (`recipes/...`). Other absolute paths become relative to the working
     directory if they are below it; otherwise only their last part is kept. Relative paths are unchanged.
@@ -35,8 +35,8 @@ def portable_path(path: str) -> str:
 def portable_command(command: str) -> str:
     """Return a command line with portable paths, including those in lists and mappings.
 
-    A path given as --data.source still reads as a path: `/data/fashion_mnist` becomes `./fashion_mnist`, because the
-    bare name is another data set, and `org/name` would be one of the Hub.
+    A path given as --data.source is still recognisable as a path: `/data/fashion_mnist` becomes `./fashion_mnist`,
+    because the bare name is a different data set, and `org/name` would be one on the Hub.
     """
     words: list[str] = []
     for word in shlex.split(command):
@@ -50,7 +50,7 @@ def portable_command(command: str) -> str:
 
 
 def _portable_text(value: str) -> str:
-    """Return the text of an option's value with portable paths; a `file://` address becomes the path it means."""
+    """Return an option's value with portable paths. A `file://` address becomes a path."""
     return portable_path(value) if os.path.isabs(value) else _INNER_PATH.sub(lambda m: portable_path(m[1]), value)
 
 

@@ -1,4 +1,4 @@
-"""What the record of a weight folder says about the run that produced the weights."""
+"""The record of a run in the weight folder that it produced."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run_record(
     history = run.get("history", [])
     return {
         "metrics": [
-            # float32 scores such as 0.32499998807907104; six digits tell one image in a million
+            # round float32 scores such as 0.32499998807907104; six digits resolve one image in a million
             {"dataset": dataset["name"], "split": split, "name": name, "value": round(value, 6)}
             for split, values in (scores.items() if dataset else ())
             for name, value in values.items()

@@ -1,4 +1,5 @@
-"""Resume a run, or leave a finished one unchanged: read what its checkpoint says, and check the options against it."""
+"""Check the options of a command against the checkpoint of the run that it resumes, and leave finished runs
+unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ _LENGTH = ("trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "tra
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a checkpoint says about the run that it belongs to.
+    """What a checkpoint states about the run that it belongs to.
 
     Attributes:
         options: options of `fit`; only the model's options if a Python program wrote the checkpoint.
@@ -48,12 +49,12 @@ class Recorded:
 
     @property
     def is_from_python(self) -> bool:
-        """Whether there was no command: `options` are the task's hyper-parameters."""
+        """Whether a Python program wrote the checkpoint, so that `options` are the task's hyper-parameters."""
         return self.options.keys() == {f"model.{name}" for name in self.hyper_parameters}
 
 
 def read_recorded(checkpoint: Path) -> Recorded:
-    """Read what a checkpoint says about its run, without loading the weights into memory.
+    """Read what a checkpoint states about its run, without loading the weights into memory.
 
     Args:
         checkpoint: a file, or a folder of sharded files from several processes.
@@ -76,10 +77,10 @@ def read_recorded(checkpoint: Path) -> Recorded:
 
 
 def match_python_run(recorded: Recorded, given: Options) -> tuple[Recorded, Options]:
-    """Return a record and the options of a command in a form in which they can be compared.
+    """Return a record and the options of a command such that they can be compared.
 
-    A Python program has no options, and its task records how it resolved its hyper-parameters. Both sides are therefore
-    resolved. The record of a command is returned unchanged.
+    A Python program has no options, and its task records its hyper-parameters after resolving them. Both sides are
+    therefore resolved. The record of a command is returned unchanged.
     """
     if not recorded.is_from_python:
         return recorded, given
@@ -90,9 +91,10 @@ def match_python_run(recorded: Recorded, given: Options) -> tuple[Recorded, Opti
 
 
 def check_resume(recorded: Recorded, given: Options, run_name: str) -> None:
-    """Refuse to resume a run with options that would change its result.
+    """Check that a run is not resumed with options that would change its result.
 
     Args:
+        recorded: the record of the run.
         given: the options of the command.
         run_name: what to call the run, or its checkpoint, in the message.
 
@@ -102,15 +104,15 @@ def check_resume(recorded: Recorded, given: Options, run_name: str) -> None:
     fixed = find_changes(recorded.options, given, Rule.FIXED)
     if fixed:
         raise ValueError(
-            f"{run_name} was started with {recorded_values(fixed)}; this command says {given_values(fixed)}. These "
-            f"options cannot change during a run. Resume with {recorded_arguments(fixed)}, or choose another "
+            f"{run_name} was started with {recorded_values(fixed)}, but this command has {given_values(fixed)}. These "
+            f"options cannot change during a run. Resume with {recorded_arguments(fixed)}, or choose a different "
             "--run.folder for a new run, which may start from these weights with --model.pretrained"
         )
     epochs, trained = given.get("trainer.max_epochs"), recorded.epochs + recorded.is_within_epoch
     if isinstance(epochs, int) and 0 <= epochs < trained:
         raise ValueError(
-            f"{run_name} has already reached epoch {trained}; this command asks for {epochs}. Resume with "
-            f"--trainer.max_epochs {trained} or more, or choose another --run.folder for a shorter run"
+            f"{run_name} has already reached epoch {trained}, but this command has --trainer.max_epochs {epochs}. Use "
+            f"{trained} or more to resume, or choose a different --run.folder for a shorter run"
         )
 
 
@@ -121,9 +123,10 @@ def changes_to_record(recorded: Options, given: Options) -> Changes:
 
 
 def check_finished(recorded: Recorded, given: Options, run_name: str) -> bool:
-    """Return whether a finished run should stay unchanged; False if it is to be trained for longer.
+    """Return whether a finished run should stay unchanged. If not, it should be trained for longer.
 
     Args:
+        recorded: the record of the run.
         given: the options of the command, already checked by `check_resume`.
         run_name: what to call the run in the message.
 
@@ -136,16 +139,18 @@ def check_finished(recorded: Recorded, given: Options, run_name: str) -> bool:
     late = {name: values for name, values in changed.items() if name not in ("trainer.callbacks", "trainer.plugins")}
     if late:
         raise ValueError(
-            f"{run_name} is finished; it was trained with {recorded_values(late)}, and this command says "
-            f"{given_values(late)}. Finished weights and their card are never changed. Choose another --run.folder for "
-            "a new run, or raise --trainer.max_epochs to train this one for longer"
+            f"{run_name} is finished and was trained with {recorded_values(late)}, but this command has "
+            f"{given_values(late)}. Finished weights and their card are never changed. Choose a different --run.folder "
+            "for a new run, or raise --trainer.max_epochs to train this one for longer"
         )
     return True
 
 
 def finished_record(folder: Path, recorded: Recorded) -> dict[str, Any] | None:
-    """Return the record of a run folder's weights if they come from its last checkpoint. Otherwise return None: the run
-    was interrupted, or its weights could not be written."""
+    """Return the record of a finished run's weights, or None if the weights are not those of its last checkpoint.
+
+    They are not if the run was interrupted, or if its weights could not be written.
+    """
     weights = folder / "weights"
     if not (weights / "model.safetensors").is_file():
         return None
@@ -159,7 +164,8 @@ def finished_record(folder: Path, recorded: Recorded) -> dict[str, Any] | None:
 
 
 def finished_message(folder: Path, record: Mapping[str, Any], recorded: Recorded) -> str:
-    """Return a message that a run is finished, with its scores, where its weights are, and how to train longer."""
+    """Return a message that a run is finished, with its scores, the location of its weights, and how to train
+    longer."""
     planned = recorded.options.get("trainer.max_epochs") or recorded.epochs
     scores: dict[str, dict[str, float]] = {}
     for metric in record.get("metrics", []):
@@ -171,6 +177,6 @@ def finished_message(folder: Path, record: Mapping[str, Any], recorded: Recorded
     return (
         f"The run in {folder} is finished: {recorded.epochs} of {planned} epochs, {best}"
         + (f"; {format_scores(scores)}" if scores else "")
-        + f".\nIts weights are in {folder / 'weights'}. Nothing was changed.\n{longer}. For a new run, choose another "
-        "--run.folder."
+        + f".\nIts weights are in {folder / 'weights'}. Nothing was changed.\n{longer}. For a new run, choose a "
+        "different --run.folder."
     )

@@ -1,17 +1,16 @@
-"""The run folder: what a training run writes, and what it is resumed from.
+"""`RunFolder`: the callback that writes a run folder, from which a run is resumed.
 
-config.yaml        the resolved configuration: `fit --config` on this file resumes the run; add another --run.folder to
-                   start it again from scratch
+config.yaml        the resolved configuration: `fit --config` on this file resumes the run; add a different --run.folder
+                   to start it again from scratch
 metrics.csv        one row per epoch              curves.png   the same, plotted
 tensorboard/       the same, and the learning rate per step
 checkpoints/       last.ckpt (to resume), previous.ckpt (the one before), best.ckpt (highest validation accuracy)
 weights/           the best weights as a weight folder, tested on the test split
-.lock              names the process that writes
+.lock              states which process is writing to the folder
 """
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor
 from acmix_zoo.data.augment import image_keys, seed_globals
 from acmix_zoo.training.checkpoints import Checkpoints
 from acmix_zoo.training.clock import TrainingClock
-from acmix_zoo.training.guard import NotFinite, Step, are_weights_finite, loss_error, weights_error
+from acmix_zoo.training.guard import LossGuard, NotFinite, are_weights_finite, weights_error
 from acmix_zoo.training.history import Row, epoch_line, make_row, score, write_csv
 from acmix_zoo.training.launch import model_message, progress_message
 from acmix_zoo.training.lock import ClaimedFolder
@@ -32,20 +31,19 @@ from acmix_zoo.training.logs import Log
 from acmix_zoo.training.option_rules import Options
 from acmix_zoo.training.record import evaluation_limits
 from acmix_zoo.training.resume import changes_to_record
-from acmix_zoo.training.signals import Interrupted, Signals, requeue
+from acmix_zoo.training.signals import Interrupted, Signals, exit_after_signal
 from acmix_zoo.weights.hub import check_push
 
 
 class RunFolder(Checkpoint):
-    """Keep the run folder: history, metrics.csv and checkpoints. Stop cleanly on signals and on a loss that is NaN.
+    """Write the run folder: history, metrics.csv and checkpoints. Stop cleanly on signals and on a loss that is NaN.
 
-    On SIGINT, SIGTERM or SIGUSR1 the current step is finished, `last.ckpt` is written and the process exits with 128 +
-    the signal's number. During validation, the validation is finished first. On SIGUSR1 a SLURM job is requeued. With
-    several processes any of them may get the signal. A second SIGINT exits at once, with the state last saved.
-    If a checkpoint cannot be written, for example to a full disk, this is reported, the previous one is kept, training
-    continues, and the next save tries again. The run fails only if its last checkpoint cannot be saved either.
-    If the loss is NaN or infinite, the run stops and saves the batch. On a GPU this is noticed one step later; the
-    affected weights are not saved.
+    On SIGINT, SIGTERM or SIGUSR1, the current step is finished, `last.ckpt` is written and the process exits with 128 +
+    the signal's number. A validation is finished first. On SIGUSR1, a SLURM job is requeued. With several processes,
+    any of them may receive the signal. A second SIGINT exits at once, without saving.
+    If a checkpoint cannot be written, for example because the disk is full, this is reported and the previous one is
+    kept. Training continues, and the next save tries again. The run fails only if its last checkpoint cannot be saved.
+    If the loss is NaN or infinite, the run saves the batch and stops. The affected weights are not saved.
 
     Args:
         folder: output folder, created if needed. If None, the command line uses `runs/<recipe>-<data>`, or
@@ -53,9 +51,9 @@ class RunFolder(Checkpoint):
         tag: second half of the name of the weights, `<model>.<tag>`; by default the name of the data.
         license: license of the weights, for their card.
         test: evaluate the best weights on the test split when the run ends. Turn it off for a run whose weights are
-            only the start of another run, so that the test set is used once.
+            only used to start a second run, so that the test set is used once.
         push_to: "org/name" or "org/name@branch" on the Hugging Face Hub, where the weights are published when the run
-            ends. If that fails, the run does not fail; the message says how to publish them later.
+            ends. A failure is reported, with the command to try again, and does not fail the run.
         save_every: also save last.ckpt every N optimiser steps (bounds the work lost on a crash).
     """
 
@@ -78,7 +76,7 @@ class RunFolder(Checkpoint):
         save_every: int | None = None,
     ) -> None:
         if save_every is not None and save_every < 1:
-            raise ValueError(f"save_every={save_every} was given; expected a number of steps such as 1000, or null")
+            raise ValueError(f"save_every={save_every} is not positive. Use a number of steps such as 1000, or null")
         self.folder = Path(folder or "runs/unnamed")
         self.tag = tag
         self.license = license
@@ -93,17 +91,16 @@ class RunFolder(Checkpoint):
         self._claim = ClaimedFolder(self.folder)
         self._clock = TrainingClock()
         self._signals = Signals()
+        self._loss_guard = LossGuard()
         self._best: list[float] | None = None  # `score` of the epoch in best.ckpt
         self._stop_signal = 0  # the signal that all processes have agreed on
-        self._step = Step()  # the current step
-        self._previous_step = Step()
-        self._is_dry_run = False  # Trainer(fast_dev_run=True): nothing is kept
-        self._images = 0  # trained on in this epoch, by all processes
-        self._is_validated = False  # whether this epoch was
-        self._epochs: int | None = None  # of the run, as planned when it was saved
+        self._is_dry_run = False  # Trainer(fast_dev_run=True): nothing is written
+        self._images = 0  # number of images that all processes have trained on in this epoch
+        self._is_validated = False  # whether this epoch has been validated
+        self._epochs: int | None = None  # planned length of the run when it was saved
         self._changes: list[dict[str, Any]] = []  # options that were changed on resume
         self._resumed_step = 0
-        self._limits: dict[str, Any] = {}  # of the trainer's evaluations; a Python program has no options
+        self._limits: dict[str, Any] = {}  # limits of the trainer's evaluations, for runs without recorded options
 
     @property
     def last(self) -> Path:
@@ -128,7 +125,7 @@ class RunFolder(Checkpoint):
     # State in checkpoints: plain values only.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run continues with, and what the record of its weights states."""
+        """Return the state that a resumed run needs, and what the record of its weights states."""
         return {
             "history": self.history,
             "best": self._best,
@@ -144,7 +141,7 @@ class RunFolder(Checkpoint):
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note the checkpoint's step, for the record."""
+        """Note the step of the checkpoint, for the record."""
         self._resumed_step = int(checkpoint.get("global_step", 0))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -174,7 +171,7 @@ class RunFolder(Checkpoint):
         """Create the folder and lock it, unless this is a dry run.
 
         Raises:
-            OSError: another process writes in it; raised in all processes of the run.
+            OSError: another run is writing to the folder. This is raised in all processes.
         """
         self._is_dry_run = bool(getattr(trainer, "fast_dev_run", False))
         self._limits = evaluation_limits(trainer)
@@ -188,13 +185,12 @@ class RunFolder(Checkpoint):
             check_push(self.push_to)  # now, rather than after the last epoch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Install signal handlers, after Lightning has installed its own handlers, and print where the run starts."""
+        """Install signal handlers (after Lightning has installed its own), and print where the run starts."""
         self._signals.take()
         self.has_begun = True
         if trainer.is_global_zero and not (self._is_dry_run and not trainer.global_step):
             print(progress_message(trainer, self.folder, self._epochs), flush=True)
         self._epochs = trainer.max_epochs
-        self._previous_step = Step()
         self._start_epoch()  # on_train_epoch_start is not called for a run that is resumed within an epoch
 
     # Steps and epochs.
@@ -211,50 +207,32 @@ class RunFolder(Checkpoint):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed dropout and the like by (seed, epoch, batch), so that a resumed run draws the same numbers."""
+        """Seed dropout and similar layers with (seed, epoch, batch), so that a resumed run draws the same numbers."""
         assert self.seed is not None
-        self._step = Step(batch, batch_idx)
+        self._loss_guard.start_step(batch, batch_idx)
         rank = np.array([trainer.global_rank])
         key = int(image_keys(self.seed, trainer.current_epoch, batch_idx, images=rank)[0])
         seed_globals(key)
         torch.manual_seed(key >> 1)  # the device's, too
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Agree with the other processes on signals, and on whether every loss is finite.
-
-        A GPU has not computed the current loss yet. To avoid waiting for it, the previous loss is checked instead, and
-        the last one is checked before anything is saved.
-        """
-        is_broken_here = ~loss.detach().isfinite()
-        self._stop_signal, is_broken = self._signals.agree_behind(loss.device, is_broken_here)
-        step, is_behind = self._step._replace(loss=loss.detach()), self._signals.is_behind(loss.device)
-        if is_broken:
-            step = self._previous_step if is_behind else step
-            raise loss_error(self.folder, trainer, step, is_behind, self.resume_message)
-        if is_behind:
-            self._previous_step = step
+        """Check the loss, and exchange signals with the other processes."""
+        self._stop_signal = self._loss_guard.check(self, trainer, loss, self._signals)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count images. Save after an optimiser step when it is time or a signal came, but not after the epoch's last
-        one, which on_train_epoch_end saves."""
+        """Count images. After an optimiser step, save if `save_every` is due or a signal was received. The last step of
+        an epoch is saved by `on_train_epoch_end` instead."""
         self._images += len(batch[0]) * trainer.world_size
         is_step_complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if self._is_dry_run or trainer.is_last_batch or not is_step_complete:
             return
         if trainer.world_size == 1:
-            self._stop_signal = self._signals.number or 0  # of this very step
+            self._stop_signal = self._signals.number or 0  # also a signal received in this step
         if self._stop_signal or (self.save_every and trainer.global_step % self.save_every == 0):
             self._save(trainer, pl_module)
-        self._exit_if_asked(trainer)
-
-    def _exit_if_asked(self, trainer: L.Trainer) -> None:
-        if self._stop_signal:
-            if self._stop_signal == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
-                requeue()
-            trainer.strategy.barrier("requeue")  # srun kills the other tasks when the first one ends
-            raise Interrupted(128 + self._stop_signal)
+        exit_after_signal(trainer, self._stop_signal)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Pause the clock."""
@@ -266,7 +244,7 @@ class RunFolder(Checkpoint):
         self._is_validated = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add the epoch's row to the history, save, and exit if a signal came meanwhile."""
+        """Add the epoch's row to the history, save, and exit if a signal was received in the meantime."""
         if self._is_dry_run:
             return
         row = make_row(trainer, self._clock, self._images, self._is_validated)
@@ -276,29 +254,28 @@ class RunFolder(Checkpoint):
         if is_best:
             self._best = score(row)
         if not self._save(trainer, pl_module, is_best) and is_best:
-            self._best = previous_best  # a later epoch may then take its place
+            self._best = previous_best  # so that a later epoch can become the best one
         if trainer.is_global_zero:
             write_csv(self.folder / "metrics.csv", self.history)
             print(epoch_line(self.history, trainer.max_epochs or 0, self._best), flush=True)
         (self._stop_signal,) = self._signals.agree(pl_module.device)
         if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
-            self._exit_if_asked(trainer)  # after the last epoch, the run is finished instead
+            exit_after_signal(trainer, self._stop_signal)  # after the last epoch, the run is finished instead
 
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, is_best: bool = False) -> bool:
-        """Save a checkpoint and return whether that succeeded. Raise NotFinite instead if the weights or a loss are not
-        finite; weights may not be even after a finite loss."""
-        if any(self._signals.settle()[1:]):
-            raise loss_error(self.folder, trainer, self._previous_step, True, self.resume_message)
+        """Save a checkpoint and return whether that succeeded.
+
+        Raises:
+            NotFinite: a loss or the weights are not finite. Weights may be infinite even after a finite loss.
+        """
+        self._loss_guard.check_last(self, trainer, self._signals)
         # each process has its own batch-norm statistics
         if not trainer.strategy.reduce_boolean_decision(are_weights_finite(pl_module)):
             raise weights_error(trainer.global_step, self.resume_message)
         return self.checkpoints.save(trainer, is_best)
 
-    # The end.
-
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restore the previous signal handlers, wait until the files are in place, and fail if the last epoch could not
-        be saved."""
+        """Restore the signal handlers, wait for the other processes, and fail if the last epoch could not be saved."""
         self._signals.release()
         trainer.strategy.barrier("run folder")
         if self.checkpoints.unsaved:
@@ -312,8 +289,9 @@ class RunFolder(Checkpoint):
         if not self.has_begun and trainer.is_global_zero:
             self._claim.withdraw()
         self._claim.release()
-        is_told = isinstance(exception, NotFinite)  # its message says how to resume
-        if self.has_begun and trainer.state.fn == "fit" and trainer.is_global_zero and not is_told:
+        if isinstance(exception, NotFinite):  # its message says how to resume
+            return
+        if self.has_begun and trainer.state.fn == "fit" and trainer.is_global_zero:
             is_interrupted = isinstance(exception, KeyboardInterrupt | Interrupted)
             reason = "was interrupted" if is_interrupted else "ended in an error"
             print(f"The run {reason}. {self.resume_message}", flush=True)

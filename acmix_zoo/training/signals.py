@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import lightning as L
 import torch
 from torch import distributed
 
@@ -32,7 +33,7 @@ def ending_on_sigterm() -> Iterator[None]:
     """Let SIGTERM end the program with exit code 143.
 
     Lightning only notes SIGTERM and ends at the next training step. Reading the data before the first step, or an
-    evaluation, can take much longer than a cluster waits before it kills. During training, `Signals` takes over.
+    evaluation, can take much longer than a cluster waits before it kills a job. During training, `Signals` takes over.
     """
     default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if not default or threading.current_thread() is not threading.main_thread():
@@ -51,12 +52,16 @@ def ending_on_sigterm() -> Iterator[None]:
 
 
 class Signals:
-    """Notes SIGINT, SIGTERM and SIGUSR1 between `take` and `release`. A second SIGINT raises KeyboardInterrupt."""
+    """Notes SIGINT, SIGTERM and SIGUSR1 between `take` and `release`. A second SIGINT raises KeyboardInterrupt.
+
+    Attributes:
+        number: the signal that was received, or None.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self._handlers: dict[int, Any] = {}
-        # the result on its way from the device to the host, and the event of its arrival
+        # a result that is being copied from the device to the host, and the event that marks its arrival
         self._pending: tuple[torch.Tensor, Any] | None = None
 
     def take(self) -> None:
@@ -81,26 +86,26 @@ class Signals:
         )
 
     def agree(self, device: torch.device, *others: bool | torch.Tensor) -> list[int]:
-        """Return the highest signal that any process got, or 0, followed by whether each of `others` is true in any.
+        """Return the highest signal that any process has received, or 0, followed by one number for each of `others`:
+        1 if it is true in any process.
 
-        With several processes, all of them call this, and it costs one small message per step.
+        All processes have to call this. It costs one small message per step.
         """
         return self._read(self._reduce(device, others))
 
-    def agree_behind(self, device: torch.device, *others: bool | torch.Tensor) -> list[int]:
-        """Return what `agree` returns, but on an asynchronous device the result of the previous call.
+    def agree_delayed(self, device: torch.device, *others: bool | torch.Tensor) -> list[int]:
+        """Return what `agree` returns. On an asynchronous device, return the result for the previous call instead.
 
-        The host then waits for work that is already done instead of the step that it has just queued. The first result
-        is all zero.
+        This way the host does not wait for the step that it has just queued. The first result consists of zeros.
         """
         values = self._reduce(device, others)
-        if not self.is_behind(device):
+        if not self.is_delayed(device):
             return self._read(values)
         previous, self._pending = self._pending, self._send(values)
         return self._receive(previous) if previous else [0] * len(values)
 
-    def settle(self) -> list[int]:
-        """Return the result of `agree_behind` that is still pending; [] if there is none."""
+    def flush_pending(self) -> list[int]:
+        """Return the result that the next `agree_delayed` would return, or [] if there is none."""
         pending, self._pending = self._pending, None
         return self._receive(pending) if pending else []
 
@@ -116,13 +121,13 @@ class Signals:
 
     def _read(self, values: torch.Tensor) -> list[int]:
         found: list[int] = values.tolist()
-        # a signal that came while this process waited for the others is kept for the next step
+        # a signal that arrived while this process waited for the others is kept for the next step
         self.number = max(found[0], self.number or 0) or None
         return found
 
     @staticmethod
-    def is_behind(device: torch.device) -> bool:
-        """Return whether a device runs asynchronously, so that reading a value of the current step waits for it."""
+    def is_delayed(device: torch.device) -> bool:
+        """Return whether results are delayed by a step, because reading a value of this step would wait for it."""
         return device.type == "cuda"
 
     @staticmethod
@@ -139,8 +144,23 @@ class Signals:
         return self._read(values)
 
 
+def exit_after_signal(trainer: L.Trainer, number: int) -> None:
+    """Exit with the code of a signal, unless `number` is 0. After SIGUSR1, requeue the SLURM job first.
+
+    All processes call this together, with the same signal.
+
+    Raises:
+        Interrupted: `number` is not 0.
+    """
+    if number:
+        if number == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
+            requeue()
+        trainer.strategy.barrier("requeue")  # srun kills the other tasks when the first one ends
+        raise Interrupted(128 + number)
+
+
 def requeue() -> None:
-    """Ask SLURM to start the job again, if this process belongs to one. Print what was done; never fail."""
+    """Ask SLURM to start the job again, if this process belongs to one. Print the outcome, and never fail."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if job else os.environ.get("SLURM_JOB_ID")
     if not job:

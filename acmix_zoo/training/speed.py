@@ -24,12 +24,12 @@ _BOTTLENECK = 0.2  # fraction of the time waiting for data from which data loadi
 
 
 class Interval(NamedTuple):
-    """Some batches of the training.
+    """A number of consecutive training batches.
 
     Attributes:
-        seconds: time that they took, without validations.
+        seconds: duration, without validations.
         waited: the part of it in which this process waited for data.
-        images: their images, in all processes.
+        images: number of images, in all processes.
     """
 
     seconds: float = 0.0
@@ -47,11 +47,12 @@ class Speed(L.Callback):
     speed/eta_minutes        until the end of the last epoch, with the validations at their mean time so far; left out
                              if the run has no end
 
-    Loggers get the mean of the last 50 batches every `log_every_n_steps`, and `trainer.callback_metrics` that of the
-    epoch at its end. Only this process's own work counts: a resumed run starts from zero, and its first batch, which
-    may compile, is not among the 50. GPUs work asynchronously, so single steps say little there.
+    Loggers receive the mean of the last 50 batches every `log_every_n_steps`, and `trainer.callback_metrics` the mean
+    of each epoch. A resumed run starts from zero, and the first batch, which may include compilation, is not counted.
+    GPUs run asynchronously, so single steps mean little there.
 
-    Before the fit the loader is iterated alone. After the first epoch, a line compares it with the training.
+    Before the fit, the throughput of the loader alone is measured. After the first epoch, a line compares it with that
+    of training.
 
     Args:
         loader_seconds: seconds to spend measuring loader throughput at the start; 0 = off.
@@ -65,10 +66,10 @@ class Speed(L.Callback):
     def __init__(self, loader_seconds: float = 1.0, peak_flops: float | None = None) -> None:
         if loader_seconds < 0:
             raise ValueError(
-                f"loader_seconds={loader_seconds} was given; expected seconds, or 0 to leave the measurement out"
+                f"loader_seconds={loader_seconds} is negative. Expected seconds, or 0 to turn the measurement off"
             )
         if peak_flops is not None and peak_flops <= 0:
-            raise ValueError(f"peak_flops={peak_flops} was given; expected the FLOP/s of a device, such as 312e12")
+            raise ValueError(f"peak_flops={peak_flops} is not positive. Expected the FLOP/s of a device, like 312e12")
         self.loader_seconds, self.peak_flops = loader_seconds, peak_flops
         self._loader_rate: float | None = None  # images/s of the loader alone
         self._peak: float | None = None  # FLOP/s of a device
@@ -97,14 +98,14 @@ class Speed(L.Callback):
         self._loader_rate = None
         data = getattr(trainer, "datamodule", None)
         if self.loader_seconds and data is not None and not getattr(trainer, "fast_dev_run", False):
-            trainer.strategy.barrier("loader")  # all processes at the same time, as in the training
+            trainer.strategy.barrier("loader")  # measure all processes at the same time, as in training
             own = measure_loader(data.train_dataloader(), self.loader_seconds, _count_workers(trainer))
             rate = torch.tensor(own or float("nan"), device=trainer.strategy.root_device)
             total = float(trainer.strategy.reduce(rate, reduce_op="sum"))
             self._loader_rate = total if total == total else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find out how many steps there are, and what the device could do."""
+        """Find out the number of steps and the peak FLOP/s of the device."""
         self._window.clear()
         self._validations.clear()
         self._is_first_batch, self._is_printed, self._image_shape = True, False, ()
@@ -121,25 +122,25 @@ class Speed(L.Callback):
         self._wait.take()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start an epoch. If it is resumed in its middle, on_train_start has done so."""
+        """Start an epoch. For an epoch that is resumed, `on_train_start` does this."""
         self._start_epoch()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count the network's arithmetic with the first batch, and again if the size of the images changes."""
+        """Count the network's FLOPs for the first batch, and again when the image size changes."""
         shape = tuple(batch[0].shape[1:])
         if shape != self._image_shape:
             start = time.perf_counter()
             self._flops = training_flops(self._meta_model, shape) if self._meta_model else None
             self._image_shape = shape
-            self._window.clear()  # the last batches say nothing about the speed at this size
+            self._window.clear()  # the last batches had a different size
             self._clock.skip(time.perf_counter() - start)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count a batch. After an optimiser step, log and show the metrics when it is time."""
+        """Count a batch. After an optimiser step, log and show the metrics if they are due."""
         step = Interval(self._clock.lap(), self._wait.take(), len(batch[0]) * trainer.world_size)
         self._epoch = _add([self._epoch, step])
         if self._is_first_batch:
@@ -173,8 +174,8 @@ class Speed(L.Callback):
             self._validations.append(seconds)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Pass the epoch's metrics to the callbacks behind this one. After the first epoch, print a line."""
-        if not self._epoch.images:  # it was resumed after its last batch
+        """Pass the epoch's metrics to the callbacks after this one. After the first epoch, print a line."""
+        if not self._epoch.images:  # the run was resumed after the epoch's last batch
             return
         metrics = self._compute(trainer, self._epoch, 0)
         trainer.callback_metrics.update({f"speed/{name}": torch.tensor(value) for name, value in metrics.items()})

@@ -1,4 +1,4 @@
-"""Build models from checkpoint files, with another classifier or other input channels if requested, as in timm.
+"""Build models from checkpoint files. As in timm, the number of classes and input channels may differ from the file.
 
 A checkpoint of `acmix-zoo fit` names its network. For any other file, the caller has to name it.
 """
@@ -39,7 +39,8 @@ def build_checkpoint(path: Path, architecture: str = "", **kwargs: Any) -> nn.Mo
     if not architecture:
         raise ValueError(
             f"{path} does not state which network its weights belong to. Expected a weight folder, a run folder or a "
-            f'checkpoint of `acmix-zoo fit`. For this file, give the network: create_model(NAME, pretrained="{path}")'
+            f'checkpoint of `acmix-zoo fit`. For this file, give the network: create_model(NAME, pretrained="{path}"), '
+            f"or `acmix-zoo convert {path} --model NAME` to make a weight folder of it"
         )
     return _build_with(architecture, path, path, **kwargs)
 

@@ -1,7 +1,7 @@
-"""Build the model of a weight folder, which may come from anybody, with its weights.
+"""Build the model of a weight folder, with its weights. The folder may come from anyone.
 
-What config.json describes is compared with the header of model.safetensors before memory is allocated, so that neither
-can ask for more memory than the other accounts for. The file's sha256 is checked before its weights are used.
+The network that config.json describes is compared with the header of model.safetensors before any memory is allocated,
+so that neither file can claim an absurd size. The sha256 is checked before the weights are used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def build_folder(folder: str | Path, **kwargs: Any) -> nn.Module:
 
     Raises:
         ValueError: config.json names an unknown model or something that is not allowed, or the weights are not those
-            that it describes. FileNotFoundError: this is not a weight folder.
+            that it describes.
+        FileNotFoundError: this is not a weight folder.
     """
     folder = Path(folder)
     network = describe_config(read_config(folder), folder)
@@ -54,10 +55,13 @@ def _read_header(weights: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name, with their shapes but without memory.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: it is damaged.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged.
     """
     if not weights.is_file():
-        raise FileNotFoundError(f"{weights.parent} is not a weight folder, because it has no {weights.name}")
+        raise FileNotFoundError(
+            f"{weights.parent} is not a weight folder, because it has no {weights.name}. Download or write it again"
+        )
     try:
         with safe_open(weights, "pt") as file:
             return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
@@ -66,8 +70,11 @@ def _read_header(weights: Path) -> dict[str, Tensor]:
 
 
 def _check_depth(arguments: dict[str, Any], tensors: int, folder: Path) -> None:
-    """Refuse networks with more blocks than stored tensors, which would take long to build even without memory."""
+    """Check that a network has no more blocks than stored tensors. Building it would take long, even without memory."""
     for name in arguments.keys() & {"layers", "depths", "depth"}:
         blocks = arguments[name] if isinstance(arguments[name], list) else [arguments[name]]
         if not all(isinstance(n, int) for n in blocks) or sum(blocks) > tensors:
-            raise ValueError(f"{folder}: {name}={str(blocks)[:60]} are more blocks than its file has tensors")
+            raise ValueError(
+                f"{folder}: {name}={str(blocks)[:60]} in config.json are more blocks than model.safetensors has "
+                f"tensors ({tensors}). Write the weight folder again"
+            )

@@ -30,14 +30,14 @@ def convert(source: str | Path, name: str, folder: str | Path, record: Mapping[s
             `acmix-zoo fit` also states the arguments of its network.
         name: `architecture` or `architecture.tag`; the tag may be new.
         folder: where to write. An existing weight folder is replaced once the new one verifies.
-        record: how the weights were made, for config.json; see `write_folder`.
+        record: how the weights were produced, for config.json; see `write_folder`.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: the source is unreadable or unsafe, or holds the weights of another network. FileNotFoundError: it
-            does not exist.
+        ValueError: the source is unreadable or unsafe, or holds the weights of a different network.
+        FileNotFoundError: the source does not exist.
     """
     architecture, _, tag = name.partition(".")
     known = locate(name if is_network_name(name) else architecture)  # the configuration to start from
@@ -65,7 +65,7 @@ def convert(source: str | Path, name: str, folder: str | Path, record: Mapping[s
 
 
 def _stored_shape(model: nn.Module, state: State) -> tuple[int, int]:
-    """Return the numbers of classes and input channels of stored weights; those of the model where they do not say."""
+    """Return the numbers of classes and input channels of stored weights. The default is those of the model."""
     cfg, own = cast(dict[str, Any], model.pretrained_cfg), model.state_dict()
     classifier, stem = (f"{cfg.get(key)}.weight" for key in ("classifier", "first_conv"))
     classes, channels = int(model.num_classes), int(cfg["input_size"][0])  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def _stored_shape(model: nn.Module, state: State) -> tuple[int, int]:
 
 
 def _cfg_for_channels(model: nn.Module, channels: int) -> dict[str, Any]:
-    """Return the fields of timm's pretrained_cfg that other input channels change: their size, mean and std."""
+    """Return the fields of timm's pretrained_cfg that depend on the number of channels: input size, mean and std."""
     cfg = cast(dict[str, Any], model.pretrained_cfg)
     stored, *size = cfg["input_size"]
     if channels == stored:

@@ -1,7 +1,7 @@
-"""Read what a weight folder says about its network in config.json, and refuse whatever could do harm.
+"""Read what a weight folder states about its network in config.json, and reject anything that could do harm.
 
-The file may come from anybody. It can name a known architecture and plain values for its arguments, and nothing else:
-no file, address or class.
+The file may come from anyone. It may only name a known architecture and plain values for its arguments, but no file,
+address or class.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import timm
 from timm.models import PretrainedCfg, build_model_with_cfg
 
 _LARGEST_CONFIG = 16 * 2**20  # bytes; 22,000 label names take one megabyte
-_LARGEST_NUMBER = 2**16  # in model_args
+_LARGEST_NUMBER = 2**16  # largest number allowed in model_args
 # Where timm would look for weights. Those of a weight folder are next to its config.json.
 _WEIGHT_SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "architecture"}
 # Arguments of timm's builder, which do not describe the network.
@@ -31,7 +31,7 @@ _BUILDER_ARGUMENTS = {
 
 @dataclass(frozen=True)
 class NetworkDescription:
-    """What weights say about the network that they belong to. Everything in it has been checked.
+    """The network that some weights belong to, as they state it. Everything in it has been checked.
 
     Attributes:
         architecture: the network's name.
@@ -56,7 +56,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} is not a weight folder, because it has no config.json")
     if path.stat().st_size > _LARGEST_CONFIG:
         raise ValueError(
-            f"{path} has {path.stat().st_size} bytes. The config.json of a weight folder has some thousand"
+            f"{path} is too large ({path.stat().st_size} bytes). Expected some thousand bytes. Write the weight folder "
+            "again"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -65,7 +66,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     types = {"architecture": str, "pretrained_cfg": dict}
     if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in types.items()):
         raise ValueError(
-            f"{path} is not the config.json of a weight folder. Expected the keys architecture and pretrained_cfg"
+            f"{path} does not belong to a weight folder. Expected the keys architecture and pretrained_cfg"
         )
     for key in ("acmix_zoo", "model_args"):
         if not isinstance(config.get(key, {}), dict):
@@ -77,7 +78,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def has_config(folder: Path) -> bool:
-    """Return whether a folder has the config.json of a weight folder, and not that of another library or none."""
+    """Return whether a folder has the config.json of a weight folder rather than that of a different library."""
     try:
         read_config(folder)
     except (OSError, ValueError):
@@ -86,10 +87,10 @@ def has_config(folder: Path) -> bool:
 
 
 def describe_config(config: Mapping[str, Any], where: Path) -> NetworkDescription:
-    """Return the network that a config describes, once it has been checked.
+    """Check a config, and return the network that it describes.
 
     Args:
-        config: the content of a config.json, or the same for a checkpoint.
+        config: the content of a config.json, or the equivalent for a checkpoint.
         where: the folder or file that it comes from, for error messages.
 
     Raises:
@@ -97,11 +98,14 @@ def describe_config(config: Mapping[str, Any], where: Path) -> NetworkDescriptio
     """
     architecture = config["architecture"]
     if not timm.is_model(architecture) or "." in architecture:
-        raise ValueError(f"{where} holds weights of {architecture!r}, which is not a known model")
-    arguments = config.get("model_args", {})
-    if refused := sorted(arguments.keys() & _BUILDER_ARGUMENTS):
         raise ValueError(
-            f"{where}: model_args may not set {', '.join(refused)}. Expected only arguments of the network"
+            f"{where} holds weights of {architecture!r}, which is not a known model. Expected a network that "
+            "`acmix-zoo list` or timm.list_models() shows. A newer version of acmix_zoo or timm may have it"
+        )
+    arguments = config.get("model_args", {})
+    if forbidden := sorted(arguments.keys() & _BUILDER_ARGUMENTS):
+        raise ValueError(
+            f"{where}: model_args must not set {', '.join(forbidden)}. Expected only arguments of the network"
         )
     for name, value in arguments.items():
         if not _is_plain(value):
@@ -112,7 +116,10 @@ def describe_config(config: Mapping[str, Any], where: Path) -> NetworkDescriptio
     known = {field.name for field in dataclasses.fields(PretrainedCfg)}
     given = {key: value for key, value in config["pretrained_cfg"].items() if key not in _WEIGHT_SOURCES}
     if unknown := sorted(given.keys() - known):
-        raise ValueError(f"{where}: timm's pretrained_cfg has no {', '.join(unknown)[:200]}")
+        raise ValueError(
+            f"{where}: unknown keys in pretrained_cfg: {', '.join(unknown)[:200]}. Expected the fields of timm's "
+            "PretrainedCfg"
+        )
     given["num_classes"] = config.get("num_classes", given.get("num_classes", 1000))
     return NetworkDescription(architecture, arguments, PretrainedCfg(**given))
 

@@ -1,4 +1,4 @@
-"""Write a weight folder: the weights with all that is needed to rebuild, verify and understand them.
+"""Write a weight folder: the weights with everything that is needed to rebuild, verify and understand them.
 
 - config.json: timm's layout for the Hub, and under `acmix_zoo` the record (metrics, recipe, command, sha256, …)
 - model.safetensors: the weights, in float32 or float16
@@ -47,7 +47,7 @@ def write_folder(
     example: Tensor,
     half: bool = False,
 ) -> Path:
-    """Write the weight folder of a model and verify it. An existing weight folder is replaced only after that.
+    """Write the weight folder of a model and verify it. Only then is an existing weight folder replaced.
 
     Args:
         folder: where to write; missing parents are created.
@@ -55,7 +55,7 @@ def write_folder(
         architecture: the name with which timm builds the network, together with the arguments that timm keeps on it.
         pretrained_cfg: what is known about the weights, as fields of timm's pretrained_cfg: tag, mean, std, input_size,
             label_names, …. Missing fields are taken from the network (first_conv, classifier, input_size, …).
-        record: how the weights were made: metrics [{dataset, split, name, value between 0 and 1}], recipe, command,
+        record: how the weights were produced: metrics [{dataset, split, name, value between 0 and 1}], recipe, command,
             dataset {name, …}, seed, git_revision, origin, license, …. Counts and hashes are added to it.
         example: (B, C, H, W) float32, normalised images. Their logits are stored with them.
         half: store the weights as float16.
@@ -64,8 +64,9 @@ def write_folder(
         The folder.
 
     Raises:
-        ValueError: unknown fields, or the folder would not reproduce the model's logits.
-        FileExistsError: something other than a weight folder is at the place. OSError: it could not be written.
+        ValueError: a field is unknown, or the folder would not reproduce the model's logits.
+        FileExistsError: the path exists and is not a weight folder.
+        OSError: the folder could not be written.
     """
     folder = check_target(folder)
     model = unwrapped(model)
@@ -104,14 +105,17 @@ def _pretrained_cfg(twin: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]
     unknown = sorted(given.keys() - {field.name for field in dataclasses.fields(PretrainedCfg)})
     if unknown:
         raise ValueError(
-            f"write_folder: timm's pretrained_cfg has no {', '.join(unknown)}. Put them into the record instead"
+            f"write_folder: unknown fields {', '.join(unknown)}. Expected the fields of timm's pretrained_cfg. Put "
+            "them into the record instead"
         )
     own = getattr(twin, "pretrained_cfg", {})
     num_classes = int(twin.num_classes)  # type: ignore[arg-type]  # timm's contract
     cfg = {**{key: own[key] for key in _INHERITED if key in own}, **given, "num_classes": num_classes}
     labels = cfg.get("label_names")
     if labels is not None and len(labels) != num_classes:
-        raise ValueError(f"write_folder: {len(labels)} label_names were given for {num_classes} classes")
+        raise ValueError(
+            f"write_folder: there are {len(labels)} label_names. Expected {num_classes}, one for each class"
+        )
     channels, *size = cfg.get("input_size") or (3, 224, 224)
     channels = getattr(twin, "in_chans", channels)
     if "input_size" not in given:  # `set_input_size` may have changed it since the network was built
@@ -123,7 +127,7 @@ def _pretrained_cfg(twin: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]
         if cfg["input_size"][0] != channels or (values and len(values) != channels):
             raise ValueError(
                 f"write_folder: the network has {channels} input channels, but input_size is "
-                f"{tuple(cfg['input_size'])} and {key} is {values}. Give both for {channels} channels"
+                f"{tuple(cfg['input_size'])} and {key} is {values}. Pass both for {channels} channels"
             )
     if "pool_size" not in given:
         cfg["pool_size"] = _pool_size(twin, cfg["input_size"])
@@ -197,7 +201,7 @@ def _version() -> str:
 
 
 def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files to a temporary folder and put that in place of `folder`. After a failure, `folder` is unchanged."""
+    """Write files to a temporary folder, and replace `folder` by it. After a failure, `folder` is unchanged."""
     with temporary_sibling(folder) as new:
         try:
             for name, content in files.items():
@@ -206,12 +210,12 @@ def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
                 with path.open("wb") as file:
                     file.write(content)
                     file.flush()
-                    os.fsync(file.fileno())  # only this may reveal that the disk is full
+                    os.fsync(file.fileno())  # a full disk may only be noticed here
             replace_folder(folder, new)
         except OSError as error:
             size = sum(map(len, files.values())) / 1e6
             raise OSError(
                 error.errno,
-                f"write_folder: {folder} could not be written ({error.strerror}; it needs {size:.1f} MB). Whatever was "
-                "there before is unchanged. Free some space, or choose another folder",
+                f"write_folder: could not write {folder} ({error.strerror}; it needs {size:.1f} MB). An existing "
+                "folder is unchanged. Free some space, or choose a different folder",
             ) from error

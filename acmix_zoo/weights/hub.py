@@ -30,7 +30,7 @@ def pull(name: str, folder: str | Path | None = None, *, token: str | None = Non
         The folder.
 
     Raises:
-        FileExistsError: something other than a weight folder is at the place. Otherwise as `from_pretrained`.
+        FileExistsError: `folder` exists and is not a weight folder. Other errors are those of `from_pretrained`.
     """
     repository = parse_repository(name)
     target = check_target(folder or repository.id.partition("/")[2])
@@ -50,15 +50,17 @@ def push(
         name: "org/name". The repository is created if necessary.
         private: whether a new repository is private.
         revision: the branch to commit to, created if necessary; by default the main branch.
-        token: by default the one of `hf auth login` or HF_TOKEN.
+        token: token of the Hub. The default is the one of `hf auth login` or HF_TOKEN.
 
     Returns:
         The address of the commit.
 
     Raises:
         ValueError: the folder does not verify, it holds the authors' weights, which have no licence, or the repository
-            holds another model. PermissionError: there is no token, or it lacks the right. ConnectionError: the Hub
-            could not be reached, or it failed repeatedly. OSError: it refused for another reason.
+            holds a different model.
+        PermissionError: there is no token, or it has no write permission.
+        ConnectionError: the Hub cannot be reached, or it failed repeatedly.
+        OSError: the Hub rejected the push for a different reason.
     """
     repository = check_push(name, token)
     branch = revision or repository.revision
@@ -70,8 +72,8 @@ def push(
     record = config["acmix_zoo"]
     if str(record.get("origin", "")).startswith("the authors"):
         raise ValueError(
-            f"{folder} holds the authors' weights, which no licence allows to pass on. Others can download them from "
-            f'the authors with acmix_zoo.create_model("{record["name"]}", pretrained=True)'
+            f"{folder} holds the authors' weights, which must not be redistributed, because they have no licence. "
+            f'Others can download them with acmix_zoo.create_model("{record["name"]}", pretrained=True)'
         )
     api = hf.HfApi(token=token)
 
@@ -91,27 +93,28 @@ def push(
 
 
 def check_push(name: str, token: str | None = None) -> Repository:
-    """Check what can be known about a push without asking the Hub: that the name is possible and that there is a token.
+    """Check what can be checked before a push without the Hub: that the name is valid and that there is a token.
 
     Returns:
-        The repository that `name` stands for.
+        The repository.
 
     Raises:
-        ValueError: no repository can have this name. PermissionError: there is no token.
+        ValueError: the name is not a valid name of a repository.
+        PermissionError: there is no token.
     """
     repository = parse_repository(name)
     if not (token or hf.get_token()):
         raise PermissionError(
-            "push: there is no token for the Hub. Run `hf auth login`, or set HF_TOKEN to a token that may write"
+            "push: there is no token for the Hub. Run `hf auth login`, or set HF_TOKEN to a token with write permission"
         )
     return repository
 
 
 def _check_architecture(api: hf.HfApi, repository: Repository, architecture: str) -> None:
-    """Refuse to replace the weights of another network.
+    """Check that a push would not replace the weights of a different network.
 
     Raises:
-        ValueError: the repository holds another network, or something else.
+        ValueError: the repository holds a different network, or something else.
     """
     try:
         path = api.hf_hub_download(repository.id, "config.json", revision=repository.revision)
@@ -123,6 +126,6 @@ def _check_architecture(api: hf.HfApi, repository: Repository, architecture: str
         existing = None
     if existing != architecture:
         raise ValueError(
-            f"{repository.id} exists and holds {existing or 'something else'}, not {architecture}. Choose another "
-            "name, or a separate branch with --revision"
+            f"{repository.id} exists and holds {existing or 'something else'}. Expected {architecture}. Choose a "
+            "different name, or a separate branch with --revision"
         )

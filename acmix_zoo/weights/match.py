@@ -53,12 +53,12 @@ def copy_weights(
         is_plain = is_plain_swin(state) and hasattr(module, "set_input_size")
         if is_plain or lacks_only_convolution(key for key in wanted if key not in state):
             report += (
-                "\nThese are weights of a plain network. To make an ACmix network of them, use acmix_zoo.from_swin, "
+                "\nThese are weights of a plain network. To turn them into an ACmix network, use acmix_zoo.from_swin, "
                 "from_pvt or from_san"
             )
         if strict or not fitting:
             raise ValueError(f"{report}; nothing was loaded")
-        warnings.warn(f"{report}; the keys that match were loaded", stacklevel=3)
+        warnings.warn(f"{report}; only the matching keys were loaded", stacklevel=3)
     module.load_state_dict(fitting, strict=False)
 
 

@@ -1,6 +1,6 @@
-"""What is known about the authors' own weights, the ACmix-Swin-T and -S that they published: links, score, licence.
+"""Links, scores and licence of the weights that the authors published: ACmix-Swin-T and ACmix-Swin-S.
 
-Their repository has no licence, so nothing of theirs is hosted here. `pretrained="official_in1k"` downloads the file
+Their repository has no licence, so their files are not hosted here. `pretrained="official_in1k"` downloads the file
 from the authors' links (see `official_download.py`), and `acmix-zoo convert FILE --model acmix_swin_t.official_in1k`
 does the same with a file that was downloaded by hand.
 """
@@ -29,9 +29,9 @@ def is_official(name: str) -> bool:
 
 
 def official_record(architecture: str) -> dict[str, Any]:
-    """Return the record of the authors' weights, which says that the score was published and not measured here."""
+    """Return the record of the authors' weights, which states that the score is published and was not measured here."""
     return {
-        "origin": "the authors' file; published without a licence, so it may not be passed on",
+        "origin": "the authors' file; published without a licence, so it must not be redistributed",
         "metrics": [
             {
                 "dataset": "ILSVRC/imagenet-1k", "split": "val", "name": "top1", "value": _PUBLISHED_TOP1[architecture],
@@ -43,8 +43,8 @@ def official_record(architecture: str) -> dict[str, Any]:
 
 
 def official_folder(name: str) -> Path | None:
-    """Return where the converted weights of `architecture.official_in1k` are cached, next to torch.hub's downloads.
+    """Return the folder in which the authors' weights `architecture.official_in1k` are cached after conversion.
 
-    The folder need not exist. None for weights that are not the authors'.
+    It is in torch.hub's cache, and may not exist yet. Return None for weights that are not the authors'.
     """
     return Path(torch.hub.get_dir()) / "acmix_zoo" / name if is_official(name) else None

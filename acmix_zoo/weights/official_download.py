@@ -50,8 +50,7 @@ def download_official(architecture: str) -> Path:
     """Return the path of the authors' weights as safetensors. Download and convert them if they are not cached.
 
     Raises:
-        OSError: no link worked; the error says how to download the file by hand. ValueError: the file does not hold the
-            network's weights. In both cases, the cache is unchanged.
+        OSError: no link worked. The error says how to download the file by hand. The cache is unchanged.
     """
     name = f"{architecture}.{TAG}"
     folder = official_folder(name)
@@ -98,7 +97,7 @@ def _download_and_convert(architecture: str, folder: Path) -> None:
             except (OSError, ValueError) as error:
                 failures.append(f"  {link}: {error}")
     raise OSError(
-        f"none of the authors' links gave the weights {name}:\n" + "\n".join(failures) + "\n"
+        f"could not download {name} from the authors' links:\n" + "\n".join(failures) + "\n"
         f"Download the file with a browser, then run: acmix-zoo convert FILE --model {name}"
     )
 
@@ -107,7 +106,8 @@ def download(link: str, file: Path) -> None:
     """Download a link to a file. A broken connection is retried.
 
     Raises:
-        OSError: the link could not be read to its end. ValueError: it is a web page, or too large for weights.
+        OSError: the file could not be downloaded completely.
+        ValueError: it is a web page, or too large for weights.
     """
     for attempt in range(_TRIES):
         try:

@@ -42,8 +42,8 @@ class _Ignored:
     def __setstate__(self, state: object) -> None: ...
 
 
-# Classes that trainers store with the weights: settings, scores, output folders. Each is read as a harmless value;
-# classes that are not listed are refused. A CfgNode (Swin's trainer) is filled like a dict.
+# Classes that trainers store with the weights: settings, scores, output folders. Each is read as a harmless value. All
+# other classes are rejected. A CfgNode (of Swin's trainer) is filled like a dict.
 _IGNORED = (
     *("argparse.Namespace", "datetime.datetime", "datetime.timedelta", "torch.torch_version.TorchVersion"),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
@@ -62,7 +62,8 @@ def read_state_dict(source: Source) -> State:
             such as `model_state_dict` or `net`.
 
     Raises:
-        FileNotFoundError: `source` does not exist. ValueError: it is unreadable or contains no weights.
+        FileNotFoundError: `source` does not exist.
+        ValueError: it is unreadable or contains no weights.
     """
     if isinstance(source, Mapping):
         return _state_dict(source, "the mapping")
@@ -93,7 +94,8 @@ def read_checkpoint(path: Path) -> Any:
     Settings and scores that trainers commonly store with the weights are read as placeholders.
 
     Raises:
-        ValueError: the file is damaged, or contains objects of other classes. OSError: it cannot be read.
+        ValueError: the file is damaged, or contains objects of other classes.
+        OSError: the file cannot be read.
     """
     with torch.serialization.safe_globals(_SAFE_GLOBALS):
         try:
@@ -101,7 +103,7 @@ def read_checkpoint(path: Path) -> Any:
         except OSError:
             raise
         except pickle.UnpicklingError as error:
-            raise ValueError(f"load_weights: {path} was refused: {_refusal(path, error)}") from error
+            raise ValueError(f"load_weights: {path} was rejected: {_rejection_reason(path, error)}") from error
         except Exception as error:  # damaged pickles raise almost any exception
             raise _damaged(path, error) from error
 
@@ -113,21 +115,21 @@ def _damaged(path: Path, error: Exception) -> ValueError:
     )
 
 
-def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
-    """Explain why `weights_only` refuses a file. Must be called while the safe globals are in effect."""
+def _rejection_reason(path: Path, error: pickle.UnpicklingError) -> str:
+    """Explain why `weights_only` rejects a file. Must be called while the safe globals are in effect."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # torch's format before 1.6, for which only the first class is known, or not a checkpoint at all
         names = re.findall(r"\bGLOBAL (\S+)", str(error))[:1]
     if not names:
         return (
-            "it is damaged or holds more than tensors. Save only the state dict: torch.save(model.state_dict(), path)"
+            "it is damaged or contains more than tensors. Save only the state dict: "
+            "torch.save(model.state_dict(), path)"
         )
     shown = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more classes" if len(names) > 5 else "")
     return (
-        f"it contains objects of {shown}, and reading those would run code from the file. Expected "
-        "tensors and plain values. If you trust the file, load it yourself with weights_only=False and pass the state "
-        "dict"
+        f"it contains {shown}, and reading such objects would run code from the file. Expected tensors and plain "
+        "values. If you trust the file, load it yourself with weights_only=False and pass the state dict"
     )
 
 
@@ -139,7 +141,7 @@ def _state_dict(checkpoint: Any, where: str) -> State:
     found = [str(key) for key, value in checkpoint.items() if _find_state(value)] if _is_mapping(checkpoint) else []
     if len(found) > 1:
         raise ValueError(
-            f"load_weights: {where} has several entries with tensors: {', '.join(found[:8])}. Expected one; pass the "
+            f"load_weights: {where} has several entries with tensors: {', '.join(found[:8])}. Expected one. Pass the "
             "state dict that you want"
         )
     if found:
@@ -152,7 +154,7 @@ def _state_dict(checkpoint: Any, where: str) -> State:
         keys += (
             " (not tensors). If these are NumPy arrays, save them with np.savez(PATH, **arrays) and load the .npz file"
         )
-    raise ValueError(f"load_weights: no weights in {where}. Expected named tensors, found: {keys or 'nothing'}")
+    raise ValueError(f"load_weights: {where} contains no weights. Expected named tensors, found: {keys or 'nothing'}")
 
 
 def _find_state(value: Any, depth: int = 4) -> State | None:

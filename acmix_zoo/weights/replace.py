@@ -1,4 +1,4 @@
-"""Put a new weight folder in place of an old one in a single step, and only once the new one verifies."""
+"""Replace a weight folder by a new one in a single step, after the new one has been verified."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ _FILE_HINTS = {
 
 
 def check_target(folder: str | Path) -> Path:
-    """Return the absolute path for a new weight folder, which must not exist yet, be empty or be a weight folder.
+    """Return the absolute path for a new weight folder. It may only exist if it is empty or a weight folder.
 
     Raises:
-        ValueError: the path names a model file, such as model.onnx. FileExistsError: something else is at the path.
+        ValueError: the path is that of a model file, such as model.onnx.
+        FileExistsError: the path exists and is something else.
     """
     folder = Path(os.path.abspath(folder))
     if folder.suffix in _FILE_HINTS:
@@ -36,17 +37,20 @@ def check_target(folder: str | Path) -> Path:
         )
     is_empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not is_empty and not (folder / "config.json").is_file():
-        raise FileExistsError(f"{folder} exists and is not a weight folder. Choose another place")
+        raise FileExistsError(
+            f"{folder} exists and is not a weight folder. Expected a new path, an empty folder or a weight folder. "
+            "Choose a different path"
+        )
     return folder
 
 
 @contextmanager
 def temporary_sibling(folder: Path) -> Iterator[Path]:
-    """Create an empty folder next to `folder`, on the same disk, and remove it in the end unless it was moved."""
+    """Create an empty folder next to `folder`, on the same disk, and remove it at the end unless it was moved."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        new.chmod(0o755)  # mkdtemp makes it accessible to the user alone
+        new.chmod(0o755)  # mkdtemp gives no access to other users
         yield new
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -55,8 +59,8 @@ def temporary_sibling(folder: Path) -> Iterator[Path]:
 def replace_folder(folder: Path, new: Path) -> None:
     """Verify the weight folder `new` and move it to `folder`. If it does not verify, `folder` is unchanged.
 
-    Several processes may do this at the same time. The last one wins, and the folder is always complete. No lock
-    (filelock) is used, because its file would remain next to the folder, and some network file systems have no locks.
+    Several processes may do this at the same time. The last one wins, and the folder is always complete. There is no
+    lock file, because it would remain next to the folder, and some network file systems do not support locks.
 
     Raises:
         ValueError: `new` does not verify.
@@ -78,4 +82,4 @@ def replace_folder(folder: Path, new: Path) -> None:
                 with suppress(OSError):  # there was no folder before, or another process has put its folder there
                     backup.rename(folder)
                 raise
-    raise FileExistsError(f"{folder} is constantly replaced by other processes. Write to a different folder")
+    raise FileExistsError(f"{folder} is replaced by other processes all the time. Write to a different folder")

@@ -1,4 +1,4 @@
-"""Translate the keys of stored weights into those of a module: prefixes of wrappers, foreign names, window sizes."""
+"""Translate the keys of stored weights into those of a module: prefixes of wrappers, names of other projects, sizes."""
 
 import re
 import sys
@@ -77,14 +77,14 @@ def _find_prefix(state: State, own: State) -> str:
     ]
     if any(not torch.equal(state[complete[0] + key], state[p + key]) for p in complete[1:] for key in own):
         raise ValueError(
-            f"load_weights: the prefixes {', '.join(sorted(complete)[:8])} each give a complete network. Expected one; "
-            "pass the state dict of the one that you want, without its prefix"
+            f"load_weights: there are several complete networks, under the prefixes {', '.join(sorted(complete)[:8])}. "
+            "Expected one. Pass the state dict of the one that you want, without its prefix"
         )
     if complete:  # accept an unknown prefix if it is the only one with every key, or if all candidates are equal
         return complete[0]
     if known:
         return max(known, key=lambda p: (known[p], -len(p)))
-    # The names are from another project: drop the wrapper prefixes that all keys share.
+    # These are the names of a different project. Drop the wrapper prefixes that all keys share.
     heads = [match[0] for key in state if (match := _WRAPPERS.match(key))]
     prefix = min(heads, key=len, default="")
     return prefix if all(key.startswith(prefix) for key in state) else ""

@@ -18,14 +18,15 @@ _REQUIRED = {
     "name": str, "version": str, "metrics": list, "params": int, "macs": int, "file_size": int, "sha256": str,
     "environment": dict,
 }  # fmt: skip
-_TOLERANCE = 1e-4  # of the logits, relative to the largest one
+_TOLERANCE = 1e-4  # error of the logits, relative to the largest one
 
 
 def check_folder(folder: str | Path) -> list[str]:
     """Return the problems of a weight folder, or an empty list if it verifies.
 
-    The record has to be complete, the weights must have the recorded size and hash, the network the recorded numbers
-    of parameters and MACs, and the sample input must give the stored logits. Weights with another hash are not loaded.
+    The record has to be complete, the weights must have the recorded size and hash, the network must have the recorded
+    numbers of parameters and MACs, and the sample input must give the stored logits. Weights with a different hash are
+    not loaded.
     """
     folder = Path(folder)
     weights = folder / "model.safetensors"
@@ -47,7 +48,7 @@ def check_folder(folder: str | Path) -> list[str]:
 def check_record(record: Mapping[str, Any]) -> list[str]:
     """Return what is missing or wrong in the record of a weight folder, which is the key `acmix_zoo` of config.json."""
     problems = [
-        f"the record's {key} is {record.get(key)!r}; expected {kind.__name__}"
+        f"the record's {key} is {record.get(key)!r}. Expected {kind.__name__}"
         for key, kind in _REQUIRED.items()
         if not isinstance(record.get(key), kind)
     ]
@@ -56,24 +57,24 @@ def check_record(record: Mapping[str, Any]) -> list[str]:
         if value is None or not all(isinstance(metric.get(key), str) for key in ("dataset", "split", "name")):
             problems.append(f"the record's metric {str(metric)[:80]} does not have a dataset, split, name and value")
         elif not (isinstance(value, int | float) and 0 <= value <= 1):
-            problems.append(f"the record's {metric['name']} on {metric['dataset']} is {value}; expected 0 to 1")
+            problems.append(f"the record's {metric['name']} on {metric['dataset']} is {value}. Expected 0 to 1")
     return problems
 
 
 def _check_network(folder: Path, record: Mapping[str, Any]) -> list[str]:
-    """Return where the network differs from the record, and its logits from the stored ones."""
+    """Return how the network differs from the record, and its logits from the stored ones."""
     try:
         example = safetensors.torch.load_file(folder / "test" / "example.safetensors")
         images, logits = example["input"], example["logits"]
     except (OSError, KeyError, SafetensorError) as error:
-        return [f"test/example.safetensors does not hold an input and its logits ({error!r})"]
+        return [f"test/example.safetensors does not contain an input and its logits ({error!r})"]
     try:
         with torch.no_grad():
             model = build_folder(folder).eval()
             found = model(images)
             counted = complexity(model.to("meta"), images.shape[1:])
     except (RuntimeError, ValueError, TypeError) as error:
-        return [f"the model cannot be built from config.json and run: {error}"]
+        return [f"could not build and run the model that config.json describes: {error}"]
     problems = [
         f"{key}: counted {value}, but config.json says {record.get(key)}"
         for key, value in (("params", counted.params), ("macs", counted.macs))
@@ -84,9 +85,9 @@ def _check_network(folder: Path, record: Mapping[str, Any]) -> list[str]:
 
 def _compare_logits(found: Tensor, stored: Tensor) -> list[str]:
     if found.shape != stored.shape:
-        return [f"the logits have shape {tuple(found.shape)}, the stored ones {tuple(stored.shape)}"]
+        return [f"the logits have the shape {tuple(found.shape)}. Expected {tuple(stored.shape)}, as stored"]
     scale = stored.abs().max().clamp_min(1e-6) if stored.numel() else 1.0
     error = float((found - stored).abs().max() / scale) if stored.numel() else 0.0
     if error <= _TOLERANCE:
         return []
-    return [f"the logits differ from the stored ones by {error:.1e}, relative; at most {_TOLERANCE:.0e} is expected"]
+    return [f"the relative error of the logits is {error:.1e}. Expected at most {_TOLERANCE:.0e}"]

@@ -44,7 +44,7 @@ class TestNames:
             (("acmix2:64x56",), "unknown candidate 'acmix2:64x56'.*closest name is acmix2d:CHANNELSxSIZE"),
             (("unfold:12x7",), "12 channels are not a multiple of 8.*Use 8 channels"),
             (("resnet18@fast",), "unknown backend @fast. Expected @released, @reference.* or a tile such as @tile8x16"),
-            (("resnet18", 1, 0, False, 1, "float31"), "unknown dtype 'float31'; expected one of torch"),
+            (("resnet18", 1, 0, False, 1, "float31"), "unknown dtype 'float31'. Expected one of torch"),
         ],
     )
     def test_errors(self, candidate: tuple[object, ...], message: str) -> None:

@@ -45,9 +45,9 @@ def test_shifts_are_parameters_only_where_they_are_learnable(shift: str) -> None
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="unknown shift 'roll'; expected one of tensor, frozen, learnable"):
+    with pytest.raises(ValueError, match=r"unknown shift 'roll'\. Expected one of tensor, frozen, learnable"):
         DecomposedConv2d(2, 2, shift="roll")
-    with pytest.raises(ValueError, match="the kernel must be odd, got 4; use 5"):
+    with pytest.raises(ValueError, match=r"kernel=4 is even\. Expected an odd size\. Use 5"):
         DecomposedConv2d(2, 2, 4)
 
 

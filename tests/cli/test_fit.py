@@ -91,6 +91,7 @@ def test_fine_tuning_starts_from_a_weight_folder(run: Path, tmp_path: Path) -> N
     assert {m["split"] for m in config["acmix_zoo"]["metrics"]} == {"val"}  # there is no test split
 
 
+@pytest.mark.slow  # tests/training/test_interruptions.py has quick ones with signals and crashes
 def test_a_killed_run_resumes_to_the_same_weights(photos: Path, tmp_path: Path, run: Path) -> None:
     """The run is killed with kill -9 after its first epoch and resumed with --ckpt_path last."""
     folder = tmp_path / "killed"

@@ -28,7 +28,7 @@ def test_a_checkpoint_of_a_different_model_is_refused(
     words = ("was started with model.model test_resnet", "--model.pretrained")
     assert_fails(three_epochs(photos, tmp_path / "a", "--model.model=test_efficientnet", given), capsys, *words)
     two = make_image_folder(tmp_path / "two", classes=2)
-    assert_fails(three_epochs(two, tmp_path / "b", given), capsys, "another model", "with 3 classes", "with 2")
+    assert_fails(three_epochs(two, tmp_path / "b", given), capsys, "contains test_resnet", "with 3 classes", "with 2")
 
 
 def test_a_run_is_not_overwritten(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

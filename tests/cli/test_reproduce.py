@@ -13,7 +13,7 @@ pytest.importorskip("lightning")
 from support.training import make_image_folder
 
 from acmix_zoo.cli.main import main
-from acmix_zoo.cli.record_comparison import compare, tolerance
+from acmix_zoo.cli.record_comparison import print_comparison, tolerance
 from acmix_zoo.cli.recorded_command import Target, find_target, recorded_arguments
 from acmix_zoo.cli.reproduce import reproduce
 from acmix_zoo.models.published import PUBLISHED
@@ -99,8 +99,8 @@ def test_a_different_result_is_reported_and_fails(project: Path, capsys: pytest.
     assert main(["reproduce", "weights", *arguments]) == 1
     out = capsys.readouterr().out
     recorded = read_config(project / "weights")["acmix_zoo"]["dataset"]["fingerprint"]
-    assert f"the recorded images has {recorded}" in out
-    assert out.index("the images differ from the recorded ones") < out.index("epoch 1/3")
+    assert f"was recorded with {recorded}" in out
+    assert out.index("the images are not those of the record") < out.index("epoch 1/3")
     assert "test_resnet.second: not reproduced, not bitwise equal. What differs: " in out
     assert "--model.lr (none in the record, 0.02 here)" in out and f"data ({recorded} in the record" in out
     row = line_starting_with(out, "val top1")
@@ -216,16 +216,16 @@ def test_options_that_changed_when_the_run_was_resumed_are_reported(
     assert f"changed when it was resumed ({changed}), so a single command does not repeat it bit for bit" in out
     assert out.index("options of the recorded run were changed") < out.index("the training")
     repeated = {key: value for key, value in record.items() if key != "changes"} | {"sha256": "0" * 64}
-    assert compare(Target("w", [], record), repeated)
+    assert print_comparison(Target("w", [], record), repeated)
     assert f"What differs: changes at a resume ({changed} in the record, none here)\n" in capsys.readouterr().out
 
 
-def test_another_backend_is_reported(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = read_config(place / "weights")["acmix_zoo"]
+def test_another_backend_is_reported(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = read_config(project / "weights")["acmix_zoo"]
     ran = record["environment"]
     assert ran["backend"] in BACKENDS and ran["instruction_set"] in INSTRUCTION_SETS
     other = {**record, "sha256": "0" * 64, "environment": {**ran, "backend": "old", "instruction_set": "sse"}}
-    assert compare(Target("w", [], other), record)
+    assert print_comparison(Target("w", [], other), record)
     differs = f"backend (old in the record, {ran['backend']} here); instruction_set (sse in the record,"
     assert f"What differs: {differs} {ran['instruction_set']} here)\n" in capsys.readouterr().out
 
@@ -259,4 +259,4 @@ def test_converted_weights_cannot_be_reproduced(project: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit) as stop:
         main(["reproduce", "--model.lr", "1", "weights"])
     assert stop.value.code == 2
-    assert "expected NAME first, then options" in capsys.readouterr().err
+    assert "Expected NAME first, then options" in capsys.readouterr().err

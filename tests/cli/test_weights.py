@@ -55,7 +55,7 @@ class TestVerify:
         out = run_command(capsys, "verify", SHIPPED, "--data", fashion_mnist, code=1)
         assert "NOT VERIFIED: test top1: 9" in out and "% measured, 93.02 % recorded" in out
         export_folder("digits", tmp_path / "photos", per_class={"train": 3})
-        assert "has other classes than" in run_command(capsys, "verify", SHIPPED, "--data", tmp_path / "photos", code=1)
+        assert "the classes of" in run_command(capsys, "verify", SHIPPED, "--data", tmp_path / "photos", code=1)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"])
@@ -267,7 +267,7 @@ class TestExport:
             (tmp_path / "none", [], "does not exist. Expected a weight folder, a run folder or a checkpoint"),
         ):
             assert message in run_command(capsys, "export", source, tmp_path / "w", *options, code=1)
-        assert "is not a weight folder. Choose another place" in run_command(
+        assert "is not a weight folder. Expected a new path" in run_command(
             capsys, "export", run, tmp_path / "photos", code=1
         )
         assert not (tmp_path / "w").exists()

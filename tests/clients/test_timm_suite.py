@@ -89,7 +89,7 @@ def path_of_timms_tests(folder: Path) -> Path:
         path = Path(named)
         path = path / "test_models.py" if path.is_dir() else path
         if not path.is_file():
-            pytest.fail(f"ACMIX_TIMM_TESTS={named} does not exist; expected the path of timm's tests/test_models.py")
+            pytest.fail(f"ACMIX_TIMM_TESTS={named} does not exist. Expected the path of timm's tests/test_models.py")
         return path
     version = importlib.metadata.version("timm")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", f"timm=={version}"]

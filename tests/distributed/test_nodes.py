@@ -124,13 +124,13 @@ def test_processes_survive_a_killed_torchrun(tmp_path: Path, figure: Figure) -> 
     first.popen.wait()
     printed = run([*arguments, "--model.lr=0.1"], tmp_path / "second.log", code=1)
     assert "lr: 0.05\n" in (folder / "config.yaml").read_text()  # not that of the second command
-    assert f"acmix-zoo: error: {folder} is being written by another run (process " in printed
+    assert f"acmix-zoo: error: another run is writing to {folder} (process " in printed
     until = time.monotonic() + 120
     while "Saved best weights" not in first.output:
         assert time.monotonic() < until, first.output
         time.sleep(0.5)
     assert check_folder(folder / "weights") == []
-    figure("torchrun itself killed", "its processes finish the run; a second start is refused meanwhile")
+    figure("torchrun itself killed", "its processes finish the run; until then, a second start fails")
 
 
 # ---- signals

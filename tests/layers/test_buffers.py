@@ -18,7 +18,7 @@ X = torch.randn(2, 3, 40, 24, generator=torch.Generator().manual_seed(0))  # pad
 
 
 def with_large_tables(name: str = "acmix_swin_pico", **kwargs: object) -> nn.Module:
-    """A network in eval mode whose position tables (initialised with std 0.02) are scaled up so that they matter."""
+    """Return a network in eval mode whose position tables, which start with a std of 0.02, are scaled up."""
     network: nn.Module = create_model(name, **kwargs).eval()
     with torch.no_grad():
         for key, parameter in network.named_parameters():
@@ -146,12 +146,12 @@ def test_masks_of_any_map_size(size: tuple[int, int], monkeypatch: pytest.Monkey
     x = torch.randn(2, *size, 16)
     found = layer(x)
 
-    def whole(self: nn.Module, rows: int, cols: int) -> Tensor:
+    def mask_of_full_map(self: nn.Module, rows: int, cols: int) -> Tensor:
         shift = (2 if rows > 1 else 0, 2 if cols > 1 else 0)
         mask = module.shifted_window_mask((rows * 4, cols * 4), (4, 4), shift)
         return mask.unsqueeze(1)  # (n, 1, L, L)
 
-    monkeypatch.setattr(module.WindowACmix, "_mask_of_windows", whole)
+    monkeypatch.setattr(module.WindowACmix, "_mask_of_windows", mask_of_full_map)
     torch.testing.assert_close(found, layer(x), rtol=0, atol=0)
 
 

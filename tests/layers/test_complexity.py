@@ -59,7 +59,7 @@ def test_counts_do_not_depend_on_the_backend(stride: int, size: int, paths: str)
 
 
 def test_model_without_a_size() -> None:
-    with pytest.raises(ValueError, match=r"pass input_size=\(C, H, W\)"):
+    with pytest.raises(ValueError, match=r"Pass input_size=\(C, H, W\)"):
         complexity(nn.Linear(2, 2))
 
 

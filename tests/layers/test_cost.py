@@ -9,10 +9,39 @@ import torch
 from torch import nn
 
 from acmix_zoo import layers
-from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM, ReducedACmix, TwoStageLayer, WindowACmix
+from acmix_zoo.layers import (
+    ACmix2d,
+    ContextAggregation,
+    PairwiseSAM,
+    PatchwiseSAM,
+    ReducedACmix,
+    RelativeAttention,
+    TwoStageLayer,
+    WindowACmix,
+)
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.stages import stage_table
+
+Build = Callable[[], TwoStageLayer]
+# The same without paths: a layer, its inputs, and the terms of (stage I, stage II).
+OTHERS: dict[str, tuple[Build, torch.Tensor, tuple[int, int]]] = {
+    "RelativeAttention": (
+        lambda: RelativeAttention(8, 12, 16, heads=4, reach=3),
+        torch.randn(2, 8, 5, 7),
+        (35 * 8 * (2 * 12 + 16), 35 * (35 * (12 + 16) + (5 + 7) * 12)),
+    ),
+    "ContextAggregation": (
+        lambda: ContextAggregation(8, 16, heads=2, stride=2),
+        torch.randn(2, 8, 5, 7),
+        (35 * 3 * 8 * 16, 12 * 16 * (25 + 2 * 35)),
+    ),
+    "ContextAggregation, static": (
+        lambda: ContextAggregation(8, 16, heads=2, kernel=3, dynamic=False),
+        torch.randn(2, 8, 5, 7),
+        (35 * 8 * 16, 35 * 9 * 16),
+    ),
+}
 
 # A layer, its inputs, and the terms of (stage I, attention, convolution) for one image by hand.
 CASES: dict[str, tuple[Callable[..., TwoStageLayer], tuple, tuple[int, int, int]]] = {
@@ -56,10 +85,17 @@ def test_macs_by_hand(name: str, paths: str) -> None:
         assert complexity(layer, inputs[0].shape[1:]).macs == first + second
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", OTHERS)
+def test_macs_of_layers_without_paths_by_hand(name: str) -> None:
+    build, x, (first, second) = OTHERS[name]
+    layer = build()
+    assert layer.stage_macs(x) == (2 * first, 2 * second)
+    assert complexity(layer, x.shape[1:]).macs == first + second
+
+
+@pytest.mark.parametrize("name", [*CASES, *OTHERS])
 def test_parameters_of_both_stages(name: str) -> None:
-    build, _, _ = CASES[name]
-    layer = build(paths="both")
+    layer = OTHERS[name][0]() if name in OTHERS else CASES[name][0](paths="both")
     others = sum(p.numel() for key, p in layer.named_parameters() if key.startswith("proj."))
     assert sum(layer.stage_params()) + others == sum(p.numel() for p in layer.parameters())
     assert all(any(key.startswith(start) for key, _ in layer.named_parameters()) for start in layer.STAGE_ONE)
@@ -67,7 +103,7 @@ def test_parameters_of_both_stages(name: str) -> None:
 
 def test_every_public_layer_is_tested_here() -> None:
     public = {name for name in layers.__all__ if issubclass(getattr(layers, name), TwoStageLayer)}
-    assert public - {"TwoStageLayer"} == set(CASES)
+    assert public - {"TwoStageLayer"} == {name.partition(",")[0] for name in (*CASES, *OTHERS)}
 
 
 def test_a_new_layer_needs_no_entry_in_a_list() -> None:

@@ -50,7 +50,7 @@ def test_logits_of_shipped_weights_do_not_change() -> None:
 
 
 def test_folding_needs_eval_mode() -> None:
-    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+    with pytest.raises(ValueError, match=r"Call model\.eval\(\)"):
         acmix_zoo.create_model("acmix_resnet_pico").train().deploy()
 
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from support.networks import SMALL
+from support.networks import EVERY
 from torch import Tensor, nn
 
 import acmix_zoo  # noqa: F401 (registers the networks)
-from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM, ReducedACmix, WindowACmix
+from acmix_zoo.layers import (
+    ACmix2d,
+    ContextAggregation,
+    PairwiseSAM,
+    PatchwiseSAM,
+    ReducedACmix,
+    RelativeAttention,
+    WindowACmix,
+)
 
 OTHER_DTYPES = pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float64, torch.bfloat16], ids=str)
 
@@ -22,6 +30,8 @@ def layers_with_inputs() -> dict[str, tuple[nn.Module, Tensor, tuple]]:
         "ReducedACmix": (ReducedACmix(64, 4), maps.flatten(2).mT, ((6, 6),)),
         "SAN": (PatchwiseSAM(64, 3), maps, ()),
         "SAN, pairwise": (PairwiseSAM(64, 3), maps, ()),
+        "RelativeAttention": (RelativeAttention(64, 8, 8, heads=2, reach=5), maps, ()),
+        "ContextAggregation": (ContextAggregation(64, 8, heads=2), maps, ()),
     }
 
 
@@ -36,7 +46,7 @@ def test_layers_refuse_other_dtypes(name: str, dtype: torch.dtype) -> None:
 
 
 @OTHER_DTYPES
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_networks_refuse_other_dtypes(name: str, dtype: torch.dtype) -> None:
     model = timm.create_model(name)
     x = torch.full((1, *model.pretrained_cfg["input_size"]), 200).to(dtype)
@@ -46,7 +56,7 @@ def test_networks_refuse_other_dtypes(name: str, dtype: torch.dtype) -> None:
             call(x)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_dtypes_under_autocast(name: str) -> None:
     model = timm.create_model(name)
     x = torch.rand(1, *model.pretrained_cfg["input_size"])

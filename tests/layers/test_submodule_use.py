@@ -21,7 +21,7 @@ import acmix_zoo  # noqa: F401 (registers the networks)
 from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM, ReducedACmix, WindowACmix
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.deploy import DeployedACmix2d
-from acmix_zoo.layers.submodule_use import is_plain, may_bypass
+from acmix_zoo.layers.submodule_use import can_skip_call, is_plain
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple]]] = {
     "acmix2d": (lambda: ACmix2d(8, 16, stride=2, heads=4), lambda: (torch.randn(3, 8, 9, 11),)),
@@ -132,11 +132,11 @@ def test_hooks_on_all_modules_do_not_change_the_result(kind: str) -> None:
     expected = output_and_gradients(layer, inputs)
     handle = register_module_forward_hook(lambda *args: None)
     try:
-        assert not may_bypass(nn.Linear(2, 2), nn.Linear)
+        assert not can_skip_call(nn.Linear(2, 2), nn.Linear)
         found = output_and_gradients(layer, inputs)
     finally:
         handle.remove()
-    assert may_bypass(nn.Linear(2, 2), nn.Linear)
+    assert can_skip_call(nn.Linear(2, 2), nn.Linear)
     for actual, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-11 * float(wanted.abs().max().clamp(min=1)))
 

@@ -112,7 +112,9 @@ def test_arguments_that_follow_from_the_convolution(kwargs: dict, message: str) 
 
 
 def test_a_filter_without_a_match_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no 3×3 convolution of Mixed fits filter='layer9\.\*'; it has stem, plain"):
+    with pytest.raises(
+        ValueError, match=r"filter='layer9\.\*' matches no 3×3 convolution of Mixed.*names such as stem, plain"
+    ):
         swap_conv3x3(Mixed(), "layer9.*")
     with pytest.raises(ValueError, match="it has none"):
         swap_conv3x3(nn.Linear(2, 2))
@@ -164,7 +166,7 @@ def test_default_keeps_detection_heads_and_stems() -> None:
 
 def test_default_keeps_the_rpn_unless_a_filter_names_it() -> None:
     model = torchvision.models.detection.fasterrcnn_resnet50_fpn(**NO_WEIGHTS).rpn
-    with pytest.raises(ValueError, match="fits filter="):
+    with pytest.raises(ValueError, match=r"filter='nothing\.\*' matches no 3×3 convolution"):
         swap_conv3x3(model, "nothing.*")
     assert not swap_conv3x3(model).replaced
     assert set(swap_conv3x3(model, "head.conv.*").replaced) == {"head.conv.0.0"}

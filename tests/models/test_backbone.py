@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.networks import SMALL
+from support.networks import EVERY, NEIGHBOURS, SMALL
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
@@ -34,12 +34,19 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture(params=SMALL)
+NEIGHBOUR_VARIANTS = [
+    pytest.param(name, options, id=f"{name}-{'-'.join(map(str, options.values()))}", marks=pytest.mark.slow)
+    for name in NEIGHBOURS
+    for options in ({}, {"small_input": False}, {"output_stride": 8})
+]
+
+
+@pytest.fixture(params=EVERY)
 def network(request: pytest.FixtureRequest) -> nn.Module:
     return create_model(request.param)
 
 
-def test_attributes(network: nn.Module) -> None:
+def test_the_attributes_that_timm_expects(network: nn.Module) -> None:
     assert network.num_classes == 10 and network.head_hidden_size == network.num_features
     cfg = network.pretrained_cfg
     for key in (
@@ -66,15 +73,19 @@ UNDECAYED = {
     "acmix_swin_pico": ("alpha", "beta", "relative_position_bias_table"),
     "acmix_san_pico": ("alpha", "beta"),
     "acmix_pvt_pico": ("alpha", "beta", "pos_embed1", "pos_embed2", "cls_token"),
+    "bot_resnet_pico": ("rows", "columns"),
+    "aa_resnet_pico": ("rows", "columns"),
+    "container_pico": ("mix_logit",),
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_parameters_without_weight_decay(name: str) -> None:
     network = create_model(name)
     names = network.no_weight_decay()
-    assert {key.rpartition(".")[2] for key in names} == set(UNDECAYED[name])
-    assert names == {key for key, _ in network.named_parameters() if key.endswith(UNDECAYED[name])}
+    endings = UNDECAYED.get(name, ())
+    assert {key.rpartition(".")[2] for key in names} == set(endings)
+    assert names == {key for key, _ in network.named_parameters() if key.endswith(endings)}
 
 
 def test_forward_is_features_and_head(network: nn.Module) -> None:
@@ -91,11 +102,11 @@ def test_reset_classifier(network: nn.Module) -> None:
     network.reset_classifier(0)
     assert network(torch.randn(1, 3, 32, 32)).shape == (1, network.num_features)
     network.reset_classifier(0, "")
-    whole = network(torch.randn(1, 3, 32, 32))
-    assert whole.dim() == 4 or whole.shape == (1, 1 + 4 * 4, network.num_features)  # a map, or PVT's tokens
+    features = network(torch.randn(1, 3, 32, 32))
+    assert features.dim() == 4 or features.shape == (1, 1 + 4 * 4, network.num_features)  # a map, or PVT's tokens
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_head_hidden_size_is_what_the_classifier_reads(name: str) -> None:
     network = create_model(name).eval()
     assert network.fc.training is False if hasattr(network, "fc") else True
@@ -110,13 +121,13 @@ def test_head_hidden_size_is_what_the_classifier_reads(name: str) -> None:
             assert network(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_other_input_channels_and_classes(name: str) -> None:
     network = create_model(name, in_chans=1, num_classes=3, drop_path_rate=0.5).train()
     assert network(torch.randn(4, 1, 32, 32)).shape == (4, 3)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_factory_device_and_dtype(name: str) -> None:
     """timm's create_model passes device= and dtype= on."""
     network = create_model(name, device="meta", dtype=torch.bfloat16)
@@ -124,9 +135,9 @@ def test_factory_device_and_dtype(name: str) -> None:
     assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_layer_decay_groups(name: str) -> None:
-    """Layer decay: the stem learns slowest, the head at the full rate, and no parameter is left out."""
+    """The stem has the lowest learning rate, the head the full one, and no parameter is left out."""
     network = create_model(name)
     groups = param_groups_layer_decay(network, weight_decay=0.05, layer_decay=0.5)
     scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
@@ -148,10 +159,10 @@ def test_initialisation_keeps_the_shifts() -> None:
 # ---- gradients
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
+@pytest.mark.parametrize(("name", "options"), VARIANTS + NEIGHBOUR_VARIANTS)
 def test_every_parameter_of_every_variant_has_a_gradient(name: str, options: dict[str, Any]) -> None:
     """Otherwise DistributedDataParallel fails, because it waits for every gradient."""
-    for kwargs in ({}, {"features_only": True})[: 2 if len(options) == 1 else 1]:
+    for kwargs in ({}, {"features_only": True})[: 2 if len(options) <= 1 else 1]:
         network = create_model(name, **options, **kwargs).train()
         out = network(torch.randn(2, 3, 16, 16))
         sum(t.square().sum() for t in (out if isinstance(out, list) else [out])).backward()
@@ -163,7 +174,7 @@ def test_every_parameter_receives_a_gradient(network: nn.Module) -> None:
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_gradient_checkpointing_gives_the_same_gradients(name: str) -> None:
     x = torch.randn(2, 3, 32, 32)
     network = create_model(name).train()
@@ -182,7 +193,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize(("name", "options"), [v for v in VARIANTS if "both" in v.id])  # type: ignore[operator]
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [v for v in VARIANTS if "both" in v.id] + NEIGHBOUR_VARIANTS,  # type: ignore[operator]
+)
 def test_an_empty_batch_changes_no_statistics(name: str, options: dict[str, Any], training: bool) -> None:
     """An empty batch gives no logits and does not change the statistics of batch norms."""
     network = create_model(name, **options).train(training)
@@ -198,7 +212,7 @@ def test_an_empty_batch_changes_no_statistics(name: str, options: dict[str, Any]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_compiled_training_with_an_empty_batch(name: str) -> None:
     """A batch with images, and then one without, as some processes get it at the end of an epoch."""
     network = create_model(name).train()
@@ -217,9 +231,9 @@ def test_compiled_training_with_an_empty_batch(name: str) -> None:
 # ---- low precision
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_low_precision(name: str, layout: torch.memory_format) -> None:
+def test_networks_run_in_half_precision(name: str, layout: torch.memory_format) -> None:
     network = create_model(name).eval().to(memory_format=layout)
     x = torch.randn(2, 3, 32, 32).to(memory_format=layout)
     exact = network(x)
@@ -228,9 +242,9 @@ def test_low_precision(name: str, layout: torch.memory_format) -> None:
         assert out.dtype == dtype and (out.float() - exact).abs().max() < 0.1 * exact.abs().max()
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_autocast(name: str) -> None:
-    """Mixed precision: bf16 logits near the exact ones, float32 gradients for every parameter."""
+    """The bfloat16 logits are close to the exact ones, and every parameter gets a float32 gradient."""
     network = create_model(name).train()
     x = torch.randn(16, 3, 32, 32)  # batch norms of few images would make noise of rounding
     exact = network(x)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.networks import SMALL
+from support.networks import EVERY
 from timm.models._features import FeatureDictNet
 from timm.models._features_fx import FeatureGraphNet
 
 from acmix_zoo import create_model
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_maps_have_the_stated_channels_and_sizes(name: str) -> None:
     features = create_model(name, features_only=True).eval()
     network = create_model(name).eval()
@@ -26,7 +26,7 @@ def test_maps_have_the_stated_channels_and_sizes(name: str) -> None:
     assert [tuple(m.shape) for m in last.eval()(x)] == [tuple(maps[-1].shape)]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_intermediates_and_pruning(name: str) -> None:
     network = create_model(name).eval()
     x = torch.randn(1, 3, 32, 32)
@@ -41,9 +41,9 @@ def test_intermediates_and_pruning(name: str) -> None:
         network.forward_intermediates(x, output_fmt="NLC")
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_fx_keeps_our_layers_whole(name: str) -> None:
-    """timm's tracer walks through the whole network and keeps our layers whole."""
+@pytest.mark.parametrize("name", EVERY)
+def test_fx_does_not_trace_into_our_layers(name: str) -> None:
+    """timm's tracer traces the network, but not the inside of our layers."""
     network = create_model(name).eval()
     graph = FeatureGraphNet(network, out_indices=(0, 1), output_fmt=getattr(network, "output_fmt", "NCHW"))
     x = torch.randn(2, 3, 32, 32)
@@ -54,7 +54,7 @@ def test_fx_keeps_our_layers_whole(name: str) -> None:
         torch.testing.assert_close(traced if traced.shape == map_.shape else traced.permute(0, 3, 1, 2), map_)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_maps_with_channels_last(name: str) -> None:
     network, x = create_model(name).eval(), torch.randn(2, 3, 32, 48)
     final, first = network.forward_intermediates(x)
@@ -64,7 +64,7 @@ def test_maps_with_channels_last(name: str) -> None:
         torch.testing.assert_close(nhwc, nchw.permute(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("size", [(32, 32), (35, 49), (31, 65)])
 def test_odd_sizes_are_rounded_up(name: str, size: tuple[int, int]) -> None:
     """Odd sizes are rounded up, so that decoders get maps of the same sizes as from other backbones."""
@@ -73,7 +73,7 @@ def test_odd_sizes_are_rounded_up(name: str, size: tuple[int, int]) -> None:
         assert map_.shape[1:] == (info["num_chs"], *(-(-side // info["reduction"]) for side in size))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("feature_cls", [None, "list", "dict", "getter"])
 def test_feature_classes(name: str, feature_cls: str | None) -> None:
     network = create_model(name).eval()
@@ -94,7 +94,7 @@ def test_feature_classes(name: str, feature_cls: str | None) -> None:
         torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("feature_cls", [None, "dict", "getter"])
 def test_checkpointed_feature_maps_have_the_same_gradients(name: str, feature_cls: str | None) -> None:
     x = torch.randn(2, 3, 32, 32)
@@ -106,7 +106,7 @@ def test_checkpointed_feature_maps_have_the_same_gradients(name: str, feature_cl
         maps = features(x)
         sum(t.square().mean() for t in (maps.values() if isinstance(maps, dict) else maps)).backward()
         grads.append([p.grad.clone() for p in features.parameters()])
-    if not isinstance(features, FeatureDictNet):  # timm's own class checkpoints whole children
+    if not isinstance(features, FeatureDictNet):  # timm's class checkpoints entire child modules
         assert features.model.stages is not None if hasattr(features.model, "stages") else True
         flags = [m.grad_checkpointing for m in features.model.modules() if hasattr(m, "grad_checkpointing")]
         assert flags and any(flags)

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from support.golden_networks import GOLDEN, golden_input, golden_state
-from support.networks import SMALL
+from support.networks import NEIGHBOURS, SMALL
 from timm.models import create_model
 
 import acmix_zoo
@@ -34,6 +34,8 @@ COUNTS = {
     "pvt_small": 24_485_864,
     "acmix_pvt_t": 13_396_128,
     "acmix_pvt_s": 24_824_755,
+    "aa_resnet50": 25_809_392,
+    "container_light": 20_633_643,
 }
 
 
@@ -69,13 +71,13 @@ def test_swin_b_has_the_widths_of_swin_b() -> None:
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in plain.parameters()) + extra
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *NEIGHBOURS])
 def test_networks_for_small_images_are_small(name: str) -> None:
     count = sum(p.numel() for p in create_model(name).parameters())
     assert 300_000 <= count <= 1_000_000
 
 
 def test_all_networks_are_registered_with_timm() -> None:
-    registered = set(timm.list_models("acmix*")) | {name for name in COUNTS if not name.startswith("acmix")}
-    assert {*COUNTS, *SMALL, "acmix_swin_b"} == registered
+    registered = {*COUNTS, *SMALL, *NEIGHBOURS, "acmix_swin_b", "acmix_resnet_nano"}
+    assert registered <= set(timm.list_models())
     assert set(acmix_zoo.list_models()) == registered

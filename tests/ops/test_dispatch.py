@@ -94,7 +94,7 @@ class TestExplainPlan:
     def test_tiles_and_recomputation(self) -> None:
         text = explain_plan((8, 64, 56, 56), 64)
         assert "tiles: 4×7 queries share 10×13 keys, 2.7 times the keys of one window" in text
-        assert "of 8 images per chunk, because an image takes" in text and "everything is recomputed" in text
+        assert "of 8 images per chunk, because an image needs" in text and "everything is recomputed" in text
 
     def test_wide_layers_keep_their_projections(self) -> None:
         assert "gradient: projections are kept" in explain_plan((8, 256, 28, 28), 256, stride=2)
@@ -105,12 +105,12 @@ class TestExplainPlan:
 
     def test_other_devices_have_no_chunks(self) -> None:
         text = explain_plan((8, 64, 56, 56), 64, device="cuda")
-        assert "8 of 8 images per chunk, because chunks serve the caches of a CPU and the device is cuda" in text
+        assert "8 of 8 images per chunk, because only a CPU profits from chunks, and the device is cuda" in text
 
     @pytest.mark.parametrize(
         ("options", "reason"),
         [
-            ({"heads": 32}, "takes up to 16 heads; these are 32"),
+            ({"heads": 32}, "supports up to 16 heads; these are 32"),
             ({"itemsize": 2}, "computes in float32; these elements have 2 bytes"),
             ({"device": "cuda"}, "runs on a CPU only; this is cuda"),
         ],

@@ -55,10 +55,10 @@ def test_defaults_are_those_of_training() -> None:
 def test_gpus_accumulate_to_the_recipes_batch() -> None:
     job = Job("pico", "acmix_resnet_pico", batch_size=32, global_batch=256)
     steps = [job.training(gpus) for gpus in (1, 2, 8, 32)]
-    assert [(step.batch, step.accumulate) for step in steps] == [(32, 8), (32, 4), (32, 1), (32, 1)]
+    assert [(step.batch, step.micro_batches) for step in steps] == [(32, 8), (32, 4), (32, 1), (32, 1)]
     capped = job.training(64, max_global_batch=512)
-    assert (capped.batch, capped.accumulate) == (8, 1)
-    assert job.training(1, max_global_batch=128).accumulate == 4
+    assert (capped.batch, capped.micro_batches) == (8, 1)
+    assert job.training(1, max_global_batch=128).micro_batches == 4
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ class TestReading:
         job = read_job(recipe)
         assert (job.global_batch, job.precision, job.ema, job.epochs, job.lr) == (64, "32-true", True, 3, 0.1)
         training = job.training(1)
-        assert (training.states, training.passes, training.accumulate) == (0, 1, 4)
+        assert (training.states, training.forward_equivalents, training.micro_batches) == (0, 1, 4)
         assert training.trainable == 7 * (512 + 1)
         # The input of the classifier, log-probabilities and the class.
         assert training.activations.per_image == 4 * (512 + 7) + 8

@@ -1,4 +1,4 @@
-"""`acmix-zoo plan`: what it prints, and its errors."""
+"""The tables and errors of `acmix-zoo plan`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PICO = "acmix_resnet_pico"
 
 
 def run_plan(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
-    """Return what the command printed, on stderr if it is meant to fail."""
+    """Return the output of the command, or its errors if it has to fail."""
     assert main(["plan", *arguments]) == code
     out, error = capsys.readouterr()
     return out if code == 0 else error
@@ -59,16 +59,16 @@ class TestErrors:
             (["nothing.yaml"], "nothing.yaml does not exist. Expected the name of a recipe"),
             (["imagenet1k/acmix_swin_x"], "The closest names are imagenet1k/acmix_swin_"),
             (["acmix_resnet5"], "unknown model 'acmix_resnet5'"),
-            ([PICO, "--gpu", "tpu"], "unknown GPU 'tpu'; expected one of v100, a100, h100, h200"),
-            ([PICO, "--batch", "0"], "a batch of 0 images per device is impossible; use at least 1"),
-            ([PICO, "--gpus", "0"], "0 GPUs are impossible; use at least 1"),
-            ([PICO, "--gpus", "12"], "12 GPUs do not fill nodes of 8; use at most 8, or a multiple of it"),
-            ([PICO, "--gpus", "8", "--gpus-per-node", "0"], "8 GPUs in nodes of 0 are impossible; use at least 1"),
-            ([PICO, "--gpu", "v100"], "does not compute in bfloat16, but in float32, float16; choose another"),
-            ([PICO, "--utilisation", "2"], "a utilisation of 2 is impossible; use a fraction of peak throughput"),
-            ([PICO, "--images-per-second", "0"], "a throughput of 0 images/s is impossible; use one above 0"),
-            ([PICO, "--network", "0"], "a network of 0 Gbit/s per node is impossible; use a rate above 0"),
-            ([PICO, "--gpus", "8", "--global-batch", "4"], "4 images per step are too few for 8 GPUs; use at least"),
+            ([PICO, "--gpu", "tpu"], "unknown GPU 'tpu'. Expected one of v100, a100, h100, h200"),
+            ([PICO, "--batch", "0"], "a batch of 0 images per device is impossible. Use at least 1"),
+            ([PICO, "--gpus", "0"], "0 GPUs are impossible. Use at least 1"),
+            ([PICO, "--gpus", "12"], "12 GPUs do not fill nodes of 8. Use at most 8, or a multiple of it"),
+            ([PICO, "--gpus", "8", "--gpus-per-node", "0"], "8 GPUs in nodes of 0 are impossible. Use at least 1"),
+            ([PICO, "--gpu", "v100"], "does not compute in bfloat16. Expected float32 or float16. Choose a different"),
+            ([PICO, "--utilisation", "2"], "a utilisation of 2 is impossible. Use a fraction of peak throughput"),
+            ([PICO, "--images-per-second", "0"], "a throughput of 0 images/s is impossible. Use a positive number"),
+            ([PICO, "--network", "0"], "a network of 0 Gbit/s per node is impossible. Use a rate above 0"),
+            ([PICO, "--gpus", "8", "--global-batch", "4"], "4 images per step are too few for 8 GPUs. Use at least"),
         ],
     )
     def test_impossible_numbers(self, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,10 +78,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("trainer: {devices: 8}", "has no model.model, so it is not a recipe; expected a recipe"),
-            ("- 1", "holds a list instead of settings; expected a recipe"),
+            ("trainer: {devices: 8}", "has no model.model, so it is not a recipe. Expected a recipe"),
+            ("- 1", "holds a list instead of settings. Expected a recipe"),
             ("a: [", "is not YAML"),
-            ("model: {model: acmix_resnet_pico, optimizer: lamb}", "unknown optimizer 'lamb'; expected one of sgd"),
+            ("model: {model: acmix_resnet_pico, optimizer: lamb}", "unknown optimizer 'lamb'. Expected one of sgd"),
             ("{model: {model: acmix_resnet_pico}, trainer: {precision: 64-true}}", "unknown precision '64-true'"),
         ],
     )

@@ -51,9 +51,9 @@ class TestMemory:
 def test_seconds_of_arithmetic() -> None:
     assert compute_seconds(SMALL, SLOW) == pytest.approx(3 * 2 * 1e6 * 10 / (0.3 * 1e9))
     assert compute_seconds(replace(SMALL, dtype="bfloat16"), SLOW) == pytest.approx(60e6 / (0.1 * 4e9))
-    recomputed = replace(SMALL, accumulate=3, passes=4)
+    recomputed = replace(SMALL, micro_batches=3, forward_equivalents=4)
     assert compute_seconds(recomputed, SLOW, utilisation=0.5) == pytest.approx(240e6 / 0.5e9)
-    assert compute_seconds(replace(SMALL, accumulate=3), SLOW, throughput=15) == 2
+    assert compute_seconds(replace(SMALL, micro_batches=3), SLOW, throughput=15) == 2
 
 
 class TestWaiting:
@@ -68,7 +68,7 @@ class TestWaiting:
         assert short.throughput == pytest.approx(20 / short.seconds)
 
     def test_only_the_last_accumulated_pass_hides_communication(self) -> None:
-        step = plan_step(replace(SMALL, trainable=TEN_BUCKETS, accumulate=2), BUCKETS, 2, throughput=1)
+        step = plan_step(replace(SMALL, trainable=TEN_BUCKETS, micro_batches=2), BUCKETS, 2, throughput=1)
         assert step.compute == 20 and step.waiting == pytest.approx(40 - 20 / 3) and step.images == 40
 
     def test_fsdp(self) -> None:

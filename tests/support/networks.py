@@ -1,5 +1,7 @@
 """The small networks of the package, and shallow variants of them for tests that compile or export."""
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -10,12 +12,26 @@ from acmix_zoo import create_model
 
 SMALL = ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"]
 
+# Networks on the trunk of acmix_resnet_pico that it is compared with.
+NEIGHBOURS = [
+    "resnet_pico",
+    "se_resnet_pico",
+    "cbam_resnet_pico",
+    "series_resnet_pico",
+    "bot_resnet_pico",
+    "aa_resnet_pico",
+    "container_pico",
+]
+# For tests of what all networks share. tests/models/test_neighbours.py has a quick representative for the slow ones.
+EVERY = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in NEIGHBOURS)]
+
 # Two stages with one block each, which is one of every kind of module. Swin needs two blocks for a shifted window.
 SHALLOW: dict[str, dict[str, Any]] = {
     "acmix_resnet_pico": {"layers": (1, 1), "planes": (16, 32)},
     "acmix_swin_pico": {"depths": (2, 1)},
     "acmix_san_pico": {"layers": (1, 1), "widths": (64, 128), "kernels": (3, 5)},
     "acmix_pvt_pico": {"depths": (1, 1)},
+    **{name: {"layers": (1, 1), "planes": (16, 32)} for name in NEIGHBOURS},
 }
 
 
@@ -30,6 +46,12 @@ def shallow_and_full(*quick: str) -> pytest.MarkDecorator:
     ]
     full = [pytest.param(name, {}, id=f"{name}-full", marks=pytest.mark.slow) for name in SHALLOW]
     return pytest.mark.parametrize(("name", "arguments"), shallow + full)
+
+
+def deeper_are_slow(names: Iterable[str]) -> list[Any]:
+    """Return test parameters in which all but the smallest networks of each family are marked as slow."""
+    deeper = re.compile(r"38|50|15|19|_[sb]\b|small")
+    return [pytest.param(name, marks=pytest.mark.slow if deeper.search(name) else ()) for name in names]
 
 
 def perturbed(name: str, **arguments: object) -> nn.Module:

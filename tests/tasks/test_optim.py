@@ -51,7 +51,7 @@ def test_weight_decay_spares_one_dimensional_parameters_and_those_the_model_name
 
 @pytest.mark.parametrize("layer_decay", [0.0, -1.0, 1.5])
 def test_layer_decay_out_of_range_is_refused(layer_decay: float) -> None:
-    with pytest.raises(ValueError, match=r"expected a factor per layer in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"Expected a factor per layer in \(0, 1\]"):
         param_groups(nn.Linear(2, 2), 1e-3, 0.1, layer_decay)
 
 
@@ -73,7 +73,7 @@ def test_warm_up_starts_at_the_given_factor() -> None:
 def test_schedule_needs_epochs() -> None:
     loader = DataLoader(TensorDataset(torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.long)))
     trainer = make_trainer(epochs=-1, max_steps=2, enable_checkpointing=False)
-    with pytest.raises(ValueError, match="the schedule needs the length of the run"):
+    with pytest.raises(ValueError, match="the schedule depends on the length of the run"):
         trainer.fit(make_task(), loader)
 
 
@@ -83,8 +83,8 @@ def test_learning_rate_follows_the_effective_batch_size(image_folder: Path, caps
     trainer.fit(task, make_data(image_folder, batch_size=4))
     group = task.trainer.optimizers[0].param_groups[0]
     assert group["initial_lr"] == pytest.approx(0.1 * 4 * 2 / 16) and not group["nesterov"]
-    said = "Batch: 1 × 4 × 2 accumulated = 8 images per step; learning rate 0.05 = 0.1 × 8 / 16"
-    assert said in capsys.readouterr().out
+    printed = "Batch: 1 × 4 × 2 accumulated = 8 images per step; learning rate 0.05 = 0.1 × 8 / 16"
+    assert printed in capsys.readouterr().out
 
 
 def test_base_batch_size_needs_data_with_a_batch_size() -> None:

@@ -38,5 +38,5 @@ def test_a_run_with_only_damaged_checkpoints_is_refused(tmp_path: Path) -> None:
     run.last.parent.mkdir()
     run.last.write_bytes(b"")
     assert not is_checkpoint(run.last)
-    with pytest.raises(ValueError, match=r"all checkpoints are damaged: .*last\.ckpt\. Choose another --run\.folder"):
+    with pytest.raises(ValueError, match=r"all checkpoints are damaged: .*last\.ckpt\. To start the run again"):
         run.checkpoints.find_newest()

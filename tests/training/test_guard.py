@@ -77,7 +77,7 @@ class LateSignals(Signals):
     """Signals as on a GPU, where the result of a step is checked after the next step has been queued."""
 
     @staticmethod
-    def is_behind(device: torch.device) -> bool:
+    def is_delayed(device: torch.device) -> bool:
         return True
 
     @staticmethod

@@ -89,9 +89,7 @@ def test_second_interrupt_stops_at_once_and_keeps_the_epoch(
     handler = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit):
-            fit(
-                tmp_path / "cut", image_folder, CallAt(interrupt_twice, epoch=1)
-            )  # during validation, with averaged weights
+            fit(tmp_path / "cut", image_folder, CallAt(interrupt_twice, epoch=1))  # during validation, on averages
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning ignores further signals while it shuts down
     assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
@@ -193,7 +191,7 @@ def test_a_run_resumes_after_images_were_damaged(
     printed = capsys.readouterr().out
     assert "Resuming from epoch 2 of 2 (step 2 of 4)" in printed
     assert ("image files have changed" in printed) == (damage is overwritten)  # the fingerprint covers names and sizes
-    assert "Warning: the weights are not tested: " in printed and reason in printed
+    assert "Warning: could not test the weights: " in printed and reason in printed
     assert f"acmix-zoo test --config {folder / 'config.yaml'}" in printed
     assert check_folder(folder / "weights") == []
     make_image_folder(tmp_path / "more" / "test", per_class=6)

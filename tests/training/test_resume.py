@@ -58,8 +58,8 @@ def test_options_that_change_the_result_are_refused(
     before = file_contents(runs / run)
     assert main(resume_command(runs, run, **{option.replace(".", "__"): value})) == 1
     error = capsys.readouterr().err
-    assert f"was started with {option} {recorded}; this command says {option} {value}" in error
-    assert f"Resume with --{option} {recorded}, or choose another --run.folder" in error
+    assert f"was started with {option} {recorded}, but this command has {option} {value}" in error
+    assert f"Resume with --{option} {recorded}, or choose a different --run.folder" in error
     assert "Traceback" not in error and len(error.strip().splitlines()[-1]) < 400
     assert file_contents(runs / run) == before
 
@@ -68,7 +68,7 @@ def test_a_changed_batch_size_is_refused(runs: Path, capsys: pytest.CaptureFixtu
     assert main(resume_command(runs, "stopped", data__batch_size=4)) == 1
     assert "--data.batch_size 8" in capsys.readouterr().err
     assert main(resume_command(runs, "finished", data__batch_size=4)) == 1  # the data of a finished run is not read
-    assert "is finished; it was trained with data.batch_size 8" in capsys.readouterr().err
+    assert "is finished and was trained with data.batch_size 8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["validate"], ["fit"]], ids=lambda words: words[0])
@@ -83,7 +83,9 @@ def test_renamed_classes_are_refused(
     else:
         words = [*arguments, f"--config={runs / 'finished/config.yaml'}", f"--data.source={image_folder}"]
     assert main(words) == 1
-    assert "images has other classes than the checkpoint. Missing: class0; new: zebra." in capsys.readouterr().err
+    assert (
+        "the classes of images are not those of the checkpoint. Missing: class0; new: zebra." in capsys.readouterr().err
+    )
 
 
 def test_options_that_leave_the_result_alone_may_change(runs_copy: Path) -> None:
@@ -111,7 +113,7 @@ def test_more_epochs_take_effect_and_are_recorded(runs_copy: Path) -> None:
 def test_fewer_epochs_than_were_trained_are_refused(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = file_contents(runs / "finished")
     assert main(resume_command(runs, "finished", trainer__max_epochs=1)) == 1
-    assert "has already reached epoch 2; this command asks for 1" in capsys.readouterr().err
+    assert "has already reached epoch 2, but this command has --trainer.max_epochs 1" in capsys.readouterr().err
     assert file_contents(runs / "finished") == before
 
 
@@ -137,7 +139,7 @@ def test_options_of_the_model_card_are_refused_for_a_finished_run(
 ) -> None:
     before = file_contents(runs / "finished")
     assert main(resume_command(runs, "finished", **{option.replace(".", "__"): value})) == 1
-    assert f"is finished; it was trained with {option} " in capsys.readouterr().err
+    assert f"is finished and was trained with {option} " in capsys.readouterr().err
     assert file_contents(runs / "finished") == before
 
 
@@ -175,7 +177,7 @@ def test_an_older_checkpoint_is_compared_by_its_hyperparameters(
     del content["callbacks"]["RunFolder"]["options"]
     torch.save(content, last)
     assert main(resume_command(runs_copy, "stopped", model__lr=0.1)) == 1
-    assert "was started with model.lr 0.001; this command says model.lr 0.1" in capsys.readouterr().err
+    assert "was started with model.lr 0.001, but this command has model.lr 0.1" in capsys.readouterr().err
 
 
 def test_a_checkpoint_with_an_old_option_name_is_resumed(runs_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,5 +192,5 @@ def test_a_checkpoint_with_an_old_option_name_is_resumed(runs_copy: Path, capsys
         options[f"{prefix}lr_batch"] = 16
     torch.save(content, last)
     assert main(resume_command(runs_copy, "stopped")) == 1
-    assert "was started with model.base_batch_size 16; this command says" in capsys.readouterr().err
+    assert "was started with model.base_batch_size 16, but this command has" in capsys.readouterr().err
     assert main(resume_command(runs_copy, "stopped", model__base_batch_size=16)) == 0

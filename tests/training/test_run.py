@@ -24,7 +24,7 @@ from acmix_zoo.weights import check_folder
 
 
 def test_save_every_out_of_range_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="save_every=0 was given; expected a number of steps"):
+    with pytest.raises(ValueError, match="save_every=0 is not positive"):
         RunFolder(str(tmp_path), save_every=0)
 
 

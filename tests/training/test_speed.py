@@ -278,9 +278,9 @@ def test_a_fast_loader_is_not_called_the_bottleneck(clock: Clock, capsys: pytest
 
 
 def test_impossible_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="loader_seconds=-1 was given; expected seconds, or 0"):
+    with pytest.raises(ValueError, match=r"loader_seconds=-1 is negative\. Expected seconds, or 0"):
         Speed(loader_seconds=-1)
-    with pytest.raises(ValueError, match="peak_flops=0 was given; expected the FLOP/s"):
+    with pytest.raises(ValueError, match=r"peak_flops=0 is not positive\. Expected the FLOP/s"):
         Speed(peak_flops=0)
 
 

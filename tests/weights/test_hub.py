@@ -122,16 +122,20 @@ def test_a_single_failed_request_is_repeated(hub: Hub, folder: Path, kind: str, 
 
 
 @pytest.mark.usefixtures("transport_only")
-@pytest.mark.parametrize("kind", ["create", "preupload", "batch", "lfs", "commit"])
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("kind", "fault"),
     [
-        (502, r"the Hub answered with an error \(502\)"),
-        (429, "too many requests to the Hub"),
-        ("cut", "the connection to the Hub"),
+        pytest.param(kind, fault, marks=() if fault == 502 or kind == "lfs" else pytest.mark.slow)
+        for kind in ("create", "preupload", "batch", "lfs", "commit")
+        for fault in (502, 429, "cut")
     ],
 )
-def test_repeated_failures_publish_nothing(hub: Hub, folder: Path, kind: str, fault: object, message: str) -> None:
+def test_repeated_failures_publish_nothing(hub: Hub, folder: Path, kind: str, fault: object) -> None:
+    message = {
+        502: r"the Hub answered with an error \(502\)",
+        429: "too many requests to the Hub",
+        "cut": "the connection to the Hub",
+    }[fault]
     before = file_contents(folder)
     hub.faults[kind] = [fault] * 100
     with pytest.raises((ConnectionError, OSError), match=message) as caught:
@@ -165,15 +169,15 @@ def test_missing_and_insufficient_tokens_are_refused(hub: Hub, folder: Path, mon
 
 def test_unsuitable_folders_and_names_are_not_pushed(hub: Hub, folder: Path, tmp_path: Path) -> None:
     push(folder, "org/pico")
-    with pytest.raises(ValueError, match="org/pico exists and holds acmix_resnet_pico, not acmix_swin_pico"):
+    with pytest.raises(ValueError, match=r"org/pico exists and holds acmix_resnet_pico\. Expected acmix_swin_pico"):
         push(ROOT / "checkpoints" / "acmix_swin_pico.fashion_mnist", "org/pico")
     for name in ("pico", "a/b/c", "org/", "or g/x"):
         with pytest.raises(ValueError, match=r"Expected org/name|is not a valid repository name on"):
             push(folder, name)
     config = read_config(folder)
-    config["acmix_zoo"]["origin"] = "the authors' file; published without a licence, so it may not be passed on"
+    config["acmix_zoo"]["origin"] = "the authors' file; published without a licence, so it must not be redistributed"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="no licence allows to pass on"):
+    with pytest.raises(ValueError, match="must not be redistributed"):
         push(folder, "org/converted")
     with (folder / "model.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -190,7 +194,7 @@ class TestPull:
         push(folder, "org/pico")
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "a.png").touch()
-        with pytest.raises(FileExistsError, match=r"is not a weight folder\. Choose another place"):
+        with pytest.raises(FileExistsError, match=r"is not a weight folder\. Expected a new path"):
             pull("org/pico", tmp_path / "photos")
         repo = hub.repos["org/pico"]
         files = repo.commits[repo.refs["main"]]
@@ -199,7 +203,7 @@ class TestPull:
         with pytest.raises(ValueError, match=r"would not verify: model\.safetensors: sha256 is"):
             pull("org/pico", folder)
         assert file_contents(folder) == before
-        with pytest.raises(ValueError, match=r"is not what .* describes: sha256"):
+        with pytest.raises(ValueError, match=r"is changed or damaged: its sha256 is"):
             from_pretrained("org/pico")
 
     def test_a_file_of_the_wrong_size_is_not_downloaded(self, hub: Hub, folder: Path, tmp_path: Path) -> None:

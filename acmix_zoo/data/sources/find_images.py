@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from acmix_zoo.data.formats import is_hidden, is_image_name, is_lost_image, skip_advice
+from acmix_zoo.data.formats import is_hidden, is_image_name, is_unsupported_image, skip_advice
 from acmix_zoo.data.wording import count_noun, first_few
 
-HIDDEN, LINKS_BACK, REPEATED = "hidden", "links back", "repeated"
+HIDDEN, PARENT_LINK, REPEATED = "hidden", "link to a parent folder", "repeated"
 """Reasons for skipping a file, see `Walk`."""
 
 
@@ -21,8 +21,8 @@ class Walk:
 
     Attributes:
         images: the sorted paths of the images in each folder.
-        skipped: number of files or links for each reason: `HIDDEN`, `LINKS_BACK` (links to a folder that contains the
-            link itself), `REPEATED` (links to something already counted), or an extension in lower case.
+        skipped: number of files or links for each reason: `HIDDEN`, `PARENT_LINK` (a link to a folder that contains the
+            link itself), `REPEATED` (a link to something already counted), or an extension in lower case.
         examples: the alphabetically first path for each reason.
     """
 
@@ -46,8 +46,8 @@ def walk_folders(locations: Sequence[str | Path], root: str | Path | None = None
     """Find the images below each of `locations`, for instance the class folders of one split.
 
     A file that can be reached in two ways is counted once: at its real location if that is below `locations`,
-    otherwise at the first link to it. Links may lead anywhere except back up. A link to a folder that contains `root`
-    or one of `locations` is skipped, because following it would put the images of all other classes into this class.
+    otherwise at the first link to it. Links may lead anywhere except to a parent folder: a link to a folder that
+    contains `root` or one of `locations` is skipped, because it would put the images of all classes into this class.
 
     Args:
         locations: the folders to look in.
@@ -141,7 +141,7 @@ class _Walker:
             self.walk.skip(REPEATED, path)
             return
         if any((folder + os.sep).startswith(target.rstrip(os.sep) + os.sep) for folder in self._forbidden):
-            self.walk.skip(LINKS_BACK, path)
+            self.walk.skip(PARENT_LINK, path)
             return
         images = self.walk.images[number]
         start = len(images)
@@ -160,26 +160,26 @@ class _Walker:
         if owner.link and owner.number != number:
             raise ValueError(
                 f"{owner.link} and {path} are links to the same image, {real}, in two folders. "
-                "Expected each image in one class; remove one of the links"
+                "Expected each image in one class. Remove one of the links"
             )
         self.walk.skip(REPEATED, path)
 
 
 def skip_remarks(walk: Walk, root: str | Path) -> list[str]:
     """Return one line for each kind of file that was skipped, starting with those that may be images."""
-    extensions = sorted(set(walk.skipped) - {HIDDEN, LINKS_BACK, REPEATED})
+    extensions = sorted(set(walk.skipped) - {HIDDEN, PARENT_LINK, REPEATED})
     first = {reason: f" (first: {os.path.relpath(path, root)})" for reason, path in walk.examples.items()}
     lines = [
         f"skipped {count_files(walk.skipped[extension], extension)}{first[extension]}: {skip_advice(extension)}"
         for extension in extensions
-        if is_lost_image(extension)
+        if is_unsupported_image(extension)
     ]
-    others = {extension: walk.skipped[extension] for extension in extensions if not is_lost_image(extension)}
+    others = {extension: walk.skipped[extension] for extension in extensions if not is_unsupported_image(extension)}
     if others:
         kinds = first_few([f"{extension} {count}" for extension, count in others.items()], 8)
         lines.append(f"skipped {count_noun(sum(others.values()), 'other file')}: {kinds}")
     for reason, what in (
-        (LINKS_BACK, "links back up to a folder that contains them"),
+        (PARENT_LINK, "links to a folder that contains them"),
         (REPEATED, "links to images or folders that were already counted"),
         (HIDDEN, "hidden files and folders"),
     ):
@@ -193,7 +193,7 @@ def count_files(count: int, extension: str) -> str:
     return count_noun(count, f"{extension} file") if extension else count_noun(count, "file") + " without an extension"
 
 
-def is_link_back(entry: os.DirEntry[str], folder: str | Path) -> bool:
+def is_parent_link(entry: os.DirEntry[str], folder: str | Path) -> bool:
     """Return whether an entry of `folder` is a link to the folder itself or to one that contains it."""
     if not entry.is_symlink():
         return False

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from acmix_zoo.data.formats import is_hidden, is_image_name, is_lost_image, skip_advice
+from acmix_zoo.data.formats import is_hidden, is_image_name, is_unsupported_image, skip_advice
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.find_images import (
     HIDDEN,
-    LINKS_BACK,
+    PARENT_LINK,
     REPEATED,
     Walk,
     count_files,
-    is_link_back,
+    is_parent_link,
     skip_remarks,
     walk_folders,
 )
@@ -41,8 +41,8 @@ class FolderSource(IndexedSource):
         folders: the folder of each split.
 
     Raises:
-        ValueError: there are no class folders or only one, a class folder contains no image, val or test has a class
-            that the training split lacks, a split or class has two folders, or a split has no class folders.
+        ValueError: there is no class folder or only one; a class folder contains no image; val or test has a class
+            that the training split lacks; a split or class has two folders; or a split has no class folders.
     """
 
     license = "unknown"
@@ -69,37 +69,38 @@ class FolderSource(IndexedSource):
         split_like = [name for name in names if name.lower() in SPLIT_NAMES]
         # A class may be called "train". Split folders are therefore those that contain class folders.
         found = match_splits((name for name in split_like if self._subfolders(self.root / name)), str(self.root))
-        loose = [name for name in split_like if name not in found.values()]
+        classless = [name for name in split_like if name not in found.values()]
         others = [name for name in names if name not in split_like]
         if found and "train" not in found:
             raise ValueError(
-                f"{self.root} has {', '.join(sorted(found.values()))} but no train/ with class folders next to it"
+                f"{self.root} has {', '.join(sorted(found.values()))}/ but no train/. Expected class folders in "
+                f"{self.root}/train"
             )
         if found:
-            self._note_unused(others, loose)
+            self._note_unused(others, classless)
             return {split: self.root / name for split, name in found.items()}
-        if loose and (not others or [name.lower() for name in loose] != ["train"]):
-            self._refuse_loose_splits(others, loose)
+        if classless and (not others or [name.lower() for name in classless] != ["train"]):
+            raise self._classless_split_error(others, classless)
         return {"train": self.root}
 
-    def _refuse_loose_splits(self, classes: Sequence[str], loose: Sequence[str]) -> None:
-        """Raise an error for folders that are named like splits but contain no class folders."""
-        neighbours = f" next to the classes {first_few(classes)}" if classes else ""
-        raise ValueError(
-            f"{' and '.join(f'{self.root / name}' for name in loose)}: no class folders inside{neighbours}. Expected "
-            f"{self.root / loose[0]}/<class>/image.jpg. Move unlabelled images out of the data set (`acmix-zoo "
-            "predict` labels them). If the folder is a class, give it another name"
+    def _classless_split_error(self, classes: Sequence[str], classless: Sequence[str]) -> ValueError:
+        """Return the error for folders that are named like splits but contain no class folders."""
+        neighbours = f", next to the classes {first_few(classes)}" if classes else ""
+        return ValueError(
+            f"no class folders in {' and '.join(f'{self.root / name}' for name in classless)}{neighbours}. Expected "
+            f"{self.root / classless[0]}/<class>/image.jpg. Move unlabelled images out of the data set (use `acmix-zoo "
+            "predict` to label them). If the folder is a class, rename it"
         )
 
-    def _note_unused(self, others: Sequence[str], loose: Sequence[str]) -> None:
-        """Remark on folders next to the splits: `others`, and `loose` ones without class folders."""
-        for name in loose:
+    def _note_unused(self, others: Sequence[str], classless: Sequence[str]) -> None:
+        """Add remarks on unused folders: those next to the splits, and splits without class folders."""
+        for name in classless:
             walk = walk_folders([self.root / name])
             self._skipped.add(walk)
             if count := len(walk.images[0]):
                 self.remarks.append(
-                    f"skipped {self.root / name}: its {count_noun(count, 'image')} cannot be scored without class "
-                    f"folders. To label them, use `acmix-zoo predict` with --data.predict {self.root / name}"
+                    f"skipped {self.root / name}, which has {count_noun(count, 'image')} but no class folders. To "
+                    f"label them, use `acmix-zoo predict` with --data.predict {self.root / name}"
                 )
         if others:
             self.remarks.append(
@@ -107,12 +108,12 @@ class FolderSource(IndexedSource):
             )
 
     def _subfolders(self, folder: Path) -> list[str]:
-        """Return the sorted names of the folders in `folder` that are not hidden and do not lead back up."""
+        """Return the sorted names of the folders in `folder`, except hidden ones and links to a parent folder."""
         with os.scandir(folder) as entries:
             return sorted(
                 entry.name
                 for entry in entries
-                if not is_hidden(entry.name) and os.path.isdir(entry.path) and not is_link_back(entry, folder)
+                if not is_hidden(entry.name) and os.path.isdir(entry.path) and not is_parent_link(entry, folder)
             )
 
     def _note_top_level(self) -> None:
@@ -125,13 +126,13 @@ class FolderSource(IndexedSource):
                     if is_hidden(entry.name):
                         self._skipped.skip(HIDDEN, entry.path)
                     elif os.path.isdir(entry.path):
-                        if is_link_back(entry, folder):
-                            self._skipped.skip(LINKS_BACK, entry.path)
+                        if is_parent_link(entry, folder):
+                            self._skipped.skip(PARENT_LINK, entry.path)
                     elif is_image_name(entry.name):
                         images += 1
                     elif extension in SHARD_KINDS:
                         shards.append(entry.name)
-                    elif extension and is_lost_image(extension):  # not: README, classes.txt
+                    elif extension and is_unsupported_image(extension):  # not: README, classes.txt
                         self._skipped.skip(extension, entry.path)
             if images:
                 outside = "class folders" if folder in self.folders.values() else "splits"
@@ -151,46 +152,42 @@ class FolderSource(IndexedSource):
         found: dict[str, str] = {}
         for name in self._subfolders(folder):
             if not _is_text(name):
-                raise ValueError(f"{name!a} in {folder} is not valid UTF-8; rename the folder")
+                raise ValueError(f"the name of the folder {name!a} in {folder} is not valid UTF-8. Rename the folder")
             label = unicodedata.normalize("NFC", name)
             if label in found:
                 raise ValueError(
                     f"{folder} has two folders named {label!r}, {found[label]!a} and {name!a}, which differ "
-                    "only in how Unicode encodes the accents. Expected one; move the images into one of them"
+                    "only in how Unicode encodes the accents. Expected one folder per class. Move the images into one "
+                    "of them"
                 )
             found[label] = name
         return found
 
     def _check_classes(self) -> None:
         root = self.folders["train"]
-        expected = f"expected {root}/<class>/image.png with a folder for each of two or more classes"
+        expected = f"Expected {root}/<class>/image.png, with a folder for each of at least two classes"
         if not self.class_names:
             images = _count_images(root)
-            found = (
-                f"{count_noun(images, 'image')} and no folder"
-                if images
-                else "nothing usable (it is empty or holds other files)"
-            )
-            lost = [extension for extension in _extensions(root) if is_lost_image(extension)]
-            reasons = "".join(f", and {extension or 'some'} files: {skip_advice(extension)}" for extension in lost)
-            raise ValueError(f"{expected}, found {found}{reasons}")
+            found = f" but {count_noun(images, 'image')}" if images else ""
+            unsupported = [extension for extension in _extensions(root) if is_unsupported_image(extension)]
+            advice = "".join(f". It has {ext or 'other'} files: {skip_advice(ext)}" for ext in unsupported)
+            raise ValueError(f"{root} contains no class folders{found}. {expected}{advice}")
         if len(self.class_names) == 1:
             inner = root / self._class_folders["train"][self.class_names[0]]
             hint = f". Did you mean {inner}, which has subfolders?" if self._subfolders(inner) else ""
-            found = f"found one class, {self.class_names[0]!r}; a classifier needs at least two"
-            raise ValueError(f"{expected}, {found}{hint}")
+            raise ValueError(f"{root} contains only one class folder, {self.class_names[0]!r}. {expected}{hint}")
         for split, classes in self._class_folders.items():
             if unknown := sorted(set(classes) - set(self.class_names)):
                 raise ValueError(
-                    f"{self.folders[split]} has classes that {root} does not: "
-                    f"{first_few([self._with_similar_class(name) for name in unknown])}; "
-                    f"rename or remove them, or add them to the training split, which defines the classes"
+                    f"{self.folders[split]} has classes that the training split {root} does not have: "
+                    f"{first_few([self._with_similar_class(name) for name in unknown])}. Rename or remove them, or add "
+                    "them to the training split"
                 )
         for first, second in _names_differing_in_case(self.class_names):
             self.remarks.append(f"the classes {first!r} and {second!r} differ only in case. Is that intended?")
 
     def _with_similar_class(self, unknown: str) -> str:
-        """Return the name of a class that training lacks, with the training class that was probably meant."""
+        """Return the name of a class that the training split lacks, with the training class that was probably meant."""
         similar = next((name for name in self.class_names if _simplify(name) == _simplify(unknown)), None)
         if similar is None:
             return unknown
@@ -213,8 +210,8 @@ class FolderSource(IndexedSource):
         ]
         if empty:
             raise ValueError(
-                f"{self.folders[split]}: class folders without an image: {first_few(empty)}. Add images, or remove the "
-                "folders"
+                f"class folders in {self.folders[split]} contain no images: {first_few(empty)}. Add images, or remove "
+                "the folders"
             )
         self._skipped.add(walk)
         paths = iter(walk.images)
@@ -239,11 +236,12 @@ class FolderSource(IndexedSource):
 
 
 def _list_contents(folder: Path) -> str:
-    """Return a list, in brackets, of the files in a class folder that has no image."""
+    """Return a list, in parentheses, of the files in a class folder that has no image."""
     skipped = walk_folders([folder]).skipped
-    kinds = [kind for kind in sorted(skipped) if kind not in (HIDDEN, LINKS_BACK, REPEATED)]
+    kinds = [kind for kind in sorted(skipped) if kind not in (HIDDEN, PARENT_LINK, REPEATED)]
     words = [
-        count_files(skipped[extension], extension) + (f": {skip_advice(extension)}" if is_lost_image(extension) else "")
+        count_files(skipped[extension], extension)
+        + (f": {skip_advice(extension)}" if is_unsupported_image(extension) else "")
         for extension in kinds
     ]
     return f" ({'; '.join(words)})" if words else ""

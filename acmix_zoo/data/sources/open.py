@@ -1,4 +1,4 @@
-"""`open_source` finds out what kind of data set a name or path means, and opens it."""
+"""`open_source`: find out which kind of data set a name or path refers to, and open it."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def open_source(source: str | Path, label_column: str | None = None) -> IndexedS
 def is_hub_id(name: str) -> bool:
     """Return whether a name could be the id of a data set on the Hub.
 
-    Asking the Hub takes up to half a minute. A name that resembles an existing folder is therefore taken for a misspelt
-    path, even if it has the form of an id.
+    Asking the Hub takes up to half a minute. A name that resembles an existing folder is therefore treated as a
+    misspelt path, even if it has the form of an id.
     """
     looks_like_id = name.count("/") == 1 and name[0] not in "./~" and not name.endswith("/") and "\\" not in name
     return looks_like_id and not _path(name).exists() and not _similar_folders(name)

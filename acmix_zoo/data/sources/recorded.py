@@ -31,23 +31,19 @@ class RecordedSource(IndexedSource):
         return self._fingerprint
 
     def load(self) -> dict[str, Images]:
-        """Refuse to load images.
-
-        Raises:
-            ValueError: always, because only the classes are known.
-        """
+        """Raise a ValueError, because the images are unknown."""
         raise ValueError(
-            f"the checkpoint contains only the classes of {self.name}, not its images. To train or evaluate, give the "
-            "images with --data.source"
+            f"the checkpoint contains only the classes of {self.name}, not its images. To train or evaluate, set "
+            "--data.source to the images"
         )
 
 
 @contextmanager
-def recorded_source(card: Mapping[str, Any] | None) -> Iterator[None]:
+def use_recorded_source(card: Mapping[str, Any] | None) -> Iterator[None]:
     """Make `open_source` return the source of a card, whatever its arguments.
 
-    `acmix-zoo predict` needs this, because its data module is built from the options of the training run, whose images
-    may no longer exist.
+    `acmix-zoo predict` needs this, because the images of the training run may no longer exist. LightningCLI builds the
+    data module from options with plain values, so an opened source cannot be passed as an argument.
 
     Args:
         card: as for `RecordedSource`. None changes nothing.
@@ -60,5 +56,5 @@ def recorded_source(card: Mapping[str, Any] | None) -> Iterator[None]:
 
 
 def current_recorded_source() -> RecordedSource | None:
-    """Return the source set by `recorded_source`, if any."""
+    """Return the source set by `use_recorded_source`, if any."""
     return _current.get()

@@ -1,4 +1,4 @@
-"""`Shards`: the parquet or tar files of a data set on disk, and what they say before any image is read.
+"""`Shards`: the parquet or tar files of a data set on disk, and what is known about them before any image is read.
 
 Parquet files have a column of images. Tar files are in the format of WebDataset: NAME.jpg and NAME.cls, an integer.
 """
@@ -67,7 +67,7 @@ class Shards:
         self.path = path
         self.kind: str | None = None
         self.files: dict[str, list[str]] = {}
-        self._row_counts: dict[str, list[int]] = {}  # of each row group of a file
+        self._row_counts: dict[str, list[int]] = {}  # number of rows in each row group of a file
         self._tar_contents: dict[str, _TarContents] = {}
         if path.is_file():
             self.kind = SHARD_KINDS.get(path.suffix)

@@ -122,8 +122,8 @@ class StreamSource(Source):
         if self._shards.kind:
             return number_classes(self._shards.labels("train", label), label, None)
         raise ValueError(
-            f"{self.name}: column {label!r} does not say which classes there are. Set data.classes_file to a text file "
-            "with one class name per line"
+            f"{self.name}: the column {label!r} has no class names. Set data.classes_file to a text file with one "
+            "class name per line"
         )
 
     def _size(self, split: str, label: str, published_name: str, info: Any) -> int | None:

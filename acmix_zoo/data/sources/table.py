@@ -133,7 +133,10 @@ class TableSource(IndexedSource):
         numbers = [self.classes.numbers.get(label, -1) for label in labels]
         if -1 in numbers:
             unknown = sorted({str(label) for label, number in zip(labels, numbers, strict=True) if number < 0})
-            raise ValueError(f"{self.name}: split {split} has classes that train does not: {first_few(unknown)}")
+            raise ValueError(
+                f"{self.name}: the split {split} has classes that train does not have: {first_few(unknown)}. Rename or "
+                "remove them, or add them to train"
+            )
         return np.asarray(numbers, np.int64)
 
     def fingerprint(self) -> str:
@@ -169,7 +172,7 @@ def select_splits(tables: dict[str, Any], data_name: str) -> dict[str, Any]:
     """
     selected = {split: tables[name] for split, name in match_splits(tables, data_name).items()}
     if "train" not in selected:
-        raise ValueError(f"{data_name}: expected a split named train, found {', '.join(tables)}")
+        raise ValueError(f"{data_name} has no split named train, only {', '.join(tables)}. Rename the training split")
     return selected
 
 
@@ -198,6 +201,6 @@ def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[st
         reason = str(error).splitlines()[0]
         offline = " (HF_HUB_OFFLINE is set, so only the cache was searched)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise FileNotFoundError(
-            f"source {source!r} is neither a folder on this machine ({os.path.abspath(shards.path)}) nor a shipped "
-            f"name (fashion_mnist, digits) nor a data set that could be loaded{offline}: {reason}"
+            f"could not load the source {source!r}{offline}: {reason}. Expected a folder on this machine (looked for "
+            f"{os.path.abspath(shards.path)}), a shipped name (fashion_mnist, digits), or the id of a Hub data set"
         ) from error

@@ -64,7 +64,7 @@ def find_label_column(features: Any, data_name: str, image_column: str, requeste
             return name
     candidates = ", ".join(labels or [name for name in features if name != image_column])
     raise ValueError(
-        f"{data_name}: it is not clear which column is the class. Set data.label_column to one of: {candidates}"
+        f"{data_name}: no column is clearly the class column. Set data.label_column to one of: {candidates}"
     )
 
 

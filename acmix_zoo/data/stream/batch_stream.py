@@ -146,7 +146,7 @@ class _TrainDataset(IterableDataset[_TrainItem]):
                 yield _TrainItem(batch, worker, taken[-1][1], names)
                 continue
             lost += len(taken)
-            if lost > 2 * self.maker.unreadable.limit:  # the end of a pass and the start of the next have at most this
+            if lost > 2 * self.maker.unreadable.limit:  # at most `limit` at the end of a pass and at the start of one
                 raise UnreadableImage(
                     f"{self.maker.split.name}: reader {reader.reader} cannot read any of its images. Check the shards"
                 )
@@ -162,14 +162,14 @@ class TrainStream:
         maker: makes the batches.
         steps: number of batches per epoch.
         shuffle: number of images per chunk, see `Reader`.
-        state: result of `state` in a run with as many processes and workers, to resume from.
-        start: number of batches of the first epoch that are done.
+        state: result of `state` in a run with the same number of processes and workers, to resume from.
+        start: number of batches of the first epoch that are already done.
 
     Attributes:
         names: names of the images of the last batch.
 
     Raises:
-        ValueError: the state comes from a run with other processes or workers.
+        ValueError: the state comes from a run with a different number of processes or workers.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class TrainStream:
         self._items: Iterator[_TrainItem] | None = None
 
     def __len__(self) -> int:
-        # of the whole epoch, even if it is resumed in the middle: the trainer counts the batches done before
+        # the length of the whole epoch even after a resume, because the trainer counts the batches done before
         return self.steps
 
     def __iter__(self) -> Iterator[Batch]:
@@ -223,9 +223,9 @@ def _own_positions(state: dict[str, Any], maker: BatchMaker) -> list[ReaderPosit
     processes = len(state["places"]) // workers
     if (processes, workers) != (maker.world, maker.workers):
         raise ValueError(
-            f"the checkpoint's stream was read by {processes} processes with {workers} workers each, and this run has "
-            f"{maker.world} with {maker.workers}. Each of them resumes with its own part of the data. Start "
-            f"{processes} processes with --data.num_workers {workers}, or start a new run from its weights with "
+            f"this run has {maker.world} processes with {maker.workers} workers each. Expected {processes} with "
+            f"{workers}, as in the checkpoint, because each worker resumes in its own part of the stream. Start "
+            f"{processes} processes with --data.num_workers {workers}, or start a new run from the weights with "
             "--model.pretrained"
         )
     own = state["places"][maker.rank * workers : (maker.rank + 1) * workers]
@@ -249,8 +249,8 @@ class _EvalDataset(IterableDataset[Batch]):
 class EvalStream:
     """Evaluation batches as a loader: every image once, over all processes and workers.
 
-    A process that has fewer batches than others yields blank ones at the end. A model that is sharded over processes
-    needs all of them in every step.
+    A process that has fewer batches than others yields blank ones at the end, because a model that is sharded over
+    processes needs all of them in every step.
     """
 
     def __init__(self, maker: BatchMaker) -> None:

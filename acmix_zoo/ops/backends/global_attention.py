@@ -1,4 +1,4 @@
-"""The global backend of `local_attention`, for small maps: one attention between all queries and all positions.
+"""The global backend of `local_attention`, for small feature maps: one attention between all queries and all positions.
 
 Nothing is padded or gathered. A mask selects the keys of each query's window. Near the border, reflection shows some
 keys several times. A key that appears m times gets log(m) added to its logit, which multiplies its weight by m.

@@ -1,4 +1,4 @@
-"""The tiles backend of `local_attention`, for large maps: each tile of queries attends to the keys around it.
+"""The tiles backend of `local_attention`, for large feature maps: each tile of queries attends to the keys around it.
 
 The windows of neighbouring queries overlap. A tile of th×tw queries therefore gathers the kh×kw keys that its windows
 cover together, and goes through `scaled_dot_product_attention` with a band mask, which selects the keys of each query
@@ -25,12 +25,12 @@ _TILE_BYTES = 2 << 20
 
 
 class TileGrid(NamedTuple):
-    """A map whose queries are cut into tiles. The last tiles may extend beyond the map.
+    """A feature map whose queries are cut into tiles. The last tiles may extend beyond it.
 
     Attributes:
         rows, cols: number of tiles along each axis.
         tile_rows, tile_cols: number of queries in a tile along each axis, th and tw.
-        height, width: size of the map of keys.
+        height, width: size of the feature map that the keys come from.
         window: the size of each query's window.
     """
 
@@ -93,7 +93,7 @@ def _split_queries(q: Tensor, grid: TileGrid) -> Tensor:
 
 
 def _join_queries(out: Tensor, grid: TileGrid, q: Tensor) -> Tensor:
-    """Return the results of all tiles as a map in the shape of q, the inverse of `_split_queries`."""
+    """Join the results of all tiles into the shape of q, the inverse of `_split_queries`."""
     b, ho, wo, heads, d = q.shape
     nh, nw, th, tw = grid[:4]
     out = out.reshape(b, nh, nw, heads, th, tw, d).permute(0, 1, 4, 2, 5, 3, 6)  # (B, nh, th, nw, tw, heads, d)
@@ -105,9 +105,9 @@ def _join_queries(out: Tensor, grid: TileGrid, q: Tensor) -> Tensor:
 def _subtract_tile_positions(keys: Tensor, pe: Tensor, grid: TileGrid) -> Tensor:
     """Return the keys of all tiles (B·nh·nw, kh·kw, heads, d) minus their positions, for half precision.
 
-    Far from the centre of the map, k − pe would be too coarse in half precision. Softmax cancels whatever all keys of a
-    tile have in common. Positions are therefore relative to the centre of their tile, and the difference is rounded
-    once.
+    Far from the centre of the feature map, k − pe would be too coarse in half precision. Softmax cancels anything that
+    all keys of a tile have in common. Positions are therefore relative to the centre of their tile, and the difference
+    is rounded once.
     """
     tiles = grid.rows * grid.cols
     positions = _gather(pe[None, :, :, None], grid, slice(tiles))  # (nh·nw, kh·kw, 1, d)
@@ -116,9 +116,9 @@ def _subtract_tile_positions(keys: Tensor, pe: Tensor, grid: TileGrid) -> Tensor
 
 
 def _gather(x: Tensor, grid: TileGrid, tiles: slice) -> Tensor:
-    """Return what some of the B·nh·nw tiles see of a map (B, H, W, heads, d): (tiles, kh·kw, heads, d)."""
+    """Gather the positions that some of the B·nh·nw tiles see: x (B, H, W, heads, d) → (tiles, kh·kw, heads, d)."""
     if torch.compiler.is_compiling():
-        # By row and column. Inductor takes ten times as long for an index of the flattened map if sizes are dynamic.
+        # Index by row and column. With dynamic sizes, inductor takes ten times as long for one index into H·W.
         rows, cols = _tile_axes(grid, device=x.device)  # (nh, 1, kh, 1), (1, nw, 1, kw)
         return x[:, rows, cols].flatten(3, 4).flatten(0, 2)
     if torch.is_grad_enabled():
@@ -136,7 +136,7 @@ class _GatherTiles(torch.autograd.Function):
     (`index_add` and the gradient of `unfold` took 3 to 10 times as long.)
     """
 
-    generate_vmap_rule = True  # under vmap, this is only called with maps that are not batched
+    generate_vmap_rule = True  # under vmap, this is only called with inputs that are not batched
 
     @staticmethod
     def forward(x: Tensor, grid: TileGrid) -> Tensor:

@@ -1,4 +1,4 @@
-"""SAN's weighted sums in few kernel launches, for devices where launching a kernel takes longer than running it.
+"""SAN's weighted sums with few kernel launches, for devices where launching a kernel takes longer than running it.
 
 `offset_sums.py` loops over the k² offsets of the window. On a GPU this takes several launches per offset: 225 for one
 7×7 aggregation including its gradient. Here, one multiplication with a strided view of the windows handles all offsets,
@@ -76,7 +76,7 @@ def _window_weights(weight: Tensor, kernel: int) -> Tensor:
 def _windows(padded: Tensor, n_shared: int, kernel: int, images: slice, rows: slice) -> Tensor:
     """Return the windows (b, share, wc, h, W, k, k) of some images and rows in the dtype of the sums.
 
-    The result is a view. If the dtype differs, the map is converted before the view is taken.
+    The result is a view. If the dtype differs, the input is converted before the view is taken.
     """
     part = padded[images, :, rows.start : rows.stop + kernel - 1].to(_sum_dtype(padded))
     return part.unflatten(1, (-1, n_shared)).unfold(3, kernel, 1).unfold(4, kernel, 1)  # type: ignore[no-any-return]

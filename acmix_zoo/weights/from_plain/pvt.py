@@ -1,4 +1,5 @@
-"""Turn a plain PVT (version 1) into an ACmix-PVT that gives exactly the same logits. How it trains: see `swin.py`."""
+"""Turn a plain PVT (version 1) into an ACmix-PVT that gives exactly the same logits. `swin.py` explains its
+training."""
 
 from __future__ import annotations
 
@@ -37,10 +38,10 @@ def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     """
     state = plain_state(source)
     widths = tuple(state[f"pos_embed{i}"].shape[2] for i in range(1, 5) if f"pos_embed{i}" in state)
-    if widths != EMBED_DIMS:  # the weights do not tell the number of heads, but it goes with these widths
+    if widths != EMBED_DIMS:  # the number of heads does not follow from the weights, but is known for these widths
         found = f"stages of {widths}" if widths else f"keys like {first_keys(state)}"
         raise ValueError(
-            f"from_pvt: expected a PVT (version 1) with stages of 64, 128, 320 and 512 channels; found {found}"
+            f"from_pvt: the source has {found}. Expected a PVT (version 1) with stages of 64, 128, 320 and 512 channels"
         )
     depths = tuple(count_keys(state, rf"block{i}\.(\d+)\.norm1\.weight$") for i in range(1, 5))
     arguments: dict[str, Any] = outer_arguments(state, "patch_embed1.proj.weight", "head.weight")
@@ -49,7 +50,8 @@ def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     side = math.isqrt(positions)
     if side**2 != positions and "img_size" not in kwargs:
         raise ValueError(
-            f"from_pvt: {positions} positions are not those of a square image; pass img_size=(height, width)"
+            f"from_pvt: the position table has {positions} entries, which is not a square. Expected a square image. "
+            "Pass img_size=(height, width)"
         )
     arguments |= {} if side == 56 else {"img_size": side * 4}
     return create_with_state(_NAMES.get(depths, "acmix_pvt_s"), state, arguments, kwargs)

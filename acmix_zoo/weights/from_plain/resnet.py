@@ -138,8 +138,8 @@ def _resnet_arguments(state: State) -> dict[str, Any]:
         or any(kernel is None or kernel.shape[2:] != (3, 3) or kernel.shape[0] != kernel.shape[1] for kernel in kernels)
     ):
         raise ValueError(
-            "from_resnet: expected a ResNet of bottlenecks (1×1, dense 3×3, 1×1), such as timm's resnet50; "
-            f"found keys like {first_keys(state)}"
+            f"from_resnet: the source has keys like {first_keys(state)}. Expected a ResNet of bottlenecks (1×1, dense "
+            "3×3, 1×1), such as timm's resnet50"
         )
     stages = range(1, 1 + max(int(match[1]) for match in blocks))
     planes = tuple(state[f"layer{i}.0.conv3.weight"].shape[0] // 4 for i in stages)
@@ -162,6 +162,6 @@ def _check_keys(state: State, target: State) -> None:
     differ = [key for key in target if key not in state or state[key].shape != target[key].shape]
     if foreign or differ:
         raise ValueError(
-            f"from_resnet: this is not a plain ResNet of bottlenecks. It has {', '.join(foreign[:4]) or 'nothing'} in "
-            f"addition, and lacks or differs in {', '.join(differ[:4]) or 'nothing'}"
+            "from_resnet: the source is not a plain ResNet of bottlenecks. Unknown keys: "
+            f"{', '.join(foreign[:4]) or 'none'}. Missing keys, or different shapes: {', '.join(differ[:4]) or 'none'}"
         )

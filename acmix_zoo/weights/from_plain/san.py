@@ -1,4 +1,7 @@
-"""Turn a plain SAN, pairwise or patchwise, into an ACmix-SAN that gives exactly the same logits; see `swin.py`."""
+"""Turn a plain SAN, pairwise or patchwise, into an ACmix-SAN that gives exactly the same logits.
+
+`swin.py` explains how it trains.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def from_san(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     state = plain_state(source)
     stages = range(count_keys(state, r"layer(\d+)\.0\.sam\.conv1\.weight$"))
     if not stages or "conv_in.weight" not in state:
-        raise ValueError(f"from_san: expected the weights of a SAN, found keys like {first_keys(state)}")
+        raise ValueError(f"from_san: the source has keys like {first_keys(state)}. Expected the weights of a SAN")
     layers = tuple(count_keys(state, rf"layer{i}\.(\d+)\.bn1\.weight$") for i in stages)
     arguments: dict[str, Any] = outer_arguments(state, "conv_in.weight", "fc.weight")
     arguments |= {} if layers in _NAMES else {"layers": layers}
@@ -44,7 +47,7 @@ def from_san(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     arguments |= {} if widths == WIDTHS else {"widths": widths}
     if "layer0.0.sam.conv_p.weight" in state:
         arguments["form"] = "pairwise"
-        # Pairwise weights have the same shapes for all kernel sizes; assume the published ones.
+        # Pairwise weights have the same shapes for all kernel sizes, so assume the published ones.
         arguments |= {} if len(layers) == 5 else {"kernels": (3, *(7,) * (len(layers) - 1))}
     else:  # patchwise features are those of one position and of a k×k patch
         features = (len(state[f"layer{i}.0.sam.conv_w.0.weight"]) for i in stages)

@@ -1,4 +1,4 @@
-"""Read the weights of a plain network, and build the ACmix network with them: what all conversions share."""
+"""What all conversions share: read the weights of a plain network, and build the ACmix network with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from acmix_zoo.weights.read import Source, State, read_state_dict
 from acmix_zoo.weights.translate import unwrapped, without_block_wrappers
 
-# The first layers of the known networks, by which the prefix of all keys is recognised.
+# The first layers of the known networks. Their keys reveal the prefix of all keys.
 _FIRST_LAYER = re.compile(r"(.*\.)?(patch_embed1?\.proj|features\.0\.0|conv1|conv_in)\.weight$")
 # Defaults of the ACmix networks. Arguments that equal them are left out.
 _DEFAULTS: dict[str, Any] = {"patch_size": 4, "window_size": 7, "mlp_ratio": 4.0, "in_chans": 3, "num_classes": 1000}
@@ -29,9 +29,9 @@ def plain_state(source: nn.Module | Source) -> State:
 
 
 def create_with_state(name: str, state: State, arguments: dict[str, Any], overrides: dict[str, Any]) -> nn.Module:
-    """Build a registered network with weights that have its keys, through timm's own loading of pretrained weights.
+    """Build a registered network with weights that have its keys, as timm loads pretrained weights.
 
-    timm then handles another number of classes or input channels as for every pretrained network.
+    A different number of classes or input channels is therefore handled as for every pretrained network.
 
     Args:
         name: the registered network.
@@ -59,7 +59,7 @@ def count_keys(state: State, pattern: str) -> int:
 
 
 def first_keys(state: State) -> str:
-    """Return the first keys, to show in an error what was found."""
+    """Return the first keys as text, for an error that states what was found."""
     return ", ".join(list(state)[:3])
 
 

@@ -110,7 +110,7 @@ def test_resuming_does_not_read_finished_shards(tmp_path: Path, monkeypatch: pyt
 def test_a_state_of_other_workers_is_refused(tmp_path: Path) -> None:
     split = make_stream(tmp_path, "webdataset")
     state = TrainStream(make_maker(split, num_workers=2), 3).state()
-    with pytest.raises(ValueError, match=r"1 processes with 2 workers each, and this run has 1 with 3.*num_workers 2"):
+    with pytest.raises(ValueError, match=r"1 processes with 3 workers each. Expected 1 with 2.*num_workers 2"):
         TrainStream(make_maker(split, num_workers=3), 3, state=state)
 
 

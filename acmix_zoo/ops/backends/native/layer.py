@@ -14,26 +14,26 @@ Mixing = Sequence[Tensor | None]
 Geometry = tuple[int, int, int, int]
 
 # The kernels of the convolution path are composed, and their arithmetic grows with heads².
-MOST_HEADS = 16
+MAX_HEADS = 16
 
 
-def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Mixing, heads: int) -> str | None:
+def unsupported_reason(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: Mixing, heads: int) -> str | None:
     """Return why the native library cannot run a layer, in words, or None if it can.
 
     The arguments are those of `acmix_zoo.ops.acmix.acmix`.
     """
     kinds = {(t.device.type, t.dtype) for t in (x, weight, bias, *mixing) if t is not None}
-    return next((reason for kind in kinds if (reason := refusal_of_kind(*kind, heads)) is not None), None)
+    return next((reason for kind in kinds if (reason := unsupported_kind_reason(*kind, heads)) is not None), None)
 
 
-def refusal_of_kind(device: str, dtype: torch.dtype, heads: int) -> str | None:
-    """Return why the native library cannot run any layer with so many heads on a type of device in a dtype, or None."""
+def unsupported_kind_reason(device: str, dtype: torch.dtype, heads: int) -> str | None:
+    """Return why the native library cannot run a layer with these properties, in words, or None if it can."""
     if device != "cpu":
         return f"the native library runs on a CPU only; this is {device}"
     if dtype != torch.float32:
         return f"the native library computes in float32; this is {dtype}".replace("torch.", "")
-    if heads > MOST_HEADS:
-        return f"the native library takes up to {MOST_HEADS} heads; these are {heads}"
+    if heads > MAX_HEADS:
+        return f"the native library supports up to {MAX_HEADS} heads; these are {heads}"
     if library() is None:
         return "there is no native library; `acmix-zoo info --backends` shows how to get it"
     if parallel() is None and torch.get_num_threads() > 1:
@@ -43,8 +43,8 @@ def refusal_of_kind(device: str, dtype: torch.dtype, heads: int) -> str | None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_supported(device: str, dtype: torch.dtype, heads: int) -> bool:
-    """Return whether `refusal_of_kind` has no objection; a compiler may call this while it records a graph."""
-    return refusal_of_kind(device, dtype, heads) is None
+    """Return whether `unsupported_kind_reason` has no objection; a compiler may call this while it records a graph."""
+    return unsupported_kind_reason(device, dtype, heads) is None
 
 
 def forward(
@@ -60,7 +60,7 @@ def forward(
     Nothing is recorded for autograd.
 
     Args:
-        x, weight, bias, mixing, geometry: those of `acmix`, all accepted by `refusal`.
+        x, weight, bias, mixing, geometry: those of `acmix`, all accepted by `unsupported_reason`.
         keep: whether to keep the projections, in the library's own layout.
 
     Returns:
@@ -124,7 +124,7 @@ def backward(
     d_offset = grad.sum((0, 1, 2)) if offset is not None and wanted[7] else None
     found = (d_x, d_weight, d_bias, d_pe, d_fc, d_shift, d_alpha, d_offset)
     return [
-        _in_layout_of(t, d) if want and t is not None and d is not None else None
+        _match_layout(t, d) if want and t is not None and d is not None else None
         for t, d, want in zip((x, weight, bias, *mixing), found, wanted, strict=True)
     ]
 
@@ -164,7 +164,7 @@ def _composed_backward(d_taps: Tensor, fc: Tensor | None, shift: Tensor) -> tupl
     return shift.flatten(2).transpose(0, 1).flatten(1) @ d_taps.flatten(0, 1), d_shift  # (k², out·k·k) @ (out·k·k, …)
 
 
-def _in_layout_of(t: Tensor, d: Tensor) -> Tensor:
+def _match_layout(t: Tensor, d: Tensor) -> Tensor:
     """Return d with the strides that `torch.empty_like(t)` has, as a compiled graph expects of a gradient of t."""
     expected = torch.empty_like(t, device="meta").stride()
     return d if d.stride() == expected else torch.empty_like(t).copy_(d)
@@ -173,7 +173,7 @@ def _in_layout_of(t: Tensor, d: Tensor) -> Tensor:
 def _loaded() -> ctypes.CDLL:
     loaded = library()
     if loaded is None:
-        raise RuntimeError("The native CPU kernel is not available here. Call `refusal` first.")
+        raise RuntimeError("The native CPU kernel is not available here. Call `unsupported_reason` first.")
     return loaded
 
 

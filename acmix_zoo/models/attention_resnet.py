@@ -1,0 +1,118 @@
+"""AA-ResNet and BoTNet: ResNets with attention to the whole map and learned relative positions.
+
+Source of AA-ResNet: "Attention Augmented Convolutional Networks", ICCV 2019. What was read: notes that quote its
+sections 3.1 and 3.2, which define the layer, and public implementations that quote the minimum of 20 key channels per
+head. Taken as given: κ = 2υ = 0.2, 8 heads, attention in the last three stages, pooled in the first of these. The
+authors released no network. Our parameters round to the published ones, and our MACs differ by 1.4 %.
+
+Source of BoTNet: "Bottleneck Transformers for Visual Recognition", CVPR 2021. Its attention is in timm, for maps of one
+size, and ours is tested against it. The pico networks are our additions for 32-pixel images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from acmix_zoo.layers import AugmentedConv2d, RelativeAttention
+from acmix_zoo.models.plain_resnet import conv3x3
+from acmix_zoo.models.registry import generate_default_cfgs, register_model
+from acmix_zoo.models.resnet_trunk import IMAGENET_CFG, PICO, PICO_CFG, ResNetTrunk, Site, create_resnet
+
+__all__ = ["AAResNet", "BoTResNet"]
+
+
+def map_side(img_size: int, stage: int) -> int:
+    """Return the side length of the maps of a stage, counted from 1, for images of `img_size` pixels."""
+    reduction: int = 2 ** (stage + 1)
+    return -(-img_size // reduction)
+
+
+class AAResNet(ResNetTrunk):
+    """ResNet with attention-augmented convolutions, with timm's model interface.
+
+    Args:
+        img_size: side length of the images that the tables of relative positions are made for. Images of any size work:
+            larger distances share the outermost entries, see `RelativeAttention`.
+        heads, key_ratio, value_ratio: see `AugmentedConv2d`.
+        first_stage: the first stage with attention, counted from 1. The stages before it have plain convolutions.
+        pool_first: whether the attention of that stage, which has the largest maps, runs on maps of half the size.
+        trunk: arguments of `ResNetTrunk`.
+    """
+
+    NO_WEIGHT_DECAY = r"\.(rows|columns)$"
+
+    def __init__(
+        self,
+        *,
+        img_size: int = 224,
+        heads: int = 8,
+        key_ratio: float = 0.2,
+        value_ratio: float = 0.1,
+        first_stage: int = 2,
+        pool_first: bool = True,
+        **trunk: Any,
+    ) -> None:
+        def middle(site: Site) -> nn.Module:
+            if site.stage < first_stage:
+                return conv3x3(site)
+            pool = pool_first and site.stage == first_stage
+            reach = map_side(img_size, site.stage + pool) - 1
+            return AugmentedConv2d(
+                site.width, site.width, site.stride, site.dilation,
+                heads=heads, key_ratio=key_ratio, value_ratio=value_ratio, reach=reach, pool=pool,
+            )  # fmt: skip
+
+        super().__init__(middle, **trunk)
+
+
+class BoTResNet(ResNetTrunk):
+    """BoTNet: the last stage has attention to the whole map instead of convolutions, with timm's model interface.
+
+    Args:
+        img_size: as in `AAResNet`.
+        heads: number of attention heads.
+        trunk: arguments of `ResNetTrunk`.
+    """
+
+    NO_WEIGHT_DECAY = r"\.(rows|columns)$"
+
+    def __init__(self, *, img_size: int = 224, heads: int = 4, **trunk: Any) -> None:
+        def middle(site: Site) -> nn.Module:
+            if site.stage < last:
+                return conv3x3(site)
+            reach = site.stride * map_side(img_size, site.stage) - 1
+            attention = RelativeAttention(site.width, site.width, site.width, heads=heads, reach=reach)
+            pool = nn.AvgPool2d(2, 2, ceil_mode=True) if site.stride == 2 else nn.Identity()
+            return nn.Sequential(attention, pool)
+
+        last = len(trunk.get("layers", (3, 4, 6, 3)))
+        super().__init__(middle, **trunk)
+
+
+default_cfgs = generate_default_cfgs(
+    {"aa_resnet50": IMAGENET_CFG, "aa_resnet_pico": PICO_CFG, "bot_resnet_pico": PICO_CFG}
+)
+
+
+@register_model
+def aa_resnet50(pretrained: bool = False, **kwargs: Any) -> AAResNet:
+    """AA-ResNet-50: 25,809,392 parameters, 4.21 GMACs, 224-pixel images, 1000 classes. Published: 77.7 %."""
+    return create_resnet(AAResNet, "aa_resnet50", pretrained, {"layers": (3, 4, 6, 3)}, kwargs)
+
+
+@register_model
+def aa_resnet_pico(pretrained: bool = False, **kwargs: Any) -> AAResNet:
+    """AA-ResNet for 32-pixel images: 862,826 parameters, 11.3 MMACs, three stages of two bottlenecks, 10 classes.
+
+    All stages have attention, with κ = υ = 0.25, because a tenth of so few channels would leave one for each head.
+    """
+    own = {"img_size": 32, "heads": 4, "key_ratio": 0.25, "value_ratio": 0.25, "first_stage": 1, "pool_first": False}
+    return create_resnet(AAResNet, "aa_resnet_pico", pretrained, {**PICO, **own}, kwargs)
+
+
+@register_model
+def bot_resnet_pico(pretrained: bool = False, **kwargs: Any) -> BoTResNet:
+    """BoTNet for 32-pixel images: 676,506 parameters, 9.84 MMACs, three stages of two bottlenecks, 10 classes."""
+    return create_resnet(BoTResNet, "bot_resnet_pico", pretrained, {**PICO, "img_size": 32}, kwargs)
