@@ -176,13 +176,14 @@ def test_a_compiled_layer_equals_eager_mode(inputs: int, calls: list[str], monke
     for size in (12, 15):
         x = torch.randn(2, inputs, size, size)
         expected, actual = with_gradients(layer, x), with_gradients(compiled, x)  # type: ignore[arg-type]
-        for name, e in expected.items():
-            assert (actual[name] - e).abs().max() <= 1e-5 * max(float(e.abs().max()), 1.0), name
+        for (name, e), a in zip(expected.items(), actual.values(), strict=True):
+            assert (a - e).abs().max() <= 1e-5 * max(float(e.abs().max()), 1.0), name
     assert calls == ["forward", "backward"] * 4 and sizes == [0 if inputs == 8 else 2] * 4
     monkeypatch.setattr(native, "forward", lambda *args: [torch.full_like(t, torch.nan) for t in forward(*args)])
     with use_backend("reference"):
-        for name, found in with_gradients(compiled, x).items():  # type: ignore[arg-type]
-            assert (found - expected[name]).abs().max() <= 5e-5 * max(float(expected[name].abs().max()), 1.0), name
+        actual = with_gradients(compiled, x)  # type: ignore[arg-type]
+        for (name, e), a in zip(expected.items(), actual.values(), strict=True):
+            assert (a - e).abs().max() <= 5e-5 * max(float(e.abs().max()), 1.0), name
     assert len(sizes) == 4
 
 
