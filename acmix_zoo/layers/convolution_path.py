@@ -57,6 +57,12 @@ class ShiftConv(nn.Module):
         fc = self.fc_weight if scale is None else self.fc_weight * scale
         return conv_factors(fc, self.shift_weight)
 
+    def mixing_and_kernels(self, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what `window_paths` needs: the mixing matrix with its bias as the last column, and kernels · scale."""
+        bias = self.fc_weight.new_zeros(len(self.fc_weight)) if self.fc_bias is None else self.fc_bias
+        kernels = self.shift_weight if scale is None else self.shift_weight * scale
+        return torch.cat((self.fc_weight, bias.unsqueeze(1)), 1), kernels  # (k², 3·heads + 1), (channels, k², k, k)
+
     def macs(self, height: int, width: int) -> int:
         """Return the multiply-accumulates for one image: mixing at full size, shift and sum at the strided size."""
         inputs, side = self.fc_weight.shape[1], self.kernel
