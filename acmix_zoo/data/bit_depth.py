@@ -1,4 +1,4 @@
-"""Scale images with more than 8 bits per sample: which values are black and white?
+"""Find the range of values from black to white in images with more than 8 bits per sample.
 
 The range depends only on what the file declares, not on the values in the image. The same value is therefore the same
 grey in every image, in training and in prediction:

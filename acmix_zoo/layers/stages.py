@@ -1,5 +1,4 @@
-"""Table 1 of the paper for a whole network: the cost of stage I (projections) and stage II (the paths that use
-them)."""
+"""Table 1 of the paper for a whole network: the cost of stage I (projections) and of stage II (both paths)."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ from acmix_zoo.weights.locate import locate
 from acmix_zoo.weights.recipe_files import find_recipe, is_in_recipe_group, locate_recipe, suggesting_recipes
 from acmix_zoo.weights.resolve import resolve_network
 
-# Training images per epoch: those of ImageNet-1k, and those of Fashion-MNIST without the validation split.
-_IMAGES = {"imagenet": 1_281_167, "fashion_mnist": 54_000}
+# Training images per epoch, by a part of the source's name. The first match counts. For Tiny-ImageNet and Fashion-MNIST
+# these are the images that remain after a validation split.
+_IMAGES = {"tiny-imagenet": 95_000, "imagenet": 1_281_167, "fashion_mnist": 54_000}
 _EXPECTED = "Expected a recipe such as imagenet1k/acmix_swin_t, a run folder or the name of a network"
 
 # Where a recipe states the fields of a job: (section, key, field).

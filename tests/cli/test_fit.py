@@ -143,7 +143,7 @@ def test_a_disk_that_is_full_after_training_loses_nothing(
     with no_large_files():
         assert main([*command, "--ckpt_path=last"]) == 1
     error = capsys.readouterr().err
-    assert "could not be written" in error and str(folder / "checkpoints/best.ckpt") in error
+    assert "could not write" in error and str(folder / "checkpoints/best.ckpt") in error
     assert (folder / "weights" / "README.md").read_text() == "kept"
     assert main([*command, "--ckpt_path=last"]) == 0
     assert check_folder(folder / "weights") == []

@@ -74,7 +74,7 @@ def test_damaged_configs_and_those_of_other_libraries_are_refused(folder: Path) 
             '{"architecture": "resnet18", "pretrained_cfg": {}, "model_args": []}',
             "expected a mapping under the key",
         ),
-        ("x" * (17 * 2**20), "has 17825792 bytes"),
+        ("x" * (17 * 2**20), r"is too large \(17825792 bytes\)"),
     ):
         (folder / "config.json").write_text(text)
         with pytest.raises(ValueError, match=message):

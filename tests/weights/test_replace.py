@@ -45,7 +45,7 @@ def test_a_full_disk_keeps_the_old_folder(old) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
-        with pytest.raises(OSError, match=r"could not be written.*An existing folder is unchanged") as caught:
+        with pytest.raises(OSError, match=r"could not write .*An existing folder is unchanged") as caught:
             write_weights(folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

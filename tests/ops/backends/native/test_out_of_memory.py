@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ def address_space_for(more: int) -> Iterator[None]:
     """Limit the address space of this process to its present size plus `more` bytes."""
     import resource
 
+    gc.collect()  # or objects of earlier tests are freed later, and leave more space than `more`
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))
