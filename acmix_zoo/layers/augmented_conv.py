@@ -50,9 +50,7 @@ class AugmentedConv2d(nn.Module):
     ) -> None:
         super().__init__()
         if stride not in (1, 2):
-            raise ValueError(
-                f"AugmentedConv2d: stride={stride} is not supported. Expected 1 or 2. Use pooling for more"
-            )
+            raise ValueError(f"AugmentedConv2d: stride={stride} is not supported. Expected 1 or 2; use one of them")
         key_channels = heads * max(int(out_channels * key_ratio) // heads, self.MIN_KEY_CHANNELS)
         attended = heads * max(int(out_channels * value_ratio) // heads, 1)
         if attended >= out_channels:
