@@ -35,7 +35,7 @@ def fashion_mnist() -> str:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Start a local Hub and point the client of this process to it, with a cache of its own, a token and no waiting."""
+    """Start a local Hub and point the client of this process to it, with an empty cache, a token and no waiting."""
     with Hub() as server:
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         for name, value in {
@@ -50,7 +50,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """Write a small image folder with three classes that a short training tells apart."""
+    """Write a small image folder with three classes, which a short training run learns."""
     from support.training import make_image_folder
 
     return make_image_folder(tmp_path / "images")
@@ -78,24 +78,24 @@ FIGURES = pytest.StashKey[list[tuple[str, str]]]()
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """Return a function that adds a row to the table at the end of `make test-distributed`: what was shown, and how."""
+    """Return a function that adds a row, a test and its result, to the table of `make test-distributed`."""
     rows = request.config.stash.setdefault(FIGURES, [])
-    return lambda shown, result: rows.append((shown, result))
+    return lambda name, result: rows.append((name, result))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     rows = config.stash.get(FIGURES, [])
     if rows and os.environ.get("ACMIX_RECORD"):  # for docs/training.md
         with (Path(__file__).parents[1] / "benchmarks/distributed.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("shown", "figures"), *rows])
+            csv.writer(file).writerows([("test", "result"), *rows])
     if rows:
-        width = max(len(shown) for shown, _ in rows)
-        terminalreporter.section("shown, with figures")
-        for shown, result in rows:
-            terminalreporter.write_line(f"{shown.ljust(width)}  {result}")
+        width = max(len(name) for name, _ in rows)
+        terminalreporter.section("results")
+        for name, result in rows:
+            terminalreporter.write_line(f"{name.ljust(width)}  {result}")
 
 
-SLOW_TIMEOUT = 900  # seconds for a test marked `slow` or `distributed`, unless it sets a timeout of its own
+SLOW_TIMEOUT = 900  # seconds for a test marked `slow` or `distributed`, unless it sets its own timeout
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -104,9 +104,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         is_slow = any(item.get_closest_marker(name) for name in ("slow", "distributed"))
         if is_slow and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
-    # an id that contains an address differs between xdist's workers
+    # an id with a memory address differs between the workers of xdist
     if addresses := [item.nodeid for item in items if " at 0x" in item.nodeid]:
-        raise pytest.UsageError(f"give these parameters ids of their own (ids=...): {addresses}")
+        raise pytest.UsageError(f"set the ids of these parameters (ids=...): {addresses}")
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):  # not `item.keywords`, which also contains folder names

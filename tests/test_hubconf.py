@@ -1,4 +1,4 @@
-"""hubconf.py: loading from a clone, from torch.hub's cache folder, and through its download code from a zip."""
+"""hubconf.py: loading from a clone, from the cache folder of torch.hub, and from a downloaded zip."""
 
 import inspect
 import json
@@ -26,7 +26,7 @@ local = partial(torch.hub.load, str(ROOT), source="local")
 
 
 def hubconf() -> ModuleType:
-    """hubconf.py as torch.hub imports it; torch.hub.list and .help themselves only take a GitHub name, see below."""
+    """Import hubconf.py as torch.hub does. torch.hub.list and torch.hub.help only accept a GitHub name, see below."""
     with torch.hub._add_to_sys_path(str(ROOT)):
         return torch.hub._import_module("hubconf", str(ROOT / "hubconf.py"))
 
@@ -86,11 +86,11 @@ def test_shipped_weights(name: str) -> None:
 
 
 def run(code: str, *arguments: object, **environment: str) -> dict:
-    """Run code in a fresh process, somewhere else, without a network; it prints one JSON object at the end."""
+    """Run code in a new process in another folder, without a network. Return the JSON object that it prints last."""
     result = subprocess.run(
         [sys.executable, "-W", "error::UserWarning:hubconf", "-c", code, *map(str, arguments)],
         cwd=environment["TORCH_HOME"],
-        # A proxy that refuses at once, so that github.com cannot be reached wherever this test runs.
+        # This proxy refuses every connection, so that no machine reaches github.com in this test.
         env={**os.environ, "https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1", **environment},
         capture_output=True,
         text=True,
@@ -112,7 +112,7 @@ def report(model, **more):
 
 
 def test_cache_folder(tmp_path: Path) -> None:
-    """A copy of the clone where torch.hub would have put it; its weights, ours for this test, are found there."""
+    """Return a copy of the clone in the cache folder of torch.hub, with weights for this test."""
     copy = tmp_path / "hub" / "org_acmix_main"
     shutil.copytree(ROOT / "acmix_zoo", copy / "acmix_zoo", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "hubconf.py", copy)
@@ -140,7 +140,7 @@ report(torch.hub.load("org/acmix", "acmix_resnet_pico", pretrained=True, trust_r
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[str]:
-    """The address of a zip as GitHub makes it from the committed state."""
+    """Return the address of a zip of the committed files, as GitHub creates it."""
     served = tmp_path / "served"
     served.mkdir()
     command = [
@@ -166,7 +166,7 @@ def archive(tmp_path: Path) -> Iterator[str]:
 
 
 def test_download(tmp_path: Path, archive: str) -> None:
-    """torch.hub's own download code on loopback: what is tracked suffices, and nothing else is needed."""
+    """torch.hub's download code gets the zip from a local server. The committed files are all that is needed."""
     code = f"""
 import sys, torch
 {REPORT}
@@ -226,8 +226,8 @@ def test_a_missing_dependency_is_named(tmp_path: Path) -> None:
     assert "acmix needs timm, safetensors; install with: pip install timm safetensors" in done.stderr
 
 
-def test_beside_another_repository(tmp_path: Path) -> None:
-    """Another project's hubconf, with modules of its own under common names, before and after."""
+def test_other_repositories_with_the_same_module_names_do_not_interfere(tmp_path: Path) -> None:
+    """The hubconf of another project, whose modules have common names, is loaded before and after ours."""
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "models.py").write_text("value = 7")
     (tmp_path / "other" / "hubconf.py").write_text(
@@ -246,7 +246,7 @@ print(first, again, type(model).__name__)
 
 
 def test_force_reload_and_trust(tmp_path: Path, archive: str) -> None:
-    """A cached clone is used as it is, replaced by `force_reload`, and a repository is trusted once."""
+    """A cached clone is used unchanged, `force_reload` replaces it, and a repository is trusted only once."""
     code = """
 import builtins, sys, torch
 from pathlib import Path

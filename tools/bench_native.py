@@ -1,7 +1,8 @@
-"""Measure the native CPU kernel against plain PyTorch: the layers of ResNet-50, and the whole network.
+"""Measure the native CPU kernel against plain PyTorch: the layers of ResNet-50, the whole network, and Swin-T.
 
     python -m tools.bench_native layers --batch 8 1
     python -m tools.bench_native networks --batch 8 1 --seconds 30
+    python -m tools.bench_native swin --batch 8 1 --seconds 30
     python -m tools.bench_native layers --threads 2
 
 All candidates of a row run in one process, one after the other, round after round; figures are medians in milliseconds.
@@ -9,7 +10,8 @@ With one thread the clock is the process's CPU time, so that other programs on t
 threads it is wall time, which needs a quiet machine. To measure the AVX2 code everywhere, in PyTorch's kernels as well,
 set ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2 and MKL_ENABLE_INSTRUCTIONS=AVX2.
 
-Candidates: "native" is ACmix2d with the library, "python" without it, "plain" the 3×3 convolution that it replaces.
+Candidates: "native" is ACmix with the library, "python" without it, "plain" the 3×3 convolution that it replaces, or
+timm's network. For "swin", the second block of each stage is measured, too.
 """
 
 from __future__ import annotations
@@ -121,28 +123,52 @@ def folded(network: Any) -> Any:
     return network
 
 
-def measure_networks(batch: int, seconds: float) -> None:
-    ours, plain = (
-        timm.create_model(name).to(memory_format=torch.channels_last) for name in ("acmix_resnet50", "resnet50")
-    )
-    x = torch.randn(batch, 3, 224, 224).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(1000, (batch,))
+def measure_network(title: str, ours: Any, plain: Any, x: Tensor, seconds: float) -> None:
+    labels = torch.randint(1000, (len(x),))
     runs = {
         name: training(net.train(), x, lambda out: F.cross_entropy(out, labels).backward())
         for name, net in (("native", ours), ("plain", plain))
     }
-    report(f"training ResNet-50, batch {batch}", medians({**runs, "python": without_library(runs["native"])}, seconds))
+    report(f"training {title}", medians({**runs, "python": without_library(runs["native"])}, seconds))
     runs = {name: inference(net.eval(), x) for name, net in (("native", ours), ("plain", plain))}
-    report(f"inference ResNet-50, batch {batch}", medians({**runs, "python": without_library(runs["native"])}, seconds))
+    report(f"inference {title}", medians({**runs, "python": without_library(runs["native"])}, seconds))
+
+
+def measure_resnet(batch: int, seconds: float) -> None:
+    ours, plain = (
+        timm.create_model(name).to(memory_format=torch.channels_last) for name in ("acmix_resnet50", "resnet50")
+    )
+    x = torch.randn(batch, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    measure_network(f"ResNet-50, batch {batch}", ours, plain, x, seconds)
     runs = {"native": inference(cast(Any, ours).deploy(), x), "plain": inference(folded(plain), x)}
     report(f"inference, norms folded, batch {batch}", medians(runs, seconds))
+
+
+def measure_swin(batch: int, seconds: float) -> None:
+    ours, plain = (
+        cast(Any, timm.create_model(name, drop_path_rate=0.0))
+        for name in ("acmix_swin_t", "swin_tiny_patch4_window7_224")
+    )
+    for i, (stage, plain_stage) in enumerate(zip(ours.layers, plain.layers, strict=True)):
+        side, dim = 56 >> i, 96 << i
+        x = torch.randn(batch, side, side, dim)
+        blocks = {"native": stage.blocks[1], "plain": plain_stage.blocks[1]}
+        runs = {name: inference(block, x) for name, block in blocks.items()}
+        runs["python"] = without_library(runs["native"])
+        report(f"inference {batch}×{side}²×{dim}", medians(runs, seconds / 4))
+        learned, weights = x.clone().requires_grad_(), torch.randn_like(x)
+        backward = partial(torch.autograd.backward, grad_tensors=weights)
+        runs = {name: training(block, learned, backward) for name, block in blocks.items()}
+        runs["python"] = without_library(runs["native"])
+        report(f"training {batch}×{side}²×{dim}", medians(runs, seconds / 4))
+    measure_network(f"Swin-T, batch {batch}", ours, plain, torch.randn(batch, 3, 224, 224), seconds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m tools.bench_native", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["layers", "networks"])
+    parser.add_argument("what", choices=["layers", "networks", "swin"])
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 1], help="batch sizes")
     parser.add_argument("--threads", type=int, default=1, help="number of PyTorch's threads")
     parser.add_argument("--seconds", type=float, default=3.0, help="seconds for each row")
@@ -154,7 +180,9 @@ def main() -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     print(f"native: {instruction_set()}, PyTorch: {capability}, {arguments.threads} thread(s)", flush=True)
     for batch in arguments.batch:
-        (measure_layers if arguments.what == "layers" else measure_networks)(batch, arguments.seconds)
+        {"layers": measure_layers, "networks": measure_resnet, "swin": measure_swin}[arguments.what](
+            batch, arguments.seconds
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def print_backends() -> None:
     print(f"Native library: {source if library is not None else f'none, because {source}'}")
     print(f"C++ compiler: {'; '.join(compilers) or 'none'}")
     rows: list[tuple[str, ...]] = [("ACmix2d layers", "up to 16×16 positions", "larger maps")]
-    kinds = [("on a CPU in float32", 4, "cpu"), ("on a CPU in another dtype or under autocast", 2, "cpu")]
+    kinds = [("on a CPU in float32", 4, "cpu"), ("on a CPU in a different dtype or under autocast", 2, "cpu")]
     kinds += [(f"on {device}", 4, device) for device in ("cuda", "mps") if getattr(torch, device).is_available()]
     rows += [(name, *(_backend(side, itemsize, device) for side in (16, 17))) for name, itemsize, device in kinds]
     print_columns(rows)

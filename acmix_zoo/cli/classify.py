@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from acmix_zoo.cli.parser import Parser
+from acmix_zoo.cli.parser import MODEL_HELP, Parser
 
 
 def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
@@ -24,9 +24,7 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
             classified before this is raised.
     """
     parser = Parser("acmix-zoo classify", description="Classify images with trained weights.")
-    parser.add_argument(
-        "weights", help="name of a network or of weights, a weight folder, a run folder or a checkpoint"
-    )
+    parser.add_argument("weights", help=MODEL_HELP)
     parser.add_argument("images", nargs="+", type=Path, metavar="image", help="an image file, or a folder of images")
     parser.add_argument("--top", type=int, default=5, help="number of classes to print per image (default: 5)")
     options = parser.parse_args(arguments)

@@ -67,8 +67,11 @@ def overview() -> str:
 
 
 def answer_before_imports(argv: Sequence[str]) -> int | None:
-    """Answer --help and unknown commands, which need no other module. Return the exit status, or None if there is more
-    to do."""
+    """Answer --help and unknown commands, which need no other module.
+
+    Returns:
+        The exit status, or None if there is a command to run.
+    """
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return 0

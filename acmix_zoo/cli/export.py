@@ -17,7 +17,7 @@ def export(arguments: Sequence[str]) -> None:
         ValueError: this is not a checkpoint of `acmix-zoo fit`, or it has no averaged weights.
     """
     parser = Parser("acmix-zoo export", description="Export the weights of a run to a weight folder.")
-    parser.add_argument("run", help="run folder, or training checkpoint")
+    parser.add_argument("run", help="run folder, training checkpoint, or weights to copy")
     parser.add_argument("folder", type=Path, help="output folder")
     parser.add_argument("--no-ema", action="store_true", help="export the trained weights, not their moving average")
     options = parser.parse_args(arguments)

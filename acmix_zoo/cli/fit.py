@@ -17,7 +17,7 @@ _CONFIG = {
 _EVALUATION = {
     **_CONFIG,
     "--data.source SOURCE": "data set (default: the one that the run was trained on)",
-    "--ckpt_path FILE": "best (the default), last, or a checkpoint file",
+    "--ckpt_path FILE": "best (the default), last, a run folder or a checkpoint file",
     "--model.pretrained WEIGHTS": "evaluate these weights instead of a checkpoint",
     "--data.batch_size N": "images per batch and device",
     "--data.num_workers N": "processes that load images",
@@ -42,7 +42,7 @@ _OPTIONS: dict[str, dict[str, str]] = {
     "predict": {
         **_CONFIG,
         "--data.predict PATH": "an image, or a folder of images",
-        "--ckpt_path FILE": "best (the default), last, or a checkpoint file",
+        "--ckpt_path FILE": "best (the default), last, a run folder or a checkpoint file",
         "--data.batch_size N": "images per batch and device",
         "--data.num_workers N": "processes that load images",
     },

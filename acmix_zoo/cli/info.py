@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from acmix_zoo.cli.backend_report import print_backends
-from acmix_zoo.cli.parser import Parser
+from acmix_zoo.cli.parser import MODEL_HELP, Parser
 from acmix_zoo.cli.text_table import print_columns
 from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.layers.cost import TwoStageLayer
@@ -30,9 +30,7 @@ def info(arguments: Sequence[str]) -> None:
         "layer, as in table 1 of the paper.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "model", nargs="?", help="name of a network or of weights, or path of a weight folder or run folder"
-    )
+    what.add_argument("model", nargs="?", help=MODEL_HELP)
     what.add_argument(
         "--backends",
         action="store_true",

@@ -8,6 +8,8 @@ import re
 import sys
 from typing import Any, NoReturn
 
+# What `acmix_zoo.weights.locate` accepts, for the help of a command.
+MODEL_HELP = "name of a network or of weights, a weight folder, a run folder, a checkpoint, or ORG/NAME on the Hub"
 # Plain words for the types in a parser's errors.
 _TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "NoneType": "null"}
 

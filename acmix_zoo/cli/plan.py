@@ -43,7 +43,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "No GPU is needed. If n GPUs are too few for the recipe's batch, they accumulate gradients to reach it.",
     )
     add = parser.add_argument
-    add("recipes", nargs="+", metavar="RECIPE", help="a recipe, a run folder, or a network or weights by name or path")
+    add("recipes", nargs="+", metavar="RECIPE", help="a recipe, a run folder, or any network or weights")
     add("--hardware", metavar="PROFILE", help="hardware profile that overrides the recipe, such as hardware/fsdp")
     add("--gpus", type=int, nargs="+", default=[1, 8, 32, 256, 1024], metavar="N", help="default: 1 8 32 256 1024")
     add("--gpu", default="a100", help=f"{', '.join(GPUS)} (default: a100)")

@@ -25,18 +25,18 @@ def tolerance(accuracy: float, images: int) -> float:
     return 3 * math.sqrt(p * (1 - p) / images)
 
 
-def print_comparison(target: Target, made: Record, points: float | None = None) -> bool:
+def print_comparison(target: Target, reproduced: Record, points: float | None = None) -> bool:
     """Print the recorded and the reproduced metrics side by side.
 
     Args:
         target: the reproduced training run. Its record has the expected metrics.
-        made: the record of the new weights.
+        reproduced: the record of the new weights.
         points: allowed difference in percentage points. By default, that of `tolerance`.
 
     Returns:
         Whether all metrics are within the tolerance.
     """
-    scores = {(m["split"], m["name"]): m["value"] for m in made["metrics"]}
+    scores = {(m["split"], m["name"]): m["value"] for m in reproduced["metrics"]}
     rows = [("", "recorded", "reproduced", "difference", "tolerance", "")]
     is_reproduced = True
     for metric in target.record.get("metrics", []):
@@ -54,17 +54,17 @@ def print_comparison(target: Target, made: Record, points: float | None = None) 
         print(f"{target.name}: {text}. There is no record to compare with")
         return True
     print_columns(rows)
-    print(f"{target.name}: {'reproduced' if is_reproduced else 'not reproduced'}{_bitwise(target.record, made)}")
+    print(f"{target.name}: {'reproduced' if is_reproduced else 'not reproduced'}{_bitwise(target.record, reproduced)}")
     return is_reproduced
 
 
-def _bitwise(record: Record, made: Record) -> str:
+def _bitwise(record: Record, reproduced: Record) -> str:
     """Complete a sentence with whether the weights are bitwise equal, and if not, what else differs."""
     if "sha256" not in record:
         return ""
-    if record["sha256"] == made["sha256"]:
-        return f", bitwise equal: sha256 {made['sha256'][:12]}…"
-    old, new = _circumstances(record), _circumstances(made)
+    if record["sha256"] == reproduced["sha256"]:
+        return f", bitwise equal: sha256 {reproduced['sha256'][:12]}…"
+    old, new = _circumstances(record), _circumstances(reproduced)
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     pairs = [["none" if side.get(key) is None else side[key] for side in (old, new)] for key in keys]
     differs = "; ".join(f"{key} ({a} in the record, {b} here)" for key, (a, b) in zip(keys, pairs, strict=True))

@@ -1,14 +1,14 @@
-"""Images with more than 8 bits per sample: which values are taken as black and white.
+"""Find the range of values from black to white in images with more than 8 bits per sample.
 
-The range depends only on what the file declares, never on the values that one image happens to contain. The same value
-is therefore the same grey in every image, in training and in prediction:
+The range depends only on what the file declares, not on the values in the image. The same value is therefore the same
+grey in every image, in training and in prediction:
 
 | file | range |
 |---|---|
 | PNG, 16 bits | 0 to 65535, as the PNG specification requires regardless of the sBIT chunk |
 | PGM, JPEG 2000 | 0 to the maximum in the header (Pillow scales it) |
 | TIFF, 12 or 16 bits, unsigned | 0 to 2^bits − 1, or to MaxSampleValue if the file has that tag and it equals 2^n − 1 |
-| TIFF, signed or 32 bits | 0 to MaxSampleValue under the same condition; otherwise refused, like floating point |
+| TIFF, signed or 32 bits | 0 to MaxSampleValue under the same condition; otherwise not supported, like floating point |
 
 Any other MaxSampleValue is ignored, because the TIFF specification allows it to be the maximum of that one image.
 """
@@ -26,11 +26,11 @@ _BITS, _FORMAT, _MAXIMUM = 258, 339, 281  # TIFF tags: BitsPerSample, SampleForm
 
 
 class UnknownRange(ValueError):
-    """The file does not say which value is white."""
+    """The file does not state which value is white."""
 
 
 def sample_bits(image: Image.Image) -> int:
-    """Return the number of bits by which the samples of an opened image are scaled; 8 for ordinary images.
+    """Return the number of bits from which the samples of an opened image are scaled; 8 for ordinary images.
 
     Raises:
         UnknownRange: the samples are floating-point, signed or 32-bit, and the file declares no maximum.
@@ -69,8 +69,8 @@ def is_dark(image: Image.Image) -> bool:
 
 
 def warn_of_range(bits: int, dark: bool) -> None:
-    """Warn once per process about the range that was assumed, and once if an image turned out almost black."""
-    _warn_once(f"images with {bits} bits per sample: 0 to {2**bits - 1:,} is taken as black to white")
+    """Warn once per process about the assumed range, and once if an image is almost black."""
+    _warn_once(f"images with {bits} bits per sample: black to white is 0 to {2**bits - 1:,}")
     if dark:
         _warn_once(DARK_MESSAGE.format(which="an image", bits=bits))
 
@@ -93,6 +93,6 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _tag_value(tags: Any, tag: int, default: int) -> int:
-    """Return the value of a TIFF tag; for one value per channel, that of the first channel."""
+    """Return the value of a TIFF tag. If there is one per channel, return that of the first channel."""
     value = tags.get(tag, default)
     return int(value[0] if isinstance(value, tuple) else value)

@@ -21,8 +21,8 @@ def export_folder(
 ) -> Path:
     """Write a random sample of images to `destination/<split>/<class>/<number>.png`, and return the folder.
 
-    A split that the source does not have is drawn from its training split. No image is written twice. The folder
-    appears only when it is complete.
+    The images of a split that the source does not have are taken from its training split. No image is written twice.
+    The folder is only created when it is complete.
 
     Args:
         source: a data set, or anything that `open_source` accepts, such as "digits".
@@ -40,7 +40,7 @@ def export_folder(
         raise FileExistsError(f"{destination} exists. Remove it, or choose a different destination")
     generator = np.random.default_rng(seed)
     shuffled = {split: generator.permutation(len(images)) for split, images in data.splits.items()}
-    used = dict.fromkeys(data.splits, 0)  # for each split of the source, how many images of each class are written
+    used = dict.fromkeys(data.splits, 0)  # for each split of the source, number of images per class written so far
     destination.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     work.chmod(0o755)
@@ -52,8 +52,8 @@ def export_folder(
                 members = order[images.targets[order] == label]
                 if len(members) < start + count:
                     raise ValueError(
-                        f"class {name!r} of {data.name} has {len(members)} images in {drawn_from}, but "
-                        f"{start + count} are needed. Ask for fewer images per class"
+                        f"the class {name!r} of {data.name} has {len(members)} images in {drawn_from}. Expected at "
+                        f"least {start + count}. Lower per_class"
                     )
                 folder = work / split / re.sub(r"[^\w. -]", "-", name)
                 folder.mkdir(parents=True)

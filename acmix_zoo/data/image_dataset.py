@@ -1,4 +1,4 @@
-"""`ImageDataset`: numbered images as a PyTorch dataset that makes whole batches."""
+"""`ImageDataset`: indexed images as a PyTorch dataset that returns whole batches."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     Args:
         split: images and the indices of those that belong to the dataset.
         augment: size, normalisation and augmentation.
-        seed: seed of the augmentation. It is given by (seed, epoch, index), in whichever process an image is loaded.
+        seed: seed of the augmentation. It depends only on (seed, epoch, index), not on the process.
         max_unreadable: number of unreadable images to skip, each with one warning. One more is an error.
-        training: if no image of a batch is readable, take the next images of the dataset instead of a blank batch.
+        training: if no image of a batch is readable, return the next images of the dataset instead of a blank batch.
         with_index: return the index of an image in place of its class.
-        raw: keep the images as uint8, which takes a quarter of the memory. They have to be normalised later with
-            `Pixels.normalize`.
+        raw: keep the images as uint8, which needs a quarter of the memory. `Pixels.normalize` has to be called later.
     """
 
     def __init__(
@@ -48,10 +47,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.targets = np.arange(split.size) if with_index else split.targets
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers outlive an epoch
         self.unreadable = UnreadableCounter(split.size, max_unreadable)
-        self.array = self._array_of_final_size()
+        self.array = self._final_array()
 
-    def _array_of_final_size(self) -> np.ndarray | None:
-        """Return the images as one array if they are in memory and no transform of single images would change them."""
+    def _final_array(self) -> np.ndarray | None:
+        """Return the images as one array if they are in memory and already have their final size."""
         size = self.augment.pixels.image_size
         is_unchanged = self.augment.is_batchwise and self.augment.pixels.crop_pct == 1
         if is_unchanged and isinstance(self.images, ArrayImages) and self.images.array.shape[2:] == (size, size):
@@ -75,13 +74,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return images[0], int(targets[0])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Return the batch of some indices.
+        """Return the batch with these indices.
 
         Returns:
             Images (B, 3, S, S) float32, or (B, C, S, S) uint8 with `raw`, and classes (B,) int64.
 
         Raises:
-            UnreadableImage: more images are unreadable than allowed, or all of them.
+            UnreadableImage: all images are unreadable, or more than allowed.
         """
         requested = np.asarray(indices)
         keys = image_keys(self.seed, self.epoch, images=requested)
@@ -113,7 +112,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return read_batch(readers, keys, self.augment, self.unreadable)
 
     def names(self, indices: Sequence[int]) -> list[str]:
-        """Return the names of images for messages, without those that could not be read."""
+        """Return the names of images for messages, without those of unreadable ones."""
         positions = [index % len(self) for index in indices]
         is_unreadable = self.unreadable.is_unreadable
         return [self.images.describe(int(self.indices[p])) for p in positions if not is_unreadable[p]]

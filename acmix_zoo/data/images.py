@@ -13,7 +13,7 @@ from acmix_zoo.data.formats import content_kind, open_formats
 
 
 class UnreadableImage(ValueError):
-    """A file or table cell that should be an image cannot be read. The message names it and the reason."""
+    """An image file, or the cell of a table, cannot be read. The message states which and why."""
 
     def __init__(self, message: str) -> None:
         # PyTorch's loader rebuilds an exception of a worker process from its traceback, which ends with our message.
@@ -24,7 +24,7 @@ def load_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
     """Return an image as 8-bit RGB of size (W, H).
 
     Grey images are repeated over the channels, and palettes are resolved. Samples with more than 8 bits are scaled as
-    `acmix_zoo.data.bit_depth` describes, with one warning that gives the range. Transparent images are put on a white
+    `acmix_zoo.data.bit_depth` describes, with one warning that states the range. Transparent images get a white
     background, CMYK is converted, the first frame of an animation is used, and a camera's orientation tag is applied.
     HEIC is supported if the package pillow-heif is installed.
 
@@ -44,7 +44,7 @@ def load_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
 
 
 def load_with_bits(source: str | Path | bytes, name: str | None = None) -> tuple[Image.Image, int]:
-    """Return an image as `load_image` does, but without a warning, and the number of bits per sample in its file."""
+    """Return an image as `load_image` does, without a warning, and the number of bits per sample in its file."""
     label = name or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source))
     file = BytesIO(source) if isinstance(source, bytes) else source
     try:
@@ -78,10 +78,10 @@ def _reason(error: Exception, source: str | Path | bytes) -> str:
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         return (
-            f"it has more than {limit:.0f} million pixels and may not fit into memory. Expected a smaller image; scale "
+            f"it has more than {limit:.0f} million pixels and may not fit into memory. Expected a smaller image. Scale "
             "it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
         )
-    # Ultralytics replaces Image.open by a function that imports another package for files unknown to Pillow.
+    # Ultralytics replaces Image.open by a function that imports more packages for files unknown to Pillow.
     if not isinstance(error, UnidentifiedImageError | ImportError):
         return str(error) or type(error).__name__
     if isinstance(source, bytes):

@@ -9,7 +9,9 @@ from torchvision.transforms import v2
 
 
 class Mixing:
-    """Apply mixup, cutmix, or one of the two at random to each batch, as given by (seed, epoch, batch, process).
+    """Apply mixup, cutmix, or one of the two at random to each batch.
+
+    The random numbers depend only on (seed, epoch, batch, process), so that they are the same after a resume.
 
     Args:
         mixup, cutmix: alpha of the Beta distribution from which the mixing ratio is drawn; 0 is off.
@@ -37,9 +39,7 @@ class Mixing:
         if not self.transforms:
             return batch
         seed, choice = np.random.default_rng([self.seed, epoch, index, rank]).integers(2**31, size=2).tolist()
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # the same after a resume, and the model's random numbers stay untouched
+        with torch.random.fork_rng(devices=[]):  # so that the model's random numbers do not change
             torch.manual_seed(seed)
             images, targets = self.transforms[choice % len(self.transforms)](*batch)
         return images, targets

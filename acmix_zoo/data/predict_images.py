@@ -25,7 +25,7 @@ class FoundImages(NamedTuple):
 def find_images_in(location: Path) -> FoundImages:
     """Return the images in a folder and its subfolders.
 
-    If `location` is a file, it is returned whatever its extension, because it was named explicitly.
+    If `location` is a file, it is returned regardless of its extension.
 
     Raises:
         FileNotFoundError: `location` does not exist.
@@ -63,6 +63,6 @@ def readable_images_in(location: str | None) -> FoundImages:
     more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
     message = f"{path}: {count_noun(len(problems), 'file')} cannot be predicted: {'; '.join(problems[:5])}{more}"
     if len(problems) == len(found.paths):
-        raise ValueError(f"{message}. Repair the files, or give others with --data.predict")
+        raise ValueError(f"{message}. Repair the files, or choose other images with --data.predict")
     unreadable = set(inspection.unreadable)
     return FoundImages([p for p in found.paths if p not in unreadable], [*found.remarks, message])

@@ -44,7 +44,7 @@ def complexity(model: nn.Module, input_size: Sequence[int] | None = None) -> Com
     """Count the parameters and the MACs of one image, by running the model once in eval mode.
 
     torch.utils.flop_counter counts convolutions, matrix products and attention, and reports 2·MACs. Layers that have
-    `definition_macs` are counted by that instead, see `acmix_zoo.layers.cost`. As usual, norms, activations and sums
+    `definition_macs` are counted with it instead, see `acmix_zoo.layers.cost`. As usual, norms, activations and sums
     are not counted.
 
     Args:
@@ -71,7 +71,7 @@ def complexity(model: nn.Module, input_size: Sequence[int] | None = None) -> Com
 
 
 class _StatedMacs:
-    """Sums up what must be added to a counter's result so that layers with `definition_macs` count by that."""
+    """Computes the correction of a counter's result for layers that have `definition_macs`."""
 
     def __init__(self, counter: FlopCounterMode) -> None:
         self.counter, self.correction, self.depth, self.flops_before = counter, 0, 0, 0
@@ -105,7 +105,7 @@ def default_input_size(model: nn.Module) -> tuple[int, int, int] | None:
 def run_once(model: nn.Module, input_size: Sequence[int], *contexts: object) -> None:
     """Run one forward pass over zeros (1, *input_size) in eval mode, without gradients, within the given contexts.
 
-    Afterwards, every module is in the mode it was in, so a frozen batch norm stays frozen.
+    Afterwards, every module has its previous mode, so that a frozen batch norm stays frozen.
     """
     example = next(model.parameters(), torch.empty(0))
     x = torch.zeros(1, *input_size, device=example.device, dtype=example.dtype)

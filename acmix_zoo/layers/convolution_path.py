@@ -48,8 +48,7 @@ class ShiftConv(nn.Module):
             self.shift_weight.copy_(shift_kernels(self.shift_weight.shape[0], self.kernel))
 
     def forward(self, projections: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Return the convolution times `scale` (one value). It is multiplied into the kernels, not into the feature
-        map."""
+        """Return the convolution times `scale` (one value), which is multiplied into the kernels."""
         shift = self.shift_weight if scale is None else self.shift_weight * scale
         return shift_conv(projections, self.fc_weight, shift, self.fc_bias, stride=self.stride, dilation=self.dilation)
 
@@ -57,6 +56,12 @@ class ShiftConv(nn.Module):
         """Return the tensors that `grouped_conv` needs, times `scale`. See `conv_factors`."""
         fc = self.fc_weight if scale is None else self.fc_weight * scale
         return conv_factors(fc, self.shift_weight)
+
+    def mixing_and_kernels(self, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what `window_paths` needs: the mixing matrix with its bias as the last column, and kernels · scale."""
+        bias = self.fc_weight.new_zeros(len(self.fc_weight)) if self.fc_bias is None else self.fc_bias
+        kernels = self.shift_weight if scale is None else self.shift_weight * scale
+        return torch.cat((self.fc_weight, bias.unsqueeze(1)), 1), kernels  # (k², 3·heads + 1), (channels, k², k, k)
 
     def macs(self, height: int, width: int) -> int:
         """Return the multiply-accumulates for one image: mixing at full size, shift and sum at the strided size."""

@@ -35,8 +35,7 @@ class TwoStageLayer(nn.Module):
     """
 
     STAGE_ONE: ClassVar[tuple[str, ...]]
-    """Prefixes of the names of stage I's parameters. Other parameters belong to stage II, except for those of
-    `proj`."""
+    """Prefixes of the names of stage I's parameters. All others belong to stage II, except for those of `proj`."""
 
     stage_macs: Callable[..., StageCounts]
     """Return the multiply-accumulates of both stages for the inputs of `forward`, for all images of the batch.

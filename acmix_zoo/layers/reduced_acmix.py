@@ -10,8 +10,10 @@ from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, ch
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
+from acmix_zoo.layers.submodule_use import can_skip_call
 from acmix_zoo.ops.backends.fused_attention import fused_attention
 from acmix_zoo.ops.tracing import ceil_div, is_exporting, unflatten
+from acmix_zoo.ops.window_paths import WindowGeometry, WindowTensors, runs_native, window_paths
 
 
 @leaf
@@ -116,6 +118,11 @@ class ReducedACmix(TwoStageLayer):
             patches = unflatten(t, 1, grid)  # (B, H′, W′, heads, d)
             maps.append(_repeat(_repeat(patches, 1, self.reduction, h), 2, self.reduction, w))
         projections = torch.cat(maps, 3).transpose(3, 4)  # (B, H, W, d, 3·heads)
+        if can_skip_call(self.shift_conv, ShiftConv) and runs_native(projections, *self.shift_conv.parameters()):
+            geometry = WindowGeometry(self.heads, (1, w), (0, 0), size, conv_is_rolled=False)
+            fc, kernels = self.shift_conv.mixing_and_kernels(self.beta if self.paths == "both" else None)
+            out = window_paths(projections.flatten(3), WindowTensors(fc=fc, kernels=kernels), geometry)[1]
+            return out.view(len(q), h * w, self.dim)
         return self.shift_conv(projections, self.beta if self.paths == "both" else None).flatten(1, 2)  # type: ignore[no-any-return]
 
 

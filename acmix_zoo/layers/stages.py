@@ -1,4 +1,4 @@
-"""Table 1 of the paper for a whole network: the cost of the projections (stage I) and of what follows (stage II)."""
+"""Table 1 of the paper for a whole network: the cost of stage I (projections) and of stage II (both paths)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 
 @dataclass(frozen=True)
 class StageCost:
-    """Parameters and MACs per stage, of one layer or of several together, for one image."""
+    """Parameters and MACs of both stages of one or more layers, for one image."""
 
     name: str
     params: StageCounts
@@ -60,7 +60,8 @@ def stage_table(model: nn.Module, input_size: Sequence[int] | None = None) -> St
             hooks.append(layer.register_forward_hook(count))
     if not hooks:
         raise ValueError(
-            f"{type(model).__name__} has no layer with the two stages of ACmix, so there is nothing to show"
+            f"{type(model).__name__} has no ACmix layers. Expected a network with layers that have two stages. Pass an "
+            "ACmix network"
         )
     try:
         network = complexity(model, input_size)

@@ -1,4 +1,4 @@
-"""The rules by which `swap_conv3x3` keeps 3×3 convolutions that ACmix2d cannot or should not replace.
+"""Rules for the 3×3 convolutions that `swap_conv3x3` keeps, because ACmix2d cannot or should not replace them.
 
 Each rule returns the reason as text for the report.
 """
@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 # Inputs with fewer channels are mostly images (RGB, depth, satellite bands), not features to attend to. There, ACmix is
 # also far more expensive: about 206 multiplications per output value after the projections, not 9 per input channel.
-_FEWEST_INPUTS = 16
+_MIN_INPUTS = 16
 # Methods of blocks that merge the kernels of several convolutions into one, which ACmix2d does not have.
 _MERGES = ("fuse_convs", "reparameterize", "switch_to_deploy", "get_equivalent_kernel_bias")
 # Activations that follow a hidden layer. Sigmoid, tanh and softmax follow an output layer at least as often.
@@ -23,7 +23,7 @@ _HIDDEN = tuple(
 
 
 def why_unfit(model: nn.Module, name: str, conv: nn.Conv2d, heads: int | str) -> str | None:
-    """Return why the convolution cannot become an ACmix2d, or None when it can."""
+    """Return why an ACmix2d cannot replace a convolution, or None if it can."""
     if conv is model:
         return "the model itself, which has no parent module in which to replace it"
     if type(conv) is not nn.Conv2d:
@@ -39,7 +39,7 @@ def why_unfit(model: nn.Module, name: str, conv: nn.Conv2d, heads: int | str) ->
     same = conv.padding == conv.dilation or (conv.padding == "same" and conv.stride == (1, 1))
     if not same or conv.padding_mode != "zeros":
         return f"padding={conv.padding} ({conv.padding_mode}), but ACmix needs zeros and padding={conv.dilation}"
-    if isinstance(heads, int) and heads > 0 and conv.out_channels % heads:  # ACmix2d itself refuses invalid heads
+    if isinstance(heads, int) and heads > 0 and conv.out_channels % heads:  # ACmix2d itself rejects invalid heads
         return f"{conv.out_channels} output channels are not divisible by heads={heads}"
     return _merging_block(model, name)
 
@@ -47,19 +47,19 @@ def why_unfit(model: nn.Module, name: str, conv: nn.Conv2d, heads: int | str) ->
 def why_protected(model: nn.Module, name: str, conv: nn.Conv2d) -> str | None:
     """Return why the convolution is only replaced if a filter names it, or None if it is an ordinary hidden layer."""
     how = "; name it in the filter to replace it"
-    if conv.in_channels < _FEWEST_INPUTS:
+    if conv.in_channels < _MIN_INPUTS:
         return f"a stem or very narrow (in_channels={conv.in_channels}){how}"
     for part in name.split(".")[:-1]:
         if part in ("head", "heads") or part.endswith("_head"):
             return f"part of a prediction head ({part}){how}"
-    behind = _next_module(model, name)
-    if conv.bias is not None and not isinstance(behind, _HIDDEN) and not _is_norm(behind):
+    following = _next_module(model, name)
+    if conv.bias is not None and not isinstance(following, _HIDDEN) and not _is_norm(following):
         return f"an output layer (it has a bias, and no norm or activation follows){how}"
     return None
 
 
 def _is_norm(module: nn.Module | None) -> bool:
-    """Return whether a module is a norm, judged by its name. torchvision's `Conv2dNormActivation` is none."""
+    """Return whether a module is a norm, judged by its name. torchvision's `Conv2dNormActivation` is not."""
     if module is None or "Norm" not in type(module).__name__:
         return False
     return not any(isinstance(m, nn.Conv2d) for m in module.modules())

@@ -15,11 +15,13 @@ from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, ch
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
-from acmix_zoo.layers.submodule_use import is_plain
+from acmix_zoo.layers.submodule_use import can_skip_call, is_plain
 from acmix_zoo.ops.tracing import at_most, ceil_div, constant_size, is_dynamic, unflatten
 from acmix_zoo.ops.window_attention import window_attention
+from acmix_zoo.ops.window_paths import WindowGeometry, WindowTensors, runs_native, window_paths
 from acmix_zoo.ops.windows import (
     crop,
+    masks_of_windows,
     relative_position_index,
     roll,
     shifted_window_mask,
@@ -179,6 +181,8 @@ class WindowACmix(TwoStageLayer):
         check_dtype("WindowACmix", x, self.qkv)
         h, w = x.shape[1:3]
         rows, cols = (ceil_div(n, side) for n, side in zip((h, w), self.window, strict=True))  # of windows
+        if self._runs_native(x):
+            return self.proj_drop(self._forward_native(x, rows, cols))  # type: ignore[no-any-return]
         # Written this way, the padded size is a product for the compiler, too, which can then prove the reshapes.
         x = F.pad(x, (0, 0, 0, cols * self.window[1] - w, 0, rows * self.window[0] - h))  # (B, H′, W′, dim)
         # A window that holds all rows (columns) has nothing to shift.
@@ -225,6 +229,44 @@ class WindowACmix(TwoStageLayer):
             second += self.shift_conv.macs(rows, columns) if is_rolled else self.shift_conv.macs(h, w)
         return StageCounts(b * rows * columns * 3 * self.dim**2, b * second)
 
+    def _runs_native(self, x: Tensor) -> bool:
+        """Return whether the native library runs the layer, which reads the parameters of the convolution directly."""
+        if self.paths != "attention" and not can_skip_call(self.shift_conv, ShiftConv):
+            return False
+        return runs_native(x, *self.parameters())
+
+    def _forward_native(self, x: Tensor, rows: int, cols: int) -> Tensor:
+        """Run the layer up to the dropout in the native library, for rows × cols windows: (B, H, W, dim) → the same."""
+        (b, h, w), (wh, ww) = x.shape[:3], self.window
+        shift = (self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0)
+        if (h, w) != (rows * wh, cols * ww):
+            x = F.pad(x, (0, 0, 0, cols * ww - w, 0, rows * wh - h))  # (B, H′, W′, dim)
+        bias = mask = fc = kernels = None
+        offset: Tensor | None = None
+        adds_in_place = self.paths == "both" and can_skip_call(self.proj, nn.Linear)
+        if self.paths != "convolution":
+            bias, mask = self._position_bias()[0], self.shift_mask if any(shift) else None
+        if adds_in_place:  # the projection is added to the convolution, which already contains its bias
+            offset = self.proj.bias if self.alpha is None else self.proj.bias * self.alpha
+        if self.paths != "attention":
+            fc, kernels = self.shift_conv.mixing_and_kernels(self.beta if self.paths == "both" else None)
+        geometry = WindowGeometry(self.heads, self.window, shift, (h, w), not self.conv_before_shift and any(shift))
+        tensors = WindowTensors(bias, mask, fc, kernels, offset)
+        attention, convolution = window_paths(self.qkv(x), tensors, geometry)  # (B·H·W, dim), or empty
+        if adds_in_place:
+            weight = self.proj.weight
+            if self.alpha is not None:  # multiply the smaller one of the two factors
+                if len(attention) < self.dim:
+                    attention = attention * self.alpha
+                else:
+                    weight = weight * self.alpha
+            out = convolution.addmm_(attention, weight.mT)
+        elif self.paths == "both":
+            out = self._sum(self.proj(attention), convolution)
+        else:
+            out = convolution if self.paths == "convolution" else self.proj(attention)
+        return out.view(b, h, w, self.dim)
+
     def _convolution(self, projections: Tensor) -> Tensor:
         """Run the convolution path, scaled by beta: (B, H, W, d, 3·heads) → (B, H, W, dim)."""
         return self.shift_conv(projections, self.beta if self.paths == "both" else None)  # type: ignore[no-any-return]
@@ -234,16 +276,6 @@ class WindowACmix(TwoStageLayer):
         length = self.window[0] * self.window[1]
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]  # (L·L, heads)
         return bias.unflatten(0, (length, length)).permute(2, 0, 1).unsqueeze(0)  # type: ignore[no-any-return]
-
-    def _mask_of_windows(self, rows: int, cols: int) -> Tensor:
-        """Return the masks of rows × cols windows, (rows·cols, 1, L, L)."""
-        assert self.shift_mask is not None
-        at_end = []
-        for count in (rows, cols):
-            at = torch.arange(count, device=self.shift_mask.device)
-            at_end.append(((at == count - 1) & (at > 0)).long())  # the last window has the seam; a single one has none
-        kind = 2 * at_end[0].unsqueeze(1) + at_end[1]  # (rows, cols), each 0 to 3
-        return self.shift_mask[kind.flatten()].unsqueeze(1)
 
     def _sum(self, attention: Tensor | None, convolution: Tensor) -> Tensor:
         if attention is None:
@@ -274,7 +306,10 @@ class WindowACmix(TwoStageLayer):
         bias = self._position_bias().to(q.dtype)
         if any(self.shift if is_dynamic(*shift) else shift):
             wh, ww = self.window
-            bias = bias + self._mask_of_windows(size[0] // wh, size[1] // ww).to(q.dtype)  # (n, heads, L, L)
+            assert self.shift_mask is not None
+            bias = bias + masks_of_windows(self.shift_mask, size[0] // wh, size[1] // ww).to(
+                q.dtype
+            )  # (n, heads, L, L)
         return window_attention(q, k, v, bias)
 
 

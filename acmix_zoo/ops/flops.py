@@ -1,8 +1,9 @@
-"""FLOP formulas for `torch.utils.flop_counter.FlopCounterMode`, which would otherwise count SAN's sums as zero.
+"""FLOP formulas for `torch.utils.flop_counter.FlopCounterMode`, which would otherwise count our operators as zero.
 
 A compiled graph contains the sums as one operator. The counter hooks all modules, so ACmix layers call their
 projections one by one, and the counter sees the arithmetic that runs. The operator of a complete ACmix layer, which
-compiled graphs and the native library run, has the formula of its composed convolution. As everywhere in torch's
+compiled graphs and the native library run, has the formula of its composed convolution. The operator of both paths of
+a Swin layer has that of its definition. As everywhere in torch's
 counter, a multiply-accumulate counts as two. `acmix_zoo.layers.complexity` counts by definition instead.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from acmix_zoo.ops import aggregation, custom_op  # noqa: F401  (define the operators)
+from acmix_zoo.ops import aggregation, custom_op, window_paths  # noqa: F401  (define the operators)
 
 _Shape = Sequence[int]
 
@@ -60,3 +61,35 @@ def _acmix(
 @register_flop_formula(torch.ops.acmix_zoo.acmix_backward)
 def _acmix_backward(grad: _Shape, kept: _Shape, *arguments: Any, **_: Any) -> int:
     return 2 * _acmix(*arguments)  # the gradient of each product is two products
+
+
+@register_flop_formula(torch.ops.acmix_zoo.window_paths)
+def _window_paths(
+    projections: _Shape,
+    bias: _Shape | None,
+    mask: _Shape | None,
+    fc: _Shape | None,
+    kernels: _Shape | None,
+    offset: _Shape | None,
+    heads: int,
+    window: _Shape,
+    shift: _Shape,
+    size: _Shape,
+    conv_is_rolled: bool,
+    *_: Any,
+    **__: Any,
+) -> int:
+    b, h, w, channels = projections[0], projections[1], projections[2], projections[3] // 3
+    macs = 0
+    if bias is not None:
+        macs += h * w * 2 * window[0] * window[1] * channels
+    if kernels is not None:
+        rows, cols = (h, w) if conv_is_rolled else size
+        maps = kernels[1]
+        macs += rows * cols * channels * (maps * 3 + maps * kernels[2] * kernels[3])
+    return 2 * b * macs
+
+
+@register_flop_formula(torch.ops.acmix_zoo.window_paths_backward)
+def _window_paths_backward(d_attention: _Shape, d_convolution: _Shape, *arguments: Any, **_: Any) -> int:
+    return 2 * _window_paths(*arguments)

@@ -103,6 +103,22 @@ def shifted_window_mask(
     return (is_same - 1) * 100.0
 
 
+def masks_of_windows(mask: Tensor, rows: int, cols: int) -> Tensor:
+    """Return the masks of rows × cols windows, (rows·cols, 1, L, L), for a map that is rolled along both sides.
+
+    Args:
+        mask: (4, L, L), for a window that contains no seam, one between columns, one between rows, and both. This is
+            `shifted_window_mask` of 2 × 2 windows.
+        rows, cols: number of windows. Only the last one of several contains a seam.
+    """
+    at_end = []
+    for count in (rows, cols):
+        at = torch.arange(count, device=mask.device)
+        at_end.append(((at == count - 1) & (at > 0)).long())
+    kind = 2 * at_end[0].unsqueeze(1) + at_end[1]  # (rows, cols), each 0 to 3
+    return mask[kind.flatten()].unsqueeze(1)
+
+
 def relative_position_index(window: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """Return the index (wh·ww, wh·ww) of the bias of query i and key j in a table of (2·wh − 1)·(2·ww − 1) rows."""
     wh, ww = window

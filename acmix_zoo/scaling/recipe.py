@@ -13,9 +13,10 @@ from acmix_zoo.weights.locate import locate
 from acmix_zoo.weights.recipe_files import find_recipe, is_in_recipe_group, locate_recipe, suggesting_recipes
 from acmix_zoo.weights.resolve import resolve_network
 
-# Training images per epoch: those of ImageNet-1k, and those of Fashion-MNIST without the validation split.
-_IMAGES = {"imagenet": 1_281_167, "fashion_mnist": 54_000}
-_EXPECTED = "expected a recipe such as imagenet1k/acmix_swin_t, a run folder or the name of a network"
+# Training images per epoch, by a part of the source's name. The first match counts. For Tiny-ImageNet and Fashion-MNIST
+# these are the images that remain after a validation split.
+_IMAGES = {"tiny-imagenet": 95_000, "imagenet": 1_281_167, "fashion_mnist": 54_000}
+_EXPECTED = "Expected a recipe such as imagenet1k/acmix_swin_t, a run folder or the name of a network"
 
 # Where a recipe states the fields of a job: (section, key, field).
 _FIELDS = (
@@ -69,7 +70,7 @@ def read_job(
     config = _override(_read_yaml(path), profile)
     if not (config.get("model") or {}).get("model"):
         raise ValueError(
-            f"{path} has no model.model, so it is not a recipe; {_EXPECTED}. Pass a hardware profile as --hardware"
+            f"{path} has no model.model, so it is not a recipe. {_EXPECTED}. Pass a hardware profile as --hardware"
         )
     job = _job_of_config(str(source), config)
     return replace(job, **overrides)
@@ -131,9 +132,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}; {_EXPECTED}") from error
+        raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}. {_EXPECTED}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__} instead of settings; {_EXPECTED}")
+        raise ValueError(f"{path} holds a {type(config).__name__} instead of settings. {_EXPECTED}")
     return config
 
 

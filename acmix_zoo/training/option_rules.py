@@ -81,8 +81,7 @@ def _to_plain(value: Any) -> Any:
 
 
 def find_changes(recorded: Options, given: Options, *rules: Rule) -> Changes:
-    """Return the options under `rules` whose value differs from the recorded one. Options on one side only are
-    ignored."""
+    """Return the options under `rules` whose value has changed. Options that one side does not have are ignored."""
     names = [name for name in given if name in recorded and RULES.get(name) in rules]
     return {name: (recorded[name], given[name]) for name in names if not _is_same(name, recorded[name], given[name])}
 

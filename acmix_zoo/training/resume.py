@@ -1,5 +1,4 @@
-"""Check the options of a command against the checkpoint of the run that it resumes, and leave finished runs
-unchanged."""
+"""Compare the options of a command with the run that it resumes, and leave finished runs unchanged."""
 
 from __future__ import annotations
 
@@ -164,8 +163,7 @@ def finished_record(folder: Path, recorded: Recorded) -> dict[str, Any] | None:
 
 
 def finished_message(folder: Path, record: Mapping[str, Any], recorded: Recorded) -> str:
-    """Return a message that a run is finished, with its scores, the location of its weights, and how to train
-    longer."""
+    """Return the message for a finished run: its scores, the location of its weights, and how to train longer."""
     planned = recorded.options.get("trainer.max_epochs") or recorded.epochs
     scores: dict[str, dict[str, float]] = {}
     for metric in record.get("metrics", []):

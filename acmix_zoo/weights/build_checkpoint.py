@@ -39,7 +39,8 @@ def build_checkpoint(path: Path, architecture: str = "", **kwargs: Any) -> nn.Mo
     if not architecture:
         raise ValueError(
             f"{path} does not state which network its weights belong to. Expected a weight folder, a run folder or a "
-            f'checkpoint of `acmix-zoo fit`. For this file, give the network: create_model(NAME, pretrained="{path}")'
+            f'checkpoint of `acmix-zoo fit`. For this file, give the network: create_model(NAME, pretrained="{path}"), '
+            f"or `acmix-zoo convert {path} --model NAME` to make a weight folder of it"
         )
     return _build_with(architecture, path, path, **kwargs)
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from huggingface_hub import errors
 
-from acmix_zoo.weights.locate import Repository
+from acmix_zoo.weights.locate import Repository, closest_paths
+from acmix_zoo.weights.not_found import closest_names, not_found
 
 _TRIES = 3
 T = TypeVar("T")
@@ -70,9 +72,15 @@ def _raise_explained(error: Exception, repository: Repository, is_push: bool) ->
             f"{repository.id} has no revision {repository.revision!r}. Expected one of its branches, tags or commits"
         ) from error
     if isinstance(error, errors.RepositoryNotFoundError):
-        raise FileNotFoundError(
-            f"{repository} is neither a path on this machine nor a repository on the Hub. If the repository is "
-            "private, run `hf auth login`, or set HF_TOKEN to a token with access to it"
+        private = "If the repository is private, run `hf auth login`, or set HF_TOKEN to a token with access to it"
+        path = Path(repository.id)
+        if path.exists():  # given as hf-hub:org/name, or to `pull`
+            raise not_found(f"{repository} is not a repository on the Hub", "org/name", advice=private) from error
+        raise not_found(
+            f"{repository} is neither a path on this machine nor a repository on the Hub",
+            "org/name, a weight folder, a run folder or a checkpoint file",
+            closest_paths(path),
+            private,
         ) from error
     if status == 401 or isinstance(error, errors.LocalTokenNotFoundError):
         raise PermissionError(
@@ -87,9 +95,11 @@ def _raise_explained(error: Exception, repository: Repository, is_push: bool) ->
     if isinstance(error, errors.RemoteEntryNotFoundError):
         raise FileNotFoundError(f"{repository} is not a weight folder: {str(error).splitlines()[-1]}") from error
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        near = closest_paths(Path(repository.id))
         raise ConnectionError(
             f"{repository} is neither a path on this machine nor in the cache of the Hub, and the Hub cannot be "
             "reached. Check the network connection, and whether HF_HUB_OFFLINE is set"
+            + (f". The {closest_names(near)}" if near else "")
         ) from error
     unchanged = "Nothing was published. Run the same command again to resume. " if is_push else ""
     if status == 429:

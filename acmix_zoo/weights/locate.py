@@ -142,6 +142,8 @@ def find_run(path: Path) -> Path | None:
     """Return the run folder that a path is, or belongs to as its config.yaml, weights or checkpoints, or None."""
     if _is_run(path):
         return path
+    if not path.exists():
+        return None
     parent = path.absolute().parent
     if path.name in ("config.yaml", "weights", "checkpoints") and _is_run(parent):
         return parent
@@ -236,16 +238,23 @@ def _not_found_error(source: str | PathLike[str]) -> NotFoundError:
 def _unknown_tag_error(architecture: str, tag: str) -> NotFoundError:
     """Return the error for a tag that a network does not have."""
     tags = [name.partition(".")[2] for name in timm.models.get_arch_pretrained_cfgs(architecture) if "." in name]
+    near = [*difflib.get_close_matches(tag.removeprefix(f"{architecture}."), tags), *closest_paths(Path(tag))]
     expected = f"{' or '.join(tags) or 'no tag, because there are no weights for this network'}, or {_EXPECTED_PATH}"
-    return not_found(f"{architecture} has no tag {tag!r}", expected, difflib.get_close_matches(tag, tags))
+    return not_found(f"{architecture} has no tag {tag!r}", expected, near)
 
 
 def closest_paths(path: Path) -> list[str]:
-    """Return up to three paths in the same folder that have a similar name and contain weights."""
+    """Return up to three paths with weights whose names are similar, in the same folder or one of a similar name."""
     folder = path.parent
+    folders = [folder] if folder.is_dir() else _similar_entries(folder)
+    near = [entry for folder in folders for entry in _similar_entries(folder / path.name)]
+    return [str(found) for found in near if _locate_path(found, str(found))][:3]
+
+
+def _similar_entries(path: Path) -> list[Path]:
+    """Return the entries of the same folder whose names are similar to that of `path`, the closest first."""
     try:
-        entries = os.listdir(folder)
+        entries = os.listdir(path.parent)
     except OSError:
         return []
-    near = [folder / name for name in difflib.get_close_matches(path.name, entries, n=8)]
-    return [str(found) for found in near if _locate_path(found, str(found))][:3]
+    return [path.parent / name for name in difflib.get_close_matches(path.name, entries, n=8)]

@@ -20,6 +20,10 @@ def not_found(problem: str, expected: str, closest: Sequence[str] = (), advice: 
     """
     sentences = [problem, f"Expected {expected}"]
     if closest:
-        are = "names are" if len(closest) > 1 else "name is"
-        sentences.append(f"The closest {are} {', '.join(closest)}")
+        sentences.append(f"The {closest_names(closest)}")
     return NotFoundError(". ".join([*sentences, *[advice] * bool(advice)]))
+
+
+def closest_names(names: Sequence[str]) -> str:
+    """Return the end of a sentence that lists the closest names."""
+    return f"closest {'names are' if len(names) > 1 else 'name is'} {', '.join(names)}"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from acmix_zoo.weights.locate import HUB_PREFIX, Kind, find_run, locate
-from acmix_zoo.weights.not_found import NotFoundError, not_found
+from acmix_zoo.weights.locate import HUB_PREFIX, Kind, closest_paths, find_run, locate
+from acmix_zoo.weights.not_found import NotFoundError, closest_names, not_found
 from acmix_zoo.weights.shipped import packaged_folder
 
 _SUFFIXES = (".yaml", ".yml")
@@ -69,7 +69,7 @@ def locate_recipe(source: str | Path) -> Path:
         raise not_found(f"{name} is {kind.value}, which is not a recipe", _EXPECTED, advice=advice)
     if path.is_dir():
         raise not_found(f"{name} is a folder without a config.yaml", _EXPECTED)
-    near = closest_recipes(name)
+    near = [*closest_recipes(name), *[run for run in closest_paths(path) if find_run(Path(run))]]
     advice = "" if near else f"The recipes are {', '.join(recipe_names()) or 'not installed'}"
     raise not_found(f"{name} does not exist", _EXPECTED, near, advice)
 
@@ -103,7 +103,7 @@ def suggesting_recipes(name: str) -> Iterator[None]:
         near = closest_recipes(name)
         if not near:
             raise
-        raise type(error)(f"{error}. If you mean a recipe, the closest names are {', '.join(near)}") from error
+        raise type(error)(f"{error}. If you mean a recipe, the {closest_names(near)}") from error
 
 
 def _stem(name: str) -> str:

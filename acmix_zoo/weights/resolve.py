@@ -73,14 +73,14 @@ def resolve_network(
     try:
         if isinstance(pretrained, str):
             location = locate_weights(model.partition(".")[0], pretrained)
-            if is_new or location.kind is Kind.WEIGHT_FOLDER:
-                network = describe(location)
+            is_described = is_new or location.kind is Kind.WEIGHT_FOLDER
         else:
             location = locate(model)
-            if is_new or location.kind is not Kind.REPOSITORY:  # reading a record does not need the Hub
-                network = describe(location)
+            is_described = is_new or location.kind is not Kind.REPOSITORY  # reading a record does not need the Hub
     except NotFoundError:
         pass  # create_model reports it, and a record may name weights that no longer exist
+    else:
+        network = describe(location) if is_described else None
     arguments = dict(model_kwargs or {})
     if network is not None:
         if not isinstance(pretrained, str):

@@ -18,12 +18,16 @@ def test_a_run_is_reproduced_from_its_portable_record(run: Path, tmp_path: Path)
     assert have_same_weights(run / "checkpoints/best.ckpt", tmp_path / "again/checkpoints/best.ckpt")
 
 
-@pytest.mark.parametrize(("command", "config"), [("validate", "config.yaml"), ("test", "")])  # "": the run folder
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("validate", {"--config": "config.yaml"}), ("test", {"--config": "weights", "--ckpt_path": "."})],
+)
 def test_evaluation_repeats_the_record(
-    command: str, config: str, run: Path, capsys: pytest.CaptureFixture[str]
+    command: str, options: dict[str, str], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The options accept every part of the run folder."""
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
-    assert main([command, "--config", str(run / config)]) == 0
+    assert main([command, *[f"{option}={run / part}" for option, part in options.items()]]) == 0
     split = {"validate": "val", "test": "test"}[command]
     record = read_config(run / "weights")["acmix_zoo"]
     expected = {m["name"]: m["value"] for m in record["metrics"] if m["split"] == split}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from support.commands import run_command
+from support.networks import deeper_are_slow
+from support.weight_folders import SHIPPED
 from torch import nn
 
 from acmix_zoo import list_models
@@ -19,8 +20,6 @@ from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.stages import StageCost, stage_table
 from acmix_zoo.models.published import published
-
-SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "acmix_resnet_pico.fashion_mnist"
 
 
 class TestList:
@@ -40,7 +39,7 @@ class TestList:
         assert "81.9 % imagenet-1k val (the authors')" in run_command(capsys, "list", "acmix_swin_t*", "--pretrained")
         assert "no weights match '*vit*'" in run_command(capsys, "list", "*vit*", "--pretrained", code=1)
 
-    @pytest.mark.parametrize("name", network_costs())
+    @pytest.mark.parametrize("name", deeper_are_slow(network_costs()))
     def test_listed_costs_are_those_of_the_networks(self, name: str) -> None:
         """`python -m tools.count_costs` writes the table. The counts are within 3 % of the published ones, or within
         the rounding of the printed digits. For Swin-T, and for ResNet's MACs, the authors' own code has less than

@@ -1,17 +1,18 @@
-"""Every function and command that takes a model or weights accepts every kind of name, or refuses it with advice.
+"""Every function and command that takes a model, weights or a recipe accepts every kind of name, or refuses it kindly.
 
-`acmix_zoo.weights.locate` decides what a name means, which tests/weights/test_locate.py covers. Here, the same table of
-names is given to every entry point, and each has to return the intended network or weights.
+`acmix_zoo.weights.locate` decides what a name means, which tests/weights/test_locate.py covers. Here, each kind of name
+is given to every entry point, and two tables state what has to come out.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,44 +20,146 @@ import safetensors.torch
 import torch
 from support.hub_server import Hub, Repo
 from support.weight_folders import ROOT, SHIPPED, file_contents, pico, save_checkpoint
-from torch import Tensor, nn
+from torch import nn
 
 pytest.importorskip("lightning")
 
 from acmix_zoo import create_model, from_pretrained, load_weights
 from acmix_zoo.bench.candidates import Candidate, build
+from acmix_zoo.cli.checkpoint_option import find_checkpoint
 from acmix_zoo.cli.classify import classify
 from acmix_zoo.cli.info import info
-from acmix_zoo.cli.recorded_command import find_target
+from acmix_zoo.cli.recipes import config_file
+from acmix_zoo.cli.recorded_command import Target, find_target
+from acmix_zoo.scaling.jobs import Job
 from acmix_zoo.scaling.recipe import read_job
 from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.training import RunFolder
 from acmix_zoo.training.export_weights import export_run
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.convert_checkpoint import convert
 from acmix_zoo.weights.fetch import weight_folder
 
 NETWORK = "acmix_resnet_pico"
-FOLDERS = ("tag", "folder", "its file", "finished run", "its config", "repository", "revision", "hf-hub")
-CHECKPOINTS = ("interrupted run", "checkpoint")
-BARE = ("state dict", "safetensors")
-MISSING = ("missing name", "missing path")
 NAMES = {
     "network": NETWORK,
     "tag": f"{NETWORK}.fashion_mnist",
-    "folder": "folder",
-    "its file": "folder/model.safetensors",
+    "folder": "packed",
+    "its file": "packed/model.safetensors",
+    "its config.json": "packed/config.json",
     "finished run": "finished",
     "its config": "finished/config.yaml",
+    "its weights": "finished/weights",
     "repository": "org/pico",
     "revision": "org/pico@main",
     "hf-hub": "hf-hub:org/pico",
     "interrupted run": "interrupted",
+    "its checkpoints": "interrupted/checkpoints",
     "checkpoint": "interrupted/checkpoints/best.ckpt",
     "state dict": "bare.pth",
     "safetensors": "bare.safetensors",
-    "missing name": "acmix_resnet_pic",
-    "missing path": "./nowhere",
+    "recipe": "finetune/full",
+    "recipe file": "mine.yaml",
+    # misspelt
+    "no network": "acmix_resnet_pic",
+    "no tag": f"{NETWORK}.fashion",
+    "no folder": "./packd",
+    "no run": "finishd",
+    "no part": "finished/weigths",
+    "no checkpoint": "interrupted/checkpoints/bst.ckpt",
+    "no file": "bare.pt",
+    "no repository": "org/pic",
+    "no revision": "hf-hub:org/pico@v9",
+    "no recipe": "finetune/ful",
 }
+# Each cell says what comes out if the name is given to the functions of this column, see `CALLS`. Three words say which
+# weights a network has: those that ship, the trained ones of the interrupted run, or none (new). A cell that is a key
+# of `ERRORS` says how the name is refused. "closest" stands for an error that suggests what `CLOSEST` states.
+BUILDING = """
+kind            | model     | weights   | pretrained | load    | folder    | export
+network         | new       | shipped   | shipped    | shipped | shipped   | shipped
+tag             | new       | shipped   | shipped    | shipped | shipped   | shipped
+folder          | shipped   | shipped   | shipped    | shipped | shipped   | shipped
+its file        | shipped   | shipped   | shipped    | shipped | shipped   | shipped
+its config.json | shipped   | shipped   | shipped    | shipped | shipped   | shipped
+finished run    | shipped   | shipped   | shipped    | shipped | shipped   | shipped
+its config      | shipped   | shipped   | shipped    | shipped | shipped   | shipped
+its weights     | shipped   | shipped   | shipped    | shipped | shipped   | shipped
+repository      | shipped   | shipped   | shipped    | shipped | shipped   | shipped
+revision        | shipped   | shipped   | shipped    | shipped | shipped   | shipped
+hf-hub          | shipped   | shipped   | shipped    | shipped | shipped   | shipped
+interrupted run | trained   | trained   | trained    | trained | export it | trained
+its checkpoints | trained   | trained   | trained    | trained | export it | trained
+checkpoint      | trained   | trained   | trained    | trained | export it | trained
+state dict      | anonymous | anonymous | shipped    | shipped | export it | no task
+safetensors     | anonymous | anonymous | shipped    | shipped | export it | no task
+recipe          | no hub    | no hub    | no hub     | no hub  | no hub    | no hub
+recipe file     | a recipe  | a recipe  | a recipe   | a recipe | a recipe | a recipe
+no network      | closest   | closest   | not a tag  | closest | closest   | closest
+no tag          | closest   | closest   | closest    | closest | closest   | closest
+no folder       | closest   | closest   | closest    | closest | closest   | closest
+no run          | closest   | closest   | closest    | closest | closest   | closest
+no part         | closest   | closest   | closest    | closest | closest   | closest
+no checkpoint   | closest   | closest   | closest    | closest | closest   | closest
+no file         | closest   | closest   | closest    | closest | closest   | closest
+no repository   | no hub    | no hub    | no hub     | no hub  | no hub    | no hub
+no revision     | revision  | revision  | revision   | revision | revision | revision
+no recipe       | no hub    | no hub    | no hub     | no hub  | no hub    | no hub
+"""
+# Here, a cell is the name of a recipe, a run or a checkpoint, or what `plan` calculates with.
+TRAINING = """
+kind            | reproduce   | plan      | config            | resume    | evaluate
+network         | shipped     | network   | acmix_resnet_pico | by name   | by name
+tag             | shipped     | network   | no recipe         | by name   | by name
+folder          | shipped     | network   | no recipe         | no state  | no state
+its file        | shipped     | network   | no recipe         | no state  | no state
+its config.json | shipped     | network   | no recipe         | no state  | no state
+finished run    | shipped     | recipe    | finished          | all gone  | all gone
+its config      | shipped     | recipe    | finished          | all gone  | all gone
+its weights     | shipped     | network   | finished          | all gone  | all gone
+repository      | shipped     | network   | missing           | missing   | missing
+revision        | shipped     | network   | missing           | missing   | missing
+hf-hub          | shipped     | network   | no recipe         | by name   | by name
+interrupted run | interrupted | recipe    | interrupted       | best.ckpt | best.ckpt
+its checkpoints | interrupted | trained   | interrupted       | best.ckpt | best.ckpt
+checkpoint      | interrupted | trained   | interrupted       | best.ckpt | best.ckpt
+state dict      | export it   | anonymous | no recipe         | no state  | no state
+safetensors     | export it   | anonymous | no recipe         | no state  | no state
+recipe          | full        | recipe    | full              | missing   | missing
+recipe file     | mine        | recipe    | mine              | no state  | no state
+no network      | closest     | closest   | closest           | missing   | missing
+no tag          | closest     | closest   | closest           | missing   | missing
+no folder       | closest     | closest   | missing           | closest   | closest
+no run          | closest     | closest   | closest           | closest   | closest
+no part         | closest     | closest   | closest           | closest   | closest
+no checkpoint   | closest     | closest   | closest           | closest   | closest
+no file         | closest     | closest   | missing           | closest   | closest
+no repository   | no hub      | no hub    | missing           | missing   | missing
+no revision     | revision    | revision  | no recipe         | by name   | by name
+no recipe       | closest     | closest   | closest           | missing   | missing
+"""
+ERRORS = {
+    "anonymous": r"does not state which network .* create_model\(NAME, pretrained=.* `acmix-zoo convert .* --model",
+    "export it": r"is not a weight folder: .*acmix-zoo export .* or with `acmix-zoo convert`",
+    "no task": r"is damaged|is not a Lightning checkpoint of a ClassificationTask",
+    "a recipe": "mine.yaml is a recipe, which has no weights. Expected a weight folder, a run folder or a checkpoint",
+    "not a tag": f"{NETWORK} has no tag 'acmix_resnet_pic'. Expected fashion_mnist, or a weight folder",
+    "no hub": "is neither a path on this machine nor a repository on the Hub. Expected org/name, a weight folder",
+    "revision": "org/pico has no revision 'v9'. Expected one of its branches, tags or commits",
+    "missing": "does not exist. Expected (the name of a recipe|last, best, a run folder)",
+    # --config
+    "no recipe": r"is (a|the) .*, which is not a recipe. Expected the name of a recipe .* weights as --model.pretr",
+    # --ckpt_path
+    "by name": "is not a checkpoint. Expected last, best, a run folder or a checkpoint file. Use --model.pretrained",
+    "no state": r"is damaged or not a checkpoint of a run. Expected last, best, a run folder .* Use --model.pretrained",
+    "all gone": r"the run has no .*\.ckpt. Expected last, best, a run folder .* Use --model.pretrained",
+}
+# What the error for a misspelt name has to suggest.
+CLOSEST = {
+    "no network": NETWORK, "no tag": "fashion_mnist", "no folder": "packed", "no run": "finished",
+    "no part": "finished/weights", "no checkpoint": "interrupted/checkpoints/best.ckpt", "no file": "bare.pth",
+    "no recipe": "finetune/full",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +172,11 @@ def trained() -> nn.Module:
 def folder_with_names(tmp_path_factory: pytest.TempPathFactory, trained: nn.Module) -> Path:
     """Return a folder in which every local name exists."""
     folder = tmp_path_factory.mktemp("names")
-    shutil.copytree(SHIPPED, folder / "folder")
+    shutil.copytree(SHIPPED, folder / "packed")
     shutil.copytree(SHIPPED, folder / "finished" / "weights")
     save_checkpoint(folder / "interrupted/checkpoints/best.ckpt", trained, model_kwargs={"kernel_att": 3})
-    for run in ("finished", "interrupted"):
-        (folder / run / "config.yaml").write_text(f"model: {{model: {NETWORK}}}")
+    for recipe in ("finished/config.yaml", "interrupted/config.yaml", "mine.yaml"):
+        (folder / recipe).write_text(f"model: {{model: {NETWORK}}}\nrun: {{push_to: org/pico}}")
     state = safetensors.torch.load_file(SHIPPED / "model.safetensors")
     torch.save(state, folder / "bare.pth")
     safetensors.torch.save_file(state, folder / "bare.safetensors")
@@ -85,29 +188,11 @@ def name(request: pytest.FixtureRequest, folder_with_names: Path, monkeypatch: p
     """Return the name of this kind, in a working directory where it exists."""
     monkeypatch.chdir(folder_with_names)
     found = NAMES[request.param]
-    if "org/" in found:
+    if found.partition("/")[0] in ("org", "hf-hub:org", "finetune"):
         hub: Hub = request.getfixturevalue("hub")
         hub.repos["org/pico"] = Repo(private=False)
         hub.repos["org/pico"].commit("main", file_contents(SHIPPED))
     return found
-
-
-def kinds(*groups: tuple[str, ...]) -> Any:
-    return pytest.mark.parametrize("name", [kind for group in groups for kind in group], indirect=True)
-
-
-@pytest.fixture
-def expected(request: pytest.FixtureRequest, name: str, trained: nn.Module) -> dict[str, Tensor]:
-    """Return the weights that the name refers to."""
-    if name.startswith("interrupted"):
-        return trained.state_dict()
-    return safetensors.torch.load_file(SHIPPED / "model.safetensors")
-
-
-def assert_loaded(model: nn.Module, expected: dict[str, Tensor]) -> None:
-    state = model.state_dict()
-    assert state.keys() == expected.keys()
-    assert all(torch.equal(value, expected[key].to(value.dtype)) for key, value in state.items())
 
 
 @cache
@@ -119,109 +204,125 @@ def hubconf() -> ModuleType:
     return module
 
 
-# Functions that build the network that the weights name.
-BY_NAME: dict[str, Callable[[str], nn.Module]] = {
-    "create_model": lambda name: create_model(name, name == NAMES["tag"]),
-    "from_pretrained": from_pretrained,
-    "task": lambda name: ClassificationTask(name, num_classes=4 if "interrupted" in name else 10,
-                                            pretrained=name == NAMES["tag"]).model,
-    "bench": lambda name: build(Candidate(name)).module if name != NAMES["tag"] else from_pretrained(name),
-}  # fmt: skip
-# Functions that also get the name of the network, so that they accept any weight file.
-AS_PRETRAINED: dict[str, Callable[[str], nn.Module]] = {
-    "create_model": lambda name: create_model(NETWORK, name),
-    "torch.hub": lambda name: getattr(hubconf(), NETWORK)(pretrained=name),
-    "load_weights": lambda name: load_weights(
-        create_model(NETWORK, num_classes=4 if "interrupted" in name else 10), name
-    ),
+def classes_of(name: str) -> int:
+    return 4 if name.startswith("interrupted") else 10
+
+
+def find_given_checkpoint(command: str, path: str) -> Path:
+    """Return the checkpoint for `--ckpt_path`."""
+    config = SimpleNamespace(ckpt_path=path, trainer=SimpleNamespace(fast_dev_run=False))
+    return Path(str(find_checkpoint(config, command, RunFolder("new"), command=f"--ckpt_path {path}")))
+
+
+def plan(name: str) -> Job:
+    """Return the job of `acmix-zoo plan`, whose network is only counted where that fails."""
+    job = read_job(name)
+    if name.startswith("bare"):
+        job.training(1)
+    return job
+
+
+# The functions of each column. They get a name and a folder to write to.
+CALLS: dict[str, dict[str, Callable[[str, Path], Any]]] = {
+    "model": {  # a network, or weights that name it
+        "create_model": lambda name, _: create_model(name),
+        "fit": lambda name, _: ClassificationTask(name, num_classes=classes_of(name)).model,
+        "bench": lambda name, _: build(Candidate(name)).module,
+    },
+    "weights": {"from_pretrained": lambda name, _: from_pretrained(name)},  # as classify and info
+    "pretrained": {  # the weights of a network that is named beside them
+        "create_model": lambda name, _: create_model(NETWORK, name),
+        "torch.hub": lambda name, _: getattr(hubconf(), NETWORK)(pretrained=name),
+        "fit": lambda name, _: ClassificationTask(NETWORK, num_classes=classes_of(name), pretrained=name).model,
+    },
+    "load": {"load_weights": lambda name, _: load_weights(create_model(NETWORK, num_classes=classes_of(name)), name)},
+    "folder": {"verify and push": lambda name, _: weight_folder(name)},
+    "export": {"export": lambda name, folder: export_run(name, folder / "exported")},
+    "reproduce": {"reproduce": lambda name, _: find_target(name)},
+    "plan": {"plan": lambda name, _: plan(name)},
+    "config": {"fit": lambda name, _: Path(config_file(name))},
+    "resume": {"fit": lambda name, _: find_given_checkpoint("fit", name)},
+    "evaluate": {"test": lambda name, _: find_given_checkpoint("test", name)},
 }
+# The quick tests build networks for these kinds only, and do not repeat that for functions that call `create_model`.
+QUICK_KINDS = ("network", "tag", "folder", "finished run", "repository", "interrupted run", "state dict")
+SAME_AS_CREATE_MODEL = ("torch.hub", "fit")
 
 
-class TestNetworksWithWeights:
-    @kinds(FOLDERS, CHECKPOINTS)
-    @pytest.mark.parametrize("build_by", BY_NAME)
-    def test_weights_that_name_their_network_are_loaded(
-        self, build_by: str, name: str, expected: dict[str, Tensor]
-    ) -> None:
-        if build_by == "bench" and "@" in name:
-            pytest.skip("bench reads what follows an @ as a backend")
-        assert_loaded(BY_NAME[build_by](name), expected)
-
-    @kinds(BARE)
-    @pytest.mark.parametrize("build_by", BY_NAME)
-    def test_weights_that_do_not_name_their_network_are_refused(self, build_by: str, name: str) -> None:
-        with pytest.raises(ValueError, match=r"does not state which network .* create_model\(NAME, pretrained="):
-            BY_NAME[build_by](name)
-
-    @kinds(FOLDERS, CHECKPOINTS, BARE)
-    @pytest.mark.parametrize("build_by", AS_PRETRAINED)
-    def test_weights_for_a_named_network_are_loaded(
-        self, build_by: str, name: str, expected: dict[str, Tensor]
-    ) -> None:
-        assert_loaded(AS_PRETRAINED[build_by](name), expected)
-
-    @kinds(("network",))
-    def test_the_name_of_a_network_means_its_default_weights(self, name: str, expected: dict[str, Tensor]) -> None:
-        """Only `create_model` needs `pretrained=True` for them."""
-        assert not torch.equal(create_model(name).fc.weight, expected["fc.weight"].float())
-        assert_loaded(create_model(name, pretrained=True), expected)
-        assert_loaded(from_pretrained(name), expected)
-        assert_loaded(load_weights(create_model(name), name), expected)
-
-    @kinds(MISSING)
-    @pytest.mark.parametrize("build_by", [*BY_NAME.values(), *AS_PRETRAINED.values()], ids=[*BY_NAME, *AS_PRETRAINED])
-    def test_a_missing_name_is_refused(self, build_by: Callable[[str], nn.Module], name: str) -> None:
-        with pytest.raises(ValueError, match=r"unknown model '|has no tag '|\./nowhere does not exist"):
-            build_by(name)
+def cells(table: str) -> Iterator[Any]:
+    """Yield the kind of name, column, function and outcome of each call in a table."""
+    header, *rows = ([cell.strip() for cell in line.split("|")] for line in table.strip().splitlines())
+    assert [row[0] for row in rows] == list(NAMES)
+    for kind, *outcomes in rows:
+        for column, outcome in zip(header[1:], outcomes, strict=True):
+            for function in CALLS[column]:
+                builds = column != "folder" and table == BUILDING and outcome in ("new", "shipped", "trained")
+                is_quick = kind in QUICK_KINDS and (function not in SAME_AS_CREATE_MODEL or kind == "interrupted run")
+                marks = [] if is_quick or not builds else [pytest.mark.slow]
+                yield pytest.param(kind, column, function, outcome, marks=marks, id=f"{kind}-{column}-{function}")
 
 
-class TestCommands:
-    @kinds(("network",), FOLDERS)
-    def test_commands_accept_everything_that_has_a_weight_folder(self, name: str, tmp_path: Path) -> None:
-        """This covers verify, push, reproduce and export."""
-        folder = weight_folder(name)
-        assert file_contents(folder) == file_contents(SHIPPED)
-        assert find_target(name).name == "acmix_resnet_pico.fashion_mnist"
-        assert export_run(name, tmp_path / "copy") and file_contents(tmp_path / "copy") == file_contents(SHIPPED)
+def describe(result: Any, trained: nn.Module) -> str:
+    """Return the word for what a function returned."""
+    if isinstance(result, nn.Module):
+        state = result.state_dict()
+        known = {"shipped": safetensors.torch.load_file(SHIPPED / "model.safetensors"), "trained": trained.state_dict()}
+        for word, expected in known.items():
+            if state.keys() == expected.keys() and all(
+                torch.equal(state[key], expected[key].to(state[key].dtype)) for key in state
+            ):
+                return word
+        return "new"
+    if isinstance(result, Target):
+        return "shipped" if result.name == f"{NETWORK}.fashion_mnist" else result.name
+    if isinstance(result, Job):
+        assert result.model.partition(".")[0] == NETWORK
+        return "trained" if result.model_kwargs else "network" if result.precision == "bf16-mixed" else "recipe"
+    assert isinstance(result, Path)
+    if result.is_dir():
+        is_shipped = file_contents(result) == file_contents(SHIPPED)
+        return "shipped" if is_shipped else "trained" if read_config(result)["model_args"] == {"kernel_att": 3} else ""
+    return result.parent.name if result.name == "config.yaml" else result.name.removesuffix(".yaml")
 
-    @kinds(CHECKPOINTS)
-    def test_a_checkpoint_has_to_be_exported_first(self, name: str, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"is not a weight folder: .*acmix-zoo export"):
-            weight_folder(name)
-        folder = export_run(name, tmp_path / "exported")
-        assert read_config(folder)["model_args"] == {"kernel_att": 3}
 
-    @kinds(BARE)
-    def test_a_weight_file_has_to_be_converted_first(
-        self, name: str, tmp_path: Path, expected: dict[str, Tensor]
-    ) -> None:
-        with pytest.raises(ValueError, match=r"is not a weight folder: .*acmix-zoo convert"):
-            weight_folder(name)
-        with pytest.raises(ValueError, match=r"is damaged|is not a Lightning checkpoint of a ClassificationTask"):
-            export_run(name, tmp_path / "exported")
-        assert_loaded(create_model(convert(name, NETWORK, tmp_path / "converted", {})), expected)
+@pytest.mark.parametrize(
+    ("name", "column", "function", "outcome"), [*cells(BUILDING), *cells(TRAINING)], indirect=["name"]
+)
+def test_outcome(
+    name: str,
+    column: str,
+    function: str,
+    outcome: str,
+    request: pytest.FixtureRequest,
+    trained: nn.Module,
+    tmp_path: Path,
+) -> None:
+    call = CALLS[column][function]
+    if outcome == "closest":
+        right = CLOSEST[next(kind for kind, wrong in NAMES.items() if wrong == name)]
+        with pytest.raises((ValueError, OSError), match=rf"closest names? (is|are) .*{re.escape(right)}"):
+            call(name, tmp_path)
+    elif outcome in ERRORS:
+        with pytest.raises((ValueError, OSError), match=ERRORS[outcome]):
+            call(name, tmp_path)
+    else:
+        assert describe(call(name, tmp_path), trained) == outcome
 
-    @kinds(("network",), FOLDERS, CHECKPOINTS)
-    def test_classify_info_and_plan_accept_every_name(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-        [[(label, _), *_]] = classify([name, str(ROOT / "examples" / "ankle_boot.png"), "--top", "1"])
-        assert label in ("a", "b", "c", "d") if "interrupted" in name else label[0].isupper()
-        info([name])
-        classes = "classes  4: a, b, c, d" if "interrupted" in name else "classes  10"
-        assert classes in capsys.readouterr().out
-        if name.startswith(("org/", "finished", "interrupted")) and not name.endswith(".ckpt"):
-            return  # plan reads the recipe of a run folder, and takes org/name for the name of a recipe
-        job = read_job(name)
-        assert (job.model.partition(".")[0], job.model_kwargs) == (
-            NETWORK,
-            {"kernel_att": 3} if "interrupted" in name else {},
-        )
 
-    @kinds(MISSING)
-    @pytest.mark.parametrize(
-        "command",
-        [weight_folder, find_target, lambda name: info([name]), lambda name: read_job(name).training(1)],
-        ids=["verify and push", "reproduce", "info", "plan"],
-    )
-    def test_a_missing_name_is_refused(self, command: Callable[[str], Any], name: str) -> None:
-        with pytest.raises((ValueError, FileNotFoundError), match=r"acmix_resnet_pic|nowhere"):
-            command(name)
+@pytest.mark.parametrize("name", ["tag", "checkpoint"], indirect=True)
+def test_classify_and_info_find_the_same_weights(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    [[(label, _), *_]] = classify([name, str(ROOT / "examples" / "ankle_boot.png"), "--top", "1"])
+    info([name])
+    is_trained = name.startswith("interrupted")
+    assert ("classes  4: a, b, c, d" if is_trained else "classes  10: T-shirt/top") in capsys.readouterr().out
+    assert (label in "abcd") == is_trained
+
+
+@pytest.mark.parametrize("name", ["state dict", pytest.param("safetensors", marks=pytest.mark.slow)], indirect=True)
+def test_weight_files_can_be_converted(name: str, tmp_path: Path, trained: nn.Module) -> None:
+    assert describe(create_model(convert(name, NETWORK, tmp_path / "converted", {})), trained) == "shipped"
+
+
+def test_reproducing_a_run_does_not_publish_it(folder_with_names: Path) -> None:
+    config = folder_with_names / "interrupted/config.yaml"
+    assert find_target(str(config.parent)).arguments == ["--config", str(config), "--run.push_to", "null"]

@@ -99,7 +99,7 @@ def test_a_different_result_is_reported_and_fails(project: Path, capsys: pytest.
     assert main(["reproduce", "weights", *arguments]) == 1
     out = capsys.readouterr().out
     recorded = read_config(project / "weights")["acmix_zoo"]["dataset"]["fingerprint"]
-    assert f"the recorded images has {recorded}" in out
+    assert f"was recorded with {recorded}" in out
     assert out.index("the images are not those of the record") < out.index("epoch 1/3")
     assert "test_resnet.second: not reproduced, not bitwise equal. What differs: " in out
     assert "--model.lr (none in the record, 0.02 here)" in out and f"data ({recorded} in the record" in out
@@ -220,8 +220,8 @@ def test_options_that_changed_when_the_run_was_resumed_are_reported(
     assert f"What differs: changes at a resume ({changed} in the record, none here)\n" in capsys.readouterr().out
 
 
-def test_another_backend_is_reported(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = read_config(place / "weights")["acmix_zoo"]
+def test_another_backend_is_reported(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = read_config(project / "weights")["acmix_zoo"]
     ran = record["environment"]
     assert ran["backend"] in BACKENDS and ran["instruction_set"] in INSTRUCTION_SETS
     other = {**record, "sha256": "0" * 64, "environment": {**ran, "backend": "old", "instruction_set": "sse"}}

@@ -24,7 +24,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("size", [(12, 12), (64, 48)])  # these sizes use different forms with different arithmetic
+@pytest.mark.parametrize("size", [(12, 12), (64, 48)])  # these sizes use different backends with different arithmetic
 def test_thop_counts_by_the_definition(name: str, size: tuple[int, int]) -> None:
     thop = pytest.importorskip("thop")
     build, channels = LAYERS[name]

@@ -36,7 +36,7 @@ class Pyramid(nn.Module):
 
 @pytest.mark.parametrize("detector", [FasterRCNN, MaskRCNN, RetinaNet])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_detectors(name: str, detector: type[nn.Module]) -> None:
+def test_detectors_train_and_predict(name: str, detector: type[nn.Module]) -> None:
     anchors = AnchorGenerator(((16,), (32,), (64,)), ((0.5, 1.0, 2.0),) * 3)
     key = "anchor_generator" if detector is RetinaNet else "rpn_anchor_generator"
     network = detector(Pyramid(name), num_classes=3, min_size=96, max_size=128, **{key: anchors}).train()

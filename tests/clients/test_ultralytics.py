@@ -143,7 +143,7 @@ swapped = YOLO("runs/s/weights/best.pt")
 found = layers(swapped.model)
 metrics = swapped.val(name="sv", **OPTIONS).results_dict
 again = YOLO("runs/s/weights/best.pt")
-again.train(epochs=1, amp=False, name="p", **OPTIONS)  # their own trainer
+again.train(epochs=1, amp=False, name="p", **OPTIONS)  # Ultralytics' own trainer
 report(layers=found, metrics=metrics, without=layers(again.model))
 """
 
@@ -191,7 +191,7 @@ def run(script: str, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six photographs of blood cells with their boxes, as an Ultralytics data set, and the model's yaml."""
+    """Write an Ultralytics data set of six photographs of blood cells with boxes, and the yaml of the model."""
     source = Path(os.environ.get("ACMIX_DATA", ROOT.parent / "shared" / "data")) / "bccd"
     if not source.is_dir():
         pytest.skip(f"{source} is missing: set ACMIX_DATA to a folder with bccd/")
@@ -234,7 +234,7 @@ def test_a_yaml_trains(trained: dict[str, Any]) -> None:
 
 
 def test_a_checkpoint_works_in_a_fresh_process(trained: dict[str, Any], folder: Path) -> None:
-    """Without the name in the parser's namespace: the checkpoint holds the modules."""
+    """The parser does not have to know the name of the layer, because the checkpoint contains the modules."""
     used = run(USE, folder)
     assert used["layers"] == LAYERS and used["stored"] == "torch.float16"
     assert {"metrics/mAP50(B)", "fitness"} <= used["metrics"].keys() == used["half_metrics"].keys()

@@ -126,7 +126,7 @@ def test_warnings_give_the_range_once_and_mention_dark_images(make: Any) -> None
             assert load_grey(make(GREY * 256)) == RAMP.tolist()
             load_image(make(GREY * 16), "twelve bits in sixteen")
     assert len(warned) == 2
-    assert "images with 16 bits per sample: 0 to 65,535 is taken as black to white" in str(warned[0].message)
+    assert "images with 16 bits per sample: black to white is 0 to 65,535" in str(warned[0].message)
     assert "an image with 16 bits per sample will be almost black" in str(warned[1].message)
 
 

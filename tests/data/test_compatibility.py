@@ -1,4 +1,4 @@
-"""Resuming `ImageDataModule`: a resumed run gets the same batches, and other data are refused."""
+"""A resumed run of an `ImageDataModule` gets the same batches, and different data is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,13 @@ from typing import Any
 import lightning as L
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
-from support.image_data import QUIET, Recorder, make_data_module, write_class_folders
+from support.image_data import (
+    QUIET,
+    Recorder,
+    assert_resuming_repeats_the_batches,
+    make_data_module,
+    write_class_folders,
+)
 
 from acmix_zoo.data.compatibility import compare_batches
 
@@ -17,22 +23,8 @@ from acmix_zoo.data.compatibility import compare_batches
 )
 def test_a_resumed_run_gets_the_batches_of_an_uninterrupted_one(tmp_path: Path, stop_at: int, workers: int) -> None:
     source = write_class_folders(tmp_path / "data", 16)
-
-    def run(name: str, model: Recorder, resume: Path | None = None) -> list[Any]:
-        data = make_data_module(source, augment="light", random_erasing=0.5, mixup=0.2, cutmix=1.0, num_workers=workers)
-        every = ModelCheckpoint(tmp_path / name, save_last=True, every_n_train_steps=1, save_top_k=1)
-        trainer = L.Trainer(max_epochs=3, callbacks=[every], **QUIET)
-        try:
-            trainer.fit(model, data, ckpt_path=resume, weights_only=True)
-        except SystemExit:
-            assert model.stop_at >= 0
-        return model.seen
-
-    uninterrupted = run("uninterrupted", Recorder())
-    assert len(uninterrupted) == 18 and len({total for _, total, _ in uninterrupted}) == 18
-    first = run("first", Recorder(stop_at))
-    assert first == uninterrupted[:stop_at]
-    assert run("second", Recorder(), tmp_path / "first" / "last.ckpt") == uninterrupted[stop_at:]
+    options = {"augment": "light", "random_erasing": 0.5, "mixup": 0.2, "cutmix": 1.0, "num_workers": workers}
+    assert_resuming_repeats_the_batches(lambda: make_data_module(source, **options), tmp_path, stop_at, steps=18)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -28,7 +28,7 @@ def test_the_sample_is_balanced_and_reproducible(tmp_path: Path) -> None:
 
 
 def test_too_few_images_leave_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"class '0' of digits has 178 images in train, but 1005 are needed"):
+    with pytest.raises(ValueError, match=r"class '0' of digits has 178 images in train. Expected at least 1005"):
         export_folder("digits", tmp_path / "digits", per_class={"train": 5, "test": 1000})
     assert list(tmp_path.iterdir()) == []
 

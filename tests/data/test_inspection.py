@@ -52,7 +52,7 @@ def test_images_that_may_not_fit_into_memory_are_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     monkeypatch.setattr(inspection, "_MANY_PIXELS", 100)
     for problem in inspect_images([str(tmp_path / "bomb.png"), str(tmp_path / "bomb.jpg")]).problems:
-        assert "may not fit into memory. Expected a smaller image; scale it down" in problem
+        assert "may not fit into memory. Expected a smaller image. Scale it down" in problem
     assert len(inspect_images([str(tmp_path / "bomb.png"), str(tmp_path / "bomb.jpg")]).problems) == 2
     with pytest.raises(UnreadableImage, match="may not fit into memory"):
         load_image(tmp_path / "bomb.png")

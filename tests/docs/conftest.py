@@ -1,4 +1,4 @@
-"""What the tests of the documents share: a reader's folder, and the parser of `acmix-zoo fit`."""
+"""Fixtures for the tests of the documents: a reader with a folder, and the parser of `acmix-zoo fit`."""
 
 import shutil
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Parse = Callable[..., Namespace]
 
 @pytest.fixture(scope="session")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    """A reader in a folder that looks like a clone, with photos of their own: handwritten digits."""
+    """Return a reader whose folder looks like a clone and has photos, which are handwritten digits."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("acmix_zoo", "checkpoints", "examples", "hubconf.py", "Makefile", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)

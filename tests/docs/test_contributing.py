@@ -1,8 +1,11 @@
 """CONTRIBUTING.md and docs/architecture.md: the files that they name exist, and the example of a layer works."""
 
+import os
 import re
 import subprocess
+import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,11 +39,31 @@ def test_the_targets_of_make_exist() -> None:
     subprocess.run(["make", "-n", *sorted(targets)], check=True, capture_output=True, cwd=ROOT)
 
 
-def test_the_example_of_a_layer_is_counted_traced_and_trained() -> None:
+@pytest.fixture
+def example() -> str:
+    """Return the example of a layer."""
     block = re.search(r"```python\n(.*?)```", PAGES[0].text, re.DOTALL)
     assert block
+    return textwrap.dedent(block[1].rstrip(" "))
+
+
+@pytest.mark.slow
+def test_the_example_of_a_layer_passes_the_type_checker(example: str, tmp_path: Path) -> None:
+    (tmp_path / "global_acmix.py").write_text(example)
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")]
+    done = subprocess.run(
+        [*command, "global_acmix.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_example_of_a_layer_is_counted_traced_and_trained(example: str) -> None:
     names: dict[str, Any] = {"__name__": "example"}
-    exec(textwrap.dedent(block[1].rstrip(" ")), names)
+    exec(example, names)
     layer = names["GlobalACmix"](8)
     network = nn.Sequential(layer)
     table = stage_table(network, (8, 5, 6))

@@ -27,7 +27,7 @@ LONG = [command for command, _ in RECORDED if "--data" in command]  # measures 1
 
 @pytest.fixture
 def author(reader: Reader) -> Reader:
-    """A reader who has a run, and a checkpoint from elsewhere."""
+    """A reader who has a run and a checkpoint of another project."""
     torch.manual_seed(0)
     torch.save(timm.create_model("acmix_resnet_pico", num_classes=4).state_dict(), reader.folder / "network.pth")
     assert reader.acmix_zoo("fit", "--config", "finetune/folder", "--data.source", "photos").code == 0
@@ -39,7 +39,7 @@ def test_every_command_for_weights_is_shown() -> None:
 
 
 def test_recordings(author: Reader, hub: Hub) -> None:
-    """All but the long ones, in order: later commands use what earlier ones wrote."""
+    """Commands run in order, because later ones use files of earlier ones."""
     printed = {command: record(command, author, hub) for command, _ in RECORDED if command not in LONG}
     if os.environ.get("ACMIX_RECORD"):
         write(printed)
@@ -67,14 +67,14 @@ def test_links_lead_somewhere() -> None:
 
 
 def record(command: str, author: Reader, hub: Hub) -> str:
-    """Run a command and return what the page shows: output and error, without what differs from run to run."""
+    """Run a command, and return its output and errors without the parts that differ from run to run."""
     printed: Printed = author.acmix_zoo(*shlex.split(command))
     errors = [line for line in printed.err.splitlines() if line.startswith("acmix-zoo:")]
     assert printed.code == 0 or errors, printed.err
     text = printed.out + "".join(f"{line}\n" for line in errors)
     text = text.replace(hub.url, "https://huggingface.co").replace(f"{author.folder}/", "")
     text = re.sub(r"/commit/[0-9a-f]{40}", "/commit/…", text)
-    # Another processor may round one image the other way; `verify` itself says whether the difference matters.
+    # Another processor may classify one image differently. `verify` itself reports whether the difference matters.
     text = re.sub(r"[\d.]+ % measured, ([\d.]+) % recorded", r"\1 % measured, \1 % recorded", text)
     return re.sub(r"((?:photos|pulled).*sha256) [0-9a-f]{12}", r"\1 0123456789ab", text)
 

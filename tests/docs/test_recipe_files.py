@@ -61,7 +61,7 @@ def number(text: str) -> float:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ and val/ with class folders of JPEG files like ImageNet's: not square, one grey, one CMYK."""
+    """Write train/ and val/ with class folders of JPEG files like ImageNet's: not square, one grey, one CMYK."""
     folder = tmp_path_factory.mktemp("imagenet")
     generator = np.random.default_rng(0)
     kinds = [("RGB", (500, 375)), ("L", (375, 500)), ("CMYK", (500, 375)), ("RGB", (375, 500))]
@@ -77,7 +77,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ with class folders of small PNG files; validation images are split off."""
+    """Write train/ with class folders of small PNG files, from which validation images are split off."""
     return export_folder("digits", tmp_path_factory.mktemp("images") / "digits", per_class={"train": 12})
 
 
@@ -167,7 +167,7 @@ def test_estimate_and_expected_score(recipe: Path, parse: Any) -> None:
 
 @imagenet
 def test_plain_baseline_builds(recipe: Path, parse: Any) -> None:
-    """The options in the header build the plain network, with a run folder of its own."""
+    """The options in the header build the plain network, with a separate run folder."""
     stated = re.search(r"Plain baseline: (--model\.model .*?)(?: \(published ([\d.]+) %\))?\.$", header(recipe))
     assert stated
     settings = parse("--config", recipe, *shlex.split(stated[1]))
@@ -260,7 +260,7 @@ def test_slurm_script_and_profile_agree(parse: Any, tmp_path: Path) -> None:
     (plugin,) = settings.trainer.plugins
     assert plugin.class_path.endswith(".SLURMEnvironment") and plugin.init_args.auto_requeue is False
 
-    # Run it with a stand-in for srun that prints its arguments.
+    # Run it with a script in place of srun that prints its arguments.
     (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     (tmp_path / "srun").chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_CPUS_PER_TASK": "8", "SLURM_JOB_NUM_NODES": "3"}

@@ -1,4 +1,4 @@
-"""docs/training.md: what a CPU can run is run, in order; what needs a GPU or a cluster is parsed by the same parser."""
+"""docs/training.md: commands for a CPU run in order, and those for GPUs and clusters are parsed."""
 
 import re
 from typing import Any

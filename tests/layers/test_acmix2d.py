@@ -1,4 +1,4 @@
-"""ACmix2d: the authors' outputs, what fails in their code, and everything that a convolution can do."""
+"""ACmix2d gives the outputs of the authors' code, accepts any size, and can replace a convolution."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_autocast():
     x = torch.randn(2, 8, 20, 17)
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(x)
-        assert out.dtype == torch.bfloat16  # as a convolution under autocast
+        assert out.dtype == torch.bfloat16  # like a convolution under autocast
         out.float().sum().backward()
     assert relative(out.float(), layer(x)) < 4e-2
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters())
@@ -194,7 +194,7 @@ def test_dilation_widens_both_paths():
         ({"paths": "all"}, "paths must be"),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         ACmix2d(**{"in_channels": 8, "out_channels": 8, **arguments})
 
@@ -266,7 +266,7 @@ def test_impossible_kernels_and_heads_of_the_other_layers(build):
         build(heads=0)
 
 
-def test_bad_input():
+def test_inputs_of_a_wrong_shape_are_refused():
     with pytest.raises(ValueError, match=r"expected an input of \(B, 8, H, W\), got \(2, 4, 5, 5\)"):
         ACmix2d(8, 8)(torch.randn(2, 4, 5, 5))
 
@@ -327,8 +327,15 @@ def test_deterministic_algorithms():
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(
+    ("stride", "train"),
+    [
+        (2, True),
+        pytest.param(1, True, marks=pytest.mark.slow),
+        pytest.param(1, False, marks=pytest.mark.slow),
+        pytest.param(2, False, marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_layer_is_one_operator(stride, train):
     """One graph serves all sizes, because the backend is chosen inside the operator."""
     layer = ACmix2d(8, 12, stride=stride)
@@ -389,7 +396,7 @@ def test_inductor_with_dynamic_sizes(stride):
 SIZES = [(1, 4, 3, 3), (3, 4, 33, 17), (2, 4, 8, 25)]  # for an exported graph, which needs a height and width over 2
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_export_with_dynamic_sizes(stride):
     layer = ACmix2d(4, 8, stride=stride).eval()
     size = {0: torch.export.Dim("b"), 2: torch.export.Dim("h", min=3), 3: torch.export.Dim("w", min=3)}
@@ -399,14 +406,16 @@ def test_export_with_dynamic_sizes(stride):
         assert relative(exported(x), layer(x)) < 1e-5
 
 
-def test_onnx_with_dynamic_sizes():
+@pytest.mark.parametrize("is_dynamic", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["fixed", "dynamic"])
+def test_onnx(is_dynamic):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     layer = ACmix2d(4, 8, stride=2).eval()
-    size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    program = torch.onnx.export(layer, (torch.randn(2, 4, 20, 24),), dynamic_shapes=(size,), dynamo=True, verbose=False)
+    example = torch.randn(2, 4, 20, 24)
+    sizes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),) if is_dynamic else None
+    program = torch.onnx.export(layer, (example,), dynamic_shapes=sizes, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    for shape in SIZES:
+    for shape in SIZES if is_dynamic else [example.shape]:
         x = torch.randn(shape)
         (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         np.testing.assert_allclose(out, layer(x).detach().numpy(), atol=1e-4)

@@ -20,7 +20,7 @@ GOLDEN = next(entry for entry in SAN_AND_PVT if entry["family"] == "pvt")
 @pytest.fixture(scope="module")
 def tiny() -> PVT:
     network = timm.create_model("pvt_tiny").eval()
-    return load_weights(network, golden_state(GOLDEN))  # strict, under the names of the released code
+    return load_weights(network, golden_state(GOLDEN))  # strict, with the names of the released code
 
 
 def test_logits_of_the_released_network(tiny) -> None:

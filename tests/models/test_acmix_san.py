@@ -30,7 +30,7 @@ def small(form: str, **kwargs) -> SAN:
 def test_logits_of_the_released_networks(entry) -> None:
     """Where the mode is "train", batch norm takes the statistics of the batch, which costs a digit."""
     network = SAN(LAYERS[int(entry["config"]["depth"])], entry["config"]["sa_type"]).train(entry["mode"] == "train")
-    load_weights(network, golden_state(entry))  # strict, under the original names
+    load_weights(network, golden_state(entry))  # strict, with the original names
     with torch.no_grad():
         logits = network(golden_input(entry))
     expected = torch.tensor(entry["logits"])
@@ -217,22 +217,36 @@ def test_module_errors() -> None:
         PairwiseSAM(64, 4)
 
 
-def test_pairwise_networks_compile_and_export() -> None:
-    """test_compilation.py tests the same of patchwise networks."""
-    network = create_model("acmix_san_pico", form="pairwise", paths="attention", **SHALLOW["acmix_san_pico"]).eval()
-    x = torch.randn(2, 3, 32, 32)
+@pytest.fixture
+def pairwise_network() -> nn.Module:
+    """Return a shallow pairwise SAN in eval mode."""
+    arguments = {"form": "pairwise", "paths": "attention", **SHALLOW["acmix_san_pico"]}
+    return create_model("acmix_san_pico", **arguments).eval()
+
+
+@pytest.mark.slow
+def test_pairwise_networks_compile_and_export(pairwise_network: nn.Module) -> None:
+    """test_compilation.py tests the same for patchwise networks."""
+    network, x = pairwise_network, torch.randn(2, 3, 32, 32)
     expected = network(x)
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
     exported = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("b")},)).module()
     torch.testing.assert_close(exported(torch.cat([x, x]))[:2], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pairwise_networks_run_in_half_precision(pairwise_network: nn.Module) -> None:
+    network, x = pairwise_network, torch.randn(2, 3, 32, 32)
+    expected = network(x)
     for dtype in (torch.bfloat16, torch.float16):
         out = network.to(dtype)(x.to(dtype))
         assert out.dtype == dtype and (out.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
-def test_compiled_training_gives_the_same_gradients() -> None:
-    network = SAN((1, 1), "patchwise", paths="both", kernels=(3, 5), widths=(32, 64), num_classes=5)
+@pytest.mark.parametrize("kernels", [(3,), pytest.param((3, 5), marks=pytest.mark.slow)], ids=["1 stage", "2 stages"])
+def test_compiled_training_gives_the_same_gradients(kernels: tuple[int, ...]) -> None:
+    stages = len(kernels)
+    network = SAN((1,) * stages, "patchwise", paths="both", kernels=kernels, widths=(32, 64)[:stages], num_classes=5)
     x = torch.randn(2, 3, 16, 16)
     results = []
     for run in (network, torch.compile(network, fullgraph=True, backend="aot_eager")):

@@ -46,7 +46,7 @@ def network(request: pytest.FixtureRequest) -> nn.Module:
     return create_model(request.param)
 
 
-def test_attributes(network: nn.Module) -> None:
+def test_the_attributes_that_timm_expects(network: nn.Module) -> None:
     assert network.num_classes == 10 and network.head_hidden_size == network.num_features
     cfg = network.pretrained_cfg
     for key in (
@@ -102,8 +102,8 @@ def test_reset_classifier(network: nn.Module) -> None:
     network.reset_classifier(0)
     assert network(torch.randn(1, 3, 32, 32)).shape == (1, network.num_features)
     network.reset_classifier(0, "")
-    whole = network(torch.randn(1, 3, 32, 32))
-    assert whole.dim() == 4 or whole.shape == (1, 1 + 4 * 4, network.num_features)  # a map, or PVT's tokens
+    features = network(torch.randn(1, 3, 32, 32))
+    assert features.dim() == 4 or features.shape == (1, 1 + 4 * 4, network.num_features)  # a map, or PVT's tokens
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -137,7 +137,7 @@ def test_factory_device_and_dtype(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_layer_decay_groups(name: str) -> None:
-    """Layer decay: the stem learns slowest, the head at the full rate, and no parameter is left out."""
+    """The stem has the lowest learning rate, the head the full one, and no parameter is left out."""
     network = create_model(name)
     groups = param_groups_layer_decay(network, weight_decay=0.05, layer_decay=0.5)
     scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
@@ -233,7 +233,7 @@ def test_compiled_training_with_an_empty_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_low_precision(name: str, layout: torch.memory_format) -> None:
+def test_networks_run_in_half_precision(name: str, layout: torch.memory_format) -> None:
     network = create_model(name).eval().to(memory_format=layout)
     x = torch.randn(2, 3, 32, 32).to(memory_format=layout)
     exact = network(x)
@@ -244,7 +244,7 @@ def test_low_precision(name: str, layout: torch.memory_format) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_autocast(name: str) -> None:
-    """Mixed precision: bf16 logits near the exact ones, float32 gradients for every parameter."""
+    """The bfloat16 logits are close to the exact ones, and every parameter gets a float32 gradient."""
     network = create_model(name).train()
     x = torch.randn(16, 3, 32, 32)  # batch norms of few images would make noise of rounding
     exact = network(x)

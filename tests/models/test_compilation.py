@@ -1,4 +1,4 @@
-"""torch.compile, torch.export and ONNX of the networks. See test_tracing.py for the exporters at other sizes."""
+"""torch.compile, torch.export and ONNX of the networks. test_tracing.py tests the exporters at other image sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import acmix_zoo  # noqa: F401 (registers the networks)
 
 
-@shallow_and_full("acmix_resnet_pico")
+@shallow_and_full()  # test_one_graph_for_many_sizes is the quick representative
 def test_compile_without_graph_breaks(name: str, arguments: dict[str, Any]) -> None:
     network = create_model(name, **arguments).eval()
     compiled = torch.compile(network, fullgraph=True, backend="eager")
@@ -22,7 +22,7 @@ def test_compile_without_graph_breaks(name: str, arguments: dict[str, Any]) -> N
         torch.testing.assert_close(compiled(x), network(x), rtol=1e-4, atol=1e-5)
 
 
-@shallow_and_full("acmix_resnet_pico", "acmix_swin_pico")
+@shallow_and_full("acmix_resnet_pico")
 def test_one_graph_for_many_sizes(name: str, arguments: dict[str, Any]) -> None:
     """With dynamic sizes, no size leads to a new graph, whether or not windows and tiles fit the map."""
     network = create_model(name, **arguments).eval()
@@ -55,7 +55,7 @@ def test_inductor_at_known_sizes(name: str, kwargs: dict[str, Any]) -> None:
         torch.testing.assert_close(compiled(x), network(x), rtol=1e-4, atol=1e-5)
 
 
-@shallow_and_full("acmix_resnet_pico", "acmix_pvt_pico")
+@shallow_and_full("acmix_pvt_pico")
 def test_export(name: str, arguments: dict[str, Any]) -> None:
     network = create_model(name, **arguments).eval()
     exported = torch.export.export(network, (torch.randn(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim("b")},))
@@ -63,7 +63,7 @@ def test_export(name: str, arguments: dict[str, Any]) -> None:
     torch.testing.assert_close(exported.module()(x), network(x), rtol=1e-4, atol=1e-5)
 
 
-@shallow_and_full("acmix_swin_pico")
+@shallow_and_full()  # test_onnx of tests/layers/test_acmix2d.py is the quick representative
 def test_onnx(name: str, arguments: dict[str, Any]) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -42,8 +42,8 @@ def test_intermediates_and_pruning(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_fx_keeps_our_layers_whole(name: str) -> None:
-    """timm's tracer walks through the whole network and keeps our layers whole."""
+def test_fx_does_not_trace_into_our_layers(name: str) -> None:
+    """timm's tracer traces the network, but not the inside of our layers."""
     network = create_model(name).eval()
     graph = FeatureGraphNet(network, out_indices=(0, 1), output_fmt=getattr(network, "output_fmt", "NCHW"))
     x = torch.randn(2, 3, 32, 32)
@@ -106,7 +106,7 @@ def test_checkpointed_feature_maps_have_the_same_gradients(name: str, feature_cl
         maps = features(x)
         sum(t.square().mean() for t in (maps.values() if isinstance(maps, dict) else maps)).backward()
         grads.append([p.grad.clone() for p in features.parameters()])
-    if not isinstance(features, FeatureDictNet):  # timm's own class checkpoints whole children
+    if not isinstance(features, FeatureDictNet):  # timm's class checkpoints entire child modules
         assert features.model.stages is not None if hasattr(features.model, "stages") else True
         flags = [m.grad_checkpointing for m in features.model.modules() if hasattr(m, "grad_checkpointing")]
         assert flags and any(flags)

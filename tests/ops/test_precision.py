@@ -236,7 +236,7 @@ def test_weighted_sums_only_round_their_terms_and_their_result(dtype: torch.dtyp
 
 @torch.no_grad()
 def test_autocast_leaves_float64_alone() -> None:
-    """So it does in PyTorch's own layers."""
+    """PyTorch's own layers behave in the same way."""
     layer, x = ACmix2d(8, 8).double(), torch.randn(1, 8, 9, 9, dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(x)

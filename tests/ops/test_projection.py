@@ -32,7 +32,7 @@ def case(b: int, c: int, n: int, h: int, w: int) -> tuple[torch.Tensor, torch.Te
 
 @pytest.mark.parametrize("shape", [(2, 8, 24, 5, 7), (1, 3, 12, 1, 1), (3, 64, 192, 9, 4), (8, 17, 6, 2, 2)])
 def test_convolution_equals_the_matrix_product(shape, convolution):
-    """Forward and both gradients, within the rounding of a float32 sum of so many products."""
+    """Output and gradients agree up to the rounding of a float32 sum of so many products."""
     x, weight, bias = (t.requires_grad_() for t in case(*shape))
     assert runs_as_convolution(x, weight)
     out = project(x, weight, bias)
@@ -52,7 +52,7 @@ def test_convolution_equals_the_matrix_product(shape, convolution):
     assert project_backward(grad, x.detach(), weight.detach(), needs_x=False)[0] is None
 
 
-@pytest.mark.filterwarnings("ignore:Input #")  # float64 would not be a convolution
+@pytest.mark.filterwarnings("ignore:Input #")  # is not float64, which would not use the convolution
 def test_second_derivatives(convolution):
     """PyTorch differentiates the convolution twice."""
     x, weight, bias = (t.requires_grad_() for t in case(1, 3, 4, 2, 2))
@@ -60,7 +60,7 @@ def test_second_derivatives(convolution):
     assert gradgradcheck(project, (x, weight, bias), eps=1e-2, atol=1e-2, rtol=1e-2)
 
 
-def test_what_stays_a_matrix_product(convolution):
+def test_other_calls_stay_a_matrix_product(convolution):
     x, weight, _ = case(2, 8, 24, 5, 7)
     assert not runs_as_convolution(x.contiguous(), weight)
     assert not runs_as_convolution(x.double(), weight.double())
@@ -69,11 +69,11 @@ def test_what_stays_a_matrix_product(convolution):
     vmap(lambda y: seen.append(runs_as_convolution(y, weight)) or y)(x.unsqueeze(0))
     assert seen == [False]
     exported = torch.export.export(ACmix2d(8, 8), (x,)).graph_module.print_readable(print_output=False)
-    assert "aten.linear.default" in exported and exported.count("aten.conv2d.default") == 1  # of the other path
+    assert "aten.linear.default" in exported and exported.count("aten.conv2d.default") == 1  # of the convolution path
 
 
 def test_layer_with_the_convolution(convolution, python_backend, monkeypatch):
-    """Whole, in chunks and under autocast: the same result and gradients as with the matrix product."""
+    """As a whole batch, in chunks and under autocast, results and gradients equal those of the matrix product."""
     layer = ACmix2d(8, 8)
     x = torch.randn(3, 8, 17, 17).contiguous(memory_format=torch.channels_last)
 
@@ -110,7 +110,7 @@ def test_layer_with_the_convolution(convolution, python_backend, monkeypatch):
     ],
     ids=["Zen 5", "Zen 4", "Intel", "no family", "empty"],
 )
-def test_cpus(text, expected, tmp_path: Path):
+def test_cpus_that_use_the_convolution(text, expected, tmp_path: Path):
     file = tmp_path / "cpuinfo"
     file.write_text(text, encoding="utf-8")
     assert projection._is_wide_amd(file) is expected

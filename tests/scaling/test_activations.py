@@ -1,4 +1,4 @@
-"""Counted activations: by hand on small networks, and for a GPU that is not there."""
+"""Counted activations: by hand on small networks, and for a GPU that this machine does not have."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_checkpointed_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"])
-def test_on_a_gpu_that_is_not_there(name: str, python_backend: None) -> None:
+def test_activations_on_a_gpu_need_no_gpu(name: str, python_backend: None) -> None:
     """In float32 the count is close to that of a CPU, and half precision takes less."""
     before = dict(geometry_cache._tensors)
     full, half = count(name), count(name, torch.bfloat16)

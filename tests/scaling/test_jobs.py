@@ -24,8 +24,8 @@ def test_every_recipe(recipe: Path) -> None:
     text = recipe.read_text(encoding="utf-8")
     assert re.search(rf"^  model: {job.model}\b", text, re.MULTILINE)
     assert re.search(rf"^  batch_size: {job.batch_size}\b", text, re.MULTILINE)
-    expected = None if recipe.parent.name == "finetune" else 1_281_167 if job.image_size == 224 else 54_000
-    assert job.images == expected
+    images = {"finetune": None, "imagenet1k": 1_281_167, "tiny_imagenet": 95_000, "fashion_mnist": 54_000}
+    assert job.images == images[recipe.parent.name]
     if job.base_batch_size:
         assert job.scale_lr(2 * job.base_batch_size) == 2 * job.lr
 

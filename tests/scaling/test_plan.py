@@ -1,4 +1,4 @@
-"""`acmix-zoo plan`: what it prints, and its errors."""
+"""The tables and errors of `acmix-zoo plan`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PICO = "acmix_resnet_pico"
 
 
 def run_plan(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
-    """Return what the command printed, on stderr if it is meant to fail."""
+    """Return the output of the command, or its errors if it has to fail."""
     assert main(["plan", *arguments]) == code
     out, error = capsys.readouterr()
     return out if code == 0 else error

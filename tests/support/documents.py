@@ -13,7 +13,7 @@ from typing import Any
 from acmix_zoo.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
-# One epoch of two small batches. The validation is complete, because a run records no metrics of a part of it.
+# One epoch of two small batches. The validation is complete, because a run does not record metrics on part of a split.
 SHORT_FIT = [
     *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.accelerator", "cpu"),
     *("--speed.loader_seconds", "0.05"),
@@ -35,7 +35,7 @@ class Document:
         return re.findall(rf"^```{language}\n(.*?)^```$", self.text, re.DOTALL | re.MULTILINE)
 
     def commands(self) -> list[list[str]]:
-        """Return the words of all commands: lines of bash blocks, and lines after `$` in console blocks."""
+        """Return the arguments of all commands: lines of bash blocks, and lines after `$` in console blocks."""
         lines = [line for block in self.blocks("bash") for line in block.splitlines()]
         lines += [line[2:] for block in self.blocks("console") for line in block.splitlines() if line.startswith("$ ")]
         return [shlex.split(line) for line in lines]
@@ -57,7 +57,7 @@ class Printed:
 
 
 class Reader:
-    """Someone who follows the documents in a folder of their own.
+    """Someone who follows the documents in an empty folder.
 
     Commands run in this process, because every new one would import torch again. A `fit` that several documents contain
     runs once.
@@ -68,7 +68,7 @@ class Reader:
         self._fits: dict[tuple[str, ...], Printed] = {}
 
     def acmix_zoo(self, *words: str) -> Printed:
-        """Run `acmix-zoo` with these words. Training is cut to two batches, see `SHORT_FIT`."""
+        """Run `acmix-zoo` with these arguments. Training is limited to two batches, see `SHORT_FIT`."""
         if words[0] == "fit":
             if words not in self._fits:
                 self._fits[words] = self._run([*words, *SHORT_FIT])

@@ -1,4 +1,4 @@
-"""Networks of the authors', SAN's and PVT's code by the rules of tests/golden: weights and inputs come from names."""
+"""Weights and inputs of the networks in tests/golden, which are computed from their names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAN_AND_PVT = json.loads((Path(__file__).parents[1] / "golden" / "networks_san_p
 
 
 def golden_tensor(network: str, key: str, shape: list[int]) -> torch.Tensor | None:
-    """A weight made from its name, by the rules of the golden files; None where the network builds it itself."""
+    """Return the weight for a name, by the rules of tests/golden. None means that the network builds it itself."""
     random = np.random.default_rng(zlib.crc32(f"{network}/{key}".encode()))
 
     def normal(scale: float) -> np.ndarray:
@@ -41,7 +41,7 @@ def golden_tensor(network: str, key: str, shape: list[int]) -> torch.Tensor | No
 
 
 def golden_state(entry: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The state dict of an entry of GOLDEN, under the authors' names."""
+    """Return the state dict of an entry of GOLDEN, with the names of the authors' code."""
     weights = {key: golden_tensor(entry["name"], key, shape) for key, shape in entry["keys"].items()}
     counters = {key: torch.tensor(0) for key in entry["keys"] if key.endswith("num_batches_tracked")}
     return {key: value for key, value in weights.items() if value is not None} | counters

@@ -1,4 +1,4 @@
-"""A Hub on loopback for the real client: as much of the Hugging Face Hub's API as huggingface_hub, timm and we use.
+"""A local Hub for the real client: as much of the Hugging Face Hub's API as huggingface_hub, timm and we use.
 
 Everything lives in memory. `faults` maps a kind of request ("create", "preupload", "batch", "lfs", "commit", "resolve",
 "info") to a list of what happens to the next ones: a status (503), or "cut" (the connection breaks off half-way), or
@@ -52,7 +52,8 @@ class Hub(ThreadingHTTPServer):
         self.log: list[tuple[str, str]] = []
 
     def __enter__(self) -> Hub:
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        # the poll interval, in seconds, is how long the end of every test has to wait
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -63,7 +64,7 @@ class Hub(ThreadingHTTPServer):
         return sum(k == kind for k, _ in self.log)
 
     def handle_error(self, *error: object) -> None:
-        """A client that hangs up is part of the tests."""
+        """Print nothing. Some tests close the connection on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -93,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_POST()
 
     def fault(self, kind: str) -> bool:
-        """Note the request, and do to it what the test has ordered; whether that was all."""
+        """Log the request, and answer it with the fault that the test set, if any. Return whether there was one."""
         self.server.log.append((kind, self.path))
         order = self.server.faults[kind].pop(0) if self.server.faults[kind] else None
         if order == "cut":
@@ -104,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         return order is not None
 
     def level(self) -> str | None:
-        """What the token may do; an unknown token is answered here."""
+        """Return the permission of the token. An unknown token is refused here."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in TOKENS:
             self.refuse(401, "Invalid username or password.")
@@ -251,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({"transfer": "basic", "objects": objects})
 
     def upload(self, oid: str) -> None:
-        # Read before it is refused: a client that is still sending would only see that the connection broke.
+        # The body is read before the request is refused. Otherwise, the client would only see a broken connection.
         content = self.rfile.read(int(self.headers["Content-Length"]))
         if self.fault("lfs"):
             return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor, nn
 
@@ -96,3 +98,30 @@ class Recorder(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def assert_resuming_repeats_the_batches(
+    make_data: Callable[[], ImageDataModule], folder: Path, stop_at: int, steps: int
+) -> None:
+    """Assert that a run that is stopped and resumed gets the batches of an uninterrupted one.
+
+    Args:
+        make_data: returns the data module of a run.
+        folder: where to write the checkpoints.
+        stop_at: number of training steps after which the run is stopped.
+        steps: number of training steps of the whole run, which has three epochs.
+    """
+
+    def run(name: str, model: Recorder, resume: Path | None = None) -> list[Any]:
+        every_step = ModelCheckpoint(folder / name, save_last=True, every_n_train_steps=1, save_top_k=1)
+        trainer = L.Trainer(max_epochs=3, callbacks=[every_step], **QUIET)
+        try:
+            trainer.fit(model, make_data(), ckpt_path=resume, weights_only=True)
+        except SystemExit:
+            assert model.stop_at >= 0
+        return model.seen
+
+    uninterrupted = run("uninterrupted", Recorder())
+    assert len(uninterrupted) == steps == len({total for _, total, _ in uninterrupted})
+    assert run("stopped", Recorder(stop_at)) == uninterrupted[:stop_at]
+    assert run("resumed", Recorder(), folder / "stopped/last.ckpt") == uninterrupted[stop_at:]

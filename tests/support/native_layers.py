@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from acmix_zoo import ACmix2d
 from acmix_zoo.ops.backends.native.build import INSTRUCTION_SETS
@@ -17,13 +18,32 @@ RUNNABLE = [name for name in INSTRUCTION_SETS if ORDER.index(name) <= ORDER.inde
 
 
 def layer_of(inputs: int, outputs: int, seed: int = 0, **options: Any) -> ACmix2d:
-    """A layer with all parameters away from their start, and projections of magnitude one."""
+    """Return a layer whose parameters all differ from their initial values, with projections of magnitude one."""
     torch.manual_seed(seed)
     layer = ACmix2d(inputs, outputs, **options)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.3)
     nn.init.normal_(layer.qkv.weight, std=inputs**-0.5)
     return layer.requires_grad_(False)
+
+
+@st.composite
+def random_layers(
+    draw: st.DrawFn, kernel: int = 9, dilation: int = 3, heads: int = 9, size: int = 20
+) -> tuple[ACmix2d, Tensor, str]:
+    """Draw a layer with any geometry up to these limits, an input, and an instruction set."""
+    options = dict(
+        heads=draw(st.integers(1, heads)),
+        kernel_att=draw(st.sampled_from(range(1, kernel + 1, 2))),
+        kernel_conv=draw(st.sampled_from([1, 3, 5])),
+        stride=draw(st.integers(1, 3)),
+        dilation=draw(st.integers(1, dilation)),
+        paths=draw(st.sampled_from(["both", "both", "attention", "convolution"])),
+    )
+    inputs, outputs = draw(st.integers(1, 20)), options["heads"] * draw(st.integers(1, heads))
+    layer = layer_of(inputs, outputs, draw(st.integers(0, 99)), **options)
+    x = torch.randn(draw(st.integers(1, 3)), inputs, draw(st.integers(1, size)), draw(st.integers(1, size)))
+    return layer, x, draw(st.sampled_from(RUNNABLE))
 
 
 # Each side of a limit: vector width, blocks of queries and pixels, rows of a product, groups of heads, odd channels.

@@ -1,5 +1,7 @@
 """The small networks of the package, and shallow variants of them for tests that compile or export."""
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -44,6 +46,12 @@ def shallow_and_full(*quick: str) -> pytest.MarkDecorator:
     ]
     full = [pytest.param(name, {}, id=f"{name}-full", marks=pytest.mark.slow) for name in SHALLOW]
     return pytest.mark.parametrize(("name", "arguments"), shallow + full)
+
+
+def deeper_are_slow(names: Iterable[str]) -> list[Any]:
+    """Return test parameters in which all but the smallest networks of each family are marked as slow."""
+    deeper = re.compile(r"38|50|15|19|_[sb]\b|small")
+    return [pytest.param(name, marks=pytest.mark.slow if deeper.search(name) else ()) for name in names]
 
 
 def perturbed(name: str, **arguments: object) -> nn.Module:

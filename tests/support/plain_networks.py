@@ -1,4 +1,4 @@
-"""Plain networks to convert, and how near the converted ones have to come."""
+"""Plain networks to convert, and the tolerance for converted ones."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def with_random_parameters(model: nn.Module) -> nn.Module:
 
 
 def is_close(found: Tensor, expected: Tensor) -> bool:
-    """Return whether two outputs are equal to the bit, as they were here, or but for the rounding of other kernels."""
+    """Return whether two outputs are equal up to the rounding of different kernels. Some processors give equal bits."""
     return bool((found - expected).abs().max() <= 1e-6 * expected.abs().max())

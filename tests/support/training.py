@@ -1,4 +1,4 @@
-"""Short trainings in this process: an image folder, a tiny model, quiet trainers, and interruptions at a given step."""
+"""Short training runs in this process: an image folder, a tiny model, quiet trainers and interruptions."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ SHORT_RUN = {
 
 
 def make_image_folder(folder: Path, classes: int = 3, per_class: int = 12) -> Path:
-    """Write class folders of coloured noise. Each class has its own colour, so a short training tells them apart."""
-    generator = torch.Generator().manual_seed(12 - per_class)  # a smaller test/ has other images than train/
+    """Write class folders of coloured noise. Each class has its own colour, which a short training run learns."""
+    generator = torch.Generator().manual_seed(12 - per_class)  # train/ and a smaller test/ have different images
     for c in range(classes):
         (folder / f"class{c}").mkdir(parents=True)
         for i in range(per_class):
@@ -108,7 +108,7 @@ class CallAt(L.Callback):
 
 
 def cut_power() -> None:
-    """Raise the RuntimeError that stands for a crash."""
+    """Raise a RuntimeError, as in a crash."""
     raise RuntimeError("the power is cut")
 
 
@@ -154,7 +154,7 @@ class NanInSecondProcess(L.Callback):
 
 @contextmanager
 def no_large_files() -> Iterator[None]:
-    """Have the kernel refuse to write files above 100 kB, as it refuses to write any on a full disk."""
+    """Make the kernel refuse to write files of more than 100 kB, which fails like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
@@ -214,4 +214,4 @@ def assert_same_run(a: RunFolder, b: RunFolder) -> None:
     times = ("seconds", "images_per_second")
     rows = [[{k: v for k, v in row.items() if k not in times} for row in run.history] for run in (a, b)]
     assert rows[0] == rows[1]
-    assert all(0 < row["seconds"] < 100 for run in (a, b) for row in run.history)  # of this process, not of the machine
+    assert all(0 < row["seconds"] < 100 for run in (a, b) for row in run.history)  # of an epoch, not since boot

@@ -73,6 +73,7 @@ def save_checkpoint(path: Path, model: nn.Module, **hyper_parameters: Any) -> Pa
     cfg = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 32, 32], "label_names": ["a", "b", "c", "d"]}
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
+        "pytorch-lightning_version": "2.5.0",
         "state_dict": {f"model.{key}": value for key, value in model.state_dict().items()},
         "hyper_parameters": {"model": "acmix_resnet_pico", "num_classes": 4, **hyper_parameters},
         "ImageDataModule": {"card": {"cfg": cfg}},

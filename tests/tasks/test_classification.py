@@ -25,13 +25,13 @@ from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
 
 
-def test_a_little_training_learns(image_folder: Path) -> None:
+def test_a_short_training_learns(image_folder: Path) -> None:
     task, data = make_task(lr=0.01), make_data(image_folder)
     trainer = make_trainer(epochs=4, enable_checkpointing=False)
     trainer.fit(task, data)
     metrics = trainer.callback_metrics
     assert metrics["val/top1"] > 0.8
-    assert "val/top5" not in metrics  # of three classes it would always be 1
+    assert "val/top5" not in metrics  # it would always be 1 for three classes
     assert metrics["train/loss"] < math.log(3)
 
 
@@ -46,7 +46,7 @@ def test_a_little_training_learns(image_folder: Path) -> None:
     ],
     ids=lambda case: "-".join(case),
 )
-def test_options_train(case: dict[str, Any], image_folder: Path) -> None:
+def test_every_option_trains(case: dict[str, Any], image_folder: Path) -> None:
     mix = {k: case[k] for k in case if k in ("mixup", "cutmix")}
     trainer_options = {k: case[k] for k in case if k in ("precision", "gradient_clip_val", "accumulate_grad_batches")}
     task = make_task(**{k: case[k] for k in case if k not in mix and k not in trainer_options})
@@ -58,18 +58,18 @@ def test_options_train(case: dict[str, Any], image_folder: Path) -> None:
     assert all(not torch.equal(before[name], p) for name, p in task.named_parameters() if p.ndim > 1)
 
 
-def test_compile_leaves_the_keys_alone(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_keeps_the_names_of_the_weights(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake compiler stands in, because the real one takes a minute. tests/cli/test_fit.py has a slow test with it."""
     calls: list[int] = []
 
-    def stand_in(self: nn.Module) -> None:
+    def fake_compile(self: nn.Module) -> None:
         def compiled(*args: Any, **kwargs: Any) -> Any:
             calls.append(len(args[0]))
             return type(self)._call_impl(self, *args, **kwargs)
 
         self._compiled_call_impl = compiled  # what nn.Module.compile sets
 
-    monkeypatch.setattr(nn.Module, "compile", stand_in)
+    monkeypatch.setattr(nn.Module, "compile", fake_compile)
     task = make_task(compile=True, ema_decay=0.9)
     keys = list(task.state_dict())
     make_trainer(epochs=1, enable_checkpointing=False, limit_train_batches=1).fit(task, make_data(image_folder))
@@ -89,12 +89,12 @@ def test_a_linear_probe_trains_only_the_classifier(image_folder: Path) -> None:
     assert changed == {"fc.weight", "fc.bias"}
 
 
-def test_data_with_another_number_of_classes_is_refused(image_folder: Path) -> None:
+def test_data_with_a_different_number_of_classes_is_refused(image_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"the model has 5 classes, but the data has 3\. Use .*num_classes=3"):
         make_trainer(enable_checkpointing=False).fit(make_task(num_classes=5), make_data(image_folder))
 
 
-def test_a_checkpoint_of_another_model_is_refused(image_folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_different_model_is_refused(image_folder: Path, tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path / "run"))
     make_trainer(run, epochs=1).fit(make_task(), make_data(image_folder))
     other = ClassificationTask("test_vit", num_classes=3, model_kwargs={"img_size": 32})

@@ -17,7 +17,7 @@ from torch import nn
 from acmix_zoo.tasks.metrics import ExactMean
 
 
-def test_an_exact_mean_does_not_depend_on_order_or_parts() -> None:
+def test_an_exact_mean_does_not_depend_on_order_or_batches() -> None:
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 3
     all_values, parts = ExactMean(), ExactMean()
     all_values.update(values)
@@ -31,8 +31,23 @@ def test_an_exact_mean_does_not_depend_on_order_or_parts() -> None:
     assert other.compute().isnan() and ExactMean().compute().isnan()
 
 
+@pytest.mark.parametrize(
+    ("values", "mean"),
+    [
+        ([2.0**15, 2.0**14, -(2.0**15)], 2.0**14 / 3),
+        ([2.0**20, 2.0**14], (2.0**15 + 2.0**14) / 2),  # larger values count as 2^15
+        ([1.0, float("inf")], float("nan")),
+    ],
+    ids=["exact", "limited", "infinite"],
+)
+def test_large_values_in_an_exact_mean(values: list[float], mean: float) -> None:
+    metric = ExactMean()
+    metric.update(torch.tensor(values))
+    assert float(metric.compute()) == pytest.approx(mean, rel=1e-6, nan_ok=True)
+
+
 def test_metrics_are_means_over_images(image_folder: Path) -> None:
-    """Also when batches differ in size, and classes too."""
+    """Batches of different sizes and classes of different sizes do not matter."""
     (image_folder / "class0" / "0.png").unlink()
     task = make_task()
     data = make_data(image_folder, val_fraction=0.4, batch_size=5)
@@ -48,7 +63,7 @@ def test_metrics_are_means_over_images(image_folder: Path) -> None:
 
 
 def test_a_damaged_image_alone_in_its_batch_is_not_counted(image_folder: Path) -> None:
-    data = make_data(image_folder, batch_size=4)  # nine images of validation: the last one is by itself
+    data = make_data(image_folder, batch_size=4)  # the last of nine validation images is alone in its batch
     data.setup("validate")
     images, indices = data.splits["val"]
     trainer, task = make_trainer(enable_checkpointing=False), make_task()

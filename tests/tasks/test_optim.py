@@ -83,8 +83,8 @@ def test_learning_rate_follows_the_effective_batch_size(image_folder: Path, caps
     trainer.fit(task, make_data(image_folder, batch_size=4))
     group = task.trainer.optimizers[0].param_groups[0]
     assert group["initial_lr"] == pytest.approx(0.1 * 4 * 2 / 16) and not group["nesterov"]
-    said = "Batch: 1 × 4 × 2 accumulated = 8 images per step; learning rate 0.05 = 0.1 × 8 / 16"
-    assert said in capsys.readouterr().out
+    printed = "Batch: 1 × 4 × 2 accumulated = 8 images per step; learning rate 0.05 = 0.1 × 8 / 16"
+    assert printed in capsys.readouterr().out
 
 
 def test_base_batch_size_needs_data_with_a_batch_size() -> None:

@@ -31,7 +31,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PARTS, "layers", lambda: iter(TINY))
 
 
-def test_rehearsal(tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rehearsal_measures_every_group_once(tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "gpu.csv"
     assert main([*REHEARSAL, "--csv", str(path)]) == 0
     rows = read_rows(path, GpuRow)
@@ -92,11 +92,11 @@ def test_every_candidate_exists() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_message_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for cuda, words in ((None, "was built without CUDA"), ("13.0", "was built for CUDA 13.0, but finds no usable")):
+def test_a_missing_gpu_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, expected in ((None, "was built without CUDA"), ("13.0", "was built for CUDA 13.0, but finds no usable")):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         message = missing_gpu()
-        assert message is not None and words in message
+        assert message is not None and expected in message
         for arguments in ([], ["--check"]):
             assert main(arguments) == 1
             assert capsys.readouterr().out == message + "\n"
@@ -109,13 +109,13 @@ def test_message_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: 
         (REHEARSAL, "needs --csv FILE"),
     ],
 )
-def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in capsys.readouterr().err
 
 
-def test_code_for_cuda_with_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_for_cuda_runs_with_a_fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the code for CUDA with the CPU's clock and fixed numbers in place of events, allocator and properties."""
 
     class Event:
@@ -128,13 +128,13 @@ def test_code_for_cuda_with_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         def elapsed_time(self, end: Event) -> float:
             return (end.at - self.at) * 1e3
 
-    stand_ins = {
+    fakes = {
         "Event": Event, "synchronize": lambda: None, "reset_peak_memory_stats": lambda: None,
         "memory_allocated": lambda: 1 << 20, "max_memory_allocated": lambda: 4 << 20,
         "get_device_name": lambda: "Card", "get_device_properties": lambda i: SimpleNamespace(total_memory=85 * 10**9),
     }  # fmt: skip
-    for name, stand_in in stand_ins.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
     run = Pass(Candidate("acmix2d:8x9", batch=1, train=True, threads=1))
     found = passes._run_cuda_round(run, 0.02)
     assert 1 <= len(found) <= 100 and min(found) > 0
@@ -145,7 +145,7 @@ def test_code_for_cuda_with_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_measured(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows have the name of the card, the memory, and times from CUDA events."""
     monkeypatch.setattr(gpu_suite, "_EXPECTED", dict.fromkeys(gpu_suite._EXPECTED, 1.0))
     assert main(["layers", "--seconds", "120", "--csv", str(tmp_path / "gpu.csv")]) == 0

@@ -1,4 +1,4 @@
-"""`tools.scaling_check`: what it computes from given times, and a short real run."""
+"""`tools.scaling_check`: predictions from given times, and a short real run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_link_is_recovered_from_its_times() -> None:
 
 
 def test_predictions_for_a_network() -> None:
-    """The network takes 10 ms alone and 11 ms beside another one, and reaches a tenth of the peak when alone."""
+    """The network takes 10 ms alone and 11 ms next to another one, and reaches a tenth of the peak when alone."""
     training = training_of_network(NAME)
     flops = compute_seconds(training, UNIT, 1)
     times = dict(zip(MODES, ([10.0], [19.0], [11.0], [15.0]), strict=True))

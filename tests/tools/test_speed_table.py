@@ -24,7 +24,7 @@ def measurements(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_ratios_are_per_image_and_beside_their_targets(measurements: Path) -> None:
+def test_ratios_are_per_image_and_next_to_their_targets(measurements: Path) -> None:
     table = speed_table(measurements)
     assert "| ACmix2d 64×56, batch 8, inference | authors' code | ≥ 22× | 22.5× faster | 22.5× faster |" in table
     assert "batch 8, inference: peak memory | authors' code | ≥ 33× | 35× less | 35× less |" in table

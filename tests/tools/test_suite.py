@@ -30,7 +30,7 @@ def test_every_candidate_exists(monkeypatch: pytest.MonkeyPatch) -> None:
             build(Candidate(name, device="meta"))
 
 
-def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(suite.GROUPS, "layer", lambda: iter([ROW]))
     monkeypatch.setattr(suite, "matmul_peak", lambda threads: 100.0)
     suite.main([str(tmp_path / "new"), "layer"])
@@ -38,7 +38,7 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert '"1": 100.0' in (tmp_path / "new" / "machine.json").read_text(encoding="utf-8")
 
 
-def test_unknown_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_group_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         suite.main([str(tmp_path / "new"), "layers"])
     assert "unknown group layers. Expected one of layer, aggregation" in capsys.readouterr().err

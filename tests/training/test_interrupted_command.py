@@ -62,12 +62,23 @@ def accept_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [("SIGINT", "interrupted"), pytest.param("SIGTERM", "stopped by SIGTERM", marks=pytest.mark.slow)],
-)
+def test_ctrl_c_before_the_first_step_leaves_no_folder(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback = callback_option(SignalBeforeFirstStep, name="SIGINT")
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    try:
+        assert main(fit_arguments(photos, tmp_path / "run", trainer__callbacks=callback)) == 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert capsys.readouterr().err.splitlines()[-1] == "acmix-zoo: interrupted"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "line"), [("SIGINT", "interrupted"), ("SIGTERM", "stopped by SIGTERM")])
 def test_a_signal_before_the_first_step_leaves_no_folder(name: str, line: str, photos: Path, tmp_path: Path) -> None:
-    """The command prints one line and exits with the code of the signal."""
+    """The command, in its own process, prints one line and exits with the code of the signal."""
     callback = callback_option(SignalBeforeFirstStep, name=name)
     arguments = fit_arguments(photos, tmp_path / "run", trainer__callbacks=callback)
     command = [sys.executable, "-m", "acmix_zoo.cli", *arguments]

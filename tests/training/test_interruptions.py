@@ -89,9 +89,7 @@ def test_second_interrupt_stops_at_once_and_keeps_the_epoch(
     handler = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit):
-            fit(
-                tmp_path / "cut", image_folder, CallAt(interrupt_twice, epoch=1)
-            )  # during validation, with averaged weights
+            fit(tmp_path / "cut", image_folder, CallAt(interrupt_twice, epoch=1))  # during validation, on averages
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning ignores further signals while it shuts down
     assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3

@@ -1,7 +1,8 @@
 """Only one run at a time writes a run folder."""
 
-import subprocess
-import sys
+import multiprocessing
+import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -15,23 +16,24 @@ from support.training import (
 from acmix_zoo.cli.main import main
 from acmix_zoo.training.lock import Lock
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from acmix_zoo.training.lock import Lock
-lock = Lock(Path(sys.argv[1]))
-lock.take()
-print("held", flush=True)
-time.sleep(60)
-"""
+
+def hold_lock(folder: Path, is_held: Event) -> None:
+    """Take the lock of a run folder and keep it."""
+    lock = Lock(folder)
+    lock.take()
+    is_held.set()
+    time.sleep(60)
 
 
 def test_a_second_run_in_the_same_folder_is_refused(
     tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    fork = multiprocessing.get_context("fork")  # a new process would import torch again
+    is_held = fork.Event()
+    holder = fork.Process(target=hold_lock, args=(tmp_path, is_held))
+    holder.start()
     try:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert is_held.wait(60)
         message = rf"another run is writing to .* \(process {holder.pid} on .*\)\. Stop that run"
         with pytest.raises(OSError, match=message):
             Lock(tmp_path).take()
@@ -42,7 +44,7 @@ def test_a_second_run_in_the_same_folder_is_refused(
         assert not (tmp_path / "config.yaml").exists()  # the folder belongs to the other run
     finally:
         holder.kill()
-        holder.wait()
+        holder.join()
     lock = Lock(tmp_path)
     lock.take()
     lock.release()

@@ -107,8 +107,6 @@ def test_two_processes_report_their_sum_and_train_the_same(tmp_path: Path) -> No
         assert re.search(r"Training at \d+ images/s, \d+ % of the time waiting for data, MFU [\d.]+ % of 2 × ", printed)
     for row in csv.DictReader((tmp_path / "0.3/metrics.csv").open()):
         during_steps, per_epoch = float(row["speed/images_per_second"]), float(row["images_per_second"])
-        assert (
-            0.5 < during_steps / per_epoch < 2
-        )  # both count both processes; the epoch includes the time between steps
+        assert 0.5 < during_steps / per_epoch < 2  # both of two processes; an epoch has time between its steps
         assert 0 < float(row["speed/mfu"]) < 1 and 0 < float(row["speed/data_wait"]) < 1
     assert processes.differences(*(tmp_path / str(s) / "checkpoints/last.ckpt" for s in (0.3, 0))) == []

@@ -1,4 +1,4 @@
-"""A weight folder may come from anybody: what its config.json may say, and what is checked before anything is built."""
+"""Weight folders are not trusted: config.json is checked before anything is built, and no code is unpickled."""
 
 import ast
 import shutil
@@ -40,8 +40,8 @@ def folder(tmp_path: Path) -> Path:
     ],
     ids=str,
 )
-def test_what_a_config_may_not_say(folder: Path, entries: dict[str, Any], message: str) -> None:
-    """It is refused before a network of that size is made, and nothing is deleted."""
+def test_impossible_and_dangerous_configs_are_refused(folder: Path, entries: dict[str, Any], message: str) -> None:
+    """This happens before a network of that size is built, and nothing is deleted."""
     edit_config(folder, **entries)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for load in (from_pretrained, create_model):
@@ -51,8 +51,8 @@ def test_what_a_config_may_not_say(folder: Path, entries: dict[str, Any], messag
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_config_names_no_other_source(folder: Path, tmp_path: Path) -> None:
-    """timm would follow these; here the weights are those beside the config."""
+def test_other_sources_in_a_config_are_ignored(folder: Path, tmp_path: Path) -> None:
+    """timm would load from them. Here, the weights always come from the folder of the config."""
     evil = tmp_path / "evil.pth"
     torch.save({}, evil)
     edit_config(
@@ -64,7 +64,7 @@ def test_a_config_names_no_other_source(folder: Path, tmp_path: Path) -> None:
         assert all(torch.equal(own[key], expected[key]) for key in own if not key.startswith("fc."))
 
 
-def test_a_damaged_or_foreign_config(folder: Path) -> None:
+def test_damaged_configs_and_those_of_other_libraries_are_refused(folder: Path) -> None:
     for text, message in (
         ("{", "is damaged"),
         ("[" * 100_000, "is damaged"),
@@ -74,7 +74,7 @@ def test_a_damaged_or_foreign_config(folder: Path) -> None:
             '{"architecture": "resnet18", "pretrained_cfg": {}, "model_args": []}',
             "expected a mapping under the key",
         ),
-        ("x" * (17 * 2**20), "has 17825792 bytes"),
+        ("x" * (17 * 2**20), r"is too large \(17825792 bytes\)"),
     ):
         (folder / "config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -83,7 +83,7 @@ def test_a_damaged_or_foreign_config(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["folder", "timm", "tag"])
-def test_shipped_weights_are_checked_too(folder: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+def test_damaged_shipped_weights_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     damage_last_byte(folder / "model.safetensors")
     overlay = {"file": str(folder / "model.safetensors")}
     with pytest.raises(ValueError, match="is changed or damaged"):
@@ -102,16 +102,16 @@ LARGE = ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_
 @pytest.mark.parametrize(
     "name", ["test_resnet", "test_vit", *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
 )
-def test_networks_of_timm(tmp_path: Path, name: str) -> None:
-    """The weight folder of a network of timm, as a run of this project writes it."""
+def test_a_folder_with_a_network_of_timm_is_loaded(tmp_path: Path, name: str) -> None:
+    """A run of this project writes such a folder if it trains a network of timm."""
     model = timm.create_model(name, num_classes=3).eval()
     example = torch.randn(1, *model.pretrained_cfg["input_size"])
     folder = write_folder(tmp_path / name, model, architecture=name, pretrained_cfg={}, record={}, example=example)
     assert torch.equal(from_pretrained(folder).eval()(example), model(example))
 
 
-def test_nothing_unpickles_but_weights_only() -> None:
-    """`torch.load` always says so; pickle, shelve, joblib and their kind are not called at all."""
+def test_torch_load_always_uses_weights_only() -> None:
+    """pickle, shelve, joblib and similar modules are not used at all."""
     for path in [ROOT / "hubconf.py", *(ROOT / "acmix_zoo").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
@@ -123,7 +123,7 @@ def test_nothing_unpickles_but_weights_only() -> None:
                 keywords = {k.arg: k.value for k in node.keywords}
                 safe = isinstance(keywords.get("weights_only"), ast.Constant) and keywords["weights_only"].value is True
                 assert safe or called != "torch.load", f"{path}:{node.lineno}: {called} without weights_only=True"
-                if called == "super().load_from_checkpoint":  # an override: it hands its caller's choice on
+                if called == "super().load_from_checkpoint":  # an override, which passes on the argument of its caller
                     assert "weights_only" in keywords, f"{path}:{node.lineno}: {called} without weights_only"
                 else:
                     assert called in ("torch.load", "load"), f"{path}:{node.lineno}: {called}"
@@ -136,8 +136,8 @@ def test_nothing_unpickles_but_weights_only() -> None:
                 assert options.get("allow_pickle") == "False", f"{path}:{node.lineno}: {called} may unpickle"
 
 
-def test_a_safetensors_file_that_lies(folder: Path) -> None:
-    """About its header's size, about its tensors' places."""
+def test_a_safetensors_file_with_a_wrong_header_is_refused(folder: Path) -> None:
+    """Either the size of the header or the positions of tensors are wrong."""
     state = safetensors.torch.load_file(folder / "model.safetensors")
     good = safetensors.torch.save(state)
     for content in (b"\xff" * 8 + good[8:], good[:100], b"", good[:8] + good[8:].replace(b'"F32"', b'"F64"', 1)):

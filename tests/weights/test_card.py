@@ -1,4 +1,4 @@
-"""The model card: what it says, and that nothing in it can become markup."""
+"""The model card names the right data set, and no text in it can become markup."""
 
 import copy
 import html
@@ -17,8 +17,8 @@ from acmix_zoo.weights import read_config
 from acmix_zoo.weights.card import render_card, render_eval_results
 
 
-def test_a_local_data_set_is_not_taken_for_one_of_the_hub(tmp_path: Path) -> None:
-    """Only the fingerprint of the shipped images, not the name of a folder, leads to a data set of the Hub."""
+def test_a_local_data_set_is_not_linked_to_the_hub(tmp_path: Path) -> None:
+    """A data set of the Hub is recognised by the fingerprint of its images, and not by the name of a folder."""
     local = {"name": "fashion_mnist", "fingerprint": "0123456789abcdef"}
     folder = write_weights(tmp_path / "w", record={**RECORD, "dataset": local})
     assert "zalando" not in (folder / "README.md").read_text() and render_eval_results(read_config(folder)) == {}
@@ -35,7 +35,7 @@ EVIL = "x\npipeline_tag: evil\n---\n<script>alert(1)</script>|`a` [b](http://c) 
 @pytest.mark.parametrize(
     "field", ["license", "origin", "parent", "command", "seed", "dataset", "metric", "note", "label", "tag"]
 )
-def test_nothing_in_a_card_is_markup(any_config: dict[str, Any], field: str) -> None:
+def test_markup_in_a_card_is_escaped(any_config: dict[str, Any], field: str) -> None:
     """Names from users and data sets appear literally. They cannot add front matter, HTML, links or table cells."""
     markdown = pytest.importorskip("markdown_it").MarkdownIt().enable("table")
     config = copy.deepcopy(any_config)
@@ -64,7 +64,7 @@ def test_nothing_in_a_card_is_markup(any_config: dict[str, Any], field: str) -> 
         assert markup not in body
     rows = [line for line in body.splitlines() if line.startswith("|")]
     assert {row.count("|") for row in rows} <= {3, 5}
-    if field != "license":  # which only the front matter has
+    if field != "license":  # appears in the front matter only
         shown = html.unescape(re.sub("<[^>]*>", "", markdown.render(body)))
         assert "<script>alert(1)</script>|`a` [b](http://c) \\| *d* &amp; | e f [2J" in shown
     for text in render_eval_results(config).values():
@@ -72,7 +72,7 @@ def test_nothing_in_a_card_is_markup(any_config: dict[str, Any], field: str) -> 
         assert entry.keys() == {"dataset", "value", "notes"}
 
 
-def test_local_data_sets_are_not_announced_to_the_hub(tmp_path: Path) -> None:
+def test_local_data_sets_are_not_in_the_front_matter(tmp_path: Path) -> None:
     metrics = [{"dataset": "../my/photos", "split": "val", "name": "top1", "value": 1.0}]
     folder = write_weights(tmp_path / "w", record={"metrics": metrics, "dataset": {"name": "../my/photos"}})
     assert not (folder / ".eval_results").exists() and "datasets:" not in (folder / "README.md").read_text()

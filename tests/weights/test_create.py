@@ -20,7 +20,7 @@ def first_conv(model: nn.Module) -> nn.Module:
 
 
 class TestCreate:
-    def test_names(self) -> None:
+    def test_a_name_with_and_without_a_tag(self) -> None:
         names = list_models()
         assert {"acmix_resnet_pico", "acmix_swin_pico", "acmix_resnet50", "acmix_swin_t"} <= set(names)
         assert all(name.startswith(("acmix_", "san", "pvt_")) for name in names)
@@ -28,7 +28,7 @@ class TestCreate:
         assert all("." in name for name in list_models(pretrained=True))
         assert acmix_zoo.create_model is create_model and acmix_zoo.list_models is list_models
 
-    def test_any_timm_model(self) -> None:
+    def test_networks_of_timm_are_created(self) -> None:
         assert create_model("test_resnet", num_classes=4).num_classes == 4
 
     @pytest.mark.parametrize(
@@ -49,11 +49,11 @@ class TestCreate:
             ),
         ],
     )
-    def test_unknown(self, name: str, pretrained: bool | str, message: str) -> None:
+    def test_unknown_names_and_tags_are_refused(self, name: str, pretrained: bool | str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             create_model(name, pretrained)
 
-    def test_paths(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_weights_are_loaded_from_a_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = write_weights(tmp_path / "w")
         monkeypatch.chdir(tmp_path)
         first = next(create_model(folder).parameters())
@@ -81,23 +81,23 @@ class TestCreate:
             create_model("acmix_swin_pico", bare)
 
     @pytest.mark.parametrize("source", ["folder", "file"])
-    def test_another_number_of_classes(self, tmp_path: Path, source: str) -> None:
+    def test_a_different_number_of_classes_gets_a_new_classifier(self, tmp_path: Path, source: str) -> None:
         folder = write_weights(tmp_path / "w")
         path = folder if source == "folder" else folder / "model.safetensors"
-        model, whole = create_model("acmix_resnet_pico", path, num_classes=3), create_model(folder)
+        model, original = create_model("acmix_resnet_pico", path, num_classes=3), create_model(folder)
         assert model.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 3)
-        own, theirs = model.state_dict(), whole.state_dict()
-        same = [key for key in own if own[key].shape == theirs[key].shape]
-        assert set(own) - set(same) == {"fc.weight", "fc.bias"}
-        assert all(torch.equal(own[key], theirs[key]) for key in same)
+        state, original_state = model.state_dict(), original.state_dict()
+        same = [key for key in state if state[key].shape == original_state[key].shape]
+        assert set(state) - set(same) == {"fc.weight", "fc.bias"}
+        assert all(torch.equal(state[key], original_state[key]) for key in same)
         assert create_model("acmix_resnet_pico", path, num_classes=0)(torch.randn(2, 3, 32, 32)).shape == (2, 512)
 
-    def test_features_and_channels(self, tmp_path: Path) -> None:
+    def test_pretrained_weights_with_feature_maps_and_grey_images(self, tmp_path: Path) -> None:
         folder = write_weights(tmp_path / "w")
         maps = create_model(folder, features_only=True).eval()(torch.randn(1, 3, 32, 32))
-        whole = create_model(folder).eval()
-        assert len(maps) > 2 and whole(torch.randn(1, 3, 32, 32)).shape == (1, 10)
-        grey, colour = (first_conv(model).weight for model in (create_model(folder, in_chans=1), whole))
+        original = create_model(folder).eval()
+        assert len(maps) > 2 and original(torch.randn(1, 3, 32, 32)).shape == (1, 10)
+        grey, colour = (first_conv(model).weight for model in (create_model(folder, in_chans=1), original))
         torch.testing.assert_close(grey, colour.sum(1, keepdim=True))
         maps = create_model("acmix_resnet_pico", folder / "model.safetensors", features_only=True)
         assert len(maps.eval()(torch.randn(1, 3, 32, 32))) > 2
@@ -106,8 +106,8 @@ class TestCreate:
             create_model("acmix_resnet_pico", bare, features_only=True)
 
     @pytest.mark.parametrize("source", ["folder", "file"])
-    def test_other_input_channels(self, tmp_path: Path, source: str) -> None:
-        """Weights are adapted as in timm: one channel gets the sum, several channels repeat the three."""
+    def test_weights_are_adapted_to_the_input_channels(self, tmp_path: Path, source: str) -> None:
+        """As in timm, a single channel gets the sum of the three, and more channels repeat them."""
         folder = write_weights(tmp_path / "w")
         path = folder if source == "folder" else folder / "model.safetensors"
         colour = first_conv(create_model(folder)).weight
@@ -130,7 +130,7 @@ class TestRuns:
 
     @pytest.fixture
     def run(self, tmp_path: Path) -> Path:
-        """An interrupted run: checkpoints, no weights/."""
+        """Return an interrupted run, which has checkpoints and no weights/."""
         network = pico(layers=(1, 2, 1), num_classes=4)
         cfg = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 32, 32], "label_names": ["a", "b", "c", "d"]}
         (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -146,7 +146,7 @@ class TestRuns:
         torch.save(checkpoint, tmp_path / "run" / "checkpoints" / "best.ckpt")
         return tmp_path / "run"
 
-    def test_checkpoint(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_checkpoint_is_loaded(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         checkpoint = run / "checkpoints" / "best.ckpt"
         expected = torch.load(checkpoint, weights_only=True)["state_dict"]
         monkeypatch.chdir(run.parent)
@@ -159,8 +159,8 @@ class TestRuns:
         load_weights(model, run)
 
     def test_arguments_of_a_checkpoint_are_kept(self, run: Path, tmp_path: Path) -> None:
-        """Many arguments, such as kernel_att, leave all shapes as they are: without them, the network is another one
-        and nothing fails."""
+        """Many arguments, such as kernel_att, change no shape. Without them, a different network would be built,
+        and no error would occur."""
         path = run / "checkpoints" / "best.ckpt"
         content = torch.load(path, weights_only=True)
         content["hyper_parameters"]["model_kwargs"]["kernel_att"] = 3
@@ -181,7 +181,7 @@ class TestRuns:
         with pytest.raises(ValueError, match="Use --model acmix_resnet_pico"):
             convert(path, "acmix_resnet50", tmp_path / "other", {"origin": "test"})
 
-    def test_finished_run(self, run: Path) -> None:
+    def test_a_finished_run_is_loaded(self, run: Path) -> None:
         """The tested weights take precedence over the checkpoints."""
         folder = write_weights(run / "weights")
         expected = create_model(folder).fc.weight
@@ -203,7 +203,7 @@ class TestRuns:
             ),
         ],
     )  # fmt: skip
-    def test_refused(self, run: Path, entry: dict[str, object], message: str) -> None:
+    def test_unsuitable_checkpoints_are_refused(self, run: Path, entry: dict[str, object], message: str) -> None:
         path = run / "checkpoints" / "best.ckpt"
         torch.save({**torch.load(path, weights_only=True), **entry}, path)
         with pytest.raises(ValueError, match=message):
@@ -213,15 +213,15 @@ class TestRuns:
 SHIPPED = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/config.json"))
 
 
-def test_both_small_networks_ship() -> None:
-    """With the accuracy on the test images that was promised for them."""
+def test_two_small_networks_are_shipped() -> None:
+    """Their recorded test accuracy is at least the promised one."""
     for name, least in (("acmix_resnet_pico.fashion_mnist", 0.93), ("acmix_swin_pico.fashion_mnist", 0.91)):
         metrics = read_config(ROOT / "checkpoints" / name)["acmix_zoo"]["metrics"]
         assert [m["value"] >= least for m in metrics if (m["split"], m["name"]) == ("test", "top1")] == [True]
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
-def test_shipped_weights(folder: Path) -> None:
+def test_shipped_weights_verify(folder: Path) -> None:
     config = read_config(folder)
     assert check_folder(folder) == []
     assert config["acmix_zoo"]["name"] == folder.name
@@ -233,7 +233,7 @@ def test_shipped_weights(folder: Path) -> None:
     assert all(torch.equal(value, stored[key].to(value.dtype)) for key, value in model.state_dict().items())
 
 
-def test_weights_on_the_hub_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_on_the_hub_need_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ConnectionError, match=r"of acmix_swin_t.swin_in1k are timm/swin_tiny.* cannot be reached"):
         create_model("acmix_swin_t", "swin_in1k")

@@ -1,4 +1,4 @@
-"""Writing a weight folder: what is in it, and that it rebuilds the network that was written."""
+"""A written weight folder has the right files, and rebuilds the network."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ from acmix_zoo.weights.card import render_card
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico"])
-def test_round_trip(tmp_path: Path, name: str, half: bool) -> None:
+def test_a_written_network_is_rebuilt(tmp_path: Path, name: str, half: bool) -> None:
     model = pico(name).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     folder = write_weights(tmp_path / "deep" / "weights", model, name, half=half)
@@ -35,7 +35,7 @@ def test_round_trip(tmp_path: Path, name: str, half: bool) -> None:
         ".eval_results/zalando-datasets_fashion_mnist.yaml",
         *("README.md", "config.json", "model.safetensors", "test/example.safetensors"),
     ]
-    assert os.listdir(folder.parent) == ["weights"]  # nothing temporary is left
+    assert os.listdir(folder.parent) == ["weights"]  # no temporary files are left
     stored = safetensors.torch.load_file(folder / "model.safetensors")
     assert {v.dtype for v in stored.values() if v.is_floating_point()} == {torch.float16 if half else torch.float32}
     assert check_folder(folder) == []
@@ -46,11 +46,11 @@ def test_round_trip(tmp_path: Path, name: str, half: bool) -> None:
             assert torch.equal(value, before[key].to(torch.float16).to(value.dtype) if half else before[key]), key
     example = safetensors.torch.load_file(folder / "test" / "example.safetensors")
     twin = create_model(folder).eval()
-    assert example["logits"].std() > 1e-3  # a network that answers nothing would replay as well
+    assert example["logits"].std() > 1e-3  # logits of zero would also agree
     torch.testing.assert_close(twin(example["input"]), example["logits"], rtol=1e-4, atol=1e-5)
 
 
-def test_config_and_card(tmp_path: Path) -> None:
+def test_config_and_card_have_the_record(tmp_path: Path) -> None:
     labels = [f"shape {i}" for i in range(5)]
     folder = write_weights(
         tmp_path / "w", pico(num_classes=5), pretrained_cfg={**PRETRAINED_CFG, "label_names": labels}
@@ -69,11 +69,11 @@ def test_config_and_card(tmp_path: Path) -> None:
     assert record["name"] == "acmix_resnet_pico.shapes" and record["environment"]["torch"] == torch.__version__
 
     card = (folder / "README.md").read_text()
-    assert card == render_card(config)  # from config.json alone
+    assert card == render_card(config)  # only needs config.json
     for text in ("library_name: acmix_zoo", "license: mit", "- zalando-datasets/fashion_mnist", "93.12 %", "4 shape 4"):
         assert text in card
     assert "| Data | name fashion_mnist, fingerprint ca3ab2a37f845e1b, splits (train 54000, test 10000) |" in card
-    assert "shapes.yaml &#124; tee log" in card  # a bar would end the table's cell
+    assert "shapes.yaml &#124; tee log" in card  # an unescaped bar would end the table cell
     from huggingface_hub import parse_eval_result_entries
 
     [entry] = parse_eval_result_entries(safe_load(next((folder / ".eval_results").iterdir()).read_text()))
@@ -85,18 +85,18 @@ def test_arguments_of_the_architecture_are_kept(tmp_path: Path) -> None:
     model = pico(in_chans=1, layers=(1, 2, 1), drop_path_rate=0.2)
     cfg = {"tag": "grey", "input_size": (1, 28, 28), "mean": (0.5,), "std": (0.5,)}
     folder = write_weights(tmp_path / "w", model, pretrained_cfg=cfg, example=torch.randn(2, 1, 28, 28))
-    assert read_config(folder)["model_args"] == {"in_chans": 1, "layers": [1, 2, 1]}  # drop path is the run's affair
+    assert read_config(folder)["model_args"] == {"in_chans": 1, "layers": [1, 2, 1]}  # drop path is for training
     assert check_folder(folder) == []
     with pytest.raises(ValueError, match="plain values only"):
         write_weights(tmp_path / "v", timm.create_model("test_resnet", act_layer=nn.SiLU), "test_resnet")
 
 
-def test_any_device_state_and_wrapper(tmp_path: Path) -> None:
+def test_float64_channels_last_and_compiled_networks_are_written(tmp_path: Path) -> None:
     for i, model in enumerate((pico().double(), pico().to(memory_format=torch.channels_last), torch.compile(pico()))):
         assert check_folder(write_weights(tmp_path / str(i), model)) == []
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_networks_that_cannot_be_rebuilt_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown fields colour, mood\. .*Put them into the record instead"):
         write_weights(tmp_path / "w", pretrained_cfg={**PRETRAINED_CFG, "mood": 1, "colour": 2})
     with pytest.raises(ValueError, match=r"there are 2 label_names\. Expected 10"):

@@ -1,4 +1,4 @@
-"""What every kind of name and path means, what is ambiguous, and what the error says if there is nothing."""
+"""Every kind of name and path is located, and the error for a missing one names the closest names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from acmix_zoo.weights.not_found import NotFoundError
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with weights of every kind. They need not be readable to be located."""
+    """Return a working directory with weights of every kind. They do not have to be readable."""
     for folder in ("folder", "finished/weights", "resnet18"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {}}')
@@ -62,7 +62,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 @pytest.mark.parametrize("as_path", [False, True], ids=["str", "Path"])
-def test_names_and_paths(here: Path, name: str, kind: Kind, path: str | None, run: str | None, as_path: bool) -> None:
+def test_names_and_paths_are_located(
+    here: Path, name: str, kind: Kind, path: str | None, run: str | None, as_path: bool
+) -> None:
     if as_path and kind is Kind.NETWORK:
         with pytest.raises(NotFoundError, match="does not exist"):
             locate(Path(name))
@@ -77,7 +79,7 @@ def test_names_and_paths(here: Path, name: str, kind: Kind, path: str | None, ru
 
 @pytest.mark.parametrize("prefix", ["", "hf-hub:"])
 @pytest.mark.parametrize("name", ["org/name", "org/name@v1", "Org-2/some.name_3@refs"])
-def test_repositories(name: str, prefix: str) -> None:
+def test_repositories_are_located(name: str, prefix: str) -> None:
     location = locate(prefix + name)
     repo, _, revision = name.partition("@")
     assert (location.kind, location.repository) == (Kind.REPOSITORY, Repository(repo, revision or None))
@@ -85,12 +87,12 @@ def test_repositories(name: str, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["name", "a/b/c", "org/", "or g/x", "hf-hub:name"])
-def test_impossible_repositories(name: str) -> None:
+def test_impossible_repositories_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"Expected org/name|is not a valid repository name on"):
         parse_repository(name)
 
 
-def test_a_folder_with_the_name_of_a_network(here: Path) -> None:
+def test_a_network_takes_precedence_over_a_folder_of_the_same_name(here: Path) -> None:
     assert locate("resnet18").kind is Kind.NETWORK
     assert locate("resnet18", prefers_paths=True).path == locate("./resnet18").path == Path("resnet18")
 
@@ -102,7 +104,7 @@ def test_an_existing_path_takes_precedence_over_a_repository(here: Path) -> None
     assert locate("hf-hub:finished/weight").kind is locate("finished/weight@v1").kind is Kind.REPOSITORY
 
 
-def test_weights_of_a_network(here: Path) -> None:
+def test_the_weights_of_a_network_are_located(here: Path) -> None:
     assert locate_weights("acmix_resnet_pico", "fashion_mnist").tag == "fashion_mnist"
     assert locate_weights("resnet18", "resnet18").path == Path("resnet18")
     assert locate_weights("acmix_resnet_pico", "org/name").kind is Kind.REPOSITORY
@@ -130,8 +132,8 @@ def test_weights_of_a_network(here: Path) -> None:
         ("acmix_resnet_pico.fashion_mnst", "has no tag 'fashion_mnst'.*closest name is fashion_mnist"),
     ],
 )
-def test_nothing_of_this_name(here: Path, name: str, message: str) -> None:
-    """The error is a ValueError, for an unknown model, and a FileNotFoundError, for a missing path."""
+def test_a_missing_name_lists_the_closest_ones(here: Path, name: str, message: str) -> None:
+    """The error is both a ValueError, as for an unknown model, and a FileNotFoundError, as for a missing path."""
     for kind in (ValueError, FileNotFoundError):
         with pytest.raises(kind, match=message):
             locate(name)
@@ -142,7 +144,7 @@ def test_nothing_of_this_name(here: Path, name: str, message: str) -> None:
     [
         *[(f"finished{part}", "finished") for part in ("", "/config.yaml", "/weights", "/weights/model.safetensors")],
         *[(f"sharded{part}", "sharded") for part in ("", "/checkpoints", "/checkpoints/best.ckpt")],
-        *[(path, None) for path in ("folder", "folder/config.json", "mine.pth", "foreign", "nowhere", ".")],
+        *[(path, None) for path in ("folder", "mine.pth", "foreign", "nowhere", ".", "sharded/checkpoints/bst.ckpt")],
     ],
 )
 def test_the_run_folder_that_a_path_belongs_to(here: Path, path: str, run: str | None) -> None:
@@ -150,8 +152,8 @@ def test_the_run_folder_that_a_path_belongs_to(here: Path, path: str, run: str |
     assert (found and found.absolute()) == (here / run if run else None)
 
 
-def test_a_located_file_is_what_the_reader_gets(tmp_path: Path) -> None:
-    """The file of a shipped weight folder is its folder, with its config.json; elsewhere it is a plain file."""
+def test_the_file_of_a_shipped_folder_is_located_as_its_folder(tmp_path: Path) -> None:
+    """Without its config.json, the same file is located as a plain file."""
     assert locate(SHIPPED / "model.safetensors").path == SHIPPED
     copy = Path(shutil.copy(SHIPPED / "model.safetensors", tmp_path))
     assert locate(copy).kind is Kind.CHECKPOINT

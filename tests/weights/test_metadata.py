@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from support.networks import deeper_are_slow
 from timm.data import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs
@@ -74,11 +74,7 @@ def test_every_field_of_a_cfg_is_checked() -> None:
     assert {field.name for field in dataclasses.fields(PretrainedCfg)} <= SOURCE | TEXT | NETWORK
 
 
-# The deeper networks of a family have the same cfg as its smallest one, so the slow tests check them.
-DEEPER = re.compile(r"38|50|15|19|_[sb]\b|small")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * bool(DEEPER.search(n))) for n in CFGS])
+@pytest.mark.parametrize("name", deeper_are_slow(CFGS))  # their cfg is that of the smallest network
 def test_registered_cfgs_describe_their_networks(name: str) -> None:
     cfg = CFGS[name].to_dict()
     with torch.device("meta"):

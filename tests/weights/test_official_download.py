@@ -1,4 +1,4 @@
-"""The authors' files: every form they can have, from a server on loopback; what comes is never trusted."""
+"""Downloading the authors' files in every format, from a local server, and refusing everything else."""
 
 import pickle
 import re
@@ -26,31 +26,31 @@ from acmix_zoo.weights import check_folder, official, official_download, push, r
 (ENTRY,) = (entry for entry in GOLDEN if entry["name"] == "acmix_swin_t")
 
 
-class Links(ThreadingHTTPServer):
-    """Answers each request with what stands next in `answers`: (status, content type, body, stated length)."""
+class DownloadServer(ThreadingHTTPServer):
+    """A server that answers each request with the next of `answers`: (status, content type, body, stated length)."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, str, bytes, int]] = []
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def give(self, body: bytes, status: int = 200, kind: str = "application/octet-stream", stated: int = -1) -> None:
         self.answers.append((status, kind, body, len(body) if stated < 0 else stated))
 
     def handle_error(self, *error: object) -> None:
-        """A connection that breaks off is part of the tests."""
+        """Print nothing. Some tests break the connection on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Links
+    server: DownloadServer
 
     def log_message(self, *arguments: object) -> None:
         pass
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         status, kind, body, stated = self.server.answers.pop(0)
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -60,10 +60,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Links]:
-    """Both links of acmix_swin_t lead here; the cache is the test's own; no waiting between tries."""
+def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DownloadServer]:
+    """Start a server for both links of acmix_swin_t, with an empty cache, and without waiting between attempts."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    with Links() as server:
+    with DownloadServer() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         real = timm.get_pretrained_cfg
@@ -88,12 +88,13 @@ def state() -> dict[str, torch.Tensor]:
 
 
 def saved(checkpoint: object, path: Path) -> bytes:
+    """Save a checkpoint, and return the content of the file."""
     torch.save(checkpoint, path)
     return path.read_bytes()
 
 
 def with_settings(state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """As Swin's trainer writes it: an optimiser's state, and a yacs CfgNode, a class of a package that is not here."""
+    """Return a checkpoint as Swin's trainer writes it, with an optimiser state and settings of a missing package."""
     module = types.ModuleType("yacs.config")
     node = type("CfgNode", (dict,), {"__module__": "yacs.config"})
     module.CfgNode = node
@@ -106,15 +107,18 @@ def with_settings(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("form", [pytest.param("bare", marks=pytest.mark.slow), "with settings"])
-def test_download_convert_cache(
-    links: Links, state: dict[str, torch.Tensor], form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow  # 100 MB; the quick tests download smaller files, and tests/models/test_published.py converts
+@pytest.mark.parametrize("content", ["state dict", "with settings"])
+def test_weights_are_downloaded_converted_and_cached(
+    links: DownloadServer, state: dict[str, torch.Tensor], content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = state if form == "bare" else with_settings(state)
+    checkpoint = state if content == "state dict" else with_settings(state)
     links.give(saved(checkpoint, tmp_path / "file.pth"))
     for name in ("yacs", "yacs.config"):
         sys.modules.pop(name, None)
-    model = timm.create_model("acmix_swin_t", pretrained=True).eval()  # `True` means the authors' for this one
+    model = timm.create_model(
+        "acmix_swin_t", pretrained=True
+    ).eval()  # `True` means the authors' weights for this network
     assert model.pretrained_cfg["tag"] == "official_in1k"
     assert (model.pretrained_cfg["crop_pct"], model.pretrained_cfg["interpolation"]) == (0.875, "bicubic")
     expected = torch.tensor(ENTRY["logits"])
@@ -132,84 +136,86 @@ def test_download_convert_cache(
 
     again = create_model("acmix_swin_t", "official_in1k", num_classes=3)
     assert torch.equal(again.patch_embed.proj.weight, model.patch_embed.proj.weight) and again.num_classes == 3
-    assert len(links.asked) == 1  # the rest came from the cache
+    assert len(links.requests) == 1  # everything else came from the cache
     monkeypatch.setenv("HF_TOKEN", "hf_write")
     with pytest.raises(ValueError, match="must not be redistributed"):
-        push(folder, "org/theirs")
+        push(folder, "org/converted")
 
 
 @pytest.mark.slow
-def test_a_file_downloaded_by_hand(
-    links: Links, state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_file_that_was_downloaded_by_hand_is_converted(
+    links: DownloadServer, state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved({"model": state}, tmp_path / "acmix_swin_tiny.pth")
     assert cli.main(["convert", str(tmp_path / "acmix_swin_tiny.pth"), "--model", "acmix_swin_t.official_in1k"]) == 0
     assert "acmix_swin_t.official_in1k: 28,649,908 parameters; verified" in capsys.readouterr().out
     model = create_model("acmix_swin_t", pretrained=True)
-    assert torch.equal(model.norm.weight, state["norm.weight"]) and not links.asked
+    assert torch.equal(model.norm.weight, state["norm.weight"]) and not links.requests
 
 
-def html(links: Links, good: bytes) -> None:
+def web_page(links: DownloadServer, good: bytes) -> None:
     links.give(b"<html>Log in</html>", kind="text/html; charset=utf-8")
 
 
-def missing(links: Links, good: bytes) -> None:
+def missing(links: DownloadServer, good: bytes) -> None:
     links.give(b"gone", 404)
 
 
-def truncated(links: Links, good: bytes) -> None:
+def truncated(links: DownloadServer, good: bytes) -> None:
     for _ in range(3):
         links.give(good[: len(good) // 2], stated=len(good))
 
 
-def truncated_in_silence(links: Links, good: bytes) -> None:
+def truncated_without_error(links: DownloadServer, good: bytes) -> None:
     links.give(good[: len(good) // 2])
 
 
-def unavailable(links: Links, good: bytes) -> None:
+def unavailable(links: DownloadServer, good: bytes) -> None:
     for _ in range(3):
         links.give(b"", 503)
 
 
-def enormous(links: Links, good: bytes) -> None:
+def enormous(links: DownloadServer, good: bytes) -> None:
     links.give(b"", stated=10**13)
 
 
-def a_page_as_a_file(links: Links, good: bytes) -> None:
+def web_page_as_file(links: DownloadServer, good: bytes) -> None:
     links.give(b"<!DOCTYPE html><html>quota exceeded</html>")
 
 
-class Evil:
+class CreatesFile:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("harm"),))
 
 
-def evil(links: Links, good: bytes) -> None:
-    links.give(pickle.dumps({"model": Evil()}))
+def code(links: DownloadServer, good: bytes) -> None:
+    links.give(pickle.dumps({"model": CreatesFile()}))
 
 
-def another_network(links: Links, good: bytes) -> None:
+def different_network(links: DownloadServer, good: bytes) -> None:
     links.give(good)
 
 
 FAILURES = {
-    html: "leads to a web page instead of a file",
+    web_page: "leads to a web page instead of a file",
     missing: "the server answered 404",
     truncated: "the connection broke after",
-    truncated_in_silence: "is damaged or not a checkpoint",
+    truncated_without_error: "is damaged or not a checkpoint",
     unavailable: "the server answered 503",
     enormous: "the file has 10,000,000,000,000 bytes",
-    a_page_as_a_file: "was rejected",
-    evil: "was rejected",
-    another_network: "does not fit ACmixSwin",
+    web_page_as_file: "was rejected",
+    code: "was rejected",
+    different_network: "does not fit ACmixSwin",
 }
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.__name__)
-def test_what_is_not_taken(links: Links, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Any) -> None:
-    """Both links fail the same way: an error that says why and what to do, and nothing is left behind."""
+def test_failed_downloads_leave_nothing_behind(
+    links: DownloadServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Any
+) -> None:
+    """Both links fail in the same way. The error says why, and what to do."""
     monkeypatch.chdir(tmp_path)
-    good = saved({"model": golden_state(GOLDEN[2])}, tmp_path / "other.pth")  # a small network, not this one
+    good = saved({"model": golden_state(GOLDEN[2])}, tmp_path / "other.pth")  # of a small network
     for _ in range(2):
         failure(links, good)
     with pytest.raises(OSError, match="could not download") as caught:
@@ -217,12 +223,12 @@ def test_what_is_not_taken(links: Links, tmp_path: Path, monkeypatch: pytest.Mon
     text = str(caught.value)
     assert len(re.findall(FAILURES[failure], text)) == 2, text
     assert "acmix-zoo convert FILE --model acmix_swin_t.official_in1k" in text
-    assert {path.rpartition("/")[2] for path in links.asked} == {"cloud", "drive"} and not links.answers
+    assert {path.rpartition("/")[2] for path in links.requests} == {"cloud", "drive"} and not links.answers
     assert not official.official_folder("acmix_swin_t.official_in1k").exists() and not (tmp_path / "harm").exists()
 
 
-def test_the_second_link_and_a_damaged_cache(
-    links: Links, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+def test_a_second_link_is_tried_and_a_damaged_cache_is_replaced(
+    links: DownloadServer, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     """The next link is tried if the first one fails, and a damaged file in the cache is downloaded again."""
     monkeypatch.setattr(
@@ -234,7 +240,7 @@ def test_the_second_link_and_a_damaged_cache(
     links.give(b"", 503)
     links.give(b"weights")
     weights = official_download.download_official("acmix_swin_t")
-    assert links.asked == ["/cloud", "/drive", "/drive"]
+    assert links.requests == ["/cloud", "/drive", "/drive"]
     content = weights.read_bytes()
     damage_last_byte(weights)
     links.give(b"weights")
@@ -243,8 +249,8 @@ def test_the_second_link_and_a_damaged_cache(
     assert "Download or write the weight folder again." in message
 
 
-def test_processes_that_fetch_at_the_same_time_download_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This is what the ranks of a DDP run do. The first one holds the lock while it downloads and converts."""
+def test_simultaneous_downloads_happen_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of a DDP run do this. The first one holds the lock while it downloads and converts."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     downloads = []
 

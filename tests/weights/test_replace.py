@@ -1,4 +1,4 @@
-"""Replacing a weight folder: no failure loses what was there, and several processes may do it at once."""
+"""Replacing a weight folder: the old content survives every failure, and several processes may write at once."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ from acmix_zoo.weights.replace import replace_folder, temporary_sibling
 
 @pytest.fixture
 def old(written: Path, tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
-    """A weight folder to replace, and its content."""
+    """Return a weight folder to replace, and its content."""
     folder = Path(shutil.copytree(written, tmp_path / "weights"))
     return folder, file_contents(folder)
 
@@ -32,20 +32,20 @@ def old(written: Path, tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
 def test_an_old_folder_is_replaced(old) -> None:
     folder, before = old
     (folder / "notes.txt").write_text("of the old weights")
-    torch.manual_seed(1)  # for other weights than before
+    torch.manual_seed(1)  # for different weights
     write_weights(folder)
     assert file_contents(folder)["model.safetensors"] != before["model.safetensors"]
     assert "notes.txt" not in file_contents(folder) and check_folder(folder) == []
     assert os.listdir(folder.parent) == ["weights"]
 
 
-def test_full_disk(old) -> None:
-    """The kernel refuses to write more than a megabyte to a file, as a full disk would."""
+def test_a_full_disk_keeps_the_old_folder(old) -> None:
+    """The kernel refuses to write more than a megabyte to a file, which fails like a full disk."""
     folder, before = old
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
-        with pytest.raises(OSError, match=r"could not be written.*An existing folder is unchanged") as caught:
+        with pytest.raises(OSError, match=r"could not write .*An existing folder is unchanged") as caught:
             write_weights(folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -53,7 +53,7 @@ def test_full_disk(old) -> None:
     assert file_contents(folder) == before and os.listdir(folder.parent) == ["weights"]
 
 
-def test_really_full_disk(tmp_path: Path) -> None:
+def test_a_small_file_system_that_is_full_keeps_the_old_folder(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], capture_output=True).returncode:
@@ -72,7 +72,7 @@ def test_really_full_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", range(5))
-def test_interrupt(old, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def test_an_interrupt_keeps_a_complete_folder(old, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     folder, before = old
     count, fsync = iter(range(100)), os.fsync
 
@@ -87,7 +87,7 @@ def test_interrupt(old, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     assert file_contents(folder) == before and os.listdir(folder.parent) == ["weights"]
 
 
-def test_failing_exchange(old, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_move_restores_the_old_folder(old, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, before = old
     rename = Path.rename
 
@@ -103,10 +103,10 @@ def test_failing_exchange(old, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-def test_another_process_takes_the_place_meanwhile(
+def test_another_process_writes_the_folder_first(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
 ) -> None:
-    """Three times in a row, another process puts its own folder in place just before the new one is moved there."""
+    """Three times in a row, another process moves its folder to the target just before this one does."""
     folder = tmp_path / "weights"
     others = [Path(shutil.copytree(written, tmp_path / f"other{i}")) for i in range(3)]
     if not is_new:
@@ -124,8 +124,8 @@ def test_another_process_takes_the_place_meanwhile(
     assert torch.equal(create_model(folder).fc.weight, model.fc.weight)
 
 
-def test_many_fill_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("acmix_zoo.weights.replace.check_folder", lambda folder: [])  # only the moving is tested
+def test_many_threads_write_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acmix_zoo.weights.replace.check_folder", lambda folder: [])  # this test is about the move
 
     def fill(number: int) -> None:
         for i in range(50):
@@ -142,15 +142,15 @@ def test_many_fill_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.safetensors", "model.pth", "best.ckpt"])
-def test_a_file_is_not_a_folder(tmp_path: Path, name: str) -> None:
+def test_a_file_name_as_the_target_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} is the name of a .* file, but weights are written as a folder"):
         write_weights(tmp_path / name)
     assert not (tmp_path / name).exists()
 
 
 @pytest.mark.slow
-def test_kill(old) -> None:
-    """Killed in the middle of writing: the old folder still verifies."""
+def test_a_killed_process_keeps_the_old_folder(old) -> None:
+    """The process is killed while it writes, and the old folder still verifies."""
     folder, before = old
     code = (
         "import os, sys, timm, torch, acmix_zoo\n"

@@ -36,29 +36,30 @@ def test_damage_is_found(written: Path, tmp_path: Path, damage, message: str) ->
 
 
 def move_logits(folder: Path) -> None:
+    """Change one stored logit by a thousandth of the largest one."""
     example = safetensors.torch.load_file(folder / "test" / "example.safetensors")
     example["logits"][0, 0] += example["logits"].abs().max() * 1e-3
     safetensors.torch.save_file(example, folder / "test" / "example.safetensors")
 
 
-def test_the_record_is_checked(tmp_path: Path) -> None:
+def test_wrong_records_are_found(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "shipped"))
     edit_config(
         folder,
         acmix_zoo={"params": 5, "macs": 6, "metrics": [{"dataset": "d", "split": "s", "name": "top1", "value": 93}]},
     )
     problems = check_folder(folder)
-    for words in (
+    for message in (
         "top1 on d is 93. Expected 0 to 1",
         "params: counted 653054, but config.json says 5",
         "macs: counted 10371584",
     ):
-        assert any(words in problem for problem in problems)
+        assert any(message in problem for problem in problems)
     edit_config(folder, acmix_zoo={"macs": None, "environment": "mine", "metrics": [3]})
     problems = check_folder(folder)
-    for words in (
+    for message in (
         "macs is None. Expected int",
         "environment is 'mine'. Expected dict",
         "metric 3 does not have",
     ):
-        assert any(words in problem for problem in problems)
+        assert any(message in problem for problem in problems)

@@ -1,4 +1,4 @@
-"""The interface of a data source: what every source says about itself, and how its images are reached."""
+"""The interface of a data source: its properties, and access to its images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Source(ABC):
 
 
 class IndexedSource(Source):
-    """A source whose images are numbered, so that they can be read in any order."""
+    """A source whose images have indices, so that they can be read in any order."""
 
     @abstractmethod
     def load(self) -> dict[str, Images]:

@@ -17,7 +17,7 @@ _DECODE_LIMIT = 20_000  # images of larger splits are not decoded to check them
 
 
 class Images(ABC):
-    """Numbered images with their classes.
+    """Images with indices and classes.
 
     Attributes:
         targets: (N,) int64, the class of each image; -1 if it is unknown.

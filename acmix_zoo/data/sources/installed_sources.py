@@ -85,11 +85,11 @@ SHIPPED: dict[str, type[FashionMnist] | type[Digits]] = {"fashion_mnist": Fashio
 
 
 def open_shipped(name: str) -> IndexedSource:
-    """Open one of `SHIPPED`, with a remark if there is also a folder of that name."""
+    """Open one of `SHIPPED`. Add a remark if there is also a folder with this name."""
     source = SHIPPED[name]()
     if Path(name).is_dir():
         folder = Path(name).resolve()
-        source.remarks = [f"these are the shipped images, not those in {folder}; to use those, give ./{name}"]
+        source.remarks = [f"these are the shipped images, not those in {folder}. For those, use ./{name}"]
     return source
 
 
@@ -107,12 +107,12 @@ def _read_idx(file: str) -> np.ndarray:
     raw = gzip.decompress(Path(file).read_bytes()) if file.endswith(".gz") else Path(file).read_bytes()
     # header: two zero bytes, type (8 = unsigned byte), number of axes, then each axis as a big-endian 32-bit number
     if len(raw) < 8 or raw[:3] != b"\0\0\x08":
-        raise ValueError(f"{file} is not an idx file of bytes. Install it again")
+        raise ValueError(f"{file} is damaged. Expected an idx file of bytes. Install it again")
     axes = raw[3]
     shape = tuple(np.frombuffer(raw, ">u4", axes, offset=4).tolist())
     values = np.frombuffer(raw, np.uint8, offset=4 + 4 * axes)
     if values.size != int(np.prod(shape)):
-        raise ValueError(f"{file} should have {shape} bytes and has {values.size}. Install it again")
+        raise ValueError(f"{file} has {values.size} bytes. Expected an array of shape {shape}. Install it again")
     return values.reshape(shape)
 
 

@@ -1,7 +1,7 @@
 """Check that images which a table references by path belong to the data set.
 
-Tables may come from untrusted sources. Without this check, a row could make the person who trains on it open any file
-on their machine or fetch any URL.
+Tables may come from untrusted sources. Without this check, a row could make training open any file on the user's
+machine, or fetch any URL.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def checked_path(path: str, roots: tuple[str, ...]) -> str:
                 return "::".join([*archives, full])
     raise ValueError(
         f"the table references the image {path!r}, which is not below {' or '.join(roots)}. Expected images within "
-        "the data set; store their bytes in the table, or move the table to a folder above the images"
+        "the data set. Store their bytes in the table, or move the table to a folder above the images"
     )
 
 

@@ -1,4 +1,4 @@
-"""Names of splits and data sets: which words mean "validation", and what a local data set is called."""
+"""The names of splits, such as the words that mean "validation", and the name of a local data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPLIT_NAMES = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test",
 }  # fmt: skip
-"""The split that each name of a folder, file or table split stands for. The same names as in the `datasets` library."""
+"""Names of folders, files and table splits, and the split that each stands for. As in the `datasets` library."""
 
 
 def match_splits(names: Iterable[str], data_name: str) -> dict[str, str]:

@@ -121,13 +121,13 @@ class _ShardLocation(NamedTuple):
 
 
 class Reader:
-    """Reader number `reader` of `readers`.
+    """One of several readers of a split.
 
     Args:
         split: the split to read.
-        reader: number of this reader.
+        reader: index of this reader.
         readers: number of readers.
-        seed: seed of all orders.
+        seed: seed of the order of shards and images.
         shuffle: number of images per chunk; 0 to read in the order of the shards.
     """
 
@@ -174,7 +174,7 @@ class Reader:
             turn, shard, row, number = turn + 1, 0, 0, 0
 
     def _rows(self, order: list[int], first_shard: int, first_row: int) -> Iterator[_Row]:
-        """Yield this reader's rows, beginning with `first_row` of the shard at `first_shard` in `order`."""
+        """Yield this reader's rows, starting with `first_row` of the shard at `first_shard` in `order`."""
         for shard_index in range(first_shard, len(order)):
             start = first_row if shard_index == first_shard else 0
             for row, (value, label) in enumerate(self._read_shard(order[shard_index], start), start):
@@ -188,12 +188,12 @@ class Reader:
         return (self.part[shard] * self.readers + part) // self.shards == self.reader
 
     def _read_shard(self, shard: int, start: int) -> Iterator[tuple[Any, Any]]:
-        """Yield image and label of each row of a shard, beginning with row `start`."""
+        """Yield image and label of each row of a shard, starting with row `start`."""
         errors = (OSError, ValueError, TarError)  # a local name, which still exists when the interpreter shuts down
         row = start
         try:
             table = self._table(shard)
-            # Iterating over the table itself would deal its shards to the loader's workers once more.
+            # Iterating over the table itself would divide its shards among the loader's workers once more.
             for columns in (table.skip(start) if start else table).iter(batch_size=_READ_ROWS):
                 for pair in zip(columns[self.split.image], columns[self.split.label], strict=True):
                     yield pair

@@ -1,4 +1,4 @@
-"""SAN's weighted sums in few kernel launches, for devices where launching a kernel takes longer than running it.
+"""SAN's weighted sums with few kernel launches, for devices where launching a kernel takes longer than running it.
 
 `offset_sums.py` loops over the k² offsets of the window. On a GPU this takes several launches per offset: 225 for one
 7×7 aggregation including its gradient. Here, one multiplication with a strided view of the windows handles all offsets,

@@ -46,7 +46,7 @@ def test_a_shipped_name_takes_precedence_over_a_folder(tmp_path: Path, monkeypat
     source = open_source("digits")
     assert source.class_names == tuple("0123456789")
     (remark,) = source.remarks
-    assert f"not those in {tmp_path / 'digits'}; to use those, give ./digits" in remark
+    assert f"not those in {tmp_path / 'digits'}. For those, use ./digits" in remark
     assert open_source("./digits").class_names == ("cat", "dog") and not open_source("./digits").remarks
 
 

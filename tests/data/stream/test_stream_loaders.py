@@ -10,9 +10,8 @@ from typing import Any
 
 import lightning as L
 import pytest
-from lightning.pytorch.callbacks import ModelCheckpoint
 from support.hub_server import Hub, Repo
-from support.image_data import QUIET, Recorder
+from support.image_data import QUIET, Recorder, assert_resuming_repeats_the_batches
 from support.streams import write_shards
 
 from acmix_zoo.data import ImageDataModule
@@ -40,22 +39,8 @@ def source(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 def test_a_resumed_run_gets_the_batches_of_an_uninterrupted_one(
     source: Path, tmp_path: Path, stop_at: int, workers: int
 ) -> None:
-    def run(name: str, model: Recorder, resume: Path | None = None) -> list[Any]:
-        data = make_stream_module(
-            source, augment="light", random_erasing=0.5, mixup=0.2, cutmix=1.0, num_workers=workers
-        )
-        every = ModelCheckpoint(tmp_path / name, save_last=True, every_n_train_steps=1, save_top_k=1)
-        trainer = L.Trainer(max_epochs=3, callbacks=[every], **QUIET)
-        try:
-            trainer.fit(model, data, ckpt_path=resume, weights_only=True)
-        except SystemExit:
-            assert model.stop_at >= 0
-        return model.seen
-
-    uninterrupted = run("uninterrupted", Recorder())
-    assert len(uninterrupted) == 27 and len({total for _, total, _ in uninterrupted}) == 27
-    assert run("first", Recorder(stop_at)) == uninterrupted[:stop_at]
-    assert run("second", Recorder(), tmp_path / "first" / "last.ckpt") == uninterrupted[stop_at:]
+    options = {"augment": "light", "random_erasing": 0.5, "mixup": 0.2, "cutmix": 1.0, "num_workers": workers}
+    assert_resuming_repeats_the_batches(lambda: make_stream_module(source, **options), tmp_path, stop_at, steps=27)
 
 
 def test_evaluation_and_record(source: Path, tmp_path: Path) -> None:
@@ -215,7 +200,7 @@ def test_a_hub_data_set_is_streamed(tmp_path: Path, kind: str, workers: int) -> 
         repo = hub.repos["org/set"] = Repo(private=False)
         repo.commit("main", files)
         done = read_hub(hub, "org/set", tmp_path, workers, **options)
-        assert "ValueError: org/set does not say how many training images it has. Set data.epoch_images" in done.stderr
+        assert "org/set does not state how many training images it has. Set data.epoch_images" in done.stderr
         done = read_hub(hub, "org/set", tmp_path, workers, epoch_images=24, **options)
         assert done.returncode == 0, done.stderr[-3000:]
         assert len(json.loads(done.stdout.splitlines()[-1])[0]) == 24

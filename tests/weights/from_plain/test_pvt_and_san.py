@@ -1,4 +1,4 @@
-"""from_pvt and from_san: the ACmix networks give exactly the logits of the plain ones, and learn from there."""
+"""`from_pvt` and `from_san`: ACmix networks that give exactly the logits of plain ones, and can be trained further."""
 
 import pytest
 import timm
@@ -24,34 +24,34 @@ class TestPVTAndSAN:
         ],
         ids=lambda value: getattr(value, "__name__", str(value)),
     )
-    def test_logits_are_the_plain_networks(self, name, make, kwargs) -> None:
+    def test_logits_equal_those_of_the_plain_network(self, name, make, kwargs) -> None:
         plain = with_random_parameters(timm.create_model(name, **kwargs))
         for source in (plain, {f"module.{key}": value for key, value in plain.state_dict().items()}):
-            ours = make(source)
-            assert ours.training and sum(key.endswith("beta") for key, _ in ours.named_parameters()) >= 3
+            converted = make(source)
+            assert converted.training and sum(key.endswith("beta") for key, _ in converted.named_parameters()) >= 3
             side = kwargs.get("img_size", 64)
             x = torch.randn(2, kwargs.get("in_chans", 3), side, side)
             expected = plain(x)
-            assert is_close(ours.eval()(x), expected) and expected.std() > 0.01
+            assert is_close(converted.eval()(x), expected) and expected.std() > 0.01
 
     @pytest.mark.parametrize(
         ("name", "make", "kwargs"), [("pvt_tiny", from_pvt, PVT), ("san10_patchwise", from_san, SAN)]
     )
-    def test_the_convolution_wakes_up(self, name, make, kwargs) -> None:
-        """All but that of PVT's last block: it leaves the class token out, and only that one is read."""
-        ours = make(timm.create_model(name, **kwargs))
-        ours(torch.randn(4, 3, 64, 64)).square().sum().backward()
-        betas = [p for key, p in ours.named_parameters() if key.endswith("beta")]
+    def test_the_convolution_path_is_trained(self, name, make, kwargs) -> None:
+        """An exception is PVT's last block, where only the class token is used, which the convolution leaves out."""
+        converted = make(timm.create_model(name, **kwargs))
+        converted(torch.randn(4, 3, 64, 64)).square().sum().backward()
+        betas = [p for key, p in converted.named_parameters() if key.endswith("beta")]
         betas = betas[:-1] if name == "pvt_tiny" else betas
         assert betas and all(p.grad.abs() > 0 and p == 0 for p in betas)
 
-    def test_published_shapes_give_published_names(self) -> None:
+    def test_networks_of_published_shapes_get_their_names(self) -> None:
         for plain, make, name in (("pvt_small", from_pvt, "acmix_pvt_s"), ("san15_patchwise", from_san, "acmix_san15")):
             source = timm.create_model(plain, num_classes=3).state_dict()
             assert make(source).pretrained_cfg["architecture"] == name
         assert from_pvt(timm.create_model("pvt_tiny"), img_size=96, num_classes=5).grids[0] == (24, 24)
 
-    def test_errors(self) -> None:
+    def test_other_networks_are_refused(self) -> None:
         other = timm.create_model("resnet18")
         with pytest.raises(ValueError, match=r"has keys like conv1.weight.*Expected a PVT \(version 1\)"):
             from_pvt(other)

@@ -1,4 +1,4 @@
-"""from_resnet: everything but the 3×3 convolutions is copied, and those are approximated as well as possible."""
+"""`from_resnet` copies everything but the 3×3 convolutions, and approximates these as well as possible."""
 
 import pytest
 import timm
@@ -17,21 +17,21 @@ def resnet(**kwargs) -> nn.Module:
 
 
 class TestResNet:
-    def test_what_transfers(self) -> None:
+    def test_the_report_counts_copied_fitted_and_random_weights(self) -> None:
         plain = resnet()
-        ours, report = from_resnet(plain)
-        own, theirs = ours.state_dict(), plain.state_dict()
-        shared = [key for key in own if key in theirs]
-        assert all(torch.equal(own[key], theirs[key]) for key in shared)
-        assert set(own) - set(shared) == {key for key in own if ".conv2." in key}
-        assert report.copied == sum(p.numel() for key, p in ours.named_parameters() if ".conv2." not in key)
-        assert report.copied + report.fitted + report.random == sum(p.numel() for p in ours.parameters())
+        converted, report = from_resnet(plain)
+        state, plain_state = converted.state_dict(), plain.state_dict()
+        shared = [key for key in state if key in plain_state]
+        assert all(torch.equal(state[key], plain_state[key]) for key in shared)
+        assert set(state) - set(shared) == {key for key in state if ".conv2." in key}
+        assert report.copied == sum(p.numel() for key, p in converted.named_parameters() if ".conv2." not in key)
+        assert report.copied + report.fitted + report.random == sum(p.numel() for p in converted.parameters())
         assert len(report.kept) == 5 and all(0.3 < share < 1 for share in report.kept.values())
         assert "layer2.1.conv2: " in str(report) and "random" in str(report)
 
     @pytest.mark.parametrize("stride", [1, 2])
-    def test_a_kernel_that_it_can_have_is_had_exactly(self, stride: int) -> None:
-        """Of rank 9 in every group of four outputs."""
+    def test_a_kernel_of_low_rank_is_reproduced_exactly(self, stride: int) -> None:
+        """Its rank is 9 in every group of four outputs, which the convolution path can represent."""
         layer, conv = ACmix2d(16, 12, stride=stride).double(), nn.Conv2d(16, 12, 3, stride, 1, bias=False).double()
         with torch.no_grad():
             low = torch.randn(3, 36, 9, dtype=torch.float64) @ torch.randn(3, 9, 16, dtype=torch.float64)
@@ -42,12 +42,12 @@ class TestResNet:
         x = torch.randn(2, 16, 11, 9, dtype=torch.float64)
         torch.testing.assert_close(layer(x), conv(x))
 
-    def test_no_other_kernel_of_the_path_is_nearer(self) -> None:
-        """Gradient descent from the fit, and from elsewhere, does not find a smaller error."""
+    def test_the_fitted_kernel_is_the_nearest_one(self) -> None:
+        """Gradient descent from the fitted or from random weights does not find a smaller error."""
         conv = nn.Conv2d(16, 8, 3, padding=1, bias=False).double()
         fitted = ACmix2d(16, 8, paths="both").double()
         state, kept, _ = fit_convolution_path(conv.weight.detach(), fitted)
-        x = torch.eye(16 * 9, dtype=torch.float64).view(-1, 16, 3, 3)  # every tap of every channel: the kernel itself
+        x = torch.eye(16 * 9, dtype=torch.float64).view(-1, 16, 3, 3)  # one input per tap, so it returns the kernel
         energy = conv(x)[:, :, 1, 1].square().sum().item()
 
         def error(layer: ACmix2d) -> torch.Tensor:
@@ -58,7 +58,7 @@ class TestResNet:
         elsewhere = ACmix2d(16, 8, paths="convolution").double()
         nn.init.zeros_(elsewhere.qkv.bias)
         for start in (fitted, elsewhere):
-            # A bias is no part of a kernel, and the attention none of the path.
+            # The bias and the attention are not part of the kernel.
             free = [value for key, value in start.named_parameters() if key not in ("qkv.bias", "alpha")]
             optimizer = torch.optim.LBFGS(free, max_iter=60, line_search_fn="strong_wolfe")
 
@@ -71,19 +71,19 @@ class TestResNet:
             optimizer.step(closure)
             assert error(start).item() > (1 - kept) * (1 - 1e-9)
 
-    def test_alpha_wakes_up(self) -> None:
-        ours, _ = from_resnet(resnet())
-        nn.functional.cross_entropy(ours(torch.randn(4, 3, 64, 64)), torch.arange(4)).backward()
-        layer = ours.layer1[0].conv2
+    def test_alpha_is_trained(self) -> None:
+        converted, _ = from_resnet(resnet())
+        nn.functional.cross_entropy(converted(torch.randn(4, 3, 64, 64)), torch.arange(4)).backward()
+        layer = converted.layer1[0].conv2
         assert layer.alpha.item() == 0 and layer.alpha.grad.abs() > 1e-8
 
-    def test_arguments(self) -> None:
-        ours, _ = from_resnet(resnet(in_chans=1), num_classes=3, drop_path_rate=0.1)
-        assert ours(torch.randn(2, 1, 64, 64)).shape == (2, 3)
-        ours, _ = from_resnet(torchvision.models.resnet50(num_classes=2).state_dict())
-        assert ours.pretrained_cfg["architecture"] == "acmix_resnet50" and ours.num_classes == 2
+    def test_model_arguments_are_passed_on(self) -> None:
+        converted, _ = from_resnet(resnet(in_chans=1), num_classes=3, drop_path_rate=0.1)
+        assert converted(torch.randn(2, 1, 64, 64)).shape == (2, 3)
+        converted, _ = from_resnet(torchvision.models.resnet50(num_classes=2).state_dict())
+        assert converted.pretrained_cfg["architecture"] == "acmix_resnet50" and converted.num_classes == 2
 
     @pytest.mark.parametrize("name", ["resnet18", "resnext26ts", "resnet26d", "vit_tiny_patch16_224"])
-    def test_what_is_no_plain_resnet(self, name: str) -> None:
+    def test_other_networks_are_refused(self, name: str) -> None:
         with pytest.raises(ValueError, match=r"Expected a ResNet of bottlenecks|not a plain ResNet"):
             from_resnet(timm.create_model(name))

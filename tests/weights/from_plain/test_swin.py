@@ -1,4 +1,4 @@
-"""from_swin: the ACmix-Swin gives exactly the logits of the plain Swin, whatever the source, and learns from there."""
+"""`from_swin`: an ACmix-Swin that gives exactly the logits of a plain Swin, and can be trained further."""
 
 from pathlib import Path
 
@@ -32,38 +32,38 @@ class TestSwin:
         ],
         ids=str,
     )
-    def test_logits_are_the_plain_swins(self, kwargs) -> None:
+    def test_logits_equal_those_of_the_plain_network(self, kwargs) -> None:
         plain = swin(**kwargs)
-        ours = from_swin(plain)
-        assert ours.training
+        converted = from_swin(plain)
+        assert converted.training
         size = plain.patch_embed.img_size
         x = torch.randn(2, kwargs.get("in_chans", 3), *size)
         expected = plain(x)
-        assert is_close(ours.eval()(x), expected) and expected.std() > 0.05
+        assert is_close(converted.eval()(x), expected) and expected.std() > 0.05
         x = x.double()
-        torch.testing.assert_close(ours.double()(x), plain.double()(x), rtol=0, atol=1e-13)
+        torch.testing.assert_close(converted.double()(x), plain.double()(x), rtol=0, atol=1e-13)
 
-    def test_wrapped_weights(self) -> None:
-        """Weights from a training loop with DDP around the network and torch.compile around its blocks."""
+    def test_weights_of_ddp_and_compiled_blocks_are_converted(self) -> None:
+        """They come from a training loop with DDP around the network and torch.compile around its blocks."""
         plain = swin()
         state = {f"module.{key.replace('.mlp.', '.mlp._orig_mod.')}": v for key, v in plain.state_dict().items()}
         x = torch.randn(1, 3, 64, 64)
         assert is_close(from_swin({"model_state_dict": state}, img_size=64).eval()(x), plain(x))
 
     @pytest.mark.parametrize("size", [(224, 224), (200, 168), (64, 96)])
-    def test_torchvisions(self, size: tuple[int, int]) -> None:
-        """Maps that are no multiple of the window are padded before the roll there and here; timm pads after it."""
+    def test_weights_of_torchvision_are_converted(self, size: tuple[int, int]) -> None:
+        """As in torchvision, maps whose size is not a multiple of the window are padded before the roll."""
         plain = with_random_parameters(
             torchvision.models.SwinTransformer([4, 4], 24, [2, 2], [2, 4], [7, 7], num_classes=5)
         )
         x = torch.randn(1, 3, *size)
         assert is_close(from_swin(plain).eval()(x), plain(x))
 
-    def test_every_kind_of_source(self, tmp_path: Path) -> None:
+    def test_every_kind_of_source_is_converted(self, tmp_path: Path) -> None:
         plain = swin(img_size=56, window_size=7, depths=(2, 2), num_heads=(2, 4))
         x = torch.randn(1, 3, 56, 56)
         state = plain.state_dict()
-        # Microsoft's names: a stage's merging at its end, a bare head, and masks, which tell the image's size.
+        # Microsoft's names: patch merging at the end of a stage, a plain head, and masks, which give the image size.
         microsoft = {key.replace("layers.1.downsample", "layers.0.downsample"): value for key, value in state.items()}
         microsoft = {key.replace("head.fc.", "head."): value for key, value in microsoft.items()}
         microsoft["layers.0.blocks.1.attn_mask"] = torch.zeros(4, 49, 49)
@@ -76,51 +76,53 @@ class TestSwin:
             (tmp_path / "swin.pth", {}),
             (torch.compile(plain), {}),
         ):
-            ours = from_swin(source, **kwargs).eval()
-            assert ours.patch_embed.img_size == (56, 56)
-            assert is_close(ours(x), plain(x))
+            converted = from_swin(source, **kwargs).eval()
+            assert converted.patch_embed.img_size == (56, 56)
+            assert is_close(converted(x), plain(x))
 
-    def test_what_shall_differ(self) -> None:
+    def test_model_arguments_may_differ(self) -> None:
         plain = swin()
-        ours = from_swin(plain, num_classes=3, in_chans=1, window_size=8, img_size=96, drop_path_rate=0.1)
-        assert ours(torch.randn(2, 1, 96, 96)).shape == (2, 3)
-        assert ours.pretrained_cfg["num_classes"] == 3 or ours.num_classes == 3
-        own, theirs = ours.state_dict(), plain.state_dict()
-        assert torch.equal(own["layers.1.blocks.0.mlp.fc1.weight"], theirs["layers.1.blocks.0.mlp.fc1.weight"])
+        converted = from_swin(plain, num_classes=3, in_chans=1, window_size=8, img_size=96, drop_path_rate=0.1)
+        assert converted(torch.randn(2, 1, 96, 96)).shape == (2, 3)
+        assert converted.pretrained_cfg["num_classes"] == 3 or converted.num_classes == 3
+        state, plain_state = converted.state_dict(), plain.state_dict()
+        assert torch.equal(state["layers.1.blocks.0.mlp.fc1.weight"], plain_state["layers.1.blocks.0.mlp.fc1.weight"])
         table = "layers.0.blocks.0.attn.relative_position_bias_table"
-        assert own[table].shape == (15 * 15, 2) and theirs[table].shape == (7 * 7, 2)
-        torch.testing.assert_close(own["patch_embed.proj.weight"][:, 0], theirs["patch_embed.proj.weight"].sum(1))
-        assert "state_dict" not in ours.pretrained_cfg  # the weights are not kept twice
+        assert state[table].shape == (15 * 15, 2) and plain_state[table].shape == (7 * 7, 2)
+        torch.testing.assert_close(
+            state["patch_embed.proj.weight"][:, 0], plain_state["patch_embed.proj.weight"].sum(1)
+        )
+        assert "state_dict" not in converted.pretrained_cfg  # the weights are not stored twice
 
     @pytest.mark.parametrize("size", "tsb")
-    def test_the_names_of_the_zoo(self, size: str) -> None:
-        """Without memory: which network is built from which Swin, and that timm's builder finds every weight."""
+    def test_swins_of_published_sizes_get_the_names_of_the_zoo(self, size: str) -> None:
+        """timm's builder finds every weight. The networks are on the meta device."""
         full = {"t": "tiny", "s": "small", "b": "base"}[size]
         with torch.device("meta"):
             plain = timm.create_model(f"swin_{full}_patch4_window7_224.ms_in1k")
-            ours = timm.create_model(f"acmix_swin_{size}")
+            converted = timm.create_model(f"acmix_swin_{size}")
         cfg = timm.get_pretrained_cfg(f"acmix_swin_{size}.swin_in1k").to_dict()
         for key in ("hf_hub_id", "mean", "std", "crop_pct", "interpolation", "input_size", "classifier", "first_conv"):
             assert cfg[key] == plain.pretrained_cfg[key]
-        own = ours.state_dict()
-        found = from_plain_swin(plain.state_dict(), ours)
-        assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in own.items()}
+        state = converted.state_dict()
+        found = from_plain_swin(plain.state_dict(), converted)
+        assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in state.items()}
 
-    def test_beta_wakes_up(self) -> None:
-        """Its gradient is not zero; the kernels' is, until beta has moved."""
-        ours = from_swin(swin())
-        layer = ours.layers[0].blocks[0].attn
-        optimizer = torch.optim.SGD(ours.parameters(), 0.1)
+    def test_beta_is_trained(self) -> None:
+        """Its gradient is not zero. That of the kernels is zero until beta has changed."""
+        converted = from_swin(swin())
+        layer = converted.layers[0].blocks[0].attn
+        optimizer = torch.optim.SGD(converted.parameters(), 0.1)
         x, y = torch.randn(4, 3, 64, 64), torch.arange(4)
-        nn.functional.cross_entropy(ours(x), y).backward()
+        nn.functional.cross_entropy(converted(x), y).backward()
         assert layer.beta.item() == 0 and layer.beta.grad.abs() > 1e-6
         assert not layer.shift_conv.shift_weight.grad.any()
         optimizer.step()
         optimizer.zero_grad()
-        nn.functional.cross_entropy(ours(x), y).backward()
+        nn.functional.cross_entropy(converted(x), y).backward()
         assert layer.beta.item() != 0 and layer.shift_conv.shift_weight.grad.abs().max() > 0
 
-    def test_what_is_no_swin(self) -> None:
+    def test_other_networks_are_refused(self) -> None:
         for source, message in (
             (timm.create_model("resnet18"), "not the weights of a Swin"),
             ({**swin().state_dict(), "layers.0.blocks.0.attn.logit_scale": torch.ones(2, 1, 1)}, "Swin V2"),

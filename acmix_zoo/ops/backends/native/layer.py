@@ -26,7 +26,7 @@ def unsupported_reason(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: M
     return next((reason for kind in kinds if (reason := unsupported_kind_reason(*kind, heads)) is not None), None)
 
 
-def unsupported_kind_reason(device: str, dtype: torch.dtype, heads: int) -> str | None:
+def unsupported_kind_reason(device: str, dtype: torch.dtype, heads: int = 1) -> str | None:
     """Return why the native library cannot run a layer with these properties, in words, or None if it can."""
     if device != "cpu":
         return f"the native library runs on a CPU only; this is {device}"
@@ -201,8 +201,17 @@ def _call(
     layer.alpha_is_scalar = alpha is None or alpha.numel() == 1
     for name, tensor in tensors.items():
         setattr(layer, name, None if tensor is None else tensor.data_ptr())
-    if getattr(_loaded(), function)(ctypes.byref(layer)):  # its only error; torch's exception, which other code expects
+    call(function, layer, x.shape)
+
+
+def call(function: str, layer: ctypes.Structure, shape: Sequence[int]) -> None:
+    """Call a function of the library for an input of `shape`.
+
+    Raises:
+        torch.OutOfMemoryError: the library could not allocate its buffers. This is its only error.
+    """
+    if getattr(_loaded(), function)(ctypes.byref(layer)):  # torch's exception, which other code expects
         raise torch.OutOfMemoryError(
-            f"The native CPU kernel could not allocate its buffers for an input of shape {tuple(x.shape)}. "
+            f"The native CPU kernel could not allocate its buffers for an input of shape {tuple(shape)}. "
             "Use a smaller batch, smaller images or fewer threads."
         )

@@ -41,6 +41,26 @@ class Layer(Structure):
     ]
 
 
+_WINDOW_SIZES = (
+    "batch", "height", "width", "heads", "head_width", "window_height", "window_width", "shift_rows", "shift_columns",
+    "out_height", "out_width", "conv_kernel", "conv_is_rolled", "threads",
+)  # fmt: skip
+_WINDOW_TENSORS = (
+    "projections", "bias", "mask", "fc", "kernels", "offset", "attention", "convolution",
+    "d_attention", "d_convolution", "d_projections", "d_bias", "d_fc", "d_kernels",
+)  # fmt: skip
+
+
+class WindowLayer(Structure):
+    """`WindowLayer` of src/window_layer.h, field by field."""
+
+    _fields_ = [
+        *((name, c_int64) for name in _WINDOW_SIZES),
+        ("parallel", c_void_p),
+        *((name, c_void_p) for name in _WINDOW_TENSORS),
+    ]
+
+
 def best_instruction_set() -> str:
     """Return the best instruction set that the CPU has."""
     return _CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), "portable")
@@ -77,7 +97,7 @@ class Loaded(NamedTuple):
 
 
 def library() -> CDLL | None:
-    """Return the library, or None if there is none and it cannot be built; a warning says so once per process."""
+    """Return the library, or None if there is none and it cannot be built. Warn once per process in that case."""
     return loaded().library
 
 
@@ -110,6 +130,8 @@ def _checked(loaded: CDLL) -> CDLL:
     loaded.acmix_pixel.argtypes, loaded.acmix_pixel.restype = [c_int64, c_int64], c_int64
     for function in (loaded.acmix_forward, loaded.acmix_backward):
         function.argtypes, function.restype = [POINTER(Layer)], c_int64
+    for function in (loaded.acmix_window_forward, loaded.acmix_window_backward):
+        function.argtypes, function.restype = [POINTER(WindowLayer)], c_int64
     return loaded
 
 

@@ -19,6 +19,7 @@ void* allocate(size_t alignment, size_t bytes) {
 
 #define ALLOCATE allocate
 #include "backward.h"
+#include "window.h"
 
 namespace {
 
@@ -79,6 +80,51 @@ void fail(const char* message) {
   std::exit(1);
 }
 
+struct WindowCase {
+  int64_t batch, rows, columns, window_height, window_width, shift_rows, shift_columns, heads, head_width, conv_kernel;
+};
+
+bool run_windows(const WindowCase& c, bool attends, bool convolves, bool is_rolled, int64_t crop, int64_t threads) {
+  WindowLayer l{};
+  l.batch = c.batch, l.height = c.rows * c.window_height, l.width = c.columns * c.window_width, l.heads = c.heads;
+  l.head_width = c.head_width, l.window_height = c.window_height, l.window_width = c.window_width;
+  l.shift_rows = c.shift_rows, l.shift_columns = c.shift_columns, l.conv_kernel = c.conv_kernel;
+  l.out_height = l.height - crop % c.window_height, l.out_width = l.width - crop % c.window_width;
+  l.conv_is_rolled = is_rolled, l.threads = threads, l.parallel = run_on_threads;
+  const int64_t outputs = c.heads * c.head_width, taps = c.conv_kernel * c.conv_kernel;
+  const int64_t square = c.window_height * c.window_width * c.window_height * c.window_width;
+  Tensor projections(l.batch * l.height * l.width * 3 * outputs), bias(c.heads * square), mask(4 * square);
+  Tensor fc(taps * (3 * c.heads + 1)), kernels(outputs * taps * taps), offset(outputs);
+  Tensor attention(l.batch * l.out_height * l.out_width * outputs), convolution(attention.values.size());
+  Tensor d_attention(attention.values.size()), d_convolution(attention.values.size());
+  Tensor d_projections(projections.values.size()), d_bias(bias.values.size()), d_fc(fc.values.size());
+  Tensor d_kernels(kernels.values.size());
+  l.projections = projections.data(), l.d_projections = d_projections.data();
+  if (attends) l.bias = bias.data(), l.mask = mask.data(), l.attention = attention.data();
+  if (convolves) l.fc = fc.data(), l.kernels = kernels.data(), l.convolution = convolution.data();
+  if (crop) l.offset = offset.data();
+  const Status forward_status = try_to([&] { window_forward(l); });
+  if (attends) l.d_attention = d_attention.data(), l.d_bias = d_bias.data();
+  if (convolves) l.d_convolution = d_convolution.data();
+  if (convolves && crop != 1) l.d_fc = d_fc.data(), l.d_kernels = d_kernels.data();
+  return try_to([&] { window_backward(l); }) == OK && forward_status == OK;
+}
+
+// Call `work` with one allocation after the other made to fail, until none does. It returns whether it has succeeded.
+template <class Work>
+void fail_every_allocation(const Work& work) {
+  bool has_failed = true;
+  int n = 0;
+  for (; has_failed; n++) {
+    forget_buffers();
+    successes = n;
+    const bool ok = work();
+    has_failed = successes < 0;
+    if (ok == has_failed) fail("a failed allocation was not reported");
+  }
+  if (n < 10) fail("too few allocations have failed");
+}
+
 }  // namespace
 
 int main() {
@@ -92,18 +138,18 @@ int main() {
     for (int paths = 1; paths <= 3; paths++)
       for (int variant = 0; variant < 4; variant++)
         if (!run(c, paths & 1, paths & 2, variant & 1, variant & 2, 1 + variant % 3)) fail("out of memory");
-  for (const Case& c : {cases[0], cases[3], cases[7]})
-    for (int variant = 0; variant < 2; variant++) {
-      bool has_failed = true;
-      int n = 0;
-      for (; has_failed; n++) {
-        forget_buffers();
-        successes = n;
-        const bool ok = run(c, true, true, variant & 1, true, 1 + variant);
-        has_failed = successes < 0;
-        if (ok == has_failed) fail("a failed allocation was not reported");
-      }
-      if (n < 10) fail("too few allocations have failed");
-    }
+  const WindowCase windows[] = {
+      {2, 2, 3, 7, 7, 3, 3, 3, 32, 3}, {1, 1, 1, 7, 7, 0, 0, 5, 33, 3}, {3, 1, 2, 3, 5, 0, 2, 4, 3, 5},
+      {1, 3, 2, 1, 1, 0, 0, 1, 1, 1},  {5, 2, 2, 2, 4, 1, 3, 6, 17, 3},
+  };
+  for (const WindowCase& c : windows)
+    for (int paths = 1; paths <= 3; paths++)
+      for (int variant = 0; variant < 6; variant++)
+        if (!run_windows(c, paths & 1, paths & 2, variant & 1, variant % 3, 1 + variant % 4)) fail("out of memory");
+  for (int variant = 0; variant < 2; variant++) {
+    for (const Case& c : {cases[0], cases[3], cases[7]})
+      fail_every_allocation([&] { return run(c, true, true, variant & 1, true, 1 + variant); });
+    fail_every_allocation([&] { return run_windows(windows[1], true, true, variant, variant, 1 + 2 * variant); });
+  }
   std::puts("clean");
 }

@@ -1,4 +1,4 @@
-"""The gradients of the native CPU kernel, and that it behaves as an operator under PyTorch's transforms and tools."""
+"""The gradients of the native CPU kernel, and its use with the transforms and tools of PyTorch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from support.native_layers import CASES, RUNNABLE, layer_of
+from support.native_layers import CASES, RUNNABLE, layer_of, random_layers
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
@@ -22,7 +21,7 @@ from acmix_zoo.ops.backends.native import layer as native
 
 @pytest.fixture(autouse=True)
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The calls of the library, because a fallback would pass every comparison."""
+    """Return the calls of the library. Without this check, a fallback would pass every comparison."""
     seen: list[str] = []
     for name in ("forward", "backward"):
         original = getattr(native, name)
@@ -37,7 +36,7 @@ def trained(layer: ACmix2d) -> ACmix2d:
 
 
 def with_gradients(layer: ACmix2d, x: Tensor) -> dict[str, Tensor]:
-    """The output and the gradients of the input and of all parameters that need one."""
+    """Return the output, and the gradients of the input and of all parameters that need one."""
     x = x.detach().requires_grad_()
     learned = {name: p for name, p in layer.named_parameters() if p.requires_grad}
     out = layer(x)
@@ -56,8 +55,8 @@ def assert_equal_to_reference(layer: ACmix2d, x: Tensor) -> None:
         assert a.shape == e.shape and a.dtype == torch.float32, name
         if e.numel() == 0:
             continue
-        # A gradient is a sum of this many terms or more, of magnitude 0.1, which cancel: it is rounded like their
-        # sum if they had the same sign at random.
+        # A gradient is the sum of at least this many terms of magnitude 0.1 that cancel. Its rounding error is that
+        # of a random walk with as many steps.
         terms = expected["out"].numel() / e.numel()
         scale = max(float(e.abs().max()), 0.1 * terms**0.5, 0.1)
         error = float((a - e).abs().max())
@@ -74,40 +73,23 @@ def test_gradients_equal_the_reference(case: str, isa: str, calls: list[str], mo
     assert calls == ["forward", "backward"]
 
 
-@settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_any_geometry(data: st.DataObject):
-    check_any_geometry(data)
+@pytest.mark.parametrize("count", [25, pytest.param(1500, marks=pytest.mark.slow)])
+def test_gradients_of_random_geometries_equal_the_reference(count: int):
+    @settings(max_examples=count, deadline=None)
+    @given(random_layers(kernel=7, dilation=2, heads=6, size=14))
+    def compare(example: tuple[ACmix2d, Tensor, str]) -> None:
+        layer, x, isa = example
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ACMIX_NATIVE_ISA", isa)
+            assert_equal_to_reference(trained(layer), x)
 
-
-@pytest.mark.slow
-@settings(max_examples=1500, deadline=None)
-@given(data=st.data())
-def test_thousands_of_geometries(data: st.DataObject):
-    check_any_geometry(data)
-
-
-def check_any_geometry(data: st.DataObject) -> None:
-    draw = data.draw
-    options = dict(
-        heads=draw(st.integers(1, 6)),
-        kernel_att=draw(st.sampled_from([1, 3, 5, 7])),
-        kernel_conv=draw(st.sampled_from([1, 3, 5])),
-        stride=draw(st.integers(1, 3)),
-        dilation=draw(st.integers(1, 2)),
-        paths=draw(st.sampled_from(["both", "both", "attention", "convolution"])),
-    )
-    shape = (draw(st.integers(1, 3)), draw(st.integers(1, 20)), draw(st.integers(1, 14)), draw(st.integers(1, 14)))
-    layer = layer_of(shape[1], options["heads"] * draw(st.integers(1, 6)), draw(st.integers(0, 99)), **options)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACMIX_NATIVE_ISA", draw(st.sampled_from(RUNNABLE)))
-        assert_equal_to_reference(trained(layer), torch.randn(shape))
+    compare()
 
 
 @pytest.mark.parametrize("inputs", [16, 256], ids=["projects again", "keeps the projections"])
 @pytest.mark.parametrize("shape", [(7, 9, 9), (3, 80, 70), (70, 3, 2)], ids=str)
-def test_batches_in_portions(inputs, shape, calls):
-    """Batches of which the backward pass works on a few images at a time."""
+def test_large_batches_are_processed_a_few_images_at_a_time(inputs, shape, calls):
+    """This concerns the backward pass."""
     b, h, w = shape
     layer, x = trained(layer_of(inputs, 16)), torch.randn(b, inputs, h, w)
     assert_equal_to_reference(layer, x)
@@ -121,7 +103,7 @@ def tensors_of(layer: ACmix2d, x: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor 
 
 
 @pytest.mark.parametrize("frozen", ["x", "qkv", "qkv.bias", "alpha", "shift_conv", "position_weight"])
-def test_frozen_parts(frozen, calls):
+def test_frozen_tensors_get_no_gradient_and_change_no_other(frozen, calls):
     layer = trained(layer_of(8, 16))
     x = torch.randn(2, 8, 18, 11, requires_grad=frozen != "x")
     for name, parameter in layer.named_parameters():
@@ -161,8 +143,8 @@ def test_few_images_for_many_threads(calls, monkeypatch):
     assert calls == ["forward"]
 
 
-def test_an_alpha_for_each_channel_has_a_gradient_by_the_python_backend(calls):
-    """The library only has the gradient of one alpha."""
+def test_one_alpha_per_channel_uses_the_python_backend(calls):
+    """The library only computes the gradient of a single alpha."""
     layer = layer_of(8, 16)
     x, (weight, bias, mixing) = torch.randn(2, 8, 9, 9), tensors_of(layer, torch.randn(2, 8, 9, 9))
     pe = torch.randn(9, 9, 4)
@@ -180,8 +162,8 @@ def test_an_alpha_for_each_channel_has_a_gradient_by_the_python_backend(calls):
     assert torch.allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_compiled(calls):
-    """The graph holds the operator; forward and gradients are those of eager mode, for two sizes with one graph."""
+def test_a_compiled_layer_equals_eager_mode(calls):
+    """One graph with the operator serves two sizes."""
     layer = trained(layer_of(8, 16))
     compiled = torch.compile(layer, backend="aot_eager", dynamic=True)
     for size in (12, 15):
@@ -192,7 +174,7 @@ def test_compiled(calls):
     assert calls.count("backward") == 4
 
 
-def test_exported_graphs_do_not_hold_the_operator():
+def test_exported_graphs_do_not_contain_the_operator():
     layer, x = layer_of(8, 16), torch.randn(1, 8, 9, 9)
     exported = torch.export.export(layer, (x,))
     assert "acmix_zoo." not in exported.graph_module.code
@@ -202,7 +184,7 @@ def test_exported_graphs_do_not_hold_the_operator():
 
 
 def test_transforms_second_derivatives_and_checkpoints(calls):
-    """What the library has no code for runs in plain operators; checkpoints and copies run it twice."""
+    """Derivatives that the library lacks use PyTorch's operators. Checkpoints and copies of the layer work."""
     layer = trained(layer_of(8, 16))
     x = torch.randn(3, 8, 7, 6)
     parameters = dict(layer.named_parameters())
@@ -230,7 +212,7 @@ def test_transforms_second_derivatives_and_checkpoints(calls):
 
 
 def test_the_output_may_be_changed_in_place():
-    """As by `nn.ReLU(inplace=True)` in a folded network, where no batch norm comes between."""
+    """`nn.ReLU(inplace=True)` does this in a folded network, which has no batch norm in between."""
     layer, x = layer_of(8, 16), torch.randn(1, 8, 9, 9).contiguous(memory_format=torch.channels_last)
     for learned in (False, True):
         layer.requires_grad_(learned)
@@ -245,7 +227,7 @@ def test_autocast_runs_the_python_backend(calls):
     assert not calls
 
 
-def test_operator_checks():
+def test_the_operator_passes_opcheck():
     """PyTorch's own checks of schema, fake tensors and autograd registration."""
     layer, x = layer_of(8, 16), torch.randn(2, 8, 9, 9, requires_grad=True)
     weight, bias, mixing = tensors_of(layer, x)
@@ -257,7 +239,7 @@ def test_operator_checks():
 
 
 def test_flops_are_those_of_the_definition():
-    """Two for each multiply-accumulate of the layer's definition; the gradient has twice as many. With four
+    """The output takes two FLOPs per multiply-accumulate of the definition, and the gradients twice as many. With four
     heads, the composed convolution has as many as mixing and shifting."""
     layer, x = trained(layer_of(16, 32)), torch.randn(2, 16, 12, 12, requires_grad=True)
     weight, bias, mixing = tensors_of(layer, x)
@@ -270,8 +252,8 @@ def test_flops_are_those_of_the_definition():
     assert counter.get_total_flops() == 4 * sum(layer.stage_macs(x))
 
 
-def test_a_buffer_that_moves_while_training():
-    """An optimiser step takes effect at once: nothing that was packed is kept between calls."""
+def test_an_optimiser_step_takes_effect_at_once():
+    """No packed weights are kept between calls."""
     layer, x = trained(layer_of(8, 16)), torch.randn(2, 8, 9, 9)
     before = layer(x)
     nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(layer.parameters()) * 1.1, layer.parameters())

@@ -1,8 +1,9 @@
-"""Building and loading the native library: without a compiler, with a broken one, by many processes, in a wheel."""
+"""Building and loading the native library: missing and broken compilers, several processes, and wheels."""
 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ needs_compiler = pytest.mark.skipif(not build.find_compilers(), reason="no C++ c
 
 
 def python(code: str, cache: Path, **environment: str) -> tuple[str, str]:
-    """Run code in a process with an empty cache; return what it wrote to stdout and stderr."""
+    """Run code in a process with an empty cache, and return its stdout and stderr."""
     kept = {name: value for name, value in os.environ.items() if name != "ACMIX_NATIVE_ISA"}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -37,19 +38,14 @@ def python(code: str, cache: Path, **environment: str) -> tuple[str, str]:
 
 
 def script(path: Path, body: str) -> str:
+    """Write an executable shell script, and return its path."""
     path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
     path.chmod(0o755)
     return str(path)
 
 
-def test_importing_builds_nothing(tmp_path: Path):
-    compiler = script(tmp_path / "c++", f"touch {tmp_path}/called; exit 1")
-    python("import acmix_zoo, acmix_zoo.ops", tmp_path, CXX=compiler)
-    assert not (tmp_path / "called").exists() and not (tmp_path / "acmix_zoo").exists()
-
-
 def test_without_a_compiler(tmp_path: Path):
-    """One line says so, and the layer runs."""
+    """One warning is printed, and the layer runs."""
     out, error = python(f"{LAYER}; {LAYER}; {PLAN}", tmp_path, PATH="", CXX="")
     assert out.splitlines()[:2] == ["(1, 16, 9, 9)"] * 2
     assert "layer: Python, because there is no native library" in out
@@ -59,12 +55,14 @@ def test_without_a_compiler(tmp_path: Path):
 
 
 def test_with_a_broken_compiler(tmp_path: Path):
-    """One line says what failed and where the compiler's output is."""
+    """Importing the package builds nothing. The first layer prints what failed and where the compiler's output is."""
     compiler = script(
         tmp_path / "c++", 'printf "In file included\\nx.h:1: error: bad\\na page of context\\n" >&2; exit 1'
     )
-    out, error = python(LAYER, tmp_path, CXX=compiler, PATH="")
-    assert out == "(1, 16, 9, 9)\n"
+    cache = tmp_path / "acmix_zoo"
+    imports = f"import pathlib, acmix_zoo, acmix_zoo.ops; print(pathlib.Path({str(cache)!r}).exists())"
+    out, error = python(f"{imports}; {LAYER}", tmp_path, CXX=compiler, PATH="")
+    assert out == "False\n(1, 16, 9, 9)\n"
     (line,) = (line for line in error.splitlines() if "The native CPU kernel is not available" in line)
     (log,) = (tmp_path / "acmix_zoo" / "native").glob("*.log")
     assert f"{compiler} failed: x.h:1: error: bad (see {log}). The slower Python backend runs." in line
@@ -138,6 +136,23 @@ class TestCompilers:
         build._version.cache_clear()
         assert build.cached_library("portable").exists()
 
+    def test_forked_processes_build_once(self, tmp_path: Path):
+        """The others wait for the first one. test_many_processes_build_once also loads the library in each process."""
+        script(
+            tmp_path / "g++",
+            f'for last; do :; done; [ "$last" = --version ] && echo 1 && exit 0\n'
+            f'echo "$@" >> {tmp_path}/g++.calls; sleep 0.3; echo built > "$last"',
+        )
+        context = multiprocessing.get_context("fork")
+        processes = [context.Process(target=build.cached_library, args=("portable",)) for _ in range(3)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+            assert process.exitcode == 0
+        assert self.calls(tmp_path / "g++") == 1
+        assert {path.suffix for path in (tmp_path / "cache/acmix_zoo/native").iterdir()} == {".so", ".lock"}
+
     def test_library_is_found_without_its_compiler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         compiler = self.compiler(tmp_path / "my++")
         monkeypatch.setenv("CXX", str(compiler))
@@ -148,9 +163,10 @@ class TestCompilers:
         assert build.find_compilers() == [] and build.cached_library("portable") == built
 
 
+@pytest.mark.slow  # TestCompilers has a quick one with forked processes
 @needs_compiler
 def test_many_processes_build_once(tmp_path: Path):
-    """The others wait for the first one and load what it built. The compiler is replaced by a slow copy."""
+    """The others wait for the first one and load its library. A script that copies a library replaces the compiler."""
     library.library()
     built = build.cached_library(library.instruction_set())
     body = (
@@ -166,12 +182,13 @@ def test_many_processes_build_once(tmp_path: Path):
         out, _ = process.communicate(timeout=120)
         assert process.returncode == 0 and "layer: native" in out
     assert (tmp_path / "builds").read_text(encoding="utf-8") == "build\n"
-    left = {path.suffix for path in (tmp_path / "acmix_zoo" / "native").iterdir()}
-    assert left == {".so", ".lock"}
+    suffixes = {path.suffix for path in (tmp_path / "acmix_zoo" / "native").iterdir()}
+    assert suffixes == {".so", ".lock"}
 
 
+@pytest.mark.slow
 @needs_compiler
-def test_a_cache_that_cannot_be_written(tmp_path: Path):
+def test_a_layer_runs_when_the_cache_cannot_be_written(tmp_path: Path):
     (tmp_path / "acmix_zoo").write_text("a file where the folder should be", encoding="utf-8")
     out, error = python(LAYER, tmp_path)
     assert out == "(1, 16, 9, 9)\n" and error.count("cannot be used") == 1
@@ -198,18 +215,18 @@ def test_instruction_set_of_the_cpu(capability, name, monkeypatch):
 
 @needs_compiler
 def test_threads_are_those_of_pytorch(monkeypatch):
-    """The library has no OpenMP of its own, and asks for as many threads as PyTorch is set to."""
+    """The library does not link OpenMP, and requests as many threads as PyTorch is set to."""
     if shutil.which("readelf"):
         path = build.cached_library(library.instruction_set())
         needed = subprocess.run(["readelf", "-d", path], capture_output=True, encoding="utf-8").stdout
         assert "omp" not in needed
     if sys.platform == "linux":
         assert library.parallel() is not None
-    asked: list[int] = []
+    requested: list[int] = []
 
     @ctypes.CFUNCTYPE(None, ctypes.CFUNCTYPE(None, ctypes.c_void_p), ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     def run(task, shared, threads, flags):
-        asked.append(threads)
+        requested.append(threads)
         task(shared)
 
     monkeypatch.setattr(layer, "parallel", lambda: ctypes.cast(run, ctypes.c_void_p).value)
@@ -217,11 +234,11 @@ def test_threads_are_those_of_pytorch(monkeypatch):
     try:
         torch.set_num_threads(2)
         module(x)
-        assert asked and set(asked) == {2}
-        asked.clear()
+        assert requested and set(requested) == {2}
+        requested.clear()
         torch.set_num_threads(1)
         module(x)
-        assert not asked
+        assert not requested
     finally:
         torch.set_num_threads(before)
 
@@ -229,7 +246,7 @@ def test_threads_are_those_of_pytorch(monkeypatch):
 @pytest.mark.slow
 @needs_compiler
 def test_wheel_carries_the_library(tmp_path: Path):
-    """For any version of Python on this platform. Installed, it is used without a compiler."""
+    """The wheel is for any version of Python on this platform. Its library is used without a compiler."""
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -255,7 +272,7 @@ def test_wheel_carries_the_library(tmp_path: Path):
 @needs_compiler
 @pytest.mark.parametrize("sanitisers", ["address,undefined", "thread"])
 @pytest.mark.parametrize("isa", build.INSTRUCTION_SETS)
-def test_sanitisers_find_nothing(isa: str, sanitisers: str, tmp_path: Path):
+def test_sanitisers_find_no_error(isa: str, sanitisers: str, tmp_path: Path):
     """No access outside of a tensor, no undefined behaviour and no race, forward and backward, without memory too."""
     order = ["portable", "avx2", "avx512"]
     if order.index(isa) > order.index(library.instruction_set()):

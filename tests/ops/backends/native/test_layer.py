@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from support.native_layers import CASES, RUNNABLE, layer_of
-from torch import nn
+from support.native_layers import CASES, RUNNABLE, layer_of, random_layers
+from torch import Tensor, nn
 
 from acmix_zoo import ACmix2d
 from acmix_zoo.layers.deploy import DeployedACmix2d
@@ -29,7 +28,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(autouse=True)
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Count the calls of the library, because a fallback would pass every comparison."""
+    """Count the calls of the library. Without this check, a fallback would pass every comparison."""
     seen: list[int] = []
     original = native.forward
     monkeypatch.setattr(native, "forward", lambda *args: seen.append(1) or original(*args))
@@ -61,37 +60,18 @@ def test_equals_the_reference(case: str, isa: str, calls: list[int]):
     assert calls, "the library was not called"
 
 
-@settings(max_examples=40, deadline=None)
-@given(data=st.data())
-def test_any_geometry(data: st.DataObject):
-    check_any_geometry(data)
-
-
-@pytest.mark.slow
-@settings(max_examples=2000, deadline=None)
-@given(data=st.data())
-def test_thousands_of_geometries(data: st.DataObject):
-    check_any_geometry(data)
-
-
+@pytest.mark.parametrize("count", [40, pytest.param(2000, marks=pytest.mark.slow)])
 @torch.no_grad()
-def check_any_geometry(data: st.DataObject) -> None:
-    draw = data.draw
-    heads, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    options = dict(
-        heads=heads,
-        kernel_att=draw(st.sampled_from([1, 3, 5, 7, 9])),
-        kernel_conv=draw(st.sampled_from([1, 3, 5])),
-        stride=draw(st.integers(1, 3)),
-        dilation=draw(st.integers(1, 3)),
-        paths=draw(st.sampled_from(["both", "both", "attention", "convolution"])),
-    )
-    shape = (draw(st.integers(1, 3)), draw(st.integers(1, 20)), draw(st.integers(1, 20)), draw(st.integers(1, 20)))
-    layer = layer_of(shape[1], heads * width, draw(st.integers(0, 99)), **options)
-    isa = draw(st.sampled_from(RUNNABLE))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACMIX_NATIVE_ISA", isa)
-        assert_equal_to_reference(layer, torch.randn(shape))
+def test_random_geometries_equal_the_reference(count: int):
+    @settings(max_examples=count, deadline=None)
+    @given(random_layers())
+    def compare(example: tuple[ACmix2d, Tensor, str]) -> None:
+        layer, x, isa = example
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ACMIX_NATIVE_ISA", isa)
+            assert_equal_to_reference(layer, x)
+
+    compare()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +87,7 @@ def check_any_geometry(data: st.DataObject) -> None:
     ids=["contiguous", "channels_last", "transposed", "sliced", "flipped", "expanded"],
 )
 @torch.no_grad()
-def test_memory_layouts(view, calls):
+def test_any_memory_layout_is_accepted(view, calls):
     layer = layer_of(8, 16)
     x = view(torch.randn(2, 8, 18, 13))
     expected = layer(x.clone(memory_format=torch.contiguous_format))
@@ -120,7 +100,7 @@ def test_memory_layouts(view, calls):
 @pytest.mark.parametrize("shape", [(1, 16, 30, 31), (3, 256, 9, 9), (8, 16, 9, 9), (5, 8, 14, 14), (1, 64, 200, 300)])
 @torch.no_grad()
 def test_any_number_of_threads_gives_the_same_bits(shape):
-    """Threads share images or rows, but what is computed does not depend on which thread does it."""
+    """Threads share images or rows, but the arithmetic does not depend on the thread."""
     layer, x, before = layer_of(shape[1], 16, stride=2), torch.randn(shape), torch.get_num_threads()
     try:
         results = []
@@ -135,8 +115,8 @@ def test_any_number_of_threads_gives_the_same_bits(shape):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
 @torch.no_grad()
-def test_special_values_stay_where_they_belong(value, paths, isa):
-    """NaN and infinity come out where the reference has something that is not finite, and only there."""
+def test_nan_and_infinity_affect_only_the_right_positions(value, paths, isa):
+    """The output is not finite exactly where that of the reference is not finite."""
     layer = layer_of(8, 16, paths=paths, kernel_att=3)
     x = torch.randn(2, 8, 12, 11)
     x[0, 3, 5, 6] = value
@@ -150,19 +130,19 @@ def test_special_values_stay_where_they_belong(value, paths, isa):
 
 @torch.no_grad()
 def test_large_logits_do_not_overflow(isa):
-    """Logits of about 2000 are rounded to 2000 · 2^-24 ≈ 1e-4, by which fraction weights and output then change."""
+    """The rounding error of logits around 2000 is 2000 · 2^-24 ≈ 1e-4, and so is the relative error of the output."""
     layer, x = layer_of(8, 16, paths="attention"), torch.randn(1, 8, 9, 9) * 30
     expected = reference(layer, x)
     assert (layer(x) - expected).abs().max() <= 2e-4 * expected.abs().max()
 
 
 class Tagged(torch.Tensor):
-    """A subclass of the user's."""
+    """A subclass that a user might write."""
 
 
 @torch.no_grad()
-def test_what_it_does_not_take(calls):
-    """Other dtypes, many heads, subclasses and forced forms run as before."""
+def test_unsupported_layers_use_the_python_backend(calls):
+    """This includes other dtypes, many heads, subclasses and a forced backend."""
     layer, x = layer_of(8, 16), torch.randn(1, 8, 9, 9)
     tensors = (layer.qkv.weight, layer.qkv.bias, [None] * 5)
     assert native.unsupported_reason(x, *tensors, 4) is None

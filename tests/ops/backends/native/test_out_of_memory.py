@@ -1,7 +1,8 @@
-"""When the native CPU kernel cannot allocate its buffers, the call raises an exception and the process goes on."""
+"""When the native CPU kernel cannot allocate its buffers, the call raises an exception, and the process survives."""
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +19,11 @@ if library() is None or sys.platform != "linux":
 
 
 @contextmanager
-def room_for(more: int) -> Iterator[None]:
-    """Limit the address space of this process to what it has now and `more` bytes."""
+def address_space_for(more: int) -> Iterator[None]:
+    """Limit the address space of this process to its present size plus `more` bytes."""
     import resource
 
+    gc.collect()  # or objects of earlier tests are freed later, and leave more space than `more`
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))
@@ -33,20 +35,23 @@ def room_for(more: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_it_raises_and_the_next_call_succeeds(direction: str, threads: int):
-    """The library needs 154 MB of buffers per image here, the tensors themselves take 4 MB each."""
+def test_a_failed_call_raises_and_the_next_one_succeeds(direction: str, threads: int):
+    """The library needs 154 MB of buffers per image. The tensors take 4 MB each."""
     layer, wide, narrow = layer_of(1, 1, heads=1), torch.randn(2, 1, 12, 40_000), torch.randn(2, 1, 12, 40)
     before, expected = torch.get_num_threads(), layer(narrow)
     try:
         torch.set_num_threads(threads)
         layer(narrow)  # starts the threads, which need address space as well
         if direction == "forward":
-            with room_for(100 << 20), pytest.raises(torch.OutOfMemoryError, match=r"shape \(2, 1, 12, 40000\)"):
+            with (
+                address_space_for(100 << 20),
+                pytest.raises(torch.OutOfMemoryError, match=r"shape \(2, 1, 12, 40000\)"),
+            ):
                 layer(wide)
         else:
             layer.requires_grad_()
             loss = layer(wide).sum()
-            with room_for(100 << 20), pytest.raises(torch.OutOfMemoryError, match=r"Use a smaller batch"):
+            with address_space_for(100 << 20), pytest.raises(torch.OutOfMemoryError, match=r"Use a smaller batch"):
                 loss.backward()
         assert torch.equal(layer(narrow), expected)
     finally:

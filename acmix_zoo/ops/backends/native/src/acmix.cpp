@@ -1,5 +1,6 @@
 // The library's plain C interface, called through ctypes by library.py.
 #include "backward.h"
+#include "window.h"
 
 #define PUBLIC extern "C" __attribute__((visibility("default")))
 
@@ -18,4 +19,10 @@ PUBLIC int64_t acmix_forward(const Layer* layer) {
 }
 PUBLIC int64_t acmix_backward(const Layer* layer) {
   return try_to([&] { if (layer->batch > 0) backward(*layer); });
+}
+PUBLIC int64_t acmix_window_forward(const WindowLayer* layer) {
+  return try_to([&] { if (layer->batch > 0) window_forward(*layer); });
+}
+PUBLIC int64_t acmix_window_backward(const WindowLayer* layer) {
+  return try_to([&] { if (layer->batch > 0) window_backward(*layer); });
 }

@@ -33,9 +33,9 @@ Status try_to(const Work& work) {
   return found;
 }
 
-// Calls body(task) for task = 0 … tasks − 1.
-template <class Body>
-void share(const Layer& l, int64_t tasks, const Body& body) {
+// Calls body(task) for task = 0 … tasks − 1. `l`: a Layer or a WindowLayer.
+template <class L, class Body>
+void share(const L& l, int64_t tasks, const Body& body) {
   struct Shared {
     const Body* body;
     int64_t next, tasks;

@@ -1,0 +1,192 @@
+"""Both paths of a Swin layer on a map of projections: attention within shifted windows, and the convolution.
+
+`window_paths_plain` defines what is computed. `window_paths` computes the same in the native library on a CPU, without
+rolling the map, cutting it into windows, or keeping anything for the gradient but the projections.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from acmix_zoo.ops.backends.native import window as native
+from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
+from acmix_zoo.ops.dispatch import forced_backend
+from acmix_zoo.ops.shift_conv import shift_conv
+from acmix_zoo.ops.tracing import is_recording
+from acmix_zoo.ops.window_attention import window_attention_plain
+from acmix_zoo.ops.windows import crop, masks_of_windows, roll, window_partition, window_reverse
+
+
+class WindowGeometry(NamedTuple):
+    """The sizes of a layer that do not follow from the shapes of its tensors.
+
+    Attributes:
+        heads: number of attention heads.
+        window: (height, width) of a window.
+        shift: (rows, columns) by which the map is rolled back before it is cut into windows.
+        size: (height, width) of the results. The map is padded to whole windows at the bottom and at the right.
+        conv_is_rolled: whether the convolution sees the rolled and padded map, or the cropped one.
+    """
+
+    heads: int
+    window: tuple[int, int]
+    shift: tuple[int, int]
+    size: tuple[int, int]
+    conv_is_rolled: bool
+
+
+class WindowTensors(NamedTuple):
+    """The tensors that the paths need besides the projections, for a window of L positions and dim = heads·d channels.
+
+    Attributes:
+        bias: position bias (heads, L, L), or None for a layer without attention.
+        mask: masks of shifted windows (4, L, L), or None. See `masks_of_windows`.
+        fc: mixing matrix of the convolution with its bias as the last column, (k², 3·heads + 1).
+        kernels: kernels of the convolution (d·heads, k², k, k), or None for a layer without convolution.
+        offset: (dim,), added to the convolution, or None.
+    """
+
+    bias: Tensor | None = None
+    mask: Tensor | None = None
+    fc: Tensor | None = None
+    kernels: Tensor | None = None
+    offset: Tensor | None = None
+
+
+def runs_native(*tensors: Tensor | None) -> bool:
+    """Return whether the native library computes `window_paths` for a layer with these inputs and parameters.
+
+    Graphs for a compiler or for other programs, transforms and subclasses of tensors need plain operators.
+    """
+    if is_recording() or forced_backend() not in (None, "native") or torch.is_autocast_enabled("cpu"):
+        return False
+    return (
+        all(t is None or type(t) in (Tensor, Parameter) for t in tensors)
+        and native.unsupported_reason(tensors) is None
+        and not is_transformed(*tensors)
+    )
+
+
+def window_paths(projections: Tensor, tensors: WindowTensors, geometry: WindowGeometry) -> tuple[Tensor, Tensor]:
+    """Return the results of attention and convolution, computed in the native library.
+
+    Args:
+        projections: (B, H, W, 3·dim) with channels ordered (d, {q, k, v}, heads). H and W are multiples of the window.
+        tensors, geometry: the rest of the layer.
+
+    Returns:
+        attention: (B·h·w, dim) for a size of (h, w), with channels ordered (heads, d). Empty without attention.
+        convolution: (B·h·w, dim), with channels ordered (d, heads). Empty without convolution.
+    """
+    return torch.ops.acmix_zoo.window_paths(projections, *tensors, *geometry)  # type: ignore[no-any-return]
+
+
+def window_paths_plain(
+    projections: Tensor, tensors: WindowTensors, geometry: WindowGeometry
+) -> tuple[Tensor | None, Tensor | None]:
+    """Compute `window_paths` in plain operators, which have derivatives of any order. None for a missing path."""
+    bias, mask, fc, kernels, offset = tensors
+    heads, window, shift, size, conv_is_rolled = geometry
+    (b, h, w), (wh, ww) = projections.shape[:3], window
+    rolled = roll(projections, (-shift[0], -shift[1])).unflatten(3, (-1, 3 * heads))  # (B, H, W, d, 3·heads)
+
+    def back(x: Tensor) -> Tensor:  # (B, H, W, …) → (B, h, w, …)
+        return crop(roll(x, shift), *size)
+
+    attention = convolution = None
+    if bias is not None:
+        windows = window_partition(rolled, window).unflatten(3, (3, heads))  # (B·n, L, d, 3, heads)
+        q, k, v = windows.permute(3, 0, 4, 1, 2)  # 3 × (B·n, heads, L, d)
+        biases = bias.unsqueeze(0)  # (1, heads, L, L)
+        if mask is not None:
+            biases = biases + masks_of_windows(mask, h // wh, w // ww)  # (n, heads, L, L)
+        out = window_attention_plain(q, k, v, biases).transpose(1, 2).flatten(2)  # (B·n, L, heads·d)
+        attention = back(window_reverse(out, window, (b, h, w))).flatten(0, 2)  # (B·h·w, dim)
+    if kernels is not None:
+        assert fc is not None
+        maps = rolled if conv_is_rolled else back(rolled)
+        out = shift_conv(maps, fc[:, :-1], kernels, fc[:, -1])  # (B, H, W, dim) or (B, h, w, dim)
+        convolution = (back(out) if conv_is_rolled else out).flatten(0, 2)  # (B·h·w, dim)
+        convolution = convolution if offset is None else convolution + offset
+    return attention, convolution
+
+
+_TENSORS = "Tensor projections, Tensor? bias, Tensor? mask, Tensor? fc, Tensor? kernels, Tensor? offset"
+_SIZES = "int heads, int[] window, int[] shift, int[] size, bool conv_is_rolled"
+_N_TENSORS = 1 + len(WindowTensors._fields)
+torch.library.define("acmix_zoo::window_paths", f"({_TENSORS}, {_SIZES}) -> (Tensor, Tensor)")
+# The gradients of the projections, and of bias, fc and kernels where `wanted` (bias, fc and kernels) says so.
+torch.library.define(
+    "acmix_zoo::window_paths_backward",
+    f"(Tensor d_attention, Tensor d_convolution, {_TENSORS}, {_SIZES}, bool[] wanted) -> Tensor[]",
+)
+
+
+def _geometry(sizes: Any) -> WindowGeometry:
+    heads, window, shift, size, conv_is_rolled = sizes
+    return WindowGeometry(heads, tuple(window), tuple(shift), tuple(size), conv_is_rolled)
+
+
+@torch.library.impl("acmix_zoo::window_paths", "cpu")
+def _forward(projections: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return native.forward(projections, arguments[:5], _geometry(arguments[5:]))
+
+
+@torch.library.impl("acmix_zoo::window_paths_backward", "cpu")
+def _backward(d_attention: Tensor, d_convolution: Tensor, projections: Tensor, *arguments: Any) -> list[Tensor]:
+    weights, geometry, wanted = arguments[:5], _geometry(arguments[5:-1]), arguments[-1]
+    found = native.backward(d_attention, d_convolution, projections, weights, geometry, wanted)
+    return [t for t in found if t is not None]
+
+
+@torch.library.register_fake("acmix_zoo::window_paths")
+def _fake_forward(projections, bias, mask, fc, kernels, offset, heads, window, shift, size, conv_is_rolled):  # type: ignore[no-untyped-def]
+    shape = (projections.shape[0] * size[0] * size[1], projections.shape[3] // 3)
+    return tuple(projections.new_empty(shape if t is not None else (0,)) for t in (bias, kernels))
+
+
+@torch.library.register_fake("acmix_zoo::window_paths_backward")
+def _fake_backward(d_attention, d_convolution, projections, bias, mask, fc, kernels, *arguments):  # type: ignore[no-untyped-def]
+    wanted = arguments[-1]
+    found = [projections, *(t for t, want in ((bias, wanted[0]), (fc, wanted[1]), (kernels, wanted[1])) if want)]
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in found if t is not None]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:_N_TENSORS])
+    ctx.geometry = _geometry(inputs[_N_TENSORS:])
+
+
+def _gradient(ctx: Any, d_attention: Tensor, d_convolution: Tensor) -> tuple[Tensor | None, ...]:
+    tensors, geometry = ctx.saved_tensors, ctx.geometry
+    projections, bias, kernels = tensors[0], tensors[1], tensors[4]
+    needed = [need and t is not None for need, t in zip(ctx.needs_input_grad[:_N_TENSORS], tensors, strict=True)]
+    found: list[Tensor | None]
+    if (
+        needs_plain_gradients(d_attention)
+        or needs_plain_gradients(d_convolution)
+        or not native.has_backward(len(projections))
+    ):
+
+        def plain(projections: Tensor, *others: Tensor | None) -> Tensor:
+            results = window_paths_plain(projections, WindowTensors(*others), geometry)
+            return torch.cat([t for t in results if t is not None], 1)  # (B·h·w, dim or 2·dim)
+
+        grads = [grad for grad, t in ((d_attention, bias), (d_convolution, kernels)) if t is not None]
+        found = plain_gradients(plain, tensors, needed, torch.cat(grads, 1))
+    else:
+        wanted = [needed[1], needed[3] or needed[4]]
+        gradients = iter(
+            torch.ops.acmix_zoo.window_paths_backward(d_attention, d_convolution, *tensors, *geometry, wanted)
+        )
+        found = [next(gradients), next(gradients) if wanted[0] else None, None]
+        found += [next(gradients), next(gradients)] if wanted[1] else [None, None]
+        found.append(d_convolution.sum(0) if needed[5] else None)
+    return *found, *(None for _ in geometry)
+
+
+torch.library.register_autograd("acmix_zoo::window_paths", _gradient, setup_context=_setup_context)
