@@ -13,6 +13,8 @@ from types import FrameType
 
 from acmix_zoo.cli import commands
 
+READER_GONE = 128 + 13  # exit status of a program that SIGPIPE ends, as shells report it
+
 
 def _quit(number: int, frame: FrameType | None) -> None:
     sys.stderr.write("\nacmix-zoo: interrupted\n")
@@ -38,6 +40,10 @@ if _is_command_line():
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a background job ignores it
     ):
         signal.signal(signal.SIGINT, _quit)
-    status = commands.answer_before_imports(sys.argv[1:])
+    try:
+        status = commands.answer_before_imports(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os._exit(READER_GONE)
     if status is not None:
         sys.exit(status)

@@ -34,10 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _startup.restore()
         _use_utf8(argv, is_program=arguments is None)
-        return _run(argv)
+        status = _run(argv)
+        sys.stdout.flush()  # here rather than at exit, where an error could not be caught
+        return status
     except KeyboardInterrupt:
         print("\nacmix-zoo: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return _startup.READER_GONE
 
 
 def _run(argv: list[str]) -> int:
@@ -50,6 +55,8 @@ def _run(argv: list[str]) -> int:
     module, _, function = COMMANDS[argv[0]].function.partition(":")
     try:
         succeeded = getattr(importlib.import_module(f"acmix_zoo.cli.{module}"), function)(argv[1:])
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ImportError) as error:
         if not _is_user_error(error):
             raise

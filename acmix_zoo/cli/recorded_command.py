@@ -45,7 +45,7 @@ def find_target(name: str) -> Target:
     Raises:
         FileNotFoundError: there are no weights and no recipe of that name, or the recipe that the record names is not
             available.
-        ValueError: the record does not say how the weights were trained.
+        ValueError: the record does not state how the weights were trained.
     """
     run = find_run(Path(name))
     if run is not None and has_config(run / "weights"):

@@ -43,7 +43,7 @@ def duplicate_warnings(splits: Mapping[str, Split]) -> list[str]:
     """Return a warning if val or test have images that are also in an earlier split, whatever their file names.
 
     A test image must not be in val either, because the best epoch is chosen there. Only images in files are compared,
-    and only up to `CHECK_LIMIT` images and `READ_LIMIT` bytes. A line says so if a limit was reached.
+    and only up to `CHECK_LIMIT` images and `READ_LIMIT` bytes. If a limit is reached, this is stated in a line.
     """
     paths = {
         name: [split.images.paths[i] for i in split.indices]

@@ -32,7 +32,7 @@ class TrainSizes:
                     f"image_size, which is {full_size}. For larger training images, raise image_size"
                 )
 
-    def of_epoch(self, epoch: int) -> int:
+    def size_in_epoch(self, epoch: int) -> int:
         """Return the side length of the training images in an epoch."""
         started = [size for first, size in self.sizes.items() if first <= epoch]
         return started[-1] if started else self.full_size
@@ -42,7 +42,7 @@ class TrainSizes:
 
         The filter is bilinear and antialiased, like a resized photograph.
         """
-        size = self.of_epoch(epoch)
+        size = self.size_in_epoch(epoch)
         if size == self.full_size:
             return images
         return interpolate(images, (size, size), mode="bilinear", antialias=True)

@@ -10,10 +10,10 @@ from acmix_zoo.layers.relative_attention import RelativeAttention
 
 
 class AugmentedConv2d(nn.Module):
-    """Attention-augmented convolution: concatenate a 3×3 convolution and multi-head attention to the whole map.
+    """Attention-augmented convolution: concatenate a 3×3 convolution and global multi-head attention.
 
-    If the layer has a stride, the attention runs on the map that average pooling (3×3, stride 2) leaves. `pool` halves
-    it once more and enlarges the result bilinearly, because the cost grows with the fourth power of the side.
+    If the layer has a stride, average pooling (3×3, stride 2) precedes the attention. `pool` halves the input of the
+    attention once more and upsamples its output bilinearly, because the cost grows with the fourth power of the side.
 
     Args:
         in_channels, out_channels: numbers of input and output channels.
@@ -25,7 +25,7 @@ class AugmentedConv2d(nn.Module):
         value_ratio: output channels of the attention as a fraction of out_channels (υ), also rounded down, and at least
             one per head. The convolution has the others.
         reach: see `RelativeAttention`.
-        pool: whether the attention runs on a map of half the size.
+        pool: whether the attention runs at half of the output's resolution.
 
     Shape:
         (B, in_channels, H, W) → (B, out_channels, ceil(H/stride), ceil(W/stride)).
@@ -50,7 +50,7 @@ class AugmentedConv2d(nn.Module):
     ) -> None:
         super().__init__()
         if stride not in (1, 2):
-            raise ValueError(f"AugmentedConv2d: stride={stride} is not supported. Use 1 or 2")
+            raise ValueError(f"AugmentedConv2d: stride={stride} is not supported. Expected 1 or 2; use one of them")
         key_channels = heads * max(int(out_channels * key_ratio) // heads, self.MIN_KEY_CHANNELS)
         attended = heads * max(int(out_channels * value_ratio) // heads, 1)
         if attended >= out_channels:

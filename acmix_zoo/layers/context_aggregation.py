@@ -17,8 +17,8 @@ class ContextAggregation(TwoStageLayer):
     """Aggregate the values of other positions by `mix · attention + (1 − mix) · depthwise convolution`.
 
     In the words of the paper, every position takes a weighted sum over the others. The weights are a mixture of a
-    dynamic affinity, which is computed from the map, and a static one, which is learned. Unlike in ACmix, both parts
-    read the values only, and the attention sees the whole map.
+    dynamic affinity, which is computed from the input, and a static one, which is learned. Unlike in ACmix, the
+    convolution reads the values only, and the attention is global.
 
     Args:
         in_channels, out_channels: numbers of input and output channels.

@@ -1,4 +1,4 @@
-"""RelativeAttention: attention to the whole map with learned relative positions, as in BoTNet and AA-ResNet."""
+"""RelativeAttention: global attention with learned relative positions, as in BoTNet and AA-ResNet."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from acmix_zoo.ops.tracing import unflatten
 
 @leaf
 class RelativeAttention(TwoStageLayer):
-    """Multi-head self-attention whose logits depend on the content and on the relative position of each key.
+    """Global multi-head self-attention whose logits depend on the content and on the relative position of each key.
 
     The logit of query i and key j is `q_i · (k_j + rows[y_j − y_i] + columns[x_j − x_i]) / sqrt(d)`. The two tables are
-    shared by the heads. Distances beyond `reach` share the outermost entry, so maps of any size work. On maps of up to
-    reach + 1 pixels per side, the layer computes the same as timm's `BottleneckAttn`, which needs maps of one size.
+    shared by the heads. Distances beyond `reach` share the outermost entry, so inputs of any size work. Up to reach + 1
+    pixels per side, the layer computes the same as timm's `BottleneckAttn`, which is built for one input size.
 
     Args:
         in_channels: input channels.
@@ -42,7 +42,9 @@ class RelativeAttention(TwoStageLayer):
         check_heads("RelativeAttention", "key_channels", key_channels, heads)
         check_heads("RelativeAttention", "out_channels", out_channels, heads)
         if reach < 0:
-            raise ValueError(f"RelativeAttention: reach={reach} is negative. Expected the side of the map minus one")
+            raise ValueError(
+                f"RelativeAttention: reach={reach} is negative. Expected a distance in pixels. Use 0 or more"
+            )
         self.heads, self.reach = heads, reach
         self.key_channels, self.out_channels = key_channels, out_channels
         self.qkv = nn.Linear(in_channels, 2 * key_channels + out_channels, bias=False)
@@ -81,7 +83,7 @@ class RelativeAttention(TwoStageLayer):
     def stage_macs(self, x: Tensor) -> StageCounts:
         """Return the multiply-accumulates of both stages for an input (B, in_channels, H, W).
 
-        Stage II includes the product of each query with the entries for all rows and columns of the map.
+        Stage II includes the product of each query with the entries for all rows and columns.
         """
         b, channels, h, w = x.shape
         first = channels * (2 * self.key_channels + self.out_channels)  # of one position

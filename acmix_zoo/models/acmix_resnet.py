@@ -91,5 +91,18 @@ def acmix_resnet50(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
 @register_model
 def acmix_resnet_pico(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
     """ACmix-ResNet for 32-pixel images: 653,054 parameters, 10.4 MMACs, three stages of two bottlenecks, 10 classes.
-    As an encoder it halves the image four times: depth 4, maps of 1/2, 1/4, 1/8 and 1/16 of its side."""
+
+    As a segmentation encoder, it has depth 4; its feature maps have strides 2, 4, 8 and 16.
+    """
     return _create("acmix_resnet_pico", pretrained, PICO, kwargs)
+
+
+@register_model
+def acmix_resnet_nano(pretrained: bool = False, **kwargs: Any) -> ACmixResNet:
+    """ACmix-ResNet for 64-pixel images: 2,629,950 parameters, 109 MMACs, 200 classes.
+
+    Three stages of one, two and three bottlenecks. The late stages have most of the blocks, because a block costs twice
+    as much at twice the resolution.
+    """
+    defaults = {"layers": (1, 2, 3), "planes": (56, 112, 224), "stem_width": 48, "small_input": True}
+    return _create("acmix_resnet_nano", pretrained, defaults, kwargs)

@@ -1,11 +1,11 @@
-"""AA-ResNet and BoTNet: ResNets with attention to the whole map and learned relative positions.
+"""AA-ResNet and BoTNet: ResNets with global attention and learned relative positions.
 
 Source of AA-ResNet: "Attention Augmented Convolutional Networks", ICCV 2019. What was read: notes that quote its
 sections 3.1 and 3.2, which define the layer, and public implementations that quote the minimum of 20 key channels per
 head. Taken as given: κ = 2υ = 0.2, 8 heads, attention in the last three stages, pooled in the first of these. The
 authors released no network. Our parameters round to the published ones, and our MACs differ by 1.4 %.
 
-Source of BoTNet: "Bottleneck Transformers for Visual Recognition", CVPR 2021. Its attention is in timm, for maps of one
+Source of BoTNet: "Bottleneck Transformers for Visual Recognition", CVPR 2021. timm has its attention for one input
 size, and ours is tested against it. The pico networks are our additions for 32-pixel images.
 """
 
@@ -24,7 +24,7 @@ __all__ = ["AAResNet", "BoTResNet"]
 
 
 def map_side(img_size: int, stage: int) -> int:
-    """Return the side length of the maps of a stage, counted from 1, for images of `img_size` pixels."""
+    """Return the side length of the feature maps of a stage, counted from 1, for images of `img_size` pixels."""
     reduction: int = 2 ** (stage + 1)
     return -(-img_size // reduction)
 
@@ -37,7 +37,7 @@ class AAResNet(ResNetTrunk):
             larger distances share the outermost entries, see `RelativeAttention`.
         heads, key_ratio, value_ratio: see `AugmentedConv2d`.
         first_stage: the first stage with attention, counted from 1. The stages before it have plain convolutions.
-        pool_first: whether the attention of that stage, which has the largest maps, runs on maps of half the size.
+        pool_first: whether the attention of that stage, which is the most expensive one, runs at half the resolution.
         trunk: arguments of `ResNetTrunk`.
     """
 
@@ -68,7 +68,7 @@ class AAResNet(ResNetTrunk):
 
 
 class BoTResNet(ResNetTrunk):
-    """BoTNet: the last stage has attention to the whole map instead of convolutions, with timm's model interface.
+    """BoTNet: the last stage has global attention instead of convolutions, with timm's model interface.
 
     Args:
         img_size: as in `AAResNet`.

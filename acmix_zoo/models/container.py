@@ -61,7 +61,7 @@ class Block(nn.Module):
 
 
 class Container(MapBackbone):
-    """Container-Light, with timm's model interface: attention in the last stage only, where the maps are small.
+    """Container-Light, with timm's model interface: attention in the last stage only, where the feature maps are small.
 
     Args:
         depths, embed_dims, mlp_ratios: blocks, channels and ratio of the MLP of each stage.

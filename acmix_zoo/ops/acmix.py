@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from acmix_zoo.ops.backends.native.layer import has_backward, is_available, unsupported_reason
+from acmix_zoo.ops.backends.native.layer import has_gradients, is_supported, keeps_threads_busy, unsupported_reason
 from acmix_zoo.ops.chunks import run_in_chunks
 from acmix_zoo.ops.derivatives import is_transformed
 from acmix_zoo.ops.dispatch import forced_backend, plan_batch, should_keep_projections
@@ -100,13 +100,15 @@ def acmix(x: Tensor, weight: Tensor, bias: Tensor | None, paths: PathTensors, ge
     device = x.device.type
     keep_projections = torch.is_grad_enabled() and should_keep_projections(x.shape[1])
     if torch.compiler.is_compiling() and device == "cpu":
-        # The graph must not depend on the backend in use when it runs, so it keeps nothing for the native library.
-        is_native = x.dtype == torch.float32 and is_available()
-        keep = Keep.PROJECTIONS if keep_projections and not is_native else Keep.NOTHING
+        # The backend is chosen when the graph runs. This only says in which layout it keeps the projections.
+        has_one_dtype = all(t is None or t.dtype == x.dtype for t in (weight, bias, *paths))
+        is_native = has_one_dtype and is_supported(device, x.dtype, geometry.heads) and has_gradients(paths, [True] * 8)
+        keep = (Keep.NATIVE if is_native else Keep.PROJECTIONS) if keep_projections else Keep.NOTHING
         return torch.ops.acmix_zoo.acmix(x, weight, bias, *paths, *geometry, keep)[0]  # type: ignore[no-any-return]
     if all(t is None or type(t) in (Tensor, Parameter) for t in (x, weight, bias, *paths)):  # no subclass of a user
         if runs_native(x, weight, bias, paths, geometry):
-            keep = Keep.NATIVE if keep_projections and has_backward(len(x), paths, [True] * 8) else Keep.NOTHING
+            is_kept = keep_projections and has_gradients(paths, [True] * 8) and keeps_threads_busy(len(x))
+            keep = Keep.NATIVE if is_kept else Keep.NOTHING
             return torch.ops.acmix_zoo.acmix(x, weight, bias, *paths, *geometry, keep)[0]  # type: ignore[no-any-return]
     window = attention_window(geometry)
     plan = plan_batch(x.shape, len(weight) // 3, window, itemsize=x.element_size(), device=device)

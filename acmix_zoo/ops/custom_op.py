@@ -50,8 +50,11 @@ torch.library.define(
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
     paths, geometry, keep = _unflatten_arguments(arguments)
     with torch.no_grad():
-        if keep == Keep.NATIVE or (keep == Keep.NOTHING and runs_native(x, weight, bias, paths, geometry)):
+        is_native = runs_native(x, weight, bias, paths, geometry)
+        if keep == Keep.NATIVE or (keep == Keep.NOTHING and is_native):
             out, kept = native.forward(x, weight, bias, paths, geometry, keep == Keep.NATIVE)
+            if not is_native:  # a compiled graph under `use_backend`, whose gradient may run without it
+                out = acmix(x, weight, bias, paths, geometry)
         elif keep == Keep.PROJECTIONS:
             kept = project(x, weight, bias)  # (B, H, W, 3·out)
             chunks = kept.split(_chunk_size(x, weight, geometry))
@@ -67,15 +70,12 @@ def _backward(
 ) -> list[Tensor]:
     paths, geometry, needed = _unflatten_arguments(arguments)
     is_native_layout = kept.numel() > 0 and kept.shape[-1] != len(weight)
-    if is_native_layout or (
-        kept.numel() == 0
-        and runs_native(x, weight, bias, paths, geometry)
-        and native.has_backward(len(x), paths, needed)
-    ):
+    can_be_native = kept.numel() == 0 and native.has_gradients(paths, needed) and native.keeps_threads_busy(len(x))
+    if (is_native_layout or can_be_native) and runs_native(x, weight, bias, paths, geometry):
         gradients = native.backward(grad, kept, x, weight, bias, paths, geometry, needed)
         return [t for t, need in zip(gradients, needed, strict=True) if need and t is not None]
     chunk_size, stage_two = _chunk_size(x, weight, geometry), partial(combine_paths, geometry=geometry)
-    chunks = kept.split(chunk_size) if kept.numel() else ()
+    chunks = kept.split(chunk_size) if kept.numel() and not is_native_layout else ()
     compute = partial(chunked_backward, stage_two, chunk_size, grad, chunks, x, weight, bias, paths, needed)
     if _is_autograd_enabled():
         found = compute()
@@ -122,9 +122,12 @@ def _fake_backward(grad, kept, *arguments):  # type: ignore[no-untyped-def]
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:_N_TENSORS], output[1])
     ctx.geometry = Geometry(*inputs[_N_TENSORS:-1])
+    ctx.set_materialize_grads(False)  # no zeros as the gradient of the projections, which are for this file alone
 
 
-def _gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradient(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return tuple(None for _ in ctx.needs_input_grad)
     *tensors, kept = ctx.saved_tensors
     needed = [need and t is not None for need, t in zip(ctx.needs_input_grad[:_N_TENSORS], tensors, strict=True)]
     if needs_plain_gradients(grad):

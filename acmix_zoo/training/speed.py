@@ -241,7 +241,7 @@ def _weigh_by_size(trainer: L.Trainer, batches: float) -> float:
     in_epoch = trainer.num_training_batches - trainer.fit_loop.epoch_loop.batch_progress.current.ready
     while batches > 0:
         count = min(batches, max(0, in_epoch))
-        weighed += count * (sizes.of_epoch(epoch) / sizes.of_epoch(trainer.current_epoch)) ** 2
+        weighed += count * (sizes.size_in_epoch(epoch) / sizes.size_in_epoch(trainer.current_epoch)) ** 2
         batches -= count
         epoch, in_epoch = epoch + 1, trainer.num_training_batches
     return weighed

@@ -42,7 +42,7 @@ def test_summary_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["data", str(root)]) == 1  # a training run would be refused, too
     assert "1 of 9 train images cannot be used" in capsys.readouterr().out
     assert main(["data", str(root / "cat")]) == 1
-    assert "expected" in capsys.readouterr().err
+    assert "Expected" in capsys.readouterr().err
 
 
 def test_many_classes_are_summarised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -44,6 +46,18 @@ def test_the_overview_does_not_import_torch(arguments: list[str]) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "acmix_zoo.cli", *arguments]
     imported = subprocess.run(command, capture_output=True, text=True).stderr
     assert "acmix_zoo.cli.commands" in imported and "torch" not in imported
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGPIPE")
+@pytest.mark.parametrize("arguments", ["--help", pytest.param("list", marks=pytest.mark.slow)])
+def test_a_pipe_that_is_closed_early_ends_the_command_quietly(arguments: str) -> None:
+    """As in `acmix-zoo list | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "acmix_zoo.cli", arguments]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 128 + signal.SIGPIPE and done.stderr == ""
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])

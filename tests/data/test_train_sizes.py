@@ -29,8 +29,8 @@ class ShapeRecorder(Recorder):
 
 def test_a_size_holds_from_its_epoch_until_the_next_entry() -> None:
     sizes = TrainSizes({5: 48, 1: 32}, 64)
-    assert [sizes.of_epoch(epoch) for epoch in (0, 1, 4, 5, 99)] == [64, 32, 32, 48, 48]
-    assert TrainSizes(None, 64).of_epoch(3) == 64
+    assert [sizes.size_in_epoch(epoch) for epoch in (0, 1, 4, 5, 99)] == [64, 32, 32, 48, 48]
+    assert TrainSizes(None, 64).size_in_epoch(3) == 64
 
 
 def test_images_are_shrunk_with_an_antialiased_filter() -> None:

@@ -1,4 +1,4 @@
-"""RelativeAttention compared with timm's attention of BoTNet, with loops, and on maps larger than its tables."""
+"""RelativeAttention compared with timm's attention of BoTNet, with loops, and on inputs larger than its tables."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from acmix_zoo.layers import RelativeAttention
 
 
 @pytest.mark.parametrize("size", [(4, 4), (3, 5)])
-def test_same_as_timm_on_maps_of_one_size(size: tuple[int, int]) -> None:
-    """timm's layer has no entries beyond its map, ours has some to spare."""
+def test_same_as_timm_at_one_size(size: tuple[int, int]) -> None:
+    """timm's tables fit the input exactly. Ours have entries to spare."""
     reach = 6
     theirs = BottleneckAttn(8, 12, feat_size=size, num_heads=2, dim_head=5, scale_pos_embed=True).double()
     ours = RelativeAttention(8, 10, 12, heads=2, reach=reach).double()
@@ -64,5 +64,5 @@ def test_position_matters() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"RelativeAttention: heads=4 does not divide key_channels=10"):
         RelativeAttention(8, 10, 8, heads=4, reach=3)
-    with pytest.raises(ValueError, match=r"reach=-1 is negative\. Expected the side of the map minus one"):
+    with pytest.raises(ValueError, match=r"reach=-1 is negative\. Expected a distance in pixels"):
         RelativeAttention(8, 8, 8, heads=4, reach=-1)

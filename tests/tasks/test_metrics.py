@@ -31,6 +31,21 @@ def test_an_exact_mean_does_not_depend_on_order_or_batches() -> None:
     assert other.compute().isnan() and ExactMean().compute().isnan()
 
 
+@pytest.mark.parametrize(
+    ("values", "mean"),
+    [
+        ([2.0**15, 2.0**14, -(2.0**15)], 2.0**14 / 3),
+        ([2.0**20, 2.0**14], (2.0**15 + 2.0**14) / 2),  # larger values count as 2^15
+        ([1.0, float("inf")], float("nan")),
+    ],
+    ids=["exact", "limited", "infinite"],
+)
+def test_large_values_in_an_exact_mean(values: list[float], mean: float) -> None:
+    metric = ExactMean()
+    metric.update(torch.tensor(values))
+    assert float(metric.compute()) == pytest.approx(mean, rel=1e-6, nan_ok=True)
+
+
 def test_metrics_are_means_over_images(image_folder: Path) -> None:
     """Batches of different sizes and classes of different sizes do not matter."""
     (image_folder / "class0" / "0.png").unlink()

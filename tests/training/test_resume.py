@@ -159,7 +159,7 @@ def test_missing_weights_are_written_again_with_the_original_command(runs_copy: 
 def test_a_task_with_different_hyperparameters_is_not_resumed(runs: Path, tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path / "run"))
     make_trainer(run, epochs=1).fit(make_task(lr=0.001), make_data(runs / "images"))
-    with pytest.raises(ValueError, match=r"with lr 0\.001, momentum 0\.9; this task has lr 0\.1, momentum 0\.5"):
+    with pytest.raises(ValueError, match=r"with lr 0\.001, momentum 0\.9, but this task has lr 0\.1, momentum 0\.5"):
         make_trainer(epochs=2, enable_checkpointing=False).fit(
             make_task(lr=0.1, momentum=0.5), make_data(runs / "images"), ckpt_path=run.last, weights_only=True
         )

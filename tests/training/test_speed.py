@@ -122,7 +122,7 @@ def quiet_trainer(*callbacks: L.Callback, epochs: int = 2, **kwargs: Any) -> L.T
 
 
 def test_every_metric_by_hand(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    """A batch takes 1 s to load and 3 s to train on; a validation of two batches takes 16 s; six batches an epoch."""
+    """A batch takes 1 s to load and 3 s to train on. An epoch has six batches, and its validation takes 16 s."""
     logger, epochs = RecordingLogger(), EpochMetrics()
     speed = Speed(loader_seconds=2.5, peak_flops=2 * PEAK)
     bar = ProgressBar()  # the base class, which keeps the metrics and draws nothing

@@ -37,7 +37,7 @@ class StreamLoaders(Loaders):
         self._train: TrainStream | None = None
         if self.epoch_images < 1:
             raise ValueError(
-                f"{source.name} does not say how many training images it has. Set data.epoch_images to the number of "
+                f"{source.name} does not state how many training images it has. Set data.epoch_images to the number of "
                 "images per epoch"
             )
         if val_fraction > 0 and "val" not in source.splits:

@@ -200,7 +200,7 @@ def test_a_hub_data_set_is_streamed(tmp_path: Path, kind: str, workers: int) -> 
         repo = hub.repos["org/set"] = Repo(private=False)
         repo.commit("main", files)
         done = read_hub(hub, "org/set", tmp_path, workers, **options)
-        assert "ValueError: org/set does not say how many training images it has. Set data.epoch_images" in done.stderr
+        assert "org/set does not state how many training images it has. Set data.epoch_images" in done.stderr
         done = read_hub(hub, "org/set", tmp_path, workers, epoch_images=24, **options)
         assert done.returncode == 0, done.stderr[-3000:]
         assert len(json.loads(done.stdout.splitlines()[-1])[0]) == 24

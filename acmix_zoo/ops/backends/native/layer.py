@@ -42,9 +42,9 @@ def unsupported_kind_reason(device: str, dtype: torch.dtype, heads: int = 1) -> 
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def is_available() -> bool:
-    """Return whether there is a native library; a compiler may call this while it records a graph."""
-    return library() is not None
+def is_supported(device: str, dtype: torch.dtype, heads: int) -> bool:
+    """Return whether `unsupported_kind_reason` has no objection; a compiler may call this while it records a graph."""
+    return unsupported_kind_reason(device, dtype, heads) is None
 
 
 def forward(
@@ -91,7 +91,7 @@ def backward(
         grad: the gradient of the result of `forward`, (B, out, Ho, Wo).
         kept: the projections that `forward` returned, or an empty tensor, in which case it projects again.
         x, weight, bias, mixing, geometry: as given to `forward`.
-        wanted: for each of the eight tensors, whether its gradient is needed. See `has_backward`.
+        wanted: for each of the eight tensors, whether its gradient is needed. See `has_gradients`.
     """
     pe, fc, shift, alpha, offset = mixing
     taps = composed(fc, shift) if shift is not None and (wanted[4] or wanted[5]) else None
@@ -129,14 +129,19 @@ def backward(
     ]
 
 
-def has_backward(batch: int, mixing: Mixing, wanted: Sequence[bool]) -> bool:
-    """Return whether `backward` has all wanted gradients and keeps enough threads busy.
-
-    It has no gradient of a different alpha for each channel, and its threads share images only, so that with fewer
-    images than half of the threads the Python backend is faster.
-    """
+def has_gradients(mixing: Mixing, wanted: Sequence[bool]) -> bool:
+    """Return whether `backward` has all wanted gradients. It has none of a different alpha for each channel."""
     alpha = mixing[3]
-    return (not wanted[6] or alpha is None or alpha.numel() == 1) and 2 * max(batch, 1) >= torch.get_num_threads()
+    return not wanted[6] or alpha is None or alpha.numel() == 1
+
+
+def keeps_threads_busy(batch: int) -> bool:
+    """Return whether `backward` is faster than the Python backend for a batch with this number of threads.
+
+    Its threads share images only, those of the Python backend also share one image. As the two round differently, this
+    is why a gradient may depend on the number of threads.
+    """
+    return 2 * max(batch, 1) >= torch.get_num_threads()
 
 
 def pixel_floats(channels: int, heads: int) -> int:
@@ -161,8 +166,8 @@ def _composed_backward(d_taps: Tensor, fc: Tensor | None, shift: Tensor) -> tupl
 
 def _match_layout(t: Tensor, d: Tensor) -> Tensor:
     """Return d with the strides that `torch.empty_like(t)` has, as a compiled graph expects of a gradient of t."""
-    out = torch.empty_like(t)
-    return d if d.stride() == out.stride() else out.copy_(d)
+    expected = torch.empty_like(t, device="meta").stride()
+    return d if d.stride() == expected else torch.empty_like(t).copy_(d)
 
 
 def _loaded() -> ctypes.CDLL:

@@ -97,7 +97,7 @@ class Loaded(NamedTuple):
 
 
 def library() -> CDLL | None:
-    """Return the library, or None if there is none and it cannot be built; a warning says so once per process."""
+    """Return the library, or None if there is none and it cannot be built. Warn once per process in that case."""
     return loaded().library
 
 

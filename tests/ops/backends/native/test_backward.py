@@ -125,7 +125,7 @@ def test_any_number_of_threads_gives_the_same_bits(batch):
     arguments = (torch.randn(batch, 16, 10, 11), torch.empty(0), x, weight, bias, mixing, (4, 7, 2, 1), [True] * 8)
     try:
         results = []
-        for threads in (1, 2, 8):
+        for threads in range(1, 9):
             torch.set_num_threads(threads)
             results.append(native.backward(*arguments))
     finally:
@@ -162,16 +162,39 @@ def test_one_alpha_per_channel_uses_the_python_backend(calls):
     assert torch.allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_compiled_layer_equals_eager_mode(calls):
-    """One graph with the operator serves two sizes."""
-    layer = trained(layer_of(8, 16))
+@pytest.mark.parametrize("inputs", [pytest.param(8, marks=pytest.mark.slow), 256])
+def test_a_compiled_layer_equals_eager_mode(inputs: int, calls: list[str], monkeypatch: pytest.MonkeyPatch):
+    """One graph with the operator serves two sizes.
+
+    A wide layer keeps its projections, as in eager mode. A backend that is forced when the graph runs is used.
+    """
+    sizes: list[int] = []
+    forward, backward = native.forward, native.backward
+    monkeypatch.setattr(native, "backward", lambda *args: sizes.append(len(args[1])) or backward(*args))
+    layer = trained(layer_of(inputs, 16))
     compiled = torch.compile(layer, backend="aot_eager", dynamic=True)
     for size in (12, 15):
-        x = torch.randn(2, 8, size, size)
+        x = torch.randn(2, inputs, size, size)
         expected, actual = with_gradients(layer, x), with_gradients(compiled, x)  # type: ignore[arg-type]
-        for a, e in zip(actual.values(), expected.values(), strict=True):
-            assert (a - e).abs().max() <= 1e-5 * max(float(e.abs().max()), 1.0)
-    assert calls.count("backward") == 4
+        for (name, e), a in zip(expected.items(), actual.values(), strict=True):
+            assert (a - e).abs().max() <= 1e-5 * max(float(e.abs().max()), 1.0), name
+    assert calls == ["forward", "backward"] * 4 and sizes == [0 if inputs == 8 else 2] * 4
+    monkeypatch.setattr(native, "forward", lambda *args: [torch.full_like(t, torch.nan) for t in forward(*args)])
+    with use_backend("reference"):
+        actual = with_gradients(compiled, x)  # type: ignore[arg-type]
+        for (name, e), a in zip(expected.items(), actual.values(), strict=True):
+            assert (a - e).abs().max() <= 5e-5 * max(float(e.abs().max()), 1.0), name
+    assert len(sizes) == 4
+
+
+def test_projections_get_no_gradient():
+    """Not even one of zeros, which would take as much memory as the projections."""
+    layer, x = trained(layer_of(256, 16)), torch.randn(2, 256, 20, 20)
+    out = layer(x)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        out.sum().backward()
+    kept = 2 * 20 * 20 * native.pixel_floats(16, 4) * 4
+    assert max(event.cpu_memory_usage for event in profile.events() if "zeros" in event.name) < kept
 
 
 def test_exported_graphs_do_not_contain_the_operator():

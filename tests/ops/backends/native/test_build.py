@@ -301,4 +301,6 @@ def test_sanitisers_find_no_error(isa: str, sanitisers: str, tmp_path: Path):
         pytest.skip("the compiler has no sanitisers")
     assert built.returncode == 0, built.stderr[-3000:]
     done = subprocess.run([program], capture_output=True, encoding="utf-8")
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("the thread sanitiser of this compiler does not support this kernel")
     assert done.stdout == "clean\n" and done.returncode == 0, done.stderr[-3000:]

@@ -104,7 +104,7 @@ def test_any_number_of_threads_gives_the_same_bits(shape):
     layer, x, before = layer_of(shape[1], 16, stride=2), torch.randn(shape), torch.get_num_threads()
     try:
         results = []
-        for threads in (1, 2, 3, 8):
+        for threads in range(1, 9):
             torch.set_num_threads(threads)
             results.append(layer(x))
     finally:
