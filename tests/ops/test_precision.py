@@ -108,7 +108,7 @@ def test_every_part_computes_in_its_dtype(
     layer = build().to(dtype)
     x = torch.randn(shape, dtype=dtype, requires_grad=True)
     with RecordDtypes() as mode:
-        for module in ("acmix2d", "san"):
+        for module in ("acmix2d", "san_attention"):
             monkeypatch.setattr(
                 f"acmix_zoo.layers.{module}.position_encoding", record_dtype(mode.seen, "positions", position_encoding)
             )
