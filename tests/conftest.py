@@ -64,8 +64,9 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def python_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the native library refuse every layer, for tests that observe PyTorch's operators."""
-    monkeypatch.setattr("acmix_zoo.ops.acmix.unsupported_reason", lambda *args: "a test observes the Python backend")
+    """Make the native library support no layer, for tests that observe PyTorch's operators."""
+    for module in ("acmix_zoo.ops.acmix", "acmix_zoo.ops.backends.native.window"):
+        monkeypatch.setattr(f"{module}.unsupported_reason", lambda *args: "a test observes the Python backend")
 
 
 @pytest.fixture(autouse=True)
