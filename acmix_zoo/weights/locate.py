@@ -239,8 +239,10 @@ def _unknown_tag_error(architecture: str, tag: str) -> NotFoundError:
     """Return the error for a tag that a network does not have."""
     tags = [name.partition(".")[2] for name in timm.models.get_arch_pretrained_cfgs(architecture) if "." in name]
     near = [*difflib.get_close_matches(tag.removeprefix(f"{architecture}."), tags), *closest_paths(Path(tag))]
-    expected = f"{' or '.join(tags) or 'no tag, because there are no weights for this network'}, or {_EXPECTED_PATH}"
-    return not_found(f"{architecture} has no tag {tag!r}", expected, near)
+    if not tags:
+        problem = f"`{architecture}` has no tag {tag!r}: no pretrained weights are registered for it"
+        return not_found(problem, _EXPECTED_PATH, near)
+    return not_found(f"{architecture} has no tag {tag!r}", f"{' or '.join(tags)}, or {_EXPECTED_PATH}", near)
 
 
 def closest_paths(path: Path) -> list[str]:
