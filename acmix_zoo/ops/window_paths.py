@@ -1,8 +1,8 @@
 """Both paths of a Swin layer on a feature map of projections: attention within shifted windows, and the convolution.
 
-`window_paths_plain` defines what is computed. `window_paths` computes the same result with the native
-CPU library. It does not roll the feature map or cut it into windows, and saves no intermediate results for backward
-other than the projections.
+`window_paths_plain` defines what is computed. `window_paths` computes the same result with the native CPU library. It
+does not roll the feature map or cut it into windows, and saves no intermediate results for backward other than the
+projections.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ ERRORS = {
     "not a revision": "org/pico has no revision 'v9'. Expected one of its branches, tags or commits",
     "missing": "does not exist. Expected (the name of a recipe|last, best, a run folder)",
     # --config
-    "not a recipe": r"is (a|the) .*, which is not a recipe. Expected the name of a recipe .* weights as --model.pretr",
+    "not a recipe": r"is (a|the) .*, which is not a recipe. Expected the name of a recipe .* weights use --model.pretr",
     # --ckpt_path
     "not a checkpoint": "is not a checkpoint. Expected last, best, a run folder .* Use --model.pretrained",
     "no training state": r"is damaged or not a checkpoint of a run. Expected last, best, .* Use --model.pretrained",
