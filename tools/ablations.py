@@ -1,6 +1,6 @@
 """The ablations of the ACmix paper, as changes of an ACmix-ResNet before its training.
 
-    python -m tools.ablations          # how many parameters each of them leaves to learn in acmix_resnet_pico
+    python -m tools.ablations  # print the number of trainable parameters of acmix_resnet_pico under each ablation
 
 A study builds each network with `build(name, ablation)` and trains all of them in the same way.
 """
@@ -24,7 +24,7 @@ class PerHeadACmix2d(ACmix2d):
     """An `ACmix2d` with both paths whose alpha and beta are (heads,): one factor per head.
 
     The channels of the attention are ordered (heads, d) and those of the convolution (d, heads), so alpha and beta of a
-    head do not scale the same channels. The native library has no gradient of a different alpha for each channel, so
+    head do not scale the same channels. The native library does not compute gradients for a per-channel alpha, so
     training is slower than with one alpha.
     """
 
@@ -59,7 +59,7 @@ def fix_at_one(network: nn.Module, *names: str) -> None:
 
 
 def mix_per_head(network: nn.Module) -> None:
-    """Give every head of every layer its own alpha and beta, which start with the value that the layer had."""
+    """Give every head of every layer its own alpha and beta, initialised from the layer's values."""
     for name, layer in [(n, m) for n, m in network.named_modules() if isinstance(m, ACmix2d)]:
         network.set_submodule(name, PerHeadACmix2d(layer))
 
@@ -101,8 +101,8 @@ ABLATIONS: dict[str, Ablation] = {
     "mix-alpha": Ablation("alpha learned, beta fixed at one", lambda network: fix_at_one(network, "beta")),
     "mix-beta": Ablation("beta learned, alpha fixed at one", lambda network: fix_at_one(network, "alpha")),
     "mix-heads": Ablation("one learned alpha and beta per head", mix_per_head),
-    "shift-frozen": Ablation("shift kernels stay shifts", freeze_shifts),
-    "shift-random": Ablation("shift kernels learned from an ordinary initialisation", randomise_shifts),
+    "shift-frozen": Ablation("shift kernels frozen", freeze_shifts),
+    "shift-random": Ablation("shift kernels randomly initialised", randomise_shifts),
     "att-3": Ablation("kernel_att 3", kernel_att=3),
     "att-5": Ablation("kernel_att 5", kernel_att=5),
 }

@@ -37,7 +37,7 @@ from acmix_zoo.layers.complexity import default_input_size
 from acmix_zoo.ops import BACKENDS, use_backend
 from acmix_zoo.ops.dispatch import TILES
 from acmix_zoo.weights.locate import Kind, ModelLocation, locate
-from acmix_zoo.weights.not_found import NotFoundError, not_found
+from acmix_zoo.weights.not_found import NotFoundError, not_found_error
 
 _LAYERS = ("acmix2d", "released", "conv3x3", "shift-tensor", "shift-frozen", "shift-learnable")
 _AGGREGATIONS = ("aggregate", "unfold")
@@ -196,7 +196,7 @@ def _locate(name: str) -> ModelLocation:
         near = difflib.get_close_matches(name.partition(":")[0], [*_LAYERS, *_AGGREGATIONS])
         expected = "a network, weights, or a layer such as acmix2d:64x56"
         advice = "`acmix-zoo bench --help` explains them"
-        raise not_found(
+        raise not_found_error(
             f"unknown candidate {name!r}", expected, [f"{kind}:CHANNELSxSIZE" for kind in near], advice
         ) from error
 

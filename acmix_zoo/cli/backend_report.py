@@ -24,13 +24,13 @@ def print_backends() -> None:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no library, which is printed below
-        library, source = loaded()
+        library, path_or_reason = loaded()
     compilers = [f"{c}, {c.version.splitlines()[0] if c.version else 'cannot be run'}" for c in find_compilers()]
     print(f"Backend: {'automatic' if forced_backend() is None else f'{forced_backend()}, set by ACMIX_BACKEND'}")
     print(f"Instruction set: {instruction_set()}; the best of this CPU is {best_instruction_set()}")
-    print(f"Native library: {source if library is not None else f'none, because {source}'}")
+    print(f"Native library: {path_or_reason if library is not None else f'not available ({path_or_reason})'}")
     print(f"C++ compiler: {'; '.join(compilers) or 'none'}")
-    rows: list[tuple[str, ...]] = [("ACmix2d layers", "up to 16×16 positions", "larger maps")]
+    rows: list[tuple[str, ...]] = [("ACmix2d layers", "up to 16×16 positions", "larger feature maps")]
     kinds = [("on a CPU in float32", 4, "cpu"), ("on a CPU in a different dtype or under autocast", 2, "cpu")]
     kinds += [(f"on {device}", 4, device) for device in ("cuda", "mps") if getattr(torch, device).is_available()]
     rows += [(name, *(_backend(side, itemsize, device) for side in (16, 17))) for name, itemsize, device in kinds]
@@ -56,4 +56,6 @@ def _advice(has_library: bool, has_compiler: bool) -> str:
     if instruction_set() != best_instruction_set() and os.environ.get("ACMIX_NATIVE_ISA"):
         return f"To use {best_instruction_set()}, unset ACMIX_NATIVE_ISA."
     reason = native_unsupported_reason()
-    return "This is the fastest choice on this machine." if reason is None else f"Python runs, because {reason}."
+    if reason is None:
+        return "This is the fastest choice on this machine."
+    return f"The Python backend is used because {reason}."

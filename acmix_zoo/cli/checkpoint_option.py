@@ -9,7 +9,7 @@ from acmix_zoo.training.checkpoints import Checkpoints, is_checkpoint
 from acmix_zoo.training.run import RunFolder
 from acmix_zoo.weights.locate import HUB_PREFIX, closest_paths, find_run, is_sharded
 from acmix_zoo.weights.names import is_network_name
-from acmix_zoo.weights.not_found import not_found
+from acmix_zoo.weights.not_found import not_found_error
 
 
 def find_checkpoint(config: Any, subcommand: str, run: RunFolder, command: str) -> str | None:
@@ -68,7 +68,7 @@ def _find_given(given: str, is_fit: bool) -> Path:
         checkpoints = Checkpoints(run / "checkpoints")
         found = checkpoints.find_newest() if is_fit else checkpoints.best if checkpoints.best.exists() else None
         if found is None:
-            raise not_found(
+            raise not_found_error(
                 f"--ckpt_path {given}: the run has no {checkpoints.folder / ('last.ckpt' if is_fit else 'best.ckpt')}",
                 expected,
                 advice="Use --model.pretrained for its weights/",
@@ -78,7 +78,7 @@ def _find_given(given: str, is_fit: bool) -> Path:
         is_name = given.startswith(HUB_PREFIX) or is_network_name(given)
         problem = "is not a checkpoint" if is_name else "does not exist"
         advice = "Use --model.pretrained for weights that are given by name" if is_name else ""
-        raise not_found(f"--ckpt_path {given} {problem}", expected, closest_paths(path), advice)
+        raise not_found_error(f"--ckpt_path {given} {problem}", expected, closest_paths(path), advice)
     if not is_checkpoint(path):
         raise ValueError(
             f"--ckpt_path {path} is damaged or not a checkpoint of a run. Expected {expected}. Use --model.pretrained "

@@ -18,7 +18,7 @@ from acmix_zoo.weights.recipe_files import (
     is_in_recipe_group,
     locate_recipe,
     recipes_root,
-    suggesting_recipes,
+    suggest_recipes_on_error,
 )
 from acmix_zoo.weights.shipped import checkpoints_root
 
@@ -58,7 +58,7 @@ def find_target(name: str) -> Target:
     if recipe and "/" in name:
         return _recipe_target(recipe)
     try:
-        with suggesting_recipes(name):
+        with suggest_recipes_on_error(name):
             folder = weight_folder(name)
     except FileNotFoundError:
         if recipe:

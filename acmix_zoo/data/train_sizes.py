@@ -15,8 +15,8 @@ class TrainSizes:
     loaders, their workers and the augmentation of an image therefore do not depend on the epoch's size.
 
     Args:
-        sizes: {first epoch: side length in pixels}, such as {0: 32, 10: 48}; epochs count from 0, and a size holds
-            until the next entry. Epochs before the first entry use the full size.
+        sizes: {first epoch: side length in pixels}, such as {0: 32, 10: 48}; epochs count from 0, and each size
+            applies until the next entry. Epochs before the first entry use the full size.
         full_size: side length of the images, `image_size`.
 
     Raises:
@@ -40,7 +40,7 @@ class TrainSizes:
     def shrink(self, images: Tensor, epoch: int) -> Tensor:
         """Shrink normalised training images to the size of an epoch: (B, 3, S, S) → (B, 3, s, s).
 
-        The filter is bilinear and antialiased, like a resized photograph.
+        Uses antialiased bilinear interpolation, as PIL does.
         """
         size = self.size_in_epoch(epoch)
         if size == self.full_size:

@@ -12,8 +12,8 @@ from acmix_zoo.layers.relative_attention import RelativeAttention
 class AugmentedConv2d(nn.Module):
     """Attention-augmented convolution: concatenate a 3×3 convolution and global multi-head attention.
 
-    If the layer has a stride, average pooling (3×3, stride 2) precedes the attention. `pool` halves the input of the
-    attention once more and upsamples its output bilinearly, because the cost grows with the fourth power of the side.
+    With stride 2, the attention input is average-pooled (3×3, stride 2). `pool=True` adds one such pooling and
+    upsamples the output bilinearly, because attention cost grows with the fourth power of the side length.
 
     Args:
         in_channels, out_channels: numbers of input and output channels.
@@ -23,7 +23,7 @@ class AugmentedConv2d(nn.Module):
         key_ratio: channels of the queries and keys as a fraction of out_channels (κ in the paper). They are rounded
             down to a multiple of heads, and a head has at least 20 of them.
         value_ratio: output channels of the attention as a fraction of out_channels (υ), also rounded down, and at least
-            one per head. The convolution has the others.
+            one per head. The convolution computes the remaining channels.
         reach: see `RelativeAttention`.
         pool: whether the attention runs at half of the output's resolution.
 
@@ -50,7 +50,7 @@ class AugmentedConv2d(nn.Module):
     ) -> None:
         super().__init__()
         if stride not in (1, 2):
-            raise ValueError(f"AugmentedConv2d: stride={stride} is not supported. Expected 1 or 2; use one of them")
+            raise ValueError(f"AugmentedConv2d: stride={stride} is not supported. Use 1 or 2")
         key_channels = heads * max(int(out_channels * key_ratio) // heads, self.MIN_KEY_CHANNELS)
         attended = heads * max(int(out_channels * value_ratio) // heads, 1)
         if attended >= out_channels:

@@ -26,7 +26,7 @@ class ContextAggregation(TwoStageLayer):
         kernel: side length of the static affinity, a depthwise convolution; odd.
         stride: stride of the queries and of the convolution. Keys and values are not subsampled.
         dilation: dilation of the convolution.
-        dynamic: whether there is an attention. Without it, the layer is a 1×1 and a depthwise convolution.
+        dynamic: whether to use attention. Without it, the layer is a 1×1 and a depthwise convolution.
 
     Parameters:
         qkv: Linear(in_channels, 3·out_channels), or to out_channels if there is no attention.
@@ -36,8 +36,8 @@ class ContextAggregation(TwoStageLayer):
     Shape:
         (B, in_channels, H, W) → (B, out_channels, ceil(H/stride), ceil(W/stride)).
 
-    Source: "Container: Context Aggregation Network", NeurIPS 2021, and its released code (Apache-2.0), from which the
-    kernel of 5, the sigmoid and the biases are known.
+    Source: "Container: Context Aggregation Network", NeurIPS 2021, and its released code (Apache-2.0), the source of
+    the 5×5 kernel, the sigmoid and the biases.
     """
 
     STAGE_ONE = ("qkv.",)
@@ -81,7 +81,7 @@ class ContextAggregation(TwoStageLayer):
         """Return the multiply-accumulates of both stages for an input (B, in_channels, H, W)."""
         b, channels, h, w = x.shape
         strided = -(-h // self.stride) * -(-w // self.stride)
-        second = self.conv.weight[0].numel() + (2 * h * w if self.dynamic else 0)  # of one channel of one output
+        second = self.conv.weight[0].numel() + (2 * h * w if self.dynamic else 0)  # MACs per output element
         return StageCounts(b * h * w * channels * self.qkv.out_features, b * strided * second * self.out_channels)
 
     def extra_repr(self) -> str:

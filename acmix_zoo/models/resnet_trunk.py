@@ -1,7 +1,7 @@
 """The bottleneck ResNet that ACmix-ResNet shares with plain, attention-augmented and other ResNets.
 
-They differ in two layers of each block only: the one in the middle, a 3×3 convolution in a plain ResNet, and a gate at
-the end, which most of them do not have. A network passes functions that build these layers.
+They differ only in each block's middle layer (a 3×3 convolution in a plain ResNet) and in an optional gate at its end.
+A network passes functions that build these layers.
 
 Source: "Deep Residual Learning for Image Recognition", CVPR 2016, with the stride in the middle layer, as in timm.
 """
@@ -142,8 +142,8 @@ class ResNetTrunk(MapBackbone):
             reduction *= down
             for j in range(depth):
                 # The first block reads the previous stage's output, so it keeps that stage's dilation.
-                stride, spacing = (down, before) if j == 0 else (1, dilation)
-                site = Site(i + 1, plane * base_width // 64, stride, spacing)
+                stride, block_dilation = (down, before) if j == 0 else (1, dilation)
+                site = Site(i + 1, plane * base_width // 64, stride, block_dilation)
                 blocks.append(Bottleneck(inputs, plane, site, middle, gate, drop_path[i][j]))
                 inputs = plane * Bottleneck.expansion
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
@@ -168,7 +168,8 @@ class ResNetTrunk(MapBackbone):
     def deploy(self: _Network) -> _Network:
         """Fold batch norms, and the kernels, alpha and beta of ACmix layers, for inference, in place.
 
-        Norms behind other middle layers than convolutions and ACmix layers stay. See `acmix_zoo.layers.deploy`.
+        A norm that follows any middle layer other than a convolution or an ACmix layer is kept. See
+        `acmix_zoo.layers.deploy`.
         """
         if isinstance(self.conv1, nn.Sequential):
             fold(self.conv1, "0", "1")

@@ -1,7 +1,8 @@
-"""Both paths of a Swin layer on a map of projections: attention within shifted windows, and the convolution.
+"""Both paths of a Swin layer on a feature map of projections: attention within shifted windows, and the convolution.
 
-`window_paths_plain` defines what is computed. `window_paths` computes the same in the native library on a CPU, without
-rolling the map, cutting it into windows, or keeping anything for the gradient but the projections.
+`window_paths_plain` defines what is computed. `window_paths` computes the same result with the native CPU library. It
+does not roll the feature map or cut it into windows, and saves no intermediate results for backward other than the
+projections.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ class WindowGeometry(NamedTuple):
     Attributes:
         heads: number of attention heads.
         window: (height, width) of a window.
-        shift: (rows, columns) by which the map is rolled back before it is cut into windows.
-        size: (height, width) of the results. The map is padded to whole windows at the bottom and at the right.
-        conv_is_rolled: whether the convolution sees the rolled and padded map, or the cropped one.
+        shift: (rows, columns) by which the feature map is rolled back before it is cut into windows.
+        size: (height, width) of the results. The feature map is padded to whole windows at the bottom and right.
+        conv_is_rolled: whether the convolution sees the rolled and padded feature map, or the cropped one.
         heads_first: whether projections have channels ordered ({q, k, v}, heads, d) instead of (d, {q, k, v}, heads).
     """
 
@@ -91,7 +92,10 @@ def window_paths(projections: Tensor, tensors: WindowTensors, geometry: WindowGe
 def window_paths_plain(
     projections: Tensor, tensors: WindowTensors, geometry: WindowGeometry
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Compute `window_paths` in plain operators, which have derivatives of any order. None for a missing path."""
+    """Compute `window_paths` with plain PyTorch operators, which are differentiable to any order.
+
+    Return None for a path the layer does not have.
+    """
     bias, mask, fc, kernels, offset = tensors
     heads, window, shift, size, conv_is_rolled, heads_first = geometry
     (b, h, w), (wh, ww) = projections.shape[:3], window
@@ -144,8 +148,8 @@ def _forward(projections: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 @torch.library.impl("acmix_zoo::window_paths_backward", "cpu")
 def _backward(d_attention: Tensor, d_convolution: Tensor, projections: Tensor, *arguments: Any) -> list[Tensor]:
     weights, geometry, wanted = arguments[:5], _geometry(arguments[5:-1]), arguments[-1]
-    found = native.backward(d_attention, d_convolution, projections, weights, geometry, wanted)
-    return [t for t in found if t is not None]
+    gradients = native.backward(d_attention, d_convolution, projections, weights, geometry, wanted)
+    return [t for t in gradients if t is not None]
 
 
 @torch.library.register_fake("acmix_zoo::window_paths")
@@ -157,8 +161,8 @@ def _fake_forward(projections, bias, mask, fc, kernels, offset, heads, window, s
 @torch.library.register_fake("acmix_zoo::window_paths_backward")
 def _fake_backward(d_attention, d_convolution, projections, bias, mask, fc, kernels, *arguments):  # type: ignore[no-untyped-def]
     wanted = arguments[-1]
-    found = [projections, *(t for t, want in ((bias, wanted[0]), (fc, wanted[1]), (kernels, wanted[1])) if want)]
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in found if t is not None]
+    inputs = [projections, *(t for t, want in ((bias, wanted[0]), (fc, wanted[1]), (kernels, wanted[1])) if want)]
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs if t is not None]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -170,7 +174,7 @@ def _gradient(ctx: Any, d_attention: Tensor, d_convolution: Tensor) -> tuple[Ten
     tensors, geometry = ctx.saved_tensors, ctx.geometry
     projections, bias, kernels = tensors[0], tensors[1], tensors[4]
     needed = [need and t is not None for need, t in zip(ctx.needs_input_grad[:_N_TENSORS], tensors, strict=True)]
-    found: list[Tensor | None]
+    gradients: list[Tensor | None]
     if (
         needs_plain_gradients(d_attention)
         or needs_plain_gradients(d_convolution)
@@ -182,16 +186,16 @@ def _gradient(ctx: Any, d_attention: Tensor, d_convolution: Tensor) -> tuple[Ten
             return torch.cat([t for t in results if t is not None], 1)  # (B·h·w, dim or 2·dim)
 
         grads = [grad for grad, t in ((d_attention, bias), (d_convolution, kernels)) if t is not None]
-        found = plain_gradients(plain, tensors, needed, torch.cat(grads, 1))
+        gradients = plain_gradients(plain, tensors, needed, torch.cat(grads, 1))
     else:
         wanted = [needed[1], needed[3] or needed[4]]
-        gradients = iter(
+        computed = iter(
             torch.ops.acmix_zoo.window_paths_backward(d_attention, d_convolution, *tensors, *geometry, wanted)
         )
-        found = [next(gradients), next(gradients) if wanted[0] else None, None]
-        found += [next(gradients), next(gradients)] if wanted[1] else [None, None]
-        found.append(d_convolution.sum(0) if needed[5] else None)
-    return *found, *(None for _ in geometry)
+        gradients = [next(computed), next(computed) if wanted[0] else None, None]
+        gradients += [next(computed), next(computed)] if wanted[1] else [None, None]
+        gradients.append(d_convolution.sum(0) if needed[5] else None)
+    return *gradients, *(None for _ in geometry)
 
 
 torch.library.register_autograd("acmix_zoo::window_paths", _gradient, setup_context=_setup_context)

@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]
 
 from acmix_zoo.scaling.jobs import Job
 from acmix_zoo.weights.locate import locate
-from acmix_zoo.weights.recipe_files import find_recipe, is_in_recipe_group, locate_recipe, suggesting_recipes
+from acmix_zoo.weights.recipe_files import find_recipe, is_in_recipe_group, locate_recipe, suggest_recipes_on_error
 from acmix_zoo.weights.resolve import resolve_network
 
 # Training images per epoch, by a part of the source's name. The first match counts. For Tiny-ImageNet and Fashion-MNIST
@@ -61,7 +61,7 @@ def read_job(
     profile = {} if hardware is None else _read_yaml(locate_recipe(hardware))
     if path is None:
         from_profile = _read_machine_settings(profile) if profile else {}
-        with suggesting_recipes(str(source)):
+        with suggest_recipes_on_error(str(source)):
             locate(source)  # which reports a name that refers to nothing
             network = resolve_network(str(source), False, None)
         settings = {**from_profile, **overrides}

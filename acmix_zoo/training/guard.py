@@ -94,10 +94,11 @@ def _loss_error(run: Run, trainer: L.Trainer, step: Step, are_weights_changed: b
         where, value = _save_batch(run.folder, trainer, step, step.loss), f"{float(step.loss)}"
     else:  # the first process with such a loss reports it
         where, value = "the batch is in another process", "not finite"
-    spared = "The affected weights were not saved." if are_weights_changed else "The weights were not changed by it."
+    not_saved, not_updated = "The affected weights were not saved.", "This step did not update the weights."
+    weights_note = not_saved if are_weights_changed else not_updated
     return NotFinite(
-        f"the loss is {value} at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; {where}. {spared} "
-        f"{run.resume_message} {_ADVICE}, trainer.gradient_clip_val, or bf16-mixed instead of 16-mixed"
+        f"the loss is {value} at epoch {trainer.current_epoch + 1}, step {trainer.global_step}; {where}. "
+        f"{weights_note} {run.resume_message} {_ADVICE}, trainer.gradient_clip_val, or bf16-mixed instead of 16-mixed"
     )
 
 

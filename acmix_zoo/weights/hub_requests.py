@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar
 from huggingface_hub import errors
 
 from acmix_zoo.weights.locate import Repository, closest_paths
-from acmix_zoo.weights.not_found import closest_names, not_found
+from acmix_zoo.weights.not_found import closest_names_phrase, not_found_error
 
 _TRIES = 3
 T = TypeVar("T")
@@ -75,8 +75,8 @@ def _raise_explained(error: Exception, repository: Repository, is_push: bool) ->
         private = "If the repository is private, run `hf auth login`, or set HF_TOKEN to a token with access to it"
         path = Path(repository.id)
         if path.exists():  # given as hf-hub:org/name, or to `pull`
-            raise not_found(f"{repository} is not a repository on the Hub", "org/name", advice=private) from error
-        raise not_found(
+            raise not_found_error(f"{repository} is not a repository on the Hub", "org/name", advice=private) from error
+        raise not_found_error(
             f"{repository} is neither a path on this machine nor a repository on the Hub",
             "org/name, a weight folder, a run folder or a checkpoint file",
             closest_paths(path),
@@ -99,7 +99,7 @@ def _raise_explained(error: Exception, repository: Repository, is_push: bool) ->
         raise ConnectionError(
             f"{repository} is neither a path on this machine nor in the cache of the Hub, and the Hub cannot be "
             "reached. Check the network connection, and whether HF_HUB_OFFLINE is set"
-            + (f". The {closest_names(near)}" if near else "")
+            + (f". The {closest_names_phrase(near)}" if near else "")
         ) from error
     unchanged = "Nothing was published. Run the same command again to resume. " if is_push else ""
     if status == 429:

@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from acmix_zoo.weights.description import has_config
 from acmix_zoo.weights.names import closest_models, is_network_name
-from acmix_zoo.weights.not_found import NotFoundError, not_found
+from acmix_zoo.weights.not_found import NotFoundError, not_found_error
 
 HUB_PREFIX = "hf-hub:"
 WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".npz"}
@@ -165,8 +165,8 @@ def _locate_path(path: Path, name: str) -> ModelLocation | None:
     run = path.parent if path.name in ("config.yaml", "checkpoints") else path
     for candidate in (path, run / "weights", run / "checkpoints" / "best.ckpt"):
         if kind := _detect_kind(candidate):
-            is_file_of_folder = kind is Kind.WEIGHT_FOLDER and candidate.is_file()
-            weights = candidate.parent if is_file_of_folder else candidate
+            is_inside_weight_folder = kind is Kind.WEIGHT_FOLDER and candidate.is_file()
+            weights = candidate.parent if is_inside_weight_folder else candidate
             return ModelLocation(name, kind, weights, run=find_run(weights) if candidate == path else run)
     return None
 
@@ -179,8 +179,8 @@ def _detect_kind(path: Path) -> Kind | None:
         return Kind.SHARDED_CHECKPOINT
     if not path.is_file() or path.suffix in _RECIPE_SUFFIXES:
         return None
-    is_file_of_folder = path.name in ("model.safetensors", "config.json") and has_config(path.parent)
-    return Kind.WEIGHT_FOLDER if is_file_of_folder else Kind.CHECKPOINT
+    is_inside_weight_folder = path.name in ("model.safetensors", "config.json") and has_config(path.parent)
+    return Kind.WEIGHT_FOLDER if is_inside_weight_folder else Kind.CHECKPOINT
 
 
 def _reads_as_path(source: str | PathLike[str]) -> bool:
@@ -217,30 +217,32 @@ def _not_found_error(source: str | PathLike[str]) -> NotFoundError:
     architecture, _, tag = name.partition(".")
     if path.is_dir():
         expected = "a weight folder (with a config.json) or a run folder (with weights/ or checkpoints/best.ckpt)"
-        return not_found(f"{name} is a folder without weights", expected)
+        return not_found_error(f"{name} is a folder without weights", expected)
     if path.exists():
-        return not_found(f"{name} is a recipe, which has no weights", _EXPECTED_PATH)
+        return not_found_error(f"{name} is a recipe, which has no weights", _EXPECTED_PATH)
     if not _reads_as_path(source):
         if timm.is_model(architecture):
             return _unknown_tag_error(architecture, tag)
         near = [*closest_models(name), *closest_paths(path)]
         expected = "the name of a network or of its weights, the path of a weight folder, run folder or checkpoint, or "
         expected += "a repository on the Hugging Face Hub (org/name)"
-        return not_found(
+        return not_found_error(
             f"unknown model {name!r}", expected, near, "" if near else "Run `acmix-zoo list` to see all networks"
         )
     advice = ""
     if path.parent.is_dir() and _could_be_repository(name):
         advice = f"If you mean a repository on the Hugging Face Hub, use {HUB_PREFIX}{name}"
-    return not_found(f"{name} does not exist", _EXPECTED_PATH, closest_paths(path), advice)
+    return not_found_error(f"{name} does not exist", _EXPECTED_PATH, closest_paths(path), advice)
 
 
 def _unknown_tag_error(architecture: str, tag: str) -> NotFoundError:
     """Return the error for a tag that a network does not have."""
     tags = [name.partition(".")[2] for name in timm.models.get_arch_pretrained_cfgs(architecture) if "." in name]
     near = [*difflib.get_close_matches(tag.removeprefix(f"{architecture}."), tags), *closest_paths(Path(tag))]
-    expected = f"{' or '.join(tags) or 'no tag, because there are no weights for this network'}, or {_EXPECTED_PATH}"
-    return not_found(f"{architecture} has no tag {tag!r}", expected, near)
+    if not tags:
+        problem = f"`{architecture}` has no tag {tag!r}: no pretrained weights are registered for it"
+        return not_found_error(problem, _EXPECTED_PATH, near)
+    return not_found_error(f"{architecture} has no tag {tag!r}", f"{' or '.join(tags)}, or {_EXPECTED_PATH}", near)
 
 
 def closest_paths(path: Path) -> list[str]:

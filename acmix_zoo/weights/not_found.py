@@ -9,7 +9,7 @@ class NotFoundError(FileNotFoundError, ValueError):
     """Nothing has this name: there is no such model (a ValueError) and no such path (a FileNotFoundError)."""
 
 
-def not_found(problem: str, expected: str, closest: Sequence[str] = (), advice: str = "") -> NotFoundError:
+def not_found_error(problem: str, expected: str, closest: Sequence[str] = (), advice: str = "") -> NotFoundError:
     """Return the error for a name that refers to nothing.
 
     Args:
@@ -20,10 +20,10 @@ def not_found(problem: str, expected: str, closest: Sequence[str] = (), advice: 
     """
     sentences = [problem, f"Expected {expected}"]
     if closest:
-        sentences.append(f"The {closest_names(closest)}")
+        sentences.append(f"The {closest_names_phrase(closest)}")
     return NotFoundError(". ".join([*sentences, *[advice] * bool(advice)]))
 
 
-def closest_names(names: Sequence[str]) -> str:
+def closest_names_phrase(names: Sequence[str]) -> str:
     """Return the end of a sentence that lists the closest names."""
     return f"closest {'names are' if len(names) > 1 else 'name is'} {', '.join(names)}"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from acmix_zoo.weights.locate import HUB_PREFIX, Kind, closest_paths, find_run, locate
-from acmix_zoo.weights.not_found import NotFoundError, closest_names, not_found
+from acmix_zoo.weights.not_found import NotFoundError, closest_names_phrase, not_found_error
 from acmix_zoo.weights.shipped import packaged_folder
 
 _SUFFIXES = (".yaml", ".yml")
@@ -65,13 +65,13 @@ def locate_recipe(source: str | Path) -> Path:
     except NotFoundError:
         kind = None
     if kind is not None and (kind is not Kind.REPOSITORY or name.startswith(HUB_PREFIX)):
-        advice = "Training takes a network as --model.model and weights as --model.pretrained"
-        raise not_found(f"{name} is {kind.value}, which is not a recipe", _EXPECTED, advice=advice)
+        advice = "To choose a network use --model.model; to start from weights use --model.pretrained"
+        raise not_found_error(f"{name} is {kind.value}, which is not a recipe", _EXPECTED, advice=advice)
     if path.is_dir():
-        raise not_found(f"{name} is a folder without a config.yaml", _EXPECTED)
+        raise not_found_error(f"{name} is a folder without a config.yaml", _EXPECTED)
     near = [*closest_recipes(name), *[run for run in closest_paths(path) if find_run(Path(run))]]
     advice = "" if near else f"The recipes are {', '.join(recipe_names()) or 'not installed'}"
-    raise not_found(f"{name} does not exist", _EXPECTED, near, advice)
+    raise not_found_error(f"{name} does not exist", _EXPECTED, near, advice)
 
 
 def is_in_recipe_group(name: str) -> bool:
@@ -92,7 +92,7 @@ def closest_recipes(name: str) -> list[str]:
 
 
 @contextmanager
-def suggesting_recipes(name: str) -> Iterator[None]:
+def suggest_recipes_on_error(name: str) -> Iterator[None]:
     """Within this context, an error about weights that do not exist also lists the recipes with similar names.
 
     Use it where a name may refer to weights or to a recipe.
@@ -103,7 +103,7 @@ def suggesting_recipes(name: str) -> Iterator[None]:
         near = closest_recipes(name)
         if not near:
             raise
-        raise type(error)(f"{error}. If you mean a recipe, the {closest_names(near)}") from error
+        raise type(error)(f"{error}. If you mean a recipe, the {closest_names_phrase(near)}") from error
 
 
 def _stem(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Every function and command that takes a model, weights or a recipe accepts every kind of name, or refuses it kindly.
+"""All functions and commands that take a model, weights or a recipe accept every kind of name or raise a helpful error.
 
 `acmix_zoo.weights.locate` decides what a name means, which tests/weights/test_locate.py covers. Here, each kind of name
 is given to every entry point, and two tables state what has to come out.
@@ -60,105 +60,105 @@ NAMES = {
     "safetensors": "bare.safetensors",
     "recipe": "finetune/full",
     "recipe file": "mine.yaml",
-    # misspelt
-    "no network": "acmix_resnet_pic",
-    "no tag": f"{NETWORK}.fashion",
-    "no folder": "./packd",
-    "no run": "finishd",
-    "no part": "finished/weigths",
-    "no checkpoint": "interrupted/checkpoints/bst.ckpt",
-    "no file": "bare.pt",
-    "no repository": "org/pic",
-    "no revision": "hf-hub:org/pico@v9",
-    "no recipe": "finetune/ful",
+    # misspelt or unknown
+    "misspelt network": "acmix_resnet_pic",
+    "misspelt tag": f"{NETWORK}.fashion",
+    "misspelt folder": "./packd",
+    "misspelt run": "finishd",
+    "misspelt subfolder": "finished/weigths",
+    "misspelt best.ckpt": "interrupted/checkpoints/bst.ckpt",
+    "misspelt file": "bare.pt",
+    "unknown repository": "org/pic",
+    "unknown revision": "hf-hub:org/pico@v9",
+    "misspelt recipe": "finetune/ful",
 }
-# Each cell says what comes out if the name is given to the functions of this column, see `CALLS`. Three words say which
-# weights a network has: those that ship, the trained ones of the interrupted run, or none (new). A cell that is a key
-# of `ERRORS` says how the name is refused. "closest" stands for an error that suggests what `CLOSEST` states.
+# Each cell is the expected outcome of passing that name to the column's functions (see `CALLS`): the loaded weights
+# (shipped, trained, or new for untrained), a key of `ERRORS`, or 'closest'.
 BUILDING = """
-kind            | model     | weights   | pretrained | load    | folder    | export
-network         | new       | shipped   | shipped    | shipped | shipped   | shipped
-tag             | new       | shipped   | shipped    | shipped | shipped   | shipped
-folder          | shipped   | shipped   | shipped    | shipped | shipped   | shipped
-its file        | shipped   | shipped   | shipped    | shipped | shipped   | shipped
-its config.json | shipped   | shipped   | shipped    | shipped | shipped   | shipped
-finished run    | shipped   | shipped   | shipped    | shipped | shipped   | shipped
-its config      | shipped   | shipped   | shipped    | shipped | shipped   | shipped
-its weights     | shipped   | shipped   | shipped    | shipped | shipped   | shipped
-repository      | shipped   | shipped   | shipped    | shipped | shipped   | shipped
-revision        | shipped   | shipped   | shipped    | shipped | shipped   | shipped
-hf-hub          | shipped   | shipped   | shipped    | shipped | shipped   | shipped
-interrupted run | trained   | trained   | trained    | trained | export it | trained
-its checkpoints | trained   | trained   | trained    | trained | export it | trained
-checkpoint      | trained   | trained   | trained    | trained | export it | trained
-state dict      | anonymous | anonymous | shipped    | shipped | export it | no task
-safetensors     | anonymous | anonymous | shipped    | shipped | export it | no task
-recipe          | no hub    | no hub    | no hub     | no hub  | no hub    | no hub
-recipe file     | a recipe  | a recipe  | a recipe   | a recipe | a recipe | a recipe
-no network      | closest   | closest   | not a tag  | closest | closest   | closest
-no tag          | closest   | closest   | closest    | closest | closest   | closest
-no folder       | closest   | closest   | closest    | closest | closest   | closest
-no run          | closest   | closest   | closest    | closest | closest   | closest
-no part         | closest   | closest   | closest    | closest | closest   | closest
-no checkpoint   | closest   | closest   | closest    | closest | closest   | closest
-no file         | closest   | closest   | closest    | closest | closest   | closest
-no repository   | no hub    | no hub    | no hub     | no hub  | no hub    | no hub
-no revision     | revision  | revision  | revision   | revision | revision | revision
-no recipe       | no hub    | no hub    | no hub     | no hub  | no hub    | no hub
+kind               | model          | weights        | pretrained     | load           | folder         | export
+network            | new            | shipped        | shipped        | shipped        | shipped        | shipped
+tag                | new            | shipped        | shipped        | shipped        | shipped        | shipped
+folder             | shipped        | shipped        | shipped        | shipped        | shipped        | shipped
+its file           | shipped        | shipped        | shipped        | shipped        | shipped        | shipped
+its config.json    | shipped        | shipped        | shipped        | shipped        | shipped        | shipped
+finished run       | shipped        | shipped        | shipped        | shipped        | shipped        | shipped
+its config         | shipped        | shipped        | shipped        | shipped        | shipped        | shipped
+its weights        | shipped        | shipped        | shipped        | shipped        | shipped        | shipped
+repository         | shipped        | shipped        | shipped        | shipped        | shipped        | shipped
+revision           | shipped        | shipped        | shipped        | shipped        | shipped        | shipped
+hf-hub             | shipped        | shipped        | shipped        | shipped        | shipped        | shipped
+interrupted run    | trained        | trained        | trained        | trained        | needs export   | trained
+its checkpoints    | trained        | trained        | trained        | trained        | needs export   | trained
+checkpoint         | trained        | trained        | trained        | trained        | needs export   | trained
+state dict         | no network     | no network     | shipped        | shipped        | needs export   | no task
+safetensors        | no network     | no network     | shipped        | shipped        | needs export   | no task
+recipe             | not on the Hub | not on the Hub | not on the Hub | not on the Hub | not on the Hub | not on the Hub
+recipe file        | is a recipe    | is a recipe    | is a recipe    | is a recipe    | is a recipe    | is a recipe
+misspelt network   | closest        | closest        | not a tag      | closest        | closest        | closest
+misspelt tag       | closest        | closest        | closest        | closest        | closest        | closest
+misspelt folder    | closest        | closest        | closest        | closest        | closest        | closest
+misspelt run       | closest        | closest        | closest        | closest        | closest        | closest
+misspelt subfolder | closest        | closest        | closest        | closest        | closest        | closest
+misspelt best.ckpt | closest        | closest        | closest        | closest        | closest        | closest
+misspelt file      | closest        | closest        | closest        | closest        | closest        | closest
+unknown repository | not on the Hub | not on the Hub | not on the Hub | not on the Hub | not on the Hub | not on the Hub
+unknown revision   | not a revision | not a revision | not a revision | not a revision | not a revision | not a revision
+misspelt recipe    | not on the Hub | not on the Hub | not on the Hub | not on the Hub | not on the Hub | not on the Hub
 """
-# Here, a cell is the name of a recipe, a run or a checkpoint, or what `plan` calculates with.
+# Here, a cell can also be the name of a recipe, a run or a checkpoint, or what `plan` calculates with.
 TRAINING = """
-kind            | reproduce   | plan      | config            | resume    | evaluate
-network         | shipped     | network   | acmix_resnet_pico | by name   | by name
-tag             | shipped     | network   | no recipe         | by name   | by name
-folder          | shipped     | network   | no recipe         | no state  | no state
-its file        | shipped     | network   | no recipe         | no state  | no state
-its config.json | shipped     | network   | no recipe         | no state  | no state
-finished run    | shipped     | recipe    | finished          | all gone  | all gone
-its config      | shipped     | recipe    | finished          | all gone  | all gone
-its weights     | shipped     | network   | finished          | all gone  | all gone
-repository      | shipped     | network   | missing           | missing   | missing
-revision        | shipped     | network   | missing           | missing   | missing
-hf-hub          | shipped     | network   | no recipe         | by name   | by name
-interrupted run | interrupted | recipe    | interrupted       | best.ckpt | best.ckpt
-its checkpoints | interrupted | trained   | interrupted       | best.ckpt | best.ckpt
-checkpoint      | interrupted | trained   | interrupted       | best.ckpt | best.ckpt
-state dict      | export it   | anonymous | no recipe         | no state  | no state
-safetensors     | export it   | anonymous | no recipe         | no state  | no state
-recipe          | full        | recipe    | full              | missing   | missing
-recipe file     | mine        | recipe    | mine              | no state  | no state
-no network      | closest     | closest   | closest           | missing   | missing
-no tag          | closest     | closest   | closest           | missing   | missing
-no folder       | closest     | closest   | missing           | closest   | closest
-no run          | closest     | closest   | closest           | closest   | closest
-no part         | closest     | closest   | closest           | closest   | closest
-no checkpoint   | closest     | closest   | closest           | closest   | closest
-no file         | closest     | closest   | missing           | closest   | closest
-no repository   | no hub      | no hub    | missing           | missing   | missing
-no revision     | revision    | revision  | no recipe         | by name   | by name
-no recipe       | closest     | closest   | closest           | missing   | missing
+kind               | reproduce      | plan           | config            | resume              | evaluate
+network            | shipped        | network        | acmix_resnet_pico | not a checkpoint    | not a checkpoint
+tag                | shipped        | network        | not a recipe      | not a checkpoint    | not a checkpoint
+folder             | shipped        | network        | not a recipe      | no training state   | no training state
+its file           | shipped        | network        | not a recipe      | no training state   | no training state
+its config.json    | shipped        | network        | not a recipe      | no training state   | no training state
+finished run       | shipped        | recipe         | finished          | no checkpoints left | no checkpoints left
+its config         | shipped        | recipe         | finished          | no checkpoints left | no checkpoints left
+its weights        | shipped        | network        | finished          | no checkpoints left | no checkpoints left
+repository         | shipped        | network        | missing           | missing             | missing
+revision           | shipped        | network        | missing           | missing             | missing
+hf-hub             | shipped        | network        | not a recipe      | not a checkpoint    | not a checkpoint
+interrupted run    | interrupted    | recipe         | interrupted       | best.ckpt           | best.ckpt
+its checkpoints    | interrupted    | trained        | interrupted       | best.ckpt           | best.ckpt
+checkpoint         | interrupted    | trained        | interrupted       | best.ckpt           | best.ckpt
+state dict         | needs export   | no network     | not a recipe      | no training state   | no training state
+safetensors        | needs export   | no network     | not a recipe      | no training state   | no training state
+recipe             | full           | recipe         | full              | missing             | missing
+recipe file        | mine           | recipe         | mine              | no training state   | no training state
+misspelt network   | closest        | closest        | closest           | missing             | missing
+misspelt tag       | closest        | closest        | closest           | missing             | missing
+misspelt folder    | closest        | closest        | missing           | closest             | closest
+misspelt run       | closest        | closest        | closest           | closest             | closest
+misspelt subfolder | closest        | closest        | closest           | closest             | closest
+misspelt best.ckpt | closest        | closest        | closest           | closest             | closest
+misspelt file      | closest        | closest        | missing           | closest             | closest
+unknown repository | not on the Hub | not on the Hub | missing           | missing             | missing
+unknown revision   | not a revision | not a revision | not a recipe      | not a checkpoint    | not a checkpoint
+misspelt recipe    | closest        | closest        | closest           | missing             | missing
 """
 ERRORS = {
-    "anonymous": r"does not state which network .* create_model\(NAME, pretrained=.* `acmix-zoo convert .* --model",
-    "export it": r"is not a weight folder: .*acmix-zoo export .* or with `acmix-zoo convert`",
+    "no network": r"does not state which network .* create_model\(NAME, pretrained=.* `acmix-zoo convert .* --model",
+    "needs export": r"is not a weight folder: .*acmix-zoo export .* or with `acmix-zoo convert`",
     "no task": r"is damaged|is not a Lightning checkpoint of a ClassificationTask",
-    "a recipe": "mine.yaml is a recipe, which has no weights. Expected a weight folder, a run folder or a checkpoint",
+    "is a recipe": "mine.yaml is a recipe, which has no weights. Expected a weight folder, a run folder",
     "not a tag": f"{NETWORK} has no tag 'acmix_resnet_pic'. Expected fashion_mnist, or a weight folder",
-    "no hub": "is neither a path on this machine nor a repository on the Hub. Expected org/name, a weight folder",
-    "revision": "org/pico has no revision 'v9'. Expected one of its branches, tags or commits",
+    "not on the Hub": "is neither a path on this machine nor a repository on the Hub. Expected org/name",
+    "not a revision": "org/pico has no revision 'v9'. Expected one of its branches, tags or commits",
     "missing": "does not exist. Expected (the name of a recipe|last, best, a run folder)",
     # --config
-    "no recipe": r"is (a|the) .*, which is not a recipe. Expected the name of a recipe .* weights as --model.pretr",
+    "not a recipe": r"is (a|the) .*, which is not a recipe. Expected the name of a recipe .* weights use --model.pretr",
     # --ckpt_path
-    "by name": "is not a checkpoint. Expected last, best, a run folder or a checkpoint file. Use --model.pretrained",
-    "no state": r"is damaged or not a checkpoint of a run. Expected last, best, a run folder .* Use --model.pretrained",
-    "all gone": r"the run has no .*\.ckpt. Expected last, best, a run folder .* Use --model.pretrained",
+    "not a checkpoint": "is not a checkpoint. Expected last, best, a run folder .* Use --model.pretrained",
+    "no training state": r"is damaged or not a checkpoint of a run. Expected last, best, .* Use --model.pretrained",
+    "no checkpoints left": r"the run has no .*\.ckpt. Expected last, best, a run folder .* Use --model.pretrained",
 }
 # What the error for a misspelt name has to suggest.
 CLOSEST = {
-    "no network": NETWORK, "no tag": "fashion_mnist", "no folder": "packed", "no run": "finished",
-    "no part": "finished/weights", "no checkpoint": "interrupted/checkpoints/best.ckpt", "no file": "bare.pth",
-    "no recipe": "finetune/full",
+    "misspelt network": NETWORK, "misspelt tag": "fashion_mnist", "misspelt folder": "packed",
+    "misspelt run": "finished", "misspelt subfolder": "finished/weights",
+    "misspelt best.ckpt": "interrupted/checkpoints/best.ckpt", "misspelt file": "bare.pth",
+    "misspelt recipe": "finetune/full",
 }  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def hubconf() -> ModuleType:
     return module
 
 
-def classes_of(name: str) -> int:
+def num_classes(name: str) -> int:
     return 4 if name.startswith("interrupted") else 10
 
 
@@ -226,16 +226,16 @@ def plan(name: str) -> Job:
 CALLS: dict[str, dict[str, Callable[[str, Path], Any]]] = {
     "model": {  # a network, or weights that name it
         "create_model": lambda name, _: create_model(name),
-        "fit": lambda name, _: ClassificationTask(name, num_classes=classes_of(name)).model,
+        "fit": lambda name, _: ClassificationTask(name, num_classes=num_classes(name)).model,
         "bench": lambda name, _: build(Candidate(name)).module,
     },
     "weights": {"from_pretrained": lambda name, _: from_pretrained(name)},  # as classify and info
     "pretrained": {  # the weights of a network that is named beside them
         "create_model": lambda name, _: create_model(NETWORK, name),
         "torch.hub": lambda name, _: getattr(hubconf(), NETWORK)(pretrained=name),
-        "fit": lambda name, _: ClassificationTask(NETWORK, num_classes=classes_of(name), pretrained=name).model,
+        "fit": lambda name, _: ClassificationTask(NETWORK, num_classes=num_classes(name), pretrained=name).model,
     },
-    "load": {"load_weights": lambda name, _: load_weights(create_model(NETWORK, num_classes=classes_of(name)), name)},
+    "load": {"load_weights": lambda name, _: load_weights(create_model(NETWORK, num_classes=num_classes(name)), name)},
     "folder": {"verify and push": lambda name, _: weight_folder(name)},
     "export": {"export": lambda name, folder: export_run(name, folder / "exported")},
     "reproduce": {"reproduce": lambda name, _: find_target(name)},

@@ -129,7 +129,7 @@ def test_arithmetic_of_batch_and_rate(recipe: Path, parse: Any) -> None:
     )  # fmt: skip
     assert devices * batch * accumulated == total
     if images := TRAINING_IMAGES.get(recipe.parent.name):
-        assert f"{images:,} images train" in text
+        assert f"{images:,} training images" in text
         steps = images // total
         assert (
             f"= {total:,} images per step; {steps:,} steps per epoch, {steps * trainer.max_epochs:,} in total" in text

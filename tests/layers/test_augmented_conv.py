@@ -49,7 +49,7 @@ def test_means_of_pooling_leave_the_border_out() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match=r"stride=3 is not supported\. Expected 1 or 2"):
+    with pytest.raises(ValueError, match=r"stride=3 is not supported\. Use 1 or 2"):
         layer(stride=3)
     with pytest.raises(ValueError, match=r"leave no channel of 8 to the convolution\. Use fewer heads"):
         AugmentedConv2d(8, 8, heads=8, key_ratio=0.2, value_ratio=0.1, reach=5)

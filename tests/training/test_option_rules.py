@@ -67,5 +67,5 @@ def test_equivalent_values_are_not_changes() -> None:
     ],
 )
 def test_numbers_are_compared_by_value(option: str, recorded: Any, given: Any, is_same: bool) -> None:
-    """An exception are options that take an int as a count and a float as a fraction."""
+    """Options for which an int is a count and a float is a fraction are the exception."""
     assert (find_changes({option: recorded}, {option: given}, Rule.FIXED) == {}) is is_same

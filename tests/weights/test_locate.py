@@ -119,7 +119,7 @@ def test_the_weights_of_a_network_are_located(here: Path) -> None:
     [
         ("acmix_resnet_pic", r"unknown model 'acmix_resnet_pic'.*closest names are acmix_resnet_pico"),
         ("acmix_resnet_pico.fashion", "acmix_resnet_pico has no tag 'fashion'. Expected fashion_mnist"),
-        ("san15_patchwise.x", "san15_patchwise has no tag 'x'. Expected no tag, because there are no weights"),
+        ("san15_patchwise.x", "`san15_patchwise` has no tag 'x': no pretrained weights .*Expected a weight folder"),
         ("resnet_50", r"unknown model.*resnet50"),
         ("interupted", r"unknown model.*closest name is interrupted"),
         ("zzzzzz", r"unknown model 'zzzzzz'.*Run `acmix-zoo list`"),
