@@ -57,7 +57,7 @@ def test_no_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     set_library(monkeypatch, Loaded(None, "there is no C++ compiler (GCC 12 or newer, or clang 14 or newer)"))
     monkeypatch.setattr(backend_report, "find_compilers", list)
     lines = printed(capsys)
-    assert "Native library: not available (there is no C++ compiler (GCC 12 or newer, or clang 14 or newer))" in lines
+    assert "Native library: not available: there is no C++ compiler (GCC 12 or newer, or clang 14 or newer)" in lines
     assert lines[5].split()[-2:] == ["global", "tiles"]
     assert "install a C++ compiler (GCC 12 or newer, or clang 14 or newer), such as g++" in lines[-1]
 
