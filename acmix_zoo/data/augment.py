@@ -67,7 +67,7 @@ class Pixels:
             is_training=True,
             scale=crop_scale,
             hflip=hflip,
-            color_jitter=0.4 if augment == "imagenet" else None,  # type: ignore[arg-type]  # None turns it off
+            color_jitter=None if augment == "crop" else 0.4,  # timm turns it off for auto-augment, except for 3a  # type: ignore[arg-type]  # None turns it off
             auto_augment=None if augment in ("crop", "imagenet") else augment,
             interpolation=self.interpolation,
             mean=self.mean,

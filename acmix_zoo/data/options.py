@@ -51,6 +51,11 @@ def check_options(
             f"crop_scale={list(crop_scale)} is not a range of fractions of the image. Give the smallest and the "
             "largest, such as [0.25, 1.0]"
         )
+    if augment in ("none", "light") and tuple(crop_scale) != (0.08, 1.0):
+        raise ValueError(
+            f"crop_scale={list(crop_scale)} has no effect with augment={augment!r}, which does not crop. Set "
+            "data.augment to crop or imagenet, or remove data.crop_scale"
+        )
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation={interpolation!r} is unknown. Use {_alternatives(INTERPOLATIONS)}")
     if augment not in AUGMENTATIONS and not augment.startswith(_TIMM_AUGMENTATIONS):

@@ -243,7 +243,7 @@ class WindowACmix(TwoStageLayer):
             x = F.pad(x, (0, 0, 0, cols * ww - w, 0, rows * wh - h))  # (B, H′, W′, dim)
         bias = mask = fc = kernels = None
         offset: Tensor | None = None
-        adds_in_place = self.paths == "both" and can_skip_call(self.proj, nn.Linear)
+        adds_in_place = self.paths == "both" and can_skip_call(self.proj, nn.Linear) and self.proj.bias is not None
         if self.paths != "convolution":
             bias, mask = self._position_bias()[0], self.shift_mask if any(shift) else None
         if adds_in_place:  # the projection is added to the convolution, which already contains its bias

@@ -51,6 +51,8 @@ class Job:
         linear_probe: whether only the classifier is trained.
         epochs: epochs of the run, if known.
         images: images per epoch, if known.
+        relative_pixels: pixels of a training image divided by those at full size, averaged over the epochs. It is less
+            than 1 with progressive image sizes. An image is assumed to take as long as it has pixels.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Job:
     linear_probe: bool = False
     epochs: int | None = None
     images: int | None = None
+    relative_pixels: float = 1.0
 
     def __post_init__(self) -> None:
         for option, value, known in (
@@ -140,8 +143,8 @@ class Job:
         ]
 
     def epoch_seconds(self, step: Step) -> float | None:
-        """Return the seconds per epoch, or None if the number of images is unknown."""
-        return None if self.images is None else self.images / step.throughput
+        """Return the mean seconds per epoch, or None if the number of images is unknown."""
+        return None if self.images is None else self.relative_pixels * self.images / step.throughput
 
     def warnings(self, steps: Sequence[Step], machine: Machine) -> list[str]:
         """Return sentences about steps that do not fit into the memory or exceed the largest published batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -15,7 +16,7 @@ from acmix_zoo.weights.resolve import resolve_network
 
 # Training images per epoch, by a part of the source's name. The first match counts. For Tiny-ImageNet and Fashion-MNIST
 # these are the images that remain after a validation split.
-_IMAGES = {"tiny-imagenet": 95_000, "imagenet": 1_281_167, "fashion_mnist": 54_000}
+_IMAGES = {"tiny-imagenet": 95_000, "imagenet": 1_281_167, "fashion-mnist": 54_000}
 _EXPECTED = "Expected a recipe such as imagenet1k/acmix_swin_t, a run folder or the name of a network"
 
 # Where a recipe states the fields of a job: (section, key, field).
@@ -59,6 +60,11 @@ def read_job(
     overrides: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     path = _find_recipe(str(source))
     profile = {} if hardware is None else _read_yaml(locate_recipe(hardware))
+    if (profile.get("model") or {}).get("model"):
+        raise ValueError(
+            f"{hardware} is a recipe, not a hardware profile. Expected a profile such as hardware/ddp_8gpu. Pass the "
+            "recipe as the first argument"
+        )
     if path is None:
         from_profile = _read_machine_settings(profile) if profile else {}
         with suggest_recipes_on_error(str(source)):
@@ -107,13 +113,23 @@ def _job_of_config(name: str, config: dict[str, Any]) -> Job:
         model=network,
         model_kwargs=arguments or {},
         ema=bool(model.get("ema_decay")),
-        images=next((images for dataset, images in _IMAGES.items() if dataset in data_source), None),
+        images=next((images for dataset, images in _IMAGES.items() if dataset in data_source.replace("_", "-")), None),
+        relative_pixels=_mean_relative_pixels(sections["data"], stated),
         **stated,
         **_read_machine_settings(config),
     )
     devices = trainer.get("devices", 1)
     processes = (devices if isinstance(devices, int) else 1) * int(trainer.get("num_nodes", 1))
     return replace(job, global_batch=job.batch_size * processes * int(trainer.get("accumulate_grad_batches", 1)))
+
+
+def _mean_relative_pixels(data: dict[str, Any], stated: dict[str, Any]) -> float:
+    """Return the pixels of a training image divided by those at full size, averaged over the epochs."""
+    sizes, full, epochs = data.get("train_sizes") or {}, stated["image_size"], stated.get("epochs")
+    if not sizes or not epochs:
+        return 1.0
+    sides = [([full] + [sizes[first] for first in sorted(sizes) if first <= epoch])[-1] for epoch in range(epochs)]
+    return float(fmean((side / full) ** 2 for side in sides))
 
 
 def _read_machine_settings(config: dict[str, Any]) -> dict[str, Any]:

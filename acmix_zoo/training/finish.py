@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 import acmix_zoo
 from acmix_zoo.data.images import UnreadableImage
 from acmix_zoo.data.splits import UnusableImages
+from acmix_zoo.layers.cost import TwoStageLayer
 from acmix_zoo.ops.backends.native.library import instruction_set
 from acmix_zoo.ops.dispatch import backend_name
 from acmix_zoo.tasks import ClassificationTask
@@ -96,7 +97,7 @@ def _write(
     record = {
         **run_record(run.state_dict(), card, scores),
         "best_epoch": int(_best_row(checkpoint)["epoch"]),
-        "environment": _environment(trainer),
+        "environment": _environment(trainer, task.model),
         "git_revision": git_revision(),
         "parent": parent_name(task.hparams["pretrained"], getattr(task.model, "pretrained_cfg", {})),
     }
@@ -205,19 +206,22 @@ def _print_result(
     print(f"Saved best weights (epoch {best_epoch}) to {folder}; logs and curves in {run.folder}", flush=True)
 
 
-def _environment(trainer: L.Trainer) -> dict[str, Any]:
+def _environment(trainer: L.Trainer, model: nn.Module) -> dict[str, Any]:
     """Return what the numbers depend on, without anything that identifies the machine."""
     device, precision = trainer.strategy.root_device.type, str(trainer.precision)
-    return {
+    environment: dict[str, Any] = {
         "lightning": L.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device,
         "devices": trainer.world_size,
         "threads": torch.get_num_threads(),
         "precision": precision,
-        "backend": backend_name(4 if precision == "32-true" else 2, device),
-        **({"instruction_set": instruction_set()} if device == "cpu" else {}),
     }
+    if any(isinstance(module, TwoStageLayer) for module in model.modules()):  # other networks have no backend of ours
+        environment["backend"] = backend_name(4 if precision == "32-true" else 2, device)
+        if device == "cpu":
+            environment["instruction_set"] = instruction_set()
+    return environment
 
 
 def git_revision() -> str | None:

@@ -75,8 +75,10 @@ def locate_recipe(source: str | Path) -> Path:
 
 
 def is_in_recipe_group(name: str) -> bool:
-    """Return whether a name has the form `GROUP/NAME` with a group of shipped recipes, such as `finetune`."""
-    return _stem(name).rpartition("/")[0] in {known.partition("/")[0] for known in recipe_names()}
+    """Return whether a name has the form `GROUP/NAME` with a group of shipped recipes, such as `finetune`, and is not a
+    path that exists."""
+    groups = {known.partition("/")[0] for known in recipe_names()}
+    return not Path(name).exists() and _stem(name).rpartition("/")[0] in groups
 
 
 def closest_recipes(name: str) -> list[str]:

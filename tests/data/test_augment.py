@@ -39,6 +39,8 @@ def test_only_imagenet_changes_colours() -> None:
         return {float(transform.image(grey, key).mean()) for key in range(5)}
 
     assert means("crop") == {128.0} and len(means("imagenet")) > 1
+    jitters = [type(step).__name__ for step in crop_transform("3a", (0.25, 1.0)).transform.transforms]
+    assert "ColorJitter" in jitters  # 3-Augment contains it, unlike timm's other policies
 
 
 def test_shift_and_flip_crops_the_padded_image() -> None:

@@ -22,6 +22,7 @@ from acmix_zoo.data.options import limit_batch_size
         {"shift": 1.0},
         {"crop_scale": (0.0, 1.0)},
         {"crop_scale": (0.5, 0.25)},
+        {"crop_scale": (0.5, 1.0), "augment": "light"},
     ],
 )
 def test_impossible_values_are_refused(wrong: dict[str, Any]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from acmix_zoo.scaling.jobs import Job
+from acmix_zoo.scaling.machines import find_gpu
 from acmix_zoo.scaling.recipe import read_job
 from acmix_zoo.weights.shipped import checkpoints_root
 
@@ -89,6 +91,24 @@ class TestReading:
         job = read_job(recipe, profile)
         assert (job.global_batch, job.precision, job.epochs) == (256, "16-mixed", 3)
         assert read_job("acmix_resnet_pico", profile, batch_size=8).precision == "16-mixed"
+
+    def test_progressive_image_sizes_shorten_an_epoch(self) -> None:
+        job = read_job("tiny_imagenet/acmix_resnet_nano")
+        assert job.images == 95_000 and job.image_size == 64
+        assert job.relative_pixels == pytest.approx((14 / 4 + 6 * 0.75**2 + 4) / 24)
+        (step,) = job.steps(find_gpu("a100"), [1])
+        assert job.epoch_seconds(step) == pytest.approx(job.relative_pixels * 95_000 / step.throughput)
+
+    def test_a_recipe_is_no_hardware_profile(self) -> None:
+        with pytest.raises(ValueError, match="is a recipe, not a hardware profile"):
+            read_job("acmix_pvt_t", "imagenet1k/acmix_pvt_t")
+
+    def test_weights_in_a_folder_named_like_a_group_of_recipes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shutil.copytree(ROOT / "checkpoints/acmix_resnet_pico.fashion_mnist", tmp_path / "finetune/mine")
+        monkeypatch.chdir(tmp_path)
+        assert read_job("finetune/mine").model == "acmix_resnet_pico"
 
     def test_arguments_override_the_recipe(self, recipe: Path) -> None:
         job = read_job(recipe, batch_size=8, precision="bf16-mixed", strategy="fsdp")

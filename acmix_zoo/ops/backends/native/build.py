@@ -62,11 +62,22 @@ class Compiler(NamedTuple):
         return " ".join(self.command)
 
 
+def _is_posix() -> bool:
+    return sys.platform.startswith(("linux", "darwin"))
+
+
 def find_compilers() -> list[Compiler]:
-    """Return the C++ compilers to try, in order: that of the environment variable CXX, then c++, g++ and clang++."""
-    if not sys.platform.startswith(("linux", "darwin")):
+    """Return the C++ compilers to try, in order: that of the environment variable CXX, then c++, g++ and clang++.
+
+    Raises:
+        BuildError: CXX has an unbalanced quote.
+    """
+    if not _is_posix():
         return []
-    chosen = tuple(shlex.split(os.environ.get("CXX", "")))
+    try:
+        chosen = tuple(shlex.split(os.environ.get("CXX", "")))
+    except ValueError as error:
+        raise BuildError(f"CXX={os.environ['CXX']} cannot be split into arguments: {error}") from error
     commands = [chosen] * bool(chosen) + [(name,) for name in ("c++", "g++", "clang++") if shutil.which(name)]
     found: dict[tuple[str, ...], Compiler] = {}
     for command in commands:
@@ -82,7 +93,7 @@ def build_library(target: Path, instruction_set: str) -> None:
     `target` appears only when it is complete. The output of a compiler that fails is left in a log file beside it.
 
     Raises:
-        BuildError: there is no compiler, or all of them failed.
+        BuildError: there is no compiler, all of them failed, or CXX has an unbalanced quote.
     """
     failures: list[str] = []
     for compiler in find_compilers():
@@ -105,6 +116,8 @@ def cached_library(instruction_set: str) -> Path:
     Raises:
         BuildError: there is no compiler, all of them failed, or the cache cannot be written.
     """
+    if not _is_posix():
+        raise BuildError(f"there is no build for {sys.platform}")
     folder, name = cache_folder(), f"{instruction_set}-{_digest(instruction_set)}"
     cxx = os.environ.get("CXX")
     target = folder / f"{name}-{hashlib.sha256(cxx.encode()).hexdigest()[:8] if cxx else 'default'}.so"
@@ -135,7 +148,9 @@ def cache_folder() -> Path:
 @lru_cache(maxsize=8)
 def _version(command: tuple[str, ...]) -> str:
     try:
-        return subprocess.run([*command, "--version"], capture_output=True, encoding="utf-8", timeout=_TIMEOUT).stdout
+        return subprocess.run(
+            [*command, "--version"], capture_output=True, encoding="utf-8", errors="replace", timeout=_TIMEOUT
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -143,7 +158,7 @@ def _version(command: tuple[str, ...]) -> str:
 def _failure_of(compiler: Compiler, target: Path, instruction_set: str) -> str | None:
     """Compile into `target`. Return None, or in one line why this failed now or before."""
     log = target.with_name(f"{instruction_set}-{_digest(instruction_set, *compiler.command, compiler.version)}.log")
-    if not (log.exists() and time.time() - log.stat().st_mtime < _REMEMBERED_SECONDS):
+    if not _is_recent(log):
         command = [*compiler.command, *_FLAGS, *INSTRUCTION_SETS[instruction_set], str(SOURCES / "acmix.cpp")]
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, suffix=".so")
         os.close(descriptor)
@@ -157,16 +172,21 @@ def _failure_of(compiler: Compiler, target: Path, instruction_set: str) -> str |
                 os.replace(temporary, target)
                 log.unlink(missing_ok=True)
                 return None
-        except subprocess.TimeoutExpired:
-            output = f"not finished after {_TIMEOUT} seconds"
+        except subprocess.TimeoutExpired:  # which is not remembered, because the machine may have been busy
+            return f"{compiler} had not finished after {_TIMEOUT} seconds"
         except OSError as error:
             output = str(error)
         finally:
             Path(temporary).unlink(missing_ok=True)
         log.write_text(f"{shlex.join(command)}\n{output}\n", encoding="utf-8")
     lines = log.read_text(encoding="utf-8").splitlines()[1:]
-    first = next((line for line in lines if "error" in line.lower()), lines[0])
+    first = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "it printed nothing")
     return f"{compiler} failed: {first.strip().replace(f'{SOURCES}{os.sep}', '')[:200]} (see {log})"
+
+
+def _is_recent(log: Path) -> bool:
+    """Return whether a log file tells about a failure of the last day. It is empty if the disk was full."""
+    return log.exists() and log.stat().st_size > 0 and time.time() - log.stat().st_mtime < _REMEMBERED_SECONDS
 
 
 def _digest(instruction_set: str, *more: str) -> str:

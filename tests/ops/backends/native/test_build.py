@@ -121,6 +121,32 @@ class TestCompilers:
         with pytest.raises(build.BuildError, match=r"missing\+\+ failed: .*No such file"):
             build.cached_library("portable")
 
+    def test_cxx_with_an_unbalanced_quote_is_an_error_of_the_build(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("CXX", "g++ '")
+        with pytest.raises(build.BuildError, match="cannot be split into arguments"):
+            build.cached_library("portable")
+
+    def test_an_empty_log_is_no_failure(self, tmp_path: Path):
+        """A full disk leaves one behind."""
+        compiler = self.compiler(tmp_path / "g++", status=1)
+        with pytest.raises(build.BuildError):
+            build.cached_library("portable")
+        (log,) = (tmp_path / "cache/acmix_zoo/native").glob("*.log")
+        log.write_text("", encoding="utf-8")
+        with pytest.raises(build.BuildError, match="failed: exit status 1"):
+            build.cached_library("portable")
+        assert self.calls(compiler) == 2
+
+    def test_a_version_in_any_encoding_is_accepted(self, tmp_path: Path):
+        script(tmp_path / "g++", "printf '\\351\\n'")
+        (compiler,) = build.find_compilers()
+        assert compiler.version == "\N{REPLACEMENT CHARACTER}\n"
+
+    def test_platforms_without_a_build_say_so(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(build.sys, "platform", "win32")
+        with pytest.raises(build.BuildError, match="there is no build for win32"):
+            build.cached_library("portable")
+
     def test_failure_is_remembered_for_this_version_and_a_day(self, tmp_path: Path):
         compiler = self.compiler(tmp_path / "g++", status=1)
         for _ in range(2):

@@ -21,7 +21,13 @@ from acmix_zoo.layers.argument_checks import Paths
 from acmix_zoo.ops import use_backend
 from acmix_zoo.ops.backends.native import window as native
 from acmix_zoo.ops.backends.native.library import library
-from acmix_zoo.ops.window_paths import WindowGeometry, WindowTensors, window_paths, window_paths_plain
+from acmix_zoo.ops.window_paths import (
+    WindowGeometry,
+    WindowTensors,
+    runs_native,
+    window_paths,
+    window_paths_plain,
+)
 from acmix_zoo.ops.windows import shifted_window_mask
 
 if library() is None:
@@ -280,6 +286,23 @@ def test_what_it_does_not_take(calls: list[str]) -> None:
     hooked.proj.register_forward_hook(lambda *_: seen.append(1))
     assert_close([hooked(x)], [layer(x)])
     assert calls == ["forward"] * 2 and seen
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 0, 24), (1, 0, 8, 24), (2, 0, 0, 24)])
+def test_empty_feature_maps_do_not_run_natively(shape: tuple[int, ...]) -> None:
+    """The kernel would divide by their width, which ends the process."""
+    weight = torch.empty(24, 24)
+    assert not runs_native(torch.empty(shape), weight) and runs_native(torch.empty(0, 8, 8, 24), weight)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_projection_without_bias(bias: bool) -> None:
+    layer = WindowACmix(24, 3, (4, 5))
+    layer.proj = nn.Linear(24, 24, bias=bias)
+    x = torch.randn(1, 8, 10, 24)
+    out = layer(x)
+    with use_backend("python"):
+        assert torch.allclose(out, layer(x), atol=1e-5)
 
 
 def test_traces_do_not_hold_the_operator(calls: list[str]) -> None:
