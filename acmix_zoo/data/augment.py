@@ -67,7 +67,8 @@ class Pixels:
             is_training=True,
             scale=crop_scale,
             hflip=hflip,
-            color_jitter=None if augment == "crop" else 0.4,  # timm turns it off for auto-augment, except for 3a  # type: ignore[arg-type]  # None turns it off
+            # None turns it off. timm does so itself for auto-augment, except for 3a.
+            color_jitter=None if augment == "crop" else 0.4,  # type: ignore[arg-type]
             auto_augment=None if augment in ("crop", "imagenet") else augment,
             interpolation=self.interpolation,
             mean=self.mean,

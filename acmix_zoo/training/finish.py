@@ -97,7 +97,7 @@ def _write(
     record = {
         **run_record(run.state_dict(), card, scores),
         "best_epoch": int(_best_row(checkpoint)["epoch"]),
-        "environment": _environment(trainer, task.model),
+        "environment": run_environment(trainer, task.model),
         "git_revision": git_revision(),
         "parent": parent_name(task.hparams["pretrained"], getattr(task.model, "pretrained_cfg", {})),
     }
@@ -206,7 +206,7 @@ def _print_result(
     print(f"Saved best weights (epoch {best_epoch}) to {folder}; logs and curves in {run.folder}", flush=True)
 
 
-def _environment(trainer: L.Trainer, model: nn.Module) -> dict[str, Any]:
+def run_environment(trainer: L.Trainer, model: nn.Module) -> dict[str, Any]:
     """Return what the numbers depend on, without anything that identifies the machine."""
     device, precision = trainer.strategy.root_device.type, str(trainer.precision)
     environment: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The record of a run names its initial weights."""
+"""The record of a run names its initial weights and what computed it."""
 
 import pytest
 
@@ -6,8 +6,14 @@ pytest.importorskip("lightning")
 
 from pathlib import Path
 
+import lightning as L
 from support.weight_folders import SHIPPED
+from torch import nn
 
+from acmix_zoo.layers import ACmix2d
+from acmix_zoo.ops import BACKENDS
+from acmix_zoo.ops.backends.native.build import INSTRUCTION_SETS
+from acmix_zoo.training.finish import run_environment
 from acmix_zoo.training.record import parent_name
 from acmix_zoo.weights import create_model
 
@@ -18,3 +24,10 @@ def test_the_record_names_the_weights_that_a_run_started_from(tmp_path: Path) ->
     assert parent_name("runs/x/weights", cfg) == "runs/x/weights" and parent_name(False, cfg) is None
     assert parent_name(str(SHIPPED), {}) == "acmix_resnet_pico.fashion_mnist"
     assert parent_name(str(tmp_path / "start.pth"), {}) == "start.pth"
+
+
+def test_the_record_names_the_backend_of_acmix_layers() -> None:
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    found = run_environment(trainer, nn.Sequential(ACmix2d(8, 8)))
+    assert found["backend"] in BACKENDS and found["instruction_set"] in INSTRUCTION_SETS
+    assert "backend" not in run_environment(trainer, nn.Sequential(nn.Conv2d(8, 8, 3)))
