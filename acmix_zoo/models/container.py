@@ -11,34 +11,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ContextAggregation
 from acmix_zoo.layers.argument_checks import check_dtype
+from acmix_zoo.models.acmix_pvt import PatchEmbed
 from acmix_zoo.models.backbone import MapBackbone
 from acmix_zoo.models.registry import IMAGENET, build, generate_default_cfgs, register_model
 from acmix_zoo.models.resnet_trunk import PICO, PICO_CFG, ResNetTrunk, Site, create_resnet
-from acmix_zoo.ops.tracing import ceil_div
 
 __all__ = ["Container", "ContainerResNet"]
-
-
-class PatchEmbed(nn.Module):
-    """Project and normalise patches: (B, in_chans, H, W) → (B, dim, ceil(H/patch), ceil(W/patch))."""
-
-    def __init__(self, in_chans: int, dim: int, patch: int) -> None:
-        super().__init__()
-        self.patch = patch
-        self.proj = nn.Conv2d(in_chans, dim, patch, patch)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[2:]
-        bottom, right = ceil_div(h, self.patch) * self.patch - h, ceil_div(w, self.patch) * self.patch - w
-        x = self.proj(F.pad(x, (0, right, 0, bottom)))  # to whole patches
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -115,7 +98,7 @@ class Container(MapBackbone):
         """Patches and blocks: (B, C, H, W) → (B, dim, H/patch, W/patch)."""
         if i == 0:
             check_dtype("Container", x, self.get_submodule("patch_embed1.proj"))
-        x = self.get_submodule(f"patch_embed{i + 1}")(x)
+        x = self.get_submodule(f"patch_embed{i + 1}")(x).permute(0, 3, 1, 2)  # (B, dim, H/patch, W/patch)
         return self.run_blocks(self.get_submodule(f"blocks{i + 1}"), x)
 
     def normalise(self, x: Tensor) -> Tensor:

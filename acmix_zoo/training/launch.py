@@ -44,9 +44,9 @@ def check_config(config: Any, subcommand: str) -> None:
         torch.cuda.is_available() or (trainer.accelerator == "gpu" and torch.backends.mps.is_available())
     ):
         raise ValueError(
-            f"--trainer.accelerator {trainer.accelerator} needs a GPU, but torch {torch.__version__} finds none here. "
-            "Use --trainer.accelerator cpu (or auto), or check the driver with nvidia-smi and install a build of torch "
-            "that supports it"
+            f"--trainer.accelerator {trainer.accelerator} needs a GPU, but torch {torch.__version__} does not find "
+            "one. Use --trainer.accelerator cpu (or auto), or check the driver with nvidia-smi and install a build of "
+            "torch that supports it"
         )
     if trainer.accelerator == "mps" and not torch.backends.mps.is_available():
         raise ValueError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,6 +17,17 @@ from acmix_zoo.ops.backends.native.library import instruction_set
 BEST = instruction_set()
 ORDER = ["portable", "avx2", "avx512"]
 RUNNABLE = [name for name in INSTRUCTION_SETS if ORDER.index(name) <= ORDER.index(BEST)]
+
+
+def record_calls(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which each call of `native.forward` and `native.backward` will add its name."""
+    seen: list[str] = []
+    for name in ("forward", "backward"):
+        original = getattr(native, name)
+        monkeypatch.setattr(
+            native, name, lambda *args, name=name, original=original: seen.append(name) or original(*args)
+        )
+    return seen
 
 
 def layer_of(inputs: int, outputs: int, seed: int = 0, **options: Any) -> ACmix2d:

@@ -38,7 +38,7 @@ def test_a_recipe_without_images_is_refused(recipe: str, capsys: pytest.CaptureF
     [
         ({"trainer__limit_train_batches": 0}, "--trainer.limit_train_batches 0 leaves nothing to train on"),
         ({"trainer__enable_checkpointing": "false"}, "leaves no checkpoint from which to finish or resume the run"),
-        ({"trainer__accelerator": "gpu"}, "finds none here. Use --trainer.accelerator cpu"),
+        ({"trainer__accelerator": "gpu"}, "does not find one. Use --trainer.accelerator cpu"),
         ({"trainer__accelerator": "tpu"}, "Lightning rejected the --trainer options"),
         ({"trainer__max_epochs": 0}, "max_epochs=0, but the schedule depends on the length of the run"),
         ({"trainer__max_epochs": -1}, "max_epochs=-1, but the schedule"),

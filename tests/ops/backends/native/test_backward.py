@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import given, settings
-from support.native_layers import CASES, RUNNABLE, layer_of, random_layers
+from support.native_layers import CASES, RUNNABLE, layer_of, random_layers, record_calls
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
@@ -20,15 +19,9 @@ from acmix_zoo.ops.backends.native import layer as native
 
 
 @pytest.fixture(autouse=True)
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the calls of the library. Without this check, a fallback would pass every comparison."""
-    seen: list[str] = []
-    for name in ("forward", "backward"):
-        original = getattr(native, name)
-        monkeypatch.setattr(
-            native, name, lambda *args, name=name, original=original: seen.append(name) or original(*args)
-        )
-    yield seen
+    return record_calls(native, monkeypatch)
 
 
 def trained(layer: ACmix2d) -> ACmix2d:

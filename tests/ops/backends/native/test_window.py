@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.native_layers import RUNNABLE
+from support.native_layers import RUNNABLE, record_calls
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
@@ -35,15 +35,9 @@ if library() is None:
 
 
 @pytest.fixture(autouse=True)
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The calls of the library, because a fallback would pass every comparison."""
-    seen: list[str] = []
-    for name in ("forward", "backward"):
-        original = getattr(native, name)
-        monkeypatch.setattr(
-            native, name, lambda *args, name=name, original=original: seen.append(name) or original(*args)
-        )
-    yield seen
+    return record_calls(native, monkeypatch)
 
 
 def problem(
