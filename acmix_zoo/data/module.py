@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 
 from acmix_zoo.data.augment import Augment, Pixels
-from acmix_zoo.data.compatibility import compare_batches, compare_classes, compare_data
 from acmix_zoo.data.indexed_loaders import IndexedLoaders, make_eval_loader
 from acmix_zoo.data.inspection import Inspection
-from acmix_zoo.data.loaders import EvalLoader, LoaderOptions, Loaders, Position, TrainLoader
+from acmix_zoo.data.loaders import EvalLoader, LoaderOptions, TrainLoader
 from acmix_zoo.data.mixing import Mixing
 from acmix_zoo.data.options import channel_stats, check_options
 from acmix_zoo.data.predict_images import readable_images_in
+from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.sources.image_sets import FileImages
 from acmix_zoo.data.sources.open import open_source
 from acmix_zoo.data.sources.stream_source import StreamSource
@@ -29,7 +27,7 @@ from acmix_zoo.data.train_sizes import TrainSizes
 _STAGE_SPLITS = {"fit": ["train", "val", "test"], "validate": ["val"], "test": ["test"]}  # a fit ends with a test
 
 
-class ImageDataModule(L.LightningDataModule):
+class ImageDataModule(ResumableDataModule):
     """Labelled images from one `source`.
 
     Batches are images (B, 3, S, S) float32 and classes (B,) int64. With mixup or cutmix, the classes of training
@@ -144,7 +142,6 @@ class ImageDataModule(L.LightningDataModule):
         self.mean, self.std = channel_stats(mean, std)
         self.batch_size, self.num_workers, self.max_unreadable = batch_size, num_workers, max_unreadable
         self.seed, self.predict = seed, predict
-        self.loaders: Loaders
         if streaming:
             stream = StreamSource(source, label_column, classes_file)
             self.loaders = StreamLoaders(stream, epoch_images, val_fraction, repeats, validation_as_test)
@@ -172,7 +169,6 @@ class ImageDataModule(L.LightningDataModule):
         self._mixing = Mixing(mixup, cutmix, self.num_classes, seed)
         self._checked_splits: set[str] = set()
         self._card: dict[str, Any] | None = None
-        self._position = Position()
 
     # ---- what the data are
 
@@ -244,15 +240,6 @@ class ImageDataModule(L.LightningDataModule):
         self._checked_splits.update(names)
         return inspections
 
-    def _print_once(self, *lines: str) -> None:
-        """Print lines in the first process only.
-
-        The data module does so itself, because skipped files have to be reported by any trainer, not only by that of
-        the command line.
-        """
-        if lines and (self.trainer is None or self.trainer.is_global_zero):
-            print(*lines, sep="\n", flush=True)
-
     # ---- loaders
 
     def train_dataloader(self) -> TrainLoader:
@@ -289,11 +276,6 @@ class ImageDataModule(L.LightningDataModule):
             keep_workers=trainer is not None and trainer.state.fn == "fit",
         )
 
-    @property
-    def _accumulated(self) -> int:
-        """Number of batches per optimiser step."""
-        return int(self.trainer.accumulate_grad_batches) if self.trainer else 1
-
     def describe_batch(self, index: int) -> list[str]:
         """Return the names of the readable images of this process's training batch `index` in this epoch."""
         return self.loaders.batch_names(index, self.batch_size)
@@ -328,51 +310,3 @@ class ImageDataModule(L.LightningDataModule):
         loop: Any = trainer.fit_loop
         index = loop.epoch_loop.batch_progress.current.processed
         return self._mixing(batch, trainer.current_epoch, index, trainer.global_rank)
-
-    # ---- resume
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position of training (completed epochs and batches of this epoch) and the card of the data."""
-        if self.trainer is None:
-            return {"epoch": self._position.epoch, "batch": self._position.batch, "card": self.card()}
-        loop: Any = self.trainer.fit_loop
-        # epoch_progress.processed includes the current epoch while its last callbacks, which may save, are running
-        epoch = max(loop.epoch_progress.current.started - 1, 0)
-        batch = loop.epoch_loop.batch_progress.current.processed
-        is_epoch_done = batch >= self.trainer.num_training_batches > 0
-        state = {
-            "epoch": epoch + is_epoch_done,
-            "batch": 0 if is_epoch_done else batch,
-            "size": self._batch_sizes(),
-            "card": self.card(),
-        }
-        stream = self.loaders.state()
-        return state if stream is None else {**state, "stream": stream}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume from the position in a state.
-
-        Raises:
-            ValueError: the state comes from a run with different images or batches.
-        """
-        stage = self.trainer.state.fn if self.trainer is not None else None
-        if stage not in (None, "predict"):
-            recorded_classes = state_dict.get("card", {}).get("cfg", {}).get("label_names")
-            compare_classes(recorded_classes, self.class_names, self.source.name)
-        recorded_sizes = state_dict.get("size")
-        if stage == "fit" and recorded_sizes:
-            messages = [compare_data(state_dict["card"]["dataset"], self.card()["dataset"])]
-            if state_dict.get("epoch") or state_dict.get("batch"):  # otherwise no batches were counted, as by a Tuner
-                messages.append(compare_batches(recorded_sizes, self._batch_sizes()))
-            self._print_once(*filter(None, messages))
-        self._position = Position(state_dict.get("epoch", 0), state_dict.get("batch", 0), state_dict.get("stream"))
-        # Lightning expects the loader to store the position, but the data module does
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-
-    def _batch_sizes(self) -> dict[str, int]:
-        assert self.trainer is not None
-        return {
-            "processes": self.trainer.world_size,
-            "batch_size": self.batch_size,
-            "accumulate_grad_batches": self._accumulated,
-        }

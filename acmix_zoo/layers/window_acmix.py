@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, check_odd, check_paths
+from acmix_zoo.layers.bias_table import resized_bias_table, table_length
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
@@ -107,7 +106,7 @@ class WindowACmix(TwoStageLayer):
             return
         if window != before:
             table = self.relative_position_bias_table
-            resized = self.resized_table(table.detach(), before)
+            resized = resized_bias_table(table.detach(), before, window)
             self.relative_position_bias_table = nn.Parameter(resized, table.requires_grad)
         self.init_non_persistent_buffers()
 
@@ -138,27 +137,10 @@ class WindowACmix(TwoStageLayer):
         # With assign=True the table may have left the meta device.
         self.init_non_persistent_buffers()
 
-    def resized_table(self, table: Tensor, window: tuple[int, int] | None = None) -> Tensor:
-        """Interpolate a position table ((2·h−1)·(2·w−1), heads) of another window for this layer's window.
-
-        `window` is the window that the table belongs to. If it is unknown, as in a checkpoint, a table of the right
-        length is assumed to belong to this window, and any other table to a square window.
-        """
-        wh, ww = self.window
-        rows = (2 * wh - 1) * (2 * ww - 1)
-        if table.dim() != 2 or window == self.window or (window is None and table.shape == (rows, self.heads)):
-            return table
-        if table.is_meta or table.shape[0] == 1:  # nothing to interpolate: one bias for all
-            return table[:1].repeat(rows, 1)
-        side = math.isqrt(table.shape[0])
-        height, width = (side, side) if window is None else (2 * window[0] - 1, 2 * window[1] - 1)
-        if height * width != table.shape[0]:
-            return table  # not from a square window: loading will report the shape
-        maps = table.mT.unflatten(1, (height, width))  # (heads, height, width): timm infers the window from this shape
-        maps = maps.expand(-1, max(height, 3), max(width, 3)) if 1 in (height, width) else maps  # at least two points
-        shape = (table.shape[1], 2 * wh - 1, 2 * ww - 1)
-        resized = resize_rel_pos_bias_table(maps, new_window_size=self.window, new_bias_shape=shape)
-        return resized.flatten(1).mT.contiguous()  # type: ignore[no-any-return]
+    def resized_table(self, table: Tensor) -> Tensor:
+        """Return the position table of a checkpoint, interpolated for this layer's window unless its length fits."""
+        fits = table.shape == (table_length(self.window), self.heads)
+        return table if fits else resized_bias_table(table, None, self.window)
 
     @torch.no_grad()
     def deploy(self) -> None:

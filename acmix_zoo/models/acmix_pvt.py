@@ -11,8 +11,6 @@ import math
 from typing import Any
 
 import torch
-import torch.fx
-import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates
 from timm.models import checkpoint
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from acmix_zoo.layers import ReducedACmix
 from acmix_zoo.layers.argument_checks import Paths, check_dtype
 from acmix_zoo.models.backbone import Backbone
+from acmix_zoo.models.pvt_tokens import PatchEmbed, as_map, resized_positions
 from acmix_zoo.models.registry import (
     IMAGENET,
     SMALL,
@@ -30,7 +29,6 @@ from acmix_zoo.models.registry import (
 )
 from acmix_zoo.models.silent_convolution import add_silent_convolution
 from acmix_zoo.models.stem import small_stem_with_norm
-from acmix_zoo.ops.tracing import ceil_div, is_dynamic, unflatten
 
 __all__ = ["PVT"]
 
@@ -43,22 +41,6 @@ EMBED_DIMS: tuple[int, ...] = (64, 128, 320, 512)
 NUM_HEADS: tuple[int, ...] = (1, 2, 5, 8)
 MLP_RATIOS: tuple[float, ...] = (8, 8, 4, 4)
 REDUCTIONS: tuple[int, ...] = (8, 4, 2, 1)
-
-
-class PatchEmbed(nn.Module):
-    """Project and normalise patches: (B, in_chans, H, W) → (B, ceil(H/patch), ceil(W/patch), dim)."""
-
-    def __init__(self, in_chans: int, dim: int, patch: int) -> None:
-        super().__init__()
-        self.patch = patch
-        self.proj = nn.Conv2d(in_chans, dim, patch, patch)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[2:]
-        bottom, right = ceil_div(h, self.patch) * self.patch - h, ceil_div(w, self.patch) * self.patch - w
-        x = F.pad(x, (0, right, 0, bottom))  # to whole patches
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -231,29 +213,6 @@ class PVT(Backbone):
             x = x[:, 0] if self.global_pool == "token" else x[:, 1:].mean(1)
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
-
-
-def resized_positions(table: Tensor, grid: Size, size: Size) -> Tensor:
-    """Interpolate a position table (1, prefix + h·w, C) of a grid (h, w) for feature maps of a different size (H, W).
-
-    The rows of prefix tokens are not changed. Shape: → (1, prefix + H·W, C).
-    """
-    if not is_dynamic(*size) and grid == size:
-        return table
-    prefix = table.shape[1] - grid[0] * grid[1]
-    maps = table[:, prefix:].transpose(1, 2).unflatten(2, grid)  # (1, C, h, w)
-    maps = F.interpolate(maps.float(), size, mode="bilinear").to(table.dtype)
-    return torch.cat([table[:, :prefix], maps.flatten(2).transpose(1, 2)], 1)
-
-
-def as_map(tokens: Tensor, size: Size) -> Tensor:
-    """Return tokens (B, prefix + H·W, C) as a feature map (B, C, H, W), without the prefix tokens."""
-    h, w = size
-    tokens = tokens[:, tokens.shape[1] - h * w :]
-    return unflatten(tokens.transpose(1, 2), 2, (h, w))
-
-
-torch.fx.wrap("resized_positions")  # it branches on the size of the feature map, so fx must record the call
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -13,14 +13,11 @@ import torch
 import torch.nn.functional as F
 from timm.layers import (
     ClassifierHead,
-    DropPath,
-    Mlp,
     PatchEmbed,
     calculate_drop_path_rates,
     resample_patch_embed,
     to_2tuple,
 )
-from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
@@ -37,6 +34,7 @@ from acmix_zoo.models.registry import (
     register_model,
 )
 from acmix_zoo.models.stem import small_stem_with_norm
+from acmix_zoo.models.swin_stage import PatchMerging, Stage
 from acmix_zoo.ops.tracing import ceil_div
 
 __all__ = ["ACmixSwin"]
@@ -49,62 +47,6 @@ WIDTHS_AND_DEPTHS: dict[str, dict[str, Any]] = {
     "acmix_swin_s": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
     "acmix_swin_b": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
 }
-
-
-class Block(nn.Module):
-    """A transformer block of WindowACmix and MLP, each with layer norm and residual: (B, H, W, C) → (B, H, W, C)."""
-
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, drop_path: float, drop: float, **acmix: Any) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowACmix(dim, heads, proj_drop=drop, **acmix)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop)
-        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
-
-
-class PatchMerging(nn.Module):
-    """Concatenate 2×2 neighbours, normalise and reduce them: (B, H, W, C) → (B, ceil(H/2), ceil(W/2), 2C)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, ceil_div(w, 2) * 2 - w, 0, ceil_div(h, 2) * 2 - h))
-        x = torch.cat([x[:, y::2, z::2] for z in (0, 1) for y in (0, 1)], 3)  # (B, ceil(H/2), ceil(W/2), 4C)
-        return self.reduction(self.norm(x))  # type: ignore[no-any-return]
-
-
-class Stage(nn.Module):
-    """An optional PatchMerging and a sequence of blocks, of which every second one is shifted by half a window."""
-
-    def __init__(self, dim: int, depth: int, merge: bool, drop_path: list[float], **block: Any) -> None:
-        super().__init__()
-        self.grad_checkpointing = False
-        self.downsample = PatchMerging(dim // 2) if merge else nn.Identity()
-        self.blocks = nn.Sequential(*(Block(dim, drop_path=drop_path[i], window=(1, 1), **block) for i in range(depth)))
-
-    def set_window(self, window: Size, size: Size) -> None:
-        """Set the window for feature maps of `size`. The window is at most as large as the feature map. Along a side
-        that it covers completely, it is not shifted."""
-        clamped = (min(window[0], size[0]), min(window[1], size[1]))
-        half = (clamped[0] // 2 if size[0] > window[0] else 0, clamped[1] // 2 if size[1] > window[1] else 0)
-        for i, block in enumerate(self.blocks):
-            block.attn.set_window(clamped, half if i % 2 else (0, 0))  # type: ignore[union-attr,operator]
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        if self.grad_checkpointing:
-            return checkpoint_seq(self.blocks, x)  # type: ignore[no-any-return]
-        return self.blocks(x)  # type: ignore[no-any-return]
 
 
 class ACmixSwin(Backbone):

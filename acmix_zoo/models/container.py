@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers import ContextAggregation
 from acmix_zoo.layers.argument_checks import check_dtype
-from acmix_zoo.models.acmix_pvt import PatchEmbed
 from acmix_zoo.models.backbone import MapBackbone
+from acmix_zoo.models.pvt_tokens import PatchEmbed
 from acmix_zoo.models.registry import IMAGENET, build, generate_default_cfgs, register_model
 from acmix_zoo.models.resnet_trunk import PICO, PICO_CFG, ResNetTrunk, Site, create_resnet
 

@@ -23,8 +23,8 @@ __all__ = ["CBAMResNet", "PlainResNet", "SEResNet", "SeriesResNet"]
 
 def conv3x3(site: Site) -> nn.Module:
     """Return the middle layer of a plain ResNet."""
-    width, spacing = site.width, site.dilation
-    return nn.Conv2d(width, width, 3, site.stride, padding=spacing, dilation=spacing, bias=False)
+    width, dilation = site.width, site.dilation
+    return nn.Conv2d(width, width, 3, site.stride, padding=dilation, dilation=dilation, bias=False)
 
 
 class PlainResNet(ResNetTrunk):
@@ -58,9 +58,9 @@ class SeriesResNet(ResNetTrunk):
 
     def __init__(self, *, heads: int = 4, kernel_att: int = 7, **trunk: Any) -> None:
         def middle(site: Site) -> nn.Module:
-            width, spacing = site.width, site.dilation
-            conv = nn.Conv2d(width, width, 3, site.stride, spacing, spacing, groups=width, bias=False)
-            attention = ACmix2d(width, width, heads=heads, kernel_att=kernel_att, dilation=spacing, paths="attention")
+            width, dilation = site.width, site.dilation
+            conv = nn.Conv2d(width, width, 3, site.stride, dilation, dilation, groups=width, bias=False)
+            attention = ACmix2d(width, width, heads=heads, kernel_att=kernel_att, dilation=dilation, paths="attention")
             return nn.Sequential(conv, nn.BatchNorm2d(width), attention)
 
         super().__init__(middle, **trunk)

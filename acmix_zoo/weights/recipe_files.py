@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,8 @@ def find_recipe(name: str) -> Path | None:
     stem = _stem(name)
     found = [Path(name)] if Path(name).suffix in _SUFFIXES else []
     found += [root / f"{stem}.yaml"] if root else []
-    found += sorted(path for path in root.glob(f"*/{stem}.yaml") if path.parent.name != "hardware") if root else []
+    by_last_part = sorted(root.glob(f"*/{glob.escape(stem)}.yaml")) if root else []
+    found += [path for path in by_last_part if path.parent.name != "hardware"]
     return next((path for path in found if path.is_file()), None)
 
 

@@ -103,7 +103,7 @@ def test_classify_needs_no_training_libraries(run: Path, photos: Path) -> None:
     assert "class" in done.stdout
 
 
-def test_classify_refuses_missing_and_damaged_files(
+def test_classify_rejects_missing_and_damaged_files(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights, broken = str(run / "weights"), tmp_path / "broken.png"

@@ -12,16 +12,16 @@ from support.commands import assert_fails
 from support.training import make_image_folder, three_epochs
 
 
-def test_an_unknown_model_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_model_is_rejected(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = three_epochs(photos, tmp_path / "run", "--model.model=acmix_resnet_pcio")
     assert_fails(command, capsys, "unknown model 'acmix_resnet_pcio'", "acmix_resnet_pico")
 
 
-def test_missing_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_fails(three_epochs(tmp_path / "nothing", tmp_path / "run"), capsys, str(tmp_path / "nothing"))
 
 
-def test_a_checkpoint_of_a_different_model_is_refused(
+def test_a_checkpoint_of_a_different_model_is_rejected(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = f"--ckpt_path={run / 'checkpoints/best.ckpt'}"
@@ -35,14 +35,14 @@ def test_a_run_is_not_overwritten(run: Path, photos: Path, capsys: pytest.Captur
     assert_fails(three_epochs(photos, run), capsys, "already contains a run", "--ckpt_path last")
 
 
-def test_missing_checkpoints_are_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_checkpoints_are_rejected(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = three_epochs(photos, tmp_path / "run")
     assert_fails([*command, "--ckpt_path=none.ckpt"], capsys, "none.ckpt does not exist", "last, best")
     assert_fails(["test", *command[1:]], capsys, "no weights to test", "--model.pretrained")
     assert_fails(["test", *command[1:], "--ckpt_path=best"], capsys, "best.ckpt does not exist")
 
 
-def test_a_damaged_checkpoint_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_rejected(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "half.ckpt"
     path.write_bytes(os.urandom(1000))
     assert_fails(

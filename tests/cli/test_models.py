@@ -81,7 +81,7 @@ class TestInfo:
         )
         assert "3×448×448" in run_command(capsys, "info", "acmix_san10", "--size", "448").splitlines()[0]
 
-    def test_an_unknown_model_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_unknown_model_is_rejected(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "unknown model 'acmix_resnet5'" in run_command(capsys, "info", "acmix_resnet5", code=1)
 
     def test_any_network_of_timm(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,11 @@ def test_every_shipped_recipe_has_a_name() -> None:
     assert all(find_recipe(name) == root / f"{name}.yaml" for name in recipe_names())
 
 
+@pytest.mark.parametrize("name", ["f*", "finetune/f*", "[f]older", "ful?"])
+def test_wildcards_are_not_expanded(name: str) -> None:
+    assert find_recipe(name) is None
+
+
 def test_files_and_run_folders_take_precedence_over_recipes(empty_folder: Path) -> None:
     (empty_folder / "mine.yaml").touch()
     (empty_folder / "finetune/folder").mkdir(parents=True)
@@ -78,7 +83,7 @@ def test_a_wrong_name_lists_the_closest_recipes(wrong: str, hint: str, capsys: p
     assert hint in error
 
 
-def test_a_folder_that_is_not_a_run_is_refused(empty_folder: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_rejected(empty_folder: Path) -> None:
     (empty_folder / "photos").mkdir()
     with pytest.raises(FileNotFoundError, match=r"photos is a folder without a config\.yaml"):
         config_file("photos")

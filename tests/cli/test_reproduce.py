@@ -243,7 +243,7 @@ def test_the_tolerance_is_three_standard_errors() -> None:
     ],
     ids=["name", "file"],
 )
-def test_unknown_names_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_names_are_rejected(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"acmix-zoo: error: {message}") and len(error.splitlines()) == 1

@@ -245,7 +245,7 @@ class TestExport:
             assert f"{path}: verified" in run_command(capsys, "verify", path)
         assert "weights  acmix_resnet_pico.fashion_mnist" in run_command(capsys, "info", finished)
 
-    def test_an_export_to_a_file_is_refused(
+    def test_an_export_to_a_file_is_rejected(
         self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         error = run_command(capsys, "export", run, tmp_path / "model.onnx", code=1)

@@ -33,7 +33,7 @@ def test_an_unknown_option_is_named(photos: Path, tmp_path: Path, capsys: pytest
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_wrong_options_of_fit_are_refused_in_one_line(
+def test_wrong_options_of_fit_are_rejected_in_one_line(
     options: list[str],
     message: str,
     tmp_path: Path,
@@ -53,7 +53,7 @@ def test_wrong_options_of_fit_are_refused_in_one_line(
     assert len(lines) == 2 and "typing" not in lines[0]
 
 
-def test_wrong_options_of_other_commands_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_of_other_commands_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["classify", "weights", "a.png", "--topp", "3"])
     assert "acmix-zoo classify: error: unknown option --topp; did you mean --top?" in capsys.readouterr().err
@@ -82,7 +82,7 @@ def test_wrong_options_of_other_commands_are_refused(capsys: pytest.CaptureFixtu
     ],
     ids=lambda value: " ".join(value[:3:2]) if isinstance(value, list) else "",
 )
-def test_incomplete_options_and_paths_are_refused_with_a_hint(
+def test_incomplete_options_and_paths_are_rejected_with_a_hint(
     words: list[str], hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Options cannot be abbreviated, because a prefix could set a different option than intended."""

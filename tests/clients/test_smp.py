@@ -49,7 +49,7 @@ def test_dilated_resnets_train(decoder: str, output_stride: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["acmix_swin_t", "acmix_san10", "acmix_pvt_t"])
-def test_other_families_refuse_dilation(name: str) -> None:
+def test_other_families_reject_dilation(name: str) -> None:
     """Like timm's Swin, they have no stride that could be replaced by dilation."""
     with pytest.raises(TypeError, match="output_stride"):
         smp.DeepLabV3Plus(f"tu-{name}", encoder_weights=None, classes=2)

@@ -90,14 +90,14 @@ def test_the_range_is_what_the_file_declares(bits: int, maximum: int, factor: in
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(32, 1), (32, 2), (16, 2), (8, 2)])
-def test_values_without_a_known_range_are_refused(bits: int, kind: int) -> None:
+def test_values_without_a_known_range_are_rejected(bits: int, kind: int) -> None:
     with pytest.raises(
         UnreadableImage, match=f"{bits}-bit integer pixels have no agreed range. Save the image with 8 or 16"
     ):
         load_image(tiff(GREY // 2, bits, kind), "deep")
 
 
-def test_floating_point_is_refused_with_advice(tmp_path: Path) -> None:
+def test_floating_point_is_rejected_with_advice(tmp_path: Path) -> None:
     Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(UnreadableImage, match="floating-point pixels have no agreed range"):
         load_image(tmp_path / "float.tiff")

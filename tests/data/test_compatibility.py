@@ -42,7 +42,7 @@ def test_a_run_can_be_resumed_at_the_end_of_an_epoch(tmp_path: Path, workers: in
     assert run(4, tmp_path / "2.ckpt") == uninterrupted[12:]
 
 
-def test_other_batches_or_images_are_refused_or_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_batches_or_images_are_rejected_or_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_class_folders(tmp_path / "data", 16)
 
     def run(resume: Path | None = None, accumulate: int = 1, **kwargs: Any) -> None:

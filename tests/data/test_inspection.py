@@ -46,7 +46,7 @@ def test_trailing_bytes_are_not_damage(tmp_path: Path) -> None:
     assert inspect_images([str(tmp_path / "a.jpg")]).problems == []
 
 
-def test_images_that_may_not_fit_into_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_may_not_fit_into_memory_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (40, 40)).save(tmp_path / "bomb.png")
     Image.new("L", (40, 40)).save(tmp_path / "bomb.jpg")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

@@ -25,13 +25,13 @@ from acmix_zoo.data.options import limit_batch_size
         {"crop_scale": (0.5, 1.0), "augment": "light"},
     ],
 )
-def test_impossible_values_are_refused(wrong: dict[str, Any]) -> None:
+def test_impossible_values_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ImageDataModule("digits", **wrong)
 
 
 @pytest.mark.parametrize("augment", ["lihgt", "strong"])
-def test_unknown_augmentation_is_refused(augment: str) -> None:
+def test_unknown_augmentation_is_rejected(augment: str) -> None:
     with pytest.raises(ValueError, match=f"augment='{augment}' is unknown. Use none, light, crop, imagenet or"):
         ImageDataModule("digits", augment=augment)
 

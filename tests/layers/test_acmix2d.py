@@ -194,7 +194,7 @@ def test_dilation_widens_both_paths():
         ({"paths": "all"}, "paths must be"),
     ],
 )
-def test_impossible_arguments_are_refused(arguments, message):
+def test_impossible_arguments_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         ACmix2d(**{"in_channels": 8, "out_channels": 8, **arguments})
 
@@ -266,12 +266,12 @@ def test_impossible_kernels_and_heads_of_the_other_layers(build):
         build(heads=0)
 
 
-def test_inputs_of_a_wrong_shape_are_refused():
+def test_inputs_of_a_wrong_shape_are_rejected():
     with pytest.raises(ValueError, match=r"expected an input of \(B, 8, H, W\), got \(2, 4, 5, 5\)"):
         ACmix2d(8, 8)(torch.randn(2, 4, 5, 5))
 
 
-def test_script_is_refused_with_advice():
+def test_script_is_rejected_with_advice():
     with pytest.raises(TypeError, match=r"Use torch\.compile or torch\.export"):
         torch.jit.script(nn.Sequential(ACmix2d(8, 8)))
 

@@ -113,7 +113,7 @@ def test_subclassed_and_hooked_modules_are_not_folded(
 
 
 @torch.no_grad()
-def test_a_folded_layer_refuses_another_dtype() -> None:
+def test_a_folded_layer_rejects_another_dtype() -> None:
     model = nn.Sequential(ACmix2d(8, 8), nn.BatchNorm2d(8)).eval()
     fold(model, "0", "1")
     with pytest.raises(ValueError, match=r"DeployedACmix2d: the input is torch\.float64.*x\.to\(torch\.float32\)"):

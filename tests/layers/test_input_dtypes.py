@@ -37,7 +37,7 @@ def layers_with_inputs() -> dict[str, tuple[nn.Module, Tensor, tuple]]:
 
 @OTHER_DTYPES
 @pytest.mark.parametrize("name", layers_with_inputs())
-def test_layers_refuse_other_dtypes(name: str, dtype: torch.dtype) -> None:
+def test_layers_reject_other_dtypes(name: str, dtype: torch.dtype) -> None:
     layer, x, rest = layers_with_inputs()[name]
     message = f"{name.split(',')[0]}: the input is {dtype}, but the weights are torch.float32. Convert the input with "
     with pytest.raises(ValueError, match=message + r"x\.to\(torch\.float32\)"):
@@ -47,7 +47,7 @@ def test_layers_refuse_other_dtypes(name: str, dtype: torch.dtype) -> None:
 
 @OTHER_DTYPES
 @pytest.mark.parametrize("name", EVERY)
-def test_networks_refuse_other_dtypes(name: str, dtype: torch.dtype) -> None:
+def test_networks_reject_other_dtypes(name: str, dtype: torch.dtype) -> None:
     model = timm.create_model(name)
     x = torch.full((1, *model.pretrained_cfg["input_size"]), 200).to(dtype)
     advice = "" if dtype.is_floating_point else ", scaled and normalised as for training"

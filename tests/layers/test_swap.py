@@ -90,7 +90,7 @@ def test_dtype_and_function_filter() -> None:
 
 
 @pytest.mark.parametrize("kwargs", [dict(kernel_att=4), dict(paths="neither"), dict(heads=0)])
-def test_refused_arguments_change_nothing(kwargs: dict) -> None:
+def test_rejected_arguments_change_nothing(kwargs: dict) -> None:
     model = Mixed()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError):
@@ -111,7 +111,7 @@ def test_arguments_that_follow_from_the_convolution(kwargs: dict, message: str) 
         swap_conv3x3(Mixed(), **kwargs)
 
 
-def test_a_filter_without_a_match_is_refused() -> None:
+def test_a_filter_without_a_match_is_rejected() -> None:
     with pytest.raises(
         ValueError, match=r"filter='layer9\.\*' matches no 3×3 convolution of Mixed.*names such as stem, plain"
     ):

@@ -11,7 +11,8 @@ from support.golden_networks import SAN_AND_PVT, golden_input, golden_state
 from acmix_zoo import create_model, load_weights
 from acmix_zoo.layers import ReducedACmix
 from acmix_zoo.models import PVT
-from acmix_zoo.models.acmix_pvt import checkpoint_filter_fn, resized_positions
+from acmix_zoo.models.acmix_pvt import checkpoint_filter_fn
+from acmix_zoo.models.pvt_tokens import resized_positions
 from acmix_zoo.ops.shift_conv import shift_conv_reference
 
 GOLDEN = next(entry for entry in SAN_AND_PVT if entry["family"] == "pvt")

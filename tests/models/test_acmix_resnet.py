@@ -39,6 +39,6 @@ def test_dilation_instead_of_stride(output_stride: int) -> None:
         assert map_.shape[2:] == (128 // info["reduction"] + 1, 192 // info["reduction"] + 1)
 
 
-def test_unknown_output_stride_is_refused() -> None:
+def test_unknown_output_stride_is_rejected() -> None:
     with pytest.raises(ValueError, match="8, 16 or 32"):
         create_model("acmix_resnet26", output_stride=4)

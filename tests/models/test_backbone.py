@@ -299,7 +299,7 @@ def test_a_changed_network_is_written_and_built_again(
         assert cfg["pool_size"] == list(features.shape[1:3] if "swin" in name else features.shape[2:])
 
 
-def test_wrong_input_channels_are_refused(tmp_path: Path) -> None:
+def test_wrong_input_channels_are_rejected(tmp_path: Path) -> None:
     network = create_model("acmix_resnet_pico", in_chans=1)
     options: dict[str, Any] = {"architecture": "acmix_resnet_pico", "record": {}, "example": torch.randn(1, 1, 32, 32)}
     for wrong in ({"input_size": (3, 32, 32)}, {"mean": (0.5, 0.5, 0.5)}):

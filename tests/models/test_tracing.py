@@ -138,7 +138,7 @@ LAYERS: dict[type[nn.Module], Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("model", [*EVERY, *LAYERS], ids=lambda m: m if isinstance(m, str) else m.__name__)
-def test_script_is_refused_with_advice(model: Any) -> None:
+def test_script_is_rejected_with_advice(model: Any) -> None:
     built = acmix_zoo.create_model(model) if isinstance(model, str) else LAYERS[model]()
     with pytest.raises(TypeError, match=r"does not support torch\.jit\.script.*Use torch\.compile or torch\.export"):
         torch.jit.script(nn.Sequential(built))

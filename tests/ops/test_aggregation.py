@@ -93,7 +93,7 @@ def test_operators_pass_the_checks_of_pytorch(side: int, memory_format: torch.me
 
 
 @pytest.mark.parametrize(("channels", "kernel"), [(9 * 4, 3), (10, 3), (16, 4)])
-def test_wrong_shapes_are_refused(channels: int, kernel: int) -> None:
+def test_wrong_shapes_are_rejected(channels: int, kernel: int) -> None:
     value, weight = torch.randn(1, 6, 5, 5), torch.randn(1, channels, 5, 5)
     with pytest.raises(ValueError, match=rf"Expected an odd kernel and a weight of shape \(1, {kernel}²·wc, 5, 5\)"):
         aggregate(value, weight, kernel)

@@ -33,7 +33,7 @@ class TestForcedBackend:
             assert explain_plan((1, 64, 56, 56), 64).startswith("layer: Python, because the backend 'python' was")
             assert backend_name() == "python"
 
-    def test_unknown_backend_is_refused(self) -> None:
+    def test_unknown_backend_is_rejected(self) -> None:
         message = r"Unknown backend 'fast'\. Expected one of reference, global, tiles, offset"
         with pytest.raises(ValueError, match=message), use_backend("fast"):
             pass
@@ -60,7 +60,7 @@ class TestForcedBackend:
         fresh = imported_again(dispatch)
         assert fresh.explain_plan((1, 64, 56, 56), 64).startswith("layer: Python, because the backend 'global' was")
 
-    def test_unknown_backend_in_the_environment_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_unknown_backend_in_the_environment_is_rejected(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ACMIX_BACKEND", "quick")
         with pytest.raises(ValueError, match="Unknown backend 'quick'"):
             imported_again(dispatch).forced_backend()

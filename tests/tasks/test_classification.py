@@ -89,12 +89,12 @@ def test_a_linear_probe_trains_only_the_classifier(image_folder: Path) -> None:
     assert changed == {"fc.weight", "fc.bias"}
 
 
-def test_data_with_a_different_number_of_classes_is_refused(image_folder: Path) -> None:
+def test_data_with_a_different_number_of_classes_is_rejected(image_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"the model has 5 classes, but the data has 3\. Use .*num_classes=3"):
         make_trainer(enable_checkpointing=False).fit(make_task(num_classes=5), make_data(image_folder))
 
 
-def test_a_checkpoint_of_a_different_model_is_refused(image_folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_different_model_is_rejected(image_folder: Path, tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path / "run"))
     make_trainer(run, epochs=1).fit(make_task(), make_data(image_folder))
     other = ClassificationTask("test_vit", num_classes=3, model_kwargs={"img_size": 32})

@@ -67,7 +67,7 @@ def test_ema_evaluates_saves_and_keeps_the_average(image_folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0])
-def test_decay_out_of_range_is_refused(decay: float) -> None:
+def test_decay_out_of_range_is_rejected(decay: float) -> None:
     with pytest.raises(ValueError, match="Expected a number in"):
         EMA(decay)
 

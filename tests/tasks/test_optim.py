@@ -50,7 +50,7 @@ def test_weight_decay_spares_one_dimensional_parameters_and_those_the_model_name
 
 
 @pytest.mark.parametrize("layer_decay", [0.0, -1.0, 1.5])
-def test_layer_decay_out_of_range_is_refused(layer_decay: float) -> None:
+def test_layer_decay_out_of_range_is_rejected(layer_decay: float) -> None:
     with pytest.raises(ValueError, match=r"Expected a factor per layer in \(0, 1\]"):
         param_groups(nn.Linear(2, 2), 1e-3, 0.1, layer_decay)
 

@@ -18,7 +18,7 @@ class Evil:
         return os.system, ("true",)
 
 
-def test_metadata_with_code_is_refused(tmp_path: Path) -> None:
+def test_metadata_with_code_is_rejected(tmp_path: Path) -> None:
     with (tmp_path / "evil").open("wb") as file:
         pickle.dump(Evil(), file)
     with (tmp_path / "evil").open("rb") as file, pytest.raises(pickle.UnpicklingError, match=r"posix\.system"):

@@ -109,7 +109,7 @@ def test_a_missing_gpu_is_reported(capsys: pytest.CaptureFixture[str], monkeypat
         (REHEARSAL, "needs --csv FILE"),
     ],
 )
-def test_wrong_arguments_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_rejected(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in capsys.readouterr().err

@@ -38,7 +38,7 @@ def test_files_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert '"1": 100.0' in (tmp_path / "new" / "machine.json").read_text(encoding="utf-8")
 
 
-def test_an_unknown_group_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_group_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         suite.main([str(tmp_path / "new"), "layers"])
     assert "unknown group layers. Expected one of layer, aggregation" in capsys.readouterr().err

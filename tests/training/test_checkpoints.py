@@ -32,7 +32,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(image_folder: Path
     assert_same_run(uninterrupted, resumed)
 
 
-def test_a_run_with_only_damaged_checkpoints_is_refused(tmp_path: Path) -> None:
+def test_a_run_with_only_damaged_checkpoints_is_rejected(tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path))
     assert run.checkpoints.find_newest() is None
     run.last.parent.mkdir()

@@ -25,7 +25,7 @@ def hold_lock(folder: Path, is_held: Event) -> None:
     time.sleep(60)
 
 
-def test_a_second_run_in_the_same_folder_is_refused(
+def test_a_second_run_in_the_same_folder_is_rejected(
     tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fork = multiprocessing.get_context("fork")  # a new process would import torch again

@@ -52,7 +52,7 @@ def file_contents(folder: Path) -> dict[str, bytes]:
     ids=lambda value: str(value),
 )
 @pytest.mark.parametrize("run", ["stopped", pytest.param("finished", marks=pytest.mark.slow)])
-def test_options_that_change_the_result_are_refused(
+def test_options_that_change_the_result_are_rejected(
     runs: Path, run: str, option: str, value: Any, recorded: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = file_contents(runs / run)
@@ -64,7 +64,7 @@ def test_options_that_change_the_result_are_refused(
     assert file_contents(runs / run) == before
 
 
-def test_a_changed_batch_size_is_refused(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_batch_size_is_rejected(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(resume_command(runs, "stopped", data__batch_size=4)) == 1
     assert "--data.batch_size 8" in capsys.readouterr().err
     assert main(resume_command(runs, "finished", data__batch_size=4)) == 1  # the data of a finished run is not read
@@ -72,7 +72,7 @@ def test_a_changed_batch_size_is_refused(runs: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("arguments", [["validate"], ["fit"]], ids=lambda words: words[0])
-def test_renamed_classes_are_refused(
+def test_renamed_classes_are_rejected(
     runs: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Renamed classes would otherwise be silently treated as the old ones."""
@@ -110,7 +110,7 @@ def test_more_epochs_take_effect_and_are_recorded(runs_copy: Path) -> None:
     assert "--trainer.max_epochs=3" in record["command"]
 
 
-def test_fewer_epochs_than_were_trained_are_refused(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fewer_epochs_than_were_trained_are_rejected(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = file_contents(runs / "finished")
     assert main(resume_command(runs, "finished", trainer__max_epochs=1)) == 1
     assert "has already reached epoch 2, but this command has --trainer.max_epochs 1" in capsys.readouterr().err
@@ -134,7 +134,7 @@ def test_a_finished_run_is_reported_and_not_changed(runs: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(("option", "value"), [("run.tag", "other"), ("run.license", "mit"), ("run.test", "false")])
-def test_options_of_the_model_card_are_refused_for_a_finished_run(
+def test_options_of_the_model_card_are_rejected_for_a_finished_run(
     runs: Path, option: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = file_contents(runs / "finished")

@@ -23,7 +23,7 @@ from acmix_zoo.training import RunFolder
 from acmix_zoo.weights import check_folder
 
 
-def test_save_every_out_of_range_is_refused(tmp_path: Path) -> None:
+def test_save_every_out_of_range_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="save_every=0 is not positive"):
         RunFolder(str(tmp_path), save_every=0)
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("recipe", ["folder", "full", "linear_probe", "swin_warm_start"])
-def test_a_recipe_without_images_is_refused(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_without_images_is_rejected(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The command fails before anything is built, instead of training on images that the user did not choose."""
     assert main(["fit", "--config", str(ROOT / f"recipes/finetune/{recipe}.yaml")]) == 1
     error = capsys.readouterr().err
@@ -53,7 +53,7 @@ def test_a_recipe_without_images_is_refused(recipe: str, capsys: pytest.CaptureF
     ],
     ids=lambda value: "-".join(map(str, value.items())) if isinstance(value, dict) else "",
 )
-def test_impossible_options_are_refused(
+def test_impossible_options_are_rejected(
     options: dict[str, Any], message: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if options.get("trainer__accelerator") == "gpu" and torch.cuda.is_available():

@@ -277,7 +277,7 @@ def test_a_fast_loader_is_not_called_the_bottleneck(clock: Clock, capsys: pytest
     assert "4 % of the time waiting" in out and "bottleneck" not in out
 
 
-def test_impossible_arguments_are_refused() -> None:
+def test_impossible_arguments_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"loader_seconds=-1 is negative\. Expected seconds, or 0"):
         Speed(loader_seconds=-1)
     with pytest.raises(ValueError, match=r"peak_flops=0 is not positive\. Expected the FLOP/s"):

@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     ],
     ids=str,
 )
-def test_impossible_and_dangerous_configs_are_refused(folder: Path, entries: dict[str, Any], message: str) -> None:
+def test_impossible_and_dangerous_configs_are_rejected(folder: Path, entries: dict[str, Any], message: str) -> None:
     """This happens before a network of that size is built, and nothing is deleted."""
     edit_config(folder, **entries)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -64,7 +64,7 @@ def test_other_sources_in_a_config_are_ignored(folder: Path, tmp_path: Path) -> 
         assert all(torch.equal(own[key], expected[key]) for key in own if not key.startswith("fc."))
 
 
-def test_damaged_configs_and_those_of_other_libraries_are_refused(folder: Path) -> None:
+def test_damaged_configs_and_those_of_other_libraries_are_rejected(folder: Path) -> None:
     for text, message in (
         ("{", "is damaged"),
         ("[" * 100_000, "is damaged"),
@@ -83,7 +83,7 @@ def test_damaged_configs_and_those_of_other_libraries_are_refused(folder: Path) 
 
 
 @pytest.mark.parametrize("way", ["folder", "timm", "tag"])
-def test_damaged_shipped_weights_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+def test_damaged_shipped_weights_are_rejected(folder: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     damage_last_byte(folder / "model.safetensors")
     overlay = {"file": str(folder / "model.safetensors")}
     with pytest.raises(ValueError, match="is changed or damaged"):
@@ -136,7 +136,7 @@ def test_torch_load_always_uses_weights_only() -> None:
                 assert options.get("allow_pickle") == "False", f"{path}:{node.lineno}: {called} may unpickle"
 
 
-def test_a_safetensors_file_with_a_wrong_header_is_refused(folder: Path) -> None:
+def test_a_safetensors_file_with_a_wrong_header_is_rejected(folder: Path) -> None:
     """Either the size of the header or the positions of tensors are wrong."""
     state = safetensors.torch.load_file(folder / "model.safetensors")
     good = safetensors.torch.save(state)

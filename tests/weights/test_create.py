@@ -49,7 +49,7 @@ class TestCreate:
             ),
         ],
     )
-    def test_unknown_names_and_tags_are_refused(self, name: str, pretrained: bool | str, message: str) -> None:
+    def test_unknown_names_and_tags_are_rejected(self, name: str, pretrained: bool | str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             create_model(name, pretrained)
 
@@ -203,7 +203,7 @@ class TestRuns:
             ),
         ],
     )  # fmt: skip
-    def test_unsuitable_checkpoints_are_refused(self, run: Path, entry: dict[str, object], message: str) -> None:
+    def test_unsuitable_checkpoints_are_rejected(self, run: Path, entry: dict[str, object], message: str) -> None:
         path = run / "checkpoints" / "best.ckpt"
         torch.save({**torch.load(path, weights_only=True), **entry}, path)
         with pytest.raises(ValueError, match=message):

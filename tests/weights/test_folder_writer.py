@@ -96,7 +96,7 @@ def test_float64_channels_last_and_compiled_networks_are_written(tmp_path: Path)
         assert check_folder(write_weights(tmp_path / str(i), model)) == []
 
 
-def test_networks_that_cannot_be_rebuilt_are_refused(tmp_path: Path) -> None:
+def test_networks_that_cannot_be_rebuilt_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown fields colour, mood\. .*Put them into the record instead"):
         write_weights(tmp_path / "w", pretrained_cfg={**PRETRAINED_CFG, "mood": 1, "colour": 2})
     with pytest.raises(ValueError, match=r"there are 2 label_names\. Expected 10"):

@@ -148,7 +148,7 @@ def test_repeated_failures_publish_nothing(hub: Hub, folder: Path, kind: str, fa
     assert len(hub.repos["org/pico"].commits) == 2
 
 
-def test_missing_and_insufficient_tokens_are_refused(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_insufficient_tokens_are_rejected(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for token, message in (
         ("hf_read", "org/pico: the token has no write permission. Use a token with write permission for org"),
         ("hf_wrong", "the Hub does not accept the token. Run `hf auth login`"),
@@ -221,7 +221,7 @@ class TestPull:
         repo.commit("main", {**repo.commits[repo.refs["main"]], **more})
         assert file_contents(pull("org/pico", tmp_path / "pulled")) == file_contents(folder)
 
-    def test_a_repository_without_weights_is_refused(self, hub: Hub, tmp_path: Path) -> None:
+    def test_a_repository_without_weights_is_rejected(self, hub: Hub, tmp_path: Path) -> None:
         hub.repos["org/empty"] = Repo(private=False)
         with pytest.raises(FileNotFoundError, match="org/empty is not a weight folder"):
             pull("org/empty", tmp_path / "pulled")

@@ -214,7 +214,7 @@ def test_numpy_arrays_are_loaded(tmp_path: Path, entry: str | None) -> None:
         assert all(torch.equal(value, layer.state_dict()[key]) for key, value in loaded.state_dict().items())
 
 
-def test_pickled_numpy_arrays_are_refused_with_advice(tmp_path: Path) -> None:
+def test_pickled_numpy_arrays_are_rejected_with_advice(tmp_path: Path) -> None:
     """Unpickling arrays would run code of NumPy, so they are only read as placeholders."""
     torch.save({key: value.numpy() for key, value in ACmix2d(8, 8).state_dict().items()}, tmp_path / "arrays.pth")
     with pytest.raises(ValueError, match=r"Expected named tensors, found: .* save them with np\.savez"):
@@ -260,7 +260,7 @@ def refusal(module: nn.Module, source: object, **kwargs) -> str:
 
 
 class TestMismatch:
-    def test_a_different_number_of_classes_is_refused(self) -> None:
+    def test_a_different_number_of_classes_is_rejected(self) -> None:
         lines = refusal(pico(1, num_classes=10), pico(2, num_classes=7).state_dict()).splitlines()
         assert len(lines) == 3
         assert "the state dict does not fit ACmixResNet" in lines[0] and "missing 0 of" in lines[0]
@@ -270,7 +270,7 @@ class TestMismatch:
             "nothing was loaded"
         )
 
-    def test_a_different_model_is_refused(self, tmp_path: Path) -> None:
+    def test_a_different_model_is_rejected(self, tmp_path: Path) -> None:
         safetensors.torch.save_file(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.safetensors")
         message = refusal(pico(), tmp_path / "resnet18.safetensors")
         assert message.count("\n") == 2 and len(message) < 1000
@@ -285,7 +285,7 @@ class TestMismatch:
         lines = refusal(pico(1), state).splitlines()
         assert lines[0].endswith(": fc.bias") and lines[1] == "unexpected 1 keys: fc.extra"
 
-    def test_several_networks_in_one_checkpoint_are_refused(self) -> None:
+    def test_several_networks_in_one_checkpoint_are_rejected(self) -> None:
         state, second = pico(2).state_dict(), pico(3).state_dict()
         message = refusal(pico(1), {**add_prefix("teacher.", state), **add_prefix("student.", second)})
         assert (
@@ -317,7 +317,7 @@ class TestMismatch:
 
 
 class TestBadFiles:
-    def test_missing_files_are_refused(self, tmp_path: Path) -> None:
+    def test_missing_files_are_rejected(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"nowhere\.pth does not exist"):
             load_weights(pico(), tmp_path / "nowhere.pth")
         with pytest.raises(FileNotFoundError, match=r"is a folder without weights"):
@@ -325,7 +325,7 @@ class TestBadFiles:
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt"])
     @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02}q\x00.", None])
-    def test_damaged_files_are_refused(self, tmp_path: Path, suffix: str, content: bytes | None) -> None:
+    def test_damaged_files_are_rejected(self, tmp_path: Path, suffix: str, content: bytes | None) -> None:
         path = tmp_path / f"weights{suffix}"
         state = pico(2).state_dict()
         if content is None:  # an incomplete download
@@ -334,7 +334,7 @@ class TestBadFiles:
         path.write_bytes(content)
         assert "weights" + suffix in refusal(pico(1), path)
 
-    def test_files_without_weights_are_refused(self, tmp_path: Path) -> None:
+    def test_files_without_weights_are_rejected(self, tmp_path: Path) -> None:
         torch.save({"epoch": 3, "best": 0.5}, tmp_path / "empty.pth")
         assert "contains no weights" in refusal(pico(), tmp_path / "empty.pth")
         assert "found: nothing" in refusal(pico(), {})

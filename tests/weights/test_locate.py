@@ -87,7 +87,7 @@ def test_repositories_are_located(name: str, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["name", "a/b/c", "org/", "or g/x", "hf-hub:name"])
-def test_impossible_repositories_are_refused(name: str) -> None:
+def test_impossible_repositories_are_rejected(name: str) -> None:
     with pytest.raises(ValueError, match=r"Expected org/name|is not a valid repository name on"):
         parse_repository(name)
 

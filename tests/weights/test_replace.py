@@ -142,7 +142,7 @@ def test_many_threads_write_the_same_folder(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.safetensors", "model.pth", "best.ckpt"])
-def test_a_file_name_as_the_target_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_file_name_as_the_target_is_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} is the name of a .* file, but weights are written as a folder"):
         write_weights(tmp_path / name)
     assert not (tmp_path / name).exists()

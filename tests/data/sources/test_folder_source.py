@@ -77,12 +77,12 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
         (["val/a/1.png", "test/a/1.png"], "no train/"),
     ],
 )
-def test_unsuitable_folders_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
+def test_unsuitable_folders_are_rejected(tmp_path: Path, names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_source(write_files(tmp_path, *names))
 
 
-def test_a_class_folder_without_an_image_is_refused(tmp_path: Path) -> None:
+def test_a_class_folder_without_an_image_is_rejected(tmp_path: Path) -> None:
     write_files(tmp_path, "a/1.png", "b/1.png", "d/1.png")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "list.txt").write_text("nothing to see")
@@ -93,7 +93,7 @@ def test_a_class_folder_without_an_image_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("one", "two"), [("val", "validation"), ("val", "valid"), ("dev", "val"), ("train", "Train"), ("test", "TEST")]
 )
-def test_two_names_of_a_split_are_refused(tmp_path: Path, one: str, two: str) -> None:
+def test_two_names_of_a_split_are_rejected(tmp_path: Path, one: str, two: str) -> None:
     names = [f"{split}/{name}" for split in {"train", one, two} for name in FILES]
     with pytest.raises(ValueError, match=f"has both ({one} and {two}|{two} and {one}), which mean the same split"):
         open_source(write_files(tmp_path, *names))
@@ -169,7 +169,7 @@ def test_links_out_of_the_folder_are_followed_once(tmp_path: Path) -> None:
     assert paths_by_class(open_source(root)) == found
 
 
-def test_one_image_in_two_classes_is_refused(tmp_path: Path) -> None:
+def test_one_image_in_two_classes_is_rejected(tmp_path: Path) -> None:
     root = write_files(tmp_path / "pets", *FILES)
     write_files(tmp_path / "pool", "7.png")
     for name in ("cat", "dog"):
@@ -285,7 +285,7 @@ def test_classes_that_differ_in_case_or_are_missing_are_reported(
     assert "val has no image of the classes A, a" in capsys.readouterr().out
 
 
-def test_a_class_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+def test_a_class_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     root = write_files(tmp_path, *FILES)
     os.mkdir(os.fsencode(root) + b"/caf\xe9")
     with pytest.raises(ValueError, match=r"'caf\\udce9' in .* is not valid UTF-8\. Rename the folder"):

@@ -20,7 +20,7 @@ def test_a_missing_folder_is_reported(source: str) -> None:
         open_source(source)
 
 
-def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_an_unknown_kind_is_rejected(tmp_path: Path) -> None:
     write_image(tmp_path / "one.png")
     with pytest.raises(ValueError, match=r"is a file of an unknown kind. Expected .*; a folder of class folders"):
         open_source(tmp_path / "one.png")
@@ -60,7 +60,7 @@ def test_a_folder_named_like_a_shipped_data_set_gets_another_name(tmp_path: Path
     assert tag == f"{name}_folder".replace("-", "_")
 
 
-def test_two_names_of_a_split_are_refused() -> None:
+def test_two_names_of_a_split_are_rejected() -> None:
     with pytest.raises(ValueError, match="set has both val and validation, which mean the same split"):
         match_splits(["train", "val", "validation"], "set")
     assert match_splits(["Training", "extra", "test"], "set") == {"train": "Training", "test": "test"}

@@ -29,7 +29,7 @@ def write_path_table(file: Path, *paths: str | None) -> Path:
 @pytest.mark.parametrize(
     "path", ["/etc/hostname", "../other/1.png", "http://127.0.0.1:1/1.png", "zip://a::file:///x.zip"]
 )
-def test_images_outside_of_the_data_set_are_refused(cache: Path, path: str, streaming: bool) -> None:
+def test_images_outside_of_the_data_set_are_rejected(cache: Path, path: str, streaming: bool) -> None:
     write_files(cache, "other/1.png", "set/1.png")
     write_path_table(cache / "set/train.parquet", "1.png", path)
     with pytest.raises(ValueError, match=r"references the image .*, which is not below .*set.*"):
@@ -55,7 +55,7 @@ def test_images_next_to_the_table_are_read(cache: Path) -> None:
         assert [example.image().getpixel((0, 0))[0] for example in examples[:4]] == [0, 1, 2, 0]  # type: ignore[index]
 
 
-def test_images_of_another_hub_data_set_are_refused() -> None:
+def test_images_of_another_hub_data_set_are_rejected() -> None:
     roots = ("hf://datasets/org/set",)
     for good in ("hf://datasets/org/set@1234/a/1.png", "zip://a/1.png::hf://datasets/org/set@1234/all.zip"):
         assert checked_path(good, roots) == good

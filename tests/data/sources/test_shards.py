@@ -15,7 +15,7 @@ from acmix_zoo.data.sources.stream_source import StreamSource
 @pytest.mark.parametrize(
     ("one", "two"), [("val", "validation"), ("validation", "Val"), ("data", "train"), (".", "val"), (".", ".")]
 )
-def test_a_split_in_two_folders_or_under_two_names_is_refused(tmp_path: Path, kind: str, one: str, two: str) -> None:
+def test_a_split_in_two_folders_or_under_two_names_is_rejected(tmp_path: Path, kind: str, one: str, two: str) -> None:
     root = tmp_path / "set"
     write_shards(root / "train", kind, (2,), split="part")
     assert Shards(root).files.keys() == {"train"}

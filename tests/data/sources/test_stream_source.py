@@ -61,7 +61,7 @@ def test_a_split_without_labels_is_ignored(tmp_path: Path, kind: str) -> None:
     assert list(StreamSource(tmp_path).splits) == ["train"]
 
 
-def test_unsuitable_sources_are_refused(tmp_path: Path) -> None:
+def test_unsuitable_sources_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "pets/cat").mkdir(parents=True)
     for source in (tmp_path / "pets", "fashion_mnist"):
         with pytest.raises(ValueError, match="cannot be streamed, because it is neither a table nor tar files"):

@@ -49,7 +49,7 @@ def test_the_class_column_can_be_named(cache: Path) -> None:
         open_source(cache / "two.parquet", "colour")
 
 
-def test_unsuitable_tables_are_refused(cache: Path) -> None:
+def test_unsuitable_tables_are_rejected(cache: Path) -> None:
     import datasets
 
     write_table(cache / "one.parquet", ["owl", "owl"], datasets.Value("string"))
@@ -76,7 +76,7 @@ def test_imagefolder_with_metadata(cache: Path, kind: str) -> None:
     assert images.image(0).size == (9, 8)
 
 
-def test_two_names_of_a_split_in_an_imagefolder_are_refused(cache: Path) -> None:
+def test_two_names_of_a_split_in_an_imagefolder_are_rejected(cache: Path) -> None:
     root = write_files(cache / "set", *(f"{split}/{n}.png" for split in ("train", "val", "validation") for n in (1, 2)))
     for split in ("train", "val", "validation"):
         rows = [{"file_name": f"{n}.png", "label": name} for n, name in ((1, "red"), (2, "black"))]

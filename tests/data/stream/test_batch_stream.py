@@ -107,7 +107,7 @@ def test_resuming_does_not_read_finished_shards(tmp_path: Path, monkeypatch: pyt
     assert len(opened) <= 2, "six of the eight shards are finished"
 
 
-def test_a_state_of_other_workers_is_refused(tmp_path: Path) -> None:
+def test_a_state_of_other_workers_is_rejected(tmp_path: Path) -> None:
     split = make_stream(tmp_path, "webdataset")
     state = TrainStream(make_maker(split, num_workers=2), 3).state()
     with pytest.raises(ValueError, match=r"1 processes with 3 workers each. Expected 1 with 2.*num_workers 2"):

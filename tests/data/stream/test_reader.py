@@ -51,7 +51,7 @@ def test_readers_have_equally_many_images(tmp_path: Path) -> None:
         assert max(counts) - min(counts) <= 4, counts  # of 12 to 100
 
 
-def test_more_readers_than_images_are_refused(tmp_path: Path) -> None:
+def test_more_readers_than_images_are_rejected(tmp_path: Path) -> None:
     split = make_stream(tmp_path, "webdataset", (3,))
     with pytest.raises(ValueError, match=r"9 readers \(processes × workers\) are too many .* Lower data.num_workers"):
         [next(Reader(split, r, 9).endless(ReaderPosition())) for r in range(9)]

@@ -61,7 +61,7 @@ def test_the_length_of_an_epoch_can_be_set(source: Path) -> None:
     assert data.describe_batch(3)[0].startswith("set/train, ") and len(data.describe_batch(3)) == 4
 
 
-def test_unsupported_options_are_refused(tmp_path: Path) -> None:
+def test_unsupported_options_are_rejected(tmp_path: Path) -> None:
     write_shards(tmp_path, "webdataset", (5,))
     with pytest.raises(ValueError, match=r"no validation split.*set data.val_fraction to 0"):
         make_stream_module(tmp_path)

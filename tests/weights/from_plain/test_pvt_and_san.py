@@ -51,7 +51,7 @@ class TestPVTAndSAN:
             assert make(source).pretrained_cfg["architecture"] == name
         assert from_pvt(timm.create_model("pvt_tiny"), img_size=96, num_classes=5).grids[0] == (24, 24)
 
-    def test_other_networks_are_refused(self) -> None:
+    def test_other_networks_are_rejected(self) -> None:
         other = timm.create_model("resnet18")
         with pytest.raises(ValueError, match=r"has keys like conv1.weight.*Expected a PVT \(version 1\)"):
             from_pvt(other)

@@ -84,6 +84,6 @@ class TestResNet:
         assert converted.pretrained_cfg["architecture"] == "acmix_resnet50" and converted.num_classes == 2
 
     @pytest.mark.parametrize("name", ["resnet18", "resnext26ts", "resnet26d", "vit_tiny_patch16_224"])
-    def test_other_networks_are_refused(self, name: str) -> None:
+    def test_other_networks_are_rejected(self, name: str) -> None:
         with pytest.raises(ValueError, match=r"Expected a ResNet of bottlenecks|not a plain ResNet"):
             from_resnet(timm.create_model(name))

@@ -122,7 +122,7 @@ class TestSwin:
         nn.functional.cross_entropy(converted(x), y).backward()
         assert layer.beta.item() != 0 and layer.shift_conv.shift_weight.grad.abs().max() > 0
 
-    def test_other_networks_are_refused(self) -> None:
+    def test_other_networks_are_rejected(self) -> None:
         for source, message in (
             (timm.create_model("resnet18"), "not the weights of a Swin"),
             ({**swin().state_dict(), "layers.0.blocks.0.attn.logit_scale": torch.ones(2, 1, 1)}, "Swin V2"),
