@@ -20,6 +20,16 @@ PUBLIC = {
         "swap_conv3x3",
     ],
     "acmix_zoo.data": ["ImageDataModule", "UnreadableImage", "export_folder", "load_image", "open_source"],
+    "acmix_zoo.explain": [
+        "Explanation",
+        "Subject",
+        "contributions",
+        "effective_kernels",
+        "explain",
+        "grad_cam",
+        "pixel_attention",
+        "write_explanation",
+    ],
     "acmix_zoo.layers": [
         "ACmix2d",
         "AugmentedConv2d",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from acmix_zoo.cli.parser import MODEL_HELP, Parser
 
@@ -32,16 +31,14 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
         parser.error(f"--top {options.top} is too small. Use 1 or more")
 
     import torch
-    from timm.data import create_transform, resolve_data_config
 
     from acmix_zoo.data.images import UnreadableImage, load_image
     from acmix_zoo.data.predict_images import find_images_in
+    from acmix_zoo.data.preprocessing import class_names, prepare_image
     from acmix_zoo.weights import from_pretrained
 
     model = from_pretrained(options.weights).eval()
-    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    transform = create_transform(**resolve_data_config(pretrained_cfg=cfg))
-    labels = cfg.get("label_names") or [f"class {i}" for i in range(int(model.num_classes))]  # type: ignore[arg-type]
+    labels = class_names(model)
     # A high probability does not mean that an image shows one of these classes.
     print(
         f"{options.weights} knows {_class_list(labels)}; every image is assigned to one of them",
@@ -69,9 +66,8 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
             else:
                 print(f"skipped {error}", file=sys.stderr, flush=True)
             continue
-        x = transform(image)[None]  # (1, C, H, W)
         with torch.inference_mode():
-            probabilities = model(x).softmax(-1)[0]  # (classes,)
+            probabilities = model(prepare_image(image, model).tensor).softmax(-1)[0]  # (classes,)
         best = probabilities.topk(min(options.top, len(probabilities)))
         results.append([(labels[i], float(p)) for p, i in zip(best.values, best.indices.tolist(), strict=True)])
         print(path, *(f"  {100 * p:5.1f} %  {label}" for label, p in results[-1]), sep="\n", flush=True)

@@ -27,6 +27,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "test": Command("fit:test", "--config RUN", "measure the accuracy on the test split"),
         "predict": Command("fit:predict", "--config RUN --data.predict FOLDER", "write RUN/predictions.csv"),
         "classify": Command("classify:classify", "MODEL IMAGE...", "print the most probable classes of images"),
+        "explain": Command(
+            "explain:explain_image", "IMAGE --model MODEL", "show what each path contributes to a decision"
+        ),
         "data": Command("data:data", "FOLDER", "check a data set: splits, classes, unusable files"),
     },
     "Networks and weights": {

@@ -76,7 +76,7 @@ class ReducedACmix(TwoStageLayer):
         check_dtype("ReducedACmix", x, self.q)
         prefix = x.shape[1] - size[0] * size[1]
         q = unflatten(self.q(x), 2, (self.heads, -1))  # (B, L, heads, d)
-        reduced = self.norm(self._reduced(x, size)) if self.reduction > 1 else x  # (B, L′, dim)
+        reduced = self.reduced_tokens(x, size)  # (B, L′, dim)
         k, v = unflatten(self.kv(reduced), 2, (2, self.heads, -1)).unbind(2)  # 2 × (B, L′, heads, d)
         out = None
         if self.paths != "attention":
@@ -101,13 +101,18 @@ class ReducedACmix(TwoStageLayer):
             second += self.shift_conv.macs(h, w)
         return StageCounts(b * first, b * second)
 
-    def _reduced(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Project patches: (B, H·W, dim) → (B, ceil(H/reduction)·ceil(W/reduction), dim)."""
+    def reduced_tokens(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the tokens that keys and values are projected from, one per patch: (B, L, dim) → (B, L′, dim).
+
+        L′ is ceil(H/reduction)·ceil(W/reduction). Without reduction, the tokens are returned unchanged.
+        """
+        if self.reduction == 1:
+            return x
         h, w = size
         bottom, right = (ceil_div(n, self.reduction) * self.reduction - n for n in (h, w))
         maps = unflatten(x.transpose(1, 2), 2, size)  # (B, dim, H, W)
         maps = F.pad(maps, (0, right, 0, bottom))
-        return self.sr(maps).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        return self.norm(self.sr(maps).flatten(2).transpose(1, 2))  # type: ignore[no-any-return]
 
     def _convolution(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int]) -> Tensor:
         """Run the convolution path, scaled by beta: q (B, H·W, heads, d), k and v (B, L′, heads, d) → (B, H·W, dim)."""

@@ -73,7 +73,7 @@ class _SAM(TwoStageLayer):
         q, k, v = self.conv1(x), self.conv2(x), self.conv3(x)
         if self.paths == "convolution":
             return self._convolution(q, k, v, self.static_weight)
-        attention = aggregate(v, self._weights(q, k), self.kernel)
+        attention = aggregate(v, self.attention_weights(q, k), self.kernel)
         if self.paths == "attention":
             return attention
         convolution = self._convolution(q, k, v, self.static_weight * self.beta)
@@ -97,7 +97,7 @@ class _SAM(TwoStageLayer):
         """Return the multiply-accumulates of the whole module for an input (B, P, H, W)."""
         return sum(self.stage_macs(x))
 
-    def _weights(self, q: Tensor, k: Tensor) -> Tensor:
+    def attention_weights(self, q: Tensor, k: Tensor) -> Tensor:
         """Compute attention weights: q and k (B, P/16, H, W) → (B, k²·wc, H, W), with channels ordered (k², wc)."""
         raise NotImplementedError
 
@@ -130,7 +130,7 @@ class PairwiseSAM(_SAM):
     def weight_macs(self) -> int:
         return self.kernel**2 * self.relation * (self.relation + 2 + self.shared)
 
-    def _weights(self, q: Tensor, k: Tensor) -> Tensor:
+    def attention_weights(self, q: Tensor, k: Tensor) -> Tensor:
         b, _, h, w = q.shape
         if can_skip_call(self.conv_p, nn.Conv2d):
             assert self.conv_p.bias is not None
@@ -172,7 +172,7 @@ class PatchwiseSAM(_SAM):
     def weight_macs(self) -> int:
         return self.shared * (self.relation * (self.kernel**2 + 1) + self.kernel**2 * self.shared)
 
-    def _weights(self, q: Tensor, k: Tensor) -> Tensor:
+    def attention_weights(self, q: Tensor, k: Tensor) -> Tensor:
         columns = F.unfold(reflect_pad(k, self.kernel // 2), self.kernel)  # (B, rel·k², H·W)
         features = torch.cat([q, unflatten(columns, 2, q.shape[2:])], 1)  # (B, P/16·(k² + 1), H, W)
         last: Any = self.conv_w[-1]

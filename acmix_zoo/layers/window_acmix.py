@@ -227,7 +227,7 @@ class WindowACmix(TwoStageLayer):
         offset: Tensor | None = None
         adds_in_place = self.paths == "both" and can_skip_call(self.proj, nn.Linear) and self.proj.bias is not None
         if self.paths != "convolution":
-            bias, mask = self._position_bias()[0], self.shift_mask if any(shift) else None
+            bias, mask = self.position_bias()[0], self.shift_mask if any(shift) else None
         if adds_in_place:  # the projection is added to the convolution, which already contains its bias
             offset = self.proj.bias if self.alpha is None else self.proj.bias * self.alpha
         if self.paths != "attention":
@@ -253,7 +253,7 @@ class WindowACmix(TwoStageLayer):
         """Run the convolution path, scaled by beta: (B, H, W, d, 3·heads) → (B, H, W, dim)."""
         return self.shift_conv(projections, self.beta if self.paths == "both" else None)  # type: ignore[no-any-return]
 
-    def _position_bias(self) -> Tensor:
+    def position_bias(self) -> Tensor:
         """Return the position bias of a window, (1, heads, L, L)."""
         length = self.window[0] * self.window[1]
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]  # (L·L, heads)
@@ -285,7 +285,7 @@ class WindowACmix(TwoStageLayer):
     def _attend(self, windows: Tensor, size: tuple[int, int], shift: tuple[int, int]) -> Tensor:
         """Attend within the n windows of each map: q, k, v (3, B·n, heads, L, d) → (B·n, heads, L, d)."""
         q, k, v = windows.unbind(0)  # 3 × (B·n, heads, L, d)
-        bias = self._position_bias().to(q.dtype)
+        bias = self.position_bias().to(q.dtype)
         if any(self.shift if is_dynamic(*shift) else shift):
             wh, ww = self.window
             assert self.shift_mask is not None

@@ -1,0 +1,133 @@
+"""The command `acmix-zoo explain`: show what attention and convolution contribute to the decision for an image."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from acmix_zoo.cli.parser import MODEL_HELP, Parser
+from acmix_zoo.cli.text_table import print_columns
+
+if TYPE_CHECKING:
+    from acmix_zoo.explain import Explanation
+    from acmix_zoo.explain.contributions import Contributions, PathContribution
+    from acmix_zoo.explain.pixel_attention import Pixel
+
+_DESCRIPTION = """\
+Show what attention and convolution contribute to the decision of a network for an image.
+
+The score of a class is divided into parts for both paths of every layer, and for every position. The parts sum to the
+score; docs/explain.md describes the method. The command writes pictures, the numbers as JSON, and explanation.html, a
+page that contains everything: the contributions, alpha and beta of each layer, the attention of one pixel, the kernels
+of the convolution paths, and Grad-CAM.
+
+Example:
+  acmix-zoo explain examples/ankle_boot.png --model acmix_resnet_pico"""
+
+
+def explain_image(arguments: Sequence[str]) -> Explanation:
+    """Explain the decision for an image, print the numbers, and write the page.
+
+    Raises:
+        FileNotFoundError: the weights do not exist.
+        ModuleNotFoundError: matplotlib is not installed.
+        ValueError: the weights or the image cannot be read, or the class, layer, head or pixel does not exist.
+    """
+    options = _parse(arguments)
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("explain needs matplotlib. Install it: pip install 'acmix-zoo[train]'")
+
+    from acmix_zoo.data.images import load_image
+    from acmix_zoo.data.preprocessing import class_names, prepare_image
+    from acmix_zoo.explain import Subject, explain, write_explanation
+    from acmix_zoo.weights import from_pretrained
+
+    picture = load_image(options.image)
+    model = from_pretrained(options.model)
+    labels = class_names(model)
+    target = None if options.target is None else _class_index(options.target, labels)
+    prepared = prepare_image(picture, model)
+    found = explain(model, prepared.tensor, target=target, layer=options.layer, pixel=options.pixel)
+    subject = Subject(options.image.name, options.model, labels, options.head)
+    files = write_explanation(found, prepared.picture, subject, options.out or Path("explained") / options.image.stem)
+
+    print(f"{options.image}: {labels[found.target]} {100 * float(found.probabilities[found.target]):.2f} %")
+    for line in found.missing:
+        print(line)
+    if found.contributions:
+        _print_contributions(found.contributions)
+    print(f"Saved {', '.join(path.name for path in files)} to {files[0].parent}. Open {files[0]} in a browser.")
+    return found
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("acmix-zoo explain", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("image", type=Path, help="an image file")
+    add("--model", required=True, help=MODEL_HELP)
+    add("--class", dest="target", metavar="CLASS", help="name or number of the class (default: the most probable one)")
+    add("--layer", help="layer whose attention is shown (default: the one whose attention contributes most)")
+    add("--head", type=int, help="attention head to show, from 0 (default: the mean and the first eight)")
+    add(
+        "--pixel", type=_pixel, metavar="X,Y", help="pixel whose attention is shown, in the image as the network sees "
+        "it, or `token` for the class token of PVT (default: where the attention of the layer contributes most)",
+    )  # fmt: skip
+    add("--out", type=Path, metavar="FOLDER", help="where to write (default: explained/NAME-OF-THE-IMAGE)")
+    return parser.parse_args(arguments)
+
+
+def _pixel(text: str) -> Pixel:
+    if text == "token":
+        return "token"
+    try:
+        x, y = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a pixel. Expected X,Y, such as 12,20, or token") from None
+    return x, y
+
+
+def _class_index(name: str, labels: Sequence[str]) -> int:
+    """Return the index of a class that is given by name or number.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if name in labels:
+        return labels.index(name)
+    if name.isdecimal() and int(name) < len(labels):
+        return int(name)
+    lowered = {label.lower(): label for label in labels}
+    if name.lower() in lowered:
+        return labels.index(lowered[name.lower()])
+    near = [lowered[word] for word in difflib.get_close_matches(name.lower(), lowered, 3)] or labels[:10]
+    more = ", …" if len(near) < len(labels) else ""
+    raise ValueError(
+        f"--class {name}: there is no such class. Expected one of {', '.join(near)}{more}, or a number from 0 to "
+        f"{len(labels) - 1}"
+    )
+
+
+def _print_contributions(parts: Contributions) -> None:
+    scores = parts.scores
+    print(
+        f"score {scores.both:.3f} = attention {parts.attention:+.3f}, convolution {parts.convolution:+.3f}, "
+        f"rest of the network {parts.rest:+.3f}, integration error {parts.error:+.3f}"
+    )
+    print(f"score with only attention {scores.attention:.3f}, with only convolution {scores.convolution:.3f}")
+    cells = [("layer", "alpha", "attention", "beta", "convolution")]
+    for layer in parts.layers:
+        attention, convolution = (_total(part) for part in (layer.attention, layer.convolution))
+        cells.append((layer.name, _factor(layer.alpha), attention, _factor(layer.beta), convolution))
+    print_columns(cells)
+
+
+def _factor(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _total(part: PathContribution | None) -> str:
+    return "" if part is None else f"{part.total:+.3f}"

@@ -1,0 +1,52 @@
+"""Run a network for an explanation: in eval mode, on one image, with a check of what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Within this context, a model is in eval mode and computes no gradients for its parameters."""
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
+        for module, training in modes:
+            module.training = training
+
+
+def class_logits(model: nn.Module, image: Tensor, target: int | None = None) -> Tensor:
+    """Return the logits (1, classes) of one image (1, C, H, W).
+
+    Raises:
+        ValueError: the image or the output does not have that shape, or `target` is not one of the classes.
+    """
+    if image.dim() != 4 or len(image) != 1:
+        raise ValueError(
+            f"explain: expected one image of shape (1, C, H, W), got {tuple(image.shape)}. Add the batch with "
+            "image.unsqueeze(0), or pass one image at a time"
+        )
+    with torch.no_grad():
+        logits: Tensor = model(image)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.shape[1]:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"explain: {type(model).__name__} returned {found}. Expected the logits of classes, (1, classes). "
+            "Pass a classification network with its classifier"
+        )
+    if target is not None and not 0 <= target < logits.shape[1]:
+        raise ValueError(
+            f"explain: there is no class {target}. Expected a number from 0 to {logits.shape[1] - 1}. Choose one"
+        )
+    return logits

@@ -1,0 +1,54 @@
+"""`explain` as a whole: its defaults, and what it says about networks that lack a path."""
+
+import pytest
+import torch
+from support.explained import explained_network, smooth_image
+
+from acmix_zoo.explain import explain, pixel_attention
+
+
+def test_the_defaults_are_the_best_class_and_the_strongest_attention() -> None:
+    model, image = explained_network("acmix_san_pico"), smooth_image()
+    found = explain(model, image)
+    logits = model(image)[0].detach()
+    assert found.target == int(logits.argmax()) and found.probabilities.allclose(logits.softmax(0))
+    assert found.contributions and found.attention and found.grad_cam is not None and not found.missing
+    assert found.contributions.scores.both == pytest.approx(float(logits.max()))
+    strongest = max(found.contributions.layers, key=lambda layer: abs(layer.attention.total))  # type: ignore[union-attr]
+    assert found.attention.layer == strongest.name and strongest.attention
+    row, column = found.attention.query
+    assert strongest.attention.positions[row, column] == strongest.attention.positions.max()
+    assert list(found.kernels) == [layer.name for layer in found.contributions.layers]
+
+
+def test_the_class_token_is_shown_if_it_contributes_most() -> None:
+    found = explain(explained_network("acmix_pvt_pico", global_pool="token"), smooth_image(), layer="block2.0.attn")
+    assert found.contributions and found.attention
+    part = found.contributions.layers[-1].attention
+    assert part and found.attention.layer == found.contributions.layers[-1].name
+    assert (found.attention.pixel == "token") == (part.tokens > 0) and found.attention.weights.shape[1:] == (3, 3)
+
+
+def test_class_layer_and_pixel_can_be_chosen() -> None:
+    model, image = explained_network("acmix_resnet_pico"), smooth_image()
+    found = explain(model, image, target=7, layer="layer1.0.conv2", pixel=(23, 0))
+    assert found.target == 7 and found.contributions and found.contributions.target == 7
+    expected = pixel_attention(model, image, "layer1.0.conv2", (23, 0))
+    assert found.attention and torch.equal(found.attention.weights, expected.weights)
+
+
+def test_a_plain_network_only_has_grad_cam() -> None:
+    model = explained_network("resnet_pico")
+    found = explain(model, smooth_image())
+    assert found.contributions is None and found.attention is None and not found.kernels and found.grad_cam is not None
+    (line,) = found.missing
+    assert line.startswith("No ACmix layers: ") and "\n" not in line
+    with pytest.raises(ValueError, match="no layer with attention"):
+        explain(model, smooth_image(), layer="layer1.0.conv2")
+
+
+@pytest.mark.parametrize(("path", "other"), [("attention", "convolution"), ("convolution", "attention")])
+def test_a_missing_path_is_stated_in_one_line(path: str, other: str) -> None:
+    found = explain(explained_network("acmix_pvt_pico", paths=path), smooth_image())
+    assert found.missing == (f'No {other} path: the layers have paths="{path}", so all of their output is {path}.',)
+    assert (found.attention is None) == (path == "convolution") and bool(found.kernels) == (path == "convolution")
