@@ -40,7 +40,7 @@ def draw_summary(image: Image, explanation: Explanation) -> bytes:
     """Draw where both paths contribute, in all layers together, beside the image and Grad-CAM."""
     size, parts, cam = image.shape[:2], explanation.contributions, explanation.grad_cam
     panels = 1 + (2 if parts else 0) + (cam is not None)
-    figure = _figure(2.9 * panels, 3.4)
+    figure = _figure(2.9 * panels, 3.6)
     axes = list(figure.subplots(1, panels, squeeze=False).flat)
     _show_image(axes[0], image, "image")
     if parts:
@@ -49,8 +49,8 @@ def draw_summary(image: Image, explanation: Explanation) -> bytes:
         for panel, path in zip(axes[1:], _PATHS, strict=False):
             _show_signed(panel, image, values[path], limit)
             panel.set_title(f"{path}: {getattr(parts, path):+.2f}", color=_COLOURS[path])
-        for label, sign, height in (("■ for the class", 1, -0.04), ("■ against it", -1, -0.12)):
-            axes[2].text(0, height, label, color=_SIGNS[sign], va="top", transform=axes[2].transAxes)
+        for panel, label, sign in ((axes[1], "■ for the class", 1), (axes[2], "■ against the class", -1)):
+            panel.set_xlabel(label, color=_SIGNS[sign])
     if cam is not None:
         _show_positive(axes[-1], image, _enlarged(cam, size), 1.0)
         axes[-1].set_title("Grad-CAM")
@@ -181,7 +181,7 @@ def _show_image(axes: Any, image: Image, title: str) -> None:
 
 def _show_pale(axes: Any, image: Image) -> None:
     """Show the image in light grey, as the background of a map."""
-    axes.imshow(image.mean(2), cmap="gray", vmin=-350, vmax=255)
+    axes.imshow(image.mean(2), cmap="gray", vmin=-600, vmax=255)
     _frame(axes)
 
 
