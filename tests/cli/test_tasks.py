@@ -12,7 +12,6 @@ from PIL import Image
 pytest.importorskip("lightning")
 
 import torch
-from support.commands import assert_fails
 from support.tasks import TrainedTask
 
 from acmix_zoo import create_model
@@ -30,7 +29,7 @@ def test_the_last_of_the_recipes_and_options_decides(tmp_path: Path) -> None:
     assert find_task(["fit", "--config={task: segmentation}"]) == "segmentation"
     assert find_task(["fit", "--config", str(segment), "--task=classification"]) == "classification"
     assert find_task(["fit", "--config", str(tmp_path / "missing.yaml")]) == "classification"
-    with pytest.raises(ValueError, match="unknown task 'colouring'. Expected classification, segmentation"):
+    with pytest.raises(ValueError, match=r"unknown task 'colouring'\. Expected classification, segmentation"):
         find_task(["fit", "--task", "colouring"])
 
 
@@ -69,15 +68,6 @@ def test_an_unfinished_run_is_exported(trained: TrainedTask, tmp_path: Path) -> 
     assert check_folder(tmp_path / "weights") == []
     whole, exported = (create_model(path).state_dict() for path in (trained.folder, tmp_path / "weights"))
     assert all(torch.equal(value, exported[name]) for name, value in whole.items())
-
-
-def test_another_task_rejects_the_checkpoint(trained: TrainedTask, capsys: pytest.CaptureFixture[str]) -> None:
-    other = "classification" if trained.task.name != "classification" else "segmentation"
-    best = trained.folder / "checkpoints/best.ckpt"
-    options = ["--task", other, "--model.model", "test_resnet", "--data.source", str(trained.source)]
-    if other == "segmentation":
-        pytest.skip("images without masks are rejected before the checkpoint is read")
-    assert_fails(capsys, ["test", *options, "--ckpt_path", str(best)], "Use --task|no class folders")
 
 
 def test_predict_writes_the_form_of_the_task(

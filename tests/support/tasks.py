@@ -103,7 +103,8 @@ def write_masked_images(
 
 SEGMENT = {
     "model.model": "test_resnet", "model.decoder": "unet",
-    "model.decoder_kwargs": "{decoder_channels: [16, 16, 8, 8, 8]}", "model.lr": 0.01, "data.crop_size": "[32, 32]", "data.batch_size": 3,
+    "model.decoder_kwargs": "{decoder_channels: [16, 16, 8, 8, 8]}", "model.lr": 0.01,
+    "data.crop_size": "[32, 32]", "data.batch_size": 3,
     "trainer.max_epochs": 1, "trainer.accelerator": "cpu", "speed.loader_seconds": 0,
 }  # fmt: skip
 TASKS = (
