@@ -67,7 +67,7 @@ def test_the_backbone_gets_the_weights_of_a_classifier(name: str) -> None:
 def test_weights_of_another_backbone_are_rejected() -> None:
     network = Segmenter("acmix_resnet_pico", 3)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    with pytest.raises(ValueError, match="do not fit the backbone acmix_resnet_pico: .* tensors are missing"):
+    with pytest.raises(ValueError, match=r"do not fit the backbone acmix_resnet_pico: .* tensors are missing"):
         network.load_backbone(create_model("acmix_san_pico"))
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
@@ -78,7 +78,7 @@ def test_weights_of_another_backbone_are_rejected() -> None:
         ({"decoder": "psp"}, "unknown decoder 'psp'. Expected fpn, upernet, unet"),
         (
             {"decoder_kwargs": {"encoder_weights": "x"}},
-            "Expected arguments of segmentation_models_pytorch.FPN that start",
+            "Expected arguments of segmentation_models_pytorch.FPN",
         ),
         ({"decoder_kwargs": {"decoder_colour": 1}}, "cannot be built with decoder_kwargs="),
         ({"model_kwargs": {"colour": 1}}, "cannot be built with|colour"),
