@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from PIL import Image
-from support.training import SHORT_RUN, make_image_folder
+from support.training import MODEL, SHORT_RUN, make_data, make_image_folder, make_task
 
+from acmix_zoo.data import MaskDataModule
+from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.models.task_kinds import TASK_KINDS, TaskKind
+from acmix_zoo.tasks import SegmentationTask, Task
 
 COLOURS = ((210, 60, 60), (60, 200, 60), (60, 60, 210))
 
@@ -26,14 +29,20 @@ class TaskCase:
         write_data: writes a data set with train/, val/ and test/ into a folder.
         options: options of `acmix-zoo fit` besides source and run folder.
         predictions: what `predict` writes into the run folder.
+        write_short_data: writes data of which an epoch has three steps.
+        make_task: returns the task, always with the same initial weights. Takes its arguments.
+        make_data: returns the data module of a folder.
         needs: packages without which the tests are skipped.
     """
 
     name: str
     write_data: Callable[[Path], Path]
-    options: dict[str, Any]
+    options: dict[str, Any] = field(hash=False)
     predictions: str
-    needs: tuple[str, ...] = field(default=())
+    write_short_data: Callable[[Path], Path]
+    make_task: Callable[..., Task]
+    make_data: Callable[[Path], ResumableDataModule]
+    needs: tuple[str, ...] = ()
 
     @property
     def kind(self) -> TaskKind:
@@ -107,11 +116,31 @@ SEGMENT = {
     "data.crop_size": "[32, 32]", "data.batch_size": 3,
     "trainer.max_epochs": 1, "trainer.accelerator": "cpu", "speed.loader_seconds": 0,
 }  # fmt: skip
+
+
+def make_segmentation_task(**kwargs: Any) -> SegmentationTask:
+    """Return a task for three classes with dropout, always with the same initial weights."""
+    torch.manual_seed(0)
+    options = {"num_classes": 3, "decoder": "unet", "decoder_kwargs": {"decoder_channels": [16, 16, 8, 8, 8]}}
+    return SegmentationTask(MODEL, **{**options, "model_kwargs": {"drop_path_rate": 0.2}, **kwargs})
+
+
+def make_masks(folder: Path) -> MaskDataModule:
+    """Return the data of a folder with masks, with every augmentation."""
+    return MaskDataModule(str(folder), crop_size=(32, 32), resize=(24, 48), color_jitter=True, batch_size=3)
+
+
+CLASSIFICATION = TaskCase(
+    "classification", write_classified_images, {**SHORT_RUN, "model.lr": 0.01}, "predictions.csv",
+    make_image_folder, make_task, make_data,
+)  # fmt: skip
 TASKS = (
-    TaskCase("classification", write_classified_images, {**SHORT_RUN, "model.lr": 0.01}, "predictions.csv"),
-    TaskCase("segmentation", write_masked_images, SEGMENT, "predictions", ("segmentation_models_pytorch",)),
-)
-tasks = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+    CLASSIFICATION,
+    TaskCase(
+        "segmentation", write_masked_images, SEGMENT, "predictions", write_masked_images, make_segmentation_task,
+        make_masks, ("segmentation_models_pytorch",),
+    ),
+)  # fmt: skip
 
 
 def skip_without_packages(task: TaskCase) -> None:
