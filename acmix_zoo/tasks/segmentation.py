@@ -22,6 +22,7 @@ from acmix_zoo.data.masks.mask_plots import MaskExample, plot_masks
 from acmix_zoo.models.task_kinds import SEGMENTATION
 from acmix_zoo.tasks.metrics import TaskMetrics
 from acmix_zoo.tasks.segmentation_metrics import SegmentationMetrics, WeightedLoss
+from acmix_zoo.tasks.sharded import is_sharded
 from acmix_zoo.tasks.sliding_window import slide, with_mirror
 from acmix_zoo.tasks.task import Task
 
@@ -153,7 +154,12 @@ class SegmentationTask(Task):
 
     @torch.no_grad()
     def plot_examples(self, data: Any, path: Path) -> None:
-        """Draw validation (or training) images, their masks and the predicted ones, side by side."""
+        """Draw validation (or training) images, their masks and the predicted ones, side by side.
+
+        Nothing is drawn for a network that is sharded over processes, because all of them would have to take part.
+        """
+        if is_sharded(self.model):
+            return
         split = data.splits.get("val", data.splits["train"])
         dataset = MaskDataset(split, data.augment.for_evaluation(), raw=True, max_unreadable=split.size)
         was_training = self.training
@@ -161,7 +167,8 @@ class SegmentationTask(Task):
         examples = []
         for number in range(min(_EXAMPLES, len(dataset))):
             batch: MaskBatch = dataset.__getitems__([number * len(dataset) // min(_EXAMPLES, len(dataset))])
-            logits = self.predict_logits(data.pixels.normalize(batch.images).to(self.device))[0]
+            images = data.pixels.normalize(batch.images).to(next(self.model.parameters()))  # device and dtype
+            logits = self.predict_logits(images)[0]
             mask = batch.masks[0]
             found = resize_logits(logits, (mask.shape[0], mask.shape[1])).argmax(0).to(torch.uint8)
             examples.append(MaskExample(batch.images[0].numpy(), mask.numpy(), found.cpu().numpy()))

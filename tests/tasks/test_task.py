@@ -1,11 +1,15 @@
 """What all tasks share: names, checkpoints that state their task, and errors that name what to do."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("lightning")
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+from support.tasks import TASKS, TaskCase, skip_without_packages
 
 from acmix_zoo.models.task_kinds import TASK_KINDS, config_task
 from acmix_zoo.tasks import ClassificationTask, Task
@@ -43,6 +47,16 @@ def test_a_checkpoint_of_another_task_is_rejected() -> None:
     task.on_load_checkpoint({**checkpoint, "task": "classification"})
     del checkpoint["task"]  # one of an earlier version
     task.on_load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_averaging_and_sharding_exclude_each_other(task: TaskCase) -> None:
+    skip_without_packages(task)
+    module = task.make_task(ema_decay=0.9)
+    strategy = ModelParallelStrategy.__new__(ModelParallelStrategy)
+    module.trainer = SimpleNamespace(strategy=strategy, state=SimpleNamespace(fn="fit"))  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"ema_decay does not work with a network that is sharded over processes"):
+        module.configure_callbacks()
 
 
 def test_loss_and_batch_size_come_from_the_first_entry_of_a_batch() -> None:

@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from acmix_zoo.data.augment import seed_globals
+from acmix_zoo.data.augment import Pixels, seed_globals
 from acmix_zoo.data.masks.mask_classes import VOID
 from acmix_zoo.data.masks.mask_images import Pair
 
@@ -22,33 +22,37 @@ class MaskAugment:
     the mean colour, and no class. In evaluation, an image is only resized, and its mask keeps its size.
 
     Args:
+        pixels: normalisation. Its mean is the colour of padding.
         crop_size: (height, width) of training images.
         resize: smallest and largest length of the shorter side in training, in pixels, of which one is drawn; None to
             keep the size.
         eval_resize: length of the shorter side in evaluation; None to keep the size.
         hflip: probability of a horizontal flip.
         color_jitter: change brightness, contrast, saturation and hue at random.
-        fill: the colour of padding, 0 to 255 in each channel.
         training: whether to augment.
+
+    Attributes:
+        fill: the colour of padding, 0 to 255 in each channel.
     """
 
     def __init__(
         self,
+        pixels: Pixels,
         crop_size: tuple[int, int],
         *,
         resize: tuple[int, int] | None = None,
         eval_resize: int | None = None,
         hflip: float = 0.5,
         color_jitter: bool = False,
-        fill: tuple[int, int, int] = (124, 116, 104),
         training: bool = True,
     ) -> None:
         self._arguments: dict[str, Any] = {
-            "crop_size": crop_size, "resize": resize, "eval_resize": eval_resize, "hflip": hflip,
-            "color_jitter": color_jitter, "fill": fill,
+            "pixels": pixels, "crop_size": crop_size, "resize": resize, "eval_resize": eval_resize, "hflip": hflip,
+            "color_jitter": color_jitter,
         }  # fmt: skip
-        self.fill, self.eval_resize, self.training = fill, eval_resize, training
-        fills = {tv_tensors.Image: list(fill), tv_tensors.Mask: VOID}
+        self.pixels, self.eval_resize, self.training = pixels, eval_resize, training
+        self.fill = [round(255 * mean) for mean in pixels.mean]
+        fills = {tv_tensors.Image: self.fill, tv_tensors.Mask: VOID}
         steps: list[v2.Transform] = []
         if resize:
             steps.append(v2.RandomResize(resize[0], resize[1] + 1))  # the upper end is exclusive

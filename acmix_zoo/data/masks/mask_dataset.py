@@ -60,7 +60,7 @@ class MaskDataset(ImageDataset):
         Raises:
             UnreadableImage: all images are unreadable, or more than allowed.
         """
-        requested = np.asarray(indices)
+        requested, fill = np.asarray(indices), self.augment.fill
         keys = image_keys(self.seed, self.epoch, images=requested)
         positions = np.where(requested < 0, -1 - requested, requested % max(1, len(self)))
         pairs, kept = self._read_pairs(positions, keys)
@@ -68,13 +68,16 @@ class MaskDataset(ImageDataset):
             positions = (positions + 1) % len(self)
             pairs, kept = self._read_pairs(positions, keys)
         if not pairs:  # all processes need the same number of batches
-            blank = torch.tensor(self.augment.fill, dtype=torch.uint8).view(3, 1, 1).expand(3, 64, 64)
-            return collate([(blank, torch.full((64, 64), VOID, dtype=torch.uint8))], [-1], self.augment.fill)
+            blank = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).expand(3, 64, 64)
+            return self._normalized(collate([(blank, torch.full((64, 64), VOID, dtype=torch.uint8))], [-1], fill))
         numbers = [int(positions[i]) if requested[i] >= 0 else -1 for i in kept]
         for number, (_, mask) in zip(numbers, pairs, strict=True):
             if number < 0:
                 mask.fill_(VOID)
-        return collate(pairs, numbers, self.augment.fill)
+        return self._normalized(collate(pairs, numbers, fill))
+
+    def _normalized(self, batch: MaskBatch) -> MaskBatch:
+        return batch if self.raw else batch._replace(images=self.augment.pixels.normalize(batch.images))
 
     def _read_pairs(self, positions: np.ndarray, keys: np.ndarray) -> tuple[list[tuple[Tensor, Tensor]], list[int]]:
         """Return the readable pairs, and which of `positions` they belong to."""
@@ -91,7 +94,7 @@ class MaskDataset(ImageDataset):
         return pairs, kept
 
 
-def collate(pairs: Sequence[tuple[Tensor, Tensor]], indices: Sequence[int], fill: tuple[int, int, int]) -> MaskBatch:
+def collate(pairs: Sequence[tuple[Tensor, Tensor]], indices: Sequence[int], fill: Sequence[int]) -> MaskBatch:
     """Combine images (3, H, W) and masks (h, w) into a batch, and pad them to the largest size."""
     sizes = torch.tensor([[*image.shape[1:], *mask.shape] for image, mask in pairs])  # (B, 4)
     height, width, mask_height, mask_width = sizes.amax(0).tolist()

@@ -112,12 +112,7 @@ class MaskDataModule(ResumableDataModule):
         self.input_size = (3, *crop_size)
         self.pixels = Pixels(max(crop_size), self.mean, self.std, "bilinear", 1.0)
         self.augment = MaskAugment(
-            crop_size,
-            resize=resize,
-            eval_resize=eval_resize,
-            hflip=hflip,
-            color_jitter=color_jitter,
-            fill=(round(255 * self.mean[0]), round(255 * self.mean[1]), round(255 * self.mean[2])),
+            self.pixels, crop_size, resize=resize, eval_resize=eval_resize, hflip=hflip, color_jitter=color_jitter
         )
 
     # ---- what the data are
@@ -126,6 +121,9 @@ class MaskDataModule(ResumableDataModule):
     def splits(self) -> dict[str, Split]:
         """The splits that exist, out of "train", "val" and "test", each with its images and their indices."""
         return self.loaders.splits
+
+    def describe_size(self) -> str:
+        return f"crops of {self.input_size[1]} × {self.input_size[2]} pixels"
 
     def preprocessing(self) -> dict[str, Any]:
         """Return size and normalisation of the images, as fields of timm's pretrained_cfg."""

@@ -12,7 +12,7 @@ pytest.importorskip("lightning")
 
 from support.tasks import write_masked_images
 
-from acmix_zoo.data.augment import preserve_random_state
+from acmix_zoo.data.augment import Pixels, preserve_random_state
 from acmix_zoo.data.masks.mask_augment import MaskAugment
 from acmix_zoo.data.masks.mask_classes import VOID
 from acmix_zoo.data.masks.mask_dataset import MaskBatch, MaskDataset
@@ -20,6 +20,7 @@ from acmix_zoo.data.masks.mask_images import Pair
 from acmix_zoo.data.masks.mask_module import MaskDataModule
 from acmix_zoo.data.samplers import EvalSampler
 
+PIXELS = Pixels(28, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 1.0)
 FILL = (124, 116, 104)
 
 
@@ -39,7 +40,7 @@ def augmented(augment: MaskAugment, key: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("key", range(6))
 def test_image_and_mask_move_together(key: int) -> None:
-    augment = MaskAugment((24, 28), resize=(20, 60), hflip=0.5, fill=FILL)
+    augment = MaskAugment(PIXELS, (24, 28), resize=(20, 60), hflip=0.5)
     image, mask = augmented(augment, key)
     assert image.shape == (3, 24, 28) and mask.shape == (24, 28) and mask.dtype == image.dtype == torch.uint8
     assert set(mask.unique().tolist()) <= {0, 1, 2, 3, VOID}
@@ -54,7 +55,7 @@ def test_image_and_mask_move_together(key: int) -> None:
 
 
 def test_augmentation_depends_on_the_key_alone() -> None:
-    augment = MaskAugment((24, 28), resize=(20, 60), color_jitter=True)
+    augment = MaskAugment(PIXELS, (24, 28), resize=(20, 60), color_jitter=True)
     torch.manual_seed(1)
     first = augmented(augment, 7)
     state = torch.get_rng_state()
@@ -65,7 +66,7 @@ def test_augmentation_depends_on_the_key_alone() -> None:
 
 
 def test_evaluation_resizes_only_the_image() -> None:
-    augment = MaskAugment((24, 28), resize=(20, 60), eval_resize=15, color_jitter=True).for_evaluation()
+    augment = MaskAugment(PIXELS, (24, 28), resize=(20, 60), eval_resize=15, color_jitter=True).for_evaluation()
     image, mask = augmented(augment, 3)
     assert image.shape == (3, 15, 20) and np.array_equal(mask.numpy(), coded_pair().mask)
 
