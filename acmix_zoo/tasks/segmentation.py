@@ -33,11 +33,11 @@ class MaskPrediction(NamedTuple):
     """The predicted mask of an image.
 
     Attributes:
-        index: position of the image in the data's `predict_paths`; -1 for a padding image.
+        position: position of the image in the data's `predict_paths`; -1 for a padding image.
         mask: (H, W) uint8, the class of each pixel of the image at its original size.
     """
 
-    index: int
+    position: int
     mask: Tensor
 
 

@@ -179,5 +179,5 @@ def test_predictions_have_the_size_of_the_image(data: MaskDataModule, tmp_path: 
     found = make_trainer().predict(make_task(), data)
     assert found is not None
     masks = [mask for batch in found for mask in batch]
-    assert [mask.index for mask in masks] == [0, 1, 2]
+    assert [mask.position for mask in masks] == [0, 1, 2]
     assert all(mask.mask.shape == (40, 48) and int(mask.mask.max()) < 3 for mask in masks)
