@@ -20,10 +20,10 @@ from acmix_zoo.data.masks.mask_classes import VOID
 from acmix_zoo.data.masks.mask_dataset import MaskBatch, MaskDataset
 from acmix_zoo.data.masks.mask_plots import MaskExample, plot_masks
 from acmix_zoo.models.task_kinds import SEGMENTATION
+from acmix_zoo.tasks.dense_evaluation import slide, with_mirror
 from acmix_zoo.tasks.metrics import TaskMetrics
 from acmix_zoo.tasks.segmentation_metrics import SegmentationMetrics, WeightedLoss
 from acmix_zoo.tasks.sharded import is_sharded
-from acmix_zoo.tasks.sliding_window import slide, with_mirror
 from acmix_zoo.tasks.task import Task
 
 _EXAMPLES = 6  # images in predictions.png

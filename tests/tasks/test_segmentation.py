@@ -18,8 +18,8 @@ from support.training import make_trainer
 from acmix_zoo.data.masks.mask_classes import VOID
 from acmix_zoo.data.masks.mask_module import MaskDataModule
 from acmix_zoo.tasks import SegmentationTask
+from acmix_zoo.tasks.dense_evaluation import slide, window_starts, with_mirror
 from acmix_zoo.tasks.segmentation_metrics import CrossEntropy, SegmentationMetrics, WeightedLoss
-from acmix_zoo.tasks.sliding_window import slide, window_starts, with_mirror
 
 SMALL = {"decoder": "unet", "decoder_kwargs": {"decoder_channels": [16, 16, 8, 8, 8]}}
 
