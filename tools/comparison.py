@@ -15,7 +15,6 @@ set, which is used once per run, with the weights of the last epoch.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
 from acmix_zoo.training.finish import git_revision
 from acmix_zoo.training.logs import quieten_lightning
-from tools import make_parser
+from tools import append_rows, make_parser, read_rows
 from tools.ablations import ABLATIONS, build
 
 CLASSES, SIDE, EPOCHS, BATCH = 100, 32, 10, 128
@@ -169,21 +168,8 @@ def train(case: Case, seed: int, source: Path, folder: Path) -> tuple[dict[str, 
 
 def finished(table: Path) -> set[tuple[str, int]]:
     """Return the (case name, seed) of the rows of a table."""
-    if not table.is_file():
-        return set()
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(table)
     return {(Case(row["group"], row["network"], row["variant"]).name, int(row["seed"])) for row in rows}
-
-
-def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Append rows to a table, which is created with a header."""
-    is_new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def main(source: str, folder: Path, *, only: str | None, seeds: Sequence[int], is_list: bool) -> None:
@@ -201,8 +187,8 @@ def main(source: str, folder: Path, *, only: str | None, seeds: Sequence[int], i
                 continue
             print(run.name, flush=True)
             row, epochs = train(case, seed, make_subset(source, folder / "images"), run)
-            append(TABLE, [row])
-            append(EPOCHS_TABLE, [{"run": run.name, **chosen} for chosen in map(epoch_columns, epochs)])
+            append_rows(TABLE, [row])
+            append_rows(EPOCHS_TABLE, [{"run": run.name, **chosen} for chosen in map(epoch_columns, epochs)])
 
 
 def epoch_columns(row: dict[str, float]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from pathlib import Path
 
@@ -16,7 +15,7 @@ pytest.importorskip("datasets")
 import datasets
 
 from acmix_zoo.layers import ACmix2d
-from tools import comparison
+from tools import comparison, read_rows
 from tools.comparison import CASES, Case, epoch_columns, main, make_subset
 
 WORDNET_IDS = ["n03", "n01", "n04", "n02", "n08", "n07", "n06", "n05"]  # as in the data set, not in order
@@ -86,14 +85,12 @@ def test_finished_runs_are_not_repeated(
     )
     options = {"only": None, "seeds": [0], "is_list": False}
     main(str(tiny_imagenet), tmp_path / "runs", **options)
-    with (tmp_path / comparison.TABLE).open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / comparison.TABLE)
     assert [(row["network"], row["variant"], row["seed"]) for row in rows] == [
         ("acmix_resnet_pico", "both", "0"), ("resnet_pico", "", "0"),
     ]  # fmt: skip
     assert all(int(row["macs"]) > 1e6 and 0 <= float(row["top1"]) <= 1 for row in rows)
-    with (tmp_path / comparison.EPOCHS_TABLE).open(encoding="utf-8") as file:
-        epochs = list(csv.DictReader(file))
+    epochs = read_rows(tmp_path / comparison.EPOCHS_TABLE)
     assert [row["epoch"] for row in epochs] == ["1", "2", "1", "2"]
     assert len(epochs[0]["alpha"].split()) > 1
     assert not epochs[-1]["alpha"]
