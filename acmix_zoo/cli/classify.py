@@ -36,9 +36,15 @@ def classify(arguments: Sequence[str]) -> list[list[tuple[str, float]]]:
 
     from acmix_zoo.data.images import UnreadableImage, load_image
     from acmix_zoo.data.predict_images import find_images_in
+    from acmix_zoo.models.task_network import TaskNetwork
     from acmix_zoo.weights import from_pretrained
 
     model = from_pretrained(options.weights).eval()
+    if isinstance(model, TaskNetwork):
+        raise ValueError(
+            f"{options.weights} holds a network for {model.kind.title}. Expected weights of a classifier. Use "
+            "`acmix-zoo predict --config RUN --data.predict IMAGES`"
+        )
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     transform = create_transform(**resolve_data_config(pretrained_cfg=cfg))
     labels = cfg.get("label_names") or [f"class {i}" for i in range(int(model.num_classes))]  # type: ignore[arg-type]
