@@ -28,8 +28,10 @@ OPTIONS = {
 
 
 def main() -> None:
-    """Run the demo. The results go to a new folder below the current directory: runs/demo-segment, or runs/demo-segment-2,
-    runs/demo-segment-3, … if there were earlier demos."""
+    """Run the demo. The results go to a new folder below the current directory.
+
+    It is runs/demo-segment, or runs/demo-segment-2, runs/demo-segment-3, … if there were earlier demos.
+    """
     started = time.perf_counter()
     folder = new_folder(FOLDER)
     print_heading("Write scenes of handwritten digits with their masks")
