@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import PLAIN, Process, command, differences, fit, run
-from support.tasks import write_masked_images
+from support.tasks import SEGMENTATION, write_masked_images
 
 from acmix_zoo.training.checkpoints import is_checkpoint
 
@@ -21,14 +21,6 @@ EVERYTHING = {
     "model.model": "acmix_resnet_pico", "model.model_kwargs": "{drop_rate: 0.1, drop_path_rate: 0.1}",
     "model.ema_decay": 0.95, "run.save_every": 3,
     "trainer.max_epochs": 3, "trainer.limit_train_batches": 25, "trainer.accumulate_grad_batches": 1,
-}  # fmt: skip
-# Images with masks that the test writes, and a network with batch norm.
-SEGMENTATION = {
-    "task": "segmentation", "data.crop_size": "[32, 32]", "data.resize": "[24, 48]", "data.color_jitter": True,
-    "data.batch_size": 2, "model.model": "acmix_resnet_pico", "model.model_kwargs": "{drop_path_rate: 0.1}",
-    "model.decoder": "unet", "model.losses": "{cross_entropy: 1, dice: 1}", "model.ema_decay": 0.95,
-    "trainer.max_epochs": 3, "trainer.accelerator": "cpu", "trainer.logger": "false", "run.save_every": 3,
-    "speed.loader_seconds": 0,
 }  # fmt: skip
 VARIANTS = [
     {},
