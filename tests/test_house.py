@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "training": {*LAYERS, "data", "tasks", "training"},
     "bench": {*LAYERS, "bench"},
     "scaling": {*LAYERS, "scaling"},
-    "cli": {*LAYERS, "data", "tasks", "training", "bench", "scaling", "cli"},
+    "export": {*LAYERS, "data", "export"},
+    "cli": {*LAYERS, "data", "tasks", "training", "bench", "scaling", "export", "cli"},
 }
 
 

@@ -51,7 +51,8 @@ def bench(arguments: Sequence[str]) -> list[Row]:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "acmix-zoo bench",
-        description="\n".join([str(measure.__doc__), str(candidates.__doc__).partition("\n\n")[2], _EXAMPLES]),
+        description="\n".join([str(measure.__doc__), str(candidates.__doc__).partition("\n\n")[2]]),
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
