@@ -70,7 +70,7 @@ def classify(arguments: Sequence[str]) -> list[ClassifiedImage]:
     given = {str(Path(location).expanduser()) for location in options.images}
     results: list[ClassifiedImage] = []
     with tqdm(total=len(paths), unit="image", disable=None, leave=False) as progress:  # None: only on a terminal
-        for classified, problems, count in _classify_all(model, names, paths, options.top, options.batch_size):
+        for classified, problems in _classify_all(model, names, paths, options.top, options.batch_size):
             for path, problem in problems:
                 if path in given:
                     failures.append(problem)
@@ -81,7 +81,7 @@ def classify(arguments: Sequence[str]) -> list[ClassifiedImage]:
                     tqdm.write("\n".join([image.path, *map(_line, image.classes)]), file=sys.stdout)
                 sys.stdout.flush()
             results += classified
-            progress.update(count)
+            progress.update(len(classified) + len(problems))
     if options.json:
         print(json.dumps([_as_json(image) for image in results], indent=2, ensure_ascii=False))
     if options.csv is not None:
@@ -132,11 +132,10 @@ def _find_images(locations: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 class _Classified(NamedTuple):
-    """The result for one batch: its images, the paths and problems of unreadable ones, and the number of both."""
+    """The result for one batch: its images, and the paths and problems of unreadable ones."""
 
     images: list[ClassifiedImage]
     problems: list[tuple[str, str]]
-    count: int
 
 
 def _classify_all(
@@ -149,7 +148,8 @@ def _classify_all(
     from acmix_zoo.data.images import load_image
 
     readers = [partial(load_image, path) for path in paths]
-    for batch in load_batches(readers, evaluation_transform(model.pretrained_cfg), batch_size):
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # timm's contract
+    for batch in load_batches(readers, evaluation_transform(cfg), batch_size):
         images = []
         if batch.numbers:
             with torch.inference_mode():
@@ -168,7 +168,7 @@ def _classify_all(
                 )
             ]
         problems = [(paths[number], str(error)) for number, error in batch.problems.items()]
-        yield _Classified(images, problems, len(images) + len(problems))
+        yield _Classified(images, problems)
 
 
 def _line(found: ClassProbability) -> str:

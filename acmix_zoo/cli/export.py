@@ -71,7 +71,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--no-ema", action="store_true", help="write a run's trained weights, not their moving average; only to folders"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # so that the output may come last
     suffix = options.output.suffix if options.output else ""
     by_suffix = {value: key for key, value in _SUFFIXES.items()}
     options.format = options.format or by_suffix.get(suffix, "folder")
@@ -121,10 +121,10 @@ def _print_result(found: ExportedFile) -> None:
     )
     if found.int8_agreement:
         int8 = found.int8_agreement
-        share = 100 * int8.same_class / int8.count
+        share = 100 * int8.same_class / int8.images
         print(
             f"int8: {_megabytes(bytes_written)} instead of {_megabytes(found.float_bytes)}. The most probable class "
-            f"stays the same for {share:.2f} % of {int8.count:,} images"
+            f"stays the same for {share:.2f} % of {int8.images:,} images"
         )
     last = found.int8_agreement or agreement
     if last.labelled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ def load_batches(
     chunks = [range(start, min(start + batch_size, len(readers))) for start in range(0, len(readers), batch_size)]
     with ThreadPoolExecutor(max_workers=8) as pool:  # decoding releases the GIL
         waiting: list[Future[Tensor | UnreadableImage]] = []
-        for chunk, following in zip(chunks, [*chunks[1:], range(0)], strict=True):
+        for chunk, following in pairwise([*chunks, range(0)]):
             current = waiting or [pool.submit(load, number) for number in chunk]
             waiting = [pool.submit(load, number) for number in following]
             results = [future.result() for future in current]

@@ -30,7 +30,7 @@ class Agreement(NamedTuple):
     """How well a file agrees with its network.
 
     Attributes:
-        count: number of images.
+        images: number of images.
         difference: the largest absolute difference of two logits.
         scale: the largest absolute logit of the network.
         same_class: number of images for which both have the same most probable class.
@@ -39,7 +39,7 @@ class Agreement(NamedTuple):
         file_correct: number of these that the file classifies correctly.
     """
 
-    count: int = 0
+    images: int = 0
     difference: float = 0.0
     scale: float = 0.0
     same_class: int = 0
@@ -64,7 +64,7 @@ def compare(network: Network, exported: Network, batches: Iterable[CheckBatch]) 
             difference = float("inf")
         classes, found_classes = expected.argmax(1), found.argmax(1)  # (B,)
         total = Agreement(
-            total.count + len(images),
+            total.images + len(images),
             max(total.difference, difference),
             max(total.scale, float(expected.abs().max())),
             total.same_class + int((classes == found_classes).sum()),

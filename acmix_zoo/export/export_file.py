@@ -126,7 +126,7 @@ def _compare(network: Exportable, exported: Network, batches: Iterable[CheckBatc
         ValueError: it does not, or no image could be read.
     """
     found = compare(network.original, exported, batches)
-    if not found.count:
+    if not found.images:
         raise ValueError("none of the images for the check can be read. Expected at least one. Use other images")
     if not found.is_close:
         raise ValueError(

@@ -54,8 +54,8 @@ def prepare(model: nn.Module) -> Exportable:
     """
     original = model.float().eval().requires_grad_(False)
     folded = copy.deepcopy(original)
-    if hasattr(folded, "deploy"):
-        folded.deploy()
+    if callable(deploy := getattr(folded, "deploy", None)):
+        deploy()
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # timm's contract
     metadata = file_metadata(model)
     any_size = not cfg.get("fixed_input_size")

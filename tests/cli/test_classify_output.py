@@ -3,12 +3,15 @@
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from support.commands import assert_fails, run_command
 from support.weight_folders import ROOT, SHIPPED, edit_config
+
+from acmix_zoo.cli.main import main
 
 BOOT = ROOT / "examples" / "ankle_boot.png"
 MODEL = f"--model={SHIPPED}"
@@ -80,3 +83,15 @@ def test_urls_and_wrong_values_are_rejected(tmp_path: Path, capsys: pytest.Captu
         with pytest.raises(SystemExit) as stop:
             run_command(capsys, "classify", BOOT, MODEL, *options)
         assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_progress_is_shown_on_a_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["classify", str(folder), MODEL, "--json"]) == 0
+    output, error = capsys.readouterr()
+    assert len(json.loads(output)) == 2 and "| 0/3 [" in error
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    assert main(["classify", str(folder), MODEL, "--json"]) == 0
+    assert "0/3" not in capsys.readouterr().err
