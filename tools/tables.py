@@ -20,7 +20,7 @@ from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.models.published import is_reconstruction, published
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.shipped import checkpoints_root
-from tools import make_parser, reconstructions, scaling_tables
+from tools import evidence, make_parser, reconstructions, scaling_tables
 from tools.speed_table import BENCHMARKS, speed_summary, speed_table
 
 NEIGHBOURS = (
@@ -113,6 +113,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "reconstructions": lambda: _markdown(reconstructions.networks_table()),
     "warm_start": warm_start_table,
     "distributed": distributed_table,
+    "comparison_paths": lambda: _markdown(evidence.group_rows("paths")),
+    "comparison_neighbours": lambda: _markdown(evidence.group_rows("neighbours")),
+    "comparison_ablations": lambda: _markdown(evidence.group_rows("ablations")),
+    "finetuning": lambda: _markdown(evidence.finetuning_rows()),
     "scaling": lambda: _markdown(scaling_tables.scaled_batch_rows()),
     "scaling_capped": lambda: _markdown(scaling_tables.capped_batch_rows()),
     "scaling_memory": lambda: _markdown(scaling_tables.memory_rows()),
