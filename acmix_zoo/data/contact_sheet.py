@@ -15,7 +15,7 @@ SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """The file extensions of a contact sheet."""
 _SIDE, _MARGIN, _LINE, _FONT_SIZE = 160, 8, 16, 12  # pixels
 _COLUMNS = 6  # at least, unless there are fewer images
-# Pillow's own font has the letters of western European languages. These are common fonts with many more.
+# Pillow's own font has few letters beyond ASCII. These are common fonts with many more.
 _WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "msyh.ttc", "PingFang.ttc", "DejaVuSans.ttf", "arial.ttf")
 
 
@@ -76,12 +76,12 @@ def _shorten(line: str) -> str:
 
 def _font_for(line: str) -> Font:
     """Return a font that has the letters of a line, if one is installed."""
-    return _font(is_western=all(character < "\u0180" or character == "…" for character in line))
+    return _font(line.replace("…", "").isascii())
 
 
 @cache
-def _font(is_western: bool) -> Font:
-    for name in () if is_western else _WIDE_FONTS:
+def _font(is_ascii: bool) -> Font:
+    for name in () if is_ascii else _WIDE_FONTS:
         try:
             return ImageFont.truetype(name, _FONT_SIZE)
         except OSError:
