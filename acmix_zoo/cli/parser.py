@@ -53,11 +53,19 @@ class Parser(argparse.ArgumentParser):
         if command and not self.epilog:
             self.epilog = f"Example: {self.prog} {command.example}"
 
-    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the arguments, or raise `ParserReady` within `parsers_only`."""
+        self._raise_if_ready()
+        return super().parse_args(*args, **kwargs)
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the known arguments, or raise `ParserReady` within `parsers_only`."""
+        self._raise_if_ready()
+        return super().parse_known_args(*args, **kwargs)
+
+    def _raise_if_ready(self) -> None:
         if _parsers_only.get():
             raise ParserReady(self)
-        return super().parse_known_args(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong, the closest options and how to list all of them, and exit with status 2."""
