@@ -57,12 +57,12 @@ def classify(arguments: Sequence[str]) -> list[ClassifiedImage]:
     from tqdm import tqdm
 
     from acmix_zoo.data.contact_sheet import check_sheet_path
-    from acmix_zoo.weights import from_pretrained
     from acmix_zoo.weights.class_names import class_names
+    from acmix_zoo.weights.classifier import load_classifier
 
     if options.sheet:
         check_sheet_path(options.sheet)
-    model = from_pretrained(options.model).eval()
+    model = load_classifier(options.model)
     names = class_names(model)
     # A high probability does not mean that an image shows one of these classes.
     _remark(f"{options.model} knows {_class_list(names.descriptions)}; every image is assigned to one of them")

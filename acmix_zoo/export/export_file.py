@@ -19,7 +19,7 @@ from acmix_zoo.export.onnx_file import load_onnx, set_metadata, write_onnx
 from acmix_zoo.export.program_file import load_program, write_program
 from acmix_zoo.export.quantization import quantize
 from acmix_zoo.weights.class_names import class_names
-from acmix_zoo.weights.create import from_pretrained
+from acmix_zoo.weights.classifier import load_classifier
 from acmix_zoo.weights.fetch import weight_folder
 
 Format = Literal["onnx", "torch-export"]
@@ -67,7 +67,7 @@ def export_file(
     """
     if int8 and (data is None or format != "onnx"):
         raise ValueError("int8 needs the format onnx, and images to measure ranges on. Pass them as `data`")
-    network = prepare(from_pretrained(model))
+    network = prepare(load_classifier(model))
     transform = evaluation_transform(network.cfg)
     images = None if data is None else open_check_images(data, class_names(network.original).names, limit)
     check = _check_with(images, transform, model, network)

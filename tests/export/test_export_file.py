@@ -33,7 +33,7 @@ METADATA = {
 
 def use(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> None:
     """Let `export_file` build this network, whatever the name."""
-    monkeypatch.setattr(module, "from_pretrained", lambda source: model)
+    monkeypatch.setattr(module, "load_classifier", lambda source: model)
 
 
 @pytest.fixture
