@@ -20,7 +20,7 @@ from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.models.published import is_reconstruction, published
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.shipped import checkpoints_root
-from tools import drop_in_costs, make_parser, reconstructions, scaling_tables, yolo_study
+from tools import drop_in_costs, evidence, make_parser, reconstructions, scaling_tables, yolo_study
 from tools.speed_table import BENCHMARKS, speed_summary, speed_table
 
 NEIGHBOURS = (
@@ -127,6 +127,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "distributed": distributed_table,
     "drop_in": drop_in_table,
     "yolo": yolo_table,
+    "comparison_paths": lambda: _markdown(evidence.group_rows("paths")),
+    "comparison_neighbours": lambda: _markdown(evidence.group_rows("neighbours")),
+    "comparison_ablations": lambda: _markdown(evidence.group_rows("ablations")),
+    "finetuning": lambda: _markdown(evidence.finetuning_rows()),
     "scaling": lambda: _markdown(scaling_tables.scaled_batch_rows()),
     "scaling_capped": lambda: _markdown(scaling_tables.capped_batch_rows()),
     "scaling_memory": lambda: _markdown(scaling_tables.memory_rows()),

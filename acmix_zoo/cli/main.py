@@ -6,6 +6,7 @@ import importlib
 import io
 import locale
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -41,15 +42,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nacmix-zoo: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError as error:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
-            pass
-        else:  # a different pipe, such as the one to a loader's process
+        if not _is_reader_gone():  # a different pipe broke, such as the one to a loader's process
             print(f"acmix-zoo: error: {error}", file=sys.stderr)
             return 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return _startup.READER_GONE
+
+
+def _is_reader_gone() -> bool:
+    """Return whether the reader of the output, such as `head`, has seen enough."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    try:  # a long text is not buffered, so there may be nothing left to flush
+        poll = select.poll()
+        poll.register(sys.stdout, select.POLLOUT)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # standard output is not a file, or Windows, which has no poll
+        return False
 
 
 def _run(argv: list[str]) -> int:
