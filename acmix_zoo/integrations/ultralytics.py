@@ -26,7 +26,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from torch import nn
 
 from acmix_zoo.layers.swap import SwapReport, swap_conv3x3
@@ -44,7 +44,6 @@ except ImportError as error:
 
 _LAYER = "ACmix2d"
 _KEY = "acmix_swap"  # in a model's yaml: the arguments of every `swap`
-_DEFAULTS = (3, 1)  # kernel_conv and stride of a row
 _IMAGE_SIZE = 640  # the image for which Ultralytics prints GFLOPs
 _parse_model = tasks.parse_model
 
@@ -76,7 +75,7 @@ def swap(model: Model | nn.Module, filter: str | None = None, **acmix: Any) -> S
         which import this module only if they read a checkpoint. Write one with `model.save("start.pt")` and continue
         with `YOLO("start.pt")`.
     """
-    network = model.model if isinstance(model, Model) else model
+    network: Any = model.model if isinstance(model, Model) else model
     report = _swap(network, filter, acmix, (network.yaml.get("channels", 3), _IMAGE_SIZE, _IMAGE_SIZE))
     network.yaml.setdefault(_KEY, []).append({"filter": filter, **acmix})
     _mark(network.model)
@@ -164,7 +163,7 @@ def _as_conv(index: int, row: list[Any]) -> dict[str, Any]:
             f"row {index}: ACmix2d has the arguments {row[3]}. Expected [channels, kernel_conv, stride], of which the "
             "last two may be left out. Put other arguments into a mapping: [256, 3, 2, {kernel_att: 5}]"
         )
-    channels, kernel_conv, stride = (*arguments, *_DEFAULTS[len(arguments) - 1 :])
+    channels, kernel_conv, stride = arguments + [3, 1][len(arguments) - 1 :]
     row[2], row[3] = "Conv", [channels, 3, stride]
     return {"kernel_conv": kernel_conv, **acmix}
 
@@ -209,6 +208,7 @@ def _swap(
 
 def _mark(layers: nn.Sequential) -> None:
     """Update what Ultralytics notes about each row, and make checkpoints import this module."""
+    layer: Any
     for layer in layers:
         layer.np = sum(parameter.numel() for parameter in layer.parameters())
     # A function is pickled as the name of its module, which is therefore imported when the checkpoint is read.
