@@ -1,13 +1,74 @@
-"""Collect predictions from all processes and write them as a table."""
+"""Print the score of each class, and collect predictions from all processes and write them in the form of the task."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning as L
 from torch import distributed
+
+from acmix_zoo.cli.text_table import print_columns
+from acmix_zoo.data.masks.mask_classes import palette_image
+from acmix_zoo.models.task_kinds import SEGMENTATION, TaskKind
+
+
+def print_class_scores(scores: Mapping[str, float], metric: str) -> None:
+    """Print the score of each class, in two columns."""
+    rows = [(name, "-" if math.isnan(value) else f"{100 * value:.2f} %") for name, value in scores.items()]
+    print_columns([("class", metric), *rows])
+
+
+def write_predictions(task: TaskKind, trainer: L.Trainer, batches: Sequence[Any], data: Any, folder: Path) -> None:
+    """Write the predictions of all processes into a folder: predictions.csv for a classifier, masks for a segmenter.
+
+    Args:
+        task: the task.
+        trainer: the trainer that predicted.
+        batches: what `predict_step` returned for each batch of this process.
+        data: the data module.
+        folder: the run folder.
+    """
+    if task is SEGMENTATION:
+        masks = [mask for batch in batches for mask in batch if mask.position >= 0]
+        write_masks(folder / "predictions", masks, data.predict_paths, data.class_names, trainer)
+        return
+    predictions = gather_predictions(batches, trainer.world_size)
+    if trainer.is_global_zero:
+        write_table(folder / "predictions.csv", predictions, data.predict_paths, data.class_names)
+
+
+def write_masks(
+    folder: Path, masks: Sequence[Any], image_paths: Sequence[str], class_names: Sequence[str], trainer: L.Trainer
+) -> None:
+    """Write a palette PNG for each image. Its pixels hold the class numbers. An existing folder is renamed.
+
+    Args:
+        folder: the folder to write. Images from different folders keep their folders in it.
+        masks: this process's `MaskPrediction`s. Every process writes its own.
+        image_paths: the paths of all images.
+        class_names: the names of the classes.
+        trainer: the trainer that predicted.
+    """
+    former = None
+    if trainer.is_global_zero:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        former = _rename_existing(folder)
+        folder.mkdir()
+    trainer.strategy.barrier("predictions")
+    root = Path(os.path.commonpath([str(Path(path).parent) for path in image_paths]))
+    for index, mask in masks:
+        path = folder / Path(image_paths[index]).relative_to(root).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        palette_image(mask.numpy(), len(class_names)).save(path)
+    trainer.strategy.barrier("predictions")
+    if trainer.is_global_zero:
+        note = f" (the previous ones are now in {former.name})" if former else ""
+        print(f"Saved the masks of {len(image_paths)} images to {folder}{note}", flush=True)
 
 
 class Prediction(NamedTuple):
@@ -42,7 +103,7 @@ def gather_predictions(batches: Sequence[Any], processes: int) -> list[Predictio
     return sorted(prediction for part in gathered for prediction in part)
 
 
-def write_predictions(
+def write_table(
     path: Path, predictions: Sequence[Prediction], image_paths: Sequence[str], class_names: Sequence[str]
 ) -> None:
     """Write a CSV file with path, class, probability, and the probability of every class. An existing file is renamed.
