@@ -68,7 +68,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--no-memory", action="store_true", help="skip peak memory, which takes a process per candidate")
     add("--csv", type=Path, help="write the measurements to this file")
     add("--plot", type=Path, help="plot time against MACs into this file (.png, .svg, .pdf)")
-    options = parser.parse_args(arguments)
+    options: argparse.Namespace = parser.parse_args(arguments)
     for name in ("batch", "threads"):
         if min(getattr(options, name)) < 1:
             parser.error(f"--{name} must be at least 1")
