@@ -56,6 +56,7 @@ data:
 	$(PYTHON) -m venv .venv
 
 .venv/.train: pyproject.toml | .venv/bin/python
+	@echo "Installing the package and what it needs into .venv. This takes minutes, and is done only once."
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train]'
 	@touch $@
 
@@ -64,11 +65,11 @@ data:
 	@touch .venv/.train $@
 
 .venv/.test: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,export,test]'
 	@touch .venv/.train .venv/.segment $@
 
 .venv/.clients: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,test,clients]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,export,test,clients]'
 	@touch .venv/.train .venv/.segment .venv/.test $@
 
 # Measures benchmarks/ on a CPU, in about half an hour on a quiet machine. Run `make readme` afterwards.

@@ -10,13 +10,14 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 import acmix_zoo
 from acmix_zoo import _startup
-from acmix_zoo.cli.commands import COMMANDS, answer_before_imports
+from acmix_zoo.cli.commands import COMMANDS, DEBUG, answer_before_imports
 
 PACKAGE = Path(acmix_zoo.__file__).parent
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _startup.restore()
         _use_utf8(argv, is_program=arguments is None)
-        status = _run(argv)
+        status = _run([word for word in argv if word != DEBUG], is_debugging=DEBUG in argv)
         sys.stdout.flush()  # here rather than at exit, where an error could not be caught
         return status
     except KeyboardInterrupt:
@@ -63,7 +64,7 @@ def _is_reader_gone() -> bool:
         return False
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], is_debugging: bool) -> int:
     status = answer_before_imports(argv)
     if status is not None:
         return status
@@ -75,10 +76,10 @@ def _run(argv: list[str]) -> int:
         succeeded = getattr(importlib.import_module(f"acmix_zoo.cli.{module}"), function)(argv[1:])
     except BrokenPipeError:
         raise
-    except (ValueError, OSError, ImportError) as error:
-        if not _is_user_error(error):
-            raise
-        print(f"acmix-zoo: error: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"acmix-zoo: error: {_message(error)}", file=sys.stderr)
+        if is_debugging:
+            traceback.print_exception(error)
         return 1
     return 1 if succeeded is False else 0
 
@@ -99,14 +100,38 @@ def _use_utf8(argv: Sequence[str], is_program: bool) -> None:
             stream.reconfigure(errors="replace")
 
 
-def _is_user_error(error: BaseException) -> bool:
-    """Return whether to print only the message of an error. All other errors keep their traceback.
+def _message(error: Exception) -> str:
+    """Return what to print for an error.
 
-    The message is enough if this package raised the error (possibly in a data-loader worker), or if the operating
-    system did, for example because the disk is full.
+    The traceback of an error that no one expected goes to a file, because it may take days to repeat the command. In
+    the log of a cluster's job it is printed, because temporary files of its machines may be out of reach.
+    """
+    if _is_user_error(error):
+        return str(error)
+    lines = "".join(traceback.format_exception(error))
+    if {"RANK", "SLURM_JOB_ID"} & os.environ.keys():
+        return f"unexpected error\n{lines}"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="acmix-zoo-", suffix=".txt", delete=False) as file:
+            file.write(lines)
+    except OSError:  # such as a full disk
+        return f"unexpected error\n{lines}"
+    return (
+        f"unexpected {type(error).__name__}: {error}. The traceback is in {file.name}. If acmix-zoo is at fault, "
+        f"please report it. To print the traceback, run the command with {DEBUG}"
+    )
+
+
+def _is_user_error(error: BaseException) -> bool:
+    """Return whether the message of an error says enough.
+
+    It does if this package raised the error (possibly in a data-loader worker), or if the operating system did, for
+    example because the disk is full.
     """
     if type(error).__module__.startswith("acmix_zoo."):
         return True
+    if not isinstance(error, ValueError | OSError | ImportError):
+        return False
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         return True
     frames = traceback.extract_tb(error.__traceback__)

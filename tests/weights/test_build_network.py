@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.weight_folders import SHIPPED, damage_last_byte, edit_config, write_segmenter
+from support.weight_folders import damage_last_byte, edit_config, write_segmenter
 from yaml import safe_load
 
 from acmix_zoo import create_model
@@ -57,8 +57,8 @@ def test_a_segmenter_starts_another_one(folder: Path) -> None:
 def test_a_segmenter_is_no_classifier(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match=r"a network for semantic segmentation\. Expected weights of a classifier"):
         create_model("acmix_resnet_pico", pretrained=folder)
-    assert main(["classify", str(folder), str(SHIPPED)]) == 1
-    assert "Expected weights of a classifier. Use `acmix-zoo predict" in capsys.readouterr().err
+    assert main(["classify", "image.png", "--model", str(folder)]) == 1
+    assert "is a network for semantic segmentation. Expected an image classifier" in capsys.readouterr().err
     assert main(["info", str(folder), "--size", "64"]) == 0
     assert "test miou 50.00 %" in capsys.readouterr().out
 
