@@ -11,9 +11,9 @@ import numpy as np
 
 from acmix_zoo.export.onnx_file import INPUT
 
-# The layers with weights. Products of two feature maps, softmax, norms and sums stay in float32. On the shipped networks,
-# int8 for these, too, made the files larger and changed the accuracy by at most 0.2 %. `quantize_dynamic`, which measures
-# ranges while the network runs, was as accurate, but 1.4 to 1.9 times as slow.
+# The layers with weights. Products of two feature maps, softmax, norms and sums stay in float32. On the shipped
+# networks, int8 for these, too, made the files larger and changed the accuracy by at most 0.2 %. `quantize_dynamic`, which
+# measures ranges while the network runs, was as accurate, but 1.4 to 1.9 times as slow.
 _QUANTIZED = ["Conv", "Gemm", "MatMul"]
 
 
