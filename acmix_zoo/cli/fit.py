@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from acmix_zoo.cli.find_task import find_task
 from acmix_zoo.cli.old_names import with_current_options
 from acmix_zoo.cli.recipes import with_config_files
 
@@ -111,10 +112,11 @@ def run_trainer(argv: Sequence[str], before_fit: Callable[[Any], None] | None = 
             if before_fit:
                 before_fit(self)
 
+    task = find_task(argv)
     # LightningCLI reads sys.argv, and the processes that Lightning starts for other devices run the same command.
     original, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
-        return Run(command=shlex.join(["acmix-zoo", *argv]))
+        return Run(command=shlex.join(["acmix-zoo", *argv]), task=task)
     except MisconfigurationException as error:  # Lightning's exception for incompatible options
         raise ValueError(f"Lightning rejected the options of this command: {error}") from error
     finally:

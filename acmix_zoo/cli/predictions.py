@@ -1,13 +1,39 @@
-"""Collect predictions from all processes and write them as a table."""
+"""Print the score of each class, and collect predictions from all processes and write them in the form of the task."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning as L
 from torch import distributed
+
+from acmix_zoo.cli.text_table import print_columns
+from acmix_zoo.models.task_kinds import TaskKind
+
+
+def print_class_scores(scores: Mapping[str, float], metric: str) -> None:
+    """Print the score of each class, in two columns."""
+    rows = [(name, "-" if math.isnan(value) else f"{100 * value:.2f} %") for name, value in scores.items()]
+    print_columns([("class", metric), *rows])
+
+
+def write_predictions(task: TaskKind, trainer: L.Trainer, batches: Sequence[Any], data: Any, folder: Path) -> None:
+    """Write the predictions of all processes into a folder: predictions.csv for a classifier.
+
+    Args:
+        task: the task.
+        trainer: the trainer that predicted.
+        batches: what `predict_step` returned for each batch of this process.
+        data: the data module.
+        folder: the run folder.
+    """
+    predictions = gather_predictions(batches, trainer.world_size)
+    if trainer.is_global_zero:
+        write_table(folder / "predictions.csv", predictions, data.predict_paths, data.class_names)
 
 
 class Prediction(NamedTuple):
@@ -42,7 +68,7 @@ def gather_predictions(batches: Sequence[Any], processes: int) -> list[Predictio
     return sorted(prediction for part in gathered for prediction in part)
 
 
-def write_predictions(
+def write_table(
     path: Path, predictions: Sequence[Prediction], image_paths: Sequence[str], class_names: Sequence[str]
 ) -> None:
     """Write a CSV file with path, class, probability, and the probability of every class. An existing file is renamed.

@@ -1,8 +1,9 @@
 """Tasks for Lightning's Trainer: what is trained, with which loss, optimiser and metrics.
 
-`ClassificationTask` trains a network on labelled images.
+`ClassificationTask` trains a network on labelled images. `Task` is the base class of all tasks.
 """
 
 from acmix_zoo.tasks.classification import ClassificationTask
+from acmix_zoo.tasks.task import Task
 
-__all__ = ["ClassificationTask"]
+__all__ = ["ClassificationTask", "Task"]

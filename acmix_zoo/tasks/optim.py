@@ -69,7 +69,7 @@ def make_optimizer(model: nn.Module, lr: float, hyper_parameters: Mapping[str, A
     Args:
         model: the network.
         lr: peak learning rate, already scaled to the batch size.
-        hyper_parameters: those of a `ClassificationTask`.
+        hyper_parameters: those of a `Task`.
 
     Raises:
         ValueError: the optimiser is unknown, or layer_decay is out of range.

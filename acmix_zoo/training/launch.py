@@ -55,13 +55,9 @@ def check_config(config: Any, subcommand: str) -> None:
         )
 
 
-def missing_source_message(subcommand: str) -> str:
-    """Return the error message for a command that was not given any images."""
-    return (
-        f"{subcommand} needs images, but --data.source is missing. Expected a folder with a subfolder of images for "
-        "each class (photos/cat/1.jpg, photos/dog/2.jpg), the id of a data set on the Hugging Face Hub, or the name of "
-        "a data set such as fashion_mnist. Add --data.source FOLDER"
-    )
+def missing_source_message(subcommand: str, expected: str) -> str:
+    """Return the error message for a command that was not given any images; `expected` says what would be images."""
+    return f"{subcommand} needs images, but --data.source is missing. Expected {expected}. Add --data.source FOLDER"
 
 
 def choose_run_folder(config: Any, command: str) -> None:

@@ -29,7 +29,7 @@ class Rule(Enum):
 
 _RULES = {
     Rule.FIXED: """
-        seed_everything
+        seed_everything task
         data.image_size data.train_sizes data.mean data.std data.interpolation data.crop_pct data.augment
         data.shift data.crop_scale data.hflip data.random_erasing data.repeats data.mixup data.cutmix data.seed
         data.val_fraction data.validation_as_test data.label_column data.streaming data.epoch_images data.classes_file

@@ -17,22 +17,23 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def plot_curves(history: Sequence[dict[str, float]], path: str | Path) -> Path:
-    """Draw loss, accuracy and learning rate over the epochs of a run.
+def plot_curves(history: Sequence[dict[str, float]], path: str | Path, metrics: Mapping[str, str]) -> Path:
+    """Draw loss, validation metrics and learning rate over the epochs of a run.
 
     Args:
         history: rows of metrics.csv, one per epoch.
         path: output file (.png, .svg or .pdf).
+        metrics: the metrics to draw, between 0 and 1, with their labels.
     """
     figure = _figure(12, 3.5)
-    loss, accuracy, rate = figure.subplots(1, 3)
+    loss, scores, rate = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in history]
     for axes, title, lines in (
         (loss, "loss", {"train/loss": "training (as trained)", "val/loss": "validation"}),
-        (accuracy, "validation accuracy, %", {"val/top1": "top-1", "val/top5": "top-5"}),
+        (scores, "validation, %", {f"val/{name}": label for name, label in metrics.items()}),
         (rate, "learning rate", {"lr": ""}),
     ):
-        percent = 100 if axes is accuracy else 1
+        percent = 100 if axes is scores else 1
         for name, label in lines.items():
             values = [percent * row.get(name, float("nan")) for row in history]
             if not np.all(np.isnan(values)):

@@ -140,7 +140,7 @@ misspelt recipe    | closest        | closest        | closest           | missi
 ERRORS = {
     "no network": r"does not state which network .* create_model\(NAME, pretrained=.* `acmix-zoo convert .* --model",
     "needs export": r"is not a weight folder: .*acmix-zoo export .* or with `acmix-zoo convert`",
-    "no task": r"is damaged|is not a Lightning checkpoint of a ClassificationTask",
+    "no task": r"is damaged|is not a Lightning checkpoint of a task",
     "is a recipe": "mine.yaml is a recipe, which has no weights. Expected a weight folder, a run folder",
     "not a tag": f"{NETWORK} has no tag 'acmix_resnet_pic'. Expected fashion_mnist, or a weight folder",
     "not on the Hub": "is neither a path on this machine nor a repository on the Hub. Expected org/name",

@@ -262,7 +262,7 @@ class TestExport:
         (tmp_path / "photos" / "a.png").touch()
         for source, options, message in (
             (tmp_path / "plain.ckpt", ["--no-ema"], "has no averaged weights, only the trained ones"),
-            (tmp_path / "other.ckpt", [], "is not a Lightning checkpoint of a ClassificationTask"),
+            (tmp_path / "other.ckpt", [], "is not a Lightning checkpoint of a task"),
             (tmp_path / "cut.ckpt", [], "is damaged"),
             (tmp_path / "none", [], "does not exist. Expected a weight folder, a run folder or a checkpoint"),
         ):
