@@ -78,13 +78,13 @@ _DESIGNS: Mapping[str, _Design] = {
 class Detector(TaskNetwork):
     """A detector of torchvision, in `self.detector`, with a feature pyramid on a backbone.
 
-    In training mode, it maps a list of images (3, H, W) with values between 0 and 1, and a list of targets, to a dict
-    of losses. In evaluation mode, it maps images to a list of detections: boxes (N, 4) in pixels of the given image,
-    labels (N,), scores (N,) and, from Mask R-CNN, masks (N, 1, H, W). Targets are described in torchvision's
-    documentation. Label 0 is the background, so that class number c has label c + 1.
+    In training mode, it maps a list of normalised images (3, H, W), and a list of targets, to a dict of losses. In
+    evaluation mode, it maps images to a list of detections: boxes (N, 4) in pixels of the given image, labels (N,),
+    scores (N,) and, from Mask R-CNN, masks (N, 1, H, W). Targets are described in torchvision's documentation. Label 0
+    is the background, so that class number c has label c + 1.
 
-    Images are normalised with the mean and std of the backbone's weights. In evaluation, they are also resized, with
-    antialiasing. In training, they keep their size, which the data chooses.
+    In evaluation, images are resized, with antialiasing. In training, they keep their size, which the data chooses.
+    Unlike torchvision's own detectors, this one does not normalise images.
 
     Args:
         architecture: name of the backbone, a network of this project or of timm.
@@ -155,7 +155,6 @@ class Detector(TaskNetwork):
                 f"torchvision's class, such as {{{'' if is_one_stage else 'box_'}nms_thresh: 0.5}}"
             ) from error
         self.detector.transform = ImageScaling(image_size, max_size)
-        self._set_channel_stats()
 
     @property
     def backbone(self) -> nn.Module:
@@ -174,22 +173,12 @@ class Detector(TaskNetwork):
         """Return losses in training mode, and detections otherwise.
 
         Args:
-            images: images (3, H, W) of any sizes, or (B, 3, H, W), with values between 0 and 1.
+            images: normalised images (3, H, W) of any sizes, or (B, 3, H, W).
             targets: boxes, labels and, for Mask R-CNN, masks of each image; only in training mode.
         """
         if isinstance(images, Tensor) and images.is_meta:  # to count the cost: no boxes can be selected
             return self.example_outputs(images)
         return self.detector(list(images), targets)
-
-    def load_backbone(self, classifier: nn.Module) -> None:
-        super().load_backbone(classifier)
-        self._set_channel_stats()
-
-    def _set_channel_stats(self) -> None:
-        transform = self.detector.transform
-        assert isinstance(transform, ImageScaling)
-        transform.mean.copy_(torch.tensor(self.pretrained_cfg["mean"]))
-        transform.std.copy_(torch.tensor(self.pretrained_cfg["std"]))
 
     def example_outputs(self, images: Tensor) -> dict[str, Tensor]:
         """Return the outputs of the heads, from which boxes are selected: for each location of the pyramid, and in
@@ -219,26 +208,18 @@ class Detector(TaskNetwork):
 
 
 class ImageScaling(GeneralizedRCNNTransform):
-    """Normalise, resize and pad images. In training, images are not resized. Otherwise, resizing is antialiased.
+    """Resize and pad images. In training, images are not resized. Otherwise, resizing is antialiased.
 
     Args:
         image_size: length of the shorter side, in pixels.
         max_size: maximum length of the longer side.
-
-    Attributes:
-        mean, std: (3,) of the channels. They are buffers, so that a checkpoint contains those of the start weights.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, image_size: int, max_size: int) -> None:
         super().__init__(image_size, max_size, [], [])
-        self.register_buffer("mean", torch.zeros(3))
-        self.register_buffer("std", torch.ones(3))
 
     def normalize(self, image: Tensor) -> Tensor:
-        return (image - self.mean[:, None, None]) / self.std[:, None, None]
+        return image  # the data normalise images, as for all tasks
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         if self.training:

@@ -31,6 +31,7 @@ _CLASSES = {
         "acmix_zoo.tasks.segmentation:SegmentationTask",
         "acmix_zoo.data.masks.mask_module:MaskDataModule",
     ),
+    "detection": ("tasks.detection:DetectionTask", "data.boxes.box_module:BoxDataModule"),
 }
 TASK_NAMES = tuple(_CLASSES)
 """The names of all tasks that can be trained."""

@@ -8,19 +8,21 @@ from acmix_zoo.data.boxes.annotated_images import BoxSource
 from acmix_zoo.data.boxes.box_table import BoxTable
 from acmix_zoo.data.boxes.coco_source import CocoSource, is_coco_folder
 from acmix_zoo.data.boxes.voc_source import VocSource, is_voc_folder
-from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.open import is_hub_id, source_not_found
-from acmix_zoo.data.sources.recorded import current_recorded_source
+from acmix_zoo.data.sources.recorded import RecordedSource, current_recorded_source
 from acmix_zoo.data.sources.table import is_table
 
-_KINDS = (
+SOURCE_KINDS = (
     "a folder with annotations in COCO's format (annotations/instances_train….json, or train/_annotations.coco.json), "
     "a folder like Pascal VOC's (JPEGImages and Annotations), a parquet file or a folder of such files, or the id of a "
     "Hub data set (org/name)"
 )
+"""What a source of images with boxes is, in words."""
 
 
-def open_box_source(source: str | Path, has_masks: bool = False, box_format: str = "xywh") -> BoxSource | IndexedSource:
+def open_box_source(
+    source: str | Path, has_masks: bool = False, box_format: str = "xywh"
+) -> BoxSource | RecordedSource:
     """Open a data set with boxes.
 
     Args:
@@ -50,5 +52,5 @@ def open_box_source(source: str | Path, has_masks: bool = False, box_format: str
     if is_table(path) or is_hub_id(name):
         return BoxTable(name, box_format, has_masks)
     if path.is_dir():
-        raise ValueError(f"source {name} is a folder without boxes. Expected {_KINDS}")
-    raise source_not_found(name, _KINDS)
+        raise ValueError(f"source {name} is a folder without boxes. Expected {SOURCE_KINDS}")
+    raise source_not_found(name, SOURCE_KINDS)
