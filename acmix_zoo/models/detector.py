@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -27,14 +28,16 @@ class _Design(NamedTuple):
     """What distinguishes a detector from the others.
 
     Attributes:
+        network: the class of torchvision.
         build: builds it from a pyramid, the number of classes including the background, an anchor generator, and
-            further arguments of torchvision's class.
+            further arguments of the class.
         strides: the default strides of its pyramid.
         anchor_scale: side length of the smallest anchor of a level divided by the level's stride.
         anchor_factors: factors on that side length, one for each anchor.
         aspect_ratios: height / width of the anchors.
     """
 
+    network: type[nn.Module]
     build: Callable[..., nn.Module]
     strides: tuple[int, ...]
     anchor_scale: float
@@ -68,10 +71,10 @@ def _mask_rcnn(pyramid: PyramidBackbone, classes: int, anchors: AnchorGenerator,
 
 _RCNN: dict[str, Any] = {"strides": (4, 8, 16, 32, 64), "anchor_scale": 8}
 _DESIGNS: Mapping[str, _Design] = {
-    "retinanet": _Design(_retinanet, (8, 16, 32, 64, 128), 4, (1.0, 2 ** (1 / 3), 2 ** (2 / 3))),
-    "fcos": _Design(_fcos, (8, 16, 32, 64, 128), 1, aspect_ratios=(1.0,)),  # one point per location
-    "faster_rcnn": _Design(_faster_rcnn, **_RCNN),
-    "mask_rcnn": _Design(_mask_rcnn, **_RCNN),
+    "retinanet": _Design(RetinaNet, _retinanet, (8, 16, 32, 64, 128), 4, (1.0, 2 ** (1 / 3), 2 ** (2 / 3))),
+    "fcos": _Design(FCOS, _fcos, (8, 16, 32, 64, 128), 1, aspect_ratios=(1.0,)),  # one point per location
+    "faster_rcnn": _Design(FasterRCNN, _faster_rcnn, **_RCNN),
+    "mask_rcnn": _Design(MaskRCNN, _mask_rcnn, **_RCNN),
 }
 
 
@@ -140,6 +143,12 @@ class Detector(TaskNetwork):
                 "32, such as 64 or 256"
             )
         design = _DESIGNS[detector]
+        known = inspect.signature(design.network).parameters  # torchvision ignores unknown arguments
+        if unknown := sorted(set(detector_kwargs or {}) - set(known)):
+            raise ValueError(
+                f"torchvision's {design.network.__name__} has no argument {', '.join(unknown)}. Expected detector_kwargs "
+                f"such as {{{'' if is_one_stage else 'box_'}nms_thresh: 0.5}}"
+            )
         strides = tuple(strides or design.strides)
         pyramid = PyramidBackbone(architecture, self._model_args, strides, channels, is_one_stage)
         if frozen_norms:
@@ -147,13 +156,7 @@ class Detector(TaskNetwork):
         scale = anchor_scale or design.anchor_scale
         sizes = tuple(tuple(scale * stride * factor for factor in design.anchor_factors) for stride in strides)
         anchors = AnchorGenerator(sizes, (design.aspect_ratios,) * len(strides))
-        try:
-            self.detector = design.build(pyramid, num_classes + 1, anchors, **detector_kwargs or {})
-        except TypeError as error:
-            raise ValueError(
-                f"{detector} cannot be built with detector_kwargs={detector_kwargs}: {error}. Expected arguments of "
-                f"torchvision's class, such as {{{'' if is_one_stage else 'box_'}nms_thresh: 0.5}}"
-            ) from error
+        self.detector = design.build(pyramid, num_classes + 1, anchors, **detector_kwargs or {})
         self.detector.transform = ImageScaling(image_size, max_size)
 
     @property
@@ -195,16 +198,33 @@ class Detector(TaskNetwork):
             return dict(self.detector.head(maps))  # type: ignore[operator]
         objectness, deltas = self.detector.rpn.head(maps)  # type: ignore[operator,union-attr]
         heads: Any = self.detector.roi_heads
-        height, width = images.shape[-2:]
-        corners = images.new_tensor([[0, 0], [0.5, 0], [0, 0.5], [0.5, 0.5]])
-        quarters = torch.cat([corners, corners + 0.5], 1) * images.new_tensor([width, height, width, height])  # (4, 4)
-        boxes, sizes = [quarters] * len(images), [(height, width)] * len(images)
-        classes, regression = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, boxes, sizes)))
-        outputs = {"classes": classes, "boxes": regression}
+        pooled = _pool_quarters(heads.box_roi_pool, features, images, _PROPOSALS)
+        classes, boxes = heads.box_predictor(heads.box_head(pooled))
+        outputs = {"classes": classes, "boxes": boxes}
+        for name, each in (("objectness", objectness), ("proposals", deltas)):
+            outputs[name] = torch.cat([level.flatten(1) for level in each], 1)
         if heads.has_mask():
-            outputs["masks"] = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, boxes, sizes)))
-        flat = {"objectness": objectness, "proposals": deltas}
-        return outputs | {name: torch.cat([m.flatten(1) for m in each], 1) for name, each in flat.items()}
+            pooled = _pool_quarters(heads.mask_roi_pool, features, images, _MASKS)
+            outputs["masks"] = heads.mask_predictor(heads.mask_head(pooled))
+        return outputs
+
+
+_PROPOSALS, _MASKS = 1000, 100  # per image, as torchvision counts the cost of R-CNN
+
+
+def _pool_quarters(pool: MultiScaleRoIAlign, features: dict[str, Tensor], images: Tensor, count: int) -> Tensor:
+    """Return the pooled features of the four quarters of each image: (4·B, C, h, w).
+
+    On the meta device, where only the cost is counted, return those of `count` boxes per image instead.
+    """
+    channels, size = next(iter(features.values())).shape[1], pool.output_size
+    if images.is_meta:
+        return images.new_empty(len(images) * count, channels, *size)
+    height, width = images.shape[-2:]
+    corners = images.new_tensor([[0, 0], [0.5, 0], [0, 0.5], [0.5, 0.5]])
+    quarters = torch.cat([corners, corners + 0.5], 1) * images.new_tensor([width, height, width, height])  # (4, 4)
+    pooled: Tensor = pool(features, [quarters] * len(images), [(height, width)] * len(images))
+    return pooled
 
 
 class ImageScaling(GeneralizedRCNNTransform):

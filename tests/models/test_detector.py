@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.models.detection import RetinaNet
 
 from acmix_zoo import create_model
+from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.models.detector import Detector, DetectorName
 
 NAMES = get_args(DetectorName)
@@ -61,7 +62,10 @@ def test_only_needed_stages_are_built(name: str) -> None:
         ({"strides": (32, 64)}, r"strides 2, 4, 8, 16, but none of stride 32. Start .* \[4, 8, 16\]"),
         ({"detector": "fcos", "anchor_scale": 2}, "has no effect, because FCOS has no anchors"),
         ({"channels": 40}, "channels=40 cannot be divided into 32 groups"),
-        ({"detector_kwargs": {"colour": 1}}, "cannot be built with detector_kwargs={'colour': 1}.*nms_thresh"),
+        (
+            {"detector_kwargs": {"colour": 1}},
+            "RetinaNet has no argument colour. Expected detector_kwargs such as {nms_thresh: 0.5}",
+        ),
     ],
 )
 def test_impossible_options(options: dict[str, Any], message: str) -> None:
@@ -107,6 +111,14 @@ def test_example_outputs_do_not_depend_on_thresholds(name: str) -> None:
         threshold = {("box_" if "rcnn" in name else "") + "score_thresh": 0.9}
         strict = make(name, detector_kwargs=threshold).eval().example_outputs(images)
     assert all(torch.equal(outputs[key], strict[key]) and len(value) >= 2 for key, value in outputs.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cost_is_counted_without_selecting_boxes(name: str) -> None:
+    detector = make(name)
+    counted = complexity(detector, (3, 64, 96))
+    backbone = complexity(create_model("acmix_resnet_pico", **SMALL["model_kwargs"]), (3, 64, 96))
+    assert counted.macs > backbone.macs and counted.params == sum(p.numel() for p in detector.parameters())
 
 
 def test_images_are_resized_in_evaluation_only() -> None:

@@ -105,8 +105,8 @@ class BoxDataset(Dataset[BoxBatch]):
             except UnreadableImage as error:
                 self.unreadable.add(position, error)
                 continue
-            annotated = isinstance(self.images, AnnotatedImages)
-            objects = self.images.objects[index] if annotated else make_objects([], [])
+            images = self.images
+            objects = images.objects[index] if isinstance(images, AnnotatedImages) else make_objects([], [])
             pixels, target = self.augment(image, objects, key)
             target = trainable_target(target) if self.training else {**target, "image": torch.tensor(number)}
             batch.images.append(pixels)

@@ -134,9 +134,9 @@ def test_impossible_options(tmp_path: Path, options: dict[str, Any], message: st
 
 def test_other_folders_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "cats").mkdir()
-    with pytest.raises(ValueError, match="is a folder without boxes. Expected a folder with annotations in COCO's"):
+    with pytest.raises(ValueError, match=r"is a folder without boxes\. Expected a folder with annotations in COCO's"):
         make(tmp_path)
-    with pytest.raises(ValueError, match="whose boxes have no masks. Set data.masks to false"):
+    with pytest.raises(ValueError, match=r"whose boxes have no masks\. Set data.masks to false"):
         make(write_voc(tmp_path / "voc", {"train": [[("a", BOX)]]}), masks=True)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         make(tmp_path / "missing" / "deep")
