@@ -146,8 +146,8 @@ class Detector(TaskNetwork):
         known = inspect.signature(design.network).parameters  # torchvision ignores unknown arguments
         if unknown := sorted(set(detector_kwargs or {}) - set(known)):
             raise ValueError(
-                f"torchvision's {design.network.__name__} has no argument {', '.join(unknown)}. Expected detector_kwargs "
-                f"such as {{{'' if is_one_stage else 'box_'}nms_thresh: 0.5}}"
+                f"torchvision's {design.network.__name__} has no argument {', '.join(unknown)}. Expected "
+                f"detector_kwargs such as {{{'' if is_one_stage else 'box_'}nms_thresh: 0.5}}"
             )
         strides = tuple(strides or design.strides)
         pyramid = PyramidBackbone(architecture, self._model_args, strides, channels, is_one_stage)
