@@ -19,7 +19,14 @@ PUBLIC = {
         "models",
         "swap_conv3x3",
     ],
-    "acmix_zoo.data": ["ImageDataModule", "UnreadableImage", "export_folder", "load_image", "open_source"],
+    "acmix_zoo.data": [
+        "ImageDataModule",
+        "MaskDataModule",
+        "UnreadableImage",
+        "export_folder",
+        "load_image",
+        "open_source",
+    ],
     "acmix_zoo.layers": [
         "ACmix2d",
         "AugmentedConv2d",
@@ -45,7 +52,7 @@ PUBLIC = {
         "SEResNet",
         "SeriesResNet",
     ],
-    "acmix_zoo.tasks": ["ClassificationTask"],
+    "acmix_zoo.tasks": ["ClassificationTask", "SegmentationTask", "Task"],
 }
 
 

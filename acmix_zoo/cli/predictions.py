@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ from torch import distributed
 
 from acmix_zoo.cli.coco_predictions import coco_content, coco_image, write_coco
 from acmix_zoo.cli.text_table import print_columns
-from acmix_zoo.models.task_kinds import DETECTION, TaskKind
+from acmix_zoo.data.masks.mask_classes import palette_image
+from acmix_zoo.models.task_kinds import DETECTION, SEGMENTATION, TaskKind
 
 
 def print_class_scores(scores: Mapping[str, float], metric: str) -> None:
@@ -23,8 +25,8 @@ def print_class_scores(scores: Mapping[str, float], metric: str) -> None:
 
 
 def write_predictions(task: TaskKind, trainer: L.Trainer, batches: Sequence[Any], data: Any, folder: Path) -> None:
-    """Write the predictions of all processes into a folder: predictions.csv for a classifier, or predictions.json in
-    COCO's format for a detector.
+    """Write the predictions of all processes into a folder: predictions.csv for a classifier, masks for a segmenter, or
+    predictions.json in COCO's format for a detector.
 
     Args:
         task: the task.
@@ -33,6 +35,10 @@ def write_predictions(task: TaskKind, trainer: L.Trainer, batches: Sequence[Any]
         data: the data module.
         folder: the run folder.
     """
+    if task is SEGMENTATION:
+        masks = [mask for batch in batches for mask in batch if mask.index >= 0]
+        write_masks(folder / "predictions", masks, data.predict_paths, data.class_names, trainer)
+        return
     if task is DETECTION:
         own = [coco_image(each, data.category_ids) for batch in batches for each in batch if each.image >= 0]
         images = sorted(gather(own, trainer.world_size), key=lambda image: image["position"])
@@ -43,6 +49,35 @@ def write_predictions(task: TaskKind, trainer: L.Trainer, batches: Sequence[Any]
     predictions = gather_predictions(batches, trainer.world_size)
     if trainer.is_global_zero:
         write_table(folder / "predictions.csv", predictions, data.predict_paths, data.class_names)
+
+
+def write_masks(
+    folder: Path, masks: Sequence[Any], image_paths: Sequence[str], class_names: Sequence[str], trainer: L.Trainer
+) -> None:
+    """Write a palette PNG for each image. Its pixels hold the class numbers. An existing folder is renamed.
+
+    Args:
+        folder: the folder to write. Images from different folders keep their folders in it.
+        masks: this process's `MaskPrediction`s. Every process writes its own.
+        image_paths: the paths of all images.
+        class_names: the names of the classes.
+        trainer: the trainer that predicted.
+    """
+    former = None
+    if trainer.is_global_zero:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        former = _rename_existing(folder)
+        folder.mkdir()
+    trainer.strategy.barrier("predictions")
+    root = Path(os.path.commonpath([str(Path(path).parent) for path in image_paths]))
+    for index, mask in masks:
+        path = folder / Path(image_paths[index]).relative_to(root).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        palette_image(mask.numpy(), len(class_names)).save(path)
+    trainer.strategy.barrier("predictions")
+    if trainer.is_global_zero:
+        note = f" (the previous ones are now in {former.name})" if former else ""
+        print(f"Saved the masks of {len(image_paths)} images to {folder}{note}", flush=True)
 
 
 class Prediction(NamedTuple):

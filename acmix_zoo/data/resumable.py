@@ -100,6 +100,10 @@ class ResumableDataModule(L.LightningDataModule):
         }
         return {**description, "validation_as_test": True} if self.validation_as_test else description
 
+    def describe_size(self) -> str:
+        """Return what size training images have, in words."""
+        return f"images are resized to {self.input_size[1]} × {self.input_size[2]} pixels"
+
     def card(self) -> dict[str, Any]:
         """Return what a weight folder states about the data: `dataset` for its record, and `cfg` for timm."""
         if self._card is None:  # computing the fingerprint may take a while

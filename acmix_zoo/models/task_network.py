@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -40,7 +41,8 @@ class TaskNetwork(nn.Module):
         self, architecture: str, num_classes: int, model_kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]
     ) -> None:
         super().__init__()
-        self.architecture, self.num_classes, self.options = architecture, num_classes, dict(options)
+        self.architecture, self.num_classes = architecture, num_classes
+        self.options: dict[str, Any] = json.loads(json.dumps(dict(options)))  # tuples become lists, as in config.json
         self._model_args = dict(model_kwargs or {})  # as timm's networks of this project keep them
         default = timm.get_pretrained_cfg(architecture)
         self.pretrained_cfg: dict[str, Any] = default.to_dict() if default else {}

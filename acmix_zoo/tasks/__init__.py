@@ -1,9 +1,11 @@
 """Tasks for Lightning's Trainer: what is trained, with which loss, optimiser and metrics.
 
-`ClassificationTask` trains a network on labelled images. `Task` is the base class of all tasks.
+`ClassificationTask` trains a network on labelled images, and `SegmentationTask` one on images with masks. `Task` is the
+base class of all tasks.
 """
 
 from acmix_zoo.tasks.classification import ClassificationTask
+from acmix_zoo.tasks.segmentation import SegmentationTask
 from acmix_zoo.tasks.task import Task
 
-__all__ = ["ClassificationTask", "Task"]
+__all__ = ["ClassificationTask", "SegmentationTask", "Task"]

@@ -17,6 +17,8 @@ FIXED = frozenset({
     *("linear_probe", "label_smoothing"),  # classification
     *("detector", "strides", "channels", "anchor_scale", "frozen_norms", "image_size", "max_size"),  # detection
     *("detector_kwargs", "decay_epochs"),
+    *("decoder", "decoder_kwargs", "losses", "class_weights", "ignore_index", "freeze_backbone"),  # segmentation
+    *("window", "window_overlap", "flip_eval"),  # they determine which epoch is the best
 })  # fmt: skip
 
 # Names in the checkpoints of earlier versions, and what they are called now. cli/old_names.py has those of commands.

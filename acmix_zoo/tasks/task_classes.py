@@ -27,10 +27,7 @@ class TaskClasses(NamedTuple):
 # For each name of acmix_zoo.models.task_kinds: "module:class" of the task and of the data module, within acmix_zoo.
 _CLASSES = {
     "classification": ("tasks.classification:ClassificationTask", "data.module:ImageDataModule"),
-    "segmentation": (
-        "acmix_zoo.tasks.segmentation:SegmentationTask",
-        "acmix_zoo.data.masks.mask_module:MaskDataModule",
-    ),
+    "segmentation": ("tasks.segmentation:SegmentationTask", "data.masks.mask_module:MaskDataModule"),
     "detection": ("tasks.detection:DetectionTask", "data.boxes.box_module:BoxDataModule"),
 }
 TASK_NAMES = tuple(_CLASSES)

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.sources.installed_sources import SHIPPED
 from acmix_zoo.training.record import parent_name
 
@@ -168,8 +169,8 @@ def model_message(trainer: L.Trainer, module: L.LightningModule) -> str:
     count = sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else 0
     parent = parent_name(hparams.get("pretrained"), cfg)
     start = f"fine-tuned from {parent}" if parent else "trained from scratch"
-    size = getattr(getattr(trainer, "datamodule", None), "input_size", None)
-    images = f"; images are resized to {size[1]} × {size[2]} pixels" if size else ""
+    data = getattr(trainer, "datamodule", None)
+    images = f"; {data.describe_size()}" if isinstance(data, ResumableDataModule) else ""
     device: Any = trainer.strategy.root_device
     device = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     devices = f"{trainer.world_size} × {device}" if trainer.world_size > 1 else device

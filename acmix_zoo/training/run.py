@@ -6,6 +6,7 @@ metrics.csv        one row per epoch              curves.png   the same, plotted
 tensorboard/       the same, and the learning rate per step
 checkpoints/       last.ckpt (to resume), previous.ckpt (the one before), best.ckpt (highest validation score)
 weights/           the best weights as a weight folder, tested on the test split
+predictions.png    images with masks beside the predicted ones, for segmentation
 .lock              states which process is writing to the folder
 """
 

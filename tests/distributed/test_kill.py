@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from support.processes import PLAIN, Process, command, differences, fit, run
+from support.tasks import write_masked_images
 
 from acmix_zoo.training.checkpoints import is_checkpoint
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
-KILLS = 24
+KILLS = {"classification": 24, "segmentation": 8}
 # Everything that has a state: batch norm, dropout, stochastic depth, EMA, MixUp, erasing, schedule and momentum.
 EVERYTHING = {
     **PLAIN,
@@ -20,6 +21,14 @@ EVERYTHING = {
     "model.model": "acmix_resnet_pico", "model.model_kwargs": "{drop_rate: 0.1, drop_path_rate: 0.1}",
     "model.ema_decay": 0.95, "run.save_every": 3,
     "trainer.max_epochs": 3, "trainer.limit_train_batches": 25, "trainer.accumulate_grad_batches": 1,
+}  # fmt: skip
+# Images with masks that the test writes, and a network with batch norm.
+SEGMENTATION = {
+    "task": "segmentation", "data.crop_size": "[32, 32]", "data.resize": "[24, 48]", "data.color_jitter": True,
+    "data.batch_size": 2, "model.model": "acmix_resnet_pico", "model.model_kwargs": "{drop_path_rate: 0.1}",
+    "model.decoder": "unet", "model.losses": "{cross_entropy: 1, dice: 1}", "model.ema_decay": 0.95,
+    "trainer.max_epochs": 3, "trainer.accelerator": "cpu", "trainer.logger": "false", "run.save_every": 3,
+    "speed.loader_seconds": 0,
 }  # fmt: skip
 VARIANTS = [
     {},
@@ -29,21 +38,28 @@ VARIANTS = [
 ]
 
 
-def test_a_run_that_is_killed_repeatedly_gives_the_same_weights(tmp_path: Path, figure: Callable[..., None]) -> None:
+@pytest.mark.parametrize("task", KILLS)
+def test_a_run_that_is_killed_repeatedly_gives_the_same_weights(
+    task: str, tmp_path: Path, figure: Callable[..., None]
+) -> None:
     """Its final weights are bit-identical to those of an uninterrupted run."""
+    base = EVERYTHING
+    if task == "segmentation":
+        pytest.importorskip("segmentation_models_pytorch")
+        base = {**SEGMENTATION, "data.source": write_masked_images(tmp_path / "shapes", (40, 4, 3))}
     generator = random.Random(time.time_ns())
     seed = generator.randrange(10**6)
     generator.seed(seed)
     kills = starts = while_writing = damaged = 0
     uninterrupted: dict[int, Path] = {}
     campaign = 0
-    while kills < KILLS:
+    while kills < KILLS[task]:
         variant = campaign % len(VARIANTS)
         if variant not in uninterrupted:
             uninterrupted[variant] = tmp_path / f"uninterrupted{variant}"
-            run(command(fit(uninterrupted[variant], EVERYTHING, **VARIANTS[variant])), tmp_path / "uninterrupted.log")
+            run(command(fit(uninterrupted[variant], base, **VARIANTS[variant])), tmp_path / "uninterrupted.log")
         folder = tmp_path / f"killed{campaign}"
-        arguments = command(fit(folder, EVERYTHING, **VARIANTS[variant]))
+        arguments = command(fit(folder, base, **VARIANTS[variant]))
         for attempt in range(40):
             starts += 1
             process = Process(arguments, tmp_path / f"{campaign}-{attempt}.log")
@@ -70,7 +86,7 @@ def test_a_run_that_is_killed_repeatedly_gives_the_same_weights(tmp_path: Path, 
         campaign += 1
     assert damaged == 0
     figure(
-        "kill -9 at random times, then resumed",
+        ("" if task == "classification" else f"{task}: ") + "kill -9 at random times, then resumed",
         f"{kills} kills after the first checkpoint in {campaign} runs ({starts} starts, seed {seed}), "
         f"{while_writing} of them while a checkpoint was written: 0 tensors differ, 0 checkpoints damaged",
     )
