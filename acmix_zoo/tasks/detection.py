@@ -199,6 +199,6 @@ class DetectionTask(Task):
             return
         mode, device = self.training, next(self.parameters()).device
         self.eval()
-        found = self([data.normalize(image.to(device)) for image in batch.images])
+        found = self([data.pixels.normalize(image.to(device)[None])[0] for image in batch.images])
         self.train(mode)
         plot_detections(batch, found, data.class_names, path)

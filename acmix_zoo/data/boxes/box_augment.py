@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Mask
 
-from acmix_zoo.data.augment import uniforms
+from acmix_zoo.data.augment import Pixels, uniforms
 from acmix_zoo.data.boxes.coco_api import decode_masks
 from acmix_zoo.data.boxes.objects import Objects
 
@@ -26,15 +26,21 @@ class BoxAugment:
     """Augmentation of images with boxes. Its random numbers depend only on the key of the image.
 
     Attributes:
+        pixels: normalisation.
         sizes: lengths of the shorter side, of which each image gets one at random; () to keep its size.
         max_size: maximum length of the longer side.
         hflip, vflip: probability of a horizontal and of a vertical flip.
     """
 
+    pixels: Pixels
     sizes: tuple[int, ...] = ()
     max_size: int = 1333
     hflip: float = 0.0
     vflip: float = 0.0
+
+    def for_evaluation(self) -> BoxAugment:
+        """Return the augmentation of images in evaluation: none, because the detector resizes them."""
+        return BoxAugment(self.pixels)
 
     def __call__(self, image: Image.Image, objects: Objects, key: int) -> tuple[Tensor, Target]:
         """Augment an image.

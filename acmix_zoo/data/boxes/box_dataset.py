@@ -8,15 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from acmix_zoo.data.augment import image_keys
-from acmix_zoo.data.batches import UnreadableCounter
 from acmix_zoo.data.boxes.annotated_images import AnnotatedImages
 from acmix_zoo.data.boxes.box_augment import BoxAugment, Target, trainable_target
 from acmix_zoo.data.boxes.objects import make_objects
+from acmix_zoo.data.image_dataset import ImageDataset
 from acmix_zoo.data.images import UnreadableImage
-from acmix_zoo.data.splits import Split
 
 _BLANK_SIDE = 32  # pixels
 
@@ -34,50 +32,22 @@ class BoxBatch(NamedTuple):
     targets: list[Target]
 
 
-class BoxDataset(Dataset[BoxBatch]):
-    """Dataset of N images with boxes. Loaders get batches from `__getitems__`.
-
-    Index N + i means image i with a different augmentation. Index -1 - i means image i, which is not counted.
+class BoxDataset(ImageDataset):
+    """Dataset of images with boxes. Its arguments and indices are those of `ImageDataset`, except for `augment`.
 
     Args:
-        split: `AnnotatedImages`, and the indices of those that belong to the dataset.
+        split: `AnnotatedImages`, or images without annotations for prediction, and the indices of those that belong to
+            the dataset.
         augment: size and augmentation.
-        seed: seed of the augmentation. It depends only on (seed, epoch, index), not on the process.
-        max_unreadable: number of unreadable images to skip, each with one warning. One more is an error.
-        training: leave out crowds. If no image of a batch is readable, return the next images of the dataset.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        augment: BoxAugment,
-        *,
-        seed: int = 0,
-        max_unreadable: int = 0,
-        training: bool = False,
-    ) -> None:
-        self.images, self.indices = split
-        self.augment, self.seed, self.training = augment, seed, training
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers outlive an epoch
-        self.unreadable = UnreadableCounter(split.size, max_unreadable)
+    augment: BoxAugment  # type: ignore[assignment]
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    def _final_array(self) -> None:
+        return None
 
-    @property
-    def epoch(self) -> int:
-        """The epoch, shared by all worker processes. `TrainSampler` sets it."""
-        return int(self._epoch)
-
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        self._epoch.fill_(epoch)
-
-    def __getitem__(self, index: int) -> BoxBatch:
-        return self.__getitems__([index])
-
-    def __getitems__(self, indices: Sequence[int]) -> BoxBatch:
-        """Return the batch with these indices.
+    def __getitems__(self, indices: Sequence[int]) -> BoxBatch:  # type: ignore[override]
+        """Return the batch with these indices. In training, crowds are left out.
 
         Raises:
             UnreadableImage: all images are unreadable, or more than allowed.
@@ -85,16 +55,18 @@ class BoxDataset(Dataset[BoxBatch]):
         requested = np.asarray(indices)
         keys = image_keys(self.seed, self.epoch, images=requested)
         positions = np.where(requested < 0, -1 - requested, requested % max(1, len(self)))
-        numbers = np.where(requested < 0, -1, positions)
-        batch = self._read(positions, numbers, keys)
-        if self.training:
-            while not batch.images:  # ends, because the counter raises if no readable image is left
-                positions = (positions + 1) % len(self)
-                batch = self._read(positions, positions, keys)
-        elif not batch.images:  # all processes need the same number of batches
+        batch = self._read(positions, np.where(requested < 0, -1, positions), keys)
+        while self.training and not batch.images:  # ends, because the counter raises if no readable image is left
+            positions = (positions + 1) % len(self)
+            batch = self._read(positions, positions, keys)
+        if not batch.images:  # all processes need the same number of batches
             blank = torch.zeros(3, _BLANK_SIDE, _BLANK_SIDE, dtype=torch.uint8)
-            return BoxBatch([blank], [{"image": torch.tensor(-1)}])
-        return batch
+            batch = BoxBatch([blank], [{"image": torch.tensor(-1)}])
+        return batch if self.raw else BoxBatch([self.normalize(image) for image in batch.images], batch.targets)
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Normalise an image: (3, H, W) uint8 → (3, H, W) float32."""
+        return self.augment.pixels.normalize(image[None])[0]
 
     def _read(self, positions: np.ndarray, numbers: np.ndarray, keys: np.ndarray) -> BoxBatch:
         batch = BoxBatch([], [])
@@ -112,9 +84,3 @@ class BoxDataset(Dataset[BoxBatch]):
             batch.images.append(pixels)
             batch.targets.append(target)
         return batch
-
-    def names(self, indices: Sequence[int]) -> list[str]:
-        """Return the names of images for messages, without those of unreadable ones."""
-        positions = [index % len(self) for index in indices]
-        is_unreadable = self.unreadable.is_unreadable
-        return [self.images.describe(int(self.indices[p])) for p in positions if not is_unreadable[p]]

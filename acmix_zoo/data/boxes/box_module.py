@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
-from acmix_zoo.data.augment import Augment, Pixels
+from acmix_zoo.data.augment import Pixels
 from acmix_zoo.data.boxes.box_augment import BoxAugment, scaled_size
 from acmix_zoo.data.boxes.box_dataset import BoxBatch, BoxDataset
-from acmix_zoo.data.boxes.box_loaders import BoxLoaders, make_box_eval_loader
+from acmix_zoo.data.boxes.box_loaders import BoxLoaders
 from acmix_zoo.data.boxes.open_boxes import SOURCE_KINDS, open_box_source
+from acmix_zoo.data.indexed_loaders import make_eval_loader
 from acmix_zoo.data.loaders import EvalLoader, LoaderOptions
 from acmix_zoo.data.options import channel_stats
 from acmix_zoo.data.resumable import ResumableDataModule
@@ -108,8 +111,8 @@ class BoxDataModule(ResumableDataModule):
         self.class_names = opened.class_names
         self.category_ids = opened.category_ids
         self.input_size = (3, image_size, min(max_size, round(image_size * 4 / 3)))
-        self.augment = BoxAugment(tuple(multi_scale or [image_size]), max_size, hflip, vflip)
-        self._pixels = Pixels(image_size, self.mean, self.std, "bilinear", 1.0)
+        self.pixels = Pixels(image_size, self.mean, self.std, "bilinear", 1.0)
+        self.augment = BoxAugment(self.pixels, tuple(multi_scale or [image_size]), max_size, hflip, vflip)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "category_ids": list(self.category_ids)}
@@ -134,28 +137,27 @@ class BoxDataModule(ResumableDataModule):
     def loader_options(self) -> LoaderOptions:
         trainer = self.trainer
         return LoaderOptions(
-            cast(Augment, self.augment),  # which `BoxLoaders` expects
+            self.augment,
             self.batch_size,
             self.num_workers,
             self.seed,
             self.max_unreadable,
+            raw=trainer is not None and trainer.state.status == TrainerStatus.RUNNING,
             keep_workers=trainer is not None and trainer.state.fn == "fit",
         )
 
     def predict_dataloader(self) -> EvalLoader:
         count = len(self.predict_paths)
         split = Split(FileImages(self.predict_paths, np.zeros(count, np.int64)), np.arange(count))
-        return make_box_eval_loader(split, self.loader_options())
+        return make_eval_loader(split, self.loader_options().for_split("predict"), dataset_class=BoxDataset)
 
     def example_images(self) -> Tensor:
-        """Return a validation image, resized like the largest of its size: (1, 3, H, W), normalised."""
+        """Return an image of `example_batch`, resized as in evaluation, as (1, 3, H, W), or noise without one."""
         images = self.example_batch(1).images
         if not images:
             return torch.randn(1, *self.input_size, generator=torch.Generator().manual_seed(0))
-        pixels = images[0][None].float()
-        size = scaled_size(pixels.shape[2], pixels.shape[3], self.image_size, self.max_size)
-        resized = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
-        return self._pixels.normalize(resized.round().to(torch.uint8))
+        size = scaled_size(images[0].shape[1], images[0].shape[2], self.image_size, self.max_size)
+        return self.pixels.normalize(resize(images[0], list(size), antialias=True)[None])
 
     def example_batch(self, count: int) -> BoxBatch:
         """Return the first images of the test split, or of the validation split without one, as uint8 in their own
@@ -163,18 +165,14 @@ class BoxDataModule(ResumableDataModule):
         split = next((self.loaders.splits[name] for name in ("test", "val") if name in self.loaders.splits), None)
         if split is None:
             return BoxBatch([], [])
-        dataset = BoxDataset(split, BoxAugment(), max_unreadable=self.max_unreadable)
+        dataset = BoxDataset(split, self.augment.for_evaluation(), max_unreadable=self.max_unreadable, raw=True)
         return dataset.__getitems__(range(min(count, len(dataset))))
 
     # ---- on the device
 
-    def on_after_batch_transfer(self, batch: BoxBatch, dataloader_idx: int) -> BoxBatch:
-        """Normalise images: (3, H, W) uint8 → (3, H, W) in float32 or the trainer's precision."""
-        images = [self.normalize(image) for image in batch.images]
-        if self.trainer is not None:
-            images = self.trainer.precision_plugin.convert_input(images)
-        return BoxBatch(images, batch.targets)
-
-    def normalize(self, image: Tensor) -> Tensor:
-        """Normalise an image: (3, H, W) uint8 → (3, H, W) float32."""
-        return self._pixels.normalize(image[None])[0]
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalise the images of a `BoxBatch`: uint8 → float32, or the trainer's precision."""
+        if not isinstance(batch, BoxBatch) or batch.images[0].dtype != torch.uint8:
+            return batch
+        images = [self.pixels.normalize(image[None])[0] for image in batch.images]
+        return BoxBatch(self.trainer.precision_plugin.convert_input(images) if self.trainer else images, batch.targets)
