@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import timm
 import torch
-from timm.models import group_with_matcher
+from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
 from acmix_zoo.models.task_kinds import CLASSIFICATION, TaskKind

@@ -74,8 +74,9 @@ class AveragePrecision(TaskMetrics):
                 value = result[f"{kind}_{theirs}" if kind else theirs]
                 if value >= 0 or ours == "map":  # -1: there are no such objects
                     scores[prefix + ours] = value.clamp(min=0)
-        per_class = result["bbox_map_per_class" if self.has_masks else "map_per_class"]
-        measured = zip(_flat(result["classes"]), _flat(per_class), strict=True)
+        nothing = torch.zeros(0)  # there may be no images
+        per_class = result.get("bbox_map_per_class" if self.has_masks else "map_per_class", nothing)
+        measured = zip(_flat(result.get("classes", nothing)), _flat(per_class), strict=True)
         values = {int(label): value for label, value in measured if value >= 0}
         self._class_scores = [values.get(label + 1, float("nan")) for label in range(self.num_classes)]
         return scores

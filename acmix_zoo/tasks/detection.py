@@ -1,20 +1,25 @@
-"""`DetectionTask`: train, evaluate and apply a detector of torchvision on any backbone."""
+"""Detection: a detector of torchvision on any backbone of this project or of timm.
+
+data = BoxDataModule("folder/with/images/and/boxes", image_size=480, max_size=640)
+task = DetectionTask("acmix_resnet50", data.num_classes, detector="fcos", image_size=480, max_size=640)
+L.Trainer(max_epochs=12).fit(task, data)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from acmix_zoo.data.boxes.box_dataset import BoxBatch
+from acmix_zoo.data.boxes.box_plots import plot_detections
 from acmix_zoo.data.boxes.coco_api import coco_api
 from acmix_zoo.models.detector import DetectorName
 from acmix_zoo.models.task_kinds import DETECTION
 from acmix_zoo.tasks.average_precision import AveragePrecision
-from acmix_zoo.tasks.detection_plots import plot_detections
 from acmix_zoo.tasks.metrics import TaskMetrics
 from acmix_zoo.tasks.optim import warmup_steps
 from acmix_zoo.tasks.task import Task
@@ -66,22 +71,8 @@ class DetectionTask(Task):
         image_size: length of an image's shorter side in evaluation; the command line takes it from the data.
         max_size: maximum length of its longer side; the command line takes it from the data.
         detector_kwargs: further arguments of torchvision's class, such as {score_thresh: 0.1}.
-        optimizer: "adamw" or "sgd".
-        lr: peak learning rate, for a batch of `base_batch_size` images.
-        base_batch_size: batch size that lr, min_lr and warmup_lr refer to. They are scaled linearly to the effective
-            batch size (images per device × processes × accumulated batches). null: no scaling.
-        weight_decay: weight decay; biases, norms, scalars and the parameters that the model exempts have none.
-        momentum: momentum for SGD, beta1 for AdamW.
-        nesterov: use Nesterov momentum with SGD.
-        warmup_epochs: length of the linear warm-up, in epochs.
-        warmup_lr: learning rate at the start of the warm-up.
-        min_lr: learning rate at the end of the cosine schedule.
         decay_epochs: multiply the learning rate by 0.1 at the end of these epochs, instead of a cosine schedule.
-        layer_decay: factor on the learning rate per layer below the head. null: the same rate for all layers.
-        ema_decay: decay of a moving average of the weights, which is then evaluated and saved. null: no average.
-        channels_last: use the channels_last memory format, which is faster for convolutions.
-        compile: compile the network with torch.compile. The first step then takes longer.
-        grad_checkpointing: recompute activations of the backbone in the backward pass.
+        kwargs: optimiser, learning rate and everything else that all tasks share, see `acmix_zoo.tasks.Task`.
 
     Raises:
         ValueError: unknown model or weights (from create_model), or an impossible setting.
@@ -96,6 +87,7 @@ class DetectionTask(Task):
         num_classes: int = 80,
         pretrained: bool | str = False,
         model_kwargs: dict[str, Any] | None = None,
+        *,
         detector: DetectorName = "retinanet",
         strides: list[int] | None = None,
         channels: int = 256,
@@ -104,28 +96,11 @@ class DetectionTask(Task):
         image_size: int = 800,
         max_size: int = 1333,
         detector_kwargs: dict[str, Any] | None = None,
-        optimizer: Literal["adamw", "sgd"] = "adamw",
-        lr: float = 1e-4,
-        base_batch_size: int | None = None,
-        weight_decay: float = 0.05,
-        momentum: float = 0.9,
-        nesterov: bool = False,
-        warmup_epochs: float = 0.0,
-        warmup_lr: float = 0.0,
-        min_lr: float = 1e-6,
         decay_epochs: list[int] | None = None,
-        layer_decay: float | None = None,
-        ema_decay: float | None = None,
-        channels_last: bool = True,
-        compile: bool = False,
-        grad_checkpointing: bool = False,
+        **kwargs: Any,
     ) -> None:
         coco_api()  # fail before the training, not at the first validation
-        super().__init__(
-            model, num_classes, pretrained, model_kwargs, optimizer, lr, base_batch_size, weight_decay, momentum,
-            nesterov, warmup_epochs, warmup_lr, min_lr, layer_decay, ema_decay, channels_last, compile,
-            grad_checkpointing,
-        )  # fmt: skip
+        super().__init__(model, num_classes, pretrained, model_kwargs, **kwargs)
 
     @property
     def has_masks(self) -> bool:

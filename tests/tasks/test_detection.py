@@ -67,7 +67,7 @@ def test_predictions_in_coco_format(tmp_path: Path, has_masks: bool) -> None:
 
 def test_padding_images_are_not_counted(tmp_path: Path) -> None:
     data, task = make_data(write_coco(tmp_path / "data")), make_task().eval()
-    batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
+    batch = next(iter(data.val_dataloader()))
     batch.targets[1]["image"] = torch.tensor(-1)
     with torch.no_grad():
         task.update_metrics(task.val_metrics, batch)

@@ -29,7 +29,7 @@ def coco_api() -> CocoApi:
         ModuleNotFoundError: neither is.
     """
     candidates: tuple[tuple[Literal["faster_coco_eval", "pycocotools"], str], ...] = (
-        ("faster_coco_eval", "faster_coco_eval.mask"),  # its results are the same, and it is faster
+        ("faster_coco_eval", "faster_coco_eval.core.mask"),  # its results are the same, and it is faster
         ("pycocotools", "pycocotools.mask"),
     )
     for name, module in candidates:

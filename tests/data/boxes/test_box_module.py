@@ -102,14 +102,14 @@ def test_validation_images_are_split_off(tmp_path: Path, capsys: pytest.CaptureF
     assert "val was split off from train" in capsys.readouterr().out
 
 
-def test_images_are_normalised_on_the_device(tmp_path: Path) -> None:
-    data = make(write_coco(tmp_path, val=2), hflip=0.0)
-    raw = next(iter(data.val_dataloader()))
-    normalised = data.on_after_batch_transfer(raw, 0)
-    expected = (raw.images[0] / 255 - torch.tensor(data.mean)[:, None, None]) / torch.tensor(data.std)[:, None, None]
-    torch.testing.assert_close(normalised.images[0], expected)
-    example = data.example_images()
-    torch.testing.assert_close(example[0], normalised.images[0])  # the image already has its final size
+def test_images_are_normalised(tmp_path: Path) -> None:
+    data = make(write_coco(tmp_path, val=2))
+    image = next(iter(data.val_dataloader())).images[0]
+    raw = data.example_batch(1).images[0]
+    expected = (raw / 255 - torch.tensor(data.mean)[:, None, None]) / torch.tensor(data.std)[:, None, None]
+    torch.testing.assert_close(image, expected)
+    torch.testing.assert_close(data.on_after_batch_transfer(BoxBatch([raw], [{}]), 0).images[0], expected)
+    torch.testing.assert_close(data.example_images()[0], expected)  # the image already has its final size
 
 
 def test_unreadable_images_are_reported_before_the_run(tmp_path: Path) -> None:
