@@ -36,7 +36,7 @@ def write_predictions(task: TaskKind, trainer: L.Trainer, batches: Sequence[Any]
         folder: the run folder.
     """
     if task is SEGMENTATION:
-        masks = [mask for batch in batches for mask in batch if mask.index >= 0]
+        masks = [mask for batch in batches for mask in batch if mask.position >= 0]
         write_masks(folder / "predictions", masks, data.predict_paths, data.class_names, trainer)
         return
     if task is DETECTION:

@@ -144,7 +144,8 @@ class TrainingCLI(LightningCLI):
             if "streaming" in config.data:
                 config.data.streaming = False  # prediction needs only the classes of the training data
         elif config.data.source is None:
-            raise ValueError(missing_source_message(str(self.subcommand), self._datamodule_class.expected_source))
+            expected = task_classes(self.task.name).data.expected_source
+            raise ValueError(missing_source_message(str(self.subcommand), expected))
         if self.subcommand == "fit" and recorded is not None:
             self.is_finished = self._check_resume(config, recorded, run)
 

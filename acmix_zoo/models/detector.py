@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from timm.utils import freeze_batch_norm_2d
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
@@ -96,7 +96,7 @@ class Detector(TaskNetwork):
         detector: "retinanet", "fcos", "faster_rcnn" or "mask_rcnn".
         strides: strides of the feature pyramid. The default is 8 to 128 for RetinaNet and FCOS, and 4 to 64 for R-CNN.
             Strides that are too large for the backbone are added by the pyramid.
-        channels: channels of the feature pyramid and of the heads of RetinaNet and FCOS, a multiple of 32.
+        channels: channels of the feature pyramid and of the heads of RetinaNet and FCOS, a multiple of 32 from 64.
         anchor_scale: side length of a level's smallest anchor divided by the level's stride; 4 for RetinaNet and 8 for
             R-CNN by default. FCOS has no anchors.
         frozen_norms: keep the statistics and weights of the backbone's batch norms, as suits small batches and a
@@ -137,10 +137,10 @@ class Detector(TaskNetwork):
         is_one_stage = detector in ("retinanet", "fcos")
         if detector == "fcos" and anchor_scale is not None:
             raise ValueError(f"anchor_scale={anchor_scale} has no effect, because FCOS has no anchors. Remove it")
-        if is_one_stage and channels % 32:
+        if is_one_stage and (channels % 32 or channels < 64):  # a group of one value has no variance
             raise ValueError(
-                f"channels={channels} cannot be divided into 32 groups for the norms of {detector}. Use a multiple of "
-                "32, such as 64 or 256"
+                f"channels={channels} cannot be divided into 32 groups of two or more for the norms of {detector}. Use "
+                "a multiple of 32 from 64, such as 256"
             )
         design = _DESIGNS[detector]
         known = inspect.signature(design.network).parameters  # torchvision ignores unknown arguments

@@ -116,5 +116,5 @@ class Segmenter(TaskNetwork):
 def _depth(architecture: str, model_kwargs: Mapping[str, Any]) -> int:
     """Return how many times a backbone halves the image."""
     with torch.device("meta"):
-        backbone = timm.create_model(architecture, features_only=True, **model_kwargs)
+        backbone: Any = timm.create_model(architecture, features_only=True, **model_kwargs)
     return round(math.log2(max(backbone.feature_info.reduction())))

@@ -101,7 +101,7 @@ def task_kind(name: Any) -> TaskKind:
     Raises:
         ValueError: there is no such task.
     """
-    if name in TASK_KINDS:
+    if isinstance(name, str) and name in TASK_KINDS:
         return TASK_KINDS[name]
     raise ValueError(f"unknown task {str(name)[:60]!r}. Expected {', '.join(TASK_KINDS)}")
 

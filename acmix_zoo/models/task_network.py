@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import timm
 import torch
-from timm.models._manipulate import group_with_matcher
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from acmix_zoo.models.task_kinds import CLASSIFICATION, TaskKind
@@ -90,12 +90,8 @@ class TaskNetwork(nn.Module):
         The layers of the backbone are those of the classifier of the same name. Everything else is the last layer.
         """
         network = self._backbone_network()
-        groups = group_with_matcher(
-            network.named_parameters(),
-            network.group_matcher(coarse=coarse),  # type: ignore[operator]
-            return_values=False,
-            reverse=True,
-        )
+        matcher = network.group_matcher(coarse=coarse)  # type: ignore[operator]
+        groups = group_parameters(network, matcher, reverse=True)
         layers = {_plain(name): layer for name, layer in groups.items()}
         own = {name: layers[plain] for name, plain in self._backbone_names().items() if plain in layers}
         last = max(layers.values(), default=0) + 1

@@ -40,7 +40,7 @@ class AveragePrecision(TaskMetrics):
         metric = MeanAveragePrecision(
             iou_type=("bbox", "segm") if self.has_masks else "bbox",
             max_detection_thresholds=list(_DETECTIONS),
-            class_metrics=True,
+            extended_summary=True,  # class_metrics would evaluate each class again
             backend=coco_api().name,
             sync_on_compute=False,
         )
@@ -74,12 +74,18 @@ class AveragePrecision(TaskMetrics):
                 value = result[f"{kind}_{theirs}" if kind else theirs]
                 if value >= 0 or ours == "map":  # -1: there are no such objects
                     scores[prefix + ours] = value.clamp(min=0)
-        nothing = torch.zeros(0)  # there may be no images
-        per_class = result.get("bbox_map_per_class" if self.has_masks else "map_per_class", nothing)
-        measured = zip(_flat(result.get("classes", nothing)), _flat(per_class), strict=True)
-        values = {int(label): value for label, value in measured if value >= 0}
-        self._class_scores = [values.get(label + 1, float("nan")) for label in range(self.num_classes)]
+        self._class_scores = self._scores_of_classes(result)
         return scores
+
+    def _scores_of_classes(self, result: dict[str, Any]) -> list[float]:
+        values = [float("nan")] * self.num_classes
+        if "classes" in result:  # there may be no images
+            # (thresholds, recall levels, classes, sizes, numbers of detections); -1: there are no such objects
+            precision = result["bbox_precision" if self.has_masks else "precision"][:, :, :, 0, -1]
+            for label, of_class in zip(_flat(result["classes"]), precision.unbind(2), strict=True):
+                if (of_class > -1).any():
+                    values[int(label) - 1] = float(of_class[of_class > -1].mean())
+        return values
 
     def class_scores(self) -> list[float]:
         """Return the average precision of each class from the last `compute`; NaN for a class without objects."""

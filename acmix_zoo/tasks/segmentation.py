@@ -20,10 +20,10 @@ from acmix_zoo.data.masks.mask_classes import VOID
 from acmix_zoo.data.masks.mask_dataset import MaskBatch, MaskDataset
 from acmix_zoo.data.masks.mask_plots import MaskExample, plot_masks
 from acmix_zoo.models.task_kinds import SEGMENTATION
+from acmix_zoo.tasks.dense_evaluation import slide, with_mirror
 from acmix_zoo.tasks.metrics import TaskMetrics
 from acmix_zoo.tasks.segmentation_metrics import SegmentationMetrics, WeightedLoss
 from acmix_zoo.tasks.sharded import is_sharded
-from acmix_zoo.tasks.sliding_window import slide, with_mirror
 from acmix_zoo.tasks.task import Task
 
 _EXAMPLES = 6  # images in predictions.png
@@ -33,11 +33,11 @@ class MaskPrediction(NamedTuple):
     """The predicted mask of an image.
 
     Attributes:
-        index: position of the image in the data's `predict_paths`; -1 for a padding image.
+        position: position of the image in the data's `predict_paths`; -1 for a padding image.
         mask: (H, W) uint8, the class of each pixel of the image at its original size.
     """
 
-    index: int
+    position: int
     mask: Tensor
 
 

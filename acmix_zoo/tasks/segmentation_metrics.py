@@ -64,13 +64,13 @@ class WeightedLoss(nn.Module):
         if not weights or weights.keys() - made.keys():
             raise ValueError(f"losses={dict(weights)} is unknown. Expected weights for some of {', '.join(made)}")
         self.weights = dict(weights)
-        self.parts = nn.ModuleDict({name: made[name]() for name in weights})
+        self.parts = nn.ModuleDict({name: made[name]() for name in weights})  # type: ignore[no-untyped-call]
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
         """Return the loss, (), of logits (B, classes, H, W) and masks (B, H, W) int64."""
         total = logits.new_zeros(())
         for name, part in self.parts.items():
-            total = total + self.weights[name] * part(logits, masks)
+            total = total + self.weights[name] * part(logits, masks).sum()  # Lovász: an empty tensor without any class
         return total
 
 
@@ -98,19 +98,21 @@ class SegmentationMetrics(TaskMetrics):
             logits: (classes, H, W).
             mask: (H, W) int64.
         """
-        self["confusion"].update(logits.argmax(0)[None], mask[None])
+        metrics = dict(self.metrics())
+        metrics["confusion"].update(logits.argmax(0)[None], mask[None])
         is_counted = mask != self.ignore_index
         losses = cross_entropy(logits[None], mask[None], ignore_index=self.ignore_index, reduction="none")[0]  # (H, W)
         # an image without any class has no loss, but every process must update the metric
-        self["loss"].update(losses[is_counted].mean()[None] if is_counted.any() else losses.new_zeros(0))
+        metrics["loss"].update(losses[is_counted].mean()[None] if is_counted.any() else losses.new_zeros(0))
 
     def compute(self) -> dict[str, Tensor]:
-        matrix = self["confusion"].compute().double()  # (classes, classes): rows are the truth
+        metrics = dict(self.metrics())
+        matrix = metrics["confusion"].compute().double()  # (classes, classes): rows are the truth
         correct = matrix.diagonal()
         union = matrix.sum(0) + matrix.sum(1) - correct
         self._class_iou = correct / union  # (classes,), NaN for classes that do not occur
         return {
-            "loss": self["loss"].compute(),
+            "loss": metrics["loss"].compute(),
             "miou": self._class_iou.nanmean().float(),
             "pixel_accuracy": (correct.sum() / matrix.sum()).float(),
         }

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 @pytest.mark.parametrize("name", FAMILIES)
 def test_detectors_train_and_predict(name: str, detector: DetectorName) -> None:
     network = Detector(
-        name, 2, FAMILIES[name], detector=detector, strides=(8, 16, 32), channels=32, image_size=96, max_size=128
+        name, 2, FAMILIES[name], detector=detector, strides=(8, 16, 32), channels=64, image_size=96, max_size=128
     ).train()
     target = {"boxes": torch.tensor([[8.0, 8.0, 60.0, 50.0]]), "labels": torch.tensor([1])}
     target["masks"] = torch.ones(1, 96, 128, dtype=torch.uint8)

@@ -11,7 +11,7 @@ from support.documents import Document, Reader, lines_not_printed
 
 PAGE = Document("docs/detection.md")
 SMALL = (
-    *("--data.image_size", "48", "--data.max_size", "64", "--data.multi_scale", "null", "--model.channels", "32"),
+    *("--data.image_size", "48", "--data.max_size", "64", "--data.multi_scale", "null", "--model.channels", "64"),
     *("--model.model", "acmix_resnet_pico", "--model.pretrained", "false"),
 )
 

@@ -22,7 +22,7 @@ def make_data(folder: Path, **options: Any) -> BoxDataModule:
 
 def make_task(**options: Any) -> DetectionTask:
     torch.manual_seed(0)
-    small = {"detector": "fcos", "strides": [4, 8], "channels": 32, **SIZES}
+    small = {"detector": "fcos", "strides": [4, 8], "channels": 64, **SIZES}
     return DetectionTask("test_resnet", 2, **{**small, **options})
 
 
@@ -84,7 +84,8 @@ def test_masks_have_to_fit_the_detector(tmp_path: Path, detector: str, masks: bo
 
 
 def test_decay_epochs() -> None:
-    factors = [make_task(decay_epochs=[2, 3], warmup_epochs=0.5).make_schedule(40, 4)(step) for step in range(40)]
+    schedule = make_task(decay_epochs=[2, 3], warmup_epochs=0.5).make_schedule(40, 4)
+    factors = [schedule(step) for step in range(40)]
     assert factors[5:20] == [1.0] * 15
     assert factors[20:30] == pytest.approx([0.1] * 10) and factors[30:] == pytest.approx([0.01] * 10)
     assert factors[:5] == sorted(factors[:5]) and factors[0] == pytest.approx(1 / 6)

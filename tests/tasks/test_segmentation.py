@@ -18,8 +18,8 @@ from support.training import make_trainer
 from acmix_zoo.data.masks.mask_classes import VOID
 from acmix_zoo.data.masks.mask_module import MaskDataModule
 from acmix_zoo.tasks import SegmentationTask
+from acmix_zoo.tasks.dense_evaluation import slide, window_starts, with_mirror
 from acmix_zoo.tasks.segmentation_metrics import CrossEntropy, SegmentationMetrics, WeightedLoss
-from acmix_zoo.tasks.sliding_window import slide, window_starts, with_mirror
 
 SMALL = {"decoder": "unet", "decoder_kwargs": {"decoder_channels": [16, 16, 8, 8, 8]}}
 
@@ -179,5 +179,5 @@ def test_predictions_have_the_size_of_the_image(data: MaskDataModule, tmp_path: 
     found = make_trainer().predict(make_task(), data)
     assert found is not None
     masks = [mask for batch in found for mask in batch]
-    assert [mask.index for mask in masks] == [0, 1, 2]
+    assert [mask.position for mask in masks] == [0, 1, 2]
     assert all(mask.mask.shape == (40, 48) and int(mask.mask.max()) < 3 for mask in masks)

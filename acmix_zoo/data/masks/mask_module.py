@@ -73,6 +73,8 @@ class MaskDataModule(ResumableDataModule):
         "each, or the id of a data set on the Hugging Face Hub"
     )
 
+    loaders: MaskLoaders
+
     def __init__(
         self,
         source: str = "",
