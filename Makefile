@@ -56,11 +56,11 @@ data:
 	@touch $@
 
 .venv/.test: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,test]'
 	@touch .venv/.train $@
 
 .venv/.clients: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,test,clients]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,test,clients]'
 	@touch .venv/.train .venv/.test $@
 
 # Measures benchmarks/ on a CPU, in about half an hour on a quiet machine. Run `make readme` afterwards.

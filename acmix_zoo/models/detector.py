@@ -170,7 +170,11 @@ class Detector(TaskNetwork):
 
     @property
     def head(self) -> nn.Module:
-        return self.detector.head if self.is_one_stage else self.detector.roi_heads  # type: ignore[return-value]
+        detector: Any = self.detector
+        if self.is_one_stage:
+            return detector.head.classification_head.cls_logits  # type: ignore[no-any-return]
+        heads = detector.roi_heads
+        return nn.ModuleList([heads.box_predictor, *([heads.mask_predictor] if heads.has_mask() else [])])
 
     def forward(self, images: Tensor | Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Return losses in training mode, and detections otherwise.

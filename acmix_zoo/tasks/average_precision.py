@@ -79,9 +79,10 @@ class AveragePrecision(TaskMetrics):
 
     def _scores_of_classes(self, result: dict[str, Any]) -> list[float]:
         values = [float("nan")] * self.num_classes
-        if "classes" in result:  # there may be no images
+        key = "bbox_precision" if self.has_masks else "precision"
+        if key in result:  # else there are no images
             # (thresholds, recall levels, classes, sizes, numbers of detections); -1: there are no such objects
-            precision = result["bbox_precision" if self.has_masks else "precision"][:, :, :, 0, -1]
+            precision = result[key][:, :, :, 0, -1]
             for label, of_class in zip(_flat(result["classes"]), precision.unbind(2), strict=True):
                 if (of_class > -1).any():
                     values[int(label) - 1] = float(of_class[of_class > -1].mean())

@@ -33,7 +33,7 @@ def losses(detector: Detector, size: tuple[int, int] = (64, 96)) -> dict[str, to
     return detector.train()([torch.rand(3, *size)] * 2, [target, {name: part[:0] for name, part in target.items()}])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "mask_rcnn" else []) for n in NAMES])
 def test_detectors_train_and_predict(name: str) -> None:
     detector = make(name)
     found = losses(detector)  # the second image has no objects
@@ -139,13 +139,12 @@ def test_images_are_resized_in_evaluation_only() -> None:
 
 
 def test_boxes_are_in_pixels_of_the_given_image() -> None:
-    """The same picture at twice the size gives boxes of twice the size."""
+    """A picture of one colour at twice the size gives boxes of twice the size."""
     detector = make(detector_kwargs={"score_thresh": 0.0}).eval()
-    image = torch.rand(3, 64, 96)
-    large = nn.functional.interpolate(image[None], scale_factor=2, mode="nearest")[0]
     with torch.no_grad():
-        (small_boxes,), (large_boxes,) = detector([image]), detector([large])
-    torch.testing.assert_close(large_boxes["boxes"], 2 * small_boxes["boxes"], atol=0.2, rtol=0.01)
+        (small,), (large,) = detector(torch.ones(1, 3, 64, 96)), detector(torch.ones(1, 3, 128, 192))
+    assert len(small["boxes"])
+    torch.testing.assert_close(large["boxes"], 2 * small["boxes"])
 
 
 def test_retinanet_agrees_with_torchvision() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-COLOURS = {"red": (220, 40, 40), "green": (40, 220, 40)}
+COLOURS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
+_NUMBERS = {"red": 3, "green": 7, "blue": 9}  # in the files, not consecutive, as in COCO
 """The classes of `paint_squares`, and their colours."""
 
 Square = tuple[str, tuple[int, int, int, int]]
@@ -52,11 +53,11 @@ def write_coco_split(
         images.append({"id": 10 + i, "file_name": name, "width": 64, "height": 48})
         for colour, (left, top, right, bottom) in squares:
             found.append({
-                "id": len(found) + 1, "image_id": 10 + i, "category_id": 3 if colour == "red" else 7,
+                "id": len(found) + 1, "image_id": 10 + i, "category_id": _NUMBERS[colour],
                 "bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top), "iscrowd": 0,
                 "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
             })  # fmt: skip
-    categories = [{"id": 7, "name": "green"}, {"id": 3, "name": "red"}]  # neither sorted nor consecutive, as in COCO
+    categories = [{"id": number, "name": name} for name, number in reversed(_NUMBERS.items())]
     content = {"images": images, "annotations": [*found, *annotations], "categories": categories}
     path = folder / "annotations" / f"instances_{split}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

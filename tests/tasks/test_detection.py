@@ -23,7 +23,7 @@ def make_data(folder: Path, **options: Any) -> BoxDataModule:
 def make_task(**options: Any) -> DetectionTask:
     torch.manual_seed(0)
     small = {"detector": "fcos", "strides": [4, 8], "channels": 64, **SIZES}
-    return DetectionTask("test_resnet", 2, **{**small, **options})
+    return DetectionTask("test_resnet", 3, **{**small, **options})
 
 
 def test_fit_logs_loss_and_average_precision(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_fit_logs_loss_and_average_precision(tmp_path: Path) -> None:
     trainer.fit(task, data)
     logged = trainer.callback_metrics
     assert logged["train/loss"].isfinite() and 0 <= logged["val/map"] <= logged["val/map50"] <= 1
-    assert set(task.class_scores["val"]) == {"red", "green"}
+    assert set(task.class_scores["val"]) == {"red", "green", "blue"}
     task.plot_examples(data, tmp_path / "predictions.png")
     assert (tmp_path / "predictions.png").stat().st_size > 1000
 

@@ -91,8 +91,12 @@ def test_the_summary_names_what_cannot_be_used(tmp_path: Path, capsys: pytest.Ca
 
 def test_the_card_states_categories_and_preprocessing(tmp_path: Path) -> None:
     card = make(write_coco(tmp_path, val=2)).card()
-    assert card["dataset"]["category_ids"] == [3, 7] and card["dataset"]["splits"] == {"train": 8, "val": 2, "test": 0}
-    assert card["cfg"]["input_size"] == [3, 48, 64] and card["cfg"]["label_names"] == ["red", "green"]
+    assert card["dataset"]["category_ids"] == [3, 7, 9] and card["dataset"]["splits"] == {
+        "train": 8,
+        "val": 2,
+        "test": 0,
+    }
+    assert card["cfg"]["input_size"] == [3, 48, 64] and card["cfg"]["label_names"] == ["red", "green", "blue"]
 
 
 def test_validation_images_are_split_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,9 +33,9 @@ def annotation(**fields: Any) -> dict[str, Any]:
 
 def test_categories_are_numbered_by_their_id(tmp_path: Path) -> None:
     source = CocoSource(str(write_coco(tmp_path)))
-    assert (source.class_names, source.category_ids) == (("red", "green"), (3, 7))
+    assert (source.class_names, source.category_ids) == (("red", "green", "blue"), (3, 7, 9))
     assert {name: len(images) for name, images in source.splits.items()} == {"train": 8, "val": 4}
-    assert set(np.concatenate([objects.classes for objects in annotated(source).objects])) == {0, 1}
+    assert set(np.concatenate([objects.classes for objects in annotated(source).objects])) == {0, 1, 2}
 
 
 def test_boxes_are_corners_and_images_are_found(tmp_path: Path) -> None:
