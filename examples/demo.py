@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 import acmix_zoo
 from acmix_zoo.data import export_folder, load_image
+from acmix_zoo.data.contact_sheet import write_contact_sheet
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.training.plots import plot_comparison, plot_confusion, plot_images
+from acmix_zoo.training.plots import plot_comparison, plot_confusion
 from acmix_zoo.training.report import read_metrics, write_html
 from acmix_zoo.weights import read_config
 
@@ -85,7 +86,7 @@ def main() -> None:
     print_table(rows)
 
     print_heading("Classify single images with the saved weight folder, from the command line")
-    acmix_zoo_command(["classify", str(weights), *(str(path) for path in (test[40], test[-60])), "--top", "3"])
+    acmix_zoo_command(["classify", str(test[40]), str(test[-60]), "--model", str(weights), "--top", "3"])
     minutes, seconds = divmod(round(time.perf_counter() - started), 60)
     print_text(f"\nFinished in {minutes} min {seconds} s. Weights: {weights}\nNext, open the report: {report}")
 
@@ -204,8 +205,8 @@ def write_report(
     right = (predicted == truth).nonzero().flatten()
     shown = [*right[:: max(1, len(right) // 16)][:16].tolist(), *wrong[:: max(1, len(wrong) // 16)][:16].tolist()]
     classes, confidence = predicted.tolist(), probabilities.amax(1).tolist()
-    titles = [f"{names[classes[i]]} {100 * confidence[i]:.0f} % (true: {names[int(truth[i])]})" for i in shown]
-    good = [bool(predicted[i] == truth[i]) for i in shown]
+    titles = [f"{100 * confidence[i]:.0f} %  {names[classes[i]]}\ntrue: {names[int(truth[i])]}" for i in shown]
+    colors = ["green" if predicted[i] == truth[i] else "red" for i in shown]
     n, epochs = PER_CLASS, OPTIONS["trainer.max_epochs"]
     text = "\n".join(
         (
@@ -228,7 +229,7 @@ def write_report(
             ),
             (
                 "Some test images",
-                plot_images([load_image(paths[i]) for i in shown], titles, plots / "images.png", good),
+                write_contact_sheet(plots / "images.png", (load_image(paths[i]) for i in shown), titles, colors),
             ),
         ],
     )

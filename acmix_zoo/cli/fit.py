@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from acmix_zoo.cli.commands import COMMANDS
 from acmix_zoo.cli.find_task import find_task
 from acmix_zoo.cli.old_names import with_current_options
 from acmix_zoo.cli.recipes import with_config_files
@@ -47,12 +48,6 @@ _OPTIONS: dict[str, dict[str, str]] = {
         "--data.batch_size N": "images per batch and device",
         "--data.num_workers N": "processes that load images",
     },
-}
-_EXAMPLES = {
-    "fit": "acmix-zoo fit --config finetune/folder --data.source photos --trainer.max_epochs 20",
-    "validate": "acmix-zoo validate --config runs/folder-photos",
-    "test": "acmix-zoo test --config runs/folder-photos",
-    "predict": "acmix-zoo predict --config runs/folder-photos --data.predict new_photos",
 }
 _SUMMARIES = {
     "fit": "Train a network, or fine-tune pretrained weights. Logs, checkpoints and weights go to the run folder.",
@@ -127,10 +122,11 @@ def short_help(command: str) -> str:
     """Return the help of a command with the options that most people use."""
     options = _OPTIONS[command]
     width = max(map(len, options)) + 2
+    example = f"acmix-zoo {command} {COMMANDS[command].example}"
     return "\n".join(
         [
             f"usage: acmix-zoo {command} --config CONFIG [options]\n\n{_SUMMARIES[command]}\n",
             *(f"  {option:{width}}{text}" for option, text in options.items()),
-            f"\nExample: {_EXAMPLES[command]}\n\nAll options: acmix-zoo {command} --help-all",
+            f"\nExample: {example}\n\nAll options: acmix-zoo {command} --help-all",
         ]
     )

@@ -50,23 +50,27 @@ def _retinanet(pyramid: PyramidBackbone, classes: int, anchors: AnchorGenerator,
     count = anchors.num_anchors_per_location()[0]
     head = RetinaNetHead(pyramid.out_channels, count, classes, norm_layer=partial(nn.GroupNorm, 32))
     head.regression_head._loss_type = "giou"
-    return RetinaNet(pyramid, classes, anchor_generator=anchors, head=head, **kwargs)
+    network: nn.Module = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head, **kwargs)
+    return network
 
 
 def _fcos(pyramid: PyramidBackbone, classes: int, anchors: AnchorGenerator, **kwargs: Any) -> nn.Module:
-    return FCOS(pyramid, classes, anchor_generator=anchors, **kwargs)
+    network: nn.Module = FCOS(pyramid, classes, anchor_generator=anchors, **kwargs)
+    return network
 
 
 def _faster_rcnn(pyramid: PyramidBackbone, classes: int, anchors: AnchorGenerator, **kwargs: Any) -> nn.Module:
     pool = MultiScaleRoIAlign(pyramid.body_levels, output_size=7, sampling_ratio=2)
-    return FasterRCNN(pyramid, classes, rpn_anchor_generator=anchors, box_roi_pool=pool, **kwargs)
+    network: nn.Module = FasterRCNN(pyramid, classes, rpn_anchor_generator=anchors, box_roi_pool=pool, **kwargs)
+    return network
 
 
 def _mask_rcnn(pyramid: PyramidBackbone, classes: int, anchors: AnchorGenerator, **kwargs: Any) -> nn.Module:
     pool, mask_pool = (MultiScaleRoIAlign(pyramid.body_levels, output_size=n, sampling_ratio=2) for n in (7, 14))
-    return MaskRCNN(
+    network: nn.Module = MaskRCNN(
         pyramid, classes, rpn_anchor_generator=anchors, box_roi_pool=pool, mask_roi_pool=mask_pool, **kwargs
     )
+    return network
 
 
 _RCNN: dict[str, Any] = {"strides": (4, 8, 16, 32, 64), "anchor_scale": 8}
@@ -231,7 +235,7 @@ def _pool_quarters(pool: MultiScaleRoIAlign, features: dict[str, Tensor], images
     return pooled
 
 
-class ImageScaling(GeneralizedRCNNTransform):
+class ImageScaling(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
     """Resize and pad images. In training, images are not resized. Otherwise, resizing is antialiased.
 
     Args:

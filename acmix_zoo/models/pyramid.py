@@ -56,8 +56,9 @@ class PyramidBackbone(nn.Module):
         self.out_channels = channels
         self.body_levels = [str(level) for level in range(len(indices))]
         extra_levels = len(strides) - len(indices)
+        info: Any = self.body.feature_info
         self.fpn = FeaturePyramidNetwork(
-            self.body.feature_info.channels(),
+            info.channels(),
             channels,
             _ExtraLevels(channels, extra_levels, has_extra_convs) if extra_levels else None,
         )
@@ -72,7 +73,7 @@ class PyramidBackbone(nn.Module):
 def _map_indices(architecture: str, model_kwargs: Mapping[str, Any], strides: Sequence[int]) -> tuple[int, ...]:
     """Return the index of the backbone's last feature map of each stride that it has."""
     with torch.device("meta"):  # without memory and time for the weights
-        info = timm.create_model(architecture, features_only=True, **model_kwargs).feature_info
+        info: Any = timm.create_model(architecture, features_only=True, **model_kwargs).feature_info
     available = dict(zip(info.reduction(), info.out_indices, strict=True))
     if strides[0] not in available:
         raise ValueError(
@@ -82,7 +83,7 @@ def _map_indices(architecture: str, model_kwargs: Mapping[str, Any], strides: Se
     return tuple(available[stride] for stride in strides if stride in available)
 
 
-class _ExtraLevels(ExtraFPNBlock):
+class _ExtraLevels(ExtraFPNBlock):  # type: ignore[misc]  # torchvision has no types
     """Add feature maps after the last one, each of half the size of the one before.
 
     torchvision's LastLevelMaxPool adds one and its LastLevelP6P7 two. Backbones with smaller strides need more.

@@ -111,7 +111,8 @@ class AveragePrecision(TaskMetrics):
         images = dict(sorted(gather(self.images()), key=lambda pair: pair[0]))
         metric = self._new_metric()
         metric.update([], [])  # else it warns that there was nothing to compute
-        for name, values in metric.metric_state.items():
+        state: dict[str, Any] = metric.metric_state
+        for name, values in state.items():
             values.extend(image[name] for image in images.values() if image[name] is not None)
         return metric
 

@@ -96,40 +96,6 @@ def plot_confusion(matrix: npt.ArrayLike, class_names: Sequence[str], path: str 
     return Path(path)
 
 
-def plot_images(
-    images: Sequence[Any],
-    titles: Sequence[str],
-    path: str | Path,
-    is_correct: Sequence[bool] | None = None,
-    columns: int = 8,
-) -> Path:
-    """Draw images in a grid, each with a title.
-
-    Args:
-        images: PIL images, or arrays (H, W) or (H, W, 3).
-        titles: one per image.
-        path: output file.
-        is_correct: for each image, whether its title is green or red. None: all titles are black.
-        columns: number of images in a row.
-    """
-    if not images or len(images) != len(titles):
-        raise ValueError(
-            f"plot_images: {len(images)} images and {len(titles)} titles were given. Expected one title per image, and "
-            "at least one image"
-        )
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    figure = _figure(1.6 * columns, 1.9 * rows)
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if i < len(images):
-            axes.imshow(np.asarray(images[i]), cmap="gray")
-            color = "black" if is_correct is None else "green" if is_correct[i] else "red"
-            axes.set_title(titles[i], fontsize=8, color=color, **_AS_IS)
-    figure.savefig(path, dpi=100)
-    return Path(path)
-
-
 def plot_speed(rows: Sequence[Any], path: str | Path) -> Path:
     """Draw time per image against MACs, one line per candidate, in one panel for inference and one for training.
 

@@ -170,7 +170,8 @@ TASKS = (
         make_masks, ("segmentation_models_pytorch",),
     ),
     TaskCase(
-        "detection", write_boxed_images, DETECT, "predictions.json", write_boxed_images, make_detection_task, make_boxes,
+        "detection", write_boxed_images, DETECT, "predictions.json",
+        write_boxed_images, make_detection_task, make_boxes,
     ),
 )  # fmt: skip
 

@@ -55,10 +55,10 @@ class BoxDataset(ImageDataset):
         requested = np.asarray(indices)
         keys = image_keys(self.seed, self.epoch, images=requested)
         positions = np.where(requested < 0, -1 - requested, requested % max(1, len(self)))
-        batch = self._read(positions, np.where(requested < 0, -1, positions), keys)
+        batch = self._read_boxes(positions, np.where(requested < 0, -1, positions), keys)
         while self.training and not batch.images:  # ends, because the counter raises if no readable image is left
             positions = (positions + 1) % len(self)
-            batch = self._read(positions, positions, keys)
+            batch = self._read_boxes(positions, positions, keys)
         if not batch.images:  # all processes need the same number of batches
             blank = torch.zeros(3, _BLANK_SIDE, _BLANK_SIDE, dtype=torch.uint8)
             batch = BoxBatch([blank], [{"image": torch.tensor(-1)}])
@@ -68,7 +68,7 @@ class BoxDataset(ImageDataset):
         """Normalise an image: (3, H, W) uint8 → (3, H, W) float32."""
         return self.augment.pixels.normalize(image[None])[0]
 
-    def _read(self, positions: np.ndarray, numbers: np.ndarray, keys: np.ndarray) -> BoxBatch:
+    def _read_boxes(self, positions: np.ndarray, numbers: np.ndarray, keys: np.ndarray) -> BoxBatch:
         batch = BoxBatch([], [])
         for position, number, key in zip(positions.tolist(), numbers.tolist(), keys.tolist(), strict=True):
             index = int(self.indices[position])

@@ -70,6 +70,7 @@ class BoxDataModule(ResumableDataModule):
     """
 
     expected_source = SOURCE_KINDS
+    loaders: BoxLoaders
 
     def __init__(
         self,
@@ -165,7 +166,8 @@ class BoxDataModule(ResumableDataModule):
         split = next((self.loaders.splits[name] for name in ("test", "val") if name in self.loaders.splits), None)
         if split is None:
             return BoxBatch([], [])
-        dataset = BoxDataset(split, self.augment.for_evaluation(), max_unreadable=self.max_unreadable, raw=True)
+        augment: Any = self.augment.for_evaluation()
+        dataset = BoxDataset(split, augment, max_unreadable=self.max_unreadable, raw=True)
         return dataset.__getitems__(range(min(count, len(dataset))))
 
     # ---- on the device

@@ -113,8 +113,8 @@ class CocoSource(BoxSource):
         )
 
     def _objects(self, image: dict[str, Any], annotations: list[dict[str, Any]]) -> Objects:
-        numbers = {category: number for number, category in enumerate(self.category_ids)}
-        name, width, height = str(image["file_name"]), image.get("width"), image.get("height")
+        numbers: dict[Any, int] = {category: number for number, category in enumerate(self.category_ids)}
+        name, width, height = str(image["file_name"]), image.get("width") or 0, image.get("height") or 0
         boxes, classes, is_crowd, areas, masks = [], [], [], [], []
         for annotation in annotations:
             number = numbers.get(annotation.get("category_id"), UNKNOWN)
