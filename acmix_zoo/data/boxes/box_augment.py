@@ -85,9 +85,7 @@ def _geometry(objects: Objects, height: int, width: int) -> dict[str, Any]:
 
     An image file may be smaller than its annotation states, so boxes are clipped once more.
     """
-    boxes = BoundingBoxes(
-        torch.from_numpy(objects.boxes), format=BoundingBoxFormat.XYXY, canvas_size=(height, width)
-    )
+    boxes = BoundingBoxes(torch.from_numpy(objects.boxes), format=BoundingBoxFormat.XYXY, canvas_size=(height, width))
     geometry: dict[str, Any] = {"boxes": transforms.clamp_bounding_boxes(boxes)}
     if objects.masks is not None:
         geometry["masks"] = Mask(torch.from_numpy(decode_masks(objects.masks, height, width)))
