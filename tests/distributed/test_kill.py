@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.processes import PLAIN, Process, command, differences, fit, run
+from support.processes import PLAIN, Process, command, differences, fit
 from support.tasks import write_masked_images
 
 from acmix_zoo.training.checkpoints import is_checkpoint
@@ -52,12 +52,18 @@ def test_a_run_that_is_killed_repeatedly_gives_the_same_weights(
     generator.seed(seed)
     kills = starts = while_writing = damaged = 0
     uninterrupted: dict[int, Path] = {}
+    seconds: dict[int, float] = {}  # that the uninterrupted run takes from its first step on this machine
     campaign = 0
     while kills < KILLS[task]:
         variant = campaign % len(VARIANTS)
         if variant not in uninterrupted:
             uninterrupted[variant] = tmp_path / f"uninterrupted{variant}"
-            run(command(fit(uninterrupted[variant], base, **VARIANTS[variant])), tmp_path / "uninterrupted.log")
+            arguments = command(fit(uninterrupted[variant], base, **VARIANTS[variant]))
+            process = Process(arguments, tmp_path / "uninterrupted.log")
+            process.wait_for("images per step")
+            started = time.monotonic()
+            process.end()
+            seconds[variant] = time.monotonic() - started
         folder = tmp_path / f"killed{campaign}"
         arguments = command(fit(folder, base, **VARIANTS[variant]))
         for attempt in range(40):
@@ -65,7 +71,7 @@ def test_a_run_that_is_killed_repeatedly_gives_the_same_weights(
             process = Process(arguments, tmp_path / f"{campaign}-{attempt}.log")
             process.wait_for("images per step")
             if not (folder / "weights/config.json").exists():  # otherwise the run is already finished
-                time.sleep(generator.uniform(0, 7))
+                time.sleep(generator.uniform(0, seconds[variant]))
             else:
                 process.popen.wait()
             if process.popen.poll() is None:
