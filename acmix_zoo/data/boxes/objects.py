@@ -101,13 +101,13 @@ class BoxCheck:
         boxes = objects.boxes
         has_numbers = np.isfinite(boxes).all(1)
         self.count("without coordinates", image, int((~has_numbers).sum()))
-        has_area: np.ndarray = has_numbers & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        has_area = np.asarray(has_numbers & (boxes[:, 2:] > boxes[:, :2]).all(1))
         self.count("without area", image, int((has_numbers & ~has_area).sum()))
         kept = objects.select(has_area)
         if size is None or not len(kept.boxes):
             return kept
         clipped = kept.boxes.clip(0, [*size, *size]).astype(np.float32)
-        is_inside: np.ndarray = (clipped[:, 2:] > clipped[:, :2]).all(1)
+        is_inside = np.asarray((clipped[:, 2:] > clipped[:, :2]).all(1))
         is_clipped = is_inside & (np.abs(clipped - kept.boxes).max(1) > _TOLERANCE)
         self.count("outside their image", image, int((~is_inside).sum()))
         self.count(self._CLIPPED, image, int(is_clipped.sum()))
