@@ -52,6 +52,7 @@ data:
 	$(PYTHON) -m venv .venv
 
 .venv/.train: pyproject.toml | .venv/bin/python
+	@echo "Installing the package and what it needs into .venv. This takes minutes, and is done only once."
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train]'
 	@touch $@
 

@@ -77,11 +77,10 @@ def main() -> None:
     if abs(measured - recorded) > 1.5 / len(test):  # tolerate one image on the border between two classes
         raise RuntimeError(f"{weights} has a test accuracy of {measured:.4f}, but its record says {recorded:.4f}")
     metrics = {label: read_metrics(folder / run / "metrics.csv") for run, label in RUNS.items()}
-    rows = [("", "test accuracy", "training images/s", "files")]
-    rows.append(("before fine-tuning", percent(before), "", "checkpoints"))
+    rows = [("", "test accuracy", "files")]
+    rows.append(("before fine-tuning", percent(before), f"checkpoints/{pretrained_name(model)}"))
     for run, label in RUNS.items():
-        speed = sorted(row["images_per_second"] for row in metrics[label])[len(metrics[label]) // 2]
-        rows.append((label, percent(test_accuracy(folder / run / "weights")), f"{speed:.0f}", f"{folder / run}"))
+        rows.append((label, percent(test_accuracy(folder / run / "weights")), str(folder / run)))
     report = write_report(folder, rows, metrics, test, names, truth, probabilities)
     print_table(rows)
 
@@ -180,7 +179,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose header is the first row."""
     table = Table()
     for i, name in enumerate(rows[0]):
-        table.add_column(name, justify="right" if i in (1, 2) else "left", overflow="fold")
+        table.add_column(name, justify="right" if i == 1 else "left", overflow="fold")
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)
@@ -206,7 +205,8 @@ def write_report(
     shown = [*right[:: max(1, len(right) // 16)][:16].tolist(), *wrong[:: max(1, len(wrong) // 16)][:16].tolist()]
     classes, confidence = predicted.tolist(), probabilities.amax(1).tolist()
     titles = [f"{100 * confidence[i]:.0f} %  {names[classes[i]]}\ntrue: {names[int(truth[i])]}" for i in shown]
-    colors = ["green" if predicted[i] == truth[i] else "red" for i in shown]
+    good = [bool(predicted[i] == truth[i]) for i in shown]
+    colors = ["green" if is_right else "red" for is_right in good]
     n, epochs = PER_CLASS, OPTIONS["trainer.max_epochs"]
     text = "\n".join(
         (
@@ -228,7 +228,7 @@ def write_report(
                 plot_confusion(counts.numpy(), names, plots / "confusion.png"),
             ),
             (
-                "Some test images",
+                f"{sum(good)} test images with the right class, and {len(good) - sum(good)} of those with a wrong one",
                 write_contact_sheet(plots / "images.png", (load_image(paths[i]) for i in shown), titles, colors),
             ),
         ],

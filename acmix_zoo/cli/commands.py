@@ -135,7 +135,7 @@ def overview() -> str:
 
 
 def answer_before_imports(argv: Sequence[str]) -> int | None:
-    """Answer --help and unknown commands, which need no other module.
+    """Answer --help and unknown commands, which need no module that takes time to import.
 
     Returns:
         The exit status, or None if there is a command to run.
@@ -143,6 +143,11 @@ def answer_before_imports(argv: Sequence[str]) -> int | None:
     argv = [word for word in argv if word != DEBUG]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
+        return 0
+    if argv[0] in ("fit", "validate", "test", "predict") and {"-h", "--help"} & set(argv):
+        from acmix_zoo.cli.fit_help import short_help  # which imports this module
+
+        print(short_help(argv[0]))
         return 0
     if argv[0] in COMMANDS or argv[0] == "--version":
         return None

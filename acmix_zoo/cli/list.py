@@ -93,13 +93,15 @@ def network_costs() -> dict[str, tuple[int, int, str]]:
 
 
 def _print_networks(entries: Sequence[dict[str, Any]]) -> None:
-    rows = [(*_COST_HEADS, "published", "top-1, published", "weights here")]
+    rows = [(*_COST_HEADS, "published", "top-1, published", "weights")]
     for entry in entries:
         paper = entry["published"]
         mark = " *" if entry["is_reconstruction"] else ""
         costs = ", ".join(filter(None, (paper["parameters"], paper["macs"]))) + mark
         top1 = f"{paper['top1']} %" if paper["top1"] else ""
-        rows.append((*_cost_cells(entry), costs, top1, ", ".join(entry["weights"]) or "none"))
+        is_shipped = {tag: shipped_folder(f"{entry['name']}.{tag}") is not None for tag in entry["weights"]}
+        tags = ", ".join(tag if shipped else f"{tag} (download)" for tag, shipped in is_shipped.items())
+        rows.append((*_cost_cells(entry), costs, top1, tags or "none"))
     print_columns(rows)
     if any(entry["is_reconstruction"] for entry in entries):
         print("* a reconstruction: only its cost and accuracy were published (see docs/reconstructions.md)")

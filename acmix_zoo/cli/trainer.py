@@ -63,7 +63,7 @@ class _SaveConfig(SaveConfigCallback):
             config["ckpt_path"] = None
             folder = Path(config.run.folder)
             folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(config, str(folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
+            self.parser.save(config, str(folder / "config.yaml"), skip_unset=False, overwrite=True, multifile=False)
             self.already_saved = True
 
 

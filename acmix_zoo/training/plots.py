@@ -29,7 +29,7 @@ def plot_curves(history: Sequence[dict[str, float]], path: str | Path, metrics: 
     loss, scores, rate = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in history]
     for axes, title, lines in (
-        (loss, "loss", {"train/loss": "training (as trained)", "val/loss": "validation"}),
+        (loss, "loss", {"train/loss": "training (with augmentation)", "val/loss": "validation"}),
         (scores, "validation, %", {f"val/{name}": label for name, label in metrics.items()}),
         (rate, "learning rate", {"lr": ""}),
     ):
