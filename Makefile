@@ -57,11 +57,11 @@ data:
 	@touch $@
 
 .venv/.test: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,export,test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,export,test]'
 	@touch .venv/.train $@
 
 .venv/.clients: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,export,test,clients]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,export,test,clients]'
 	@touch .venv/.train .venv/.test $@
 
 # Measures benchmarks/ on a CPU, in about half an hour on a quiet machine. Run `make readme` afterwards.

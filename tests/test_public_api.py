@@ -20,6 +20,7 @@ PUBLIC = {
         "swap_conv3x3",
     ],
     "acmix_zoo.data": [
+        "BoxDataModule",
         "ImageDataModule",
         "MaskDataModule",
         "UnreadableImage",
@@ -52,7 +53,7 @@ PUBLIC = {
         "SEResNet",
         "SeriesResNet",
     ],
-    "acmix_zoo.tasks": ["ClassificationTask", "SegmentationTask", "Task"],
+    "acmix_zoo.tasks": ["ClassificationTask", "DetectionTask", "SegmentationTask", "Task"],
 }
 
 

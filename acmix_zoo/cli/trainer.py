@@ -106,12 +106,13 @@ class TrainingCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of the run folder and the speed measurement; take the number of classes from the data."""
+        """Add the options of the run folder and the speed measurement; take some of the task's from the data."""
         # Read by `fit` before this parser exists. Here, it becomes part of the run's config.yaml.
         parser.add_argument("--task", type=str, default=self.task.name, help=f"one of {', '.join(TASK_NAMES)}")
         parser.add_lightning_class_args(RunFolder, "run")
         parser.add_lightning_class_args(Speed, "speed")
-        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        for name in task_classes(self.task.name).task.FROM_DATA:
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         # With the default of ImageDataModule, a user who forgets --data.source would train on Fashion-MNIST.
         parser.set_defaults({"data.source": None})
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from acmix_zoo.data.batches import detach_worker, keep_batch
 from acmix_zoo.data.image_dataset import ImageDataset
@@ -112,7 +112,7 @@ def make_eval_loader(
 
 
 def make_loader(
-    dataset: ImageDataset, sampler: TrainSampler | EvalSampler, options: LoaderOptions, drop_last: bool = False
+    dataset: Dataset[Any], sampler: TrainSampler | EvalSampler, options: LoaderOptions, drop_last: bool = False
 ) -> DataLoader[Any]:
     """Return a loader of a dataset that makes whole batches."""
     return DataLoader(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -59,6 +59,22 @@ def warmup_cosine(warmup: int, total: int, floor: float = 0.0, start: float = 0.
             return start + (1 - start) * (step + 1) / (warmup + 1)
         progress = min(1.0, (step - warmup) / max(1, total - warmup))
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+def warmup_steps(warmup: int, drops: Sequence[int], start: float = 0.0) -> Callable[[int], float]:
+    """Return the schedule of detectors: a linear warm-up, then a constant that is divided by 10 at some steps.
+
+    Args:
+        warmup: number of steps of the warm-up.
+        drops: the steps from which the factor is a tenth of what it was before.
+        start: factor at the start of the warm-up.
+    """
+
+    def factor(step: int) -> float:
+        ramp = start + (1 - start) * (step + 1) / (warmup + 1) if step < warmup else 1.0
+        return ramp * 0.1 ** sum(step >= drop for drop in drops)
 
     return factor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import lightning as L
@@ -71,6 +71,9 @@ class Task(ResumableTask):
     Raises:
         ValueError: unknown model or weights (from create_model), or an impossible setting.
     """
+
+    FROM_DATA: ClassVar[tuple[str, ...]] = ("num_classes",)
+    """The arguments that the command line takes from attributes of the data module with the same names."""
 
     kind: ClassVar[TaskKind]
     model: nn.Module
@@ -238,10 +241,19 @@ class Task(ResumableTask):
         total = int(self.trainer.estimated_stepping_batches)  # also creates the loaders
         lr = h["lr"] * batch_size_factor(self.trainer, h["lr"], h["base_batch_size"])
         optimizer = make_optimizer(self.model, lr, h)
-        warmup = round(total * h["warmup_epochs"] / epochs)
-        factor = warmup_cosine(warmup, total, h["min_lr"] / h["lr"], h["warmup_lr"] / h["lr"])
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.make_schedule(total, epochs))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def make_schedule(self, total: int, epochs: int) -> Callable[[int], float]:
+        """Return the schedule, a function from the number of optimiser steps to a factor on the learning rate.
+
+        Args:
+            total: number of steps of the run.
+            epochs: number of epochs of the run.
+        """
+        h = self.hparams
+        warmup = round(total * h["warmup_epochs"] / epochs)
+        return warmup_cosine(warmup, total, h["min_lr"] / h["lr"], h["warmup_lr"] / h["lr"])
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Return the callback that averages the weights in a fit, if `ema_decay` is set."""

@@ -28,6 +28,7 @@ class TaskClasses(NamedTuple):
 _CLASSES = {
     "classification": ("tasks.classification:ClassificationTask", "data.module:ImageDataModule"),
     "segmentation": ("tasks.segmentation:SegmentationTask", "data.masks.mask_module:MaskDataModule"),
+    "detection": ("tasks.detection:DetectionTask", "data.boxes.box_module:BoxDataModule"),
 }
 TASK_NAMES = tuple(_CLASSES)
 """The names of all tasks that can be trained."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from support.box_data import write_coco
 from support.documents import ROOT
 from support.tasks import write_masked_images
 
@@ -30,6 +31,7 @@ IMAGENET = [path for path in RECIPES if path.parent.name == "imagenet1k"]
 TRAINING_IMAGES = {
     "imagenet1k": 1_281_167, "fashion_mnist": 54_000, "tiny_imagenet": 95_000,
     "segment/camvid": 367, "segment/ade20k": 20_210,
+    "detect/bccd": 205, "detect/coco_1x": 118_287, "detect/coco_3x": 118_287,
 }  # fmt: skip
 # One recipe of each kind, and one at 224 pixels with every augmentation, are enough for the quick suite.
 QUICK = {
@@ -101,6 +103,8 @@ def test_two_steps(
         pytest.importorskip("segmentation_models_pytorch")
         coding = settings.data.first_class_value, settings.data.ignore_values[0]
         small += [f"--data.source={write_masked_images(tmp_path / 'masked', (4, 2, 1), (96, 128), *coding)}"]
+    elif settings.task == "detection":
+        small += [f"--data.source={write_coco(tmp_path / 'boxed', 4, 2)}"]
     else:
         has_validation = settings.data.image_size == 224 or settings.data.validation_as_test
         small += [f"--data.source={photographs if has_validation else digits}"]

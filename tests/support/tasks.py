@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from PIL import Image
+from support.box_data import write_coco
 from support.training import MODEL, SHORT_RUN, make_data, make_image_folder, make_task
 
 from acmix_zoo.data import MaskDataModule
+from acmix_zoo.data.boxes.box_module import BoxDataModule
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.models.task_kinds import TASK_KINDS, TaskKind
 from acmix_zoo.tasks import SegmentationTask, Task
+from acmix_zoo.tasks.detection import DetectionTask
 
 COLOURS = ((210, 60, 60), (60, 200, 60), (60, 60, 210))
 
@@ -130,6 +133,32 @@ def make_masks(folder: Path) -> MaskDataModule:
     return MaskDataModule(str(folder), crop_size=(32, 32), resize=(24, 48), color_jitter=True, batch_size=3)
 
 
+def write_boxed_images(folder: Path) -> Path:
+    """Write a data set in COCO's format with train, val and test of three classes."""
+    return write_coco(folder, train=9, val=4, test=3)
+
+
+DETECT = {
+    "model.model": "test_resnet", "model.detector": "fcos", "model.strides": "[4, 8]", "model.channels": 64,
+    "model.lr": 0.01, "model.warmup_epochs": 0, "data.image_size": 48, "data.max_size": 64,
+    "data.multi_scale": "[40, 48, 56]", "data.batch_size": 3,
+    "trainer.max_epochs": 1, "trainer.accelerator": "cpu", "speed.loader_seconds": 0,
+}  # fmt: skip
+
+
+def make_detection_task(**kwargs: Any) -> DetectionTask:
+    """Return a task for three classes with dropout, always with the same initial weights."""
+    torch.manual_seed(0)
+    options = {"detector": "fcos", "strides": [4, 8], "channels": 64, "image_size": 48, "max_size": 64}
+    return DetectionTask(MODEL, 3, **{**options, "model_kwargs": {"drop_path_rate": 0.2}, **kwargs})
+
+
+def make_boxes(folder: Path) -> BoxDataModule:
+    """Return the data of a folder in COCO's format, with every augmentation."""
+    sizes = {"image_size": 48, "max_size": 64, "multi_scale": [40, 48, 56]}
+    return BoxDataModule(str(folder), **sizes, vflip=0.5, batch_size=3)
+
+
 CLASSIFICATION = TaskCase(
     "classification", write_classified_images, {**SHORT_RUN, "model.lr": 0.01}, "predictions.csv",
     make_image_folder, make_task, make_data,
@@ -139,6 +168,10 @@ TASKS = (
     TaskCase(
         "segmentation", write_masked_images, SEGMENT, "predictions", write_masked_images, make_segmentation_task,
         make_masks, ("segmentation_models_pytorch",),
+    ),
+    TaskCase(
+        "detection", write_boxed_images, DETECT, "predictions.json",
+        write_boxed_images, make_detection_task, make_boxes,
     ),
 )  # fmt: skip
 
