@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 import acmix_zoo
 from acmix_zoo.data import export_folder, load_image
+from acmix_zoo.data.contact_sheet import write_contact_sheet
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.training.plots import plot_comparison, plot_confusion, plot_images
+from acmix_zoo.training.plots import plot_comparison, plot_confusion
 from acmix_zoo.training.report import read_metrics, write_html
 from acmix_zoo.weights import read_config
 
@@ -76,16 +77,15 @@ def main() -> None:
     if abs(measured - recorded) > 1.5 / len(test):  # tolerate one image on the border between two classes
         raise RuntimeError(f"{weights} has a test accuracy of {measured:.4f}, but its record says {recorded:.4f}")
     metrics = {label: read_metrics(folder / run / "metrics.csv") for run, label in RUNS.items()}
-    rows = [("", "test accuracy", "training images/s", "files")]
-    rows.append(("before fine-tuning", percent(before), "", "checkpoints"))
+    rows = [("", "test accuracy", "files")]
+    rows.append(("before fine-tuning", percent(before), f"checkpoints/{pretrained_name(model)}"))
     for run, label in RUNS.items():
-        speed = sorted(row["images_per_second"] for row in metrics[label])[len(metrics[label]) // 2]
-        rows.append((label, percent(test_accuracy(folder / run / "weights")), f"{speed:.0f}", f"{folder / run}"))
+        rows.append((label, percent(test_accuracy(folder / run / "weights")), str(folder / run)))
     report = write_report(folder, rows, metrics, test, names, truth, probabilities)
     print_table(rows)
 
     print_heading("Classify single images with the saved weight folder, from the command line")
-    acmix_zoo_command(["classify", str(weights), *(str(path) for path in (test[40], test[-60])), "--top", "3"])
+    acmix_zoo_command(["classify", str(test[40]), str(test[-60]), "--model", str(weights), "--top", "3"])
     minutes, seconds = divmod(round(time.perf_counter() - started), 60)
     print_text(f"\nFinished in {minutes} min {seconds} s. Weights: {weights}\nNext, open the report: {report}")
 
@@ -179,7 +179,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose header is the first row."""
     table = Table()
     for i, name in enumerate(rows[0]):
-        table.add_column(name, justify="right" if i in (1, 2) else "left", overflow="fold")
+        table.add_column(name, justify="right" if i == 1 else "left", overflow="fold")
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)
@@ -204,8 +204,9 @@ def write_report(
     right = (predicted == truth).nonzero().flatten()
     shown = [*right[:: max(1, len(right) // 16)][:16].tolist(), *wrong[:: max(1, len(wrong) // 16)][:16].tolist()]
     classes, confidence = predicted.tolist(), probabilities.amax(1).tolist()
-    titles = [f"{names[classes[i]]} {100 * confidence[i]:.0f} % (true: {names[int(truth[i])]})" for i in shown]
+    titles = [f"{100 * confidence[i]:.0f} %  {names[classes[i]]}\ntrue: {names[int(truth[i])]}" for i in shown]
     good = [bool(predicted[i] == truth[i]) for i in shown]
+    colors = ["green" if is_right else "red" for is_right in good]
     n, epochs = PER_CLASS, OPTIONS["trainer.max_epochs"]
     text = "\n".join(
         (
@@ -227,8 +228,8 @@ def write_report(
                 plot_confusion(counts.numpy(), names, plots / "confusion.png"),
             ),
             (
-                "Some test images",
-                plot_images([load_image(paths[i]) for i in shown], titles, plots / "images.png", good),
+                f"{sum(good)} test images with the right class, and {len(good) - sum(good)} of those with a wrong one",
+                write_contact_sheet(plots / "images.png", (load_image(paths[i]) for i in shown), titles, colors),
             ),
         ],
     )

@@ -15,10 +15,15 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from hypothesis import settings
 from support.hub_server import Hub
 
 torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False  # TF32 is on by default; float32 convolutions on a GPU would only keep ten bits
+
+# The same examples in every run, so that a failure is due to a change. `--hypothesis-profile default` draws new ones.
+settings.register_profile("same_examples", derandomize=True)
+settings.load_profile("same_examples")
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,9 @@ MAY_IMPORT = {
     "bench": {*LAYERS, "bench"},
     "scaling": {*LAYERS, "scaling"},
     "explain": {"ops", "layers", "explain"},
-    "cli": {*LAYERS, "data", "tasks", "training", "bench", "scaling", "explain", "cli"},
+    "export": {*LAYERS, "data", "export"},
+    "integrations": {*LAYERS, "integrations"},
+    "cli": {*LAYERS, "data", "tasks", "training", "bench", "scaling", "explain", "export", "cli"},
 }
 
 
@@ -59,6 +61,13 @@ def test_arrows_point_down(part: str) -> None:
         packages = {name.split(".")[0] for name in imports(path)}
         assert not packages & {"tools", "examples", "tests"}, path
         assert part not in LAYERS or not packages & HEAVY, path
+
+
+def test_ultralytics_is_only_imported_by_its_integration() -> None:
+    """It is licensed under AGPL-3.0."""
+    paths = [*PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py"), ROOT / "hubconf.py"]
+    found = {path for path in paths if "ultralytics" in {name.split(".")[0] for name in imports(path)}}
+    assert found == {PACKAGE / "integrations" / "ultralytics.py"}
 
 
 def test_every_folder_has_a_rule() -> None:

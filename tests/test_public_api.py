@@ -19,7 +19,15 @@ PUBLIC = {
         "models",
         "swap_conv3x3",
     ],
-    "acmix_zoo.data": ["ImageDataModule", "UnreadableImage", "export_folder", "load_image", "open_source"],
+    "acmix_zoo.data": [
+        "BoxDataModule",
+        "ImageDataModule",
+        "MaskDataModule",
+        "UnreadableImage",
+        "export_folder",
+        "load_image",
+        "open_source",
+    ],
     "acmix_zoo.explain": [
         "Explanation",
         "Subject",
@@ -55,7 +63,7 @@ PUBLIC = {
         "SEResNet",
         "SeriesResNet",
     ],
-    "acmix_zoo.tasks": ["ClassificationTask"],
+    "acmix_zoo.tasks": ["ClassificationTask", "DetectionTask", "SegmentationTask", "Task"],
 }
 
 

@@ -6,6 +6,10 @@ Run each of them as `python -m tools.NAME` in a clone. `python -m tools.NAME --h
 from __future__ import annotations
 
 import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 
 def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -16,3 +20,21 @@ def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a study's table, one for each finished run; none if it does not exist."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Append rows to a table, which is created with a header if needed."""
+    is_new = not path.is_file()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)

@@ -20,7 +20,7 @@ from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.models.published import is_reconstruction, published
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.shipped import checkpoints_root
-from tools import make_parser, reconstructions, scaling_tables
+from tools import drop_in_costs, evidence, make_parser, reconstructions, scaling_tables, yolo_study
 from tools.speed_table import BENCHMARKS, speed_summary, speed_table
 
 NEIGHBOURS = (
@@ -101,6 +101,18 @@ def distributed_table() -> str:
         return _markdown(list(csv.reader(file)))
 
 
+def drop_in_table() -> str:
+    """Return what `tools.drop_in_costs` measured."""
+    file = BENCHMARKS / "drop_in.csv"
+    return _markdown(drop_in_costs.table(file)) if file.exists() else drop_in_costs.NOT_MEASURED
+
+
+def yolo_table() -> str:
+    """Return what `tools.yolo_study` measured."""
+    file = BENCHMARKS / "yolo.csv"
+    return _markdown(yolo_study.table(file)) if file.exists() else yolo_study.NOT_MEASURED
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "weights": weights_table,
     "models": models_table,
@@ -113,6 +125,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "reconstructions": lambda: _markdown(reconstructions.networks_table()),
     "warm_start": warm_start_table,
     "distributed": distributed_table,
+    "drop_in": drop_in_table,
+    "yolo": yolo_table,
+    "comparison_paths": lambda: _markdown(evidence.group_rows("paths")),
+    "comparison_neighbours": lambda: _markdown(evidence.group_rows("neighbours")),
+    "comparison_ablations": lambda: _markdown(evidence.group_rows("ablations")),
+    "finetuning": lambda: _markdown(evidence.finetuning_rows()),
     "scaling": lambda: _markdown(scaling_tables.scaled_batch_rows()),
     "scaling_capped": lambda: _markdown(scaling_tables.capped_batch_rows()),
     "scaling_memory": lambda: _markdown(scaling_tables.memory_rows()),

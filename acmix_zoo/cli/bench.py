@@ -51,7 +51,8 @@ def bench(arguments: Sequence[str]) -> list[Row]:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "acmix-zoo bench",
-        description="\n".join([str(measure.__doc__), str(candidates.__doc__).partition("\n\n")[2], _EXAMPLES]),
+        description="\n".join([str(measure.__doc__), str(candidates.__doc__).partition("\n\n")[2]]),
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -67,7 +68,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--no-memory", action="store_true", help="skip peak memory, which takes a process per candidate")
     add("--csv", type=Path, help="write the measurements to this file")
     add("--plot", type=Path, help="plot time against MACs into this file (.png, .svg, .pdf)")
-    options = parser.parse_args(arguments)
+    options: argparse.Namespace = parser.parse_args(arguments)
     for name in ("batch", "threads"):
         if min(getattr(options, name)) < 1:
             parser.error(f"--{name} must be at least 1")

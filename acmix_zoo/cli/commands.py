@@ -18,50 +18,120 @@ class Command(NamedTuple):
     function: str  # "module:function" in acmix_zoo.cli. It takes the arguments; returning False means exit status 1
     arguments: str  # the most important ones, for the overview
     summary: str
+    example: str  # arguments of a complete example, for the help of the command
 
 
 GROUPS: dict[str, dict[str, Command]] = {
     "Train on images and use the result": {
-        "fit": Command("fit:fit", "--config finetune/folder --data.source FOLDER", "train or fine-tune a network"),
-        "validate": Command("fit:validate", "--config RUN", "measure the accuracy on the validation split"),
-        "test": Command("fit:test", "--config RUN", "measure the accuracy on the test split"),
-        "predict": Command("fit:predict", "--config RUN --data.predict FOLDER", "write RUN/predictions.csv"),
-        "classify": Command("classify:classify", "MODEL IMAGE...", "print the most probable classes of images"),
-        "explain": Command(
-            "explain:explain_image", "IMAGE --model MODEL", "show what each path contributes to a decision"
+        "fit": Command(
+            "fit:fit",
+            "--config finetune/folder --data.source FOLDER",
+            "train or fine-tune a network",
+            "--config finetune/folder --data.source photos --trainer.max_epochs 20",
         ),
-        "data": Command("data:data", "FOLDER", "check a data set: splits, classes, unusable files"),
+        "validate": Command(
+            "fit:validate",
+            "--config RUN",
+            "measure the accuracy on the validation split",
+            "--config runs/folder-photos",
+        ),
+        "test": Command(
+            "fit:test", "--config RUN", "measure the accuracy on the test split", "--config runs/folder-photos"
+        ),
+        "predict": Command(
+            "fit:predict",
+            "--config RUN --data.predict FOLDER",
+            "write RUN/predictions.csv",
+            "--config runs/folder-photos --data.predict new_photos",
+        ),
+        "classify": Command(
+            "classify:classify",
+            "IMAGE... --model MODEL",
+            "print the most probable classes of images",
+            "photos --model runs/folder-photos --csv classes.csv --sheet sheet.png",
+        ),
+        "explain": Command(
+            "explain:explain_image",
+            "IMAGE --model MODEL",
+            "show what each path contributes to a decision",
+            "examples/ankle_boot.png --model acmix_resnet_pico",
+        ),
+        "data": Command("data:data", "FOLDER", "check a data set: splits, classes, unusable files", "photos"),
     },
     "Networks and weights": {
-        "list": Command("list:list_networks", "[PATTERN] [--pretrained]", "list networks or weights, with their cost"),
-        "info": Command("info:info", "MODEL", "show a network's cost per layer and weights; --backends"),
-        "verify": Command("verify:verify", "MODEL... [--data SOURCE]", "check weights against their record"),
-        "export": Command("export:export", "RUN FOLDER", "export the weights of a run to a weight folder"),
-        "convert": Command(
-            "convert:convert_checkpoint", "FILE --model NAME", "convert a checkpoint file to a weight folder"
+        "list": Command(
+            "list:list_networks",
+            "[PATTERN] [--pretrained]",
+            "list networks or weights, with their cost",
+            "'*swin*' --pretrained",
         ),
-        "push": Command("push:push", "FOLDER ORG/NAME", "publish weights on the Hugging Face Hub"),
-        "pull": Command("pull:pull", "ORG/NAME [FOLDER]", "download weights from the Hugging Face Hub"),
+        "info": Command(
+            "info:info", "MODEL", "show a network's cost per layer and weights; --backends", "acmix_resnet50"
+        ),
+        "verify": Command(
+            "verify:verify",
+            "MODEL... [--data SOURCE]",
+            "check weights against their record",
+            "acmix_resnet_pico.fashion_mnist --data fashion_mnist",
+        ),
+        "export": Command(
+            "export:export",
+            "MODEL FILE.onnx [--int8]",
+            "write a network as ONNX, .pt2 or a weight folder",
+            "runs/folder-photos photos.onnx --data photos",
+        ),
+        "convert": Command(
+            "convert:convert_checkpoint",
+            "FILE --model NAME",
+            "convert a checkpoint file to a weight folder",
+            "network.pth --model acmix_resnet_pico.mine",
+        ),
+        "push": Command(
+            "push:push", "FOLDER ORG/NAME", "publish weights on the Hugging Face Hub", "runs/folder-photos org/photos"
+        ),
+        "pull": Command(
+            "pull:pull", "ORG/NAME [FOLDER]", "download weights from the Hugging Face Hub", "org/photos photos_weights"
+        ),
     },
     "Measure and reproduce": {
-        "reproduce": Command("reproduce:reproduce", "MODEL", "repeat the training of weights and compare the metrics"),
-        "bench": Command("bench:bench", "MODEL MODEL...", "compare the speed and memory of networks and layers"),
-        "plan": Command("plan:plan", "RECIPE...", "estimate the memory and time of training on n GPUs"),
+        "reproduce": Command(
+            "reproduce:reproduce",
+            "MODEL",
+            "repeat the training of weights and compare the metrics",
+            "acmix_resnet_pico.fashion_mnist",
+        ),
+        "bench": Command(
+            "bench:bench",
+            "MODEL MODEL...",
+            "compare the speed and memory of networks and layers",
+            "acmix_resnet50 resnet50",
+        ),
+        "plan": Command(
+            "plan:plan",
+            "RECIPE...",
+            "estimate the memory and time of training on n GPUs",
+            "imagenet1k/acmix_resnet50 --gpus 1 8",
+        ),
+    },
+    "This program": {
+        "completion": Command("completion:completion", "SHELL", "print a script that completes commands", "bash"),
     },
 }
+DEBUG = "--debug"
+"""The option with which every command prints the traceback of an error. It may be anywhere among the arguments."""
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 _HEAD = "acmix-zoo: train, evaluate, use, publish and measure networks that mix attention and convolution.\n"
 _FOOT = """
 MODEL is the name of a network or of weights (see `acmix-zoo list --pretrained`), a weight folder, a run folder, a
 checkpoint or an ORG/NAME on the Hugging Face Hub. RUN is the run folder of a `fit`.
-
-`acmix-zoo COMMAND --help` shows the options of a command."""
+`acmix-zoo COMMAND --help` shows the options of a command. After an error, --debug shows where it occurred.
+The exit status is 0 after success, 1 if the command failed, 2 for wrong arguments and 128 + N after signal N."""
 
 
 def overview() -> str:
     """Return the text of `acmix-zoo --help`."""
-    left = {name: f"  {name:9} {command.arguments}" for name, command in COMMANDS.items()}
+    left = {name: f"  {name:10} {command.arguments}" for name, command in COMMANDS.items()}
     width = max(map(len, left.values())) + 2
     lines = [_HEAD]
     for title, group in GROUPS.items():
@@ -70,13 +140,19 @@ def overview() -> str:
 
 
 def answer_before_imports(argv: Sequence[str]) -> int | None:
-    """Answer --help and unknown commands, which need no other module.
+    """Answer --help and unknown commands, which need no module that takes time to import.
 
     Returns:
         The exit status, or None if there is a command to run.
     """
+    argv = [word for word in argv if word != DEBUG]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
+        return 0
+    if argv[0] in ("fit", "validate", "test", "predict") and {"-h", "--help"} & set(argv):
+        from acmix_zoo.cli.fit_help import short_help  # which imports this module
+
+        print(short_help(argv[0]))
         return 0
     if argv[0] in COMMANDS or argv[0] == "--version":
         return None

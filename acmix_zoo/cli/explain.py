@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from acmix_zoo.explain import Explanation
     from acmix_zoo.explain.contributions import Contributions, PathContribution
     from acmix_zoo.explain.pixel_attention import Pixel
+    from acmix_zoo.weights.class_names import ClassNames
 
 _DESCRIPTION = """\
 Show what attention and convolution contribute to the decision of a network for an image.
@@ -23,10 +24,7 @@ Show what attention and convolution contribute to the decision of a network for 
 The score of a class is divided into parts for both paths of every layer, and for every position. The parts sum to the
 score; docs/explain.md describes the method. The command writes pictures, the numbers as JSON, and explanation.html, a
 page that contains everything: the contributions, alpha and beta of each layer, the attention of one pixel, the kernels
-of the convolution paths, and Grad-CAM.
-
-Example:
-  acmix-zoo explain examples/ankle_boot.png --model acmix_resnet_pico"""
+of the convolution paths, and Grad-CAM."""
 
 
 def explain_image(arguments: Sequence[str]) -> Explanation:
@@ -42,14 +40,16 @@ def explain_image(arguments: Sequence[str]) -> Explanation:
         raise ModuleNotFoundError("explain needs matplotlib. Install it: pip install 'acmix-zoo[train]'")
 
     from acmix_zoo.data.images import load_image
-    from acmix_zoo.data.preprocessing import class_names, prepare_image
+    from acmix_zoo.data.prepared_image import prepare_image
     from acmix_zoo.explain import Subject, explain, write_explanation
-    from acmix_zoo.weights import from_pretrained
+    from acmix_zoo.weights.class_names import class_names
+    from acmix_zoo.weights.classifier import load_classifier
 
     picture = load_image(options.image)
-    model = from_pretrained(options.model)
-    labels = class_names(model)
-    target = None if options.target is None else _class_index(options.target, labels)
+    model = load_classifier(options.model)
+    names = class_names(model)
+    labels = names.descriptions
+    target = None if options.target is None else _class_index(options.target, names)
     prepared = prepare_image(picture, model)
     found = explain(model, prepared.tensor, target=target, layer=options.layer, pixel=options.pixel)
     subject = Subject(options.image.name, options.model, labels, options.head)
@@ -90,23 +90,23 @@ def _pixel(text: str) -> Pixel:
     return x, y
 
 
-def _class_index(name: str, labels: Sequence[str]) -> int:
-    """Return the index of a class that is given by name or number.
+def _class_index(given: str, names: ClassNames) -> int:
+    """Return the index of a class that is given by name, description or number.
 
     Raises:
         ValueError: there is no such class.
     """
-    if name in labels:
-        return labels.index(name)
-    if name.isdecimal() and int(name) < len(labels):
-        return int(name)
-    lowered = {label.lower(): label for label in labels}
-    if name.lower() in lowered:
-        return labels.index(lowered[name.lower()])
-    near = [lowered[word] for word in difflib.get_close_matches(name.lower(), lowered, 3)] or labels[:10]
+    indices = {name.lower(): i for known in names for i, name in reversed(list(enumerate(known)))}
+    if given.lower() in indices:
+        return indices[given.lower()]
+    labels = names.descriptions
+    if given.isdecimal() and int(given) < len(labels):
+        return int(given)
+    found = [indices[word] for word in difflib.get_close_matches(given.lower(), indices, 3)]
+    near = [labels[i] for i in dict.fromkeys(found)] or labels[:10]
     more = ", …" if len(near) < len(labels) else ""
     raise ValueError(
-        f"--class {name}: there is no such class. Expected one of {', '.join(near)}{more}, or a number from 0 to "
+        f"--class {given}: there is no such class. Expected one of {', '.join(near)}{more}, or a number from 0 to "
         f"{len(labels) - 1}"
     )
 

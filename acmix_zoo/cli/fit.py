@@ -1,4 +1,4 @@
-"""The commands `fit`, `validate`, `test` and `predict`: start `TrainingCLI` with a recipe, or show a short help."""
+"""The commands `fit`, `validate`, `test` and `predict`: start `TrainingCLI` with a recipe."""
 
 from __future__ import annotations
 
@@ -7,58 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from acmix_zoo.cli.find_task import find_task
 from acmix_zoo.cli.old_names import with_current_options
 from acmix_zoo.cli.recipes import with_config_files
-
-_CONFIG = {
-    "--config CONFIG": "a recipe such as finetune/folder, a YAML file, or a run folder. May be repeated; later ones "
-    "override",
-}
-_EVALUATION = {
-    **_CONFIG,
-    "--data.source SOURCE": "data set (default: the one that the run was trained on)",
-    "--ckpt_path FILE": "best (the default), last, a run folder or a checkpoint file",
-    "--model.pretrained WEIGHTS": "evaluate these weights instead of a checkpoint",
-    "--data.batch_size N": "images per batch and device",
-    "--data.num_workers N": "processes that load images",
-}
-# The options that most people use; `--help-all` lists all of them.
-_OPTIONS: dict[str, dict[str, str]] = {
-    "fit": {
-        **_CONFIG,
-        "--data.source SOURCE": "folder with one subfolder per class (train/ and test/ are recognised), table, "
-        "Hub data set, or fashion_mnist",
-        "--model.model NAME": "network: a name of `acmix-zoo list`, any timm model, or a weight folder",
-        "--model.pretrained WEIGHTS": "weights to start from: true, false, a tag, or anything that MODEL can be",
-        "--data.image_size PIXELS": "side length of the square input, in pixels",
-        "--data.batch_size N": "images per batch and device",
-        "--model.lr LR": "learning rate",
-        "--trainer.max_epochs N": "number of epochs",
-        "--data.num_workers N": "processes that load images (0: load in the training process)",
-        "--run.folder FOLDER": "output folder (default: runs/RECIPE-DATA). Run the same command again to resume",
-    },
-    "validate": _EVALUATION,
-    "test": _EVALUATION,
-    "predict": {
-        **_CONFIG,
-        "--data.predict PATH": "an image, or a folder of images",
-        "--ckpt_path FILE": "best (the default), last, a run folder or a checkpoint file",
-        "--data.batch_size N": "images per batch and device",
-        "--data.num_workers N": "processes that load images",
-    },
-}
-_EXAMPLES = {
-    "fit": "acmix-zoo fit --config finetune/folder --data.source photos --trainer.max_epochs 20",
-    "validate": "acmix-zoo validate --config runs/folder-photos",
-    "test": "acmix-zoo test --config runs/folder-photos",
-    "predict": "acmix-zoo predict --config runs/folder-photos --data.predict new_photos",
-}
-_SUMMARIES = {
-    "fit": "Train a network, or fine-tune pretrained weights. Logs, checkpoints and weights go to the run folder.",
-    "validate": "Measure the accuracy of a run's best weights on the validation split.",
-    "test": "Measure the accuracy of a run's best weights on the test split.",
-    "predict": "Classify images with a run's best weights and write predictions.csv to the run folder.",
-}
 
 
 def fit(arguments: Sequence[str]) -> None:
@@ -82,7 +33,7 @@ def predict(arguments: Sequence[str]) -> None:
 
 
 def run_trainer(argv: Sequence[str], before_fit: Callable[[Any], None] | None = None) -> Any:
-    """Run fit, validate, test or predict, and return the `TrainingCLI` (None after --help).
+    """Run fit, validate, test or predict, and return the `TrainingCLI`.
 
     Args:
         argv: the command and its options.
@@ -92,9 +43,6 @@ def run_trainer(argv: Sequence[str], before_fit: Callable[[Any], None] | None = 
         ModuleNotFoundError: the training dependencies are missing.
         ValueError, OSError: options, data or checkpoints cannot be used.
     """
-    if "-h" in argv or "--help" in argv:
-        print(short_help(argv[0]))
-        return None
     try:
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -111,24 +59,12 @@ def run_trainer(argv: Sequence[str], before_fit: Callable[[Any], None] | None = 
             if before_fit:
                 before_fit(self)
 
+    task = find_task(argv)
     # LightningCLI reads sys.argv, and the processes that Lightning starts for other devices run the same command.
     original, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
-        return Run(command=shlex.join(["acmix-zoo", *argv]))
+        return Run(command=shlex.join(["acmix-zoo", *argv]), task=task)
     except MisconfigurationException as error:  # Lightning's exception for incompatible options
         raise ValueError(f"Lightning rejected the options of this command: {error}") from error
     finally:
         sys.argv = original
-
-
-def short_help(command: str) -> str:
-    """Return the help of a command with the options that most people use."""
-    options = _OPTIONS[command]
-    width = max(map(len, options)) + 2
-    return "\n".join(
-        [
-            f"usage: acmix-zoo {command} --config CONFIG [options]\n\n{_SUMMARIES[command]}\n",
-            *(f"  {option:{width}}{text}" for option, text in options.items()),
-            f"\nExample: {_EXAMPLES[command]}\n\nAll options: acmix-zoo {command} --help-all",
-        ]
-    )

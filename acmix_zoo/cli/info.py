@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,9 +13,10 @@ from torch import nn
 from acmix_zoo.cli.backend_report import print_backends
 from acmix_zoo.cli.parser import MODEL_HELP, Parser
 from acmix_zoo.cli.text_table import print_columns
-from acmix_zoo.layers.complexity import complexity, human
+from acmix_zoo.layers.complexity import Complexity, complexity, human
 from acmix_zoo.layers.cost import TwoStageLayer
 from acmix_zoo.layers.stages import StageCost, stage_table
+from acmix_zoo.models.task_kinds import config_task
 from acmix_zoo.weights import create_model, from_pretrained, read_config
 from acmix_zoo.weights.fetch import fetch, installed_folder
 from acmix_zoo.weights.locate import Kind, locate
@@ -37,7 +39,10 @@ def info(arguments: Sequence[str]) -> None:
         help="show which backend runs the layers on this machine, and how to get a faster one",
     )
     parser.add_argument("--size", type=int, help="side length of the image (default: the network's)")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     options = parser.parse_args(arguments)
+    if options.backends and options.json:
+        parser.error("--json does not apply to --backends. Leave out one of them")
     if options.backends:
         return print_backends()
     location = locate(options.model, prefers_paths=True)
@@ -51,6 +56,9 @@ def info(arguments: Sequence[str]) -> None:
     model = model.to("meta")
     size = None if options.size is None else (int(model.in_chans), options.size, options.size)  # type: ignore[arg-type]
     cost = complexity(model, size)
+    if options.json:
+        print(json.dumps(_as_json(options.model, model, cost, folder, size), indent=2, ensure_ascii=False))
+        return
     print(f"{options.model}: {cost}")
     for name, text in _facts(model, folder):
         print(f"{name:<8} {text}")
@@ -72,11 +80,10 @@ def _facts(model: nn.Module, folder: Path | None) -> list[tuple[str, str]]:
     named = f": {', '.join(labels[:10])}{', …' if len(labels) > 10 else ''}" if labels else ""
     facts.append(("classes", f"{model.num_classes}{named}"))
     if folder is not None:
-        record = read_config(folder).get("acmix_zoo", {})
+        config = read_config(folder)
+        record, main = config.get("acmix_zoo", {}), config_task(config).main_metric
         scores = [
-            f"{m['split']} {m['name']} {100 * m['value']:.2f} %"
-            for m in record.get("metrics", [])
-            if m["name"] == "top1"
+            f"{m['split']} {m['name']} {100 * m['value']:.2f} %" for m in record.get("metrics", []) if m["name"] == main
         ]
         facts.append(("weights", ", ".join([str(record.get("name", folder)), *scores])))
         facts.append(("licence", str(record.get("license") or "none stated")))
@@ -84,6 +91,31 @@ def _facts(model: nn.Module, folder: Path | None) -> list[tuple[str, str]]:
     facts.append(("weights", ", ".join(list_tags(str(cfg.get("architecture", "")))) or "none"))
     facts.append(("licence", str(cfg.get("license") or "none stated")))
     return facts
+
+
+def _as_json(
+    name: str, model: nn.Module, cost: Complexity, folder: Path | None, size: tuple[int, int, int] | None
+) -> dict[str, Any]:
+    """Return everything that the command prints as plain values, with metrics between 0 and 1."""
+    cfg = cast(dict[str, Any], model.pretrained_cfg)
+    record = read_config(folder).get("acmix_zoo", {}) if folder is not None else {}
+    has_stages = any(isinstance(layer, TwoStageLayer) for layer in model.modules())
+    return {
+        "name": name,
+        "parameters": cost.params,
+        "macs": cost.macs,
+        "input": list(cost.input_size),
+        **{key: cfg[key] for key in ("mean", "std", "interpolation", "crop_pct")},
+        "num_classes": model.num_classes,
+        "class_names": cfg.get("label_names"),
+        "weights": record.get("name"),
+        "metrics": record.get("metrics", []),
+        "license": record.get("license") or cfg.get("license"),
+        "stages": [
+            {"layer": row.name, "parameters": list(row.params), "macs": list(row.macs)}
+            for row in (stage_table(model, size).layers if has_stages else ())
+        ],
+    }
 
 
 def _print_stages(model: nn.Module, size: tuple[int, int, int] | None) -> None:

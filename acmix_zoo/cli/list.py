@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 
@@ -28,6 +30,7 @@ def list_networks(arguments: Sequence[str]) -> None:
     parser = Parser("acmix-zoo list", description="List the networks and their weights.")
     parser.add_argument("pattern", nargs="?", default="", help='wildcard, such as "*swin*"')
     parser.add_argument("--pretrained", action="store_true", help="weights, as architecture.tag, instead of networks")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     options = parser.parse_args(arguments)
     names = list_models(options.pattern, options.pretrained)
     if not names:
@@ -35,22 +38,52 @@ def list_networks(arguments: Sequence[str]) -> None:
         raise ValueError(
             f"no {what} {options.pattern!r}. Expected a name or a pattern such as '*swin*'. Leave it out to list all"
         )
-    heads = {True: ("top-1", "from"), False: ("published", "top-1, published", "weights here")}[options.pretrained]
-    rows: list[tuple[str, ...]] = [("name", "parameters", "MACs", "input", *heads)]
+    entries = [_weights_entry(name) if options.pretrained else _network_entry(name) for name in names]
+    if options.json:
+        print(json.dumps(entries, indent=2, ensure_ascii=False))
+    elif options.pretrained:
+        _print_weights(entries)
+    else:
+        _print_networks(entries)
+
+
+def _network_entry(name: str) -> dict[str, Any]:
+    """Return what is known about a network. The published numbers are as they were printed, with their units."""
+    paper = published(name)
+    return {
+        **_cost_entry(name),
+        "published": {
+            "parameters": paper.params or None,
+            "macs": paper.macs or None,
+            "top1": float(paper.top1) if paper.top1 else None,
+        },
+        "is_reconstruction": is_reconstruction(name),
+        "weights": list_tags(name),
+    }
+
+
+def _weights_entry(name: str) -> dict[str, Any]:
+    """Return what is known about weights, with their accuracy between 0 and 1 and where they come from."""
+    folder = shipped_folder(name)
+    if folder is not None:
+        metrics = [m for m in read_config(folder)["acmix_zoo"]["metrics"] if m["name"] == "top1"]
+        found, origin = (metrics[-1] if metrics else None), "shipped"
+    elif is_official(name):
+        metric = official_record(name.partition(".")[0])["metrics"][0]
+        found, origin = {**metric, "dataset": metric["dataset"].rpartition("/")[2]}, "the authors' links"
+    else:
+        cfg = timm.get_pretrained_cfg(name)
+        found, origin = None, f"hf-hub:{cfg.hf_hub_id if cfg else '?'}, a plain Swin"
+    accuracy = {"value": found["value"], "dataset": found["dataset"], "split": found["split"]} if found else None
+    return {**_cost_entry(name), "top1": accuracy, "from": origin}
+
+
+def _cost_entry(name: str) -> dict[str, Any]:
     costs = network_costs()
-    for name in names:
-        if (architecture := name.partition(".")[0]) not in costs:
-            raise ValueError(f"the costs of {architecture} have not been counted. Run `python -m tools.count_costs`")
-        params, macs, size = costs[architecture]
-        rest = (
-            _accuracy_and_origin(name)
-            if options.pretrained
-            else (*_published(name), ", ".join(list_tags(name)) or "none")
-        )
-        rows.append((name, f"{params:,}", human(macs), size, *rest))
-    print_columns(rows)
-    if not options.pretrained and any(map(is_reconstruction, names)):
-        print("* a reconstruction: only its cost and accuracy were published (see docs/reconstructions.md)")
+    if (architecture := name.partition(".")[0]) not in costs:
+        raise ValueError(f"the costs of {architecture} have not been counted. Run `python -m tools.count_costs`")
+    params, macs, size = costs[architecture]
+    return {"name": name, "parameters": params, "macs": macs, "input": [int(side) for side in size.split("×")]}
 
 
 def network_costs() -> dict[str, tuple[int, int, str]]:
@@ -59,24 +92,34 @@ def network_costs() -> dict[str, tuple[int, int, str]]:
         return {row["name"]: (int(row["params"]), int(row["macs"]), row["input"]) for row in csv.DictReader(file)}
 
 
-def _published(name: str) -> tuple[str, str]:
-    """Return the parameters and MACs, and the top-1 accuracy, as they were published."""
-    paper = published(name)
-    mark = " *" if is_reconstruction(name) else ""
-    return ", ".join(filter(None, paper[:2])) + mark, f"{paper.top1} %" if paper.top1 else ""
+def _print_networks(entries: Sequence[dict[str, Any]]) -> None:
+    rows = [(*_COST_HEADS, "published", "top-1, published", "weights")]
+    for entry in entries:
+        paper = entry["published"]
+        mark = " *" if entry["is_reconstruction"] else ""
+        costs = ", ".join(filter(None, (paper["parameters"], paper["macs"]))) + mark
+        top1 = f"{paper['top1']} %" if paper["top1"] else ""
+        is_shipped = {tag: shipped_folder(f"{entry['name']}.{tag}") is not None for tag in entry["weights"]}
+        tags = ", ".join(tag if shipped else f"{tag} (download)" for tag, shipped in is_shipped.items())
+        rows.append((*_cost_cells(entry), costs, top1, tags or "none"))
+    print_columns(rows)
+    if any(entry["is_reconstruction"] for entry in entries):
+        print("* a reconstruction: only its cost and accuracy were published (see docs/reconstructions.md)")
 
 
-def _accuracy_and_origin(name: str) -> tuple[str, str]:
-    """Return the accuracy of weights with its data set, and where the weights come from."""
-    folder = shipped_folder(name)
-    if folder is not None:
-        metrics = [m for m in read_config(folder)["acmix_zoo"]["metrics"] if m["name"] == "top1"]
-        if not metrics:
-            return "", "shipped"
-        last = metrics[-1]
-        return f"{100 * last['value']:.2f} % {last['dataset']} {last['split']}", "shipped"
-    if is_official(name):
-        metric = official_record(name.partition(".")[0])["metrics"][0]
-        return f"{100 * metric['value']:.1f} % imagenet-1k val (the authors')", "the authors' links"
-    cfg = timm.get_pretrained_cfg(name)
-    return "", f"hf-hub:{cfg.hf_hub_id if cfg else '?'}, a plain Swin"
+def _print_weights(entries: Sequence[dict[str, Any]]) -> None:
+    rows = [(*_COST_HEADS, "top-1", "from")]
+    for entry in entries:
+        found = entry["top1"]
+        # the authors state one decimal, and did not measure with this package
+        digits, author = (1, " (the authors')") if is_official(entry["name"]) else (2, "")
+        text = f"{100 * found['value']:.{digits}f} % {found['dataset']} {found['split']}{author}" if found else ""
+        rows.append((*_cost_cells(entry), text, entry["from"]))
+    print_columns(rows)
+
+
+_COST_HEADS = ("name", "parameters", "MACs", "input")
+
+
+def _cost_cells(entry: dict[str, Any]) -> tuple[str, str, str, str]:
+    return entry["name"], f"{entry['parameters']:,}", human(entry["macs"]), "×".join(map(str, entry["input"]))

@@ -6,16 +6,18 @@ import importlib
 import io
 import locale
 import os
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 import acmix_zoo
 from acmix_zoo import _startup
-from acmix_zoo.cli.commands import COMMANDS, answer_before_imports
+from acmix_zoo.cli.commands import COMMANDS, DEBUG, answer_before_imports
 
 PACKAGE = Path(acmix_zoo.__file__).parent
 
@@ -34,25 +36,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _startup.restore()
         _use_utf8(argv, is_program=arguments is None)
-        status = _run(argv)
+        status = _run([word for word in argv if word != DEBUG], is_debugging=DEBUG in argv)
         sys.stdout.flush()  # here rather than at exit, where an error could not be caught
         return status
     except KeyboardInterrupt:
         print("\nacmix-zoo: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError as error:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
-            pass
-        else:  # a different pipe, such as the one to a loader's process
+        if not _is_reader_gone():  # a different pipe broke, such as the one to a loader's process
             print(f"acmix-zoo: error: {error}", file=sys.stderr)
             return 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return _startup.READER_GONE
 
 
-def _run(argv: list[str]) -> int:
+def _is_reader_gone() -> bool:
+    """Return whether the reader of the output, such as `head`, has seen enough."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    try:  # a long text is not buffered, so there may be nothing left to flush
+        poll = select.poll()
+        poll.register(sys.stdout, select.POLLOUT)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # standard output is not a file, or Windows, which has no poll
+        return False
+
+
+def _run(argv: list[str], is_debugging: bool) -> int:
     status = answer_before_imports(argv)
     if status is not None:
         return status
@@ -64,10 +76,10 @@ def _run(argv: list[str]) -> int:
         succeeded = getattr(importlib.import_module(f"acmix_zoo.cli.{module}"), function)(argv[1:])
     except BrokenPipeError:
         raise
-    except (ValueError, OSError, ImportError) as error:
-        if not _is_user_error(error):
-            raise
-        print(f"acmix-zoo: error: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"acmix-zoo: error: {_message(error)}", file=sys.stderr)
+        if is_debugging:
+            traceback.print_exception(error)
         return 1
     return 1 if succeeded is False else 0
 
@@ -88,14 +100,38 @@ def _use_utf8(argv: Sequence[str], is_program: bool) -> None:
             stream.reconfigure(errors="replace")
 
 
-def _is_user_error(error: BaseException) -> bool:
-    """Return whether to print only the message of an error. All other errors keep their traceback.
+def _message(error: Exception) -> str:
+    """Return what to print for an error.
 
-    The message is enough if this package raised the error (possibly in a data-loader worker), or if the operating
-    system did, for example because the disk is full.
+    The traceback of an error that no one expected goes to a file, because it may take days to repeat the command. In
+    the log of a cluster's job it is printed, because temporary files of its machines may be out of reach.
+    """
+    if _is_user_error(error):
+        return str(error)
+    lines = "".join(traceback.format_exception(error))
+    if {"RANK", "SLURM_JOB_ID"} & os.environ.keys():
+        return f"unexpected error\n{lines}"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="acmix-zoo-", suffix=".txt", delete=False) as file:
+            file.write(lines)
+    except OSError:  # such as a full disk
+        return f"unexpected error\n{lines}"
+    return (
+        f"unexpected {type(error).__name__}: {error}. The traceback is in {file.name}. If acmix-zoo is at fault, "
+        f"please report it. To print the traceback, run the command with {DEBUG}"
+    )
+
+
+def _is_user_error(error: BaseException) -> bool:
+    """Return whether the message of an error says enough.
+
+    It does if this package raised the error (possibly in a data-loader worker), or if the operating system did, for
+    example because the disk is full.
     """
     if type(error).__module__.startswith("acmix_zoo."):
         return True
+    if not isinstance(error, ValueError | OSError | ImportError):
+        return False
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         return True
     frames = traceback.extract_tb(error.__traceback__)

@@ -6,12 +6,37 @@ import argparse
 import difflib
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn
+
+from acmix_zoo.cli.commands import COMMANDS
 
 # What `acmix_zoo.weights.locate` accepts, for the help of a command.
 MODEL_HELP = "name of a network or of weights, a weight folder, a run folder, a checkpoint, or ORG/NAME on the Hub"
 # Plain words for the types in a parser's errors.
 _TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "NoneType": "null"}
+
+_parsers_only: ContextVar[bool] = ContextVar("parsers_only", default=False)
+
+
+class ParserReady(BaseException):
+    """Within `parsers_only`, a command is about to parse its arguments."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+@contextmanager
+def parsers_only() -> Iterator[None]:
+    """Within this context, commands raise `ParserReady` instead of parsing arguments, so that nothing is run."""
+    token = _parsers_only.set(True)
+    try:
+        yield
+    finally:
+        _parsers_only.reset(token)
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,6 +49,23 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        command = COMMANDS.get(self.prog.removeprefix("acmix-zoo "))
+        if command and not self.epilog:
+            self.epilog = f"Example: {self.prog} {command.example}"
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the arguments, or raise `ParserReady` within `parsers_only`."""
+        self._raise_if_ready()
+        return super().parse_args(*args, **kwargs)
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the known arguments, or raise `ParserReady` within `parsers_only`."""
+        self._raise_if_ready()
+        return super().parse_known_args(*args, **kwargs)
+
+    def _raise_if_ready(self) -> None:
+        if _parsers_only.get():
+            raise ParserReady(self)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong, the closest options and how to list all of them, and exit with status 2."""

@@ -55,7 +55,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--strategy", choices=("ddp", "fsdp"), help="default: the recipe's, or ddp for a network")
     add("--utilisation", type=float, help="fraction of peak throughput (default: 0.1, or 0.3 in float32)")
     add("--images-per-second", type=float, metavar="X", help="measured training throughput of one GPU")
-    return parser.parse_args(arguments)
+    options: argparse.Namespace = parser.parse_args(arguments)
+    return options
 
 
 def _print_plan(job: Job, gpu: Machine, options: argparse.Namespace) -> None:

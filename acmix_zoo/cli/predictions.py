@@ -1,13 +1,83 @@
-"""Collect predictions from all processes and write them as a table."""
+"""Print the score of each class, and collect predictions from all processes and write them in the form of the task."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning as L
 from torch import distributed
+
+from acmix_zoo.cli.coco_predictions import coco_content, coco_image, write_coco
+from acmix_zoo.cli.text_table import print_columns
+from acmix_zoo.data.masks.mask_classes import palette_image
+from acmix_zoo.models.task_kinds import DETECTION, SEGMENTATION, TaskKind
+
+
+def print_class_scores(scores: Mapping[str, float], metric: str) -> None:
+    """Print the score of each class, in two columns."""
+    rows = [(name, "-" if math.isnan(value) else f"{100 * value:.2f} %") for name, value in scores.items()]
+    print_columns([("class", metric), *rows])
+
+
+def write_predictions(task: TaskKind, trainer: L.Trainer, batches: Sequence[Any], data: Any, folder: Path) -> None:
+    """Write the predictions of all processes into a folder: predictions.csv for a classifier, masks for a segmenter, or
+    predictions.json in COCO's format for a detector.
+
+    Args:
+        task: the task.
+        trainer: the trainer that predicted.
+        batches: what `predict_step` returned for each batch of this process.
+        data: the data module.
+        folder: the run folder.
+    """
+    if task is SEGMENTATION:
+        masks = [mask for batch in batches for mask in batch if mask.position >= 0]
+        write_masks(folder / "predictions", masks, data.predict_paths, data.class_names, trainer)
+        return
+    if task is DETECTION:
+        own = [coco_image(each, data.category_ids) for batch in batches for each in batch if each.image >= 0]
+        images = sorted(gather(own, trainer.world_size), key=lambda image: image["position"])
+        if trainer.is_global_zero:
+            content = coco_content(images, data.predict_paths, data.class_names, data.category_ids)
+            _save(folder / "predictions.json", len(images), lambda path: write_coco(path, content))
+        return
+    predictions = gather_predictions(batches, trainer.world_size)
+    if trainer.is_global_zero:
+        write_table(folder / "predictions.csv", predictions, data.predict_paths, data.class_names)
+
+
+def write_masks(
+    folder: Path, masks: Sequence[Any], image_paths: Sequence[str], class_names: Sequence[str], trainer: L.Trainer
+) -> None:
+    """Write a palette PNG for each image. Its pixels hold the class numbers. An existing folder is renamed.
+
+    Args:
+        folder: the folder to write. Images from different folders keep their folders in it.
+        masks: this process's `MaskPrediction`s. Every process writes its own.
+        image_paths: the paths of all images.
+        class_names: the names of the classes.
+        trainer: the trainer that predicted.
+    """
+    former = None
+    if trainer.is_global_zero:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        former = _rename_existing(folder)
+        folder.mkdir()
+    trainer.strategy.barrier("predictions")
+    root = Path(os.path.commonpath([str(Path(path).parent) for path in image_paths]))
+    for index, mask in masks:
+        path = folder / Path(image_paths[index]).relative_to(root).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        palette_image(mask.numpy(), len(class_names)).save(path)
+    trainer.strategy.barrier("predictions")
+    if trainer.is_global_zero:
+        note = f" (the previous ones are now in {former.name})" if former else ""
+        print(f"Saved the masks of {len(image_paths)} images to {folder}{note}", flush=True)
 
 
 class Prediction(NamedTuple):
@@ -36,13 +106,18 @@ def gather_predictions(batches: Sequence[Any], processes: int) -> list[Predictio
         for index, row in zip(indices.tolist(), probabilities.tolist(), strict=True)
         if index >= 0
     ]
-    gathered = [own] * processes
+    return sorted(gather(own, processes))
+
+
+def gather(own: list[Any], processes: int) -> list[Any]:
+    """Return the objects of all processes. All processes have to call this."""
+    parts = [own] * processes
     if processes > 1:
-        distributed.all_gather_object(gathered, own)
-    return sorted(prediction for part in gathered for prediction in part)
+        distributed.all_gather_object(parts, own)
+    return [each for part in parts for each in part]
 
 
-def write_predictions(
+def write_table(
     path: Path, predictions: Sequence[Prediction], image_paths: Sequence[str], class_names: Sequence[str]
 ) -> None:
     """Write a CSV file with path, class, probability, and the probability of every class. An existing file is renamed.
@@ -53,17 +128,26 @@ def write_predictions(
         image_paths: the paths of all images.
         class_names: the names of the classes.
     """
+
+    def write(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "class", "probability", *class_names])
+            for image, probabilities in predictions:
+                highest = max(probabilities)
+                name = class_names[probabilities.index(highest)]
+                writer.writerow([image_paths[image], name, f"{highest:.4f}", *(f"{p:.4f}" for p in probabilities)])
+
+    _save(path, len(predictions), write)
+
+
+def _save(path: Path, images: int, write: Callable[[Path], None]) -> None:
+    """Rename an existing file, write the new one, and print where it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     former = _rename_existing(path)
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "class", "probability", *class_names])
-        for image, probabilities in predictions:
-            highest = max(probabilities)
-            name = class_names[probabilities.index(highest)]
-            writer.writerow([image_paths[image], name, f"{highest:.4f}", *(f"{p:.4f}" for p in probabilities)])
+    write(path)
     note = f" (the previous ones are now in {former.name})" if former else ""
-    print(f"Saved the predictions for {len(predictions)} images to {path}{note}", flush=True)
+    print(f"Saved the predictions for {images} images to {path}{note}", flush=True)
 
 
 def _rename_existing(path: Path) -> Path | None:

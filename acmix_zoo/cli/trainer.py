@@ -17,13 +17,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from acmix_zoo.cli.checkpoint_option import find_checkpoint
 from acmix_zoo.cli.old_names import with_current_keys
 from acmix_zoo.cli.parser import Parser
-from acmix_zoo.cli.predictions import gather_predictions, write_predictions
-from acmix_zoo.data import ImageDataModule
+from acmix_zoo.cli.predictions import print_class_scores, write_predictions
 from acmix_zoo.data.sources.recorded import use_recorded_source
-from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.models.task_kinds import CLASSIFICATION, TASK_KINDS
 from acmix_zoo.tasks.start_weights import without_start_weights
+from acmix_zoo.tasks.task_classes import TASK_NAMES, task_classes
 from acmix_zoo.training.finish import finish_run
-from acmix_zoo.training.history import format_accuracies
+from acmix_zoo.training.history import format_metrics
 from acmix_zoo.training.launch import (
     check_config,
     choose_run_folder,
@@ -63,7 +63,7 @@ class _SaveConfig(SaveConfigCallback):
             config["ckpt_path"] = None
             folder = Path(config.run.folder)
             folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(config, str(folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
+            self.parser.save(config, str(folder / "config.yaml"), skip_unset=False, overwrite=True, multifile=False)
             self.already_saved = True
 
 
@@ -82,14 +82,16 @@ class TrainingCLI(LightningCLI):
 
     Args:
         command: the command line as given, for the record.
+        task: the name of the task, which determines the options of the groups `model` and `data`.
     """
 
-    def __init__(self, command: str) -> None:
-        self.command = command
+    def __init__(self, command: str, task: str = CLASSIFICATION.name) -> None:
+        self.command, self.task = command, TASK_KINDS[task]
         quieten_lightning()
+        classes = task_classes(task)
         super().__init__(
-            ClassificationTask,
-            ImageDataModule,
+            classes.task,
+            classes.data,
             save_config_callback=_SaveConfig,
             seed_everything_default=0,
             parser_class=_Parser,
@@ -104,11 +106,14 @@ class TrainingCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of the run folder and the speed measurement; take the number of classes from the data."""
+        """Add the options of the run folder and the speed measurement; take some of the task's from the data."""
+        # Read by `fit` before this parser exists. Here, it becomes part of the run's config.yaml.
+        parser.add_argument("--task", type=str, default=self.task.name, help=f"one of {', '.join(TASK_NAMES)}")
         parser.add_lightning_class_args(RunFolder, "run")
         parser.add_lightning_class_args(Speed, "speed")
-        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        # With ImageDataModule's default, a user who forgets --data.source would train on Fashion-MNIST.
+        for name in task_classes(self.task.name).task.FROM_DATA:
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        # With the default of ImageDataModule, a user who forgets --data.source would train on Fashion-MNIST.
         parser.set_defaults({"data.source": None})
 
     def _parse_ckpt_path(self) -> None:
@@ -136,9 +141,11 @@ class TrainingCLI(LightningCLI):
         self._hyper_parameters = recorded.hyper_parameters if recorded else None
         self.is_finished = False  # whether the run is finished, so that there is nothing left to do
         if self.subcommand == "predict" and self._card:
-            config.data.streaming = False  # prediction needs only the classes of the training data
+            if "streaming" in config.data:
+                config.data.streaming = False  # prediction needs only the classes of the training data
         elif config.data.source is None:
-            raise ValueError(missing_source_message(str(self.subcommand)))
+            expected = task_classes(self.task.name).data.expected_source
+            raise ValueError(missing_source_message(str(self.subcommand), expected))
         if self.subcommand == "fit" and recorded is not None:
             self.is_finished = self._check_resume(config, recorded, run)
 
@@ -158,7 +165,7 @@ class TrainingCLI(LightningCLI):
         if record is None or not check_finished(recorded, options, run_name):
             return False
         if is_first_process():
-            print(finished_message(run.folder, record, recorded), flush=True)
+            print(finished_message(run.folder, record, recorded, self.task), flush=True)
         return True
 
     def instantiate_classes(self) -> None:
@@ -241,24 +248,22 @@ class TrainingCLI(LightningCLI):
     def _print_scores(self, split: str, results: list[Any]) -> None:
         if not self.trainer.is_global_zero:
             return
-        if not results or f"{split}/top1" not in results[0]:
+        source = self.datamodule.loaders.source
+        if not results or f"{split}/{self.task.main_metric}" not in results[0]:
             name = "validation" if split == "val" else split
             raise ValueError(
-                f"{self.datamodule.source.name} has no {name} images to evaluate. Add a {split}/ folder with the "
-                "same class folders" + (", or set --data.val_fraction 0.1" if split == "val" else "")
+                f"{source.name} has no {name} images to evaluate. {source.missing_split_advice(split)}"
+                + (", or set --data.val_fraction 0.1" if split == "val" else "")
             )
         scores = {name.removeprefix(f"{split}/"): value for name, value in results[0].items()}
         weights = self.config[self.subcommand].ckpt_path or self.model.hparams["pretrained"]
-        print(f"{split}: {format_accuracies(scores)}, loss {scores['loss']:.4f} ({weights})", flush=True)
+        loss = f", loss {scores['loss']:.4f}" if "loss" in scores else ""
+        print(f"{split}: {format_metrics(scores, self.task)}{loss} ({weights})", flush=True)
+        if class_scores := self.model.class_scores.get(split):
+            print_class_scores(class_scores, self.task.class_metric)
 
     def predict(self, **kwargs: Any) -> None:
-        """Write predictions.csv into the run folder."""
-        batches = self.trainer.predict(**kwargs) or []
-        predictions = gather_predictions(batches, self.trainer.world_size)
-        if self.trainer.is_global_zero:
-            write_predictions(
-                self.run.folder / "predictions.csv",
-                predictions,
-                self.datamodule.predict_paths,
-                self.datamodule.class_names,
-            )
+        """Write the predictions into the run folder, in the form of the task."""
+        write_predictions(
+            self.task, self.trainer, self.trainer.predict(**kwargs) or [], self.datamodule, self.run.folder
+        )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.weights import check_folder, read_config
@@ -30,32 +32,47 @@ def verify(arguments: Sequence[str]) -> bool:
         help="weight folders, run folders, names of weights on this machine, or ORG/NAME on the Hugging Face Hub",
     )
     parser.add_argument("--data", metavar="SOURCE", help="also measure the accuracy on these images")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     options = parser.parse_args(arguments)
-    results = [_verify_one(name, weight_folder(name), options.data) for name in options.weights]
-    return all(results)
+    results = []
+    for name in options.weights:
+        results.append(_verify_one(name, weight_folder(name), options.data))
+        if not options.json:
+            _print(results[-1])
+    if options.json:
+        print(json.dumps(results, indent=2, ensure_ascii=False))
+    return all(result["verified"] for result in results)
 
 
-def _verify_one(name: str, folder: Path, source: str | None) -> bool:
-    problems = check_folder(folder)
+def _verify_one(name: str, folder: Path, source: str | None) -> dict[str, Any]:
+    """Return whether weights verify, their problems, and the accuracies that were measured, all as plain values."""
+    problems, metrics = check_folder(folder), []
     if not problems and source:
-        problems = _measure_again(name, folder, source)
-    for problem in problems:
-        print(f"{name}: NOT VERIFIED: {problem}", file=sys.stderr)
+        from acmix_zoo.training.evaluate import evaluate_again
+
+        for found in evaluate_again(folder, source):
+            metrics.append({**found._asdict(), "is_same": found.is_same})
+            if not found.is_same:
+                problems.append(_compared(metrics[-1]))
+    result = {"name": name, "verified": not problems, "problems": problems, "metrics": metrics}
     if not problems:
         record = read_config(folder)["acmix_zoo"]
-        print(f"{name}: verified, sha256 {record['sha256'][:12]}…, {record['params']:,} parameters, logits replayed")
-    return not problems
+        result |= {"sha256": record["sha256"], "parameters": record["params"]}
+    return result
 
 
-def _measure_again(name: str, folder: Path, source: str) -> list[str]:
-    """Measure the recorded accuracies again, print those that match, and return the others as problems."""
-    from acmix_zoo.training.evaluate import evaluate_again
+def _print(result: dict[str, Any]) -> None:
+    """Print the metrics that match the record and whether the weights verify; and to stderr, what is wrong."""
+    name = result["name"]
+    for metric in result["metrics"]:
+        if metric["is_same"]:
+            print(f"{name}: {_compared(metric)}")
+    for problem in result["problems"]:
+        print(f"{name}: NOT VERIFIED: {problem}", file=sys.stderr)
+    if result["verified"]:
+        size = f"sha256 {result['sha256'][:12]}…, {result['parameters']:,} parameters"
+        print(f"{name}: verified, {size}, logits replayed")
 
-    problems = []
-    for found in evaluate_again(folder, source):
-        text = f"{found.metric}: {100 * found.measured:.2f} % measured, {100 * found.recorded:.2f} % recorded"
-        if found.is_same:
-            print(f"{name}: {text}")
-        else:
-            problems.append(text)
-    return problems
+
+def _compared(metric: dict[str, Any]) -> str:
+    return f"{metric['metric']}: {100 * metric['measured']:.2f} % measured, {100 * metric['recorded']:.2f} % recorded"

@@ -1,6 +1,8 @@
 """Labelled images as batches: data sources, transforms, samplers, and the data module that joins them.
 
-- `ImageDataModule`: batches for training and evaluation; importing it imports lightning
+- `ImageDataModule`: batches of labelled images for training and evaluation; importing it imports lightning
+- `MaskDataModule`: the same for images with masks, for semantic segmentation
+- `BoxDataModule`: the same for images with boxes, for detection and instance segmentation
 - `open_source`: the images and labels of a folder, table, archive or data set
 - `load_image`: one image file as an 8-bit RGB image; raises `UnreadableImage` if it cannot be read
 - `export_folder`: write the images of a source as class folders
@@ -15,9 +17,19 @@ from acmix_zoo.data.images import UnreadableImage, load_image
 from acmix_zoo.data.sources.open import open_source
 
 if TYPE_CHECKING:
+    from acmix_zoo.data.boxes.box_module import BoxDataModule
+    from acmix_zoo.data.masks.mask_module import MaskDataModule
     from acmix_zoo.data.module import ImageDataModule
 
-__all__ = ["ImageDataModule", "UnreadableImage", "export_folder", "load_image", "open_source"]
+__all__ = [
+    "BoxDataModule",
+    "ImageDataModule",
+    "MaskDataModule",
+    "UnreadableImage",
+    "export_folder",
+    "load_image",
+    "open_source",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +38,12 @@ def __getattr__(name: str) -> Any:
         from acmix_zoo.data.module import ImageDataModule
 
         return ImageDataModule
+    if name == "MaskDataModule":
+        from acmix_zoo.data.masks.mask_module import MaskDataModule
+
+        return MaskDataModule
+    if name == "BoxDataModule":
+        from acmix_zoo.data.boxes.box_module import BoxDataModule
+
+        return BoxDataModule
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

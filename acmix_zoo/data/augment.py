@@ -127,6 +127,10 @@ class Augment:
         )
         self.erase = RandomErasing(random_erasing, device="cpu") if random_erasing else None
 
+    def for_evaluation(self) -> Augment:
+        """Return the preprocessing of evaluation, which only resizes and crops."""
+        return Augment(self.pixels)
+
     def image(self, image: Image.Image, key: int) -> np.ndarray:
         """Resize an image of any size to (3, S, S) uint8, and augment it. Call this within `preserve_random_state`."""
         if not self.is_batchwise:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from acmix_zoo.data.batches import detach_worker, keep_batch
 from acmix_zoo.data.image_dataset import ImageDataset
@@ -30,6 +30,8 @@ class IndexedLoaders(Loaders):
         repeats: number of differently augmented copies of each sampled image in an epoch, see `TrainSampler`.
         validation_as_test: use the source's validation split as the test split.
     """
+
+    dataset_class: ClassVar[type[ImageDataset]] = ImageDataset
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class IndexedLoaders(Loaders):
         return limit_batch_size(batch_size, self.splits["train"].size, processes, accumulated)
 
     def train(self, options: LoaderOptions, position: Position, accumulated: int) -> DataLoader[Any]:
-        dataset = ImageDataset(
+        dataset = self.dataset_class(
             self.splits["train"],
             options.augment,
             seed=options.seed,
@@ -82,7 +84,7 @@ class IndexedLoaders(Loaders):
         return make_loader(dataset, self._sampler, options, drop_last=len(self._sampler) >= options.batch_size)
 
     def evaluate(self, split: str, options: LoaderOptions) -> DataLoader[Any]:
-        return make_eval_loader(self.splits[split], options.for_split(split))
+        return make_eval_loader(self.splits[split], options.for_split(split), dataset_class=self.dataset_class)
 
     def close(self) -> None:
         """Do nothing, because the workers end when the trainer drops their loader."""
@@ -94,20 +96,23 @@ class IndexedLoaders(Loaders):
         return list(self._sampler.data.names(order.tolist()))
 
 
-def make_eval_loader(split: Split, options: LoaderOptions, with_index: bool = False) -> DataLoader[Any]:
+def make_eval_loader(
+    split: Split, options: LoaderOptions, with_index: bool = False, dataset_class: type[ImageDataset] = ImageDataset
+) -> DataLoader[Any]:
     """Return a loader that counts every image once.
 
     Args:
         with_index: return the index of an image in place of its class.
+        dataset_class: the class of the dataset.
     """
-    dataset = ImageDataset(
+    dataset = dataset_class(
         split, options.augment, max_unreadable=options.max_unreadable, with_index=with_index, raw=options.raw
     )
     return make_loader(dataset, EvalSampler(len(dataset), options.batch_size), options)
 
 
 def make_loader(
-    dataset: ImageDataset, sampler: TrainSampler | EvalSampler, options: LoaderOptions, drop_last: bool = False
+    dataset: Dataset[Any], sampler: TrainSampler | EvalSampler, options: LoaderOptions, drop_last: bool = False
 ) -> DataLoader[Any]:
     """Return a loader of a dataset that makes whole batches."""
     return DataLoader(

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
-from acmix_zoo.data.augment import Augment
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.sources.base import Source
 from acmix_zoo.data.stream.batch_stream import EvalStream, TrainStream
@@ -23,7 +22,7 @@ class LoaderOptions:
     """Options of a loader.
 
     Attributes:
-        augment: size, normalisation and augmentation in training. Evaluation only uses size and normalisation.
+        augment: augmentation in training, such as an `Augment`. Evaluation uses its `for_evaluation`.
         batch_size: number of images per batch and process.
         num_workers: number of worker processes; 0 to load in the training process.
         seed: seed of the order and the augmentation.
@@ -32,7 +31,7 @@ class LoaderOptions:
         keep_workers: keep the worker processes from one epoch to the next.
     """
 
-    augment: Augment
+    augment: Any  # as the datasets take it
     batch_size: int
     num_workers: int = 0
     seed: int = 0
@@ -44,7 +43,7 @@ class LoaderOptions:
         """Return the options for evaluating a split. All test images must be readable, because a score on fewer images
         would not be comparable."""
         return LoaderOptions(
-            Augment(self.augment.pixels),
+            self.augment.for_evaluation(),
             self.batch_size,
             self.num_workers,
             max_unreadable=0 if split == "test" else self.max_unreadable,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,16 @@ from torch import Tensor
 
 from acmix_zoo.data.augment import Augment, Pixels
 from acmix_zoo.data.indexed_loaders import IndexedLoaders, make_eval_loader
-from acmix_zoo.data.inspection import Inspection
-from acmix_zoo.data.loaders import EvalLoader, LoaderOptions, TrainLoader
+from acmix_zoo.data.loaders import EvalLoader, LoaderOptions
 from acmix_zoo.data.mixing import Mixing
 from acmix_zoo.data.options import channel_stats, check_options
-from acmix_zoo.data.predict_images import readable_images_in
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.sources.image_sets import FileImages
 from acmix_zoo.data.sources.open import open_source
 from acmix_zoo.data.sources.stream_source import StreamSource
-from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION, Split, check_readable
+from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION, Split
 from acmix_zoo.data.stream.stream_loaders import StreamLoaders
 from acmix_zoo.data.train_sizes import TrainSizes
-
-_STAGE_SPLITS = {"fit": ["train", "val", "test"], "validate": ["val"], "test": ["test"]}  # a fit ends with a test
 
 
 class ImageDataModule(ResumableDataModule):
@@ -99,6 +96,11 @@ class ImageDataModule(ResumableDataModule):
             do.
     """
 
+    expected_source = (
+        "a folder with a subfolder of images for each class (photos/cat/1.jpg, photos/dog/2.jpg), the id of a data set "
+        "on the Hugging Face Hub, or the name of a data set such as fashion_mnist"
+    )
+
     def __init__(
         self,
         source: str = "fashion_mnist",
@@ -150,7 +152,6 @@ class ImageDataModule(ResumableDataModule):
             self.loaders = IndexedLoaders(opened, val_fraction, seed, repeats, validation_as_test)
         self.source = self.loaders.source
         self.class_names = self.source.class_names
-        self.num_classes = len(self.class_names)
         self.input_size = (3, image_size, image_size)
         self.train_sizes = TrainSizes(train_sizes, image_size)
         self.validation_as_test = validation_as_test
@@ -164,11 +165,7 @@ class ImageDataModule(ResumableDataModule):
             hflip=hflip,
             random_erasing=random_erasing,
         )
-        self.predict_paths: list[str] = []
-        self.is_resumed = False
         self._mixing = Mixing(mixup, cutmix, self.num_classes, seed)
-        self._checked_splits: set[str] = set()
-        self._card: dict[str, Any] | None = None
 
     # ---- what the data are
 
@@ -183,88 +180,32 @@ class ImageDataModule(ResumableDataModule):
             raise ValueError(f"the images of {self.source.name} are streamed, not indexed. Set streaming to false")
         return self.loaders.splits
 
-    def describe(self) -> dict[str, Any]:
-        """Return what the record of a run states about its data: name, source, fingerprint, split sizes, license."""
-        sizes = self.loaders.sizes()
-        description = {
-            "name": self.source.name,
-            "source": self.source.origin,
-            "fingerprint": self.source.fingerprint(),
-            "splits": {name: sizes.get(name, 0) for name in ("train", "val", "test")},
-            "license": self.source.license,
-        }
-        return {**description, "validation_as_test": True} if self.validation_as_test else description
+    def preprocessing(self) -> dict[str, Any]:
+        """Return size, normalisation and interpolation of the images, as fields of timm's pretrained_cfg."""
+        return {
+            "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std),
+            "interpolation": self.interpolation, "crop_pct": self.crop_pct,
+        }  # fmt: skip
 
-    def card(self) -> dict[str, Any]:
-        """Return what a weight folder states about the data: `dataset` for its record, and `cfg` for timm."""
-        if self._card is None:  # computing the fingerprint may take a while
-            cfg = {
-                "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std),
-                "interpolation": self.interpolation, "crop_pct": self.crop_pct, "label_names": list(self.class_names),
-            }  # fmt: skip
-            self._card = {"dataset": self.describe(), "cfg": cfg}
-        return self._card
-
-    # ---- before a run
-
-    def setup(self, stage: str) -> None:
-        """Read the source and check the files that a stage uses: "fit", "validate", "test" or "predict".
-
-        Raises:
-            UnusableImages: files cannot be read. The message lists them.
-            ValueError: there is nothing to predict.
-            OSError: the data are streamed from the Hub, which cannot be reached.
-        """
-        if stage == "predict":
-            self.predict_paths, remarks = readable_images_in(self.predict)
-            self._print_once(*remarks)
-            return
-        inspections = self._inspect(stage)
-        if stage != "fit":
-            return
-        processes = self.trainer.world_size if self.trainer else 1
-        self.batch_size, warning = self.loaders.limit_batch_size(self.batch_size, processes, self._accumulated)
-        self._print_once(*[warning] * bool(warning))
-        self.card()  # not later, because a file may break or the Hub become unreachable before the first checkpoint
-        self._print_once(self.loaders.summary(inspections))
-
-    def _inspect(self, stage: str) -> dict[str, Inspection]:
-        """Check the images of a stage, except those that have already been checked for a different stage."""
-        if stage == "fit" and self.is_resumed:
-            return {}
-        names = [name for name in _STAGE_SPLITS[stage] if name == stage or name not in self._checked_splits]
-        # Decode all test images before a long run, and if an error in one process would leave the others waiting.
-        thorough = stage == "fit" or (self.trainer is not None and self.trainer.world_size > 1)
-        inspections = self.loaders.inspect(names, thorough)
-        check_readable(inspections)
-        self._checked_splits.update(names)
-        return inspections
+    @classmethod
+    def for_weights(cls, source: str, config: Mapping[str, Any]) -> ImageDataModule:
+        """Return the data module that resizes, crops and normalises images as weights expect them."""
+        cfg = config["pretrained_cfg"]
+        return cls(
+            source, image_size=cfg["input_size"][1], batch_size=128, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]),
+            interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"],
+            validation_as_test=(config["acmix_zoo"].get("dataset") or {}).get("validation_as_test", False),
+        )  # fmt: skip
 
     # ---- loaders
-
-    def train_dataloader(self) -> TrainLoader:
-        return self.loaders.train(self._loader_options, self._position, self._accumulated)
-
-    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
-        return self.loaders.evaluate("val", self._loader_options) if "val" in self.loaders.sizes() else []
-
-    def test_dataloader(self) -> EvalLoader:
-        """Return the loader of the test split.
-
-        Raises:
-            ValueError: the source has no test split.
-        """
-        if "test" not in self.loaders.sizes():
-            raise ValueError(f"{self.source.name} has no test split. Add a test/ folder with the same class folders")
-        return self.loaders.evaluate("test", self._loader_options)
 
     def predict_dataloader(self) -> EvalLoader:
         count = len(self.predict_paths)
         split = Split(FileImages(self.predict_paths, np.zeros(count, np.int64)), np.arange(count))
-        return make_eval_loader(split, self._loader_options.for_split("predict"), with_index=True)
+        return make_eval_loader(split, self.loader_options().for_split("predict"), with_index=True)
 
-    @property
-    def _loader_options(self) -> LoaderOptions:
+    def loader_options(self) -> LoaderOptions:
+        """Return the options of the loaders. Within a trainer, they keep images as uint8."""
         trainer = self.trainer
         return LoaderOptions(
             self.augment,
@@ -275,14 +216,6 @@ class ImageDataModule(ResumableDataModule):
             raw=trainer is not None and trainer.state.status == TrainerStatus.RUNNING,
             keep_workers=trainer is not None and trainer.state.fn == "fit",
         )
-
-    def describe_batch(self, index: int) -> list[str]:
-        """Return the names of the readable images of this process's training batch `index` in this epoch."""
-        return self.loaders.batch_names(index, self.batch_size)
-
-    def teardown(self, stage: str) -> None:
-        """Stop the workers of a stream. Other workers end when the trainer drops their loader."""
-        self.loaders.close()
 
     # ---- on the device
 

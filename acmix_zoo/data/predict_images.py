@@ -1,17 +1,24 @@
-"""Find the images to predict or classify in a file or folder."""
+"""Find the images to predict or classify: a file, a folder, or what matches a pattern."""
 
 from __future__ import annotations
 
+import glob
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from acmix_zoo.data.formats import is_image_name
 from acmix_zoo.data.inspection import inspect_images
 from acmix_zoo.data.sources.find_images import skip_remarks, walk_folders
 from acmix_zoo.data.wording import count_noun
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # `Path` merges the two slashes
+
 
 class FoundImages(NamedTuple):
-    """Images found in a file or folder.
+    """Images found in a file or folder, or with a pattern.
 
     Attributes:
         paths: the image files.
@@ -22,28 +29,68 @@ class FoundImages(NamedTuple):
     remarks: list[str]
 
 
-def find_images_in(location: Path) -> FoundImages:
-    """Return the images in a folder and its subfolders.
+def find_images_in(location: str | Path) -> FoundImages:
+    """Return the images that a path or a pattern stands for.
 
-    If `location` is a file, it is returned regardless of its extension.
+    Args:
+        location: an image file, which is returned regardless of its extension; a folder, of which all images in it and
+            in its subfolders are returned; or a pattern with the wildcards `*`, `?`, `[…]` and `**`, for programs that
+            no shell expands them for.
 
     Raises:
-        FileNotFoundError: `location` does not exist.
-        ValueError: the folder contains no images. The message says what it contains instead.
+        FileNotFoundError: nothing has this path, or nothing matches the pattern.
+        ValueError: this is a URL, or there are no images. The message says what there is instead.
     """
-    if not location.exists():
+    if _URL.match(str(location)):
+        raise ValueError(
+            f"{location} is a URL. Expected an image file, a folder or a pattern such as 'photos/*.jpg'. Download the "
+            "image first"
+        )
+    path = Path(location).expanduser()
+    if path.is_dir():
+        return _images_among([path], path)
+    if path.exists():
+        return FoundImages([str(path)], [])
+    if not glob.has_magic(str(path)):
         raise FileNotFoundError(f"{location} does not exist. Expected an image or a folder of images. Check the path")
-    if not location.is_dir():
-        return FoundImages([str(location)], [])
-    walk = walk_folders([location])
-    skipped = skip_remarks(walk, location)
-    if not walk.images[0]:
+    matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
+    if not matches:
+        raise FileNotFoundError(
+            f"nothing matches {location}. Expected a pattern such as 'photos/*.jpg'. Check the path"
+        )
+    return _images_among(matches, path)
+
+
+def _images_among(paths: Sequence[Path], location: Path) -> FoundImages:
+    """Return the images among files and in folders, each once and sorted.
+
+    Args:
+        paths: the files and folders.
+        location: the folder or pattern that they come from, for messages.
+
+    Raises:
+        ValueError: there are none.
+    """
+    folders = {path for path in paths if path.is_dir()}
+    outermost = [path for path in paths if folders.isdisjoint(path.parents)]  # ** matches what is in a folder as well
+    walk = walk_folders([path for path in outermost if path in folders])
+    images = [image for found in walk.images for image in found]
+    for path in outermost:
+        if path not in folders and is_image_name(path.name):
+            images.append(str(path))
+        elif path not in folders:
+            walk.skip(path.suffix.lower(), str(path))
+    skipped = skip_remarks(walk, location if location.is_dir() else os.path.commonpath([p.parent for p in paths]))
+    if not images:
         raise ValueError(f"{location} contains no images" + "".join(f"; {line}" for line in skipped))
-    return FoundImages(walk.images[0], [f"{location}: {line}" for line in skipped])
+    return FoundImages(sorted(images), [f"{location}: {line}" for line in skipped])
 
 
 def readable_images_in(location: str | None) -> FoundImages:
-    """Return the readable images in a folder and its subfolders, or the image in a file.
+    """Return those images that are readable.
+
+    Args:
+        location: as for `find_images_in`.
 
     Raises:
         FileNotFoundError: `location` does not exist.
@@ -54,14 +101,13 @@ def readable_images_in(location: str | None) -> FoundImages:
             "there is nothing to predict. Expected an image or a folder of images: --data.predict PATH, or in Python "
             "ImageDataModule(..., predict=PATH)"
         )
-    path = Path(location).expanduser()
-    found = find_images_in(path)
+    found = find_images_in(location)
     inspection = inspect_images(found.paths)
     problems = inspection.problems
     if not problems:
         return found
     more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-    message = f"{path}: {count_noun(len(problems), 'file')} cannot be predicted: {'; '.join(problems[:5])}{more}"
+    message = f"{location}: {count_noun(len(problems), 'file')} cannot be predicted: {'; '.join(problems[:5])}{more}"
     if len(problems) == len(found.paths):
         raise ValueError(f"{message}. Repair the files, or choose other images with --data.predict")
     unreadable = set(inspection.unreadable)

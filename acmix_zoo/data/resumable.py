@@ -1,37 +1,192 @@
-"""`ResumableDataModule`: what a data module needs to be resumed from a checkpoint, whatever its loaders yield."""
+"""`ResumableDataModule`: what all data modules share. Checks before a run, loaders, the card, and resuming."""
 
 from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from acmix_zoo.data.compatibility import compare_batches, compare_classes, compare_data
-from acmix_zoo.data.loaders import Loaders, Position
+from acmix_zoo.data.inspection import Inspection
+from acmix_zoo.data.loaders import EvalLoader, LoaderOptions, Loaders, Position, TrainLoader
+from acmix_zoo.data.predict_images import readable_images_in
+from acmix_zoo.data.splits import check_readable
+
+_STAGE_SPLITS = {"fit": ["train", "val", "test"], "validate": ["val"], "test": ["test"]}  # a fit ends with a test
 
 
 class ResumableDataModule(L.LightningDataModule):
-    """A data module whose position and data are saved in checkpoints, and compared when a run is resumed.
+    """Base class of all data modules. The run folder and the tasks use nothing else of them.
+
+    Its position and its data are saved in checkpoints, and compared when a run is resumed. Evaluation counts every
+    image once on any number of processes. A batch starts with the images, a tensor (B, C, H, W). Its targets are up to
+    the task.
+
+    The name of a subclass has to end in `DataModule`, because Lightning stores its state in checkpoints under that
+    name. A subclass sets the attributes below and implements `preprocessing`, `loader_options`, `for_weights` and
+    `predict_dataloader`.
 
     Attributes:
+        expected_source: what a source is, in words, for the error about a missing one.
         loaders: the loaders of the source, indexed or streamed.
         batch_size: number of images per step and process.
+        num_workers: number of processes that load images.
         class_names: the names of the classes.
+        input_size: (C, H, W) of the images of a training batch.
+        validation_as_test: whether the test split is the source's validation split.
+        predict: an image or a folder of images, for the prediction loader.
+        predict_paths: the images of the prediction loader, after `setup("predict")`.
+        is_resumed: whether training is resumed from a checkpoint. The images are then not checked before the run, and
+            unreadable ones are skipped.
     """
 
+    expected_source: ClassVar[str]
     loaders: Loaders
     batch_size: int
+    num_workers: int
     class_names: tuple[str, ...]
+    input_size: tuple[int, int, int]
+    validation_as_test: bool = False
+    predict: str | None = None
 
     def __init__(self) -> None:
         super().__init__()
+        self.predict_paths: list[str] = []
+        self.is_resumed = False
         self._position = Position()
+        self._checked_splits: set[str] = set()
+        self._card: dict[str, Any] | None = None
 
     @abstractmethod
+    def preprocessing(self) -> dict[str, Any]:
+        """Return how images become inputs, as fields of timm's pretrained_cfg: input_size, mean, std, …."""
+
+    @abstractmethod
+    def loader_options(self) -> LoaderOptions:
+        """Return the options of the loaders."""
+
+    @classmethod
+    @abstractmethod
+    def for_weights(cls, source: str, config: Mapping[str, Any]) -> Self:
+        """Return the data module that prepares images of a source as weights expect them, to measure their scores.
+
+        Args:
+            source: the data source.
+            config: the content of the config.json of the weights, with all fields of timm's pretrained_cfg.
+        """
+
+    # ---- what the data are
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the record of a run states about its data: name, source, fingerprint, split sizes, license."""
+        source, sizes = self.loaders.source, self.loaders.sizes()
+        description = {
+            "name": source.name,
+            "source": source.origin,
+            "fingerprint": source.fingerprint(),
+            "splits": {name: sizes.get(name, 0) for name in ("train", "val", "test")},
+            "license": source.license,
+        }
+        return {**description, "validation_as_test": True} if self.validation_as_test else description
+
+    def describe_size(self) -> str:
+        """Return what size training images have, in words."""
+        return f"images are resized to {self.input_size[1]} × {self.input_size[2]} pixels"
+
     def card(self) -> dict[str, Any]:
         """Return what a weight folder states about the data: `dataset` for its record, and `cfg` for timm."""
+        if self._card is None:  # computing the fingerprint may take a while
+            cfg = {**self.preprocessing(), "label_names": list(self.class_names)}
+            self._card = {"dataset": self.describe(), "cfg": cfg}
+        return self._card
+
+    # ---- before a run
+
+    def setup(self, stage: str) -> None:
+        """Read the source and check the files that a stage uses: "fit", "validate", "test" or "predict".
+
+        Raises:
+            UnusableImages: files cannot be read. The message lists them.
+            ValueError: there is nothing to predict.
+            OSError: the data are streamed from the Hub, which cannot be reached.
+        """
+        if stage == "predict":
+            self.predict_paths, remarks = readable_images_in(self.predict)
+            self._print_once(*remarks)
+            return
+        inspections = self._inspect(stage)
+        if stage != "fit":
+            return
+        processes = self.trainer.world_size if self.trainer else 1
+        self.batch_size, warning = self.loaders.limit_batch_size(self.batch_size, processes, self._accumulated)
+        self._print_once(*[warning] * bool(warning))
+        self.card()  # not later, because a file may break or the Hub become unreachable before the first checkpoint
+        self._print_once(self.loaders.summary(inspections))
+
+    def _inspect(self, stage: str) -> dict[str, Inspection]:
+        """Check the images of a stage, except those that have already been checked for a different stage."""
+        if stage == "fit" and self.is_resumed:
+            return {}
+        names = [name for name in _STAGE_SPLITS[stage] if name == stage or name not in self._checked_splits]
+        # Decode all test images before a long run, and if an error in one process would leave the others waiting.
+        thorough = stage == "fit" or (self.trainer is not None and self.trainer.world_size > 1)
+        inspections = self.loaders.inspect(names, thorough)
+        check_readable(inspections)
+        self._checked_splits.update(names)
+        return inspections
+
+    # ---- loaders
+
+    def train_dataloader(self) -> TrainLoader:
+        return self.loaders.train(self.loader_options(), self._position, self._accumulated)
+
+    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        return self.loaders.evaluate("val", self.loader_options()) if "val" in self.loaders.sizes() else []
+
+    def test_dataloader(self) -> EvalLoader:
+        """Return the loader of the test split.
+
+        Raises:
+            ValueError: the source has no test split.
+        """
+        if "test" not in self.loaders.sizes():
+            source = self.loaders.source
+            raise ValueError(f"{source.name} has no test split. {source.missing_split_advice('test')}")
+        return self.loaders.evaluate("test", self.loader_options())
+
+    def describe_batch(self, index: int) -> list[str]:
+        """Return the names of the readable images of this process's training batch `index` in this epoch."""
+        return self.loaders.batch_names(index, self.batch_size)
+
+    def example_images(self) -> Tensor:
+        """Return a few images (B, C, H, W) as the network gets them, to store with weights.
+
+        They are validation images, or noise if there are none or if all processes would have to read them.
+        """
+        loader = self.val_dataloader()
+        if not isinstance(loader, DataLoader):
+            return torch.randn(1, *self.input_size, generator=torch.Generator().manual_seed(0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run has already warned of unreadable images
+            images: Tensor = next(iter(loader))[0]
+        return images[:4]
+
+    def teardown(self, stage: str) -> None:
+        """Stop the workers of a stream. Other workers end when the trainer drops their loader."""
+        self.loaders.close()
+
+    # ---- resuming
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of training (completed epochs and batches of this epoch) and the card of the data."""

@@ -74,10 +74,7 @@ class ACmix2d(TwoStageLayer):
         calls it like any module. The results are the same, but the batch is not processed in chunks, and training keeps
         the projections and the attention's intermediate results in memory.
 
-        To use the layer in an Ultralytics model yaml, first make it known to the parser with
-        `ultralytics.nn.tasks.ACmix2d = ACmix2d`. The parser passes the arguments of third-party layers unchanged and
-        assumes that they keep the number of channels, so write `[-1, 1, ACmix2d, [c2, c2, 3, 1]]`. It replaces `c2` by
-        the scaled width of the previous row. To change the width, put a Conv row before the layer.
+        After `import acmix_zoo.integrations.ultralytics`, the layer can be used in the model yamls of Ultralytics.
 
     Source: "On the Integration of Self-Attention and Convolution", CVPR 2022, and the ResNet of its released code.
     """

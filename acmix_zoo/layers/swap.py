@@ -87,18 +87,8 @@ def swap_conv3x3(
         Blocks of Ultralytics and YOLOv5 fold their batch norm into the convolution's kernel before inference. ACmix2d
         has no such kernel, so the convolution is replaced by `nn.Sequential(ACmix2d, norm)`, and `fuse()` skips the
         block. If a filter replaces the first convolution of such a model, `info()` prints no GFLOPs, because it infers
-        the number of input channels from the shape of the first parameter.
-
-        When training starts, Ultralytics builds the model again from its yaml, without the swap. To keep the swap,
-        repeat it in a trainer and pass that to `YOLO.train(trainer=Trainer)`::
-
-            class Trainer(DetectionTrainer):
-                def get_model(self, cfg=None, weights=None, verbose=True):
-                    model = super().get_model(cfg, None, verbose)
-                    swap_conv3x3(model, "model.6.*")
-                    if weights:
-                        model.load(weights)
-                    return model
+        the number of input channels from the shape of the first parameter. When training starts, Ultralytics builds
+        the model again from its yaml, without the swap. Use `acmix_zoo.integrations.ultralytics.swap`, which lasts.
     """
     others = {name: value for name, value in acmix.items() if name not in _ARGUMENTS}
     reject_unknown_arguments("swap_conv3x3", f"{', '.join(_ARGUMENTS[:-1])} or {_ARGUMENTS[-1]}", (), others)

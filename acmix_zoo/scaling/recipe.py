@@ -97,6 +97,8 @@ def _find_recipe(name: str) -> Path | None:
 
 
 def _job_of_config(name: str, config: dict[str, Any]) -> Job:
+    if (task := config.get("task", "classification")) != "classification":
+        raise ValueError(f"{name} is a recipe for {task}, which cannot be estimated. Expected one for classification")
     sections = {key: config.get(key) or {} for key in ("data", "model", "trainer")}
     stated: dict[str, Any] = {}
     for section, key, field in _FIELDS:

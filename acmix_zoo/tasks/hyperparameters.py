@@ -12,8 +12,13 @@ from acmix_zoo.weights.resolve import resolve_network
 # The result of a training run depends on these, so they cannot change during a run. Memory format, compilation and
 # gradient checkpointing only affect speed, memory and rounding.
 FIXED = frozenset({
-    "model", "pretrained", "model_kwargs", "linear_probe", "ema_decay", "optimizer", "lr", "base_batch_size",
-    "weight_decay", "momentum", "nesterov", "warmup_epochs", "warmup_lr", "min_lr", "label_smoothing", "layer_decay",
+    "model", "pretrained", "model_kwargs", "ema_decay", "optimizer", "lr", "base_batch_size",
+    "weight_decay", "momentum", "nesterov", "warmup_epochs", "warmup_lr", "min_lr", "layer_decay",
+    *("linear_probe", "label_smoothing"),  # classification
+    *("detector", "strides", "channels", "anchor_scale", "frozen_norms", "image_size", "max_size"),  # detection
+    *("detector_kwargs", "decay_epochs"),
+    *("decoder", "decoder_kwargs", "losses", "class_weights", "ignore_index", "freeze_backbone"),  # segmentation
+    *("window", "window_overlap", "flip_eval"),  # they determine which epoch is the best
 })  # fmt: skip
 
 # Names in the checkpoints of earlier versions, and what they are called now. cli/old_names.py has those of commands.
@@ -40,7 +45,7 @@ def check_ranges(hyper_parameters: Mapping[str, Any]) -> None:
         ValueError: a hyper-parameter is out of range.
     """
     for name, (is_valid, expected) in _RANGES.items():
-        if not is_valid(hyper_parameters[name]):
+        if name in hyper_parameters and not is_valid(hyper_parameters[name]):
             raise ValueError(f"{name}={hyper_parameters[name]} is out of range. Expected {expected}")
 
 
@@ -111,8 +116,7 @@ def check_same_network(recorded: Mapping[str, Any], given: Mapping[str, Any]) ->
         texts = [json.dumps(each, default=str) if each else "no model_kwargs" for each in (old, new)]
         raise ValueError(
             f"the network of the checkpoint was built with {texts[0]}, but that of this task with {texts[1]}. Use the "
-            f"same arguments (model_kwargs={old or None}), or build the task with "
-            "ClassificationTask.load_from_checkpoint"
+            f"same arguments (model_kwargs={old or None}), or build the task with its load_from_checkpoint"
         )
 
 

@@ -54,11 +54,34 @@ class ExactMean(Metric):
         self._update_count = 1
 
 
-class EvaluationMetrics(nn.ModuleDict):
-    """The metrics of one split: the loss, top-1 accuracy and, with more than five classes, top-5 accuracy.
+class TaskMetrics(nn.ModuleDict):
+    """The metrics of one split of a task's data, by name. Subclasses count batches.
 
-    All of them are sums of integers, so they are bit-identical on any number of processes.
+    To be bit-identical on any number of processes, they should be computed from sums of integers.
     """
+
+    def metrics(self) -> Iterator[tuple[str, Metric]]:
+        """Yield the name of each metric, and the metric."""
+        for name, metric in self.items():
+            assert isinstance(metric, Metric)
+            yield name, metric
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the value of each metric over all processes, which all have to call this."""
+        return {name: metric.compute() for name, metric in self.metrics()}
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        for _, metric in self.metrics():
+            metric.reset()
+
+    def class_scores(self) -> list[float]:
+        """Return the score of each class, NaN for a class without images, or [] for a task that has no such scores."""
+        return []
+
+
+class EvaluationMetrics(TaskMetrics):
+    """The metrics of a classifier: the loss, top-1 accuracy and, with more than five classes, top-5 accuracy."""
 
     def __init__(self, num_classes: int) -> None:
         metrics: dict[str, Metric] = {
@@ -83,9 +106,3 @@ class EvaluationMetrics(nn.ModuleDict):
                 metric.update(losses)
             elif len(classes):
                 metric.update(logits, classes)
-
-    def metrics(self) -> Iterator[tuple[str, Metric]]:
-        """Yield the name of each metric, and the metric."""
-        for name, metric in self.items():
-            assert isinstance(metric, Metric)
-            yield name, metric

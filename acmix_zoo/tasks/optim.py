@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -63,13 +63,29 @@ def warmup_cosine(warmup: int, total: int, floor: float = 0.0, start: float = 0.
     return factor
 
 
+def warmup_steps(warmup: int, drops: Sequence[int], start: float = 0.0) -> Callable[[int], float]:
+    """Return the schedule of detectors: a linear warm-up, then a constant that is divided by 10 at some steps.
+
+    Args:
+        warmup: number of steps of the warm-up.
+        drops: the steps from which the factor is a tenth of what it was before.
+        start: factor at the start of the warm-up.
+    """
+
+    def factor(step: int) -> float:
+        ramp = start + (1 - start) * (step + 1) / (warmup + 1) if step < warmup else 1.0
+        return ramp * 0.1 ** sum(step >= drop for drop in drops)
+
+    return factor
+
+
 def make_optimizer(model: nn.Module, lr: float, hyper_parameters: Mapping[str, Any]) -> torch.optim.Optimizer:
     """Return the optimiser that a task's hyper-parameters describe.
 
     Args:
         model: the network.
         lr: peak learning rate, already scaled to the batch size.
-        hyper_parameters: those of a `ClassificationTask`.
+        hyper_parameters: those of a `Task`.
 
     Raises:
         ValueError: the optimiser is unknown, or layer_decay is out of range.

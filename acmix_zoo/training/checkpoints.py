@@ -1,7 +1,7 @@
 """Save the checkpoints of a run so that a crash or a full disk never leaves it without a complete one.
 
 A run resumes from last.ckpt. previous.ckpt is the one before it, and best.ckpt the one with the highest validation
-accuracy. Under a strategy that shards the network over processes, each is a folder (torch.distributed.checkpoint).
+score. Under a strategy that shards the network over processes, each is a folder (torch.distributed.checkpoint).
 """
 
 from __future__ import annotations

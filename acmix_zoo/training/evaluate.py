@@ -1,4 +1,4 @@
-"""Measure the accuracy of a weight folder, and compare it with its record."""
+"""Measure the scores of a weight folder, and compare them with its record."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import lightning as L
 from timm.models import PretrainedCfg
 
-from acmix_zoo.data import ImageDataModule
-from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.models.task_kinds import CLASSIFICATION, config_task
+from acmix_zoo.tasks.task_classes import task_classes
 from acmix_zoo.training.logs import quieten_lightning
 from acmix_zoo.weights import read_config
 
@@ -20,12 +20,12 @@ _TOLERANCE = 0.001
 
 
 class Comparison(NamedTuple):
-    """A recorded accuracy and the measured one, both between 0 and 1.
+    """A recorded score and the measured one, both between 0 and 1.
 
     Attributes:
         metric: split and name, such as "test top1".
-        recorded: the accuracy in the record.
-        measured: the accuracy measured now.
+        recorded: the score in the record.
+        measured: the score measured now.
     """
 
     metric: str
@@ -39,28 +39,25 @@ class Comparison(NamedTuple):
 
 
 def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
-    """Return {"loss": …, "top1": …, "top5": …} of a weight folder on one split of a data source.
+    """Return the metrics of a weight folder on one split of a data source: {"loss": …, "top1": …} of a classifier.
 
     Args:
         folder: a weight folder.
-        source: a data source, as for `ImageDataModule`.
+        source: a data source, as for the data module of the task.
         split: "val" or "test".
 
     Raises:
-        ValueError: the data has different classes, or no such split. Other errors are those of `ImageDataModule`.
+        ValueError: the data has different classes, or no such split. Other errors are those of the data module.
     """
     if split not in ("val", "test"):
         raise ValueError(f"unknown split {split!r}. Expected 'val' or 'test'")
     config = read_config(folder)
-    cfg = {**asdict(PretrainedCfg()), **config["pretrained_cfg"]}
-    recorded_data = config["acmix_zoo"].get("dataset") or {}
-    data = ImageDataModule(
-        source, image_size=cfg["input_size"][1], batch_size=128, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]),
-        interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"],
-        validation_as_test=recorded_data.get("validation_as_test", False),
-    )  # fmt: skip
+    kind = config_task(config)
+    config["pretrained_cfg"] = {**asdict(PretrainedCfg()), **config["pretrained_cfg"]}
+    classes = task_classes(kind.name)
+    data = classes.data.for_weights(source, config)
     names = list(data.class_names)
-    labels = cfg["label_names"]
+    labels = config["pretrained_cfg"]["label_names"]
     if labels not in (None, names):
         raise ValueError(
             f"the classes of {source} are {names[:5]}. Expected those of {folder}, {labels[:5]}. Use the data set that "
@@ -71,27 +68,33 @@ def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
         accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
-    task = ClassificationTask(str(folder), num_classes=data.num_classes, channels_last=False)
+    options = {**config.get("task_options", {}), **config["acmix_zoo"].get("evaluation", {})}
+    task = classes.task(str(folder), num_classes=data.num_classes, channels_last=False, **options)
     results: Any = (trainer.validate if split == "val" else trainer.test)(task, data, verbose=False)
     scores = {name.removeprefix(f"{split}/"): value for name, value in (results[0] if results else {}).items()}
-    if "top1" not in scores:
+    if kind.main_metric not in scores:
         raise ValueError(
             f"{source} has no {split} split. Expected the split that the record names. Use the data set that the "
             "weights were trained on"
         )
-    return {"top5": 1.0, **scores}  # with five classes or fewer, top-5 is always 1 and not measured
+    if kind is CLASSIFICATION:
+        return {"top5": 1.0, **scores}  # with five classes or fewer, top-5 is always 1 and not measured
+    return scores
 
 
 def evaluate_again(folder: Path, source: str) -> list[Comparison]:
-    """Measure the recorded accuracies of a weight folder again: those on the test split or, without one, on val.
+    """Measure the recorded metrics of a weight folder again: those on the test split or, without one, on val.
 
     Raises:
-        ValueError: the record states no accuracy. Other errors are those of `evaluate`.
+        ValueError: the record states no metric of the task. Other errors are those of `evaluate`.
     """
-    metrics = [m for m in read_config(folder)["acmix_zoo"]["metrics"] if m["name"] in ("top1", "top5")]
+    config = read_config(folder)
+    known = config_task(config).metrics
+    metrics = [m for m in config["acmix_zoo"]["metrics"] if m["name"] in known]
     if not metrics:
         raise ValueError(
-            f"the record of {folder} has no accuracy. Expected top1 or top5 among its metrics. Verify it without --data"
+            f"the record of {folder} has no accuracy. Expected {' or '.join(known)} among its metrics. Verify it "
+            "without --data"
         )
     split = metrics[-1]["split"]
     scores = evaluate(folder, source, split)

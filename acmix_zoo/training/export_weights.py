@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
+from acmix_zoo.models.task_kinds import config_task
+from acmix_zoo.models.task_network import builder_options
 from acmix_zoo.tasks.sharded import read_checkpoint
 from acmix_zoo.training.record import is_complete, parent_name, run_cfg, run_record, validation_scores
-from acmix_zoo.weights import check_folder, create_model, load_weights, write_folder
+from acmix_zoo.weights import check_folder, load_weights, write_folder
+from acmix_zoo.weights.create import create_task_network
 from acmix_zoo.weights.fetch import weight_folder
 from acmix_zoo.weights.locate import Kind, locate
 from acmix_zoo.weights.replace import check_target, replace_folder, temporary_sibling
-from acmix_zoo.weights.resolve import resolve_network
+from acmix_zoo.weights.resolve import data_card, resolve_network
 
 
 def export_run(source: str | Path, folder: str | Path, averaged: bool = True) -> Path:
@@ -24,7 +27,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
 
     Args:
         source: a run folder, of which weights/ is exported if the run is finished and else the best checkpoint; or a
-            Lightning checkpoint of a ClassificationTask, which may be a folder of shards from several processes. A
+            Lightning checkpoint of a task, which may be a folder of shards from several processes. A
             weight folder, or the name of one, is copied.
         folder: output folder. A weight folder in its place is replaced once the new one verifies.
         averaged: whether to export the moving average of the weights, if the run has one. False exports the trained
@@ -35,7 +38,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
 
     Raises:
         FileNotFoundError: the run or checkpoint does not exist.
-        ValueError: this is not a checkpoint of a ClassificationTask, or it has no averaged weights.
+        ValueError: this is not a checkpoint of a task, or it has no averaged weights.
     """
     target, location = check_target(folder), locate(source, prefers_paths=True)
     is_checkpoint = location.kind in (Kind.CHECKPOINT, Kind.SHARDED_CHECKPOINT)
@@ -54,7 +57,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
         )
     checkpoint = _read(path)
     hparams, run = checkpoint["hyper_parameters"], checkpoint.get("callbacks", {}).get("RunFolder", {})
-    card = checkpoint.get("ImageDataModule", {}).get("card", {})
+    card, task = data_card(checkpoint), config_task(checkpoint)
     state, row = checkpoint["state_dict"], (run.get("history") or [{}])[-1]
     if not averaged:
         if "current_model_state" not in checkpoint:
@@ -64,7 +67,13 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
     architecture, start, arguments = resolve_network(
         hparams["model"], hparams.get("pretrained") or False, hparams.get("model_kwargs"), is_new=False
     )
-    model = create_model(architecture, num_classes=hparams["num_classes"], **arguments or {})
+    model = create_task_network(
+        task,
+        architecture,
+        num_classes=hparams["num_classes"],
+        model_kwargs=arguments,
+        options={name: hparams[name] for name in builder_options(task)},
+    )
     load_weights(model, {key: value for key, value in state.items() if key.startswith("model.")})
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
     limits = run.get("limits") or run.get("options") or {}  # older checkpoints have the options alone
@@ -81,7 +90,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of a ClassificationTask."""
+    """Read a checkpoint of a task."""
     try:
         checkpoint = read_checkpoint(path)
     except Exception as error:  # damaged pickles raise almost any exception
@@ -91,7 +100,7 @@ def _read(path: Path) -> dict[str, Any]:
     hparams = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
     if "state_dict" not in checkpoint or not {"model", "num_classes"} <= hparams.keys():
         raise ValueError(
-            f"export: {path} is not a Lightning checkpoint of a ClassificationTask. For other files, run "
+            f"export: {path} is not a Lightning checkpoint of a task of acmix_zoo. For other files, run "
             "acmix-zoo convert FILE --model NAME"
         )
     return checkpoint

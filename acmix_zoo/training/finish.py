@@ -3,22 +3,21 @@
 import math
 import platform
 import subprocess
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 import acmix_zoo
 from acmix_zoo.data.images import UnreadableImage
+from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.splits import UnusableImages
 from acmix_zoo.layers.cost import TwoStageLayer
 from acmix_zoo.ops.backends.native.library import instruction_set
 from acmix_zoo.ops.dispatch import backend_name
-from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.tasks import Task
 from acmix_zoo.tasks.sharded import is_sharded, load_full_state, read_checkpoint
 from acmix_zoo.training.guard import NotFinite
 from acmix_zoo.training.history import Row, format_scores, write_csv
@@ -35,13 +34,13 @@ from acmix_zoo.training.run import RunFolder
 from acmix_zoo.weights import push, write_folder
 
 
-def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolder) -> Path:
+def finish_run(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: RunFolder) -> Path:
     """Load the best weights into `task`, test them unless `run.test` is off, write metrics.csv, curves.png and
     weights/, and publish them if `run.push_to` is set. Every process returns once they are written.
 
     Args:
         trainer: a trainer whose fit has ended.
-        data: the ImageDataModule of the fit.
+        data: the data module of the fit.
         run: the trainer's callback.
 
     Returns:
@@ -74,7 +73,7 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
     try:
         if trainer.is_global_zero:
             _write(trainer, task, data, run, checkpoint, scores)
-            _print_result(run, data, scores, int(row["epoch"]), limited)
+            _print_result(run, task, data, scores, int(row["epoch"]), limited)
     finally:
         trainer.strategy.barrier("weights")
     folder = run.folder / "weights"
@@ -85,21 +84,23 @@ def finish_run(trainer: L.Trainer, task: ClassificationTask, data: Any, run: Run
 
 def _write(
     trainer: L.Trainer,
-    task: ClassificationTask,
-    data: Any,
+    task: Task,
+    data: ResumableDataModule,
     run: RunFolder,
     checkpoint: dict[str, Any],
     scores: dict[str, dict[str, float]],
 ) -> None:
     card, state = data.card(), checkpoint["state_dict"]
     write_csv(run.folder / "metrics.csv", run.history)  # a kill may have come between a checkpoint and its row
-    plot_curves(run.history, run.folder / "curves.png")
+    plot_curves(run.history, run.folder / "curves.png", task.kind.metrics)
     record = {
         **run_record(run.state_dict(), card, scores),
         "best_epoch": int(_best_row(checkpoint)["epoch"]),
         "environment": run_environment(trainer, task.model),
         "git_revision": git_revision(),
         "parent": parent_name(task.hparams["pretrained"], getattr(task.model, "pretrained_cfg", {})),
+        "evaluation": task.evaluation_options() or None,
+        "class_scores": _class_scores(task, scores),
     }
     network = _full_network(task, state)
     cfg: dict[str, Any] = getattr(network, "pretrained_cfg", {})
@@ -113,13 +114,14 @@ def _write(
                 **run_cfg(run.state_dict(), card),
             },
             record=record,
-            example=_example_images(data),
+            example=data.example_images(),
         )
+        task.plot_examples(data, run.folder / "predictions.png")
     except OSError as error:
         raise OSError(f"{error}. The best weights are in {run.best}. {run.resume_message}") from error
 
 
-def _test(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolder) -> dict[str, dict[str, float]]:
+def _test(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: RunFolder) -> dict[str, dict[str, float]]:
     """Return {"test": {metric: value}}, or {} with a warning if the test images cannot be used."""
     try:
         (results,) = trainer.test(task, data, verbose=False)
@@ -138,20 +140,29 @@ def _test(trainer: L.Trainer, task: ClassificationTask, data: Any, run: RunFolde
     return {"test": {name.removeprefix("test/"): v for name, v in results.items() if name.startswith("test/")}}
 
 
+def _class_scores(task: Task, scores: dict[str, dict[str, float]]) -> dict[str, Any] | None:
+    """Return the test score of each class for the record, or None if it was not measured."""
+    values = task.class_scores.get("test") if "test" in scores else None
+    if not values:
+        return None
+    rounded = {name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()}
+    return {"split": "test", "metric": task.kind.class_metric, "values": rounded}
+
+
 def _best_row(checkpoint: dict[str, Any]) -> Row:
     """Return the history's row for the epoch of best.ckpt."""
     row: Row = checkpoint["callbacks"]["RunFolder"]["history"][-1]
     return row
 
 
-def _restore_dtypes(task: ClassificationTask, state: dict[str, Tensor]) -> None:
+def _restore_dtypes(task: Task, state: dict[str, Tensor]) -> None:
     """Convert a task to the dtypes of a checkpoint: averaged weights are float32 even after training in bfloat16."""
     for name, tensor in (*task.named_parameters(), *task.named_buffers()):
         if name in state and tensor.dtype != state[name].dtype:
             tensor.data = tensor.data.to(state[name].dtype)
 
 
-def _full_network(task: ClassificationTask, state: dict[str, Tensor]) -> nn.Module:
+def _full_network(task: Task, state: dict[str, Tensor]) -> nn.Module:
     """Return the task's network with the weights in full precision, or a new one if its own is sharded."""
     if not is_sharded(task.model):
         _restore_dtypes(task, state)
@@ -172,19 +183,13 @@ def _publish(folder: Path, name: str) -> None:
         )
 
 
-def _example_images(data: Any) -> Tensor:
-    """Return up to four validation images (B, C, H, W), or noise if there are none or all processes must read them."""
-    loader = data.val_dataloader()
-    if not isinstance(loader, DataLoader):
-        return torch.randn(1, *data.input_size, generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the run has already warned of unreadable images
-        images: Tensor = next(iter(loader))[0]
-    return images[:4]
-
-
 def _print_result(
-    run: RunFolder, data: Any, scores: dict[str, dict[str, float]], best_epoch: int, limited: list[str]
+    run: RunFolder,
+    task: Task,
+    data: ResumableDataModule,
+    scores: dict[str, dict[str, float]],
+    best_epoch: int,
+    limited: list[str],
 ) -> None:
     """Print the scores, and where the weights are.
 
@@ -193,8 +198,8 @@ def _print_result(
     """
     dataset = data.card()["dataset"]
     splits = [split for split in ("val", "test") if dataset["splits"].get(split)]
-    if any("top1" in values for values in scores.values()):
-        text = format_scores(scores)
+    if any(task.kind.main_metric in values for values in scores.values()):
+        text = format_scores(scores, task.kind)
     elif not splits:
         text = "not evaluated, because there was no validation or test split"
     elif set(splits) & set(limited):

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import lightning as L
 import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from acmix_zoo.training.signals import Signals
@@ -22,7 +24,7 @@ class Step(NamedTuple):
     """A training step of this process.
 
     Attributes:
-        batch: (images, targets) as the network received them, after mixing.
+        batch: (images, targets, …) as the network received them, after mixing.
         number: index of the batch in the epoch.
         loss: the loss; None before it is known.
     """
@@ -135,8 +137,8 @@ def _save_batch(folder: Path, trainer: L.Trainer, step: Step, loss: Tensor) -> s
     if len(names) != len(images):  # an unreadable file has become readable; no names are better than wrong ones
         names = []
     content = {
-        "images": images.detach().cpu().contiguous(),
-        "targets": targets.detach().cpu(),
+        "images": apply_to_collection(images, Tensor, lambda image: image.detach().cpu().contiguous()),
+        "targets": move_data_to_device(targets, "cpu"),
         "names": names,
         "loss": float(loss.detach()),
         "epoch": trainer.current_epoch,

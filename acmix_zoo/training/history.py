@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lightning as L
 
+from acmix_zoo.models.task_kinds import TaskKind
 from acmix_zoo.training.clock import TrainingClock
 
 Row = dict[str, float]
@@ -52,33 +53,37 @@ def write_csv(path: Path, history: Sequence[Row]) -> None:
         )
 
 
-def score(row: Row) -> list[float]:
+def score(row: Row, task: TaskKind) -> list[float]:
     """Return the value by which epochs are compared. The best epoch has the largest.
 
-    Epochs are compared by validation accuracy, then by validation loss. Without validation, the last epoch is the best.
-    An epoch that diverged can only be the best if all epochs diverged.
+    Epochs are compared by the main validation metric of the task, then by the validation loss if the task has one.
+    Without validation, the last epoch is the best. An epoch that diverged can only be the best if all epochs diverged.
     """
-    if "val/top1" not in row:
+    main = f"val/{task.main_metric}"
+    if main not in row:
         return [-1.0, row["epoch"]]
-    return [row["val/top1"], -row["val/loss"]] if math.isfinite(row["val/loss"]) else [-2.0, 0.0]
+    loss = row.get("val/loss", 0.0)
+    return [row[main], -loss] if math.isfinite(loss) and math.isfinite(row[main]) else [-2.0, 0.0]
 
 
-def epoch_line(history: Sequence[Row], epochs: int, best: Sequence[float] | None) -> str:
+def epoch_line(history: Sequence[Row], epochs: int, best: Sequence[float] | None, task: TaskKind) -> str:
     """Return a line about the last epoch.
 
     Args:
         history: a row for every epoch so far.
         epochs: number of epochs of the whole run.
         best: the `score` of the epoch whose weights are kept as the best; None if none could be saved.
+        task: the task.
     """
-    row = history[-1]
+    row, main = history[-1], f"val/{task.main_metric}"
     text = f"epoch {row['epoch']:.0f}/{epochs}: train loss {row.get('train/loss', float('nan')):.4f}"
-    if "val/top1" in row:
-        text += f", val loss {row['val/loss']:.4f}, val top-1 {100 * row['val/top1']:.2f} %"
+    if main in row:
+        text += f", val loss {row['val/loss']:.4f}" if "val/loss" in row else ""
+        text += f", val {task.main_label} {100 * row[main]:.2f} %"
         # if several epochs are equal, the first one is the best
-        best_row = next((r for r in history if "val/top1" in r and score(r) == list(best or [])), None)
+        best_row = next((r for r in history if main in r and score(r, task) == list(best or [])), None)
         if best_row is not None:
-            text += f" (best {100 * best_row['val/top1']:.2f} in epoch {best_row['epoch']:.0f})"
+            text += f" (best {100 * best_row[main]:.2f} in epoch {best_row['epoch']:.0f})"
     text += f", {row['images_per_second']:.0f} images/s"
     if "speed/mfu" in row:
         text += f", MFU {100 * row['speed/mfu']:.1f} %"
@@ -96,11 +101,12 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def format_scores(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the accuracies of each split as text: "val top-1 91.20 %; test top-1 90.50 %, top-5 99.10 %"."""
-    return "; ".join(f"{split} {format_accuracies(values)}" for split, values in scores.items() if "top1" in values)
+def format_scores(scores: Mapping[str, Mapping[str, float]], task: TaskKind) -> str:
+    """Return the metrics of each split as text: "val top-1 91.20 %; test top-1 90.50 %, top-5 99.10 %"."""
+    measured = {split: values for split, values in scores.items() if task.main_metric in values}
+    return "; ".join(f"{split} {format_metrics(values, task)}" for split, values in measured.items())
 
 
-def format_accuracies(scores: Mapping[str, float]) -> str:
-    """Return the accuracies among the scores of a split as text: "top-1 90.50 %, top-5 99.10 %"."""
-    return ", ".join(f"{n.replace('top', 'top-')} {100 * v:.2f} %" for n, v in scores.items() if n.startswith("top"))
+def format_metrics(scores: Mapping[str, float], task: TaskKind) -> str:
+    """Return the metrics among the scores of a split as text: "top-1 90.50 %, top-5 99.10 %"."""
+    return ", ".join(f"{label} {100 * scores[name]:.2f} %" for name, label in task.metrics.items() if name in scores)

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.sources.installed_sources import SHIPPED
 from acmix_zoo.training.record import parent_name
 
@@ -55,13 +56,9 @@ def check_config(config: Any, subcommand: str) -> None:
         )
 
 
-def missing_source_message(subcommand: str) -> str:
-    """Return the error message for a command that was not given any images."""
-    return (
-        f"{subcommand} needs images, but --data.source is missing. Expected a folder with a subfolder of images for "
-        "each class (photos/cat/1.jpg, photos/dog/2.jpg), the id of a data set on the Hugging Face Hub, or the name of "
-        "a data set such as fashion_mnist. Add --data.source FOLDER"
-    )
+def missing_source_message(subcommand: str, expected: str) -> str:
+    """Return the error message for a command that was not given any images; `expected` says what would be images."""
+    return f"{subcommand} needs images, but --data.source is missing. Expected {expected}. Add --data.source FOLDER"
 
 
 def choose_run_folder(config: Any, command: str) -> None:
@@ -172,8 +169,8 @@ def model_message(trainer: L.Trainer, module: L.LightningModule) -> str:
     count = sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else 0
     parent = parent_name(hparams.get("pretrained"), cfg)
     start = f"fine-tuned from {parent}" if parent else "trained from scratch"
-    size = getattr(getattr(trainer, "datamodule", None), "input_size", None)
-    images = f"; images are resized to {size[1]} × {size[2]} pixels" if size else ""
+    data = getattr(trainer, "datamodule", None)
+    images = f"; {data.describe_size()}" if isinstance(data, ResumableDataModule) else ""
     device: Any = trainer.strategy.root_device
     device = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     devices = f"{trainer.world_size} × {device}" if trainer.world_size > 1 else device

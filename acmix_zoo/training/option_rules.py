@@ -29,10 +29,13 @@ class Rule(Enum):
 
 _RULES = {
     Rule.FIXED: """
-        seed_everything
+        seed_everything task
         data.image_size data.train_sizes data.mean data.std data.interpolation data.crop_pct data.augment
         data.shift data.crop_scale data.hflip data.random_erasing data.repeats data.mixup data.cutmix data.seed
         data.val_fraction data.validation_as_test data.label_column data.streaming data.epoch_images data.classes_file
+        data.max_size data.multi_scale data.masks data.box_format data.vflip
+        data.crop_size data.resize data.eval_resize data.color_jitter data.class_names data.first_class_value
+        data.ignore_values data.mask_column
         trainer.precision trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.sync_batchnorm
         trainer.limit_train_batches trainer.overfit_batches trainer.reload_dataloaders_every_n_epochs
         trainer.limit_val_batches trainer.val_check_interval trainer.check_val_every_n_epoch

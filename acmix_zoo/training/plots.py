@@ -17,22 +17,23 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def plot_curves(history: Sequence[dict[str, float]], path: str | Path) -> Path:
-    """Draw loss, accuracy and learning rate over the epochs of a run.
+def plot_curves(history: Sequence[dict[str, float]], path: str | Path, metrics: Mapping[str, str]) -> Path:
+    """Draw loss, validation metrics and learning rate over the epochs of a run.
 
     Args:
         history: rows of metrics.csv, one per epoch.
         path: output file (.png, .svg or .pdf).
+        metrics: the metrics to draw, between 0 and 1, with their labels.
     """
     figure = _figure(12, 3.5)
-    loss, accuracy, rate = figure.subplots(1, 3)
+    loss, scores, rate = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in history]
     for axes, title, lines in (
-        (loss, "loss", {"train/loss": "training (as trained)", "val/loss": "validation"}),
-        (accuracy, "validation accuracy, %", {"val/top1": "top-1", "val/top5": "top-5"}),
+        (loss, "loss", {"train/loss": "training (with augmentation)", "val/loss": "validation"}),
+        (scores, "validation, %", {f"val/{name}": label for name, label in metrics.items()}),
         (rate, "learning rate", {"lr": ""}),
     ):
-        percent = 100 if axes is accuracy else 1
+        percent = 100 if axes is scores else 1
         for name, label in lines.items():
             values = [percent * row.get(name, float("nan")) for row in history]
             if not np.all(np.isnan(values)):
@@ -91,40 +92,6 @@ def plot_confusion(matrix: npt.ArrayLike, class_names: Sequence[str], path: str 
             axes.text(
                 j, i, str(counts[i, j]), ha="center", va="center", color="white" if fractions[i, j] > 0.5 else "black"
             )
-    figure.savefig(path, dpi=100)
-    return Path(path)
-
-
-def plot_images(
-    images: Sequence[Any],
-    titles: Sequence[str],
-    path: str | Path,
-    is_correct: Sequence[bool] | None = None,
-    columns: int = 8,
-) -> Path:
-    """Draw images in a grid, each with a title.
-
-    Args:
-        images: PIL images, or arrays (H, W) or (H, W, 3).
-        titles: one per image.
-        path: output file.
-        is_correct: for each image, whether its title is green or red. None: all titles are black.
-        columns: number of images in a row.
-    """
-    if not images or len(images) != len(titles):
-        raise ValueError(
-            f"plot_images: {len(images)} images and {len(titles)} titles were given. Expected one title per image, and "
-            "at least one image"
-        )
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    figure = _figure(1.6 * columns, 1.9 * rows)
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if i < len(images):
-            axes.imshow(np.asarray(images[i]), cmap="gray")
-            color = "black" if is_correct is None else "green" if is_correct[i] else "red"
-            axes.set_title(titles[i], fontsize=8, color=color, **_AS_IS)
     figure.savefig(path, dpi=100)
     return Path(path)
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from acmix_zoo.models.task_kinds import CLASSIFICATION, TaskKind
 from acmix_zoo.training.portable import portable_command, portable_path, portable_strings
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.fetch import fetch
@@ -19,7 +20,7 @@ def run_record(
 
     Args:
         run: the state of its RunFolder.
-        card: the card of its ImageDataModule; {} for other data.
+        card: the card of its data module; {} for other data.
         scores: {split: {metric: value}}; losses are left out.
     """
     dataset = card.get("dataset") or {}
@@ -44,6 +45,12 @@ def run_record(
         "license": run.get("license"),
         "origin": "trained here",
     }
+
+
+def task_of(module: Any) -> TaskKind:
+    """Return the task of a LightningModule. Modules of other programs are treated as classifiers."""
+    task: TaskKind = getattr(module, "kind", CLASSIFICATION)
+    return task
 
 
 def parent_name(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str | None:

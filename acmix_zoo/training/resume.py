@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from acmix_zoo.models.task_kinds import TaskKind
 from acmix_zoo.tasks.hyperparameters import resolve_hyperparameters, with_current_names
 from acmix_zoo.training.history import format_scores
 from acmix_zoo.training.option_rules import (
@@ -21,6 +22,7 @@ from acmix_zoo.training.option_rules import (
     recorded_arguments,
     recorded_values,
 )
+from acmix_zoo.weights.resolve import data_card
 
 _PLACE = ("data.source",)  # the location of the data; the data module checks that the images are the same
 _LENGTH = ("trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps", "trainer.max_time")
@@ -35,7 +37,7 @@ class Recorded:
         epochs: number of completed epochs.
         steps: number of optimiser steps.
         is_within_epoch: whether the checkpoint was saved within an epoch.
-        card: the value of `ImageDataModule.card`; None for other data.
+        card: the value of `ResumableDataModule.card`; None for other data.
         hyper_parameters: the hyper-parameters of the task.
     """
 
@@ -70,7 +72,7 @@ def read_recorded(checkpoint: Path) -> Recorded:
         epochs=int(history[-1]["epoch"]) if history else 0,
         steps=steps,
         is_within_epoch=steps > (history[-1]["step"] if history else 0),
-        card=(content.get("ImageDataModule") or {}).get("card"),
+        card=dict(data_card(content)) or None,
         hyper_parameters=hyper_parameters,
     )
 
@@ -162,7 +164,7 @@ def finished_record(folder: Path, recorded: Recorded) -> dict[str, Any] | None:
     return dict(record) if is_last and not recorded.is_within_epoch else None
 
 
-def finished_message(folder: Path, record: Mapping[str, Any], recorded: Recorded) -> str:
+def finished_message(folder: Path, record: Mapping[str, Any], recorded: Recorded, task: TaskKind) -> str:
     """Return the message for a finished run: its scores, the location of its weights, and how to train longer."""
     planned = recorded.options.get("trainer.max_epochs") or recorded.epochs
     scores: dict[str, dict[str, float]] = {}
@@ -174,7 +176,7 @@ def finished_message(folder: Path, record: Mapping[str, Any], recorded: Recorded
     best = f"best epoch {record.get('best_epoch', 'unknown')}"
     return (
         f"The run in {folder} is finished: {recorded.epochs} of {planned} epochs, {best}"
-        + (f"; {format_scores(scores)}" if scores else "")
+        + (f"; {format_scores(scores, task)}" if scores else "")
         + f".\nIts weights are in {folder / 'weights'}. Nothing was changed.\n{longer}. For a new run, choose a "
         "different --run.folder."
     )

@@ -4,8 +4,9 @@ config.yaml        the resolved configuration: `fit --config` on this file resum
                    to start it again from scratch
 metrics.csv        one row per epoch              curves.png   the same, plotted
 tensorboard/       the same, and the learning rate per step
-checkpoints/       last.ckpt (to resume), previous.ckpt (the one before), best.ckpt (highest validation accuracy)
+checkpoints/       last.ckpt (to resume), previous.ckpt (the one before), best.ckpt (highest validation score)
 weights/           the best weights as a weight folder, tested on the test split
+predictions.png    images with masks beside the predicted ones, for segmentation
 .lock              states which process is writing to the folder
 """
 
@@ -29,7 +30,7 @@ from acmix_zoo.training.launch import model_message, progress_message
 from acmix_zoo.training.lock import ClaimedFolder
 from acmix_zoo.training.logs import Log
 from acmix_zoo.training.option_rules import Options
-from acmix_zoo.training.record import evaluation_limits
+from acmix_zoo.training.record import evaluation_limits, task_of
 from acmix_zoo.training.resume import changes_to_record
 from acmix_zoo.training.signals import Interrupted, Signals, exit_after_signal
 from acmix_zoo.weights.hub import check_push
@@ -109,7 +110,7 @@ class RunFolder(Checkpoint):
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the highest validation accuracy."""
+        """The checkpoint with the highest validation score, the main metric of the task."""
         return self.checkpoints.best
 
     @property
@@ -250,14 +251,15 @@ class RunFolder(Checkpoint):
         row = make_row(trainer, self._clock, self._images, self._is_validated)
         self.history.append(row)
         previous_best = self._best
-        is_best = previous_best is None or score(row) > previous_best
+        task = task_of(pl_module)
+        is_best = previous_best is None or score(row, task) > previous_best
         if is_best:
-            self._best = score(row)
+            self._best = score(row, task)
         if not self._save(trainer, pl_module, is_best) and is_best:
             self._best = previous_best  # so that a later epoch can become the best one
         if trainer.is_global_zero:
             write_csv(self.folder / "metrics.csv", self.history)
-            print(epoch_line(self.history, trainer.max_epochs or 0, self._best), flush=True)
+            print(epoch_line(self.history, trainer.max_epochs or 0, self._best, task), flush=True)
         (self._stop_signal,) = self._signals.agree(pl_module.device)
         if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             exit_after_signal(trainer, self._stop_signal)  # after the last epoch, the run is finished instead

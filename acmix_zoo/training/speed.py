@@ -129,7 +129,9 @@ class Speed(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Count the network's FLOPs for the first batch, and again when the image size changes."""
-        shape = tuple(batch[0].shape[1:])
+        images = batch[0]
+        # detectors get a list of images, whose sizes change from step to step
+        shape = tuple(images.shape[1:] if isinstance(images, torch.Tensor) else trainer.datamodule.input_size)  # type: ignore[attr-defined]
         if shape != self._image_shape:
             start = time.perf_counter()
             self._flops = training_flops(self._meta_model, shape) if self._meta_model else None

@@ -3,13 +3,16 @@
 A checkpoint of `acmix-zoo fit` names its network. For any other file, the caller has to name it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 from timm.models import adapt_input_conv
-from torch import nn
+from torch import Tensor, nn
 
+from acmix_zoo.models.task_kinds import CLASSIFICATION
+from acmix_zoo.weights.build_network import build_task_network
 from acmix_zoo.weights.match import copy_weights
 from acmix_zoo.weights.read import Source, State
 from acmix_zoo.weights.resolve import DescribedCheckpoint, read_described
@@ -31,7 +34,7 @@ def build_checkpoint(path: Path, architecture: str = "", **kwargs: Any) -> nn.Mo
     """
     described = read_described(path)
     if described is not None and architecture in ("", described.network.architecture):
-        return _build_described(described, path, **kwargs)
+        return _build_described(described, path, architecture, **kwargs)
     if described is not None:
         raise ValueError(
             f"{path} holds weights of {described.network.architecture}. Expected weights of {architecture}"
@@ -45,12 +48,26 @@ def build_checkpoint(path: Path, architecture: str = "", **kwargs: Any) -> nn.Mo
     return _build_with(architecture, path, path, **kwargs)
 
 
-def _build_described(checkpoint: DescribedCheckpoint, path: Path, **kwargs: Any) -> nn.Module:
+def _build_described(checkpoint: DescribedCheckpoint, path: Path, architecture: str, **kwargs: Any) -> nn.Module:
     network = checkpoint.network
+    if network.task is not CLASSIFICATION and architecture:
+        raise ValueError(
+            f"{path} holds a network for {network.task.title}. Expected weights of a classifier. To use that network, "
+            "pass the checkpoint as the model"
+        )
+    if network.task is not CLASSIFICATION:
+        stored = _weights_of_task(checkpoint.content)
+        return build_task_network(network, stored, path, **kwargs)
     arguments = {**network.arguments, **kwargs}
     return _build_with(
         network.architecture, checkpoint.content, path, pretrained_cfg=network.pretrained_cfg, **arguments
     )
+
+
+def _weights_of_task(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of the network in a checkpoint of a task, where their names start with `model.`."""
+    state: dict[str, Tensor] = content["state_dict"]
+    return {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
 
 
 def _build_with(architecture: str, source: Source, path: Path, **kwargs: Any) -> nn.Module:

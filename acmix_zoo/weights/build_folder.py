@@ -10,12 +10,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from acmix_zoo.checksum import check_sha256
+from acmix_zoo.models.task_kinds import CLASSIFICATION
+from acmix_zoo.weights.build_network import build_network, build_task_network
 from acmix_zoo.weights.description import describe_config, read_config
 from acmix_zoo.weights.load import load_weights
 from acmix_zoo.weights.match import mismatch_report
@@ -26,9 +29,11 @@ def build_folder(folder: str | Path, **kwargs: Any) -> nn.Module:
 
     Args:
         folder: the weight folder.
-        kwargs: arguments of `timm.create_model`, such as num_classes or in_chans.
+        kwargs: arguments of `timm.create_model`, such as num_classes or in_chans. For other tasks than classification,
+            only num_classes.
 
     Raises:
+        ModuleNotFoundError: the network needs a package of an extra. The message names it.
         ValueError: config.json names an unknown model or something that is not allowed, or the weights are not those
             that it describes.
         FileNotFoundError: this is not a weight folder.
@@ -36,19 +41,22 @@ def build_folder(folder: str | Path, **kwargs: Any) -> nn.Module:
     folder = Path(folder)
     network = describe_config(read_config(folder), folder)
     cfg = dataclasses.replace(network.pretrained_cfg, source="local-dir", file=str(folder))
+    network = dataclasses.replace(network, pretrained_cfg=cfg)
     stored = _read_header(folder / "model.safetensors")
     _check_depth(network.arguments, len(stored), folder)
     check_sha256(folder)
     with torch.device("meta"):
-        shell = timm.create_model(network.architecture, pretrained_cfg=cfg, **network.arguments)
+        shell = build_network(network)
     report = mismatch_report(shell.state_dict(), stored, str(folder), type(shell).__name__)
     if report:
         raise ValueError(f"{report}; nothing was loaded")
+    if network.task is not CLASSIFICATION:
+        return build_task_network(network, safetensors.torch.load_file(folder / "model.safetensors"), folder, **kwargs)
     if kwargs:  # timm adapts the classifier and the first convolution
         return timm.create_model(
             network.architecture, pretrained=True, pretrained_cfg=cfg, **{**network.arguments, **kwargs}
         )
-    return load_weights(timm.create_model(network.architecture, pretrained_cfg=cfg, **network.arguments), folder)
+    return load_weights(build_network(network), folder)
 
 
 def _read_header(weights: Path) -> dict[str, Tensor]:

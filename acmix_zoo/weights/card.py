@@ -9,6 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id, yaml_dump  # type: ignore[attr-defined]  # public, exported lazily
 
 from acmix_zoo.models.published import is_reconstruction
+from acmix_zoo.models.task_kinds import CLASSIFICATION, TASK_KINDS, TaskKind, config_task
 
 # Hub ids of shipped data sets, by the fingerprint of their contents. The name does not suffice, because any folder may
 # have it.
@@ -49,9 +50,10 @@ def _code(value: Any) -> str:
 
 
 def _metric_value(metric: Mapping[str, Any]) -> str:
-    """Return an accuracy, which is stored between 0 and 1, as a percentage, and any other metric unchanged."""
+    """Return a task's metric, which is stored between 0 and 1, as a percentage, and any other metric unchanged."""
     name, value = str(metric["name"]), float(metric["value"])
-    return f"{100 * value:.2f} %" if name.startswith(("top", "acc")) else f"{value:.4f}"
+    is_percentage = name.startswith(("top", "acc")) or any(name in kind.metrics for kind in TASK_KINDS.values())
+    return f"{100 * value:.2f} %" if is_percentage else f"{value:.4f}"
 
 
 def _note(metric: Mapping[str, Any]) -> str:
@@ -61,7 +63,7 @@ def _note(metric: Mapping[str, Any]) -> str:
 def render_card(config: Mapping[str, Any]) -> str:
     """Return the text of README.md for the content of a config.json: front matter, facts, results, classes, use."""
     record, cfg = config["acmix_zoo"], config["pretrained_cfg"]
-    name, architecture = record["name"], config["architecture"]
+    name, architecture, task = record["name"], config["architecture"], config_task(config)
     dataset = record.get("dataset") or {}
     metrics = record.get("metrics") or []
     names = sorted({metric["dataset"] for metric in metrics} | ({dataset["name"]} if "name" in dataset else set()))
@@ -69,15 +71,16 @@ def render_card(config: Mapping[str, Any]) -> str:
 
     head = ModelCardData(
         library_name="acmix_zoo",
-        pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "acmix"],
+        pipeline_tag=task.pipeline_tag,
+        tags=[task.pipeline_tag, "timm", "acmix"],
         license=_SPACES.sub(" ", str(record["license"])).strip() if record.get("license") else None,
         datasets=hub_ids or None,
     )
     channels, height, width = cfg["input_size"]
     statistics = f"mean {_numbers(cfg['mean'])}, std {_numbers(cfg['std'])}"
     facts = [
-        ("Architecture", _code(architecture)),
+        ("Architecture" if task is CLASSIFICATION else "Backbone", _code(architecture)),
+        ("Options", _cell(config.get("task_options"))),
         ("Classes", f"{config['num_classes']}"),
         ("Input", f"{channels}×{height}×{width}, {statistics}, {escape(cfg['interpolation'])}"),
         ("Parameters", f"{record['params']:,}"),
@@ -94,7 +97,7 @@ def render_card(config: Mapping[str, Any]) -> str:
         ("Environment", _cell(record["environment"])),
     ]
     body = [f"# {escape(name)}", ""]
-    body += ["Weights for image classification, made for `acmix_zoo` (ACmix, CVPR 2022) and timm.", ""]
+    body += [f"Weights for {task.title}, made for `acmix_zoo` (ACmix, CVPR 2022) and timm.", ""]
     if is_reconstruction(architecture):
         body += [
             "The network is a **reconstruction**: its authors published what it costs and reaches, not what it is. "
@@ -111,24 +114,48 @@ def render_card(config: Mapping[str, Any]) -> str:
             for m in metrics
         ]
     if names := config.get("label_names") or cfg.get("label_names"):
-        labels = ", ".join(f"{i} {escape(label)}" for i, label in enumerate(names))
-        body += ["", "## Classes", "", f"{labels}."]
+        scores = (record.get("class_scores") or {}).get("values") or {}
+        percent = {label: f" ({100 * value:.1f} %)" for label, value in scores.items() if value is not None}
+        labels = ", ".join(f"{i} {escape(label)}{percent.get(label, '')}" for i, label in enumerate(names))
+        body += ["", "## Classes", ""]
+        if percent:
+            scored = record["class_scores"]
+            body += [
+                f"In brackets: {escape(scored['metric'])} of each class on the {escape(scored['split'])} split.",
+                "",
+            ]
+        body += [f"{labels}."]
+    body += [*("", "## Use", ""), *_usage(task, channels, height, width, config["num_classes"]), ""]
     body += [
-        *("", "## Use", "", "```python", "import acmix_zoo", ""),
+        f"`test/example.safetensors` holds an input and its {'logits' if task is CLASSIFICATION else 'outputs'}; "
+        "`acmix_zoo.weights.check_folder` replays them. "
+        f"Written by acmix_zoo {escape(record['version'])}; every number above comes from `config.json`.",
+    ]
+    return "\n".join(["---", head.to_yaml(line_break="\n"), "---", "", *body, ""])
+
+
+def _usage(task: TaskKind, channels: int, height: int, width: int, classes: int) -> list[str]:
+    """Return the lines that show how to use the weights."""
+    lines = [
+        *("```python", "import acmix_zoo", ""),
         'model = acmix_zoo.create_model("path/to/this/folder").eval()',
-        f"logits = model(images)  # (B, {channels}, {height}, {width}) -> (B, {config['num_classes']})",
-        *("```", ""),
+        task.output.format(channels=channels, height=height, width=width, classes=classes),
+        "```",
+    ]
+    if task is not CLASSIFICATION:
+        needed = f" It needs `pip install 'acmix-zoo[{task.extra}]'`." if task.extra else ""
+        return [*lines, "", f"Images are RGB, scaled to values between 0 and 1 and normalised as stated above.{needed}"]
+    return [
+        *lines,
+        "",
         "timm and transformers read the folder, too. They know the architecture once `acmix_zoo` has been imported; "
         "without that import, transformers asks for a newer timm.",
         *("", "```python", "import acmix_zoo  # registers the architecture with timm", "import timm"),
         *("from transformers import pipeline", ""),
         'model = timm.create_model("local-dir:path/to/this/folder", pretrained=True)',
         'classify = pipeline("image-classification", "path/to/this/folder")',
-        *("```", ""),
-        f"`test/example.safetensors` holds an input and its logits; `acmix_zoo.weights.check_folder` replays them. "
-        f"Written by acmix_zoo {escape(record['version'])}; every number above comes from `config.json`.",
+        "```",
     ]
-    return "\n".join(["---", head.to_yaml(line_break="\n"), "---", "", *body, ""])
 
 
 def _cell(value: Any) -> str | None:
@@ -153,7 +180,7 @@ def render_eval_results(config: Mapping[str, Any]) -> dict[str, str]:
             continue
         entries.setdefault(hub_id.replace("/", "_") + ".yaml", []).append(
             {
-                "dataset": {"id": hub_id, "task_id": "image_classification"},
+                "dataset": {"id": hub_id, "task_id": config_task(config).pipeline_tag.replace("-", "_")},
                 "value": metric["value"],
                 "notes": f"{metric['name']} on the {metric['split']} split{_note(metric)}",
             }

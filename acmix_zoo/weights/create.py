@@ -1,4 +1,4 @@
-"""Build models by name or from weights of any kind: `create_model` and `from_pretrained`.
+"""Build models by name or from weights of any kind: `create_model`, `from_pretrained` and `create_task_network`.
 
 timm builds networks that are given by name. For weights that are given as a path or a repository, this package locates,
 fetches and reads them, checks their sha256 and builds the network.
@@ -6,6 +6,7 @@ fetches and reads them, checks their sha256 and builds the network.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import timm
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import nn
 
+from acmix_zoo.models.task_kinds import CLASSIFICATION, TaskKind
+from acmix_zoo.models.task_network import TaskNetwork
 from acmix_zoo.weights.build_checkpoint import build_checkpoint
 from acmix_zoo.weights.build_folder import build_folder
 from acmix_zoo.weights.description import describe_config, read_config
 from acmix_zoo.weights.fetch import fetch
 from acmix_zoo.weights.locate import Kind, ModelLocation, locate, locate_weights
+from acmix_zoo.weights.match import copy_weights
 from acmix_zoo.weights.names import list_models
+from acmix_zoo.weights.resolve import describe
 
 
 def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwargs: Any) -> nn.Module:
@@ -28,7 +33,8 @@ def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwar
         name: the name of a model (`acmix_resnet_pico`, or any name that timm knows), optionally with the tag of its
             weights (`acmix_resnet_pico.fashion_mnist`). Or weights that state their network: a weight folder, a run
             folder, a checkpoint of `acmix-zoo fit`, or a repository on the Hub (`org/name[@revision]` or
-            `hf-hub:org/name`). These weights are always loaded, whatever the value of `pretrained`.
+            `hf-hub:org/name`). These weights are always loaded, whatever the value of `pretrained`. They may also be
+            those of a segmenter or a detector (`acmix_zoo.models.task_network.TaskNetwork`).
         pretrained: True for the default weights, a tag, or where to find weights: a weight folder, a run folder, a
             repository, or a checkpoint file of any kind.
         kwargs: arguments of timm and of the network, such as num_classes, in_chans, drop_path_rate or features_only. If
@@ -86,15 +92,73 @@ def from_pretrained(source: str | Path, *, token: str | None = None, **kwargs: A
     return _build(location, token=token, **kwargs)
 
 
+def create_task_network(
+    task: TaskKind,
+    name: str,
+    pretrained: bool | str = False,
+    *,
+    num_classes: int,
+    model_kwargs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Build the network of any task: a classifier, or a `TaskNetwork`.
+
+    Args:
+        task: the task.
+        name: name of the network, or of the backbone of a `TaskNetwork`.
+        pretrained: as in `create_model`. Weights of a classifier go into the backbone, and those of the same task into
+            the whole network. If their number of classes differs, the head keeps its initial values.
+        num_classes: number of classes.
+        model_kwargs: arguments of the network or backbone.
+        options: the options of the `TaskNetwork`.
+
+    Raises:
+        ModuleNotFoundError: the network needs a package of an extra. The message names it.
+        ValueError: as for `create_model`, or the weights are those of another task, or of other options.
+    """
+    arguments = dict(model_kwargs or {})
+    if task is CLASSIFICATION:
+        return create_model(name, pretrained, num_classes=num_classes, **arguments)
+    architecture = name.partition(".")[0]
+    network: TaskNetwork = task.network_class()(architecture, num_classes, model_kwargs=arguments, **options or {})
+    location = locate_weights(architecture, pretrained) if isinstance(pretrained, str) else None
+    described = describe(location) if location else None
+    if location is None or described is None or described.task is not task:
+        if pretrained:
+            network.load_backbone(create_model(name, pretrained, **arguments))
+        return network
+    whole = _build(location)
+    assert isinstance(whole, TaskNetwork)
+    if whole.options != network.options:
+        raise ValueError(
+            f"{pretrained} holds a network for {task.title} with {whole.options}. Expected {network.options}. Use the "
+            "options of the weights"
+        )
+    reinitialised: list[str] = []
+    if whole.num_classes != num_classes:
+        head = {id(parameter) for parameter in network.head.parameters()}
+        reinitialised = [key for key, parameter in network.named_parameters() if id(parameter) in head]
+    copy_weights(network, whole.state_dict(), str(pretrained), reinitialised=reinitialised)
+    network.pretrained_cfg = whole.pretrained_cfg
+    return network
+
+
 def _build(location: ModelLocation, architecture: str = "", token: str | None = None, **kwargs: Any) -> nn.Module:
     """Build the model to which weights belong. If `architecture` is given, it has to be that network."""
     path = fetch(location, token)
     if path.is_file():
         return build_checkpoint(path, architecture, **kwargs)
     if architecture:
-        found = describe_config(read_config(path), path).architecture
-        if found != architecture:
-            raise ValueError(f"{location.name} holds weights of {found}. Expected weights of {architecture}")
+        found = describe_config(read_config(path), path)
+        if found.architecture != architecture:
+            raise ValueError(
+                f"{location.name} holds weights of {found.architecture}. Expected weights of {architecture}"
+            )
+        if found.task is not CLASSIFICATION:
+            raise ValueError(
+                f"{location.name} holds a network for {found.task.title}. Expected weights of a classifier. To use "
+                "that network, pass the folder as the model"
+            )
     return build_folder(path, **kwargs)
 
 

@@ -10,12 +10,14 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
 from timm.models import PretrainedCfg, build_model_with_cfg
+
+from acmix_zoo.models.task_kinds import CLASSIFICATION, TaskKind, config_task
 
 _LARGEST_CONFIG = 16 * 2**20  # bytes; 22,000 label names take one megabyte
 _LARGEST_NUMBER = 2**16  # largest number allowed in model_args
@@ -34,14 +36,18 @@ class NetworkDescription:
     """The network that some weights belong to, as they state it. Everything in it has been checked.
 
     Attributes:
-        architecture: the network's name.
+        architecture: the network's name. For other tasks than classification, that of the backbone.
         arguments: the arguments of its constructor that differ from the defaults.
         pretrained_cfg: timm's description of the weights: input size, mean and std, class names.
+        task: the task that the network was trained for.
+        options: for other tasks than classification, the options of the `TaskNetwork`.
     """
 
     architecture: str
     arguments: dict[str, Any]
     pretrained_cfg: PretrainedCfg
+    task: TaskKind = CLASSIFICATION
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -68,7 +74,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} does not belong to a weight folder. Expected the keys architecture and pretrained_cfg"
         )
-    for key in ("acmix_zoo", "model_args"):
+    for key in ("acmix_zoo", "model_args", "task_options"):
         if not isinstance(config.get(key, {}), dict):
             raise ValueError(f"{path}: expected a mapping under the key {key}, found {type(config[key]).__name__}")
     for key in ("label_names", "label_descriptions"):  # at the top level of config.json, but part of timm's cfg
@@ -107,7 +113,14 @@ def describe_config(config: Mapping[str, Any], where: Path) -> NetworkDescriptio
         raise ValueError(
             f"{where}: model_args must not set {', '.join(forbidden)}. Expected only arguments of the network"
         )
-    for name, value in arguments.items():
+    try:
+        task = config_task(config)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}. A newer version of acmix_zoo may have it") from error
+    options = dict(config.get("task_options", {}))
+    nested = [item for value in options.values() if isinstance(value, dict) for item in value.items()]
+    own = [(name, value) for name, value in options.items() if not isinstance(value, dict)]
+    for name, value in [*arguments.items(), *own, *nested]:
         if not _is_plain(value):
             raise ValueError(
                 f"{where}: {name}={str(value)[:60]} is not a plain value of a network. Expected short strings, truth "
@@ -121,7 +134,7 @@ def describe_config(config: Mapping[str, Any], where: Path) -> NetworkDescriptio
             "PretrainedCfg"
         )
     given["num_classes"] = config.get("num_classes", given.get("num_classes", 1000))
-    return NetworkDescription(architecture, arguments, PretrainedCfg(**given))
+    return NetworkDescription(architecture, arguments, PretrainedCfg(**given), task, options)
 
 
 def _is_plain(value: Any) -> bool:

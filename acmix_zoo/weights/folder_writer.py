@@ -3,7 +3,8 @@
 - config.json: timm's layout for the Hub, and under `acmix_zoo` the record (metrics, recipe, command, sha256, …)
 - model.safetensors: the weights, in float32 or float16
 - README.md: the model card, generated from config.json
-- test/example.safetensors: an `input` (B, C, H, W) and the `logits` (B, classes) that exactly these weights give
+- test/example.safetensors: an `input` (B, C, H, W) and the outputs that exactly these weights give: the `logits`
+  (B, classes) of a classifier, `TaskNetwork.example_outputs` for other tasks
 - .eval_results/: the metrics in the Hub's format, for data sets that are on the Hub
 """
 
@@ -25,6 +26,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from acmix_zoo.layers.complexity import complexity
+from acmix_zoo.models.task_network import TaskNetwork, example_outputs
 from acmix_zoo.weights.card import render_card, render_eval_results
 from acmix_zoo.weights.load import load_weights
 from acmix_zoo.weights.replace import check_target, replace_folder, temporary_sibling
@@ -51,20 +53,22 @@ def write_folder(
 
     Args:
         folder: where to write; missing parents are created.
-        model: the network, on any device and in any dtype and mode. It is not changed.
-        architecture: the name with which timm builds the network, together with the arguments that timm keeps on it.
+        model: the network, on any device and in any dtype and mode. It is not changed. One for another task than
+            classification is a `TaskNetwork`.
+        architecture: the name with which timm builds the network (or its backbone), together with the arguments that
+            timm keeps on it.
         pretrained_cfg: what is known about the weights, as fields of timm's pretrained_cfg: tag, mean, std, input_size,
             label_names, …. Missing fields are taken from the network (first_conv, classifier, input_size, …).
         record: how the weights were produced: metrics [{dataset, split, name, value between 0 and 1}], recipe, command,
             dataset {name, …}, seed, git_revision, origin, license, …. Counts and hashes are added to it.
-        example: (B, C, H, W) float32, normalised images. Their logits are stored with them.
+        example: (B, C, H, W) float32, normalised images. The network's outputs for them are stored with them.
         half: store the weights as float16.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: a field is unknown, or the folder would not reproduce the model's logits.
+        ValueError: a field is unknown, or the folder would not reproduce the model's outputs.
         FileExistsError: the path exists and is not a weight folder.
         OSError: the folder could not be written.
     """
@@ -80,13 +84,15 @@ def write_folder(
     twin = copy.deepcopy(model).to("cpu", torch.float32).eval()
     load_weights(twin, state)
     with torch.no_grad():
-        logits = twin(images)  # (B, classes), from the weights as they are stored
+        outputs = example_outputs(twin, images)  # from the weights as they are stored
     counted = complexity(twin.to("meta"), images.shape[1:])
     record = {"metrics": [], **record, "params": counted.params, "macs": counted.macs}
     config = _config(model, architecture, _pretrained_cfg(twin, pretrained_cfg), record, weights)
     files = {
         "model.safetensors": weights,
-        "test/example.safetensors": safetensors.torch.save({"input": images, "logits": logits.contiguous()}),
+        "test/example.safetensors": safetensors.torch.save(
+            {"input": images, **{name: value.contiguous() for name, value in outputs.items()}}
+        ),
         "README.md": render_card(config).encode(),
         **{f".eval_results/{name}": text.encode() for name, text in render_eval_results(config).items()},
         "config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
@@ -129,7 +135,7 @@ def _pretrained_cfg(twin: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]
                 f"write_folder: the network has {channels} input channels, but input_size is "
                 f"{tuple(cfg['input_size'])} and {key} is {values}. Pass both for {channels} channels"
             )
-    if "pool_size" not in given:
+    if "pool_size" not in given and not isinstance(twin, TaskNetwork):
         cfg["pool_size"] = _pool_size(twin, cfg["input_size"])
     return cfg
 
@@ -156,6 +162,7 @@ def _config(
     license = record.get("license") or cfg.get("license")
     arguments = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in _NOT_ARCHITECTURE}
     config: dict[str, Any] = {
+        **({"task": model.kind.name, "task_options": model.options} if isinstance(model, TaskNetwork) else {}),
         "architecture": architecture,
         "num_classes": cfg["num_classes"],
         "num_features": int(model.num_features),  # type: ignore[arg-type]

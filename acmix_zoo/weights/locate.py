@@ -27,6 +27,7 @@ from acmix_zoo.weights.not_found import NotFoundError, not_found_error
 HUB_PREFIX = "hf-hub:"
 WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".npz"}
 _RECIPE_SUFFIXES = {".yaml", ".yml"}
+_RUNS = "runs"  # the folder that holds runs by default
 _EXPECTED_PATH = "a weight folder, a run folder or a checkpoint file"
 
 
@@ -206,9 +207,11 @@ def _could_be_repository(name: str) -> bool:
 
 
 def _is_repository(name: str) -> bool:
-    """Return whether an unknown name is more likely a repository than a mistyped path."""
+    """Return whether an unknown name is more likely a repository than a mistyped path, such as a run that is not there
+    yet."""
     path = Path(name)
-    return _could_be_repository(name) and not path.exists() and ("@" in name or not path.parent.is_dir())
+    is_in_folder = path.parent.is_dir() or path.parts[0] == _RUNS
+    return _could_be_repository(name) and not path.exists() and ("@" in name or not is_in_folder)
 
 
 def _not_found_error(source: str | PathLike[str]) -> NotFoundError:
@@ -230,7 +233,7 @@ def _not_found_error(source: str | PathLike[str]) -> NotFoundError:
             f"unknown model {name!r}", expected, near, "" if near else "Run `acmix-zoo list` to see all networks"
         )
     advice = ""
-    if path.parent.is_dir() and _could_be_repository(name):
+    if _could_be_repository(name):
         advice = f"If you mean a repository on the Hugging Face Hub, use {HUB_PREFIX}{name}"
     return not_found_error(f"{name} does not exist", _EXPECTED_PATH, closest_paths(path), advice)
 

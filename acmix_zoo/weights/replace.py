@@ -15,8 +15,7 @@ from acmix_zoo.weights.verification import check_folder
 _FOR_TORCH = "For a file: torch.save(acmix_zoo.create_model(WEIGHTS).state_dict(), FILE)"
 # File extensions that users may try, and how to create such a file from a weight folder or run folder.
 _FILE_HINTS = {
-    ".onnx": "For ONNX: torch.onnx.export(acmix_zoo.create_model(WEIGHTS).eval(), (torch.zeros(1, 3, H, W),), FILE)",
-    ".pt2": "For torch.export: torch.export.save(torch.export.export(MODEL, (torch.zeros(1, 3, H, W),)), FILE)",
+    **dict.fromkeys((".onnx", ".pt2"), "To write such a file, run `acmix-zoo export MODEL FILE`"),
     ".safetensors": "The safetensors file will be model.safetensors in that folder",
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _FOR_TORCH),
 }

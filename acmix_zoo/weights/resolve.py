@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import timm
 
+from acmix_zoo.models.task_kinds import config_task
+from acmix_zoo.models.task_network import builder_options
 from acmix_zoo.weights.description import NetworkDescription, describe_config, read_config
 from acmix_zoo.weights.fetch import fetch
 from acmix_zoo.weights.locate import Kind, ModelLocation, locate, locate_weights
@@ -119,7 +121,7 @@ def read_described(path: Path) -> DescribedCheckpoint | None:
 
 
 def _checkpoint_config(content: Any, path: Path) -> dict[str, Any] | None:
-    """Return what a checkpoint of a `ClassificationTask` states about its network, in the layout of config.json.
+    """Return what a checkpoint of a task states about its network, in the layout of config.json.
 
     Raises:
         ValueError: the checkpoint was trained with a weight folder as its model, or its arguments are not plain values.
@@ -135,7 +137,7 @@ def _checkpoint_config(content: Any, path: Path) -> dict[str, Any] | None:
         )
     architecture = name.partition(".")[0]
     default = timm.get_pretrained_cfg(architecture)
-    stored = _entry(_entry(_entry(content, "ImageDataModule"), "card"), "cfg")  # mean, std, class names
+    stored = _entry(data_card(content), "cfg")  # mean, std, class names
     cfg = {**(default.to_dict(remove_source=True) if default else {}), **stored}
     try:
         network = resolve_network(name, hyper.get("pretrained") or False, hyper.get("model_kwargs"), is_new=False)
@@ -144,12 +146,27 @@ def _checkpoint_config(content: Any, path: Path) -> dict[str, Any] | None:
         raise ValueError(
             f"the model_kwargs of {path} are not plain values ({error}). Expected numbers, strings, lists and mappings"
         ) from error
+    try:
+        task = config_task(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return {
+        "task": task.name,
+        "task_options": {name: hyper[name] for name in builder_options(task) if name in hyper},
         "architecture": architecture,
         "num_classes": hyper["num_classes"],
         "model_args": arguments,
         "pretrained_cfg": {key: value for key, value in cfg.items() if key not in ("architecture", "tag")},
     }
+
+
+def data_card(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the card of the data that a checkpoint was trained on, {} if it has none.
+
+    Lightning stores the state of a data module under the name of its class.
+    """
+    states = (value for key, value in checkpoint.items() if str(key).endswith("DataModule"))
+    return next((_entry(state, "card") for state in states if _entry(state, "card")), {})
 
 
 def _entry(mapping: Any, key: str) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Verify a weight folder: its record, the size and hash of its weights, its counts, and its stored logits."""
+"""Verify a weight folder: its record, the size and hash of its weights, its counts, and its stored outputs."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from acmix_zoo.layers.complexity import complexity
+from acmix_zoo.models.task_network import example_outputs
 from acmix_zoo.weights.build_folder import build_folder
 from acmix_zoo.weights.description import read_config
 
@@ -18,15 +19,15 @@ _REQUIRED = {
     "name": str, "version": str, "metrics": list, "params": int, "macs": int, "file_size": int, "sha256": str,
     "environment": dict,
 }  # fmt: skip
-_TOLERANCE = 1e-4  # error of the logits, relative to the largest one
+_TOLERANCE = 1e-4  # error of an output such as the logits, relative to its largest value
 
 
 def check_folder(folder: str | Path) -> list[str]:
     """Return the problems of a weight folder, or an empty list if it verifies.
 
     The record has to be complete, the weights must have the recorded size and hash, the network must have the recorded
-    numbers of parameters and MACs, and the sample input must give the stored logits. Weights with a different hash are
-    not loaded.
+    numbers of parameters and MACs, and the sample input must give the stored outputs. Weights with a different hash
+    are not loaded.
     """
     folder = Path(folder)
     weights = folder / "model.safetensors"
@@ -62,16 +63,18 @@ def check_record(record: Mapping[str, Any]) -> list[str]:
 
 
 def _check_network(folder: Path, record: Mapping[str, Any]) -> list[str]:
-    """Return how the network differs from the record, and its logits from the stored ones."""
+    """Return how the network differs from the record, and its outputs from the stored ones."""
     try:
         example = safetensors.torch.load_file(folder / "test" / "example.safetensors")
-        images, logits = example["input"], example["logits"]
+        images = example.pop("input")
+        if not example:
+            raise KeyError("logits")
     except (OSError, KeyError, SafetensorError) as error:
         return [f"test/example.safetensors does not contain an input and its logits ({error!r})"]
     try:
         with torch.no_grad():
             model = build_folder(folder).eval()
-            found = model(images)
+            outputs = example_outputs(model, images)
             counted = complexity(model.to("meta"), images.shape[1:])
     except (RuntimeError, ValueError, TypeError) as error:
         return [f"could not build and run the model that config.json describes: {error}"]
@@ -80,14 +83,16 @@ def _check_network(folder: Path, record: Mapping[str, Any]) -> list[str]:
         for key, value in (("params", counted.params), ("macs", counted.macs))
         if record.get(key) != value
     ]
-    return problems + _compare_logits(found, logits)
+    if example.keys() != outputs.keys():
+        return [*problems, f"test/example.safetensors stores {', '.join(example)}. Expected {', '.join(outputs)}"]
+    return problems + [text for name, value in example.items() for text in _compare(name, outputs[name], value)]
 
 
-def _compare_logits(found: Tensor, stored: Tensor) -> list[str]:
+def _compare(name: str, found: Tensor, stored: Tensor) -> list[str]:
     if found.shape != stored.shape:
-        return [f"the logits have the shape {tuple(found.shape)}. Expected {tuple(stored.shape)}, as stored"]
+        return [f"the {name} have the shape {tuple(found.shape)}. Expected {tuple(stored.shape)}, as stored"]
     scale = stored.abs().max().clamp_min(1e-6) if stored.numel() else 1.0
     error = float((found - stored).abs().max() / scale) if stored.numel() else 0.0
     if error <= _TOLERANCE:
         return []
-    return [f"the relative error of the logits is {error:.1e}. Expected at most {_TOLERANCE:.0e}"]
+    return [f"the relative error of the {name} is {error:.1e}. Expected at most {_TOLERANCE:.0e}"]

@@ -24,11 +24,11 @@ def test_predict_and_classify_agree(run: Path, photos: Path, capsys: pytest.Capt
     (run / "predictions.csv").unlink()
     assert sorted(Path(row["path"]).name for row in predicted) == [f"{i}.png" for i in range(4)]
     capsys.readouterr()
-    results = classify([str(run / "weights"), *(row["path"] for row in predicted), "--top", "2"])
-    for row, ((label, probability), second) in zip(predicted, results, strict=True):
-        assert row["class"] == label
-        assert float(row["probability"]) == pytest.approx(probability, abs=1e-3)
-        assert second[1] <= probability
+    results = classify([*(row["path"] for row in predicted), "--model", str(run / "weights"), "--top", "2"])
+    for row, (_, (best, second)) in zip(predicted, results, strict=True):
+        assert row["class"] == best.name
+        assert float(row["probability"]) == pytest.approx(best.probability, abs=1e-3)
+        assert second.probability <= best.probability
     out, error = capsys.readouterr()
     assert out.splitlines()[0] == predicted[0]["path"] and out.splitlines()[1].endswith(f" %  {predicted[0]['class']}")
     assert "knows 3 classes (class0, class1, class2); every image is assigned to one of them" in error
@@ -40,10 +40,10 @@ def test_predict_and_classify_agree(run: Path, photos: Path, capsys: pytest.Capt
 def test_classify_accepts_a_run_and_its_files(
     weights: str, run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    results = classify([str(run / weights), str(photos / "test"), "--top", "1"])
+    results = classify([str(photos / "test"), "--model", str(run / weights), "--top", "1"])
     assert len(results) == 12 and capsys.readouterr().out.count(" %  class") == 12
     (tmp_path / "empty").mkdir()
-    assert_fails(["classify", str(run), str(tmp_path / "empty")], capsys, "empty", "no images")
+    assert_fails(["classify", str(tmp_path / "empty"), "--model", str(run)], capsys, "empty", "no images")
 
 
 def test_classify_lists_skipped_files(
@@ -55,8 +55,8 @@ def test_classify_lists_skipped_files(
     for name in ("a.heic", "b.heic", "c.svg", "d.dng", "e.pdf", "list.txt"):
         (phone / name).write_text("-")
     (phone / "damaged.jpg").write_bytes(b"\xff\xd8\xff")
-    weights, picture = str(run / "weights"), str(phone / "0.png")
-    assert main(["classify", weights, str(phone), "--top=1"]) == 0
+    model, picture = f"--model={run / 'weights'}", str(phone / "0.png")
+    assert main(["classify", model, str(phone), "--top=1"]) == 0
     out, error = capsys.readouterr()
     assert out.count(" %  class") == 4
     assert f"{phone}: skipped 2 .heic files (first: a.heic): to read them, `pip install pillow-heif`" in error
@@ -66,10 +66,8 @@ def test_classify_lists_skipped_files(
     (tmp_path / "empty").mkdir()
     given = [phone / "a.heic", phone / "c.svg", tmp_path / "no.png", tmp_path / "empty"]
     words = ["4 of the given images", "For .heic files: to read them, `pip install pillow-heif`", "no.png does not"]
-    assert_fails(
-        ["classify", weights, *map(str, given), picture, "--top=1"], capsys, *words, "empty contains no images"
-    )
-    assert main(["classify", weights, str(phone / "a.heic"), picture, "--top=1"]) == 1
+    assert_fails(["classify", model, *map(str, given), picture, "--top=1"], capsys, *words, "empty contains no images")
+    assert main(["classify", model, str(phone / "a.heic"), picture, "--top=1"]) == 1
     out, error = capsys.readouterr()
     assert out.count(" %  class") == 1 and "For .heic files: to read them" in error
 
@@ -94,7 +92,7 @@ def test_predict_lists_skipped_files(
 def test_classify_needs_no_training_libraries(run: Path, photos: Path) -> None:
     code = (
         "import sys; from acmix_zoo.cli.main import main\n"
-        f"code = main(['classify', {str(run / 'weights')!r}, {str(photos / 'test/class0/0.png')!r}])\n"
+        f"code = main(['classify', {str(photos / 'test/class0/0.png')!r}, '--model', {str(run / 'weights')!r}])\n"
         "bad = {'lightning', 'datasets', 'torchmetrics', 'jsonargparse'} & set(sys.modules)\n"
         "sys.exit(f'imported {bad}' if bad else code)"
     )
@@ -106,12 +104,12 @@ def test_classify_needs_no_training_libraries(run: Path, photos: Path) -> None:
 def test_classify_rejects_missing_and_damaged_files(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights, broken = str(run / "weights"), tmp_path / "broken.png"
+    model, broken = f"--model={run / 'weights'}", tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG....")
-    assert_fails(["classify", weights, str(tmp_path / "no.png")], capsys, "no.png")
-    assert_fails(["classify", weights, str(broken)], capsys, str(broken))
-    assert_fails(["classify", str(tmp_path / "nothing"), str(broken)], capsys, "nothing")
-    assert_fails(["classify", str(tmp_path), str(broken)], capsys, str(tmp_path))
+    assert_fails(["classify", model, str(tmp_path / "no.png")], capsys, "no.png")
+    assert_fails(["classify", model, str(broken)], capsys, str(broken))
+    assert_fails(["classify", str(broken), "--model", str(tmp_path / "nothing")], capsys, "nothing")
+    assert_fails(["classify", str(broken), "--model", str(tmp_path)], capsys, str(tmp_path))
     with pytest.raises(SystemExit) as stop:
-        main(["classify", weights])
+        main(["classify", model])
     assert stop.value.code == 2

@@ -1,4 +1,4 @@
-"""`acmix-zoo validate`, `test` and `reproduce` repeat the scores and weights of a run."""
+"""`acmix-zoo validate`, `test`, `verify --data` and `reproduce` repeat the scores and weights of a run of any task."""
 
 from pathlib import Path
 
@@ -6,14 +6,16 @@ import pytest
 
 pytest.importorskip("lightning")
 
+from support.tasks import TrainedTask
 from support.training import have_same_weights
 
 from acmix_zoo.cli.main import main
 from acmix_zoo.weights import read_config
 
 
-def test_a_run_is_reproduced_from_its_portable_record(run: Path, tmp_path: Path) -> None:
+def test_a_run_is_reproduced_from_its_portable_record(trained: TrainedTask, tmp_path: Path) -> None:
     """The record does not contain the path of the data, but config.yaml does."""
+    run = trained.folder
     assert main(["reproduce", str(run), "--run.folder", str(tmp_path / "again")]) == 0
     assert have_same_weights(run / "checkpoints/best.ckpt", tmp_path / "again/checkpoints/best.ckpt")
 
@@ -23,14 +25,27 @@ def test_a_run_is_reproduced_from_its_portable_record(run: Path, tmp_path: Path)
     [("validate", {"--config": "config.yaml"}), ("test", {"--config": "weights", "--ckpt_path": "."})],
 )
 def test_evaluation_repeats_the_record(
-    command: str, options: dict[str, str], run: Path, capsys: pytest.CaptureFixture[str]
+    command: str, options: dict[str, str], trained: TrainedTask, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The options accept every part of the run folder."""
+    run, kind = trained.folder, trained.task.kind
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
     assert main([command, *[f"{option}={run / part}" for option, part in options.items()]]) == 0
     split = {"validate": "val", "test": "test"}[command]
     record = read_config(run / "weights")["acmix_zoo"]
     expected = {m["name"]: m["value"] for m in record["metrics"] if m["split"] == split}
-    shown = capsys.readouterr().out
-    assert f"{split}: top-1 {100 * expected['top1']:.2f} %, loss " in shown
+    shown = [f"{label} {100 * expected[name]:.2f} %" for name, label in kind.metrics.items() if name in expected]
+    out = capsys.readouterr().out
+    assert f"{split}: {', '.join(shown)}" in out
+    if split == "test" and kind.class_metric:
+        scores = record["class_scores"]["values"]
+        assert [f"{100 * value:.2f} %" in out for value in scores.values()] == [True] * len(scores)
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_the_recorded_scores_are_measured_again(trained: TrainedTask, capsys: pytest.CaptureFixture[str]) -> None:
+    run, kind = trained.folder, trained.task.kind
+    assert main(["verify", str(run), "--data", str(trained.source)]) == 0
+    metrics = read_config(run / "weights")["acmix_zoo"]["metrics"]
+    value = next(100 * m["value"] for m in metrics if (m["split"], m["name"]) == ("test", kind.main_metric))
+    assert f"test {kind.main_metric}: {value:.2f} % measured, {value:.2f} % recorded" in capsys.readouterr().out

@@ -41,8 +41,8 @@ def test_an_unknown_command_lists_the_closest_one(capsys: pytest.CaptureFixture[
     assert "The commands are fit, validate, test, predict" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], [], ["clasify"]])
-def test_the_overview_does_not_import_torch(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], [], ["clasify"], ["fit", "--help"]])
+def test_help_does_not_import_torch(arguments: list[str]) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "acmix_zoo.cli", *arguments]
     imported = subprocess.run(command, capture_output=True, text=True).stderr
     assert "acmix_zoo.cli.commands" in imported and "torch" not in imported

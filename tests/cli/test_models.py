@@ -27,7 +27,14 @@ class TestList:
         *lines, note = run_command(capsys, "list").splitlines()
         assert [line.split()[0] for line in lines] == ["name", *list_models()]
         rows = {line.split()[0]: re.split("  +", line)[1:] for line in lines}
-        swin = ["28,649,908", "4.65G", "3×224×224", "30M, 4.6G", "81.9 %", "official_in1k, swin_in1k"]
+        swin = [
+            "28,649,908",
+            "4.65G",
+            "3×224×224",
+            "30M, 4.6G",
+            "81.9 %",
+            "official_in1k (download), swin_in1k (download)",
+        ]
         assert rows["acmix_swin_t"] == swin
         assert rows["san15_patchwise"] == ["16,181,310", "2.48G", "3×224×224", "16.2M, 2.6G", "78.0 %", "none"]
         assert rows["acmix_pvt_s"][3] == "25M, 3.9G *" and note.startswith("* a reconstruction")

@@ -245,11 +245,11 @@ class TestExport:
             assert f"{path}: verified" in run_command(capsys, "verify", path)
         assert "weights  acmix_resnet_pico.fashion_mnist" in run_command(capsys, "info", finished)
 
-    def test_an_export_to_a_file_is_rejected(
+    def test_a_weight_folder_with_the_name_of_a_file_is_rejected(
         self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
-        error = run_command(capsys, "export", run, tmp_path / "model.onnx", code=1)
-        assert "model.onnx is the name of a .onnx file" in error and "torch.onnx.export(" in error
+        error = run_command(capsys, "export", run, tmp_path / "model.pth", code=1)
+        assert "model.pth is the name of a .pth file" in error and "torch.save(" in error
         assert not list(tmp_path.iterdir())
 
     def test_errors(self, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ class TestExport:
         (tmp_path / "photos" / "a.png").touch()
         for source, options, message in (
             (tmp_path / "plain.ckpt", ["--no-ema"], "has no averaged weights, only the trained ones"),
-            (tmp_path / "other.ckpt", [], "is not a Lightning checkpoint of a ClassificationTask"),
+            (tmp_path / "other.ckpt", [], "is not a Lightning checkpoint of a task"),
             (tmp_path / "cut.ckpt", [], "is damaged"),
             (tmp_path / "none", [], "does not exist. Expected a weight folder, a run folder or a checkpoint"),
         ):

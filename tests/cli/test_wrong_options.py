@@ -55,7 +55,7 @@ def test_wrong_options_of_fit_are_rejected_in_one_line(
 
 def test_wrong_options_of_other_commands_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["classify", "weights", "a.png", "--topp", "3"])
+        main(["classify", "a.png", "--model", "weights", "--topp", "3"])
     assert "acmix-zoo classify: error: unknown option --topp; did you mean --top?" in capsys.readouterr().err
 
 
@@ -73,7 +73,10 @@ def test_wrong_options_of_other_commands_are_rejected(capsys: pytest.CaptureFixt
         ),
         (["fit", "--config", "recipes/finetune"], "--config recipes/finetune is a folder without a config.yaml"),
         (["verify", "x", "--dat", "y"], "acmix-zoo verify: error: unknown option --dat; did you mean --data?"),
-        (["classify", "x", "y", "--to=3"], "acmix-zoo classify: error: unknown option --to; did you mean --top?"),
+        (
+            ["classify", "x", "--model", "y", "--to=3"],
+            "acmix-zoo classify: error: unknown option --to; did you mean --top?",
+        ),
         (["data", "x", "--label", "y"], "unknown option --label; did you mean --label_column?"),
         (["list", "--pre"], "unknown option --pre; did you mean --pretrained?"),
         (["export", "x", "y", "--no"], "unknown option --no; did you mean --no-ema?"),

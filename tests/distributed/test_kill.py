@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.processes import PLAIN, Process, command, differences, fit, run
+from support.processes import PLAIN, Process, command, differences, fit
+from support.tasks import SEGMENTATION, write_masked_images
 
 from acmix_zoo.training.checkpoints import is_checkpoint
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
-KILLS = 24
+KILLS = {"classification": 24, "segmentation": 8}
 # Everything that has a state: batch norm, dropout, stochastic depth, EMA, MixUp, erasing, schedule and momentum.
 EVERYTHING = {
     **PLAIN,
@@ -29,27 +30,40 @@ VARIANTS = [
 ]
 
 
-def test_a_run_that_is_killed_repeatedly_gives_the_same_weights(tmp_path: Path, figure: Callable[..., None]) -> None:
+@pytest.mark.parametrize("task", KILLS)
+def test_a_run_that_is_killed_repeatedly_gives_the_same_weights(
+    task: str, tmp_path: Path, figure: Callable[..., None]
+) -> None:
     """Its final weights are bit-identical to those of an uninterrupted run."""
+    base = EVERYTHING
+    if task == "segmentation":
+        pytest.importorskip("segmentation_models_pytorch")
+        base = {**SEGMENTATION, "data.source": write_masked_images(tmp_path / "shapes", (40, 4, 3))}
     generator = random.Random(time.time_ns())
     seed = generator.randrange(10**6)
     generator.seed(seed)
     kills = starts = while_writing = damaged = 0
     uninterrupted: dict[int, Path] = {}
+    seconds: dict[int, float] = {}  # that the uninterrupted run takes from its first step on this machine
     campaign = 0
-    while kills < KILLS:
+    while kills < KILLS[task]:
         variant = campaign % len(VARIANTS)
         if variant not in uninterrupted:
             uninterrupted[variant] = tmp_path / f"uninterrupted{variant}"
-            run(command(fit(uninterrupted[variant], EVERYTHING, **VARIANTS[variant])), tmp_path / "uninterrupted.log")
+            arguments = command(fit(uninterrupted[variant], base, **VARIANTS[variant]))
+            process = Process(arguments, tmp_path / "uninterrupted.log")
+            process.wait_for("images per step")
+            started = time.monotonic()
+            process.end()
+            seconds[variant] = time.monotonic() - started
         folder = tmp_path / f"killed{campaign}"
-        arguments = command(fit(folder, EVERYTHING, **VARIANTS[variant]))
+        arguments = command(fit(folder, base, **VARIANTS[variant]))
         for attempt in range(40):
             starts += 1
             process = Process(arguments, tmp_path / f"{campaign}-{attempt}.log")
             process.wait_for("images per step")
             if not (folder / "weights/config.json").exists():  # otherwise the run is already finished
-                time.sleep(generator.uniform(0, 7))
+                time.sleep(generator.uniform(0, seconds[variant]))
             else:
                 process.popen.wait()
             if process.popen.poll() is None:
@@ -70,7 +84,7 @@ def test_a_run_that_is_killed_repeatedly_gives_the_same_weights(tmp_path: Path, 
         campaign += 1
     assert damaged == 0
     figure(
-        "kill -9 at random times, then resumed",
+        ("" if task == "classification" else f"{task}: ") + "kill -9 at random times, then resumed",
         f"{kills} kills after the first checkpoint in {campaign} runs ({starts} starts, seed {seed}), "
         f"{while_writing} of them while a checkpoint was written: 0 tensors differ, 0 checkpoints damaged",
     )

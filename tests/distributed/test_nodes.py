@@ -122,8 +122,8 @@ def test_processes_survive_a_killed_torchrun(tmp_path: Path, figure: Figure) -> 
     first.wait_for("images per step")
     os.kill(first.popen.pid, signal.SIGKILL)
     first.popen.wait()
-    printed = run([*arguments, "--model.lr=0.1"], tmp_path / "second.log", code=1)
-    assert "lr: 0.05\n" in (folder / "config.yaml").read_text()  # not that of the second command
+    printed = run([*arguments, "--trainer.max_epochs=17"], tmp_path / "second.log", code=1)
+    assert "max_epochs: 16\n" in (folder / "config.yaml").read_text()  # not that of the second command
     assert f"acmix-zoo: error: another run is writing to {folder} (process " in printed
     until = time.monotonic() + 120
     while "Saved best weights" not in first.output:
@@ -251,7 +251,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, figure: Figure) -
         process.wait_for("epoch 1/3")
         fill(disk / "filler")
         printed = process.end(1)
-        assert "could not save" in printed and "Free some disk space" in printed and "--ckpt_path last" in printed
+        assert "could not save" in printed and "Free some disk space" in printed
+        assert "run the same command again to resume" in printed
         assert "The TensorBoard log ends here" in printed and "epoch 3/3" in printed
         last = disk / "run/checkpoints/last.ckpt"
         step = torch.load(last, weights_only=True)["global_step"]
@@ -280,7 +281,8 @@ def test_a_full_disk_keeps_the_last_sharded_checkpoint(tmp_path: Path, figure: F
         assert "could not save" in process.output and "inline_container" in process.output
         fill(disk / "filler")
         printed = process.end(1)
-        assert printed.count("could not save") == 3 and "--ckpt_path last" in printed and "epoch 4/4" in printed
+        assert printed.count("could not save") == 3 and "epoch 4/4" in printed
+        assert "run the same command again to resume" in printed
         assert is_checkpoint(last)
         (disk / "filler").unlink()
         assert "Resuming from epoch" in run(torchrun(fit(disk / "run", **options), 2), tmp_path / "again.log")

@@ -13,6 +13,7 @@ pytest.importorskip("lightning")
 from jsonargparse import Namespace
 from support.documents import ROOT, Reader
 
+from acmix_zoo.cli.find_task import find_task
 from acmix_zoo.cli.recipes import with_config_files
 from acmix_zoo.cli.trainer import TrainingCLI
 from acmix_zoo.data import export_folder
@@ -47,13 +48,16 @@ def parse() -> Parse:
         def parse_arguments(self, parser: Any, args: Any) -> None:
             raise _Parsed(parser)
 
-    with pytest.raises(_Parsed) as parsed:
-        OnlyParser("")
-    parser = parsed.value.args[0]
+    @cache
+    def make_parser(task: str) -> Any:
+        with pytest.raises(_Parsed) as parsed:
+            OnlyParser("", task)
+        return parsed.value.args[0]
 
     @cache
     def settings(*arguments: str | Path) -> Namespace:
-        parsed: Namespace = parser.parse_args(["fit", *with_config_files([str(word) for word in arguments])])
+        words = ["fit", *with_config_files([str(word) for word in arguments])]
+        parsed: Namespace = make_parser(find_task(words)).parse_args(words)
         return parsed.fit
 
     return settings

@@ -1,5 +1,6 @@
 """Every recipe parses and trains two steps on images of its size and format, and its header agrees with its keys."""
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -11,7 +12,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from support.box_data import write_coco
 from support.documents import ROOT
+from support.tasks import write_masked_images
 
 from acmix_zoo import create_model
 from acmix_zoo.cli.main import main
@@ -24,7 +27,12 @@ from acmix_zoo.scaling.step import UTILISATION
 RECIPES = [path for path in sorted((ROOT / "recipes").glob("*/*.yaml")) if path.parent.name != "hardware"]
 PROFILES = sorted((ROOT / "recipes/hardware").glob("*.yaml"))
 IMAGENET = [path for path in RECIPES if path.parent.name == "imagenet1k"]
-TRAINING_IMAGES = {"imagenet1k": 1_281_167, "fashion_mnist": 54_000, "tiny_imagenet": 95_000}  # finetune: the user's
+# By the group or the name of a recipe. Those of finetune/ are the user's.
+TRAINING_IMAGES = {
+    "imagenet1k": 1_281_167, "fashion_mnist": 54_000, "tiny_imagenet": 95_000,
+    "segment/camvid": 367, "segment/ade20k": 20_210,
+    "detect/bccd": 205, "detect/coco_1x": 118_287, "detect/coco_3x": 118_287,
+}  # fmt: skip
 # One recipe of each kind, and one at 224 pixels with every augmentation, are enough for the quick suite.
 QUICK = {
     *("fashion_mnist/acmix_swin_pico", "finetune/folder", "finetune/linear_probe", "imagenet1k/acmix_pvt_t"),
@@ -48,8 +56,8 @@ profiles = pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.na
 
 def header(recipe: Path) -> str:
     """Return the comment at the start of a recipe as one line."""
-    lines = [line[1:].strip() for line in recipe.read_text(encoding="utf-8").split("\nseed_everything")[0].splitlines()]
-    return " ".join(lines)
+    lines = itertools.takewhile(lambda line: line.startswith("#"), recipe.read_text(encoding="utf-8").splitlines())
+    return " ".join(line[1:].strip() for line in lines)
 
 
 def number(text: str) -> float:
@@ -91,6 +99,12 @@ def test_two_steps(
     small += ["--trainer.accelerator=cpu", f"--run.folder={tmp_path / 'run'}", "--model.pretrained=false"]
     if recipe.parent.name == "fashion_mnist":
         request.getfixturevalue("fashion_mnist")
+    elif settings.task == "segmentation":
+        pytest.importorskip("segmentation_models_pytorch")
+        coding = settings.data.first_class_value, settings.data.ignore_values[0]
+        small += [f"--data.source={write_masked_images(tmp_path / 'masked', (4, 2, 1), (96, 128), *coding)}"]
+    elif settings.task == "detection":
+        small += [f"--data.source={write_coco(tmp_path / 'boxed', 4, 2)}"]
     else:
         has_validation = settings.data.image_size == 224 or settings.data.validation_as_test
         small += [f"--data.source={photographs if has_validation else digits}"]
@@ -128,7 +142,7 @@ def test_arithmetic_of_batch_and_rate(recipe: Path, parse: Any) -> None:
         int(trainer.devices), settings.data.batch_size, trainer.accumulate_grad_batches
     )  # fmt: skip
     assert devices * batch * accumulated == total
-    if images := TRAINING_IMAGES.get(recipe.parent.name):
+    if images := TRAINING_IMAGES.get(recipe.parent.name) or TRAINING_IMAGES.get(recipe_name(recipe)):
         assert f"{images:,} training images" in text
         steps = images // total
         assert (

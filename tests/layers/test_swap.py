@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from acmix_zoo import ACmix2d, swap_conv3x3
 
@@ -210,6 +211,16 @@ def test_hooks_and_parametrizations_are_not_lost() -> None:
     report = swap_conv3x3(model, "*")
     assert set(report.replaced) == {"3"}
     assert "pruning" in report.skipped["0"] and "weight norm" in report.skipped["1"] and "hooks" in report.skipped["2"]
+
+
+def test_feature_extractor_of_torchvision_traces_a_swapped_network() -> None:
+    model = torchvision.models.resnet18(weights=None).eval()
+    swap_conv3x3(model, "layer[34].*")
+    x = torch.rand(1, 3, 64, 48)
+    maps = create_feature_extractor(copy.deepcopy(model), ["layer3", "layer4", "fc"])(x)
+    assert maps["layer3"].shape == (1, 256, 4, 3) and maps["layer4"].shape == (1, 512, 2, 2)
+    with torch.no_grad():
+        assert torch.equal(maps["fc"], model(x))
 
 
 def test_shared_convolution_is_kept_everywhere_or_nowhere() -> None:

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,16 @@ import torch
 pytest.importorskip("lightning")
 
 import lightning as L
+from support.tasks import CLASSIFICATION, TASKS, TaskCase, skip_without_packages
 from support.training import (
     CallAt,
     CrashAfterFirstEpoch,
     assert_same_run,
     callback_option,
     checkpoint_weights,
+    cut_power,
     fit_arguments,
-    make_data,
     make_image_folder,
-    make_task,
     make_trainer,
     no_large_files,
     train_run,
@@ -33,20 +35,39 @@ from acmix_zoo.training.signals import Interrupted
 from acmix_zoo.weights import check_folder
 
 
-def fit(folder: Path, image_folder: Path, *callbacks: L.Callback, resume: bool = False, epochs: int = 3) -> RunFolder:
+def fit(
+    folder: Path,
+    source: Path,
+    *callbacks: L.Callback,
+    resume: bool = False,
+    epochs: int = 3,
+    task: TaskCase = CLASSIFICATION,
+) -> RunFolder:
     run = RunFolder(str(folder))
     torch.manual_seed(0)
     trainer = make_trainer(*callbacks, run, epochs=epochs)
     path = run.last if resume else None
-    trainer.fit(make_task(ema_decay=0.9), make_data(image_folder), ckpt_path=path, weights_only=True)
+    trainer.fit(task.make_task(ema_decay=0.9), task.make_data(source), ckpt_path=path, weights_only=True)
     return run
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """Return a run that is not interrupted."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    return fit(folder / "run", make_image_folder(folder / "images"))
+def uninterrupted_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TaskCase], RunFolder]:
+    """Return a function that returns a run of a task that is not interrupted, with its data next to it."""
+
+    @cache
+    def run(task: TaskCase) -> RunFolder:
+        skip_without_packages(task)
+        folder = tmp_path_factory.mktemp("uninterrupted")
+        return fit(folder / "run", task.write_short_data(folder / "data"), task=task)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(uninterrupted_runs: Callable[[TaskCase], RunFolder]) -> RunFolder:
+    """Return a run of a classifier that is not interrupted."""
+    return uninterrupted_runs(CLASSIFICATION)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +98,26 @@ def test_signal_and_resume_give_the_uninterrupted_weights(
     step = torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert step == (5 if moment["batch"] == 1 else 6)  # three steps per epoch; no finished step is lost
     assert_same_run(uninterrupted, fit(tmp_path / "cut", image_folder, resume=True))
+
+
+@pytest.mark.parametrize(
+    "moment", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("task", TASKS[1:], ids=lambda task: task.name)
+def test_every_task_resumes_to_the_bit(
+    task: TaskCase, moment: int | None, uninterrupted_runs: Callable[[TaskCase], RunFolder], tmp_path: Path
+) -> None:
+    """After a crash within an epoch, at its end, and during a validation."""
+    expected = uninterrupted_runs(task)
+    source = expected.folder.parent / "data"
+    if moment == 1:  # otherwise nothing would have been saved within the epoch
+        with pytest.raises(Interrupted):
+            at = CallAt(lambda: os.kill(os.getpid(), signal.SIGTERM), epoch=1, batch=moment)
+            fit(tmp_path / "cut", source, at, task=task)
+    else:
+        with pytest.raises(RuntimeError, match="power"):
+            fit(tmp_path / "cut", source, CallAt(cut_power, epoch=1, batch=moment), task=task)
+    assert_same_run(expected, fit(tmp_path / "cut", source, resume=True, task=task))
 
 
 def test_second_interrupt_stops_at_once_and_keeps_the_epoch(

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("lightning")
 
 from acmix_zoo.cli.trainer import TrainingCLI
+from acmix_zoo.tasks.task_classes import TASK_NAMES
 from acmix_zoo.training.option_rules import RULES, Rule, find_changes, flatten
 
 
@@ -16,31 +17,47 @@ class ParserBuilt(Exception):
 
 
 @pytest.fixture(scope="module")
-def parser() -> Any:
-    """Return the parser of `acmix-zoo fit`."""
+def parsers() -> dict[str, Any]:
+    """Return the parser of `acmix-zoo fit` for each task."""
 
     class ParserOnly(TrainingCLI):
         def parse_arguments(self, parser: Any, args: Any) -> None:
             raise ParserBuilt(self._parser("fit"))
 
-    with pytest.raises(ParserBuilt) as built:
-        ParserOnly("")
-    return built.value.args[0]
+    parsers = {}
+    for task in TASK_NAMES:
+        with pytest.raises(ParserBuilt) as built:
+            ParserOnly("", task)
+        parsers[task] = built.value.args[0]
+    return parsers
 
 
-def test_every_option_has_a_rule(parser: Any) -> None:
-    """The options are read from the parser, so that no new option can be forgotten, not even one of Lightning."""
+def options_of(parser: Any) -> set[str]:
+    """Return the options of a parser, except the number of classes, which is compared with the data instead."""
     helpers = ("_HelpAction", "ActionConfigFile", "_ActionPrintConfig", "_ActionHelpClassPath", "_ActionConfigLoad")
     options = {action.dest for action in parser._actions if type(action).__name__ not in helpers}
-    options -= {"data.num_classes --> model.num_classes", "model.num_classes"}  # compared with the data instead
-    assert len(options) > 90
+    return options - {"data.num_classes --> model.num_classes", "model.num_classes"}
+
+
+def test_every_option_has_a_rule(parsers: dict[str, Any]) -> None:
+    """The options are read from the parsers, so that no new option can be forgotten, not even one of Lightning."""
+    options: set[str] = set()
+    for parser in parsers.values():
+        assert len(options_of(parser)) > 90
+        options |= options_of(parser)
     assert sorted(options - RULES.keys()) == [], "give these options a rule in acmix_zoo/training/option_rules.py"
     assert sorted(RULES.keys() - options) == [], "these options no longer exist"
 
 
-def test_a_parsed_configuration_keeps_every_option(parser: Any) -> None:
-    config = parser.parse_args(["--data.source=x", "--model.model=test_resnet", "--trainer.callbacks=null"])
-    assert flatten(config).keys() == RULES.keys()
+def test_tasks_share_their_optimiser_and_run_folder(parsers: dict[str, Any]) -> None:
+    shared = set.intersection(*map(options_of, parsers.values()))
+    assert {"task", "model.lr", "model.ema_decay", "model.layer_decay", "data.source", "data.batch_size"} <= shared
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_a_parsed_configuration_keeps_every_option(task: str, parsers: dict[str, Any]) -> None:
+    config = parsers[task].parse_args(["--data.source=x", "--model.model=test_resnet", "--trainer.callbacks=null"])
+    assert flatten(config).keys() == options_of(parsers[task])
     assert json.loads(json.dumps(flatten(config))) == flatten(config)
 
 

@@ -104,6 +104,13 @@ def test_an_existing_path_takes_precedence_over_a_repository(here: Path) -> None
     assert locate("hf-hub:finished/weight").kind is locate("finished/weight@v1").kind is Kind.REPOSITORY
 
 
+def test_a_run_that_does_not_exist_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if there is no folder `runs` yet, or the working directory is a different one."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFoundError, match=r"runs/folder-photos does not exist.*use hf-hub:runs/folder-photos"):
+        locate("runs/folder-photos")
+
+
 def test_the_weights_of_a_network_are_located(here: Path) -> None:
     assert locate_weights("acmix_resnet_pico", "fashion_mnist").tag == "fashion_mnist"
     assert locate_weights("resnet18", "resnet18").path == Path("resnet18")

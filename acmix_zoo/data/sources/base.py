@@ -26,6 +26,10 @@ class Source(ABC):
     class_names: tuple[str, ...]
     remarks: Sequence[str] = ()
 
+    def missing_split_advice(self, split: str) -> str:
+        """Return how to add a split, for the error about a missing one."""
+        return f"Add a {split}/ folder with the same class folders"
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Return sixteen hexadecimal digits that change when the data change."""

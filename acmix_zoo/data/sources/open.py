@@ -70,16 +70,21 @@ def is_hub_id(name: str) -> bool:
     return looks_like_id and not _path(name).exists() and not _similar_folders(name)
 
 
-def source_not_found(name: str) -> FileNotFoundError | ValueError:
-    """Return the error for a name that no kind of source matches."""
+def source_not_found(name: str, kinds: str | None = None) -> FileNotFoundError | ValueError:
+    """Return the error for a name that no kind of source matches.
+
+    Args:
+        name: the name.
+        kinds: descriptions of what was expected; by default, the kinds of image classification data.
+    """
     path = _path(name)
-    kinds = "; ".join(kind.description for kind in _KINDS)
+    kinds = kinds or "; ".join(kind.description for kind in _KINDS)
     if path.is_file():
         return ValueError(f"source {name} is a file of an unknown kind. Expected {kinds}")
     similar = [*_similar_folders(name), *difflib.get_close_matches(name, SHIPPED, n=1)]
-    suggestion = f". Did you mean {' or '.join(similar)}?" if similar else ""
+    suggestion = f"Did you mean {' or '.join(similar)}? " if similar else ""
     return FileNotFoundError(
-        f"source {name!r} does not exist{suggestion}. Expected {kinds}. Looked for {os.path.abspath(path)}. Set the "
+        f"source {name!r} does not exist. {suggestion}Expected {kinds}. Looked for {os.path.abspath(path)}. Set the "
         "location with --data.source"
     )
 

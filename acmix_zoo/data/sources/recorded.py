@@ -25,6 +25,7 @@ class RecordedSource(IndexedSource):
         self.name, self.license = str(dataset["name"]), str(dataset["license"])
         self.origin = str(dataset.get("source", "unknown"))  # cards of acmix_zoo 0.1.0 and earlier have no source
         self.class_names = tuple(card["cfg"]["label_names"])
+        self.category_ids = tuple(dataset.get("category_ids") or range(1, 1 + len(self.class_names)))  # of detectors
         self._fingerprint = str(dataset["fingerprint"])
 
     def fingerprint(self) -> str:

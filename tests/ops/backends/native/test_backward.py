@@ -52,6 +52,8 @@ def assert_equal_to_reference(layer: ACmix2d, x: Tensor) -> None:
         # of a random walk with as many steps.
         terms = expected["out"].numel() / e.numel()
         scale = max(float(e.abs().max()), 0.1 * terms**0.5, 0.1)
+        if name == "qkv.bias":  # its terms are those of the weight without a factor of about 1, and may cancel more
+            scale = max(scale, float(expected["qkv.weight"].abs().max()))
         error = float((a - e).abs().max())
         assert error <= 5e-5 * scale, f"{name}: {error:.1e} of {scale:.1e}"
 

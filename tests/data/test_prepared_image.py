@@ -1,12 +1,11 @@
-"""Preprocessing for a single image: what the network receives, and what that looks like."""
+"""A prepared image: what the network receives, and what that looks like."""
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from acmix_zoo import create_model
-from acmix_zoo.data.preprocessing import class_names, prepare_image
+from acmix_zoo.data.prepared_image import prepare_image
 
 
 def test_the_picture_is_the_tensor_before_it_was_normalised() -> None:
@@ -22,9 +21,3 @@ def test_the_picture_is_the_tensor_before_it_was_normalised() -> None:
 def test_large_images_are_resized_and_cropped() -> None:
     prepared = prepare_image(Image.new("RGB", (300, 200), "red"), create_model("acmix_resnet26"))
     assert prepared.tensor.shape == (1, 3, 224, 224) and (prepared.picture == (255, 0, 0)).all()
-
-
-def test_class_names_are_those_of_the_weights_or_numbers() -> None:
-    assert class_names(create_model("acmix_resnet_pico", pretrained=True))[9] == "Ankle boot"
-    model: nn.Module = create_model("acmix_resnet26", num_classes=2)
-    assert class_names(model) == ["class 0", "class 1"]

@@ -1,0 +1,66 @@
+"""The short help of `fit`, `validate`, `test` and `predict`.
+
+Like commands.py, this file imports nothing that takes time, so the help appears at once.
+"""
+
+from __future__ import annotations
+
+from acmix_zoo.cli.commands import COMMANDS
+
+_CONFIG = {
+    "--config CONFIG": "a recipe such as finetune/folder, a YAML file, or a run folder. May be repeated; later ones "
+    "override",
+}
+_EVALUATION = {
+    **_CONFIG,
+    "--data.source SOURCE": "data set (default: the one that the run was trained on)",
+    "--ckpt_path FILE": "best (the default), last, a run folder or a checkpoint file",
+    "--model.pretrained WEIGHTS": "evaluate these weights instead of a checkpoint",
+    "--data.batch_size N": "images per batch and device",
+    "--data.num_workers N": "processes that load images",
+}
+# The options that most people use; `--help-all` lists all of them.
+OPTIONS: dict[str, dict[str, str]] = {
+    "fit": {
+        **_CONFIG,
+        "--data.source SOURCE": "folder with one subfolder per class (train/ and test/ are recognised), table, "
+        "Hub data set, or fashion_mnist",
+        "--model.model NAME": "network: a name of `acmix-zoo list`, any timm model, or a weight folder",
+        "--model.pretrained WEIGHTS": "weights to start from: true, false, a tag, or anything that MODEL can be",
+        "--data.image_size PIXELS": "side length of the square input, in pixels",
+        "--data.batch_size N": "images per batch and device",
+        "--model.lr LR": "learning rate",
+        "--trainer.max_epochs N": "number of epochs",
+        "--data.num_workers N": "processes that load images (0: load in the training process)",
+        "--run.folder FOLDER": "output folder (default: runs/RECIPE-DATA). Run the same command again to resume",
+    },
+    "validate": _EVALUATION,
+    "test": _EVALUATION,
+    "predict": {
+        **_CONFIG,
+        "--data.predict PATH": "an image, or a folder of images",
+        "--ckpt_path FILE": "best (the default), last, a run folder or a checkpoint file",
+        "--data.batch_size N": "images per batch and device",
+        "--data.num_workers N": "processes that load images",
+    },
+}
+_SUMMARIES = {
+    "fit": "Train a network, or fine-tune pretrained weights. Logs, checkpoints and weights go to the run folder.",
+    "validate": "Measure the accuracy of a run's best weights on the validation split.",
+    "test": "Measure the accuracy of a run's best weights on the test split.",
+    "predict": "Classify images with a run's best weights and write predictions.csv to the run folder.",
+}
+
+
+def short_help(command: str) -> str:
+    """Return the help of a command with the options that most people use."""
+    options = OPTIONS[command]
+    width = max(map(len, options)) + 2
+    example = f"acmix-zoo {command} {COMMANDS[command].example}"
+    return "\n".join(
+        [
+            f"usage: acmix-zoo {command} --config CONFIG [options]\n\n{_SUMMARIES[command]}\n",
+            *(f"  {option:{width}}{text}" for option, text in options.items()),
+            f"\nExample: {example}\n\nAll options: acmix-zoo {command} --help-all",
+        ]
+    )

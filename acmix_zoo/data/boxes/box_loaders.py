@@ -1,0 +1,19 @@
+"""`BoxLoaders`: loaders of images with boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from acmix_zoo.data.boxes.box_dataset import BoxDataset
+from acmix_zoo.data.boxes.box_summary import summarize_boxes
+from acmix_zoo.data.indexed_loaders import IndexedLoaders
+from acmix_zoo.data.inspection import Inspection
+
+
+class BoxLoaders(IndexedLoaders):
+    """Loaders of a `BoxSource`. The augmentation in their options is a `BoxAugment`."""
+
+    dataset_class = BoxDataset
+
+    def summary(self, inspections: Mapping[str, Inspection]) -> str:
+        return summarize_boxes(self.source, self.splits, inspections)

@@ -1,0 +1,180 @@
+"""`BoxDataModule`: any source of images with boxes as Lightning's training, validation, test and prediction loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.trainer.states import TrainerStatus
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize
+
+from acmix_zoo.data.augment import Pixels
+from acmix_zoo.data.boxes.box_augment import BoxAugment, scaled_size
+from acmix_zoo.data.boxes.box_dataset import BoxBatch, BoxDataset
+from acmix_zoo.data.boxes.box_loaders import BoxLoaders
+from acmix_zoo.data.boxes.open_boxes import SOURCE_KINDS, open_box_source
+from acmix_zoo.data.indexed_loaders import make_eval_loader
+from acmix_zoo.data.loaders import EvalLoader, LoaderOptions
+from acmix_zoo.data.options import channel_stats
+from acmix_zoo.data.resumable import ResumableDataModule
+from acmix_zoo.data.sources.image_sets import FileImages
+from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION, Split
+
+
+class BoxDataModule(ResumableDataModule):
+    """Images with boxes, and possibly masks, from one `source`.
+
+    Batches are a `BoxBatch`: a list of normalised images (3, H, W) of different sizes, and a list of targets as
+    torchvision's detectors take them. Label 0 is the background. In evaluation, images have their own size, because the
+    detector resizes them and returns boxes in pixels of the original image.
+
+    Order, image size and flips depend only on (seed, epoch, image). A resumed run gets the same batches as an
+    uninterrupted one, and the images of a step are the same on any number of processes with the same global batch size.
+    Evaluation counts every image once on any number of processes.
+
+    Boxes that cannot be used are left out and counted in the summary that is printed before the first step: boxes
+    without area, outside of their image, of unknown classes, or without coordinates. Boxes that extend beyond their
+    image are clipped. Images without boxes are kept, because they teach what is background.
+
+    Args:
+        source: a folder in COCO's format (annotations/instances_train….json, or train/_annotations.coco.json next to
+            the images), a folder in the format of Pascal VOC, the id of a Hugging Face data set with a column
+            `objects`, or a parquet file or folder of such files with that column.
+        image_size: length of an image's shorter side in evaluation, and in training without `multi_scale`, in pixels.
+        max_size: maximum length of the longer side. The shorter side is smaller than requested if needed.
+        multi_scale: lengths of the shorter side in training, one of which is drawn for each image.
+        masks: read the mask of each object, for Mask R-CNN.
+        box_format: what the numbers of a box in a table are: "xywh" (left, top, width, height) or "xyxy" (left, top,
+            right, bottom). COCO and Pascal VOC have a fixed format.
+        batch_size: number of images per step and process.
+        num_workers: number of processes that load images; 0 to load them in the training process.
+        val_fraction: fraction of the training images used for validation if the source has no validation split.
+        validation_as_test: for a source whose test annotations are not public: test on its validation split, and split
+            the validation images off the training split (`val_fraction`).
+        mean, std: mean and standard deviation of the three channels, for pixel values between 0 and 1; ImageNet's by
+            default. They have to be those of the pretrained backbone.
+        hflip, vflip: probability of a horizontal and of a vertical flip in training.
+        max_unreadable: maximum number of unreadable images to skip per process before the run fails.
+        predict: an image or a folder of images, for the prediction loader.
+        seed: seed of the validation split, the order and the augmentation.
+
+    Attributes:
+        category_ids: the number of each class in the annotation files.
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        ValueError: the source has no boxes, or an option is not allowed. The message says what to do.
+    """
+
+    expected_source = SOURCE_KINDS
+    loaders: BoxLoaders
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        image_size: int = 800,
+        max_size: int = 1333,
+        multi_scale: list[int] | None = None,
+        masks: bool = False,
+        box_format: Literal["xywh", "xyxy"] = "xywh",
+        batch_size: int = 2,
+        num_workers: int = 0,
+        val_fraction: float = DEFAULT_VAL_FRACTION,
+        validation_as_test: bool = False,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        hflip: float = 0.5,
+        vflip: float = 0.0,
+        max_unreadable: int = 100,
+        predict: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        positive = {"image_size": image_size, "max_size": max_size, "batch_size": batch_size}
+        positive |= {"multi_scale": min(multi_scale)} if multi_scale else {}
+        for name, value in positive.items():
+            if value < 1:
+                raise ValueError(f"{name}={value} is too small. Use 1 or more")
+        if not 0 <= val_fraction < 1:
+            raise ValueError(
+                f"val_fraction={val_fraction} is not a fraction of the training images. Use a number from 0 to below 1"
+            )
+        self.mean, self.std = channel_stats(mean, std)
+        self.image_size, self.max_size, self.masks = image_size, max_size, masks
+        self.batch_size, self.num_workers, self.max_unreadable = batch_size, num_workers, max_unreadable
+        self.seed, self.predict, self.validation_as_test = seed, predict, validation_as_test
+        opened = open_box_source(source, masks, box_format)
+        self.loaders = BoxLoaders(opened, val_fraction, seed, validation_as_test=validation_as_test)
+        self.class_names = opened.class_names
+        self.category_ids = opened.category_ids
+        self.input_size = (3, image_size, min(max_size, round(image_size * 4 / 3)))
+        self.pixels = Pixels(image_size, self.mean, self.std, "bilinear", 1.0)
+        self.augment = BoxAugment(self.pixels, tuple(multi_scale or [image_size]), max_size, hflip, vflip)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "category_ids": list(self.category_ids)}
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {
+            "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std),
+            "interpolation": "bilinear", "crop_pct": 1.0,
+        }  # fmt: skip
+
+    @classmethod
+    def for_weights(cls, source: str, config: Mapping[str, Any]) -> BoxDataModule:
+        cfg, options = config["pretrained_cfg"], config.get("task_options", {})
+        return cls(
+            source, image_size=options["image_size"], max_size=options["max_size"],
+            masks=options["detector"] == "mask_rcnn", mean=tuple(cfg["mean"]), std=tuple(cfg["std"]),
+            validation_as_test=(config["acmix_zoo"].get("dataset") or {}).get("validation_as_test", False),
+        )  # fmt: skip
+
+    # ---- loaders
+
+    def loader_options(self) -> LoaderOptions:
+        trainer = self.trainer
+        return LoaderOptions(
+            self.augment,
+            self.batch_size,
+            self.num_workers,
+            self.seed,
+            self.max_unreadable,
+            raw=trainer is not None and trainer.state.status == TrainerStatus.RUNNING,
+            keep_workers=trainer is not None and trainer.state.fn == "fit",
+        )
+
+    def predict_dataloader(self) -> EvalLoader:
+        count = len(self.predict_paths)
+        split = Split(FileImages(self.predict_paths, np.zeros(count, np.int64)), np.arange(count))
+        return make_eval_loader(split, self.loader_options().for_split("predict"), dataset_class=BoxDataset)
+
+    def example_images(self) -> Tensor:
+        """Return an image of `example_batch`, resized as in evaluation, as (1, 3, H, W), or noise without one."""
+        images = self.example_batch(1).images
+        if not images:
+            return torch.randn(1, *self.input_size, generator=torch.Generator().manual_seed(0))
+        size = scaled_size(images[0].shape[1], images[0].shape[2], self.image_size, self.max_size)
+        return self.pixels.normalize(resize(images[0], list(size), antialias=True)[None])
+
+    def example_batch(self, count: int) -> BoxBatch:
+        """Return the first images of the test split, or of the validation split without one, as uint8 in their own
+        size."""
+        split = next((self.loaders.splits[name] for name in ("test", "val") if name in self.loaders.splits), None)
+        if split is None:
+            return BoxBatch([], [])
+        augment: Any = self.augment.for_evaluation()
+        dataset = BoxDataset(split, augment, max_unreadable=self.max_unreadable, raw=True)
+        return dataset.__getitems__(range(min(count, len(dataset))))
+
+    # ---- on the device
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalise the images of a `BoxBatch`: uint8 → float32, or the trainer's precision."""
+        if not isinstance(batch, BoxBatch) or batch.images[0].dtype != torch.uint8:
+            return batch
+        images = [self.pixels.normalize(image[None])[0] for image in batch.images]
+        return BoxBatch(self.trainer.precision_plugin.convert_input(images) if self.trainer else images, batch.targets)

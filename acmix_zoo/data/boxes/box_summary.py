@@ -1,0 +1,71 @@
+"""Summarise a data set with boxes before a run: splits, boxes of each class, and what cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource
+from acmix_zoo.data.boxes.objects import Objects, count_empty
+from acmix_zoo.data.duplicates import duplicate_warnings
+from acmix_zoo.data.inspection import Inspection
+from acmix_zoo.data.sources.base import IndexedSource
+from acmix_zoo.data.splits import Split, unreadable_message
+from acmix_zoo.data.wording import first_few
+
+_TABLE_CLASSES = 20  # a data set with more classes gets no table
+
+
+def summarize_boxes(source: IndexedSource, splits: Mapping[str, Split], inspections: Mapping[str, Inspection]) -> str:
+    """Return the summary of a data set with boxes that is printed at the start of a run.
+
+    Args:
+        source: a `BoxSource`.
+        splits: the splits, from `split_source`.
+        inspections: the results of inspecting the files, for each split that was inspected.
+    """
+    names = source.class_names
+    ordered = {name: splits[name] for name in ("train", "val", "test") if name in splits}
+    counts = {name: _boxes_per_class(split, len(names)) for name, split in ordered.items()}
+    images = ", ".join(f"{name} {split.size:,}" for name, split in ordered.items())
+    boxes = ", ".join(f"{name} {count.sum():,}" for name, count in counts.items())
+    lines = [f"data: {source.name}, {len(names)} classes; images: {images}; boxes: {boxes}"]
+    if "test" in splits and "test" not in source.splits:
+        lines.append("  test is the validation split of the source (data.validation_as_test)")
+    if "val" in splits and ("val" not in source.splits or ("test" not in source.splits and "test" in splits)):
+        lines.append("  val was split off from train (data.val_fraction)")
+    if len(names) <= _TABLE_CLASSES:
+        width = max(map(len, ("boxes of class", *names)))
+        lines.append("  " + "boxes of class".ljust(width) + "".join(f"{split:>9}" for split in counts))
+        for number, name in enumerate(names):
+            lines.append(f"  {name.ljust(width)}" + "".join(f"{count[number]:>9,}" for count in counts.values()))
+    check = source.check.summary() if isinstance(source, BoxSource) else ""
+    empty = [f"{split} {text}" for split in ordered if (text := count_empty(_objects(ordered[split])))]
+    missing = _classes_without_training_boxes(names, counts["train"])
+    files = {name: Split(_annotated(split).images, split.indices) for name, split in ordered.items()}
+    remarks = [check, "; ".join(empty), missing, *duplicate_warnings(files), *source.remarks]
+    lines += [f"  {remark}" for remark in remarks if remark]
+    lines += [f"  {unreadable_message(name, found)}" for name, found in inspections.items() if found.problems]
+    return "\n".join(lines)
+
+
+def _boxes_per_class(split: Split, classes: int) -> np.ndarray:
+    """Return (classes,) integers: the number of boxes of each class."""
+    labels = [objects.classes for objects in _objects(split)]
+    return np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=classes)
+
+
+def _classes_without_training_boxes(names: tuple[str, ...], counts: np.ndarray) -> str:
+    missing = [name for name, count in zip(names, counts, strict=True) if not count]
+    return f"train has no box of {first_few(missing)}" if missing else ""
+
+
+def _objects(split: Split) -> list[Objects]:
+    objects = _annotated(split).objects
+    return [objects[i] for i in split.indices]
+
+
+def _annotated(split: Split) -> AnnotatedImages:
+    assert isinstance(split.images, AnnotatedImages)
+    return split.images

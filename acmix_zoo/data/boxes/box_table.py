@@ -1,0 +1,197 @@
+"""`BoxTable`: a data set with a column of boxes that the `datasets` library reads, on the Hub or as parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource
+from acmix_zoo.data.boxes.coco_api import encode_mask
+from acmix_zoo.data.boxes.coco_source import corners
+from acmix_zoo.data.boxes.objects import UNKNOWN, BoxCheck, Objects, make_objects
+from acmix_zoo.data.formats import open_formats
+from acmix_zoo.data.images import UnreadableImage
+from acmix_zoo.data.sources.image_sets import CHECK_LIMIT, Images
+from acmix_zoo.data.sources.path_safety import allowed_roots
+from acmix_zoo.data.sources.shards import Shards
+from acmix_zoo.data.sources.split_names import local_name
+from acmix_zoo.data.sources.table import (
+    TableImages,
+    declared_class_names,
+    load_tables,
+    select_splits,
+    table_origin,
+)
+from acmix_zoo.data.sources.table_columns import Classes, find_image_column, number_classes
+
+_COLUMN = "objects"
+_CLASS_FIELDS = ("category", "category_id", "label")
+
+
+class BoxTable(BoxSource):
+    """A table with a column of images and a column "objects", as the detection data sets on the Hub have.
+
+    Each cell of "objects" has the lists `bbox` and `category` (or `category_id`, or `label`), one entry for each
+    object, and possibly `area`, `iscrowd` and `segmentation`. The classes have the names that the table declares.
+    Otherwise, they are the values in the training split, sorted.
+
+    Args:
+        source: a parquet file, a folder of such files, an imagefolder with metadata, or an id on the Hub.
+        box_format: what the four numbers of a box are: "xywh" (left, top, width, height, as in COCO) or "xyxy" (left,
+            top, right, bottom, as in Pascal VOC).
+        has_masks: read the segmentation of each object.
+
+    Raises:
+        FileNotFoundError: there is no such data set on this machine or on the Hub.
+        ValueError: a column is missing.
+    """
+
+    def __init__(self, source: str, box_format: str = "xywh", has_masks: bool = False) -> None:
+        path = Path(source).expanduser()
+        self.name = local_name(path) if path.exists() else source
+        self.origin = table_origin(path)
+        self.box_format, self.has_masks = box_format, has_masks
+        self.roots = allowed_roots(source)
+        self.check = BoxCheck()
+        shards = Shards(path)
+        self.tables = select_splits(load_tables(source, shards), source)
+        train = self.tables["train"]
+        self.license = str(train.info.license or "unknown")
+        self.column = find_image_column(train.features, source)
+        self.class_field = _class_field(train.features, source)
+        declared = _declared_names(train.features[_COLUMN], self.class_field)
+        if declared:
+            self.classes = Classes(declared)
+        else:
+            cells = train.select_columns(_COLUMN)
+            values = {value for row in cells for value in _field(row[_COLUMN], self.class_field)}
+            self.classes = number_classes(values, f"{_COLUMN}.{self.class_field}", shards.class_names())
+        self.class_names = self.classes.names
+        self.category_ids = tuple(range(1, len(self.class_names) + 1))
+
+    def load(self) -> dict[str, Images]:
+        import datasets
+
+        splits: dict[str, Images] = {}
+        for split, table in self.tables.items():
+            undecoded = table.select_columns(self.column).cast_column(self.column, datasets.Image(decode=False))
+            zeros = np.zeros(len(table), np.int64)
+            images = TableImages(undecoded, self.column, zeros, f"{self.name}/{split}", self.roots)
+            sizes = _sizes(table, images)
+            cells = table.select_columns(_COLUMN)
+            objects = [
+                self._objects(row[_COLUMN], size, images.describe(i))
+                for i, (row, size) in enumerate(zip(cells, sizes, strict=True))
+            ]
+            splits[split] = AnnotatedImages(images, objects)
+        if self.box_format == "xywh" and self.check.counts["clipped to their image"] > sum(map(len, splits.values())):
+            hint = "Most images have boxes that leave them. If the numbers of a box are left, top, right and bottom"
+            self.remarks = [*self.remarks, f"{hint}, set data.box_format to xyxy"]
+        return splits
+
+    def _objects(self, cell: Any, size: tuple[int, int] | None, name: str) -> Objects:
+        labels = _field(cell, self.class_field)
+        numbers = np.array([self._number(label) for label in labels], np.int64)
+        for label, number in zip(labels, numbers, strict=True):
+            if number == UNKNOWN:
+                self.check.count_unknown_class(name, str(label))
+        count = len(labels)
+        is_crowd = _field(cell, "iscrowd", count) if _has(cell, "iscrowd") else None
+        areas = _field(cell, "area", count) if _has(cell, "area") else None
+        masks = None
+        if self.has_masks:
+            if size is None or not _has(cell, "segmentation"):
+                raise ValueError(f"{name} has no masks. Expected a field `segmentation` in the column {_COLUMN}")
+            masks = [encode_mask(each, size[1], size[0]) for each in _field(cell, "segmentation")]
+        boxes = [corners(box, self.box_format) for box in _field(cell, "bbox", count)]
+        objects = make_objects(boxes, numbers, is_crowd, areas, masks)
+        return self.check.clean(objects.select(numbers != UNKNOWN), size, name)
+
+    def _number(self, label: Any) -> int:
+        if self.classes.numbers is not None:
+            return self.classes.numbers.get(label, UNKNOWN)
+        return int(label) if label is not None and 0 <= int(label) < len(self.class_names) else UNKNOWN
+
+
+def is_box_table(features: Any) -> bool:
+    """Return whether a table with these columns has boxes."""
+    return _COLUMN in features
+
+
+def _class_field(features: Any, data_name: str) -> str:
+    """Return the name of the field with the class of each object."""
+    if _COLUMN not in features:
+        raise ValueError(
+            f"{data_name} has no column {_COLUMN!r}, only {', '.join(features)}. Expected a data set with boxes, each "
+            f"cell of that column with the lists `bbox` and `category`"
+        )
+    fields = _fields(features[_COLUMN])
+    for name in _CLASS_FIELDS:
+        if name in fields and "bbox" in fields:
+            return name
+    raise ValueError(
+        f"{data_name}: the column {_COLUMN!r} has the fields {', '.join(fields)}. Expected `bbox` and `category`"
+    )
+
+
+def _fields(feature: Any) -> Mapping[str, Any]:
+    """Return the fields of a column of objects, which is a list of dicts or a dict of lists."""
+    inner = getattr(feature, "feature", feature)
+    inner = inner[0] if isinstance(inner, list) else inner
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _declared_names(feature: Any, field: str) -> tuple[str, ...] | None:
+    value = _fields(feature)[field]
+    value = value[0] if isinstance(value, list) else value
+    return declared_class_names(getattr(value, "feature", value))
+
+
+def _has(cell: Any, name: str) -> bool:
+    return name in (cell if isinstance(cell, Mapping) else (cell or [{}])[0])
+
+
+def _field(cell: Any, name: str, count: int | None = None) -> list[Any]:
+    """Return a field of all objects in a cell.
+
+    Args:
+        cell: a dict of lists, a list of dicts, or None.
+        name: name of the field.
+        count: the expected number of objects, if it is known.
+
+    Raises:
+        ValueError: the number of objects differs.
+    """
+    if isinstance(cell, Mapping):
+        values = list(cell[name] or [])
+    else:
+        values = [each[name] for each in cell or []]
+    if count is not None and len(values) != count:
+        raise ValueError(
+            f"a cell of the column {_COLUMN!r} has {len(values)} values of {name} for {count} objects. Expected one "
+            "for each object"
+        )
+    return values
+
+
+def _sizes(table: Any, images: TableImages) -> list[tuple[int, int] | None]:
+    """Return (width, height) of each image, from the columns of these names or from the headers of the files."""
+    if {"width", "height"} <= set(table.features):
+        pairs = zip(table["width"], table["height"], strict=True)
+        return [(int(width), int(height)) if width and height else None for width, height in pairs]
+    if len(images) > CHECK_LIMIT:
+        return [None] * len(images)
+    return [_header_size(images, i) for i in range(len(images))]
+
+
+def _header_size(images: TableImages, index: int) -> tuple[int, int] | None:
+    try:
+        with Image.open(BytesIO(images.encoded_image(index)), formats=open_formats()) as image:
+            return image.size
+    except (OSError, UnreadableImage):  # the loader reports it
+        return None

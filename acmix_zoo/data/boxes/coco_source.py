@@ -1,0 +1,160 @@
+"""`CocoSource`: a folder with annotation files in COCO's format."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource
+from acmix_zoo.data.boxes.coco_api import encode_mask
+from acmix_zoo.data.boxes.objects import UNKNOWN, BoxCheck, Objects, make_objects
+from acmix_zoo.data.sources.image_sets import FileImages, Images
+from acmix_zoo.data.sources.path_safety import checked_path
+from acmix_zoo.data.sources.split_names import local_name, match_splits
+from acmix_zoo.data.wording import first_few
+
+_PREFIX = "instances_"
+_EXPORT = "_annotations.coco.json"  # in the folder of each split, as labelling services export it
+
+
+def find_annotation_files(folder: Path) -> dict[str, Path]:
+    """Return the annotation file of each split: annotations/instances_train2017.json, annotations/train.json, or
+    train/_annotations.coco.json."""
+    if not folder.is_dir():
+        return {}
+    exported = {path.parent.name: path for path in sorted(folder.glob(f"*/{_EXPORT}"))}
+    files = sorted((folder / "annotations").glob("*.json"))
+    instances = [path for path in files if path.stem.startswith(_PREFIX)]
+    named = {re.sub(r"\d{4}$", "", path.stem.removeprefix(_PREFIX)): path for path in instances or files}
+    candidates = exported or named
+    return {split: candidates[name] for split, name in match_splits(candidates, str(folder)).items()}
+
+
+def is_coco_folder(path: Path) -> bool:
+    """Return whether a folder has annotation files in COCO's format."""
+    return bool(find_annotation_files(path))
+
+
+class CocoSource(BoxSource):
+    """A folder with annotation files in COCO's format, and images in the folders that COCO or labelling services use.
+
+    Boxes of crowds (`iscrowd`) are left out of training, and detections of them are not counted as wrong.
+
+    Args:
+        source: the folder.
+        has_masks: read the segmentation of each object.
+
+    Raises:
+        ValueError: there is no training split, or a file is not in COCO's format.
+        FileNotFoundError: there are no images where the files say.
+    """
+
+    origin = "local folder"
+
+    def __init__(self, source: str, has_masks: bool = False) -> None:
+        self.folder = Path(source).expanduser().absolute()
+        self.name = local_name(self.folder)
+        self.has_masks = has_masks
+        self.check = BoxCheck()
+        self._files = find_annotation_files(self.folder)
+        if "train" not in self._files:
+            raise ValueError(
+                f"{self.folder} has annotations for {', '.join(self._files)}, but not for training. Expected "
+                "annotations/instances_train….json or train/_annotations.coco.json"
+            )
+        self._contents = {split: _read(path) for split, path in self._files.items()}
+        content = self._contents["train"]
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        self.category_ids = tuple(int(category["id"]) for category in categories)
+        self.class_names = tuple(str(category["name"]) for category in categories)
+        licenses = {str(each.get("name")) for each in content.get("licenses") or [] if each.get("name")}
+        self.license = licenses.pop() if len(licenses) == 1 else "unknown"
+
+    def load(self) -> dict[str, Images]:
+        loaded: dict[str, Images] = {}
+        for split in list(self._contents):
+            loaded[split] = self._annotated(split, self._contents.pop(split))  # COCO's own file needs gigabytes
+        return loaded
+
+    def _annotated(self, split: str, content: dict[str, Any]) -> AnnotatedImages:
+        images = sorted(content["images"], key=lambda image: image["id"])
+        folder = self._image_folder(split, images)
+        known = {image["id"] for image in images}
+        annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in content["annotations"]:
+            if annotation.get("image_id") in known:
+                annotations[annotation["image_id"]].append(annotation)
+            else:
+                self.check.count("of unknown images", str(annotation.get("image_id")))
+        objects = [self._objects(image, annotations[image["id"]]) for image in images]
+        paths = [checked_path(str(folder / image["file_name"]), (str(self.folder),)) for image in images]
+        return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), objects)
+
+    def _image_folder(self, split: str, images: list[dict[str, Any]]) -> Path:
+        """Return the folder that the file names of a split refer to."""
+        stem = self._files[split].stem.removeprefix(_PREFIX)
+        names = [f"images/{stem}", stem, f"images/{split}", split, "images", "."]
+        folders = [self._files[split].parent, *(self.folder / name for name in dict.fromkeys(names))]
+        if self._files[split].name != _EXPORT:
+            folders = folders[1:]
+        first = images[0]["file_name"] if images else ""
+        for folder in folders:
+            if (folder / first).exists():
+                return folder
+        raise FileNotFoundError(
+            f"{self._files[split]} lists the image {first}, which is in none of "
+            f"{', '.join(str(folder.relative_to(self.folder)) for folder in folders)} below {self.folder}. Put the "
+            "images into one of these folders"
+        )
+
+    def _objects(self, image: dict[str, Any], annotations: list[dict[str, Any]]) -> Objects:
+        numbers: dict[Any, int] = {category: number for number, category in enumerate(self.category_ids)}
+        name, width, height = str(image["file_name"]), image.get("width") or 0, image.get("height") or 0
+        boxes, classes, is_crowd, areas, masks = [], [], [], [], []
+        for annotation in annotations:
+            number = numbers.get(annotation.get("category_id"), UNKNOWN)
+            if number == UNKNOWN:
+                self.check.count_unknown_class(name, str(annotation.get("category_id")))
+                continue
+            box = corners(annotation.get("bbox"), "xywh")
+            boxes.append(box)
+            classes.append(number)
+            is_crowd.append(bool(annotation.get("iscrowd", 0)))
+            areas.append(annotation.get("area") or (box[2] - box[0]) * (box[3] - box[1]))
+            if self.has_masks:
+                masks.append(encode_mask(annotation.get("segmentation"), height, width))
+        objects = make_objects(boxes, classes, is_crowd, areas, masks if self.has_masks else None)
+        return self.check.clean(objects, (width, height) if width and height else None, name)
+
+
+def corners(box: Any, box_format: str) -> list[float]:
+    """Return a box as left, top, right and bottom, or as four NaN if it is not four numbers.
+
+    Args:
+        box: four numbers.
+        box_format: "xywh" (left, top, width, height, as in COCO) or "xyxy" (as in Pascal VOC).
+    """
+    try:
+        a, b, c, d = (float(value) for value in box)
+    except (TypeError, ValueError):
+        return [float("nan")] * 4
+    return [a, b, a + c, b + d] if box_format == "xywh" else [a, b, c, d]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read an annotation file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}. Replace it by a file in COCO's format") from None
+    keys = ("images", "annotations", "categories")
+    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    if missing:
+        found = first_few(list(content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} has no list of {' and '.join(missing)}, only {found}. Expected COCO's format")
+    return dict(content)

@@ -1,0 +1,187 @@
+"""The classes of a segmentation data set, and how the pixels of its mask files encode them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from acmix_zoo.data.images import UnreadableImage
+from acmix_zoo.data.wording import first_few
+
+VOID = 255
+"""The value of pixels without a class in decoded masks. Losses and metrics ignore them."""
+_MOST_CLASSES = 254
+_UNKNOWN = 254  # in lookup tables: a value that no class has
+CLASS_FILES = ("classes.txt", "label_colors.txt", "class_dict.csv")
+"""Names under which a data set's folder may hold its class list."""
+_VOID_NAMES = {"void", "ignore", "unlabelled", "unlabeled"}
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class MaskClasses:
+    """The classes of a data set, and the values of mask pixels that stand for them.
+
+    Palette and grey masks hold a number in each pixel: `first_value` for the first class, and so on. RGB masks hold the
+    colour of the class.
+
+    Attributes:
+        names: the names of the classes.
+        first_value: value of the first class.
+        ignore_values: values of pixels that belong to no class.
+        colours: the colour of each class in RGB masks; () if there are none.
+        ignore_colours: colours of pixels that belong to no class.
+
+    Raises:
+        ValueError: there are no or too many classes, a value is both a class and ignored, or a name occurs twice.
+    """
+
+    names: tuple[str, ...]
+    first_value: int = 0
+    ignore_values: tuple[int, ...] = (VOID,)
+    colours: tuple[Colour, ...] = ()
+    ignore_colours: tuple[Colour, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.names) <= _MOST_CLASSES:
+            raise ValueError(f"there are {len(self.names)} classes. Expected 2 to {_MOST_CLASSES}")
+        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"the class list names {first_few(repeated)} twice. Expected each class once")
+        values = range(self.first_value, self.first_value + len(self.names))
+        both = sorted(set(self.ignore_values) & set(values))
+        if both:
+            raise ValueError(
+                f"ignore_values={list(self.ignore_values)} contains {first_few([str(v) for v in both])}, but the "
+                f"values {values[0]} to {values[-1]} stand for the {len(self.names)} classes. Leave out these values, "
+                "or change first_class_value"
+            )
+
+    def decode(self, mask: Image.Image, name: str) -> np.ndarray:
+        """Return the class of each pixel of a mask, (H, W) uint8; `VOID` for ignored ones.
+
+        Args:
+            mask: a palette, grey or RGB image, as its file stores it.
+            name: name of the mask for messages.
+
+        Raises:
+            UnreadableImage: a pixel has a value that is neither a class nor ignored.
+        """
+        pixels = np.asarray(mask)
+        if pixels.ndim == 3:
+            return self._decode_colours(pixels[..., :3], name)
+        values = pixels.astype(np.int64)
+        known = values[(values >= 0) & (values < len(self._lookup))]
+        classes = self._lookup[np.clip(values, 0, len(self._lookup) - 1)]
+        if known.size < values.size or (classes == _UNKNOWN).any():
+            wrong = np.unique(values[(values < 0) | (values >= len(self._lookup)) | (classes == _UNKNOWN)])
+            last = self.first_value + len(self.names) - 1
+            raise UnreadableImage(
+                f"mask {name} has pixels of the value {first_few([str(v) for v in wrong])}. Expected "
+                f"{self.first_value} to {last} for the {len(self.names)} classes, or one of ignore_values="
+                f"{list(self.ignore_values)}"
+            )
+        return classes
+
+    def _decode_colours(self, pixels: np.ndarray, name: str) -> np.ndarray:
+        """Return the class of each pixel (H, W, 3) uint8."""
+        if not self.colours:
+            if (pixels == pixels[..., :1]).all():  # grey, saved as RGB
+                return self.decode(Image.fromarray(np.ascontiguousarray(pixels[..., 0])), name)
+            raise UnreadableImage(
+                f"mask {name} is an RGB image, but the class list has no colours. Expected lines such as "
+                "'128 64 128 road' in classes.txt"
+            )
+        codes = pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32)  # (H, W)
+        order = np.argsort(self._colour_codes)
+        position = np.searchsorted(self._colour_codes, codes, sorter=order).clip(max=len(order) - 1)
+        found = order[position]  # (H, W): index into the codes
+        is_known = self._colour_codes[found] == codes
+        if not is_known.all():
+            wrong = [f"({c >> 16}, {c >> 8 & 255}, {c & 255})" for c in np.unique(codes[~is_known]).tolist()]
+            raise UnreadableImage(
+                f"mask {name} has pixels of the colour {first_few(wrong, 3)}, which the class list does not contain. "
+                "Add the colour with its class, or with the name void"
+            )
+        classes: np.ndarray = np.where(found < len(self.names), found, VOID).astype(np.uint8)
+        return classes
+
+    @cached_property
+    def _lookup(self) -> np.ndarray:
+        """(N,) uint8: the class of each value."""
+        size = 1 + max(self.first_value + len(self.names) - 1, *self.ignore_values, 0)
+        lookup = np.full(size, _UNKNOWN, np.uint8)
+        lookup[self.first_value : self.first_value + len(self.names)] = np.arange(len(self.names))
+        lookup[list(self.ignore_values)] = VOID
+        return lookup
+
+    @cached_property
+    def _colour_codes(self) -> np.ndarray:
+        colours = np.array([*self.colours, *self.ignore_colours], np.int32)  # (N, 3)
+        codes: np.ndarray = colours @ np.array([65536, 256, 1], np.int32)
+        return codes
+
+
+def read_class_list(path: Path) -> tuple[list[str], list[Colour], list[Colour]]:
+    """Read a class list: one class per line, with its name and, for RGB masks, its colour before or after it.
+
+    Names and colours are separated by spaces or commas. Empty lines, lines that start with #, and the header of a CSV
+    file are skipped. The names void, ignore and unlabelled mark colours that belong to no class.
+
+    Returns:
+        The names of the classes, their colours ([] if there are none) and the ignored colours.
+
+    Raises:
+        ValueError: only some of the classes have a colour.
+    """
+    names: list[str] = []
+    colours: list[Colour] = []
+    ignored: list[Colour] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        words = [word for word in re.split(r"[,\s]+", line.strip()) if word]
+        if not words or words[0].startswith("#") or [word.lower() for word in words] == ["name", "r", "g", "b"]:
+            continue
+        numbers = [word for word in words if word.isdigit()]
+        name = " ".join(word for word in words if not word.isdigit())
+        is_colored = len(numbers) == 3 and bool(name)
+        colour = tuple(map(int, numbers)) if is_colored else None
+        if name.lower() in _VOID_NAMES:
+            ignored += [colour] if colour else []  # type: ignore[list-item]
+            continue
+        names.append(name if is_colored else " ".join(words))
+        colours += [colour] if colour else []  # type: ignore[list-item]
+    if colours and len(colours) < len(names):
+        raise ValueError(
+            f"{path}: {len(colours)} of {len(names)} classes have a colour. Expected one for all of them, or for none"
+        )
+    return names, colours, ignored
+
+
+def default_palette(count: int) -> list[Colour]:
+    """Return `count` colours that differ well, those of Pascal VOC, the first one black."""
+    colours: list[Colour] = []
+    for number in range(count):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                channels[channel] |= (number >> (3 * bit + channel) & 1) << (7 - bit)
+        colours.append((channels[0], channels[1], channels[2]))
+    return colours
+
+
+def palette_image(classes: np.ndarray, class_count: int) -> Image.Image:
+    """Return a palette image of the class of each pixel, (H, W) uint8, as `predict` writes it.
+
+    Its pixels hold the class numbers. The palette gives each class a colour, and `VOID` white.
+    """
+    colours: Sequence[int] = [value for colour in default_palette(class_count) for value in colour]
+    image = Image.fromarray(classes)
+    image.putpalette([*colours, *[0] * (3 * (VOID - class_count)), 255, 255, 255])
+    return image

@@ -1,0 +1,144 @@
+"""`MaskDataset`: images with masks as a PyTorch dataset that returns whole batches, and their loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from acmix_zoo.data.augment import image_keys, preserve_random_state
+from acmix_zoo.data.image_dataset import ImageDataset
+from acmix_zoo.data.images import UnreadableImage
+from acmix_zoo.data.indexed_loaders import IndexedLoaders
+from acmix_zoo.data.inspection import Inspection
+from acmix_zoo.data.masks.mask_augment import MaskAugment
+from acmix_zoo.data.masks.mask_classes import VOID
+from acmix_zoo.data.masks.mask_images import MaskImages, PairedImages
+from acmix_zoo.data.splits import Split, unreadable_message
+from acmix_zoo.data.wording import first_few
+
+_TABLE_CLASSES = 30  # a data set with more classes gets a line instead of a table
+
+
+class MaskBatch(NamedTuple):
+    """A batch. Images and masks of different sizes are padded at the right and at the bottom.
+
+    Attributes:
+        images: (B, 3, H, W) uint8; float32 after normalisation.
+        masks: (B, h, w) uint8, the class of each pixel, or `VOID`.
+        sizes: (B, 4) int64, the height and width of each image, and those of its mask.
+        indices: (B,) int64, the position of each image in the split; -1 for a padding image, whose mask is `VOID`.
+    """
+
+    images: Tensor
+    masks: Tensor
+    sizes: Tensor
+    indices: Tensor
+
+
+class MaskDataset(ImageDataset):
+    """Dataset of images with masks. Its arguments and indices are those of `ImageDataset`, except for `augment`.
+
+    Args:
+        split: `PairedImages`, and the indices of those that belong to the dataset.
+        augment: augmentation of images and masks.
+    """
+
+    images: PairedImages
+    augment: MaskAugment  # type: ignore[assignment]
+
+    def _final_array(self) -> None:
+        return None
+
+    def __getitems__(self, indices: Sequence[int]) -> MaskBatch:  # type: ignore[override]
+        """Return the batch with these indices.
+
+        Raises:
+            UnreadableImage: all images are unreadable, or more than allowed.
+        """
+        requested, fill = np.asarray(indices), self.augment.fill
+        keys = image_keys(self.seed, self.epoch, images=requested)
+        positions = np.where(requested < 0, -1 - requested, requested % max(1, len(self)))
+        pairs, kept = self._read_pairs(positions, keys)
+        while self.training and not pairs:  # ends, because the counter raises if no readable image is left
+            positions = (positions + 1) % len(self)
+            pairs, kept = self._read_pairs(positions, keys)
+        if not pairs:  # all processes need the same number of batches
+            blank = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).expand(3, 64, 64)
+            return self._normalized(collate([(blank, torch.full((64, 64), VOID, dtype=torch.uint8))], [-1], fill))
+        numbers = [int(positions[i]) if requested[i] >= 0 else -1 for i in kept]
+        for number, (_, mask) in zip(numbers, pairs, strict=True):
+            if number < 0:
+                mask.fill_(VOID)
+        return self._normalized(collate(pairs, numbers, fill))
+
+    def _normalized(self, batch: MaskBatch) -> MaskBatch:
+        return batch if self.raw else batch._replace(images=self.augment.pixels.normalize(batch.images))
+
+    def _read_pairs(self, positions: np.ndarray, keys: np.ndarray) -> tuple[list[tuple[Tensor, Tensor]], list[int]]:
+        """Return the readable pairs, and which of `positions` they belong to."""
+        pairs, kept = [], []
+        with preserve_random_state():
+            for i, position in enumerate(positions.tolist()):
+                try:
+                    pair = self.images.pair(int(self.indices[position]))
+                except UnreadableImage as error:
+                    self.unreadable.add(position, error)
+                    continue
+                pairs.append(self.augment.apply(pair, int(keys[i])))
+                kept.append(i)
+        return pairs, kept
+
+
+def collate(pairs: Sequence[tuple[Tensor, Tensor]], indices: Sequence[int], fill: Sequence[int]) -> MaskBatch:
+    """Combine images (3, H, W) and masks (h, w) into a batch, and pad them to the largest size."""
+    sizes = torch.tensor([[*image.shape[1:], *mask.shape] for image, mask in pairs])  # (B, 4)
+    height, width, mask_height, mask_width = sizes.amax(0).tolist()
+    images = torch.empty(len(pairs), 3, height, width, dtype=torch.uint8)
+    images[:] = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1)
+    for target, (image, _) in zip(images, pairs, strict=True):
+        target[:, : image.shape[1], : image.shape[2]] = image
+    masks = [
+        pad(mask, (0, mask_width - mask.shape[1], 0, mask_height - mask.shape[0]), value=VOID) for _, mask in pairs
+    ]
+    return MaskBatch(images, torch.stack(masks), sizes, torch.tensor(indices))
+
+
+class MaskLoaders(IndexedLoaders):
+    """Loaders of images with masks."""
+
+    dataset_class = MaskDataset
+
+    def summary(self, inspections: Mapping[str, Inspection]) -> str:
+        return summarize_masks(self.source.name, self.source.class_names, self.splits, inspections, self.source.remarks)
+
+
+def summarize_masks(
+    name: str,
+    class_names: Sequence[str],
+    splits: Mapping[str, Split],
+    inspections: Mapping[str, Inspection],
+    remarks: Sequence[str],
+) -> str:
+    """Return the summary that is printed at the start of a run: splits, pixels per class, and what was skipped."""
+    ordered = [split for split in ("train", "val", "test") if split in splits]
+    sizes = ", ".join(f"{split} {splits[split].size:,}" for split in ordered)
+    lines = [f"data: {name}, {len(class_names)} classes; images with masks: {sizes}"]
+    images = splits["train"].images
+    if isinstance(images, MaskImages) and (total := int(images.pixels.sum())):
+        shares = images.pixels / total
+        if absent := [label for label, share in zip(class_names, shares, strict=True) if not share]:
+            lines.append(f"  no training mask contains {first_few(absent)}")
+        if len(class_names) <= _TABLE_CLASSES:
+            width = max(map(len, class_names))
+            lines.append("  " + "class".ljust(width) + "  training pixels")
+            lines += [
+                f"  {label.ljust(width)}  {100 * share:.2f} %" for label, share in zip(class_names, shares, strict=True)
+            ]
+    lines += [f"  {remark}" for remark in remarks]
+    lines += [f"  {unreadable_message(split, found)}" for split, found in inspections.items() if found.problems]
+    return "\n".join(lines)

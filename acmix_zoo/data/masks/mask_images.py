@@ -1,0 +1,161 @@
+"""`MaskImages`: images with a mask each, in files or in a table, and the check of both before a run."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from acmix_zoo.data.formats import open_formats
+from acmix_zoo.data.images import UnreadableImage
+from acmix_zoo.data.inspection import Inspection
+from acmix_zoo.data.masks.mask_classes import MaskClasses
+from acmix_zoo.data.sources.image_sets import CHECK_LIMIT, FileImages, Images
+from acmix_zoo.data.sources.table import TableImages
+
+_ORIENTATION = 0x0112  # the EXIF tag; values above 4 swap width and height
+
+
+class Pair(NamedTuple):
+    """An image and its mask.
+
+    Attributes:
+        image: 8-bit RGB.
+        mask: (H, W) uint8, the class of each pixel, or `VOID`.
+    """
+
+    image: Image.Image
+    mask: np.ndarray
+
+
+class PairedImages(Images, ABC):
+    """Images that come with a mask."""
+
+    @abstractmethod
+    def pair(self, index: int) -> Pair:
+        """Return an image and its mask.
+
+        Raises:
+            UnreadableImage: one of them cannot be read, their sizes differ, or the mask has an unknown value.
+        """
+
+
+class MaskImages(PairedImages):
+    """Images of one split, each with a mask of the same size.
+
+    Args:
+        images: the images, in files or in a table.
+        masks: the path of each mask, or the masks in the same table.
+        classes: how masks encode classes.
+
+    Attributes:
+        pixels: (classes,) int64, the number of pixels of each class, after `inspect`.
+    """
+
+    def __init__(
+        self, images: FileImages | TableImages, masks: Sequence[str] | TableImages, classes: MaskClasses
+    ) -> None:
+        self.images, self.masks, self.classes = images, masks, classes
+        self.targets = np.zeros(len(images), np.int64)  # an image has no class of its own
+        self.pixels = np.zeros(len(classes.names), np.int64)
+
+    def image(self, index: int) -> Image.Image:
+        return self.images.image(index)
+
+    def describe(self, index: int) -> str:
+        return self.images.describe(index)
+
+    def mask(self, index: int) -> np.ndarray:
+        """Return the class of each pixel, (H, W) uint8.
+
+        Raises:
+            UnreadableImage: the mask cannot be read or has an unknown value.
+        """
+        name = self.masks.describe(index) if isinstance(self.masks, TableImages) else self.masks[index]
+        try:
+            source = self.masks.encoded_image(index) if isinstance(self.masks, TableImages) else name
+            with _open(source) as file:
+                file.load()
+                mask = file.convert("L") if file.mode == "LA" else file.copy()
+        except Exception as error:  # broken bytes raise almost any exception
+            if isinstance(error, MemoryError):
+                raise
+            raise UnreadableImage(f"mask {name} cannot be read: {error or type(error).__name__}") from error
+        return self.classes.decode(mask, name)
+
+    def pair(self, index: int) -> Pair:
+        image, mask = self.image(index), self.mask(index)
+        if image.size != mask.shape[::-1]:
+            raise UnreadableImage(self._size_problem(index, image.size, mask))
+        return Pair(image, mask)
+
+    def _size_problem(self, index: int, size: tuple[int, int], mask: np.ndarray) -> str:
+        return (
+            f"mask of {self.describe(index)} has {mask.shape[1]} × {mask.shape[0]} pixels, but the image has "
+            f"{size[0]} × {size[1]}"
+        )
+
+    def inspect(self, indices: Sequence[int], thorough: bool = False) -> Inspection:
+        """Check all images and decode all masks: both must be readable, of the same size, and of known classes."""
+        result = self.images.inspect(indices, thorough)
+        if len(indices) > CHECK_LIMIT:
+            return result
+        self.pixels[:] = 0
+        with ThreadPoolExecutor(max_workers=8) as pool:  # decoding and disk access release the GIL
+            for problem, counts in pool.map(self._inspect_mask, indices):
+                self.pixels += counts
+                if problem:
+                    result.problems.append(problem)
+        result.count = len(indices)
+        return result
+
+    def _inspect_mask(self, index: int) -> tuple[str, np.ndarray]:
+        """Return what is wrong with a mask ("" if nothing is), and the number of its pixels of each class."""
+        counts = np.zeros(len(self.classes.names), np.int64)
+        try:
+            mask = self.mask(index)
+        except UnreadableImage as error:
+            return str(error), counts
+        size = self._image_size(index)
+        if size is not None and size != mask.shape[::-1]:
+            return self._size_problem(index, size, mask), counts
+        return "", np.bincount(mask[mask < len(counts)].ravel(), minlength=len(counts))
+
+    def _image_size(self, index: int) -> tuple[int, int] | None:
+        """Return the width and height of an image from its header, or None if it cannot be read, which is known."""
+        try:
+            images = self.images
+            source = images.encoded_image(index) if isinstance(images, TableImages) else images.paths[index]
+            with _open(source) as file:
+                is_turned = file.getexif().get(_ORIENTATION, 1) > 4
+                return (file.height, file.width) if is_turned else file.size
+        except Exception:  # broken bytes raise almost any exception
+            return None
+
+
+def _open(source: str | bytes) -> Image.Image:
+    """Open an image file, or its bytes, without decoding it."""
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=open_formats())
+
+
+class UnmaskedImages(PairedImages):
+    """Images without masks, for prediction. Their masks are 0 everywhere."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.images = FileImages(paths, np.zeros(len(paths), np.int64))
+        self.targets = self.images.targets
+
+    def image(self, index: int) -> Image.Image:
+        return self.images.image(index)
+
+    def describe(self, index: int) -> str:
+        return self.images.describe(index)
+
+    def pair(self, index: int) -> Pair:
+        image = self.image(index)
+        return Pair(image, np.zeros(image.size[::-1], np.uint8))

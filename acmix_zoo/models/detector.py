@@ -1,0 +1,258 @@
+"""`Detector`: torchvision's RetinaNet, FCOS, Faster R-CNN or Mask R-CNN with a feature pyramid on any backbone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign
+
+from acmix_zoo.models.pyramid import PyramidBackbone
+from acmix_zoo.models.task_kinds import DETECTION
+from acmix_zoo.models.task_network import TaskNetwork
+
+DetectorName = Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn"]
+
+
+class _Design(NamedTuple):
+    """What distinguishes a detector from the others.
+
+    Attributes:
+        network: the class of torchvision.
+        build: builds it from a pyramid, the number of classes including the background, an anchor generator, and
+            further arguments of the class.
+        strides: the default strides of its pyramid.
+        anchor_scale: side length of the smallest anchor of a level divided by the level's stride.
+        anchor_factors: factors on that side length, one for each anchor.
+        aspect_ratios: height / width of the anchors.
+    """
+
+    network: type[nn.Module]
+    build: Callable[..., nn.Module]
+    strides: tuple[int, ...]
+    anchor_scale: float
+    anchor_factors: tuple[float, ...] = (1.0,)
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+
+
+def _retinanet(pyramid: PyramidBackbone, classes: int, anchors: AnchorGenerator, **kwargs: Any) -> nn.Module:
+    """Return a RetinaNet with the group norms and the GIoU loss of torchvision's `retinanet_resnet50_fpn_v2`."""
+    count = anchors.num_anchors_per_location()[0]
+    head = RetinaNetHead(pyramid.out_channels, count, classes, norm_layer=partial(nn.GroupNorm, 32))
+    head.regression_head._loss_type = "giou"
+    network: nn.Module = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head, **kwargs)
+    return network
+
+
+def _fcos(pyramid: PyramidBackbone, classes: int, anchors: AnchorGenerator, **kwargs: Any) -> nn.Module:
+    network: nn.Module = FCOS(pyramid, classes, anchor_generator=anchors, **kwargs)
+    return network
+
+
+def _faster_rcnn(pyramid: PyramidBackbone, classes: int, anchors: AnchorGenerator, **kwargs: Any) -> nn.Module:
+    pool = MultiScaleRoIAlign(pyramid.body_levels, output_size=7, sampling_ratio=2)
+    network: nn.Module = FasterRCNN(pyramid, classes, rpn_anchor_generator=anchors, box_roi_pool=pool, **kwargs)
+    return network
+
+
+def _mask_rcnn(pyramid: PyramidBackbone, classes: int, anchors: AnchorGenerator, **kwargs: Any) -> nn.Module:
+    pool, mask_pool = (MultiScaleRoIAlign(pyramid.body_levels, output_size=n, sampling_ratio=2) for n in (7, 14))
+    network: nn.Module = MaskRCNN(
+        pyramid, classes, rpn_anchor_generator=anchors, box_roi_pool=pool, mask_roi_pool=mask_pool, **kwargs
+    )
+    return network
+
+
+_RCNN: dict[str, Any] = {"strides": (4, 8, 16, 32, 64), "anchor_scale": 8}
+_DESIGNS: Mapping[str, _Design] = {
+    "retinanet": _Design(RetinaNet, _retinanet, (8, 16, 32, 64, 128), 4, (1.0, 2 ** (1 / 3), 2 ** (2 / 3))),
+    "fcos": _Design(FCOS, _fcos, (8, 16, 32, 64, 128), 1, aspect_ratios=(1.0,)),  # one point per location
+    "faster_rcnn": _Design(FasterRCNN, _faster_rcnn, **_RCNN),
+    "mask_rcnn": _Design(MaskRCNN, _mask_rcnn, **_RCNN),
+}
+
+
+class Detector(TaskNetwork):
+    """A detector of torchvision, in `self.detector`, with a feature pyramid on a backbone.
+
+    In training mode, it maps a list of normalised images (3, H, W), and a list of targets, to a dict of losses. In
+    evaluation mode, it maps images to a list of detections: boxes (N, 4) in pixels of the given image, labels (N,),
+    scores (N,) and, from Mask R-CNN, masks (N, 1, H, W). Targets are described in torchvision's documentation. Label 0
+    is the background, so that class number c has label c + 1.
+
+    In evaluation, images are resized, with antialiasing. In training, they keep their size, which the data chooses.
+    Unlike torchvision's own detectors, this one does not normalise images.
+
+    Args:
+        architecture: name of the backbone, a network of this project or of timm.
+        num_classes: number of classes, without the background.
+        model_kwargs: arguments of the backbone.
+        detector: "retinanet", "fcos", "faster_rcnn" or "mask_rcnn".
+        strides: strides of the feature pyramid. The default is 8 to 128 for RetinaNet and FCOS, and 4 to 64 for R-CNN.
+            Strides that are too large for the backbone are added by the pyramid.
+        channels: channels of the feature pyramid and of the heads of RetinaNet and FCOS, a multiple of 32 from 64.
+        anchor_scale: side length of a level's smallest anchor divided by the level's stride; 4 for RetinaNet and 8 for
+            R-CNN by default. FCOS has no anchors.
+        frozen_norms: keep the statistics and weights of the backbone's batch norms, as suits small batches and a
+            pretrained backbone.
+        image_size: length of an image's shorter side in evaluation, in pixels.
+        max_size: maximum length of its longer side. The shorter side is smaller than `image_size` if needed.
+        detector_kwargs: further arguments of torchvision's class, such as {score_thresh: 0.1}.
+
+    Raises:
+        ValueError: unknown detector, strides that the backbone does not have, or an option that does not fit the
+            detector.
+    """
+
+    kind = DETECTION
+
+    def __init__(
+        self,
+        architecture: str,
+        num_classes: int,
+        model_kwargs: Mapping[str, Any] | None = None,
+        detector: DetectorName = "retinanet",
+        strides: Sequence[int] | None = None,
+        channels: int = 256,
+        anchor_scale: float | None = None,
+        frozen_norms: bool = False,
+        image_size: int = 800,
+        max_size: int = 1333,
+        detector_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        options = {
+            "detector": detector, "strides": list(strides) if strides else None, "channels": channels,
+            "anchor_scale": anchor_scale, "frozen_norms": frozen_norms, "image_size": image_size, "max_size": max_size,
+            "detector_kwargs": dict(detector_kwargs or {}) or None,
+        }  # fmt: skip
+        super().__init__(architecture, num_classes, model_kwargs, options)
+        if detector not in _DESIGNS:
+            raise ValueError(f"unknown detector={detector!r}. Expected one of {', '.join(_DESIGNS)}")
+        is_one_stage = detector in ("retinanet", "fcos")
+        if detector == "fcos" and anchor_scale is not None:
+            raise ValueError(f"anchor_scale={anchor_scale} has no effect, because FCOS has no anchors. Remove it")
+        if is_one_stage and (channels % 32 or channels < 64):  # a group of one value has no variance
+            raise ValueError(
+                f"channels={channels} cannot be divided into 32 groups of two or more for the norms of {detector}. Use "
+                "a multiple of 32 from 64, such as 256"
+            )
+        design = _DESIGNS[detector]
+        known = inspect.signature(design.network).parameters  # torchvision ignores unknown arguments
+        if unknown := sorted(set(detector_kwargs or {}) - set(known)):
+            raise ValueError(
+                f"torchvision's {design.network.__name__} has no argument {', '.join(unknown)}. Expected "
+                f"detector_kwargs such as {{{'' if is_one_stage else 'box_'}nms_thresh: 0.5}}"
+            )
+        strides = tuple(strides or design.strides)
+        pyramid = PyramidBackbone(architecture, self._model_args, strides, channels, is_one_stage)
+        if frozen_norms:
+            pyramid.body = freeze_batch_norm_2d(pyramid.body)
+        scale = anchor_scale or design.anchor_scale
+        sizes = tuple(tuple(scale * stride * factor for factor in design.anchor_factors) for stride in strides)
+        anchors = AnchorGenerator(sizes, (design.aspect_ratios,) * len(strides))
+        self.detector = design.build(pyramid, num_classes + 1, anchors, **detector_kwargs or {})
+        self.detector.transform = ImageScaling(image_size, max_size)
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.detector.backbone.body  # type: ignore[union-attr,return-value]
+
+    @property
+    def is_one_stage(self) -> bool:
+        """Whether this is a RetinaNet or FCOS, which have no region proposals."""
+        return isinstance(self.detector, RetinaNet | FCOS)
+
+    @property
+    def head(self) -> nn.Module:
+        detector: Any = self.detector
+        if self.is_one_stage:
+            return detector.head.classification_head.cls_logits  # type: ignore[no-any-return]
+        heads = detector.roi_heads
+        return nn.ModuleList([heads.box_predictor, *([heads.mask_predictor] if heads.has_mask() else [])])
+
+    def forward(self, images: Tensor | Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """Return losses in training mode, and detections otherwise.
+
+        Args:
+            images: normalised images (3, H, W) of any sizes, or (B, 3, H, W).
+            targets: boxes, labels and, for Mask R-CNN, masks of each image; only in training mode.
+        """
+        if isinstance(images, Tensor) and images.is_meta:  # to count the cost: no boxes can be selected
+            return self.example_outputs(images)
+        return self.detector(list(images), targets)
+
+    def example_outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the outputs of the heads, from which boxes are selected: for each location of the pyramid, and in
+        R-CNN for the four quarters of each image.
+
+        Detections would be a poor check of the weights, because a small difference can add or remove one.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+        """
+        features = self.detector.backbone(images)  # type: ignore[operator]
+        maps = list(features.values())
+        if self.is_one_stage:
+            return dict(self.detector.head(maps))  # type: ignore[operator]
+        objectness, deltas = self.detector.rpn.head(maps)  # type: ignore[operator,union-attr]
+        heads: Any = self.detector.roi_heads
+        pooled = _pool_quarters(heads.box_roi_pool, features, images, _PROPOSALS)
+        classes, boxes = heads.box_predictor(heads.box_head(pooled))
+        outputs = {"classes": classes, "boxes": boxes}
+        for name, each in (("objectness", objectness), ("proposals", deltas)):
+            outputs[name] = torch.cat([level.flatten(1) for level in each], 1)
+        if heads.has_mask():
+            pooled = _pool_quarters(heads.mask_roi_pool, features, images, _MASKS)
+            outputs["masks"] = heads.mask_predictor(heads.mask_head(pooled))
+        return outputs
+
+
+_PROPOSALS, _MASKS = 1000, 100  # per image, as torchvision counts the cost of R-CNN
+
+
+def _pool_quarters(pool: MultiScaleRoIAlign, features: dict[str, Tensor], images: Tensor, count: int) -> Tensor:
+    """Return the pooled features of the four quarters of each image: (4·B, C, h, w).
+
+    On the meta device, where only the cost is counted, return those of `count` boxes per image instead.
+    """
+    channels, size = next(iter(features.values())).shape[1], pool.output_size
+    if images.is_meta:
+        return images.new_empty(len(images) * count, channels, *size)
+    height, width = images.shape[-2:]
+    corners = images.new_tensor([[0, 0], [0.5, 0], [0, 0.5], [0.5, 0.5]])
+    quarters = torch.cat([corners, corners + 0.5], 1) * images.new_tensor([width, height, width, height])  # (4, 4)
+    pooled: Tensor = pool(features, [quarters] * len(images), [(height, width)] * len(images))
+    return pooled
+
+
+class ImageScaling(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
+    """Resize and pad images. In training, images are not resized. Otherwise, resizing is antialiased.
+
+    Args:
+        image_size: length of the shorter side, in pixels.
+        max_size: maximum length of the longer side.
+    """
+
+    def __init__(self, image_size: int, max_size: int) -> None:
+        super().__init__(image_size, max_size, [], [])
+
+    def normalize(self, image: Tensor) -> Tensor:
+        return image  # the data normalise images, as for all tasks
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        if self.training:
+            return image, target
+        height, width = image.shape[-2:]
+        scale = min(self.min_size[0] / min(height, width), self.max_size / max(height, width))
+        size = (round(height * scale), round(width * scale))
+        return interpolate(image[None], size, mode="bilinear", antialias=True)[0], target

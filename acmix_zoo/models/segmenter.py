@@ -1,0 +1,120 @@
+"""`Segmenter`: a decoder of segmentation_models_pytorch on a backbone of this project or of timm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from acmix_zoo.models.task_kinds import SEGMENTATION
+from acmix_zoo.models.task_network import TaskNetwork
+
+DECODERS = {"fpn": "FPN", "upernet": "UPerNet", "unet": "Unet"}
+"""The decoders, by their names in recipes, and the classes of segmentation_models_pytorch."""
+
+
+class Segmenter(TaskNetwork):
+    """Map images (B, C, H, W) to logits (B, num_classes, H, W), for any H and W.
+
+    The decoder reads the feature maps of the backbone from a quarter of the resolution (U-Net: half) down to its last
+    one. Images are padded with zeros, the mean colour, at the right and at the bottom to a multiple of its stride.
+
+    Args:
+        architecture: name of the backbone.
+        num_classes: number of classes.
+        model_kwargs: arguments of the backbone.
+        decoder: "fpn" (semantic FPN: Kirillov et al. 2019), "upernet" (Xiao et al. 2018) or "unet" (Ronneberger et al.
+            2015).
+        decoder_kwargs: arguments of the decoder, those of the class of segmentation_models_pytorch that start with
+            `decoder_`.
+
+    Raises:
+        ValueError: unknown decoder or argument, or the backbone has too few feature maps.
+    """
+
+    kind = SEGMENTATION
+
+    def __init__(
+        self,
+        architecture: str,
+        num_classes: int,
+        model_kwargs: Mapping[str, Any] | None = None,
+        decoder: Literal["fpn", "upernet", "unet"] = "fpn",
+        decoder_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            architecture, num_classes, model_kwargs, {"decoder": decoder, "decoder_kwargs": dict(decoder_kwargs or {})}
+        )
+        if decoder not in DECODERS:
+            raise ValueError(f"unknown decoder {str(decoder)[:60]!r}. Expected {', '.join(DECODERS)}")
+        arguments = dict(decoder_kwargs or {})
+        if foreign := sorted(name for name in arguments if not name.startswith("decoder_")):
+            raise ValueError(
+                f"decoder_kwargs has {', '.join(foreign)[:200]}. Expected arguments of "
+                f"segmentation_models_pytorch.{DECODERS[decoder]} that start with decoder_"
+            )
+        depth = _depth(architecture, self._model_args)
+        if depth < (1 if decoder == "unet" else 3):
+            raise ValueError(
+                f"{architecture} only reduces images to 1/{2**depth}, but {decoder} needs 1/8 or less. Choose another "
+                "backbone, or --model.decoder unet"
+            )
+        if decoder == "unet":
+            arguments.setdefault("decoder_channels", [min(256, 2 ** (4 + i)) for i in reversed(range(depth))])
+        if decoder == "fpn":
+            arguments["upsampling"] = 2 ** (depth - 3)  # its largest map is that many times smaller than the image
+        try:
+            self.net: nn.Module = getattr(smp, DECODERS[decoder])(
+                f"tu-{architecture}",
+                encoder_depth=depth,
+                encoder_weights=None,
+                classes=num_classes,
+                in_channels=self.in_chans,
+                **arguments,
+                **{name: value for name, value in self._model_args.items() if name != "in_chans"},
+            )
+        except TypeError as error:
+            raise ValueError(
+                f"the segmenter cannot be built with decoder_kwargs={decoder_kwargs} and model_kwargs="
+                f"{self._model_args}: {error}. Expected arguments of segmentation_models_pytorch."
+                f"{DECODERS[decoder]} and of {architecture}"
+            ) from error
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.net.encoder.model  # type: ignore[union-attr,return-value]
+
+    @property
+    def head(self) -> nn.Module:
+        return self.net.segmentation_head  # type: ignore[return-value]
+
+    @property
+    def decoder(self) -> nn.Module:
+        """What is between the backbone and the head."""
+        return self.net.decoder  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        stride = int(self.net.encoder.output_stride)  # type: ignore[union-attr,arg-type]
+        bottom, right = -height % stride, -width % stride
+        if bottom or right:
+            x = pad(x, (0, right, 0, bottom))
+        logits: Tensor = self.net(x)
+        return logits[..., :height, :width]
+
+    def example_outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the logits at every eighth pixel, (B, classes, ⌈H/8⌉, ⌈W/8⌉). All of them would be a large file."""
+        return {"logits": self(images)[..., ::8, ::8]}
+
+
+def _depth(architecture: str, model_kwargs: Mapping[str, Any]) -> int:
+    """Return how many times a backbone halves the image."""
+    with torch.device("meta"):
+        backbone: Any = timm.create_model(architecture, features_only=True, **model_kwargs)
+    return round(math.log2(max(backbone.feature_info.reduction())))

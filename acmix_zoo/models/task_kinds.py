@@ -1,0 +1,115 @@
+"""The tasks that a network can be trained for: their names on the Hub, their metrics, and what builds a network."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A task, as weight folders, model cards and run folders need to know it.
+
+    Attributes:
+        name: its name in recipes and config.json.
+        title: what the network does, in words, such as "image classification".
+        pipeline_tag: its name on the Hugging Face Hub.
+        main_metric: the validation metric that decides which epoch is the best. It is between 0 and 1, and higher is
+            better.
+        metrics: the metrics that are printed and plotted, with their labels, the main one first. All are between 0 and
+            1. A task may record others.
+        class_metric: what the score of a single class is called; "" if classes have no scores.
+        output: the result of the network for images (B, 3, H, W), for the model card. `{classes}` is filled in.
+        builder: "module:class" of the `TaskNetwork`; "" if timm builds the network.
+        package: the package that the builder needs, and that only an extra installs; "" if there is none.
+        extra: the extra of acmix-zoo that installs it.
+    """
+
+    name: str
+    title: str
+    pipeline_tag: str
+    main_metric: str
+    metrics: Mapping[str, str]
+    output: str
+    class_metric: str = ""
+    builder: str = ""
+    package: str = ""
+    extra: str = ""
+
+    @property
+    def main_label(self) -> str:
+        """The label of the main metric."""
+        return self.metrics[self.main_metric]
+
+    def network_class(self) -> Any:
+        """Import and return the `TaskNetwork` of this task.
+
+        Raises:
+            ModuleNotFoundError: a package is missing. The message says how to install it.
+        """
+        if self.package:
+            try:
+                importlib.import_module(self.package)
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError(
+                    f"{error}. A network for {self.title} needs {self.package}. Install it with: "
+                    f"pip install 'acmix-zoo[{self.extra}]'"
+                ) from error
+        module, _, name = self.builder.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+CLASSIFICATION = TaskKind(
+    name="classification",
+    title="image classification",
+    pipeline_tag="image-classification",
+    main_metric="top1",
+    metrics={"top1": "top-1", "top5": "top-5"},
+    output="logits = model(images)  # (B, {channels}, {height}, {width}) -> (B, {classes})",
+)
+SEGMENTATION = TaskKind(
+    name="segmentation",
+    title="semantic segmentation",
+    pipeline_tag="image-segmentation",
+    main_metric="miou",
+    metrics={"miou": "mIoU", "pixel_accuracy": "pixel accuracy"},
+    output="logits = model(images)  # (B, {channels}, H, W) -> (B, {classes}, H, W), for any H and W",
+    class_metric="IoU",
+    builder="acmix_zoo.models.segmenter:Segmenter",
+    package="segmentation_models_pytorch",
+    extra="segment",
+)
+DETECTION = TaskKind(
+    name="detection",
+    title="object detection",
+    pipeline_tag="object-detection",
+    main_metric="map",
+    metrics={"map": "mAP", "map50": "AP50"},
+    output="boxes = model(images)  # a dict with boxes, scores and labels for each image",
+    class_metric="AP",
+    builder="acmix_zoo.models.detector:Detector",
+)
+TASK_KINDS = {kind.name: kind for kind in (CLASSIFICATION, SEGMENTATION, DETECTION)}
+"""Every task by its name."""
+
+
+def task_kind(name: Any) -> TaskKind:
+    """Return the task of a name.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if isinstance(name, str) and name in TASK_KINDS:
+        return TASK_KINDS[name]
+    raise ValueError(f"unknown task {str(name)[:60]!r}. Expected {', '.join(TASK_KINDS)}")
+
+
+def config_task(config: Mapping[str, Any]) -> TaskKind:
+    """Return the task that a config.json states. Without one, its network is a classifier.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    return task_kind(config.get("task", CLASSIFICATION.name))

@@ -1,0 +1,50 @@
+"""The tasks of the command line: for each name, its task class and its data module, imported on demand."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from acmix_zoo.models.task_kinds import task_kind
+
+if TYPE_CHECKING:
+    from acmix_zoo.data.resumable import ResumableDataModule
+    from acmix_zoo.tasks.task import Task
+
+
+class TaskClasses(NamedTuple):
+    """What trains and evaluates a task.
+
+    Attributes:
+        task: the LightningModule.
+        data: the data module.
+    """
+
+    task: type[Task]
+    data: type[ResumableDataModule]
+
+
+# For each name of acmix_zoo.models.task_kinds: "module:class" of the task and of the data module, within acmix_zoo.
+_CLASSES = {
+    "classification": ("tasks.classification:ClassificationTask", "data.module:ImageDataModule"),
+    "segmentation": ("tasks.segmentation:SegmentationTask", "data.masks.mask_module:MaskDataModule"),
+    "detection": ("tasks.detection:DetectionTask", "data.boxes.box_module:BoxDataModule"),
+}
+TASK_NAMES = tuple(_CLASSES)
+"""The names of all tasks that can be trained."""
+
+
+def task_classes(name: str) -> TaskClasses:
+    """Return the classes of a task.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if name not in _CLASSES:
+        task_kind(name)
+        raise ValueError(f"the task {name} cannot be trained yet. Expected {', '.join(_CLASSES)}")
+    loaded = []
+    for path in _CLASSES[name]:
+        module, _, attribute = path.partition(":")
+        loaded.append(getattr(importlib.import_module(f"acmix_zoo.{module}"), attribute))
+    return TaskClasses(*loaded)

@@ -1,0 +1,60 @@
+"""The classes of a network in words, for people who read its predictions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import nn
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+
+class ClassNames(NamedTuple):
+    """The classes of a network, in the order of its logits.
+
+    Attributes:
+        names: the names in the training data, such as folder names or WordNet ids.
+        descriptions: the same in words. They only differ from the names if these are WordNet ids, or if the weights
+            come with descriptions of their own.
+    """
+
+    names: Sequence[str]
+    descriptions: Sequence[str]
+
+
+def class_names(model: nn.Module) -> ClassNames:
+    """Return the names of a network's classes.
+
+    The names are those that its weights state. Networks of timm that state none have the classes of ImageNet if their
+    number of classes is that of one of its versions. All other classes are numbered.
+    """
+    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", {})
+    count = int(model.num_classes)  # type: ignore[arg-type]  # timm's contract
+    names = cfg.get("label_names")
+    if not names:
+        subset = infer_imagenet_subset({**cfg, "num_classes": count})
+        names = ImageNetInfo(subset).label_names() if subset else [f"class {number}" for number in range(count)]
+    given = cfg.get("label_descriptions") or {}
+    if not isinstance(given, Mapping):  # timm accepts a list, too
+        given = dict(zip(names, given, strict=True))
+    return ClassNames(list(names), [given.get(name) or describe_class(name) for name in names])
+
+
+def describe_class(name: str) -> str:
+    """Return a name unchanged, unless it is a WordNet id: "tabby, tabby cat" for n02123045."""
+    if not _WORDNET_ID.fullmatch(name):
+        return name
+    try:
+        words: str = _imagenet_info().label_name_to_description(name)  # knows the ids of all versions of ImageNet
+    except KeyError:
+        return name
+    return words
+
+
+@cache
+def _imagenet_info() -> ImageNetInfo:
+    return ImageNetInfo()

@@ -1,0 +1,146 @@
+"""The data module of detection: summary, batches, resuming, and exact evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from support.box_data import write_coco, write_voc
+from support.image_data import QUIET
+from torch import Tensor, nn
+
+from acmix_zoo.data.boxes.box_dataset import BoxBatch
+from acmix_zoo.data.boxes.box_module import BoxDataModule
+
+BOX = (11, 6, 40, 30)
+
+
+def make(folder: Path, **options: Any) -> BoxDataModule:
+    return BoxDataModule(str(folder), **{"image_size": 48, "max_size": 64, "batch_size": 2, **options})
+
+
+class Recorder(L.LightningModule):
+    """Trains one number and records the batches: for each image the sum of its pixels, its size and its boxes."""
+
+    def __init__(self, stop_at: int = -1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: list[Any] = []
+        self.evaluated: list[int] = []
+        self.stop_at = stop_at
+
+    def training_step(self, batch: BoxBatch, index: int) -> Tensor:
+        if len(self.seen) == self.stop_at:
+            raise KeyboardInterrupt
+        assert all(image.dtype == torch.float32 for image in batch.images)
+        sums = [(float(image.double().sum()), tuple(image.shape)) for image in batch.images]
+        self.seen.append((sums, [target["boxes"].tolist() for target in batch.targets]))
+        return (self.weight - batch.images[0].mean()) ** 2
+
+    def validation_step(self, batch: BoxBatch, index: int) -> None:
+        self.evaluated += [int(target["image"]) for target in batch.targets]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(data: BoxDataModule, model: Recorder, folder: Path, resume: Path | None = None) -> None:
+    every_step = ModelCheckpoint(folder, save_last=True, every_n_train_steps=1, save_top_k=1)
+    trainer = L.Trainer(max_epochs=3, callbacks=[every_step], **QUIET)
+    try:
+        trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+    except SystemExit:
+        assert model.stop_at >= 0
+
+
+def test_a_resumed_run_gets_the_same_batches(tmp_path: Path) -> None:
+    source = write_coco(tmp_path / "data", train=6, val=3)
+    options: dict[str, Any] = {"multi_scale": [32, 40, 48]}
+    whole, stopped, resumed = Recorder(), Recorder(stop_at=4), Recorder()
+    fit(make(source, **options), whole, tmp_path / "whole")
+    fit(make(source, **options), stopped, tmp_path / "stopped")
+    fit(make(source, **options), resumed, tmp_path / "resumed", tmp_path / "stopped/last.ckpt")
+    assert len(whole.seen) == 9 and whole.evaluated == [0, 1, 2] * 3
+    assert stopped.seen + resumed.seen == whole.seen
+    sizes = {shape[1] for sums, _ in whole.seen for _, shape in sums}
+    assert sizes == {32, 40, 48}
+
+
+def test_the_summary_names_what_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    splits = {
+        "train": [[("red", BOX), ("red", (5, 5, 5, 5))], [("green", BOX)], []],
+        "val": [[("red", (70, 5, 90, 20)), ("blue", BOX)]],
+        "test": [[("green", (5, 5, 90, 20))]],
+    }
+    make(write_voc(tmp_path / "cells", splits)).setup("fit")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "data: cells, 2 classes; images: train 3, val 1, test 1; boxes: train 2, val 0, test 1"
+    assert lines[1:4] == [
+        "  boxes of class    train      val     test",
+        "  green                 1        0        1",
+        "  red                   1        0        0",
+    ]
+    assert lines[4] == (
+        "  boxes: left out 1 of unknown classes blue (in val_0.png), 1 without area (in train_0.png), "
+        "1 outside their image (in val_0.png); 1 clipped to their image (in test_0.png)"
+    )
+    assert lines[5] == "  train 1 image without boxes; val 1 image without boxes"
+
+
+def test_the_card_states_categories_and_preprocessing(tmp_path: Path) -> None:
+    card = make(write_coco(tmp_path, val=2)).card()
+    assert card["dataset"]["category_ids"] == [3, 7, 9] and card["dataset"]["splits"] == {
+        "train": 8,
+        "val": 2,
+        "test": 0,
+    }
+    assert card["cfg"]["input_size"] == [3, 48, 64] and card["cfg"]["label_names"] == ["red", "green", "blue"]
+
+
+def test_validation_images_are_split_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make(write_coco(tmp_path, train=8, val=0), val_fraction=0.25)
+    assert data.loaders.sizes() == {"train": 6, "val": 2}
+    data.setup("fit")
+    assert "val was split off from train" in capsys.readouterr().out
+
+
+def test_images_are_normalised(tmp_path: Path) -> None:
+    data = make(write_coco(tmp_path, val=2))
+    image = next(iter(data.val_dataloader())).images[0]
+    raw = data.example_batch(1).images[0]
+    expected = (raw / 255 - torch.tensor(data.mean)[:, None, None]) / torch.tensor(data.std)[:, None, None]
+    torch.testing.assert_close(image, expected)
+    torch.testing.assert_close(data.on_after_batch_transfer(BoxBatch([raw], [{}]), 0).images[0], expected)
+    torch.testing.assert_close(data.example_images()[0], expected)  # the image already has its final size
+
+
+def test_unreadable_images_are_reported_before_the_run(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path)
+    (folder / "train2017/000003.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="1 of 8 train images cannot be used"):
+        make(folder).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 0}, "image_size=0 is too small"),
+        ({"multi_scale": [32, 0]}, "multi_scale=0 is too small"),
+        ({"val_fraction": 1.0}, r"val_fraction=1\.0 is not a fraction"),
+    ],
+)
+def test_impossible_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, **options)
+
+
+def test_other_folders_are_rejected(tmp_path: Path) -> None:
+    (tmp_path / "cats").mkdir()
+    with pytest.raises(ValueError, match=r"is a folder without boxes\. Expected a folder with annotations in COCO's"):
+        make(tmp_path)
+    with pytest.raises(ValueError, match=r"whose boxes have no masks\. Set data.masks to false"):
+        make(write_voc(tmp_path / "voc", {"train": [[("a", BOX)]]}), masks=True)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        make(tmp_path / "missing" / "deep")

@@ -1,0 +1,99 @@
+"""Tables with a column of boxes, as the detection data sets on the Hub have."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from acmix_zoo.data.boxes.annotated_images import AnnotatedImages
+from acmix_zoo.data.boxes.box_table import BoxTable
+
+NAMES = ["mask", "glove"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for tables; the cache of the `datasets` library is next to it."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "table"
+
+
+def write_table(
+    folder: Path, cells: list[dict[str, list[Any]]], category: Any = None, split: str = "train", **columns: Any
+) -> Path:
+    """Write a parquet file with one grey image of 64×48 pixels for each cell of "objects"."""
+    fields = {
+        "bbox": datasets.List(datasets.List(datasets.Value("float32"), length=4)),
+        "category": datasets.List(category or datasets.ClassLabel(names=NAMES)),
+    }
+    fields |= {"area": datasets.List(datasets.Value("int64"))} if "area" in cells[0] else {}
+    images = [Image.new("RGB", (64, 48), (value, 0, 0)) for value in range(len(cells))]
+    features = {"image": datasets.Image(), "objects": fields, **{name: datasets.Value("int64") for name in columns}}
+    table = datasets.Dataset.from_dict(
+        {"image": images, "objects": cells, **columns}, features=datasets.Features(features)
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def annotated(source: BoxTable, split: str = "train") -> AnnotatedImages:
+    images = source.splits[split]
+    assert isinstance(images, AnnotatedImages)
+    return images
+
+
+def test_declared_classes_and_coco_boxes(folder: Path) -> None:
+    cells = [
+        {"bbox": [[4, 5, 10, 20], [0, 0, 9, 9]], "category": [1, 0], "area": [150, 81]},
+        {"bbox": [], "category": [], "area": []},
+    ]
+    source = BoxTable(str(write_table(folder, cells)))
+    assert source.class_names == ("mask", "glove")
+    first, second = annotated(source).objects
+    assert first.boxes.tolist() == [[4, 5, 14, 25], [0, 0, 9, 9]] and first.classes.tolist() == [1, 0]
+    assert first.areas.tolist() == [150, 81]
+    assert second.boxes.shape == (0, 4)
+    assert np.array(annotated(source).image(1)).max() == 1
+
+
+def test_boxes_as_corners(folder: Path) -> None:
+    source = BoxTable(str(write_table(folder, [{"bbox": [[4, 5, 14, 25]], "category": [0]}])), box_format="xyxy")
+    assert annotated(source).objects[0].boxes.tolist() == [[4, 5, 14, 25]]
+
+
+def test_the_wrong_box_format_is_suspected(folder: Path) -> None:
+    cells = [{"bbox": [[30, 20, 60, 40], [40, 30, 60, 40]], "category": [0, 1]}] * 3
+    source = BoxTable(str(write_table(folder, cells)))
+    assert annotated(source).objects[0].boxes.tolist() == [[30, 20, 64, 48], [40, 30, 64, 48]]
+    assert any("set data.box_format to xyxy" in remark for remark in source.remarks)
+
+
+@pytest.mark.parametrize("value", [datasets.Value("string"), datasets.Value("int64")], ids=["names", "numbers"])
+def test_undeclared_classes_are_those_of_the_training_split(folder: Path, value: Any) -> None:
+    is_text = value.dtype == "string"
+    labels = ["cat", "dog"] if is_text else [3, 5]
+    write_table(folder, [{"bbox": [[0, 0, 9, 9]] * 2, "category": labels[::-1]}], value)
+    write_table(folder, [{"bbox": [[0, 0, 9, 9]] * 2, "category": ["cow" if is_text else 4, labels[1]]}], value, "test")
+    source = BoxTable(str(folder))
+    assert source.class_names == (("cat", "dog") if is_text else ("3", "5"))
+    assert annotated(source).objects[0].classes.tolist() == [1, 0]
+    assert annotated(source, "test").objects[0].classes.tolist() == [1]
+    assert f"left out 1 of unknown classes {'cow' if is_text else 4} (in table/test[0])" in source.check.summary()
+
+
+def test_stated_sizes_are_used(folder: Path) -> None:
+    cells = [{"bbox": [[4, 5, 100, 20]], "category": [0]}]
+    source = BoxTable(str(write_table(folder, cells, width=[50], height=[48])))
+    assert annotated(source).objects[0].boxes.tolist() == [[4, 5, 50, 25]]
+
+
+def test_tables_without_boxes_are_rejected(folder: Path) -> None:
+    table = datasets.Dataset.from_dict({"image": [Image.new("RGB", (9, 9))], "label": [0]})
+    folder.mkdir()
+    table.cast_column("image", datasets.Image()).to_parquet(folder / "train.parquet")
+    with pytest.raises(ValueError, match="has no column 'objects', only image, label"):
+        BoxTable(str(folder))

@@ -1,0 +1,122 @@
+"""Folders in COCO's format: layouts, classes, crowds, masks, and what is wrong with real annotations."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.box_data import write_coco, write_coco_split
+
+from acmix_zoo.data.boxes.annotated_images import AnnotatedImages
+from acmix_zoo.data.boxes.coco_api import decode_masks
+from acmix_zoo.data.boxes.coco_source import CocoSource
+
+
+def annotated(source: CocoSource, split: str = "train") -> AnnotatedImages:
+    images = source.splits[split]
+    assert isinstance(images, AnnotatedImages)
+    return images
+
+
+def change(folder: Path, **fields: Any) -> dict[str, Any]:
+    """Update the training annotations with fields, and return them."""
+    path = folder / "annotations/instances_train2017.json"
+    content = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps(content))
+    return content
+
+
+def annotation(**fields: Any) -> dict[str, Any]:
+    return {"id": 900, "image_id": 10, "category_id": 3, "bbox": [4, 5, 10, 20], **fields}
+
+
+def test_categories_are_numbered_by_their_id(tmp_path: Path) -> None:
+    source = CocoSource(str(write_coco(tmp_path)))
+    assert (source.class_names, source.category_ids) == (("red", "green", "blue"), (3, 7, 9))
+    assert {name: len(images) for name, images in source.splits.items()} == {"train": 8, "val": 4}
+    assert set(np.concatenate([objects.classes for objects in annotated(source).objects])) == {0, 1, 2}
+
+
+def test_boxes_are_corners_and_images_are_found(tmp_path: Path) -> None:
+    source = CocoSource(str(write_coco_split(tmp_path, "train2017", 1, annotations=[annotation()])))
+    images = annotated(source)
+    assert images.objects[0].boxes[-1].tolist() == [4, 5, 14, 25]
+    assert images.objects[0].areas[-1] == 200
+    assert images.image(0).size == (64, 48)
+
+
+@pytest.mark.parametrize("layout", ["images/train2017", "images/train", "train", "images", "."])
+def test_image_folders(tmp_path: Path, layout: str) -> None:
+    write_coco_split(tmp_path, "train2017", 1)
+    target = tmp_path / layout
+    target.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "train2017/000000.png").rename(target / "000000.png")
+    assert annotated(CocoSource(str(tmp_path))).image(0).size == (64, 48)
+
+
+def test_exports_of_labelling_services(tmp_path: Path) -> None:
+    """train/_annotations.coco.json next to the images, and valid/ for validation."""
+    write_coco(tmp_path)
+    for split, name in (("train2017", "train"), ("val2017", "valid")):
+        (tmp_path / split).rename(tmp_path / name)
+        (tmp_path / f"annotations/instances_{split}.json").rename(tmp_path / name / "_annotations.coco.json")
+    source = CocoSource(str(tmp_path))
+    assert {name: len(images) for name, images in source.splits.items()} == {"train": 8, "val": 4}
+    assert annotated(source, "val").image(0).size == (64, 48)
+
+
+def test_unusable_annotations_are_counted(tmp_path: Path) -> None:
+    unusable = [
+        annotation(category_id=99),
+        annotation(image_id=404),
+        annotation(bbox=[4, 5, 0, 20]),
+        annotation(bbox=[100, 5, 10, 10]),
+        annotation(bbox=None),
+    ]
+    source = CocoSource(str(write_coco_split(tmp_path, "train2017", 1, annotations=unusable)))
+    expected = write_coco_split(tmp_path / "clean", "train2017", 1)
+    assert np.array_equal(annotated(source).objects[0].boxes, annotated(CocoSource(str(expected))).objects[0].boxes)
+    kinds = ("unknown classes 99 (in 000000.png)", "area", "their image", "unknown images (in 404)", "coordinates")
+    assert all(kind in source.check.summary() for kind in kinds), source.check.summary()
+    assert "\n" not in source.check.summary()
+
+
+def test_masks(tmp_path: Path) -> None:
+    outline = [[4, 5, 14, 5, 14, 25, 4, 25]]
+    counts = [0, 48 * 2, 48 * 62]  # column by column: the first two columns of the image
+    rle = {"size": [48, 64], "counts": counts}
+    extra = [annotation(segmentation=outline), annotation(segmentation=rle, iscrowd=1), annotation(segmentation=[])]
+    images = annotated(CocoSource(str(write_coco_split(tmp_path, "train2017", 1, annotations=extra)), has_masks=True))
+    masks = decode_masks(images.objects[0].masks or [], 48, 64)[-3:]
+    assert masks.shape == (3, 48, 64) and masks.sum((1, 2)).tolist() == [200, 96, 0]
+    assert masks[0, 5:25, 4:14].all() and masks[1, :, :2].all()
+    assert images.objects[0].is_crowd.tolist()[-3:] == [False, True, False]
+
+
+def test_file_names_may_not_leave_the_folder(tmp_path: Path) -> None:
+    folder = write_coco_split(tmp_path / "data", "train2017", 1)
+    content = change(folder)
+    (tmp_path / "secret.png").write_bytes((folder / "train2017/000000.png").read_bytes())
+    change(folder, images=[{**content["images"][0], "file_name": "../../secret.png"}])
+    with pytest.raises(ValueError, match="not below"):
+        CocoSource(str(folder)).load()
+
+
+def test_messages_for_unusable_files(tmp_path: Path) -> None:
+    folder = write_coco_split(tmp_path, "train2017", 1)
+    path = folder / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({"images": []}))
+    with pytest.raises(ValueError, match="has no list of annotations and categories, only images"):
+        CocoSource(str(folder))
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is not a JSON file"):
+        CocoSource(str(folder))
+    content["images"][0]["file_name"] = "missing.png"
+    path.write_text(json.dumps(content))
+    with pytest.raises(FileNotFoundError, match=r"lists the image missing\.png, which is in none of images/train2017"):
+        CocoSource(str(folder)).load()
+    path.rename(folder / "annotations/instances_val2017.json")
+    with pytest.raises(ValueError, match="annotations for val, but not for training"):
+        CocoSource(str(folder))

@@ -1,0 +1,97 @@
+"""Pascal VOC folders: splits, classes, coordinates, and what is wrong with real annotations."""
+
+from pathlib import Path
+
+import pytest
+from support.box_data import write_voc
+
+from acmix_zoo.data.boxes.annotated_images import AnnotatedImages
+from acmix_zoo.data.boxes.voc_source import VocSource
+
+BOX = (11, 6, 40, 30)
+
+
+def annotated(source: VocSource, split: str) -> AnnotatedImages:
+    images = source.splits[split]
+    assert isinstance(images, AnnotatedImages)
+    return images
+
+
+def test_boxes_start_at_pixel_one_and_end_with_their_last_pixel(tmp_path: Path) -> None:
+    source = VocSource(str(write_voc(tmp_path, {"train": [[("cell", (1, 1, 64, 48))]]})))
+    assert annotated(source, "train").objects[0].boxes.tolist() == [[0, 0, 64, 48]]
+
+
+def test_splits_and_classes(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [[("b", BOX)], [("a", BOX)]], "val": [[]], "test": [[("b", BOX), ("new", BOX)]]})
+    source = VocSource(str(tmp_path))
+    assert source.class_names == ("a", "b")
+    assert {name: len(images) for name, images in source.splits.items()} == {"train": 2, "val": 1, "test": 1}
+    assert [objects.classes.tolist() for objects in annotated(source, "train").objects] == [[1], [0]]
+    assert annotated(source, "val").objects[0].boxes.shape == (0, 4)
+    assert annotated(source, "test").objects[0].classes.tolist() == [1]
+    assert source.check.summary() == "boxes: left out 1 of unknown classes new (in test_0.png)"
+
+
+def test_a_classes_file_takes_precedence(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [[("b", BOX)]]})
+    (tmp_path / "classes.txt").write_text("z\nb\n")
+    source = VocSource(str(tmp_path))
+    assert source.class_names == ("z", "b")
+    assert annotated(source, "train").objects[0].classes.tolist() == [1]
+
+
+def test_difficult_objects_are_treated_like_crowds(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [[("a", BOX), ("a", BOX)]]})
+    file = tmp_path / "Annotations/train_0.xml"
+    file.write_text(file.read_text().replace("<difficult>0", "<difficult>1", 1))
+    assert annotated(VocSource(str(tmp_path)), "train").objects[0].is_crowd.tolist() == [True, False]
+
+
+def test_trainval_is_used_without_train(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"trainval": [[("a", BOX)]], "test": [[("a", BOX)]]})
+    assert set(VocSource(str(tmp_path)).splits) == {"train", "test"}
+
+
+def test_without_lists_all_images_are_for_training(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [[("a", BOX)]], "val": [[("a", BOX)]]})
+    for file in (tmp_path / "ImageSets/Main").iterdir():
+        file.unlink()
+    assert {name: len(images) for name, images in VocSource(str(tmp_path)).splits.items()} == {"train": 2}
+
+
+def test_images_without_annotation_file_are_left_out(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [[("a", BOX)], [("a", BOX)]]})
+    (tmp_path / "Annotations/train_1.xml").unlink()
+    source = VocSource(str(tmp_path))
+    assert len(source.splits["train"]) == 1
+    assert source.remarks == ["train: left out 1 image without an image file or an annotation file (train_1)"]
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [[("a", BOX)]]})
+    (tmp_path / "Annotations/train_0.xml").write_text("<annotation>")
+    with pytest.raises(ValueError, match=r"train_0\.xml is not a valid XML file.*Repair it"):
+        VocSource(str(tmp_path))
+
+
+def test_a_missing_number_is_counted(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [[("a", BOX), ("a", BOX)]]})
+    file = tmp_path / "Annotations/train_0.xml"
+    file.write_text(file.read_text().replace("<xmin>11</xmin>", "<xmin>?</xmin>", 1))
+    source = VocSource(str(tmp_path))
+    assert len(annotated(source, "train").objects[0].boxes) == 1
+    assert source.check.summary() == "boxes: left out 1 without coordinates (in train_0.png)"
+
+
+def test_training_images_need_boxes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the training images have no boxes"):
+        VocSource(str(write_voc(tmp_path, {"train": [[]]})))
+
+
+def test_the_fingerprint_follows_the_boxes(tmp_path: Path) -> None:
+    prints = [
+        VocSource(str(write_voc(tmp_path / str(x), {"train": [[("a", (x, 6, 40, 30))]]}))).fingerprint()
+        for x in (11, 12)
+    ]
+    assert prints[0] != prints[1] and len(prints[0]) == 16

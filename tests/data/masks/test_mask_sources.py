@@ -1,0 +1,132 @@
+"""Folders and tables of images and masks: layouts, missing masks, wrong sizes and unknown values."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("lightning")
+
+from support.tasks import write_masked_images
+
+from acmix_zoo.data.masks.mask_module import MaskDataModule
+from acmix_zoo.data.splits import UnusableImages
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_masked_images(tmp_path / "shapes", (4, 2, 1), (12, 16))
+
+
+def make_data(folder: Path, **kwargs: Any) -> MaskDataModule:
+    return MaskDataModule(str(folder), **{"crop_size": (8, 8), "batch_size": 2, **kwargs})
+
+
+def sizes(data: MaskDataModule) -> dict[str, int]:
+    return data.loaders.sizes()
+
+
+def test_splits_may_be_above_or_below_the_kinds(folder: Path) -> None:
+    data = make_data(folder)
+    assert sizes(data) == {"train": 4, "val": 2, "test": 1} and data.class_names == ("ground", "grass", "water")
+    other = folder.parent / "other"
+    for kind, name in (("images", "images"), ("masks", "annotations")):
+        for split, folder_name in (("train", "training"), ("val", "validation"), ("test", "test")):
+            shutil.copytree(folder / kind / split, other / folder_name / name)
+    shutil.copy(folder / "classes.txt", other)
+    assert sizes(make_data(other)) == sizes(data)
+
+
+def test_without_splits_validation_images_are_split_off(folder: Path) -> None:
+    flat = folder.parent / "flat"
+    shutil.copytree(folder / "images/train", flat / "images")
+    for path in (folder / "masks/train").iterdir():
+        (flat / "masks").mkdir(exist_ok=True)
+        shutil.copy(path, flat / "masks" / f"{path.stem}_mask.png")
+    data = make_data(flat, class_names=["a", "b", "c"], val_fraction=0.25)
+    assert sizes(data) == {"train": 3, "val": 1} and data.class_names == ("a", "b", "c")
+
+
+def test_images_without_a_mask_are_counted_and_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "masks/train/2.png").unlink()
+    data = make_data(folder)
+    data.setup("fit")
+    assert sizes(data)["train"] == 3
+    out = capsys.readouterr().out
+    assert "data: shapes, 3 classes; images with masks: train 3, val 2, test 1" in out
+    assert "skipped 1 train image without a mask: images/train/2.png" in out
+
+
+def test_unusable_masks_are_counted_and_named_before_the_first_step(folder: Path) -> None:
+    Image.new("L", (5, 6)).save(folder / "masks/train/0.png")
+    Image.fromarray(np.full((12, 16), 9, np.uint8)).save(folder / "masks/train/1.png")
+    (folder / "masks/val/0.png").write_bytes(b"broken")
+    with pytest.raises(UnusableImages) as error:
+        make_data(folder).setup("fit")
+    text = str(error.value)
+    assert "2 of 4 train images cannot be used" in text and "1 of 2 val images cannot be used" in text
+    assert "train/0.png has 5 × 6 pixels, but the image has 16 × 12" in text
+    assert "train/1.png has pixels of the value 9. Expected 0 to 2 for the 3 classes" in text
+
+
+def test_pixels_per_class_are_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "classes.txt").write_text("ground\ngrass\nwater\nice\n")
+    make_data(folder).setup("fit")
+    out = capsys.readouterr().out
+    assert "no training mask contains ice" in out
+    shares = [float(line.split()[1]) for line in out.splitlines() if line.endswith(" %")]
+    assert len(shares) == 4 and sum(shares) == pytest.approx(100, abs=0.02)
+
+
+def test_a_folder_without_masks_or_classes_is_rejected(folder: Path, tmp_path: Path) -> None:
+    (folder / "classes.txt").unlink()
+    with pytest.raises(ValueError, match="does not say which classes its masks contain"):
+        make_data(folder)
+    with pytest.raises(FileNotFoundError, match=r"classes_file .*none\.txt does not exist"):
+        make_data(folder, classes_file=str(tmp_path / "none.txt"))
+    shutil.rmtree(folder / "masks")
+    with pytest.raises(
+        ValueError, match=r"no images with masks for training\. Expected images/train/1\.jpg with masks"
+    ):
+        make_data(folder, class_names=["a", "b"])
+    with pytest.raises(FileNotFoundError, match="source 'missing' does not exist"):
+        MaskDataModule("missing", class_names=["a", "b"])
+
+
+def test_a_parquet_file_with_two_image_columns_is_read(folder: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = folder.parent / "table"
+    table.mkdir()
+    for split, name in (("train", "train"), ("val", "validation")):
+        columns = {
+            column: [{"bytes": p.read_bytes(), "path": None} for p in sorted((folder / kind / split).iterdir())]
+            for column, kind in (("image", "images"), ("annotation", "masks"))
+        }
+        features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(table / f"{name}.parquet")
+    data = make_data(table, class_names=["ground", "grass", "water"])
+    data.setup("fit")
+    assert sizes(data) == {"train": 4, "val": 2}
+    own, expected = (d.splits["val"].images.pair(1) for d in (data, make_data(folder)))  # type: ignore[attr-defined]
+    assert np.array_equal(own.mask, expected.mask)
+    assert np.array_equal(np.asarray(own.image), np.asarray(expected.image))
+    with pytest.raises(ValueError, match="no image column 'depth'"):
+        make_data(table, class_names=["a", "b"], mask_column="depth")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop_size": (0, 8)}, r"crop_size=\[0, 8\] is not a size"),
+        ({"resize": (9, 8)}, r"resize=\[9, 8\] is not a range"),
+        ({"eval_resize": 0}, "eval_resize=0 is too small"),
+        ({"val_fraction": 1.0}, r"val_fraction=1\.0 is not a fraction"),
+    ],
+    ids=str,
+)
+def test_impossible_options_are_rejected(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_data(folder, **options)

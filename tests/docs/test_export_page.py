@@ -1,0 +1,53 @@
+"""docs/export.md: its commands print what is shown, and its programs give the result of `acmix-zoo classify`."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from support.documents import ROOT, Document, Reader, lines_not_printed
+
+PAGE = Document("docs/export.md")
+
+
+def test_the_page_matches_the_command() -> None:
+    """Quick checks of what the slow test runs."""
+    formats = {words[3].rpartition(".")[2] for words in PAGE.commands()}
+    assert formats == {"onnx", "pt2"} and all(words[:2] == ["acmix-zoo", "export"] for words in PAGE.commands())
+    onnx, program = PAGE.blocks("python")
+    assert len(onnx.splitlines()) <= 18 and "torch" not in onnx and "acmix" not in onnx
+    assert "acmix" not in program and "timm" not in program
+    assert not PAGE.missing_links()
+
+
+@pytest.mark.slow
+def test_commands_and_programs_in_order(reader: Reader) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert reader.acmix_zoo("fit", "--config", "finetune/folder", "--data.source", "photos").code == 0
+    for block in PAGE.blocks("console"):
+        command, *lines = block.splitlines()
+        printed = reader.acmix_zoo(*command.removeprefix("$ acmix-zoo ").split())
+        assert printed.code == 0, printed.err
+        assert not lines_not_printed(lines, printed.out)
+    onnx, program = PAGE.blocks("python")
+    reader.python(program)
+
+    Image.open(ROOT / "examples" / "ankle_boot.png").resize((61, 47)).save(reader.folder / "photo.png")
+    without_torch = "import sys\nsys.modules['torch'] = None\n" + onnx + "print(list(map(float, logits[0])))"
+    done = subprocess.run(
+        [sys.executable, "-c", without_torch], check=True, capture_output=True, text=True, cwd=reader.folder
+    )
+    name, logits = done.stdout.splitlines()
+    classes = json.loads(reader.acmix_zoo("classify", "photo.png", "--model=runs/folder-photos", "--json").out)
+    best, second, *_ = classes[0]["classes"]
+    assert best["description"] == name
+    first, next_one, *_ = sorted(json.loads(logits), reverse=True)
+    assert best["probability"] / second["probability"] == pytest.approx(2.718281828 ** (first - next_one), rel=1e-3)
+
+
+def test_the_table_of_int8_accuracies_names_shipped_weights() -> None:
+    names = re.findall(r"^\| `([\w.]+)` \|", PAGE.text, re.MULTILINE)
+    assert names and all((ROOT / "checkpoints" / name).is_dir() for name in names)

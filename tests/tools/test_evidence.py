@@ -1,0 +1,106 @@
+"""Means, spreads and paired differences of the evidence, and its tables and figures from rows of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("lightning")
+pytest.importorskip("scipy")
+
+from tools import append_rows, evidence
+from tools.comparison import CASES
+from tools.evidence import (
+    comparison_results,
+    curves,
+    draw_costs,
+    draw_curves,
+    draw_finetuning,
+    draw_mixing,
+    finetuning_rows,
+    group_rows,
+    mean_and_spread,
+    paired_difference,
+)
+
+
+def test_means_come_with_their_standard_deviation() -> None:
+    assert mean_and_spread({0: 0.50, 1: 0.52, 2: 0.54}) == "52.0 ± 2.0 %"
+    assert mean_and_spread({1: 0.5}) == "50.0 %"
+
+
+def test_differences_are_paired_by_seed() -> None:
+    # differences of 1, 2 and 3 points: mean 2, standard error 1/√3, and 4.303 is the 97.5 % quantile for 2 degrees
+    scores, baseline = {0: 0.51, 1: 0.62, 2: 0.73, 3: 0.9}, {0: 0.50, 1: 0.60, 2: 0.70}
+    assert paired_difference(scores, baseline) == "+2.0 [−0.5, +4.5]"
+    assert paired_difference({0: 0.49}, baseline) == "−1.0"
+    assert paired_difference({7: 0.49}, baseline) == ""
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> tuple[Path, Path]:
+    """Two seeds of every case, each 1 % better than the case before it, and their epochs."""
+    runs, epochs = tmp_path / "runs.csv", tmp_path / "epochs.csv"
+    for i, case in enumerate(CASES):
+        for seed in (0, 1):
+            row = {**case._asdict(), "seed": seed, "parameters": 1000 * (i + 1), "macs": 10**6 * (i + 1)}
+            append_rows(runs, [{**row, "top1": 0.3 + i / 100 + seed / 50, "minutes": 10 + i}])
+            factors = {"alpha": "0.5 0.6", "beta": "0.4 0.3"}
+            for epoch in (1, 2):
+                scores = {"epoch": epoch, "train_loss": 2, "val_top1": 0.1 * epoch + seed / 50}
+                append_rows(epochs, [{"run": f"{case.name}-seed{seed}", **scores, **factors}])
+    return runs, epochs
+
+
+def test_networks_are_compared_with_acmix_of_the_same_family(tables: tuple[Path, Path]) -> None:
+    header, *rows = group_rows("paths", tables[0])
+    assert [row[0] for row in rows] == [
+        f"`acmix_{family}_pico`, {paths}"
+        for family in ("resnet", "swin")
+        for paths in ("both", "attention", "convolution")
+    ]
+    assert [row[header.index("difference")].split(" ")[0] for row in rows] == ["", "+2.0", "+4.0", "", "+2.0", "+4.0"]
+    assert rows[0][header.index("test top-1")] == "31.0 ± 1.4 %" and rows[0][header.index("runs")] == "2"
+
+
+@pytest.mark.parametrize("group", ["neighbours", "ablations"])
+def test_the_first_row_is_acmix(group: str, tables: tuple[Path, Path]) -> None:
+    _, first, *others = group_rows(group, tables[0])
+    assert first[0] == "`acmix_resnet_pico`, both" and first[-1] == ""
+    assert len(others) == sum(case.group == group for case in CASES)
+    assert all(row[-1].startswith("+") for row in others)
+
+
+def test_without_runs_the_tables_have_a_header_alone(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.csv"
+    assert all(len(group_rows(group, missing)) == 1 for group in ("paths", "neighbours", "ablations"))
+    assert len(finetuning_rows(missing)) == 1
+
+
+def test_learning_curves_are_means_over_seeds(tables: tuple[Path, Path]) -> None:
+    found = dict(curves("paths", tables[1]))
+    assert found["acmix_swin_pico-both"] == pytest.approx([11, 21])
+
+
+def test_figures(tables: tuple[Path, Path], tmp_path: Path) -> None:
+    runs = tmp_path / "finetuning.csv"
+    for per_class, top1 in ((5, 0.4), (0, 0.8)):
+        row = {"start": "scratch", "mode": "full", "per_class": per_class, "seed": 0, "top1": top1}
+        append_rows(runs, [row, {**row, "seed": 1, "top1": top1 + 0.02}])
+    assert finetuning_rows(runs)[1] == ["scratch", "full", "41.0 ± 1.4 %", "", "", "81.0 ± 1.4 %"]
+    draw_costs(comparison_results(tables[0]), tmp_path / "costs.png")
+    draw_curves(tmp_path / "curves.png", tables[1])
+    draw_mixing(tmp_path / "mixing.png", tables[1])
+    draw_finetuning(tmp_path / "finetuning.png", runs)
+    for name in ("costs", "curves", "mixing", "finetuning"):
+        image = Image.open(tmp_path / f"{name}.png").convert("L")
+        dark = sum(image.histogram()[:200])
+        assert dark > 2000, f"{name} is empty"
+
+
+def test_a_missing_run_leaves_out_its_figure(tmp_path: Path) -> None:
+    draw_mixing(tmp_path / "mixing.png", tmp_path / "missing.csv")
+    assert not (tmp_path / "mixing.png").exists()
+    assert evidence.finetuning_results(tmp_path / "missing.csv") == {}

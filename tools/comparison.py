@@ -1,0 +1,211 @@
+"""Train the networks of the comparison: paths alone and together, the neighbours that the paper names, and ablations.
+
+    python -m tools.comparison TINY_IMAGENET FOLDER                 # all runs that the table lacks, about 16 core-hours
+    python -m tools.comparison TINY_IMAGENET FOLDER --only paths --seeds 0
+    python -m tools.comparison TINY_IMAGENET FOLDER --list          # print the runs and their state, train nothing
+
+TINY_IMAGENET is the Hub id zh-plus/tiny-imagenet or a folder with its parquet files. FOLDER receives the run folders.
+Every finished run adds a row to benchmarks/comparison.csv and its epochs to benchmarks/comparison_epochs.csv. An
+interrupted run is resumed by the same command.
+
+All runs have the same images, recipe and steps. The images are those of the first 100 classes of Tiny-ImageNet in the
+order of their WordNet ids, at 32 pixels. The 5,000 images of these classes in the published validation set are the test
+set, which is used once per run, with the weights of the last epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from acmix_zoo import create_model
+from acmix_zoo.data import ImageDataModule
+from acmix_zoo.layers.complexity import complexity
+from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.training import RunFolder
+from acmix_zoo.training.finish import git_revision
+from acmix_zoo.training.logs import quieten_lightning
+from tools import append_rows, make_parser, read_rows
+from tools.ablations import ABLATIONS, build
+
+CLASSES, SIDE, EPOCHS, BATCH = 100, 32, 10, 128
+OPTIMISER: dict[str, Any] = {
+    "optimizer": "adamw",
+    "lr": 2e-3,
+    "weight_decay": 0.05,
+    "warmup_epochs": 1.0,
+    "label_smoothing": 0.1,
+}
+SEEDS = (0, 1, 2)
+TABLE, EPOCHS_TABLE = Path("benchmarks/comparison.csv"), Path("benchmarks/comparison_epochs.csv")
+PATHS = ("both", "attention", "convolution")
+NEIGHBOURS = ("resnet", "series_resnet", "se_resnet", "cbam_resnet", "bot_resnet", "aa_resnet", "container")
+
+
+class Case(NamedTuple):
+    """A network of the comparison.
+
+    Attributes:
+        group: "paths", "neighbours" or "ablations".
+        network: its name in the zoo.
+        variant: value of `paths`, a key of `ABLATIONS`, or "" for the network as it is.
+    """
+
+    group: str
+    network: str
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.network}-{self.variant}" if self.variant else self.network
+
+    def build(self) -> nn.Module:
+        """Return the network, with new weights."""
+        if self.group == "ablations":
+            return build(self.network, self.variant, num_classes=CLASSES)
+        kwargs = {"paths": self.variant} if self.variant else {}
+        return create_model(self.network, num_classes=CLASSES, **kwargs)
+
+
+CASES = (
+    *(Case("paths", f"acmix_{family}_pico", paths) for paths in PATHS for family in ("resnet", "swin")),
+    *(Case("neighbours", f"{name}_pico") for name in NEIGHBOURS),
+    # "none" is the network itself, which is among the paths
+    *(Case("ablations", "acmix_resnet_pico", name) for name in ABLATIONS if name != "none"),
+)
+
+
+class ComparisonTask(ClassificationTask):
+    """A classifier whose network is a `Case`.
+
+    Args:
+        group, network, variant: the fields of the case. They are separate, so that checkpoints contain plain values.
+        options: arguments of `ClassificationTask`.
+    """
+
+    def __init__(self, group: str, network: str, variant: str, **options: Any) -> None:
+        self.case = Case(group, network, variant)
+        super().__init__(network, num_classes=CLASSES, **options)
+
+    def configure_models(self) -> None:
+        self.model = self.case.build()
+
+
+class MixingHistory(Callback):
+    """Add the mean alpha and beta of every layer with both paths to the metrics of an epoch."""
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for layer, (alpha, beta) in enumerate(mixing_factors(pl_module)):
+            pl_module.log_dict({f"val/alpha_{layer}": alpha, f"val/beta_{layer}": beta})
+
+
+def mixing_factors(network: nn.Module) -> Iterator[tuple[float, float]]:
+    """Return alpha and beta of every layer with both paths, from the input to the output."""
+    for module in network.modules():
+        alpha, beta = getattr(module, "alpha", None), getattr(module, "beta", None)
+        if isinstance(alpha, nn.Parameter) and isinstance(beta, nn.Parameter):
+            yield float(alpha.mean()), float(beta.mean())
+
+
+def make_subset(source: str, folder: Path) -> Path:
+    """Write the images of the first classes of Tiny-ImageNet to parquet files, unless they exist, and return their
+    folder.
+
+    Args:
+        source: id of the data set, or the folder of its parquet files.
+        folder: where to write.
+    """
+    from datasets import ClassLabel, load_dataset
+
+    if (folder / "validation.parquet").is_file():
+        return folder
+    tables: Any = load_dataset(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    split_names = {"train": "train", "validation": "valid" if "valid" in tables else "validation"}
+    for split, name in split_names.items():
+        names = tables[name].features["label"].names
+        kept = sorted(names)[:CLASSES]
+        new_label = {names.index(wordnet_id): label for label, wordnet_id in enumerate(kept)}
+        labels = tables[name]["label"]
+        subset = tables[name].select([i for i, label in enumerate(labels) if label in new_label])
+        column = [new_label[label] for label in subset["label"]]
+        subset = subset.remove_columns("label").add_column("label", column).cast_column("label", ClassLabel(names=kept))
+        subset.to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def train(case: Case, seed: int, source: Path, folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Train one network, or continue its training, and return its row of the table and one row per epoch."""
+    L.seed_everything(seed, verbose=False)
+    data = ImageDataModule(
+        str(source), image_size=SIDE, batch_size=BATCH, val_fraction=0.05, validation_as_test=True, augment="crop",
+        crop_scale=(0.35, 1.0), interpolation="bilinear", seed=seed,
+    )  # fmt: skip
+    task = ComparisonTask(*case, **OPTIMISER)
+    run = RunFolder(str(folder))
+    quieten_lightning()
+    trainer = L.Trainer(
+        max_epochs=EPOCHS, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[run, MixingHistory()], gradient_clip_val=5.0,
+    )  # fmt: skip
+    trainer.fit(task, data, ckpt_path=str(run.last) if run.last.exists() else None)
+    (scores,) = trainer.test(task, data, verbose=False)
+    cost = complexity(task.model, (3, SIDE, SIDE))
+    minutes = sum(row["seconds"] for row in run.history) / 60
+    row = {
+        "group": case.group, "network": case.network, "variant": case.variant, "seed": seed,
+        "parameters": cost.params, "macs": cost.macs,
+        "top1": round(scores["test/top1"], 4), "top5": round(scores["test/top5"], 4),
+        "loss": round(scores["test/loss"], 4), "minutes": round(minutes, 1), "revision": git_revision(),
+    }  # fmt: skip
+    return row, run.history
+
+
+def finished(table: Path) -> set[tuple[str, int]]:
+    """Return the (case name, seed) of the rows of a table."""
+    rows = read_rows(table)
+    return {(Case(row["group"], row["network"], row["variant"]).name, int(row["seed"])) for row in rows}
+
+
+def main(source: str, folder: Path, *, only: str | None, seeds: Sequence[int], is_list: bool) -> None:
+    """Train what the table lacks, seed by seed, so that an unfinished comparison is balanced."""
+    done = finished(TABLE)
+    cases = [case for case in CASES if only in (None, case.group)]
+    for seed in seeds:
+        for case in cases:
+            run = folder / f"{case.name}-seed{seed}"
+            if is_list:
+                state = "finished" if (case.name, seed) in done else "started" if run.is_dir() else "not started"
+                print(f"{run.name:<42} {state}")
+                continue
+            if (case.name, seed) in done:
+                continue
+            print(run.name, flush=True)
+            row, epochs = train(case, seed, make_subset(source, folder / "images"), run)
+            append_rows(TABLE, [row])
+            append_rows(EPOCHS_TABLE, [{"run": run.name, **chosen} for chosen in map(epoch_columns, epochs)])
+
+
+def epoch_columns(row: dict[str, float]) -> dict[str, str]:
+    """Return the columns of the epochs table: alpha and beta of all layers are joined, from the input to the output."""
+    factors = {
+        name: " ".join(f"{row[key]:.3f}" for key in row if key.startswith(f"val/{name}_")) for name in ("alpha", "beta")
+    }
+    scores = {name: f"{row[key]:.4f}" for name, key in (("train_loss", "train/loss"), ("val_top1", "val/top1"))}
+    return {"epoch": f"{row['epoch']:.0f}", **scores, **factors}
+
+
+if __name__ == "__main__":
+    parser = make_parser("comparison", __doc__)
+    parser.add_argument("source", metavar="TINY_IMAGENET")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--only", choices=sorted({case.group for case in CASES}), help="train one group of networks")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds (default: 0 1 2)")
+    parser.add_argument("--list", action="store_true", help="print the runs and their state")
+    given = parser.parse_args()
+    main(given.source, given.folder, only=given.only, seeds=given.seeds, is_list=given.list)

@@ -1,0 +1,221 @@
+"""The tables and figures of docs/evidence.md, from the rows that finished runs have added to benchmarks/.
+
+    python -m tools.evidence docs/images      # draw the figures; `make readme` writes the tables
+
+Accuracies are means with the standard deviation over seeds. Differences are paired by seed, with the 95 % confidence
+interval of Student's t distribution, which is wide for three seeds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure  # not pyplot: no global state, no display
+from scipy.stats import t as student  # type: ignore[import-untyped]
+
+from acmix_zoo.layers.complexity import human
+from tools import comparison, finetune_study, make_parser, read_rows
+
+Scores = Mapping[int, float]  # top-1 between 0 and 1, by seed
+
+
+class Result(NamedTuple):
+    """All finished runs of one network.
+
+    Attributes:
+        case: the network.
+        scores: its test accuracies.
+        parameters, macs: its cost.
+        minutes: mean training time of a run.
+    """
+
+    case: comparison.Case
+    scores: Scores
+    parameters: int
+    macs: int
+    minutes: float
+
+
+def comparison_results(table: Path = comparison.TABLE) -> list[Result]:
+    """Return the networks of the comparison that have finished runs, in the order of its cases."""
+    rows = read_rows(table)
+    results = []
+    for case in comparison.CASES:
+        own = [row for row in rows if (row["group"], row["network"], row["variant"]) == case]
+        if own:
+            scores = {int(row["seed"]): float(row["top1"]) for row in own}
+            minutes = statistics.mean(float(row["minutes"]) for row in own)
+            results.append(Result(case, scores, int(own[0]["parameters"]), int(own[0]["macs"]), minutes))
+    return results
+
+
+def mean_and_spread(scores: Scores) -> str:
+    """Return a mean accuracy and its standard deviation in percent: "53.2 ± 0.4 %"."""
+    values = [100 * value for value in scores.values()]
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread} %"
+
+
+def paired_difference(scores: Scores, baseline: Scores) -> str:
+    """Return the mean difference in percentage points, and its 95 % confidence interval: "+0.8 [−0.3, +1.9]".
+
+    Only seeds that both have are compared. One seed gives no interval, and none gives "".
+    """
+    differences = [100 * (scores[seed] - baseline[seed]) for seed in scores.keys() & baseline.keys()]
+    if not differences:
+        return ""
+    mean = statistics.mean(differences)
+    if len(differences) == 1:
+        return _signed(mean)
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    half = float(student.ppf(0.975, len(differences) - 1)) * error
+    return f"{_signed(mean)} [{_signed(mean - half)}, {_signed(mean + half)}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def group_rows(group: str, table: Path = comparison.TABLE) -> list[list[str]]:
+    """Return the rows of one group's table, with the network that they are compared with in the first row."""
+    results = comparison_results(table)
+    families = ("resnet", "swin") if group == "paths" else ("resnet",)
+    rows = [["network", "parameters", "MACs", "minutes", "runs", "test top-1", "difference"]]
+    for family in families:
+        baseline = next((r for r in results if r.case == ("paths", f"acmix_{family}_pico", "both")), None)
+        members = [r for r in results if r.case.group == group and (group != "paths" or family in r.case.network)]
+        for result in [baseline] * bool(baseline and baseline not in members) + members:
+            assert result
+            difference = paired_difference(result.scores, baseline.scores) if baseline not in (None, result) else ""
+            rows.append(
+                [
+                    f"`{result.case.network}`" + f", {result.case.variant}" * bool(result.case.variant),
+                    human(result.parameters), human(result.macs), f"{result.minutes:.0f}", str(len(result.scores)),
+                    mean_and_spread(result.scores), difference,
+                ]
+            )  # fmt: skip
+    return rows
+
+
+def finetuning_results(table: Path = finetune_study.TABLE) -> dict[tuple[str, str, int], Scores]:
+    """Return the test accuracies of the fine-tuning runs by (start, mode, training images per class)."""
+    results: dict[tuple[str, str, int], Scores] = {}
+    for row in read_rows(table):
+        key = (row["start"], row["mode"], int(row["per_class"]))
+        results[key] = {**results.get(key, {}), int(row["seed"]): float(row["top1"])}
+    return results
+
+
+def finetuning_rows(table: Path = finetune_study.TABLE) -> list[list[str]]:
+    """Return the rows of the fine-tuning table: one row per start and mode, one column per number of images."""
+    results = finetuning_results(table)
+    counts = sorted(finetune_study.EPOCHS, key=lambda count: count or float("inf"))
+    rows = [["start", "trained", *(f"{count or 'all'} per class" for count in counts)]]
+    for start, mode in dict.fromkeys((start, mode) for start, mode, _ in results):
+        cells = [results.get((start, mode, count)) for count in counts]
+        rows.append([start, mode, *(mean_and_spread(cell) if cell else "" for cell in cells)])
+    return rows
+
+
+def draw_costs(results: Sequence[Result], path: Path) -> None:
+    """Draw test accuracy against multiply-accumulates, and against measured training time."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels: Any = figure.subplots(1, 2, sharey=True)
+    for axes, name in zip(panels, ("MMACs per image", "minutes of training"), strict=True):
+        for result in results:
+            if result.case.group == "ablations":
+                continue
+            x = result.macs / 1e6 if name.startswith("MMACs") else result.minutes
+            values = [100 * value for value in result.scores.values()]
+            color = "tab:red" if "acmix" in result.case.network else "tab:blue"
+            spread = statistics.stdev(values) if len(values) > 1 else 0
+            axes.errorbar(x, statistics.mean(values), spread, fmt="o", color=color, capsize=3)
+            axes.annotate(
+                result.case.name.replace("_pico", ""), (x, statistics.mean(values)), (5, 4), fontsize=7,
+                textcoords="offset points",
+            )  # fmt: skip
+        axes.set_xlabel(name)
+        axes.margins(x=0.2, y=0.1)
+    panels[0].set_ylabel("test top-1 in %")
+    figure.savefig(path, dpi=110)
+
+
+def curves(group: str, table: Path = comparison.EPOCHS_TABLE) -> Iterator[tuple[str, list[float]]]:
+    """Return the mean validation accuracy in percent after each epoch, for every network of a group."""
+    rows = read_rows(table)
+    for case in comparison.CASES:
+        if case.group == group:
+            own = [row for row in rows if row["run"].rpartition("-seed")[0] == case.name]
+            epochs = sorted({int(row["epoch"]) for row in own})
+            values = [[100 * float(row["val_top1"]) for row in own if int(row["epoch"]) == epoch] for epoch in epochs]
+            if values:
+                yield case.name, [statistics.mean(value) for value in values]
+
+
+def draw_curves(path: Path, table: Path = comparison.EPOCHS_TABLE) -> None:
+    """Draw the learning curves of the paths and of the neighbours."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels: Any = figure.subplots(1, 2, sharey=True)
+    for axes, group in zip(panels, ("paths", "neighbours"), strict=True):
+        for name, values in curves(group, table):
+            axes.plot(range(1, len(values) + 1), values, label=name.replace("_pico", ""))
+        axes.set(title=group, xlabel="epoch")
+        axes.legend(fontsize=7)
+    panels[0].set_ylabel("validation top-1 in %")
+    figure.savefig(path, dpi=110)
+
+
+def draw_mixing(path: Path, table: Path = comparison.EPOCHS_TABLE) -> None:
+    """Draw alpha and beta of `acmix_resnet_pico`: after each epoch in one panel, and over depth at the end."""
+    rows = [row for row in read_rows(table) if row["run"] == "acmix_resnet_pico-both-seed0"]
+    if not rows:
+        return
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    over_time, over_depth = figure.subplots(1, 2)
+    for name, style in (("alpha", "-"), ("beta", "--")):
+        values = [[float(value) for value in row[name].split()] for row in rows]  # [epoch][layer]
+        for layer, series in enumerate(zip(*values, strict=True)):
+            over_time.plot(
+                range(1, len(series) + 1), series, style, color=f"C{layer}", label=f"{name}, layer {layer + 1}"
+            )
+        over_depth.plot(range(1, len(values[-1]) + 1), values[-1], f"o{style}", label=name)
+    over_time.set(xlabel="epoch", ylabel="mean factor")
+    over_depth.set(xlabel="layer, from the input", title="after the last epoch")
+    over_time.legend(fontsize=6, ncols=2)
+    over_depth.legend()
+    figure.savefig(path, dpi=110)
+
+
+def draw_finetuning(path: Path, table: Path = finetune_study.TABLE) -> None:
+    """Draw test accuracy against the number of training images per class."""
+    results = finetuning_results(table)
+    counts = sorted(finetune_study.EPOCHS, key=lambda count: count or float("inf"))
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for start, mode in dict.fromkeys((start, mode) for start, mode, _ in results):
+        found = [(place, results[start, mode, n]) for place, n in enumerate(counts) if (start, mode, n) in results]
+        values = [[100 * value for value in scores.values()] for _, scores in found]
+        axes.errorbar(
+            [place for place, _ in found], [statistics.mean(v) for v in values],
+            [statistics.stdev(v) if len(v) > 1 else 0 for v in values],
+            marker="o", capsize=3, linestyle="-" if mode == "full" else "--", label=f"{start}, {mode}",
+        )  # fmt: skip
+    axes.set_xticks(range(len(counts)), [str(count or "all") for count in counts])
+    axes.set(xlabel="training images per class", ylabel="test top-1 in %")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    parser = make_parser("evidence", __doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to write the figures")
+    folder = parser.parse_args().folder
+    if finished := comparison_results():
+        draw_costs(finished, folder / "evidence_costs.png")
+        draw_curves(folder / "evidence_curves.png")
+        draw_mixing(folder / "evidence_mixing.png")
+    if finetuning_results():
+        draw_finetuning(folder / "evidence_finetuning.png")

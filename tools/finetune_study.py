@@ -1,0 +1,126 @@
+"""Measure what pretrained weights are worth on photographs: test accuracy against the number of training images.
+
+    python -m tools.finetune_study CLOTHING FOLDER            # all runs that the table lacks, about two core-hours
+    python -m tools.finetune_study CLOTHING FOLDER --list     # print the runs and their state, train nothing
+
+CLOTHING is the folder of the clothing photographs (train/, validation/ and test/ with ten classes), and FOLDER receives
+the run folders. Every run is one `acmix-zoo fit` with a shipped recipe, whose record adds a row to
+benchmarks/finetuning.csv. An interrupted run is resumed by the same command.
+
+The training images of a run are drawn by its seed, the same for all starts. Runs on fewer images have more epochs.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+from acmix_zoo.weights import read_config
+from tools import append_rows, make_parser, read_rows
+
+TABLE = Path("benchmarks/finetuning.csv")
+SIZE = 96  # pixels; the photographs' shorter side is 128
+EPOCHS = {5: 60, 20: 40, 100: 20, 0: 10}  # by training images per class; 0 for all
+SEEDS = (0, 1, 2)
+NANO = "acmix_resnet_nano"
+# Options of each start. The weights of Fashion-MNIST are those of a different network, because the nano has none.
+STARTS = {
+    "scratch": ["--model.model", NANO, "--model.pretrained", "false"],
+    "fashion_mnist": ["--model.model", "acmix_resnet_pico", "--model.pretrained", "fashion_mnist"],
+    "tiny_imagenet": ["--model.model", NANO, "--model.pretrained", "tiny_imagenet"],
+}
+RECIPES = {"full": "finetune/folder", "linear": "finetune/linear_probe"}
+
+
+class Run(NamedTuple):
+    """One run of the study.
+
+    Attributes:
+        start: a key of `STARTS`.
+        mode: a key of `RECIPES`.
+        per_class: training images per class; 0 for all.
+        seed: draws the images, and seeds the training.
+    """
+
+    start: str
+    mode: str
+    per_class: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.start}-{self.mode}-{self.per_class or 'all'}-seed{self.seed}"
+
+
+# A linear probe of random features is no useful baseline.
+RUNS = [
+    Run(start, mode, per_class, seed)
+    for seed, per_class, start, mode in product(SEEDS, EPOCHS, STARTS, RECIPES)
+    if (start, mode) != ("scratch", "linear")
+]
+
+
+def make_images(source: Path, folder: Path, per_class: int, seed: int) -> Path:
+    """Link some training images of each class, and all images of the other splits, into a folder, and return it."""
+    target = folder / f"{per_class or 'all'}-{seed}"
+    if target.is_dir():
+        return target
+    draw, new = random.Random(seed), target.with_name(target.name + ".new")
+    for split in ("train", "validation", "test"):
+        for class_folder in sorted((source / split).iterdir()):
+            images = sorted(class_folder.iterdir())
+            if split == "train" and per_class:
+                images = sorted(draw.sample(images, min(per_class, len(images))))
+            (new / split / class_folder.name).mkdir(parents=True, exist_ok=True)
+            for image in images:
+                link = new / split / class_folder.name / image.name
+                link.unlink(missing_ok=True)
+                link.symlink_to(image.resolve())
+    return new.rename(target)
+
+
+def command(run: Run, images: Path, folder: Path) -> list[str]:
+    """Return the arguments of `acmix-zoo` that train a run."""
+    return [
+        "fit", "--config", RECIPES[run.mode], "--data.source", str(images), "--data.image_size", str(SIZE),
+        "--data.augment", "crop", "--data.crop_scale", "[0.35, 1.0]", *STARTS[run.start],
+        "--trainer.max_epochs", str(EPOCHS[run.per_class]), "--seed_everything", str(run.seed),
+        "--data.seed", str(run.seed), "--trainer.enable_progress_bar", "false", "--run.folder", str(folder),
+    ]  # fmt: skip
+
+
+def row_of(run: Run, weights: Path) -> dict[str, str | int | float]:
+    """Return the row of a finished run, from the record of its weight folder."""
+    record = read_config(weights)["acmix_zoo"]
+    (top1,) = [m["value"] for m in record["metrics"] if (m["split"], m["name"]) == ("test", "top1")]
+    images = record["dataset"]["splits"]["train"]
+    minutes, revision = record["minutes"], record["git_revision"]
+    return {**run._asdict(), "images": images, "top1": top1, "minutes": minutes, "revision": revision}
+
+
+def main(source: Path, folder: Path, *, is_list: bool) -> None:
+    """Train the runs that the table lacks."""
+    done = {Run(r["start"], r["mode"], int(r["per_class"]), int(r["seed"])) for r in read_rows(TABLE)}
+    for run in RUNS:
+        target = folder / run.name
+        if is_list:
+            state = "finished" if run in done else "started" if target.is_dir() else "not started"
+            print(f"{run.name:<36} {state}")
+        elif run not in done:
+            images = make_images(source, folder / "images", run.per_class, run.seed)
+            arguments = command(run, images, target)
+            subprocess.run([sys.executable, "-m", "acmix_zoo.cli", *arguments], check=True)
+            append_rows(TABLE, [row_of(run, target / "weights")])
+
+
+if __name__ == "__main__":
+    parser = make_parser("finetune_study", __doc__)
+    parser.add_argument("source", type=Path, metavar="CLOTHING")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--list", action="store_true", help="print the runs and their state")
+    given = parser.parse_args()
+    main(given.source, given.folder, is_list=given.list)
