@@ -1,4 +1,5 @@
 # make demo               fine-tune a pretrained network and compare it with training from scratch, in a few minutes
+# make demo-segment       train a segmenter on scenes of handwritten digits, in a few minutes
 # make test               ruff, mypy and the quick tests
 # make test-slow          long tests, also of other packages that use the networks (Ultralytics, transformers, timm's tests)
 # make test-distributed   tests with several processes, networks and kills
@@ -15,11 +16,14 @@ IMAGES := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 # Only the installation needs a network. Offline, a missing file is an error at once instead of after a minute of retries.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow test-distributed test-gpu lint data bench bench-gpu readme clean
+.PHONY: demo demo-segment test test-slow test-distributed test-gpu lint data bench bench-gpu readme clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.train
 	@$(BIN)/python -m examples.demo
+
+demo-segment: .venv/.segment
+	@$(BIN)/python -m examples.demo_segment
 
 test: lint data
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
@@ -56,13 +60,17 @@ data:
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train]'
 	@touch $@
 
+.venv/.segment: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment]'
+	@touch .venv/.train $@
+
 .venv/.test: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,export,test]'
-	@touch .venv/.train $@
+	@touch .venv/.train .venv/.segment $@
 
 .venv/.clients: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,export,test,clients]'
-	@touch .venv/.train .venv/.test $@
+	@touch .venv/.train .venv/.segment .venv/.test $@
 
 # Measures benchmarks/ on a CPU, in about half an hour on a quiet machine. Run `make readme` afterwards.
 bench: .venv/.train

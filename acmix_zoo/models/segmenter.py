@@ -75,7 +75,7 @@ class Segmenter(TaskNetwork):
                 encoder_depth=depth,
                 encoder_weights=None,
                 classes=num_classes,
-                in_channels=self._model_args.get("in_chans", 3),
+                in_channels=self.in_chans,
                 **arguments,
                 **{name: value for name, value in self._model_args.items() if name != "in_chans"},
             )

@@ -32,6 +32,7 @@ class TaskNetwork(nn.Module):
     Attributes:
         kind: the task.
         architecture, num_classes, options: as given.
+        in_chans: number of channels of an image.
         pretrained_cfg: timm's description of the backbone and its weights.
     """
 
@@ -44,6 +45,7 @@ class TaskNetwork(nn.Module):
         self.architecture, self.num_classes = architecture, num_classes
         self.options: dict[str, Any] = json.loads(json.dumps(dict(options)))  # tuples become lists, as in config.json
         self._model_args = dict(model_kwargs or {})  # as timm's networks of this project keep them
+        self.in_chans = int(self._model_args.get("in_chans", 3))
         default = timm.get_pretrained_cfg(architecture)
         self.pretrained_cfg: dict[str, Any] = default.to_dict() if default else {}
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.processes import MESH, PYTHON, Process, command, differences, fit, largest_difference, run, torchrun
+from support.processes import MESH, PLAIN, PYTHON, Process, command, differences, fit, largest_difference, run, torchrun
 from support.streams import write_shards
+from support.tasks import SEGMENTATION, write_masked_images
 
 from acmix_zoo.data import export_folder
+from acmix_zoo.models.task_kinds import TASK_KINDS
 from acmix_zoo.weights import check_folder
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
@@ -126,21 +128,29 @@ def test_a_damaged_image_gives_one_warning(tmp_path: Path, figure: Figure) -> No
     figure("one damaged image in 400, three epochs, two workers", "one warning with its path; the run succeeds")
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_evaluation_gives_bit_identical_metrics(processes: int, single: Path, tmp_path: Path, figure: Figure) -> None:
+@pytest.mark.parametrize(("task", "processes"), [("classification", 2), ("classification", 3), ("segmentation", 2)])
+def test_evaluation_gives_bit_identical_metrics(
+    task: str, processes: int, single: Path, tmp_path: Path, figure: Figure
+) -> None:
     """The number of validation images is not a multiple of processes × batch size."""
-    evaluate = fit(
-        tmp_path / "not_used", data__batch_size=7, run__folder=single, ckpt_path=single / "checkpoints/best.ckpt"
-    )
+    base, batch_size, metrics = PLAIN, 7, {"val/loss", "val/top1", "val/top5"}
+    if task == "segmentation":
+        pytest.importorskip("segmentation_models_pytorch")
+        base, batch_size = {**SEGMENTATION, "data.source": write_masked_images(tmp_path / "shapes", (12, 7, 2))}, 2
+        single, metrics = tmp_path / "single", {"val/loss", "val/miou", "val/pixel_accuracy"}
+        run(command(fit(single, base, trainer__max_epochs=1)), tmp_path / "single.log")
+    best = single / "checkpoints/best.ckpt"
+    evaluate = fit(tmp_path / "not_used", base, data__batch_size=batch_size, run__folder=single, ckpt_path=best)
     evaluate[0] = "validate"
     evaluate += ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'csv'}"]
     run(command([*evaluate, "--trainer.logger.version=1"]), tmp_path / "one.log")
     distributed = [*evaluate, "--trainer.logger.version=2", f"--trainer.devices={processes}"]
     printed = run(torchrun(distributed, processes), tmp_path / "many.log")
-    assert printed.count("val: top-1 ") == 1
+    assert printed.count(f"val: {TASK_KINDS[task].main_label} ") == 1
     one, many = (logged_metrics(tmp_path / f"csv/lightning_logs/version_{version}/metrics.csv") for version in (1, 2))
-    assert one == many and set(one) == {"val/loss", "val/top1", "val/top5"}
-    figure(f"evaluation on {processes} processes against 1", f"identical metrics: {json.dumps(one)}")
+    assert one == many and set(one) == metrics
+    name = "" if task == "classification" else f"{task}: "
+    figure(f"{name}evaluation on {processes} processes against 1", f"identical metrics: {json.dumps(one)}")
 
 
 def logged_metrics(path: Path) -> dict[str, str]:

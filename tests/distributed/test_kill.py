@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.box_data import write_coco
 from support.processes import PLAIN, Process, command, differences, fit
-from support.tasks import write_masked_images
+from support.tasks import SEGMENTATION, write_masked_images
 
 from acmix_zoo.training.checkpoints import is_checkpoint
 
@@ -23,14 +23,7 @@ EVERYTHING = {
     "model.ema_decay": 0.95, "run.save_every": 3,
     "trainer.max_epochs": 3, "trainer.limit_train_batches": 25, "trainer.accumulate_grad_batches": 1,
 }  # fmt: skip
-# Images with masks that the test writes, and a network with batch norm.
-SEGMENTATION = {
-    "task": "segmentation", "data.crop_size": "[32, 32]", "data.resize": "[24, 48]", "data.color_jitter": True,
-    "data.batch_size": 2, "model.model": "acmix_resnet_pico", "model.model_kwargs": "{drop_path_rate: 0.1}",
-    "model.decoder": "unet", "model.losses": "{cross_entropy: 1, dice: 1}", "model.ema_decay": 0.95,
-    "trainer.max_epochs": 3, "trainer.accelerator": "cpu", "trainer.logger": "false", "run.save_every": 3,
-    "speed.loader_seconds": 0,
-}  # fmt: skip
+# Images with boxes that the test writes, and a network with batch norm.
 DETECTION = {
     "task": "detection", "data.image_size": 48, "data.max_size": 64, "data.multi_scale": "[40, 48, 56]",
     "data.vflip": 0.5, "data.batch_size": 2, "model.model": "acmix_resnet_pico",

@@ -12,6 +12,7 @@ pytest.importorskip("segmentation_models_pytorch")
 PAGE = Document("docs/segmentation.md")
 
 
+@pytest.mark.slow  # tests/cli/test_tasks.py and test_evaluate.py have quick tests of the same commands
 def test_commands_and_snippets_run_in_order(reader: Reader) -> None:
     write_masked_images(reader.folder / "scenes", (4, 2, 2), (64, 80))
     commands = [words[1:] for words in PAGE.commands()]

@@ -5,32 +5,24 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from support.gradients import named_gradients, relative
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from acmix_zoo import ACmix2d, load_weights
-from acmix_zoo.layers import ReducedACmix, WindowACmix
-from acmix_zoo.ops.acmix import acmix
 from acmix_zoo.ops.local_attention import local_attention_reference
 from acmix_zoo.ops.shift_conv import shift_conv_reference, shift_kernels
 from acmix_zoo.ops.sliding_window import SlidingWindow
 from acmix_zoo.weights.authors import translate_authors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "acmix_layer.safetensors"
-
-
-def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((actual - expected).detach().abs().max() / expected.detach().abs().max())
 
 
 def reference(layer: ACmix2d, x: torch.Tensor) -> torch.Tensor:
@@ -57,15 +49,6 @@ def reference(layer: ACmix2d, x: torch.Tensor) -> torch.Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-def output_and_gradients(function, x: torch.Tensor, layer: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # type: ignore[no-untyped-def]
-    x = x.detach().clone().requires_grad_()
-    out = function(x)
-    seed = torch.linspace(0, 9, out.numel(), dtype=out.dtype).sin().reshape(out.shape)
-    names = [name for name, _ in layer.named_parameters()]
-    grads = torch.autograd.grad((out * seed).sum(), [x, *layer.parameters()], allow_unused=True)
-    return out.detach(), dict(zip(["x", *names], grads, strict=True))
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     h=st.one_of(st.integers(1, 9), st.integers(16, 21)), w=st.one_of(st.integers(1, 9), st.integers(16, 21)),
@@ -84,8 +67,8 @@ def test_equals_reference_in_float64(h, w, heads, d, kernel_att, kernel_conv, st
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
     x = torch.randn(2, 3, h, w, dtype=torch.float64)
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
-    out, grads = output_and_gradients(layer, x, layer)
-    expected, expected_grads = output_and_gradients(lambda x: reference(layer, x), x, layer)
+    out, grads = named_gradients(layer, x, layer)
+    expected, expected_grads = named_gradients(lambda x: reference(layer, x), x, layer)
     assert out.shape == (2, heads * d, -(-h // stride), -(-w // stride))
     assert (out - expected).abs().max() <= 1e-10 * expected.abs().max().clamp(min=1)
     for name, wanted in expected_grads.items():
@@ -175,105 +158,11 @@ def test_dilation_widens_both_paths():
         assert seen.abs().max() == reach and (seen % 2 == 0).all(), paths
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            {"out_channels": 130, "heads": 4},
-            'heads=4 does not divide out_channels=130. Use out_channels=128 or 132, or heads=5 or heads="auto"',
-        ),
-        ({"out_channels": 3, "heads": 4}, 'Use out_channels=4, or heads=3 or heads="auto"'),
-        ({"heads": "four"}, "heads must be a positive integer or \"auto\", got 'four'"),
-        (
-            {"kernel_conv": 4},
-            "kernel_conv=4 is even. Expected an odd size",
-        ),
-        ({"kernel_att": 6}, "kernel_att=6 is even. Expected an odd size"),
-        ({"kernel_conv": 2}, "kernel_conv=2 is even"),
-        ({"stride": 0}, "stride must be a positive integer, got 0"),
-        ({"paths": "all"}, "paths must be"),
-    ],
-)
-def test_impossible_arguments_are_rejected(arguments, message):
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        ACmix2d(**{"in_channels": 8, "out_channels": 8, **arguments})
-
-
 def test_projection_without_a_bias_under_autocast():
     layer = ACmix2d(8, 8)
     layer.qkv = nn.Linear(8, 24, bias=False)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(1, 8, 5, 5)).dtype == torch.bfloat16
-
-
-def test_compiled_under_autocast():
-    layer, x = ACmix2d(8, 8), torch.randn(2, 8, 9, 9)
-    with torch.autocast("cpu", torch.bfloat16):
-        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-        assert relative(compiled(x).float(), layer(x).float()) < 1e-2 and compiled(x).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("channels", "heads"),
-    [
-        (8, 4), (16, 4), (64, 4), (96, 4), (128, 4), (256, 4), (320, 5), (384, 6), (512, 8), (1024, 16),
-        (6, 3), (10, 2), (7, 1), (130, 2), (257, 1), (1, 1),
-    ],
-)  # fmt: skip
-def test_auto_heads(channels, heads):
-    """Four heads for up to 256 channels, then heads of 64 channels. Fewer if these do not divide the width."""
-    layer = ACmix2d(4, channels)
-    assert layer.heads == heads and f"heads={heads}" in repr(layer)
-    assert ACmix2d(4, channels, heads="auto").state_dict().keys() == layer.state_dict().keys()
-
-
-@pytest.mark.parametrize("arguments", [(8, 16), (8, 16, 3), (8, 16, 5, 2), (8, 10, 1, 3)])
-def test_arguments_by_position_are_those_of_a_convolution(arguments):
-    """The order (in, out, kernel, stride) is that of nn.Conv2d, Ultralytics' Conv and config files."""
-    inputs, outputs, kernel, stride = (*arguments, *(3, 1)[len(arguments) - 2 :])
-    layer, x = ACmix2d(*arguments), torch.randn(1, 8, 11, 8)
-    assert layer(x).shape == nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)(x).shape
-    assert (layer.kernel_conv, layer.stride, layer.kernel_att) == (kernel, stride, 7)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "keywords", "message"),
-    [
-        ((3, 1, 1), {}, r"too many positional arguments\. Expected at most four.* Omit the padding of nn\.Conv2d"),
-        (
-            (),
-            {"kernel_size": 3},
-            r"unknown argument kernel_size=3\. Expected kernel_conv.* or kernel_att.* Pass",
-        ),
-        ((), {"padding": 1}, r"unknown argument padding=1\. Padding is always same-style.* Omit the argument"),
-        ((), {"groups": 2}, r"unknown argument groups=2\. The layer is always dense"),
-        ((), {"head": 2}, r"unknown argument head=2\. Expected in_channels, .*, heads, .* Correct or omit"),
-    ],
-)
-def test_other_arguments_of_a_convolution_are_explained(arguments, keywords, message):
-    with pytest.raises(TypeError, match=f"ACmix2d: {message}"):
-        ACmix2d(8, 16, *arguments, **keywords)
-
-
-@pytest.mark.parametrize(
-    "build", [partial(WindowACmix, 8, window=(2, 2)), partial(ReducedACmix, 8)], ids=["window", "reduced"]
-)
-def test_impossible_kernels_and_heads_of_the_other_layers(build):
-    """Without the check, a layer with only the convolution path would return a map of another size."""
-    with pytest.raises(ValueError, match=r"kernel_conv=4 is even\. Expected an odd size"):
-        build(heads=2, kernel_conv=4, paths="convolution")
-    with pytest.raises(ValueError, match=r"heads=0 is not positive\. Expected a divisor of dim=8"):
-        build(heads=0)
-
-
-def test_inputs_of_a_wrong_shape_are_rejected():
-    with pytest.raises(ValueError, match=r"expected an input of \(B, 8, H, W\), got \(2, 4, 5, 5\)"):
-        ACmix2d(8, 8)(torch.randn(2, 4, 5, 5))
-
-
-def test_script_is_rejected_with_advice():
-    with pytest.raises(TypeError, match=r"Use torch\.compile or torch\.export"):
-        torch.jit.script(nn.Sequential(ACmix2d(8, 8)))
 
 
 # ---- what a convolution can do, too
@@ -320,105 +209,11 @@ def test_deterministic_algorithms():
     layer, x = ACmix2d(8, 16), torch.randn(2, 8, 24, 20)
     torch.use_deterministic_algorithms(True)
     try:
-        first, second = (output_and_gradients(layer, x, layer) for _ in range(2))
+        first, second = (named_gradients(layer, x, layer) for _ in range(2))
     finally:
         torch.use_deterministic_algorithms(False)
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
-
-
-@pytest.mark.parametrize(
-    ("stride", "train"),
-    [
-        (2, True),
-        pytest.param(1, True, marks=pytest.mark.slow),
-        pytest.param(1, False, marks=pytest.mark.slow),
-        pytest.param(2, False, marks=pytest.mark.slow),
-    ],
-)
-def test_compiled_layer_is_one_operator(stride, train):
-    """One graph serves all sizes, because the backend is chosen inside the operator."""
-    layer = ACmix2d(8, 12, stride=stride)
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
-    with torch.set_grad_enabled(train):
-        for size in ((3, 9, 7), (2, 24, 31), (5, 64, 40)):
-            x = torch.randn(size[0], 8, *size[1:])
-            out, expected = compiled(x), layer(x)
-            assert relative(out, expected) < 1e-6 and out.stride() == expected.stride()
-            assert out.requires_grad == train
-    (graph,) = counter.graphs
-    assert sum("acmix_zoo.acmix" in str(node.target) for node in graph.graph.nodes) == 1
-    assert counter.frame_count == 1
-
-
-@pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
-def test_the_operators_pass_opcheck(paths, keep, train):
-    layer = ACmix2d(8, 12, paths=paths)
-    seen = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("acmix_zoo.layers.acmix2d.acmix", lambda *args: seen.append(args) or acmix(*args))
-        layer(torch.randn(2, 8, 20, 19))
-    ((x, weight, bias, paths, geometry),) = seen
-    tensors = [t if t is None else t.detach().requires_grad_(train) for t in (x, weight, bias, *paths)]
-    torch.library.opcheck(torch.ops.acmix_zoo.acmix, (*tensors, *geometry, keep))
-    grad, wanted = torch.randn(2, 12, 20, 19), [i % 3 != 1 and t is not None for i, t in enumerate(tensors)]
-    tensors = [t if t is None else t.detach() for t in tensors]
-    _, kept = torch.ops.acmix_zoo.acmix(*tensors, *geometry, keep)
-    torch.library.opcheck(torch.ops.acmix_zoo.acmix_backward, (grad, kept, *tensors, *geometry, wanted))
-
-
-def test_compile_with_dynamic_sizes():
-    torch.manual_seed(0)
-    layer = ACmix2d(4, 8, stride=2)
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
-    for size in ((2, 4, 20, 24), (3, 4, 33, 17), (2, 4, 9, 8)):
-        x = torch.randn(size)
-        actual, wanted = output_and_gradients(compiled, x, layer), output_and_gradients(layer, x, layer)
-        assert relative(actual[0], wanted[0]) < 1e-5
-        assert all(torch.allclose(actual[1][name], wanted[1][name], rtol=1e-3, atol=1e-3) for name in wanted[1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stride", [1, 2])
-def test_inductor_with_dynamic_sizes(stride):
-    layer = ACmix2d(4, 8, stride=stride)
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
-    for size in ((2, 4, 20, 24), (3, 4, 33, 17), (2, 4, 9, 8)):
-        x = torch.randn(size)
-        actual, wanted = output_and_gradients(compiled, x, layer), output_and_gradients(layer, x, layer)
-        assert relative(actual[0], wanted[0]) < 1e-5
-        assert all(torch.allclose(actual[1][name], wanted[1][name], rtol=1e-3, atol=1e-3) for name in wanted[1])
-
-
-SIZES = [(1, 4, 3, 3), (3, 4, 33, 17), (2, 4, 8, 25)]  # for an exported graph, which needs a height and width over 2
-
-
-@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_export_with_dynamic_sizes(stride):
-    layer = ACmix2d(4, 8, stride=stride).eval()
-    size = {0: torch.export.Dim("b"), 2: torch.export.Dim("h", min=3), 3: torch.export.Dim("w", min=3)}
-    exported = torch.export.export(layer, (torch.randn(2, 4, 20, 24),), dynamic_shapes=(size,)).module()
-    for shape in SIZES:
-        x = torch.randn(shape)
-        assert relative(exported(x), layer(x)) < 1e-5
-
-
-@pytest.mark.parametrize("is_dynamic", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["fixed", "dynamic"])
-def test_onnx(is_dynamic):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    layer = ACmix2d(4, 8, stride=2).eval()
-    example = torch.randn(2, 4, 20, 24)
-    sizes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),) if is_dynamic else None
-    program = torch.onnx.export(layer, (example,), dynamic_shapes=sizes, dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    for shape in SIZES if is_dynamic else [example.shape]:
-        x = torch.randn(shape)
-        (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        np.testing.assert_allclose(out, layer(x).detach().numpy(), atol=1e-4)
 
 
 # ---- initialisation, and layers with one path

@@ -1,5 +1,7 @@
 """Segmenters: every decoder, sizes that no stage divides, timm's interface, and weights of classifiers."""
 
+from typing import Any
+
 import pytest
 import torch
 from support.small_networks import FAMILIES
@@ -19,8 +21,20 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("decoder", ["fpn", "upernet", "unet"])
-@pytest.mark.parametrize("name", ["acmix_resnet_pico", "test_resnet"])
+def slow(*names: str) -> list[Any]:
+    """Return parameters whose tests are slow, because one of the kind is enough for the quick suite."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder"),
+    [
+        ("acmix_resnet_pico", "upernet"),
+        ("test_resnet", "fpn"),
+        *(pytest.param("acmix_resnet_pico", decoder, marks=pytest.mark.slow) for decoder in ("fpn", "unet")),
+        *(pytest.param("test_resnet", decoder, marks=pytest.mark.slow) for decoder in ("upernet", "unet")),
+    ],
+)
 def test_any_size_keeps_its_size(name: str, decoder: str) -> None:
     network = Segmenter(name, 5, decoder=decoder, decoder_kwargs=SMALL.get(decoder)).eval()  # type: ignore[arg-type]
     with torch.no_grad():
@@ -40,7 +54,7 @@ def test_every_family_trains(name: str, decoder: str) -> None:
     assert [key for key, p in network.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico", "test_resnet"])
+@pytest.mark.parametrize("name", ["acmix_swin_pico", *slow("acmix_resnet_pico", "test_resnet")])
 def test_layers_and_exemptions_are_those_of_the_backbone(name: str) -> None:
     network = Segmenter(name, 3, decoder="unet")
     classifier = create_model(name)
@@ -55,7 +69,7 @@ def test_layers_and_exemptions_are_those_of_the_backbone(name: str) -> None:
     assert len(network.no_weight_decay()) == expected
 
 
-@pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_san_pico", "acmix_swin_pico"])
+@pytest.mark.parametrize("name", ["acmix_resnet_pico", *slow("acmix_san_pico", "acmix_swin_pico")])
 def test_the_backbone_gets_the_weights_of_a_classifier(name: str) -> None:
     network = create_task_network(SEGMENTATION, name, True, num_classes=3, options={"decoder": "unet"})
     state = {key.replace(".", "_"): value for key, value in create_model(name, pretrained=True).state_dict().items()}

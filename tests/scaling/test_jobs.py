@@ -41,11 +41,11 @@ def test_every_hardware_profile(profile: Path) -> None:
 
 def test_defaults_are_those_of_training() -> None:
     from acmix_zoo.data import ImageDataModule
-    from acmix_zoo.tasks import ClassificationTask
+    from acmix_zoo.tasks import ClassificationTask, Task
 
     training = {
         name: parameter.default
-        for kind in (ClassificationTask, ImageDataModule)
+        for kind in (Task, ClassificationTask, ImageDataModule)
         for name, parameter in inspect.signature(kind.__init__).parameters.items()
     }
     shared = {field.name: field.default for field in fields(Job) if field.name in training and field.name != "model"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,3 +55,19 @@ class OneInput(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layer(x, self.size)
         return out
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, relative to the largest expected value."""
+    return float((actual - expected).detach().abs().max() / expected.detach().abs().max())
+
+
+def named_gradients(function: Callable[[Tensor], Tensor], x: Tensor, layer: nn.Module) -> tuple[Tensor, dict[str, Any]]:
+    """Return the output of `function(x)`, which runs a layer, and the gradients of x and of the layer's parameters by
+    their names, None for unused ones."""
+    x = x.detach().clone().requires_grad_()
+    out = function(x)
+    seed = torch.linspace(0, 9, out.numel(), dtype=out.dtype).sin().reshape(out.shape)
+    names = [name for name, _ in layer.named_parameters()]
+    grads = torch.autograd.grad((out * seed).sum(), [x, *layer.parameters()], allow_unused=True)
+    return out.detach(), dict(zip(["x", *names], grads, strict=True))

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from acmix_zoo import ACmix2d
 from acmix_zoo.ops.backends.native.build import INSTRUCTION_SETS
 from acmix_zoo.ops.backends.native.library import instruction_set
+from acmix_zoo.ops.window_paths import WindowGeometry
+from acmix_zoo.ops.windows import shifted_window_mask
 
 BEST = instruction_set()
 ORDER = ["portable", "avx2", "avx512"]
@@ -79,3 +81,30 @@ CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
     "deep product of any width": ((1, 300, 3, 4), 16, dict(heads=4)),
     "empty batch": ((0, 8, 9, 9), 16, dict(heads=4)),
 }
+
+
+def problem(
+    batch: int,
+    grid: tuple[int, int],
+    window: tuple[int, int],
+    heads: int,
+    width: int,
+    shift: tuple[int, int] = (0, 0),
+    crop: tuple[int, int] = (0, 0),
+    kernel: int = 3,
+    paths: str = "both",
+    rolled: bool = True,
+    heads_first: bool = False,
+) -> tuple[list[Tensor | None], WindowGeometry]:
+    """Random projections, bias, mask, fc, kernels and offset for `grid` windows, and their geometry."""
+    torch.manual_seed(0)
+    (h, w), length = (n * side for n, side in zip(grid, window, strict=True)), window[0] * window[1]
+    tensors: list[Tensor | None] = [torch.randn(batch, h, w, 3 * heads * width), None, None, None, None, None]
+    if paths != "convolution":
+        tensors[1] = torch.randn(heads, length, length)
+        tensors[2] = shifted_window_mask((2 * window[0], 2 * window[1]), window, shift) if any(shift) else None
+    if paths != "attention":
+        tensors[3] = torch.randn(kernel**2, 3 * heads + 1) * 0.3
+        tensors[4] = torch.randn(heads * width, kernel**2, kernel, kernel) * 0.3
+        tensors[5] = torch.randn(heads * width) if paths == "both" else None
+    return tensors, WindowGeometry(heads, window, shift, (h - crop[0], w - crop[1]), rolled, heads_first)

@@ -120,6 +120,15 @@ SEGMENT = {
     "trainer.max_epochs": 1, "trainer.accelerator": "cpu", "speed.loader_seconds": 0,
 }  # fmt: skip
 
+# A longer run for processes that are killed, and for several processes: a network with batch norm, every augmentation.
+SEGMENTATION = {
+    "task": "segmentation", "data.crop_size": "[32, 32]", "data.resize": "[24, 48]", "data.color_jitter": True,
+    "data.batch_size": 2, "model.model": "acmix_resnet_pico", "model.model_kwargs": "{drop_path_rate: 0.1}",
+    "model.decoder": "unet", "model.losses": "{cross_entropy: 1, dice: 1}", "model.ema_decay": 0.95,
+    "trainer.max_epochs": 3, "trainer.accelerator": "cpu", "trainer.logger": "false", "run.save_every": 3,
+    "speed.loader_seconds": 0,
+}  # fmt: skip
+
 
 def make_segmentation_task(**kwargs: Any) -> SegmentationTask:
     """Return a task for three classes with dropout, always with the same initial weights."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import timm
 import torch
 from torch import nn
@@ -46,6 +47,19 @@ def write_weights(
     """Write a weight folder, by default of a new random network."""
     options = {"pretrained_cfg": PRETRAINED_CFG, "record": RECORD, "example": torch.randn(2, 3, 32, 32), **kwargs}
     return write_folder(folder, pico() if model is None else model, architecture=architecture, **options)
+
+
+def write_segmenter(folder: Path, decoder: str = "unet") -> Path:
+    """Write a weight folder of a segmenter with a random network. Skip the test if its package is missing."""
+    pytest.importorskip("segmentation_models_pytorch")
+    from acmix_zoo.models.segmenter import Segmenter
+
+    metrics = [{"dataset": "shapes", "split": "test", "name": "miou", "value": 0.5}]
+    return write_weights(
+        folder,
+        Segmenter("acmix_resnet_pico", 4, decoder=decoder),  # type: ignore[arg-type]
+        record={**RECORD, "metrics": metrics, "dataset": {"name": "shapes"}},
+    )
 
 
 def file_contents(folder: Path) -> dict[str, bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,25 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.native_layers import RUNNABLE, record_calls
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
+from support.native_layers import RUNNABLE, problem, record_calls
+from torch import Tensor
 
-from acmix_zoo.layers import ReducedACmix, WindowACmix
-from acmix_zoo.layers.argument_checks import Paths
-from acmix_zoo.ops import use_backend
 from acmix_zoo.ops.backends.native import window as native
 from acmix_zoo.ops.backends.native.library import library
 from acmix_zoo.ops.window_paths import (
     WindowGeometry,
     WindowTensors,
-    runs_native,
     window_paths,
     window_paths_plain,
 )
-from acmix_zoo.ops.windows import shifted_window_mask
 
 if library() is None:
     pytest.skip("no native library and no compiler", allow_module_level=True)
@@ -38,33 +29,6 @@ if library() is None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The calls of the library, because a fallback would pass every comparison."""
     return record_calls(native, monkeypatch)
-
-
-def problem(
-    batch: int,
-    grid: tuple[int, int],
-    window: tuple[int, int],
-    heads: int,
-    width: int,
-    shift: tuple[int, int] = (0, 0),
-    crop: tuple[int, int] = (0, 0),
-    kernel: int = 3,
-    paths: str = "both",
-    rolled: bool = True,
-    heads_first: bool = False,
-) -> tuple[list[Tensor | None], WindowGeometry]:
-    """Random projections, bias, mask, fc, kernels and offset for `grid` windows, and their geometry."""
-    torch.manual_seed(0)
-    (h, w), length = (n * side for n, side in zip(grid, window, strict=True)), window[0] * window[1]
-    tensors: list[Tensor | None] = [torch.randn(batch, h, w, 3 * heads * width), None, None, None, None, None]
-    if paths != "convolution":
-        tensors[1] = torch.randn(heads, length, length)
-        tensors[2] = shifted_window_mask((2 * window[0], 2 * window[1]), window, shift) if any(shift) else None
-    if paths != "attention":
-        tensors[3] = torch.randn(kernel**2, 3 * heads + 1) * 0.3
-        tensors[4] = torch.randn(heads * width, kernel**2, kernel, kernel) * 0.3
-        tensors[5] = torch.randn(heads * width) if paths == "both" else None
-    return tensors, WindowGeometry(heads, window, shift, (h - crop[0], w - crop[1]), rolled, heads_first)
 
 
 CASES: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
@@ -165,188 +129,6 @@ def test_any_number_of_threads_gives_the_same_bits(batch: int, rolled: bool) -> 
             assert a is not None and e is not None and torch.equal(a, e), i
 
 
-def layer_of(paths: str = "both", seed: int = 0, **options: Any) -> WindowACmix:
-    """A shifted layer with all parameters away from their start."""
-    torch.manual_seed(seed)
-    layer = WindowACmix(24, 3, (4, 5), (2, 2), paths=paths, **options)  # type: ignore[arg-type]
-    for parameter in layer.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return layer
-
-
-def with_gradients(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    x = x.detach().requires_grad_()
-    out = layer(x)
-    return [out.detach(), *torch.autograd.grad(out.sin().sum(), [x, *layer.parameters()])]
-
-
-def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-5) -> None:
-    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
-        assert float((a - e).abs().max()) <= tolerance * max(float(e.abs().max()), 1.0), i
-
-
-@pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
-@pytest.mark.parametrize("conv_before_shift", [False, True])
-@pytest.mark.parametrize("size", [(8, 10), (7, 13), (3, 11), (4, 5)], ids=str)
-def test_the_layer_equals_the_python_backend(paths, conv_before_shift, size, calls):
-    """Maps of whole windows, padded ones, and such that are not shifted along one side or both."""
-    layer = layer_of(paths, conv_before_shift=conv_before_shift)
-    x = torch.randn(2, *size, 24)
-    with use_backend("reference"):
-        expected = with_gradients(copy.deepcopy(layer).double(), x.double())
-    assert not calls
-    assert_close(with_gradients(layer, x), expected, 2e-5)
-    assert calls == ["forward", "backward"]
-
-
-def test_the_deployed_layer(calls: list[str]) -> None:
-    layer, x = layer_of(), torch.randn(2, 8, 10, 24)
-    with torch.no_grad():
-        expected = layer(x)
-        layer.deploy()
-        assert_close([layer(x)], [expected])
-    assert calls == ["forward", "forward"]
-
-
-@pytest.mark.parametrize("frozen", ["x", "qkv", "relative", "shift_conv", "proj", "beta"])
-def test_frozen_parts(frozen: str, calls: list[str]) -> None:
-    layer, x = layer_of(), torch.randn(2, 8, 10, 24, requires_grad=frozen != "x")
-    for name, parameter in layer.named_parameters():
-        parameter.requires_grad_(not name.startswith(frozen))
-    learned = [p for p in (x, *layer.parameters()) if p.requires_grad]
-    actual = torch.autograd.grad(layer(x).sin().sum(), learned)
-    assert calls == ["forward", "backward"]
-    with use_backend("tiles"):
-        assert_close(actual, torch.autograd.grad(layer(x).sin().sum(), learned))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
-@torch.no_grad()
-def test_special_values_stay_where_they_belong(value: float, paths: str) -> None:
-    """NaN and infinity come out where the definition has something that is not finite, and only there."""
-    (projections, *weights), geometry = problem(2, (2, 3), (5, 6), 3, 8, shift=(2, 3), paths=paths)
-    assert projections is not None
-    projections[0, 3, 5, 6] = value
-    doubled = WindowTensors(*(None if t is None else t.double() for t in weights))
-    expected = window_paths_plain(projections.double(), doubled, geometry)
-    for a, e in zip(window_paths(projections, WindowTensors(*weights), geometry), expected, strict=True):
-        if e is not None:
-            assert torch.equal(a.isfinite(), e.isfinite()) and not e.isfinite().all()
-            assert_close([a[e.isfinite()]], [e[e.isfinite()]])
-
-
-@pytest.mark.parametrize(
-    "view", [lambda x: x.transpose(1, 2), lambda x: x[:, ::2, 1:], lambda x: x[:1].expand(3, -1, -1, -1)]
-)
-def test_memory_layouts(view: Any, calls: list[str]) -> None:
-    layer, x = layer_of(), view(torch.randn(2, 8, 9, 24))
-    assert_close(with_gradients(layer, x), with_gradients(layer, x.clone(memory_format=torch.contiguous_format)), 0)
-    assert calls == ["forward", "backward"] * 2
-
-
-def test_few_images_for_many_threads(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backward pass shares images among threads; plain operators are faster for one image and many threads."""
-    layer, x = layer_of(), torch.randn(1, 8, 10, 24)
-    expected = with_gradients(layer, x)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert_close(with_gradients(layer, x), expected)
-    assert calls == ["forward", "backward", "forward"]
-
-
-class Tagged(torch.Tensor):
-    """A subclass of the user's."""
-
-
-@torch.no_grad()
-def test_what_it_does_not_take(calls: list[str]) -> None:
-    """Other dtypes, subclasses, autocast, hooked submodules and forced backends run as before."""
-    layer, x = layer_of(), torch.randn(1, 8, 10, 24)
-    assert native.unsupported_reason([x, None]) is None
-    assert "float32; this is float64" in (native.unsupported_reason([x.double()]) or "")
-    assert "CPU only; this is meta" in (native.unsupported_reason([x.to("meta")]) or "")
-    copy.deepcopy(layer).double()(x.double())
-    layer(x.as_subclass(Tagged))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
-    with use_backend("tiles"):
-        layer(x)
-    hooked = copy.deepcopy(layer)
-    hooked.shift_conv.register_forward_hook(lambda *_: None)
-    hooked(x)
-    assert not calls
-    hooked = copy.deepcopy(layer)
-    seen: list[int] = []
-    hooked.proj.register_forward_hook(lambda *_: seen.append(1))
-    assert_close([hooked(x)], [layer(x)])
-    assert calls == ["forward"] * 2 and seen
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 0, 24), (1, 0, 8, 24), (2, 0, 0, 24)])
-def test_empty_feature_maps_do_not_run_natively(shape: tuple[int, ...]) -> None:
-    """The kernel would divide by their width, which ends the process."""
-    weight = torch.empty(24, 24)
-    assert not runs_native(torch.empty(shape), weight) and runs_native(torch.empty(0, 8, 8, 24), weight)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_projection_without_bias(bias: bool) -> None:
-    layer = WindowACmix(24, 3, (4, 5))
-    layer.proj = nn.Linear(24, 24, bias=bias)
-    x = torch.randn(1, 8, 10, 24)
-    out = layer(x)
-    with use_backend("python"):
-        assert torch.allclose(out, layer(x), atol=1e-5)
-
-
-def test_traces_do_not_hold_the_operator(calls: list[str]) -> None:
-    layer, x = layer_of(), torch.randn(1, 8, 10, 24)
-    traced = torch.jit.trace(layer, x, check_trace=False)  # type: ignore[no-untyped-call]
-    assert not calls and "window_paths" not in str(traced.inlined_graph)
-    assert_close([traced(x).detach()], [layer(x).detach()])
-
-
-@pytest.mark.slow
-def test_compiled_and_exported_graphs_do_not_hold_the_operator(calls: list[str]) -> None:
-    layer, x = layer_of(), torch.randn(1, 8, 10, 24)
-    graphs: list[str] = []
-
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
-        graphs.append(graph.code)
-        return graph
-
-    compiled = torch.compile(layer, backend=backend)(x)
-    graphs.append(torch.export.export(layer, (x,)).graph_module.code)
-    assert not calls and len(graphs) >= 2 and not any("window_paths" in graph for graph in graphs)
-    assert_close([compiled.detach()], [layer(x).detach()])
-
-
-def test_transforms_second_derivatives_and_checkpoints(calls: list[str]) -> None:
-    """What the library has no code for runs in plain operators; a checkpoint runs it twice."""
-    layer, x = layer_of(), torch.randn(3, 7, 6, 24)
-    parameters = dict(layer.named_parameters())
-
-    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(layer, parameters, (x,)).sin().sum()
-
-    expected = torch.autograd.grad(loss(parameters, x), list(parameters.values()))
-    assert calls == ["forward", "backward"]
-    assert_close(list(grad(loss)(parameters, x).values()), expected)
-    each = vmap(grad(loss), in_dims=(None, 0))(parameters, x.unsqueeze(1))
-    assert_close([each[name].sum(0) for name in parameters], expected)
-    assert calls == ["forward", "backward"]
-    again = torch.autograd.grad(checkpoint(loss, parameters, x, use_reentrant=False), list(parameters.values()))
-    assert_close(again, expected, 0)
-
-    def second() -> Tensor:
-        first = torch.autograd.grad(loss(parameters, x), layer.qkv.weight, create_graph=True)[0]
-        return torch.autograd.grad(first.square().sum(), layer.qkv.weight)[0]
-
-    actual = second()
-    with use_backend("reference"):
-        assert_close([actual], [second()], 1e-4)
-
-
 def test_operator_checks() -> None:
     """PyTorch's own checks of schema, fake tensors and autograd registration."""
     tensors, geometry = problem(2, (1, 2), (2, 3), 3, 8, shift=(0, 1))
@@ -360,42 +142,3 @@ def test_operator_checks() -> None:
         (*gradients, tensors[0].detach(), *tensors[1:], *geometry, [True, True]),
         test_utils=("test_schema", "test_faketensor"),
     )
-
-
-def test_flops_are_those_of_the_definition() -> None:
-    """Two for each multiply-accumulate of the definition; the gradient has twice as many."""
-    layer, x = layer_of(), torch.randn(2, 8, 10, 24)
-    tensors, geometry = problem(2, (2, 2), (4, 5), 3, 8, shift=(2, 2))
-    assert tensors[0] is not None
-    leaf = tensors[0].requires_grad_()
-    with FlopCounterMode(display=False) as counter:
-        found = torch.ops.acmix_zoo.window_paths(leaf, *tensors[1:], *geometry)
-    assert counter.get_total_flops() == 2 * layer.stage_macs(x).second
-    with FlopCounterMode(display=False) as counter:
-        torch.autograd.grad([t.sum() for t in found], leaf)
-    assert counter.get_total_flops() == 4 * layer.stage_macs(x).second
-
-
-@pytest.mark.parametrize("heads", [1, 5])
-@pytest.mark.parametrize(("reduction", "prefix"), [(1, 1), (1, 0), (3, 0)])
-@pytest.mark.parametrize("paths", ["both", "convolution"])
-def test_the_convolution_of_pvts_layer(heads: int, reduction: int, prefix: int, paths: Paths, calls: list[str]) -> None:
-    torch.manual_seed(0)
-    layer = ReducedACmix(30, heads, reduction, paths=paths)
-    for parameter in layer.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    x, size = torch.randn(2, prefix + 7 * 5, 30), (7, 5)
-
-    class OfMap(nn.Module):
-        def __init__(self, layer: nn.Module) -> None:
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x, size)  # type: ignore[no-any-return]
-
-    with use_backend("reference"):
-        expected = with_gradients(OfMap(copy.deepcopy(layer)).double(), x.double())
-    assert not calls
-    assert_close(with_gradients(OfMap(layer), x), expected, 2e-5)
-    assert calls == ["forward", "backward"]
