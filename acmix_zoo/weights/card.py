@@ -52,7 +52,9 @@ def _code(value: Any) -> str:
 def _metric_value(metric: Mapping[str, Any]) -> str:
     """Return a task's metric, which is stored between 0 and 1, as a percentage, and any other metric unchanged."""
     name, value = str(metric["name"]), float(metric["value"])
-    is_percentage = name.startswith(("top", "acc")) or any(name in kind.metrics for kind in TASK_KINDS.values())
+    is_percentage = name.startswith(("top", "acc", "map", "mask_map")) or any(
+        name in kind.metrics for kind in TASK_KINDS.values()
+    )
     return f"{100 * value:.2f} %" if is_percentage else f"{value:.4f}"
 
 

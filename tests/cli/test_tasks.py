@@ -1,6 +1,7 @@
 """The recipe's task selects the network, the data and the options of a command, and its run folder is complete."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -85,5 +86,10 @@ def test_predict_writes_the_form_of_the_task(
             assert mask.mode == "P" and mask.size == image.size
             assert set(np.unique(np.asarray(mask))) <= {0, 1, 2}
             assert mask.getpalette()[:6] == [0, 0, 0, 128, 0, 0]
+    if task.name == "detection":
+        content = json.loads(written.read_text())
+        assert content["categories"] == [{"id": i, "name": n} for i, n in ((3, "red"), (7, "green"), (9, "blue"))]
+        assert content["images"] == [{"id": int(picture.stem), "file_name": str(picture), "width": 64, "height": 48}]
+        assert all(0 <= each["score"] <= 1 and len(each["bbox"]) == 4 for each in content["annotations"])
     assert main(["predict", "--config", str(run), f"--data.predict={picture}"]) == 0
     assert (run / f"{written.stem}-1{written.suffix}").exists()

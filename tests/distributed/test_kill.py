@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.box_data import write_coco
 from support.processes import PLAIN, Process, command, differences, fit
 from support.tasks import SEGMENTATION, write_masked_images
 
@@ -13,7 +14,7 @@ from acmix_zoo.training.checkpoints import is_checkpoint
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
-KILLS = {"classification": 24, "segmentation": 8}
+KILLS = {"classification": 24, "segmentation": 8, "detection": 8}
 # Everything that has a state: batch norm, dropout, stochastic depth, EMA, MixUp, erasing, schedule and momentum.
 EVERYTHING = {
     **PLAIN,
@@ -21,6 +22,15 @@ EVERYTHING = {
     "model.model": "acmix_resnet_pico", "model.model_kwargs": "{drop_rate: 0.1, drop_path_rate: 0.1}",
     "model.ema_decay": 0.95, "run.save_every": 3,
     "trainer.max_epochs": 3, "trainer.limit_train_batches": 25, "trainer.accumulate_grad_batches": 1,
+}  # fmt: skip
+# Images with boxes that the test writes, and a network with batch norm.
+DETECTION = {
+    "task": "detection", "data.image_size": 48, "data.max_size": 64, "data.multi_scale": "[40, 48, 56]",
+    "data.vflip": 0.5, "data.batch_size": 2, "model.model": "acmix_resnet_pico",
+    "model.model_kwargs": "{drop_path_rate: 0.1}", "model.detector": "fcos", "model.strides": "[4, 8, 16]",
+    "model.channels": 64, "model.ema_decay": 0.95,
+    "trainer.max_epochs": 3, "trainer.accelerator": "cpu", "trainer.logger": "false", "run.save_every": 3,
+    "speed.loader_seconds": 0,
 }  # fmt: skip
 VARIANTS = [
     {},
@@ -39,6 +49,8 @@ def test_a_run_that_is_killed_repeatedly_gives_the_same_weights(
     if task == "segmentation":
         pytest.importorskip("segmentation_models_pytorch")
         base = {**SEGMENTATION, "data.source": write_masked_images(tmp_path / "shapes", (40, 4, 3))}
+    if task == "detection":
+        base = {**DETECTION, "data.source": write_coco(tmp_path / "boxes", 40, 4, 3)}
     generator = random.Random(time.time_ns())
     seed = generator.randrange(10**6)
     generator.seed(seed)

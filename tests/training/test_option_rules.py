@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("lightning")
 
 from acmix_zoo.cli.trainer import TrainingCLI
-from acmix_zoo.tasks.task_classes import TASK_NAMES
+from acmix_zoo.tasks.task_classes import TASK_NAMES, task_classes
 from acmix_zoo.training.option_rules import RULES, Rule, find_changes, flatten
 
 
@@ -33,10 +33,11 @@ def parsers() -> dict[str, Any]:
 
 
 def options_of(parser: Any) -> set[str]:
-    """Return the options of a parser, except the number of classes, which is compared with the data instead."""
+    """Return the options of a parser, except those that it takes from the data, such as the number of classes."""
     helpers = ("_HelpAction", "ActionConfigFile", "_ActionPrintConfig", "_ActionHelpClassPath", "_ActionConfigLoad")
     options = {action.dest for action in parser._actions if type(action).__name__ not in helpers}
-    return options - {"data.num_classes --> model.num_classes", "model.num_classes"}
+    linked = {name for task in TASK_NAMES for name in task_classes(task).task.FROM_DATA}
+    return {name for name in options if "-->" not in name} - {f"model.{name}" for name in linked}
 
 
 def test_every_option_has_a_rule(parsers: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ class BoxDataModule(ResumableDataModule):
 
     def __init__(
         self,
-        source: str,
+        source: str = "",
         *,
         image_size: int = 800,
         max_size: int = 1333,
