@@ -77,7 +77,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "it, or `token` for the class token of PVT (default: where the attention of the layer contributes most)",
     )  # fmt: skip
     add("--out", type=Path, metavar="FOLDER", help="where to write (default: explained/NAME-OF-THE-IMAGE)")
-    return parser.parse_args(arguments)
+    return parser.parse_args(arguments)  # type: ignore[no-any-return]
 
 
 def _pixel(text: str) -> Pixel:
