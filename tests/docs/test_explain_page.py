@@ -15,6 +15,7 @@ def test_the_first_command_prints_what_is_shown(reader: Reader) -> None:
     assert (reader.folder / "explained/ankle_boot/explanation.html").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", PAGE.blocks("bash")[0].splitlines())
 def test_the_other_commands_run(line: str, reader: Reader) -> None:
     printed = reader.acmix_zoo(*line.removeprefix("acmix-zoo ").split())
