@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import torch
+import torch.fx
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates
 from timm.models import checkpoint
 from torch import Tensor, nn
@@ -213,6 +214,9 @@ class PVT(Backbone):
             x = x[:, 0] if self.global_pool == "token" else x[:, 1:].mean(1)
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
+
+
+torch.fx.wrap("resized_positions")  # it branches on the size of the feature map, so fx must record the call
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,6 +45,3 @@ def as_map(tokens: Tensor, size: Size) -> Tensor:
     h, w = size
     tokens = tokens[:, tokens.shape[1] - h * w :]
     return unflatten(tokens.transpose(1, 2), 2, (h, w))
-
-
-torch.fx.wrap("resized_positions")  # it branches on the size of the feature map, so fx must record the call

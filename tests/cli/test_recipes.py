@@ -70,7 +70,7 @@ def test_other_options_and_yaml_text_are_left_alone() -> None:
         ("fodler", "The closest name is finetune/folder"),
         ("imagenet/acmix_swin_t.yaml", "closest names are imagenet1k/acmix_swin_t"),
         ("gpu", "closest names are hardware/"),
-        ("zzz", "The recipes are fashion_mnist/acmix_pvt_pico, "),
+        ("zzz", "The recipes are detect/bccd, "),
     ],
 )
 def test_a_wrong_name_lists_the_closest_recipes(wrong: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -252,6 +252,7 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run(PARSE, folder)
 
 
+@pytest.mark.slow
 class TestParser:
     """[in, out, stride, kernel_conv, kernel_att, heads] of each layer."""
 

@@ -16,7 +16,8 @@ from acmix_zoo.scaling.recipe import read_job
 from acmix_zoo.weights.shipped import checkpoints_root
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in ("hardware", "segment"))
+OTHERS = ("hardware", "segment", "detect")  # profiles, and recipes of tasks that cannot be estimated
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in OTHERS)
 PROFILES = sorted((ROOT / "recipes" / "hardware").glob("*.yaml"))
 
 

@@ -220,8 +220,7 @@ def test_a_run_resumes_after_images_were_damaged(
     """The run is stopped after its first epoch, and one image of each split is damaged before it resumes."""
     data, folder = make_splits(tmp_path / "data"), tmp_path / "run"
     arguments = fit_arguments(data, folder, ckpt_path="last", trainer__max_epochs=2)
-    with pytest.raises(RuntimeError, match="the power is cut"):
-        main([*arguments, f"--trainer.callbacks={callback_option(CrashAfterFirstEpoch)}"])
+    assert main([*arguments, f"--trainer.callbacks={callback_option(CrashAfterFirstEpoch)}"]) == 1
     for split in ("train", "val", "test"):
         file = data / split / "class1/3.png"
         file.write_bytes(damage(file.read_bytes()))

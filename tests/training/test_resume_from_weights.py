@@ -27,9 +27,8 @@ def test_a_checkpoint_does_not_need_the_pretrained_weights(
     shutil.copytree(runs / "images", tmp_path / "images")
     start = tmp_path / "start.pth"
     torch.save(ClassificationTask("test_resnet", num_classes=3).model.state_dict(), start)
-    with pytest.raises(RuntimeError, match="power"):
-        crash = callback_option(CrashInSecondEpoch)
-        main(resume_command(tmp_path, "run", model__pretrained=start, trainer__callbacks=crash))
+    crash = callback_option(CrashInSecondEpoch)
+    assert main(resume_command(tmp_path, "run", model__pretrained=start, trainer__callbacks=crash)) == 1
     start.unlink()
     assert main(resume_command(tmp_path, "run", model__pretrained=start)) == 0
     assert read_config(tmp_path / "run/weights")["acmix_zoo"]["parent"] == "start.pth"
@@ -93,8 +92,7 @@ def test_arguments_of_a_weight_folder_are_kept(
     start = {"model__model": folder} if given_as == "model" else {"model__model": PICO, "model__pretrained": folder}
     options = {**start, "run__folder": tmp_path / "run", "run__test": "false"}
     crash = {"trainer__callbacks": callback_option(CrashInSecondEpoch)}
-    with pytest.raises(RuntimeError, match="power"):
-        main(resume_command(runs, "not_used", **options, **crash))
+    assert main(resume_command(runs, "not_used", **options, **crash)) == 1
     shutil.rmtree(folder)
     last = tmp_path / "run/checkpoints/last.ckpt"
     assert kernel_sizes(ClassificationTask.load_from_checkpoint(last).model) == {3}
