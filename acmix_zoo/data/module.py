@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 
 from acmix_zoo.data.augment import Augment, Pixels
 from acmix_zoo.data.indexed_loaders import IndexedLoaders, make_eval_loader
-from acmix_zoo.data.loaders import EvalLoader, LoaderOptions
+from acmix_zoo.data.loaders import EvalLoader
 from acmix_zoo.data.mixing import Mixing
 from acmix_zoo.data.options import channel_stats, check_options
 from acmix_zoo.data.resumable import ResumableDataModule
@@ -203,19 +202,6 @@ class ImageDataModule(ResumableDataModule):
         count = len(self.predict_paths)
         split = Split(FileImages(self.predict_paths, np.zeros(count, np.int64)), np.arange(count))
         return make_eval_loader(split, self.loader_options().for_split("predict"), with_index=True)
-
-    def loader_options(self) -> LoaderOptions:
-        """Return the options of the loaders. Within a trainer, they keep images as uint8."""
-        trainer = self.trainer
-        return LoaderOptions(
-            self.augment,
-            self.batch_size,
-            self.num_workers,
-            self.seed,
-            self.max_unreadable,
-            raw=trainer is not None and trainer.state.status == TrainerStatus.RUNNING,
-            keep_workers=trainer is not None and trainer.state.fn == "fit",
-        )
 
     # ---- on the device
 

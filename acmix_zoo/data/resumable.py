@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,7 +30,7 @@ class ResumableDataModule(L.LightningDataModule):
     the task.
 
     The name of a subclass has to end in `DataModule`, because Lightning stores its state in checkpoints under that
-    name. A subclass sets the attributes below and implements `preprocessing`, `loader_options`, `for_weights` and
+    name. A subclass sets the attributes below and implements `preprocessing`, `for_weights` and
     `predict_dataloader`.
 
     Attributes:
@@ -37,6 +38,9 @@ class ResumableDataModule(L.LightningDataModule):
         loaders: the loaders of the source, indexed or streamed.
         batch_size: number of images per step and process.
         num_workers: number of processes that load images.
+        augment: the augmentation of training images.
+        seed: seed of the order and the augmentation.
+        max_unreadable: number of unreadable images to skip per process.
         class_names: the names of the classes.
         input_size: (C, H, W) of the images of a training batch.
         validation_as_test: whether the test split is the source's validation split.
@@ -50,6 +54,9 @@ class ResumableDataModule(L.LightningDataModule):
     loaders: Loaders
     batch_size: int
     num_workers: int
+    augment: Any
+    seed: int
+    max_unreadable: int
     class_names: tuple[str, ...]
     input_size: tuple[int, int, int]
     validation_as_test: bool = False
@@ -66,10 +73,6 @@ class ResumableDataModule(L.LightningDataModule):
     @abstractmethod
     def preprocessing(self) -> dict[str, Any]:
         """Return how images become inputs, as fields of timm's pretrained_cfg: input_size, mean, std, …."""
-
-    @abstractmethod
-    def loader_options(self) -> LoaderOptions:
-        """Return the options of the loaders."""
 
     @classmethod
     @abstractmethod
@@ -147,6 +150,19 @@ class ResumableDataModule(L.LightningDataModule):
         return inspections
 
     # ---- loaders
+
+    def loader_options(self) -> LoaderOptions:
+        """Return the options of the loaders. Within a trainer, they keep images as uint8."""
+        trainer = self.trainer
+        return LoaderOptions(
+            self.augment,
+            self.batch_size,
+            self.num_workers,
+            self.seed,
+            self.max_unreadable,
+            raw=trainer is not None and trainer.state.status == TrainerStatus.RUNNING,
+            keep_workers=trainer is not None and trainer.state.fn == "fit",
+        )
 
     def train_dataloader(self) -> TrainLoader:
         return self.loaders.train(self.loader_options(), self._position, self._accumulated)

@@ -352,7 +352,7 @@ class TestSwap:
         swapped = run(SWAP, folder)
         assert swapped["layers"] == [[64, 64, 1, 3, 7, 4]] * 4
         assert swapped["keys"], "the trainer built the same network"
-        # Training has three classes and the yaml 80, so only the last layers of the head start anew.
+        # Training has three classes and the yaml 80, so the last layers of the head start from new weights.
         assert all(key.startswith("model.22.cv3") for key in swapped["differ"])
         assert "fitness" in swapped["metrics"]
         for path in ("runs/s/weights/best.pt", "start.pt"):

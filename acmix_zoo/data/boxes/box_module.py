@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
@@ -17,7 +16,7 @@ from acmix_zoo.data.boxes.box_dataset import BoxBatch, BoxDataset
 from acmix_zoo.data.boxes.box_loaders import BoxLoaders
 from acmix_zoo.data.boxes.open_boxes import SOURCE_KINDS, open_box_source
 from acmix_zoo.data.indexed_loaders import make_eval_loader
-from acmix_zoo.data.loaders import EvalLoader, LoaderOptions
+from acmix_zoo.data.loaders import EvalLoader
 from acmix_zoo.data.options import channel_stats
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.sources.image_sets import FileImages
@@ -134,18 +133,6 @@ class BoxDataModule(ResumableDataModule):
         )  # fmt: skip
 
     # ---- loaders
-
-    def loader_options(self) -> LoaderOptions:
-        trainer = self.trainer
-        return LoaderOptions(
-            self.augment,
-            self.batch_size,
-            self.num_workers,
-            self.seed,
-            self.max_unreadable,
-            raw=trainer is not None and trainer.state.status == TrainerStatus.RUNNING,
-            keep_workers=trainer is not None and trainer.state.fn == "fit",
-        )
 
     def predict_dataloader(self) -> EvalLoader:
         count = len(self.predict_paths)

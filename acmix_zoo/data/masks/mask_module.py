@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.nn.functional import pad
 
 from acmix_zoo.data.augment import Pixels
 from acmix_zoo.data.indexed_loaders import make_eval_loader
-from acmix_zoo.data.loaders import EvalLoader, LoaderOptions
+from acmix_zoo.data.loaders import EvalLoader
 from acmix_zoo.data.masks.mask_augment import MaskAugment
 from acmix_zoo.data.masks.mask_dataset import MaskBatch, MaskDataset, MaskLoaders
 from acmix_zoo.data.masks.mask_images import UnmaskedImages
@@ -154,19 +153,6 @@ class MaskDataModule(ResumableDataModule):
     def predict_dataloader(self) -> EvalLoader:
         split = Split(UnmaskedImages(self.predict_paths), np.arange(len(self.predict_paths)))
         return make_eval_loader(split, self.loader_options().for_split("predict"), dataset_class=MaskDataset)
-
-    def loader_options(self) -> LoaderOptions:
-        """Return the options of the loaders."""
-        trainer = self.trainer
-        return LoaderOptions(
-            self.augment,
-            self.batch_size,
-            self.num_workers,
-            self.seed,
-            self.max_unreadable,
-            raw=trainer is not None and trainer.state.status == TrainerStatus.RUNNING,
-            keep_workers=trainer is not None and trainer.state.fn == "fit",
-        )
 
     def example_images(self) -> Tensor:
         """Return a validation image (1, 3, H, W) of the size of training images, or noise without validation images."""
