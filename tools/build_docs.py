@@ -116,30 +116,32 @@ def notebook_markdown(path: Path) -> str:
 
 
 def public_names() -> Iterator[tuple[str, list[str]]]:
-    """Yield every package that lists its public names in `__all__`, with these names, the root package first."""
+    """Yield every package that has `__all__`, with the names in it that are not modules, the root package first."""
     for path in sorted((ROOT / "acmix_zoo").rglob("__init__.py"), key=lambda path: (len(path.parts), path)):
+        package, modules, exported = ".".join(path.parent.relative_to(ROOT).parts), set(), []
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-                yield ".".join(path.parent.relative_to(ROOT).parts), ast.literal_eval(node.value)
+            if isinstance(node, ast.ImportFrom) and node.module == package:
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                exported = ast.literal_eval(node.value)
+        if exported:
+            yield package, [name for name in exported if name not in modules]
 
 
 def reference_members() -> dict[str, list[str]]:
-    """Return the public names that the page of each package documents.
-
-    A name that the root package exports as well is only documented there. Submodules are left out.
-    """
+    """Return the public names that the page of each package documents: those that the root package does not export."""
     (root, names), *packages = public_names()
-    members = {root: names, **{package: [name for name in found if name not in names] for package, found in packages}}
-    return {
-        package: [name for name in found if not (ROOT / package.replace(".", "/") / f"{name}.py").is_file()]
-        for package, found in members.items()
-    }
+    return {root: names, **{package: [name for name in found if name not in names] for package, found in packages}}
 
 
 def reference_page(package: str, members: list[str]) -> str:
     """Return the page of the API reference for a package. mkdocstrings replaces the `:::` block."""
+    root, names = next(public_names())
+    shared = [name for name in dict(public_names())[package] if package != root and name in names]
+    links = ", ".join(f"[`{name}`]({root}.md#{root}.{name})" for name in shared)
+    remark = f"Documented with the root package: {links}.\n\n" if shared else ""
     listed = "".join(f"        - {name}\n" for name in members)
-    return f"# {package}\n\n::: {package}\n    options:\n      members:\n{listed}"
+    return f"# {package}\n\n{remark}::: {package}\n    options:\n      members:\n{listed}"
 
 
 def build(site: Path) -> None:

@@ -82,10 +82,10 @@ class TestCommands:
             assert len(lines) >= 3 and not lines_not_printed(lines, printed.out)
 
     @pytest.mark.parametrize("readme", READMES)
-    def test_the_others_are_for_pip(self, readme: Document) -> None:
-        """The wheel that they install is tested in tests/test_house.py, and slowly below."""
+    def test_the_other_is_for_pip(self, readme: Document) -> None:
+        """The wheel that it installs is tested in tests/test_house.py, and slowly below."""
         others = [words for words in readme.commands() if words[0] != "acmix-zoo"]
-        assert others == [["pip", "install", "."], ["pip", "install", ".[train]"]]
+        assert others == [["pip", "install", ".[train]"]]
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         assert "train" in project["optional-dependencies"]
 

@@ -1,6 +1,7 @@
 """The site: every page has a place in its navigation, all links lead somewhere, and it works without a network."""
 
 import importlib
+import inspect
 import re
 import tomllib
 from collections.abc import Iterator
@@ -70,14 +71,12 @@ def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path, monkeypatch: pyte
 
 def test_the_reference_lists_every_public_name_once() -> None:
     members = reference_members()
-    assert list(members) == [package for package, _ in public_names()]
     names = [name for found in members.values() for name in found]
     assert len(names) > 50 and len(names) == len(set(names))
     for package, exported in public_names():
         module = importlib.import_module(package)
-        assert exported == list(module.__all__)
-        missing = set(exported) - set(names)
-        assert all(type(getattr(module, name)).__name__ == "module" for name in missing), missing
+        assert exported == [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
+        assert set(exported) <= set(names)
 
 
 def test_notebooks_become_pages() -> None:
