@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from acmix_zoo.data.augment import image_keys, preserve_random_state
+from acmix_zoo.data.duplicates import duplicate_warnings
 from acmix_zoo.data.image_dataset import ImageDataset
 from acmix_zoo.data.images import UnreadableImage
 from acmix_zoo.data.indexed_loaders import IndexedLoaders
@@ -18,6 +19,7 @@ from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.masks.mask_augment import MaskAugment
 from acmix_zoo.data.masks.mask_classes import VOID
 from acmix_zoo.data.masks.mask_images import MaskImages, PairedImages
+from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.splits import Split, unreadable_message
 from acmix_zoo.data.wording import first_few
 
@@ -114,23 +116,26 @@ class MaskLoaders(IndexedLoaders):
     dataset_class = MaskDataset
 
     def summary(self, inspections: Mapping[str, Inspection]) -> str:
-        return summarize_masks(self.source.name, self.source.class_names, self.splits, inspections, self.source.remarks)
+        return summarize_masks(self.source, self.splits, inspections)
 
 
-def summarize_masks(
-    name: str,
-    class_names: Sequence[str],
-    splits: Mapping[str, Split],
-    inspections: Mapping[str, Inspection],
-    remarks: Sequence[str],
-) -> str:
-    """Return the summary that is printed at the start of a run: splits, pixels per class, and what was skipped."""
-    ordered = [split for split in ("train", "val", "test") if split in splits]
-    sizes = ", ".join(f"{split} {splits[split].size:,}" for split in ordered)
-    lines = [f"data: {name}, {len(class_names)} classes; images with masks: {sizes}"]
-    images = splits["train"].images
-    if isinstance(images, MaskImages) and (total := int(images.pixels.sum())):
-        shares = images.pixels / total
+def summarize_masks(source: IndexedSource, splits: Mapping[str, Split], inspections: Mapping[str, Inspection]) -> str:
+    """Return the summary that is printed at the start of a run: splits, pixels per class, and what was skipped.
+
+    Args:
+        source: the source of images and masks.
+        splits: the splits, from `split_source`.
+        inspections: the results of inspecting the files, for each split that was inspected.
+    """
+    class_names = source.class_names
+    ordered = {split: splits[split] for split in ("train", "val", "test") if split in splits}
+    sizes = ", ".join(f"{name} {split.size:,}" for name, split in ordered.items())
+    lines = [f"data: {source.name}, {len(class_names)} classes; images with masks: {sizes}"]
+    if "val" in splits and "val" not in source.splits:
+        lines.append("  val was split off from train (data.val_fraction)")
+    pixels = inspections["train"].class_pixels if "train" in inspections else None
+    if pixels is not None and (total := int(pixels.sum())):
+        shares = pixels / total
         if absent := [label for label, share in zip(class_names, shares, strict=True) if not share]:
             lines.append(f"  no training mask contains {first_few(absent)}")
         if len(class_names) <= _TABLE_CLASSES:
@@ -139,6 +144,11 @@ def summarize_masks(
             lines += [
                 f"  {label.ljust(width)}  {100 * share:.2f} %" for label, share in zip(class_names, shares, strict=True)
             ]
-    lines += [f"  {remark}" for remark in remarks]
+    files = {
+        name: Split(split.images.images, split.indices)
+        for name, split in ordered.items()
+        if isinstance(split.images, MaskImages)
+    }
+    lines += [f"  {remark}" for remark in [*duplicate_warnings(files), *source.remarks]]
     lines += [f"  {unreadable_message(split, found)}" for split, found in inspections.items() if found.problems]
     return "\n".join(lines)

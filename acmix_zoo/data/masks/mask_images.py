@@ -52,9 +52,6 @@ class MaskImages(PairedImages):
         images: the images, in files or in a table.
         masks: the path of each mask, or the masks in the same table.
         classes: how masks encode classes.
-
-    Attributes:
-        pixels: (classes,) int64, the number of pixels of each class, after `inspect`.
     """
 
     def __init__(
@@ -62,7 +59,6 @@ class MaskImages(PairedImages):
     ) -> None:
         self.images, self.masks, self.classes = images, masks, classes
         self.targets = np.zeros(len(images), np.int64)  # an image has no class of its own
-        self.pixels = np.zeros(len(classes.names), np.int64)
 
     def image(self, index: int) -> Image.Image:
         return self.images.image(index)
@@ -105,10 +101,10 @@ class MaskImages(PairedImages):
         result = self.images.inspect(indices, thorough)
         if len(indices) > CHECK_LIMIT:
             return result
-        self.pixels[:] = 0
+        result.class_pixels = np.zeros(len(self.classes.names), np.int64)
         with ThreadPoolExecutor(max_workers=8) as pool:  # decoding and disk access release the GIL
             for problem, counts in pool.map(self._inspect_mask, indices):
-                self.pixels += counts
+                result.class_pixels += counts
                 if problem:
                     result.problems.append(problem)
         result.count = len(indices)

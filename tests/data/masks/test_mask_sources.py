@@ -81,6 +81,20 @@ def test_pixels_per_class_are_shown(folder: Path, capsys: pytest.CaptureFixture[
     assert len(shares) == 4 and sum(shares) == pytest.approx(100, abs=0.02)
 
 
+def test_validation_masks_are_not_counted_as_training_masks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Validation images that are split off come from the same folder."""
+    shutil.rmtree(folder / "masks/val")
+    data = make_data(folder, val_fraction=0.25)
+    for index in data.splits["val"].indices.tolist():
+        Image.fromarray(np.full((12, 16), 2, np.uint8)).save(folder / f"masks/train/{index}.png")
+    for index in data.splits["train"].indices.tolist():
+        Image.fromarray(np.zeros((12, 16), np.uint8)).save(folder / f"masks/train/{index}.png")
+    data.setup("fit")
+    out = capsys.readouterr().out
+    assert "no training mask contains grass, water" in out and "ground  100.00 %" in out
+    assert "val was split off from train" in out
+
+
 def test_a_folder_without_masks_or_classes_is_rejected(folder: Path, tmp_path: Path) -> None:
     (folder / "classes.txt").unlink()
     with pytest.raises(ValueError, match="does not say which classes its masks contain"):
