@@ -56,7 +56,7 @@ def group_rows(group: str, table: Path = comparison.TABLE) -> list[list[str]]:
     rows = [["network", "parameters", "MACs", "minutes", "runs", "test top-1", "difference"]]
     for family in ("resnet", "swin") if group == "paths" else ("resnet",):
         baseline = comparison.Case("paths", f"acmix_{family}_pico", "both")
-        baseline_scores = next((result.scores for result in results if result.case == baseline), {})
+        baseline_scores: Scores = next((result.scores for result in results if result.case == baseline), {})
         for case, scores, parameters, macs, minutes in results:
             if case == baseline or (case.group == group and (group != "paths" or family in case.network)):
                 name = f"`{case.network}`, {case.variant}" if case.variant else f"`{case.network}`"

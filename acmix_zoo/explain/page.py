@@ -27,7 +27,7 @@ th:first-child, td:first-child { text-align: left } th { font-weight: 600 } tr.s
 
 
 class Subject(NamedTuple):
-    """The names that an explanation shows.
+    """What a page shows besides the explanation: names, and the attention head.
 
     Attributes:
         image: the name of the image.
