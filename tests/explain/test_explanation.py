@@ -22,7 +22,7 @@ def test_the_defaults_are_the_best_class_and_the_strongest_attention() -> None:
 
 
 def test_the_class_token_is_shown_if_it_contributes_most() -> None:
-    """The class token is all that contributes in the last layer. With negated weights, it is evidence against the class."""
+    """Only the class token contributes in the last layer. With negated weights, it is evidence against the class."""
     model, shown = explained_network("acmix_pvt_pico", global_pool="token"), {}
     for sign in (1, -1):
         model.get_classifier().weight.data.mul_(sign)  # type: ignore[operator]
