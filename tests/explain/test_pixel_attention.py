@@ -111,10 +111,10 @@ def test_a_pixel_belongs_to_the_position_that_covers_it(name: str) -> None:
 
 def test_the_model_runs_in_eval_mode_and_is_not_changed() -> None:
     model, image = explained_network("acmix_resnet_pico"), smooth_image()
-    expected = pixel_attention(model, image, "layer3.0.conv2", (5, 5))
+    expected = pixel_attention(model, image, "layer2.0.conv2", (5, 5))
     model.train()
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    found = pixel_attention(model, image, "layer3.0.conv2", (5, 5))
+    found = pixel_attention(model, image, "layer2.0.conv2", (5, 5))
     assert torch.equal(found.weights, expected.weights) and model.training
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
