@@ -61,7 +61,8 @@ class Stage(nn.Module):
         """Set the window for feature maps of `size`. The window is at most as large as the feature map.
 
         Every second block has a shift, even if the window covers the feature map. `WindowACmix` leaves it out then, but
-        needs it for the larger maps of a segmenter or detector, whose windows would never be connected otherwise.
+        needs it for the larger feature maps of a segmenter or detector, whose windows would never be connected
+        otherwise.
         """
         clamped = (min(window[0], size[0]), min(window[1], size[1]))
         half = (clamped[0] // 2, clamped[1] // 2)
