@@ -42,9 +42,9 @@ class BoxDataset(ExampleDataset[tuple[Tensor, Target]]):
     augment: BoxAugment
 
     def read_example(self, index: int, key: int) -> tuple[Tensor, Target]:
-        image = self.images.image(index)
-        is_annotated = isinstance(self.images, AnnotatedImages)
-        return self.augment(image, self.images.objects[index] if is_annotated else make_objects([], []), key)
+        images = self.images
+        objects = images.objects[index] if isinstance(images, AnnotatedImages) else make_objects([], [])
+        return self.augment(images.image(index), objects, key)
 
     def __getitems__(self, indices: Sequence[int]) -> BoxBatch:  # type: ignore[override]
         """Return the batch with these indices. In training, crowds are left out.

@@ -91,7 +91,7 @@ class MaskClasses:
         values = pixels.astype(np.int64)
         last_value = len(self._lookup) - 1
         is_unknown = (values < 0) | (values > last_value)
-        classes = self._lookup[values.clip(0, last_value)]
+        classes: np.ndarray = self._lookup[values.clip(0, last_value)]
         is_unknown |= classes == _UNKNOWN
         if is_unknown.any():
             wrong = np.unique(values[is_unknown])
