@@ -44,7 +44,7 @@ CASES: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 def results_and_gradients(
     run: Any, tensors: Sequence[Tensor | None], geometry: WindowGeometry, dtype: torch.dtype
 ) -> list[Tensor]:
-    """The results of both paths and the gradients of all tensors but the mask, which has none."""
+    """Return the results of both paths and the gradients of all tensors except the mask, which has none."""
     leaves = [None if t is None else t.detach().to(dtype).requires_grad_(i != 2) for i, t in enumerate(tensors)]
     found = run(leaves[0], WindowTensors(*leaves[1:]), geometry)
     results = [t for t, weight in zip(found, (leaves[1], leaves[4]), strict=True) if weight is not None]
@@ -81,7 +81,7 @@ def test_any_geometry(data: st.DataObject) -> None:
 @pytest.mark.slow
 @settings(max_examples=1500, deadline=None)
 @given(data=st.data())
-def test_thousands_of_geometries(data: st.DataObject) -> None:
+def test_many_geometries(data: st.DataObject) -> None:
     check_any_geometry(data)
 
 
