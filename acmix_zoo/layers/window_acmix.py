@@ -37,8 +37,8 @@ class WindowACmix(TwoStageLayer):
         dim: channels, a multiple of heads.
         heads: number of attention heads.
         window: (height, width) of the attention windows. Feature maps are padded with zeros to whole windows.
-        shift: (rows, columns) by which the feature map is rolled before it is cut into windows; (0, 0) for none. Along a
-            side that a single window covers, it is not rolled.
+        shift: (rows, columns) by which the feature map is rolled before it is cut into windows; (0, 0) for none. Along
+            a side that a single window covers, it is not rolled.
         kernel_conv: side length of the convolution; odd.
         conv_before_shift: run the convolution before the feature map is rolled. The released networks run it on the
             **rolled** feature map, where pixels at the border and at the seam have neighbours from the opposite side

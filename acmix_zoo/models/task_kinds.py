@@ -1,4 +1,4 @@
-"""The tasks that a network can be trained for: their names on the Hub, their metrics, and what builds a network."""
+"""The tasks that a network can be trained for: their names, their metrics, and the classes of their networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TaskKind:
 
     Attributes:
         name: its name in recipes and config.json.
-        title: what the network does, in words, such as "image classification".
+        title: its name in text, such as "image classification".
         pipeline_tag: its name on the Hugging Face Hub.
         main_metric: the validation metric that decides which epoch is the best. It is between 0 and 1, and higher is
             better.
@@ -23,7 +23,7 @@ class TaskKind:
         class_metrics: what the scores of a single class are called, the main one first; () if classes have no scores.
         output: the result of the network for images (B, 3, H, W), for the model card. `{classes}` is filled in.
         builder: "module:class" of the `TaskNetwork`; "" if timm builds the network.
-        package: the package that the builder needs, and that only an extra installs; "" if there is none.
+        package: the package that the builder needs and only an extra installs; "" if there is none.
         extra: the extra of acmix-zoo that installs it.
     """
 
