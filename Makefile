@@ -90,7 +90,7 @@ bench-gpu: .venv/.train
 readme: .venv/.train
 	$(BIN)/python -m tools.tables README.md README.zh-CN.md docs/*.md
 
-# The site works without a server and without a network: open site/index.html.
+# The site loads nothing from the internet. To read it: python -m http.server -d site
 docs: .venv/.docs
 	@$(BIN)/python -m tools.build_docs site
 

@@ -36,16 +36,23 @@ def arrange(arrows: Sequence[tuple[str, str]]) -> list[list[str]]:
     """Return the names in rows, so that every arrow leads to a later row, and arrows cross little."""
 
     @cache
-    def height(name: str) -> int:
-        return max((height(end) + 1 for start, end in arrows if start == name), default=0)
+    def depth(name: str) -> int:
+        return max((depth(start) + 1 for start, end in arrows if end == name), default=0)
+
+    def row_of(name: str) -> int:
+        if depth(name):
+            return depth(name)
+        return min(depth(end) for start, end in arrows if start == name) - 1  # near what it points to
 
     names = list(dict.fromkeys(name for arrow in arrows for name in arrow))
-    last = max(map(height, names))
-    rows = [[name for name in names if height(name) == last - level] for level in range(last + 1)]
+    reach = {
+        name: max((row_of(end) - row_of(start) for start, end in arrows if start == name), default=0) for name in names
+    }
+    rows = [[name for name in names if row_of(name) == level] for level in range(max(map(row_of, names)) + 1)]
     positions: dict[str, float] = {}
-    for row in rows:  # below the middle of what points to it
+    for row in rows:  # below the middle of what points to it; names with long arrows last, where these pass few boxes
         above = {name: [positions[start] for start, end in arrows if end == name] for name in row}
-        row.sort(key=lambda name: sum(above[name]) / len(above[name]) if above[name] else 0.0)
+        row.sort(key=lambda name: (sum(above[name]) / len(above[name]) if above[name] else 0.0, reach[name]))
         positions |= {name: i - (len(row) - 1) / 2 for i, name in enumerate(row)}
     return rows
 
