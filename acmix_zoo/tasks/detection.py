@@ -55,7 +55,7 @@ class DetectionTask(Task):
 
     Logs train/loss. For val/ and test/, logs the mean average precision as COCO defines it (`map`), at an IoU of 0.5
     (`map50`) and 0.75 (`map75`), and for small, medium and large objects. For Mask R-CNN, also logs those of the masks
-    with the prefix `mask_`.
+    with the prefix `mask_`. Keeps the AP and AP50 of the boxes of each class in `class_scores`.
 
     Args:
         model: name of the backbone, a model of this project or of timm, or a weight folder.

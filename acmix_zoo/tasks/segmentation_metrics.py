@@ -108,6 +108,5 @@ class SegmentationMetrics(TaskMetrics):
             "pixel_accuracy": (correct.sum() / matrix.sum()).float(),
         }
 
-    def class_scores(self) -> list[float]:
-        scores: list[float] = self._class_iou.tolist()
-        return scores
+    def class_scores(self) -> dict[str, list[float]]:
+        return {"IoU": self._class_iou.tolist()}

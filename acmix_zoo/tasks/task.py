@@ -62,7 +62,7 @@ class Task(ScheduledTask):
         kind: the task's name, metrics and network.
         model: the network.
         val_metrics, test_metrics: the metrics of each split.
-        class_scores: after an evaluation, {split: {class: score}}, for tasks that measure each class.
+        class_scores: after an evaluation, {split: {metric: {class: score}}}, for tasks that measure each class.
 
     Raises:
         ValueError: unknown model or weights (from create_model), or an impossible setting.
@@ -101,7 +101,7 @@ class Task(ScheduledTask):
         self.save_hyperparameters()  # also the arguments of the subclass
         self.save_hyperparameters(choose_network(model, pretrained, model_kwargs)._asdict())
         self.num_classes = num_classes
-        self.class_scores: dict[str, dict[str, float]] = {}
+        self.class_scores: dict[str, dict[str, dict[str, float]]] = {}
         self._checked_size: tuple[int, ...] | None = None  # the image size for which the network was last checked
         check_ranges(self.hparams)
         warnings.filterwarnings("ignore", message=_NEEDLESS_ADVICE)
@@ -259,7 +259,9 @@ class Task(ScheduledTask):
     def _log_metrics(self, split: str, metrics: TaskMetrics) -> None:
         for name, value in metrics.compute().items():
             self.log(f"{split}/{name}", value, prog_bar=name == self.kind.main_metric)
-        scores = metrics.class_scores()
-        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None) or map(str, range(len(scores)))
-        self.class_scores[split] = dict(zip(names, scores, strict=False))
+        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        names = names or tuple(map(str, range(self.num_classes)))
+        self.class_scores[split] = {
+            metric: dict(zip(names, scores, strict=False)) for metric, scores in metrics.class_scores().items()
+        }
         metrics.reset()

@@ -19,7 +19,7 @@ from acmix_zoo.data.sources.open import is_hub_id, source_not_found
 from acmix_zoo.data.sources.path_safety import allowed_roots
 from acmix_zoo.data.sources.recorded import current_recorded_source
 from acmix_zoo.data.sources.shards import Shards
-from acmix_zoo.data.sources.split_names import local_name, match_splits
+from acmix_zoo.data.sources.split_names import SPLIT_NAMES, local_name, match_splits
 from acmix_zoo.data.sources.table import TableImages, is_table, load_tables, select_splits, table_origin
 from acmix_zoo.data.wording import count_noun, first_few
 
@@ -75,6 +75,14 @@ class ClassOptions(NamedTuple):
             tuple(listed.colours),
             tuple(listed.ignored_colours),
         )
+
+
+def is_mask_folder(path: Path) -> bool:
+    """Return whether a folder has the layout of `MaskFolder`."""
+    if not path.is_dir():
+        return False
+    roots = [path, *(path / name for name in _folder_names(path) if name.lower() in SPLIT_NAMES)]
+    return any(_subfolder(root, IMAGE_FOLDERS) and _subfolder(root, MASK_FOLDERS) for root in roots)
 
 
 def open_mask_source(source: str, options: ClassOptions, mask_column: str | None = None) -> IndexedSource:
