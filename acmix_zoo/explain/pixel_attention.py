@@ -121,7 +121,7 @@ def _(layer: ACmix2d, x: Tensor, query: Position) -> Tensor:
 def _(layer: WindowACmix, x: Tensor, query: Position) -> Tensor:
     (h, w), (wh, ww) = x.shape[1:3], layer.window
     rows, columns = -(-h // wh), -(-w // ww)  # of windows
-    shift = (layer.shift[0] if rows > 1 else 0, layer.shift[1] if columns > 1 else 0)
+    shift = layer.effective_shift(rows, columns)
     padded = F.pad(x, (0, 0, 0, columns * ww - w, 0, rows * wh - h))  # (1, H′, W′, dim)
     # Where in the padded map the positions of each window come from.
     places = torch.arange(rows * wh * columns * ww, device=x.device).view(1, rows * wh, columns * ww)

@@ -37,7 +37,8 @@ class WindowACmix(TwoStageLayer):
         dim: channels, a multiple of heads.
         heads: number of attention heads.
         window: (height, width) of the attention windows. Feature maps are padded with zeros to whole windows.
-        shift: (rows, columns) by which the feature map is rolled before it is cut into windows; (0, 0) for none.
+        shift: (rows, columns) by which the feature map is rolled before it is cut into windows; (0, 0) for none. Along
+            a side that a single window covers, it is not rolled.
         kernel_conv: side length of the convolution; odd.
         conv_before_shift: run the convolution before the feature map is rolled. The released networks run it on the
             **rolled** feature map, where pixels at the border and at the seam have neighbours from the opposite side
@@ -167,12 +168,11 @@ class WindowACmix(TwoStageLayer):
             return self.proj_drop(self._forward_native(x, rows, cols))  # type: ignore[no-any-return]
         # Written this way, the padded size is a product for the compiler, too, which can then prove the reshapes.
         x = F.pad(x, (0, 0, 0, cols * self.window[1] - w, 0, rows * self.window[0] - h))  # (B, H′, W′, dim)
-        # A window that holds all rows (columns) has nothing to shift.
         opened = is_dynamic(rows, cols)
         if opened:  # the same without data-dependent branches
             shift = (self.shift[0] * at_most(rows - 1, 1), self.shift[1] * at_most(cols - 1, 1))
         else:
-            shift = (self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0)
+            shift = self.effective_shift(rows, cols)
         x = roll(x, (-shift[0], -shift[1]))
         projections = self.qkv(x)  # (B, H′, W′, 3·dim)
         projections = unflatten(projections, 3, (-1, 3 * self.heads))  # (B, H′, W′, d, 3·heads)
@@ -199,15 +199,20 @@ class WindowACmix(TwoStageLayer):
             out = back(self._sum(attention, convolution))
         return self.proj_drop(out)  # type: ignore[no-any-return]
 
+    def effective_shift(self, rows: int, cols: int) -> tuple[int, int]:
+        """Return the shift of a feature map of rows × cols windows."""
+        return self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0
+
     def stage_macs(self, x: Tensor) -> StageCounts:
         """Return the multiply-accumulates of both stages for an input (B, H, W, dim)."""
         (b, h, w), (wh, ww) = x.shape[:3], self.window
+        shift = self.effective_shift(-(-h // wh), -(-w // ww))
         rows, columns = -(-h // wh) * wh, -(-w // ww) * ww  # of the padded feature map
         second = 0
         if self.paths != "convolution":
             second += rows * columns * 2 * wh * ww * self.dim
         if self.paths != "attention":  # on the padded feature map, if it is rolled
-            is_rolled = any(self.shift) and not self.conv_before_shift
+            is_rolled = any(shift) and not self.conv_before_shift
             second += self.shift_conv.macs(rows, columns) if is_rolled else self.shift_conv.macs(h, w)
         return StageCounts(b * rows * columns * 3 * self.dim**2, b * second)
 
@@ -220,7 +225,7 @@ class WindowACmix(TwoStageLayer):
     def _forward_native(self, x: Tensor, rows: int, cols: int) -> Tensor:
         """Run the layer up to the dropout in the native library, for rows × cols windows: (B, H, W, dim) → the same."""
         (b, h, w), (wh, ww) = x.shape[:3], self.window
-        shift = (self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0)
+        shift = self.effective_shift(rows, cols)
         if (h, w) != (rows * wh, cols * ww):
             x = F.pad(x, (0, 0, 0, cols * ww - w, 0, rows * wh - h))  # (B, H′, W′, dim)
         bias = mask = fc = kernels = None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.gradients import OneInput
-from support.native_layers import problem, record_calls
+from support.native_layers import problem
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
@@ -29,12 +29,6 @@ from acmix_zoo.ops.window_paths import (
 
 if library() is None:
     pytest.skip("no native library and no compiler", allow_module_level=True)
-
-
-@pytest.fixture(autouse=True)
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The calls of the library, because a fallback would pass every comparison."""
-    return record_calls(native, monkeypatch)
 
 
 def shifted_layer(paths: str = "both", seed: int = 0, **options: Any) -> WindowACmix:
@@ -60,34 +54,34 @@ def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance
 @pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
 @pytest.mark.parametrize("conv_before_shift", [False, True])
 @pytest.mark.parametrize("size", [(8, 10), (7, 13), (3, 11), (4, 5)], ids=str)
-def test_the_layer_equals_the_python_backend(paths, conv_before_shift, size, calls):
+def test_the_layer_equals_the_python_backend(paths, conv_before_shift, size, window_calls):
     """Feature maps of whole windows, padded ones, and ones with a single window along one side or both."""
     layer = shifted_layer(paths, conv_before_shift=conv_before_shift)
     x = torch.randn(2, *size, 24)
     with use_backend("reference"):
         expected = with_gradients(copy.deepcopy(layer).double(), x.double())
-    assert not calls
+    assert not window_calls
     assert_close(with_gradients(layer, x), expected, 2e-5)
-    assert calls == ["forward", "backward"]
+    assert window_calls == ["forward", "backward"]
 
 
-def test_the_deployed_layer(calls: list[str]) -> None:
+def test_the_deployed_layer(window_calls: list[str]) -> None:
     layer, x = shifted_layer(), torch.randn(2, 8, 10, 24)
     with torch.no_grad():
         expected = layer(x)
         layer.deploy()
         assert_close([layer(x)], [expected])
-    assert calls == ["forward", "forward"]
+    assert window_calls == ["forward", "forward"]
 
 
 @pytest.mark.parametrize("frozen", ["x", "qkv", "relative", "shift_conv", "proj", "beta"])
-def test_frozen_parts(frozen: str, calls: list[str]) -> None:
+def test_frozen_parts(frozen: str, window_calls: list[str]) -> None:
     layer, x = shifted_layer(), torch.randn(2, 8, 10, 24, requires_grad=frozen != "x")
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
     learned = [p for p in (x, *layer.parameters()) if p.requires_grad]
     actual = torch.autograd.grad(layer(x).sin().sum(), learned)
-    assert calls == ["forward", "backward"]
+    assert window_calls == ["forward", "backward"]
     with use_backend("tiles"):
         assert_close(actual, torch.autograd.grad(layer(x).sin().sum(), learned))
 
@@ -111,19 +105,19 @@ def test_values_that_are_not_finite(value: float, paths: str) -> None:
 @pytest.mark.parametrize(
     "view", [lambda x: x.transpose(1, 2), lambda x: x[:, ::2, 1:], lambda x: x[:1].expand(3, -1, -1, -1)]
 )
-def test_memory_layouts(view: Any, calls: list[str]) -> None:
+def test_memory_layouts(view: Any, window_calls: list[str]) -> None:
     layer, x = shifted_layer(), view(torch.randn(2, 8, 9, 24))
     assert_close(with_gradients(layer, x), with_gradients(layer, x.clone(memory_format=torch.contiguous_format)), 0)
-    assert calls == ["forward", "backward"] * 2
+    assert window_calls == ["forward", "backward"] * 2
 
 
-def test_few_images_for_many_threads(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_for_many_threads(window_calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The backward pass shares images among threads; plain operators are faster for one image and many threads."""
     layer, x = shifted_layer(), torch.randn(1, 8, 10, 24)
     expected = with_gradients(layer, x)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert_close(with_gradients(layer, x), expected)
-    assert calls == ["forward", "backward", "forward"]
+    assert window_calls == ["forward", "backward", "forward"]
 
 
 class Tagged(torch.Tensor):
@@ -131,7 +125,7 @@ class Tagged(torch.Tensor):
 
 
 @torch.no_grad()
-def test_unsupported_cases_run_in_other_backends(calls: list[str]) -> None:
+def test_unsupported_cases_run_in_other_backends(window_calls: list[str]) -> None:
     """Other dtypes, tensor subclasses, autocast, hooked submodules and forced backends."""
     layer, x = shifted_layer(), torch.randn(1, 8, 10, 24)
     assert native.unsupported_reason([x, None]) is None
@@ -146,12 +140,12 @@ def test_unsupported_cases_run_in_other_backends(calls: list[str]) -> None:
     hooked = copy.deepcopy(layer)
     hooked.shift_conv.register_forward_hook(lambda *_: None)
     hooked(x)
-    assert not calls
+    assert not window_calls
     hooked = copy.deepcopy(layer)
     seen: list[int] = []
     hooked.proj.register_forward_hook(lambda *_: seen.append(1))
     assert_close([hooked(x)], [layer(x)])
-    assert calls == ["forward"] * 2 and seen
+    assert window_calls == ["forward"] * 2 and seen
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 0, 24), (1, 0, 8, 24), (2, 0, 0, 24)])
@@ -171,15 +165,15 @@ def test_a_projection_without_bias(bias: bool) -> None:
         assert torch.allclose(out, layer(x), atol=1e-5)
 
 
-def test_traces_do_not_contain_the_operator(calls: list[str]) -> None:
+def test_traces_do_not_contain_the_operator(window_calls: list[str]) -> None:
     layer, x = shifted_layer(), torch.randn(1, 8, 10, 24)
     traced = torch.jit.trace(layer, x, check_trace=False)  # type: ignore[no-untyped-call]
-    assert not calls and "window_paths" not in str(traced.inlined_graph)
+    assert not window_calls and "window_paths" not in str(traced.inlined_graph)
     assert_close([traced(x).detach()], [layer(x).detach()])
 
 
 @pytest.mark.slow
-def test_compiled_and_exported_graphs_do_not_contain_the_operator(calls: list[str]) -> None:
+def test_compiled_and_exported_graphs_do_not_contain_the_operator(window_calls: list[str]) -> None:
     layer, x = shifted_layer(), torch.randn(1, 8, 10, 24)
     graphs: list[str] = []
 
@@ -189,11 +183,11 @@ def test_compiled_and_exported_graphs_do_not_contain_the_operator(calls: list[st
 
     compiled = torch.compile(layer, backend=backend)(x)
     graphs.append(torch.export.export(layer, (x,)).graph_module.code)
-    assert not calls and len(graphs) >= 2 and not any("window_paths" in graph for graph in graphs)
+    assert not window_calls and len(graphs) >= 2 and not any("window_paths" in graph for graph in graphs)
     assert_close([compiled.detach()], [layer(x).detach()])
 
 
-def test_transforms_second_derivatives_and_checkpoints(calls: list[str]) -> None:
+def test_transforms_second_derivatives_and_checkpoints(window_calls: list[str]) -> None:
     """Transforms and second derivatives run in plain operators. A checkpoint runs the library twice."""
     layer, x = shifted_layer(), torch.randn(3, 7, 6, 24)
     parameters = dict(layer.named_parameters())
@@ -202,11 +196,11 @@ def test_transforms_second_derivatives_and_checkpoints(calls: list[str]) -> None
         return functional_call(layer, parameters, (x,)).sin().sum()
 
     expected = torch.autograd.grad(loss(parameters, x), list(parameters.values()))
-    assert calls == ["forward", "backward"]
+    assert window_calls == ["forward", "backward"]
     assert_close(list(grad(loss)(parameters, x).values()), expected)
     each = vmap(grad(loss), in_dims=(None, 0))(parameters, x.unsqueeze(1))
     assert_close([each[name].sum(0) for name in parameters], expected)
-    assert calls == ["forward", "backward"]
+    assert window_calls == ["forward", "backward"]
     again = torch.autograd.grad(checkpoint(loss, parameters, x, use_reentrant=False), list(parameters.values()))
     assert_close(again, expected, 0)
 
@@ -222,7 +216,9 @@ def test_transforms_second_derivatives_and_checkpoints(calls: list[str]) -> None
 @pytest.mark.parametrize("heads", [1, 5])
 @pytest.mark.parametrize(("reduction", "prefix"), [(1, 1), (1, 0), (3, 0)])
 @pytest.mark.parametrize("paths", ["both", "convolution"])
-def test_the_convolution_of_pvts_layer(heads: int, reduction: int, prefix: int, paths: Paths, calls: list[str]) -> None:
+def test_the_convolution_of_pvts_layer(
+    heads: int, reduction: int, prefix: int, paths: Paths, window_calls: list[str]
+) -> None:
     torch.manual_seed(0)
     layer = ReducedACmix(30, heads, reduction, paths=paths)
     for parameter in layer.parameters():
@@ -231,9 +227,9 @@ def test_the_convolution_of_pvts_layer(heads: int, reduction: int, prefix: int, 
 
     with use_backend("reference"):
         expected = with_gradients(OneInput(copy.deepcopy(layer), size).double(), x.double())
-    assert not calls
+    assert not window_calls
     assert_close(with_gradients(OneInput(layer, size), x), expected, 2e-5)
-    assert calls == ["forward", "backward"]
+    assert window_calls == ["forward", "backward"]
 
 
 def test_flops_are_those_of_the_definition() -> None:
