@@ -140,8 +140,13 @@ def reference_page(package: str, members: list[str]) -> str:
     shared = [name for name in dict(public_names())[package] if package != root and name in names]
     links = ", ".join(f"[`{name}`]({root}.md#{root}.{name})" for name in shared)
     remark = f"Documented with the root package: {links}.\n\n" if shared else ""
-    listed = "".join(f"        - {name}\n" for name in members)
-    return f"# {package}\n\n{remark}::: {package}\n    options:\n      members:\n{listed}"
+    # mkdocstrings would document the module in place of a function with the same name
+    hidden = [name for name in members if (ROOT / package.replace(".", "/") / f"{name}.py").is_file()]
+    listed = "".join(f"        - {name}\n" for name in members if name not in hidden)
+    blocks = [f"::: {package}\n    options:\n      members:\n{listed}"]
+    heading = "    options:\n      show_root_heading: true\n      show_root_toc_entry: true\n"
+    blocks += [f"::: {package}.{name}.{name}\n{heading}" for name in hidden]
+    return f"# {package}\n\n{remark}" + "\n".join(blocks)
 
 
 def build(site: Path) -> None:
@@ -175,4 +180,4 @@ if __name__ == "__main__":
     parser.add_argument("site", type=Path, metavar="FOLDER", help="folder of the site; replaced if it exists")
     folder = parser.parse_args().site
     build(folder)
-    print(f"Built the site. Open {folder}/index.html in a browser.")
+    print(f"Built the site. To read it: python -m http.server -d {folder}")

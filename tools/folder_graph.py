@@ -45,14 +45,17 @@ def arrange(arrows: Sequence[tuple[str, str]]) -> list[list[str]]:
         return min(depth(end) for start, end in arrows if start == name) - 1  # near what it points to
 
     names = list(dict.fromkeys(name for arrow in arrows for name in arrow))
-    reach = {
-        name: max((row_of(end) - row_of(start) for start, end in arrows if start == name), default=0) for name in names
-    }
+    lengths = {name: [row_of(end) - row_of(start) for start, end in arrows if start == name] for name in names}
     rows = [[name for name in names if row_of(name) == level] for level in range(max(map(row_of, names)) + 1)]
     positions: dict[str, float] = {}
     for row in rows:  # below the middle of what points to it; names with long arrows last, where these pass few boxes
         above = {name: [positions[start] for start, end in arrows if end == name] for name in row}
-        row.sort(key=lambda name: (sum(above[name]) / len(above[name]) if above[name] else 0.0, reach[name]))
+        row.sort(
+            key=lambda name: (
+                sum(above[name]) / len(above[name]) if above[name] else 0.0,
+                max(lengths[name], default=0),
+            )
+        )
         positions |= {name: i - (len(row) - 1) / 2 for i, name in enumerate(row)}
     return rows
 
