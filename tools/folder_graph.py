@@ -45,7 +45,7 @@ def arrange(arrows: Sequence[tuple[str, str]]) -> list[list[str]]:
         return min(depth(end) for start, end in arrows if start == name) - 1  # near what it points to
 
     names = list(dict.fromkeys(name for arrow in arrows for name in arrow))
-    lengths = {name: [row_of(end) - row_of(start) for start, end in arrows if start == name] for name in names}
+    lengths = {name: [row_of(end) - row_of(name) for start, end in arrows if start == name] for name in names}
     rows = [[name for name in names if row_of(name) == level] for level in range(max(map(row_of, names)) + 1)]
     positions: dict[str, float] = {}
     for row in rows:  # below the middle of what points to it; names with long arrows last, where these pass few boxes
