@@ -103,6 +103,10 @@ class ResumableDataModule(L.LightningDataModule):
         }
         return {**description, "validation_as_test": True} if self.validation_as_test else description
 
+    def example_file(self) -> str | None:
+        """Return the path of an image that was not trained on, or None if there is no such file."""
+        return self.loaders.example_file()
+
     def describe_size(self) -> str:
         """Return what size training images have, in words."""
         return f"images are resized to {self.input_size[1]} × {self.input_size[2]} pixels"

@@ -66,7 +66,7 @@ CLASSIFICATION = TaskKind(
     title="image classification",
     pipeline_tag="image-classification",
     main_metric="top1",
-    metrics={"top1": "top-1", "top5": "top-5"},
+    metrics={"top1": "accuracy", "top5": "top-5 accuracy"},
     output="logits = model(images)  # (B, {channels}, {height}, {width}) -> (B, {classes})",
 )
 SEGMENTATION = TaskKind(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from acmix_zoo.tasks.evaluation import Evaluation
 from acmix_zoo.tasks.metrics import ExactMean, TaskMetrics
 
 
@@ -90,6 +91,7 @@ class SegmentationMetrics(TaskMetrics):
         super().__init__({"loss": ExactMean(), "confusion": confusion})
         self.ignore_index = ignore_index
         self._class_iou = torch.zeros(0)
+        self._confusion: Tensor | None = None
 
     def add_image(self, logits: Tensor, mask: Tensor) -> None:
         """Count an image.
@@ -107,7 +109,8 @@ class SegmentationMetrics(TaskMetrics):
 
     def compute(self) -> dict[str, Tensor]:
         metrics = dict(self.metrics())
-        matrix = metrics["confusion"].compute().double()  # (classes, classes): rows are the truth
+        self._confusion = metrics["confusion"].compute()  # (classes, classes): rows are the truth
+        matrix = self._confusion.double()
         correct = matrix.diagonal()
         union = matrix.sum(0) + matrix.sum(1) - correct
         self._class_iou = correct / union  # (classes,), NaN for classes that do not occur
@@ -116,6 +119,9 @@ class SegmentationMetrics(TaskMetrics):
             "miou": self._class_iou.nanmean().float(),
             "pixel_accuracy": (correct.sum() / matrix.sum()).float(),
         }
+
+    def evaluation(self, positions: Sequence[int] | None) -> Evaluation:
+        return Evaluation(None if self._confusion is None else self._confusion.cpu(), "pixels")
 
     def class_scores(self) -> list[float]:
         scores: list[float] = self._class_iou.tolist()

@@ -13,9 +13,11 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from acmix_zoo.data.loaders import Loaders
 from acmix_zoo.models.task_kinds import TaskKind
 from acmix_zoo.models.task_network import builder_options
 from acmix_zoo.tasks.ema import EMA
+from acmix_zoo.tasks.evaluation import Evaluation
 from acmix_zoo.tasks.hyperparameters import check_ranges
 from acmix_zoo.tasks.image_size import check_image_size
 from acmix_zoo.tasks.metrics import TaskMetrics
@@ -23,13 +25,14 @@ from acmix_zoo.tasks.optim import batch_size_factor, make_optimizer, warmup_cosi
 from acmix_zoo.tasks.resumable_task import ResumableTask
 from acmix_zoo.tasks.sharded import is_sharded, shard
 from acmix_zoo.tasks.start_weights import are_start_weights_loaded, choose_network
+from acmix_zoo.tasks.task_views import TaskViews
 from acmix_zoo.weights.create import create_task_network
 
 # The metrics have already been summed over all processes when they are logged.
 _NEEDLESS_ADVICE = r".*recommended to use `self\.log\('(val|test)/.*sync_dist=True"
 
 
-class Task(ResumableTask):
+class Task(TaskViews, ResumableTask):
     """Base class of all tasks. The network is `self.model`.
 
     A task sets `kind` and implements four methods: `configure_losses` and `configure_metrics` create what it needs,
@@ -67,6 +70,7 @@ class Task(ResumableTask):
         model: the network.
         val_metrics, test_metrics: the metrics of each split.
         class_scores: after an evaluation, {split: {class: score}}, for tasks that measure each class.
+        evaluations: after `trainer.validate` or `trainer.test`, the details for each split.
 
     Raises:
         ValueError: unknown model or weights (from create_model), or an impossible setting.
@@ -106,6 +110,7 @@ class Task(ResumableTask):
         self.save_hyperparameters(choose_network(model, pretrained, model_kwargs)._asdict())
         self.num_classes = num_classes
         self.class_scores: dict[str, dict[str, float]] = {}
+        self.evaluations: dict[str, Evaluation] = {}
         self._checked_size: tuple[int, ...] | None = None  # the image size for which the network was last checked
         check_ranges(self.hparams)
         warnings.filterwarnings("ignore", message=_NEEDLESS_ADVICE)
@@ -147,14 +152,6 @@ class Task(ResumableTask):
     def evaluation_options(self) -> dict[str, Any]:
         """Return the hyper-parameters that affect the scores of given weights, for the record of the weights."""
         return {}
-
-    def plot_examples(self, data: Any, path: Any) -> None:
-        """Write an image of predictions beside the truth, for tasks where that says more than a number.
-
-        Args:
-            data: the data module.
-            path: the PNG file.
-        """
 
     # ---- network
 
@@ -304,4 +301,8 @@ class Task(ResumableTask):
         scores = metrics.class_scores()
         names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None) or map(str, range(len(scores)))
         self.class_scores[split] = dict(zip(names, scores, strict=False))
+        if self.trainer.state.fn != "fit":
+            loaders = getattr(getattr(self.trainer, "datamodule", None), "loaders", None)
+            positions = loaders.evaluated_positions(split) if isinstance(loaders, Loaders) else None
+            self.evaluations[split] = metrics.evaluation(positions)
         metrics.reset()

@@ -29,7 +29,8 @@ def read_metrics(run: Path) -> list[dict[str, str]]:
 
 def test_run_folder_is_complete(run: Path) -> None:
     assert {p.name for p in run.iterdir()} == {
-        *("config.yaml", "metrics.csv", "curves.png", "tensorboard", "checkpoints", "weights", ".lock")
+        *("config.yaml", "metrics.csv", "curves.png", "tensorboard", "checkpoints", "weights", ".lock"),
+        *("augmented.png", "test"),
     }
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
