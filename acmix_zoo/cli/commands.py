@@ -95,7 +95,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "pull:pull", "ORG/NAME [FOLDER]", "download weights from the Hugging Face Hub", "org/photos photos_weights"
         ),
     },
-    "Measure and reproduce": {
+    "Measure, reproduce and set up": {
         "reproduce": Command(
             "reproduce:reproduce",
             "MODEL",
@@ -114,8 +114,6 @@ GROUPS: dict[str, dict[str, Command]] = {
             "estimate the memory and time of training on n GPUs",
             "imagenet1k/acmix_resnet50 --gpus 1 8",
         ),
-    },
-    "This program": {
         "completion": Command("completion:completion", "SHELL", "print a script that completes commands", "bash"),
     },
 }

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import acmix_zoo
+from acmix_zoo.data.wording import count_noun
 from acmix_zoo.ops.backends.native.library import instruction_set
 from acmix_zoo.ops.dispatch import backend_name
 
@@ -42,8 +43,8 @@ def print_environment() -> None:
     cpu = found["cpu"]
     print(f"Versions: {', '.join(versions)}")
     print(
-        f"CPU: {found['system']}, {cpu['cores']} cores, torch uses {cpu['threads']} thread"
-        f"{'s' * (cpu['threads'] != 1)}, {cpu['instruction_set']}"
+        f"CPU: {found['system']}, {count_noun(cpu['cores'], 'core')}, {cpu['instruction_set']}; torch uses "
+        f"{count_noun(cpu['threads'], 'thread')}"
     )
     print(f"GPUs: {', '.join(found['gpus']) or 'none that torch can use'}")
     print(f"Backend of ACmix layers on the CPU: {found['backend']} (details: acmix-zoo info --backends)")

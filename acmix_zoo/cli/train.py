@@ -71,7 +71,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/NAME-OF-THE-FOLDER, -2, -3, ...)")
     add("--patience", type=int, metavar="N", help="stop after N epochs without a better validation accuracy")
     add("--from-scratch", action="store_true", help="start from random weights, without pretrained ones")
-    options = parser.parse_args(arguments)
+    options: argparse.Namespace = parser.parse_args(arguments)
     for name in ("epochs", "size", "patience"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} {value} is too small. Use 1 or more")
@@ -117,6 +117,7 @@ def find_start(model: str | None, from_scratch: bool) -> Start:
 
     Raises:
         FileNotFoundError: there is no such model. The error lists the closest names.
+        ValueError: `from_scratch` is set for weights that are not given by name.
     """
     if model is None:
         return Start({"model.pretrained": "false"} if from_scratch else {})
@@ -129,6 +130,11 @@ def find_start(model: str | None, from_scratch: bool) -> Start:
     if location.kind is Kind.NETWORK and not from_scratch and not timm.models.is_model_pretrained(model):
         from_scratch = True
         start.remarks.append(f"There are no pretrained weights for {model}, so it is trained from scratch")
+    if from_scratch and location.kind is not Kind.NETWORK:
+        raise ValueError(
+            f"--from-scratch: {model} is {location.kind.value}. Expected the name of a network. Leave out "
+            "--from-scratch to start from these weights"
+        )
     if from_scratch:
         start.options["model.pretrained"] = "false"
     if cfg := _preprocessing(location):

@@ -16,6 +16,7 @@ from acmix_zoo.data.images import UnreadableImage
 from acmix_zoo.data.indexed_loaders import IndexedLoaders
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.splits import Split
+from acmix_zoo.data.wording import count_noun
 from acmix_zoo.tasks import Task
 from acmix_zoo.tasks.evaluation import Evaluation, Mistake
 from acmix_zoo.training.plots import plot_confusion
@@ -127,11 +128,11 @@ def _draw_mistakes(mistakes: Sequence[Mistake], split: Split, class_names: Seque
             continue
         shown.append(mistake)
     titles = [
-        f"{100 * each.probability:.0f} % {class_names[each.predicted]}\nis {class_names[each.truth]}\n"
+        f"predicted {class_names[each.predicted]}\ntrue {class_names[each.truth]}\n{100 * each.probability:.0f} %, "
         f"{Path(split.images.describe(int(split.indices[each.position]))).name}"
         for each in shown
     ]
     if shown:
         write_contact_sheet(path, pictures, titles)
     part = f"the {len(shown)} most confident of " if len(shown) < len(mistakes) else ""
-    return WrittenFile(path, f"{part}{len(mistakes)} mistake{'s' * (len(mistakes) != 1)}, most confident first")
+    return WrittenFile(path, f"{part}{count_noun(len(mistakes), 'mistake')}, most confident first")

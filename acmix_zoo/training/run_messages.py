@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
 from acmix_zoo.data.resumable import ResumableDataModule
+from acmix_zoo.data.wording import count_noun
 from acmix_zoo.models.task_kinds import TaskKind
 from acmix_zoo.tasks import Task
 from acmix_zoo.training.history import Row, format_duration, score
@@ -28,7 +30,9 @@ def start_lines(
         planned_epochs: number of epochs that the run had before it was resumed; None for a new run.
     """
     data = getattr(trainer, "datamodule", None)
-    length = f"{trainer.max_epochs} epochs of {trainer.num_training_batches} batches"
+    length = count_noun(trainer.max_epochs or 0, "epoch")
+    if (batches := trainer.num_training_batches) != float("inf"):
+        length += f" of {count_noun(math.ceil(batches / trainer.accumulate_grad_batches), 'step')}"
     images = f"; {data.describe_size()}" if isinstance(data, ResumableDataModule) else ""
     lines = [_model_line(module), f"Training: {length} on {_device(trainer)}{images}"]
     if isinstance(module, Task):
@@ -52,8 +56,7 @@ def _model_line(module: L.LightningModule) -> str:
 def _device(trainer: L.Trainer) -> str:
     device: Any = trainer.strategy.root_device
     if device.type == "cpu":
-        threads = torch.get_num_threads()
-        name = f"cpu ({threads} thread{'s' * (threads != 1)})"
+        name = f"cpu ({count_noun(torch.get_num_threads(), 'thread')})"
     else:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if trainer.world_size > 1:
@@ -113,10 +116,9 @@ def _speed(row: Row) -> str:
 def early_stop_line(trainer: L.Trainer) -> str:
     """Return why Lightning's EarlyStopping ended the run, or "" if it did not."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
-            epochs = f"{callback.stopped_epoch + 1} of {trainer.max_epochs}"
+        if isinstance(callback, EarlyStopping) and 0 < callback.stopped_epoch < (trainer.max_epochs or 0) - 1:
             return (
-                f"Stopped early after epoch {epochs}: {callback.monitor} has not improved for {callback.wait_count} "
-                f"epoch{'s' * (callback.wait_count != 1)}"
+                f"Stopped early after epoch {callback.stopped_epoch + 1} of {trainer.max_epochs}: {callback.monitor} "
+                f"has not improved for {count_noun(callback.wait_count, 'epoch')}"
             )
     return ""

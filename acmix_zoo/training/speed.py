@@ -186,9 +186,10 @@ class Speed(L.Callback):
             return
         seconds = 60 * metrics["eta_minutes"]
         if not self._validations:  # without a backward pass, a batch takes about a third of the time
-            epochs = (trainer.max_epochs or 0) - trainer.current_epoch
-            batches = sum(trainer.num_val_batches) * epochs // (trainer.check_val_every_n_epoch or 1)
-            seconds += batches * measured.seconds / len(self._window) / 3
+            epochs = max(0, (trainer.max_epochs or 0) - trainer.current_epoch)
+            batches = sum(count for count in trainer.num_val_batches if count != float("inf"))
+            per_batch = measured.seconds / len(self._window) / 3
+            seconds += batches * per_batch * epochs / (trainer.check_val_every_n_epoch or 1)
         print(f"Estimated time until the end: {format_duration(seconds)}", flush=True)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

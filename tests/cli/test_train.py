@@ -28,13 +28,14 @@ def test_a_folder_of_photos_becomes_a_run(
 ) -> None:
     """The printed `fit` command, the record and config.yaml state the same, and the suggested command works."""
     monkeypatch.chdir(tmp_path)
+    run = Path("runs") / photos.name
     out = run_command(capsys, "train", photos, *TINY, "--epochs", 1)
     command = out.splitlines()[0]
-    assert command.startswith(f"acmix-zoo fit --config {RECIPE} --data.source {photos} --run.folder runs/photos ")
-    record = read_config("runs/photos/weights")["acmix_zoo"]
-    assert record["recipe"] == f"recipes/{RECIPE}.yaml" and record["name"] == "test_resnet.photos"
+    assert command.startswith(f"acmix-zoo fit --config {RECIPE} --data.source {photos} --run.folder {run} ")
+    record = read_config(run / "weights")["acmix_zoo"]
+    assert record["recipe"] == f"recipes/{RECIPE}.yaml" and record["name"] == f"test_resnet.{photos.name}"
     assert shlex.split(record["command"])[:3] == shlex.split(command)[:3]
-    config = yaml.safe_load(Path("runs/photos/config.yaml").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["data"]["image_size"], config["trainer"]["max_epochs"]) == (32, 1)
     assert config["model"]["model"] == "test_resnet" and config["model"]["pretrained"] is False
     suggested = re.findall(r"^  acmix-zoo (.*)$", out.partition("\nNext:\n")[2], re.MULTILINE)
@@ -92,6 +93,11 @@ class TestStart:
         start = find_start("acmix_resnet50", from_scratch=False)
         assert start.options["model.pretrained"] == "false" and start.options["data.image_size"] == "224"
         assert start.remarks == ["There are no pretrained weights for acmix_resnet50, so it is trained from scratch"]
+
+    def test_weights_cannot_be_left_out_of_a_weight_folder(self) -> None:
+        folder = find_weights("acmix_swin_pico.fashion_mnist")
+        with pytest.raises(ValueError, match=r"is a weight folder\. Expected the name of a network\."):
+            find_start(str(folder), from_scratch=True)
 
     def test_without_a_model_the_recipe_decides(self) -> None:
         assert find_start(None, from_scratch=False).options == {}

@@ -16,7 +16,7 @@ def needs_more_than_a_cpu(words: list[str]) -> bool:
 
 def test_commands_for_one_cpu_run_in_order(reader: Reader) -> None:
     commands = [words[1:] for words in PAGE.commands() if not needs_more_than_a_cpu(words)]
-    assert [words[0] for words in commands] == ["train", "classify", "validate", "predict", "fit", "plan"]
+    assert [words[0] for words in commands] == ["train", "classify", "validate", "predict", "plan"]
     for words in commands:
         printed = reader.acmix_zoo(*words)
         assert printed.code == 0, f"{words}\n{printed.out}\n{printed.err}"

@@ -100,5 +100,5 @@ def lines_not_printed(shown: list[str], printed: str) -> list[str]:
 
 
 def _without_numbers(line: str) -> str:
-    """Replace every number, and the spaces around it, which align columns."""
-    return re.sub(r"\s*\d[\d,.]*\s*", " # ", line).strip()
+    """Replace every number, the spaces around it, which align columns, and the plural after it."""
+    return re.sub(r"(# \w+?)s\b", r"\1", re.sub(r"\s*\d[\d,.]*\s*", " # ", line)).strip()

@@ -20,8 +20,8 @@ def uneven_folder(tmp_path: Path) -> Path:
 
 
 def test_balanced_weights_follow_from_the_training_images(uneven_folder: Path) -> None:
-    task, trainer = make_task(num_classes=2, class_weights="balanced"), make_trainer(epochs=1, logger=False)
-    trainer.fit(task, make_data(uneven_folder, val_fraction=0))
+    task = make_task(num_classes=2, class_weights="balanced")
+    make_trainer(epochs=1, enable_checkpointing=False).fit(task, make_data(uneven_folder, val_fraction=0))
     assert task.train_criterion.weight.tolist() == pytest.approx([10 / (2 * 8), 10 / (2 * 2)])
     assert task.remarks() == [
         "Classes are uneven, so an image of the rarest class counts 4.0 times as much in the loss"
@@ -42,5 +42,5 @@ def test_given_weights_are_used_and_checked() -> None:
 
 def test_even_classes_need_no_remark(image_folder: Path) -> None:
     task = make_task(class_weights="balanced")
-    make_trainer(epochs=1).fit(task, make_data(image_folder))
+    make_trainer(epochs=1, enable_checkpointing=False).fit(task, make_data(image_folder))
     assert task.train_criterion.weight.tolist() == [1, 1, 1] and task.remarks() == []

@@ -82,9 +82,7 @@ def test_a_run_describes_its_start_without_noise(photos: Path, tmp_path: Path) -
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"New run in {tmp_path / 'run'}" in result.stdout
     assert "Model: test_resnet (0.373 M parameters), trained from scratch\n" in result.stdout
-    assert re.search(
-        r"Training: 1 epochs? of 3 batches on cpu \(\d+ threads?\); images are resized to 32", result.stdout
-    )
+    assert re.search(r"Training: 1 epoch of 3 steps on cpu \(\d+ threads?\); images are resized to 32", result.stdout)
     assert result.stderr == ""  # Lightning's own messages, such as "Seed set to 0" and "GPU available"
     for noise in ("FLOP", "images/s", "Warning"):
         assert noise not in result.stdout, noise
