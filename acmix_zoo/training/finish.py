@@ -1,6 +1,7 @@
 """Finish a run: test the best weights once, export them as a weight folder with their record, and publish them."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +79,9 @@ def finish_run(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: R
             flush=True,
         )
     if "test" not in task.evaluations and data.card()["dataset"]["splits"].get("val"):
-        trainer.validate(task, data, verbose=False)  # for the details, which only the last epoch's validation has
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run has already warned of unreadable images
+            trainer.validate(task, data, verbose=False)  # the run's own validations keep no details
     split = next((name for name in ("test", "val") if name in task.evaluations), "")
     files: list[WrittenFile] = []
     try:
