@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -31,8 +31,6 @@ class IndexedLoaders(Loaders):
         repeats: number of differently augmented copies of each sampled image in an epoch, see `TrainSampler`.
         validation_as_test: use the source's validation split as the test split.
     """
-
-    dataset_class: ClassVar[type[ImageDataset]] = ImageDataset
 
     def __init__(
         self,
@@ -60,8 +58,8 @@ class IndexedLoaders(Loaders):
     def inspect(self, splits: list[str], thorough: bool) -> dict[str, Inspection]:
         return inspect_splits({name: self.splits[name] for name in splits if name in self.splits}, thorough)
 
-    def summary(self, inspections: Mapping[str, Inspection]) -> str:
-        return summarize(self.source, self.splits, inspections, is_brief=True)
+    def summary(self, inspections: Mapping[str, Inspection], is_brief: bool = False) -> str:
+        return summarize(self.source, self.splits, inspections, is_brief)
 
     def limit_batch_size(self, batch_size: int, processes: int, accumulated: int) -> tuple[int, str]:
         return limit_batch_size(batch_size, self.splits["train"].size, processes, accumulated)
@@ -116,13 +114,15 @@ class IndexedLoaders(Loaders):
 
 
 def make_eval_loader(
-    split: Split, options: LoaderOptions, with_index: bool = False, dataset_class: type[ImageDataset] = ImageDataset
+    split: Split, options: LoaderOptions, dataset_class: type[ImageDataset], with_index: bool = False
 ) -> DataLoader[Any]:
     """Return a loader that counts every image once.
 
     Args:
-        with_index: return the index of an image in place of its class.
+        split: the images.
+        options: options for evaluation, see `LoaderOptions.for_split`.
         dataset_class: the class of the dataset.
+        with_index: return the index of an image in place of its class.
     """
     dataset = dataset_class(
         split, options.augment, max_unreadable=options.max_unreadable, with_index=with_index, raw=options.raw

@@ -69,8 +69,7 @@ def class_table(task: Task, split: str, class_names: Sequence[str]) -> ClassTabl
             "F1": (2 * correct / (actual + predicted)).tolist(),
         }
         counts, unit = actual.long().tolist(), evaluation.unit
-    if own:
-        scores[task.kind.class_metric] = list(own.values())
+    scores |= {metric: list(values.values()) for metric, values in (own or {}).items()}
     return ClassTable(unit, counts, scores, class_names) if scores else None
 
 

@@ -39,7 +39,7 @@ def test_precision_recall_and_f1_by_hand() -> None:
 
 
 def test_a_task_with_a_score_for_each_class_only() -> None:
-    scores = {"test": dict(zip(NAMES, (0.5, 0.25, float("nan")), strict=True))}
+    scores = {"test": {"AP": dict(zip(NAMES, (0.5, 0.25, float("nan")), strict=True))}}
     table = class_table(evaluated(kind=DETECTION, evaluations={}, class_scores=scores), "test", NAMES)
     assert table is not None and table.counts == [] and list(table.scores) == ["AP"]
     assert class_table(evaluated(evaluations={}), "test", NAMES) is None
@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, capsys: pyt
 
 def test_of_many_classes_the_worst_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"class{i}" for i in range(30)]
-    scores = {"test": {name: i / 30 for i, name in enumerate(names)}}
+    scores = {"test": {"AP": {name: i / 30 for i, name in enumerate(names)}}}
     table = class_table(evaluated(kind=DETECTION, evaluations={}, class_scores=scores), "test", names)
     assert table is not None
     print_class_table(table)
