@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import acmix_zoo
 from acmix_zoo.app.archive import PhotoArchive, unpack
@@ -120,12 +120,12 @@ class FineTuning:
 
 def _fit_command(photos: PhotoArchive, data: Path, run: Path, start: str, epochs: int) -> list[str]:
     """Return the command that trains from the recipe finetune/folder."""
-    size = load_network(start).model.pretrained_cfg["input_size"][-1]
+    cfg: dict[str, Any] = load_network(start).model.pretrained_cfg  # type: ignore[assignment]  # timm's contract
     location = locate(start)
     is_name = location.kind is Kind.NETWORK
     options = {
         "data.source": data,
-        "data.image_size": size,
+        "data.image_size": cfg["input_size"][-1],
         "data.batch_size": max(2, min(32, photos.train_images // 4)),  # a few steps per epoch, even for few images
         "model.model": location.architecture if is_name else start,
         "model.pretrained": (location.tag or "true") if is_name else "true",

@@ -6,11 +6,13 @@ browser as part of the page's data instead of as files.
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
+import numpy as np
 from gradio.data_classes import ImageData
 from PIL import Image, ImageOps
 
@@ -23,6 +25,7 @@ from acmix_zoo.data.prepared_image import prepare_image
 NO_NETWORK = "none"
 _MEAN = "mean of all heads"
 _SIDE = 2048  # pixels; larger images are scaled down, because every visitor's image is kept in memory
+_PREVIEW = 200  # pixels
 # One explanation at a time, because all visitors share the networks.
 _TURNS: dict[str, Any] = {"concurrency_id": "networks", "concurrency_limit": 1, "api_visibility": "private"}
 
@@ -65,11 +68,11 @@ def look_tab(
     image, place = gr.State(), gr.State()
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            upload = memory_image(label="Your image", sources=["upload", "clipboard"], height=260, elem_id="upload")
+            upload = MemoryImage(label="Your image", sources=["upload", "clipboard"], height=260, elem_id="upload")
             problem = gr.Markdown(visible=False, elem_id="problem")
-            gallery = gr.Gallery(
-                list(examples), label="Or one of these", columns=4, height="auto", object_fit="cover", buttons=[],
-                allow_preview=False, interactive=False, elem_id="examples",
+            gallery = gr.Dataset(
+                label="Or one of these", components=[MemoryImage(render=False)], samples=[[one] for one in examples],
+                type="index", elem_id="examples",
             )  # fmt: skip
             hint = "A name of the list, or the path of a weight folder or run folder" if accepts_paths else None
             dropdown = {"allow_custom_value": accepts_paths, "min_width": 200}
@@ -88,12 +91,9 @@ def look_tab(
     show_all(upload.clear(lambda: (None, None, gr.Markdown(visible=False)), None, [image, place, problem]))
 
     def example(number: int) -> tuple[Any, ...]:
-        return examples[number], None, examples[number], gr.Markdown(visible=False)
+        return examples[number], None, _preview(examples[number]), gr.Markdown(visible=False)
 
-    def choose(event: gr.SelectData) -> tuple[Any, ...]:
-        return example(event.index)
-
-    show_all(gallery.select(choose, None, received, api_visibility="private"))
+    show_all(gallery.click(example, gallery, received, api_visibility="private"))
     if examples:
         show_all(page.load(lambda: example(0), None, received, api_visibility="private"))
     for panel in panels:
@@ -113,7 +113,7 @@ def _panel(network: gr.Dropdown, name: str, is_visible: bool) -> Panel:
     with gr.Column(scale=2, min_width=300, visible=is_visible, elem_id=f"{name}-panel") as column:
         known = gr.Markdown(elem_classes="known")
         classes = gr.Label(label="Most probable classes", num_top_classes=5, elem_id=f"{name}-classes")
-        seen = memory_image(
+        seen = MemoryImage(
             label="What the network sees. Click on it: where does this place look?", interactive=False, height=300,
             elem_id=f"{name}-seen", buttons=[], sources=None,
         )  # fmt: skip
@@ -125,16 +125,24 @@ def _panel(network: gr.Dropdown, name: str, is_visible: bool) -> Panel:
     return Panel(column, network, known, classes, summary, seen, caption, layer, head)
 
 
-def memory_image(**arguments: Any) -> gr.Image:
-    """Return an image component that takes and gives images without writing files.
+def _preprocess(self: Any, payload: ImageData | None) -> str | None:
+    """Return the path of the uploaded file, whatever it contains."""
+    return payload.path if payload else None
 
-    As an input, it gives the path of the uploaded file, whatever the file contains. As an output, it sends a PIL image
-    to the browser within the page's data. (For a subclass, gradio would write an interface file next to its source.)
-    """
-    image = gr.Image(type="pil", **arguments)
-    image.preprocess = lambda payload: payload.path if payload else None
-    image.postprocess = lambda value: ImageData(url=data_url(value), orig_name="image.png") if value else None
-    return image
+
+def _postprocess(self: Any, value: Image.Image | None) -> ImageData | None:
+    """Return an image for the browser, which gets it within the page's data."""
+    return ImageData(url=data_url(value), orig_name="image.png") if value else None
+
+
+# An image component that takes and gives images without writing files. For a class statement, gradio's metaclass would
+# write an interface file (.pyi) next to this one.
+MemoryImage: Any = ABCMeta.__new__(
+    type(gr.Image),
+    "MemoryImage",
+    (gr.Image,),
+    {"preprocess": _preprocess, "postprocess": _postprocess, "is_template": True, "__module__": __name__},
+)
 
 
 def receive(path: str | None) -> tuple[Any, ...]:
@@ -155,7 +163,12 @@ def receive(path: str | None) -> tuple[Any, ...]:
         file.unlink(missing_ok=True)
     if max(image.size) > _SIDE:
         image = ImageOps.contain(image, (_SIDE, _SIDE))
-    return image, None, image, gr.Markdown(visible=False)
+    return image, None, _preview(image), gr.Markdown(visible=False)
+
+
+def _preview(image: Image.Image) -> Image.Image:
+    """Return an image for the upload component, which does not enlarge small ones."""
+    return image if max(image.size) >= _PREVIEW else Image.fromarray(enlarged_picture(np.asarray(image)))
 
 
 def show(image: Image.Image | None, source: str | None, place: Place | None) -> Iterator[tuple[Any, ...]]:
@@ -173,7 +186,7 @@ def show(image: Image.Image | None, source: str | None, place: Place | None) -> 
     except (ValueError, OSError) as error:
         yield gr.Column(visible=True), f"⚠️ {error}", *nothing
         return
-    summary, found = decision_html(network, decision), decision.explanation.attention
+    summary, found = decision_html(decision), decision.explanation.attention
     shown: tuple[Any, ...] = (Image.fromarray(enlarged_picture(decision.seen.picture)), "", *nothing[-2:])
     if found:
         shown = _attention_values(Attention(decision.seen, found), network.attention_layers, None)

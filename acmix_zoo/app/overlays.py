@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,13 +77,13 @@ def data_url(image: Image.Image) -> str:
     return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
 
 
-def _enlarged(values: Tensor, picture: Picture) -> npt.NDArray[np.float32]:
+def _enlarged(values: Tensor, picture: Picture) -> npt.NDArray[np.floating[Any]]:
     """Return values (h, w) for every pixel of an image (H, W, 3), without interpolation."""
     image = Image.fromarray(values.detach().float().cpu().numpy())
     return np.asarray(image.resize((picture.shape[1], picture.shape[0]), Image.Resampling.NEAREST))
 
 
-def _blend(picture: Picture, colours: npt.NDArray[np.int_], opacity: npt.NDArray[np.float32]) -> Image.Image:
+def _blend(picture: Picture, colours: npt.NDArray[np.int_], opacity: npt.NDArray[np.floating[Any]]) -> Image.Image:
     """Blend colours (H, W, 3) with opacity (H, W) into a light grey version of the image."""
     pale = 180 + 75 * picture.mean(2, keepdims=True) / 255  # (H, W, 1)
     weight = 0.85 * opacity.clip(0, 1)[..., None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from acmix_zoo.app.decision import Decision, LoadedNetwork
+from acmix_zoo.app.decision import Decision
 from acmix_zoo.app.overlays import data_url, positive_overlay, signed_overlay
 from acmix_zoo.explain.contributions import Contributions, LayerContribution, PathContribution
 from acmix_zoo.explain.pixel_attention import PixelAttention
@@ -28,7 +28,7 @@ STYLE = """
 _BAR = 4.0  # em, the longest bar
 
 
-def decision_html(network: LoadedNetwork, decision: Decision) -> str:
+def decision_html(decision: Decision) -> str:
     """Return the sums of both paths, where they contribute, and the table of layers."""
     explanation = decision.explanation
     body = [f"<p>{escape(line)}</p>" for line in explanation.missing]

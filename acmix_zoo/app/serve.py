@@ -20,6 +20,7 @@ from acmix_zoo.app.panels import STYLE
 from acmix_zoo.weights.names import list_models
 from acmix_zoo.weights.shipped import shipped_folder
 
+_FIRST = "acmix_resnet_pico.fashion_mnist"  # the network of the README
 _HOUR = 3600
 
 
@@ -45,7 +46,8 @@ def serve(
     """
     for model in models:
         load_network(model)
-    networks = [*models, *(name for name in list_models(pretrained=True) if shipped_folder(name))]
+    shipped = [name for name in list_models(pretrained=True) if shipped_folder(name)]
+    networks = list(dict.fromkeys([*models, *sorted(shipped, key=lambda name: name != _FIRST)]))
     with TemporaryDirectory(prefix="acmix-zoo-app-") as folder, _without_network(folder), _ending_on_sigterm():
         import gradio as gr  # reads the environment
 

@@ -77,7 +77,7 @@ def write_space(folder: Path, models: Sequence[str] = ()) -> list[str]:
         raise FileExistsError(f"{folder} is not empty. Expected a new folder for the Space. Choose another name")
     sources = [None if locate(model).kind is Kind.NETWORK else weight_folder(model) for model in models]
     folder.mkdir(parents=True, exist_ok=True)
-    names = []
+    names: list[str] = []
     for model, weights in zip(models, sources, strict=True):
         names.append(model if weights is None else f"models/{len(names)}-{read_config(weights)['acmix_zoo']['name']}")
         if weights:

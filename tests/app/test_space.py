@@ -37,6 +37,7 @@ def test_the_requirements_are_those_of_the_extras(space: Path) -> None:
     assert {"timm", "lightning", "matplotlib"} <= names and not names & {"acmix-zoo", "pytest", "onnx"}
 
 
+@pytest.mark.slow
 def test_the_folder_is_complete_without_the_clone(space: Path) -> None:
     """It finds its own package, weights and recipes."""
     code = """
