@@ -1,4 +1,4 @@
-"""Print the score of each class, and collect predictions from all processes and write them in the form of the task."""
+"""Print the scores of each class, and collect predictions from all processes and write them in the form of the task."""
 
 from __future__ import annotations
 
@@ -18,10 +18,19 @@ from acmix_zoo.data.masks.mask_classes import palette_image
 from acmix_zoo.models.task_kinds import DETECTION, SEGMENTATION, TaskKind
 
 
-def print_class_scores(scores: Mapping[str, float], metric: str) -> None:
-    """Print the score of each class, in two columns."""
-    rows = [(name, "-" if math.isnan(value) else f"{100 * value:.2f} %") for name, value in scores.items()]
-    print_columns([("class", metric), *rows])
+def print_class_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the scores of each class as a table with a column for each metric.
+
+    Args:
+        scores: {metric: {class: score}}.
+    """
+    classes = next(iter(scores.values()))
+    rows = [(name, *(_percent(values[name]) for values in scores.values())) for name in classes]
+    print_columns([("class", *scores), *rows])
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f} %"
 
 
 def write_predictions(task: TaskKind, trainer: L.Trainer, batches: Sequence[Any], data: Any, folder: Path) -> None:

@@ -260,7 +260,7 @@ class TrainingCLI(LightningCLI):
         loss = f", loss {scores['loss']:.4f}" if "loss" in scores else ""
         print(f"{split}: {format_metrics(scores, self.task)}{loss} ({weights})", flush=True)
         if class_scores := self.model.class_scores.get(split):
-            print_class_scores(class_scores, self.task.class_metric)
+            print_class_scores(class_scores)
 
     def predict(self, **kwargs: Any) -> None:
         """Write the predictions into the run folder, in the form of the task."""

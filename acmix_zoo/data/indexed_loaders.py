@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -30,8 +30,6 @@ class IndexedLoaders(Loaders):
         repeats: number of differently augmented copies of each sampled image in an epoch, see `TrainSampler`.
         validation_as_test: use the source's validation split as the test split.
     """
-
-    dataset_class: ClassVar[type[ImageDataset]] = ImageDataset
 
     def __init__(
         self,
@@ -84,7 +82,7 @@ class IndexedLoaders(Loaders):
         return make_loader(dataset, self._sampler, options, drop_last=len(self._sampler) >= options.batch_size)
 
     def evaluate(self, split: str, options: LoaderOptions) -> DataLoader[Any]:
-        return make_eval_loader(self.splits[split], options.for_split(split), dataset_class=self.dataset_class)
+        return make_eval_loader(self.splits[split], options.for_split(split), self.dataset_class)
 
     def close(self) -> None:
         """Do nothing, because the workers end when the trainer drops their loader."""
@@ -97,13 +95,15 @@ class IndexedLoaders(Loaders):
 
 
 def make_eval_loader(
-    split: Split, options: LoaderOptions, with_index: bool = False, dataset_class: type[ImageDataset] = ImageDataset
+    split: Split, options: LoaderOptions, dataset_class: type[ImageDataset], with_index: bool = False
 ) -> DataLoader[Any]:
     """Return a loader that counts every image once.
 
     Args:
-        with_index: return the index of an image in place of its class.
+        split: the images.
+        options: options for evaluation, see `LoaderOptions.for_split`.
         dataset_class: the class of the dataset.
+        with_index: return the index of an image in place of its class.
     """
     dataset = dataset_class(
         split, options.augment, max_unreadable=options.max_unreadable, with_index=with_index, raw=options.raw

@@ -1,14 +1,15 @@
-"""`Loaders`: the interface between `ImageDataModule` and the two ways to read data, indexed and streamed."""
+"""`Loaders`: the interface between the data modules and the two ways to read data, indexed and streamed."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch.utils.data import DataLoader
 
+from acmix_zoo.data.image_dataset import ImageDataset
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.sources.base import Source
 from acmix_zoo.data.stream.batch_stream import EvalStream, TrainStream
@@ -70,9 +71,11 @@ class Loaders(ABC):
     """Training and evaluation loaders of one source, and what is known about its splits.
 
     Attributes:
+        dataset_class: the class of the datasets of indexed images.
         source: the source.
     """
 
+    dataset_class: ClassVar[type[ImageDataset]] = ImageDataset
     source: Source
 
     @abstractmethod

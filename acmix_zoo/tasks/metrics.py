@@ -75,9 +75,9 @@ class TaskMetrics(nn.ModuleDict):
         for _, metric in self.metrics():
             metric.reset()
 
-    def class_scores(self) -> list[float]:
-        """Return the score of each class, NaN for a class without images, or [] for a task that has no such scores."""
-        return []
+    def class_scores(self) -> dict[str, list[float]]:
+        """Return the scores of each class by the names of `TaskKind.class_metrics`, NaN for a class without images."""
+        return {}
 
 
 class EvaluationMetrics(TaskMetrics):

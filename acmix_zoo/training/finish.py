@@ -141,12 +141,15 @@ def _test(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: RunFol
 
 
 def _class_scores(task: Task, scores: dict[str, dict[str, float]]) -> dict[str, Any] | None:
-    """Return the test score of each class for the record, or None if it was not measured."""
-    values = task.class_scores.get("test") if "test" in scores else None
-    if not values:
+    """Return the test scores of each class for the record, or None if they were not measured."""
+    measured = task.class_scores.get("test") if "test" in scores else None
+    if not measured:
         return None
-    rounded = {name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()}
-    return {"split": "test", "metric": task.kind.class_metric, "values": rounded}
+    rounded = {
+        metric: {name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()}
+        for metric, values in measured.items()
+    }
+    return {"split": "test", "values": rounded}
 
 
 def _best_row(checkpoint: dict[str, Any]) -> Row:

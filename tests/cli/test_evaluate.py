@@ -37,9 +37,15 @@ def test_evaluation_repeats_the_record(
     shown = [f"{label} {100 * expected[name]:.2f} %" for name, label in kind.metrics.items() if name in expected]
     out = capsys.readouterr().out
     assert f"{split}: {', '.join(shown)}" in out
-    if split == "test" and kind.class_metric:
+    if split == "test" and kind.class_metrics:
         scores = record["class_scores"]["values"]
-        assert [f"{100 * value:.2f} %" in out for value in scores.values()] == [True] * len(scores)
+        assert tuple(scores) == kind.class_metrics
+        columns = [[f"{100 * value:.2f} %" for value in values.values()] for values in scores.values()]
+        rows = [line.split("  ") for line in out.splitlines()]
+        shown_rows = [[cell.strip() for cell in row if cell.strip()][1:] for row in rows]
+        assert all(list(cells) in shown_rows for cells in zip(*columns, strict=True))
+        card = (run / "weights/README.md").read_text(encoding="utf-8")
+        assert all(f"| {' | '.join(cells)} |" in card for cells in zip(*columns, strict=True))
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
 
 
