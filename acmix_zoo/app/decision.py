@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -27,11 +27,13 @@ class LoadedNetwork(NamedTuple):
     """A network that is ready to classify.
 
     Attributes:
+        name: the name of its weights, such as acmix_resnet_pico.fashion_mnist.
         model: the network in eval mode.
         labels: its classes in words.
         attention_layers: the names of its layers with an attention path.
     """
 
+    name: str
     model: nn.Module
     labels: Sequence[str]
     attention_layers: Sequence[str]
@@ -46,7 +48,9 @@ def load_network(source: str) -> LoadedNetwork:
     """
     model = load_classifier(source)
     layers = [name for name, module in acmix_layers(model).items() if module.paths != "convolution"]
-    return LoadedNetwork(model, class_names(model).descriptions, layers)
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # timm's contract
+    name = ".".join(filter(None, (cfg.get("architecture"), cfg.get("tag")))) or source
+    return LoadedNetwork(name, model, class_names(model).descriptions, layers)
 
 
 def top_classes(network: LoadedNetwork, image: Image.Image, count: int = 5) -> dict[str, float]:

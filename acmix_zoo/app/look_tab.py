@@ -23,7 +23,7 @@ from acmix_zoo.data.images import UnreadableImage, load_image
 from acmix_zoo.data.prepared_image import prepare_image
 
 NO_NETWORK = "none"
-_MEAN = "mean of all heads"
+_MEAN = "mean"
 _SIDE = 2048  # pixels; larger images are scaled down, because every visitor's image is kept in memory
 _PREVIEW = 200  # pixels
 # One explanation at a time, because all visitors share the networks.
@@ -113,10 +113,10 @@ def _panel(network: gr.Dropdown, name: str, is_visible: bool) -> Panel:
     with gr.Column(scale=2, min_width=300, visible=is_visible, elem_id=f"{name}-panel") as column:
         known = gr.Markdown(elem_classes="known")
         classes = gr.Label(label="Most probable classes", num_top_classes=5, elem_id=f"{name}-classes")
+        gr.Markdown("**What the network sees.** Click on a place to see where it looks.")
         seen = MemoryImage(
-            label="What the network sees. Click on it: where does this place look?", interactive=False, height=300,
-            elem_id=f"{name}-seen", buttons=[], sources=None,
-        )  # fmt: skip
+            show_label=False, interactive=False, height=300, elem_id=f"{name}-seen", buttons=[], sources=None
+        )
         caption = gr.Markdown(elem_id=f"{name}-caption")
         with gr.Row():
             layer = gr.Dropdown([], label="Layer", min_width=140, elem_id=f"{name}-layer")
@@ -181,7 +181,7 @@ def show(image: Image.Image | None, source: str | None, place: Place | None) -> 
     try:
         network = load_network(source)
         classes = top_classes(network, image)
-        yield gr.Column(visible=True), knowledge(network.labels), classes, *[gr.skip()] * 5
+        yield gr.Column(visible=True), knowledge(network), classes, *[gr.skip()] * 5
         decision = explain_decision(network, image, place)
     except (ValueError, OSError) as error:
         yield gr.Column(visible=True), f"⚠️ {error}", *nothing
@@ -190,7 +190,7 @@ def show(image: Image.Image | None, source: str | None, place: Place | None) -> 
     shown: tuple[Any, ...] = (Image.fromarray(enlarged_picture(decision.seen.picture)), "", *nothing[-2:])
     if found:
         shown = _attention_values(Attention(decision.seen, found), network.attention_layers, None)
-    yield gr.Column(visible=True), knowledge(network.labels), classes, summary, *shown
+    yield gr.Column(visible=True), knowledge(network), classes, summary, *shown
 
 
 def attend(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from acmix_zoo.app.decision import Decision
+from acmix_zoo.app.decision import Decision, LoadedNetwork
 from acmix_zoo.app.overlays import data_url, positive_overlay, signed_overlay
 from acmix_zoo.explain.contributions import Contributions, LayerContribution, PathContribution
 from acmix_zoo.explain.pixel_attention import PixelAttention
@@ -18,14 +18,17 @@ STYLE = """
 .acmix .pictures { grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)) }
 .acmix figure { margin: 0 } .acmix figcaption { font-size: .9em; line-height: 1.3; margin-top: .25rem }
 .acmix img { width: 100%; image-rendering: pixelated; border-radius: 6px; display: block }
-.acmix .attention { color: var(--att) } .acmix .convolution { color: var(--conv) }
-.acmix .scroll { overflow-x: auto } .acmix table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-.acmix th, .acmix td { padding: .2rem .8rem .2rem 0; text-align: right; white-space: nowrap; border: 0 }
+.acmix .attention, .acmix .attention b { color: var(--att) }
+.acmix .convolution, .acmix .convolution b { color: var(--conv) }
+.acmix .attention .bar { background: var(--att) } .acmix .convolution .bar { background: var(--conv) }
+.acmix .bar { display: inline-block; height: .6em; border-radius: 2px; margin-right: .4em }
+.acmix .scroll { overflow-x: auto }
+.acmix table { border: 0; border-collapse: collapse; font-size: .9em; font-variant-numeric: tabular-nums; width: auto }
+.acmix th, .acmix td { border: 0; padding: .2rem .7rem .2rem 0; text-align: right; white-space: nowrap }
 .acmix tr + tr td { border-top: 1px solid var(--faint) }
 .acmix th:first-child, .acmix td:first-child { text-align: left }
-.acmix .bar { display: inline-block; height: .6em; border-radius: 2px; background: currentColor; margin-right: .4em }
 """
-_BAR = 4.0  # em, the longest bar
+_BAR = 2.5  # em, the longest bar
 
 
 def decision_html(decision: Decision) -> str:
@@ -40,10 +43,10 @@ def decision_html(decision: Decision) -> str:
     return f'<div class="acmix">{"".join(body)}</div>'
 
 
-def knowledge(labels: Sequence[str]) -> str:
-    """Return a sentence about the classes of a network."""
-    listed = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
-    return f"It knows {len(labels)} classes ({listed}), and assigns every image to one of them."
+def knowledge(network: LoadedNetwork) -> str:
+    """Return a sentence about a network and its classes, as Markdown."""
+    listed = ", ".join(network.labels[:10]) + (", …" if len(network.labels) > 10 else "")
+    return f"**{network.name}** knows {len(network.labels)} classes ({listed}). It assigns every image to one of them."
 
 
 def attention_caption(attention: PixelAttention, head: int | None) -> str:
@@ -98,9 +101,10 @@ def _layer_table(layers: Sequence[LayerContribution]) -> str:
         for layer in layers
     )
     return (
-        '<p class="soft" style="margin-top: 1rem">Each layer adds alpha × attention and beta × convolution.</p>'
-        '<div class="scroll"><table><tr><th>layer</th><th class="attention">alpha</th><th class="attention">contributes'
-        f'</th><th class="convolution">beta</th><th class="convolution">contributes</th></tr>{rows}</table></div>'
+        '<p class="soft" style="margin-top: 1rem">Each layer adds alpha × attention and beta × convolution. “Score” is '
+        "what that contributes to the score.</p>"
+        '<div class="scroll"><table><tr><th>layer</th><th class="attention">alpha</th><th class="attention">score</th>'
+        f'<th class="convolution">beta</th><th class="convolution">score</th></tr>{rows}</table></div>'
     )
 
 

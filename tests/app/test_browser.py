@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -32,7 +32,10 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium"),
 ]
-SIZES = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
+DEVICES: dict[str, dict[str, Any]] = {
+    "desktop": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
+}
 BOOT = ROOT / "examples/ankle_boot.png"
 LONG = 120_000  # milliseconds; explanations take seconds, and the machine may be busy
 
@@ -101,7 +104,7 @@ class Visitor:
 
     def __init__(self, browser: playwright.Browser, site: Site, device: str) -> None:
         self.device = device
-        self.page = browser.new_page(viewport=SIZES[device])
+        self.page = browser.new_page(**DEVICES[device])
         self.problems: list[str] = []
         self.requests: list[str] = []
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
@@ -133,7 +136,7 @@ class Visitor:
         assert widths[0] <= widths[1], f"{name}: the page is {widths[0]} pixels wide, the window {widths[1]}"
 
 
-@pytest.fixture(params=SIZES)
+@pytest.fixture(params=DEVICES)
 def visitor(request: pytest.FixtureRequest, browser: playwright.Browser, site: Site) -> Iterator[Visitor]:
     found = Visitor(browser, site, request.param)
     yield found
@@ -166,6 +169,7 @@ def test_an_image_is_classified_explained_and_compared(visitor: Visitor, site: S
     visitor.choose("second", "acmix_pvt_pico.fashion_mnist")
     visitor.expect("#second-classes", r"Ankle boot\s+\d+%")
     visitor.expect("#second-summary", "Attention contributes")
+    visitor.expect("#second-caption", "looks at")
     visitor.look("comparison")
 
 
