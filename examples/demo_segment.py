@@ -37,7 +37,7 @@ def main() -> None:
     print_heading("Write scenes of handwritten digits with their masks")
     scenes = write_scenes(folder / "scenes")
     counts = ", ".join(f"{count} in {split}" for split, count in SCENES.items())
-    print_text(f"{scenes}: {counts}. No digit is in two of them")
+    print_text(f"{scenes}: {counts}. The splits share no digits")
 
     print_heading("Train a U-Net on a network that was pretrained on clothes")
     options = {**OPTIONS, "data.source": scenes, "run.folder": folder / "run"}
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def write_scenes(folder: Path) -> Path:
-    """Write images/ and masks/ with train, val and test, and classes.txt."""
+    """Write images/ and masks/ with folders train, val and test, and classes.txt. Return the folder."""
     digits = open_source("digits")
     images = digits.splits["train"]
     generator = np.random.default_rng(0)

@@ -1,6 +1,6 @@
-"""What only maintainers of this project run: measurements, studies and the tables of the documentation.
+"""Programs for maintainers: measurements, studies and the tables of the documentation.
 
-Run each of them as `python -m tools.NAME` in a clone. `python -m tools.NAME --help` explains it.
+Run them as `python -m tools.NAME` in a clone. `python -m tools.NAME --help` explains each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     )
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
+def read_table(path: Path) -> list[dict[str, str]]:
     """Return the rows of a study's table, one for each finished run; none if it does not exist."""
     if not path.is_file():
         return []
@@ -32,9 +32,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Append rows to a table, which is created with a header if needed."""
-    is_new = not path.is_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if is_new:
+        if not file.tell():
             writer.writeheader()
         writer.writerows(rows)

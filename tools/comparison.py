@@ -1,6 +1,6 @@
-"""Train the networks of the comparison: paths alone and together, the neighbours that the paper names, and ablations.
+"""Train the networks of the comparison: each path alone and both, the neighbours that the paper names, and ablations.
 
-    python -m tools.comparison TINY_IMAGENET FOLDER                 # all runs that the table lacks, about 16 core-hours
+    python -m tools.comparison TINY_IMAGENET FOLDER                 # all missing runs, about 16 core-hours
     python -m tools.comparison TINY_IMAGENET FOLDER --only paths --seeds 0
     python -m tools.comparison TINY_IMAGENET FOLDER --list          # print the runs and their state, train nothing
 
@@ -28,9 +28,9 @@ from acmix_zoo.data import ImageDataModule
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
-from acmix_zoo.training.finish import git_revision
+from acmix_zoo.training.environment import git_revision
 from acmix_zoo.training.logs import quieten_lightning
-from tools import append_rows, make_parser, read_rows
+from tools import append_rows, make_parser, read_table
 from tools.ablations import ABLATIONS, build
 
 CLASSES, SIDE, EPOCHS, BATCH = 100, 32, 10, 128
@@ -65,7 +65,7 @@ class Case(NamedTuple):
         return f"{self.network}-{self.variant}" if self.variant else self.network
 
     def build(self) -> nn.Module:
-        """Return the network, with new weights."""
+        """Return the network, newly initialised."""
         if self.group == "ablations":
             return build(self.network, self.variant, num_classes=CLASSES)
         kwargs = {"paths": self.variant} if self.variant else {}
@@ -113,19 +113,19 @@ def mixing_factors(network: nn.Module) -> Iterator[tuple[float, float]]:
 
 
 def make_subset(source: str, folder: Path) -> Path:
-    """Write the images of the first classes of Tiny-ImageNet to parquet files, unless they exist, and return their
-    folder.
+    """Write the images of the first classes of Tiny-ImageNet to parquet files, and return their folder.
 
     Args:
         source: id of the data set, or the folder of its parquet files.
-        folder: where to write.
+        folder: where to write. If the folder exists, it is returned unchanged.
     """
     from datasets import ClassLabel, load_dataset
 
-    if (folder / "validation.parquet").is_file():
+    if folder.is_dir():
         return folder
     tables: Any = load_dataset(source)
-    folder.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(folder.name + ".new")  # becomes the folder when it is complete
+    new.mkdir(parents=True, exist_ok=True)
     split_names = {"train": "train", "validation": "valid" if "valid" in tables else "validation"}
     for split, name in split_names.items():
         names = tables[name].features["label"].names
@@ -135,8 +135,8 @@ def make_subset(source: str, folder: Path) -> Path:
         subset = tables[name].select([i for i, label in enumerate(labels) if label in new_label])
         column = [new_label[label] for label in subset["label"]]
         subset = subset.remove_columns("label").add_column("label", column).cast_column("label", ClassLabel(names=kept))
-        subset.to_parquet(folder / f"{split}.parquet")
-    return folder
+        subset.to_parquet(new / f"{split}.parquet")
+    return new.rename(folder)
 
 
 def train(case: Case, seed: int, source: Path, folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
@@ -168,12 +168,12 @@ def train(case: Case, seed: int, source: Path, folder: Path) -> tuple[dict[str, 
 
 def finished(table: Path) -> set[tuple[str, int]]:
     """Return the (case name, seed) of the rows of a table."""
-    rows = read_rows(table)
+    rows = read_table(table)
     return {(Case(row["group"], row["network"], row["variant"]).name, int(row["seed"])) for row in rows}
 
 
 def main(source: str, folder: Path, *, only: str | None, seeds: Sequence[int], is_list: bool) -> None:
-    """Train what the table lacks, seed by seed, so that an unfinished comparison is balanced."""
+    """Train the missing runs, seed by seed, so that the networks of an unfinished comparison have the same seeds."""
     done = finished(TABLE)
     cases = [case for case in CASES if only in (None, case.group)]
     for seed in seeds:
@@ -187,12 +187,14 @@ def main(source: str, folder: Path, *, only: str | None, seeds: Sequence[int], i
                 continue
             print(run.name, flush=True)
             row, epochs = train(case, seed, make_subset(source, folder / "images"), run)
+            # The epochs first: a run in the main table counts as finished.
+            if run.name not in {each["run"] for each in read_table(EPOCHS_TABLE)}:
+                append_rows(EPOCHS_TABLE, [{"run": run.name, **epoch_columns(each)} for each in epochs])
             append_rows(TABLE, [row])
-            append_rows(EPOCHS_TABLE, [{"run": run.name, **chosen} for chosen in map(epoch_columns, epochs)])
 
 
 def epoch_columns(row: dict[str, float]) -> dict[str, str]:
-    """Return the columns of the epochs table: alpha and beta of all layers are joined, from the input to the output."""
+    """Return an epoch's columns in the table. Alpha and beta list all layers, from the input to the output."""
     factors = {
         name: " ".join(f"{row[key]:.3f}" for key in row if key.startswith(f"val/{name}_")) for name in ("alpha", "beta")
     }

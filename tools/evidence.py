@@ -2,24 +2,22 @@
 
     python -m tools.evidence docs/images      # draw the figures; `make readme` writes the tables
 
-Accuracies are means with the standard deviation over seeds. Differences are paired by seed, with the 95 % confidence
-interval of Student's t distribution, which is wide for three seeds.
+Accuracies are means with the standard deviation over seeds. Differences are paired by seed, with a 95 % confidence
+interval, which is wide for three seeds.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure  # not pyplot: no global state, no display
-from scipy.stats import t as student  # type: ignore[import-untyped]
 
 from acmix_zoo.layers.complexity import human
-from tools import comparison, finetune_study, make_parser, read_rows
-
-Scores = Mapping[int, float]  # top-1 between 0 and 1, by seed
+from tools import comparison, finetune_study, make_parser, read_table
+from tools.seeds import Scores, mean_and_spread, paired_difference
 
 
 class Result(NamedTuple):
@@ -41,7 +39,7 @@ class Result(NamedTuple):
 
 def comparison_results(table: Path = comparison.TABLE) -> list[Result]:
     """Return the networks of the comparison that have finished runs, in the order of its cases."""
-    rows = read_rows(table)
+    rows = read_table(table)
     results = []
     for case in comparison.CASES:
         own = [row for row in rows if (row["group"], row["network"], row["variant"]) == case]
@@ -52,58 +50,26 @@ def comparison_results(table: Path = comparison.TABLE) -> list[Result]:
     return results
 
 
-def mean_and_spread(scores: Scores) -> str:
-    """Return a mean accuracy and its standard deviation in percent: "53.2 ± 0.4 %"."""
-    values = [100 * value for value in scores.values()]
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread} %"
-
-
-def paired_difference(scores: Scores, baseline: Scores) -> str:
-    """Return the mean difference in percentage points, and its 95 % confidence interval: "+0.8 [−0.3, +1.9]".
-
-    Only seeds that both have are compared. One seed gives no interval, and none gives "".
-    """
-    differences = [100 * (scores[seed] - baseline[seed]) for seed in scores.keys() & baseline.keys()]
-    if not differences:
-        return ""
-    mean = statistics.mean(differences)
-    if len(differences) == 1:
-        return _signed(mean)
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    half = float(student.ppf(0.975, len(differences) - 1)) * error
-    return f"{_signed(mean)} [{_signed(mean - half)}, {_signed(mean + half)}]"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
-
-
 def group_rows(group: str, table: Path = comparison.TABLE) -> list[list[str]]:
-    """Return the rows of one group's table, with the network that they are compared with in the first row."""
+    """Return the rows of one group's table. The baseline, ACmix with both paths, is the first network of its family."""
     results = comparison_results(table)
-    families = ("resnet", "swin") if group == "paths" else ("resnet",)
     rows = [["network", "parameters", "MACs", "minutes", "runs", "test top-1", "difference"]]
-    for family in families:
-        baseline = next((r for r in results if r.case == ("paths", f"acmix_{family}_pico", "both")), None)
-        members = [r for r in results if r.case.group == group and (group != "paths" or family in r.case.network)]
-        for result in [baseline] * bool(baseline and baseline not in members) + members:
-            assert result
-            difference = paired_difference(result.scores, baseline.scores) if baseline not in (None, result) else ""
-            rows.append(
-                [
-                    f"`{result.case.network}`" + f", {result.case.variant}" * bool(result.case.variant),
-                    human(result.parameters), human(result.macs), f"{result.minutes:.0f}", str(len(result.scores)),
-                    mean_and_spread(result.scores), difference,
-                ]
-            )  # fmt: skip
+    for family in ("resnet", "swin") if group == "paths" else ("resnet",):
+        baseline = comparison.Case("paths", f"acmix_{family}_pico", "both")
+        baseline_scores: Scores = next((result.scores for result in results if result.case == baseline), {})
+        for case, scores, parameters, macs, minutes in results:
+            if case == baseline or (case.group == group and (group != "paths" or family in case.network)):
+                name = f"`{case.network}`, {case.variant}" if case.variant else f"`{case.network}`"
+                difference = "" if case == baseline else paired_difference(scores, baseline_scores)
+                costs = [human(parameters), human(macs), f"{minutes:.0f}"]
+                rows.append([name, *costs, str(len(scores)), mean_and_spread(scores), difference])
     return rows
 
 
 def finetuning_results(table: Path = finetune_study.TABLE) -> dict[tuple[str, str, int], Scores]:
     """Return the test accuracies of the fine-tuning runs by (start, mode, training images per class)."""
     results: dict[tuple[str, str, int], Scores] = {}
-    for row in read_rows(table):
+    for row in read_table(table):
         key = (row["start"], row["mode"], int(row["per_class"]))
         results[key] = {**results.get(key, {}), int(row["seed"]): float(row["top1"])}
     return results
@@ -145,7 +111,7 @@ def draw_costs(results: Sequence[Result], path: Path) -> None:
 
 def curves(group: str, table: Path = comparison.EPOCHS_TABLE) -> Iterator[tuple[str, list[float]]]:
     """Return the mean validation accuracy in percent after each epoch, for every network of a group."""
-    rows = read_rows(table)
+    rows = read_table(table)
     for case in comparison.CASES:
         if case.group == group:
             own = [row for row in rows if row["run"].rpartition("-seed")[0] == case.name]
@@ -169,8 +135,8 @@ def draw_curves(path: Path, table: Path = comparison.EPOCHS_TABLE) -> None:
 
 
 def draw_mixing(path: Path, table: Path = comparison.EPOCHS_TABLE) -> None:
-    """Draw alpha and beta of `acmix_resnet_pico`: after each epoch in one panel, and over depth at the end."""
-    rows = [row for row in read_rows(table) if row["run"] == "acmix_resnet_pico-both-seed0"]
+    """Draw alpha and beta of `acmix_resnet_pico` with seed 0: after each epoch, and over depth at the end."""
+    rows = [row for row in read_table(table) if row["run"] == "acmix_resnet_pico-both-seed0"]
     if not rows:
         return
     figure = Figure(figsize=(10, 4.2), layout="constrained")

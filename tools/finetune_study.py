@@ -1,6 +1,6 @@
-"""Measure what pretrained weights are worth on photographs: test accuracy against the number of training images.
+"""Measure the benefit of pretrained weights on photographs: test accuracy against the number of training images.
 
-    python -m tools.finetune_study CLOTHING FOLDER            # all runs that the table lacks, about two core-hours
+    python -m tools.finetune_study CLOTHING FOLDER            # all missing runs, about two core-hours
     python -m tools.finetune_study CLOTHING FOLDER --list     # print the runs and their state, train nothing
 
 CLOTHING is the folder of the clothing photographs (train/, validation/ and test/ with ten classes), and FOLDER receives
@@ -20,16 +20,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from acmix_zoo.weights import read_config
-from tools import append_rows, make_parser, read_rows
+from tools import append_rows, make_parser, read_table
 
 TABLE = Path("benchmarks/finetuning.csv")
 SIZE = 96  # pixels; the photographs' shorter side is 128
 EPOCHS = {5: 60, 20: 40, 100: 20, 0: 10}  # by training images per class; 0 for all
 SEEDS = (0, 1, 2)
 NANO = "acmix_resnet_nano"
-# Options of each start. The weights of Fashion-MNIST are those of a different network, because the nano has none.
+# Options of each start. There are no Fashion-MNIST weights for the nano, so that start has a different network. From
+# scratch, all layers learn at the full rate, since smaller rates in the first layers would only slow them down.
 STARTS = {
-    "scratch": ["--model.model", NANO, "--model.pretrained", "false"],
+    "scratch": ["--model.model", NANO, "--model.pretrained", "false", "--model.layer_decay", "null"],
     "fashion_mnist": ["--model.model", "acmix_resnet_pico", "--model.pretrained", "fashion_mnist"],
     "tiny_imagenet": ["--model.model", NANO, "--model.pretrained", "tiny_imagenet"],
 }
@@ -56,7 +57,7 @@ class Run(NamedTuple):
         return f"{self.start}-{self.mode}-{self.per_class or 'all'}-seed{self.seed}"
 
 
-# A linear probe of random features is no useful baseline.
+# A linear probe of random features would not be a useful baseline.
 RUNS = [
     Run(start, mode, per_class, seed)
     for seed, per_class, start, mode in product(SEEDS, EPOCHS, STARTS, RECIPES)
@@ -65,7 +66,7 @@ RUNS = [
 
 
 def make_images(source: Path, folder: Path, per_class: int, seed: int) -> Path:
-    """Link some training images of each class, and all images of the other splits, into a folder, and return it."""
+    """Link `per_class` training images of each class, and all other images, into a folder, and return it."""
     target = folder / f"{per_class or 'all'}-{seed}"
     if target.is_dir():
         return target
@@ -93,7 +94,7 @@ def command(run: Run, images: Path, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def row_of(run: Run, weights: Path) -> dict[str, str | int | float]:
+def table_row(run: Run, weights: Path) -> dict[str, str | int | float]:
     """Return the row of a finished run, from the record of its weight folder."""
     record = read_config(weights)["acmix_zoo"]
     (top1,) = [m["value"] for m in record["metrics"] if (m["split"], m["name"]) == ("test", "top1")]
@@ -103,8 +104,8 @@ def row_of(run: Run, weights: Path) -> dict[str, str | int | float]:
 
 
 def main(source: Path, folder: Path, *, is_list: bool) -> None:
-    """Train the runs that the table lacks."""
-    done = {Run(r["start"], r["mode"], int(r["per_class"]), int(r["seed"])) for r in read_rows(TABLE)}
+    """Train the missing runs."""
+    done = {Run(r["start"], r["mode"], int(r["per_class"]), int(r["seed"])) for r in read_table(TABLE)}
     for run in RUNS:
         target = folder / run.name
         if is_list:
@@ -114,7 +115,7 @@ def main(source: Path, folder: Path, *, is_list: bool) -> None:
             images = make_images(source, folder / "images", run.per_class, run.seed)
             arguments = command(run, images, target)
             subprocess.run([sys.executable, "-m", "acmix_zoo.cli", *arguments], check=True)
-            append_rows(TABLE, [row_of(run, target / "weights")])
+            append_rows(TABLE, [table_row(run, target / "weights")])
 
 
 if __name__ == "__main__":

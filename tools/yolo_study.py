@@ -1,11 +1,11 @@
-"""Measure what ACmix in the neck of a YOLO model costs and brings: AP50 on blood cells at equal epochs, three seeds.
+"""Measure the cost and benefit of ACmix in the neck of a YOLO model: AP50 on blood cells at equal epochs, three seeds.
 
     python -m tools.yolo_study ../shared/data/bccd benchmarks/yolo.csv
 
 This trains yolo11n and yolov8n from scratch with Ultralytics' default settings, plain and with ACmix (`write_yaml`).
-The epoch that is best on the validation split is evaluated on the test split. Every run adds a line to the file. Run
-the same command again to resume after an interruption: runs in the file are not repeated. `make readme` writes the
-table of docs/drop-in.md.
+The epoch that is best on the validation split is evaluated on the test split. Every run adds a row to the file. After
+an interruption, run the same command again to resume; finished runs are not repeated. `make readme` writes the table of
+docs/drop-in.md.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import datetime
 import json
 import os
 import shutil
-import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
+import numpy as np
 import torch
 
-from acmix_zoo.bench.results import read_rows, write_csv
-from tools import make_parser
+from acmix_zoo.bench.results import read_rows
+from acmix_zoo.data.boxes.objects import BoxCheck
+from acmix_zoo.data.boxes.voc_source import read_annotation
+from tools import append_rows, make_parser
+from tools.seeds import mean_and_spread, paired_difference
 
 CLASSES = ("WBC", "RBC", "Platelets")
 MODELS = ("yolo11n", "yolov8n")
@@ -48,7 +50,7 @@ class Result:
         params: number of parameters.
         gmacs: 10⁹ MACs for an image of 640 pixels, as Ultralytics counts them.
         ap50, ap: average precision on the test split, at an IoU of 0.5 and averaged from 0.5 to 0.95; from 0 to 1.
-        minutes: how long the training took, in one piece or several.
+        minutes: training time, summed over interruptions.
         threads: number of CPU threads.
         ultralytics: version.
         date: when the run finished.
@@ -71,7 +73,7 @@ class Result:
 
 
 class Settings(NamedTuple):
-    """What all runs of a study have in common, see `Result`."""
+    """The settings that all runs of a study share, see `Result`."""
 
     epochs: int
     image_size: int
@@ -83,8 +85,8 @@ def write_data(source: Path, target: Path, limits: Mapping[str, int] | None = No
 
     Args:
         source: folder with JPEGImages, Annotations and ImageSets/Main.
-        target: folder to write. Files that exist are overwritten.
-        limits: how many images of each split to take. All by default.
+        target: folder to write. Existing files are overwritten.
+        limits: number of images to use of each split; all by default.
 
     Returns:
         The path of the data set's yaml.
@@ -94,27 +96,26 @@ def write_data(source: Path, target: Path, limits: Mapping[str, int] | None = No
         for kind in ("images", "labels"):
             (target / kind / split).mkdir(parents=True, exist_ok=True)
         for name in names[: limits[split] if limits else None]:
-            shutil.copy(source / "JPEGImages" / f"{name}.jpg", target / "images" / split)
-            lines = _label_lines(source / "Annotations" / f"{name}.xml")
+            image = source / "JPEGImages" / f"{name}.jpg"
+            shutil.copy(image, target / "images" / split)
+            lines = _label_lines(source / "Annotations" / f"{name}.xml", image)
             (target / "labels" / split / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
     description = {"path": str(target.resolve()), "names": list(CLASSES), **{s: f"images/{s}" for s in SPLITS}}
     (target / "data.yaml").write_text(json.dumps(description), encoding="utf-8")  # JSON is YAML
     return target / "data.yaml"
 
 
-def _label_lines(annotation: Path) -> list[str]:
-    """Return a line "class x y width height" for each box with an area, in fractions of the image's sides."""
-    root = ElementTree.parse(annotation).getroot()
-    width, height = (float(root.findtext(f"size/{side}", "0")) for side in ("width", "height"))
-    lines = []
-    for box in root.iter("object"):
-        corners = ("xmin", "ymin", "xmax", "ymax")
-        left, top, right, bottom = (float(box.findtext(f"bndbox/{corner}", "0")) for corner in corners)
-        if right > left and bottom > top:
-            centre = (left + right) / 2 / width, (top + bottom) / 2 / height
-            sides = (right - left) / width, (bottom - top) / height
-            lines.append(" ".join(map(str, (CLASSES.index(box.findtext("name", "")), *centre, *sides))))
-    return lines
+def _label_lines(annotation: Path, image: Path) -> list[str]:
+    """Return a line "class x y width height" for each usable box, in fractions of the image's sides."""
+    record = read_annotation(annotation, image)
+    assert record.size is not None
+    classes = np.array([CLASSES.index(name) for name in record.names], np.int64)
+    objects = BoxCheck().clean(record.objects._replace(classes=classes), record.size, image.name)
+    boxes = objects.boxes / np.tile(np.array(record.size, np.float64), 2)  # (N, 4)
+    places = np.hstack([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]])  # (N, 4)
+    return [
+        " ".join(map(str, (number, *place))) for number, place in zip(objects.classes, places.tolist(), strict=True)
+    ]
 
 
 def train(model: str, variant: str, seed: int, settings: Settings, data: Path, folder: Path) -> Result:
@@ -183,7 +184,7 @@ def study(
             continue
         folder = runs / f"{model}-{variant}-{seed}-{'-'.join(map(str, settings))}"
         result = train(model, variant, seed, settings, data, folder)
-        write_csv([*rows, result], file)
+        append_rows(file, [asdict(result)])
         print(result, flush=True)
 
 
@@ -192,20 +193,29 @@ def _settings(result: Result) -> Settings:
 
 
 def table(file: Path) -> list[list[str]]:
-    """Return a row for each model and variant: its cost, and the mean and the spread of its average precision."""
-    rows = [["model", "neck", "parameters", "MACs at 640", "AP50", "AP50–95", "seeds"]]
-    results = read_rows(file, Result)
-    for model, variant in dict.fromkeys((r.model, r.variant) for r in results):
-        group = [r for r in results if (r.model, r.variant) == (model, variant)]
-        scores = [_mean_and_spread([100 * getattr(r, name) for r in group]) for name in ("ap50", "ap")]
-        neck = "ACmix" if variant == "neck" else "plain"
-        rows.append([f"`{model}`", neck, f"{group[0].params:,}", f"{group[0].gmacs:.2f}G", *scores, str(len(group))])
+    """Return a row for each model, variant and settings, with the difference of AP50 from the plain model.
+
+    Differences are paired by seed, with a 95 % confidence interval.
+    """
+    rows = [
+        ["model", "neck", "training", "parameters", "MACs at 640", "AP50", "AP50–95", "seeds", "difference of AP50"]
+    ]
+    groups: dict[tuple[str, Settings, str], list[Result]] = {}
+    for result in read_rows(file, Result):
+        groups.setdefault((result.model, _settings(result), result.variant), []).append(result)
+    for (model, settings, variant), group in groups.items():
+        ap50, ap = ({result.seed: getattr(result, name) for result in group} for name in ("ap50", "ap"))
+        plain = {result.seed: result.ap50 for result in groups.get((model, settings, "plain"), [])}
+        first, is_plain = group[0], variant == "plain"
+        training = f"{settings.epochs} epochs at {settings.image_size}, batch {settings.batch}"
+        rows.append(
+            [
+                f"`{model}`", "plain" if is_plain else "ACmix", training, f"{first.params:,}", f"{first.gmacs:.2f}G",
+                mean_and_spread(ap50), mean_and_spread(ap), str(len(group)),
+                "" if is_plain else paired_difference(ap50, plain),
+            ]
+        )  # fmt: skip
     return rows
-
-
-def _mean_and_spread(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread} %"
 
 
 if __name__ == "__main__":

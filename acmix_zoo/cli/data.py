@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from acmix_zoo.cli.parser import Parser
+from acmix_zoo.data.boxes.box_loaders import BoxLoaders
+from acmix_zoo.data.boxes.coco_source import is_coco_folder
+from acmix_zoo.data.boxes.open_boxes import open_box_source
+from acmix_zoo.data.boxes.voc_source import is_voc_folder
+from acmix_zoo.data.indexed_loaders import IndexedLoaders
+from acmix_zoo.data.masks.mask_dataset import MaskLoaders
+from acmix_zoo.data.masks.mask_sources import ClassOptions, is_mask_folder, open_mask_source
 from acmix_zoo.data.sources.open import open_source
-from acmix_zoo.data.splits import inspect_splits, split_source
-from acmix_zoo.data.summary import summarize
+from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION
+from acmix_zoo.models.task_kinds import CLASSIFICATION, DETECTION, SEGMENTATION, TASK_KINDS
+
+_OPTION_TASKS = {
+    "label_column": CLASSIFICATION,
+    "mask_column": SEGMENTATION,
+    "classes_file": SEGMENTATION,
+    "first_class_value": SEGMENTATION,
+    "ignore_values": SEGMENTATION,
+    "box_format": DETECTION,
+}
+"""The task whose data an option describes."""
 
 
 def data(arguments: Sequence[str]) -> bool:
-    """Print the splits, classes and images of a data set, and its skipped and unreadable files.
+    """Print the splits, classes and images of a data set, and what training would leave out or refuse.
 
     Returns:
-        Whether all images are readable.
+        Whether all images and masks are usable.
 
     Raises:
         FileNotFoundError: the data set does not exist.
@@ -22,10 +41,41 @@ def data(arguments: Sequence[str]) -> bool:
     """
     parser = Parser("acmix-zoo data", description="Check a data set without training: splits, classes, unusable files.")
     parser.add_argument("source", help="a folder, or anything else that --data.source accepts")
+    parser.add_argument(
+        "--task", choices=TASK_KINDS, help="what the data are for; by default, the layout of the folder decides"
+    )
     parser.add_argument("--label_column", metavar="NAME", help="class column of a table that has several")
+    parser.add_argument("--mask_column", metavar="NAME", help="mask column of a table that has several image columns")
+    parser.add_argument("--classes_file", metavar="FILE", help="names of the classes of masks, one per line")
+    parser.add_argument("--first_class_value", type=int, metavar="N", help="value of the first class in masks")
+    parser.add_argument("--ignore_values", type=int, nargs="+", metavar="N", help="mask values that belong to no class")
+    parser.add_argument("--box_format", choices=("xywh", "xyxy"), help="what the numbers of a box in a table are")
     options = parser.parse_args(arguments)
-    source = open_source(options.source, options.label_column)
-    splits = split_source(source)
-    inspections = inspect_splits(splits, thorough=True)
-    print(summarize(source, splits, inspections))
+    loaders = _open_loaders(options)
+    inspections = loaders.inspect(list(loaders.sizes()), thorough=True)
+    print(loaders.summary(inspections))
     return not any(inspection.problems for inspection in inspections.values())
+
+
+def _open_loaders(options: argparse.Namespace) -> IndexedLoaders:
+    """Return the loaders of a data set, which know how to check and summarise it."""
+    given = {name: value for name in _OPTION_TASKS if (value := getattr(options, name)) is not None}
+    task = options.task or next((_OPTION_TASKS[name].name for name in given), _layout_task(options.source))
+    for name in given:
+        if _OPTION_TASKS[name].name != task:
+            raise ValueError(f"--{name} does not apply to data for {task}. Expected --task {_OPTION_TASKS[name].name}")
+    if task == DETECTION.name:
+        return BoxLoaders(open_box_source(options.source, **given), DEFAULT_VAL_FRACTION, seed=0)
+    if task == SEGMENTATION.name:
+        column = given.pop("mask_column", None)
+        source = open_mask_source(options.source, ClassOptions(**given), column)
+        return MaskLoaders(source, DEFAULT_VAL_FRACTION, seed=0)
+    return IndexedLoaders(open_source(options.source, **given), DEFAULT_VAL_FRACTION, seed=0)
+
+
+def _layout_task(source: str) -> str:
+    """Return the task for which a folder is laid out, classification for anything else."""
+    path = Path(source).expanduser()
+    if is_coco_folder(path) or is_voc_folder(path):
+        return DETECTION.name
+    return SEGMENTATION.name if is_mask_folder(path) else CLASSIFICATION.name

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -31,8 +32,6 @@ class IndexedLoaders(Loaders):
         validation_as_test: use the source's validation split as the test split.
     """
 
-    dataset_class: ClassVar[type[ImageDataset]] = ImageDataset
-
     def __init__(
         self,
         source: IndexedSource,
@@ -45,6 +44,8 @@ class IndexedLoaders(Loaders):
         self.val_fraction, self.seed, self.repeats = val_fraction, seed, repeats
         self.validation_as_test = validation_as_test
         self._sampler: TrainSampler | None = None
+        # of the last evaluation of each split; not its loader, which would keep its workers alive
+        self._evaluated: dict[str, tuple[Any, Any]] = {}
 
     @cached_property
     def splits(self) -> dict[str, Split]:
@@ -57,8 +58,8 @@ class IndexedLoaders(Loaders):
     def inspect(self, splits: list[str], thorough: bool) -> dict[str, Inspection]:
         return inspect_splits({name: self.splits[name] for name in splits if name in self.splits}, thorough)
 
-    def summary(self, inspections: Mapping[str, Inspection]) -> str:
-        return summarize(self.source, self.splits, inspections)
+    def summary(self, inspections: Mapping[str, Inspection], is_brief: bool = False) -> str:
+        return summarize(self.source, self.splits, inspections, is_brief)
 
     def limit_batch_size(self, batch_size: int, processes: int, accumulated: int) -> tuple[int, str]:
         return limit_batch_size(batch_size, self.splits["train"].size, processes, accumulated)
@@ -84,7 +85,23 @@ class IndexedLoaders(Loaders):
         return make_loader(dataset, self._sampler, options, drop_last=len(self._sampler) >= options.batch_size)
 
     def evaluate(self, split: str, options: LoaderOptions) -> DataLoader[Any]:
-        return make_eval_loader(self.splits[split], options.for_split(split), dataset_class=self.dataset_class)
+        loader = make_eval_loader(self.splits[split], options.for_split(split), dataset_class=self.dataset_class)
+        self._evaluated[split] = loader.dataset, loader.sampler
+        return loader
+
+    def evaluated_positions(self, split: str) -> list[int] | None:
+        if split not in self._evaluated:  # evaluated with a loader of a subclass
+            return None
+        dataset, sampler = self._evaluated[split]
+        is_counted = (dataset.targets >= 0) & (dataset.unreadable.is_unreadable[: len(dataset)].numpy() == 0)
+        return [position for position in sampler if position >= 0 and is_counted[position]]
+
+    def example_file(self) -> str | None:
+        split = self.splits.get("test") or self.splits.get("val")
+        if split is None or not split.size:
+            return None
+        name = split.images.describe(int(split.indices[0]))
+        return name if Path(name).is_file() else None
 
     def close(self) -> None:
         """Do nothing, because the workers end when the trainer drops their loader."""
@@ -97,13 +114,15 @@ class IndexedLoaders(Loaders):
 
 
 def make_eval_loader(
-    split: Split, options: LoaderOptions, with_index: bool = False, dataset_class: type[ImageDataset] = ImageDataset
+    split: Split, options: LoaderOptions, dataset_class: type[ImageDataset], with_index: bool = False
 ) -> DataLoader[Any]:
     """Return a loader that counts every image once.
 
     Args:
-        with_index: return the index of an image in place of its class.
+        split: the images.
+        options: options for evaluation, see `LoaderOptions.for_split`.
         dataset_class: the class of the dataset.
+        with_index: return the index of an image in place of its class.
     """
     dataset = dataset_class(
         split, options.augment, max_unreadable=options.max_unreadable, with_index=with_index, raw=options.raw

@@ -11,6 +11,8 @@ from functools import partial
 from itertools import chain
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
+
 from acmix_zoo.data.bit_depth import is_dark
 from acmix_zoo.data.images import UnreadableImage, load_with_bits
 
@@ -25,6 +27,7 @@ class Inspection:
         unreadable: the paths of these files.
         depths: number of images for each number of bits per sample above 8.
         dark: number of these images that are almost black after scaling.
+        class_pixels: (classes,) int64, the number of pixels of each class; None for images without masks.
     """
 
     count: int = 0
@@ -32,6 +35,7 @@ class Inspection:
     unreadable: list[str] = field(default_factory=list)
     depths: Counter[int] = field(default_factory=Counter)
     dark: int = 0
+    class_pixels: np.ndarray | None = None
 
 
 class _Finding(NamedTuple):

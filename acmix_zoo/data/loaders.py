@@ -1,14 +1,15 @@
-"""`Loaders`: the interface between `ImageDataModule` and the two ways to read data, indexed and streamed."""
+"""`Loaders`: the interface between the data modules and the two ways to read data, indexed and streamed."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch.utils.data import DataLoader
 
+from acmix_zoo.data.image_dataset import ImageDataset
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.sources.base import Source
 from acmix_zoo.data.stream.batch_stream import EvalStream, TrainStream
@@ -70,9 +71,11 @@ class Loaders(ABC):
     """Training and evaluation loaders of one source, and what is known about its splits.
 
     Attributes:
+        dataset_class: the class of the datasets of indexed images.
         source: the source.
     """
 
+    dataset_class: ClassVar[type[ImageDataset]] = ImageDataset
     source: Source
 
     @abstractmethod
@@ -89,8 +92,13 @@ class Loaders(ABC):
         """
 
     @abstractmethod
-    def summary(self, inspections: Mapping[str, Inspection]) -> str:
-        """Return the summary of the data that is printed at the start of a run."""
+    def summary(self, inspections: Mapping[str, Inspection], is_brief: bool = False) -> str:
+        """Return the summary of the data that `acmix-zoo data` prints.
+
+        Args:
+            inspections: the results of `inspect`.
+            is_brief: whether to leave out what only someone who checks the data wants to see, as at the start of a run.
+        """
 
     @abstractmethod
     def limit_batch_size(self, batch_size: int, processes: int, accumulated: int) -> tuple[int, str]:
@@ -114,6 +122,17 @@ class Loaders(ABC):
     @abstractmethod
     def batch_names(self, index: int, batch_size: int) -> list[str]:
         """Return the names of the images of this process's training batch `index` in the current epoch."""
+
+    def evaluated_positions(self, split: str) -> list[int] | None:
+        """Return the positions of the images that this process counted in the last evaluation of a split, in order.
+
+        None if they are not known, as in a stream.
+        """
+        return None
+
+    def example_file(self) -> str | None:
+        """Return the path of an image that was not trained on, or None if there is no such file."""
+        return None
 
     def state(self) -> dict[str, Any] | None:
         """Return what is needed to resume training besides the epoch and batch. Every process must call this."""

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from acmix_zoo.data.augment import Augment, Pixels
-from acmix_zoo.data.indexed_loaders import IndexedLoaders, make_eval_loader
-from acmix_zoo.data.loaders import EvalLoader
+from acmix_zoo.data.indexed_loaders import IndexedLoaders
 from acmix_zoo.data.mixing import Mixing
-from acmix_zoo.data.options import channel_stats, check_options
+from acmix_zoo.data.options import channel_stats, check_augmentation, check_shared_options
 from acmix_zoo.data.resumable import ResumableDataModule
-from acmix_zoo.data.sources.image_sets import FileImages
 from acmix_zoo.data.sources.open import open_source
 from acmix_zoo.data.sources.stream_source import StreamSource
 from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION, Split
@@ -131,15 +129,9 @@ class ImageDataModule(ResumableDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_options(
-            positive={"image_size": image_size, "batch_size": batch_size, "repeats": repeats},
-            max_unreadable=max_unreadable,
-            val_fraction=val_fraction,
-            shift=shift,
-            crop_scale=crop_scale,
-            interpolation=interpolation,
-            augment=augment,
-        )
+        positive = {"image_size": image_size, "batch_size": batch_size, "repeats": repeats}
+        check_shared_options(positive=positive, max_unreadable=max_unreadable, val_fraction=val_fraction)
+        check_augmentation(shift=shift, crop_scale=crop_scale, interpolation=interpolation, augment=augment)
         self.mean, self.std = channel_stats(mean, std)
         self.batch_size, self.num_workers, self.max_unreadable = batch_size, num_workers, max_unreadable
         self.seed, self.predict = seed, predict
@@ -179,6 +171,16 @@ class ImageDataModule(ResumableDataModule):
             raise ValueError(f"the images of {self.source.name} are streamed, not indexed. Set streaming to false")
         return self.loaders.splits
 
+    def class_counts(self) -> list[int]:
+        """Return the number of training images of each class.
+
+        Raises:
+            ValueError: the source is streamed.
+        """
+        targets = self.splits["train"].targets
+        counts: list[int] = np.bincount(targets[targets >= 0], minlength=self.num_classes).tolist()
+        return counts
+
     def preprocessing(self) -> dict[str, Any]:
         """Return size, normalisation and interpolation of the images, as fields of timm's pretrained_cfg."""
         return {
@@ -195,13 +197,6 @@ class ImageDataModule(ResumableDataModule):
             interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"],
             validation_as_test=(config["acmix_zoo"].get("dataset") or {}).get("validation_as_test", False),
         )  # fmt: skip
-
-    # ---- loaders
-
-    def predict_dataloader(self) -> EvalLoader:
-        count = len(self.predict_paths)
-        split = Split(FileImages(self.predict_paths, np.zeros(count, np.int64)), np.arange(count))
-        return make_eval_loader(split, self.loader_options().for_split("predict"), with_index=True)
 
     # ---- on the device
 

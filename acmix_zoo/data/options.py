@@ -1,4 +1,4 @@
-"""Check the options of `ImageDataModule`."""
+"""Check the options of the data modules."""
 
 from __future__ import annotations
 
@@ -17,20 +17,13 @@ class ChannelStats(NamedTuple):
     std: tuple[float, float, float]
 
 
-def check_options(
-    *,
-    positive: Mapping[str, int],
-    max_unreadable: int,
-    val_fraction: float,
-    shift: float,
-    crop_scale: Sequence[float],
-    interpolation: str,
-    augment: str,
-) -> None:
-    """Check the values of options.
+def check_shared_options(*, positive: Mapping[str, int], max_unreadable: int, val_fraction: float) -> None:
+    """Check the values of options that all data modules have.
 
     Args:
         positive: the options that must be at least 1, by name.
+        max_unreadable: number of unreadable images to skip.
+        val_fraction: fraction of the training images used for validation.
 
     Raises:
         ValueError: an option has a value that is not allowed.
@@ -44,6 +37,14 @@ def check_options(
         raise ValueError(
             f"val_fraction={val_fraction} is not a fraction of the training images. Use a number from 0 to below 1"
         )
+
+
+def check_augmentation(*, shift: float, crop_scale: Sequence[float], interpolation: str, augment: str) -> None:
+    """Check the options of `ImageDataModule` that say how images are resized and augmented.
+
+    Raises:
+        ValueError: an option has a value that is not allowed.
+    """
     if not 0 <= shift < 1:
         raise ValueError(f"shift={shift} is not a fraction of an image's side length. Use a number from 0 to below 1")
     if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:

@@ -8,16 +8,19 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from acmix_zoo.data.compatibility import compare_batches, compare_classes, compare_data
+from acmix_zoo.data.indexed_loaders import make_eval_loader
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.loaders import EvalLoader, LoaderOptions, Loaders, Position, TrainLoader
 from acmix_zoo.data.predict_images import readable_images_in
-from acmix_zoo.data.splits import check_readable
+from acmix_zoo.data.sources.image_sets import FileImages
+from acmix_zoo.data.splits import Split, check_readable
 
 _STAGE_SPLITS = {"fit": ["train", "val", "test"], "validate": ["val"], "test": ["test"]}  # a fit ends with a test
 
@@ -25,13 +28,12 @@ _STAGE_SPLITS = {"fit": ["train", "val", "test"], "validate": ["val"], "test": [
 class ResumableDataModule(L.LightningDataModule):
     """Base class of all data modules. The run folder and the tasks use nothing else of them.
 
-    Its position and its data are saved in checkpoints, and compared when a run is resumed. Evaluation counts every
-    image once on any number of processes. A batch starts with the images, a tensor (B, C, H, W). Its targets are up to
-    the task.
+    Checkpoints contain the position in the data and a description of it, which are compared when a run is resumed.
+    Evaluation counts every image once on any number of processes. A batch is a sequence that starts with its B images:
+    a tensor (B, C, H, W), or a list of images of different sizes. What follows depends on the task.
 
     The name of a subclass has to end in `DataModule`, because Lightning stores its state in checkpoints under that
-    name. A subclass sets the attributes below and implements `preprocessing`, `for_weights` and
-    `predict_dataloader`.
+    name. A subclass sets the attributes below and implements `preprocessing` and `for_weights`.
 
     Attributes:
         expected_source: what a source is, in words, for the error about a missing one.
@@ -103,6 +105,10 @@ class ResumableDataModule(L.LightningDataModule):
         }
         return {**description, "validation_as_test": True} if self.validation_as_test else description
 
+    def example_file(self) -> str | None:
+        """Return the path of an image that was not trained on, or None if there is no such file."""
+        return self.loaders.example_file()
+
     def describe_size(self) -> str:
         """Return what size training images have, in words."""
         return f"images are resized to {self.input_size[1]} × {self.input_size[2]} pixels"
@@ -135,7 +141,7 @@ class ResumableDataModule(L.LightningDataModule):
         self.batch_size, warning = self.loaders.limit_batch_size(self.batch_size, processes, self._accumulated)
         self._print_once(*[warning] * bool(warning))
         self.card()  # not later, because a file may break or the Hub become unreachable before the first checkpoint
-        self._print_once(self.loaders.summary(inspections))
+        self._print_once(self.loaders.summary(inspections, is_brief=True))
 
     def _inspect(self, stage: str) -> dict[str, Inspection]:
         """Check the images of a stage, except those that have already been checked for a different stage."""
@@ -181,12 +187,19 @@ class ResumableDataModule(L.LightningDataModule):
             raise ValueError(f"{source.name} has no test split. {source.missing_split_advice('test')}")
         return self.loaders.evaluate("test", self.loader_options())
 
+    def predict_dataloader(self) -> EvalLoader:
+        """Return the loader of the images in `predict_paths`, of which each batch contains the positions."""
+        count = len(self.predict_paths)
+        split = Split(FileImages(self.predict_paths, np.zeros(count, np.int64)), np.arange(count))
+        options = self.loader_options().for_split("predict")
+        return make_eval_loader(split, options, self.loaders.dataset_class, with_index=True)
+
     def describe_batch(self, index: int) -> list[str]:
         """Return the names of the readable images of this process's training batch `index` in this epoch."""
         return self.loaders.batch_names(index, self.batch_size)
 
     def example_images(self) -> Tensor:
-        """Return a few images (B, C, H, W) as the network gets them, to store with weights.
+        """Return a few images (B, C, H, W) as the network receives them, to store with weights.
 
         They are validation images, or noise if there are none or if all processes would have to read them.
         """

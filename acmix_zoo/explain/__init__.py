@@ -1,11 +1,11 @@
 """Explain what the two paths of ACmix do in a network: for one image, and in their weights.
 
 - `explain`: everything below for one image, as an `Explanation`
-- `write_explanation`: the same as pictures and one HTML page; `Subject` holds the names that it shows
+- `write_explanation`: an `Explanation` as pictures and one HTML page; `Subject` holds the names that it shows
 - `contributions`: the parts of a class score by path, layer and position; they sum to the score
 - `pixel_attention`: where one pixel attends to, in one layer
 - `effective_kernels`: the kernels of the convolution paths
-- `grad_cam`: the usual picture to compare with
+- `grad_cam`: the standard picture, as a baseline
 """
 
 from acmix_zoo.explain.contributions import contributions

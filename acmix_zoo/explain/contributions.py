@@ -1,4 +1,4 @@
-"""How much each path of each layer contributes to the score of a class, and where, in parts that sum to the score.
+"""Divide the score of a class into contributions of each path of each layer and position, which sum to the score.
 
 Method. The score F is the logit of one class. Every ACmix layer returns `alpha · attention + beta · convolution`, so
 the two factors are natural switches: with alpha = beta = 0 in every layer, neither path has any influence. All factors
@@ -14,14 +14,14 @@ doubled until the error is below one per cent of the contributions.
 
 Why this method. A decision is not a sum, because layers multiply and rectify what others compute, so interactions have
 to be divided by a rule. This rule is that of Aumann and Shapley. Contributions sum to the score, a path without
-influence gets exactly zero, and two paths that could be exchanged get the same. The only reference point is the network
-without its paths. Methods that compare with another image need to choose that image. The gradient at t = 1 alone, or
-ablating one path at a time, does not sum to the score.
+influence gets exactly zero, and two interchangeable paths get the same contribution. The only reference point is the
+network without its paths, whereas methods that compare with another image have to choose that image. Neither the
+gradients at t = 1 nor the ablations of one path at a time sum to the score.
 
-What it does not say. A position is one of the output of a path, and the path has read the positions around it. Where
-layers have different resolutions, each cell is spread over the pixels it covers. Contributions belong to this network
-and this image, and depend on the route by which the paths are switched on. `PathScores` needs no such choice: it
-holds the scores with each path switched off in all layers.
+Limits. Positions are those of a path's output, and the path has read the positions around them. For pictures, the
+value of each position is spread over the pixels that it covers. Contributions hold for this network and this image, and
+depend on the paths being switched on together. `PathScores` makes no such choice: it holds the scores with each path
+switched off in all layers.
 
 Source: Aumann and Shapley, "Values of Non-Atomic Games", 1974; Sundararajan et al., "Axiomatic Attribution for Deep
 Networks", ICML 2017, who apply it to pixels; Dhamdhere et al., "How Important Is a Neuron?", ICLR 2019, to neurons; Hao
@@ -141,13 +141,13 @@ class Contributions:
             size: the height and width.
 
         Returns:
-            (height, width) float64. Its sum is the contribution of the path, except for tokens without a position.
+            (height, width) float64. Its sum is the contribution of the path, without that of `tokens`.
         """
         parts = [getattr(layer, path) for layer in self.layers]
         return sum((spread(part.positions, size) for part in parts if part), torch.zeros(size, dtype=torch.float64))
 
     def tokens(self, path: str) -> float:
-        """Return the contribution of a path in all layers that has no position, because it is in a class token."""
+        """Return the contribution of a path in all layers that has no position because it is in the class token."""
         return float(sum(part.tokens for part in (getattr(layer, path) for layer in self.layers) if part))
 
 
@@ -195,18 +195,18 @@ def spread(values: Tensor, size: tuple[int, int]) -> Tensor:
 
     Every value is distributed over the pixels around its cell, with the weights of bilinear interpolation.
     """
-    rows, columns = (_spreading(n, length).to(values) for n, length in zip(values.shape, size, strict=True))
+    rows, columns = (_spread_weights(n, length).to(values) for n, length in zip(values.shape, size, strict=True))
     return rows.T @ values @ columns
 
 
-def _spreading(n: int, length: int) -> Tensor:
-    """Return the weights (n, length) by which each of n cells is distributed over a line of pixels. Rows sum to 1."""
+def _spread_weights(n: int, length: int) -> Tensor:
+    """Return the weights (n, length) that distribute each of n cells over a line of pixels. Rows sum to 1."""
     weights = F.interpolate(torch.eye(n, dtype=torch.float64).unsqueeze(0), size=length, mode="linear")[0]
     return weights / weights.sum(1, keepdim=True)
 
 
 def _score_with(path: str, model: nn.Module, image: Tensor, target: int) -> float:
-    """Return the score if all layers only run one path. They return zero if they do not have it."""
+    """Return the score if all layers only run `path`, or neither path. A layer without that path returns zero."""
 
     def replace(call: LayerCall) -> Tensor:
         kept: Tensor | None = call.paths._asdict().get(path)
@@ -231,14 +231,14 @@ def _integrate(model: nn.Module, image: Tensor, target: int, points: int) -> lis
             for path, value in call.paths._asdict().items():
                 if value is not None:
                     terms = sum_channels(call, gradient * value)  # (n, H, W) and (n,)
-                    parts = [torch.tensordot(weight, term.double().cpu(), 1) for term in terms]
+                    parts = [torch.tensordot(weight, term.cpu().double(), 1) for term in terms]
                     before = totals[i].get(path)
                     totals[i][path] = PositionSums(*(parts if before is None else map(torch.add, before, parts)))
     return totals
 
 
 def _scaled_calls(model: nn.Module, image: Tensor, target: int, t: Tensor) -> list[tuple[LayerCall, Tensor]]:
-    """Run the network with all outputs of its ACmix layers times t (n,), as a batch of n images.
+    """Run the network on a batch of n images, with the outputs of all ACmix layers multiplied by t (n,).
 
     Returns:
         Every call of a layer, with the gradient of the score by what the layer returned to the network.

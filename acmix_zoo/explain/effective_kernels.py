@@ -1,7 +1,7 @@
-"""The kernels of the convolution path, multiplied out of its factors, as one convolution would have them.
+"""The effective kernels of the convolution path: those of the single convolution that its linear steps amount to.
 
-The path is a chain of linear steps: a 1×1 projection, a mixing matrix, and shifts that are summed. Apart from biases,
-that is one convolution, whose kernels can be looked at like those of any network.
+The steps are a 1×1 projection, a mixing matrix, and shifts that are summed. Apart from biases, they compose into one
+convolution, whose kernels can be inspected like those of any network.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class EffectiveKernels(NamedTuple):
 
 
 class Patterns(NamedTuple):
-    """What the kernels of a layer have in common.
+    """The principal patterns of the kernels of a layer.
 
     Attributes:
         taps: (k, k), the root mean square of all kernels at each tap.
-        patterns: (k², k, k), orthogonal patterns of norm 1. Every kernel is a weighted sum of them. Most important
-            first. Their sign is arbitrary and chosen so that the largest value is positive.
+        patterns: (k², k, k), orthogonal patterns of norm 1, the most important one first. Every kernel is a weighted
+            sum of them. Their sign is arbitrary; it is chosen so that the value of largest magnitude is positive.
         shares: (k²,), the fraction of the squared weights that each pattern explains.
     """
 
@@ -46,8 +46,8 @@ class Patterns(NamedTuple):
 
 
 def kernel_patterns(weight: Tensor) -> Patterns:
-    """Return the principal patterns of kernels (out, in, k, k): their singular vectors as (out·in) × k² matrix."""
-    flat = weight.detach().flatten(0, 1).flatten(1).double().cpu()  # (out·in, k²)
+    """Return the principal patterns of kernels (out, in, k, k): the singular vectors of the (out·in) × k² matrix."""
+    flat = weight.detach().flatten(0, 1).flatten(1).cpu().double()  # (out·in, k²)
     energies, vectors = torch.linalg.eigh(flat.T @ flat)  # in ascending order
     patterns = vectors.T.flip(0)  # (k², k²), one in each row
     largest = patterns.gather(1, patterns.abs().argmax(1, keepdim=True))  # (k², 1)
@@ -73,7 +73,7 @@ def layer_kernels(layer: nn.Module) -> EffectiveKernels:
 @layer_kernels.register(WindowACmix)
 def _(layer: ACmix2d | WindowACmix) -> EffectiveKernels:
     projections = layer.qkv.weight.unflatten(0, (-1, 3 * layer.heads))  # (d, 3·heads, in)
-    return EffectiveKernels(_through(projections, _grouped(layer.shift_conv)) * _beta(layer))
+    return EffectiveKernels(_compose(projections, _grouped(layer.shift_conv)) * _beta(layer))
 
 
 @layer_kernels.register
@@ -82,7 +82,7 @@ def _(layer: ReducedACmix) -> EffectiveKernels:
     if layer.reduction > 1:
         return EffectiveKernels(grouped, is_grouped=True)
     rows = torch.cat([layer.q.weight, layer.kv.weight])  # (3·dim, dim), ordered ({q, k, v}, heads, d)
-    return EffectiveKernels(_through(rows.unflatten(0, (3 * layer.heads, -1)).transpose(0, 1), grouped))
+    return EffectiveKernels(_compose(rows.unflatten(0, (3 * layer.heads, -1)).transpose(0, 1), grouped))
 
 
 @layer_kernels.register(PairwiseSAM)
@@ -103,7 +103,7 @@ def _grouped(conv: ShiftConv) -> Tensor:
     return torch.einsum("omyx,mi->oiyx", conv.shift_weight, conv.fc_weight)
 
 
-def _through(projections: Tensor, grouped: Tensor) -> Tensor:
+def _compose(projections: Tensor, grouped: Tensor) -> Tensor:
     """Compose projections (d, 3·heads, in) and grouped kernels (d·heads, 3·heads, k, k): → (d·heads, in, k, k)."""
     kernels = grouped.unflatten(0, (len(projections), -1))  # (d, heads, 3·heads, k, k)
     return torch.einsum("gic,goiyx->gocyx", projections, kernels).flatten(0, 1)

@@ -26,7 +26,7 @@ class Explanation:
         attention: the attention weights of one layer for one pixel, or None for a network without attention paths.
         kernels: the effective kernels of every layer with a convolution path.
         grad_cam: (h, w), from 0 to 1, or None for a network without a last feature map.
-        missing: a sentence for everything that the network does not have.
+        missing: one sentence about each part that the network does not have.
     """
 
     probabilities: Tensor
@@ -55,7 +55,8 @@ def explain(
         model: a network that returns logits (B, classes). It runs in eval mode and is not changed.
         image: (1, C, H, W), preprocessed as for the network, in its dtype and on its device.
         target: the class; by default, the one with the highest score.
-        layer: the layer whose attention is returned; by default, the one whose attention contributes most.
+        layer: the layer whose attention is returned; by default, the one whose attention contributes most in absolute
+            value.
         pixel: (x, y) of the pixel whose attention is returned, or "token" for PVT's class token; by default, the centre
             of the position at which the attention of that layer contributes most, or the token if that contributes
             more.
@@ -75,8 +76,7 @@ def explain(
         if parts is not None and has_attention:
             layer = _strongest_layer(parts) if layer is None else layer
             pixel = _strongest_pixel(parts, layer, (image.shape[2], image.shape[3])) if pixel is None else pixel
-        with evaluation(model):
-            attention = pixel_attention(model, image, layer or "", pixel or (0, 0))
+        attention = pixel_attention(model, image, layer or "", pixel or (0, 0))
     cam = grad_cam(model, image, target)
     missing = _missing_paths(layers)
     if cam is None:
@@ -116,7 +116,5 @@ def _missing_paths(layers: dict[str, ACmixLayer]) -> list[str]:
         count = sum(layer.paths == other for layer in layers.values())
         if count:
             which = "the layers have" if count == len(layers) else f"{count} of {len(layers)} layers have"
-            lines.append(
-                f"No {path} path: {which} paths={other!r}, so all of their output is {other}.".replace("'", '"')
-            )
+            lines.append(f'No {path} path: {which} paths="{other}", so all of their output is {other}.')
     return lines

@@ -1,4 +1,4 @@
-"""Grad-CAM, the usual picture of where a network looks, to compare the contributions with.
+"""Grad-CAM, the standard picture of where a network looks, as a baseline for the contributions.
 
 Source: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017.
 """
@@ -15,11 +15,11 @@ from acmix_zoo.layers import ACmix2d, ReducedACmix
 
 
 def grad_cam(model: nn.Module, image: Tensor, target: int) -> Tensor | None:
-    """Return the Grad-CAM (H, W) of a class, from 0 to 1, at the last feature map of a network.
+    """Return the Grad-CAM of a class, from 0 to 1, at the last feature map of a network.
 
-    The last feature map is the one that the network lists in `feature_info`, as timm's networks do, and otherwise the
-    output of the last `ACmix2d`. PVT returns tokens, the last of which have no gradient if the classifier reads the
-    class token. There, it is the input of the last layer with attention.
+    The last feature map is the last entry of the network's `feature_info`, which timm's networks have, or else the
+    output of the last `ACmix2d`. For PVT it is the input of the last ACmix layer, because the output tokens have no
+    gradient if the classifier only reads the class token.
 
     Args:
         model: a network that returns logits (B, classes). It runs in eval mode and is not changed.
@@ -27,8 +27,7 @@ def grad_cam(model: nn.Module, image: Tensor, target: int) -> Tensor | None:
         target: the class.
 
     Returns:
-        (h, w), with the resolution of the feature map. None if the network does not say which its last feature map is,
-        or if that is not (1, C, h, w).
+        (h, w), the resolution of the feature map. None if the last feature map is unknown or is not (1, C, h, w).
     """
     with evaluation(model):
         class_logits(model, image, target)
@@ -44,7 +43,7 @@ def grad_cam(model: nn.Module, image: Tensor, target: int) -> Tensor | None:
 
 
 class _LastFeatures:
-    """Runs a network and keeps its last feature map, and knows how to read it as (C, h, w)."""
+    """Runs a network, keeps its last feature map, and converts it to (C, h, w)."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

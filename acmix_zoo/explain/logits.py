@@ -26,17 +26,22 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def check_image(image: Tensor) -> None:
+    """Raise a ValueError if this is not one image (1, C, H, W)."""
+    if image.dim() != 4 or len(image) != 1:
+        raise ValueError(
+            f"explain: expected one image of shape (1, C, H, W), got {tuple(image.shape)}. Add the batch dimension "
+            "with image.unsqueeze(0), or pass one image at a time"
+        )
+
+
 def class_logits(model: nn.Module, image: Tensor, target: int | None = None) -> Tensor:
     """Return the logits (1, classes) of one image (1, C, H, W).
 
     Raises:
         ValueError: the image or the output does not have that shape, or `target` is not one of the classes.
     """
-    if image.dim() != 4 or len(image) != 1:
-        raise ValueError(
-            f"explain: expected one image of shape (1, C, H, W), got {tuple(image.shape)}. Add the batch with "
-            "image.unsqueeze(0), or pass one image at a time"
-        )
+    check_image(image)
     with torch.no_grad():
         logits: Tensor = model(image)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.shape[1]:

@@ -1,4 +1,4 @@
-"""The HTML page of an explanation. It contains its pictures and loads nothing, so it can be sent to anybody."""
+"""The HTML page of an explanation. It embeds its pictures and loads nothing, so a single file can be shared."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ th:first-child, td:first-child { text-align: left } th { font-weight: 600 } tr.s
 
 
 class Subject(NamedTuple):
-    """What is explained, in words.
+    """What a page shows besides the explanation: names, and the attention head.
 
     Attributes:
         image: the name of the image.
@@ -59,7 +59,7 @@ def html_page(explanation: Explanation, subject: Subject, pictures: dict[str, by
     body = [
         f"<h1>Why {escape(subject.model)} says “{escape(name)}” ({100 * float(probability):.2f} %)</h1>"
         if explanation.target == int(best.indices[0])
-        else f"<h1>What {escape(subject.model)} sees of “{escape(name)}” ({100 * float(probability):.2f} %)</h1>",
+        else f"<h1>How {escape(subject.model)} scores “{escape(name)}” ({100 * float(probability):.2f} %)</h1>",
         f'<p class="soft">{escape(subject.image)}. Most probable classes: {classes}.</p>',
         *(f"<p>{escape(line)}</p>" for line in explanation.missing),
     ]
@@ -71,8 +71,9 @@ def html_page(explanation: Explanation, subject: Subject, pictures: dict[str, by
             _figure(
                 pictures,
                 "layer_maps",
-                "Where each path contributes in each layer, in the order in which the layers run. Red speaks for the "
-                "class, blue against it. Both pictures of a layer have the same scale; different layers do not.",
+                "Where each path contributes in each layer, in the order in which the layers run. Red is evidence for "
+                "the class, blue is evidence against it. Both pictures of a layer share a scale, which differs between "
+                "layers.",
             )
         )
     else:
@@ -94,9 +95,9 @@ def html_page(explanation: Explanation, subject: Subject, pictures: dict[str, by
 _METHOD = (
     "The score is the logit of the class. Every ACmix layer computes alpha · attention + beta · convolution. Alpha and "
     "beta of all layers are raised together from 0 to their values. The contribution of a path at a position is the "
-    "integral of what the score gains from it on the way (Aumann–Shapley values, also known as integrated gradients). "
+    "integral of what the score gains from it along the way (Aumann–Shapley values, or integrated gradients). "
     "The contributions and the score of the network without both paths therefore sum to the score, up to the error of "
-    "the numerical integration. A position is one of the output of a path, which has read the positions around it."
+    "the numerical integration. Positions are those of a path's output. The path has read the positions around them."
 )
 
 
@@ -114,20 +115,20 @@ def _score_section(parts: Contributions, name: str) -> str:
     return (
         f"<h2>Parts of the score of “{escape(name)}”</h2>"
         f'<table>{cells}<tr class="sum"><td>score (logit)</td><td>{scores.both:+.3f}</td></tr></table>'
-        f'<p class="soft">For comparison, the score is {scores.attention:+.3f} if only attention is on in all layers, '
+        f'<p class="soft">For comparison, the score is {scores.attention:+.3f} with only attention in all layers, '
         f"{scores.convolution:+.3f} with only convolution, and {scores.neither:+.3f} with neither.</p>"
     )
 
 
 def _summary_caption(parts: Contributions) -> str:
     text = (
-        "Contributions of both paths in all layers together: red speaks for the class, blue against it, with the same "
-        "scale for both paths."
+        "Contributions of each path, summed over all layers: red is evidence for the class, blue is evidence against "
+        "it. Both paths share a scale."
     )
     tokens = {path: parts.tokens(path) for path in ("attention", "convolution")}
     if any(tokens.values()):
         text += f" Attention contributes {tokens['attention']:+.3f} in the class token, which has no position."
-    return text + " Grad-CAM shows where the last feature map speaks for the class, whichever path it came from."
+    return text + " Grad-CAM shows where the last feature map supports the class, whichever path it came from."
 
 
 def _layer_table(layers: Sequence[LayerContribution]) -> str:
@@ -164,16 +165,16 @@ def _attention_caption(explanation: Explanation) -> str:
     rows, columns = attention.grid
     position = "the class token" if attention.query is None else f"the position of {pixel_name(attention)} (outlined)"
     return (
-        f"Where {position} looks in layer {escape(attention.layer)}, whose output has {rows}×{columns} positions. The "
-        "first heads are shown if there are many."
+        f"What {position} attends to in layer {escape(attention.layer)}, whose output has {rows}×{columns} positions. "
+        "If there are many heads, the first ones are shown."
     )
 
 
 def _kernel_caption(explanation: Explanation) -> str:
     text = (
-        "The convolution path of a layer is one convolution. On the left, how strong its kernels are at each tap (dark "
-        "is strong). On the right, the patterns that its kernels are made of, with the share of the squared weights "
-        "that each explains. Their sign is arbitrary."
+        "The convolution path of a layer amounts to one convolution. Left: how strong its kernels are at each tap "
+        "(dark is strong). Right: the principal patterns of its kernels, with the share of the squared weights that "
+        "each explains. The sign of a pattern is arbitrary."
     )
     grouped = [name for name, kernels in explanation.kernels.items() if kernels.is_grouped]
     if grouped:

@@ -16,11 +16,12 @@ from acmix_zoo.explain.explanation import Explanation
 from acmix_zoo.explain.pixel_attention import PixelAttention
 
 Image = npt.NDArray[np.uint8]  # (H, W, 3), as the network sees it
-_AS_IS: dict[str, Any] = {"parse_math": False}  # names with a $ are not formulas
+_NO_MATH: dict[str, Any] = {"parse_math": False}  # a $ in a name does not start a formula
 _COLOURS = {"attention": "#c1571a", "convolution": "#2a6f97"}
 _PATHS = ("attention", "convolution")
 _SIGNS = {1: "#c4161c", -1: "#1f5fb4"}  # for a class, and against it
 _MAX_HEADS = 8
+_LAYERS_PER_ROW = 8
 _N_PATTERNS = 4
 
 
@@ -37,7 +38,7 @@ def _png(figure: Any) -> bytes:
 
 
 def draw_summary(image: Image, explanation: Explanation) -> bytes:
-    """Draw where both paths contribute, in all layers together, beside the image and Grad-CAM."""
+    """Draw where both paths contribute, summed over all layers, beside the image and Grad-CAM."""
     size, parts, cam = image.shape[:2], explanation.contributions, explanation.grad_cam
     panels = 1 + (2 if parts else 0) + (cam is not None)
     figure = _figure(2.9 * panels, 3.6)
@@ -65,7 +66,7 @@ def draw_layers(parts: Contributions) -> bytes:
     for offset, path in zip((-0.19, 0.19), _PATHS, strict=True):
         totals = [_total(layer, path) for layer in parts.layers]
         axes.barh(np.arange(len(names)) + offset, totals, 0.36, color=_COLOURS[path], label=path)
-    axes.set_yticks(range(len(names)), names, **_AS_IS)
+    axes.set_yticks(range(len(names)), names, **_NO_MATH)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.grid(axis="x", alpha=0.3)
@@ -75,10 +76,10 @@ def draw_layers(parts: Contributions) -> bytes:
     return _png(figure)
 
 
-def draw_layer_maps(image: Image, parts: Contributions, columns: int = 8) -> bytes:
+def draw_layer_maps(image: Image, parts: Contributions) -> bytes:
     """Draw where both paths of every layer contribute. Both paths of a layer have the same colour scale."""
     size, count = image.shape[:2], len(parts.layers)
-    columns = min(columns, count)
+    columns = min(_LAYERS_PER_ROW, count)
     rows = -(-count // columns)
     figure = _figure(0.6 + 1.5 * columns, 3.4 * rows)
     grid = figure.subplots(2 * rows, columns, squeeze=False)
@@ -98,17 +99,18 @@ def draw_layer_maps(image: Image, parts: Contributions, columns: int = 8) -> byt
                     axes.set_ylabel(path, color=_COLOURS[path])
             if j == 0:
                 axes.annotate(
-                    layer.name, (0.5, 1.0), (0, 17), "axes fraction", "offset points", fontsize=8, ha="center", **_AS_IS
-                )
+                    layer.name, (0.5, 1.0), xycoords="axes fraction", xytext=(0, 17), textcoords="offset points",
+                    fontsize=8, ha="center", **_NO_MATH,
+                )  # fmt: skip
     return _png(figure)
 
 
 def draw_attention(image: Image, attention: PixelAttention, head: int | None = None) -> bytes:
-    """Draw the attention of a pixel: the mean of all heads and each of the first heads, or one head.
+    """Draw the attention of a pixel: the mean of all heads and the first heads, or only one head.
 
-    A white outline shows the position that the pixel belongs to.
+    A white outline marks the position that contains the pixel.
     """
-    weights = attention.weights.detach().double().cpu()
+    weights = attention.weights.detach().cpu().double()
     heads = [head] if head is not None else list(range(min(len(weights), _MAX_HEADS)))
     panels = [(f"head {i}", weights[i]) for i in heads]
     if head is None and len(weights) > 1:
@@ -140,7 +142,7 @@ def draw_kernels(kernels: dict[str, EffectiveKernels]) -> bytes:
     for row, (name, found) in zip(grid, kernels.items(), strict=True):
         patterns = kernel_patterns(found.weight)
         row[0].imshow(patterns.taps, cmap="Greys", vmin=0)
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, **_AS_IS)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, **_NO_MATH)
         for axes, pattern, share in zip(row[1:], patterns.patterns, patterns.shares, strict=False):
             limit = float(pattern.abs().max())
             axes.imshow(pattern, cmap="PuOr_r", vmin=-limit, vmax=limit)
@@ -152,7 +154,7 @@ def draw_kernels(kernels: dict[str, EffectiveKernels]) -> bytes:
 
 
 def pixel_name(attention: PixelAttention) -> str:
-    """Return what an attention belongs to in words: "pixel 3,4" or "class token"."""
+    """Return the name of the query for titles: "pixel 3,4" or "class token"."""
     pixel = attention.pixel
     return "class token" if pixel == "token" else f"pixel {pixel[0]},{pixel[1]}"
 
@@ -186,7 +188,7 @@ def _show_pale(axes: Any, image: Image) -> None:
 
 
 def _show_signed(axes: Any, image: Image, values: npt.NDArray[np.float64], limit: float) -> None:
-    """Lay signed values over a pale image. The colour shows their sign, and its opacity their size up to `limit`."""
+    """Overlay signed values on a pale image. The colour shows the sign, its opacity the size up to `limit`."""
     from matplotlib.colors import to_rgb
 
     _show_pale(axes, image)
@@ -196,7 +198,7 @@ def _show_signed(axes: Any, image: Image, values: npt.NDArray[np.float64], limit
 
 
 def _show_positive(axes: Any, image: Image, values: npt.NDArray[np.float64], limit: float) -> None:
-    """Lay values from 0 to `limit` over a pale image."""
+    """Overlay values from 0 to `limit` on a pale image."""
     _show_pale(axes, image)
     opacity = 0.15 + 0.75 * np.clip(values / limit, 0, 1)
     axes.imshow(values, cmap="YlOrRd", vmin=0, vmax=limit, alpha=opacity, extent=_extent(image.shape[:2]))
@@ -219,6 +221,6 @@ def _enlarged(values: Tensor, size: Sequence[int]) -> npt.NDArray[np.float64]:
     import torch.nn.functional as F
 
     enlarged: npt.NDArray[np.float64] = F.interpolate(
-        values.detach().double().cpu()[None, None], size=tuple(size), mode="bilinear"
+        values.detach().cpu().double()[None, None], size=tuple(size), mode="bilinear"
     )[0, 0].numpy()
     return enlarged

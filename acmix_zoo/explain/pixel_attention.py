@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acmix_zoo.explain.logits import check_image, evaluation
 from acmix_zoo.explain.path_outputs import LayerCall, acmix_layers, replaced_outputs, sum_channels
 from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM, ReducedACmix, WindowACmix
 from acmix_zoo.ops.position_encoding import position_encoding
 from acmix_zoo.ops.reflect import reflect_index
-from acmix_zoo.ops.windows import masks_of_windows, roll, window_partition
+from acmix_zoo.ops.windows import roll, window_masks, window_partition
 
 Position = tuple[int, int]
 Pixel = tuple[int, int] | Literal["token"]
@@ -47,15 +48,16 @@ def pixel_attention(model: nn.Module, image: Tensor, layer: str, pixel: Pixel) -
     """Return the attention weights of a layer for a pixel of the image.
 
     Args:
-        model: a network in eval mode.
+        model: a network with ACmix layers. It runs in eval mode and is not changed.
         image: (1, C, H, W), preprocessed.
         layer: the name of an ACmix layer with an attention path.
         pixel: (x, y), from 0 to W − 1 and H − 1, or "token" for the class token of PVT's last stage.
 
     Raises:
-        ValueError: there is no such layer, it has no attention path or no class token, or the pixel is outside the
-            image.
+        ValueError: there is no such layer, it has no attention path or no class token, the pixel is outside the image,
+            or the image is not one image.
     """
+    check_image(image)
     names = [name for name, module in acmix_layers(model).items() if module.paths != "convolution"]
     if layer not in names:
         expected = f"Expected one of {', '.join(names)}" if names else "The network has no layer with attention"
@@ -73,19 +75,19 @@ def pixel_attention(model: nn.Module, image: Tensor, layer: str, pixel: Pixel) -
             calls.append(call)
         return call.output
 
-    with torch.no_grad(), replaced_outputs(model, record):
-        model(image)
+    with evaluation(model), torch.no_grad():
+        with replaced_outputs(model, record):
+            model(image)
         call = calls[0]  # of a layer that the network uses several times, the first
         h, w = sum_channels(call, call.output).positions.shape[1:]
-    if pixel == "token":
-        query = None
-        if not isinstance(call.layer, ReducedACmix) or call.inputs[0].shape[1] == h * w:
-            raise ValueError(
-                f"layer {layer} has no class token. Expected a layer of PVT's last stage. Choose a pixel X,Y"
-            )
-    else:
-        query = (pixel[1] * h // height, pixel[0] * w // width)
-    with torch.no_grad():
+        if pixel == "token":
+            query = None
+            if not isinstance(call.layer, ReducedACmix) or call.inputs[0].shape[1] == h * w:
+                raise ValueError(
+                    f"layer {layer} has no class token. Expected a layer of PVT's last stage. Choose a pixel X,Y"
+                )
+        else:
+            query = (pixel[1] * h // height, pixel[0] * w // width)
         weights = attention_weights(call.layer, *call.inputs, query=query)
     return PixelAttention(layer, pixel, query, (h, w), weights)
 
@@ -119,7 +121,7 @@ def _(layer: ACmix2d, x: Tensor, query: Position) -> Tensor:
 def _(layer: WindowACmix, x: Tensor, query: Position) -> Tensor:
     (h, w), (wh, ww) = x.shape[1:3], layer.window
     rows, columns = -(-h // wh), -(-w // ww)  # of windows
-    shift = (layer.shift[0] if rows > 1 else 0, layer.shift[1] if columns > 1 else 0)
+    shift = layer.effective_shift(rows, columns)
     padded = F.pad(x, (0, 0, 0, columns * ww - w, 0, rows * wh - h))  # (1, H′, W′, dim)
     # Where in the padded map the positions of each window come from.
     places = torch.arange(rows * wh * columns * ww, device=x.device).view(1, rows * wh, columns * ww)
@@ -129,7 +131,7 @@ def _(layer: WindowACmix, x: Tensor, query: Position) -> Tensor:
     q, k, _ = projections.unflatten(1, (-1, 3, layer.heads)).permute(2, 3, 0, 1)  # 3 × (heads, L, d)
     bias = layer.position_bias()[0, :, position]  # (heads, L)
     if any(shift) and layer.shift_mask is not None:
-        bias = bias + masks_of_windows(layer.shift_mask, rows, columns)[window, :, position]
+        bias = bias + window_masks(layer.shift_mask, rows, columns)[window, :, position]
     logits = torch.einsum("nd,nld->nl", q[:, position] * q.shape[-1] ** -0.5, k) + bias
     weights = logits.new_zeros(layer.heads, places.numel())
     weights[:, places[window]] = logits.softmax(1)

@@ -34,8 +34,8 @@ class CheckImages:
         description: where they come from, for messages.
         readers: for each image, a function that reads it.
         targets: (N,) int64, for each image the index of its class among those of the network; -1 if it is unknown.
-        calibration: functions that read the images to choose the ranges of a quantised network with. If the data set
-            has a training split, they are from there, so that the accuracy is not measured on the same images.
+        calibration: functions that read the images on which the ranges of a quantised network are measured. They are
+            training images if there are any, so that the accuracy is measured on other images.
     """
 
     description: str
@@ -64,7 +64,7 @@ def open_check_images(location: str, class_names: Sequence[str], limit: int) -> 
     Args:
         location: a data source as for `open_source`, an image, a folder that directly contains images, or a pattern.
         class_names: the names of the network's classes.
-        limit: number of images. From more, these are picked at equal distances.
+        limit: largest number of images. If there are more, every n-th one is used.
 
     Raises:
         FileNotFoundError: nothing has this name.
@@ -129,7 +129,7 @@ def _readers(split: Split, indices: np.ndarray) -> list[Callable[[], Image.Image
 
 
 def _spread(count: int, limit: int) -> np.ndarray:
-    """Return up to `limit` numbers below `count`, at equal distances."""
+    """Return up to `limit` evenly spaced numbers below `count`."""
     if count <= limit:
         return np.arange(count)
     return np.linspace(0, count - 1, limit).round().astype(np.int64)

@@ -31,7 +31,7 @@ class ExportedFile(NamedTuple):
     Attributes:
         path: the file.
         any_size: whether it accepts images of any size.
-        images: what it was checked with.
+        images: description of the images that it was checked on.
         agreement: how well the float32 file agrees with the network.
         int8_agreement: how well the int8 file does, if one was asked for.
         float_bytes: the size of the float32 file, in bytes.
@@ -50,8 +50,8 @@ def export_file(
 ) -> ExportedFile:
     """Write a network as an ONNX file, or as a `.pt2` file of torch.export.
 
-    The network is folded for inference. The file accepts any batch size and, unless the network itself is bound to
-    one, any image size. It is compared with the network before it is moved to its place.
+    The network is folded for inference. The file accepts any batch size and, unless the network has a fixed image size,
+    any image size. It is compared with the network before it replaces an existing file.
 
     Args:
         model: the name of weights, a weight folder, a run folder, a checkpoint or a repository on the Hub.
@@ -92,7 +92,7 @@ def export_file(
 
 
 class _Check(NamedTuple):
-    """Where the images of a check come from, for messages, and a function that reads them in batches."""
+    """The images of a check: where they come from, for messages, and a function that reads them in batches."""
 
     description: str
     batches: Callable[[], Iterable[CheckBatch]]

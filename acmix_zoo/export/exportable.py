@@ -26,7 +26,7 @@ class Exportable:
     Attributes:
         model: the network in eval mode, with batch norms, alpha and beta folded if it has a method for this.
         original: the network as it was, to compare with.
-        example: (2, C, H, W), an input to record the operations with.
+        example: (2, C, H, W), an input to trace the network with.
         any_size: whether the file will accept any height and width. It accepts any batch size in either case.
         metadata: what the file states about itself, see `file_metadata`.
         cfg: timm's pretrained_cfg of the network.
@@ -47,7 +47,7 @@ class Exportable:
 
 
 def prepare(model: nn.Module) -> Exportable:
-    """Return a network in the form in which it is exported.
+    """Prepare a network for export.
 
     Args:
         model: the network, on a CPU. It is converted to float32 and put into eval mode.

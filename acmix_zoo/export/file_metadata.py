@@ -1,4 +1,4 @@
-"""What an exported file states about itself, so that a program can prepare its images and name its classes."""
+"""The metadata of an exported file, which a program needs to prepare images and to name classes."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from acmix_zoo.export.onnx_file import INPUT
 
-# The layers with weights. Products of two feature maps, softmax, norms and sums stay in float32. On the shipped
-# networks, int8 for these, too, made the files larger and changed the accuracy by at most 0.2 %. Networks that
-# `quantize_dynamic` writes, which measure ranges at run time, were as accurate, but took 1.4 to 1.9 times as long.
+# The layers with weights. Products of two feature maps, softmax, norms and sums stay in float32. Quantising these as
+# well made the files of the shipped networks larger and changed their accuracy by at most 0.2 %. Files written by
+# `quantize_dynamic`, which measures ranges at run time, were as accurate, but took 1.4 to 1.9 times as long.
 _QUANTIZED = ["Conv", "Gemm", "MatMul"]
 
 

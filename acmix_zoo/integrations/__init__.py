@@ -1,4 +1,4 @@
-"""ACmix inside other packages that build networks from their own configuration files.
+"""ACmix in packages that build networks from their own configuration files.
 
-Each module is imported only by those who use its package. Nothing else in `acmix_zoo` imports them.
+Import the module of the package that you use. Nothing else in `acmix_zoo` imports these modules.
 """

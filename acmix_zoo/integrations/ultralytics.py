@@ -1,22 +1,22 @@
 """ACmix in the YOLO models of Ultralytics: rows of a model yaml, and swaps that last through training.
 
-    import acmix_zoo.integrations.ultralytics  # this is enough; checkpoints do it by themselves
+    import acmix_zoo.integrations.ultralytics  # not needed for checkpoints, which import it by themselves
     from ultralytics import YOLO
 
     YOLO("model.yaml").train(data="data.yaml")  # with rows such as [-1, 1, ACmix2d, [256, 3, 2]]
 
 A row `ACmix2d` is a `Conv` of Ultralytics, with its batch norm and activation, whose 3×3 convolution is an ACmix layer.
 Its arguments are `[channels, kernel_conv, stride]`, so a row `Conv` with kernel size 3 can simply be renamed. Channels
-are scaled by the width of the model, and the heads follow, because `heads="auto"` fits any width. A mapping at the end
-sets the other arguments of the layer: `[256, 3, 2, {kernel_att: 5}]`.
+are scaled by the width of the model, and `heads="auto"` chooses a number of heads that fits. A mapping at the end sets
+the other arguments of the layer: `[256, 3, 2, {kernel_att: 5}]`.
 
 The model's yaml states all of this, and Ultralytics stores it in every checkpoint. Checkpoints also name the parser in
 this module, so reading one imports this module. `YOLO("best.pt")` therefore predicts, validates, exports, resumes and
 fine-tunes in a new process without any import. Only `ULTRALYTICS_SAFE_LOAD=1` rejects such checkpoints, because it
 accepts no layers of other packages.
 
-Ultralytics is licensed under AGPL-3.0. This is the only module of the package that imports it, and nothing imports this
-module by itself.
+Ultralytics is licensed under AGPL-3.0. This is the only module of the package that imports it, and no other module
+imports this one.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _parse_model = tasks.parse_model
 def swap(model: Model | nn.Module, filter: str | None = None, **acmix: Any) -> SwapReport:
     """Replace 3×3 convolutions of a YOLO model with newly initialised `ACmix2d` layers, and keep them in training.
 
-    Ultralytics builds the model again from its yaml when training starts. The swap is therefore noted in the yaml,
+    When training starts, Ultralytics rebuilds the model from its yaml. The swap is therefore recorded in the yaml,
     where every trainer finds it. Weights of the other layers are carried over.
 
-    Only `Conv` blocks are considered, and none in the head (`Detect` and similar), which makes the predictions. Blocks
-    that merge kernels, such as `RepConv`, are kept and reported. Without a filter, the first row is kept as well.
+    Only `Conv` blocks outside the head (`Detect` and similar), which makes the predictions, are replaced. Blocks that
+    merge kernels, such as `RepConv`, are kept and reported. Without a filter, the first row is kept as well.
 
     Args:
         model: a `YOLO`, or the network in it. A `YOLO` starts its training from the weights that it has now, even if
@@ -117,10 +117,10 @@ def write_yaml(name: str, folder: str | Path = ".") -> Path:
 
 
 def parse_model(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Sequential, list[int]]:
-    """Build a model like Ultralytics' function of this name, which it replaces, and understand ACmix in the yaml.
+    """Build a model from its yaml, with support for ACmix. This replaces Ultralytics' function of the same name.
 
-    Ultralytics itself builds the rows `ACmix2d`, as `Conv`. Scaled widths, channel limits and repeats are therefore its
-    own. Only then are the convolutions replaced.
+    Ultralytics builds the rows `ACmix2d` as `Conv` first, so that it scales their widths, limits their channels and
+    repeats them like any other row. Then their convolutions are replaced.
 
     Args:
         d: the model's yaml.
@@ -207,7 +207,7 @@ def _swap(
 
 
 def _mark(layers: nn.Sequential) -> None:
-    """Update what Ultralytics notes about each row, and make checkpoints import this module."""
+    """Update the parameter count that Ultralytics keeps for each row, and make checkpoints import this module."""
     layer: Any
     for layer in layers:
         layer.np = sum(parameter.numel() for parameter in layer.parameters())

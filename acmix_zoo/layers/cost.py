@@ -28,7 +28,7 @@ class StageCounts(NamedTuple):
 
 
 class TwoStageLayer(nn.Module):
-    """Base class of the layers that project a map and then attend or convolve, and that state their own cost.
+    """Base class of the layers that project a feature map and then attend or convolve, and that state their own cost.
 
     A layer whose arithmetic depends on the backend also has `definition_macs(x)`, which FLOP counters use instead of
     counting products.

@@ -1,4 +1,4 @@
-"""WindowACmix: the ACmix layer of Swin, with window attention and convolution on one qkv projection of the map."""
+"""WindowACmix: the ACmix layer of Swin, with window attention and convolution on the same qkv projection."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from acmix_zoo.ops.window_attention import window_attention
 from acmix_zoo.ops.window_paths import WindowGeometry, WindowTensors, runs_native, window_paths
 from acmix_zoo.ops.windows import (
     crop,
-    masks_of_windows,
     relative_position_index,
     roll,
     shifted_window_mask,
+    window_masks,
     window_partition,
     window_reverse,
 )
@@ -36,12 +36,13 @@ class WindowACmix(TwoStageLayer):
     Args:
         dim: channels, a multiple of heads.
         heads: number of attention heads.
-        window: (height, width) of the attention windows. Maps are padded with zeros to whole windows.
-        shift: (rows, columns) by which the map is rolled before it is cut into windows; (0, 0) for none.
+        window: (height, width) of the attention windows. Feature maps are padded with zeros to whole windows.
+        shift: (rows, columns) by which the feature map is rolled before it is cut into windows; (0, 0) for none. Along
+            a side that a single window covers, it is not rolled.
         kernel_conv: side length of the convolution; odd.
-        conv_before_shift: run the convolution on the map before it is rolled. The released networks run it on the
-            **rolled** map, where pixels at the border and at the seam have neighbours from the opposite side of the
-            image. Their weights need that, so it is the default. Prefer True when you train from scratch.
+        conv_before_shift: run the convolution before the feature map is rolled. The released networks run it on the
+            **rolled** feature map, where pixels at the border and at the seam have neighbours from the opposite side
+            of the image. Their weights need that, so it is the default. Prefer True when you train from scratch.
         paths: "both", or the name of one path to use it alone.
         proj_drop: dropout rate after the sum.
 
@@ -167,19 +168,18 @@ class WindowACmix(TwoStageLayer):
             return self.proj_drop(self._forward_native(x, rows, cols))  # type: ignore[no-any-return]
         # Written this way, the padded size is a product for the compiler, too, which can then prove the reshapes.
         x = F.pad(x, (0, 0, 0, cols * self.window[1] - w, 0, rows * self.window[0] - h))  # (B, H′, W′, dim)
-        # A window that holds all rows (columns) has nothing to shift.
         opened = is_dynamic(rows, cols)
         if opened:  # the same without data-dependent branches
             shift = (self.shift[0] * at_most(rows - 1, 1), self.shift[1] * at_most(cols - 1, 1))
         else:
-            shift = (self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0)
+            shift = self.effective_shift(rows, cols)
         x = roll(x, (-shift[0], -shift[1]))
         projections = self.qkv(x)  # (B, H′, W′, 3·dim)
         projections = unflatten(projections, 3, (-1, 3 * self.heads))  # (B, H′, W′, d, 3·heads)
 
         def back(rolled: Tensor) -> Tensor:  # (B, H′, W′, …) → (B, H, W, …): undo the roll and the padding
             cropped = crop(roll(rolled, shift), h, w)
-            # The compiler always gets a copy. Otherwise, what it compiles depends on whether the map was padded.
+            # The compiler always gets a copy. Otherwise, what it compiles depends on whether there is padding.
             return cropped.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else cropped
 
         if self.paths == "attention":
@@ -199,15 +199,20 @@ class WindowACmix(TwoStageLayer):
             out = back(self._sum(attention, convolution))
         return self.proj_drop(out)  # type: ignore[no-any-return]
 
+    def effective_shift(self, rows: int, cols: int) -> tuple[int, int]:
+        """Return the shift of a feature map of rows × cols windows."""
+        return self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0
+
     def stage_macs(self, x: Tensor) -> StageCounts:
         """Return the multiply-accumulates of both stages for an input (B, H, W, dim)."""
         (b, h, w), (wh, ww) = x.shape[:3], self.window
-        rows, columns = -(-h // wh) * wh, -(-w // ww) * ww  # of the padded map
+        shift = self.effective_shift(-(-h // wh), -(-w // ww))
+        rows, columns = -(-h // wh) * wh, -(-w // ww) * ww  # of the padded feature map
         second = 0
         if self.paths != "convolution":
             second += rows * columns * 2 * wh * ww * self.dim
-        if self.paths != "attention":  # on the padded map, if it is rolled
-            is_rolled = any(self.shift) and not self.conv_before_shift
+        if self.paths != "attention":  # on the padded feature map, if it is rolled
+            is_rolled = any(shift) and not self.conv_before_shift
             second += self.shift_conv.macs(rows, columns) if is_rolled else self.shift_conv.macs(h, w)
         return StageCounts(b * rows * columns * 3 * self.dim**2, b * second)
 
@@ -220,7 +225,7 @@ class WindowACmix(TwoStageLayer):
     def _forward_native(self, x: Tensor, rows: int, cols: int) -> Tensor:
         """Run the layer up to the dropout in the native library, for rows × cols windows: (B, H, W, dim) → the same."""
         (b, h, w), (wh, ww) = x.shape[:3], self.window
-        shift = (self.shift[0] if rows > 1 else 0, self.shift[1] if cols > 1 else 0)
+        shift = self.effective_shift(rows, cols)
         if (h, w) != (rows * wh, cols * ww):
             x = F.pad(x, (0, 0, 0, cols * ww - w, 0, rows * wh - h))  # (B, H′, W′, dim)
         bias = mask = fc = kernels = None
@@ -283,25 +288,11 @@ class WindowACmix(TwoStageLayer):
         return window_reverse(out.transpose(1, 2).flatten(2), self.window, (b, h, w))  # (B, H, W, heads·d)
 
     def _attend(self, windows: Tensor, size: tuple[int, int], shift: tuple[int, int]) -> Tensor:
-        """Attend within the n windows of each map: q, k, v (3, B·n, heads, L, d) → (B·n, heads, L, d)."""
+        """Attend within the n windows of each image: q, k, v (3, B·n, heads, L, d) → (B·n, heads, L, d)."""
         q, k, v = windows.unbind(0)  # 3 × (B·n, heads, L, d)
         bias = self.position_bias().to(q.dtype)
         if any(self.shift if is_dynamic(*shift) else shift):
-            wh, ww = self.window
             assert self.shift_mask is not None
-            bias = bias + masks_of_windows(self.shift_mask, size[0] // wh, size[1] // ww).to(
-                q.dtype
-            )  # (n, heads, L, L)
+            rows, cols = (n // side for n, side in zip(size, self.window, strict=True))
+            bias = bias + window_masks(self.shift_mask, rows, cols).to(q.dtype)  # (n, heads, L, L)
         return window_attention(q, k, v, bias)
-
-
-def rows_by_channel(rows: Tensor, heads: int) -> Tensor:
-    """Reorder the rows of a plain qkv projection, (q/k/v, heads, d), to those of ACmix layers, (d, q/k/v, heads).
-
-    Shape: (3·heads·d, …) → (3·heads·d, C), or (3·heads·d,) for a bias. If the number of rows does not fit, they are
-    returned unchanged, so that loading them reports the shape.
-    """
-    rows = rows.flatten(1) if rows.dim() > 1 else rows
-    if rows.shape[0] % (3 * heads):
-        return rows
-    return rows.unflatten(0, (3, heads, -1)).movedim(2, 0).flatten(0, 2).contiguous()  # type: ignore[no-any-return]

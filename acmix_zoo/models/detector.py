@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
@@ -46,7 +47,7 @@ class _Design(NamedTuple):
 
 
 def _retinanet(pyramid: PyramidBackbone, classes: int, anchors: AnchorGenerator, **kwargs: Any) -> nn.Module:
-    """Return a RetinaNet with the group norms and the GIoU loss of torchvision's `retinanet_resnet50_fpn_v2`."""
+    """Return a RetinaNet with group norms and GIoU loss, as in torchvision's `retinanet_resnet50_fpn_v2`."""
     count = anchors.num_anchors_per_location()[0]
     head = RetinaNetHead(pyramid.out_channels, count, classes, norm_layer=partial(nn.GroupNorm, 32))
     head.regression_head._loss_type = "giou"
@@ -85,13 +86,13 @@ _DESIGNS: Mapping[str, _Design] = {
 class Detector(TaskNetwork):
     """A detector of torchvision, in `self.detector`, with a feature pyramid on a backbone.
 
-    In training mode, it maps a list of normalised images (3, H, W), and a list of targets, to a dict of losses. In
+    In training mode, it maps a list of normalised images (3, H, W) and a list of targets to a dict of losses. In
     evaluation mode, it maps images to a list of detections: boxes (N, 4) in pixels of the given image, labels (N,),
     scores (N,) and, from Mask R-CNN, masks (N, 1, H, W). Targets are described in torchvision's documentation. Label 0
-    is the background, so that class number c has label c + 1.
+    is the background, so class number c has the label c + 1.
 
-    In evaluation, images are resized, with antialiasing. In training, they keep their size, which the data chooses.
-    Unlike torchvision's own detectors, this one does not normalise images.
+    In evaluation, images are resized, with antialiasing. In training, they keep the size that the data module has given
+    them. Unlike torchvision's own detectors, this one does not normalise images.
 
     Args:
         architecture: name of the backbone, a network of this project or of timm.
@@ -99,14 +100,14 @@ class Detector(TaskNetwork):
         model_kwargs: arguments of the backbone.
         detector: "retinanet", "fcos", "faster_rcnn" or "mask_rcnn".
         strides: strides of the feature pyramid. The default is 8 to 128 for RetinaNet and FCOS, and 4 to 64 for R-CNN.
-            Strides that are too large for the backbone are added by the pyramid.
+            The pyramid adds strides that are larger than those of the backbone.
         channels: channels of the feature pyramid and of the heads of RetinaNet and FCOS, a multiple of 32 from 64.
         anchor_scale: side length of a level's smallest anchor divided by the level's stride; 4 for RetinaNet and 8 for
             R-CNN by default. FCOS has no anchors.
         frozen_norms: keep the statistics and weights of the backbone's batch norms, as suits small batches and a
             pretrained backbone.
         image_size: length of an image's shorter side in evaluation, in pixels.
-        max_size: maximum length of its longer side. The shorter side is smaller than `image_size` if needed.
+        max_size: maximum length of its longer side. Elongated images have a shorter side below `image_size`.
         detector_kwargs: further arguments of torchvision's class, such as {score_thresh: 0.1}.
 
     Raises:
@@ -138,10 +139,10 @@ class Detector(TaskNetwork):
         super().__init__(architecture, num_classes, model_kwargs, options)
         if detector not in _DESIGNS:
             raise ValueError(f"unknown detector={detector!r}. Expected one of {', '.join(_DESIGNS)}")
-        is_one_stage = detector in ("retinanet", "fcos")
+        self.is_one_stage = detector in ("retinanet", "fcos")
         if detector == "fcos" and anchor_scale is not None:
             raise ValueError(f"anchor_scale={anchor_scale} has no effect, because FCOS has no anchors. Remove it")
-        if is_one_stage and (channels % 32 or channels < 64):  # a group of one value has no variance
+        if self.is_one_stage and (channels % 32 or channels < 64):  # a group of one value has no variance
             raise ValueError(
                 f"channels={channels} cannot be divided into 32 groups of two or more for the norms of {detector}. Use "
                 "a multiple of 32 from 64, such as 256"
@@ -151,26 +152,24 @@ class Detector(TaskNetwork):
         if unknown := sorted(set(detector_kwargs or {}) - set(known)):
             raise ValueError(
                 f"torchvision's {design.network.__name__} has no argument {', '.join(unknown)}. Expected "
-                f"detector_kwargs such as {{{'' if is_one_stage else 'box_'}nms_thresh: 0.5}}"
+                f"detector_kwargs such as {{{'' if self.is_one_stage else 'box_'}nms_thresh: 0.5}}"
             )
         strides = tuple(strides or design.strides)
-        pyramid = PyramidBackbone(architecture, self._model_args, strides, channels, is_one_stage)
+        pyramid = PyramidBackbone(architecture, self._model_args, strides, channels, self.is_one_stage)
         if frozen_norms:
             pyramid.body = freeze_batch_norm_2d(pyramid.body)
         scale = anchor_scale or design.anchor_scale
         sizes = tuple(tuple(scale * stride * factor for factor in design.anchor_factors) for stride in strides)
-        anchors = AnchorGenerator(sizes, (design.aspect_ratios,) * len(strides))
+        anchors = _Anchors(sizes, (design.aspect_ratios,) * len(strides))
         self.detector = design.build(pyramid, num_classes + 1, anchors, **detector_kwargs or {})
         self.detector.transform = ImageScaling(image_size, max_size)
+        for name, module in self.detector.named_modules():
+            if name in _HEADS:
+                module.register_forward_hook(_to_float32)
 
     @property
     def backbone(self) -> nn.Module:
         return self.detector.backbone.body  # type: ignore[union-attr,return-value]
-
-    @property
-    def is_one_stage(self) -> bool:
-        """Whether this is a RetinaNet or FCOS, which have no region proposals."""
-        return isinstance(self.detector, RetinaNet | FCOS)
 
     @property
     def head(self) -> nn.Module:
@@ -187,13 +186,13 @@ class Detector(TaskNetwork):
             images: normalised images (3, H, W) of any sizes, or (B, 3, H, W).
             targets: boxes, labels and, for Mask R-CNN, masks of each image; only in training mode.
         """
-        if isinstance(images, Tensor) and images.is_meta:  # to count the cost: no boxes can be selected
+        if isinstance(images, Tensor) and images.is_meta:  # only the cost is counted, and boxes cannot be selected
             return self.example_outputs(images)
         return self.detector(list(images), targets)
 
     def example_outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of the heads, from which boxes are selected: for each location of the pyramid, and in
-        R-CNN for the four quarters of each image.
+        """Return the outputs of the heads before boxes are selected: for each location of the pyramid and, for R-CNN,
+        for the four quarters of each image.
 
         Detections would be a poor check of the weights, because a small difference can add or remove one.
 
@@ -223,7 +222,7 @@ _PROPOSALS, _MASKS = 1000, 100  # per image, as torchvision counts the cost of R
 def _pool_quarters(pool: MultiScaleRoIAlign, features: dict[str, Tensor], images: Tensor, count: int) -> Tensor:
     """Return the pooled features of the four quarters of each image: (4·B, C, h, w).
 
-    On the meta device, where only the cost is counted, return those of `count` boxes per image instead.
+    On the meta device, where only the cost is counted, return features of `count` boxes per image instead.
     """
     channels, size = next(iter(features.values())).shape[1], pool.output_size
     if images.is_meta:
@@ -233,6 +232,36 @@ def _pool_quarters(pool: MultiScaleRoIAlign, features: dict[str, Tensor], images
     quarters = torch.cat([corners, corners + 0.5], 1) * images.new_tensor([width, height, width, height])  # (4, 4)
     pooled: Tensor = pool(features, [quarters] * len(images), [(height, width)] * len(images))
     return pooled
+
+
+_HEADS = ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor")
+
+
+def _to_float32(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """Forward hook that returns the outputs of a head in float32 under autocast.
+
+    torchvision computes boxes in the dtype of the head, and bfloat16 has only 8 significant bits: above 512 pixels, it
+    would round coordinates to multiples of 4.
+    """
+    if isinstance(output, dict):
+        return {name: _to_float32(module, inputs, each) for name, each in output.items()}
+    if isinstance(output, tuple | list):
+        return [_to_float32(module, inputs, each) for each in output]
+    return output.float() if _is_autocast(output) else output
+
+
+def _is_autocast(x: Tensor) -> bool:
+    """Return whether autocast has changed the dtype of a tensor to half precision."""
+    return x.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled(x.device.type)
+
+
+class _Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
+    """Anchors that are in float32 under autocast, where torchvision's have the dtype of the feature maps."""
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        if _is_autocast(feature_maps[0]):  # only their shapes, dtype and device are used
+            feature_maps = [torch.empty_like(each, dtype=torch.float32) for each in feature_maps]
+        return super().forward(image_list, feature_maps)  # type: ignore[no-any-return]
 
 
 class ImageScaling(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
@@ -247,12 +276,12 @@ class ImageScaling(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvisi
         super().__init__(image_size, max_size, [], [])
 
     def normalize(self, image: Tensor) -> Tensor:
-        return image  # the data normalise images, as for all tasks
+        return image  # the data module has normalised it
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         if self.training:
             return image, target
         height, width = image.shape[-2:]
         scale = min(self.min_size[0] / min(height, width), self.max_size / max(height, width))
-        size = (round(height * scale), round(width * scale))
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
         return interpolate(image[None], size, mode="bilinear", antialias=True)[0], target

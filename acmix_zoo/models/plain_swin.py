@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
-from acmix_zoo.layers.window_acmix import rows_by_channel
+from acmix_zoo.layers.qkv_rows import rows_by_channel
 from acmix_zoo.models.silent_convolution import add_silent_convolution
 
 State = dict[str, Tensor]

@@ -22,8 +22,8 @@ class PyramidBackbone(nn.Module):
     Args:
         architecture: name of the backbone, a network of this project or of timm.
         model_kwargs: arguments of the backbone.
-        strides: strides of the feature maps to return, each twice the one before. Those that the backbone does not
-            reach are computed from the last one that it has.
+        strides: strides of the feature maps to return, each twice the one before. Feature maps with larger strides than
+            those of the backbone are computed from its last one.
         channels: channels of all returned feature maps.
         has_extra_convs: compute the additional levels with strided 3×3 convolutions, as RetinaNet and FCOS do, instead
             of subsampling, as R-CNN does.
@@ -72,7 +72,7 @@ class PyramidBackbone(nn.Module):
 
 def _map_indices(architecture: str, model_kwargs: Mapping[str, Any], strides: Sequence[int]) -> tuple[int, ...]:
     """Return the index of the backbone's last feature map of each stride that it has."""
-    with torch.device("meta"):  # without memory and time for the weights
+    with torch.device("meta"):  # no memory or time is needed for the weights
         info: Any = timm.create_model(architecture, features_only=True, **model_kwargs).feature_info
     available = dict(zip(info.reduction(), info.out_indices, strict=True))
     if strides[0] not in available:

@@ -1,4 +1,4 @@
-"""`Segmenter`: a decoder of segmentation_models_pytorch on a backbone of this project or of timm."""
+"""`Segmenter`: a decoder of segmentation_models_pytorch on any backbone."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ DECODERS = {"fpn": "FPN", "upernet": "UPerNet", "unet": "Unet"}
 class Segmenter(TaskNetwork):
     """Map images (B, C, H, W) to logits (B, num_classes, H, W), for any H and W.
 
-    The decoder reads the feature maps of the backbone from a quarter of the resolution (U-Net: half) down to its last
-    one. Images are padded with zeros, the mean colour, at the right and at the bottom to a multiple of its stride.
+    The decoder reads the feature maps of the backbone from a quarter of the resolution (U-Net: half) down to the last
+    one. Images are padded at the right and at the bottom to a multiple of its stride, with zeros, the mean colour.
 
     Args:
-        architecture: name of the backbone.
+        architecture: name of the backbone, a network of this project or of timm.
         num_classes: number of classes.
         model_kwargs: arguments of the backbone.
         decoder: "fpn" (semantic FPN: Kirillov et al. 2019), "upernet" (Xiao et al. 2018) or "unet" (Ronneberger et al.
@@ -79,11 +79,10 @@ class Segmenter(TaskNetwork):
                 **arguments,
                 **{name: value for name, value in self._model_args.items() if name != "in_chans"},
             )
-        except TypeError as error:
+        except TypeError as error:  # the arguments of the backbone are known to be right
             raise ValueError(
-                f"the segmenter cannot be built with decoder_kwargs={decoder_kwargs} and model_kwargs="
-                f"{self._model_args}: {error}. Expected arguments of segmentation_models_pytorch."
-                f"{DECODERS[decoder]} and of {architecture}"
+                f"the decoder cannot be built with decoder_kwargs={decoder_kwargs}: {error}. Expected arguments of "
+                f"segmentation_models_pytorch.{DECODERS[decoder]}"
             ) from error
 
     @property
@@ -96,7 +95,7 @@ class Segmenter(TaskNetwork):
 
     @property
     def decoder(self) -> nn.Module:
-        """What is between the backbone and the head."""
+        """The module between the backbone and the head."""
         return self.net.decoder  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -58,10 +58,14 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(*(Block(dim, drop_path=drop_path[i], window=(1, 1), **block) for i in range(depth)))
 
     def set_window(self, window: Size, size: Size) -> None:
-        """Set the window for feature maps of `size`. The window is at most as large as the feature map. Along a side
-        that it covers completely, it is not shifted."""
+        """Set the window for feature maps of `size`. The window is at most as large as the feature map.
+
+        Every second block has a shift, even if the window covers the feature map. `WindowACmix` leaves it out then, but
+        needs it for the larger feature maps of a segmenter or detector, whose windows would never be connected
+        otherwise.
+        """
         clamped = (min(window[0], size[0]), min(window[1], size[1]))
-        half = (clamped[0] // 2 if size[0] > window[0] else 0, clamped[1] // 2 if size[1] > window[1] else 0)
+        half = (clamped[0] // 2, clamped[1] // 2)
         for i, block in enumerate(self.blocks):
             block.attn.set_window(clamped, half if i % 2 else (0, 0))  # type: ignore[union-attr,operator]
 

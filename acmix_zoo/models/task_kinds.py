@@ -1,4 +1,4 @@
-"""The tasks that a network can be trained for: their names on the Hub, their metrics, and what builds a network."""
+"""The tasks that a network can be trained for: their names, their metrics, and the classes of their networks."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class TaskKind:
 
     Attributes:
         name: its name in recipes and config.json.
-        title: what the network does, in words, such as "image classification".
+        title: its name in text, such as "image classification".
         pipeline_tag: its name on the Hugging Face Hub.
         main_metric: the validation metric that decides which epoch is the best. It is between 0 and 1, and higher is
             better.
         metrics: the metrics that are printed and plotted, with their labels, the main one first. All are between 0 and
             1. A task may record others.
-        class_metric: what the score of a single class is called; "" if classes have no scores.
-        output: the result of the network for images (B, 3, H, W), for the model card. `{classes}` is filled in.
+        class_metrics: what the scores of a single class are called, the main one first; () if classes have no scores.
+        output: a line of Python for the model card, which calls the network and states what it returns.
         builder: "module:class" of the `TaskNetwork`; "" if timm builds the network.
-        package: the package that the builder needs, and that only an extra installs; "" if there is none.
+        package: the package that the builder needs and only an extra installs; "" if there is none.
         extra: the extra of acmix-zoo that installs it.
     """
 
@@ -33,7 +33,7 @@ class TaskKind:
     main_metric: str
     metrics: Mapping[str, str]
     output: str
-    class_metric: str = ""
+    class_metrics: tuple[str, ...] = ()
     builder: str = ""
     package: str = ""
     extra: str = ""
@@ -66,7 +66,7 @@ CLASSIFICATION = TaskKind(
     title="image classification",
     pipeline_tag="image-classification",
     main_metric="top1",
-    metrics={"top1": "top-1", "top5": "top-5"},
+    metrics={"top1": "accuracy", "top5": "top-5 accuracy"},
     output="logits = model(images)  # (B, {channels}, {height}, {width}) -> (B, {classes})",
 )
 SEGMENTATION = TaskKind(
@@ -76,7 +76,7 @@ SEGMENTATION = TaskKind(
     main_metric="miou",
     metrics={"miou": "mIoU", "pixel_accuracy": "pixel accuracy"},
     output="logits = model(images)  # (B, {channels}, H, W) -> (B, {classes}, H, W), for any H and W",
-    class_metric="IoU",
+    class_metrics=("IoU",),
     builder="acmix_zoo.models.segmenter:Segmenter",
     package="segmentation_models_pytorch",
     extra="segment",
@@ -88,7 +88,7 @@ DETECTION = TaskKind(
     main_metric="map",
     metrics={"map": "mAP", "map50": "AP50"},
     output="boxes = model(images)  # a dict with boxes, scores and labels for each image",
-    class_metric="AP",
+    class_metrics=("AP", "AP50"),
     builder="acmix_zoo.models.detector:Detector",
 )
 TASK_KINDS = {kind.name: kind for kind in (CLASSIFICATION, SEGMENTATION, DETECTION)}

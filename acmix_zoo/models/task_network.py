@@ -1,4 +1,4 @@
-"""`TaskNetwork`: what a segmenter or a detector offers so that it is trained, stored and verified like a classifier."""
+"""`TaskNetwork`: the interface of networks for other tasks, so that they are trained and stored like classifiers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from acmix_zoo.models.task_kinds import CLASSIFICATION, TaskKind
 class TaskNetwork(nn.Module):
     """A network for a task other than classification: a backbone, which timm builds, and what the task adds to it.
 
-    It has the part of timm's interface that training and weight folders use, so that they do not ask for the task. A
-    subclass passes its own arguments on as `options`, builds its modules, and implements `backbone`, `head` and
-    `forward`. For one tensor of images on the meta device, in eval mode, `forward` must not read values, because its
-    cost is counted there.
+    It has the part of timm's interface that training and weight folders use, so that they work for every task. A
+    subclass passes its own arguments on as `options`, builds its modules, and implements `backbone`, `head`,
+    `example_outputs` and `forward`. In eval mode, `forward` has to accept a tensor of images on the meta device, where
+    tensors have no values, because costs are counted there.
 
     Args:
         architecture: name of the backbone.
@@ -56,11 +56,11 @@ class TaskNetwork(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The module whose parameters have the number of classes in their shape. Its names start with `head_name`."""
+        """The module whose parameters have shapes that depend on the number of classes."""
         raise NotImplementedError
 
     def example_outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the outputs that a weight folder stores with a sample input, to check that the weights give them.
+        """Return the outputs that a weight folder stores with a sample input, to check its weights.
 
         Args:
             images: (B, C, H, W), normalised.
@@ -89,7 +89,7 @@ class TaskNetwork(nn.Module):
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
         """Return the function that timm's `param_groups_layer_decay` uses: the layer of each parameter, by its name.
 
-        The layers of the backbone are those of the classifier of the same name. Everything else is the last layer.
+        The layers of the backbone are those of the classifier of the same name. All other parameters form the last one.
         """
         network = self._backbone_network()
         matcher = network.group_matcher(coarse=coarse)  # type: ignore[operator]
@@ -134,12 +134,12 @@ class TaskNetwork(nn.Module):
 
 
 def _plain(name: str) -> str:
-    """Return a name without the dots, in place of which timm's feature extractors put underscores."""
+    """Return a name with underscores for dots, as timm's feature extractors write it."""
     return name.replace(".", "_")
 
 
 def _key(name: str) -> str:
-    """Return the plain name of a backbone's tensor in its classifier. Some extractors wrap the network as `model`."""
+    """Return the plain name of a backbone's tensor in the classifier. Some extractors call the network `model`."""
     return _plain(name.removeprefix("model."))
 
 
@@ -156,7 +156,7 @@ def builder_options(kind: TaskKind) -> dict[str, Any]:
 
 
 def example_outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Return the outputs of any network that a weight folder stores with a sample input, each with its name."""
+    """Return the outputs of any network, by name, that a weight folder stores with a sample input."""
     if isinstance(model, TaskNetwork):
         return model.example_outputs(images)
     return {"logits": model(images)}

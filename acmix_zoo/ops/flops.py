@@ -3,8 +3,8 @@
 A compiled graph contains the sums as one operator. The counter hooks all modules, so ACmix layers call their
 projections one by one, and the counter sees the arithmetic that runs. The operator of a complete ACmix layer, which
 compiled graphs and the native library run, has the formula of its composed convolution. The operator of both paths of
-a Swin layer has that of its definition. As everywhere in torch's
-counter, a multiply-accumulate counts as two. `acmix_zoo.layers.complexity` counts by definition instead.
+a Swin layer has that of its definition. As everywhere in torch's counter, a multiply-accumulate counts as two.
+`acmix_zoo.layers.complexity` counts by definition instead.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from acmix_zoo.ops.dispatch import forced_backend
 from acmix_zoo.ops.shift_conv import shift_conv
 from acmix_zoo.ops.tracing import is_recording
 from acmix_zoo.ops.window_attention import window_attention_plain
-from acmix_zoo.ops.windows import crop, masks_of_windows, roll, window_partition, window_reverse
+from acmix_zoo.ops.windows import crop, roll, window_masks, window_partition, window_reverse
 
 
 class WindowGeometry(NamedTuple):
@@ -47,7 +47,7 @@ class WindowTensors(NamedTuple):
 
     Attributes:
         bias: position bias (heads, L, L), or None for a layer without attention.
-        mask: masks of shifted windows (4, L, L), or None. See `masks_of_windows`.
+        mask: masks of shifted windows (4, L, L), or None. See `window_masks`.
         fc: mixing matrix of the convolution with its bias as the last column, (k², 3·heads + 1).
         kernels: kernels of the convolution (d·heads, k², k, k), or None for a layer without convolution.
         offset: (dim,), added to the convolution, or None.
@@ -60,7 +60,7 @@ class WindowTensors(NamedTuple):
     offset: Tensor | None = None
 
 
-def runs_native(*tensors: Tensor | None) -> bool:
+def runs_native(*tensors: Tensor) -> bool:
     """Return whether the native library computes `window_paths` for a layer with these inputs and parameters.
 
     Graphs for a compiler or for other programs, transforms and subclasses of tensors need plain operators.
@@ -68,8 +68,8 @@ def runs_native(*tensors: Tensor | None) -> bool:
     if is_recording() or forced_backend() not in (None, "native") or torch.is_autocast_enabled("cpu"):
         return False
     return (
-        all(t is None or t.numel() or not len(t) for t in tensors)  # the kernel takes empty batches, but no empty maps
-        and all(t is None or type(t) in (Tensor, Parameter) for t in tensors)
+        all(t.numel() or not len(t) for t in tensors)  # the kernel divides by H and W, but not by B
+        and all(type(t) in (Tensor, Parameter) for t in tensors)
         and native.unsupported_reason(tensors) is None
         and not is_transformed(*tensors)
     )
@@ -113,7 +113,7 @@ def window_paths_plain(
         q, k, v = windows.permute(3, 0, 4, 1, 2)  # 3 × (B·n, heads, L, d)
         biases = bias.unsqueeze(0)  # (1, heads, L, L)
         if mask is not None:
-            biases = biases + masks_of_windows(mask, h // wh, w // ww)  # (n, heads, L, L)
+            biases = biases + window_masks(mask, h // wh, w // ww)  # (n, heads, L, L)
         out = window_attention_plain(q, k, v, biases).transpose(1, 2).flatten(2)  # (B·n, L, heads·d)
         attention = back(window_reverse(out, window, (b, h, w))).flatten(0, 2)  # (B·h·w, dim)
     if kernels is not None:

@@ -1,4 +1,4 @@
-"""The windows of a Swin transformer: cut a map into windows and back, roll it, and build mask and position index."""
+"""The windows of a Swin transformer: partition a feature map and reverse it, roll it, and build masks and indices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from acmix_zoo.ops.tracing import is_dynamic
 
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """Return the windows of a map, (B, H, W, …) → (B · H/wh · W/ww, wh·ww, …). H and W are multiples of the window."""
+    """Return the windows of a feature map, (B, H, W, …) → (B · H/wh · W/ww, wh·ww, …).
+
+    H and W are multiples of the window.
+    """
     b, h, w, *rest = x.shape
     wh, ww = window
     if is_dynamic(h, w):
@@ -21,7 +24,7 @@ def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
 
 
 def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, int, int]) -> Tensor:
-    """Return the map of `size` (B, H, W) from its windows, the inverse of `window_partition`."""
+    """Return the feature map of `size` (B, H, W) from its windows, the inverse of `window_partition`."""
     (wh, ww), (b, h, w), rest = window, size, windows.shape[2:]
     if is_dynamic(h, w):
         _, place = _window_order((h, w), window, windows.device)
@@ -33,8 +36,8 @@ def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, in
 def _window_order(size: tuple[int, int], window: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return partition and reverse as two permutations of the H·W positions, for exported graphs with dynamic sizes.
 
-    In exported graphs, a size that is 1 in the example, such as the number of windows of a small map, would become a
-    constant. Therefore no tensor here has the number of windows as a dimension.
+    In exported graphs, a size that is 1 in the example would become a constant, such as the number of windows of a
+    small feature map. Therefore no tensor here has the number of windows as a dimension.
 
     Returns:
         order: (H·W,) the k-th position when the windows are read one after another.
@@ -58,10 +61,10 @@ def _window_order(size: tuple[int, int], window: tuple[int, int], device: torch.
 
 
 def roll(x: Tensor, shift: tuple[int, int]) -> Tensor:
-    """Return a map (B, H, W, …) rolled by (rows, columns), like `torch.roll`.
+    """Return a feature map (B, H, W, …) rolled by (rows, columns), like `torch.roll`.
 
     The result is concatenated from slices, as `torch.roll` itself does on a CPU. Inductor (torch 2.15, CPU) compiles
-    `torch.roll` to an index with a remainder, which is slow, keeps the map transposed, and writes beyond its end.
+    `torch.roll` to an index with a remainder, which is slow, keeps the tensor transposed, and writes beyond its end.
     """
     for dim, by in enumerate(shift, start=1):
         if is_dynamic(by):  # it may be 0 for some sizes
@@ -83,7 +86,7 @@ def crop(x: Tensor, h: int, w: int) -> Tensor:
 def shifted_window_mask(
     size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], device: torch.device | None = None
 ) -> Tensor:
-    """Return the mask of shifted windows, for a map that was rolled by −shift.
+    """Return the mask of shifted windows, for a feature map that was rolled by −shift.
 
     The mask is 0 if two positions of a window were in the same window before the roll, and −100 otherwise. Swin uses
     −100 instead of −inf, and its pretrained weights depend on it.
@@ -103,13 +106,13 @@ def shifted_window_mask(
     return (is_same - 1) * 100.0
 
 
-def masks_of_windows(mask: Tensor, rows: int, cols: int) -> Tensor:
-    """Return the masks of rows × cols windows, (rows·cols, 1, L, L), for a map that is rolled along both sides.
+def window_masks(mask: Tensor, rows: int, cols: int) -> Tensor:
+    """Return the masks of rows × cols shifted windows, (rows·cols, 1, L, L).
 
     Args:
-        mask: (4, L, L), for a window that contains no seam, one between columns, one between rows, and both. This is
-            `shifted_window_mask` of 2 × 2 windows.
-        rows, cols: number of windows. Only the last one of several contains a seam.
+        mask: (4, L, L), the `shifted_window_mask` of 2 × 2 windows: for a window without a seam, with one between
+            columns, with one between rows, and with both.
+        rows, cols: number of windows. The last row and the last column contain a seam if they are not the only ones.
     """
     at_end = []
     for count in (rows, cols):

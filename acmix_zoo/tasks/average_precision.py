@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
 from acmix_zoo.data.boxes.coco_api import coco_api
+from acmix_zoo.models.task_kinds import DETECTION
+from acmix_zoo.tasks.gather import gather
 from acmix_zoo.tasks.metrics import TaskMetrics
 
 _DETECTIONS = (1, 10, 100)  # per image, as in COCO
@@ -34,7 +36,7 @@ class AveragePrecision(TaskMetrics):
         self.num_classes, self.has_masks = num_classes, has_masks
         self.metric = self._new_metric()
         self.numbers: list[int] = []
-        self._class_scores: list[float] = []
+        self._class_scores: dict[str, list[float]] = {}
 
     def _new_metric(self) -> MeanAveragePrecision:
         metric = MeanAveragePrecision(
@@ -77,19 +79,21 @@ class AveragePrecision(TaskMetrics):
         self._class_scores = self._scores_of_classes(result)
         return scores
 
-    def _scores_of_classes(self, result: dict[str, Any]) -> list[float]:
-        values = [float("nan")] * self.num_classes
+    def _scores_of_classes(self, result: dict[str, Any]) -> dict[str, list[float]]:
+        scores = {name: [float("nan")] * self.num_classes for name in DETECTION.class_metrics}
         key = "bbox_precision" if self.has_masks else "precision"
         if key in result:  # else there are no images
             # (thresholds, recall levels, classes, sizes, numbers of detections); -1: there are no such objects
             precision = result[key][:, :, :, 0, -1]
             for label, of_class in zip(_flat(result["classes"]), precision.unbind(2), strict=True):
-                if (of_class > -1).any():
-                    values[int(label) - 1] = float(of_class[of_class > -1].mean())
-        return values
+                if (of_class > -1).all():
+                    scores["AP"][int(label) - 1] = float(of_class.mean())
+                    scores["AP50"][int(label) - 1] = float(of_class[0].mean())  # the first threshold is 0.5
+        return scores
 
-    def class_scores(self) -> list[float]:
-        """Return the average precision of each class from the last `compute`; NaN for a class without objects."""
+    def class_scores(self) -> dict[str, list[float]]:
+        """Return the average precision of each class from the last `compute`, over all IoU thresholds (AP) and at a
+        threshold of 0.5 (AP50). A class without objects has NaN."""
         return self._class_scores
 
     def reset(self) -> None:
@@ -115,15 +119,6 @@ class AveragePrecision(TaskMetrics):
         for name, values in state.items():
             values.extend(image[name] for image in images.values() if image[name] is not None)
         return metric
-
-
-def gather(own: list[Any]) -> list[Any]:
-    """Return the objects of all processes. All processes have to call this."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return own
-    parts: list[list[Any]] = [own] * distributed.get_world_size()
-    distributed.all_gather_object(parts, own)
-    return [each for part in parts for each in part]
 
 
 def _flat(value: Tensor) -> list[float]:

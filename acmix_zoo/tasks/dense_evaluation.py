@@ -1,4 +1,4 @@
-"""Evaluation of a segmenter beyond one forward pass: overlapping windows, and the mean of an image and its mirror."""
+"""Evaluate a segmenter in overlapping windows, and on mirror images."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 Network = Callable[[Tensor], Tensor]
+"""Maps images (B, C, H, W) to logits (B, classes, H, W)."""
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """Return where windows start so that they cover a length. The last one ends with it.
+    """Return the first pixels of the windows that cover a side of an image. The last window ends with the side.
 
     Args:
-        length: length in pixels.
+        length: length of the side, in pixels.
         window: length of a window.
-        overlap: fraction of a window that the next one covers as well, at least.
+        overlap: fraction of a window that the next one also covers, at least.
     """
     if window >= length:
         return [0]
@@ -28,10 +29,10 @@ def slide(network: Network, images: Tensor, window: tuple[int, int], overlap: fl
     """Return the mean logits of overlapping windows.
 
     Args:
-        network: maps images (B, C, h, w) to logits (B, classes, h, w).
-        images: (B, C, H, W). Where they are smaller than a window, the window is cut to their size.
+        network: the network.
+        images: (B, C, H, W). A window is at most as large as the images.
         window: (height, width) of a window.
-        overlap: see `window_starts`.
+        overlap: fraction of a window that the next one also covers, at least.
 
     Returns:
         (B, classes, H, W).

@@ -7,11 +7,13 @@ L.Trainer(max_epochs=12).fit(task, data)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from acmix_zoo.data.boxes.box_dataset import BoxBatch
@@ -22,7 +24,9 @@ from acmix_zoo.models.task_kinds import DETECTION
 from acmix_zoo.tasks.average_precision import AveragePrecision
 from acmix_zoo.tasks.metrics import TaskMetrics
 from acmix_zoo.tasks.optim import warmup_steps
+from acmix_zoo.tasks.sharded import is_sharded
 from acmix_zoo.tasks.task import Task
+from acmix_zoo.tasks.task_views import ShownTarget
 
 _EXAMPLES = 4  # images in the plot of a run
 
@@ -48,12 +52,13 @@ class ImageDetections(NamedTuple):
 
 
 class DetectionTask(Task):
-    """Train, evaluate and apply a detector: RetinaNet, FCOS, Faster R-CNN or Mask R-CNN. The network is `self.model`, a
-    `acmix_zoo.models.detector.Detector`.
+    """Train, evaluate and apply a detector: RetinaNet, FCOS, Faster R-CNN or Mask R-CNN.
 
-    Logs train/loss, and for val/ and test/ the mean average precision as COCO defines it (`map`), at an IoU of 0.5
-    (`map50`) and 0.75 (`map75`), for small, medium and large objects, and for Mask R-CNN the same of the masks with the
-    prefix `mask_`.
+    The network is `self.model`, an `acmix_zoo.models.detector.Detector`.
+
+    Logs train/loss. For val/ and test/, logs the mean average precision as COCO defines it (`map`), at an IoU of 0.5
+    (`map50`) and 0.75 (`map75`), and for small, medium and large objects. For Mask R-CNN, also logs those of the masks
+    with the prefix `mask_`. Keeps the AP and AP50 of the boxes of each class in `class_scores`.
 
     Args:
         model: name of the backbone, a model of this project or of timm, or a weight folder.
@@ -99,7 +104,7 @@ class DetectionTask(Task):
         decay_epochs: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        coco_api()  # fail before the training, not at the first validation
+        coco_api()  # raise an error before the training, not at the first validation
         super().__init__(model, num_classes, pretrained, model_kwargs, **kwargs)
 
     @property
@@ -151,6 +156,13 @@ class DetectionTask(Task):
             if (number := int(target["image"])) >= 0:
                 metrics.add(number, detections, target)
 
+    def show_target(self, picture: Image.Image, batch: Any, number: int, class_names: Sequence[str]) -> ShownTarget:
+        target, draw = batch.targets[number], ImageDraw.Draw(picture)
+        for box in target["boxes"].tolist():
+            draw.rectangle(box, outline="red", width=max(1, picture.width // 150))
+        present = Counter(class_names[label - 1] for label in target["labels"].tolist())
+        return ShownTarget(picture, ", ".join(f"{count} {name}" for name, count in present.items()))
+
     def predict_step(self, batch: BoxBatch, batch_idx: int) -> list[ImageDetections]:
         """Return the detections in each image."""
         found = self(batch.images)
@@ -168,12 +180,16 @@ class DetectionTask(Task):
 
     @torch.no_grad()
     def plot_examples(self, data: Any, path: Path) -> None:
-        """Write an image of detections beside the annotated boxes."""
+        """Draw the annotated boxes of a few images, and next to them the detections.
+
+        Nothing is drawn for a network that is sharded over processes, because all of them would have to take part.
+        """
         batch: BoxBatch = data.example_batch(_EXAMPLES)
-        if not batch.images:
+        if not batch.images or is_sharded(self.model):
             return
-        mode, device = self.training, next(self.parameters()).device
+        was_training, parameter = self.training, next(self.model.parameters())
         self.eval()
-        found = self([data.pixels.normalize(image.to(device)[None])[0] for image in batch.images])
-        self.train(mode)
+        images = [data.pixels.normalize(image[None])[0].to(parameter) for image in batch.images]  # device and dtype
+        found = self(images)
+        self.train(was_training)
         plot_detections(batch, found, data.class_names, path)

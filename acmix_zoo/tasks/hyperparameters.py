@@ -14,10 +14,10 @@ from acmix_zoo.weights.resolve import resolve_network
 FIXED = frozenset({
     "model", "pretrained", "model_kwargs", "ema_decay", "optimizer", "lr", "base_batch_size",
     "weight_decay", "momentum", "nesterov", "warmup_epochs", "warmup_lr", "min_lr", "layer_decay",
-    *("linear_probe", "label_smoothing"),  # classification
+    *("linear_probe", "label_smoothing", "class_weights"),  # classification
     *("detector", "strides", "channels", "anchor_scale", "frozen_norms"),  # detection
     *("detector_kwargs", "decay_epochs"),
-    *("decoder", "decoder_kwargs", "losses", "class_weights", "ignore_index", "freeze_backbone"),  # segmentation
+    *("decoder", "decoder_kwargs", "losses", "freeze_backbone"),  # segmentation
     *("window", "window_overlap", "flip_eval"),  # they determine which epoch is the best
 })  # fmt: skip
 
@@ -34,6 +34,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "warmup_lr": (lambda v: v >= 0, "0 or more"),
     "min_lr": (lambda v: v >= 0, "0 or more"),
     "label_smoothing": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    "window_overlap": (lambda v: 0 <= v < 1, "a fraction from 0 to below 1, such as 0.33"),
+    "anchor_scale": (lambda v: v is None or v > 0, "a number above 0, such as 4, or null"),
     "ema_decay": (lambda v: v is None or 0 <= v < 1, "a number from 0 to below 1, such as 0.999, or null"),
 }
 

@@ -1,44 +1,43 @@
-"""`Task`: what all tasks share. The network, the optimiser and its schedule, averaging, sharding, and logging."""
+"""`Task`: what all tasks share, from the network to logging."""
 
 from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
-import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from acmix_zoo.data.loaders import Loaders
 from acmix_zoo.models.task_kinds import TaskKind
 from acmix_zoo.models.task_network import builder_options
-from acmix_zoo.tasks.ema import EMA
+from acmix_zoo.tasks.evaluation import Evaluation
 from acmix_zoo.tasks.hyperparameters import check_ranges
 from acmix_zoo.tasks.image_size import check_image_size
 from acmix_zoo.tasks.metrics import TaskMetrics
-from acmix_zoo.tasks.optim import batch_size_factor, make_optimizer, warmup_cosine
-from acmix_zoo.tasks.resumable_task import ResumableTask
+from acmix_zoo.tasks.scheduled_task import ScheduledTask
 from acmix_zoo.tasks.sharded import is_sharded, shard
 from acmix_zoo.tasks.start_weights import are_start_weights_loaded, choose_network
+from acmix_zoo.tasks.task_views import TaskViews
 from acmix_zoo.weights.create import create_task_network
 
 # The metrics have already been summed over all processes when they are logged.
 _NEEDLESS_ADVICE = r".*recommended to use `self\.log\('(val|test)/.*sync_dist=True"
 
 
-class Task(ResumableTask):
+class Task(TaskViews, ScheduledTask):
     """Base class of all tasks. The network is `self.model`.
 
-    A task sets `kind` and implements four methods: `configure_losses` and `configure_metrics` create what it needs,
-    `batch_loss` returns the training loss of a batch, and `update_metrics` counts an evaluation batch. It passes the
-    arguments that all tasks share on to this class. Its own are found in `self.hparams`.
+    A task sets `kind` and implements four methods: `configure_losses` and `configure_metrics` create the losses and
+    metrics, `batch_loss` returns the training loss of a batch, and `update_metrics` counts an evaluation batch. It
+    passes the arguments that all tasks share on to this class, and finds its own in `self.hparams`.
 
-    A batch is a sequence that starts with the images, a tensor (B, C, H, W). What follows is up to the task.
+    A batch is a sequence that starts with its B images: a tensor (B, C, H, W), or a list of images of different sizes.
+    What follows depends on the task.
 
-    Logs train/loss. For val/ and test/, logs the metrics at the end of the evaluation, over all processes.
+    Logs train/loss and, at the end of an evaluation, the metrics over all processes as val/… or test/….
 
     Args:
         model: name of a model of this project or of timm, or a weight folder.
@@ -66,7 +65,8 @@ class Task(ResumableTask):
         kind: the task's name, metrics and network.
         model: the network.
         val_metrics, test_metrics: the metrics of each split.
-        class_scores: after an evaluation, {split: {class: score}}, for tasks that measure each class.
+        class_scores: after an evaluation, {split: {metric: {class: score}}}, for tasks that measure each class.
+        evaluations: after `trainer.validate` or `trainer.test`, the details for each split.
 
     Raises:
         ValueError: unknown model or weights (from create_model), or an impossible setting.
@@ -105,7 +105,8 @@ class Task(ResumableTask):
         self.save_hyperparameters()  # also the arguments of the subclass
         self.save_hyperparameters(choose_network(model, pretrained, model_kwargs)._asdict())
         self.num_classes = num_classes
-        self.class_scores: dict[str, dict[str, float]] = {}
+        self.class_scores: dict[str, dict[str, dict[str, float]]] = {}
+        self.evaluations: dict[str, Evaluation] = {}
         self._checked_size: tuple[int, ...] | None = None  # the image size for which the network was last checked
         check_ranges(self.hparams)
         warnings.filterwarnings("ignore", message=_NEEDLESS_ADVICE)
@@ -137,7 +138,7 @@ class Task(ResumableTask):
     def update_metrics(self, metrics: TaskMetrics, batch: Any) -> None:
         """Count the images of an evaluation batch, except padding images.
 
-        Padding images are added so that every process has the same number of batches. The data mark them.
+        The data add padding images so that every process has the same number of batches, and mark them.
         """
 
     def trained_modules(self) -> Sequence[nn.Module] | None:
@@ -147,14 +148,6 @@ class Task(ResumableTask):
     def evaluation_options(self) -> dict[str, Any]:
         """Return the hyper-parameters that affect the scores of given weights, for the record of the weights."""
         return {}
-
-    def plot_examples(self, data: Any, path: Any) -> None:
-        """Write an image of predictions beside the truth, for tasks where that says more than a number.
-
-        Args:
-            data: the data module.
-            path: the PNG file.
-        """
 
     # ---- network
 
@@ -227,44 +220,6 @@ class Task(ResumableTask):
             x = x.contiguous(memory_format=torch.channels_last)
         return self.model(x)
 
-    # ---- optimiser, schedule and averaging
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimiser, and the schedule, which is stepped after every optimiser step."""
-        h = self.hparams
-        epochs = self.trainer.max_epochs
-        if epochs is None or epochs < 1:
-            raise ValueError(
-                f"max_epochs={epochs}, but the schedule depends on the length of the run. Expected 1 or more. Set "
-                "--trainer.max_epochs; in Python, use Trainer(max_epochs=...)"
-            )
-        total = int(self.trainer.estimated_stepping_batches)  # also creates the loaders
-        lr = h["lr"] * batch_size_factor(self.trainer, h["lr"], h["base_batch_size"])
-        optimizer = make_optimizer(self.model, lr, h)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.make_schedule(total, epochs))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def make_schedule(self, total: int, epochs: int) -> Callable[[int], float]:
-        """Return the schedule, a function from the number of optimiser steps to a factor on the learning rate.
-
-        Args:
-            total: number of steps of the run.
-            epochs: number of epochs of the run.
-        """
-        h = self.hparams
-        warmup = round(total * h["warmup_epochs"] / epochs)
-        return warmup_cosine(warmup, total, h["min_lr"] / h["lr"], h["warmup_lr"] / h["lr"])
-
-    def configure_callbacks(self) -> list[L.Callback]:
-        """Return the callback that averages the weights in a fit, if `ema_decay` is set."""
-        decay = self.hparams["ema_decay"]
-        if decay and isinstance(self.trainer.strategy, ModelParallelStrategy):
-            raise ValueError(
-                "ema_decay does not work with a network that is sharded over processes (ModelParallelStrategy). Set "
-                "--model.ema_decay null, or use --trainer.strategy ddp"
-            )
-        return [EMA(decay)] if decay and self.trainer.state.fn == "fit" else []
-
     # ---- steps
 
     def on_train_start(self) -> None:
@@ -301,7 +256,13 @@ class Task(ResumableTask):
     def _log_metrics(self, split: str, metrics: TaskMetrics) -> None:
         for name, value in metrics.compute().items():
             self.log(f"{split}/{name}", value, prog_bar=name == self.kind.main_metric)
-        scores = metrics.class_scores()
-        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None) or map(str, range(len(scores)))
-        self.class_scores[split] = dict(zip(names, scores, strict=False))
+        data = getattr(self.trainer, "datamodule", None)
+        names = getattr(data, "class_names", None) or tuple(map(str, range(self.num_classes)))
+        self.class_scores[split] = {
+            metric: dict(zip(names, scores, strict=False)) for metric, scores in metrics.class_scores().items()
+        }
+        if self.trainer.state.fn != "fit":
+            loaders = getattr(data, "loaders", None)
+            positions = loaders.evaluated_positions(split) if isinstance(loaders, Loaders) else None
+            self.evaluations[split] = metrics.evaluation(positions)
         metrics.reset()

@@ -1,4 +1,4 @@
-"""The tasks of the command line: for each name, its task class and its data module, imported on demand."""
+"""The task class and the data module of each task, by the name of the task. They are imported on demand."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class TaskClasses(NamedTuple):
     data: type[ResumableDataModule]
 
 
-# For each name of acmix_zoo.models.task_kinds: "module:class" of the task and of the data module, within acmix_zoo.
+# For each task of acmix_zoo.models.task_kinds: "module:class" of both classes, within acmix_zoo.
 _CLASSES = {
     "classification": ("tasks.classification:ClassificationTask", "data.module:ImageDataModule"),
     "segmentation": ("tasks.segmentation:SegmentationTask", "data.masks.mask_module:MaskDataModule"),
     "detection": ("tasks.detection:DetectionTask", "data.boxes.box_module:BoxDataModule"),
 }
 TASK_NAMES = tuple(_CLASSES)
-"""The names of all tasks that can be trained."""
+"""The names of all tasks."""
 
 
 def task_classes(name: str) -> TaskClasses:
@@ -40,11 +40,8 @@ def task_classes(name: str) -> TaskClasses:
     Raises:
         ValueError: there is no such task.
     """
-    if name not in _CLASSES:
-        task_kind(name)
-        raise ValueError(f"the task {name} cannot be trained yet. Expected {', '.join(_CLASSES)}")
     loaded = []
-    for path in _CLASSES[name]:
+    for path in _CLASSES[task_kind(name).name]:
         module, _, attribute = path.partition(":")
         loaded.append(getattr(importlib.import_module(f"acmix_zoo.{module}"), attribute))
     return TaskClasses(*loaded)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d, WindowACmix
-from acmix_zoo.layers.window_acmix import rows_by_channel
+from acmix_zoo.layers.qkv_rows import rows_by_channel
 from acmix_zoo.models.plain_swin import to_timm_names
 
 _CHARACTERISTIC_KEYS = ("dep_conv.weight", "rate1", "rate2")

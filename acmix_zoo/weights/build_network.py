@@ -1,4 +1,4 @@
-"""Build the network that some weights describe, for any task. For classifiers, timm does so."""
+"""Build the network that weights describe, for any task. timm builds the classifiers."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def build_task_network(
         network: the description.
         state: the weights.
         path: where they come from, for messages.
-        num_classes: number of classes; if it is not that of the weights, the head is re-initialised.
-        kwargs: must be empty.
+        num_classes: number of classes; if it differs from that of the weights, the head is re-initialised.
+        kwargs: further arguments of `create_model`, none of which is accepted.
 
     Raises:
         ValueError: further arguments are given, or the weights do not fit.
@@ -65,9 +65,20 @@ def build_task_network(
         )
     built = build_network(network, num_classes)
     assert isinstance(built, TaskNetwork)
-    reinitialised: set[str] = set()
-    if built.num_classes != network.pretrained_cfg.num_classes:
-        head = {id(parameter) for parameter in built.head.parameters()}
-        reinitialised = {name for name, parameter in built.named_parameters() if id(parameter) in head}
-    copy_weights(built, dict(state), str(path), reinitialised=reinitialised)
+    copy_task_weights(built, state, network.pretrained_cfg.num_classes, str(path))
     return built
+
+
+def copy_task_weights(network: TaskNetwork, state: Mapping[str, Tensor], num_classes: int, where: str) -> None:
+    """Copy the weights of a network with `num_classes` classes.
+
+    If `network` has a different number of classes, its head keeps its initial values.
+
+    Raises:
+        ValueError: the weights do not fit.
+    """
+    reinitialised: set[str] = set()
+    if network.num_classes != num_classes:
+        head = {id(parameter) for parameter in network.head.parameters()}
+        reinitialised = {name for name, parameter in network.named_parameters() if id(parameter) in head}
+    copy_weights(network, dict(state), where, reinitialised=reinitialised)

@@ -1,7 +1,7 @@
 """Generate the model card of a weight folder, README.md, and the Hub's .eval_results/, from config.json alone."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -116,17 +116,7 @@ def render_card(config: Mapping[str, Any]) -> str:
             for m in metrics
         ]
     if names := config.get("label_names") or cfg.get("label_names"):
-        scores = (record.get("class_scores") or {}).get("values") or {}
-        percent = {label: f" ({100 * value:.1f} %)" for label, value in scores.items() if value is not None}
-        labels = ", ".join(f"{i} {escape(label)}{percent.get(label, '')}" for i, label in enumerate(names))
-        body += ["", "## Classes", ""]
-        if percent:
-            scored = record["class_scores"]
-            body += [
-                f"In brackets: {escape(scored['metric'])} of each class on the {escape(scored['split'])} split.",
-                "",
-            ]
-        body += [f"{labels}."]
+        body += ["", "## Classes", "", *_classes(names, record.get("class_scores"))]
     body += [*("", "## Use", ""), *_usage(task, channels, height, width, config["num_classes"]), ""]
     body += [
         f"`test/example.safetensors` holds an input and its {'logits' if task is CLASSIFICATION else 'outputs'}; "
@@ -134,6 +124,20 @@ def render_card(config: Mapping[str, Any]) -> str:
         f"Written by acmix_zoo {escape(record['version'])}; every number above comes from `config.json`.",
     ]
     return "\n".join(["---", head.to_yaml(line_break="\n"), "---", "", *body, ""])
+
+
+def _classes(names: Sequence[str], scored: Mapping[str, Any] | None) -> list[str]:
+    """Return the lines that list the classes, with the scores of each class as a table if there are any."""
+    if not scored:
+        return [", ".join(f"{number} {escape(name)}" for number, name in enumerate(names)) + "."]
+    metrics: Mapping[str, Mapping[str, float | None]] = scored["values"]
+    lines = [f"Scores on the {escape(scored['split'])} split:", "", f"| class | {' | '.join(map(escape, metrics))} |"]
+    lines.append("|---|" + "---:|" * len(metrics))
+    for number, name in enumerate(names):
+        values = [metric.get(name) for metric in metrics.values()]
+        cells = ["–" if value is None else f"{100 * value:.2f} %" for value in values]
+        lines.append(f"| {number} {escape(name)} | {' | '.join(cells)} |")
+    return lines
 
 
 def _usage(task: TaskKind, channels: int, height: int, width: int, classes: int) -> list[str]:

@@ -18,10 +18,10 @@ from acmix_zoo.models.task_kinds import CLASSIFICATION, TaskKind
 from acmix_zoo.models.task_network import TaskNetwork
 from acmix_zoo.weights.build_checkpoint import build_checkpoint
 from acmix_zoo.weights.build_folder import build_folder
+from acmix_zoo.weights.build_network import copy_task_weights
 from acmix_zoo.weights.description import describe_config, read_config
 from acmix_zoo.weights.fetch import fetch
 from acmix_zoo.weights.locate import Kind, ModelLocation, locate, locate_weights
-from acmix_zoo.weights.match import copy_weights
 from acmix_zoo.weights.names import list_models
 from acmix_zoo.weights.resolve import describe
 
@@ -127,19 +127,15 @@ def create_task_network(
         if pretrained:
             network.load_backbone(create_model(name, pretrained, **arguments))
         return network
-    whole = _build(location)
-    assert isinstance(whole, TaskNetwork)
-    if whole.options != network.options:
+    stored = _build(location)
+    assert isinstance(stored, TaskNetwork)
+    if stored.options != network.options:
         raise ValueError(
-            f"{pretrained} holds a network for {task.title} with {whole.options}. Expected {network.options}. Use the "
+            f"{pretrained} holds a network for {task.title} with {stored.options}. Expected {network.options}. Use the "
             "options of the weights"
         )
-    reinitialised: list[str] = []
-    if whole.num_classes != num_classes:
-        head = {id(parameter) for parameter in network.head.parameters()}
-        reinitialised = [key for key, parameter in network.named_parameters() if id(parameter) in head]
-    copy_weights(network, whole.state_dict(), str(pretrained), reinitialised=reinitialised)
-    network.pretrained_cfg = whole.pretrained_cfg
+    copy_task_weights(network, stored.state_dict(), stored.num_classes, str(pretrained))
+    network.pretrained_cfg = stored.pretrained_cfg
     return network
 
 
@@ -175,5 +171,7 @@ def _build_by_name(network: ModelLocation, pretrained: bool, **kwargs: Any) -> n
         cfg = timm.get_pretrained_cfg(network.name)
         raise ConnectionError(
             f"the weights of {network.name} are {cfg.hf_hub_id if cfg else ''} on the Hugging Face Hub, which cannot "
-            "be reached (there is no network, or HF_HUB_OFFLINE is set), and they are not in its cache"
+            "be reached (there is no connection, or HF_HUB_OFFLINE is set), and they are not in its cache. Download "
+            "them once with a connection, choose weights that are on this machine (`acmix-zoo list --pretrained`), or "
+            "start without weights (pretrained=False, or --from-scratch of `acmix-zoo train`)"
         ) from error

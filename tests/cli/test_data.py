@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.box_data import write_coco_split, write_voc
+from support.tasks import write_masked_images
 
 from acmix_zoo.cli.main import main
 from acmix_zoo.data import duplicates, open_source
@@ -108,6 +110,56 @@ def test_the_search_for_identical_images_is_limited(tmp_path: Path, monkeypatch:
 def test_summary_of_a_shipped_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "digits"]) == 0
     assert "data: digits, 10 classes; images: train 1,618, val 179\n" in capsys.readouterr().out
+
+
+def test_boxes_in_coco_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    no_area = {"image_id": 10, "category_id": 3, "bbox": [5, 5, 0, 9]}
+    unknown_class = {"image_id": 11, "category_id": 4, "bbox": [5, 5, 9, 9]}
+    unknown_image = {"image_id": 99, "category_id": 3, "bbox": [5, 5, 9, 9]}
+    root = write_coco_split(tmp_path / "cells", "train2017", 4, annotations=[no_area, unknown_class, unknown_image])
+    shutil.copy(write_coco_split(root, "val2017", 1, 50) / "train2017/000001.png", root / "val2017/000000.png")
+    assert main(["data", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("data: cells, 3 classes; images: train 4, val 1; boxes: train 11, val 1\n")
+    assert (
+        "  boxes: left out 1 of unknown classes 4 (in 000001.png), 1 without area (in 000000.png), "
+        "1 of unknown images (in 99)\n"
+    ) in out
+    assert "Warning: 1 of the 1 val images are identical to images of train" in out
+    (root / "train2017/000002.png").write_bytes(b"")
+    assert main(["data", str(root)]) == 1
+    assert "1 of 4 train images cannot be used" in capsys.readouterr().out
+
+
+def test_boxes_in_the_format_of_pascal_voc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    objects = [("red", (5, 5, 20, 20)), ("green", (50, 5, 80, 20)), ("red", (70, 50, 90, 60))]
+    root = write_voc(tmp_path / "cells", {"train": [objects, []], "test": [objects[:1]]})
+    assert main(["data", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("data: cells, 2 classes; images: train 1, val 1, test 1; boxes: train ")
+    assert "  boxes: left out 1 outside their image (in train_0.png); 1 clipped to their image (in train_0.png)" in out
+    assert "1 image without boxes" in out
+
+
+def test_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_masked_images(tmp_path / "shapes", (4, 2, 1), (12, 16), void=9)
+    (root / "images/val/1.png").unlink()
+    assert main(["data", str(root), "--ignore_values", "9"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("data: shapes, 3 classes; images with masks: train 4, val 1, test 1\n  class ")
+    assert "  skipped 1 val mask without an image\n" in out
+    assert main(["data", str(root)]) == 1
+    assert "mask train/0.png" not in out and "has pixels of the value 9. Expected 0 to 2" in capsys.readouterr().out
+
+
+def test_the_task_of_a_data_set_can_be_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_class_folders(tmp_path / "kinds", "images", "masks")
+    assert main(["data", str(root), "--task", "classification"]) == 0
+    assert "kinds, 2 classes; images: train 6, val 2" in capsys.readouterr().out
+    assert main(["data", str(root), "--task", "detection"]) == 1
+    assert "is a folder without boxes" in capsys.readouterr().err
+    assert main(["data", str(root), "--task", "detection", "--ignore_values", "0"]) == 1
+    assert "--ignore_values does not apply to data for detection" in capsys.readouterr().err
 
 
 ACCENTED = ("caf\u00e9", "\u0107at")  # the first letter of the second name is not in the code page cp1252

@@ -1,14 +1,12 @@
 """docs/drop-in.md: its snippets run. Those for Ultralytics run in a separate process, on blood cells."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from support.documents import ROOT, Document, Reader
+from support.documents import Document, Reader
+from support.ultralytics_process import DATA, run_python
 
 from tools.yolo_study import write_data
 
@@ -16,7 +14,6 @@ PAGE = Document("docs/drop-in.md")
 SNIPPETS = PAGE.blocks("python")
 YOLO = [snippet for snippet in SNIPPETS if "ultralytics" in snippet]
 LONG = [snippet for snippet in SNIPPETS if "detection" in snippet or "segmentation_models_pytorch" in snippet]
-DATA = Path(os.environ.get("ACMIX_DATA", ROOT.parent / "shared" / "data")) / "bccd"
 
 
 def last_line(snippet: str) -> str:
@@ -46,14 +43,7 @@ def test_ultralytics_trains(snippet: str, tmp_path: Path) -> None:
     )
     assert short != snippet
     check = "assert [m for m in yolo.model.modules() if type(m).__name__ == 'ACmix2d']"
-    environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "YOLO_CONFIG_DIR": str(tmp_path), "YOLO_OFFLINE": "true",
-        "YOLO_AUTOINSTALL": "false",
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", f"{short}\n{check}"], cwd=tmp_path, capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+    run_python(f"{short}\n{check}", tmp_path)
 
 
 def test_rows_of_a_model_are_yaml() -> None:

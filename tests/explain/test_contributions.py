@@ -149,9 +149,9 @@ class TestSpread:
     def test_keeps_the_sum_and_the_place(self, size: tuple[int, int]) -> None:
         values = torch.zeros(4, 5, dtype=torch.float64)
         values[1, 3], values[3, 0] = 2.0, -0.5
-        spreaded = spread(values, size)
-        assert spreaded.shape == size and float(spreaded.sum()) == pytest.approx(1.5)
-        row, column = divmod(int(spreaded.argmax()), size[1])
+        enlarged = spread(values, size)
+        assert enlarged.shape == size and float(enlarged.sum()) == pytest.approx(1.5)
+        row, column = divmod(int(enlarged.argmax()), size[1])
         assert int((row + 0.5) * 4 / size[0]) == 1 and int((column + 0.5) * 5 / size[1]) == 3
 
     def test_the_picture_sums_to_the_contribution(self) -> None:

@@ -22,11 +22,17 @@ def test_the_defaults_are_the_best_class_and_the_strongest_attention() -> None:
 
 
 def test_the_class_token_is_shown_if_it_contributes_most() -> None:
-    found = explain(explained_network("acmix_pvt_pico", global_pool="token"), smooth_image(), layer="block2.0.attn")
-    assert found.contributions and found.attention
-    part = found.contributions.layers[-1].attention
-    assert part and found.attention.layer == found.contributions.layers[-1].name
-    assert (found.attention.pixel == "token") == (part.tokens > 0) and found.attention.weights.shape[1:] == (3, 3)
+    """Only the class token contributes in the last layer. With negated weights, it is evidence against the class."""
+    model, shown = explained_network("acmix_pvt_pico", global_pool="token"), {}
+    for sign in (1, -1):
+        model.get_classifier().weight.data.mul_(sign)  # type: ignore[operator]
+        found = explain(model, smooth_image(), layer="block2.0.attn", target=0)
+        assert found.contributions and found.attention
+        part = found.contributions.layers[-1].attention
+        assert part and found.attention.layer == found.contributions.layers[-1].name
+        shown[part.tokens > 0] = found.attention.pixel
+        assert found.attention.weights.shape[1:] == (3, 3)
+    assert shown[True] == "token" and shown[False] != "token"
 
 
 def test_class_layer_and_pixel_can_be_chosen() -> None:

@@ -109,12 +109,24 @@ def test_a_pixel_belongs_to_the_position_that_covers_it(name: str) -> None:
     assert found.weights.isfinite().all() and found.weights.any()
 
 
+def test_the_model_runs_in_eval_mode_and_is_not_changed() -> None:
+    model, image = explained_network("acmix_resnet_pico"), smooth_image()
+    expected = pixel_attention(model, image, "layer2.0.conv2", (5, 5))
+    model.train()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    found = pixel_attention(model, image, "layer2.0.conv2", (5, 5))
+    assert torch.equal(found.weights, expected.weights) and model.training
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
 def test_wrong_layers_and_pixels_are_rejected_with_advice() -> None:
     model, image = explained_network("acmix_resnet_pico"), smooth_image()
     with pytest.raises(ValueError, match=r"no attention in a layer 'fc'\. Expected one of layer1\.0\.conv2, layer2"):
         pixel_attention(model, image, "fc", (0, 0))
     with pytest.raises(ValueError, match=r"pixel 32,0 is outside the image\. Expected X,Y from 0,0 to 23,23"):
         pixel_attention(model, image, "layer1.0.conv2", (32, 0))
+    with pytest.raises(ValueError, match=r"expected one image.*\(3, 24, 24\)"):
+        pixel_attention(model, image[0], "layer1.0.conv2", (0, 0))
     with pytest.raises(ValueError, match=r"layer1\.0\.conv2 has no class token"):
         pixel_attention(model, image, "layer1.0.conv2", "token")
     model = explained_network("acmix_resnet_pico", paths="convolution")

@@ -154,7 +154,7 @@ def test_masks_of_any_map_size(size: tuple[int, int], monkeypatch: pytest.Monkey
         mask = module.shifted_window_mask((rows * 4, cols * 4), (4, 4), shift)
         return mask.unsqueeze(1)  # (n, 1, L, L)
 
-    monkeypatch.setattr(module, "masks_of_windows", mask_of_full_map)
+    monkeypatch.setattr(module, "window_masks", mask_of_full_map)
     with use_backend("python"):
         expected = layer(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -22,8 +22,20 @@ def test_windows_for_another_image_size() -> None:
     assert [tuple(stage.blocks[1].attn.shift) for stage in network.layers] == [(2, 2), (2, 2)]
     network.set_input_size((32, 16))  # maps of 8×4 and 4×2: the last one is smaller than the window
     assert [tuple(stage.blocks[1].attn.window) for stage in network.layers] == [(4, 4), (4, 2)]
-    assert [tuple(stage.blocks[1].attn.shift) for stage in network.layers] == [(2, 0), (0, 0)]
     assert network(torch.randn(1, 3, 32, 16)).shape == (1, 10)
+
+
+def test_windows_are_connected_in_images_that_are_larger_than_stated() -> None:
+    """For images of 32 pixels, a window covers the last stage. In larger ones, it is shifted as if they were stated."""
+    network, larger = (create_model("acmix_swin_pico", img_size=size).eval() for size in (32, 64))
+    larger.load_state_dict(network.state_dict())
+    x = torch.randn(1, 3, 64, 56)
+    assert torch.equal(network(x), larger(x))
+    last = network.layers[-1].blocks[1].attn  # maps of 4×4 for 32 pixels
+    for size, sees in ((4, 16), (8, 64)):
+        tokens = torch.randn(1, size, size, last.dim, requires_grad=True)
+        network.layers[-1].blocks(tokens)[0, 3, 3].sum().backward()
+        assert int((tokens.grad.abs().sum(-1) > 0).sum()) == sees
 
 
 def test_position_tables_of_another_window_are_resized(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
-"""Detectors on any backbone: losses and detections, strides, norms, and outputs that do not depend on thresholds."""
+"""Detectors on any backbone: losses and detections, strides, norms, and example outputs."""
 
 from typing import Any, get_args
 
 import pytest
-import timm
 import torch
 from torch import nn
 from torchvision.models.detection import RetinaNet
@@ -15,8 +14,6 @@ from acmix_zoo.models.detector import Detector, DetectorName
 NAMES = get_args(DetectorName)
 SMALL: dict[str, Any] = {"channels": 64, "image_size": 64, "max_size": 96, "model_kwargs": {"layers": (1, 1, 1)}}
 TARGET = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 30.0]]), "labels": torch.tensor([1])}
-
-
 FEW = {"box_batch_size_per_image": 8, "rpn_post_nms_top_n_train": 8, "rpn_post_nms_top_n_test": 8}
 
 
@@ -44,6 +41,18 @@ def test_detectors_train_and_predict(name: str) -> None:
         detections = detector.eval()([torch.rand(3, 50, 40), torch.rand(3, 64, 96)])
     assert [each["boxes"].shape[1] for each in detections] == [4, 4]
     assert ("masks" in detections[0]) == (name == "mask_rcnn")
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos", pytest.param("faster_rcnn", marks=pytest.mark.slow)])
+def test_boxes_are_in_float32_under_autocast(name: str) -> None:
+    """bfloat16 would round coordinates above 512 pixels to multiples of 4."""
+    threshold = {("box_" if "rcnn" in name else "") + "score_thresh": 0.0}
+    detector = make(name, detector_kwargs=threshold, image_size=64, max_size=640).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (found,) = detector(torch.rand(1, 3, 32, 320))
+    right = found["boxes"][:, 2] * 2  # in pixels of the resized image
+    assert found["boxes"].dtype == torch.float32 and right.max() > 512
+    assert not torch.equal(right, right.bfloat16().float())
 
 
 def test_levels_follow_the_strides() -> None:
@@ -114,17 +123,18 @@ def test_weights_of_a_classifier_fill_the_backbone(frozen: bool) -> None:
 def test_example_outputs_do_not_depend_on_thresholds(name: str) -> None:
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        outputs = make(name).eval().example_outputs(images)
+        outputs = make(name, "test_resnet", model_kwargs={}).eval().example_outputs(images)
         threshold = {("box_" if "rcnn" in name else "") + "score_thresh": 0.9}
-        strict = make(name, detector_kwargs=threshold).eval().example_outputs(images)
+        detector = make(name, "test_resnet", model_kwargs={}, detector_kwargs=threshold)
+        strict = detector.eval().example_outputs(images)
     assert all(torch.equal(outputs[key], strict[key]) and len(value) >= 2 for key, value in outputs.items())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cost_is_counted_without_selecting_boxes(name: str) -> None:
     with torch.device("meta"):
-        detector = make(name)
-        backbone = create_model("acmix_resnet_pico", **SMALL["model_kwargs"])
+        detector = make(name, "test_resnet", model_kwargs={})
+        backbone = create_model("test_resnet")
     counted = complexity(detector, (3, 64, 96))
     assert counted.macs > complexity(backbone, (3, 64, 96)).macs
     assert counted.params == sum(p.numel() for p in detector.parameters())
@@ -136,10 +146,11 @@ def test_images_are_resized_in_evaluation_only() -> None:
     batch, _ = transform.train()([image])
     assert batch.image_sizes == [(30, 50)] and torch.equal(batch.tensors[0, :, :30, :50], image)
     assert transform.eval()([image])[0].image_sizes == [(58, 96)]
+    assert transform([torch.rand(3, 1, 300)])[0].image_sizes == [(1, 96)]
 
 
 def test_boxes_are_in_pixels_of_the_given_image() -> None:
-    """A picture of one colour at twice the size gives boxes of twice the size."""
+    """An image of one colour at twice the size has boxes of twice the size."""
     detector = make(detector_kwargs={"score_thresh": 0.0}).eval()
     with torch.no_grad():
         (small,), (large,) = detector(torch.ones(1, 3, 64, 96)), detector(torch.ones(1, 3, 128, 192))
@@ -147,14 +158,11 @@ def test_boxes_are_in_pixels_of_the_given_image() -> None:
     torch.testing.assert_close(large["boxes"], 2 * small["boxes"])
 
 
-def test_retinanet_agrees_with_torchvision() -> None:
-    """With the backbone and the sizes of torchvision's own RetinaNet, the losses are the same."""
-    detector = Detector("resnet10t", 2, channels=64, strides=(8, 16, 32, 64, 128))
-    own = detector.detector
-    theirs = RetinaNet(own.backbone, 3, head=own.head)  # default anchors
-    ours = own.anchor_generator
-    for mine, their in zip(ours.cell_anchors, theirs.anchor_generator.cell_anchors, strict=True):
-        torch.testing.assert_close(mine, their, atol=4, rtol=0.03)  # theirs are rounded down to whole sizes
+def test_the_default_anchors_of_retinanet_are_those_of_torchvision() -> None:
+    own = make("retinanet").detector
+    reference = RetinaNet(own.backbone, 3, head=own.head).anchor_generator
+    for anchors, expected in zip(own.anchor_generator.cell_anchors, reference.cell_anchors, strict=True):
+        torch.testing.assert_close(anchors, expected, atol=4, rtol=0.03)  # torchvision rounds sizes down
 
 
 def test_a_timm_backbone_with_channels_last_maps() -> None:
@@ -163,4 +171,3 @@ def test_a_timm_backbone_with_channels_last_maps() -> None:
     detector = Detector("swin_tiny_patch4_window7_224", 2, kwargs, channels=64, strides=(4, 8, 16))
     maps = detector.detector.backbone(torch.rand(1, 3, 64, 64))
     assert [tuple(each.shape[1:]) for each in maps.values()] == [(64, 16, 16), (64, 8, 8), (64, 4, 4)]
-    assert timm.is_model("swin_tiny_patch4_window7_224")

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
-_NUMBERS = {"red": 3, "green": 7, "blue": 9}  # in the files, not consecutive, as in COCO
 """The classes of `paint_squares`, and their colours."""
+_NUMBERS = {"red": 3, "green": 7, "blue": 9}  # in the files, not consecutive, as in COCO
 
 Square = tuple[str, tuple[int, int, int, int]]
 """The class of a square, and its left, top, right and bottom."""
@@ -78,7 +78,7 @@ def write_voc(folder: Path, splits: Mapping[str, Sequence[Sequence[Square]]]) ->
 
     Args:
         folder: the data set.
-        splits: for each split, the objects of each image. The numbers of a box are written as they are.
+        splits: for each split, the objects of each image. The numbers of a box are written unchanged.
     """
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / part).mkdir(parents=True, exist_ok=True)

@@ -96,7 +96,7 @@ def problem(
     rolled: bool = True,
     heads_first: bool = False,
 ) -> tuple[list[Tensor | None], WindowGeometry]:
-    """Random projections, bias, mask, fc, kernels and offset for `grid` windows, and their geometry."""
+    """Return random projections, bias, mask, fc, kernels and offset for `grid` windows, and their geometry."""
     torch.manual_seed(0)
     (h, w), length = (n * side for n, side in zip(grid, window, strict=True)), window[0] * window[1]
     tensors: list[Tensor | None] = [torch.randn(batch, h, w, 3 * heads * width), None, None, None, None, None]

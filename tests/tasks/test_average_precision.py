@@ -53,11 +53,22 @@ def test_known_values(images: tuple[Image, ...], map50: float, expected: float) 
 
 
 def test_scores_of_classes() -> None:
-    metric = measure(HIT, CLOSE, classes=3)
+    """Each mean over the classes with objects is the metric of all classes."""
+    boxes = [BOX, [70.0, 10.0, 90.0, 30.0]]
+    wrong = image(boxes, [2, 2], [0.9, 0.8], boxes)  # of the first class, for objects of the first and the second
+    wrong[1]["labels"][1] = 2
+    metric = measure(HIT, CLOSE, wrong, classes=3)
+    found = metric.compute()
+    scores = metric.class_scores()
+    assert list(scores) == ["AP", "AP50"]
+    for name, total in (("AP", "map"), ("AP50", "map50")):
+        first, second, third = scores[name]
+        assert (first + second) / 2 == pytest.approx(float(found[total]), abs=1e-6)
+        assert third != third  # NaN: there are no such objects
+    assert scores["AP50"][0] != scores["AP50"][1]
+    metric = measure(CLOSE)
     metric.compute()
-    first, *others = metric.class_scores()
-    assert first == pytest.approx(0.5 + 0.5 * 51 / 101, abs=1e-6)
-    assert all(value != value for value in others)  # NaN: there are no such objects
+    assert [metric.class_scores()[name][0] for name in ("AP", "AP50")] == pytest.approx([0.5, 1.0], abs=1e-6)
 
 
 def test_an_image_counts_once() -> None:

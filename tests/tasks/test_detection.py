@@ -10,6 +10,7 @@ from support.training import make_trainer
 
 from acmix_zoo.cli.coco_predictions import coco_content, coco_image
 from acmix_zoo.data.boxes.box_module import BoxDataModule
+from acmix_zoo.tasks import detection
 from acmix_zoo.tasks.detection import DetectionTask, ImageDetections
 from acmix_zoo.tasks.optim import warmup_steps
 
@@ -27,12 +28,13 @@ def make_task(**options: Any) -> DetectionTask:
 
 
 def test_fit_logs_loss_and_average_precision(tmp_path: Path) -> None:
-    data, task = make_data(write_coco(tmp_path / "data")), make_task(ema_decay=0.9)
+    data, task = make_data(write_coco(tmp_path / "data", train=4, val=2)), make_task(ema_decay=0.9)
     trainer = make_trainer(epochs=1, default_root_dir=tmp_path)
     trainer.fit(task, data)
     logged = trainer.callback_metrics
     assert logged["train/loss"].isfinite() and 0 <= logged["val/map"] <= logged["val/map50"] <= 1
-    assert set(task.class_scores["val"]) == {"red", "green", "blue"}
+    assert list(task.class_scores["val"]) == ["AP", "AP50"]
+    assert all(set(scores) == {"red", "green", "blue"} for scores in task.class_scores["val"].values())
     task.plot_examples(data, tmp_path / "predictions.png")
     assert (tmp_path / "predictions.png").stat().st_size > 1000
 
@@ -81,6 +83,13 @@ def test_masks_have_to_fit_the_detector(tmp_path: Path, detector: str, masks: bo
     task = make_task(detector=detector)
     with pytest.raises(ValueError, match=f"{detector} .* but data.masks is {str(masks).lower()}. Set --data.masks"):
         make_trainer(epochs=1, default_root_dir=tmp_path).fit(task, data)
+
+
+def test_nothing_is_drawn_for_a_sharded_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one process draws, and would wait for the others."""
+    monkeypatch.setattr(detection, "is_sharded", lambda network: True)
+    make_task().plot_examples(make_data(write_coco(tmp_path / "data")), tmp_path / "predictions.png")
+    assert not (tmp_path / "predictions.png").exists()
 
 
 def test_decay_epochs() -> None:

@@ -2,11 +2,13 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 pytest.importorskip("lightning")
@@ -44,10 +46,10 @@ def random_images(count: int = 5, classes: int = 4) -> list[tuple[Tensor, Tensor
 
 def test_metrics_are_those_of_all_pixels_together() -> None:
     """Compared with sets of pixels. Pixels without a class do not count, and neither does a class that never occurs."""
-    metrics, images = SegmentationMetrics(4, VOID), random_images()
+    metrics, images = SegmentationMetrics(4), random_images()
     for logits, mask in images:
         metrics.add_image(logits, mask)
-    found, scores = metrics.compute(), metrics.class_scores()
+    found, scores = metrics.compute(), metrics.class_scores()["IoU"]
     truth = torch.cat([mask[mask != VOID] for _, mask in images])
     guess = torch.cat([logits.argmax(0)[mask != VOID] for logits, mask in images])
     expected = [float(((truth == c) & (guess == c)).sum() / ((truth == c) | (guess == c)).sum()) for c in range(3)]
@@ -65,13 +67,13 @@ def test_metrics_are_those_of_all_pixels_together() -> None:
 def test_metrics_do_not_depend_on_how_images_are_shared_among_processes() -> None:
     """Their states are integers, which torchmetrics sums over processes."""
     images = random_images()
-    whole, *parts = (SegmentationMetrics(4, VOID) for _ in range(3))
+    combined, *parts = (SegmentationMetrics(4) for _ in range(3))
     for i, (logits, mask) in enumerate(images):
-        whole.add_image(logits, mask)
+        combined.add_image(logits, mask)
         parts[i % 2].add_image(logits, mask)
     for name in ("confusion", "loss"):
-        for state, reduce in whole[name]._reductions.items():
-            total = getattr(whole[name], state)
+        for state, reduce in combined[name]._reductions.items():
+            total = getattr(combined[name], state)
             assert not total.is_floating_point() and reduce is not None
             assert torch.equal(total, sum(getattr(part[name], state) for part in parts))
 
@@ -81,14 +83,14 @@ def test_cross_entropy_weighs_classes_and_ignores_pixels() -> None:
     masks[0, :2] = VOID
     weights = [0.5, 1.0, 3.0]
     expected = torch.nn.functional.cross_entropy(logits, masks, torch.tensor(weights), ignore_index=VOID)
-    torch.testing.assert_close(CrossEntropy(weights, VOID)(logits, masks), expected)
+    torch.testing.assert_close(CrossEntropy(weights)(logits, masks), expected)
     expected = torch.nn.functional.cross_entropy(logits, masks, ignore_index=VOID)
-    torch.testing.assert_close(CrossEntropy(None, VOID)(logits, masks), expected)
+    torch.testing.assert_close(CrossEntropy(None)(logits, masks), expected)
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "dice", "lovasz"])
 def test_losses_reward_the_truth_and_ignore_the_rest(name: str) -> None:
-    loss = WeightedLoss({name: 2.0}, None, VOID)
+    loss = WeightedLoss({name: 2.0}, None)
     masks = torch.randint(0, 3, (2, 6, 6))
     masks[:, 0] = VOID
     right = 20 * torch.nn.functional.one_hot(masks.clamp(max=2), 3).permute(0, 3, 1, 2).float()
@@ -103,12 +105,15 @@ def test_losses_reward_the_truth_and_ignore_the_rest(name: str) -> None:
 
 
 def test_impossible_settings_are_rejected() -> None:
-    with pytest.raises(ValueError, match=r"losses=\{'l2': 1\} is unknown\. Expected weights for some of cross_entropy"):
+    with pytest.raises(ValueError, match=r"losses=\{'l2': 1\} is unknown\. Expected weights of some of cross_entropy"):
         make_task(losses={"l2": 1})
     with pytest.raises(ValueError, match=r"there are 2 class_weights\. Expected 3, one per class"):
         make_task(class_weights=[1.0, 2.0])
     with pytest.raises(ValueError, match=r"window=\[0, 8\] is not a size"):
         make_task(window=(0, 8))
+    for overlap in (1.0, -0.5):  # one step per pixel; pixels that no window covers
+        with pytest.raises(ValueError, match=f"window_overlap={overlap} is out of range"):
+            make_task(window_overlap=overlap)
 
 
 @pytest.mark.parametrize(("length", "window"), [(10, 4), (9, 4), (4, 4), (3, 4), (11, 3)])
@@ -144,13 +149,14 @@ def data(tmp_path: Path) -> MaskDataModule:
 
 
 def test_a_short_training_learns(data: MaskDataModule) -> None:
-    task = make_task(lr=0.01, losses={"cross_entropy": 1.0, "dice": 0.5}, class_weights=[1.0, 2.0, 2.0])
-    trainer = make_trainer(epochs=8, enable_checkpointing=False)
+    task = make_task(lr=0.02, losses={"cross_entropy": 1.0, "dice": 0.5}, class_weights=[1.0, 2.0, 2.0])
+    trainer = make_trainer(epochs=3, enable_checkpointing=False)
     trainer.fit(task, data)
     metrics = trainer.callback_metrics
     assert metrics["val/miou"] > 0.5 and metrics["val/pixel_accuracy"] > 0.7
-    assert list(task.class_scores["val"]) == ["ground", "grass", "water"]
-    assert sum(task.class_scores["val"].values()) / 3 == pytest.approx(float(metrics["val/miou"]))
+    scores = task.class_scores["val"]["IoU"]
+    assert list(scores) == ["ground", "grass", "water"]
+    assert sum(scores.values()) / 3 == pytest.approx(float(metrics["val/miou"]))
 
 
 def test_a_frozen_backbone_stays_unchanged(data: MaskDataModule) -> None:
@@ -163,8 +169,7 @@ def test_a_frozen_backbone_stays_unchanged(data: MaskDataModule) -> None:
 
 def test_scores_are_those_at_the_original_size(data: MaskDataModule) -> None:
     """A network that sees images at half the size is scored on every pixel of the masks."""
-    data.augment.eval_resize = 20
-    data.augment._arguments["eval_resize"] = 20
+    data.augment = replace(data.augment, eval_resize=20)
     task = make_task(window=(16, 16), flip_eval=True)
     (batch, *_) = data.val_dataloader()
     assert batch.images.shape[-2:] == (20, 24) and batch.masks.shape[-2:] == (40, 48)
@@ -172,6 +177,29 @@ def test_scores_are_those_at_the_original_size(data: MaskDataModule) -> None:
     task.update_metrics(task.val_metrics, batch)
     assert int(task.val_metrics["confusion"].confmat.sum()) == int((batch.masks != VOID).sum())
     assert task.evaluation_options() == {"window": (16, 16), "flip_eval": True, "window_overlap": 1 / 3}
+
+
+def test_predictions_do_not_depend_on_the_other_images_of_a_batch(data: MaskDataModule, tmp_path: Path) -> None:
+    """An image that is smaller than the others is not padded before the network sees it."""
+    folder = tmp_path / "shapes/images/test"
+    with Image.open(folder / "1.png") as image:
+        image.resize((30, 25)).save(folder / "1.png")
+    data.predict, task = str(folder), make_task()
+    together = make_trainer().predict(task, data)
+    data.batch_size = 1
+    alone = make_trainer().predict(task, data)
+    assert together is not None and alone is not None
+    for (_, mask), ((_, expected),) in zip(together[0], alone, strict=True):
+        assert torch.equal(mask, expected)
+
+
+def test_windows_are_summed_in_float32() -> None:
+    task = make_task(window=(16, 16)).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert task(torch.randn(1, 3, 24, 24)).dtype == torch.bfloat16
+        (logits,) = task.predict_logits(torch.randn(1, 3, 24, 24), [(24, 24)])
+    overlap = logits[:, 8:16, 8:16]
+    assert not torch.equal(overlap, overlap.bfloat16().float())
 
 
 def test_predictions_have_the_size_of_the_image(data: MaskDataModule, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ pytest.importorskip("datasets")
 import datasets
 
 from acmix_zoo.layers import ACmix2d
-from tools import comparison, read_rows
+from tools import append_rows, comparison, read_table
 from tools.comparison import CASES, Case, epoch_columns, main, make_subset
 
 WORDNET_IDS = ["n03", "n01", "n04", "n02", "n08", "n07", "n06", "n05"]  # as in the data set, not in order
@@ -42,11 +42,58 @@ def test_the_subset_has_the_first_classes_by_wordnet_id(
     tiny_imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comparison, "CLASSES", 2)
-    subset = datasets.load_dataset(str(make_subset(str(tiny_imagenet), tmp_path)))
+    folder = make_subset(str(tiny_imagenet), tmp_path / "images")
+    subset = datasets.load_dataset(str(folder))
     assert subset["train"].features["label"].names == ["n01", "n02"]
     assert {name: len(split) for name, split in subset.items()} == {"train": 40, "validation": 8}
     for row in subset["validation"]:  # class n01 was number 1 and n02 was number 3
         assert row["image"].getpixel((0, 0))[0] == {0: 30, 1: 90}[row["label"]]
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert make_subset("not read again", folder) == folder
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_an_interrupted_subset_is_written_again(
+    tiny_imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "CLASSES", 2)
+    original = datasets.Dataset.to_parquet
+
+    def write_half(self: datasets.Dataset, path: Path) -> None:
+        if path.stem == "validation":
+            path.write_bytes(b"PAR1")
+            raise KeyboardInterrupt
+        original(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.Dataset, "to_parquet", write_half)
+        with pytest.raises(KeyboardInterrupt):
+            make_subset(str(tiny_imagenet), tmp_path / "images")
+    subset = datasets.load_dataset(str(make_subset(str(tiny_imagenet), tmp_path / "images")))
+    assert {name: len(split) for name, split in subset.items()} == {"train": 40, "validation": 8}
+
+
+def test_epochs_are_recorded_before_a_run_counts_as_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between the two tables neither loses the epochs nor records them twice."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(comparison, "CASES", CASES[:1])
+    epochs = [{"epoch": float(epoch), "train/loss": 1.0, "val/top1": 0.5} for epoch in (1, 2)]
+    row = {**CASES[0]._asdict(), "seed": 0, "top1": 0.5}
+    monkeypatch.setattr(comparison, "train", lambda *arguments: (row, epochs))
+    monkeypatch.setattr(comparison, "make_subset", lambda source, folder: folder)
+
+    def killed_before_the_main_table(path: Path, rows: list[dict[str, object]]) -> None:
+        if path == comparison.TABLE:
+            raise KeyboardInterrupt
+        append_rows(path, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "append_rows", killed_before_the_main_table)
+        with pytest.raises(KeyboardInterrupt):
+            main("source", tmp_path, only=None, seeds=[0], is_list=False)
+    main("source", tmp_path, only=None, seeds=[0], is_list=False)
+    assert [each["epoch"] for each in read_table(comparison.EPOCHS_TABLE)] == ["1", "2"]
+    assert len(read_table(comparison.TABLE)) == 1
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -85,12 +132,12 @@ def test_finished_runs_are_not_repeated(
     )
     options = {"only": None, "seeds": [0], "is_list": False}
     main(str(tiny_imagenet), tmp_path / "runs", **options)
-    rows = read_rows(tmp_path / comparison.TABLE)
+    rows = read_table(tmp_path / comparison.TABLE)
     assert [(row["network"], row["variant"], row["seed"]) for row in rows] == [
         ("acmix_resnet_pico", "both", "0"), ("resnet_pico", "", "0"),
     ]  # fmt: skip
     assert all(int(row["macs"]) > 1e6 and 0 <= float(row["top1"]) <= 1 for row in rows)
-    epochs = read_rows(tmp_path / comparison.EPOCHS_TABLE)
+    epochs = read_table(tmp_path / comparison.EPOCHS_TABLE)
     assert [row["epoch"] for row in epochs] == ["1", "2", "1", "2"]
     assert len(epochs[0]["alpha"].split()) > 1
     assert not epochs[-1]["alpha"]

@@ -10,7 +10,7 @@ from PIL import Image
 
 pytest.importorskip("lightning")
 
-from tools import finetune_study, read_rows
+from tools import finetune_study, read_table
 from tools.finetune_study import RUNS, Run, command, main, make_images
 
 
@@ -49,6 +49,14 @@ def test_runs_have_different_names() -> None:
     assert len({run.name for run in RUNS}) == len(RUNS)
 
 
+def test_only_pretrained_networks_have_smaller_rates_in_lower_layers(tmp_path: Path) -> None:
+    """Training from scratch would be handicapped by the recipe's layer decay."""
+    for run in RUNS:
+        words = command(run, tmp_path, tmp_path)
+        rates = [words[i + 1] for i, word in enumerate(words) if word == "--model.layer_decay"]
+        assert rates == (["null"] if run.start == "scratch" else [])
+
+
 @pytest.mark.slow
 def test_a_run_is_recorded_and_not_repeated(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -62,12 +70,12 @@ def test_a_run_is_recorded_and_not_repeated(
     run = Run("fashion_mnist", "linear", 4, 0)
     monkeypatch.setattr(finetune_study, "RUNS", [run])
     main(photos, tmp_path / "runs", is_list=False)
-    (row,) = read_rows(tmp_path / finetune_study.TABLE)
+    (row,) = read_table(tmp_path / finetune_study.TABLE)
     assert (row["start"], row["mode"], row["per_class"], row["seed"], row["images"]) == (*map(str, run), "8")
     assert 0 <= float(row["top1"]) <= 1
     capfd.readouterr()
     main(photos, tmp_path / "runs", is_list=False)
-    assert capfd.readouterr().out == "" and len(read_rows(tmp_path / finetune_study.TABLE)) == 1
+    assert capfd.readouterr().out == "" and len(read_table(tmp_path / finetune_study.TABLE)) == 1
     main(photos, tmp_path / "runs", is_list=True)
     assert capfd.readouterr().out.split() == [run.name, "finished"]
 

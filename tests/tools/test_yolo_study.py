@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 from support.documents import ROOT
+from support.ultralytics_process import DATA
 
 from acmix_zoo.bench.results import read_rows, write_csv
 from tools import yolo_study
 from tools.yolo_study import Result, Settings
 
 RESULT = Result("yolo11n", "plain", 0, 3, 64, 4, 2_590_000, 3.2, 0.8, 0.5, 1.5, 1, "8.4", "2026-11-26")
-DATA = Path(os.environ.get("ACMIX_DATA", ROOT.parent / "shared" / "data")) / "bccd"
 
 
 @pytest.fixture
@@ -45,7 +45,9 @@ def test_boxes_become_fractions_and_boxes_without_area_are_left_out(cells: Path,
     data = yolo_study.write_data(cells, tmp_path / "data")
     assert json.loads(data.read_text())["names"][1] == "RBC"
     for split in ("train", "val", "test"):
-        assert (tmp_path / "data/labels" / split / f"{split}_1.txt").read_text() == "1 0.5 0.5 0.5 0.5"
+        # The first pixel of an image has the number 1 in Pascal VOC, so this box begins at (19, 9).
+        place = (tmp_path / "data/labels" / split / f"{split}_1.txt").read_text()
+        assert place == f"1 {39.5 / 80} {19.5 / 40} {41 / 80} {21 / 40}"
         assert (tmp_path / "data/images" / split / f"{split}_1.jpg").exists()
 
 
@@ -69,12 +71,24 @@ def test_recorded_runs_are_not_repeated(cells: Path, tmp_path: Path, monkeypatch
     assert [(row.model, row.variant, row.seed) for row in rows] == expected
 
 
-def test_table_shows_mean_and_spread(tmp_path: Path) -> None:
+def test_table_shows_mean_spread_and_paired_difference(tmp_path: Path) -> None:
     rows = [replace(RESULT, seed=seed, ap50=0.8 + 0.01 * seed, ap=0.5) for seed in range(3)]
-    write_csv([*rows, replace(RESULT, variant="neck")], tmp_path / "r.csv")
+    write_csv([*rows, replace(RESULT, variant="neck", seed=1, ap50=0.825)], tmp_path / "r.csv")
     _, plain, neck = yolo_study.table(tmp_path / "r.csv")
-    assert plain == ["`yolo11n`", "plain", "2,590,000", "3.20G", "81.0 ± 1.0 %", "50.0 ± 0.0 %", "3"]
-    assert neck[1] == "ACmix" and neck[4:] == ["80.0 %", "50.0 %", "1"]
+    cost = ["3 epochs at 64, batch 4", "2,590,000", "3.20G"]
+    assert plain == ["`yolo11n`", "plain", *cost, "81.0 ± 1.0 %", "50.0 ± 0.0 %", "3", ""]
+    assert neck[1:] == ["ACmix", *cost, "82.5 %", "50.0 %", "1", "+1.5"]
+
+
+def test_runs_with_different_settings_are_not_averaged(tmp_path: Path) -> None:
+    short = replace(RESULT, epochs=1, ap50=0.2)
+    write_csv([RESULT, short, replace(short, variant="neck", ap50=0.3)], tmp_path / "r.csv")
+    _, *rows = yolo_study.table(tmp_path / "r.csv")
+    assert [(row[2], row[5], row[-1]) for row in rows] == [
+        ("3 epochs at 64, batch 4", "80.0 %", ""),
+        ("1 epochs at 64, batch 4", "20.0 %", ""),
+        ("1 epochs at 64, batch 4", "30.0 %", "+10.0"),
+    ]
 
 
 @pytest.mark.slow

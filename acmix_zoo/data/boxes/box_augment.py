@@ -75,7 +75,7 @@ class BoxAugment:
 
 
 def scaled_size(height: int, width: int, side: int, max_size: int) -> tuple[int, int]:
-    """Return (height, width) scaled so that the shorter side has `side` pixels and the longer at most `max_size`."""
+    """Return (height, width), scaled to a shorter side of `side` pixels and a longer one of at most `max_size`."""
     scale = min(side / min(height, width), max_size / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -93,7 +93,7 @@ def _geometry(objects: Objects, height: int, width: int) -> dict[str, Any]:
 
 
 def trainable_target(target: Target) -> Target:
-    """Return a target without crowds and without boxes that are now smaller than a pixel, which detectors reject."""
+    """Return the target of training: without crowds, and without boxes that are smaller than a pixel after resizing."""
     sides = target["boxes"][:, 2:] - target["boxes"][:, :2]
     kept = (sides >= 1).all(1) & (target["iscrowd"] == 0)
     return {name: target[name][kept] for name in ("boxes", "labels", "masks") if name in target}

@@ -5,35 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from acmix_zoo.data.augment import image_keys
 from acmix_zoo.data.boxes.annotated_images import AnnotatedImages
 from acmix_zoo.data.boxes.box_augment import BoxAugment, Target, trainable_target
 from acmix_zoo.data.boxes.objects import make_objects
-from acmix_zoo.data.image_dataset import ImageDataset
-from acmix_zoo.data.images import UnreadableImage
+from acmix_zoo.data.example_dataset import ExampleDataset, Numbered
 
 _BLANK_SIDE = 32  # pixels
 
 
 class BoxBatch(NamedTuple):
-    """Images of one step.
+    """The images of one step.
 
     Attributes:
-        images: B images (3, H, W) of different sizes, uint8 or float.
-        targets: the target of each image. In evaluation, `image` (), int64, is its number in the split, or -1 if it
-            must not be counted.
+        images: B images (3, H, W) of different sizes, uint8; float32 after normalisation.
+        targets: the target of each image. In evaluation, its `image`, () int64, is the position of the image in the
+            split, or -1 for a padding image.
     """
 
     images: list[Tensor]
     targets: list[Target]
 
 
-class BoxDataset(ImageDataset):
-    """Dataset of images with boxes. Its arguments and indices are those of `ImageDataset`, except for `augment`.
+class BoxDataset(ExampleDataset[tuple[Tensor, Target]]):
+    """Dataset of images with boxes, see `ExampleDataset`.
 
     Args:
         split: `AnnotatedImages`, or images without annotations for prediction, and the indices of those that belong to
@@ -41,10 +39,12 @@ class BoxDataset(ImageDataset):
         augment: size and augmentation.
     """
 
-    augment: BoxAugment  # type: ignore[assignment]
+    augment: BoxAugment
 
-    def _final_array(self) -> None:
-        return None
+    def read_example(self, index: int, key: int) -> tuple[Tensor, Target]:
+        images = self.images
+        objects = images.objects[index] if isinstance(images, AnnotatedImages) else make_objects([], [])
+        return self.augment(images.image(index), objects, key)
 
     def __getitems__(self, indices: Sequence[int]) -> BoxBatch:  # type: ignore[override]
         """Return the batch with these indices. In training, crowds are left out.
@@ -52,35 +52,14 @@ class BoxDataset(ImageDataset):
         Raises:
             UnreadableImage: all images are unreadable, or more than allowed.
         """
-        requested = np.asarray(indices)
-        keys = image_keys(self.seed, self.epoch, images=requested)
-        positions = np.where(requested < 0, -1 - requested, requested % max(1, len(self)))
-        batch = self._read_boxes(positions, np.where(requested < 0, -1, positions), keys)
-        while self.training and not batch.images:  # ends, because the counter raises if no readable image is left
-            positions = (positions + 1) % len(self)
-            batch = self._read_boxes(positions, positions, keys)
-        if not batch.images:  # all processes need the same number of batches
-            blank = torch.zeros(3, _BLANK_SIDE, _BLANK_SIDE, dtype=torch.uint8)
-            batch = BoxBatch([blank], [{"image": torch.tensor(-1)}])
-        return batch if self.raw else BoxBatch([self.normalize(image) for image in batch.images], batch.targets)
-
-    def normalize(self, image: Tensor) -> Tensor:
-        """Normalise an image: (3, H, W) uint8 → (3, H, W) float32."""
-        return self.augment.pixels.normalize(image[None])[0]
-
-    def _read_boxes(self, positions: np.ndarray, numbers: np.ndarray, keys: np.ndarray) -> BoxBatch:
+        examples = self.read_examples(indices)
+        if not examples:  # all processes need the same number of batches
+            blank = Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE))
+            examples = [Numbered(-1, self.augment(blank, make_objects([], []), 0))]
         batch = BoxBatch([], [])
-        for position, number, key in zip(positions.tolist(), numbers.tolist(), keys.tolist(), strict=True):
-            index = int(self.indices[position])
-            try:
-                image = self.images.image(index)
-            except UnreadableImage as error:
-                self.unreadable.add(position, error)
-                continue
-            images = self.images
-            objects = images.objects[index] if isinstance(images, AnnotatedImages) else make_objects([], [])
-            pixels, target = self.augment(image, objects, key)
-            target = trainable_target(target) if self.training else {**target, "image": torch.tensor(number)}
-            batch.images.append(pixels)
-            batch.targets.append(target)
+        for number, (pixels, target) in examples:
+            batch.images.append(pixels if self.raw else self.augment.pixels.normalize(pixels[None])[0])
+            batch.targets.append(
+                trainable_target(target) if self.training else {**target, "image": torch.tensor(number)}
+            )
         return batch

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
@@ -15,20 +14,17 @@ from acmix_zoo.data.boxes.box_augment import BoxAugment, scaled_size
 from acmix_zoo.data.boxes.box_dataset import BoxBatch, BoxDataset
 from acmix_zoo.data.boxes.box_loaders import BoxLoaders
 from acmix_zoo.data.boxes.open_boxes import SOURCE_KINDS, open_box_source
-from acmix_zoo.data.indexed_loaders import make_eval_loader
-from acmix_zoo.data.loaders import EvalLoader
-from acmix_zoo.data.options import channel_stats
+from acmix_zoo.data.options import channel_stats, check_shared_options
 from acmix_zoo.data.resumable import ResumableDataModule
-from acmix_zoo.data.sources.image_sets import FileImages
-from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION, Split
+from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION
 
 
 class BoxDataModule(ResumableDataModule):
     """Images with boxes, and possibly masks, from one `source`.
 
-    Batches are a `BoxBatch`: a list of normalised images (3, H, W) of different sizes, and a list of targets as
-    torchvision's detectors take them. Label 0 is the background. In evaluation, images have their own size, because the
-    detector resizes them and returns boxes in pixels of the original image.
+    Batches are `BoxBatch`es: a list of normalised images (3, H, W) of different sizes, and a list of targets as
+    torchvision's detectors expect them. Label 0 is the background. In evaluation, images keep their own size, because
+    the detector resizes them and returns boxes in pixels of the original image.
 
     Order, image size and flips depend only on (seed, epoch, image). A resumed run gets the same batches as an
     uninterrupted one, and the images of a step are the same on any number of processes with the same global batch size.
@@ -36,14 +32,14 @@ class BoxDataModule(ResumableDataModule):
 
     Boxes that cannot be used are left out and counted in the summary that is printed before the first step: boxes
     without area, outside of their image, of unknown classes, or without coordinates. Boxes that extend beyond their
-    image are clipped. Images without boxes are kept, because they teach what is background.
+    image are clipped. Images without boxes are kept as examples of background.
 
     Args:
         source: a folder in COCO's format (annotations/instances_train….json, or train/_annotations.coco.json next to
             the images), a folder in the format of Pascal VOC, the id of a Hugging Face data set with a column
             `objects`, or a parquet file or folder of such files with that column.
         image_size: length of an image's shorter side in evaluation, and in training without `multi_scale`, in pixels.
-        max_size: maximum length of the longer side. The shorter side is smaller than requested if needed.
+        max_size: maximum length of the longer side. Elongated images have a shorter side below `image_size`.
         multi_scale: lengths of the shorter side in training, one of which is drawn for each image.
         masks: read the mask of each object, for Mask R-CNN.
         box_format: what the numbers of a box in a table are: "xywh" (left, top, width, height) or "xyxy" (left, top,
@@ -95,15 +91,9 @@ class BoxDataModule(ResumableDataModule):
         super().__init__()
         positive = {"image_size": image_size, "max_size": max_size, "batch_size": batch_size}
         positive |= {"multi_scale": min(multi_scale)} if multi_scale else {}
-        for name, value in positive.items():
-            if value < 1:
-                raise ValueError(f"{name}={value} is too small. Use 1 or more")
-        if not 0 <= val_fraction < 1:
-            raise ValueError(
-                f"val_fraction={val_fraction} is not a fraction of the training images. Use a number from 0 to below 1"
-            )
+        check_shared_options(positive=positive, max_unreadable=max_unreadable, val_fraction=val_fraction)
         self.mean, self.std = channel_stats(mean, std)
-        self.image_size, self.max_size, self.masks = image_size, max_size, masks
+        self.image_size, self.max_size, self.masks, self.box_format = image_size, max_size, masks, box_format
         self.batch_size, self.num_workers, self.max_unreadable = batch_size, num_workers, max_unreadable
         self.seed, self.predict, self.validation_as_test = seed, predict, validation_as_test
         opened = open_box_source(source, masks, box_format)
@@ -114,8 +104,15 @@ class BoxDataModule(ResumableDataModule):
         self.pixels = Pixels(image_size, self.mean, self.std, "bilinear", 1.0)
         self.augment = BoxAugment(self.pixels, tuple(multi_scale or [image_size]), max_size, hflip, vflip)
 
+    def describe_size(self) -> str:
+        sides = sorted({min(self.augment.sizes), max(self.augment.sizes)})
+        shorter = " to ".join(map(str, sides))
+        return f"images are resized to a shorter side of {shorter} pixels and a longer side of at most {self.max_size}"
+
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "category_ids": list(self.category_ids)}
+        """Return what the record of a run states about its data, with the category ids and the format of boxes."""
+        description = {**super().describe(), "category_ids": list(self.category_ids)}
+        return description if self.box_format == "xywh" else {**description, "box_format": self.box_format}
 
     def preprocessing(self) -> dict[str, Any]:
         return {
@@ -125,19 +122,16 @@ class BoxDataModule(ResumableDataModule):
 
     @classmethod
     def for_weights(cls, source: str, config: Mapping[str, Any]) -> BoxDataModule:
-        cfg, options = config["pretrained_cfg"], config.get("task_options", {})
+        """Return the data module that resizes and normalises images, and reads boxes, as weights expect them."""
+        cfg, options = config["pretrained_cfg"], config["task_options"]
+        dataset = config["acmix_zoo"].get("dataset") or {}
         return cls(
             source, image_size=options["image_size"], max_size=options["max_size"],
             masks=options["detector"] == "mask_rcnn", mean=tuple(cfg["mean"]), std=tuple(cfg["std"]),
-            validation_as_test=(config["acmix_zoo"].get("dataset") or {}).get("validation_as_test", False),
+            box_format=dataset.get("box_format", "xywh"), validation_as_test=dataset.get("validation_as_test", False),
         )  # fmt: skip
 
-    # ---- loaders
-
-    def predict_dataloader(self) -> EvalLoader:
-        count = len(self.predict_paths)
-        split = Split(FileImages(self.predict_paths, np.zeros(count, np.int64)), np.arange(count))
-        return make_eval_loader(split, self.loader_options().for_split("predict"), dataset_class=BoxDataset)
+    # ---- batches
 
     def example_images(self) -> Tensor:
         """Return an image of `example_batch`, resized as in evaluation, as (1, 3, H, W), or noise without one."""
@@ -156,8 +150,6 @@ class BoxDataModule(ResumableDataModule):
         augment: Any = self.augment.for_evaluation()
         dataset = BoxDataset(split, augment, max_unreadable=self.max_unreadable, raw=True)
         return dataset.__getitems__(range(min(count, len(dataset))))
-
-    # ---- on the device
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise the images of a `BoxBatch`: uint8 → float32, or the trainer's precision."""

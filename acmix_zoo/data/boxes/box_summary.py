@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource
-from acmix_zoo.data.boxes.objects import Objects, count_empty
+from acmix_zoo.data.boxes.objects import Objects
 from acmix_zoo.data.duplicates import duplicate_warnings
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.splits import Split, unreadable_message
-from acmix_zoo.data.wording import first_few
+from acmix_zoo.data.wording import count_noun, first_few
 
 _TABLE_CLASSES = 20  # a data set with more classes gets no table
 
@@ -33,7 +33,7 @@ def summarize_boxes(source: IndexedSource, splits: Mapping[str, Split], inspecti
     lines = [f"data: {source.name}, {len(names)} classes; images: {images}; boxes: {boxes}"]
     if "test" in splits and "test" not in source.splits:
         lines.append("  test is the validation split of the source (data.validation_as_test)")
-    if "val" in splits and ("val" not in source.splits or ("test" not in source.splits and "test" in splits)):
+    if "val" in splits and ("val" not in source.splits or ("test" in splits and "test" not in source.splits)):
         lines.append("  val was split off from train (data.val_fraction)")
     if len(names) <= _TABLE_CLASSES:
         width = max(map(len, ("boxes of class", *names)))
@@ -41,10 +41,15 @@ def summarize_boxes(source: IndexedSource, splits: Mapping[str, Split], inspecti
         for number, name in enumerate(names):
             lines.append(f"  {name.ljust(width)}" + "".join(f"{count[number]:>9,}" for count in counts.values()))
     check = source.check.summary() if isinstance(source, BoxSource) else ""
-    empty = [f"{split} {text}" for split in ordered if (text := count_empty(_objects(ordered[split])))]
-    missing = _classes_without_training_boxes(names, counts["train"])
+    missing = [name for name, count in zip(names, counts["train"], strict=True) if not count]
     files = {name: Split(_annotated(split).images, split.indices) for name, split in ordered.items()}
-    remarks = [check, "; ".join(empty), missing, *duplicate_warnings(files), *source.remarks]
+    remarks = [
+        check,
+        _images_without_boxes(ordered),
+        f"train has no box of {first_few(missing)}" if missing else "",
+        *duplicate_warnings(files),
+        *source.remarks,
+    ]
     lines += [f"  {remark}" for remark in remarks if remark]
     lines += [f"  {unreadable_message(name, found)}" for name, found in inspections.items() if found.problems]
     return "\n".join(lines)
@@ -53,12 +58,13 @@ def summarize_boxes(source: IndexedSource, splits: Mapping[str, Split], inspecti
 def _boxes_per_class(split: Split, classes: int) -> np.ndarray:
     """Return (classes,) integers: the number of boxes of each class."""
     labels = [objects.classes for objects in _objects(split)]
-    return np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=classes)
+    return np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=classes)  # labels may be empty
 
 
-def _classes_without_training_boxes(names: tuple[str, ...], counts: np.ndarray) -> str:
-    missing = [name for name, count in zip(names, counts, strict=True) if not count]
-    return f"train has no box of {first_few(missing)}" if missing else ""
+def _images_without_boxes(splits: Mapping[str, Split]) -> str:
+    """Return the number of images without boxes in each split, or "" if there are none."""
+    counts = {name: sum(not len(objects.boxes) for objects in _objects(split)) for name, split in splits.items()}
+    return "; ".join(f"{name} {count_noun(count, 'image')} without boxes" for name, count in counts.items() if count)
 
 
 def _objects(split: Split) -> list[Objects]:

@@ -63,8 +63,14 @@ class BoxTable(BoxSource):
         train = self.tables["train"]
         self.license = str(train.info.license or "unknown")
         self.column = find_image_column(train.features, source)
-        self.class_field = _class_field(train.features, source)
-        declared = _declared_names(train.features[_COLUMN], self.class_field)
+        self.fields = _object_fields(train.features, source)
+        self.class_field = next(name for name in _CLASS_FIELDS if name in self.fields)
+        if has_masks and "segmentation" not in self.fields:
+            raise ValueError(
+                f"{source} has no masks. Expected a field `segmentation` in the column {_COLUMN!r}, which has "
+                f"{', '.join(self.fields)}. Set data.masks to false"
+            )
+        declared = _declared_names(self.fields[self.class_field])
         if declared:
             self.classes = Classes(declared)
         else:
@@ -82,32 +88,43 @@ class BoxTable(BoxSource):
             undecoded = table.select_columns(self.column).cast_column(self.column, datasets.Image(decode=False))
             zeros = np.zeros(len(table), np.int64)
             images = TableImages(undecoded, self.column, zeros, f"{self.name}/{split}", self.roots)
-            sizes = _sizes(table, images)
+            sizes = _sizes(table, images, self.has_masks)
             cells = table.select_columns(_COLUMN)
             objects = [
                 self._objects(row[_COLUMN], size, images.describe(i))
                 for i, (row, size) in enumerate(zip(cells, sizes, strict=True))
             ]
             splits[split] = AnnotatedImages(images, objects)
-        if self.box_format == "xywh" and self.check.counts["clipped to their image"] > sum(map(len, splits.values())):
-            hint = "Most images have boxes that leave them. If the numbers of a box are left, top, right and bottom"
-            self.remarks = [*self.remarks, f"{hint}, set data.box_format to xyxy"]
+        clipped = len(set(self.check.images["clipped to their image"]))
+        if self.box_format == "xywh" and 2 * clipped > sum(map(len, splits.values())):
+            self.remarks = [
+                *self.remarks,
+                "most images have boxes that extend beyond them. If the numbers of a box are left, top, right and "
+                "bottom, set data.box_format to xyxy",
+            ]
         return splits
 
     def _objects(self, cell: Any, size: tuple[int, int] | None, name: str) -> Objects:
+        """Return the usable objects of an image.
+
+        Args:
+            cell: the value of the column of objects.
+            size: (width, height) of the image, if it is known.
+            name: the name of the image for messages.
+        """
+        if self.has_masks and size is None:  # an unreadable image, which is skipped
+            return make_objects([], [], masks=[])
         labels = _field(cell, self.class_field)
         numbers = np.array([self._number(label) for label in labels], np.int64)
         for label, number in zip(labels, numbers, strict=True):
             if number == UNKNOWN:
                 self.check.count_unknown_class(name, str(label))
         count = len(labels)
-        is_crowd = _field(cell, "iscrowd", count) if _has(cell, "iscrowd") else None
-        areas = _field(cell, "area", count) if _has(cell, "area") else None
+        is_crowd = _field(cell, "iscrowd", count) if "iscrowd" in self.fields else None
+        areas = _field(cell, "area", count) if "area" in self.fields else None
         masks = None
-        if self.has_masks:
-            if size is None or not _has(cell, "segmentation"):
-                raise ValueError(f"{name} has no masks. Expected a field `segmentation` in the column {_COLUMN}")
-            masks = [encode_mask(each, size[1], size[0]) for each in _field(cell, "segmentation")]
+        if self.has_masks and size is not None:
+            masks = [encode_mask(each, size[1], size[0]) for each in _field(cell, "segmentation", count)]
         boxes = [corners(box, self.box_format) for box in _field(cell, "bbox", count)]
         objects = make_objects(boxes, numbers, is_crowd, areas, masks)
         return self.check.clean(objects.select(numbers != UNKNOWN), size, name)
@@ -118,42 +135,27 @@ class BoxTable(BoxSource):
         return int(label) if label is not None and 0 <= int(label) < len(self.class_names) else UNKNOWN
 
 
-def is_box_table(features: Any) -> bool:
-    """Return whether a table with these columns has boxes."""
-    return _COLUMN in features
-
-
-def _class_field(features: Any, data_name: str) -> str:
-    """Return the name of the field with the class of each object."""
+def _object_fields(features: Any, source: str) -> Mapping[str, Any]:
+    """Return the fields of the column of objects, which is a list of dicts or a dict of lists."""
     if _COLUMN not in features:
         raise ValueError(
-            f"{data_name} has no column {_COLUMN!r}, only {', '.join(features)}. Expected a data set with boxes, each "
-            f"cell of that column with the lists `bbox` and `category`"
+            f"{source} has no column {_COLUMN!r}, only {', '.join(features)}. Expected a data set with boxes, each "
+            "cell of that column with the lists `bbox` and `category`"
         )
-    fields = _fields(features[_COLUMN])
-    for name in _CLASS_FIELDS:
-        if name in fields and "bbox" in fields:
-            return name
-    raise ValueError(
-        f"{data_name}: the column {_COLUMN!r} has the fields {', '.join(fields)}. Expected `bbox` and `category`"
-    )
-
-
-def _fields(feature: Any) -> Mapping[str, Any]:
-    """Return the fields of a column of objects, which is a list of dicts or a dict of lists."""
-    inner = getattr(feature, "feature", feature)
+    inner = getattr(features[_COLUMN], "feature", features[_COLUMN])
     inner = inner[0] if isinstance(inner, list) else inner
-    return inner if isinstance(inner, Mapping) else {}
+    fields: Mapping[str, Any] = inner if isinstance(inner, Mapping) else {}
+    if "bbox" not in fields or not any(name in fields for name in _CLASS_FIELDS):
+        raise ValueError(
+            f"{source}: the column {_COLUMN!r} has the fields {', '.join(fields)}. Expected `bbox` and `category`"
+        )
+    return fields
 
 
-def _declared_names(feature: Any, field: str) -> tuple[str, ...] | None:
-    value = _fields(feature)[field]
-    value = value[0] if isinstance(value, list) else value
-    return declared_class_names(getattr(value, "feature", value))
-
-
-def _has(cell: Any, name: str) -> bool:
-    return name in (cell if isinstance(cell, Mapping) else (cell or [{}])[0])
+def _declared_names(feature: Any) -> tuple[str, ...] | None:
+    """Return the names of the classes that the type of the class field declares, if any."""
+    feature = feature[0] if isinstance(feature, list) else feature
+    return declared_class_names(getattr(feature, "feature", feature))
 
 
 def _field(cell: Any, name: str, count: int | None = None) -> list[Any]:
@@ -165,7 +167,7 @@ def _field(cell: Any, name: str, count: int | None = None) -> list[Any]:
         count: the expected number of objects, if it is known.
 
     Raises:
-        ValueError: the number of objects differs.
+        ValueError: the field has another number of values.
     """
     if isinstance(cell, Mapping):
         values = list(cell[name] or [])
@@ -179,12 +181,15 @@ def _field(cell: Any, name: str, count: int | None = None) -> list[Any]:
     return values
 
 
-def _sizes(table: Any, images: TableImages) -> list[tuple[int, int] | None]:
-    """Return (width, height) of each image, from the columns of these names or from the headers of the files."""
+def _sizes(table: Any, images: TableImages, are_required: bool) -> list[tuple[int, int] | None]:
+    """Return (width, height) of each image, from the columns of these names or from the headers of the files.
+
+    The headers in large tables are only read if the sizes are required.
+    """
     if {"width", "height"} <= set(table.features):
         pairs = zip(table["width"], table["height"], strict=True)
         return [(int(width), int(height)) if width and height else None for width, height in pairs]
-    if len(images) > CHECK_LIMIT:
+    if len(images) > CHECK_LIMIT and not are_required:
         return [None] * len(images)
     return [_header_size(images, i) for i in range(len(images))]
 
@@ -193,5 +198,5 @@ def _header_size(images: TableImages, index: int) -> tuple[int, int] | None:
     try:
         with Image.open(BytesIO(images.encoded_image(index)), formats=open_formats()) as image:
             return image.size
-    except (OSError, UnreadableImage):  # the loader reports it
+    except (OSError, UnreadableImage):  # the loader reports the problem
         return None

@@ -14,7 +14,7 @@ class CocoApi(NamedTuple):
 
     Attributes:
         name: what torchmetrics calls it.
-        mask: its functions for masks: frPyObjects, merge, decode, encode, area.
+        mask: its module with functions for run-length encoded masks.
     """
 
     name: Literal["faster_coco_eval", "pycocotools"]
@@ -61,7 +61,17 @@ def encode_mask(segmentation: Any, height: int, width: int) -> Any:
 
 
 def decode_masks(masks: list[Any], height: int, width: int) -> np.ndarray:
-    """Return run-length encoded masks as (N, height, width) uint8."""
-    if not masks:
-        return np.zeros((0, height, width), np.uint8)
-    return np.stack([np.asarray(coco_api().mask.decode(each), np.uint8) for each in masks])
+    """Return run-length encoded masks as (N, height, width) uint8.
+
+    Masks of another size, as of an image file that is smaller than its annotation states, are cropped or padded.
+    """
+    decoded = np.zeros((len(masks), height, width), np.uint8)
+    for target, encoded in zip(decoded, masks, strict=True):
+        mask = coco_api().mask.decode(encoded)[:height, :width]
+        target[: mask.shape[0], : mask.shape[1]] = mask
+    return decoded
+
+
+def mask_areas(masks: list[Any]) -> np.ndarray:
+    """Return the number of pixels of each run-length encoded mask: (N,)."""
+    return np.asarray(coco_api().mask.area(masks)) if masks else np.zeros(0)

@@ -75,10 +75,13 @@ class CocoSource(BoxSource):
         licenses = {str(each.get("name")) for each in content.get("licenses") or [] if each.get("name")}
         self.license = licenses.pop() if len(licenses) == 1 else "unknown"
 
+    def missing_split_advice(self, split: str) -> str:
+        return f"Add annotations/instances_{split}.json or {split}/{_EXPORT}"
+
     def load(self) -> dict[str, Images]:
         loaded: dict[str, Images] = {}
         for split in list(self._contents):
-            loaded[split] = self._annotated(split, self._contents.pop(split))  # COCO's own file needs gigabytes
+            loaded[split] = self._annotated(split, self._contents.pop(split))  # free each file: COCO's need gigabytes
         return loaded
 
     def _annotated(self, split: str, content: dict[str, Any]) -> AnnotatedImages:
@@ -115,17 +118,21 @@ class CocoSource(BoxSource):
     def _objects(self, image: dict[str, Any], annotations: list[dict[str, Any]]) -> Objects:
         numbers: dict[Any, int] = {category: number for number, category in enumerate(self.category_ids)}
         name, width, height = str(image["file_name"]), image.get("width") or 0, image.get("height") or 0
+        if self.has_masks and not (width and height):
+            raise ValueError(
+                f"{self.folder}: the annotations do not state the size of the image {name}. Expected its width and "
+                "height, which masks depend on. Add them, or set data.masks to false"
+            )
         boxes, classes, is_crowd, areas, masks = [], [], [], [], []
         for annotation in annotations:
             number = numbers.get(annotation.get("category_id"), UNKNOWN)
             if number == UNKNOWN:
                 self.check.count_unknown_class(name, str(annotation.get("category_id")))
                 continue
-            box = corners(annotation.get("bbox"), "xywh")
-            boxes.append(box)
+            boxes.append(corners(annotation.get("bbox"), "xywh"))
             classes.append(number)
             is_crowd.append(bool(annotation.get("iscrowd", 0)))
-            areas.append(annotation.get("area") or (box[2] - box[0]) * (box[3] - box[1]))
+            areas.append(annotation.get("area"))
             if self.has_masks:
                 masks.append(encode_mask(annotation.get("segmentation"), height, width))
         objects = make_objects(boxes, classes, is_crowd, areas, masks if self.has_masks else None)

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from acmix_zoo.data.wording import count_noun, first_few
+from acmix_zoo.data.boxes.coco_api import mask_areas
+from acmix_zoo.data.wording import first_few
 
 UNKNOWN = -1
 """The number of a class that the data set does not declare."""
@@ -33,8 +34,8 @@ class Objects(NamedTuple):
     masks: list[Any] | None = None
 
     def select(self, chosen: np.ndarray) -> Objects:
-        """Return the objects with these numbers, or where a (N,) bool is true."""
-        numbers = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        """Return the objects for which `chosen`, (N,) bool, is true."""
+        numbers = np.flatnonzero(chosen)
         masks = None if self.masks is None else [self.masks[i] for i in numbers]
         return Objects(self.boxes[numbers], self.classes[numbers], self.is_crowd[numbers], self.areas[numbers], masks)
 
@@ -46,23 +47,28 @@ def make_objects(
     areas: Any = None,
     masks: list[Any] | None = None,
 ) -> Objects:
-    """Return objects from sequences. Without `is_crowd`, none is; without `areas`, they are those of the boxes."""
+    """Return objects from sequences.
+
+    Without `is_crowd`, no object is a crowd. An area that is missing in `areas` is that of the mask, or without masks
+    that of the box.
+    """
     box_array = np.asarray(boxes, np.float32).reshape(-1, 4)
-    sides = box_array[:, 2:] - box_array[:, :2]
     count = len(box_array)
+    measured = (box_array[:, 2:] - box_array[:, :2]).prod(1) if masks is None else mask_areas(masks)
+    stated = [None] * count if areas is None else areas
     return Objects(
         box_array,
         np.asarray(classes, np.int64).reshape(count),
         np.zeros(count, bool) if is_crowd is None else np.asarray(is_crowd, bool).reshape(count),
-        sides.prod(1) if areas is None else np.asarray(areas, np.float32).reshape(count),
+        np.array([area or own for area, own in zip(stated, measured, strict=True)], np.float32),
         masks,
     )
 
 
 class BoxCheck:
-    """Leave out unusable boxes, clip those that leave their image, and count both.
+    """Leave out unusable boxes, clip those that extend beyond their image, and count both.
 
-    torchvision's detectors raise an error for a box without area, after hours of training in the worst case.
+    torchvision's detectors raise an error for a box without area, in the worst case after hours of training.
     """
 
     _LEFT_OUT = (
@@ -114,7 +120,7 @@ class BoxCheck:
         return kept._replace(boxes=clipped).select(is_inside)
 
     def summary(self) -> str:
-        """Return what was left out and clipped, in one line, or "" if all boxes are usable."""
+        """Return one line about the boxes that were left out or clipped, or "" if there are none."""
         parts = [self._part(kind) for kind in self._LEFT_OUT if self.counts[kind]]
         lines = [f"left out {', '.join(parts)}"] * bool(parts)
         if self.counts[self._CLIPPED]:
@@ -122,12 +128,7 @@ class BoxCheck:
         return f"boxes: {'; '.join(lines)}" if lines else ""
 
     def _part(self, kind: str) -> str:
+        """Return the number of boxes of a kind and the first images with them: "3 without area (in a.png)"."""
         names = first_few(list(dict.fromkeys(self.images[kind])), 3)
         classes = f" {first_few(list(self.unknown_classes), 3)}" if kind == self._LEFT_OUT[0] else ""
         return f"{self.counts[kind]:,} {kind}{classes} (in {names})"
-
-
-def count_empty(objects: list[Objects]) -> str:
-    """Return how many images have no boxes: "3 images without boxes", or "" if all have some."""
-    empty = sum(not len(each.boxes) for each in objects)
-    return f"{count_noun(empty, 'image')} without boxes" if empty else ""

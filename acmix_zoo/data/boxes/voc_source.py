@@ -84,6 +84,9 @@ class VocSource(BoxSource):
             raise ValueError(f"{self.folder}: the training images have no boxes. Expected <object> in their XML files")
         return tuple(names)
 
+    def missing_split_advice(self, split: str) -> str:
+        return f"Add the names of its images as {_SPLITS}/{split}.txt"
+
     def load(self) -> dict[str, Images]:
         return {split: self._annotated(records) for split, records in self._records.items()}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,14 +16,15 @@ from acmix_zoo.data.masks.mask_classes import VOID
 from acmix_zoo.data.masks.mask_images import Pair
 
 
+@dataclass(frozen=True)
 class MaskAugment:
     """Resize, crop and flip an image with its mask, which is never interpolated.
 
     In training, an image is resized, padded if it is smaller than the crop, cropped at random and flipped. Padding has
     the mean colour, and no class. In evaluation, an image is only resized, and its mask keeps its size.
 
-    Args:
-        pixels: normalisation. Its mean is the colour of padding.
+    Attributes:
+        pixels: normalisation.
         crop_size: (height, width) of training images.
         resize: smallest and largest length of the shorter side in training, in pixels, of which one is drawn; None to
             keep the size.
@@ -30,43 +32,40 @@ class MaskAugment:
         hflip: probability of a horizontal flip.
         color_jitter: change brightness, contrast, saturation and hue at random.
         training: whether to augment.
-
-    Attributes:
-        fill: the colour of padding, 0 to 255 in each channel.
     """
 
-    def __init__(
-        self,
-        pixels: Pixels,
-        crop_size: tuple[int, int],
-        *,
-        resize: tuple[int, int] | None = None,
-        eval_resize: int | None = None,
-        hflip: float = 0.5,
-        color_jitter: bool = False,
-        training: bool = True,
-    ) -> None:
-        self._arguments: dict[str, Any] = {
-            "pixels": pixels, "crop_size": crop_size, "resize": resize, "eval_resize": eval_resize, "hflip": hflip,
-            "color_jitter": color_jitter,
-        }  # fmt: skip
-        self.pixels, self.eval_resize, self.training = pixels, eval_resize, training
-        self.fill = [round(255 * mean) for mean in pixels.mean]
-        fills = {tv_tensors.Image: self.fill, tv_tensors.Mask: VOID}
+    pixels: Pixels
+    crop_size: tuple[int, int]
+    resize: tuple[int, int] | None = None
+    eval_resize: int | None = None
+    hflip: float = 0.5
+    color_jitter: bool = False
+    training: bool = True
+
+    @property
+    def fill(self) -> list[int]:
+        """The colour of padding, the mean: 0 to 255 in each channel."""
+        return [round(255 * mean) for mean in self.pixels.mean]
+
+    @cached_property
+    def _transform(self) -> v2.Transform:
+        """The random transforms of training."""
         steps: list[v2.Transform] = []
-        if resize:
-            steps.append(v2.RandomResize(resize[0], resize[1] + 1))  # the upper end is exclusive
-        steps.append(v2.RandomCrop(crop_size, pad_if_needed=True, fill=fills))
-        steps.append(v2.RandomHorizontalFlip(hflip))
-        if color_jitter:
+        if self.resize:
+            smallest, largest = self.resize
+            steps.append(v2.RandomResize(smallest, largest + 1))  # the upper end is exclusive
+        fills = {tv_tensors.Image: self.fill, tv_tensors.Mask: VOID}
+        steps.append(v2.RandomCrop(self.crop_size, pad_if_needed=True, fill=fills))
+        steps.append(v2.RandomHorizontalFlip(self.hflip))
+        if self.color_jitter:
             steps.append(v2.RandomPhotometricDistort())
-        self.transform = v2.Compose(steps)
+        return v2.Compose(steps)
 
     def for_evaluation(self) -> MaskAugment:
         """Return the preprocessing of evaluation."""
-        return MaskAugment(**self._arguments, training=False)
+        return replace(self, training=False)
 
-    def apply(self, pair: Pair, key: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, pair: Pair, key: int) -> tuple[Tensor, Tensor]:
         """Return an image (3, H, W) and its mask (H, W), both uint8. Call this within `preserve_random_state`.
 
         Args:
@@ -74,10 +73,9 @@ class MaskAugment:
             key: the key of the augmentation, see `acmix_zoo.data.augment`.
         """
         image, mask = tv_tensors.Image(F.pil_to_tensor(pair.image)), tv_tensors.Mask(torch.from_numpy(pair.mask))
-        if not self.training:
-            if self.eval_resize and min(image.shape[1:]) != self.eval_resize:
-                image = F.resize(image, [self.eval_resize])
-            return image.as_subclass(Tensor), mask.as_subclass(Tensor)
-        seed_globals(key)
-        image, mask = self.transform(image, mask)
+        if self.training:
+            seed_globals(key)
+            image, mask = self._transform(image, mask)
+        elif self.eval_resize and min(image.shape[1:]) != self.eval_resize:
+            image = F.resize(image, [self.eval_resize])
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)

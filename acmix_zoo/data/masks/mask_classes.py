@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,8 +18,8 @@ from acmix_zoo.data.wording import first_few
 
 VOID = 255
 """The value of pixels without a class in decoded masks. Losses and metrics ignore them."""
+_UNKNOWN = 254  # the entry in a lookup table for a value that is neither a class nor ignored
 _MOST_CLASSES = 254
-_UNKNOWN = 254  # in lookup tables: a value that no class has
 CLASS_FILES = ("classes.txt", "label_colors.txt", "class_dict.csv")
 """Names under which a data set's folder may hold its class list."""
 _VOID_NAMES = {"void", "ignore", "unlabelled", "unlabeled"}
@@ -40,24 +42,33 @@ class MaskClasses:
         ignore_colours: colours of pixels that belong to no class.
 
     Raises:
-        ValueError: there are no or too many classes, a value is both a class and ignored, or a name occurs twice.
+        ValueError: there are too few or too many classes, a name or a colour occurs twice, or a value is negative or
+            both a class and ignored.
     """
 
     names: tuple[str, ...]
     first_value: int = 0
     ignore_values: tuple[int, ...] = (VOID,)
     colours: tuple[Colour, ...] = ()
-    ignore_colours: tuple[Colour, ...] = field(default=())
+    ignore_colours: tuple[Colour, ...] = ()
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.names) <= _MOST_CLASSES:
-            raise ValueError(f"there are {len(self.names)} classes. Expected 2 to {_MOST_CLASSES}")
-        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
-        if repeated:
+            found = f"{len(self.names)} class{'es' * (len(self.names) != 1)}"
+            raise ValueError(f"the class list has {found}. Expected 2 to {_MOST_CLASSES}")
+        if repeated := _repeated(self.names):
             raise ValueError(f"the class list names {first_few(repeated)} twice. Expected each class once")
+        if repeated := [str(colour) for colour in _repeated([*self.colours, *set(self.ignore_colours)])]:
+            raise ValueError(
+                f"the class list has the colour {first_few(repeated)} twice. Expected a different one for each class"
+            )
         values = range(self.first_value, self.first_value + len(self.names))
-        both = sorted(set(self.ignore_values) & set(values))
-        if both:
+        if min([self.first_value, *self.ignore_values]) < 0:
+            raise ValueError(
+                f"first_class_value={self.first_value} or ignore_values={list(self.ignore_values)} is negative, but "
+                "mask files contain no negative values. Use 0 or more"
+            )
+        if both := sorted(set(self.ignore_values) & set(values)):
             raise ValueError(
                 f"ignore_values={list(self.ignore_values)} contains {first_few([str(v) for v in both])}, but the "
                 f"values {values[0]} to {values[-1]} stand for the {len(self.names)} classes. Leave out these values, "
@@ -78,10 +89,12 @@ class MaskClasses:
         if pixels.ndim == 3:
             return self._decode_colours(pixels[..., :3], name)
         values = pixels.astype(np.int64)
-        known = values[(values >= 0) & (values < len(self._lookup))]
-        classes = self._lookup[np.clip(values, 0, len(self._lookup) - 1)]
-        if known.size < values.size or (classes == _UNKNOWN).any():
-            wrong = np.unique(values[(values < 0) | (values >= len(self._lookup)) | (classes == _UNKNOWN)])
+        last_value = len(self._lookup) - 1
+        is_unknown = (values < 0) | (values > last_value)
+        classes: np.ndarray = self._lookup[values.clip(0, last_value)]
+        is_unknown |= classes == _UNKNOWN
+        if is_unknown.any():
+            wrong = np.unique(values[is_unknown])
             last = self.first_value + len(self.names) - 1
             raise UnreadableImage(
                 f"mask {name} has pixels of the value {first_few([str(v) for v in wrong])}. Expected "
@@ -99,7 +112,7 @@ class MaskClasses:
                 f"mask {name} is an RGB image, but the class list has no colours. Expected lines such as "
                 "'128 64 128 road' in classes.txt"
             )
-        codes = pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32)  # (H, W)
+        codes = _colour_code(pixels)  # (H, W)
         order = np.argsort(self._colour_codes)
         position = np.searchsorted(self._colour_codes, codes, sorter=order).clip(max=len(order) - 1)
         found = order[position]  # (H, W): index into the codes
@@ -115,7 +128,7 @@ class MaskClasses:
 
     @cached_property
     def _lookup(self) -> np.ndarray:
-        """(N,) uint8: the class of each value."""
+        """(N,) uint8: the class of each value, `VOID` or `_UNKNOWN`."""
         size = 1 + max(self.first_value + len(self.names) - 1, *self.ignore_values, 0)
         lookup = np.full(size, _UNKNOWN, np.uint8)
         lookup[self.first_value : self.first_value + len(self.names)] = np.arange(len(self.names))
@@ -124,22 +137,43 @@ class MaskClasses:
 
     @cached_property
     def _colour_codes(self) -> np.ndarray:
-        colours = np.array([*self.colours, *self.ignore_colours], np.int32)  # (N, 3)
-        codes: np.ndarray = colours @ np.array([65536, 256, 1], np.int32)
-        return codes
+        """(N,) int32: the colours of the classes, then the ignored ones, each as one number."""
+        return _colour_code(np.array([*self.colours, *self.ignore_colours]))
 
 
-def read_class_list(path: Path) -> tuple[list[str], list[Colour], list[Colour]]:
+def _colour_code(colours: np.ndarray) -> np.ndarray:
+    """Return colours (…, 3) as one number each: (…) int32."""
+    codes: np.ndarray = colours.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    return codes
+
+
+def _repeated(values: Sequence[Any]) -> list[Any]:
+    """Return the values that occur more than once, sorted."""
+    return sorted(value for value, count in Counter(values).items() if count > 1)
+
+
+class ClassList(NamedTuple):
+    """A list of classes, as a file contains it.
+
+    Attributes:
+        names: the names of the classes.
+        colours: their colours in RGB masks; () if the list has none.
+        ignored_colours: colours that belong to no class.
+    """
+
+    names: Sequence[str]
+    colours: Sequence[Colour] = ()
+    ignored_colours: Sequence[Colour] = ()
+
+
+def read_class_list(path: Path) -> ClassList:
     """Read a class list: one class per line, with its name and, for RGB masks, its colour before or after it.
 
     Names and colours are separated by spaces or commas. Empty lines, lines that start with #, and the header of a CSV
     file are skipped. The names void, ignore and unlabelled mark colours that belong to no class.
 
-    Returns:
-        The names of the classes, their colours ([] if there are none) and the ignored colours.
-
     Raises:
-        ValueError: only some of the classes have a colour.
+        ValueError: some of the classes have no colour, or void has none.
     """
     names: list[str] = []
     colours: list[Colour] = []
@@ -148,24 +182,27 @@ def read_class_list(path: Path) -> tuple[list[str], list[Colour], list[Colour]]:
         words = [word for word in re.split(r"[,\s]+", line.strip()) if word]
         if not words or words[0].startswith("#") or [word.lower() for word in words] == ["name", "r", "g", "b"]:
             continue
-        numbers = [word for word in words if word.isdigit()]
+        numbers = [int(word) for word in words if word.isdigit()]
         name = " ".join(word for word in words if not word.isdigit())
-        is_colored = len(numbers) == 3 and bool(name)
-        colour = tuple(map(int, numbers)) if is_colored else None
-        if name.lower() in _VOID_NAMES:
-            ignored += [colour] if colour else []  # type: ignore[list-item]
-            continue
-        names.append(name if is_colored else " ".join(words))
-        colours += [colour] if colour else []  # type: ignore[list-item]
+        has_colour = len(numbers) == 3 and bool(name)
+        if name.lower() in _VOID_NAMES and not has_colour:  # leaving it out would renumber the classes after it
+            raise ValueError(
+                f"{path} lists {name!r} without a colour. Expected only classes in a list without colours. Remove the "
+                "line, and set data.ignore_values to the values of pixels without a class"
+            )
+        if has_colour:
+            (ignored if name.lower() in _VOID_NAMES else colours).append((numbers[0], numbers[1], numbers[2]))
+        if name.lower() not in _VOID_NAMES:
+            names.append(name if has_colour else " ".join(words))
     if colours and len(colours) < len(names):
         raise ValueError(
             f"{path}: {len(colours)} of {len(names)} classes have a colour. Expected one for all of them, or for none"
         )
-    return names, colours, ignored
+    return ClassList(names, colours, ignored)
 
 
 def default_palette(count: int) -> list[Colour]:
-    """Return `count` colours that differ well, those of Pascal VOC, the first one black."""
+    """Return the first `count` colours of Pascal VOC, which are easy to tell apart. The first one is black."""
     colours: list[Colour] = []
     for number in range(count):
         channels = [0, 0, 0]

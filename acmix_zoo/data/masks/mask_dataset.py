@@ -10,18 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from acmix_zoo.data.augment import image_keys, preserve_random_state
-from acmix_zoo.data.image_dataset import ImageDataset
-from acmix_zoo.data.images import UnreadableImage
+from acmix_zoo.data.augment import preserve_random_state
+from acmix_zoo.data.duplicates import duplicate_warnings
+from acmix_zoo.data.example_dataset import ExampleDataset, Numbered
 from acmix_zoo.data.indexed_loaders import IndexedLoaders
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.masks.mask_augment import MaskAugment
 from acmix_zoo.data.masks.mask_classes import VOID
-from acmix_zoo.data.masks.mask_images import MaskImages, PairedImages
+from acmix_zoo.data.masks.mask_images import MaskImages, Pair
+from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.splits import Split, unreadable_message
 from acmix_zoo.data.wording import first_few
 
-_TABLE_CLASSES = 30  # a data set with more classes gets a line instead of a table
+_BLANK_SIDE = 64  # pixels
+_TABLE_CLASSES = 30  # a data set with more classes gets no table
 
 
 class MaskBatch(NamedTuple):
@@ -30,7 +32,7 @@ class MaskBatch(NamedTuple):
     Attributes:
         images: (B, 3, H, W) uint8; float32 after normalisation.
         masks: (B, h, w) uint8, the class of each pixel, or `VOID`.
-        sizes: (B, 4) int64, the height and width of each image, and those of its mask.
+        sizes: (B, 4) int64, height and width of each image and of its mask, before padding.
         indices: (B,) int64, the position of each image in the split; -1 for a padding image, whose mask is `VOID`.
     """
 
@@ -40,19 +42,25 @@ class MaskBatch(NamedTuple):
     indices: Tensor
 
 
-class MaskDataset(ImageDataset):
-    """Dataset of images with masks. Its arguments and indices are those of `ImageDataset`, except for `augment`.
+class MaskDataset(ExampleDataset[tuple[Tensor, Tensor]]):
+    """Dataset of images with masks, see `ExampleDataset`.
 
     Args:
-        split: `PairedImages`, and the indices of those that belong to the dataset.
+        split: `MaskImages`, or images without masks for prediction, and the indices of those that belong to the
+            dataset.
         augment: augmentation of images and masks.
     """
 
-    images: PairedImages
-    augment: MaskAugment  # type: ignore[assignment]
+    augment: MaskAugment
 
-    def _final_array(self) -> None:
-        return None
+    def read_example(self, index: int, key: int) -> tuple[Tensor, Tensor]:
+        if isinstance(self.images, MaskImages):
+            pair = self.images.pair(index)
+        else:
+            image = self.images.image(index)
+            pair = Pair(image, np.zeros(image.size[::-1], np.uint8))
+        with preserve_random_state():
+            return self.augment(pair, key)
 
     def __getitems__(self, indices: Sequence[int]) -> MaskBatch:  # type: ignore[override]
         """Return the batch with these indices.
@@ -60,38 +68,16 @@ class MaskDataset(ImageDataset):
         Raises:
             UnreadableImage: all images are unreadable, or more than allowed.
         """
-        requested, fill = np.asarray(indices), self.augment.fill
-        keys = image_keys(self.seed, self.epoch, images=requested)
-        positions = np.where(requested < 0, -1 - requested, requested % max(1, len(self)))
-        pairs, kept = self._read_pairs(positions, keys)
-        while self.training and not pairs:  # ends, because the counter raises if no readable image is left
-            positions = (positions + 1) % len(self)
-            pairs, kept = self._read_pairs(positions, keys)
-        if not pairs:  # all processes need the same number of batches
-            blank = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).expand(3, 64, 64)
-            return self._normalized(collate([(blank, torch.full((64, 64), VOID, dtype=torch.uint8))], [-1], fill))
-        numbers = [int(positions[i]) if requested[i] >= 0 else -1 for i in kept]
-        for number, (_, mask) in zip(numbers, pairs, strict=True):
+        examples, fill = self.read_examples(indices), self.augment.fill
+        for number, (_, mask) in examples:
             if number < 0:
                 mask.fill_(VOID)
-        return self._normalized(collate(pairs, numbers, fill))
-
-    def _normalized(self, batch: MaskBatch) -> MaskBatch:
+        if not examples:  # all processes need the same number of batches
+            blank = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).expand(3, _BLANK_SIDE, _BLANK_SIDE)
+            void = torch.full((_BLANK_SIDE, _BLANK_SIDE), VOID, dtype=torch.uint8)
+            examples = [Numbered(-1, (blank, void))]
+        batch = collate([content for _, content in examples], [number for number, _ in examples], fill)
         return batch if self.raw else batch._replace(images=self.augment.pixels.normalize(batch.images))
-
-    def _read_pairs(self, positions: np.ndarray, keys: np.ndarray) -> tuple[list[tuple[Tensor, Tensor]], list[int]]:
-        """Return the readable pairs, and which of `positions` they belong to."""
-        pairs, kept = [], []
-        with preserve_random_state():
-            for i, position in enumerate(positions.tolist()):
-                try:
-                    pair = self.images.pair(int(self.indices[position]))
-                except UnreadableImage as error:
-                    self.unreadable.add(position, error)
-                    continue
-                pairs.append(self.augment.apply(pair, int(keys[i])))
-                kept.append(i)
-        return pairs, kept
 
 
 def collate(pairs: Sequence[tuple[Tensor, Tensor]], indices: Sequence[int], fill: Sequence[int]) -> MaskBatch:
@@ -113,24 +99,27 @@ class MaskLoaders(IndexedLoaders):
 
     dataset_class = MaskDataset
 
-    def summary(self, inspections: Mapping[str, Inspection]) -> str:
-        return summarize_masks(self.source.name, self.source.class_names, self.splits, inspections, self.source.remarks)
+    def summary(self, inspections: Mapping[str, Inspection], is_brief: bool = False) -> str:
+        return summarize_masks(self.source, self.splits, inspections)
 
 
-def summarize_masks(
-    name: str,
-    class_names: Sequence[str],
-    splits: Mapping[str, Split],
-    inspections: Mapping[str, Inspection],
-    remarks: Sequence[str],
-) -> str:
-    """Return the summary that is printed at the start of a run: splits, pixels per class, and what was skipped."""
-    ordered = [split for split in ("train", "val", "test") if split in splits]
-    sizes = ", ".join(f"{split} {splits[split].size:,}" for split in ordered)
-    lines = [f"data: {name}, {len(class_names)} classes; images with masks: {sizes}"]
-    images = splits["train"].images
-    if isinstance(images, MaskImages) and (total := int(images.pixels.sum())):
-        shares = images.pixels / total
+def summarize_masks(source: IndexedSource, splits: Mapping[str, Split], inspections: Mapping[str, Inspection]) -> str:
+    """Return the summary that is printed at the start of a run: splits, pixels per class, and what was skipped.
+
+    Args:
+        source: the source of images and masks.
+        splits: the splits, from `split_source`.
+        inspections: the results of inspecting the files, for each split that was inspected.
+    """
+    class_names = source.class_names
+    ordered = {split: splits[split] for split in ("train", "val", "test") if split in splits}
+    sizes = ", ".join(f"{name} {split.size:,}" for name, split in ordered.items())
+    lines = [f"data: {source.name}, {len(class_names)} classes; images with masks: {sizes}"]
+    if "val" in splits and "val" not in source.splits:
+        lines.append("  val was split off from train (data.val_fraction)")
+    pixels = inspections["train"].class_pixels if "train" in inspections else None
+    if pixels is not None and (total := int(pixels.sum())):
+        shares = pixels / total
         if absent := [label for label, share in zip(class_names, shares, strict=True) if not share]:
             lines.append(f"  no training mask contains {first_few(absent)}")
         if len(class_names) <= _TABLE_CLASSES:
@@ -139,6 +128,11 @@ def summarize_masks(
             lines += [
                 f"  {label.ljust(width)}  {100 * share:.2f} %" for label, share in zip(class_names, shares, strict=True)
             ]
-    lines += [f"  {remark}" for remark in remarks]
+    files = {
+        name: Split(split.images.images, split.indices)
+        for name, split in ordered.items()
+        if isinstance(split.images, MaskImages)
+    }
+    lines += [f"  {remark}" for remark in [*duplicate_warnings(files), *source.remarks]]
     lines += [f"  {unreadable_message(split, found)}" for split, found in inspections.items() if found.problems]
     return "\n".join(lines)

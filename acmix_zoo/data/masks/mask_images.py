@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -33,28 +32,13 @@ class Pair(NamedTuple):
     mask: np.ndarray
 
 
-class PairedImages(Images, ABC):
-    """Images that come with a mask."""
-
-    @abstractmethod
-    def pair(self, index: int) -> Pair:
-        """Return an image and its mask.
-
-        Raises:
-            UnreadableImage: one of them cannot be read, their sizes differ, or the mask has an unknown value.
-        """
-
-
-class MaskImages(PairedImages):
+class MaskImages(Images):
     """Images of one split, each with a mask of the same size.
 
     Args:
         images: the images, in files or in a table.
         masks: the path of each mask, or the masks in the same table.
         classes: how masks encode classes.
-
-    Attributes:
-        pixels: (classes,) int64, the number of pixels of each class, after `inspect`.
     """
 
     def __init__(
@@ -62,7 +46,6 @@ class MaskImages(PairedImages):
     ) -> None:
         self.images, self.masks, self.classes = images, masks, classes
         self.targets = np.zeros(len(images), np.int64)  # an image has no class of its own
-        self.pixels = np.zeros(len(classes.names), np.int64)
 
     def image(self, index: int) -> Image.Image:
         return self.images.image(index)
@@ -89,6 +72,11 @@ class MaskImages(PairedImages):
         return self.classes.decode(mask, name)
 
     def pair(self, index: int) -> Pair:
+        """Return an image and its mask.
+
+        Raises:
+            UnreadableImage: one of them cannot be read, their sizes differ, or the mask has an unknown value.
+        """
         image, mask = self.image(index), self.mask(index)
         if image.size != mask.shape[::-1]:
             raise UnreadableImage(self._size_problem(index, image.size, mask))
@@ -102,17 +90,17 @@ class MaskImages(PairedImages):
 
     def inspect(self, indices: Sequence[int], thorough: bool = False) -> Inspection:
         """Check all images and decode all masks: both must be readable, of the same size, and of known classes."""
-        result = self.images.inspect(indices, thorough)
+        found = self.images.inspect(indices, thorough)
         if len(indices) > CHECK_LIMIT:
-            return result
-        self.pixels[:] = 0
+            return found
+        found.class_pixels = np.zeros(len(self.classes.names), np.int64)
         with ThreadPoolExecutor(max_workers=8) as pool:  # decoding and disk access release the GIL
-            for problem, counts in pool.map(self._inspect_mask, indices):
-                self.pixels += counts
-                if problem:
-                    result.problems.append(problem)
-        result.count = len(indices)
-        return result
+            for index, (problem, counts) in zip(indices, pool.map(self._inspect_mask, indices), strict=True):
+                found.class_pixels += counts
+                if problem and self.describe(index) not in found.unreadable:  # count a pair once
+                    found.problems.append(problem)
+        found.count = len(indices)
+        return found
 
     def _inspect_mask(self, index: int) -> tuple[str, np.ndarray]:
         """Return what is wrong with a mask ("" if nothing is), and the number of its pixels of each class."""
@@ -127,7 +115,7 @@ class MaskImages(PairedImages):
         return "", np.bincount(mask[mask < len(counts)].ravel(), minlength=len(counts))
 
     def _image_size(self, index: int) -> tuple[int, int] | None:
-        """Return the width and height of an image from its header, or None if it cannot be read, which is known."""
+        """Return the width and height of an image from its header, or None if it cannot be read."""
         try:
             images = self.images
             source = images.encoded_image(index) if isinstance(images, TableImages) else images.paths[index]
@@ -141,21 +129,3 @@ class MaskImages(PairedImages):
 def _open(source: str | bytes) -> Image.Image:
     """Open an image file, or its bytes, without decoding it."""
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=open_formats())
-
-
-class UnmaskedImages(PairedImages):
-    """Images without masks, for prediction. Their masks are 0 everywhere."""
-
-    def __init__(self, paths: list[str]) -> None:
-        self.images = FileImages(paths, np.zeros(len(paths), np.int64))
-        self.targets = self.images.targets
-
-    def image(self, index: int) -> Image.Image:
-        return self.images.image(index)
-
-    def describe(self, index: int) -> str:
-        return self.images.describe(index)
-
-    def pair(self, index: int) -> Pair:
-        image = self.image(index)
-        return Pair(image, np.zeros(image.size[::-1], np.uint8))

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from acmix_zoo.data.augment import Pixels
-from acmix_zoo.data.indexed_loaders import make_eval_loader
-from acmix_zoo.data.loaders import EvalLoader
 from acmix_zoo.data.masks.mask_augment import MaskAugment
-from acmix_zoo.data.masks.mask_dataset import MaskBatch, MaskDataset, MaskLoaders
-from acmix_zoo.data.masks.mask_images import UnmaskedImages
-from acmix_zoo.data.masks.mask_sources import ClassOptions, open_mask_source
-from acmix_zoo.data.options import channel_stats
+from acmix_zoo.data.masks.mask_dataset import MaskBatch, MaskLoaders
+from acmix_zoo.data.masks.mask_sources import SOURCE_KINDS, ClassOptions, open_mask_source
+from acmix_zoo.data.options import channel_stats, check_shared_options
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION, Split
 
@@ -49,8 +45,8 @@ class MaskDataModule(ResumableDataModule):
         classes_file: text file with one class per line, with a colour for RGB masks ("128 64 128 road"). By default,
             classes.txt in the folder of the data set.
         first_class_value: value of mask pixels of the first class.
-        ignore_values: values of mask pixels that belong to no class; they are not trained on and not counted.
-        mask_column: column of masks of a table that has several image columns.
+        ignore_values: values of mask pixels that belong to no class; these are neither trained on nor counted.
+        mask_column: mask column of a table that has several image columns.
         val_fraction: fraction of the images used for validation if the source has no validation split; 0 for none.
         validation_as_test: for a source whose test masks are not public: test on its validation split, and split the
             validation images off the training split (`val_fraction`).
@@ -67,11 +63,7 @@ class MaskDataModule(ResumableDataModule):
         ValueError: the source has no masks, or an option is not allowed. The message says what to do.
     """
 
-    expected_source = (
-        "a folder with images and masks (images/train/1.jpg and masks/train/1.png), a parquet file with a column of "
-        "each, or the id of a data set on the Hugging Face Hub"
-    )
-
+    expected_source = SOURCE_KINDS
     loaders: MaskLoaders
 
     def __init__(
@@ -99,7 +91,17 @@ class MaskDataModule(ResumableDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check(crop_size, resize, eval_resize, batch_size, max_unreadable, val_fraction)
+        positive = {"batch_size": batch_size} | ({"eval_resize": eval_resize} if eval_resize is not None else {})
+        check_shared_options(positive=positive, max_unreadable=max_unreadable, val_fraction=val_fraction)
+        if len(crop_size) != 2 or min(crop_size) < 1:
+            raise ValueError(
+                f"crop_size={list(crop_size)} is not a size. Expected [height, width] in pixels, like [512, 512]"
+            )
+        if resize is not None and (len(resize) != 2 or not 1 <= resize[0] <= resize[1]):
+            raise ValueError(
+                f"resize={list(resize)} is not a range of lengths. Expected the smallest and the largest, like "
+                "[256, 1024]"
+            )
         self.mean, self.std = channel_stats(mean, std)
         self.batch_size, self.num_workers, self.max_unreadable = batch_size, num_workers, max_unreadable
         self.seed, self.predict, self.validation_as_test = seed, predict, validation_as_test
@@ -148,11 +150,7 @@ class MaskDataModule(ResumableDataModule):
             **dataset.get("masks", {}),
         )  # fmt: skip
 
-    # ---- loaders
-
-    def predict_dataloader(self) -> EvalLoader:
-        split = Split(UnmaskedImages(self.predict_paths), np.arange(len(self.predict_paths)))
-        return make_eval_loader(split, self.loader_options().for_split("predict"), dataset_class=MaskDataset)
+    # ---- batches
 
     def example_images(self) -> Tensor:
         """Return a validation image (1, 3, H, W) of the size of training images, or noise without validation images."""
@@ -160,43 +158,9 @@ class MaskDataModule(ResumableDataModule):
         image = super().example_images()[:1, :, :height, :width]
         return pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
 
-    # ---- on the device
-
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise the images of a `MaskBatch`: uint8 → float32, or the trainer's precision."""
         if not isinstance(batch, MaskBatch) or batch.images.dtype != torch.uint8:
             return batch
         images = self.pixels.normalize(batch.images)
         return batch._replace(images=self.trainer.precision_plugin.convert_input(images) if self.trainer else images)
-
-
-def _check(
-    crop_size: tuple[int, int],
-    resize: tuple[int, int] | None,
-    eval_resize: int | None,
-    batch_size: int,
-    max_unreadable: int,
-    val_fraction: float,
-) -> None:
-    """Check the values of options.
-
-    Raises:
-        ValueError: an option has a value that is not allowed.
-    """
-    if len(crop_size) != 2 or min(crop_size) < 1:
-        raise ValueError(
-            f"crop_size={list(crop_size)} is not a size. Expected [height, width] in pixels, like [512, 512]"
-        )
-    if resize is not None and (len(resize) != 2 or not 1 <= resize[0] <= resize[1]):
-        raise ValueError(
-            f"resize={list(resize)} is not a range of lengths. Expected the smallest and the largest, like [256, 1024]"
-        )
-    for name, value in (("eval_resize", eval_resize), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} is too small. Use 1 or more")
-    if max_unreadable < 0:
-        raise ValueError(f"max_unreadable={max_unreadable} is negative. Use 0 to allow no unreadable image")
-    if not 0 <= val_fraction < 1:
-        raise ValueError(
-            f"val_fraction={val_fraction} is not a fraction of the training images. Use a number from 0 to below 1"
-        )

@@ -1,4 +1,4 @@
-"""Draw images with their masks and the predicted ones, as one picture."""
+"""Plot images next to their masks and the predicted masks."""
 
 from __future__ import annotations
 

@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from acmix_zoo.data.masks.mask_classes import CLASS_FILES, MaskClasses, read_class_list
+from acmix_zoo.data.masks.mask_classes import CLASS_FILES, ClassList, MaskClasses, read_class_list
 from acmix_zoo.data.masks.mask_images import MaskImages
-from acmix_zoo.data.sources.base import IndexedSource, Source
+from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.find_images import walk_folders
 from acmix_zoo.data.sources.image_sets import FileImages, Images
-from acmix_zoo.data.sources.open import is_hub_id
+from acmix_zoo.data.sources.open import is_hub_id, source_not_found
 from acmix_zoo.data.sources.path_safety import allowed_roots
 from acmix_zoo.data.sources.recorded import current_recorded_source
 from acmix_zoo.data.sources.shards import Shards
-from acmix_zoo.data.sources.split_names import local_name, match_splits
+from acmix_zoo.data.sources.split_names import SPLIT_NAMES, local_name, match_splits
 from acmix_zoo.data.sources.table import TableImages, is_table, load_tables, select_splits, table_origin
 from acmix_zoo.data.wording import count_noun, first_few
 
@@ -28,6 +28,11 @@ MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "segmentationclass")
 MASK_COLUMNS = ("mask", "annotation", "segmentation_mask", "semantic_mask", "label", "labels")
 _SUFFIXES = ("", "_mask", "_label", "_labels", "_gt", "_L")  # of a mask's name, after that of its image
 _LAYOUT = "images/train/1.jpg with masks/train/1.png, or train/images/1.jpg with train/masks/1.png"
+SOURCE_KINDS = (
+    f"a folder with images and masks ({_LAYOUT}), a parquet file or a folder of such files with a column of images and "
+    "one of masks, or the id of such a data set on the Hugging Face Hub"
+)
+"""What a source of images with masks is, in words."""
 
 
 class ClassOptions(NamedTuple):
@@ -45,9 +50,6 @@ class ClassOptions(NamedTuple):
             FileNotFoundError: `classes_file` does not exist.
             ValueError: there is no class list, or it is wrong.
         """
-        shared = {"first_value": self.first_class_value, "ignore_values": tuple(self.ignore_values)}
-        if self.class_names is not None:
-            return MaskClasses(tuple(self.class_names), **shared)  # type: ignore[arg-type]
         given = Path(self.classes_file).expanduser() if self.classes_file else None
         if given is not None and not given.is_file():
             raise FileNotFoundError(
@@ -55,20 +57,32 @@ class ClassOptions(NamedTuple):
             )
         files = [root / name for name in CLASS_FILES] if root.is_dir() else []
         path = given or next((file for file in files if file.is_file()), None)
-        if path is None:
+        listed = read_class_list(path) if path is not None else None
+        if self.class_names is not None:
+            is_same = listed is not None and tuple(listed.names) == tuple(self.class_names)
+            listed = listed if is_same else ClassList(list(self.class_names))  # a list of other names has other colours
+        if listed is None:
             raise ValueError(
                 f"{source} does not say which classes its masks contain. Expected one class per line in "
                 f"{root / CLASS_FILES[0] if root.is_dir() else 'a file'}, in the order of the mask's values, or with a "
                 "colour ('128 64 128 road') for RGB masks. For another place, set data.classes_file; or list the names "
                 "as data.class_names"
             )
-        names, colours, ignored = read_class_list(path)
         return MaskClasses(
-            tuple(names),
-            colours=tuple(colours),
-            ignore_colours=tuple(ignored),
-            **shared,  # type: ignore[arg-type]
+            tuple(listed.names),
+            self.first_class_value,
+            tuple(self.ignore_values),
+            tuple(listed.colours),
+            tuple(listed.ignored_colours),
         )
+
+
+def is_mask_folder(path: Path) -> bool:
+    """Return whether a folder has the layout of `MaskFolder`."""
+    if not path.is_dir():
+        return False
+    roots = [path, *(path / name for name in _folder_names(path) if name.lower() in SPLIT_NAMES)]
+    return any(_subfolder(root, IMAGE_FOLDERS) and _subfolder(root, MASK_FOLDERS) for root in roots)
 
 
 def open_mask_source(source: str, options: ClassOptions, mask_column: str | None = None) -> IndexedSource:
@@ -91,22 +105,10 @@ def open_mask_source(source: str, options: ClassOptions, mask_column: str | None
         return MaskTable(source, options, mask_column)
     if path.is_dir():
         return MaskFolder(path, options)
-    raise FileNotFoundError(
-        f"source {source!r} does not exist. Expected a folder with {_LAYOUT}; a parquet file with a column of images "
-        "and one of masks; or the id of such a data set on the Hugging Face Hub. Set the location with --data.source"
-    )
+    raise source_not_found(source, SOURCE_KINDS)
 
 
-class _MaskSource(IndexedSource):
-    """What both kinds of sources share."""
-
-    classes: MaskClasses
-
-    def missing_split_advice(self, split: str) -> str:
-        return f"Add images/{split} and masks/{split}"
-
-
-class MaskFolder(_MaskSource):
+class MaskFolder(IndexedSource):
     """A folder of images and masks: `images/train` and `masks/train`, `train/images` and `train/masks`, or no splits.
 
     A mask has the name of its image, except for the extension and an ending such as `_mask`. Images without a mask are
@@ -149,9 +151,12 @@ class MaskFolder(_MaskSource):
             self.remarks.append(
                 f"skipped {count_noun(len(missing), f'{split} image')} without a mask: {first_few(missing)}"
             )
-        if unused := len(by_name) - len(pairs):
+        if unused := len(set(by_name.values()) - {mask for _, mask in pairs}):
             self.remarks.append(f"skipped {count_noun(unused, f'{split} mask')} without an image")
         return pairs
+
+    def missing_split_advice(self, split: str) -> str:
+        return f"Add images/{split} and masks/{split}"
 
     def load(self) -> dict[str, Images]:
         return {
@@ -176,7 +181,7 @@ class MaskFolder(_MaskSource):
         return digest.hexdigest()[:16]
 
 
-class MaskTable(_MaskSource):
+class MaskTable(IndexedSource):
     """A Hub data set or parquet files with a column of images and one of masks.
 
     Raises:
@@ -246,11 +251,6 @@ def find_columns(features: Mapping[str, object], source: str, requested: str | N
             f"{', '.join(features)}. Set data.mask_column to the column of masks"
         )
     return image, mask
-
-
-def mask_classes(source: Source) -> MaskClasses | None:
-    """Return how the masks of a source encode classes, or None for a source that has no masks, as in prediction."""
-    return source.classes if isinstance(source, _MaskSource) else None
 
 
 def _find_folders(root: Path) -> dict[str, tuple[Path, Path]]:

@@ -28,7 +28,7 @@ class Source(ABC):
 
     def missing_split_advice(self, split: str) -> str:
         """Return how to add a split, for the error about a missing one."""
-        return f"Add a {split}/ folder with the same class folders"
+        return f"Add a {split} split"
 
     @abstractmethod
     def fingerprint(self) -> str:

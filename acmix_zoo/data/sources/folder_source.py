@@ -61,6 +61,9 @@ class FolderSource(IndexedSource):
         self._note_top_level()
         self.remarks += skip_remarks(self._skipped, self.root)
 
+    def missing_split_advice(self, split: str) -> str:
+        return f"Add a {split}/ folder with the same class folders"
+
     # ---- layout
 
     def _find_splits(self) -> dict[str, Path]:

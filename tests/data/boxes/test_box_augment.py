@@ -24,7 +24,7 @@ def painted(box: tuple[int, int, int, int], size: tuple[int, int] = (64, 48)) ->
 
 
 def white_box(pixels: torch.Tensor) -> list[int]:
-    """Return the bounding box of what is bright: (H, W) or (3, H, W)."""
+    """Return the bounding box of the bright pixels of an image (3, H, W), or of the ones in a mask (1, H, W)."""
     rows, columns = torch.nonzero(pixels.reshape(-1, *pixels.shape[-2:])[0] > (127 if pixels.max() > 1 else 0)).T
     return [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
 
@@ -82,6 +82,15 @@ def test_boxes_are_clipped_to_the_file() -> None:
     _, target = BoxAugment(PIXELS)(image, make_objects([(50, 40, 90, 60), (70, 60, 90, 80)], [0, 0]), KEY)
     assert target["boxes"].tolist()[0] == [50, 40, 64, 48]
     assert trainable_target(target)["boxes"].tolist() == [[50, 40, 64, 48]]
+
+
+def test_masks_of_another_size_are_cropped_or_padded_to_the_file() -> None:
+    """The annotation may state another size than the file has."""
+    image, _ = painted((8, 4, 24, 20))
+    mask = encode_mask([[50, 10, 90, 10, 90, 20, 50, 20]], 30, 100)
+    pixels, target = BoxAugment(PIXELS)(image, make_objects([(50, 10, 90, 20)], [0], masks=[mask]), KEY)
+    assert target["masks"].shape == (1, *pixels.shape[1:])
+    assert white_box(target["masks"]) == [50, 10, 64, 20]
 
 
 def test_training_leaves_out_crowds_and_tiny_boxes() -> None:

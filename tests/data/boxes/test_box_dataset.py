@@ -66,6 +66,6 @@ def test_unreadable_images_are_skipped(folder: Path) -> None:
     evaluation = dataset(folder, max_unreadable=1)
     with pytest.warns(UserWarning, match="skipped"):
         (target,) = evaluation.__getitems__([1]).targets
-    assert int(target["image"]) == -1
+    assert int(target["image"]) == -1 and target["boxes"].shape == (0, 4)
     with pytest.raises(UnreadableImage, match=r"000001\.png"):
         dataset(folder).__getitems__([1])

@@ -58,13 +58,13 @@ def fit(data: BoxDataModule, model: Recorder, folder: Path, resume: Path | None 
 def test_a_resumed_run_gets_the_same_batches(tmp_path: Path) -> None:
     source = write_coco(tmp_path / "data", train=6, val=3)
     options: dict[str, Any] = {"multi_scale": [32, 40, 48]}
-    whole, stopped, resumed = Recorder(), Recorder(stop_at=4), Recorder()
-    fit(make(source, **options), whole, tmp_path / "whole")
+    uninterrupted, stopped, resumed = Recorder(), Recorder(stop_at=4), Recorder()
+    fit(make(source, **options), uninterrupted, tmp_path / "uninterrupted")
     fit(make(source, **options), stopped, tmp_path / "stopped")
     fit(make(source, **options), resumed, tmp_path / "resumed", tmp_path / "stopped/last.ckpt")
-    assert len(whole.seen) == 9 and whole.evaluated == [0, 1, 2] * 3
-    assert stopped.seen + resumed.seen == whole.seen
-    sizes = {shape[1] for sums, _ in whole.seen for _, shape in sums}
+    assert len(uninterrupted.seen) == 9 and uninterrupted.evaluated == [0, 1, 2] * 3
+    assert stopped.seen + resumed.seen == uninterrupted.seen
+    sizes = {shape[1] for sums, _ in uninterrupted.seen for _, shape in sums}
     assert sizes == {32, 40, 48}
 
 
@@ -99,6 +99,32 @@ def test_the_card_states_categories_and_preprocessing(tmp_path: Path) -> None:
     assert card["cfg"]["input_size"] == [3, 48, 64] and card["cfg"]["label_names"] == ["red", "green", "blue"]
 
 
+def test_the_size_of_images_is_described_by_their_sides(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path)
+    side = "images are resized to a shorter side of {} pixels and a longer side of at most 64"
+    assert make(folder).describe_size() == side.format("48")
+    assert make(folder, multi_scale=[56, 32, 40]).describe_size() == side.format("32 to 56")
+
+
+def test_weights_read_boxes_in_the_format_of_their_data(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path)
+    for box_format in ("xyxy", "xywh"):
+        data = make(folder, box_format=box_format)
+        config = {
+            "pretrained_cfg": data.preprocessing(),
+            "task_options": {"image_size": 48, "max_size": 64, "detector": "fcos"},
+            "acmix_zoo": {"dataset": data.describe()},
+        }
+        assert BoxDataModule.for_weights(str(folder), config).box_format == box_format
+
+
+def test_a_split_to_evaluate_may_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no test split\. Add annotations/instances_test\.json or test/_annot"):
+        make(write_coco(tmp_path / "coco")).test_dataloader()
+    with pytest.raises(ValueError, match=r"Add the names of its images as ImageSets/Main/test\.txt"):
+        make(write_voc(tmp_path / "voc", {"train": [[("a", BOX)]]}), val_fraction=0.0).test_dataloader()
+
+
 def test_validation_images_are_split_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make(write_coco(tmp_path, train=8, val=0), val_fraction=0.25)
     assert data.loaders.sizes() == {"train": 6, "val": 2}
@@ -129,6 +155,7 @@ def test_unreadable_images_are_reported_before_the_run(tmp_path: Path) -> None:
         ({"image_size": 0}, "image_size=0 is too small"),
         ({"multi_scale": [32, 0]}, "multi_scale=0 is too small"),
         ({"val_fraction": 1.0}, r"val_fraction=1\.0 is not a fraction"),
+        ({"max_unreadable": -1}, "max_unreadable=-1 is negative"),
     ],
 )
 def test_impossible_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -1,5 +1,6 @@
 """Tables with a column of boxes, as the detection data sets on the Hub have."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from acmix_zoo.data.boxes.annotated_images import AnnotatedImages
 from acmix_zoo.data.boxes.box_table import BoxTable
+from acmix_zoo.data.boxes.coco_api import decode_masks
 
 NAMES = ["mask", "glove"]
 
@@ -30,6 +32,8 @@ def write_table(
         "category": datasets.List(category or datasets.ClassLabel(names=NAMES)),
     }
     fields |= {"area": datasets.List(datasets.Value("int64"))} if "area" in cells[0] else {}
+    polygons = datasets.List(datasets.List(datasets.List(datasets.Value("float32"))))
+    fields |= {"segmentation": polygons} if "segmentation" in cells[0] else {}
     images = [Image.new("RGB", (64, 48), (value, 0, 0)) for value in range(len(cells))]
     features = {"image": datasets.Image(), "objects": fields, **{name: datasets.Value("int64") for name in columns}}
     table = datasets.Dataset.from_dict(
@@ -65,11 +69,43 @@ def test_boxes_as_corners(folder: Path) -> None:
     assert annotated(source).objects[0].boxes.tolist() == [[4, 5, 14, 25]]
 
 
-def test_the_wrong_box_format_is_suspected(folder: Path) -> None:
-    cells = [{"bbox": [[30, 20, 60, 40], [40, 30, 60, 40]], "category": [0, 1]}] * 3
+@pytest.mark.parametrize(("wrong", "is_suspected"), [(1, False), (2, True)])
+def test_the_wrong_box_format_is_suspected(folder: Path, wrong: int, is_suspected: bool) -> None:
+    """It is if boxes of most images extend beyond the image, however many boxes that are."""
+    beyond, within = [[30, 20, 60, 40]] * 4, [[1, 2, 3, 4]] * 4
+    cells = [{"bbox": beyond if i < wrong else within, "category": [0] * 4} for i in range(3)]
     source = BoxTable(str(write_table(folder, cells)))
-    assert annotated(source).objects[0].boxes.tolist() == [[30, 20, 64, 48], [40, 30, 64, 48]]
-    assert any("set data.box_format to xyxy" in remark for remark in source.remarks)
+    assert annotated(source).objects[0].boxes.tolist() == [[30, 20, 64, 48]] * 4
+    assert any("set data.box_format to xyxy" in remark for remark in source.remarks) == is_suspected
+
+
+@pytest.mark.parametrize("is_list", [False, True], ids=["dict of lists", "list of dicts"])
+def test_masks_of_images_without_objects_and_of_unreadable_images(folder: Path, is_list: bool) -> None:
+    square = [[4, 5, 14, 5, 14, 25, 4, 25]]
+    cells: list[Any] = [{"bbox": [[4, 5, 10, 20]], "category": [1], "segmentation": [square]}] * 2
+    cells.append({name: [] for name in cells[0]})
+    write_table(folder, cells)
+    table = datasets.Dataset.from_parquet(str(folder / "train-00000-of-00001.parquet"))
+    rows = table.cast_column("image", datasets.Image(decode=False)).to_list()
+    rows[1]["image"] = {"bytes": b"broken", "path": None}
+    if is_list:
+        for row in rows:
+            objects = row["objects"]
+            row["objects"] = [dict(zip(objects, values, strict=True)) for values in zip(*objects.values(), strict=True)]
+    shutil.rmtree(folder)
+    folder.mkdir()
+    image = {"image": datasets.Image()}
+    written = datasets.Dataset.from_list(rows)
+    written.cast(datasets.Features({**written.features, **image})).to_parquet(folder / "train.parquet")
+    found = annotated(BoxTable(str(folder), has_masks=True)).objects
+    assert [len(objects.masks or []) for objects in found] == [1, 0, 0]
+    assert decode_masks(found[0].masks or [], 48, 64)[0, 5:25, 4:14].all()
+
+
+def test_masks_need_a_column(folder: Path) -> None:
+    write_table(folder, [{"bbox": [[4, 5, 14, 25]], "category": [0]}])
+    with pytest.raises(ValueError, match=r"has no masks\. Expected a field `segmentation`.*which has bbox, category"):
+        BoxTable(str(folder), has_masks=True)
 
 
 @pytest.mark.parametrize("value", [datasets.Value("string"), datasets.Value("int64")], ids=["names", "numbers"])

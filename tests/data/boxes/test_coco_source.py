@@ -94,6 +94,15 @@ def test_masks(tmp_path: Path) -> None:
     assert images.objects[0].is_crowd.tolist()[-3:] == [False, True, False]
 
 
+def test_masks_need_the_size_of_their_image(tmp_path: Path) -> None:
+    folder = write_coco_split(tmp_path, "train2017", 1)
+    content = change(folder)
+    change(folder, images=[{name: value for name, value in content["images"][0].items() if name != "width"}])
+    assert len(annotated(CocoSource(str(folder))))
+    with pytest.raises(ValueError, match=r"do not state the size of the image 000000\.png"):
+        CocoSource(str(folder), has_masks=True).load()
+
+
 def test_file_names_may_not_leave_the_folder(tmp_path: Path) -> None:
     folder = write_coco_split(tmp_path / "data", "train2017", 1)
     content = change(folder)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from acmix_zoo.data.boxes.objects import BoxCheck, Objects, count_empty, make_objects
+from acmix_zoo.data.boxes.coco_api import decode_masks, encode_mask
+from acmix_zoo.data.boxes.objects import BoxCheck, Objects, make_objects
 
 SIZE = (64, 48)
 
@@ -76,7 +77,12 @@ def test_all_fields_follow_the_boxes() -> None:
     )
 
 
-def test_images_without_boxes_are_counted() -> None:
-    empty, full = make_objects([], []), make_objects([(0, 0, 2, 2)], [0])
-    assert count_empty([empty, full, empty]) == "2 images without boxes"
-    assert count_empty([full]) == ""
+def test_missing_areas_are_those_of_the_masks_or_boxes() -> None:
+    boxes = [(0, 0, 4, 4), (0, 0, 4, 4)]
+    triangles = [encode_mask([[0, 0, 4, 0, 0, 4]], 48, 64)] * 2
+    assert make_objects(boxes, [0, 0]).areas.tolist() == [16, 16]
+    assert make_objects(boxes, [0, 0], areas=[None, 9]).areas.tolist() == [16, 9]
+    assert make_objects(boxes, [0, 0], areas=[9, None], masks=triangles).areas.tolist() == [
+        9,
+        decode_masks(triangles, 48, 64)[0].sum(),
+    ]

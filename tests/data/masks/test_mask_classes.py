@@ -1,6 +1,7 @@
 """Class lists, and the masks of every kind that they decode."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,9 +37,10 @@ def test_the_first_class_may_have_another_value() -> None:
 
 def test_colours_decode_by_the_class_list(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("# r g b name\n128 64 128 road surface\n0 0 0 void\nsky, 70, 130, 180\n\n")
-    names, colours, ignored = read_class_list(tmp_path / "classes.txt")
-    assert names == ["road surface", "sky"] and colours == [(128, 64, 128), (70, 130, 180)] and ignored == [(0, 0, 0)]
-    classes = MaskClasses(tuple(names), colours=tuple(colours), ignore_colours=tuple(ignored))
+    listed = read_class_list(tmp_path / "classes.txt")
+    assert listed == (["road surface", "sky"], [(128, 64, 128), (70, 130, 180)], [(0, 0, 0)])
+    names, colours, ignored = map(tuple, listed)
+    classes = MaskClasses(names, colours=colours, ignore_colours=ignored)
     pixels = np.array([[[70, 130, 180], [128, 64, 128], [0, 0, 0]]], np.uint8)
     assert classes.decode(Image.fromarray(pixels), "m").tolist() == [[1, 0, VOID]]
     with pytest.raises(UnreadableImage, match=r"m\.png has pixels of the colour \(1, 2, 3\), which the class list"):
@@ -68,11 +70,27 @@ def test_contradictory_classes_are_rejected(tmp_path: Path) -> None:
         MaskClasses(("a", "b"), ignore_values=(1,))
     with pytest.raises(ValueError, match="names a twice"):
         MaskClasses(("a", "a"))
-    with pytest.raises(ValueError, match="1 classes"):
+    with pytest.raises(ValueError, match=r"has 1 class\. Expected 2 to 254"):
         MaskClasses(("a",))
+    with pytest.raises(ValueError, match=r"has the colour \(1, 2, 3\) twice"):
+        MaskClasses(("a", "b"), colours=((1, 2, 3), (4, 5, 6)), ignore_colours=((1, 2, 3),))
     (tmp_path / "list.txt").write_text("1 2 3 a\nb\n")
     with pytest.raises(ValueError, match="1 of 2 classes have a colour"):
         read_class_list(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("values", [{"ignore_values": (255, -1)}, {"first_value": -1}])
+def test_negative_values_are_rejected(values: dict[str, Any]) -> None:
+    """As an index, -1 would be the last class."""
+    with pytest.raises(ValueError, match=r"is negative, but mask files contain no negative values"):
+        MaskClasses(("a", "b"), **values)
+
+
+def test_void_in_a_list_without_colours_is_rejected(tmp_path: Path) -> None:
+    """Leaving it out would give every class after it the wrong number."""
+    (tmp_path / "classes.txt").write_text("void\nroad\nsky\n")
+    with pytest.raises(ValueError, match=r"lists 'void' without a colour.*set data\.ignore_values"):
+        read_class_list(tmp_path / "classes.txt")
 
 
 def test_written_masks_hold_the_numbers_of_classes(tmp_path: Path) -> None:

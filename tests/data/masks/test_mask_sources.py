@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("lightning")
@@ -63,7 +64,8 @@ def test_images_without_a_mask_are_counted_and_named(folder: Path, capsys: pytes
 def test_unusable_masks_are_counted_and_named_before_the_first_step(folder: Path) -> None:
     Image.new("L", (5, 6)).save(folder / "masks/train/0.png")
     Image.fromarray(np.full((12, 16), 9, np.uint8)).save(folder / "masks/train/1.png")
-    (folder / "masks/val/0.png").write_bytes(b"broken")
+    for kind in ("images", "masks"):  # one problem, not two
+        (folder / kind / "val/0.png").write_bytes(b"broken")
     with pytest.raises(UnusableImages) as error:
         make_data(folder).setup("fit")
     text = str(error.value)
@@ -79,6 +81,45 @@ def test_pixels_per_class_are_shown(folder: Path, capsys: pytest.CaptureFixture[
     assert "no training mask contains ice" in out
     shares = [float(line.split()[1]) for line in out.splitlines() if line.endswith(" %")]
     assert len(shares) == 4 and sum(shares) == pytest.approx(100, abs=0.02)
+
+
+def test_validation_masks_are_not_counted_as_training_masks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Validation images that are split off come from the same folder."""
+    shutil.rmtree(folder / "masks/val")
+    data = make_data(folder, val_fraction=0.25)
+    for index in data.splits["val"].indices.tolist():
+        Image.fromarray(np.full((12, 16), 2, np.uint8)).save(folder / f"masks/train/{index}.png")
+    for index in data.splits["train"].indices.tolist():
+        Image.fromarray(np.zeros((12, 16), np.uint8)).save(folder / f"masks/train/{index}.png")
+    data.setup("fit")
+    out = capsys.readouterr().out
+    assert "no training mask contains grass, water" in out and "ground  100.00 %" in out
+    assert "val was split off from train" in out
+
+
+def test_masks_without_an_image_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two images may share a mask, which must not hide that another mask has no image."""
+    shutil.copy(folder / "images/train/0.png", folder / "images/train/0.bmp")
+    (folder / "images/train/3.png").unlink()
+    make_data(folder).setup("fit")
+    assert "skipped 1 train mask without an image" in capsys.readouterr().out
+
+
+def test_weights_find_the_colours_of_their_classes(folder: Path) -> None:
+    """A record names the classes. The colours in RGB masks are those of the class list that has the same names."""
+    (folder / "classes.txt").write_text("0 0 0 ground\n10 20 30 grass\n40 50 60 water\n255 255 255 void\n")
+    palette = np.array([[0, 0, 0], [10, 20, 30], [40, 50, 60], *[[255] * 3] * 253], np.uint8)
+    for path in (folder / "masks").glob("*/*.png"):
+        with Image.open(path) as mask:
+            Image.fromarray(palette[np.asarray(mask)]).save(path)
+    data = make_data(folder)
+    config = {
+        "pretrained_cfg": {**data.preprocessing(), "label_names": list(data.class_names)},
+        "acmix_zoo": {"dataset": data.describe()},
+    }
+    again = MaskDataModule.for_weights(str(folder), config)
+    (own, *_), (expected, *_) = again.test_dataloader(), data.test_dataloader()
+    assert torch.equal(own.masks, expected.masks) and own.masks.unique().tolist() == [0, 1, 2, 255]
 
 
 def test_a_folder_without_masks_or_classes_is_rejected(folder: Path, tmp_path: Path) -> None:
@@ -113,6 +154,8 @@ def test_a_parquet_file_with_two_image_columns_is_read(folder: Path) -> None:
     own, expected = (d.splits["val"].images.pair(1) for d in (data, make_data(folder)))  # type: ignore[attr-defined]
     assert np.array_equal(own.mask, expected.mask)
     assert np.array_equal(np.asarray(own.image), np.asarray(expected.image))
+    with pytest.raises(ValueError, match=r"has no test split\. Add a test split"):
+        data.test_dataloader()
     with pytest.raises(ValueError, match="no image column 'depth'"):
         make_data(table, class_names=["a", "b"], mask_column="depth")
 
@@ -124,6 +167,7 @@ def test_a_parquet_file_with_two_image_columns_is_read(folder: Path) -> None:
         ({"resize": (9, 8)}, r"resize=\[9, 8\] is not a range"),
         ({"eval_resize": 0}, "eval_resize=0 is too small"),
         ({"val_fraction": 1.0}, r"val_fraction=1\.0 is not a fraction"),
+        ({"max_unreadable": -1}, "max_unreadable=-1 is negative"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""WindowACmix and ReducedACmix in the native library: layers, and what it leaves to other backends."""
+"""WindowACmix and ReducedACmix in the native library, and the cases that run in other backends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.native_layers import problem, record_calls
+from support.gradients import OneInput
+from support.native_layers import problem
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
@@ -30,14 +31,8 @@ if library() is None:
     pytest.skip("no native library and no compiler", allow_module_level=True)
 
 
-@pytest.fixture(autouse=True)
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The calls of the library, because a fallback would pass every comparison."""
-    return record_calls(native, monkeypatch)
-
-
-def layer_of(paths: str = "both", seed: int = 0, **options: Any) -> WindowACmix:
-    """A shifted layer with all parameters away from their start."""
+def shifted_layer(paths: str = "both", seed: int = 0, **options: Any) -> WindowACmix:
+    """Return a layer with shifted windows whose parameters all differ from their initial values."""
     torch.manual_seed(seed)
     layer = WindowACmix(24, 3, (4, 5), (2, 2), paths=paths, **options)  # type: ignore[arg-type]
     for parameter in layer.parameters():
@@ -59,34 +54,34 @@ def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance
 @pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
 @pytest.mark.parametrize("conv_before_shift", [False, True])
 @pytest.mark.parametrize("size", [(8, 10), (7, 13), (3, 11), (4, 5)], ids=str)
-def test_the_layer_equals_the_python_backend(paths, conv_before_shift, size, calls):
-    """Maps of whole windows, padded ones, and such that are not shifted along one side or both."""
-    layer = layer_of(paths, conv_before_shift=conv_before_shift)
+def test_the_layer_equals_the_python_backend(paths, conv_before_shift, size, window_calls):
+    """Feature maps of whole windows, padded ones, and ones with a single window along one side or both."""
+    layer = shifted_layer(paths, conv_before_shift=conv_before_shift)
     x = torch.randn(2, *size, 24)
     with use_backend("reference"):
         expected = with_gradients(copy.deepcopy(layer).double(), x.double())
-    assert not calls
+    assert not window_calls
     assert_close(with_gradients(layer, x), expected, 2e-5)
-    assert calls == ["forward", "backward"]
+    assert window_calls == ["forward", "backward"]
 
 
-def test_the_deployed_layer(calls: list[str]) -> None:
-    layer, x = layer_of(), torch.randn(2, 8, 10, 24)
+def test_the_deployed_layer(window_calls: list[str]) -> None:
+    layer, x = shifted_layer(), torch.randn(2, 8, 10, 24)
     with torch.no_grad():
         expected = layer(x)
         layer.deploy()
         assert_close([layer(x)], [expected])
-    assert calls == ["forward", "forward"]
+    assert window_calls == ["forward", "forward"]
 
 
 @pytest.mark.parametrize("frozen", ["x", "qkv", "relative", "shift_conv", "proj", "beta"])
-def test_frozen_parts(frozen: str, calls: list[str]) -> None:
-    layer, x = layer_of(), torch.randn(2, 8, 10, 24, requires_grad=frozen != "x")
+def test_frozen_parts(frozen: str, window_calls: list[str]) -> None:
+    layer, x = shifted_layer(), torch.randn(2, 8, 10, 24, requires_grad=frozen != "x")
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
     learned = [p for p in (x, *layer.parameters()) if p.requires_grad]
     actual = torch.autograd.grad(layer(x).sin().sum(), learned)
-    assert calls == ["forward", "backward"]
+    assert window_calls == ["forward", "backward"]
     with use_backend("tiles"):
         assert_close(actual, torch.autograd.grad(layer(x).sin().sum(), learned))
 
@@ -94,8 +89,8 @@ def test_frozen_parts(frozen: str, calls: list[str]) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
 @torch.no_grad()
-def test_special_values_stay_where_they_belong(value: float, paths: str) -> None:
-    """NaN and infinity come out where the definition has something that is not finite, and only there."""
+def test_values_that_are_not_finite(value: float, paths: str) -> None:
+    """Outputs are NaN or infinite exactly where those of the definition are."""
     (projections, *weights), geometry = problem(2, (2, 3), (5, 6), 3, 8, shift=(2, 3), paths=paths)
     assert projections is not None
     projections[0, 3, 5, 6] = value
@@ -110,29 +105,29 @@ def test_special_values_stay_where_they_belong(value: float, paths: str) -> None
 @pytest.mark.parametrize(
     "view", [lambda x: x.transpose(1, 2), lambda x: x[:, ::2, 1:], lambda x: x[:1].expand(3, -1, -1, -1)]
 )
-def test_memory_layouts(view: Any, calls: list[str]) -> None:
-    layer, x = layer_of(), view(torch.randn(2, 8, 9, 24))
+def test_memory_layouts(view: Any, window_calls: list[str]) -> None:
+    layer, x = shifted_layer(), view(torch.randn(2, 8, 9, 24))
     assert_close(with_gradients(layer, x), with_gradients(layer, x.clone(memory_format=torch.contiguous_format)), 0)
-    assert calls == ["forward", "backward"] * 2
+    assert window_calls == ["forward", "backward"] * 2
 
 
-def test_few_images_for_many_threads(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_for_many_threads(window_calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The backward pass shares images among threads; plain operators are faster for one image and many threads."""
-    layer, x = layer_of(), torch.randn(1, 8, 10, 24)
+    layer, x = shifted_layer(), torch.randn(1, 8, 10, 24)
     expected = with_gradients(layer, x)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert_close(with_gradients(layer, x), expected)
-    assert calls == ["forward", "backward", "forward"]
+    assert window_calls == ["forward", "backward", "forward"]
 
 
 class Tagged(torch.Tensor):
-    """A subclass of the user's."""
+    """A tensor subclass of a user."""
 
 
 @torch.no_grad()
-def test_what_it_does_not_take(calls: list[str]) -> None:
-    """Other dtypes, subclasses, autocast, hooked submodules and forced backends run as before."""
-    layer, x = layer_of(), torch.randn(1, 8, 10, 24)
+def test_unsupported_cases_run_in_other_backends(window_calls: list[str]) -> None:
+    """Other dtypes, tensor subclasses, autocast, hooked submodules and forced backends."""
+    layer, x = shifted_layer(), torch.randn(1, 8, 10, 24)
     assert native.unsupported_reason([x, None]) is None
     assert "float32; this is float64" in (native.unsupported_reason([x.double()]) or "")
     assert "CPU only; this is meta" in (native.unsupported_reason([x.to("meta")]) or "")
@@ -145,12 +140,12 @@ def test_what_it_does_not_take(calls: list[str]) -> None:
     hooked = copy.deepcopy(layer)
     hooked.shift_conv.register_forward_hook(lambda *_: None)
     hooked(x)
-    assert not calls
+    assert not window_calls
     hooked = copy.deepcopy(layer)
     seen: list[int] = []
     hooked.proj.register_forward_hook(lambda *_: seen.append(1))
     assert_close([hooked(x)], [layer(x)])
-    assert calls == ["forward"] * 2 and seen
+    assert window_calls == ["forward"] * 2 and seen
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 0, 24), (1, 0, 8, 24), (2, 0, 0, 24)])
@@ -170,16 +165,16 @@ def test_a_projection_without_bias(bias: bool) -> None:
         assert torch.allclose(out, layer(x), atol=1e-5)
 
 
-def test_traces_do_not_hold_the_operator(calls: list[str]) -> None:
-    layer, x = layer_of(), torch.randn(1, 8, 10, 24)
+def test_traces_do_not_contain_the_operator(window_calls: list[str]) -> None:
+    layer, x = shifted_layer(), torch.randn(1, 8, 10, 24)
     traced = torch.jit.trace(layer, x, check_trace=False)  # type: ignore[no-untyped-call]
-    assert not calls and "window_paths" not in str(traced.inlined_graph)
+    assert not window_calls and "window_paths" not in str(traced.inlined_graph)
     assert_close([traced(x).detach()], [layer(x).detach()])
 
 
 @pytest.mark.slow
-def test_compiled_and_exported_graphs_do_not_hold_the_operator(calls: list[str]) -> None:
-    layer, x = layer_of(), torch.randn(1, 8, 10, 24)
+def test_compiled_and_exported_graphs_do_not_contain_the_operator(window_calls: list[str]) -> None:
+    layer, x = shifted_layer(), torch.randn(1, 8, 10, 24)
     graphs: list[str] = []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
@@ -188,24 +183,24 @@ def test_compiled_and_exported_graphs_do_not_hold_the_operator(calls: list[str])
 
     compiled = torch.compile(layer, backend=backend)(x)
     graphs.append(torch.export.export(layer, (x,)).graph_module.code)
-    assert not calls and len(graphs) >= 2 and not any("window_paths" in graph for graph in graphs)
+    assert not window_calls and len(graphs) >= 2 and not any("window_paths" in graph for graph in graphs)
     assert_close([compiled.detach()], [layer(x).detach()])
 
 
-def test_transforms_second_derivatives_and_checkpoints(calls: list[str]) -> None:
-    """What the library has no code for runs in plain operators; a checkpoint runs it twice."""
-    layer, x = layer_of(), torch.randn(3, 7, 6, 24)
+def test_transforms_second_derivatives_and_checkpoints(window_calls: list[str]) -> None:
+    """Transforms and second derivatives run in plain operators. A checkpoint runs the library twice."""
+    layer, x = shifted_layer(), torch.randn(3, 7, 6, 24)
     parameters = dict(layer.named_parameters())
 
     def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(layer, parameters, (x,)).sin().sum()
 
     expected = torch.autograd.grad(loss(parameters, x), list(parameters.values()))
-    assert calls == ["forward", "backward"]
+    assert window_calls == ["forward", "backward"]
     assert_close(list(grad(loss)(parameters, x).values()), expected)
     each = vmap(grad(loss), in_dims=(None, 0))(parameters, x.unsqueeze(1))
     assert_close([each[name].sum(0) for name in parameters], expected)
-    assert calls == ["forward", "backward"]
+    assert window_calls == ["forward", "backward"]
     again = torch.autograd.grad(checkpoint(loss, parameters, x, use_reentrant=False), list(parameters.values()))
     assert_close(again, expected, 0)
 
@@ -221,31 +216,25 @@ def test_transforms_second_derivatives_and_checkpoints(calls: list[str]) -> None
 @pytest.mark.parametrize("heads", [1, 5])
 @pytest.mark.parametrize(("reduction", "prefix"), [(1, 1), (1, 0), (3, 0)])
 @pytest.mark.parametrize("paths", ["both", "convolution"])
-def test_the_convolution_of_pvts_layer(heads: int, reduction: int, prefix: int, paths: Paths, calls: list[str]) -> None:
+def test_the_convolution_of_pvts_layer(
+    heads: int, reduction: int, prefix: int, paths: Paths, window_calls: list[str]
+) -> None:
     torch.manual_seed(0)
     layer = ReducedACmix(30, heads, reduction, paths=paths)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.3)
     x, size = torch.randn(2, prefix + 7 * 5, 30), (7, 5)
 
-    class OfMap(nn.Module):
-        def __init__(self, layer: nn.Module) -> None:
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x, size)  # type: ignore[no-any-return]
-
     with use_backend("reference"):
-        expected = with_gradients(OfMap(copy.deepcopy(layer)).double(), x.double())
-    assert not calls
-    assert_close(with_gradients(OfMap(layer), x), expected, 2e-5)
-    assert calls == ["forward", "backward"]
+        expected = with_gradients(OneInput(copy.deepcopy(layer), size).double(), x.double())
+    assert not window_calls
+    assert_close(with_gradients(OneInput(layer, size), x), expected, 2e-5)
+    assert window_calls == ["forward", "backward"]
 
 
 def test_flops_are_those_of_the_definition() -> None:
     """Two for each multiply-accumulate of the definition; the gradient has twice as many."""
-    layer, x = layer_of(), torch.randn(2, 8, 10, 24)
+    layer, x = shifted_layer(), torch.randn(2, 8, 10, 24)
     tensors, geometry = problem(2, (2, 2), (4, 5), 3, 8, shift=(2, 2))
     assert tensors[0] is not None
     leaf = tensors[0].requires_grad_()

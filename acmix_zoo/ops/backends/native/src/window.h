@@ -1,9 +1,9 @@
 // Swin's layer between its projections and the projection of the attention: both paths, forward and backward.
 //
-// A thread takes a whole image if there are enough of them. Otherwise the threads share the windows of an image, then the
-// rows of its convolution. In the backward pass, each image is worked on by one thread and leaves its share of the
-// parameters' gradients in a buffer of its own. These are added up in the order of the images, so the bits do not depend on
-// the number of threads.
+// If there are enough images, each thread processes whole images. Otherwise the threads share the windows of an image, then
+// the rows of its convolution. In the backward pass, one thread processes an image, and writes its part of the parameters'
+// gradients to a buffer of its own. These are summed in the order of the images, so the bits do not depend on the number of
+// threads.
 #pragma once
 
 #include "window_attention.h"
@@ -45,7 +45,7 @@ class PreparedWindows {
   Buffer kernels_, bias_, start_;
 };
 
-// The windows from `first` up to `last` of an image, to window order and through the attention.
+// Copies the windows from `first` up to `last` of an image to window order, and runs their attention.
 void forward_windows(const PreparedWindows& p, int64_t image, int64_t first, int64_t last, const AttentionRoom& room,
                      float* projections) {
   const Windows& w = p.w;
@@ -56,7 +56,7 @@ void forward_windows(const PreparedWindows& p, int64_t image, int64_t first, int
   }
 }
 
-// A whole image by one thread. Rows are convolved as soon as all they see is in window order.
+// A whole image by one thread. Rows are convolved as soon as everything they read is in window order.
 void forward_image(const PreparedWindows& p, int64_t image) {
   const Windows& w = p.w;
   Buffer projections(w.pixels() * w.pixel), memory(AttentionRoom::floats(w));

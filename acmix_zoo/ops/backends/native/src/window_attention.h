@@ -4,7 +4,7 @@
 // whole vectors of queries:
 //
 //     logits (keys, queries) = K (keys, channels) · Qᵀ (channels, queries)        Qᵀ is packed into panels
-//     out (queries, channels) = logitsᵀ · V (keys, channels)                      K, V are read where they lie
+//     out (queries, channels) = logitsᵀ · V (keys, channels)                      K, V are read in place
 //
 // With P the weights, R the logits' gradient and G the output's:
 //
@@ -40,7 +40,7 @@ INLINE const float* mask_of(const Windows& w, const Biases& biases, int64_t wind
   return biases.masks && kind ? biases.masks + kind * w.length * w.queries : nullptr;
 }
 
-// rows (length, head_width) → panels (queries / PANEL, head_width, PANEL). What fills up the last panel is not written.
+// rows (length, head_width) → panels (queries / PANEL, head_width, PANEL). The padding of the last panel is not written.
 void pack_queries(const Windows& w, const float* rows, int64_t row, float* panels) {
   for (int64_t n = 0; n < w.length; n += PANEL)
     transpose(rows + n * row, row, min(PANEL, w.length - n), w.l.head_width, panels + n * w.l.head_width, PANEL);

@@ -74,14 +74,14 @@ struct ChannelwiseKernels {
   int64_t inputs, outputs;
 };
 
-// How far apart neighbouring weights lie in the caller's kernels. With `reversed`, tap t is the last but t.
+// Strides of the weights in the caller's kernels. With `reversed`, the taps are counted from the last one.
 struct ChannelStrides {
   int64_t channel, out, in;
   bool reversed;
 };
 
-// Calls visit(index in packed order, offset in the caller's kernels) for one vector of channels, but not for channels that
-// only fill up the layout.
+// Calls visit(index in packed order, offset in the caller's kernels) for one vector of channels, but not for
+// channels of padding.
 template <class Visit>
 INLINE void for_channelwise(const Windows& w, int64_t inputs, int64_t outputs, const ChannelStrides& strides,
                             int64_t vector, const Visit& visit) {

@@ -1,7 +1,7 @@
-// The layer of Swin: what the caller describes, and the projections of an image in window order.
+// Swin's layer: its description by the caller, and the projections of an image in window order.
 //
-// A map is rolled and cut into windows. The projections are copied once into the order in which everything below reads
-// them. The windows come one after the other, and each pixel holds q, k and v head by head, with the channels of a head
+// A feature map is rolled and cut into windows. The projections are copied once into the order in which everything below
+// reads them. The windows come one after the other, and each pixel holds q, k and v head by head, with the channels of a head
 // next to each other:
 //
 //     caller   pixel:            c0: q h0 h1 … | k h0 h1 … | v h0 h1 …     c1: …
@@ -40,7 +40,7 @@ struct WindowLayer {
 
 namespace {
 
-// A layer with what follows from it.
+// A layer and the sizes that follow from it.
 struct Windows {
   const WindowLayer& l;
   int64_t rows, columns;  // of windows
