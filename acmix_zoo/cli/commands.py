@@ -60,6 +60,9 @@ GROUPS: dict[str, dict[str, Command]] = {
             "show what each path contributes to a decision",
             "examples/ankle_boot.png --model acmix_resnet_pico",
         ),
+        "app": Command(
+            "app:app", "[MODEL...]", "open a web page to try networks and fine-tune them", "runs/folder-photos --open"
+        ),
         "data": Command("data:data", "FOLDER", "check a data set: splits, classes, unusable files", "photos"),
     },
     "Networks and weights": {
