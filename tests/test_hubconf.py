@@ -111,6 +111,7 @@ def report(model, **more):
 """
 
 
+@pytest.mark.slow
 def test_cache_folder(tmp_path: Path) -> None:
     """Return a copy of the clone in the cache folder of torch.hub, with weights for this test."""
     copy = tmp_path / "hub" / "org_acmix_main"
@@ -226,6 +227,7 @@ def test_a_missing_dependency_is_named(tmp_path: Path) -> None:
     assert "acmix needs timm, safetensors; install with: pip install timm safetensors" in done.stderr
 
 
+@pytest.mark.slow
 def test_other_repositories_with_the_same_module_names_do_not_interfere(tmp_path: Path) -> None:
     """The hubconf of another project, whose modules have common names, is loaded before and after ours."""
     (tmp_path / "other").mkdir()
@@ -245,6 +247,7 @@ print(first, again, type(model).__name__)
     assert done.stdout.strip() == "7 7 ACmixSwin", done.stderr
 
 
+@pytest.mark.slow
 def test_force_reload_and_trust(tmp_path: Path, archive: str) -> None:
     """A cached clone is used unchanged, `force_reload` replaces it, and a repository is trusted only once."""
     code = """

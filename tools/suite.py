@@ -2,8 +2,11 @@
 
     python -m tools.suite benchmarks                    # all groups, about half an hour on two quiet cores
     python -m tools.suite benchmarks layer growth       # some of them
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \\
+        python -m tools.suite benchmarks/avx2 layer networks
 
-This writes one CSV file per group, and machine.json. `make readme` then updates the tables.
+This writes one CSV file per group, and machine.json. `make readme` then updates the tables. With the variables of the
+last command, PyTorch's own kernels and ours use no AVX-512.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import json
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import timm
@@ -23,22 +27,25 @@ from acmix_zoo.bench.candidates import Candidate
 from acmix_zoo.bench.growth import AXES, describe_growth, grow
 from acmix_zoo.bench.measure import measure
 from acmix_zoo.bench.results import Row, format_table, write_csv
+from acmix_zoo.ops.backends.native.library import instruction_set
 from acmix_zoo.ops.peak import matmul_peak
 from tools import make_parser
 
 THREADS = (2, 1)
 STRIDE_1 = ("64x56", "128x28", "256x14", "512x7")
 STRIDE_2 = ("128x56s2", "256x28s2", "512x14s2")
+INSTRUCTIONS = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "no AVX2"}
 SAN10 = ("16x112k3", "64x56", "128x28", "256x14", "512x7")
 
 
 def layer_rows() -> Iterator[Row]:
-    """Measure every shape of the ResNet layer against the authors' code, the reference backend and a convolution."""
+    """Measure every shape of the ResNet layer against a 3×3 convolution, the authors' code and the other backends."""
     for threads in THREADS:
-        for shapes, batch in ((STRIDE_1, 8), (STRIDE_2, 8), (STRIDE_1, 1)):
+        for shapes, batch in product((STRIDE_1, STRIDE_2), (8, 1)):
             for shape in shapes:
                 for train in (False, True):
-                    names = [f"acmix2d:{shape}", f"released:{shape}", f"conv3x3:{shape}"]
+                    kinds = ("acmix2d:{}", "conv3x3:{}", "released:{}", "acmix2d:{}@python")
+                    names = [kind.format(shape) for kind in kinds]
                     first = shape == "64x56" and batch == 8
                     names += [f"acmix2d:{shape}@reference"] * first
                     yield from measure([Candidate(n, batch, 0, train, threads) for n in names], 5, with_memory=first)
@@ -63,14 +70,22 @@ def decomposition_rows() -> Iterator[Row]:
 
 def network_rows() -> Iterator[Row]:
     """Measure two networks against their plain counterparts, and the ResNet also against the authors' code."""
-    resnets = ("acmix_resnet50", "acmix_resnet50@released", "resnet50")
-    swins = ("acmix_swin_t", "swin_tiny_patch4_window7_224")
-    for threads in THREADS:
-        for names, batch, train in (
-            (resnets, 8, False), (resnets, 8, True), (swins, 1, False), (swins, 8, False), (swins, 8, True),
-        ):  # fmt: skip
-            rounds = 3 if names is resnets else 7
-            yield from measure([Candidate(n, batch, 0, train, threads) for n in names], rounds, threads == 2)
+    resnets = ("acmix_resnet50", "resnet50", "acmix_resnet50@python")
+    deployed = ("acmix_resnet50+deploy", "resnet50+deploy")
+    swins = ("acmix_swin_t", "swin_tiny_patch4_window7_224", "acmix_swin_t@python")
+    for threads, batch in product(THREADS, (8, 1)):
+        for names, train in ((resnets, False), (resnets, True), (deployed, False), (swins, False), (swins, True)):
+            is_first = batch == 8 and names is resnets
+            names = (*names, "acmix_resnet50@released") if is_first else names
+            candidates = [Candidate(n, batch, 0, train, threads) for n in names]
+            yield from measure(candidates, 5 if is_first else 9, with_memory=threads == 2 and batch == 8)
+
+
+def small_rows() -> Iterator[Row]:
+    """Measure the training of the smallest ResNet on small images."""
+    names = ("acmix_resnet_pico", "resnet_pico", "acmix_resnet_pico@python")
+    for threads, size in product(THREADS, (32, 48, 64)):
+        yield from measure([Candidate(n, 64, size, True, threads) for n in names], 5, with_memory=False)
 
 
 def compile_rows() -> Iterator[Row]:
@@ -96,6 +111,7 @@ GROUPS = {
     "aggregation": aggregation_rows,
     "decomposition": decomposition_rows,
     "networks": network_rows,
+    "small": small_rows,
     "compile": compile_rows,
     "growth": growth_rows,
 }
@@ -105,9 +121,9 @@ def describe_machine() -> dict[str, object]:
     """Return the hardware and software of the measurements."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    has_avx512 = any("avx512f" in line for line in lines if line.startswith("flags"))
     return {
-        "cpu": f"{names[0] if names else platform.processor()} ({'AVX-512' if has_avx512 else 'no AVX-512'})",
+        "cpu": names[0] if names else platform.processor(),
+        "instructions": INSTRUCTIONS[instruction_set()],
         "cores": len(names),
         "matmul_gflops": {str(threads): round(matmul_peak(threads), 1) for threads in THREADS},
         "torch": torch.__version__.split("+")[0],

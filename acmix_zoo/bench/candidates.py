@@ -12,7 +12,8 @@ The name of a candidate is one of
     unfold:CHANNELSxSIZE[kKERNEL]           the same aggregation with unfold, which copies the value kernel² times
 
 followed by `@BACKEND` (a backend of ACmix, such as `@reference`), `@tile8x16` (tiles of 8×16 queries) or `@released`
-(a network whose ACmix layers are computed as in the authors' code), and by `+compile` for torch.compile.
+(a network whose ACmix layers are computed as in the authors' code), and by `+deploy` (a network whose batch norms are
+folded into the layers before them) or `+compile` for torch.compile.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 
 import acmix_zoo
 from acmix_zoo.bench.aggregation_candidates import Aggregation
@@ -45,6 +47,7 @@ _LAYER = re.compile(rf"({'|'.join(_LAYERS)}):(\d+)x(\d+)(?:s(\d+))?")
 _AGGREGATION = re.compile(rf"({'|'.join(_AGGREGATIONS)}):(\d+)x(\d+)(?:k(\d+))?")
 _TILE = re.compile(r"tile(\d+)x(\d+)")
 _COMPILE = "+compile"
+_DEPLOY = "+deploy"
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,13 @@ class Variant(NamedTuple):
         model: the network or the layer.
         backend: what follows the `@`, or "".
         is_compiled: whether the name ends in `+compile`.
+        is_deployed: whether it ends in `+deploy`.
     """
 
     model: str
     backend: str
     is_compiled: bool
+    is_deployed: bool
 
 
 class Built(NamedTuple):
@@ -111,7 +116,7 @@ def parse_name(name: str) -> Variant:
     Raises:
         ValueError: unknown backend.
     """
-    model, _, backend = name.removesuffix(_COMPILE).rpartition("@")
+    model, _, backend = name.removesuffix(_COMPILE).removesuffix(_DEPLOY).rpartition("@")
     if not model:
         model, backend = backend, ""
     if not (backend in ("", "released", *BACKENDS) or _TILE.fullmatch(backend)):
@@ -124,7 +129,7 @@ def parse_name(name: str) -> Variant:
             raise ValueError(
                 f"bench: {name}: unknown backend @{unknown}. Expected {expected} or a tile such as @tile8x16"
             ) from error
-    return Variant(model, backend, name.endswith(_COMPILE))
+    return Variant(model, backend, name.endswith(_COMPILE), name.removesuffix(_COMPILE).endswith(_DEPLOY))
 
 
 def is_network(name: str) -> bool:
@@ -140,7 +145,7 @@ def build(candidate: Candidate) -> Built:
         ValueError, FileNotFoundError: the network or backend is unknown, or the settings do not work.
     """
     torch.manual_seed(0)
-    name, backend, _ = parse_name(candidate.name)
+    name, backend, _, is_deployed = parse_name(candidate.name)
     if layer := _LAYER.fullmatch(name):
         channels, side = int(layer[2]), int(layer[3])
         built = Built(_build_layer(layer[1], channels, int(layer[4] or 1)), (channels, side, side))
@@ -154,9 +159,19 @@ def build(candidate: Candidate) -> Built:
     if backend == "released":
         for path, acmix in [(p, m) for p, m in module.named_modules() if isinstance(m, ACmix2d)]:
             module.set_submodule(path, ReleasedACmix2d(acmix))
+    if is_deployed:
+        if candidate.train:
+            raise ValueError(f"bench: {candidate.name} cannot be trained. Measure inference, or remove {_DEPLOY}")
+        module = _deploy(module.eval())
     dtype = torch.float32 if candidate.autocast else getattr(torch, candidate.dtype)
     module = module.to(device=candidate.device, dtype=dtype).to(memory_format=memory_format(candidate))
     return Built(module.train(candidate.train), shape)
+
+
+def _deploy(module: nn.Module) -> nn.Module:
+    """Fold the batch norms of a network of the zoo, or of any network that torch.fx can trace."""
+    folded: nn.Module = module.deploy() if hasattr(module, "deploy") else fuse(module)  # type: ignore[operator]
+    return folded
 
 
 def _build_layer(kind: str, channels: int, stride: int) -> nn.Module:

@@ -98,8 +98,8 @@ def readable_images_in(location: str | None) -> FoundImages:
     """
     if location is None:
         raise ValueError(
-            "there is nothing to predict. Expected an image or a folder of images: --data.predict PATH, or in Python "
-            "ImageDataModule(..., predict=PATH)"
+            "there is nothing to predict. Expected an image or a folder of images. Set --data.predict PATH, or in "
+            "Python the argument `predict` of the data module"
         )
     found = find_images_in(location)
     inspection = inspect_images(found.paths)

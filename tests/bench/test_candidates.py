@@ -22,12 +22,14 @@ class TestNames:
     @pytest.mark.parametrize(
         ("name", "expected"),
         [
-            ("resnet18", Variant("resnet18", "", False)),
-            ("resnet18+compile", Variant("resnet18", "", True)),
-            ("acmix2d:64x56@tile8x16", Variant("acmix2d:64x56", "tile8x16", False)),
-            ("acmix_resnet50@released+compile", Variant("acmix_resnet50", "released", True)),
-            ("org/name@main", Variant("org/name@main", "", False)),
-            ("hf-hub:org/name@main@reference", Variant("hf-hub:org/name@main", "reference", False)),
+            ("resnet18", Variant("resnet18", "", False, False)),
+            ("resnet18+compile", Variant("resnet18", "", True, False)),
+            ("acmix2d:64x56@tile8x16", Variant("acmix2d:64x56", "tile8x16", False, False)),
+            ("acmix_resnet50@released+compile", Variant("acmix_resnet50", "released", True, False)),
+            ("acmix_resnet50@python+deploy", Variant("acmix_resnet50", "python", False, True)),
+            ("resnet18+deploy+compile", Variant("resnet18", "", True, True)),
+            ("org/name@main", Variant("org/name@main", "", False, False)),
+            ("hf-hub:org/name@main@reference", Variant("hf-hub:org/name@main", "reference", False, False)),
         ],
     )
     def test_parts(self, name: str, expected: Variant) -> None:
@@ -44,6 +46,7 @@ class TestNames:
             (("acmix2:64x56",), "unknown candidate 'acmix2:64x56'.*closest name is acmix2d:CHANNELSxSIZE"),
             (("unfold:12x7",), "12 channels are not a multiple of 8.*Use 8 channels"),
             (("resnet18@fast",), "unknown backend @fast. Expected @released, @reference.* or a tile such as @tile8x16"),
+            (("resnet18+deploy", 1, 0, True), r"resnet18\+deploy cannot be trained. Measure inference"),
             (("resnet18", 1, 0, False, 1, "float31"), "unknown dtype 'float31'. Expected one of torch"),
         ],
     )
@@ -70,6 +73,14 @@ class TestWeights:
     def test_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="missing"):
             build(Candidate(str(tmp_path / "missing")))
+
+
+@pytest.mark.parametrize("name", ["acmix_resnet_pico", "test_resnet"])
+def test_deployed_networks_compute_the_same_without_batch_norms(name: str) -> None:
+    plain, deployed = (build(Candidate(n)) for n in (name, f"{name}+deploy"))
+    x = torch.randn(2, *plain.input_shape)
+    torch.testing.assert_close(deployed.module(x), plain.module(x), rtol=1e-3, atol=1e-4)
+    assert not [m for m in deployed.module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 
 
 class TestBaselines:

@@ -24,6 +24,11 @@ NAMES = [f"class {i}" for i in range(9)] + ["<script>alert(1)</script> $x$"]
 PNGS = {"contributions.png", "layers.png", "layer_maps.png", "attention.png", "kernels.png"}
 
 
+def count_greys(image: Image.Image) -> int:
+    """Return how many shades a picture has in grey."""
+    return sum(count > 0 for count in image.convert("L").histogram())
+
+
 @pytest.fixture(scope="module")
 def explanation() -> Explanation:
     return explain(explained_network("acmix_swin_pico"), smooth_image(), target=9)
@@ -70,7 +75,7 @@ def test_the_page_contains_every_picture_and_loads_nothing(folder: Path) -> None
 def test_pictures_are_drawn(folder: Path) -> None:
     for name in PNGS:
         with Image.open(folder / name) as image:
-            assert min(image.size) > 200 and len(image.convert("RGB").getcolors(1 << 24)) > 50, name
+            assert min(image.size) > 200 and count_greys(image) > 50, name
 
 
 def test_page_and_numbers_are_those_of_the_explanation(folder: Path, explanation: Explanation) -> None:
@@ -114,6 +119,6 @@ def test_attention_weights_that_may_be_negative_are_drawn() -> None:
     weights = torch.randn(20, 6, 6, generator=torch.Generator().manual_seed(0))
     attention = PixelAttention("layer", (3, 4), (1, 0), (6, 6), weights)
     with Image.open(BytesIO(draw_attention(PICTURE, attention))) as image:
-        assert len(image.convert("RGB").getcolors(1 << 24)) > 50
+        assert count_greys(image) > 50
     token = attention._replace(pixel="token", query=None)
     assert draw_attention(PICTURE, token, head=1) != draw_attention(PICTURE, attention, head=1)

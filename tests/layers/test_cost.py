@@ -24,7 +24,7 @@ from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.stages import stage_table
 
 Build = Callable[[], TwoStageLayer]
-# The same without paths: a layer, its inputs, and the terms of (stage I, stage II).
+# A layer that takes no `paths`, its input, and the terms of (stage I, stage II) for one image by hand.
 OTHERS: dict[str, tuple[Build, torch.Tensor, tuple[int, int]]] = {
     "RelativeAttention": (
         lambda: RelativeAttention(8, 12, 16, heads=4, reach=3),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.networks import shallow_and_full
+from support.networks import SHALLOW, shallow_and_full
 from timm.models import create_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -63,11 +63,13 @@ def test_export(name: str, arguments: dict[str, Any]) -> None:
     torch.testing.assert_close(exported.module()(x), network(x), rtol=1e-4, atol=1e-5)
 
 
-@shallow_and_full()  # test_onnx of tests/layers/test_acmix2d.py is the quick representative
-def test_onnx(name: str, arguments: dict[str, Any]) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHALLOW)
+def test_onnx_with_a_dynamic_batch_only(name: str) -> None:
+    """test_tracing.py has the same with dynamic sizes, which take other paths through the layers."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    network = create_model(name, **arguments).eval()
+    network = create_model(name, **SHALLOW[name]).eval()
     batch = ({0: torch.export.Dim("b")},)
     program = torch.onnx.export(network, (torch.randn(2, 3, 32, 32),), dynamic_shapes=batch, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())

@@ -141,17 +141,18 @@ def test_positions_of_a_classifier_fit_larger_images(name: str) -> None:
 def test_example_outputs_do_not_depend_on_thresholds(name: str) -> None:
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        outputs = make(name).eval().example_outputs(images)
+        outputs = make(name, "test_resnet", model_kwargs={}).eval().example_outputs(images)
         threshold = {("box_" if "rcnn" in name else "") + "score_thresh": 0.9}
-        strict = make(name, detector_kwargs=threshold).eval().example_outputs(images)
+        detector = make(name, "test_resnet", model_kwargs={}, detector_kwargs=threshold)
+        strict = detector.eval().example_outputs(images)
     assert all(torch.equal(outputs[key], strict[key]) and len(value) >= 2 for key, value in outputs.items())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cost_is_counted_without_selecting_boxes(name: str) -> None:
     with torch.device("meta"):
-        detector = make(name)
-        backbone = create_model("acmix_resnet_pico", **SMALL["model_kwargs"])
+        detector = make(name, "test_resnet", model_kwargs={})
+        backbone = create_model("test_resnet")
     counted = complexity(detector, (3, 64, 96))
     assert counted.macs > complexity(backbone, (3, 64, 96)).macs
     assert counted.params == sum(p.numel() for p in detector.parameters())

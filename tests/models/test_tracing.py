@@ -34,7 +34,7 @@ def swapped() -> nn.Module:
     """A third-party network that contains our layer."""
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=10)
-    acmix_zoo.swap_conv3x3(model, "layer[34]*")
+    acmix_zoo.swap_conv3x3(model, "layer4.0*")  # one layer with stride 2 and one without
     return model.eval()
 
 

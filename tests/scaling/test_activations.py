@@ -47,7 +47,13 @@ def test_checkpointed_by_hand() -> None:
     assert checkpoint_module.checkpoint is before
 
 
-@pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("acmix_resnet_pico", "acmix_swin_pico"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("acmix_san_pico", "acmix_pvt_pico")),
+    ],
+)
 def test_activations_on_a_gpu_need_no_gpu(name: str, python_backend: None) -> None:
     """In float32 the count is close to that of a CPU, and half precision takes less."""
     before = dict(geometry_cache._tensors)

@@ -28,7 +28,7 @@ def make_task(**options: Any) -> DetectionTask:
 
 
 def test_fit_logs_loss_and_average_precision(tmp_path: Path) -> None:
-    data, task = make_data(write_coco(tmp_path / "data")), make_task(ema_decay=0.9)
+    data, task = make_data(write_coco(tmp_path / "data", train=4, val=2)), make_task(ema_decay=0.9)
     trainer = make_trainer(epochs=1, default_root_dir=tmp_path)
     trainer.fit(task, data)
     logged = trainer.callback_metrics

@@ -129,7 +129,7 @@ def test_a_single_failed_request_is_repeated(hub: Hub, folder: Path, kind: str, 
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [
-        pytest.param(kind, fault, marks=() if fault == 502 or kind == "lfs" else pytest.mark.slow)
+        pytest.param(kind, fault, marks=() if fault == 502 or (kind, fault) == ("lfs", "cut") else pytest.mark.slow)
         for kind in ("create", "preupload", "batch", "lfs", "commit")
         for fault in (502, 429, "cut")
     ],

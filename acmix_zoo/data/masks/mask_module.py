@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from acmix_zoo.data.augment import Pixels
 from acmix_zoo.data.masks.mask_augment import MaskAugment
 from acmix_zoo.data.masks.mask_dataset import MaskBatch, MaskLoaders
-from acmix_zoo.data.masks.mask_sources import ClassOptions, open_mask_source
+from acmix_zoo.data.masks.mask_sources import SOURCE_KINDS, ClassOptions, open_mask_source
 from acmix_zoo.data.options import channel_stats, check_shared_options
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION, Split
@@ -45,8 +45,8 @@ class MaskDataModule(ResumableDataModule):
         classes_file: text file with one class per line, with a colour for RGB masks ("128 64 128 road"). By default,
             classes.txt in the folder of the data set.
         first_class_value: value of mask pixels of the first class.
-        ignore_values: values of mask pixels that belong to no class; they are not trained on and not counted.
-        mask_column: column of masks of a table that has several image columns.
+        ignore_values: values of mask pixels that belong to no class; these are neither trained on nor counted.
+        mask_column: mask column of a table that has several image columns.
         val_fraction: fraction of the images used for validation if the source has no validation split; 0 for none.
         validation_as_test: for a source whose test masks are not public: test on its validation split, and split the
             validation images off the training split (`val_fraction`).
@@ -63,11 +63,7 @@ class MaskDataModule(ResumableDataModule):
         ValueError: the source has no masks, or an option is not allowed. The message says what to do.
     """
 
-    expected_source = (
-        "a folder with images and masks (images/train/1.jpg and masks/train/1.png), a parquet file with a column of "
-        "each, or the id of a data set on the Hugging Face Hub"
-    )
-
+    expected_source = SOURCE_KINDS
     loaders: MaskLoaders
 
     def __init__(

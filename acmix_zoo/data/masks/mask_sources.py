@@ -15,7 +15,7 @@ from acmix_zoo.data.masks.mask_images import MaskImages
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.find_images import walk_folders
 from acmix_zoo.data.sources.image_sets import FileImages, Images
-from acmix_zoo.data.sources.open import is_hub_id
+from acmix_zoo.data.sources.open import is_hub_id, source_not_found
 from acmix_zoo.data.sources.path_safety import allowed_roots
 from acmix_zoo.data.sources.recorded import current_recorded_source
 from acmix_zoo.data.sources.shards import Shards
@@ -28,6 +28,11 @@ MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "segmentationclass")
 MASK_COLUMNS = ("mask", "annotation", "segmentation_mask", "semantic_mask", "label", "labels")
 _SUFFIXES = ("", "_mask", "_label", "_labels", "_gt", "_L")  # of a mask's name, after that of its image
 _LAYOUT = "images/train/1.jpg with masks/train/1.png, or train/images/1.jpg with train/masks/1.png"
+SOURCE_KINDS = (
+    f"a folder with images and masks ({_LAYOUT}), a parquet file or a folder of such files with a column of images and "
+    "one of masks, or the id of such a data set on the Hugging Face Hub"
+)
+"""What a source of images with masks is, in words."""
 
 
 class ClassOptions(NamedTuple):
@@ -100,10 +105,7 @@ def open_mask_source(source: str, options: ClassOptions, mask_column: str | None
         return MaskTable(source, options, mask_column)
     if path.is_dir():
         return MaskFolder(path, options)
-    raise FileNotFoundError(
-        f"source {source!r} does not exist. Expected a folder with {_LAYOUT}; a parquet file with a column of images "
-        "and one of masks; or the id of such a data set on the Hugging Face Hub. Set the location with --data.source"
-    )
+    raise source_not_found(source, SOURCE_KINDS)
 
 
 class MaskFolder(IndexedSource):
