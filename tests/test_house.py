@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "explain": {"ops", "layers", "explain"},
     "export": {*LAYERS, "data", "export"},
     "integrations": {*LAYERS, "integrations"},
-    "cli": {*LAYERS, "data", "tasks", "training", "bench", "scaling", "explain", "export", "cli"},
+    "app": {*LAYERS, "data", "explain", "app"},
+    "cli": {*LAYERS, "data", "tasks", "training", "bench", "scaling", "explain", "export", "app", "cli"},
 }
 
 

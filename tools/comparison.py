@@ -28,7 +28,7 @@ from acmix_zoo.data import ImageDataModule
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
-from acmix_zoo.training.finish import git_revision
+from acmix_zoo.training.environment import git_revision
 from acmix_zoo.training.logs import quieten_lightning
 from tools import append_rows, make_parser, read_table
 from tools.ablations import ABLATIONS, build

@@ -23,38 +23,45 @@ class Command(NamedTuple):
 
 GROUPS: dict[str, dict[str, Command]] = {
     "Train on images and use the result": {
+        "train": Command(
+            "train:train",
+            "FOLDER [--model NAME]",
+            "fine-tune a network on a folder of images",
+            "photos --epochs 20 --size 128",
+        ),
         "fit": Command(
             "fit:fit",
             "--config finetune/folder --data.source FOLDER",
-            "train or fine-tune a network",
+            "train a network with a recipe",
             "--config finetune/folder --data.source photos --trainer.max_epochs 20",
         ),
         "validate": Command(
             "fit:validate",
             "--config RUN",
             "measure the accuracy on the validation split",
-            "--config runs/folder-photos",
+            "--config runs/photos",
         ),
-        "test": Command(
-            "fit:test", "--config RUN", "measure the accuracy on the test split", "--config runs/folder-photos"
-        ),
+        "test": Command("fit:test", "--config RUN", "measure the accuracy on the test split", "--config runs/photos"),
         "predict": Command(
             "fit:predict",
             "--config RUN --data.predict FOLDER",
             "write RUN/predictions.csv",
-            "--config runs/folder-photos --data.predict new_photos",
+            "--config runs/photos --data.predict new_photos",
         ),
         "classify": Command(
             "classify:classify",
             "IMAGE... --model MODEL",
             "print the most probable classes of images",
-            "photos --model runs/folder-photos --csv classes.csv --sheet sheet.png",
+            "photos --model runs/photos --csv classes.csv --sheet sheet.png",
         ),
         "explain": Command(
             "explain:explain_image",
             "IMAGE --model MODEL",
             "show what each path contributes to a decision",
             "examples/ankle_boot.png --model acmix_resnet_pico",
+        ),
+        "app": Command(
+            "app:app", "[MODEL...]", "open a web page to try networks and fine-tune them", "runs/folder-photos --open"
         ),
         "data": Command("data:data", "FOLDER", "check a data set: splits, classes, unusable files", "photos"),
     },
@@ -65,9 +72,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "list networks or weights, with their cost",
             "'*swin*' --pretrained",
         ),
-        "info": Command(
-            "info:info", "MODEL", "show a network's cost per layer and weights; --backends", "acmix_resnet50"
-        ),
+        "info": Command("info:info", "[MODEL]", "show a network's cost per layer, or this machine", "acmix_resnet50"),
         "verify": Command(
             "verify:verify",
             "MODEL... [--data SOURCE]",
@@ -78,7 +83,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "export:export",
             "MODEL FILE.onnx [--int8]",
             "write a network as ONNX, .pt2 or a weight folder",
-            "runs/folder-photos photos.onnx --data photos",
+            "runs/photos photos.onnx --data photos",
         ),
         "convert": Command(
             "convert:convert_checkpoint",
@@ -87,13 +92,13 @@ GROUPS: dict[str, dict[str, Command]] = {
             "network.pth --model acmix_resnet_pico.mine",
         ),
         "push": Command(
-            "push:push", "FOLDER ORG/NAME", "publish weights on the Hugging Face Hub", "runs/folder-photos org/photos"
+            "push:push", "FOLDER ORG/NAME", "publish weights on the Hugging Face Hub", "runs/photos org/photos"
         ),
         "pull": Command(
             "pull:pull", "ORG/NAME [FOLDER]", "download weights from the Hugging Face Hub", "org/photos photos_weights"
         ),
     },
-    "Measure and reproduce": {
+    "Measure, reproduce and set up": {
         "reproduce": Command(
             "reproduce:reproduce",
             "MODEL",
@@ -112,19 +117,19 @@ GROUPS: dict[str, dict[str, Command]] = {
             "estimate the memory and time of training on n GPUs",
             "imagenet1k/acmix_resnet50 --gpus 1 8",
         ),
-    },
-    "This program": {
         "completion": Command("completion:completion", "SHELL", "print a script that completes commands", "bash"),
     },
 }
 DEBUG = "--debug"
 """The option with which every command prints the traceback of an error. It may be anywhere among the arguments."""
+RECIPE_COMMANDS = ("fit", "validate", "test", "predict")
+"""The commands that take a recipe. They share one large parser, which depends on the task of the recipe."""
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 _HEAD = "acmix-zoo: train, evaluate, use, publish and measure networks that mix attention and convolution.\n"
 _FOOT = """
 MODEL is the name of a network or of weights (see `acmix-zoo list --pretrained`), a weight folder, a run folder, a
-checkpoint or an ORG/NAME on the Hugging Face Hub. RUN is the run folder of a `fit`.
+checkpoint or an ORG/NAME on the Hugging Face Hub. RUN is the run folder of a `train` or `fit`.
 `acmix-zoo COMMAND --help` shows the options of a command. After an error, --debug shows where it occurred.
 The exit status is 0 after success, 1 if the command failed, 2 for wrong arguments and 128 + N after signal N."""
 
@@ -149,7 +154,7 @@ def answer_before_imports(argv: Sequence[str]) -> int | None:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
-    if argv[0] in ("fit", "validate", "test", "predict") and {"-h", "--help"} & set(argv):
+    if argv[0] in RECIPE_COMMANDS and {"-h", "--help"} & set(argv):
         from acmix_zoo.cli.fit_help import short_help  # which imports this module
 
         print(short_help(argv[0]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import shtab
 
-from acmix_zoo.cli.commands import COMMANDS
+from acmix_zoo.cli.commands import COMMANDS, RECIPE_COMMANDS
 from acmix_zoo.cli.parser import MODEL_HELP, Parser, ParserReady, parsers_only
 from acmix_zoo.weights.names import list_models
 
@@ -18,7 +18,6 @@ _WHERE = {
     "zsh": "a folder of $fpath, as _acmix-zoo",
     "fish": "~/.config/fish/completions/acmix-zoo.fish",
 }
-_LIGHTNING = ("fit", "validate", "test", "predict")  # commands that share one large parser
 
 
 def completion(arguments: Sequence[str]) -> None:
@@ -42,7 +41,7 @@ def completion_script(shell: str, commands: Iterable[str]) -> str:
         subparser = subparsers.add_parser(name, help=COMMANDS[name].summary, description=COMMANDS[name].summary)
         for action in _actions(name):
             _add(subparser, action)
-        if name in _LIGHTNING:
+        if name in RECIPE_COMMANDS:
             subparser.add_argument("--help-all", action="store_true", help="show all options")
     script: str = shtab.complete(root, shell)
     return script
@@ -56,7 +55,7 @@ def _actions(command: str) -> list[argparse.Action]:
             getattr(importlib.import_module(f"acmix_zoo.cli.{module}"), function)([])
     except ParserReady as ready:
         parser = ready.parser
-        if command in _LIGHTNING:  # each of them is a subcommand of Lightning's parser
+        if command in RECIPE_COMMANDS:  # each of them is a subcommand of Lightning's parser
             choices = next(a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
             parser = choices[command]
         return [action for action in parser._actions if "--help" not in action.option_strings]

@@ -33,6 +33,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--trainer.max_epochs N": "number of epochs",
         "--data.num_workers N": "processes that load images (0: load in the training process)",
         "--run.folder FOLDER": "output folder (default: runs/RECIPE-DATA). Run the same command again to resume",
+        "--run.verbose true": "also print learning rate, throughput, time waiting for data and MFU",
     },
     "validate": _EVALUATION,
     "test": _EVALUATION,

@@ -1,4 +1,4 @@
-"""The command `acmix-zoo info`: show the cost, input and weights of a network, and the two stages of its layers."""
+"""The command `acmix-zoo info`: show a network with the two stages of its layers, or the environment."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from acmix_zoo.cli.backend_report import print_backends
+from acmix_zoo.cli.environment_report import environment, print_environment
 from acmix_zoo.cli.parser import MODEL_HELP, Parser
 from acmix_zoo.cli.text_table import print_columns
 from acmix_zoo.layers.complexity import Complexity, complexity, human
@@ -29,9 +30,9 @@ def info(arguments: Sequence[str]) -> None:
         "acmix-zoo info",
         description="Show the parameters, MACs, input and weights of a network. For ACmix networks, also show the cost "
         "of the projections to q, k and v (stage I) and of the attention and convolution on them (stage II) in every "
-        "layer, as in table 1 of the paper.",
+        "layer, as in table 1 of the paper. Without a model, show the versions, devices and backend of this machine.",
     )
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("model", nargs="?", help=MODEL_HELP)
     what.add_argument(
         "--backends",
@@ -45,6 +46,8 @@ def info(arguments: Sequence[str]) -> None:
         parser.error("--json does not apply to --backends. Leave out one of them")
     if options.backends:
         return print_backends()
+    if options.model is None:
+        return print(json.dumps(environment(), indent=2)) if options.json else print_environment()
     location = locate(options.model, prefers_paths=True)
     path = installed_folder(options.model) if location.kind is Kind.NETWORK else fetch(location)
     if path is not None:
@@ -134,7 +137,7 @@ def _print_stages(model: nn.Module, size: tuple[int, int, int] | None) -> None:
 def verdict(layers: Sequence[StageCost], total: StageCost) -> str:
     """Return a sentence that says whether stage I dominates, as the paper states, in total and in every layer."""
     shares = f"{_share(total.params)} of the parameters and {_share(total.macs)} of the MACs"
-    verb = "dominates" if total.first_dominates else "does NOT dominate"
+    verb = "dominates" if total.first_dominates else "does not dominate"
     against = [row for row in layers if not row.first_dominates]
     text = f"Stage I {verb}: it has {shares} of both stages"
     if not against:

@@ -1,36 +1,19 @@
-"""Print the scores of each class, and collect predictions from all processes and write them in the form of the task."""
+"""Collect predictions from all processes and write them in the form of the task."""
 
 from __future__ import annotations
 
 import csv
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
-from torch import distributed
 
 from acmix_zoo.cli.coco_predictions import coco_content, coco_image, write_coco
-from acmix_zoo.cli.text_table import print_columns
 from acmix_zoo.data.masks.mask_classes import palette_image
 from acmix_zoo.models.task_kinds import DETECTION, SEGMENTATION, TaskKind
-
-
-def print_class_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Print the scores of each class as a table with a column for each metric.
-
-    Args:
-        scores: {metric: {class: score}}.
-    """
-    classes = next(iter(scores.values()))
-    rows = [(name, *(_percent(values[name]) for values in scores.values())) for name in classes]
-    print_columns([("class", *scores), *rows])
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f} %"
+from acmix_zoo.tasks.gather import gather
 
 
 def write_predictions(task: TaskKind, trainer: L.Trainer, batches: Sequence[Any], data: Any, folder: Path) -> None:
@@ -50,12 +33,12 @@ def write_predictions(task: TaskKind, trainer: L.Trainer, batches: Sequence[Any]
         return
     if task is DETECTION:
         own = [coco_image(each, data.category_ids) for batch in batches for each in batch if each.image >= 0]
-        images = sorted(gather(own, trainer.world_size), key=lambda image: image["position"])
+        images = sorted(gather(own), key=lambda image: image["position"])
         if trainer.is_global_zero:
             content = coco_content(images, data.predict_paths, data.class_names, data.category_ids)
             _save(folder / "predictions.json", len(images), lambda path: write_coco(path, content))
         return
-    predictions = gather_predictions(batches, trainer.world_size)
+    predictions = gather_predictions(batches)
     if trainer.is_global_zero:
         write_table(folder / "predictions.csv", predictions, data.predict_paths, data.class_names)
 
@@ -101,13 +84,12 @@ class Prediction(NamedTuple):
     probabilities: list[float]
 
 
-def gather_predictions(batches: Sequence[Any], processes: int) -> list[Prediction]:
+def gather_predictions(batches: Sequence[Any]) -> list[Prediction]:
     """Return the predictions of all processes, in the order of the images.
 
     Args:
         batches: this process's (probabilities, indices), as `ClassificationTask.predict_step` returns them. A negative
             index marks a padding image, added so that every process has the same number of batches.
-        processes: number of processes.
     """
     own = [
         Prediction(index, row)
@@ -115,15 +97,7 @@ def gather_predictions(batches: Sequence[Any], processes: int) -> list[Predictio
         for index, row in zip(indices.tolist(), probabilities.tolist(), strict=True)
         if index >= 0
     ]
-    return sorted(gather(own, processes))
-
-
-def gather(own: list[Any], processes: int) -> list[Any]:
-    """Return the objects of all processes. All processes have to call this."""
-    parts = [own] * processes
-    if processes > 1:
-        distributed.all_gather_object(parts, own)
-    return [each for part in parts for each in part]
+    return sorted(gather(own))
 
 
 def write_table(

@@ -17,11 +17,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from acmix_zoo.cli.checkpoint_option import find_checkpoint
 from acmix_zoo.cli.old_names import with_current_keys
 from acmix_zoo.cli.parser import Parser
-from acmix_zoo.cli.predictions import print_class_scores, write_predictions
+from acmix_zoo.cli.predictions import write_predictions
+from acmix_zoo.cli.run_result import print_class_table, print_files, print_next_commands
 from acmix_zoo.data.sources.recorded import use_recorded_source
 from acmix_zoo.models.task_kinds import CLASSIFICATION, TASK_KINDS
 from acmix_zoo.tasks.start_weights import without_start_weights
 from acmix_zoo.tasks.task_classes import TASK_NAMES, task_classes
+from acmix_zoo.training.evaluation_files import WrittenFile, class_table, write_evaluation
 from acmix_zoo.training.finish import finish_run
 from acmix_zoo.training.history import format_metrics
 from acmix_zoo.training.launch import (
@@ -111,6 +113,7 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--task", type=str, default=self.task.name, help=f"one of {', '.join(TASK_NAMES)}")
         parser.add_lightning_class_args(RunFolder, "run")
         parser.add_lightning_class_args(Speed, "speed")
+        parser.link_arguments("run.verbose", "speed.verbose")
         for name in task_classes(self.task.name).task.FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         # With the default of ImageDataModule, a user who forgets --data.source would train on Fashion-MNIST.
@@ -202,9 +205,11 @@ class TrainingCLI(LightningCLI):
         """Build the trainer; its TensorBoard log goes into the run folder, and it shows one progress bar."""
         self.run: RunFolder = self._get(self.config_init, "run")
         recipe = self.config[self.subcommand].get("config")
-        self.run.command, self.run.recipe = self.command, str(recipe[0]) if recipe else None
-        self.run.options = flatten(with_absolute_paths(self.config[self.subcommand]))
-        self.run.resumes_by_itself = self._resumes_by_itself
+        state = self.run.state
+        state.command, state.recipe = self.command, str(recipe[0]) if recipe else None
+        state.options = flatten(with_absolute_paths(self.config[self.subcommand]))
+        option = "" if self._resumes_by_itself else " with --ckpt_path last"
+        self.run.resume_command = f"the same command again{option}"
         trainer = self._get(self.config_init, "trainer")
         given = trainer.callbacks or []
         callbacks = [*given] if isinstance(given, list) else [given]
@@ -226,16 +231,19 @@ class TrainingCLI(LightningCLI):
         if self._get(self.config, "trainer").fast_dev_run:
             return
         try:
-            finish_run(self.trainer, self.model, self.datamodule, self.run)
+            finished = finish_run(self.trainer, self.model, self.datamodule, self.run)
         except (KeyboardInterrupt, SystemExit) as error:  # Lightning raises SystemExit for Ctrl-C during the test
             if self.trainer.is_global_zero:
-                command = "the same command again" + ("" if self.run.resumes_by_itself else " with --ckpt_path last")
                 print(
                     f"Training is finished, and the best weights are in {self.run.best}. The test and the export to "
-                    f"{self.run.folder / 'weights'} were interrupted. Run {command} to complete them",
+                    f"{self.run.folder / 'weights'} were interrupted. Run {self.run.resume_command} to complete them",
                     flush=True,
                 )
             raise Interrupted(error.code if isinstance(error, Interrupted) else 128 + signal.SIGINT) from error
+        if self.trainer.is_global_zero:
+            self._print_details(finished.split, finished.files)
+            source = str(self.config[self.subcommand].data.source)
+            print_next_commands(self.task, self.run.folder, self.datamodule, source)
 
     def validate(self, **kwargs: Any) -> None:
         """Print the scores on the validation split."""
@@ -259,8 +267,14 @@ class TrainingCLI(LightningCLI):
         weights = self.config[self.subcommand].ckpt_path or self.model.hparams["pretrained"]
         loss = f", loss {scores['loss']:.4f}" if "loss" in scores else ""
         print(f"{split}: {format_metrics(scores, self.task)}{loss} ({weights})", flush=True)
-        if class_scores := self.model.class_scores.get(split):
-            print_class_scores(class_scores)
+        self._print_details(split, write_evaluation(self.model, self.datamodule, split, self.run.folder))
+
+    def _print_details(self, split: str, files: list[WrittenFile]) -> None:
+        """Print the scores of each class on a split, and the files to look at."""
+        if table := class_table(self.model, split, self.datamodule.class_names):
+            print_class_table(table)
+        if files:
+            print_files(self.run.folder, files)
 
     def predict(self, **kwargs: Any) -> None:
         """Write the predictions into the run folder, in the form of the task."""

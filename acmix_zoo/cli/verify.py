@@ -53,7 +53,7 @@ def _verify_one(name: str, folder: Path, source: str | None) -> dict[str, Any]:
         for found in evaluate_again(folder, source):
             metrics.append({**found._asdict(), "is_same": found.is_same})
             if not found.is_same:
-                problems.append(_compared(metrics[-1]))
+                problems.append(_metric_comparison(metrics[-1]))
     result = {"name": name, "verified": not problems, "problems": problems, "metrics": metrics}
     if not problems:
         record = read_config(folder)["acmix_zoo"]
@@ -66,13 +66,13 @@ def _print(result: dict[str, Any]) -> None:
     name = result["name"]
     for metric in result["metrics"]:
         if metric["is_same"]:
-            print(f"{name}: {_compared(metric)}")
+            print(f"{name}: {_metric_comparison(metric)}")
     for problem in result["problems"]:
-        print(f"{name}: NOT VERIFIED: {problem}", file=sys.stderr)
+        print(f"{name}: not verified: {problem}", file=sys.stderr)
     if result["verified"]:
         size = f"sha256 {result['sha256'][:12]}…, {result['parameters']:,} parameters"
         print(f"{name}: verified, {size}, logits replayed")
 
 
-def _compared(metric: dict[str, Any]) -> str:
+def _metric_comparison(metric: dict[str, Any]) -> str:
     return f"{metric['metric']}: {100 * metric['measured']:.2f} % measured, {100 * metric['recorded']:.2f} % recorded"

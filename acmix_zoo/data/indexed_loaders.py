@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class IndexedLoaders(Loaders):
         self.val_fraction, self.seed, self.repeats = val_fraction, seed, repeats
         self.validation_as_test = validation_as_test
         self._sampler: TrainSampler | None = None
+        # of the last evaluation of each split; not its loader, which would keep its workers alive
+        self._evaluated: dict[str, tuple[Any, Any]] = {}
 
     @cached_property
     def splits(self) -> dict[str, Split]:
@@ -55,8 +58,8 @@ class IndexedLoaders(Loaders):
     def inspect(self, splits: list[str], thorough: bool) -> dict[str, Inspection]:
         return inspect_splits({name: self.splits[name] for name in splits if name in self.splits}, thorough)
 
-    def summary(self, inspections: Mapping[str, Inspection]) -> str:
-        return summarize(self.source, self.splits, inspections)
+    def summary(self, inspections: Mapping[str, Inspection], is_brief: bool = False) -> str:
+        return summarize(self.source, self.splits, inspections, is_brief)
 
     def limit_batch_size(self, batch_size: int, processes: int, accumulated: int) -> tuple[int, str]:
         return limit_batch_size(batch_size, self.splits["train"].size, processes, accumulated)
@@ -82,7 +85,23 @@ class IndexedLoaders(Loaders):
         return make_loader(dataset, self._sampler, options, drop_last=len(self._sampler) >= options.batch_size)
 
     def evaluate(self, split: str, options: LoaderOptions) -> DataLoader[Any]:
-        return make_eval_loader(self.splits[split], options.for_split(split), self.dataset_class)
+        loader = make_eval_loader(self.splits[split], options.for_split(split), dataset_class=self.dataset_class)
+        self._evaluated[split] = loader.dataset, loader.sampler
+        return loader
+
+    def evaluated_positions(self, split: str) -> list[int] | None:
+        if split not in self._evaluated:  # evaluated with a loader of a subclass
+            return None
+        dataset, sampler = self._evaluated[split]
+        is_counted = (dataset.targets >= 0) & (dataset.unreadable.is_unreadable[: len(dataset)].numpy() == 0)
+        return [position for position in sampler if position >= 0 and is_counted[position]]
+
+    def example_file(self) -> str | None:
+        split = self.splits.get("test") or self.splits.get("val")
+        if split is None or not split.size:
+            return None
+        name = split.images.describe(int(split.indices[0]))
+        return name if Path(name).is_file() else None
 
     def close(self) -> None:
         """Do nothing, because the workers end when the trainer drops their loader."""

@@ -92,8 +92,13 @@ class Loaders(ABC):
         """
 
     @abstractmethod
-    def summary(self, inspections: Mapping[str, Inspection]) -> str:
-        """Return the summary of the data that is printed at the start of a run."""
+    def summary(self, inspections: Mapping[str, Inspection], is_brief: bool = False) -> str:
+        """Return the summary of the data that `acmix-zoo data` prints.
+
+        Args:
+            inspections: the results of `inspect`.
+            is_brief: whether to leave out what only someone who checks the data wants to see, as at the start of a run.
+        """
 
     @abstractmethod
     def limit_batch_size(self, batch_size: int, processes: int, accumulated: int) -> tuple[int, str]:
@@ -117,6 +122,17 @@ class Loaders(ABC):
     @abstractmethod
     def batch_names(self, index: int, batch_size: int) -> list[str]:
         """Return the names of the images of this process's training batch `index` in the current epoch."""
+
+    def evaluated_positions(self, split: str) -> list[int] | None:
+        """Return the positions of the images that this process counted in the last evaluation of a split, in order.
+
+        None if they are not known, as in a stream.
+        """
+        return None
+
+    def example_file(self) -> str | None:
+        """Return the path of an image that was not trained on, or None if there is no such file."""
+        return None
 
     def state(self) -> dict[str, Any] | None:
         """Return what is needed to resume training besides the epoch and batch. Every process must call this."""

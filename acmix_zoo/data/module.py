@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -169,6 +170,16 @@ class ImageDataModule(ResumableDataModule):
         if not isinstance(self.loaders, IndexedLoaders):
             raise ValueError(f"the images of {self.source.name} are streamed, not indexed. Set streaming to false")
         return self.loaders.splits
+
+    def class_counts(self) -> list[int]:
+        """Return the number of training images of each class.
+
+        Raises:
+            ValueError: the source is streamed.
+        """
+        targets = self.splits["train"].targets
+        counts: list[int] = np.bincount(targets[targets >= 0], minlength=self.num_classes).tolist()
+        return counts
 
     def preprocessing(self) -> dict[str, Any]:
         """Return size, normalisation and interpolation of the images, as fields of timm's pretrained_cfg."""

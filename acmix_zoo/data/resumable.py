@@ -105,6 +105,10 @@ class ResumableDataModule(L.LightningDataModule):
         }
         return {**description, "validation_as_test": True} if self.validation_as_test else description
 
+    def example_file(self) -> str | None:
+        """Return the path of an image that was not trained on, or None if there is no such file."""
+        return self.loaders.example_file()
+
     def describe_size(self) -> str:
         """Return what size training images have, in words."""
         return f"images are resized to {self.input_size[1]} × {self.input_size[2]} pixels"
@@ -137,7 +141,7 @@ class ResumableDataModule(L.LightningDataModule):
         self.batch_size, warning = self.loaders.limit_batch_size(self.batch_size, processes, self._accumulated)
         self._print_once(*[warning] * bool(warning))
         self.card()  # not later, because a file may break or the Hub become unreachable before the first checkpoint
-        self._print_once(self.loaders.summary(inspections))
+        self._print_once(self.loaders.summary(inspections, is_brief=True))
 
     def _inspect(self, stage: str) -> dict[str, Inspection]:
         """Check the images of a stage, except those that have already been checked for a different stage."""

@@ -17,12 +17,15 @@ from acmix_zoo.data.wording import count_noun, first_few
 _TABLE_CLASSES = 20  # a data set with more classes gets a summary instead of a table
 
 
-def summarize(source: IndexedSource, splits: Mapping[str, Split], inspections: Mapping[str, Inspection]) -> str:
-    """Return the summary of a data set that is printed at the start of a run and by `acmix-zoo data`.
+def summarize(
+    source: IndexedSource, splits: Mapping[str, Split], inspections: Mapping[str, Inspection], is_brief: bool = False
+) -> str:
+    """Return the summary of a data set that is printed by `acmix-zoo data` and, in a brief form, at the start of a run.
 
     Args:
         splits: the splits, from `split_source`.
         inspections: the results of inspecting the files, for each split that was inspected.
+        is_brief: whether to leave out the table of the classes, and pixel values that are as usual.
     """
     names = source.class_names
     ordered = [name for name in ("train", "val", "test") if name in splits]
@@ -35,17 +38,18 @@ def summarize(source: IndexedSource, splits: Mapping[str, Split], inspections: M
             lines.append("  val was split off from train (data.val_fraction)")
     elif "val" in splits and "val" not in source.splits:
         lines.append("  val was split off from train (data.val_fraction), because there is no validation split")
-    lines += [f"  {line}" for line in _images_per_class(names, counts)]
+    lines += [f"  {line}" for line in _images_per_class(names, counts, most_rows=0 if is_brief else _TABLE_CLASSES)]
     remarks = [*_missing_classes(source, counts), *_imbalance(counts["train"], names), *duplicate_warnings(splits)]
     lines += [f"  {remark}" for remark in [*remarks, *source.remarks]]
-    lines += [f"  {line}" for line in _pixel_values(inspections)]
+    if not is_brief or any(found.depths for found in inspections.values()):
+        lines += [f"  {line}" for line in _pixel_values(inspections)]
     lines += [f"  {unreadable_message(name, found)}" for name, found in inspections.items() if found.problems]
     return "\n".join(lines)
 
 
-def _images_per_class(names: tuple[str, ...], counts: Mapping[str, np.ndarray]) -> list[str]:
-    """Return a table of the images per class, or one line for each split if there are many classes."""
-    if len(names) <= _TABLE_CLASSES:
+def _images_per_class(names: tuple[str, ...], counts: Mapping[str, np.ndarray], most_rows: int) -> list[str]:
+    """Return a table of the images per class, or one line for each split if it would have too many rows."""
+    if len(names) <= most_rows:
         width = max(map(len, ("class", *names)))
         lines = ["class".ljust(width) + "".join(f"{split:>9}" for split in counts)]
         for number, name in enumerate(names):

@@ -21,7 +21,7 @@ class TaskKind:
         metrics: the metrics that are printed and plotted, with their labels, the main one first. All are between 0 and
             1. A task may record others.
         class_metrics: what the scores of a single class are called, the main one first; () if classes have no scores.
-        output: the result of the network for images (B, 3, H, W), for the model card. `{classes}` is filled in.
+        output: a line of Python for the model card, which calls the network and states what it returns.
         builder: "module:class" of the `TaskNetwork`; "" if timm builds the network.
         package: the package that the builder needs and only an extra installs; "" if there is none.
         extra: the extra of acmix-zoo that installs it.
@@ -66,7 +66,7 @@ CLASSIFICATION = TaskKind(
     title="image classification",
     pipeline_tag="image-classification",
     main_metric="top1",
-    metrics={"top1": "top-1", "top5": "top-5"},
+    metrics={"top1": "accuracy", "top5": "top-5 accuracy"},
     output="logits = model(images)  # (B, {channels}, {height}, {width}) -> (B, {classes})",
 )
 SEGMENTATION = TaskKind(

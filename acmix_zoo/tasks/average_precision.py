@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
 from acmix_zoo.data.boxes.coco_api import coco_api
 from acmix_zoo.models.task_kinds import DETECTION
+from acmix_zoo.tasks.gather import gather
 from acmix_zoo.tasks.metrics import TaskMetrics
 
 _DETECTIONS = (1, 10, 100)  # per image, as in COCO
@@ -118,15 +119,6 @@ class AveragePrecision(TaskMetrics):
         for name, values in state.items():
             values.extend(image[name] for image in images.values() if image[name] is not None)
         return metric
-
-
-def gather(own: list[Any]) -> list[Any]:
-    """Return the objects of all processes. All processes have to call this."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return own
-    parts: list[list[Any]] = [own] * distributed.get_world_size()
-    distributed.all_gather_object(parts, own)
-    return [each for part in parts for each in part]
 
 
 def _flat(value: Tensor) -> list[float]:

@@ -8,15 +8,20 @@ trainer.fit(ClassificationTask("acmix_resnet_pico", num_classes=data.num_classes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from acmix_zoo.models.task_kinds import CLASSIFICATION
 from acmix_zoo.tasks.metrics import EvaluationMetrics, TaskMetrics
 from acmix_zoo.tasks.task import Task
+from acmix_zoo.tasks.task_views import ShownTarget
 
 Batch = tuple[Tensor, Tensor]  # (B, C, H, W) float, and (B,) int64 labels or, with mixup, (B, classes) float
+
+_UNEVEN = 1.5  # ratio of the class weights from which they are worth a remark
 
 
 class ClassificationTask(Task):
@@ -32,6 +37,8 @@ class ClassificationTask(Task):
         pretrained: true, a tag, a weight folder or a checkpoint file, see `acmix_zoo.create_model`.
         model_kwargs: further arguments of the model, such as drop_path_rate.
         label_smoothing: label smoothing of the training loss.
+        class_weights: the weight of each class in the training loss. "balanced": in inverse proportion to the number of
+            its training images, with a mean of 1 over the images. null: equal weights.
         linear_probe: train only the classifier. All other weights and the batch-norm statistics stay unchanged.
         kwargs: optimiser, learning rate and everything else that all tasks share, see `acmix_zoo.tasks.Task`.
 
@@ -49,9 +56,12 @@ class ClassificationTask(Task):
         model_kwargs: dict[str, Any] | None = None,
         *,
         label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | list[float] | None = None,
         linear_probe: bool = False,
         **kwargs: Any,
     ) -> None:
+        if isinstance(class_weights, list) and len(class_weights) != num_classes:
+            raise ValueError(f"there are {len(class_weights)} class_weights. Expected {num_classes}, one per class")
         super().__init__(model, num_classes, pretrained, model_kwargs, **kwargs)
 
     def trained_modules(self) -> Sequence[nn.Module] | None:
@@ -61,7 +71,37 @@ class ClassificationTask(Task):
     def configure_losses(self) -> None:
         """Set the loss for training and the one for evaluation."""
         self.train_criterion = nn.CrossEntropyLoss(label_smoothing=self.hparams["label_smoothing"])
+        if (weights := self.hparams["class_weights"]) is not None:
+            initial = torch.ones(self.num_classes) if weights == "balanced" else torch.tensor(weights)
+            # not in checkpoints, because the option or the data determine it
+            self.train_criterion.register_buffer("weight", initial, persistent=False)
         self.eval_criterion = nn.CrossEntropyLoss(reduction="none")  # per image, for an exact mean
+
+    def setup(self, stage: str) -> None:
+        """Check that the network fits the data, and weight the classes by their number of training images."""
+        super().setup(stage)
+        if stage == "fit" and self.hparams["class_weights"] == "balanced":
+            counts = torch.tensor(self.trainer.datamodule.class_counts())  # type: ignore[attr-defined]
+            weights = counts.sum() / ((counts > 0).sum() * counts.clamp(min=1))
+            assert self.train_criterion.weight is not None
+            self.train_criterion.weight.copy_(weights)
+
+    def remarks(self) -> list[str]:
+        weights = self.train_criterion.weight
+        if self.hparams["class_weights"] != "balanced" or weights is None:
+            return []
+        ratio = float(weights.max() / weights.min())
+        if ratio < _UNEVEN:
+            return []
+        return [f"Classes are uneven, so an image of the rarest class counts {ratio:.1f} times as much in the loss"]
+
+    def show_target(self, picture: Image.Image, batch: Any, number: int, class_names: Sequence[str]) -> ShownTarget:
+        target = batch[1][number]
+        if target.ndim == 0:
+            return ShownTarget(picture, class_names[int(target)])
+        fractions, classes = target.topk(min(2, len(class_names)))  # mixed by mixup or cutmix
+        mixed = zip(fractions.tolist(), classes.tolist(), strict=True)
+        return ShownTarget(picture, "\n".join(f"{100 * part:.0f} % {class_names[i]}" for part, i in mixed if part))
 
     def configure_metrics(self) -> None:
         """Create the metrics of each split."""

@@ -7,11 +7,13 @@ L.Trainer(max_epochs=12).fit(task, data)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from acmix_zoo.data.boxes.box_dataset import BoxBatch
@@ -24,6 +26,7 @@ from acmix_zoo.tasks.metrics import TaskMetrics
 from acmix_zoo.tasks.optim import warmup_steps
 from acmix_zoo.tasks.sharded import is_sharded
 from acmix_zoo.tasks.task import Task
+from acmix_zoo.tasks.task_views import ShownTarget
 
 _EXAMPLES = 4  # images in the plot of a run
 
@@ -152,6 +155,13 @@ class DetectionTask(Task):
         for detections, target in zip(self(batch.images), batch.targets, strict=True):
             if (number := int(target["image"])) >= 0:
                 metrics.add(number, detections, target)
+
+    def show_target(self, picture: Image.Image, batch: Any, number: int, class_names: Sequence[str]) -> ShownTarget:
+        target, draw = batch.targets[number], ImageDraw.Draw(picture)
+        for box in target["boxes"].tolist():
+            draw.rectangle(box, outline="red", width=max(1, picture.width // 150))
+        present = Counter(class_names[label - 1] for label in target["labels"].tolist())
+        return ShownTarget(picture, ", ".join(f"{count} {name}" for name, count in present.items()))
 
     def predict_step(self, batch: BoxBatch, batch_idx: int) -> list[ImageDetections]:
         """Return the detections in each image."""

@@ -14,10 +14,10 @@ from acmix_zoo.weights.resolve import resolve_network
 FIXED = frozenset({
     "model", "pretrained", "model_kwargs", "ema_decay", "optimizer", "lr", "base_batch_size",
     "weight_decay", "momentum", "nesterov", "warmup_epochs", "warmup_lr", "min_lr", "layer_decay",
-    *("linear_probe", "label_smoothing"),  # classification
+    *("linear_probe", "label_smoothing", "class_weights"),  # classification
     *("detector", "strides", "channels", "anchor_scale", "frozen_norms"),  # detection
     *("detector_kwargs", "decay_epochs"),
-    *("decoder", "decoder_kwargs", "losses", "class_weights", "freeze_backbone"),  # segmentation
+    *("decoder", "decoder_kwargs", "losses", "freeze_backbone"),  # segmentation
     *("window", "window_overlap", "flip_eval"),  # they determine which epoch is the best
 })  # fmt: skip
 

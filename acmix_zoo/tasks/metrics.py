@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
+
+from acmix_zoo.tasks.evaluation import Evaluation, evaluate_classes
 
 _UNIT = 2**24  # a power of two, so that scaling is exact; losses above 1 keep all float32 digits
 
@@ -79,6 +81,14 @@ class TaskMetrics(nn.ModuleDict):
         """Return the scores of each class by the names of `TaskKind.class_metrics`, NaN for a class without images."""
         return {}
 
+    def evaluation(self, positions: Sequence[int] | None) -> Evaluation:
+        """Return the details of the evaluation, before `reset`. All processes have to call this.
+
+        Args:
+            positions: the positions in the split of the images that this process has counted; None if not known.
+        """
+        return Evaluation()
+
 
 class EvaluationMetrics(TaskMetrics):
     """The metrics of a classifier: the loss, top-1 accuracy and, with more than five classes, top-5 accuracy."""
@@ -92,6 +102,16 @@ class EvaluationMetrics(TaskMetrics):
         if num_classes > 5:  # with five classes or fewer, top-5 is always 1
             metrics["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
         super().__init__(metrics)
+        self.num_classes = num_classes
+        self._seen: list[Tensor] = []  # (B, 3) for each batch: class, predicted class, its probability
+
+    def reset(self) -> None:
+        super().reset()
+        self._seen = []
+
+    def evaluation(self, positions: Sequence[int] | None) -> Evaluation:
+        seen = torch.cat(self._seen) if self._seen else torch.zeros(0, 3)
+        return evaluate_classes(seen, positions, self.num_classes)
 
     def add_batch(self, logits: Tensor, classes: Tensor, losses: Tensor) -> None:
         """Count the images of a batch.
@@ -101,6 +121,8 @@ class EvaluationMetrics(TaskMetrics):
             classes: (B,) the true classes.
             losses: (B,) each image's loss.
         """
+        probability, predicted = logits.softmax(-1).max(-1)
+        self._seen.append(torch.stack([classes.float(), predicted.float(), probability.float()], 1))
         for name, metric in self.metrics():
             if name == "loss":
                 metric.update(losses)

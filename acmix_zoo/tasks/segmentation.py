@@ -12,10 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from acmix_zoo.data.masks.mask_classes import palette_image
 from acmix_zoo.data.masks.mask_dataset import MaskBatch, MaskDataset
 from acmix_zoo.data.masks.mask_plots import MaskExample, plot_masks
 from acmix_zoo.models.task_kinds import SEGMENTATION
@@ -24,6 +27,7 @@ from acmix_zoo.tasks.metrics import TaskMetrics
 from acmix_zoo.tasks.segmentation_metrics import SegmentationMetrics, WeightedLoss
 from acmix_zoo.tasks.sharded import is_sharded
 from acmix_zoo.tasks.task import Task
+from acmix_zoo.tasks.task_views import ShownTarget
 
 _EXAMPLES = 6  # images in predictions.png
 
@@ -113,6 +117,12 @@ class SegmentationTask(Task):
         defaults = {"window": None, "flip_eval": False}
         changed = {name: self.hparams[name] for name, value in defaults.items() if self.hparams[name] != value}
         return {**changed, "window_overlap": self.hparams["window_overlap"]} if "window" in changed else changed
+
+    def show_target(self, picture: Image.Image, batch: Any, number: int, class_names: Sequence[str]) -> ShownTarget:
+        mask = batch[1][number].cpu().numpy()
+        colours = palette_image(mask, len(class_names)).convert("RGB").resize(picture.size, Image.Resampling.NEAREST)
+        present = [class_names[i] for i in np.unique(mask) if i < len(class_names)]
+        return ShownTarget(Image.blend(picture, colours, 0.5), ", ".join(present))
 
     def batch_loss(self, batch: MaskBatch) -> Tensor:
         """Return the loss of a batch."""

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from acmix_zoo.data.masks.mask_classes import VOID
+from acmix_zoo.tasks.evaluation import Evaluation
 from acmix_zoo.tasks.metrics import ExactMean, TaskMetrics
 
 
@@ -81,6 +82,7 @@ class SegmentationMetrics(TaskMetrics):
         confusion = MulticlassConfusionMatrix(num_classes, ignore_index=VOID, validate_args=False)
         super().__init__({"loss": ExactMean(), "confusion": confusion})
         self._class_iou = torch.zeros(0)
+        self._confusion: Tensor | None = None
 
     def add_image(self, logits: Tensor, mask: Tensor) -> None:
         """Count an image.
@@ -98,7 +100,8 @@ class SegmentationMetrics(TaskMetrics):
 
     def compute(self) -> dict[str, Tensor]:
         metrics = dict(self.metrics())
-        matrix = metrics["confusion"].compute().double()  # (classes, classes): rows are the truth
+        self._confusion = metrics["confusion"].compute()  # (classes, classes): rows are the truth
+        matrix = self._confusion.double()
         correct = matrix.diagonal()
         union = matrix.sum(0) + matrix.sum(1) - correct
         self._class_iou = correct / union  # (classes,), NaN for classes that do not occur
@@ -107,6 +110,9 @@ class SegmentationMetrics(TaskMetrics):
             "miou": self._class_iou.nanmean().float(),
             "pixel_accuracy": (correct.sum() / matrix.sum()).float(),
         }
+
+    def evaluation(self, positions: Sequence[int] | None) -> Evaluation:
+        return Evaluation(None if self._confusion is None else self._confusion.cpu(), "pixels")
 
     def class_scores(self) -> dict[str, list[float]]:
         return {"IoU": self._class_iou.tolist()}

@@ -10,21 +10,24 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from acmix_zoo.data.loaders import Loaders
 from acmix_zoo.models.task_kinds import TaskKind
 from acmix_zoo.models.task_network import builder_options
+from acmix_zoo.tasks.evaluation import Evaluation
 from acmix_zoo.tasks.hyperparameters import check_ranges
 from acmix_zoo.tasks.image_size import check_image_size
 from acmix_zoo.tasks.metrics import TaskMetrics
 from acmix_zoo.tasks.scheduled_task import ScheduledTask
 from acmix_zoo.tasks.sharded import is_sharded, shard
 from acmix_zoo.tasks.start_weights import are_start_weights_loaded, choose_network
+from acmix_zoo.tasks.task_views import TaskViews
 from acmix_zoo.weights.create import create_task_network
 
 # The metrics have already been summed over all processes when they are logged.
 _NEEDLESS_ADVICE = r".*recommended to use `self\.log\('(val|test)/.*sync_dist=True"
 
 
-class Task(ScheduledTask):
+class Task(TaskViews, ScheduledTask):
     """Base class of all tasks. The network is `self.model`.
 
     A task sets `kind` and implements four methods: `configure_losses` and `configure_metrics` create the losses and
@@ -63,6 +66,7 @@ class Task(ScheduledTask):
         model: the network.
         val_metrics, test_metrics: the metrics of each split.
         class_scores: after an evaluation, {split: {metric: {class: score}}}, for tasks that measure each class.
+        evaluations: after `trainer.validate` or `trainer.test`, the details for each split.
 
     Raises:
         ValueError: unknown model or weights (from create_model), or an impossible setting.
@@ -102,6 +106,7 @@ class Task(ScheduledTask):
         self.save_hyperparameters(choose_network(model, pretrained, model_kwargs)._asdict())
         self.num_classes = num_classes
         self.class_scores: dict[str, dict[str, dict[str, float]]] = {}
+        self.evaluations: dict[str, Evaluation] = {}
         self._checked_size: tuple[int, ...] | None = None  # the image size for which the network was last checked
         check_ranges(self.hparams)
         warnings.filterwarnings("ignore", message=_NEEDLESS_ADVICE)
@@ -143,14 +148,6 @@ class Task(ScheduledTask):
     def evaluation_options(self) -> dict[str, Any]:
         """Return the hyper-parameters that affect the scores of given weights, for the record of the weights."""
         return {}
-
-    def plot_examples(self, data: Any, path: Any) -> None:
-        """Draw predictions next to the true targets. By default, nothing is drawn.
-
-        Args:
-            data: the data module.
-            path: the PNG file to write.
-        """
 
     # ---- network
 
@@ -259,9 +256,13 @@ class Task(ScheduledTask):
     def _log_metrics(self, split: str, metrics: TaskMetrics) -> None:
         for name, value in metrics.compute().items():
             self.log(f"{split}/{name}", value, prog_bar=name == self.kind.main_metric)
-        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
-        names = names or tuple(map(str, range(self.num_classes)))
+        data = getattr(self.trainer, "datamodule", None)
+        names = getattr(data, "class_names", None) or tuple(map(str, range(self.num_classes)))
         self.class_scores[split] = {
             metric: dict(zip(names, scores, strict=False)) for metric, scores in metrics.class_scores().items()
         }
+        if self.trainer.state.fn != "fit":
+            loaders = getattr(data, "loaders", None)
+            positions = loaders.evaluated_positions(split) if isinstance(loaders, Loaders) else None
+            self.evaluations[split] = metrics.evaluation(positions)
         metrics.reset()

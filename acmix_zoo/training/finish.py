@@ -1,24 +1,20 @@
 """Finish a run: test the best weights once, export them as a weight folder with their record, and publish them."""
 
 import math
-import platform
-import subprocess
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
-import torch
 from torch import Tensor, nn
 
-import acmix_zoo
 from acmix_zoo.data.images import UnreadableImage
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.splits import UnusableImages
-from acmix_zoo.layers.cost import TwoStageLayer
-from acmix_zoo.ops.backends.native.library import instruction_set
-from acmix_zoo.ops.dispatch import backend_name
 from acmix_zoo.tasks import Task
 from acmix_zoo.tasks.sharded import is_sharded, load_full_state, read_checkpoint
+from acmix_zoo.training.environment import git_revision, run_environment
+from acmix_zoo.training.evaluation_files import WrittenFile, write_evaluation
 from acmix_zoo.training.guard import NotFinite
 from acmix_zoo.training.history import Row, format_scores, write_csv
 from acmix_zoo.training.plots import plot_curves
@@ -34,17 +30,29 @@ from acmix_zoo.training.run import RunFolder
 from acmix_zoo.weights import push, write_folder
 
 
-def finish_run(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: RunFolder) -> Path:
-    """Load the best weights into `task`, test them unless `run.test` is off, write metrics.csv, curves.png and
-    weights/, and publish them if `run.push_to` is set. Every process returns once they are written.
+class FinishedRun(NamedTuple):
+    """What a run has produced.
+
+    Attributes:
+        weights: the weight folder.
+        split: the split on which the best weights were evaluated in detail; "" for none.
+        files: the files to look at.
+    """
+
+    weights: Path
+    split: str
+    files: list[WrittenFile]
+
+
+def finish_run(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: RunFolder) -> FinishedRun:
+    """Load the best weights into `task`, test them unless `run.test` is off, write metrics.csv, curves.png, weights/
+    and what was found on the test split (without a test, on the validation split), and publish the weights if
+    `run.push_to` is set. Every process returns once they are written.
 
     Args:
         trainer: a trainer whose fit has ended.
         data: the data module of the fit.
         run: the trainer's callback.
-
-    Returns:
-        The weight folder.
 
     Raises:
         NotFinite: training diverged.
@@ -70,16 +78,23 @@ def finish_run(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: R
             f"{' and '.join(limited)} are not recorded. To measure them, evaluate the finished run without that option",
             flush=True,
         )
+    if "test" not in task.evaluations and data.card()["dataset"]["splits"].get("val"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run has already warned of unreadable images
+            trainer.validate(task, data, verbose=False)  # the run's own validations keep no details
+    split = next((name for name in ("test", "val") if name in task.evaluations), "")
+    files: list[WrittenFile] = []
     try:
         if trainer.is_global_zero:
-            _write(trainer, task, data, run, checkpoint, scores)
+            files = _write(trainer, task, data, run, checkpoint, scores)
+            files += write_evaluation(task, data, split, run.folder) if split else []
             _print_result(run, task, data, scores, int(row["epoch"]), limited)
     finally:
         trainer.strategy.barrier("weights")
     folder = run.folder / "weights"
     if run.push_to and trainer.is_global_zero:
         _publish(folder, run.push_to)
-    return folder
+    return FinishedRun(folder, split, files)
 
 
 def _write(
@@ -89,7 +104,8 @@ def _write(
     run: RunFolder,
     checkpoint: dict[str, Any],
     scores: dict[str, dict[str, float]],
-) -> None:
+) -> list[WrittenFile]:
+    """Write the history and the weights, and return the files to look at."""
     card, state = data.card(), checkpoint["state_dict"]
     write_csv(run.folder / "metrics.csv", run.history)  # a kill may have come between a checkpoint and its row
     plot_curves(run.history, run.folder / "curves.png", task.kind.metrics)
@@ -119,6 +135,14 @@ def _write(
         task.plot_examples(data, run.folder / "predictions.png")
     except OSError as error:
         raise OSError(f"{error}. The best weights are in {run.best}. {run.resume_message}") from error
+    contents = {
+        "weights": "the network with its model card",
+        "curves.png": "loss, scores and learning rate of every epoch",
+        "augmented.png": "training images as the network received them",
+        "predictions.png": "images with what the network found in them",
+    }
+    paths = {run.folder / name: content for name, content in contents.items()}
+    return [WrittenFile(path, content) for path, content in paths.items() if path.exists()]
 
 
 def _test(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: RunFolder) -> dict[str, dict[str, float]]:
@@ -212,39 +236,3 @@ def _print_result(
     print(f"{dataset['name']}: {text}", flush=True)
     folder = run.folder / "weights"
     print(f"Saved best weights (epoch {best_epoch}) to {folder}; logs and curves in {run.folder}", flush=True)
-
-
-def run_environment(trainer: L.Trainer, model: nn.Module) -> dict[str, Any]:
-    """Return what the numbers depend on, without anything that identifies the machine."""
-    device, precision = trainer.strategy.root_device.type, str(trainer.precision)
-    environment: dict[str, Any] = {
-        "lightning": L.__version__,
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": device,
-        "devices": trainer.world_size,
-        "threads": torch.get_num_threads(),
-        "precision": precision,
-    }
-    if any(isinstance(module, TwoStageLayer) for module in model.modules()):  # other networks have no backend of ours
-        environment["backend"] = backend_name(4 if precision == "32-true" else 2, device)
-        if device == "cpu":
-            environment["instruction_set"] = instruction_set()
-    return environment
-
-
-def git_revision() -> str | None:
-    """Return the git revision of this code, with "-dirty" if it was changed, or None outside of a clone."""
-    here = Path(acmix_zoo.__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, encoding="utf-8", check=True, timeout=10
-        )
-        return done.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # fails in a site-packages inside another clone
-        dirty = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

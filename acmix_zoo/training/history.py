@@ -1,4 +1,4 @@
-"""The history of a run, one row per epoch: as a table, as a line for the log, and which epoch is the best."""
+"""The history of a run, one row per epoch: as a table, which epoch is the best, and metrics as text."""
 
 from __future__ import annotations
 
@@ -64,33 +64,6 @@ def score(row: Row, task: TaskKind) -> list[float]:
         return [-1.0, row["epoch"]]
     loss = row.get("val/loss", 0.0)
     return [row[main], -loss] if math.isfinite(loss) and math.isfinite(row[main]) else [-2.0, 0.0]
-
-
-def epoch_line(history: Sequence[Row], epochs: int, best: Sequence[float] | None, task: TaskKind) -> str:
-    """Return a line about the last epoch.
-
-    Args:
-        history: a row for every epoch so far.
-        epochs: number of epochs of the whole run.
-        best: the `score` of the epoch whose weights are kept as the best; None if none could be saved.
-        task: the task.
-    """
-    row, main = history[-1], f"val/{task.main_metric}"
-    text = f"epoch {row['epoch']:.0f}/{epochs}: train loss {row.get('train/loss', float('nan')):.4f}"
-    if main in row:
-        text += f", val loss {row['val/loss']:.4f}" if "val/loss" in row else ""
-        text += f", val {task.main_label} {100 * row[main]:.2f} %"
-        # if several epochs are equal, the first one is the best
-        best_row = next((r for r in history if main in r and score(r, task) == list(best or [])), None)
-        if best_row is not None:
-            text += f" (best {100 * best_row[main]:.2f} in epoch {best_row['epoch']:.0f})"
-    text += f", {row['images_per_second']:.0f} images/s"
-    if "speed/mfu" in row:
-        text += f", MFU {100 * row['speed/mfu']:.1f} %"
-    if epochs <= row["epoch"]:
-        return text
-    minutes = row.get("speed/eta_minutes", (epochs - row["epoch"]) * row["seconds"] / 60)
-    return f"{text}, {format_duration(60 * minutes)} left"
 
 
 def format_duration(seconds: float) -> str:

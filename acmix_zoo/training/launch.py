@@ -1,4 +1,4 @@
-"""Check options, choose the run folder and describe the model before the first training step."""
+"""Check the options of a command and choose the run folder, before anything is built."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
 
-from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.sources.installed_sources import SHIPPED
-from acmix_zoo.training.record import parent_name
 
 
 def check_config(config: Any, subcommand: str) -> None:
@@ -86,8 +82,41 @@ def choose_run_folder(config: Any, command: str) -> None:
                 config[group][name] = _find_recorded(value, recorded, run_folder, option)
     if config.run.folder is None:
         experiment = recipes[0].stem if recipes else Path(str(config.model.model)).name
-        data = re.sub(r"[^\w.-]+", "_", Path(str(config.data.source)).name)
+        data = _data_name(str(config.data.source))
         config.run.folder = f"runs/{experiment}-{data}" if data else f"runs/{experiment}"
+
+
+class NextRunFolder(NamedTuple):
+    """The folder for a new run.
+
+    Attributes:
+        path: the folder, which does not exist yet.
+        unfinished: the folder of the newest earlier run on the same data if it was interrupted, or None.
+    """
+
+    path: Path
+    unfinished: Path | None
+
+
+def next_run_folder(source: str) -> NextRunFolder:
+    """Return the first of runs/DATA, runs/DATA-2, runs/DATA-3, … that does not exist.
+
+    Args:
+        source: the data set, which gives the folder its name.
+    """
+    name = _data_name(source) or "data"
+    path, number, newest = Path("runs") / name, 1, None
+    while path.exists():
+        newest, number = path, number + 1
+        path = Path("runs") / f"{name}-{number}"
+    is_unfinished = newest is not None and (newest / "checkpoints").is_dir() and not (newest / "weights").is_dir()
+    return NextRunFolder(path, newest if is_unfinished else None)
+
+
+def _data_name(source: str) -> str:
+    """Return the last part of a path or name, with only characters that suit the name of a folder."""
+    name = Path(source).name or Path(source).resolve().name  # of "."
+    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def with_absolute_paths(config: Any) -> Any:
@@ -159,38 +188,3 @@ def _find_start(folder: Path, recorded: str | None) -> Path | None:
 def is_first_process() -> bool:
     """Return whether this is the first process of the run, according to the launcher. There is no trainer yet."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
-
-
-def model_message(trainer: L.Trainer, module: L.LightningModule) -> str:
-    """Return one line that describes what is trained: network, pretrained weights, image size and device."""
-    model = getattr(module, "model", module)
-    hparams, cfg = module.hparams, getattr(model, "pretrained_cfg", None) or {}
-    name = hparams.get("model") or type(model).__name__
-    count = sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else 0
-    parent = parent_name(hparams.get("pretrained"), cfg)
-    start = f"fine-tuned from {parent}" if parent else "trained from scratch"
-    data = getattr(trainer, "datamodule", None)
-    images = f"; {data.describe_size()}" if isinstance(data, ResumableDataModule) else ""
-    device: Any = trainer.strategy.root_device
-    device = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    devices = f"{trainer.world_size} × {device}" if trainer.world_size > 1 else device
-    return f"Model: {name} ({count / 1e6:.3g} M parameters), {start}{images}; device: {devices}, {trainer.precision}"
-
-
-def progress_message(trainer: L.Trainer, folder: Path, planned_epochs: int | None) -> str:
-    """Return one line that says at which step training starts, and a warning if the schedule has changed.
-
-    Args:
-        folder: the run folder.
-        planned_epochs: number of epochs that the run had before it was resumed; None for a new run.
-    """
-    if not trainer.global_step:
-        return f"New run in {folder}"
-    steps = f"step {trainer.global_step} of {trainer.estimated_stepping_batches:.0f}"
-    text = f"Resuming from epoch {trainer.current_epoch + 1} of {trainer.max_epochs} ({steps})"
-    if planned_epochs in (None, trainer.max_epochs):
-        return text
-    return (
-        f"{text}\nWarning: schedule changed (planned for {planned_epochs} epochs, now {trainer.max_epochs}). The "
-        f"weights will differ from those of a new run of {trainer.max_epochs} epochs"
-    )

@@ -1,4 +1,4 @@
-"""The output of a run: TensorBoard's log, the progress bar, and a filter for Lightning's messages."""
+"""The output of a run: TensorBoard's log, the progress bar, and which of Lightning's messages are shown."""
 
 import contextlib
 import logging
@@ -10,24 +10,15 @@ from typing import Any
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-_NOT_FOR_USERS = (
-    "Tip:",  # an advertisement
-    "GPU available:", "TPU available:", "HPU available:",  # the line "Model: ..." names the device
-    "Loading `train_dataloader`",
-    "Restoring states from", "Restored all states", "Loaded model weights",  # "Resuming from epoch ..." says the same
-    "Found current_model_state",  # logged for every resumed run with averaged weights
-    "`weights_only` was not set",
-    "Detected KeyboardInterrupt",  # the command line says how to resume
-    "`Trainer.fit` stopped: `max_epochs",  # the line for the last epoch already says so
-)  # fmt: skip
-
 
 def quieten_lightning() -> None:
-    """Suppress those of Lightning's messages that a command-line user cannot act on."""
-    for name in ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector"):
-        logging.getLogger(f"lightning.{name}").addFilter(
-            lambda record: not any(words in record.getMessage() for words in _NOT_FOR_USERS)
-        )
+    """Suppress those of Lightning's messages that a command-line user cannot act on.
+
+    All of its information is: the lines of a run say the same in fewer words ("Seed set to", "GPU available",
+    "Restoring states from", tips). Its warnings are shown, apart from a few.
+    """
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.* is deprecated",  # only Lightning can fix this
         ".*is smaller than the logging interval",  # RunFolder logs every epoch, whatever the interval

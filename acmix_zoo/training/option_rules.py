@@ -49,7 +49,8 @@ _RULES = {
         data.source data.batch_size trainer.devices trainer.num_nodes trainer.accumulate_grad_batches
         """,
     Rule.FREE: """
-        run.folder run.push_to run.save_every speed.loader_seconds speed.peak_flops ckpt_path weights_only
+        run.folder run.push_to run.save_every run.verbose speed.loader_seconds speed.peak_flops speed.verbose ckpt_path
+        weights_only
         model.channels_last model.compile model.grad_checkpointing
         data.num_workers data.max_unreadable data.predict
         trainer.accelerator trainer.strategy trainer.deterministic trainer.benchmark trainer.inference_mode

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 # For user-chosen names: matplotlib would typeset text between two $ as a formula, and fail if it is not one.
 _AS_IS: dict[str, Any] = {"parse_math": False}
+_MOST_NAMES = 60  # along an axis of a confusion matrix
 
 
 def _figure(width: float, height: float) -> Any:
@@ -68,7 +69,8 @@ def plot_comparison(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str
 
 
 def plot_confusion(matrix: npt.ArrayLike, class_names: Sequence[str], path: str | Path) -> Path:
-    """Draw a confusion matrix. Colours show the fraction of each true class.
+    """Draw a confusion matrix. Colours show the fraction of each true class. Of more than 60 classes, the axes have the
+    numbers instead of the names.
 
     Args:
         matrix: (classes, classes) counts, rows are the true classes.
@@ -85,8 +87,10 @@ def plot_confusion(matrix: npt.ArrayLike, class_names: Sequence[str], path: str 
     axes = figure.subplots()
     axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_xticks(range(n), class_names, rotation=90 if n > 10 else 45, ha="center" if n > 10 else "right", **_AS_IS)
-    axes.set_yticks(range(n), class_names, **_AS_IS)
+    if n <= _MOST_NAMES:
+        rotation, ha = (90, "center") if n > 10 else (45, "right")
+        axes.set_xticks(range(n), class_names, rotation=rotation, ha=ha, **_AS_IS)
+        axes.set_yticks(range(n), class_names, **_AS_IS)
     if n <= 20:
         for i, j in zip(*np.nonzero(counts), strict=True):
             axes.text(

@@ -6,7 +6,9 @@ metrics.csv        one row per epoch              curves.png   the same, plotted
 tensorboard/       the same, and the learning rate per step
 checkpoints/       last.ckpt (to resume), previous.ckpt (the one before), best.ckpt (highest validation score)
 weights/           the best weights as a weight folder, tested on the test split
-predictions.png    images with masks beside the predicted ones, for segmentation
+augmented.png      training images of the first step, as the network received them
+test/, val/        what the best weights get right and wrong on a split: classes.csv, confusion.png, mistakes.png
+predictions.png    images with the predicted masks or boxes beside the true ones, for segmentation and detection
 .lock              states which process is writing to the folder
 """
 
@@ -22,16 +24,16 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from acmix_zoo.data.augment import image_keys, seed_globals
+from acmix_zoo.training.augmented_sheet import write_augmented
 from acmix_zoo.training.checkpoints import Checkpoints
 from acmix_zoo.training.clock import TrainingClock
 from acmix_zoo.training.guard import LossGuard, NotFinite, are_weights_finite, weights_error
-from acmix_zoo.training.history import Row, epoch_line, make_row, score, write_csv
-from acmix_zoo.training.launch import model_message, progress_message
+from acmix_zoo.training.history import Row, make_row, write_csv
 from acmix_zoo.training.lock import ClaimedFolder
 from acmix_zoo.training.logs import Log
-from acmix_zoo.training.option_rules import Options
 from acmix_zoo.training.record import evaluation_limits, task_of
-from acmix_zoo.training.resume import changes_to_record
+from acmix_zoo.training.run_messages import early_stop_line, epoch_line, start_lines
+from acmix_zoo.training.run_state import RunState
 from acmix_zoo.training.signals import Interrupted, Signals, exit_after_signal
 from acmix_zoo.weights.hub import check_push
 
@@ -56,16 +58,12 @@ class RunFolder(Checkpoint):
         push_to: "org/name" or "org/name@branch" on the Hugging Face Hub, where the weights are published when the run
             ends. A failure is reported, with the command to try again, and does not fail the run.
         save_every: also save last.ckpt every N optimiser steps (bounds the work lost on a crash).
+        verbose: also print the learning rate, the throughput, the time waiting for data and MFU (the fraction of the
+            device's peak FLOP/s that is used).
     """
 
-    command: str | None = None
-    """The command line as given, for the record."""
-    recipe: str | None = None
-    """The recipe that the command line names, for the record."""
-    options: Options = {}  # noqa: RUF012
-    """All options of the command with their values, to compare with those of the run to be resumed."""
-    resumes_by_itself = False
-    """Whether the same command resumes the run, because its recipe sets `ckpt_path: last`."""
+    resume_command = ""
+    """What to run to resume, such as "the same command again"; "" for programs that use the trainer themselves."""
 
     def __init__(
         self,
@@ -75,17 +73,16 @@ class RunFolder(Checkpoint):
         test: bool = True,
         push_to: str | None = None,
         save_every: int | None = None,
+        verbose: bool = False,
     ) -> None:
         if save_every is not None and save_every < 1:
             raise ValueError(f"save_every={save_every} is not positive. Use a number of steps such as 1000, or null")
         self.folder = Path(folder or "runs/unnamed")
-        self.tag = tag
-        self.license = license
         self.test = test
         self.push_to = push_to
-        self.history: list[Row] = []
-        self.seed: int | None = None
         self.save_every = save_every
+        self.verbose = verbose
+        self.state = RunState(tag, license)
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.has_begun = False
         """Whether the training has started."""
@@ -93,15 +90,16 @@ class RunFolder(Checkpoint):
         self._clock = TrainingClock()
         self._signals = Signals()
         self._loss_guard = LossGuard()
-        self._best: list[float] | None = None  # `score` of the epoch in best.ckpt
         self._stop_signal = 0  # the signal that all processes have agreed on
         self._is_dry_run = False  # Trainer(fast_dev_run=True): nothing is written
         self._images = 0  # number of images that all processes have trained on in this epoch
         self._is_validated = False  # whether this epoch has been validated
-        self._epochs: int | None = None  # planned length of the run when it was saved
-        self._changes: list[dict[str, Any]] = []  # options that were changed on resume
         self._resumed_step = 0
-        self._limits: dict[str, Any] = {}  # limits of the trainer's evaluations, for runs without recorded options
+
+    @property
+    def history(self) -> list[Row]:
+        """One row per epoch."""
+        return self.state.history
 
     @property
     def last(self) -> Path:
@@ -118,47 +116,22 @@ class RunFolder(Checkpoint):
         """A sentence that says how to resume the run."""
         if not self.last.exists():
             return "Nothing had been saved yet."
-        if not self.options:
-            return f"The last state is in {self.last}; pass it to Trainer.fit as ckpt_path to resume."
-        option = "" if self.resumes_by_itself else " with --ckpt_path last"
-        return f"The last state is in {self.last}; run the same command again{option} to resume."
+        how = f"run {self.resume_command}" if self.resume_command else "pass it to Trainer.fit as ckpt_path"
+        return f"The last state is in {self.last}; {how} to resume."
 
-    # State in checkpoints: plain values only.
+    # State in checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs, and what the record of its weights states."""
-        return {
-            "history": self.history,
-            "best": self._best,
-            "seed": self.seed,
-            "epochs": self._epochs,
-            "command": self.command,
-            "recipe": self.recipe,
-            "tag": self.tag,
-            "license": self.license,
-            "options": self.options,
-            "changes": self._changes,
-            "limits": self._limits,
-        }
+        return self.state.to_dict()
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note the step of the checkpoint, for the record."""
         self._resumed_step = int(checkpoint.get("global_step", 0))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume from the state of a checkpoint.
-
-        The record keeps the command that started the run. If the new command changes how the run continues, for example
-        with more epochs, the record gets the new command and lists the change.
-        """
-        self.history = list(state_dict["history"])
-        self._best, self.seed, self._epochs = state_dict["best"], state_dict["seed"], state_dict.get("epochs")
-        self._changes = list(state_dict.get("changes", []))
-        changed = changes_to_record(state_dict.get("options") or {}, self.options)
-        if changed:
-            self._changes.append({"step": self._resumed_step, "options": {k: list(v) for k, v in changed.items()}})
-        elif state_dict.get("command"):
-            self.command, self.recipe = state_dict["command"], state_dict.get("recipe")
+        """Resume from the state of a checkpoint."""
+        self.state.restore(state_dict, self._resumed_step)
 
     # Before the first step.
 
@@ -175,13 +148,11 @@ class RunFolder(Checkpoint):
             OSError: another run is writing to the folder. This is raised in all processes.
         """
         self._is_dry_run = bool(getattr(trainer, "fast_dev_run", False))
-        self._limits = evaluation_limits(trainer)
+        self.state.limits = evaluation_limits(trainer)
         if not self._is_dry_run:
             self._claim.claim(trainer)
-        if self.seed is None:
-            self.seed = torch.initial_seed()
-        if trainer.is_global_zero:
-            print(model_message(trainer, pl_module), flush=True)
+        if self.state.seed is None:
+            self.state.seed = torch.initial_seed()
         if self.push_to and not self._is_dry_run:
             check_push(self.push_to)  # now, rather than after the last epoch
 
@@ -189,9 +160,10 @@ class RunFolder(Checkpoint):
         """Install signal handlers (after Lightning has installed its own), and print where the run starts."""
         self._signals.take()
         self.has_begun = True
-        if trainer.is_global_zero and not (self._is_dry_run and not trainer.global_step):
-            print(progress_message(trainer, self.folder, self._epochs), flush=True)
-        self._epochs = trainer.max_epochs
+        if trainer.is_global_zero:
+            folder = None if self._is_dry_run else self.folder
+            print(*start_lines(trainer, pl_module, folder, self.state.epochs), sep="\n", flush=True)
+        self.state.epochs = trainer.max_epochs
         self._start_epoch()  # on_train_epoch_start is not called for a run that is resumed within an epoch
 
     # Steps and epochs.
@@ -209,10 +181,12 @@ class RunFolder(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seed dropout and similar layers with (seed, epoch, batch), so that a resumed run draws the same numbers."""
-        assert self.seed is not None
+        assert self.state.seed is not None
+        if trainer.is_global_zero and not trainer.global_step and not batch_idx and not self._is_dry_run:
+            write_augmented(trainer, pl_module, batch, self.folder / "augmented.png")
         self._loss_guard.start_step(batch, batch_idx)
         rank = np.array([trainer.global_rank])
-        key = int(image_keys(self.seed, trainer.current_epoch, batch_idx, images=rank)[0])
+        key = int(image_keys(self.state.seed, trainer.current_epoch, batch_idx, images=rank)[0])
         seed_globals(key)
         torch.manual_seed(key >> 1)  # the device's, too
 
@@ -249,17 +223,14 @@ class RunFolder(Checkpoint):
         if self._is_dry_run:
             return
         row = make_row(trainer, self._clock, self._images, self._is_validated)
-        self.history.append(row)
-        previous_best = self._best
-        task = task_of(pl_module)
-        is_best = previous_best is None or score(row, task) > previous_best
-        if is_best:
-            self._best = score(row, task)
-        if not self._save(trainer, pl_module, is_best) and is_best:
-            self._best = previous_best  # so that a later epoch can become the best one
+        state, previous_best, task = self.state, self.state.best, task_of(pl_module)
+        is_best = state.add_epoch(row, task)
+        if not self._save(trainer, pl_module, is_best):
+            state.best = previous_best  # so that a later epoch can become the best one
         if trainer.is_global_zero:
-            write_csv(self.folder / "metrics.csv", self.history)
-            print(epoch_line(self.history, trainer.max_epochs or 0, self._best, task), flush=True)
+            write_csv(self.folder / "metrics.csv", state.history)
+            epochs = trainer.max_epochs or 0
+            print(epoch_line(state.history, epochs, state.best, task, self.verbose), flush=True)
         (self._stop_signal,) = self._signals.agree(pl_module.device)
         if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             exit_after_signal(trainer, self._stop_signal)  # after the last epoch, the run is finished instead
@@ -279,6 +250,8 @@ class RunFolder(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the signal handlers, wait for the other processes, and fail if the last epoch could not be saved."""
         self._signals.release()
+        if trainer.is_global_zero and (line := early_stop_line(trainer)):
+            print(line, flush=True)
         trainer.strategy.barrier("run folder")
         if self.checkpoints.unsaved:
             raise OSError(

@@ -15,11 +15,14 @@ from torch import nn
 
 from acmix_zoo.training.clock import TrainingClock
 from acmix_zoo.training.data_wait import DataWait
+from acmix_zoo.training.history import format_duration
 from acmix_zoo.training.limits import copy_to_meta, device_peak, measure_loader, training_flops
 
 _WINDOW = 50  # batches that the progress bar and the loggers average over
 _REFRESH = 0.5  # seconds between two updates of the progress bar
-_BAR_NAMES = {"images_per_second": "images/s", "mfu": "MFU", "eta_minutes": "min_left"}
+_BAR_NAMES = {"eta_minutes": "min_left"}
+_VERBOSE_BAR_NAMES = {"images_per_second": "images/s", "mfu": "MFU", **_BAR_NAMES}
+_ESTIMATE_SECONDS = 5.0  # time to measure before the first estimate; shorter epochs end with a line that has one
 _BOTTLENECK = 0.2  # fraction of the time waiting for data from which data loading is called the bottleneck
 
 
@@ -51,33 +54,36 @@ class Speed(L.Callback):
     of each epoch. A resumed run starts from zero, and the first batch, which may include compilation, is not counted.
     GPUs run asynchronously, so single steps mean little there.
 
-    Before the fit, the throughput of the loader alone is measured. After the first epoch, a line compares it with that
-    of training.
+    A line about the time until the end is printed as soon as it can be estimated, and one after the first epoch if data
+    loading is the bottleneck.
 
     Args:
-        loader_seconds: seconds to spend measuring loader throughput at the start; 0 = off.
+        loader_seconds: if verbose, seconds to spend measuring the throughput of the loader alone at the start; 0 = off.
         peak_flops: peak FLOP/s of a device at the run's precision. null: taken from Lightning's table for a GPU, and
             measured with a matrix product on a CPU.
+        verbose: also print a line after the first epoch that compares the throughput of training with that of the
+            loader, and show throughput and MFU in the progress bar.
 
     Raises:
         ValueError: loader_seconds is negative, or peak_flops is not positive.
     """
 
-    def __init__(self, loader_seconds: float = 1.0, peak_flops: float | None = None) -> None:
+    def __init__(self, loader_seconds: float = 1.0, peak_flops: float | None = None, verbose: bool = False) -> None:
         if loader_seconds < 0:
             raise ValueError(
                 f"loader_seconds={loader_seconds} is negative. Expected seconds, or 0 to turn the measurement off"
             )
         if peak_flops is not None and peak_flops <= 0:
             raise ValueError(f"peak_flops={peak_flops} is not positive. Expected the FLOP/s of a device, like 312e12")
-        self.loader_seconds, self.peak_flops = loader_seconds, peak_flops
+        self.loader_seconds, self.peak_flops, self.verbose = loader_seconds, peak_flops, verbose
         self._loader_rate: float | None = None  # images/s of the loader alone
         self._peak: float | None = None  # FLOP/s of a device
         self._meta_model: nn.Module | None = None  # the network, without its weights
         self._flops: float | None = None  # per image, forward and backward
         self._image_shape: tuple[int, ...] = ()  # (C, H, W) of the images that `_flops` was counted for
         self._is_first_batch = True
-        self._is_printed = False
+        self._is_printed = False  # the line after the first epoch
+        self._is_estimated = False  # whether the user has been told when the run will end
         self._total_steps = float("inf")  # optimiser steps of the run
         self._clock = TrainingClock()
         self._wait = DataWait()
@@ -97,7 +103,7 @@ class Speed(L.Callback):
         self._meta_model = copy_to_meta(model) if isinstance(model, nn.Module) else None
         self._loader_rate = None
         data = getattr(trainer, "datamodule", None)
-        if self.loader_seconds and data is not None and not getattr(trainer, "fast_dev_run", False):
+        if self.verbose and self.loader_seconds and data is not None and not getattr(trainer, "fast_dev_run", False):
             trainer.strategy.barrier("loader")  # measure all processes at the same time, as in training
             own = measure_loader(data.train_dataloader(), self.loader_seconds, _count_workers(trainer))
             rate = torch.tensor(own or float("nan"), device=trainer.strategy.root_device)
@@ -109,6 +115,7 @@ class Speed(L.Callback):
         self._window.clear()
         self._validations.clear()
         self._is_first_batch, self._is_printed, self._image_shape = True, False, ()
+        self._is_estimated = False
         self._total_steps = trainer.estimated_stepping_batches
         self._peak = self.peak_flops or device_peak(trainer.strategy.root_device, str(trainer.precision))
         self._wait.attach(trainer.profiler)  # type: ignore[attr-defined]
@@ -151,6 +158,8 @@ class Speed(L.Callback):
         self._window.append(step)
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
+        if trainer.is_global_zero and not self._is_estimated:
+            self._print_estimate(trainer)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         now = time.perf_counter()
         is_logged = trainer.is_global_zero and trainer.global_step % every == 0
@@ -163,7 +172,25 @@ class Speed(L.Callback):
                 logger.log_metrics({f"speed/{k}": v for k, v in metrics.items()}, step=trainer.global_step - 1)
         if is_shown:
             self._refreshed_at = now
-            trainer.progress_bar_metrics.update({_BAR_NAMES[k]: v for k, v in metrics.items() if k in _BAR_NAMES})
+            names = _VERBOSE_BAR_NAMES if self.verbose else _BAR_NAMES
+            trainer.progress_bar_metrics.update({names[k]: v for k, v in metrics.items() if k in names})
+
+    def _print_estimate(self, trainer: L.Trainer) -> None:
+        """Print when the run will end, once enough batches have been measured."""
+        measured = _add(self._window)
+        if measured.seconds < _ESTIMATE_SECONDS or len(self._window) < 2 or trainer.is_last_batch:
+            return
+        self._is_estimated = True
+        metrics = self._compute(trainer, measured, 0)
+        if "eta_minutes" not in metrics:
+            return
+        seconds = 60 * metrics["eta_minutes"]
+        if not self._validations:  # without a backward pass, a batch takes about a third of the time
+            epochs = max(0, (trainer.max_epochs or 0) - trainer.current_epoch)
+            batches = sum(count for count in trainer.num_val_batches if count != float("inf"))
+            per_batch = measured.seconds / len(self._window) / 3
+            seconds += batches * per_batch * epochs / (trainer.check_val_every_n_epoch or 1)
+        print(f"Estimated time until the end: {format_duration(seconds)}", flush=True)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Pause the clock."""
@@ -176,14 +203,14 @@ class Speed(L.Callback):
             self._validations.append(seconds)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Pass the epoch's metrics to the callbacks after this one. After the first epoch, print a line."""
+        """Pass the epoch's metrics to the callbacks after this one. After the first epoch, print what they mean."""
         if not self._epoch.images:  # the run was resumed after the epoch's last batch
             return
         metrics = self._compute(trainer, self._epoch, 0)
         trainer.callback_metrics.update({f"speed/{name}": torch.tensor(value) for name, value in metrics.items()})
-        if trainer.is_global_zero and not self._is_printed:
-            print(self._message(trainer, metrics), flush=True)
-        self._is_printed = True
+        if trainer.is_global_zero and not self._is_printed and (text := self._message(trainer, metrics)):
+            print(text, flush=True)
+        self._is_printed = self._is_estimated = True  # the line of each epoch states the time that is left
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the profiler."""
@@ -216,19 +243,22 @@ class Speed(L.Callback):
         return metrics
 
     def _message(self, trainer: L.Trainer, metrics: dict[str, float]) -> str:
-        text = f"Training at {_format_rate(metrics['images_per_second'])}, "
-        text += f"{100 * metrics['data_wait']:.0f} % of the time waiting for data"
-        if "mfu" in metrics and self._peak:
-            devices = f"{trainer.world_size} × " if trainer.world_size > 1 else ""
-            peak = f"{self._peak / 1e12:.3g} TFLOP/s" if self._peak >= 1e12 else f"{self._peak / 1e9:.3g} GFLOP/s"
-            text += f", MFU {100 * metrics['mfu']:.1f} % of {devices}{peak}"
-        workers = _count_workers(trainer)
-        if self._loader_rate is not None:
-            name = f"{workers} worker{'s' * (workers != 1)}"
-            text += f"; data loading alone reaches {_format_rate(self._loader_rate)} ({name})"
+        """Return the lines after the first epoch: the throughput if verbose, and whether loading is the bottleneck."""
+        workers, lines = _count_workers(trainer), []
+        if self.verbose:
+            text = f"Training at {_format_rate(metrics['images_per_second'])}, "
+            text += f"{100 * metrics['data_wait']:.0f} % of the time waiting for data"
+            if "mfu" in metrics and self._peak:
+                devices = f"{trainer.world_size} × " if trainer.world_size > 1 else ""
+                peak = f"{self._peak / 1e12:.3g} TFLOP/s" if self._peak >= 1e12 else f"{self._peak / 1e9:.3g} GFLOP/s"
+                text += f", MFU {100 * metrics['mfu']:.1f} % of {devices}{peak}"
+            if self._loader_rate is not None:
+                name = f"{workers} worker{'s' * (workers != 1)}"
+                text += f"; data loading alone reaches {_format_rate(self._loader_rate)} ({name})"
+            lines.append(text)
         if metrics["data_wait"] > _BOTTLENECK:
-            text += "\n" + _bottleneck_message(workers)
-        return text
+            lines.append(_bottleneck_message(workers))
+        return "\n".join(lines)
 
 
 def _weigh_by_size(trainer: L.Trainer, batches: float) -> float:

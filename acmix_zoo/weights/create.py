@@ -171,5 +171,7 @@ def _build_by_name(network: ModelLocation, pretrained: bool, **kwargs: Any) -> n
         cfg = timm.get_pretrained_cfg(network.name)
         raise ConnectionError(
             f"the weights of {network.name} are {cfg.hf_hub_id if cfg else ''} on the Hugging Face Hub, which cannot "
-            "be reached (there is no network, or HF_HUB_OFFLINE is set), and they are not in its cache"
+            "be reached (there is no connection, or HF_HUB_OFFLINE is set), and they are not in its cache. Download "
+            "them once with a connection, choose weights that are on this machine (`acmix-zoo list --pretrained`), or "
+            "start without weights (pretrained=False, or --from-scratch of `acmix-zoo train`)"
         ) from error

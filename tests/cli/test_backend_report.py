@@ -87,6 +87,3 @@ def test_model_and_backends_exclude_each_other(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["info", "acmix_resnet_pico", "--backends"])
     assert "not allowed with argument" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["info"])
-    assert "one of the arguments model --backends is required" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from acmix_zoo import __version__
-from acmix_zoo.cli.commands import COMMANDS
+from acmix_zoo.cli.commands import COMMANDS, RECIPE_COMMANDS
 from acmix_zoo.cli.main import main
 
 
@@ -38,7 +38,7 @@ def test_an_unknown_command_lists_the_closest_one(capsys: pytest.CaptureFixture[
     assert main(["clasify"]) == 2
     assert "unknown command 'clasify'. Did you mean classify?" in capsys.readouterr().err
     assert main(["xyz"]) == 2
-    assert "The commands are fit, validate, test, predict" in capsys.readouterr().err
+    assert "The commands are train, fit, validate, test" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--help"], [], ["clasify"], ["fit", "--help"]])
@@ -60,7 +60,7 @@ def test_a_pipe_that_is_closed_early_ends_the_command_quietly(arguments: str) ->
     assert done.returncode == 128 + signal.SIGPIPE and done.stderr == ""
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("command", RECIPE_COMMANDS)
 def test_short_help_names_options_that_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     short = capsys.readouterr().out
@@ -72,7 +72,7 @@ def test_short_help_names_options_that_exist(command: str, capsys: pytest.Captur
     assert set(re.findall(r"--[\w.]+", short)) - {"--help"} <= options
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"fit", "validate", "test", "predict"}))
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - set(RECIPE_COMMANDS)))
 def test_help_of_other_commands_fits_one_screen(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

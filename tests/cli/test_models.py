@@ -109,7 +109,7 @@ class TestInfo:
         more, less = StageCounts(5, 2), StageCounts(1, 2)
         good, bad = StageCost("a", more, more), StageCost("b", more, less)
         assert verdict([good], good).endswith("and more than stage II in every layer.")
-        assert verdict([good, bad], bad).startswith("Stage I does NOT dominate: it has 71 % of the parameters and 33 %")
+        assert verdict([good, bad], bad).startswith("Stage I does not dominate: it has 71 % of the parameters and 33 %")
 
     @pytest.mark.parametrize("paths", ["both", "attention", "convolution"])
     @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"])

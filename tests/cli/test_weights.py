@@ -39,7 +39,7 @@ class TestVerify:
         (folder / "test" / "example.safetensors").unlink()
         assert main(["verify", str(folder), str(SHIPPED)]) == 1
         out, error = capsys.readouterr()
-        assert f"{folder}: NOT VERIFIED: test/example.safetensors" in error and f"{SHIPPED}: verified" in out
+        assert f"{folder}: not verified: test/example.safetensors" in error and f"{SHIPPED}: verified" in out
         assert "unknown model 'nothing_here'" in run_command(capsys, "verify", "nothing_here", code=1)
 
     def test_the_accuracy_is_measured_again(
@@ -53,7 +53,7 @@ class TestVerify:
 
         monkeypatch.setattr(IndexedLoaders, "splits", property(first_images))
         out = run_command(capsys, "verify", SHIPPED, "--data", fashion_mnist, code=1)
-        assert "NOT VERIFIED: test top1: 9" in out and "% measured, 93.02 % recorded" in out
+        assert "not verified: test top1: 9" in out and "% measured, 93.02 % recorded" in out
         export_folder("digits", tmp_path / "photos", per_class={"train": 3})
         assert "the classes of" in run_command(capsys, "verify", SHIPPED, "--data", tmp_path / "photos", code=1)
 

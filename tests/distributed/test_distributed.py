@@ -109,7 +109,8 @@ def test_a_compiled_network_trains_like_the_original(single: Path, tmp_path: Pat
 
 
 def test_throughput_is_reported(tmp_path: Path, figure: Figure) -> None:
-    printed = run(command(fit(tmp_path / "run", speed__loader_seconds=1, trainer__max_epochs=1)), tmp_path / "log")
+    options = {"run__verbose": "true", "speed__loader_seconds": 1, "trainer__max_epochs": 1}
+    printed = run(command(fit(tmp_path / "run", **options)), tmp_path / "log")
     line = next(line for line in printed.splitlines() if line.startswith("Training at "))
     assert "waiting for data" in line and "data loading alone reaches" in line and "MFU" in line
     figure("throughput report", line)

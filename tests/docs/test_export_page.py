@@ -26,7 +26,7 @@ def test_the_page_matches_the_command() -> None:
 def test_commands_and_programs_in_order(reader: Reader) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    assert reader.acmix_zoo("fit", "--config", "finetune/folder", "--data.source", "photos").code == 0
+    assert reader.acmix_zoo("train", "photos").code == 0
     for block in PAGE.blocks("console"):
         command, *lines = block.splitlines()
         printed = reader.acmix_zoo(*command.removeprefix("$ acmix-zoo ").split())
@@ -41,7 +41,7 @@ def test_commands_and_programs_in_order(reader: Reader) -> None:
         [sys.executable, "-c", without_torch], check=True, capture_output=True, text=True, cwd=reader.folder
     )
     name, logits = done.stdout.splitlines()
-    classes = json.loads(reader.acmix_zoo("classify", "photo.png", "--model=runs/folder-photos", "--json").out)
+    classes = json.loads(reader.acmix_zoo("classify", "photo.png", "--model=runs/photos", "--json").out)
     best, second, *_ = classes[0]["classes"]
     assert best["description"] == name
     first, next_one, *_ = sorted(json.loads(logits), reverse=True)

@@ -30,7 +30,7 @@ def author(reader: Reader) -> Reader:
     """A reader who has a run and a checkpoint of another project."""
     torch.manual_seed(0)
     torch.save(timm.create_model("acmix_resnet_pico", num_classes=4).state_dict(), reader.folder / "network.pth")
-    assert reader.acmix_zoo("fit", "--config", "finetune/folder", "--data.source", "photos").code == 0
+    assert reader.acmix_zoo("train", "photos").code == 0
     return reader
 
 

@@ -40,8 +40,8 @@ class TestCommands:
     def test_fine_tuning_prints_what_is_shown(self, reader: Reader) -> None:
         """The lines are the same, except for numbers and for the classes of another data set."""
         (block,) = README.blocks("console")
-        fit, classify = re.split(r"^(?=\$ )", block, flags=re.MULTILINE)[1:]
-        for shown in (fit, classify):
+        train, classify = re.split(r"^(?=\$ )", block, flags=re.MULTILINE)[1:]
+        for shown in (train, classify):
             command, *lines = shown.splitlines()
             printed = reader.acmix_zoo(*command.removeprefix("$ acmix-zoo ").split())
             assert printed.code == 0, printed.err

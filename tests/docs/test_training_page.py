@@ -16,17 +16,17 @@ def needs_more_than_a_cpu(words: list[str]) -> bool:
 
 def test_commands_for_one_cpu_run_in_order(reader: Reader) -> None:
     commands = [words[1:] for words in PAGE.commands() if not needs_more_than_a_cpu(words)]
-    assert [words[0] for words in commands] == ["fit", "classify", "validate", "predict", "plan"]
+    assert [words[0] for words in commands] == ["train", "classify", "validate", "predict", "plan"]
     for words in commands:
         printed = reader.acmix_zoo(*words)
         assert printed.code == 0, f"{words}\n{printed.out}\n{printed.err}"
         assert printed.out
 
 
-def test_fit_prints_what_is_shown(reader: Reader) -> None:
-    fit = next(words[1:] for words in PAGE.commands() if words[1] == "fit")
+def test_train_prints_what_is_shown(reader: Reader) -> None:
+    train = next(words[1:] for words in PAGE.commands() if words[1] == "train")
     (shown,) = re.findall(r"^```\n(data: .*?)^```$", PAGE.text, re.DOTALL | re.MULTILINE)
-    assert not lines_not_printed(shown.splitlines(), reader.acmix_zoo(*fit).out)
+    assert not lines_not_printed(shown.splitlines(), reader.acmix_zoo(*train).out)
 
 
 def test_commands_for_other_machines_parse(parse: Any) -> None:

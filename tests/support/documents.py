@@ -59,8 +59,8 @@ class Printed:
 class Reader:
     """Someone who follows the documents in an empty folder.
 
-    Commands run in this process, because every new one would import torch again. A `fit` that several documents contain
-    runs once.
+    Commands run in this process, because every new one would import torch again. A training that several documents
+    contain runs once.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,7 +69,7 @@ class Reader:
 
     def acmix_zoo(self, *words: str) -> Printed:
         """Run `acmix-zoo` with these arguments. Training is limited to two batches, see `SHORT_FIT`."""
-        if words[0] == "fit":
+        if words[0] in ("train", "fit"):
             if words not in self._fits:
                 self._fits[words] = self._run([*words, *SHORT_FIT])
             return self._fits[words]
@@ -100,5 +100,5 @@ def lines_not_printed(shown: list[str], printed: str) -> list[str]:
 
 
 def _without_numbers(line: str) -> str:
-    """Replace every number, and the spaces around it, which align columns."""
-    return re.sub(r"\s*\d[\d,.]*\s*", " # ", line).strip()
+    """Replace every number, the spaces around it, which align columns, and the plural after it."""
+    return re.sub(r"(# \w+?)s\b", r"\1", re.sub(r"\s*\d[\d,.]*\s*", " # ", line)).strip()

@@ -51,9 +51,7 @@ def test_the_resume_message_says_how_to_resume(photos: Path, tmp_path: Path) -> 
     assert run.resume_message == "Nothing had been saved yet."
     make_trainer(run, epochs=1).fit(ClassificationTask("test_resnet", num_classes=3), make_data(photos / "train"))
     assert "pass it to Trainer.fit as ckpt_path" in run.resume_message
-    run.options = {"model.model": "test_resnet"}
-    assert run.resume_message.endswith("run the same command again with --ckpt_path last to resume.")
-    run.resumes_by_itself = True
+    run.resume_command = "the same command again"
     assert run.resume_message.endswith("run the same command again to resume.")
 
 

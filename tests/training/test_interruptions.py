@@ -237,4 +237,4 @@ def test_a_run_resumes_after_images_were_damaged(
     make_image_folder(tmp_path / "more" / "test", per_class=6)
     shutil.copy(tmp_path / "more/test/class1/3.png", data / "test/class1/3.png")
     assert main(["test", "--config", str(folder / "config.yaml")]) == 0
-    assert "test: top-1 " in capsys.readouterr().out
+    assert "test: accuracy " in capsys.readouterr().out

@@ -13,7 +13,7 @@ from torch import nn
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.ops import BACKENDS
 from acmix_zoo.ops.backends.native.build import INSTRUCTION_SETS
-from acmix_zoo.training.finish import run_environment
+from acmix_zoo.training.environment import run_environment
 from acmix_zoo.training.record import parent_name
 from acmix_zoo.weights import create_model
 

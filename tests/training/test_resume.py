@@ -126,7 +126,7 @@ def test_a_finished_run_is_reported_and_not_changed(runs: Path, capsys: pytest.C
     assert main(resume_command(runs, "finished")) == 0
     printed = capsys.readouterr().out
     assert f"The run in {runs / 'finished'} is finished: 2 of 2 epochs" in printed
-    assert f"best epoch {record['best_epoch']}; val top-1" in printed
+    assert f"best epoch {record['best_epoch']}; val accuracy" in printed
     assert f"Its weights are in {runs / 'finished/weights'}. Nothing was changed." in printed
     assert "--trainer.max_epochs 4" in printed
     assert main(resume_command(runs, "finished", data__num_workers=1, trainer__log_every_n_steps=7)) == 0

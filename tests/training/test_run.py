@@ -91,7 +91,7 @@ def test_the_epoch_line_names_the_epoch_whose_weights_are_kept(
     run = train_run(tmp_path / "run", image_folder, Tie())
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert [line.partition("(best ")[2].partition(")")[0] for line in lines] == [
-        "50.00 in epoch 1", "50.00 in epoch 2", "50.00 in epoch 2",
+        "50.00 % in epoch 1", "50.00 % in epoch 2", "50.00 % in epoch 2",
     ]  # fmt: skip
     assert torch.load(run.best, weights_only=True)["epoch"] + 1 == 2
 
@@ -113,5 +113,5 @@ def test_a_fine_tuned_run_is_evaluated_with_its_own_weights(
     best = max(row["val/top1"] for row in history)
     capsys.readouterr()
     assert main(["validate", "--config", str(folder / "config.yaml")]) == 0
-    assert f"val: top-1 {100 * best:.2f} %" in capsys.readouterr().out
+    assert f"val: accuracy {100 * best:.2f} %" in capsys.readouterr().out
     assert best > 0.7, "too low to tell the trained weights from the initial ones"

@@ -38,7 +38,7 @@ def test_a_run_is_evaluated_from_another_folder(
     record = read_config(photo_run / "weights")["acmix_zoo"]
     (score,) = [m["value"] for m in record["metrics"] if m["split"] == split]
     printed = capsys.readouterr().out
-    assert f"{split}: top-1 {100 * score:.2f} %, loss " in printed and "best.ckpt" in printed
+    assert f"{split}: accuracy {100 * score:.2f} %, loss " in printed and "best.ckpt" in printed
 
 
 def test_a_run_folder_can_be_moved(photo_run: Path, photos: Path, tmp_path: Path) -> None:

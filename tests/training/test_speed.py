@@ -124,7 +124,7 @@ def quiet_trainer(*callbacks: L.Callback, epochs: int = 2, **kwargs: Any) -> L.T
 def test_every_metric_by_hand(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     """A batch takes 1 s to load and 3 s to train on. An epoch has six batches, and its validation takes 16 s."""
     logger, epochs = RecordingLogger(), EpochMetrics()
-    speed = Speed(loader_seconds=2.5, peak_flops=2 * PEAK)
+    speed = Speed(loader_seconds=2.5, peak_flops=2 * PEAK, verbose=True)
     bar = ProgressBar()  # the base class, which keeps the metrics and draws nothing
     trainer = quiet_trainer(speed, epochs, bar, logger=logger, enable_progress_bar=True)
     trainer.fit(TimedTask(clock), TimedData(clock, 12))
@@ -249,7 +249,8 @@ def test_a_resumed_run_is_timed_from_where_it_resumed(saved_at: str, clock: Cloc
 
 def test_a_loader_without_a_data_module_is_not_measured_alone(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     epochs = EpochMetrics()
-    quiet_trainer(Speed(), epochs, epochs=1).fit(TimedTask(clock), DataLoader(TimedImages(8, clock), batch_size=BATCH))
+    speed = Speed(verbose=True)
+    quiet_trainer(speed, epochs, epochs=1).fit(TimedTask(clock), DataLoader(TimedImages(8, clock), batch_size=BATCH))
     assert epochs.rows[0]["images_per_second"] == 0.5
     out = capsys.readouterr().out
     assert "data loading alone" not in out and "Training at 0.5 images/s, 25 % of the time" in out
@@ -272,7 +273,7 @@ def test_a_fast_loader_is_not_called_the_bottleneck(clock: Clock, capsys: pytest
             self.clock.now += 20
             return super().training_step(batch, batch_idx)
 
-    quiet_trainer(Speed(), epochs=1).fit(Slow(clock), TimedData(clock, 8))
+    quiet_trainer(Speed(verbose=True), epochs=1).fit(Slow(clock), TimedData(clock, 8))
     out = capsys.readouterr().out
     assert "4 % of the time waiting" in out and "bottleneck" not in out
 

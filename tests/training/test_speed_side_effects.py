@@ -57,7 +57,7 @@ def test_measuring_does_not_change_the_weights(options: dict[str, Any], tmp_path
     else:
         make_images(source)
     plain = train(source, tmp_path / "plain", **options)
-    measured = train(source, tmp_path / "measured", Speed(loader_seconds=0.1), **options)
+    measured = train(source, tmp_path / "measured", Speed(loader_seconds=0.1, verbose=True), **options)
     one, two = (torch.load(run.last, weights_only=True) for run in (plain, measured))
     for key in ("state_dict", "current_model_state"):
         assert one[key].keys() == two[key].keys()
@@ -77,7 +77,11 @@ def test_batches_are_described_by_the_loader_of_the_trainer(tmp_path: Path) -> N
 
     task = ClassificationTask("test_resnet", num_classes=2)
     trainer = make_trainer(
-        Speed(loader_seconds=0.1), RecordBatches(), epochs=2, enable_checkpointing=False, limit_val_batches=0
+        Speed(loader_seconds=0.1, verbose=True),
+        RecordBatches(),
+        epochs=2,
+        enable_checkpointing=False,
+        limit_val_batches=0,
     )
     trainer.fit(task, data)
     dataset: Any = trainer.train_dataloader.dataset  # type: ignore[union-attr]
@@ -92,7 +96,7 @@ def test_an_unreadable_image_is_reported_once(tmp_path: Path) -> None:
     (folder / "class0/3.png").write_bytes(content[:60] + bytes(100) + content[160:])  # damaged after the check
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer = make_trainer(Speed(loader_seconds=5), epochs=2, enable_checkpointing=False)
+        trainer = make_trainer(Speed(loader_seconds=5, verbose=True), epochs=2, enable_checkpointing=False)
         trainer.fit(ClassificationTask("test_resnet", num_classes=2), data)
     assert sum("skipped" in str(warning.message) for warning in caught) == 1
 
@@ -101,6 +105,7 @@ def test_an_unreadable_image_is_reported_once(tmp_path: Path) -> None:
 def test_two_processes_report_their_sum_and_train_the_same(tmp_path: Path) -> None:
     for seconds in (0.3, 0):
         changes = {"trainer__devices": 2, "trainer__strategy": "ddp", "speed__loader_seconds": seconds}
+        changes["run__verbose"] = "true"
         arguments = processes.torchrun(processes.fit(tmp_path / str(seconds), **changes), 2)
         printed = processes.run(arguments, tmp_path / "log")
         assert printed.count("data loading alone reaches ") == (1 if seconds else 0)

@@ -15,5 +15,5 @@ class BoxLoaders(IndexedLoaders):
 
     dataset_class = BoxDataset
 
-    def summary(self, inspections: Mapping[str, Inspection]) -> str:
+    def summary(self, inspections: Mapping[str, Inspection], is_brief: bool = False) -> str:
         return summarize_boxes(self.source, self.splits, inspections)

@@ -52,6 +52,7 @@ def _draw_boxes(axes: Any, boxes: Mapping[str, Tensor], class_names: Sequence[st
     scores = [f" {score:.2f}" for score in boxes["scores"].tolist()] if "scores" in boxes else [""] * len(labels)
     for (left, top, right, bottom), label, score in zip(boxes["boxes"].tolist(), labels, scores, strict=True):
         colour, size = _colour(label), (right - left, bottom - top)
+        left, top = left - 0.5, top - 0.5  # imshow has the centre of the first pixel at 0, boxes have its corner there
         axes.add_patch(Rectangle((left, top), *size, fill=False, edgecolor=colour, linewidth=1.5))
         frame = {"facecolor": colour, "edgecolor": "none", "pad": 1, "alpha": 0.8}
         text = class_names[label - 1] + score

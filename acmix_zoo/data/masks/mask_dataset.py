@@ -99,7 +99,7 @@ class MaskLoaders(IndexedLoaders):
 
     dataset_class = MaskDataset
 
-    def summary(self, inspections: Mapping[str, Inspection]) -> str:
+    def summary(self, inspections: Mapping[str, Inspection], is_brief: bool = False) -> str:
         return summarize_masks(self.source, self.splits, inspections)
 
 

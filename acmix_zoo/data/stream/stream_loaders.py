@@ -60,7 +60,7 @@ class StreamLoaders(Loaders):
         """Return {}, because a stream's images are only checked when they are read."""
         return {}
 
-    def summary(self, inspections: Mapping[str, Inspection]) -> str:
+    def summary(self, inspections: Mapping[str, Inspection], is_brief: bool = False) -> str:
         sizes = self.sizes()
         images = ", ".join(f"{name} {sizes[name] or 'unknown'}" for name in ("train", "val", "test") if name in sizes)
         return f"data: {self.source.name}, {len(self.source.class_names)} classes; images: {images}"

@@ -1,0 +1,112 @@
+"""Fine-tuning in a child process: progress, stopping, failures, and that no photo stays on disk."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("lightning")
+
+from acmix_zoo.app import fine_tuning
+from acmix_zoo.app.archive import PhotoArchive, read_archive
+from acmix_zoo.app.decision import load_network, top_classes
+from acmix_zoo.app.fine_tuning import FineTuning, Progress
+
+
+def coloured_photos(per_class: int = 12) -> PhotoArchive:
+    """Return an archive of two classes that differ in colour."""
+    buffer, generator = BytesIO(), np.random.default_rng(0)
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, level in (("dark", 60), ("light", 200)):
+            for i in range(per_class):
+                image, photo = BytesIO(), generator.normal(level, 20, (40, 40, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(photo).save(image, "PNG")
+                file.writestr(f"{name}/{i}.png", image.getvalue())
+    return read_archive(buffer.getvalue(), "lights.zip")
+
+
+def files_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_it_trains_and_gives_weights_that_classify(tmp_path: Path) -> None:
+    tuning = FineTuning(tmp_path)
+    steps = list(tuning.train(coloured_photos(), "acmix_resnet_pico.fashion_mnist", epochs=4))
+    last = steps[-1]
+    assert last.weights and last.archive, last.log
+    assert [row["epoch"] for row in last.history] == [1, 2, 3, 4] and "val/top1" in last.history[-1]
+    assert any(0 < len(step.history) < 4 for step in steps), "the curve grows while it trains"
+    assert last.message.startswith("Finished. The best epoch has ") and str(tmp_path) not in last.log
+    network = load_network(str(last.weights))
+    assert next(iter(top_classes(network, Image.new("RGB", (50, 40), (210, 200, 190))))) == "light"
+    with zipfile.ZipFile(last.archive) as file:
+        assert {"config.json", "model.safetensors", "README.md"} <= set(file.namelist())
+    assert not [name for name in files_in(tmp_path) if name.endswith((".png", ".ckpt"))]
+    tuning.close()
+    assert not list(tmp_path.iterdir())
+
+
+def steps_with(
+    script: str, folder: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None
+) -> list[Progress]:
+    """Return the progress of a training that runs a script in the run folder in place of `acmix-zoo fit`."""
+
+    def command(photos: PhotoArchive, data: Path, run: Path, start: str, epochs: int) -> Sequence[str]:
+        run.mkdir()
+        assert len(list(data.glob("*/*.png"))) == 24
+        return [sys.executable, "-S", "-c", f"import os, time; os.chdir({str(run)!r})\n{script}"]
+
+    monkeypatch.setattr(fine_tuning, "_fit_command", command)
+    monkeypatch.setattr(fine_tuning, "_SECONDS", 0.02)
+    tuning, steps = FineTuning(folder), []
+    for step in tuning.train(coloured_photos(), "acmix_resnet_pico", epochs=2):
+        steps.append(step)
+        if len(step.history) == stop_after:
+            tuning.stop()
+    assert not files_in(folder), "no photo and no other file is left"
+    return steps
+
+
+ONE_EPOCH = "open('metrics.csv', 'w').write('epoch,train/loss,val/top1\\n1,0.5,0.75\\n')\n"
+
+
+def test_stopping_ends_the_process_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = steps_with(f"{ONE_EPOCH}time.sleep(60)", tmp_path, monkeypatch, stop_after=1)
+    assert steps[-1].message == "The training was stopped. It left no weights." and steps[-1].weights is None
+    assert steps[-1].history == [{"epoch": 1.0, "train/loss": 0.5, "val/top1": 0.75}]
+    assert any(step.message == "Epoch 2 of 2 …" for step in steps)
+
+
+def test_a_failure_shows_the_error_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = steps_with(
+        "print('data: lights'); print('acmix-zoo: error: no space left'); raise SystemExit(1)", tmp_path, monkeypatch
+    )
+    assert steps[-1].message == "The training failed: no space left" and "data: lights" in steps[-1].log
+
+
+def test_a_visitor_who_leaves_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        fine_tuning, "_fit_command", lambda *_: [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+    )
+    tuning = FineTuning(tmp_path)
+    progress = tuning.train(coloured_photos(), "acmix_resnet_pico", epochs=2)
+    next(progress), next(progress)
+    process = tuning._process
+    assert process and process.poll() is None
+    progress.close()
+    assert process.poll() is not None and not files_in(tmp_path)
+
+
+def test_the_command_starts_from_the_chosen_weights(tmp_path: Path) -> None:
+    photos = coloured_photos(4)
+    words = fine_tuning._fit_command(photos, Path("d"), Path("r"), "acmix_swin_pico.fashion_mnist", 3)
+    assert {"--model.model=acmix_swin_pico", "--model.pretrained=fashion_mnist", "--data.image_size=32"} <= set(words)
+    assert {"--data.batch_size=2", "--trainer.max_epochs=3", "--run.tag=lights"} <= set(words)
