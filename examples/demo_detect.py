@@ -23,7 +23,7 @@ FOLDER = Path("runs/demo-detect")
 CELLS = Path(__file__).resolve().with_name("blood_cells")
 RECIPE = Path(__file__).resolve().parent.parent / "recipes/detect/bccd.yaml"
 WEIGHTS = "acmix_resnet_pico.fashion_mnist"  # in checkpoints/
-EPOCHS = 12
+EPOCHS = 25
 
 
 def main() -> None:

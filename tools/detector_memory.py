@@ -78,7 +78,7 @@ def measure(recipe: str, checkpointing: bool) -> StepMemory:
     )
     for _ in range(2):  # the optimiser's averages exist from the end of the first step
         optimizer.zero_grad()
-        task.batch_loss(images).backward()  # type: ignore[no-untyped-call]
+        task.batch_loss(images).backward()
         optimizer.step()
     return StepMemory(
         recipe, model["detector"], model["model"], int(checkpointing), batch, height, width,
