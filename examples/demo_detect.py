@@ -41,8 +41,8 @@ def main() -> None:
     options = {"model.model": model, "model.pretrained": tag, "trainer.max_epochs": EPOCHS}
     fit_command({"config": RECIPE, "data.source": CELLS, **options, "run.folder": folder / "run"})
 
-    print_heading("Test it, and detect the cells of all images")
-    picture = evaluate_run(folder / "run", CELLS / "JPEGImages")
+    print_heading("Test it, and detect the cells of its test images")
+    picture = evaluate_run(folder / "run", CELLS / "test")
     print_text(f"The boxes are in {folder / 'run/predictions.json'}, in COCO's format")
     print_end(started, f"Next, look at the detections beside the truth: {picture}")
 
