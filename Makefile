@@ -18,11 +18,7 @@ IMAGES := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 # Only the installation needs a network. Offline, a missing file is an error at once instead of after a minute of retries.
 export HF_HUB_OFFLINE = 1
 
-<<<<<<< HEAD
-.PHONY: demo demo-segment demo-detect test test-slow test-distributed test-gpu lint data bench bench-gpu readme clean
-=======
-.PHONY: demo demo-segment test test-slow test-distributed test-gpu lint data bench bench-gpu readme docs clean
->>>>>>> house
+.PHONY: demo demo-segment demo-detect test test-slow test-distributed test-gpu lint data bench bench-gpu readme docs clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.train
@@ -82,17 +78,12 @@ data:
 	@touch .venv/.train .venv/.segment .venv/.detect $@
 
 .venv/.clients: pyproject.toml | .venv/bin/python
-<<<<<<< HEAD
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,export,test,clients]'
-	@touch .venv/.train .venv/.segment .venv/.detect .venv/.test $@
-=======
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,export,test,clients,docs]'
-	@touch .venv/.train .venv/.segment .venv/.test .venv/.docs $@
+	@touch .venv/.train .venv/.segment .venv/.detect .venv/.test .venv/.docs $@
 
 .venv/.docs: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'
 	@touch $@
->>>>>>> house
 
 # Measures benchmarks/ on a CPU, in about half an hour on a quiet machine. Run `make readme` afterwards.
 bench: .venv/.train
