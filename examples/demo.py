@@ -1,8 +1,8 @@
 """Fine-tune a pretrained network and compare it with training from scratch, in a few minutes on two cores: `make demo`.
 
 The demo loads an ACmix network, pretrained on small photographs, through torch.hub and fine-tunes it with a recipe on
-photographs of five kinds of clothing. It trains the same network from scratch for as many epochs, loads the saved weight
-folder, evaluates it, writes a report, and classifies single images from the command line. It works offline.
+photographs of five kinds of clothing. It trains the same network from scratch for as many epochs, loads the saved
+weight folder, evaluates it, writes a report, and classifies single images from the command line. It works offline.
 
 The photographs in clothing.zip are a sample of https://github.com/alexeygrigorev/clothing-dataset-small (CC0).
 """

@@ -22,8 +22,8 @@ from examples.demo_steps import (
 FOLDER = Path("runs/demo-detect")
 CELLS = Path(__file__).resolve().with_name("blood_cells")
 RECIPE = Path(__file__).resolve().parent.parent / "recipes/detect/bccd.yaml"
-WEIGHTS = "acmix_resnet_pico.fashion_mnist"  # in checkpoints/
-EPOCHS = 25
+WEIGHTS = "acmix_resnet_nano.tiny_imagenet"  # in checkpoints/
+EPOCHS = 15
 
 
 def main() -> None:
