@@ -2,13 +2,13 @@
 
 The demo loads an ACmix network, pretrained on small photographs, through torch.hub and fine-tunes it with a recipe on
 photographs of five kinds of clothing. It trains the same network from scratch for as many epochs, loads the saved
-weight folder, evaluates it, writes a report, and classifies single images from the command line. It works offline. The
-photographs in clothing.zip are a sample of https://github.com/alexeygrigorev/clothing-dataset-small (CC0).
+weight folder, evaluates it, writes a report, and classifies single images from the command line. It works offline.
+
+The photographs in clothing.zip are a sample of https://github.com/alexeygrigorev/clothing-dataset-small (CC0).
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
@@ -28,6 +27,15 @@ from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.training.plots import plot_comparison, plot_confusion
 from acmix_zoo.training.report import read_metrics, write_html
 from acmix_zoo.weights import read_config
+from examples.demo_steps import (
+    acmix_zoo_command,
+    console,
+    fit_command,
+    new_folder,
+    print_end,
+    print_heading,
+    print_text,
+)
 
 ROOT = Path(acmix_zoo.__file__).resolve().parent.parent
 FOLDER = Path("runs/demo")
@@ -36,8 +44,6 @@ RECIPE = ROOT / "recipes" / "finetune" / "folder.yaml"
 PHOTOGRAPHS = ROOT / "examples" / "clothing.zip"
 OPTIONS = {"data.batch_size": 16, "trainer.max_epochs": 12, "trainer.log_every_n_steps": 5}  # for 250 images
 RUNS = {"scratch": "from scratch", "finetuned": "fine-tuned"}
-
-console = Console(highlight=False)
 
 
 def main() -> None:
@@ -85,38 +91,7 @@ def main() -> None:
 
     print_heading("Classify single images with the saved weight folder, from the command line")
     acmix_zoo_command(["classify", str(test[0]), str(test[-1]), "--model", str(weights), "--top", "3"])
-    minutes, seconds = divmod(round(time.perf_counter() - started), 60)
-    print_text(f"\nFinished in {minutes} min {seconds} s. Weights: {weights}\nNext, open the report: {report}")
-
-
-def new_folder(wanted: Path) -> Path:
-    """Create and return `wanted`, or the first of `wanted`-2, `wanted`-3, … that does not exist yet."""
-    folder, number = wanted, 1
-    while True:
-        try:
-            folder.mkdir(parents=True)  # atomic: if two demos start together, one of them takes the next number
-            return folder
-        except FileExistsError:
-            number += 1
-            folder = wanted.with_name(f"{wanted.name}-{number}")
-
-
-def print_heading(text: str) -> None:
-    """Print the heading of a part."""
-    console.rule(f"[bold]{text}", align="left")
-
-
-def print_text(text: str) -> None:
-    """Print text unchanged."""
-    console.print(text, markup=False, soft_wrap=True)
-
-
-def acmix_zoo_command(arguments: Sequence[str]) -> None:
-    """Print a command of `acmix-zoo` and run it. If it fails, exit with its code."""
-    print_text(f"$ acmix-zoo {' '.join(arguments)}")
-    code = subprocess.run([sys.executable, "-m", "acmix_zoo.cli", *arguments]).returncode
-    if code:
-        sys.exit(code)
+    print_end(started, f"Weights: {weights}\nNext, open the report: {report}")
 
 
 def fit(folder: Path, run: str, pretrained: bool) -> None:
@@ -127,7 +102,7 @@ def fit(folder: Path, run: str, pretrained: bool) -> None:
     options = {"config": RECIPE, "data.source": folder / PHOTOGRAPHS.stem, **OPTIONS, "run.folder": folder / run}
     if not pretrained:
         options |= {"model.pretrained": "false", "model.layer_decay": "null"}
-    acmix_zoo_command(["fit", *(word for name, value in options.items() for word in (f"--{name}", str(value)))])
+    fit_command(options)
 
 
 def predict(model: nn.Module, paths: Sequence[Path], batch: int = 128) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 
 from acmix_zoo import list_models
 from acmix_zoo.cli.main import main
-from examples import demo
+from examples import demo, demo_steps
 
 
 @pytest.fixture
@@ -48,6 +48,7 @@ def test_demo(folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pyte
         assert main(arguments) == 0
 
     monkeypatch.setattr(demo, "acmix_zoo_command", run_here)
+    monkeypatch.setattr(demo_steps, "acmix_zoo_command", run_here)
     demo.main()
     check_results(folder, capfd.readouterr().out)
 
@@ -68,7 +69,7 @@ def test_outside_of_a_clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_failing_command_ends_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo.subprocess, "run", lambda command: SimpleNamespace(returncode=2))
+    monkeypatch.setattr(demo_steps.subprocess, "run", lambda command: SimpleNamespace(returncode=2))
     with pytest.raises(SystemExit) as ended:
-        demo.acmix_zoo_command(["no-such-command"])
+        demo_steps.acmix_zoo_command(["no-such-command"])
     assert ended.value.code == 2
