@@ -23,9 +23,11 @@ STYLE = """
 .acmix .attention .bar { background: var(--att) } .acmix .convolution .bar { background: var(--conv) }
 .acmix .bar { display: inline-block; height: .6em; border-radius: 2px; margin-right: .4em }
 .acmix .scroll { overflow-x: auto }
-.acmix table { border: 0; border-collapse: collapse; font-size: .9em; font-variant-numeric: tabular-nums; width: auto }
-.acmix th, .acmix td { border: 0; padding: .2rem .7rem .2rem 0; text-align: right; white-space: nowrap }
-.acmix tr + tr td { border-top: 1px solid var(--faint) }
+.acmix table { border: 0 !important; border-collapse: collapse; width: auto }
+.acmix table { font-size: .9em; font-variant-numeric: tabular-nums }
+.acmix tr { border: 0 !important }
+.acmix th, .acmix td { border: 0 !important; padding: .2rem .7rem .2rem 0; text-align: right; white-space: nowrap }
+.acmix tr + tr td { border-top: 1px solid var(--faint) !important }
 .acmix th:first-child, .acmix td:first-child { text-align: left }
 """
 _BAR = 2.5  # em, the longest bar

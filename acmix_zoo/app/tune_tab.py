@@ -53,7 +53,7 @@ def tune_tab(page: gr.Blocks, networks: Sequence[str], panels: Sequence[Panel], 
                 show_label=True, y_axis_format="%", color_map={"validation": "#c1571a"},
             )  # fmt: skip
             loss = gr.LinePlot(
-                x="epoch", y="loss", color="images", height=240, label="Loss", elem_id="loss", show_label=True,
+                x="epoch", y="loss", color="images", height=290, label="Loss", elem_id="loss", show_label=True,
                 color_map={"training": "#2a6f97", "validation": "#c1571a"},
             )  # fmt: skip
             download = gr.DownloadButton("Download the weight folder", visible=False, elem_id="download")
@@ -71,7 +71,7 @@ def tune_tab(page: gr.Blocks, networks: Sequence[str], panels: Sequence[Panel], 
             return None, f"⚠️ {error}.", gr.Button(interactive=False)
         finally:
             file.unlink(missing_ok=True)
-        return photos, f"✅ {photos.summary}", gr.Button(interactive=True)
+        return photos, photos.summary, gr.Button(interactive=True)
 
     def train(
         photos: PhotoArchive | None, network: str, count: float, request: gr.Request
@@ -116,8 +116,9 @@ def _shown(progress: Progress) -> tuple[Any, ...]:
     ]
     return (
         progress.message,
-        pd.DataFrame(accuracies, columns=["epoch", "accuracy"]),
-        pd.DataFrame(losses, columns=["epoch", "loss", "images"]),
+        # of an empty table, the page would take the columns for text
+        pd.DataFrame(accuracies, columns=["epoch", "accuracy"]) if accuracies else None,
+        pd.DataFrame(losses, columns=["epoch", "loss", "images"]) if losses else None,
         progress.log,
         gr.DownloadButton(value=str(progress.archive), visible=True) if progress.archive else gr.skip(),
     )
