@@ -10,7 +10,7 @@ from acmix_zoo.app.overlays import data_url, positive_overlay, signed_overlay
 from acmix_zoo.explain.contributions import Contributions, LayerContribution, PathContribution
 from acmix_zoo.explain.pixel_attention import PixelAttention
 
-STYLE = """
+PANEL_STYLE = """
 .acmix { --att: #b04a12; --conv: #24618a; --faint: rgba(128, 128, 128, .25) }
 .dark .acmix { --att: #f0914f; --conv: #6cb4dd }
 .acmix p { margin: .25rem 0 .75rem } .acmix .soft { opacity: .75; font-size: .9em }
