@@ -15,7 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
+from acmix_zoo.app.curves import CURVE_STYLE
 from acmix_zoo.app.decision import load_network, shipped_examples
+from acmix_zoo.app.panels import PANEL_STYLE
 from acmix_zoo.weights.names import list_models
 from acmix_zoo.weights.shipped import shipped_folder
 
