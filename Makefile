@@ -7,6 +7,7 @@
 # make test-gpu           tests that need a GPU
 # make bench, bench-gpu   measure the tables of benchmarks/
 # make readme             write the generated tables of README and docs
+# make docs               build the documentation site into site/
 #
 # All targets install into .venv. A stamp file in it skips the installation until pyproject.toml changes.
 
@@ -17,7 +18,7 @@ IMAGES := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 # Only the installation needs a network. Offline, a missing file is an error at once instead of after a minute of retries.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: test-app demo demo-segment test test-slow test-distributed test-gpu lint data bench bench-gpu readme clean
+.PHONY: demo demo-segment test test-slow test-app test-distributed test-gpu lint data bench bench-gpu readme docs clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.train
@@ -78,8 +79,12 @@ data:
 	@touch .venv/.train .venv/.segment .venv/.test $@
 
 .venv/.clients: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,export,test,clients]'
-	@touch .venv/.train .venv/.segment .venv/.test $@
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,export,test,clients,docs]'
+	@touch .venv/.train .venv/.segment .venv/.test .venv/.docs $@
+
+.venv/.docs: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'
+	@touch $@
 
 # Measures benchmarks/ on a CPU, in about half an hour on a quiet machine. Run `make readme` afterwards.
 bench: .venv/.train
@@ -90,9 +95,13 @@ bench: .venv/.train
 bench-gpu: .venv/.train
 	$(BIN)/python -m tools.gpu_suite
 
-# Writes the tables of README.md and docs/ from benchmarks/, checkpoints/*/config.json and the networks themselves.
+# Writes the tables of the READMEs and docs/ from benchmarks/, checkpoints/*/config.json and the networks themselves.
 readme: .venv/.train
-	$(BIN)/python -m tools.tables README.md docs/*.md
+	$(BIN)/python -m tools.tables README.md README.zh-CN.md docs/*.md
+
+# The site loads nothing from the internet. To read it: python -m http.server -d site
+docs: .venv/.docs
+	@$(BIN)/python -m tools.build_docs site
 
 clean:
-	rm -rf runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf runs dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis

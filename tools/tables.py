@@ -16,9 +16,11 @@ import torch
 
 import acmix_zoo
 from acmix_zoo.bench.results import read_csv
+from acmix_zoo.cli.list import network_costs
 from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.models.published import is_reconstruction, published
 from acmix_zoo.weights import read_config
+from acmix_zoo.weights.names import list_tags
 from acmix_zoo.weights.shipped import checkpoints_root
 from tools import drop_in_costs, evidence, make_parser, reconstructions, scaling_tables, yolo_study
 from tools.speed_table import BENCHMARKS, speed_summary, speed_table
@@ -62,6 +64,26 @@ def models_table() -> str:
         size, mark = "×".join(map(str, found.input_size)), " *" * is_reconstruction(name)
         score = f"{of.top1} %" if of.top1 else ""
         rows.append([f"`{name}`{mark}", f"{found.params:,}", of.params, human(found.macs), of.macs, size, score])
+    return _markdown(rows)
+
+
+def networks_table() -> str:
+    """Return one row for each network: its costs beside the published ones, and the tags of its weights."""
+    costs = network_costs()
+    rows = [["network", "parameters", "MACs", "input", "published", "top-1, published", "weights"]]
+    for name in sorted(acmix_zoo.list_models(), key=lambda name: (not name.startswith("acmix_"), name)):
+        (params, macs, size), paper = costs[name], published(name)
+        rows.append(
+            [
+                f"`{name}`{' *' * is_reconstruction(name)}",
+                f"{params:,}",
+                human(macs),
+                size,
+                ", ".join(filter(None, (paper.params, paper.macs))),
+                f"{paper.top1} %" if paper.top1 else "",
+                ", ".join(f"`{tag}`" for tag in list_tags(name)),
+            ]
+        )
     return _markdown(rows)
 
 
@@ -116,6 +138,7 @@ def yolo_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "weights": weights_table,
     "models": models_table,
+    "networks": networks_table,
     "neighbours": neighbours_table,
     "speed_summary": speed_summary,
     "speed": speed_table,

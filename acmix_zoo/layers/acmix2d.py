@@ -52,12 +52,12 @@ class ACmix2d(TwoStageLayer):
         dilation: dilation of the attention window and of the convolution.
         paths: "both", or the name of one path to use it alone, for comparison. The layer then has no alpha and beta.
 
-    Parameters:
+    Attributes:
         qkv: Linear(in_channels, 3·out_channels) applied to every pixel; its rows are ordered (out_channels/heads,
             {q, k, v}, heads), so that the convolution path reads its groups without a copy.
-        position_weight (d, 2), position_bias (d): position encoding of the coordinates (x, y) in −1 … 1. The bias
-            cancels in the softmax, so it does not change the output and its gradient is exactly zero. It exists so that
-            parameter counts and checkpoints agree with the authors' code.
+        position_weight: (d, 2), position encoding of the coordinates (x, y) in −1 … 1.
+        position_bias: (d,), its bias. It cancels in the softmax, so it does not change the output and its gradient is
+            exactly zero. It exists so that parameter counts and checkpoints agree with the authors' code.
         shift_conv: the convolution path, see `ShiftConv`.
         alpha, beta: (1,), initialised as one half.
 

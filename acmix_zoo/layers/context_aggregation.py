@@ -28,7 +28,7 @@ class ContextAggregation(TwoStageLayer):
         dilation: dilation of the convolution.
         dynamic: whether to use attention. Without it, the layer is a 1×1 and a depthwise convolution.
 
-    Parameters:
+    Attributes:
         qkv: Linear(in_channels, 3·out_channels), or to out_channels if there is no attention.
         conv: the depthwise convolution.
         mix_logit: (1,), initialised as zero; `mix` is its sigmoid.

@@ -46,7 +46,7 @@ class WindowACmix(TwoStageLayer):
         paths: "both", or the name of one path to use it alone.
         proj_drop: dropout rate after the sum.
 
-    Parameters:
+    Attributes:
         qkv: Linear(dim, 3·dim) whose rows are ordered (dim/heads, {q, k, v}, heads).
         proj: Linear(dim, dim) behind the attention. The convolution path does not pass through it.
         relative_position_bias_table: ((2·wh−1)·(2·ww−1), heads).

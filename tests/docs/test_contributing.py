@@ -28,11 +28,6 @@ def test_named_files_and_folders_exist(page: Document) -> None:
     assert not [name for name in names if "NAME" not in name and "GROUP" not in name and not (ROOT / name).exists()]
 
 
-@pages
-def test_links_lead_somewhere(page: Document) -> None:
-    assert not page.missing_links()
-
-
 def test_the_targets_of_make_exist() -> None:
     targets = set(re.findall(r"(?:`|^)make ([\w-]+)(?:`|$)", PAGES[0].text, re.MULTILINE))
     assert {"demo", "test", "test-slow", "bench", "readme"} <= targets

@@ -31,7 +31,3 @@ def test_commands_run(reader: Reader) -> None:
     printed = reader.acmix_zoo(*bench[1:], "--repeats", "1", "--no-memory")
     assert printed.code == 0, printed.err
     assert (reader.folder / "speed.csv").is_file() and (reader.folder / "speed.png").is_file()
-
-
-def test_links_lead_somewhere() -> None:
-    assert not PAGE.missing_links()

@@ -53,7 +53,3 @@ def test_snippets_run(reader: Reader) -> None:
 def test_recipes_that_are_named_exist() -> None:
     for name in re.findall(r"`(detect/\w+)`", PAGE.text):
         assert (Path(__file__).parents[2] / f"recipes/{name}.yaml").is_file()
-
-
-def test_links() -> None:
-    assert not PAGE.missing_links()

@@ -49,7 +49,3 @@ def test_ultralytics_trains(snippet: str, tmp_path: Path) -> None:
 def test_rows_of_a_model_are_yaml() -> None:
     (block,) = PAGE.blocks("yaml")
     assert [row[2] for row in yaml.safe_load(block)] == ["ACmix2d", "ACmix2d"]
-
-
-def test_links_lead_somewhere() -> None:
-    assert not PAGE.missing_links()

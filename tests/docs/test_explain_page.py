@@ -1,4 +1,4 @@
-"""docs/explain.md: its commands print what it shows, its snippets run, and its links lead somewhere."""
+"""docs/explain.md: its commands print what it shows, and its snippets run."""
 
 import pytest
 from support.documents import Document, Reader, lines_not_printed
@@ -25,7 +25,3 @@ def test_the_other_commands_run(line: str, reader: Reader) -> None:
 @pytest.mark.parametrize("snippet", PAGE.blocks("python"), ids=lambda snippet: snippet.splitlines()[-1].strip())
 def test_snippets_run(snippet: str, reader: Reader) -> None:
     assert reader.python(snippet)
-
-
-def test_links_lead_somewhere() -> None:
-    assert not PAGE.missing_links()

@@ -62,10 +62,6 @@ def test_snippets_run(snippet: str, reader: Reader) -> None:
     reader.python(snippet)
 
 
-def test_links_lead_somewhere() -> None:
-    assert not PAGE.missing_links()
-
-
 def record(command: str, author: Reader, hub: Hub) -> str:
     """Run a command, and return its output and errors without the parts that differ from run to run."""
     printed: Printed = author.acmix_zoo(*shlex.split(command))

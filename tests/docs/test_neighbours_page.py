@@ -1,4 +1,4 @@
-"""docs/neighbours.md: its networks exist, its links lead somewhere, and the numbers in its text are right."""
+"""docs/neighbours.md: its networks exist, and the numbers in its text are right."""
 
 import pytest
 import torch
@@ -12,7 +12,6 @@ PAGE = Document("docs/neighbours.md")
 
 
 def test_every_neighbour_has_a_row() -> None:
-    assert not PAGE.missing_links()
     for name in NEIGHBOURS:
         assert f"| `{name}` | " in PAGE.text.partition("<!-- neighbours -->")[0], name
 

@@ -1,4 +1,4 @@
-"""README.md: its commands and snippets run and print what it says, and it stays short."""
+"""README.md and its Chinese version: commands and snippets run and print what they say, and both stay short."""
 
 import os
 import re
@@ -11,35 +11,69 @@ from xml.etree import ElementTree
 import pytest
 from support.documents import ROOT, Document, Reader, lines_not_printed
 
-README = Document("README.md")
-LABEL_AN_IMAGE, *SNIPPETS = README.blocks("python")
+README, CHINESE = Document("README.md"), Document("README.zh-CN.md")
+READMES = [pytest.param(README, id="english"), pytest.param(CHINESE, id="chinese")]
+# What both contain is the same (test_both_have_the_same_code_and_tables), so the quick tests run only one of them.
+RUNS = [pytest.param(README, id="english"), pytest.param(CHINESE, id="chinese", marks=pytest.mark.slow)]
+SNIPPETS = [
+    pytest.param(snippet, id=f"{run.id}: {snippet.splitlines()[-1]}", marks=run.marks)
+    for run in RUNS
+    for snippet in run.values[0].blocks("python")[1:]
+]
 
 
-def test_it_can_be_read_in_three_minutes() -> None:
-    assert len(README.text.splitlines()) <= 150
+@pytest.mark.parametrize("readme", READMES)
+def test_it_can_be_read_in_three_minutes(readme: Document) -> None:
+    assert len(readme.text.splitlines()) <= 150
 
 
-def test_the_first_snippet_labels_an_image_in_a_fresh_interpreter_without_a_network() -> None:
+def test_both_have_the_same_code_and_tables() -> None:
+    """Only comments are translated."""
+
+    def code(readme: Document) -> list[str]:
+        blocks = re.findall(r"^```\w+\n.*?^```$", readme.text, re.DOTALL | re.MULTILINE)
+        return [re.sub(r"  # .*", "", block) for block in blocks]
+
+    def tables(readme: Document) -> list[str]:
+        return re.findall(r"^<!-- (\w+) -->\n(.*?)^<!-- /\1 -->$", readme.text, re.DOTALL | re.MULTILINE)
+
+    assert len(code(README)) >= 5 and code(README) == code(CHINESE)
+    assert len(tables(README)) == 3 and tables(README) == tables(CHINESE)
+
+
+def test_both_have_the_same_sections_and_link_to_each_other() -> None:
+    def levels(readme: Document) -> list[str]:
+        return re.findall(r"^(#+) ", re.sub(r"^```.*?^```$", "", readme.text, flags=re.DOTALL | re.MULTILINE), re.M)
+
+    assert levels(README) == levels(CHINESE)
+    for readme, other in ((README, CHINESE), (CHINESE, README)):
+        assert f"]({other.path})" in "".join(readme.text.splitlines()[:4])
+
+
+@pytest.mark.parametrize("readme", RUNS)
+def test_the_first_snippet_labels_an_image_in_a_fresh_interpreter_without_a_network(readme: Document) -> None:
+    snippet = readme.blocks("python")[0]
     environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", LABEL_AN_IMAGE], check=True, capture_output=True, text=True, cwd=ROOT, env=environment
+        [sys.executable, "-c", snippet], check=True, capture_output=True, text=True, cwd=ROOT, env=environment
     )
-    shown = re.search(r"# (Ankle boot): ([\d.]+)%$", LABEL_AN_IMAGE, re.MULTILINE)
+    shown = re.search(r"# (Ankle boot): ([\d.]+)%$", snippet, re.MULTILINE)
     printed = re.fullmatch(r"(.*): ([\d.]+)%\n", done.stdout)
     assert shown and printed and shown[1] == printed[1]
     assert abs(float(shown[2]) - float(printed[2])) <= 0.2  # other processors round differently
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.splitlines()[-1])
+@pytest.mark.parametrize("snippet", SNIPPETS)
 def test_snippets_run(snippet: str, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(reader.folder))
     assert reader.python(snippet)  # each one prints something
 
 
 class TestCommands:
-    def test_fine_tuning_prints_what_is_shown(self, reader: Reader) -> None:
+    @pytest.mark.parametrize("readme", RUNS)
+    def test_fine_tuning_prints_what_is_shown(self, readme: Document, reader: Reader) -> None:
         """The lines are the same, except for numbers and for the classes of another data set."""
-        (block,) = README.blocks("console")
+        (block,) = readme.blocks("console")
         train, classify = re.split(r"^(?=\$ )", block, flags=re.MULTILINE)[1:]
         for shown in (train, classify):
             command, *lines = shown.splitlines()
@@ -47,10 +81,11 @@ class TestCommands:
             assert printed.code == 0, printed.err
             assert len(lines) >= 3 and not lines_not_printed(lines, printed.out)
 
-    def test_the_others_are_for_pip(self) -> None:
-        """The wheel that they install is tested in tests/test_house.py, and slowly below."""
-        others = [words for words in README.commands() if words[0] != "acmix-zoo"]
-        assert others == [["pip", "install", "."], ["pip", "install", ".[train]"]]
+    @pytest.mark.parametrize("readme", READMES)
+    def test_the_other_is_for_pip(self, readme: Document) -> None:
+        """The wheel that it installs is tested in tests/test_house.py, and slowly below."""
+        others = [words for words in readme.commands() if words[0] != "acmix-zoo"]
+        assert others == [["pip", "install", ".[train]"]]
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         assert "train" in project["optional-dependencies"]
 
@@ -62,15 +97,11 @@ class TestCommands:
         assert (tmp_path / "acmix_zoo" / "checkpoints").is_dir()
 
     def test_the_targets_of_make_exist(self, reader: Reader) -> None:
-        targets = set(re.findall(r"`make ([\w-]+)`", README.text))
+        targets = {target for readme in (README, CHINESE) for target in re.findall(r"`make ([\w-]+)`", readme.text)}
         assert {"demo", "test", "test-gpu"} <= targets
         for target in targets:
             done = subprocess.run(["make", "-n", target], check=True, capture_output=True, text=True, cwd=reader.folder)
             assert ".venv/bin/python -m" in done.stdout
-
-
-def test_links_lead_somewhere() -> None:
-    assert not README.missing_links()
 
 
 def test_the_drawing_of_the_idea_has_colours_for_light_and_dark() -> None:

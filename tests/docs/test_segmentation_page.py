@@ -30,7 +30,3 @@ def test_named_options_exist(parse: Any) -> None:
     found = re.findall(r"--((?:data|model|run)\.\w+)", PAGE.text)
     settings = parse("--task=segmentation", "--model.model=test_resnet")
     assert len(set(found)) > 12 and not [name for name in found if name not in settings]
-
-
-def test_links_lead_somewhere() -> None:
-    assert not PAGE.missing_links()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -40,11 +41,22 @@ class Document:
         lines += [line[2:] for block in self.blocks("console") for line in block.splitlines() if line.startswith("$ ")]
         return [shlex.split(line) for line in lines]
 
+    def headings(self) -> list[str]:
+        """Return the headings as the anchors that GitHub and the site give them."""
+        text = re.sub(r"^(`{3,}).*?^\1$", "", self.text, flags=re.DOTALL | re.MULTILINE)
+        titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        return [re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles]
+
     def missing_links(self) -> list[str]:
-        """Return the relative links whose target does not exist."""
-        folder = (ROOT / self.path).parent
-        targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", self.text)
-        return [target for target in targets if "://" not in target and not (folder / target).exists()]
+        """Return the relative links whose file or heading does not exist."""
+        missing = []
+        for link in re.findall(r"\]\(([^)\s]+)[^)]*\)", self.text):
+            target, _, heading = link.partition("#")
+            path = os.path.normpath((ROOT / self.path).parent / target) if target else ROOT / self.path
+            other = Document(os.path.relpath(path, ROOT))
+            if "://" not in link and not (os.path.exists(path) and (not heading or heading in other.headings())):
+                missing.append(link)
+        return missing
 
 
 @dataclass(frozen=True)
