@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 CURVE_STYLE = """
-.acmix .chart { margin: 0 0 1.25rem } .acmix .plot { display: flex; gap: .5rem; height: 9rem }
+.acmix .chart { margin: 0 0 1.25rem } .acmix .chart figcaption { margin-bottom: .5rem }
+.acmix .plot { display: flex; gap: .5rem; height: 9rem }
 .acmix .ticks { display: flex; flex-direction: column; justify-content: space-between; width: 3rem; text-align: right }
 .acmix .epochs { display: flex; justify-content: space-between; margin-left: 3.5rem }
 .acmix .ticks, .acmix .epochs { font-size: .8em; line-height: 1; opacity: .75 }

@@ -26,7 +26,7 @@ PANEL_STYLE = """
 .acmix table { border: 0 !important; border-collapse: collapse; width: auto }
 .acmix table { font-size: .9em; font-variant-numeric: tabular-nums }
 .acmix tr { border: 0 !important }
-.acmix th, .acmix td { border: 0 !important; padding: .2rem .7rem .2rem 0; text-align: right; white-space: nowrap }
+.acmix th, .acmix td { border: 0 !important; padding: .2rem .5rem .2rem 0; text-align: right; white-space: nowrap }
 .acmix tr + tr td { border-top: 1px solid var(--faint) !important }
 .acmix th:first-child, .acmix td:first-child { text-align: left }
 """
