@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from acmix_zoo.data.train_sizes import TrainSizes
+from acmix_zoo.training.history import format_duration
 from acmix_zoo.training.speed import Speed
 
 BATCH, LOAD, STEP, VALID = 2, 0.5, 3.0, 7.0  # images; seconds per image, training step, validation step
@@ -146,6 +147,9 @@ def test_every_metric_by_hand(clock: Clock, capsys: pytest.CaptureFixture[str]) 
     assert "; data loading alone reaches 2 images/s (0 workers)\n" in out  # the first batch is not timed
     assert "Training at 0.5 images/s, 25 % of the time waiting for data, MFU 12.5 % of " in out
     assert "Data loading is the bottleneck; try --data.num_workers " in out
+    # printed after three batches: nine more take 36 s, and the batches of two validations a third of that each
+    validation = 2 * sum(trainer.num_val_batches) * 4 / 3
+    assert out.count(f"Estimated time until the end: {format_duration(9 * 4 + validation)}\n") == 1
     shown = bar.get_metrics(trainer, trainer.lightning_module)
     assert shown["images/s"] == 0.5 and shown["MFU"] == 0.125 and shown["min_left"] == pytest.approx(16 / 60)
 
