@@ -1,5 +1,6 @@
 # make demo               fine-tune a pretrained network and compare it with training from scratch, in a few minutes
 # make demo-segment       train a segmenter on scenes of handwritten digits, in a few minutes
+# make demo-detect        train a detector on microscope images of blood cells, in a few minutes
 # make test               ruff, mypy and the quick tests
 # make test-slow          long tests, also of other packages that use the networks (Ultralytics, transformers, timm's tests)
 # make test-app           the web page in Chromium, which it needs (Debian: apt-get install chromium)
@@ -18,7 +19,7 @@ IMAGES := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 # Only the installation needs a network. Offline, a missing file is an error at once instead of after a minute of retries.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo demo-segment test test-slow test-app test-distributed test-gpu lint data bench bench-gpu readme docs clean
+.PHONY: demo demo-segment demo-detect test test-slow test-app test-distributed test-gpu lint data bench bench-gpu readme docs clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.train
@@ -26,6 +27,9 @@ demo: .venv/.train
 
 demo-segment: .venv/.segment
 	@$(BIN)/python -m examples.demo_segment
+
+demo-detect: .venv/.detect
+	@$(BIN)/python -m examples.demo_detect
 
 test: lint data
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
@@ -70,9 +74,13 @@ data:
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment]'
 	@touch .venv/.train $@
 
+.venv/.detect: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,detect]'
+	@touch .venv/.train $@
+
 .venv/.test: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,export,test]'
-	@touch .venv/.train .venv/.segment $@
+	@touch .venv/.train .venv/.segment .venv/.detect $@
 
 .venv/.app: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,export,test,browser]'
@@ -80,7 +88,7 @@ data:
 
 .venv/.clients: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,export,test,clients,docs]'
-	@touch .venv/.train .venv/.segment .venv/.test .venv/.docs $@
+	@touch .venv/.train .venv/.segment .venv/.detect .venv/.test .venv/.docs $@
 
 .venv/.docs: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'

@@ -14,7 +14,7 @@ from PIL import Image
 
 from acmix_zoo.data import open_source
 from acmix_zoo.data.sources.image_sets import Images
-from examples.demo import acmix_zoo_command, new_folder, print_heading, print_text
+from examples.demo_steps import evaluate_run, fit_command, new_folder, print_end, print_heading, print_text
 
 FOLDER = Path("runs/demo-segment")
 SIZE = 64  # pixels, height and width of a scene
@@ -40,15 +40,11 @@ def main() -> None:
     print_text(f"{scenes}: {counts}. The splits share no digits")
 
     print_heading("Train a U-Net on a network that was pretrained on clothes")
-    options = {**OPTIONS, "data.source": scenes, "run.folder": folder / "run"}
-    acmix_zoo_command(["fit", *(f"--{name}={value}" for name, value in options.items())])
+    fit_command({**OPTIONS, "data.source": scenes, "run.folder": folder / "run"})
 
     print_heading("Test it, and predict masks of new scenes")
-    acmix_zoo_command(["test", "--config", str(folder / "run")])
-    acmix_zoo_command(["predict", "--config", str(folder / "run"), f"--data.predict={scenes / 'images/test'}"])
-    minutes, seconds = divmod(round(time.perf_counter() - started), 60)
-    picture = folder / "run/predictions.png"
-    print_text(f"\nFinished in {minutes} min {seconds} s. Next, look at the predictions beside the truth: {picture}")
+    picture = evaluate_run(folder / "run", scenes / "images/test")
+    print_end(started, f"Next, look at the predictions beside the truth: {picture}")
 
 
 def write_scenes(folder: Path) -> Path:

@@ -22,7 +22,7 @@ from acmix_zoo.models.published import is_reconstruction, published
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.names import list_tags
 from acmix_zoo.weights.shipped import checkpoints_root
-from tools import drop_in_costs, evidence, make_parser, reconstructions, scaling_tables, yolo_study
+from tools import detector_memory, drop_in_costs, evidence, make_parser, reconstructions, scaling_tables, yolo_study
 from tools.speed_table import BENCHMARKS, speed_summary, speed_table
 
 NEIGHBOURS = (
@@ -135,6 +135,12 @@ def yolo_table() -> str:
     return _markdown(yolo_study.table(file)) if file.exists() else yolo_study.NOT_MEASURED
 
 
+def detection_table() -> str:
+    """Return what `tools.detector_memory` measured."""
+    file = BENCHMARKS / "detection.csv"
+    return _markdown(detector_memory.table(file)) if file.exists() else detector_memory.NOT_MEASURED
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "weights": weights_table,
     "models": models_table,
@@ -150,6 +156,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "distributed": distributed_table,
     "drop_in": drop_in_table,
     "yolo": yolo_table,
+    "detection": detection_table,
     "comparison_paths": lambda: _markdown(evidence.group_rows("paths")),
     "comparison_neighbours": lambda: _markdown(evidence.group_rows("neighbours")),
     "comparison_ablations": lambda: _markdown(evidence.group_rows("ablations")),

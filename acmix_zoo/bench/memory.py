@@ -83,9 +83,9 @@ def _peak_of_this_process(candidate: Candidate) -> float:
     _warm_up(candidate)
     # Do not use getrusage: its maximum is inherited from the process that started this one.
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak to the current resident size
-    resting = _read_status("VmRSS")
+    resting = read_status("VmRSS")
     one_pass()
-    return _read_status("VmHWM") - resting
+    return read_status("VmHWM") - resting
 
 
 def _warm_up(candidate: Candidate) -> None:
@@ -98,7 +98,7 @@ def _warm_up(candidate: Candidate) -> None:
             out.sum().backward()
 
 
-def _read_status(field: str) -> float:
+def read_status(field: str) -> float:
     """Return a field of Linux's status of this process, in MiB."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) / 1024

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.box_data import write_coco
 from support.processes import MESH, PLAIN, PYTHON, Process, command, differences, fit, largest_difference, run, torchrun
 from support.streams import write_shards
-from support.tasks import SEGMENTATION, write_masked_images
+from support.tasks import DETECTION, SEGMENTATION, write_masked_images
 
 from acmix_zoo.data import export_folder
 from acmix_zoo.models.task_kinds import TASK_KINDS
@@ -32,9 +33,9 @@ def last(folder: Path) -> Path:
     return folder / "checkpoints/last.ckpt"
 
 
-def val_metrics(folder: Path) -> dict[str, float]:
-    """Return the validation metrics of the last epoch."""
-    history = torch.load(last(folder), weights_only=True)["callbacks"]["RunFolder"]["history"][-1]
+def val_metrics(checkpoint: Path) -> dict[str, float]:
+    """Return the validation metrics of the epoch in which a checkpoint was saved."""
+    history = torch.load(checkpoint, weights_only=True)["callbacks"]["RunFolder"]["history"][-1]
     return {key: value for key, value in history.items() if key.startswith("val/")}
 
 
@@ -95,7 +96,7 @@ def test_gradient_checkpointing_changes_nothing(single: Path, tmp_path: Path, fi
 
 def test_bf16_training_stays_close_to_float32(single: Path, tmp_path: Path, figure: Figure) -> None:
     run(command(fit(tmp_path / "run", trainer__precision="bf16-mixed")), tmp_path / "log")
-    found, plain = val_metrics(tmp_path / "run")["val/loss"], val_metrics(single)["val/loss"]
+    found, plain = (val_metrics(last(folder))["val/loss"] for folder in (tmp_path / "run", single))
     assert found == pytest.approx(plain, abs=0.05) and found != plain
     figure("bf16-mixed", f"validation loss {found:.6f} after 20 steps, float32 {plain:.6f}")
 
@@ -129,7 +130,9 @@ def test_a_damaged_image_gives_one_warning(tmp_path: Path, figure: Figure) -> No
     figure("one damaged image in 400, three epochs, two workers", "one warning with its path; the run succeeds")
 
 
-@pytest.mark.parametrize(("task", "processes"), [("classification", 2), ("classification", 3), ("segmentation", 2)])
+@pytest.mark.parametrize(
+    ("task", "processes"), [("classification", 2), ("classification", 3), ("segmentation", 2), ("detection", 2)]
+)
 def test_evaluation_gives_bit_identical_metrics(
     task: str, processes: int, single: Path, tmp_path: Path, figure: Figure
 ) -> None:
@@ -140,6 +143,10 @@ def test_evaluation_gives_bit_identical_metrics(
         base, batch_size = {**SEGMENTATION, "data.source": write_masked_images(tmp_path / "shapes", (12, 7, 2))}, 2
         single, metrics = tmp_path / "single", {"val/loss", "val/miou", "val/pixel_accuracy"}
         run(command(fit(single, base, trainer__max_epochs=1)), tmp_path / "single.log")
+    if task == "detection":
+        base, batch_size = {**DETECTION, "data.source": write_coco(tmp_path / "cells", train=64, val=7)}, 2
+        single, metrics = tmp_path / "single", {"val/map", "val/map50", "val/map75", "val/map_small"}
+        run(torchrun(fit(single, base, trainer__devices=2), 2), tmp_path / "single.log")
     best = single / "checkpoints/best.ckpt"
     evaluate = fit(tmp_path / "not_used", base, data__batch_size=batch_size, run__folder=single, ckpt_path=best)
     evaluate[0] = "validate"
@@ -150,6 +157,9 @@ def test_evaluation_gives_bit_identical_metrics(
     assert printed.count(f"val: {TASK_KINDS[task].main_label} ") == 1
     one, many = (logged_metrics(tmp_path / f"csv/lightning_logs/version_{version}/metrics.csv") for version in (1, 2))
     assert one == many and set(one) == metrics
+    if task == "detection":  # trained on two processes, whose metrics were those of all images, each counted once
+        assert {key: float(value) for key, value in one.items()} == pytest.approx(val_metrics(best), abs=1e-6)
+        assert 0.05 < float(one["val/map"]) < 0.95
     name = "" if task == "classification" else f"{task}: "
     figure(f"{name}evaluation on {processes} processes against 1", f"identical metrics: {json.dumps(one)}")
 
@@ -182,7 +192,7 @@ def test_a_streamed_run_on_two_processes_is_killed_and_resumed(tmp_path: Path, f
     run(command(["validate", *arguments[1:]]), tmp_path / "log")
     on_one_process = logged_metrics(tmp_path / "lightning_logs/version_1/metrics.csv")
     assert {key: float(value) for key, value in on_one_process.items()} == pytest.approx(
-        val_metrics(uninterrupted), rel=1e-6
+        val_metrics(last(uninterrupted)), rel=1e-6
     )
     figure("tar shards streamed on 2 processes, killed, resumed", "0 tensors differ; same metrics as on 1 process")
 

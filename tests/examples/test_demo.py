@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import pytest
 
 from acmix_zoo import list_models
 from acmix_zoo.cli.main import main
-from examples import demo
+from examples import demo, demo_steps
 
 
 @pytest.fixture
@@ -19,16 +20,21 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.chdir(tmp_path)  # the demo may be run from anywhere
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "mine.txt").write_text("an earlier result", encoding="utf-8")
-    monkeypatch.setattr(demo, "PER_CLASS", {"train": 8, "val": 4, "test": 12})
+    with ZipFile(demo.PHOTOGRAPHS) as archive, ZipFile(tmp_path / "clothing.zip", "w") as smaller:
+        for name in archive.namelist():
+            if name.split("/")[2] in ("dress", "shoes") and int(Path(name).stem) <= 8:
+                smaller.writestr(name, archive.read(name))
+    monkeypatch.setattr(demo, "PHOTOGRAPHS", tmp_path / "clothing.zip")
     monkeypatch.setitem(demo.OPTIONS, "trainer.max_epochs", 2)
+    monkeypatch.setitem(demo.OPTIONS, "data.image_size", 32)
     return tmp_path / "runs" / "demo-2"
 
 
 def check_results(folder: Path, out: str) -> None:
     assert (folder.with_name("demo") / "mine.txt").is_file() and "demo-2" in out
-    for label in ("before fine-tuning", "from scratch", "fine-tuned"):
+    for label in ("from scratch", "fine-tuned"):
         assert re.search(rf"{label} .*\d+\.\d\d %", out), label
-    assert len(re.findall(r"^\S+\.png$", out, re.MULTILINE)) == 2  # two images classified
+    assert len(re.findall(r"^\S+\.jpg$", out, re.MULTILINE)) == 2  # two images classified
     assert (folder / "finetuned" / "weights" / "model.safetensors").is_file()
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert report.count("data:image/png;base64,") == 3 and "fine-tuned" in report
@@ -42,6 +48,7 @@ def test_demo(folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pyte
         assert main(arguments) == 0
 
     monkeypatch.setattr(demo, "acmix_zoo_command", run_here)
+    monkeypatch.setattr(demo_steps, "acmix_zoo_command", run_here)
     demo.main()
     check_results(folder, capfd.readouterr().out)
 
@@ -62,7 +69,7 @@ def test_outside_of_a_clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_failing_command_ends_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo.subprocess, "run", lambda command: SimpleNamespace(returncode=2))
+    monkeypatch.setattr(demo_steps.subprocess, "run", lambda command: SimpleNamespace(returncode=2))
     with pytest.raises(SystemExit) as ended:
-        demo.acmix_zoo_command(["no-such-command"])
+        demo_steps.acmix_zoo_command(["no-such-command"])
     assert ended.value.code == 2

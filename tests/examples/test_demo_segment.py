@@ -9,7 +9,7 @@ from PIL import Image
 pytest.importorskip("segmentation_models_pytorch")
 
 from acmix_zoo.cli.main import main
-from examples import demo_segment
+from examples import demo_segment, demo_steps
 
 
 def test_scenes_have_masks_of_their_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,7 @@ def test_demo_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
         assert main(arguments) == 0
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo_segment, "acmix_zoo_command", run_here)
+    monkeypatch.setattr(demo_steps, "acmix_zoo_command", run_here)
     monkeypatch.setattr(demo_segment, "SCENES", {"train": 32, "val": 4, "test": 4})
     monkeypatch.setitem(demo_segment.OPTIONS, "trainer.max_epochs", 1)
     demo_segment.main()

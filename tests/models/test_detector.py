@@ -10,6 +10,8 @@ from torchvision.models.detection import RetinaNet
 from acmix_zoo import create_model
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.models.detector import Detector, DetectorName
+from acmix_zoo.models.task_kinds import DETECTION
+from acmix_zoo.weights.create import create_task_network
 
 NAMES = get_args(DetectorName)
 SMALL: dict[str, Any] = {"channels": 64, "image_size": 64, "max_size": 96, "model_kwargs": {"layers": (1, 1, 1)}}
@@ -117,6 +119,22 @@ def test_weights_of_a_classifier_fill_the_backbone(frozen: bool) -> None:
     expected = classifier.forward_intermediates(images, [1, 2, 3], intermediates_only=True)
     for found, each in zip(detector.backbone(images), expected, strict=True):
         torch.testing.assert_close(found, each)
+
+
+@pytest.mark.parametrize("name", ["acmix_pvt_pico", "acmix_swin_pico"])
+def test_positions_of_a_classifier_fit_larger_images(name: str) -> None:
+    """The position tables of weights for 32 pixels are interpolated when they are loaded for a stated size, or later
+    for each image (PVT). Windows (Swin) are shifted as in a network for that size."""
+    options = {"detector": "fcos", "strides": [4, 8], "channels": 64}
+    images, found = torch.randn(1, 3, 64, 88), []
+    for arguments in ({}, {"img_size": (64, 88)}):
+        network = create_task_network(
+            DETECTION, name, "fashion_mnist", num_classes=2, model_kwargs=arguments, options=options
+        )
+        with torch.no_grad():
+            found.append(network.eval().backbone(images))  # type: ignore[operator]
+    for own, stated in zip(*found, strict=True):
+        torch.testing.assert_close(own, stated, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -154,6 +154,12 @@ DETECT = {
     "trainer.max_epochs": 1, "trainer.accelerator": "cpu", "speed.loader_seconds": 0,
 }  # fmt: skip
 
+# A longer run for several processes, which learns to find some of the squares.
+DETECTION = {
+    **DETECT, "task": "detection", "model.detector_kwargs": "{score_thresh: 0.05}", "model.ema_decay": 0.9,
+    "data.multi_scale": "null", "data.batch_size": 2, "trainer.max_epochs": 12, "trainer.logger": "false",
+}  # fmt: skip
+
 
 def make_detection_task(**kwargs: Any) -> DetectionTask:
     """Return a task for three classes with dropout, always with the same initial weights."""
