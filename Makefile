@@ -3,6 +3,7 @@
 # make demo-detect        train a detector on microscope images of blood cells, in a few minutes
 # make test               ruff, mypy and the quick tests
 # make test-slow          long tests, also of other packages that use the networks (Ultralytics, transformers, timm's tests)
+# make test-app           the web page in Chromium, which it needs (Debian: apt-get install chromium)
 # make test-distributed   tests with several processes, networks and kills
 # make test-gpu           tests that need a GPU
 # make bench, bench-gpu   measure the tables of benchmarks/
@@ -18,7 +19,7 @@ IMAGES := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 # Only the installation needs a network. Offline, a missing file is an error at once instead of after a minute of retries.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo demo-segment demo-detect test test-slow test-distributed test-gpu lint data bench bench-gpu readme docs clean
+.PHONY: demo demo-segment demo-detect test test-slow test-app test-distributed test-gpu lint data bench bench-gpu readme docs clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.train
@@ -35,6 +36,10 @@ test: lint data
 
 test-slow: .venv/.clients data
 	$(BIN)/python -m pytest -q -m slow -n auto --maxprocesses 2
+
+# gradio limits the version of Pillow, so that installing it may replace a newer one in .venv.
+test-app: .venv/.app
+	$(BIN)/python -m pytest -q -m slow tests/app
 
 # Tests that kill processes, connect them over networks and compare their results bit by bit. Ends with a table of results.
 test-distributed: .venv/.test data
@@ -76,6 +81,10 @@ data:
 .venv/.test: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,export,test]'
 	@touch .venv/.train .venv/.segment .venv/.detect $@
+
+.venv/.app: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,export,test,browser]'
+	@touch .venv/.train .venv/.segment .venv/.test $@
 
 .venv/.clients: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train,segment,detect,export,test,clients,docs]'

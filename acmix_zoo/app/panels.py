@@ -10,7 +10,7 @@ from acmix_zoo.app.overlays import data_url, positive_overlay, signed_overlay
 from acmix_zoo.explain.contributions import Contributions, LayerContribution, PathContribution
 from acmix_zoo.explain.pixel_attention import PixelAttention
 
-STYLE = """
+PANEL_STYLE = """
 .acmix { --att: #b04a12; --conv: #24618a; --faint: rgba(128, 128, 128, .25) }
 .dark .acmix { --att: #f0914f; --conv: #6cb4dd }
 .acmix p { margin: .25rem 0 .75rem } .acmix .soft { opacity: .75; font-size: .9em }
@@ -23,9 +23,11 @@ STYLE = """
 .acmix .attention .bar { background: var(--att) } .acmix .convolution .bar { background: var(--conv) }
 .acmix .bar { display: inline-block; height: .6em; border-radius: 2px; margin-right: .4em }
 .acmix .scroll { overflow-x: auto }
-.acmix table { border: 0; border-collapse: collapse; font-size: .9em; font-variant-numeric: tabular-nums; width: auto }
-.acmix th, .acmix td { border: 0; padding: .2rem .7rem .2rem 0; text-align: right; white-space: nowrap }
-.acmix tr + tr td { border-top: 1px solid var(--faint) }
+.acmix table { border: 0 !important; border-collapse: collapse; width: auto }
+.acmix table { font-size: .9em; font-variant-numeric: tabular-nums }
+.acmix tr { border: 0 !important }
+.acmix th, .acmix td { border: 0 !important; padding: .2rem .5rem .2rem 0; text-align: right; white-space: nowrap }
+.acmix tr + tr td { border-top: 1px solid var(--faint) !important }
 .acmix th:first-child, .acmix td:first-child { text-align: left }
 """
 _BAR = 2.5  # em, the longest bar

@@ -15,8 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
+from acmix_zoo.app.curves import CURVE_STYLE
 from acmix_zoo.app.decision import load_network, shipped_examples
-from acmix_zoo.app.panels import STYLE
+from acmix_zoo.app.panels import PANEL_STYLE
 from acmix_zoo.weights.names import list_models
 from acmix_zoo.weights.shipped import shipped_folder
 
@@ -63,7 +64,8 @@ def serve(
         try:
             _, address, _ = page.launch(
                 server_name=host, server_port=port, inbrowser=opens_browser, share=False, quiet=True,
-                theme=gr.themes.Default(), css=STYLE, footer_links=[], run_history=False, max_file_size=MAX_UPLOAD,
+                theme=gr.themes.Default(), css=PANEL_STYLE + CURVE_STYLE, footer_links=[], run_history=False,
+                max_file_size=MAX_UPLOAD,
                 ssr_mode=False, pwa=False, mcp_server=False, prevent_thread_lock=True,
             )  # fmt: skip
             when_ready(address)

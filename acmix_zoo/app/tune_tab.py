@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import pandas as pd
 
 from acmix_zoo.app.archive import PhotoArchive, UnusableArchive, read_archive
+from acmix_zoo.app.curves import curves_html
 from acmix_zoo.app.fine_tuning import FineTuning, Progress
 from acmix_zoo.app.look_tab import NO_NETWORK, Panel
 
@@ -48,14 +48,7 @@ def tune_tab(page: gr.Blocks, networks: Sequence[str], panels: Sequence[Panel], 
                 stop_button = gr.Button("Stop", min_width=100, elem_id="stop", interactive=False)
         with gr.Column(scale=2, min_width=300):
             message = gr.Markdown("The curve appears here.", elem_id="message")
-            accuracy = gr.LinePlot(
-                x="epoch", y="accuracy", y_lim=[0, 1], height=240, label="Validation accuracy", elem_id="accuracy",
-                show_label=True, y_axis_format="%", color_map={"validation": "#c1571a"},
-            )  # fmt: skip
-            loss = gr.LinePlot(
-                x="epoch", y="loss", color="images", height=240, label="Loss", elem_id="loss", show_label=True,
-                color_map={"training": "#2a6f97", "validation": "#c1571a"},
-            )  # fmt: skip
+            curves = gr.HTML(elem_id="curves")
             download = gr.DownloadButton("Download the weight folder", visible=False, elem_id="download")
             with gr.Accordion("What the training prints", open=False):
                 log = gr.Textbox(lines=10, max_lines=10, show_label=False, elem_id="log")
@@ -71,18 +64,20 @@ def tune_tab(page: gr.Blocks, networks: Sequence[str], panels: Sequence[Panel], 
             return None, f"⚠️ {error}.", gr.Button(interactive=False)
         finally:
             file.unlink(missing_ok=True)
-        return photos, f"✅ {photos.summary}", gr.Button(interactive=True)
+        return photos, photos.summary, gr.Button(interactive=True)
 
     def train(
         photos: PhotoArchive | None, network: str, count: float, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
         if photos is None:
-            yield "⚠️ Upload a zip archive first.", *[gr.skip()] * 7
+            yield "⚠️ Upload a zip archive first.", *[gr.skip()] * 6
             return
-        session = trainings.setdefault(str(request.session_hash), FineTuning(root))
-        for progress in session.train(photos, network, int(count)):
-            yield *_shown(progress), *_choices(progress, photos.name, networks), gr.Button(interactive=True)
-        yield *[gr.skip()] * 7, gr.Button(interactive=False)
+        visitor = str(request.session_hash)
+        if visitor not in trainings:
+            trainings[visitor] = FineTuning(root)
+        for progress in trainings[visitor].train(photos, network, int(count)):
+            yield *_shown(progress, int(count)), *_choices(progress, photos.name, networks), gr.Button(interactive=True)
+        yield *[gr.skip()] * 6, gr.Button(interactive=False)
 
     def stop(request: gr.Request) -> None:
         if session := trainings.get(str(request.session_hash)):
@@ -95,7 +90,7 @@ def tune_tab(page: gr.Blocks, networks: Sequence[str], panels: Sequence[Panel], 
     private: dict[str, Any] = {"api_visibility": "private"}
     file.upload(accept, file, [archive, found, train_button], **private)
     file.clear(lambda: (None, "", gr.Button(interactive=False)), None, [archive, found, train_button], **private)
-    outputs = [message, accuracy, loss, log, download, *(panel.network for panel in panels), stop_button]
+    outputs = [message, curves, log, download, *(panel.network for panel in panels), stop_button]
     train_button.click(
         train, [archive, start, epochs], outputs, concurrency_limit=1, show_progress="minimal", **private
     )
@@ -104,23 +99,10 @@ def tune_tab(page: gr.Blocks, networks: Sequence[str], panels: Sequence[Panel], 
     return trainings
 
 
-def _shown(progress: Progress) -> tuple[Any, ...]:
-    """Return the message, both curves, the log and the download of a progress."""
-    rows = progress.history
-    accuracies = [(row["epoch"], row["val/top1"]) for row in rows if "val/top1" in row]
-    losses = [
-        (row["epoch"], row[f"{split}/loss"], images)
-        for row in rows
-        for split, images in (("train", "training"), ("val", "validation"))
-        if f"{split}/loss" in row
-    ]
-    return (
-        progress.message,
-        pd.DataFrame(accuracies, columns=["epoch", "accuracy"]),
-        pd.DataFrame(losses, columns=["epoch", "loss", "images"]),
-        progress.log,
-        gr.DownloadButton(value=str(progress.archive), visible=True) if progress.archive else gr.skip(),
-    )
+def _shown(progress: Progress, epochs: int) -> tuple[Any, ...]:
+    """Return the message, the curves, the log and the download of a progress."""
+    file = gr.DownloadButton(value=str(progress.archive), visible=True) if progress.archive else gr.skip()
+    return progress.message, curves_html(progress.history, epochs), progress.log, file
 
 
 def _choices(progress: Progress, name: str, networks: Sequence[str]) -> list[Any]:

@@ -130,7 +130,9 @@ class Visitor:
     def look(self, name: str) -> None:
         """Write a screenshot if screenshots are wanted, and check that nothing is wider than the window."""
         if folder := os.environ.get("ACMIX_SCREENSHOTS"):
-            self.page.wait_for_timeout(500)
+            self.page.wait_for_function("!document.querySelector('.generating')", timeout=LONG)
+            self.page.evaluate("for (const image of document.images) image.loading = 'eager'")
+            self.page.wait_for_timeout(1000)
             self.page.screenshot(path=Path(folder) / f"{self.device}-{name}.png", full_page=True)
         widths = self.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
         assert widths[0] <= widths[1], f"{name}: the page is {widths[0]} pixels wide, the window {widths[1]}"
