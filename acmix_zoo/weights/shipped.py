@@ -43,4 +43,5 @@ def _pretrained_cfg(config: Path) -> dict[str, Any]:
         key: tuple(value) if isinstance(value, list) else value for key, value in content["pretrained_cfg"].items()
     }
     labels = content.get("label_names")  # timm expects them at the top level of config.json
-    return {**fields, "label_names": labels, "file": str(config.parent / "model.safetensors")}
+    license = content["acmix_zoo"]["license"]  # of these weights, which can differ from that of the code
+    return {**fields, "license": license, "label_names": labels, "file": str(config.parent / "model.safetensors")}

@@ -112,5 +112,6 @@ def lines_not_printed(shown: list[str], printed: str) -> list[str]:
 
 
 def _without_numbers(line: str) -> str:
-    """Replace every number, the spaces around it, which align columns, and the plural after it."""
-    return re.sub(r"(# \w+?)s\b", r"\1", re.sub(r"\s*\d[\d,.]*\s*", " # ", line)).strip()
+    """Replace every number, the plural after it, and the spaces that align columns."""
+    line = re.sub(r"\s*\d[\d,.]*\s*", " # ", line)
+    return re.sub(r" {2,}", " ", re.sub(r"(# \w+?)s\b", r"\1", line)).strip()
