@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,8 @@ from acmix_zoo.ops.windows import shifted_window_mask
 BEST = instruction_set()
 ORDER = ["portable", "avx2", "avx512"]
 RUNNABLE = [name for name in INSTRUCTION_SETS if ORDER.index(name) <= ORDER.index(BEST)]
+# The library of each other instruction set has to be compiled first.
+EACH_ISA = [pytest.param(name, marks=() if name == BEST else pytest.mark.slow) for name in RUNNABLE]
 
 
 def record_calls(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -44,9 +47,14 @@ def layer_of(inputs: int, outputs: int, seed: int = 0, **options: Any) -> ACmix2
 
 @st.composite
 def random_layers(
-    draw: st.DrawFn, kernel: int = 9, dilation: int = 3, heads: int = 9, size: int = 20
+    draw: st.DrawFn,
+    kernel: int = 9,
+    dilation: int = 3,
+    heads: int = 9,
+    size: int = 20,
+    isas: Sequence[str] = RUNNABLE,
 ) -> tuple[ACmix2d, Tensor, str]:
-    """Draw a layer with any geometry up to these limits, an input, and an instruction set."""
+    """Draw a layer with any geometry up to these limits, an input, and one of these instruction sets."""
     options = dict(
         heads=draw(st.integers(1, heads)),
         kernel_att=draw(st.sampled_from(range(1, kernel + 1, 2))),
@@ -58,7 +66,7 @@ def random_layers(
     inputs, outputs = draw(st.integers(1, 20)), options["heads"] * draw(st.integers(1, heads))
     layer = layer_of(inputs, outputs, draw(st.integers(0, 99)), **options)
     x = torch.randn(draw(st.integers(1, 3)), inputs, draw(st.integers(1, size)), draw(st.integers(1, size)))
-    return layer, x, draw(st.sampled_from(RUNNABLE))
+    return layer, x, draw(st.sampled_from(isas))
 
 
 # Each side of a limit: vector width, blocks of queries and pixels, rows of a product, groups of heads, odd channels.

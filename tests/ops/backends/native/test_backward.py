@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from hypothesis import given, settings
-from support.native_layers import CASES, RUNNABLE, layer_of, random_layers, record_calls
+from support.native_layers import BEST, CASES, EACH_ISA, RUNNABLE, layer_of, random_layers, record_calls
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
@@ -58,7 +58,7 @@ def assert_equal_to_reference(layer: ACmix2d, x: Tensor) -> None:
         assert error <= 5e-5 * scale, f"{name}: {error:.1e} of {scale:.1e}"
 
 
-@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("isa", EACH_ISA)
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_equal_the_reference(case: str, isa: str, calls: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ACMIX_NATIVE_ISA", isa)
@@ -68,10 +68,10 @@ def test_gradients_equal_the_reference(case: str, isa: str, calls: list[str], mo
     assert calls == ["forward", "backward"]
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(1500, marks=pytest.mark.slow)])
-def test_gradients_of_random_geometries_equal_the_reference(count: int):
+@pytest.mark.parametrize(("count", "isas"), [(25, [BEST]), pytest.param(1500, RUNNABLE, marks=pytest.mark.slow)])
+def test_gradients_of_random_geometries_equal_the_reference(count: int, isas: list[str]):
     @settings(max_examples=count, deadline=None)
-    @given(random_layers(kernel=7, dilation=2, heads=6, size=14))
+    @given(random_layers(kernel=7, dilation=2, heads=6, size=14, isas=isas))
     def compare(example: tuple[ACmix2d, Tensor, str]) -> None:
         layer, x, isa = example
         with pytest.MonkeyPatch.context() as patch:
