@@ -124,6 +124,7 @@ def test_version_is_the_same_everywhere() -> None:
     assert f"## {acmix_zoo.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_wheel_contains_code_weights_and_recipes_and_works_outside_a_clone(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],

@@ -166,6 +166,7 @@ def archive(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_download(tmp_path: Path, archive: str) -> None:
     """torch.hub's download code gets the zip from a local server. The committed files are all that is needed."""
     code = f"""
