@@ -45,7 +45,10 @@ def test_commands_run_in_order(reader: Reader) -> None:
 def test_snippets_run(reader: Reader) -> None:
     use, train = PAGE.blocks("python")
     assert "torch.Size" in reader.python(use)
-    short = train.replace("max_epochs=5", 'max_epochs=1, limit_train_batches=1, accelerator="cpu", logger=False')
+    short = train.replace(
+        "max_epochs=5",
+        'max_epochs=1, limit_train_batches=1, accelerator="cpu", logger=False, enable_checkpointing=False',
+    )
     assert short != train
     reader.python(short)
 
