@@ -94,7 +94,7 @@ data:
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
-# Measures benchmarks/ on a CPU, in about half an hour on a quiet machine. Run `make readme` afterwards.
+# Measures benchmarks/ on a CPU, on a quiet machine. Run `make readme` afterwards.
 bench: .venv/.train
 	$(BIN)/python -m tools.suite benchmarks
 

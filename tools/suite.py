@@ -1,6 +1,6 @@
 """Measure everything that the speed tables of the documentation show, on a CPU (`make bench`).
 
-    python -m tools.suite benchmarks                    # all groups, about half an hour on two quiet cores
+    python -m tools.suite benchmarks                    # all groups, on two quiet cores
     python -m tools.suite benchmarks layer growth       # some of them
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \\
         python -m tools.suite benchmarks/avx2 layer networks

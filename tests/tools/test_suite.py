@@ -1,4 +1,4 @@
-"""The CPU suite: every candidate that it names exists. The measurement itself takes half an hour."""
+"""The CPU suite: every candidate that it names exists. The measurement itself takes too long for a test."""
 
 from __future__ import annotations
 
