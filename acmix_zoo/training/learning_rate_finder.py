@@ -30,6 +30,7 @@ _SMOOTHED = 15  # steps that the loss is averaged over, with weights that fall o
 _RECENT = 5  # steps whose mean loss shows whether training diverges
 _DIVERGED = 4.0  # times the lowest loss, as in Lightning and fastai
 _CLEAR = 4.0  # standard errors by which the loss has to fall
+_LEAST_FALL = 0.01  # and the fraction of it
 
 
 class TriedRates(NamedTuple):
@@ -45,19 +46,21 @@ class TriedRates(NamedTuple):
 
     def smooth_losses(self) -> Values:
         """Return the losses, (steps,), averaged over neighbouring steps."""
-        weights = _weights()
-        sums = np.convolve(self.losses, weights, "same")
-        return sums / np.convolve(np.ones_like(self.losses), weights, "same")  # fewer neighbours at both ends
+        inner = slice(_SMOOTHED // 2, _SMOOTHED // 2 + len(self.losses))
+        sums, counts = (np.convolve(v, _weights())[inner] for v in (self.losses, np.ones_like(self.losses)))
+        return np.asarray(sums / counts)  # there are fewer neighbours at both ends
 
     def suggest(self) -> float | None:
         """Return the rate at which the loss falls fastest over the logarithm of the rate, or None if it never falls by
         more than its noise."""
-        if len(self.losses) <= _SMOOTHED:
-            return None
         smooth = self.smooth_losses()
         until = int(smooth.argmin()) + 1  # what comes later has diverged, or is about to
-        noise = float(np.std((self.losses - smooth)[:until]) * np.linalg.norm(_weights()))
-        if until < 3 or smooth[0] - smooth[until - 1] <= _CLEAR * noise:
+        fall = smooth[0] - smooth[until - 1]
+        weights = _weights()
+        first = weights[_SMOOTHED // 2 :]  # those that the first loss is averaged with
+        error = np.hypot(np.linalg.norm(weights), np.linalg.norm(first / first.sum()))  # of a loss with an error of one
+        noise = np.std((self.losses - smooth)[:until])
+        if until <= _SMOOTHED or fall <= max(_CLEAR * error * noise, _LEAST_FALL * smooth[0]):
             return None
         slopes = np.gradient(smooth[:until], np.log(self.rates[:until]))
         return float(self.rates[slopes.argmin()])
@@ -94,7 +97,6 @@ def find_learning_rate(trainer: L.Trainer, task: ScheduledTask, data: ResumableD
     trainer.callbacks = [sweep]  # type: ignore[attr-defined]
     trainer.loggers = []
     trainer.limit_val_batches = 0
-    trainer.fit_loop.epoch_loop.max_steps = STEPS
     trainer.fit(task, datamodule=data)
     losses = np.array(sweep.losses)
     if not math.isfinite(losses[0]):
@@ -119,8 +121,9 @@ class _Sweep(L.Callback):
         self._batches: list[Tensor] = []  # losses of the batches that are accumulated
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let the number of steps decide, not that of epochs."""
+        """Replace the length of the run, after its optimiser has been built."""
         trainer.fit_loop.max_epochs = -1
+        trainer.fit_loop.epoch_loop.max_steps = STEPS
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
