@@ -74,7 +74,8 @@ def plot_learning_rates(
     if suggested is not None:
         axes.axvline(suggested, color="tab:red", linestyle="--", label=f"suggested: {suggested:.2g}")
     axes.set(xscale="log", xlabel="learning rate (model.lr)", ylabel="training loss")
-    lowest, highest = np.min(smooth_losses), np.max(smooth_losses[: len(np.asarray(losses)) // 2])  # before divergence
+    smooth = np.asarray(smooth_losses)
+    lowest, highest = smooth.min(), smooth[: max(1, len(smooth) // 2)].max()  # not the losses of a divergence
     margin = 0.2 * (highest - lowest) or 1.0
     axes.set_ylim(lowest - margin, highest + 2 * margin)
     axes.grid(alpha=0.3)

@@ -31,8 +31,9 @@ def suggestion(out: str, folder: Path) -> tuple[float, list[str]]:
 
 
 def test_a_rate_is_suggested_and_nothing_is_trained(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("acmix_zoo.training.learning_rate_finder.STEPS", 50)
     arguments = fit_arguments(photos, tmp_path / "run", model__lr=1e-5, run__find_lr=True, ckpt_path="last")
     rate, _ = suggestion(run_command(capsys, *arguments), tmp_path / "run")
     assert 1e-5 < rate < 1
