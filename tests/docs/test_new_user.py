@@ -18,7 +18,7 @@ from support.hub_server import Hub
 from support.web_page import running_app
 
 README, EXPORT = Document("README.md"), Document("docs/export.md")
-SMALL = ["--model", "acmix_resnet_pico"]  # writing the ONNX file of the recipe's network would take a minute
+SMALL = ["--model", "acmix_pvt_pico"]  # writing the ONNX file of the recipe's network would take a minute
 FILES = {"weights", "curves.png", "augmented.png", "test/classes.csv", "test/confusion.png", "test/mistakes.png"}
 
 

@@ -10,7 +10,7 @@ from support.documents import ROOT
 
 NOTEBOOK = ROOT / "examples/finetune_folder.ipynb"
 OPTIONS = "--epochs {EPOCHS}"
-SHORT = "--epochs 1 --model acmix_resnet_pico"  # writing the ONNX file of the recipe's network would take a minute
+SHORT = "--epochs 1 --model acmix_pvt_pico"  # writing the ONNX file of the recipe's network would take a minute
 
 
 @pytest.mark.slow
