@@ -1,0 +1,56 @@
+"""The pictures of a run that a model card shows are small, and show images only if their licence allows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from PIL import Image
+
+from acmix_zoo.models.task_kinds import CLASSIFICATION
+from acmix_zoo.training.card_pictures import card_pictures
+from acmix_zoo.training.plots import plot_confusion, plot_curves
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run folder with every picture that a run can write. The confusion matrix has 200 classes."""
+    folder = tmp_path_factory.mktemp("run")
+    generator = np.random.default_rng(0)
+    (folder / "test").mkdir()
+    names = ("train/loss", "val/loss", "val/top1", "lr")
+    rows = [{"epoch": epoch, **dict(zip(names, generator.random(4), strict=True))} for epoch in range(1, 31)]
+    plot_curves(rows, folder / "curves.png", CLASSIFICATION.metrics)
+    counts = 25 * np.eye(200, dtype=int) + generator.poisson(0.125, (200, 200))
+    plot_confusion(counts, [f"class {i}" for i in range(200)], folder / "test/confusion.png")
+    noise = Image.fromarray(generator.integers(0, 256, (92, 127, 3), dtype=np.uint8)).resize((1016, 736))
+    for name in ("test/mistakes.png", "predictions.png"):
+        noise.save(folder / name)
+    return folder
+
+
+def test_plots_are_small(run: Path) -> None:
+    pictures = card_pictures(run, "test", {"name": "photos", "license": "unknown"})
+    assert [picture.name for picture in pictures] == ["curves.png", "confusion.png"]
+    assert sum(len(picture.content) for picture in pictures) < 150_000
+    assert pictures[1].caption == "Confusion matrix on the test split"
+
+
+def test_images_are_shown_if_their_licence_allows_it(run: Path) -> None:
+    for license in ("unknown", "", None, "cc-by-nc-4.0", "other"):
+        assert len(card_pictures(run, "test", {"name": "photos", "license": license})) == 2
+    pictures = {
+        picture.name: picture for picture in card_pictures(run, "test", {"name": "digits", "license": "CC-BY-4.0"})
+    }
+    assert list(pictures) == ["curves.png", "confusion.png", "mistakes.jpg", "predictions.jpg"]
+    assert "(images of digits, CC-BY-4.0)" in pictures["mistakes.jpg"].caption
+    assert pictures["mistakes.jpg"].content[:2] == b"\xff\xd8"
+
+
+def test_an_evaluation_of_some_images_is_not_shown(run: Path) -> None:
+    pictures = card_pictures(run, "", {"name": "digits", "license": "CC-BY-4.0"})
+    assert [picture.name for picture in pictures] == ["curves.png", "predictions.jpg"]
