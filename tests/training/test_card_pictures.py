@@ -16,17 +16,22 @@ from acmix_zoo.training.card_pictures import card_pictures
 from acmix_zoo.training.plots import plot_confusion, plot_curves
 
 
+def write_confusion(classes: int, path: Path) -> None:
+    """Draw a confusion matrix in which half of the images are classified correctly."""
+    counts = 25 * np.eye(classes, dtype=int) + np.random.default_rng(0).poisson(25 / classes, (classes, classes))
+    plot_confusion(counts, [f"class {i}" for i in range(classes)], path)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run folder with every picture that a run can write. The confusion matrix has 200 classes."""
+    """Return a run folder with every picture that a run can write."""
     folder = tmp_path_factory.mktemp("run")
     generator = np.random.default_rng(0)
     (folder / "test").mkdir()
     names = ("train/loss", "val/loss", "val/top1", "lr")
     rows = [{"epoch": epoch, **dict(zip(names, generator.random(4), strict=True))} for epoch in range(1, 31)]
     plot_curves(rows, folder / "curves.png", CLASSIFICATION.metrics)
-    counts = 25 * np.eye(200, dtype=int) + generator.poisson(0.125, (200, 200))
-    plot_confusion(counts, [f"class {i}" for i in range(200)], folder / "test/confusion.png")
+    write_confusion(10, folder / "test/confusion.png")
     noise = Image.fromarray(generator.integers(0, 256, (92, 127, 3), dtype=np.uint8)).resize((1016, 736))
     for name in ("test/mistakes.png", "predictions.png"):
         noise.save(folder / name)
@@ -38,6 +43,14 @@ def test_plots_are_small(run: Path) -> None:
     assert [picture.name for picture in pictures] == ["curves.png", "confusion.png"]
     assert sum(len(picture.content) for picture in pictures) < 150_000
     assert pictures[1].caption == "Confusion matrix on the test split"
+
+
+@pytest.mark.slow
+def test_the_confusion_matrix_of_many_classes_is_small(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    write_confusion(200, tmp_path / "test/confusion.png")
+    [picture] = card_pictures(tmp_path, "test", {"name": "photos"})
+    assert len(picture.content) < 120_000
 
 
 def test_images_are_shown_if_their_licence_allows_it(run: Path) -> None:
