@@ -1,4 +1,4 @@
-"""Fine-tune a network on uploaded photos with `acmix-zoo fit` in a child process, and report its progress."""
+"""Fine-tune a network on uploaded photos with `acmix-zoo train` in a child process, and report its progress."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import acmix_zoo
 from acmix_zoo.app.archive import PhotoArchive, unpack
-from acmix_zoo.app.decision import load_network
-from acmix_zoo.weights.locate import Kind, locate
 
 _SECONDS = 0.5  # between two looks at the run
 _SECONDS_TO_STOP = 20.0  # a run finishes its current step first
@@ -69,7 +67,7 @@ class FineTuning:
             yield Progress("Starting …", [], "")
             with log.open("wb") as file:
                 self._process = subprocess.Popen(
-                    _fit_command(photos, data, run, start, epochs),
+                    _train_command(photos, data, run, start, epochs),
                     stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=work, env=_environment(),
                 )  # fmt: skip
             try:
@@ -118,25 +116,19 @@ class FineTuning:
         return Progress(message, history, text, archive, target)
 
 
-def _fit_command(photos: PhotoArchive, data: Path, run: Path, start: str, epochs: int) -> list[str]:
-    """Return the command that trains from the recipe finetune/folder."""
-    cfg: dict[str, Any] = load_network(start).model.pretrained_cfg  # type: ignore[assignment]  # timm's contract
-    location = locate(start)
-    is_name = location.kind is Kind.NETWORK
+def _train_command(photos: PhotoArchive, data: Path, run: Path, start: str, epochs: int) -> list[str]:
+    """Return the command that fine-tunes on the photos."""
     options = {
-        "data.source": data,
-        "data.image_size": cfg["input_size"][-1],
+        "model": start,
+        "epochs": epochs,
+        "out": run,
         "data.batch_size": max(2, min(32, photos.train_images // 4)),  # a few steps per epoch, even for few images
-        "model.model": location.architecture if is_name else start,
-        "model.pretrained": (location.tag or "true") if is_name else "true",
-        "run.folder": run,
         "run.tag": photos.name,
-        "trainer.max_epochs": epochs,
         "trainer.enable_progress_bar": "false",
         "trainer.logger": "false",
     }
     words = [f"--{name}={value}" for name, value in options.items()]
-    return [sys.executable, "-m", "acmix_zoo.cli", "fit", "--config", "finetune/folder", *words]
+    return [sys.executable, "-m", "acmix_zoo.cli", "train", str(data), *words]
 
 
 def _environment() -> dict[str, str]:

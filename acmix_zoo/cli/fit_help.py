@@ -30,6 +30,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--data.image_size PIXELS": "side length of the square input, in pixels",
         "--data.batch_size N": "images per batch and device",
         "--model.lr LR": "learning rate",
+        "--run.find_lr true": "suggest a learning rate, print the command that trains with it, and stop",
         "--trainer.max_epochs N": "number of epochs",
         "--data.num_workers N": "processes that load images (0: load in the training process)",
         "--run.folder FOLDER": "output folder (default: runs/RECIPE-DATA). Run the same command again to resume",

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from acmix_zoo.cli.checkpoint_option import find_checkpoint
+from acmix_zoo.cli.find_lr import check_find_lr, suggest_learning_rate
 from acmix_zoo.cli.old_names import with_current_keys
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.cli.predictions import write_predictions
@@ -139,6 +140,8 @@ class TrainingCLI(LightningCLI):
         self._resumes_by_itself = config.ckpt_path == "last"
         run = RunFolder(config.run.folder)
         config.ckpt_path = find_checkpoint(config, str(self.subcommand), run, self.command)
+        if self.subcommand == "fit":
+            check_find_lr(config)
         recorded = read_recorded(Path(config.ckpt_path)) if config.ckpt_path else None
         self._card = recorded.card if recorded else None
         self._hyper_parameters = recorded.hyper_parameters if recorded else None
@@ -192,7 +195,10 @@ class TrainingCLI(LightningCLI):
         ending = ending_on_sigterm() if self.trainer.world_size == 1 else nullcontext()
         try:
             with ending:
-                super()._run_subcommand(subcommand)
+                if subcommand == "fit" and self.run.find_lr:
+                    suggest_learning_rate(self)
+                else:
+                    super()._run_subcommand(subcommand)
         except SystemExit as error:
             if not isinstance(error.__context__, KeyboardInterrupt) or isinstance(error, Interrupted):
                 raise

@@ -49,8 +49,8 @@ _RULES = {
         data.source data.batch_size trainer.devices trainer.num_nodes trainer.accumulate_grad_batches
         """,
     Rule.FREE: """
-        run.folder run.push_to run.save_every run.verbose speed.loader_seconds speed.peak_flops speed.verbose ckpt_path
-        weights_only
+        run.folder run.push_to run.save_every run.verbose run.find_lr
+        speed.loader_seconds speed.peak_flops speed.verbose ckpt_path weights_only
         model.channels_last model.compile model.grad_checkpointing
         data.num_workers data.max_unreadable data.predict
         trainer.accelerator trainer.strategy trainer.deterministic trainer.benchmark trainer.inference_mode
@@ -58,7 +58,8 @@ _RULES = {
         trainer.logger trainer.log_every_n_steps trainer.enable_progress_bar trainer.enable_model_summary
         trainer.enable_checkpointing trainer.enable_autolog_hparams trainer.model_registry trainer.profiler
         trainer.detect_anomaly trainer.barebones trainer.default_root_dir
-        """,  # devices, compilers and memory formats round differently; the record names the environment
+        """,  # devices, compilers and memory formats round differently; the record names the environment.
+    # run.find_lr trains nothing, and is refused for a run that has begun.
 }
 RULES: dict[str, Rule] = {
     **{f"model.{name}": Rule.FIXED for name in FIXED},

@@ -48,6 +48,42 @@ def plot_curves(history: Sequence[dict[str, float]], path: str | Path, metrics: 
     return Path(path)
 
 
+def plot_learning_rates(
+    rates: npt.ArrayLike,
+    losses: npt.ArrayLike,
+    smooth_losses: npt.ArrayLike,
+    path: str | Path,
+    current: float,
+    suggested: float | None,
+) -> Path:
+    """Draw the loss over the learning rate, and mark two rates.
+
+    Args:
+        rates: (steps,) the learning rates that were tried.
+        losses: (steps,) the loss of each step.
+        smooth_losses: (steps,) the same without most of the noise.
+        path: output file.
+        current: the rate of the recipe or command.
+        suggested: the rate that is suggested; None for none.
+    """
+    figure = _figure(7, 4)
+    axes = figure.subplots()
+    axes.plot(rates, losses, ".", color="0.7", label="one step")
+    axes.plot(rates, smooth_losses, label="average of neighbouring steps")
+    axes.axvline(current, color="0.4", linestyle=":", label=f"now: {current:g}")
+    if suggested is not None:
+        axes.axvline(suggested, color="tab:red", linestyle="--", label=f"suggested: {suggested:.2g}")
+    axes.set(xscale="log", xlabel="learning rate (model.lr)", ylabel="training loss")
+    smooth = np.asarray(smooth_losses)
+    lowest, highest = smooth.min(), smooth[: max(1, len(smooth) // 2)].max()  # not the losses of a divergence
+    margin = 0.2 * (highest - lowest) or 1.0
+    axes.set_ylim(lowest - margin, highest + 2 * margin)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=100)
+    return Path(path)
+
+
 def plot_comparison(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> Path:
     """Draw training loss and validation accuracy over the epochs, one line per run.
 

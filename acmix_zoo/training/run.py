@@ -7,6 +7,7 @@ tensorboard/       the same, and the learning rate per step
 checkpoints/       last.ckpt (to resume), previous.ckpt (the one before), best.ckpt (highest validation score)
 weights/           the best weights as a weight folder, tested on the test split
 augmented.png      training images of the first step, as the network received them
+learning_rate.png  the loss at different learning rates, if `acmix-zoo fit --run.find_lr true` has looked for one
 test/, val/        what the best weights get right and wrong on a split: classes.csv, confusion.png, mistakes.png
 predictions.png    images with the predicted masks or boxes beside the true ones, for segmentation and detection
 .lock              states which process is writing to the folder
@@ -61,6 +62,10 @@ class RunFolder(Checkpoint):
         save_every: also save last.ckpt every N optimiser steps (bounds the work lost on a crash).
         verbose: also print the learning rate, the throughput, the time waiting for data and MFU (the fraction of the
             device's peak FLOP/s that is used).
+        find_lr: try learning rates from 1e-7 to 1 in up to 100 steps, write the losses to learning_rate.png, print the
+            rate at which the loss falls fastest, and stop. Nothing is trained, so that the config.yaml of every run
+            states the learning rate it was trained with. The command to train with the suggested rate is printed, too.
+            Only for new runs on the command line.
     """
 
     resume_command = ""
@@ -75,6 +80,7 @@ class RunFolder(Checkpoint):
         push_to: str | None = None,
         save_every: int | None = None,
         verbose: bool = False,
+        find_lr: bool = False,
     ) -> None:
         if save_every is not None and save_every < 1:
             raise ValueError(f"save_every={save_every} is not positive. Use a number of steps such as 1000, or null")
@@ -83,6 +89,7 @@ class RunFolder(Checkpoint):
         self.push_to = push_to
         self.save_every = save_every
         self.verbose = verbose
+        self.find_lr = find_lr
         self.state = RunState(tag, license)
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.has_begun = False
@@ -147,7 +154,13 @@ class RunFolder(Checkpoint):
 
         Raises:
             OSError: another run is writing to the folder. This is raised in all processes.
+            ValueError: `find_lr` is set. The command line looks for a learning rate without this callback.
         """
+        if self.find_lr:
+            raise ValueError(
+                "find_lr=True has no effect in a Python program. Expected False. To look for a learning rate, call "
+                "acmix_zoo.training.learning_rate_finder.find_learning_rate(trainer, task, data)"
+            )
         self._is_dry_run = bool(getattr(trainer, "fast_dev_run", False))
         self.state.limits = evaluation_limits(trainer)
         if not self._is_dry_run:

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.documents import ROOT
+from support.web_page import running_app
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[app]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install '.[browser]'")
@@ -65,18 +66,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         threading.Thread(target=_note_requests, args=(proxy, outside), daemon=True).start()
         address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-        environment = {**os.environ, **dict.fromkeys(names, address), "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
-        environment |= {"TMPDIR": str(folder), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0"}
-        command = [sys.executable, "-m", "acmix_zoo.cli", "app"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder)
-        assert process.stdout
-        try:
-            found = re.match(r"The page is at (http://127\.0\.0\.1:\d+/)", process.stdout.readline())
-            assert found, "the command ended"
-            yield Site(found[1], folder, outside, process)
-        finally:
-            process.kill()
-            process.wait()
+        environment = {**dict.fromkeys(names, address), "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
+        with running_app(folder, **environment, TMPDIR=str(folder), HF_HUB_OFFLINE="0") as page:
+            yield Site(page.address, folder, outside, page.process)
 
 
 def _note_requests(proxy: socket.socket, outside: list[bytes]) -> None:

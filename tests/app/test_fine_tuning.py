@@ -18,6 +18,7 @@ from acmix_zoo.app import fine_tuning
 from acmix_zoo.app.archive import PhotoArchive, read_archive
 from acmix_zoo.app.decision import load_network, top_classes
 from acmix_zoo.app.fine_tuning import FineTuning, Progress
+from acmix_zoo.cli.train import find_start, split_fit_options
 
 
 def coloured_photos(per_class: int = 12) -> PhotoArchive:
@@ -58,14 +59,14 @@ def test_it_trains_and_gives_weights_that_classify(tmp_path: Path) -> None:
 def steps_with(
     script: str, folder: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None
 ) -> list[Progress]:
-    """Return the progress of a training that runs a script in the run folder in place of `acmix-zoo fit`."""
+    """Return the progress of a training that runs a script in the run folder in place of `acmix-zoo train`."""
 
     def command(photos: PhotoArchive, data: Path, run: Path, start: str, epochs: int) -> Sequence[str]:
         run.mkdir()
         assert len(list(data.glob("*/*.png"))) == 24
         return [sys.executable, "-S", "-c", f"import os, time; os.chdir({str(run)!r})\n{script}"]
 
-    monkeypatch.setattr(fine_tuning, "_fit_command", command)
+    monkeypatch.setattr(fine_tuning, "_train_command", command)
     monkeypatch.setattr(fine_tuning, "_SECONDS", 0.02)
     tuning, steps = FineTuning(folder), []
     for step in tuning.train(coloured_photos(), "acmix_resnet_pico", epochs=2):
@@ -95,7 +96,7 @@ def test_a_failure_shows_the_error_of_the_command(tmp_path: Path, monkeypatch: p
 
 def test_a_visitor_who_leaves_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        fine_tuning, "_fit_command", lambda *_: [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+        fine_tuning, "_train_command", lambda *_: [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
     )
     tuning = FineTuning(tmp_path)
     progress = tuning.train(coloured_photos(), "acmix_resnet_pico", epochs=2)
@@ -106,8 +107,10 @@ def test_a_visitor_who_leaves_ends_the_process(tmp_path: Path, monkeypatch: pyte
     assert process.poll() is not None and not files_in(tmp_path)
 
 
-def test_the_command_starts_from_the_chosen_weights(tmp_path: Path) -> None:
-    photos = coloured_photos(4)
-    words = fine_tuning._fit_command(photos, Path("d"), Path("r"), "acmix_swin_pico.fashion_mnist", 3)
-    assert {"--model.model=acmix_swin_pico", "--model.pretrained=fashion_mnist", "--data.image_size=32"} <= set(words)
-    assert {"--data.batch_size=2", "--trainer.max_epochs=3", "--run.tag=lights"} <= set(words)
+def test_the_command_is_train_and_starts_from_the_chosen_weights() -> None:
+    start = "acmix_swin_pico.fashion_mnist"
+    words = fine_tuning._train_command(coloured_photos(4), Path("d"), Path("r"), start, 3)
+    own, further = split_fit_options(words[words.index("train") + 1 :])
+    assert own == ["d", f"--model={start}", "--epochs=3", "--out=r"]
+    assert {"--data.batch_size=2", "--run.tag=lights"} <= set(further)
+    assert find_start(start, from_scratch=False).options["data.image_size"] == "32"

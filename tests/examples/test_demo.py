@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from zipfile import ZipFile
 
 import pytest
+from support.clothing import write_clothing
 
 from acmix_zoo import list_models
 from acmix_zoo.cli.main import main
@@ -20,11 +20,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.chdir(tmp_path)  # the demo may be run from anywhere
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "mine.txt").write_text("an earlier result", encoding="utf-8")
-    with ZipFile(demo.PHOTOGRAPHS) as archive, ZipFile(tmp_path / "clothing.zip", "w") as smaller:
-        for name in archive.namelist():
-            if name.split("/")[2] in ("dress", "shoes") and int(Path(name).stem) <= 8:
-                smaller.writestr(name, archive.read(name))
-    monkeypatch.setattr(demo, "PHOTOGRAPHS", tmp_path / "clothing.zip")
+    monkeypatch.setattr(demo, "PHOTOGRAPHS", write_clothing(tmp_path / "clothing.zip", images=8))
     monkeypatch.setitem(demo.OPTIONS, "trainer.max_epochs", 2)
     monkeypatch.setitem(demo.OPTIONS, "data.image_size", 32)
     return tmp_path / "runs" / "demo-2"

@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from acmix_zoo.data import ImageDataModule
 from acmix_zoo.tasks import ClassificationTask
@@ -89,6 +89,18 @@ def callback_option(callback: type[L.Callback], **init_args: Any) -> str:
 
 
 # ---- interruptions
+
+
+class NanLoss(nn.CrossEntropyLoss):
+    """A loss that is NaN for its n-th batch only."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.left = batch
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        self.left -= 1
+        return super().forward(x, y) * (float("nan") if self.left == -1 else 1)
 
 
 class CallAt(L.Callback):

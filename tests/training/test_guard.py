@@ -10,6 +10,7 @@ pytest.importorskip("lightning")
 
 import lightning as L
 from support.training import (
+    NanLoss,
     make_data,
     make_task,
     make_trainer,
@@ -20,18 +21,6 @@ from torch import Tensor, nn
 from acmix_zoo.training import RunFolder
 from acmix_zoo.training.guard import NotFinite, are_weights_finite
 from acmix_zoo.training.signals import Signals
-
-
-class NanLoss(nn.CrossEntropyLoss):
-    """A loss that is NaN for its n-th batch only."""
-
-    def __init__(self, batch: int) -> None:
-        super().__init__()
-        self.left = batch
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        self.left -= 1
-        return super().forward(x, y) * (float("nan") if self.left == -1 else 1)
 
 
 def test_a_loss_of_nan_saves_the_batch_and_not_the_weights(
