@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"epoch": epoch, **dict(zip(names, generator.random(4), strict=True))} for epoch in range(1, 31)]
     plot_curves(rows, folder / "curves.png", CLASSIFICATION.metrics)
     write_confusion(10, folder / "test/confusion.png")
-    noise = Image.fromarray(generator.integers(0, 256, (92, 127, 3), dtype=np.uint8)).resize((1016, 736))
+    noise = Image.fromarray(generator.integers(0, 256, (46, 64, 3), dtype=np.uint8)).resize((512, 368))
     for name in ("test/mistakes.png", "predictions.png"):
         noise.save(folder / name)
     return folder
@@ -54,7 +54,7 @@ def test_the_confusion_matrix_of_many_classes_is_small(tmp_path: Path) -> None:
 
 
 def test_images_are_shown_if_their_licence_allows_it(run: Path) -> None:
-    for license in ("unknown", "", None, "cc-by-nc-4.0", "other"):
+    for license in ("unknown", "cc-by-nc-4.0"):
         assert len(card_pictures(run, "test", {"name": "photos", "license": license})) == 2
     pictures = {
         picture.name: picture for picture in card_pictures(run, "test", {"name": "digits", "license": "CC-BY-4.0"})
