@@ -31,10 +31,11 @@ def card_pictures(folder: Path, split: str, dataset: Mapping[str, Any]) -> list[
     found = {"curves.png": "Loss, scores and learning rate of every epoch"}
     license, source = str(dataset.get("license")), f"images of {dataset['name']}, {dataset.get('license')}"
     is_publishable = license.lower() in _PUBLISHABLE
+    where = "validation split" if split == "val" else f"{split} split"
     if split:
-        found[f"{split}/confusion.png"] = f"Confusion matrix on the {split} split"
+        found[f"{split}/confusion.png"] = f"Confusion matrix on the {where}"
     if split and is_publishable:
-        found[f"{split}/mistakes.png"] = f"The most confident mistakes on the {split} split ({source})"
+        found[f"{split}/mistakes.png"] = f"The most confident mistakes on the {where} ({source})"
     if is_publishable:
         found["predictions.png"] = f"Images with what the network found in them ({source})"
     return [_shrink(folder / name, caption) for name, caption in found.items() if (folder / name).is_file()]
