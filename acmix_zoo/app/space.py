@@ -39,7 +39,8 @@ short_description: What attention and convolution see in an image
 Networks whose layers add attention and convolution of the same projections (ACmix, CVPR 2022): see what one makes of an
 image, what each path contributed, and where a pixel attends to; compare two networks; fine-tune one on a few photos.
 
-`acmix-zoo app --export-space` wrote this folder. To publish it, log in with `hf auth login` and run
+`acmix-zoo app --export-space` wrote this folder. The code has the MIT licence; the README.md of each weight folder in
+checkpoints/ states that of the weights. To publish it, log in with `hf auth login` and run
 
     hf upload ORG/NAME . --repo-type space
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Never
 
 import torch
@@ -62,11 +63,12 @@ class ACmix2d(TwoStageLayer):
         alpha, beta: (1,), initialised as one half.
 
     Shape:
-        (B, in_channels, H, W) → (B, out_channels, ceil(H/stride), ceil(W/stride)).
+        (B, in_channels, H, W) → (B, out_channels, ceil(H/stride), ceil(W/stride)). As with `nn.Conv2d`, a single
+        feature map may come without a batch dimension: (in_channels, H, W) → (out_channels, …).
 
     Raises:
-        ValueError: out_channels is not divisible by heads, a kernel is even, or the input does not have the shape
-            (B, in_channels, H, W) and the dtype of the weights.
+        ValueError: out_channels is not divisible by heads, a kernel is even, or the input does not have one of these
+            shapes and the dtype of the weights.
         TypeError: there are other arguments, for example those of `nn.Conv2d` that this layer does not have.
 
     Note:
@@ -137,9 +139,14 @@ class ACmix2d(TwoStageLayer):
             nn.init.constant_(self.beta, 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or constant_size(x.shape[1]) != self.in_channels:
-            raise ValueError(f"ACmix2d: expected an input of (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        if x.dim() not in (3, 4) or constant_size(x.shape[-3]) != self.in_channels:
+            raise ValueError(
+                f"ACmix2d: the input has the shape {tuple(x.shape)}. Expected (B, {self.in_channels}, H, W) or "
+                f"({self.in_channels}, H, W). Permute the dimensions, or pass another in_channels to the layer"
+            )
         check_dtype("ACmix2d", x, self.qkv)
+        if is_single := x.dim() == 3:
+            x = x.unsqueeze(0)  # (1, C, H, W)
         device = x.device.type
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         geometry = Geometry(self.heads, self.kernel_att, self.stride, self.dilation)
@@ -161,7 +168,8 @@ class ACmix2d(TwoStageLayer):
                 out = acmix(inputs, weight, bias, PathTensors(pe, fc, kernels, self.alpha if both else None), geometry)
         else:  # a wrapped or hooked submodule must be called, because its parameters alone do not define its output
             out = self._call_submodules(x, pe, geometry)
-        return restore_memory_format(out, x)
+        out = restore_memory_format(out, x)
+        return out.squeeze(0) if is_single else out
 
     def _call_submodules(self, x: Tensor, pe: Tensor | None, geometry: Geometry) -> Tensor:
         """Compute the same by calling the modules `qkv` and `shift_conv`: → (B, out_channels, Ho, Wo)."""
@@ -180,11 +188,12 @@ class ACmix2d(TwoStageLayer):
             return torch.addcmul(parts[0].to(parts[1].dtype), parts[1], self.alpha.to(parts[1].dtype))
 
     def stage_macs(self, x: Tensor) -> StageCounts:
-        """Return the multiply-accumulates of both stages for an input (B, in_channels, H, W).
+        """Return the multiply-accumulates of both stages for an input of `forward`.
 
         The attention and the shifts run on the strided feature map, the projections and the mixing on the full one.
         """
-        b, _, h, w = x.shape
+        *batch, _, h, w = x.shape
+        b = math.prod(batch)
         strided = -(-h // self.stride) * -(-w // self.stride)
         second = 0
         if self.paths != "convolution":
@@ -194,7 +203,7 @@ class ACmix2d(TwoStageLayer):
         return StageCounts(b * h * w * 3 * self.in_channels * self.out_channels, b * second)
 
     def definition_macs(self, x: Tensor) -> int:
-        """Return the multiply-accumulates of the whole layer for an input (B, in_channels, H, W)."""
+        """Return the multiply-accumulates of the whole layer for an input of `forward`."""
         return sum(self.stage_macs(x))
 
     def extra_repr(self) -> str:

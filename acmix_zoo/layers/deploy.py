@@ -56,7 +56,7 @@ def fold(parent: nn.Module, layer: str, norm: str) -> None:
 
 @leaf
 class DeployedACmix2d(nn.Module):
-    """An `ACmix2d` together with the batch norm after it, for inference: (B, in, H, W) → (B, out, Ho, Wo).
+    """An `ACmix2d` together with the batch norm after it, for inference. Inputs and outputs have the same shapes.
 
     Its tensors are buffers, because there is nothing to train. All of them are in the state dict, and nothing is cached
     between calls, so that loaded or converted weights take effect immediately.
@@ -92,6 +92,8 @@ class DeployedACmix2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_dtype("DeployedACmix2d", x, self)
+        if is_single := x.dim() == 3:
+            x = x.unsqueeze(0)  # (1, C, H, W)
         pe = position_encoding(self.position_weight, *x.shape[2:])
         paths = PathTensors(pe, self.fc, self.kernels, self.alpha, self.offset)
         dtype, device = x.dtype, x.device.type
@@ -100,4 +102,5 @@ class DeployedACmix2d(nn.Module):
         inputs, weight, bias = (t if t is None else t.to(dtype) for t in (x, self.weight, self.bias))
         with autocast_off(x):
             out = acmix(inputs, weight, bias, paths, self.geometry)
-        return restore_memory_format(out, x)
+        out = restore_memory_format(out, x)
+        return out.squeeze(0) if is_single else out

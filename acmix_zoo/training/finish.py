@@ -13,6 +13,7 @@ from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.splits import UnusableImages
 from acmix_zoo.tasks import Task
 from acmix_zoo.tasks.sharded import is_sharded, load_full_state, read_checkpoint
+from acmix_zoo.training.card_pictures import card_pictures
 from acmix_zoo.training.environment import git_revision, run_environment
 from acmix_zoo.training.evaluation_files import WrittenFile, write_evaluation
 from acmix_zoo.training.guard import NotFinite
@@ -86,8 +87,9 @@ def finish_run(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: R
     files: list[WrittenFile] = []
     try:
         if trainer.is_global_zero:
-            files = _write(trainer, task, data, run, checkpoint, scores)
-            files += write_evaluation(task, data, split, run.folder) if split else []
+            evaluated = write_evaluation(task, data, split, run.folder) if split else []
+            files = _write(trainer, task, data, run, checkpoint, scores, "" if split in limited else split)
+            files += evaluated
             _print_result(run, task, data, scores, int(row["epoch"]), limited)
     finally:
         trainer.strategy.barrier("weights")
@@ -104,8 +106,13 @@ def _write(
     run: RunFolder,
     checkpoint: dict[str, Any],
     scores: dict[str, dict[str, float]],
+    split: str,
 ) -> list[WrittenFile]:
-    """Write the history and the weights, and return the files to look at."""
+    """Write the history and the weights, and return the files to look at.
+
+    Args:
+        split: the split whose evaluation the model card shows; "" for none.
+    """
     card, state = data.card(), checkpoint["state_dict"]
     write_csv(run.folder / "metrics.csv", run.history)  # a kill may have come between a checkpoint and its row
     plot_curves(run.history, run.folder / "curves.png", task.kind.metrics)
@@ -121,6 +128,7 @@ def _write(
     network = _full_network(task, state)
     cfg: dict[str, Any] = getattr(network, "pretrained_cfg", {})
     try:
+        task.plot_examples(data, run.folder / "predictions.png")
         write_folder(
             run.folder / "weights",
             network,
@@ -131,8 +139,8 @@ def _write(
             },
             record=record,
             example=data.example_images(),
+            pictures=card_pictures(run.folder, split, card["dataset"]),
         )
-        task.plot_examples(data, run.folder / "predictions.png")
     except OSError as error:
         raise OSError(f"{error}. The best weights are in {run.best}. {run.resume_message}") from error
     contents = {

@@ -27,7 +27,7 @@ def plot_curves(history: Sequence[dict[str, float]], path: str | Path, metrics: 
         metrics: the metrics to draw, between 0 and 1, with their labels.
     """
     figure = _figure(12, 3.5, layout=None)  # fixed margins, because a layout takes as long as the drawing
-    margins = {"left": 0.04, "right": 0.99, "bottom": 0.15, "top": 0.91, "wspace": 0.25}
+    margins = {"left": 0.055, "right": 0.99, "bottom": 0.15, "top": 0.91, "wspace": 0.25}
     loss, scores, rate = figure.subplots(1, 3, gridspec_kw=margins)
     epochs = [row["epoch"] for row in history]
     for axes, title, lines in (
@@ -43,6 +43,7 @@ def plot_curves(history: Sequence[dict[str, float]], path: str | Path, metrics: 
         if axes is not rate and axes.lines:
             axes.legend()
         axes.set(title=title, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
     return Path(path)

@@ -53,7 +53,8 @@ class RunFolder(Checkpoint):
         folder: output folder, created if needed. If None, the command line uses `runs/<recipe>-<data>`, or
             `runs/<model>-<data>` if no recipe is given.
         tag: second half of the name of the weights, `<model>.<tag>`; by default the name of the data.
-        license: license of the weights, for their card.
+        license: license of the weights, for their card: the Hub's id of a licence, such as mit, or the terms in words,
+            such as "research use only, because …". The words before the first comma become the Hub's license_name.
         test: evaluate the best weights on the test split when the run ends. Turn it off for a run whose weights are
             only used to start a second run, so that the test set is used once.
         push_to: "org/name" or "org/name@branch" on the Hugging Face Hub, where the weights are published when the run

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
@@ -14,6 +14,14 @@ from acmix_zoo.models.task_kinds import CLASSIFICATION, TASK_KINDS, TaskKind, co
 # Hub ids of shipped data sets, by the fingerprint of their contents. The name does not suffice, because any folder may
 # have it.
 _HUB_DATASETS = {"ca3ab2a37f845e1b": "zalando-datasets/fashion_mnist"}
+
+
+class CardPicture(NamedTuple):
+    """A picture that a model card shows, which is in the folder pictures/ next to it."""
+
+    name: str
+    caption: str
+    content: bytes
 
 
 def hub_dataset(name: str, dataset: Mapping[str, Any]) -> str | None:
@@ -33,6 +41,7 @@ def hub_dataset(name: str, dataset: Mapping[str, Any]) -> str | None:
 
 
 _SPACES = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
+_LICENSE_ID = re.compile(r"[A-Za-z0-9.+-]+")
 # Characters with a special meaning in Markdown, HTML or tables, and the entities that represent them literally.
 _MARKUP = {ord(c): f"&#{ord(c)};" for c in "|`*[]\\"} | {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;"}
 
@@ -58,12 +67,36 @@ def _metric_value(metric: Mapping[str, Any]) -> str:
     return f"{100 * value:.2f} %" if is_percentage else f"{value:.4f}"
 
 
+class _License(NamedTuple):
+    """A licence, as the Hub's metadata states it.
+
+    Attributes:
+        id: the Hub's id, such as mit, or "other"; None if no licence is stated.
+        name: what the Hub calls one that is "other".
+        terms: its terms in words, if these were given instead of an id.
+    """
+
+    id: str | None
+    name: str | None = None
+    terms: str | None = None
+
+
+def _license(stated: str | None) -> _License:
+    """Return the licence that a record states. Terms in words are called by what precedes the first comma."""
+    text = _SPACES.sub(" ", str(stated or "")).strip().rstrip(".")
+    if not text or _LICENSE_ID.fullmatch(text):
+        return _License(text or None)
+    name = re.sub(r"[^a-z0-9.]+", "-", text.partition(",")[0].lower()).strip("-")
+    return _License("other", name or "custom", text)
+
+
 def _note(metric: Mapping[str, Any]) -> str:
     return f" ({metric['note']})" if metric.get("note") else ""
 
 
 def render_card(config: Mapping[str, Any]) -> str:
-    """Return the text of README.md for the content of a config.json: front matter, facts, results, classes, use."""
+    """Return the text of README.md for the content of a config.json: front matter, facts, results, pictures, classes,
+    use."""
     record, cfg = config["acmix_zoo"], config["pretrained_cfg"]
     name, architecture, task = record["name"], config["architecture"], config_task(config)
     dataset = record.get("dataset") or {}
@@ -71,11 +104,13 @@ def render_card(config: Mapping[str, Any]) -> str:
     names = sorted({metric["dataset"] for metric in metrics} | ({dataset["name"]} if "name" in dataset else set()))
     hub_ids = [hub_id for hub_id in (hub_dataset(name, dataset) for name in names) if hub_id]
 
+    license = _license(record.get("license"))
     head = ModelCardData(
         library_name="acmix_zoo",
         pipeline_tag=task.pipeline_tag,
         tags=[task.pipeline_tag, "timm", "acmix"],
-        license=_SPACES.sub(" ", str(record["license"])).strip() if record.get("license") else None,
+        license=license.id,
+        license_name=license.name,
         datasets=hub_ids or None,
     )
     channels, height, width = cfg["input_size"]
@@ -100,6 +135,8 @@ def render_card(config: Mapping[str, Any]) -> str:
     ]
     body = [f"# {escape(name)}", ""]
     body += [f"Weights for {task.title}, made for `acmix_zoo` (ACmix, CVPR 2022) and timm.", ""]
+    if license.terms:
+        body += [f"Licence: {escape(license.terms)}.", ""]
     if is_reconstruction(architecture):
         body += [
             "The network is a **reconstruction**: its authors published what it costs and reaches, not what it is. "
@@ -115,6 +152,10 @@ def render_card(config: Mapping[str, Any]) -> str:
             f"{escape(_note(m))} |"
             for m in metrics
         ]
+    if pictures := record.get("pictures"):
+        body += ["", "## Pictures"]
+        for file, caption in pictures.items():
+            body += ["", f"{escape(caption)}:", "", f"![{escape(caption)}](pictures/{file})"]
     if names := config.get("label_names") or cfg.get("label_names"):
         body += ["", "## Classes", "", *_classes(names, record.get("class_scores"))]
     body += [*("", "## Use", ""), *_usage(task, channels, height, width, config["num_classes"]), ""]

@@ -19,7 +19,7 @@ from acmix_zoo.weights.not_found import NotFoundError
 from acmix_zoo.weights.official import official_folder
 from acmix_zoo.weights.shipped import shipped_folder
 
-WEIGHT_FOLDER_FILES = ["config.json", "model.safetensors", "README.md", "test/*", ".eval_results/*"]
+WEIGHT_FOLDER_FILES = ["config.json", "model.safetensors", "README.md", "test/*", "pictures/*", ".eval_results/*"]
 _LARGEST_FILE = 64 * 2**30  # bytes, for repositories whose config.json states no size
 
 

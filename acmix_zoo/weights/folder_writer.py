@@ -5,6 +5,7 @@
 - README.md: the model card, generated from config.json
 - test/example.safetensors: an `input` (B, C, H, W) and the outputs that exactly these weights give: the `logits`
   (B, classes) of a classifier, `TaskNetwork.example_outputs` for other tasks
+- pictures/: what the model card shows of the run that made the weights, if it gave any pictures
 - .eval_results/: the metrics in the Hub's format, for data sets that are on the Hub
 """
 
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.models.task_network import TaskNetwork, example_outputs
-from acmix_zoo.weights.card import render_card, render_eval_results
+from acmix_zoo.weights.card import CardPicture, render_card, render_eval_results
 from acmix_zoo.weights.load import load_weights
 from acmix_zoo.weights.replace import check_target, replace_folder, temporary_sibling
 from acmix_zoo.weights.translate import unwrapped
@@ -48,6 +49,7 @@ def write_folder(
     record: Mapping[str, Any],
     example: Tensor,
     half: bool = False,
+    pictures: Sequence[CardPicture] = (),
 ) -> Path:
     """Write the weight folder of a model and verify it. Only then is an existing weight folder replaced.
 
@@ -63,6 +65,7 @@ def write_folder(
             dataset {name, …}, seed, git_revision, origin, license, …. Counts and hashes are added to it.
         example: (B, C, H, W) float32, normalised images. The network's outputs for them are stored with them.
         half: store the weights as float16.
+        pictures: pictures for the model card.
 
     Returns:
         The folder.
@@ -87,6 +90,8 @@ def write_folder(
         outputs = example_outputs(twin, images)  # from the weights as they are stored
     counted = complexity(twin.to("meta"), images.shape[1:])
     record = {"metrics": [], **record, "params": counted.params, "macs": counted.macs}
+    if pictures:
+        record["pictures"] = {picture.name: picture.caption for picture in pictures}
     config = _config(model, architecture, _pretrained_cfg(twin, pretrained_cfg), record, weights)
     files = {
         "model.safetensors": weights,
@@ -94,6 +99,7 @@ def write_folder(
             {"input": images, **{name: value.contiguous() for name, value in outputs.items()}}
         ),
         "README.md": render_card(config).encode(),
+        **{f"pictures/{picture.name}": picture.content for picture in pictures},
         **{f".eval_results/{name}": text.encode() for name, text in render_eval_results(config).items()},
         "config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
     }

@@ -85,7 +85,8 @@ def push(
         # Large files go first. The Hub keeps them even if the commit does not follow, so a second try finds them.
         commit = api.upload_folder(
             repo_id=repository.id, folder_path=folder, revision=branch, allow_patterns=WEIGHT_FOLDER_FILES,
-            delete_patterns=[".eval_results/*", "test/*"], commit_message=f"{record['name']}, by acmix_zoo",
+            delete_patterns=[pattern for pattern in WEIGHT_FOLDER_FILES if "/" in pattern],
+            commit_message=f"{record['name']}, by acmix_zoo",
         )  # fmt: skip
         return str(commit.commit_url)
 

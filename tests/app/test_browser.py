@@ -207,7 +207,8 @@ def test_a_network_is_fine_tuned_downloaded_and_used(visitor: Visitor, site: Sit
     visitor.look("training")
     visitor.expect("#message", r"Finished\. The best epoch has \d+\.\d\d % accuracy")
     visitor.look("trained")
-    assert not list(site.folder.rglob("*.png")), "the photos are deleted"
+    images = {path.parent.name for path in site.folder.rglob("*.png")}
+    assert images == {"pictures"}, "the photos are deleted, and the plots of the model card are kept"
     with page.expect_download() as download:
         page.locator("#download").click()
     with zipfile.ZipFile(download.value.path()) as file:

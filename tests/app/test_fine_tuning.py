@@ -50,7 +50,8 @@ def test_it_trains_and_gives_weights_that_classify(tmp_path: Path) -> None:
     assert next(iter(top_classes(network, Image.new("RGB", (50, 40), (210, 200, 190))))) == "light"
     with zipfile.ZipFile(last.archive) as file:
         assert {"config.json", "model.safetensors", "README.md"} <= set(file.namelist())
-    assert not [name for name in files_in(tmp_path) if name.endswith((".png", ".ckpt"))]
+    plots = {"curves.png", "confusion.png"}  # of the model card
+    assert {name for name in files_in(tmp_path) if name.endswith((".png", ".ckpt"))} == plots
     tuning.close()
     assert not list(tmp_path.iterdir())
 

@@ -27,7 +27,7 @@ def test_the_header_says_how_to_run_it(space: Path) -> None:
     fields = yaml.safe_load(header)
     assert fields["sdk"] == "gradio" and fields["app_file"] == "app.py" and (space / fields["app_file"]).is_file()
     assert int(str(fields["sdk_version"]).partition(".")[0]) >= 6 and len(fields["short_description"]) <= 60
-    assert "hf upload ORG/NAME . --repo-type space" in text
+    assert fields["license"] == "mit" and "hf upload ORG/NAME . --repo-type space" in text
 
 
 def test_the_requirements_are_those_of_the_extras(space: Path) -> None:

@@ -47,6 +47,9 @@ def test_a_run_writes_its_history_weights_and_card(trained: TrainedTask) -> None
     assert yaml.safe_load((folder / "config.yaml").read_text())["task"] == kind.name
     card = (folder / "weights/README.md").read_text()
     assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == kind.pipeline_tag
+    pictures = {"curves.png"} if kind.name == "detection" else {"confusion.png", "curves.png"}
+    assert {path.name for path in (folder / "weights/pictures").iterdir()} == pictures
+    assert all(f"](pictures/{name})" in card for name in pictures)
     measured = {(m["split"], m["name"]) for m in config["acmix_zoo"]["metrics"]}
     assert {("val", kind.main_metric), ("test", kind.main_metric)} <= measured
 

@@ -1,11 +1,9 @@
-"""docs/start.md, finetune.md, layer.md and zoo.md: commands run in order, snippets run, and options are accepted."""
-
-import re
+"""docs/start.md, layer.md and zoo.md: commands run in order, and snippets run."""
 
 import pytest
 from support.documents import Document, Reader, lines_not_printed
 
-START, FINETUNE, LAYER, ZOO = (Document(f"docs/{name}.md") for name in ("start", "finetune", "layer", "zoo"))
+START, LAYER, ZOO = (Document(f"docs/{name}.md") for name in ("start", "layer", "zoo"))
 
 
 def test_classify_prints_what_is_shown(reader: Reader) -> None:
@@ -32,10 +30,3 @@ def test_commands_run_in_order(reader: Reader) -> None:
 )
 def test_snippets_run(snippet: str, reader: Reader) -> None:
     assert reader.python(snippet)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", re.findall(r"`(--(?!model|from|size)[^`]+)`", FINETUNE.text))
-def test_options_to_try_are_accepted(options: str, reader: Reader) -> None:
-    printed = reader.acmix_zoo("train", "photos", "--out", f"runs/{len(options)}", *options.split())
-    assert printed.code == 0, printed.err

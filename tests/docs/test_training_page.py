@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from support.documents import ROOT, Document, Reader, lines_not_printed
+from support.documents import ROOT, Document, Reader
 
 from acmix_zoo.cli.recorded_command import find_target
 
@@ -14,19 +14,13 @@ def needs_more_than_a_cpu(words: list[str]) -> bool:
     return words[0] != "acmix-zoo" or words[1] == "reproduce" or any("hardware/" in word for word in words)
 
 
-def test_commands_for_one_cpu_run_in_order(reader: Reader) -> None:
+def test_commands_for_one_cpu_run(reader: Reader) -> None:
     commands = [words[1:] for words in PAGE.commands() if not needs_more_than_a_cpu(words)]
-    assert [words[0] for words in commands] == ["train", "classify", "validate", "predict", "plan"]
+    assert [words[0] for words in commands] == ["plan"]
     for words in commands:
         printed = reader.acmix_zoo(*words)
         assert printed.code == 0, f"{words}\n{printed.out}\n{printed.err}"
         assert printed.out
-
-
-def test_train_prints_what_is_shown(reader: Reader) -> None:
-    train = next(words[1:] for words in PAGE.commands() if words[1] == "train")
-    (shown,) = re.findall(r"^```\n(data: .*?)^```$", PAGE.text, re.DOTALL | re.MULTILINE)
-    assert not lines_not_printed(shown.splitlines(), reader.acmix_zoo(*train).out)
 
 
 def test_commands_for_other_machines_parse(parse: Any) -> None:

@@ -187,6 +187,20 @@ def test_empty_batch(size):
     assert x.grad.shape == x.shape and all(p.grad is not None for p in layer.parameters())
 
 
+@pytest.mark.parametrize("size", [(9, 7), (20, 18)], ids=["global", "tiles"])
+def test_a_feature_map_without_a_batch_dimension(size):
+    layer, x = ACmix2d(8, 16, stride=2), torch.randn(8, *size)
+    out, grads = named_gradients(layer, x, layer)
+    expected, expected_grads = named_gradients(layer, x[None], layer)
+    assert out.shape == nn.Conv2d(8, 16, 3, 2, 1)(x).shape and torch.equal(out, expected[0])
+    assert all(torch.equal(grads[name].view_as(wanted), wanted) for name, wanted in expected_grads.items())
+    assert layer.stage_macs(x) == layer.stage_macs(x[None])
+    traced = torch.jit.trace(layer, x, check_trace=False)
+    torch.testing.assert_close(traced(x), out)
+    layer.qkv.register_forward_hook(lambda *_: None)  # the layer now calls its submodules
+    torch.testing.assert_close(layer(x), out)
+
+
 def test_copies():
     layer, x = ACmix2d(8, 16), torch.randn(1, 8, 9, 9)
     layer(x)

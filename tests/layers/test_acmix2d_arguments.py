@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import pytest
@@ -90,8 +91,10 @@ def test_impossible_kernels_and_heads_of_the_other_layers(build):
 
 
 def test_inputs_of_a_wrong_shape_are_rejected():
-    with pytest.raises(ValueError, match=r"expected an input of \(B, 8, H, W\), got \(2, 4, 5, 5\)"):
-        ACmix2d(8, 8)(torch.randn(2, 4, 5, 5))
+    for shape in ((2, 4, 5, 5), (4, 5, 5), (8, 5), (1, 1, 8, 5, 5)):
+        message = re.escape(f"has the shape {shape}. Expected (B, 8, H, W) or (8, H, W). Permute the dimensions")
+        with pytest.raises(ValueError, match=message):
+            ACmix2d(8, 8)(torch.randn(shape))
 
 
 def test_script_is_rejected_with_advice():

@@ -70,6 +70,16 @@ def test_folded_layers_have_no_parameters() -> None:
     assert len(layers) == 6 and not any(list(layer.parameters()) for layer in layers)
 
 
+@torch.no_grad()
+def test_a_folded_layer_takes_a_feature_map_without_a_batch_dimension() -> None:
+    network = nn.Sequential(ACmix2d(8, 16, stride=2), nn.BatchNorm2d(16)).eval()
+    x = torch.randn(8, 11, 9)
+    expected = network(x[None])[0]
+    fold(network, "0", "1")
+    assert isinstance(network[0], DeployedACmix2d)
+    torch.testing.assert_close(network(x), expected)
+
+
 @pytest.mark.parametrize("name", [pytest.param("acmix_resnet_pico", marks=pytest.mark.slow), "acmix_swin_pico"])
 def test_folded_networks_export(name: str) -> None:
     model = perturbed(name, **SHALLOW[name]).deploy()

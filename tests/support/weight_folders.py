@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from acmix_zoo.weights import read_config, write_folder
+from acmix_zoo.weights.card import CardPicture
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "checkpoints" / "acmix_resnet_pico.fashion_mnist"
@@ -50,7 +51,8 @@ def write_weights(
 
 
 def write_segmenter(folder: Path, decoder: str = "unet") -> Path:
-    """Write a weight folder of a segmenter with a random network. Skip the test if its package is missing."""
+    """Write a weight folder of a segmenter with a random network, whose card has a picture. Skip the test if its
+    package is missing."""
     pytest.importorskip("segmentation_models_pytorch")
     from acmix_zoo.models.segmenter import Segmenter
 
@@ -59,6 +61,7 @@ def write_segmenter(folder: Path, decoder: str = "unet") -> Path:
         folder,
         Segmenter("acmix_resnet_pico", 4, decoder=decoder),  # type: ignore[arg-type]
         record={**RECORD, "metrics": metrics, "dataset": {"name": "shapes"}},
+        pictures=[CardPicture("curves.png", "Loss of *every* epoch", b"\x89PNG")],
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from support.weight_folders import (
     RECORD,
     write_weights,
@@ -58,18 +59,44 @@ def test_markup_in_a_card_is_escaped(any_config: dict[str, Any], field: str) -> 
         "tags": ["image-classification", "timm", "acmix"],
     }
     found = safe_load(front)
-    assert {key: found[key] for key in expected} == expected and found.keys() <= {*expected, "license", "datasets"}
-    assert len(body.splitlines()) == len(plain.split("\n---\n", 1)[1].splitlines()) + 4 * (field == "label")
+    assert {key: found[key] for key in expected} == expected
+    assert found.keys() <= {*expected, "license", "license_name", "datasets"}
+    added = {"label": 4, "license": 2}.get(field, 0)
+    assert len(body.splitlines()) == len(plain.split("\n---\n", 1)[1].splitlines()) + added
     for markup in ("<script", "[b](", "\x1b", "\u2028", "*d*"):
         assert markup not in body
     rows = [line for line in body.splitlines() if line.startswith("|")]
     assert {row.count("|") for row in rows} <= {3, 5}
-    if field != "license":  # appears in the front matter only
-        shown = html.unescape(re.sub("<[^>]*>", "", markdown.render(body)))
-        assert "<script>alert(1)</script>|`a` [b](http://c) \\| *d* &amp; | e f [2J" in shown
+    shown = html.unescape(re.sub("<[^>]*>", "", markdown.render(body)))
+    assert "<script>alert(1)</script>|`a` [b](http://c) \\| *d* &amp; | e f [2J" in shown
     for text in render_eval_results(config).values():
         [entry] = safe_load(text)
         assert entry.keys() == {"dataset", "value", "notes"}
+
+
+@pytest.mark.parametrize(
+    ("license", "fields", "sentence"),
+    [
+        ("cc-by-nc-4.0", {"license": "cc-by-nc-4.0"}, ""),
+        (None, {}, ""),
+        (
+            "Research use only, because of the images.",
+            {"license": "other", "license_name": "research-use-only"},
+            "\nLicence: Research use only, because of the images.\n",
+        ),
+        ("仅供研究使用", {"license": "other", "license_name": "custom"}, "\nLicence: 仅供研究使用.\n"),
+    ],
+)
+def test_a_licence_is_an_id_of_the_hub_or_terms_in_words(
+    any_config: dict[str, Any], license: str | None, fields: dict[str, str], sentence: str
+) -> None:
+    """The Hub needs a name for a licence that is "other"."""
+    config = copy.deepcopy(any_config)
+    config["acmix_zoo"]["license"] = license
+    card = render_card(config)
+    found = ModelCard(card).data
+    assert {key: found[key] for key in ("license", "license_name") if found.get(key)} == fields
+    assert sentence in card and ("Licence:" in card) == bool(sentence)
 
 
 def test_local_data_sets_are_not_in_the_front_matter(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from yaml import safe_load
 
 import acmix_zoo
 from acmix_zoo.weights import check_folder, create_model, read_config
-from acmix_zoo.weights.card import render_card
+from acmix_zoo.weights.card import CardPicture, render_card
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -79,6 +79,15 @@ def test_config_and_card_have_the_record(tmp_path: Path) -> None:
     [entry] = parse_eval_result_entries(safe_load(next((folder / ".eval_results").iterdir()).read_text()))
     assert (entry.dataset_id, entry.value) == ("zalando-datasets/fashion_mnist", 0.93125)
     assert safe_load(card.split("---")[1])["tags"] == ["image-classification", "timm", "acmix"]
+
+
+def test_pictures_are_in_the_folder_and_on_the_card(tmp_path: Path) -> None:
+    picture = CardPicture("curves.png", "Loss of *every* epoch", b"\x89PNG")
+    folder = write_weights(tmp_path / "w", pictures=[picture])
+    config, card = read_config(folder), (folder / "README.md").read_text()
+    assert (folder / "pictures/curves.png").read_bytes() == picture.content and check_folder(folder) == []
+    assert config["acmix_zoo"]["pictures"] == {"curves.png": picture.caption} and card == render_card(config)
+    assert "\n![Loss of &#42;every&#42; epoch](pictures/curves.png)\n" in card
 
 
 def test_arguments_of_the_architecture_are_kept(tmp_path: Path) -> None:

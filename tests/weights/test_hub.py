@@ -80,10 +80,14 @@ def test_a_revision_can_be_pulled(hub: Hub, folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_push_removes_files_of_the_previous_one(hub: Hub, folder: Path) -> None:
-    push(folder, "org/pico")
-    shutil.rmtree(folder / ".eval_results")
+    (folder / "pictures").mkdir()
+    (folder / "pictures/curves.png").write_bytes(b"\x89PNG")
     push(folder, "org/pico")
     repo = hub.repos["org/pico"]
+    assert set(repo.commits[repo.refs["main"]]) - {".gitattributes"} == set(file_contents(folder))
+    for name in (".eval_results", "pictures"):
+        shutil.rmtree(folder / name)
+    push(folder, "org/pico")
     assert set(repo.commits[repo.refs["main"]]) - {".gitattributes"} == set(file_contents(folder))
 
 

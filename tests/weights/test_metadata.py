@@ -86,7 +86,8 @@ def test_registered_cfgs_describe_their_networks(name: str) -> None:
     assert_describes({**dataclasses.asdict(CFGS[name])}, network)
     architecture, _, tag = name.partition(".")
     assert network.pretrained_cfg["architecture"] == architecture and (cfg.get("tag") or "") == tag
-    assert cfg.get("license") == {"official_in1k": None, "tiny_imagenet": "other"}.get(tag, "mit")
+    terms = "research use only, because the weights were trained on ImageNet images"
+    assert cfg.get("license") == {"official_in1k": None, "tiny_imagenet": terms}.get(tag, "mit")
     sources = {key for key in ("url", "file", "hf_hub_id") if cfg.get(key)}
     by_tag = {"": set(), "swin_in1k": {"hf_hub_id"}, "official_in1k": {"url", "file"}}
     assert sources == by_tag.get(tag, {"file"})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from acmix_zoo.data.boxes.box_dataset import BoxBatch
 
-_MIN_SCORE = 0.3  # weaker detections are not drawn
+_MIN_SCORE = 0.5  # weaker detections are not drawn; there are many of them, because they raise the AP
 _WIDTH = 5.0  # inches of an image
 
 
@@ -45,7 +45,10 @@ def plot_detections(
 
 
 def _draw_boxes(axes: Any, boxes: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
-    """Draw boxes with the names of their classes and, if there are any, their scores."""
+    """Draw boxes with the names of their classes and, if there are any, their scores.
+
+    The name is above the box, or within it where it would leave the image.
+    """
     from matplotlib.patches import Rectangle
 
     labels = boxes["labels"].tolist()
@@ -56,7 +59,9 @@ def _draw_boxes(axes: Any, boxes: Mapping[str, Tensor], class_names: Sequence[st
         axes.add_patch(Rectangle((left, top), *size, fill=False, edgecolor=colour, linewidth=1.5))
         frame = {"facecolor": colour, "edgecolor": "none", "pad": 1, "alpha": 0.8}
         text = class_names[label - 1] + score
-        axes.text(left, top, text, fontsize=6, color="white", va="bottom", bbox=frame, parse_math=False)
+        height = axes.get_ylim()[0]  # of the image, in pixels, because its first row is on top
+        side = "top" if top < 0.05 * height else "bottom"
+        axes.text(left, top, text, fontsize=7, color="white", va=side, bbox=frame, parse_math=False)
 
 
 def _colour(label: int) -> Any:
