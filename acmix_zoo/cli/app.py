@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +39,9 @@ def app(arguments: Sequence[str]) -> None:
     from acmix_zoo.app.serve import serve
 
     serve(options.models, host=options.host, port=options.port, opens_browser=options.open, when_ready=_print_address)
+    # Everything is deleted now. A thread that still explains an image would abort the process when Python ends it.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _print_address(address: str) -> None:
