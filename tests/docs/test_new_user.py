@@ -18,6 +18,7 @@ from support.hub_server import Hub
 from support.web_page import running_app
 
 README, EXPORT = Document("README.md"), Document("docs/export.md")
+SMALL = ["--model", "acmix_pvt_pico"]  # writing the ONNX file of the recipe's network would take a minute
 FILES = {"weights", "curves.png", "augmented.png", "test/classes.csv", "test/confusion.png", "test/mistakes.png"}
 
 
@@ -46,7 +47,7 @@ def test_from_the_readme_to_shared_weights(user: Reader, hub: Hub, subtests: pyt
     assert user.python(README.blocks("python")[0]).startswith("Ankle boot: ")
 
     train, classify = (words[1:] for words in README.commands() if words[0] == "acmix-zoo")
-    out = run(user, *train)
+    out = run(user, *train, *SMALL)
     folder = user.folder / "runs/photos"
     listed = re.search(r"^Files in runs/photos:\n((?:  .*\n)+)", out, re.MULTILINE)
     assert listed
