@@ -17,6 +17,7 @@ from support.gradients import named_gradients, relative
 from torch import nn
 
 from acmix_zoo import ACmix2d, load_weights
+from acmix_zoo.ops.dispatch import BACKENDS, use_backend
 from acmix_zoo.ops.local_attention import local_attention_reference
 from acmix_zoo.ops.shift_conv import shift_conv_reference, shift_kernels
 from acmix_zoo.ops.sliding_window import SlidingWindow
@@ -195,6 +196,9 @@ def test_a_feature_map_without_a_batch_dimension(size):
     assert out.shape == nn.Conv2d(8, 16, 3, 2, 1)(x).shape and torch.equal(out, expected[0])
     assert all(torch.equal(grads[name].view_as(wanted), wanted) for name, wanted in expected_grads.items())
     assert layer.stage_macs(x) == layer.stage_macs(x[None])
+    for backend in BACKENDS:
+        with use_backend(backend):
+            torch.testing.assert_close(layer(x).detach(), out)
     traced = torch.jit.trace(layer, x, check_trace=False)
     torch.testing.assert_close(traced(x), out)
     layer.qkv.register_forward_hook(lambda *_: None)  # the layer now calls its submodules
