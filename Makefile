@@ -53,7 +53,7 @@ test-gpu: .venv/.test data
 
 lint: .venv/.test
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 # The real images for the tests and for recipes/fashion_mnist. Without them, only the tests that need them are skipped.
 data:

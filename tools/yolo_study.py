@@ -160,7 +160,7 @@ def train(model: str, variant: str, seed: int, settings: Settings, data: Path, f
     return Result(
         model=model, variant=variant, seed=seed, epochs=settings.epochs, image_size=settings.image_size,
         batch=settings.batch, params=params, gmacs=round(gflops / 2, 3), ap50=round(float(metrics.box.map50), 4),
-        ap=round(float(metrics.box.map), 4), minutes=round(float(clock.read_text()) / 60, 1),
+        ap=round(float(metrics.box.map), 4), minutes=round(float(clock.read_text()) / 60, 2),
         threads=torch.get_num_threads(), ultralytics=__version__, date=datetime.date.today().isoformat(),
     )  # fmt: skip
 

@@ -215,6 +215,14 @@ class ResumableDataModule(L.LightningDataModule):
         """Stop the workers of a stream. Other workers end when the trainer drops their loader."""
         self.loaders.close()
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Stop the workers of a stream, because Lightning does not call `teardown` for a run that failed.
+
+        If they were left to the garbage collector, each would block it for five seconds: it closes the queue that
+        carries the message to stop before that message is sent.
+        """
+        self.loaders.close()
+
     # ---- resuming
 
     def state_dict(self) -> dict[str, Any]:

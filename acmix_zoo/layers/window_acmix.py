@@ -291,8 +291,11 @@ class WindowACmix(TwoStageLayer):
         """Attend within the n windows of each image: q, k, v (3, B·n, heads, L, d) → (B·n, heads, L, d)."""
         q, k, v = windows.unbind(0)  # 3 × (B·n, heads, L, d)
         bias = self.position_bias().to(q.dtype)
-        if any(self.shift if is_dynamic(*shift) else shift):
+        opened = is_dynamic(*shift)
+        if any(self.shift if opened else shift):
             assert self.shift_mask is not None
             rows, cols = (n // side for n, side in zip(size, self.window, strict=True))
-            bias = bias + window_masks(self.shift_mask, rows, cols).to(q.dtype)  # (n, heads, L, L)
+            # An export whose example has a single window would make n constant, and B·n only if B is 1 as well.
+            images = q.shape[0] // (rows * cols) if opened else 1
+            bias = bias + window_masks(self.shift_mask, rows, cols, images).to(q.dtype)  # (n or B·n, heads, L, L)
         return window_attention(q, k, v, bias)

@@ -106,20 +106,23 @@ def shifted_window_mask(
     return (is_same - 1) * 100.0
 
 
-def window_masks(mask: Tensor, rows: int, cols: int) -> Tensor:
-    """Return the masks of rows × cols shifted windows, (rows·cols, 1, L, L).
+def window_masks(mask: Tensor, rows: int, cols: int, images: int = 1) -> Tensor:
+    """Return the masks of rows × cols shifted windows, (images·rows·cols, 1, L, L).
 
     Args:
         mask: (4, L, L), the `shifted_window_mask` of 2 × 2 windows: for a window without a seam, with one between
             columns, with one between rows, and with both.
         rows, cols: number of windows. The last row and the last column contain a seam if they are not the only ones.
+        images: how often to repeat the masks.
     """
-    at_end = []
-    for count in (rows, cols):
-        at = torch.arange(count, device=mask.device)
-        at_end.append(((at == count - 1) & (at > 0)).long())
-    kind = 2 * at_end[0].unsqueeze(1) + at_end[1]  # (rows, cols), each 0 to 3
-    return mask[kind.flatten()].unsqueeze(1)
+    # torch.export would make a (rows, cols) tensor's size constant if its example has a single row or column.
+    # The ONNX exporter has no `%` for dynamic sizes.
+    window = torch.arange(images * rows * cols, device=mask.device)
+    window = window - window // (rows * cols) * (rows * cols)
+    row = window // cols
+    col = window - row * cols
+    kind = 2 * ((row == rows - 1) & (row > 0)).long() + ((col == cols - 1) & (col > 0)).long()  # each 0 to 3
+    return mask[kind].unsqueeze(1)
 
 
 def relative_position_index(window: tuple[int, int], device: torch.device | None = None) -> Tensor:

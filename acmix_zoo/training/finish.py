@@ -1,5 +1,6 @@
 """Finish a run: test the best weights once, export them as a weight folder with their record, and publish them."""
 
+import contextlib
 import math
 import warnings
 from pathlib import Path
@@ -80,7 +81,7 @@ def finish_run(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: R
             flush=True,
         )
     if "test" not in task.evaluations and data.card()["dataset"]["splits"].get("val"):
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.suppress(UnusableImages):  # without them, there is no class table
             warnings.simplefilter("ignore")  # the run has already warned of unreadable images
             trainer.validate(task, data, verbose=False)  # the run's own validations keep no details
     split = next((name for name in ("test", "val") if name in task.evaluations), "")

@@ -232,5 +232,7 @@ def test_unreadable_images_are_counted_over_workers_and_epochs(
         assert sum(len(y) for _, y in loader) == 39
     assert capfd.readouterr().err.count("7.png cannot be read") == 1
     (tmp_path / "30.png").unlink()
+    batches = iter(DataLoader(dataset, 4, num_workers=2, collate_fn=keep_batch))
     with pytest.raises(UnreadableImage, match=r"^image \S*30\.png does not exist. 2 images are unreadable"):
-        list(DataLoader(dataset, 4, num_workers=2, collate_fn=keep_batch))
+        list(batches)
+    batches._shutdown_workers()  # type: ignore[union-attr]  # the garbage collector would wait 5 s for each of them

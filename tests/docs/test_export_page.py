@@ -25,7 +25,8 @@ def test_the_page_matches_the_command() -> None:
 def test_commands_and_programs_in_order(reader: Reader) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    assert reader.acmix_zoo("train", "photos").code == 0
+    # PVT is the network that is exported fastest, and it takes any size like the others
+    assert reader.acmix_zoo("train", "photos", "--model=acmix_pvt_pico.fashion_mnist").code == 0
     for block in PAGE.blocks("console"):
         command, *lines = block.splitlines()
         printed = reader.acmix_zoo(*command.removeprefix("$ acmix-zoo ").split())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.networks import SMALL, perturbed
+from support.networks import SHALLOW, SMALL, perturbed
 from support.tiny_network import TinyNetwork
 from support.training import make_image_folder
 from support.weight_folders import SHIPPED
@@ -117,11 +117,14 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeyp
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "format"),
-    [*((name, "onnx") for name in (*SMALL, "resnet18", "vit_tiny_patch16_224")), ("acmix_resnet_pico", "torch-export")],
+    [
+        *((name, "onnx") for name in (*SMALL, "resnet18", "vit_tiny_patch16_224")),
+        ("acmix_resnet_pico", "torch-export"),
+    ],
 )
 def test_every_family_can_be_exported(name: str, format: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also networks of timm; those with absolute positions take images of one size. test_tracing.py has the rest."""
-    use(monkeypatch, perturbed(name))
+    use(monkeypatch, perturbed(name, **SHALLOW.get(name, {})))
     found: ExportedFile = export_file("tiny", tmp_path / "file", format)
     assert found.any_size == (not name.startswith("vit")) and found.agreement.same_class == 4
 

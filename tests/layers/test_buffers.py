@@ -149,10 +149,10 @@ def test_masks_of_any_map_size(size: tuple[int, int], monkeypatch: pytest.Monkey
     with use_backend("python"):
         found = layer(x)
 
-    def mask_of_full_map(_: Tensor, rows: int, cols: int) -> Tensor:
+    def mask_of_full_map(_: Tensor, rows: int, cols: int, images: int) -> Tensor:
         shift = (2 if rows > 1 else 0, 2 if cols > 1 else 0)
         mask = module.shifted_window_mask((rows * 4, cols * 4), (4, 4), shift)
-        return mask.unsqueeze(1)  # (n, 1, L, L)
+        return mask.unsqueeze(1).repeat(images, 1, 1, 1)  # (n, 1, L, L)
 
     monkeypatch.setattr(module, "window_masks", mask_of_full_map)
     with use_backend("python"):

@@ -50,8 +50,8 @@ def test_checkpointed_by_hand() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("acmix_resnet_pico", "acmix_swin_pico"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("acmix_san_pico", "acmix_pvt_pico")),
+        "acmix_resnet_pico",
+        *(pytest.param(f"acmix_{family}_pico", marks=pytest.mark.slow) for family in ("swin", "san", "pvt")),
     ],
 )
 def test_activations_on_a_gpu_need_no_gpu(name: str, python_backend: None) -> None:

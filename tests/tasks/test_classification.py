@@ -150,7 +150,8 @@ def test_hooks_work_without_a_trainer(image_folder: Path) -> None:
     assert not checkpoint
 
 
-@pytest.mark.parametrize("ema", [pytest.param(None, marks=pytest.mark.slow), 0.9])
+@pytest.mark.slow
+@pytest.mark.parametrize("ema", [None, 0.9])
 def test_the_tuner_scales_the_batch_size(image_folder: Path, tmp_path: Path, ema: float | None) -> None:
     trainer = make_trainer(epochs=1, enable_checkpointing=False, default_root_dir=tmp_path)
     task, data = make_task(ema_decay=ema), make_data(image_folder, batch_size=4)

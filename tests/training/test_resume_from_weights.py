@@ -82,7 +82,8 @@ def kernel_sizes_in_command(arguments: list[str]) -> set[int]:
     return set.union(*seen)
 
 
-@pytest.mark.parametrize("given_as", ["model", pytest.param("pretrained", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("given_as", ["model", "pretrained"])
 def test_arguments_of_a_weight_folder_are_kept(
     runs: Path, small_window: Path, tmp_path: Path, given_as: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,7 @@ def test_arguments_of_the_architecture_are_kept(tmp_path: Path) -> None:
         write_weights(tmp_path / "v", timm.create_model("test_resnet", act_layer=nn.SiLU), "test_resnet")
 
 
+@pytest.mark.slow
 def test_float64_channels_last_and_compiled_networks_are_written(tmp_path: Path) -> None:
     for i, model in enumerate((pico().double(), pico().to(memory_format=torch.channels_last), torch.compile(pico()))):
         assert check_folder(write_weights(tmp_path / str(i), model)) == []

@@ -40,7 +40,7 @@ def write_large_weights(folder: Path) -> Path:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("task", ["classification", "segmentation"])
+@pytest.mark.parametrize("task", ["classification", pytest.param("segmentation", marks=pytest.mark.slow)])
 def test_a_pushed_folder_is_pulled_unchanged(hub: Hub, task: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "mine")) if task == "classification" else tmp_path / "mine"
     if task == "segmentation":

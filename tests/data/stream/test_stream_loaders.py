@@ -1,6 +1,7 @@
 """Streams under Lightning's trainer: resuming, exact evaluation, two processes, the Hub."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -41,6 +42,13 @@ def test_a_resumed_run_gets_the_batches_of_an_uninterrupted_one(
 ) -> None:
     options = {"augment": "light", "random_erasing": 0.5, "mixup": 0.2, "cutmix": 1.0, "num_workers": workers}
     assert_resuming_repeats_the_batches(lambda: make_stream_module(source, **options), tmp_path, stop_at, steps=27)
+
+
+def test_a_failed_run_leaves_no_workers(source: Path, tmp_path: Path) -> None:
+    data = make_stream_module(source, num_workers=2)
+    with pytest.raises(SystemExit):
+        L.Trainer(default_root_dir=tmp_path, max_epochs=1, **QUIET).fit(Recorder(stop_at=2), data)
+    assert multiprocessing.active_children() == []
 
 
 def test_evaluation_and_record(source: Path, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def test_without_a_compiler(tmp_path: Path):
     )
 
 
+@pytest.mark.slow
 def test_with_a_broken_compiler(tmp_path: Path):
     """Importing the package builds nothing. The first layer prints what failed and where the compiler's output is."""
     compiler = script(
