@@ -97,11 +97,25 @@ def test_any_memory_layout_is_accepted(view, calls):
     assert actual.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 30, 31), (3, 256, 9, 9), (8, 16, 9, 9), (5, 8, 14, 14), (1, 64, 200, 300)])
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((1, 16, 30, 31), {"stride": 2}),
+        ((3, 256, 9, 9), {"stride": 2}),
+        ((8, 16, 9, 9), {"stride": 2}),
+        ((5, 8, 14, 14), {"stride": 2}),
+        ((1, 64, 200, 300), {"stride": 2}),
+        ((1, 16, 41, 7), {}),
+        ((3, 8, 57, 5), {"dilation": 2, "kernel_att": 5}),
+        ((1, 8, 33, 5), {"paths": "convolution", "kernel_conv": 5}),
+        ((2, 300, 7, 7), {}),
+        ((1, 300, 7, 7), {"paths": "attention"}),
+    ],
+)
 @torch.no_grad()
-def test_any_number_of_threads_gives_the_same_bits(shape):
-    """Threads share images or rows, but the arithmetic does not depend on the thread."""
-    layer, x, before = layer_of(shape[1], 16, stride=2), torch.randn(shape), torch.get_num_threads()
+def test_any_number_of_threads_gives_the_same_bits(shape, options):
+    """Threads share images, bands of rows, rows or panels of weights, but the arithmetic does not depend on the thread."""
+    layer, x, before = layer_of(shape[1], 16, **options), torch.randn(shape), torch.get_num_threads()
     try:
         results = []
         for threads in range(1, 9):

@@ -7,8 +7,9 @@
 //     ring               [ seen by output rows 2, 3 ]          row r lies at r mod size
 //                              next product: [10 11]
 //
-// With enough images each thread takes whole images. Otherwise the threads share the rows of one image at a time, with a
-// larger ring so that they seldom wait for each other.
+// With enough images each thread takes whole images. Otherwise each takes a band of rows, and projects the rows that it
+// shares with its neighbours itself: that costs less than reading them from the cache of another core. Where these are too
+// many, the threads share the rows of one image at a time, with a larger ring so that they seldom wait for each other.
 #pragma once
 
 #include "attention.h"
@@ -26,7 +27,8 @@ struct Forward {
   Layout s;
   int64_t rows, cols, outputs;  // of the output
   int64_t att_reach, conv_reach, reach;
-  const float *weight, *bias, *kernels, *zeros;
+  float *weight, *bias;         // packed
+  const float *kernels, *zeros;  // zeros: as many as a pixel has floats, or as a row of weights
   const int64_t* columns;  // offset of the pixel at column i − att_reach, reflected
 
   explicit Forward(const Layer& layer) : l(layer), s(layout_of(layer, PANEL)) {
@@ -193,8 +195,8 @@ INLINE int64_t rows_of_product(const Layer& l) {
   return min(l.height, (pixels + l.width - 1) / l.width);
 }
 
-// One image by one thread, with a small ring.
-void run_image(const Forward& f, int64_t image) {
+// Output rows `first` to `last` of an image by one thread, with a small ring.
+void run_rows(const Forward& f, int64_t image, int64_t first, int64_t last) {
   const Layer& l = f.l;
   const int64_t batch_rows = rows_of_product(l), row_floats = l.width * f.s.pixel;
   const int64_t size = l.projections ? l.height : min(l.height, (OUT_ROWS - 1) * l.stride + 2 * f.reach + 1 + batch_rows);
@@ -205,12 +207,13 @@ void run_image(const Forward& f, int64_t image) {
   for (int64_t y = 0; y < l.height; y++) row[y] = ring + y % size * row_floats;
   const float* x = l.x + image * l.height * l.width * l.inputs;
   float* out = l.out + image * f.rows * f.cols * f.outputs;
-  int64_t done = 0;
-  for (int64_t y = 0; y < f.rows; y += OUT_ROWS) {
-    const int64_t count = min(OUT_ROWS, f.rows - y);
-    const int64_t need = min(l.height, (y + count - 1) * l.stride + f.reach + 1);
+  const int64_t end = min(l.height, (last - 1) * l.stride + f.reach + 1);
+  int64_t done = max(0, first * l.stride - f.reach);
+  for (int64_t y = first; y < last; y += OUT_ROWS) {
+    const int64_t count = min(OUT_ROWS, last - y);
+    const int64_t need = min(end, (y + count - 1) * l.stride + f.reach + 1);
     while (done < need) {
-      const int64_t more = min(min(batch_rows, l.height - done), size - done % size);  // up to the end of the ring
+      const int64_t more = min(min(batch_rows, end - done), size - done % size);  // up to the end of the ring
       float* to = ring + done % size * row_floats;
       const float* in = x + done * l.width * l.inputs;
       project(f, in, more * l.width, to, 0, f.s.columns);
@@ -221,8 +224,19 @@ void run_image(const Forward& f, int64_t image) {
   }
 }
 
+// The bands of output rows that an image is cut into, so that all threads get as many. 1: they would project too many rows
+// twice, or all rows have to be saved once.
+INLINE int64_t count_bands(const Forward& f) {
+  const Layer& l = f.l;
+  int64_t bands = 1;
+  while (l.batch * bands % l.threads) bands++;
+  const bool are_worth_it = (bands - 1) * 8 * f.reach <= l.height && bands * OUT_ROWS <= f.rows;
+  return are_worth_it && !l.projections ? bands : 1;
+}
+
 // One image by all threads, with a large ring: project a slab of rows, wait, finish what it completes, wait.
-void share_image(const Forward& f, int64_t image) {
+// `packs`: a task of the product first packs the weights that it reads, which would otherwise lie in another core's cache.
+void share_image(const Forward& f, int64_t image, bool packs) {
   const Layer& l = f.l;
   const int64_t row_floats = l.width * f.s.pixel;
   const int64_t seen = (OUT_ROWS - 1) * l.stride + 2 * f.reach + 1;
@@ -258,7 +272,9 @@ void share_image(const Forward& f, int64_t image) {
         });
       } else {
         share(l, panels, [&](int64_t task) {
-          project(f, in, pixels, to, task * PANEL, (task + 1) * PANEL);
+          const int64_t first = task * PANEL;
+          if (packs && !done) pack_panel(l, f.s, task, f.zeros, f.weight + first * l.inputs, f.bias + first);
+          project(f, in, pixels, to, first, first + PANEL);
         });
         share(l, (pixels + block - 1) / block, [&](int64_t task) { keys(task * block, min(block, pixels - task * block)); });
       }
@@ -286,36 +302,48 @@ class Prepared {
   Forward f;
   Prepared(const Layer& l, bool projects)
       : f(l), taps(l.kernels ? l.conv_kernel * l.conv_kernel : 0), columns(l.positions ? column_count(f) : 0),
-        floats(f.s.columns * (l.inputs + 1) + packed_kernels(f.s, taps) + f.s.pixel),
+        zeros(max(f.s.pixel, l.inputs)),
+        floats(f.s.columns * (l.inputs + 1) + packed_kernels(f.s, taps) + zeros),
         integers(floats_of<int64_t>(columns + taps)) {
     if (!is_complete()) return;
     float* next = floats.data;
     auto take = [&](int64_t count) { float* p = next; next += count; return p; };
-    float *weight = take(f.s.columns * l.inputs), *bias = take(f.s.columns), *zeros = take(f.s.pixel);
+    float *weight = take(f.s.columns * l.inputs), *bias = take(f.s.columns), *zero = take(zeros);
     float* kernels = take(packed_kernels(f.s, taps));
-    if (projects) pack_weights(l, f.s, weight, bias);
-    for (int64_t i = 0; i < f.s.pixel; i++) zeros[i] = 0;
+    for (int64_t i = 0; i < zeros; i++) zero[i] = 0;
+    if (projects)
+      share(l, f.s.columns / PANEL, [&](int64_t i) {
+        pack_panel(l, f.s, i, zero, weight + i * PANEL * l.inputs, bias + i * PANEL);
+      });
     int64_t *column = (int64_t*)integers.data, *tap = column + columns;
     for (int64_t i = 0; i < columns; i++) column[i] = reflect(i - f.att_reach, l.width) * f.s.pixel;
     for (int64_t i = 0; i < taps; i++) tap[i] = i;
     if (taps) pack_kernels(l, f.s, l.kernels, forward_strides(l), 3, tap, taps, kernels);
-    f.weight = weight, f.bias = bias, f.kernels = kernels, f.zeros = zeros, f.columns = column;
+    f.weight = weight, f.bias = bias, f.kernels = kernels, f.zeros = zero, f.columns = column;
   }
   bool is_complete() const { return floats.data && integers.data; }
 
  private:
-  int64_t taps, columns;
+  int64_t taps, columns, zeros;
   Buffer floats, integers;
 };
 
 void forward(const Layer& l) {
-  const Prepared prepared(l, true);
+  const bool is_uneven = l.threads > 1 && l.parallel && l.batch % l.threads && l.batch < 4 * l.threads;
+  const int64_t bands = is_uneven ? count_bands(Forward(l)) : 1;
+  const bool shares = is_uneven && bands == 1, packs = shares && l.inputs >= DEEP;
+  const Prepared prepared(l, !packs);
   if (!prepared.is_complete()) return;
   const Forward& f = prepared.f;
-  if (l.threads > 1 && l.parallel && l.batch % l.threads && l.batch < 4 * l.threads)
-    for (int64_t image = 0; image < l.batch; image++) share_image(f, image);
-  else
-    share(l, l.batch, [&](int64_t image) { run_image(f, image); });
+  if (shares) {
+    for (int64_t image = 0; image < l.batch; image++) share_image(f, image, packs && image == 0);
+    return;
+  }
+  const int64_t band = ((f.rows + bands - 1) / bands + OUT_ROWS - 1) / OUT_ROWS * OUT_ROWS;
+  share(l, l.batch * bands, [&](int64_t task) {
+    const int64_t first = min(task % bands * band, f.rows);
+    run_rows(f, task / bands, first, min(first + band, f.rows));
+  });
 }
 
 }  // namespace

@@ -107,34 +107,29 @@ INLINE int64_t row_of_column(const Layer& l, const Layout& s, int64_t n) {
   return plane < 3 && head < l.heads && c < l.head_width ? (c * 3 + plane) * l.heads + head : -1;
 }
 
-// Weights (3 · outputs, K) → panels (columns / PANEL, K, PANEL), bias → (columns), in the layout's order.
-void pack_weights(const Layer& l, const Layout& s, float* packed, float* bias) {
+// One panel of the weights (3 · outputs, K) → (K, PANEL), and its bias → (PANEL), in the layout's order. `zeros`: (K).
+void pack_panel(const Layer& l, const Layout& s, int64_t panel, const float* zeros, float* packed, float* bias) {
   const int64_t depth = l.inputs;
-  Buffer zeros(depth);
-  if (!zeros.data) return;
-  for (int64_t k = 0; k < depth; k++) zeros.data[k] = 0;
-  share(l, s.columns / PANEL, [&](int64_t panel) {
-    for (int64_t n = panel * PANEL; n < (panel + 1) * PANEL; n += HEADS) {
-      const float* row[HEADS];
-      for (int64_t h = 0; h < HEADS; h++) {
-        const int64_t r = row_of_column(l, s, n + h);
-        row[h] = r >= 0 ? l.weight + r * depth : zeros.data;
-        bias[n + h] = r >= 0 && l.bias ? l.bias[r] : 0;
-      }
-      float* to = packed + panel * PANEL * depth + n % PANEL;
-      int64_t k = 0;
-      for (; k + 4 <= depth; k += 4) {
-        Vec4 a = load4(row[0] + k), b = load4(row[1] + k), d = load4(row[2] + k), e = load4(row[3] + k);
-        transpose4(a, b, d, e);
-        store4(to + k * PANEL, a);
-        store4(to + (k + 1) * PANEL, b);
-        store4(to + (k + 2) * PANEL, d);
-        store4(to + (k + 3) * PANEL, e);
-      }
-      for (; k < depth; k++)
-        for (int64_t h = 0; h < HEADS; h++) to[k * PANEL + h] = row[h][k];
+  for (int64_t n = panel * PANEL; n < (panel + 1) * PANEL; n += HEADS) {
+    const float* row[HEADS];
+    for (int64_t h = 0; h < HEADS; h++) {
+      const int64_t r = row_of_column(l, s, n + h);
+      row[h] = r >= 0 ? l.weight + r * depth : zeros;
+      bias[n % PANEL + h] = r >= 0 && l.bias ? l.bias[r] : 0;
     }
-  });
+    float* to = packed + n % PANEL;
+    int64_t k = 0;
+    for (; k + 4 <= depth; k += 4) {
+      Vec4 a = load4(row[0] + k), b = load4(row[1] + k), d = load4(row[2] + k), e = load4(row[3] + k);
+      transpose4(a, b, d, e);
+      store4(to + k * PANEL, a);
+      store4(to + (k + 1) * PANEL, b);
+      store4(to + (k + 2) * PANEL, d);
+      store4(to + (k + 3) * PANEL, e);
+    }
+    for (; k < depth; k++)
+      for (int64_t h = 0; h < HEADS; h++) to[k * PANEL + h] = row[h][k];
+  }
 }
 
 // The transposed weights: (3 · outputs, K) → panels (⌈K / PANEL⌉, columns of the layout, PANEL).
