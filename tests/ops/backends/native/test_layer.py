@@ -114,7 +114,7 @@ def test_any_memory_layout_is_accepted(view, calls):
 )
 @torch.no_grad()
 def test_any_number_of_threads_gives_the_same_bits(shape, options):
-    """Threads share images, bands of rows, rows or panels of weights, but the arithmetic does not depend on the thread."""
+    """Threads share images, bands of rows or weights, but the arithmetic does not depend on the thread."""
     layer, x, before = layer_of(shape[1], 16, **options), torch.randn(shape), torch.get_num_threads()
     try:
         results = []
