@@ -11,7 +11,6 @@ import torch
 from support.networks import SHALLOW, SMALL, perturbed
 from support.tiny_network import TinyNetwork
 from support.training import make_image_folder
-from support.weight_folders import SHIPPED
 from torch import nn
 
 pytest.importorskip("onnxruntime")
@@ -131,7 +130,8 @@ def test_every_family_can_be_exported(name: str, format: Any, tmp_path: Path, mo
 
 @pytest.mark.slow
 def test_int8_keeps_the_accuracy_of_the_shipped_weights(fashion_mnist: str, tmp_path: Path) -> None:
-    found = export_file(SHIPPED, tmp_path / "a.onnx", "onnx", data=fashion_mnist, int8=True, limit=500)
+    name = "acmix_pvt_pico.fashion_mnist"  # the one that is exported fastest
+    found = export_file(name, tmp_path / "a.onnx", "onnx", data=fashion_mnist, int8=True, limit=500)
     assert found.int8_agreement is not None and found.agreement.labelled == 500
     assert found.path.stat().st_size < 0.4 * found.float_bytes
     lost = found.int8_agreement.network_correct - found.int8_agreement.file_correct

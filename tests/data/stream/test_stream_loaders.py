@@ -198,7 +198,7 @@ dataset_info:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "workers"), [("parquet", 0), ("parquet", 2), ("webdataset", 2)])
+@pytest.mark.parametrize(("kind", "workers"), [("parquet", 0), ("webdataset", 2)])
 def test_a_hub_data_set_is_streamed(tmp_path: Path, kind: str, workers: int) -> None:
     write_shards(tmp_path / "set", kind, (8, 4))
     files = {f"data/{file.name}": file.read_bytes() for file in (tmp_path / "set").iterdir()}
