@@ -15,6 +15,7 @@ needs. The public names are:
 from acmix_zoo import _startup, models  # noqa: F401  # _startup has to be the first
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.swap import swap_conv3x3
+from acmix_zoo.version import __version__ as __version__
 from acmix_zoo.weights import (
     create_model,
     from_pretrained,
@@ -39,4 +40,3 @@ __all__ = [
     "models",
     "swap_conv3x3",
 ]
-__version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """The commands of `acmix-zoo`: what each is for, and which function runs it.
 
-This file imports nothing, so `acmix-zoo --help` answers before torch is loaded. To add a command, write a function that
-takes the command's arguments in a file of its own in this folder, and add a line to `GROUPS`.
+This file imports nothing that takes time, so `acmix-zoo --help` answers before torch is loaded. To add a command, write
+a function that takes the command's arguments in a file of its own in this folder, and add a line to `GROUPS`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import difflib
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from acmix_zoo.cli.fit_help import short_help
 
 
 class Command(NamedTuple):
@@ -155,9 +157,7 @@ def answer_before_imports(argv: Sequence[str]) -> int | None:
         print(overview())
         return 0
     if argv[0] in RECIPE_COMMANDS and {"-h", "--help"} & set(argv):
-        from acmix_zoo.cli.fit_help import short_help  # which imports this module
-
-        print(short_help(argv[0]))
+        print(short_help(argv[0], COMMANDS[argv[0]].example))
         return 0
     if argv[0] in COMMANDS or argv[0] == "--version":
         return None

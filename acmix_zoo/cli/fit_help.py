@@ -5,8 +5,6 @@ Like commands.py, this file imports nothing that takes time, so the help appears
 
 from __future__ import annotations
 
-from acmix_zoo.cli.commands import COMMANDS
-
 _CONFIG = {
     "--config CONFIG": "a recipe such as finetune/folder, a YAML file, or a run folder. May be repeated; later ones "
     "override",
@@ -54,15 +52,19 @@ _SUMMARIES = {
 }
 
 
-def short_help(command: str) -> str:
-    """Return the help of a command with the options that most people use."""
+def short_help(command: str, example: str) -> str:
+    """Return the help of a command with the options that most people use.
+
+    Args:
+        command: a command that takes a recipe.
+        example: arguments that show its use.
+    """
     options = OPTIONS[command]
     width = max(map(len, options)) + 2
-    example = f"acmix-zoo {command} {COMMANDS[command].example}"
     return "\n".join(
         [
             f"usage: acmix-zoo {command} --config CONFIG [options]\n\n{_SUMMARIES[command]}\n",
             *(f"  {option:{width}}{text}" for option, text in options.items()),
-            f"\nExample: {example}\n\nAll options: acmix-zoo {command} --help-all",
+            f"\nExample: acmix-zoo {command} {example}\n\nAll options: acmix-zoo {command} --help-all",
         ]
     )

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.models.task_network import TaskNetwork, example_outputs
+from acmix_zoo.version import __version__
 from acmix_zoo.weights.card import CardPicture, render_card, render_eval_results
 from acmix_zoo.weights.load import load_weights
 from acmix_zoo.weights.replace import check_target, replace_folder, temporary_sibling
@@ -177,7 +178,7 @@ def _config(
         "model_args": arguments,
         "pretrained_cfg": cfg,
         "acmix_zoo": {
-            "version": _version(),
+            "version": __version__,
             "name": f"{architecture}.{tag}" if tag else architecture,
             "tag": tag,
             **{key: value for key, value in record.items() if value is not None},
@@ -205,12 +206,6 @@ def _config(
             f"write_folder: the record or the network's arguments cannot be stored in config.json ({error}). Expected "
             "plain values only"
         ) from error
-
-
-def _version() -> str:
-    import acmix_zoo  # imported here, because the package imports this module while it is being imported itself
-
-    return acmix_zoo.__version__
 
 
 def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
