@@ -218,8 +218,8 @@ class ResumableDataModule(L.LightningDataModule):
     def on_exception(self, exception: BaseException) -> None:
         """Stop the workers of a stream, because Lightning does not call `teardown` for a run that failed.
 
-        If they were left to the garbage collector, each would block it for five seconds: it closes the queue that
-        carries the message to stop before that message is sent.
+        The garbage collector would wait five seconds for each of them, because it closes the queue to a worker before
+        the loader can send the message to stop.
         """
         self.loaders.close()
 

@@ -8,7 +8,7 @@
 //                              next product: [10 11]
 //
 // With enough images each thread takes whole images. Otherwise each takes a band of rows, and projects the rows that it
-// shares with its neighbours itself: that costs less than reading them from the cache of another core. Where these are too
+// shares with its neighbours itself: that was faster than reading what another core has projected. Where these are too
 // many, the threads share the rows of one image at a time, with a larger ring so that they seldom wait for each other.
 #pragma once
 
