@@ -53,10 +53,10 @@ in this folder. To run it on your own machine:
 _APP = '''\
 """Run the page of acmix-zoo as a Space on the Hugging Face Hub."""
 
-from acmix_zoo.app.serve import serve
+from acmix_zoo.cli.app import app
 
 if __name__ == "__main__":
-    serve({models!r}, host="0.0.0.0", port=7860, when_ready=print)
+    app({arguments!r})
 '''
 
 
@@ -92,7 +92,7 @@ def write_space(folder: Path, models: Sequence[str] = ()) -> list[str]:
             shutil.copytree(source, folder / part)
     python = ".".join(platform.python_version_tuple()[:2])
     (folder / "README.md").write_text(_README.format(gradio=_gradio_version(), python=python), encoding="utf-8")
-    (folder / "app.py").write_text(_APP.format(models=names), encoding="utf-8")
+    (folder / "app.py").write_text(_APP.format(arguments=[*names, "--host=0.0.0.0", "--port=7860"]), encoding="utf-8")
     (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in _requirements(package)), encoding="utf-8")
     return sorted(path.name for path in folder.iterdir())
 

@@ -63,7 +63,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "examples/ankle_boot.png --model acmix_resnet_pico",
         ),
         "app": Command(
-            "app:app", "[MODEL...]", "open a web page to try networks and fine-tune them", "runs/folder-photos --open"
+            "app:app", "[MODEL...]", "open a web page to try networks and fine-tune them", "runs/photos --open"
         ),
         "data": Command("data:data", "FOLDER", "check a data set: splits, classes, unusable files", "photos"),
     },

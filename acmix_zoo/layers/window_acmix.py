@@ -135,8 +135,7 @@ class WindowACmix(TwoStageLayer):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        # With assign=True the table may have left the meta device.
-        self.init_non_persistent_buffers()
+        self.init_non_persistent_buffers()  # with assign=True, the table may have left the meta device
 
     def resized_table(self, table: Tensor) -> Tensor:
         """Return the position table of a checkpoint, interpolated for this layer's window unless its length fits."""

@@ -3,6 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Interval(NamedTuple):
+    """A number of consecutive training batches.
+
+    Attributes:
+        seconds: duration, without validations.
+        waited: the part of it in which this process waited for data.
+        images: number of images, in all processes.
+    """
+
+    seconds: float = 0.0
+    waited: float = 0.0
+    images: int = 0
+
+
+def add_intervals(intervals: Iterable[Interval]) -> Interval:
+    """Return the sum of intervals."""
+    seconds, waited, images = (sum(column) for column in zip(*intervals, strict=True))
+    return Interval(seconds, waited, int(images))
 
 
 class TrainingClock:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
 from torch import nn
 
-from acmix_zoo.training.clock import TrainingClock
+from acmix_zoo.training.clock import Interval, TrainingClock, add_intervals
 from acmix_zoo.training.data_wait import DataWait
 from acmix_zoo.training.history import format_duration
 from acmix_zoo.training.limits import copy_to_meta, device_peak, measure_loader, training_flops
@@ -24,20 +23,6 @@ _BAR_NAMES = {"eta_minutes": "min_left"}
 _VERBOSE_BAR_NAMES = {"images_per_second": "images/s", "mfu": "MFU", **_BAR_NAMES}
 _ESTIMATE_SECONDS = 5.0  # time to measure before the first estimate; shorter epochs end with a line that has one
 _BOTTLENECK = 0.2  # fraction of the time waiting for data from which data loading is called the bottleneck
-
-
-class Interval(NamedTuple):
-    """A number of consecutive training batches.
-
-    Attributes:
-        seconds: duration, without validations.
-        waited: the part of it in which this process waited for data.
-        images: number of images, in all processes.
-    """
-
-    seconds: float = 0.0
-    waited: float = 0.0
-    images: int = 0
 
 
 class Speed(L.Callback):
@@ -151,7 +136,7 @@ class Speed(L.Callback):
     ) -> None:
         """Count a batch. After an optimiser step, log and show the metrics if they are due."""
         step = Interval(self._clock.lap(), self._wait.take(), len(batch[0]) * trainer.world_size)
-        self._epoch = _add([self._epoch, step])
+        self._epoch = add_intervals([self._epoch, step])
         if self._is_first_batch:
             self._is_first_batch = False
             return
@@ -166,7 +151,7 @@ class Speed(L.Callback):
         is_shown = trainer.progress_bar_callback is not None and now >= self._refreshed_at + _REFRESH
         if not (is_logged or is_shown):  # computing them takes longer than a step of a small network
             return
-        metrics = self._compute(trainer, _add(self._window), 1)  # a validation may come before the next batch
+        metrics = self._compute(trainer, add_intervals(self._window), 1)  # a validation may come before the next batch
         if is_logged:  # not by pl_module.log, which would take even longer
             for logger in trainer.loggers:
                 logger.log_metrics({f"speed/{k}": v for k, v in metrics.items()}, step=trainer.global_step - 1)
@@ -177,7 +162,7 @@ class Speed(L.Callback):
 
     def _print_estimate(self, trainer: L.Trainer) -> None:
         """Print when the run will end, once enough batches have been measured."""
-        measured = _add(self._window)
+        measured = add_intervals(self._window)
         if measured.seconds < _ESTIMATE_SECONDS or len(self._window) < 2 or trainer.is_last_batch:
             return
         self._is_estimated = True
@@ -277,11 +262,6 @@ def _weigh_by_size(trainer: L.Trainer, batches: float) -> float:
         batches -= count
         epoch, in_epoch = epoch + 1, trainer.num_training_batches
     return weighed
-
-
-def _add(intervals: Iterable[Interval]) -> Interval:
-    seconds, waited, images = (sum(column) for column in zip(*intervals, strict=True))
-    return Interval(seconds, waited, int(images))
 
 
 def _bottleneck_message(workers: int) -> str:

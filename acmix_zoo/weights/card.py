@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
@@ -155,7 +156,7 @@ def render_card(config: Mapping[str, Any]) -> str:
     if pictures := record.get("pictures"):
         body += ["", "## Pictures"]
         for file, caption in pictures.items():
-            body += ["", f"{escape(caption)}:", "", f"![{escape(caption)}](pictures/{file})"]
+            body += ["", f"{escape(caption)}:", "", f"![{escape(caption)}](pictures/{quote(file)})"]
     if names := config.get("label_names") or cfg.get("label_names"):
         body += ["", "## Classes", "", *_classes(names, record.get("class_scores"))]
     body += [*("", "## Use", ""), *_usage(task, channels, height, width, config["num_classes"]), ""]

@@ -54,7 +54,7 @@ for name in ("models/0-acmix_swin_pico.fashion_mnist", "acmix_san_pico"):
     assert Path(package).is_relative_to(space) and Path(recipe).is_relative_to(space)
     assert int(examples) >= 4 and classes == ["10", "10"]
     app = (space / "app.py").read_text(encoding="utf-8")
-    assert "['models/0-acmix_swin_pico.fashion_mnist', 'acmix_san_pico'], host=\"0.0.0.0\"" in app
+    assert "app(['models/0-acmix_swin_pico.fashion_mnist', 'acmix_san_pico', '--host=0.0.0.0'" in app
 
 
 def test_a_folder_with_files_is_not_touched(tmp_path: Path) -> None:

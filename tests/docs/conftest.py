@@ -1,38 +1,37 @@
 """Fixtures for the tests of the documents: a reader with a folder, and the parser of `acmix-zoo fit`."""
 
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
 pytest.importorskip("lightning")
 
 from jsonargparse import Namespace
+from support.clothing import write_clothing
 from support.documents import ROOT, Reader
 
 from acmix_zoo.cli.find_task import find_task
 from acmix_zoo.cli.recipes import with_config_files
 from acmix_zoo.cli.trainer import TrainingCLI
-from acmix_zoo.data import export_folder
 
 Parse = Callable[..., Namespace]
 
 
 @pytest.fixture(scope="session")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    """Return a reader whose folder looks like a clone and has photos, which are handwritten digits."""
+    """Return a reader whose folder looks like a clone with some of the photographs from examples/clothing.zip."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("acmix_zoo", "checkpoints", "examples", "hubconf.py", "Makefile", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
     # torch.hub finds the repository in its cache, as if it had been downloaded before.
     (folder / "hub").mkdir()
     (folder / "hub" / "org_acmix_main").symlink_to(ROOT)
-    export_folder("digits", folder / "exported", per_class={"train": 12})
-    shutil.move(folder / "exported" / "train", folder / "photos")  # class folders without folders for splits
-    shutil.copy(next((folder / "photos" / "7").iterdir()), folder / "photo.png")
+    with ZipFile(write_clothing(folder / "clothing.zip", images=6)) as archive:
+        archive.extractall(folder)
     return Reader(folder)
 
 

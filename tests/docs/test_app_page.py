@@ -24,7 +24,7 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 def test_the_folder_of_a_space_is_written(tmp_path: Path) -> None:
     words = next(words for words in PAGE.commands() if "--export-space" in words)
-    shutil.copytree(ROOT / "checkpoints/acmix_resnet_pico.fashion_mnist", tmp_path / "runs/folder-photos/weights")
+    shutil.copytree(ROOT / "checkpoints/acmix_resnet_pico.fashion_mnist", tmp_path / "runs/clothing/weights")
     printed = Reader(tmp_path).acmix_zoo(*words[1:])
     assert printed.code == 0, printed.err
     assert [path.name for path in (tmp_path / "my_space/models").iterdir()] == ["0-acmix_resnet_pico.fashion_mnist"]

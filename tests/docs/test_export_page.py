@@ -6,10 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
 from support.documents import ROOT, Document, Reader, lines_not_printed
 
-PAGE = Document("docs/export.md")
+PAGE, SHOE = Document("docs/export.md"), "clothing/test/shoes/01.jpg"
 
 
 def test_the_page_matches_the_command() -> None:
@@ -26,7 +25,7 @@ def test_commands_and_programs_in_order(reader: Reader) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     # PVT is the network that is exported fastest, and it takes any size like the others
-    assert reader.acmix_zoo("train", "photos", "--model=acmix_pvt_pico.fashion_mnist").code == 0
+    assert reader.acmix_zoo("train", "clothing", "--model=acmix_pvt_pico.fashion_mnist").code == 0
     for block in PAGE.blocks("console"):
         command, *lines = block.splitlines()
         printed = reader.acmix_zoo(*command.removeprefix("$ acmix-zoo ").split())
@@ -35,13 +34,12 @@ def test_commands_and_programs_in_order(reader: Reader) -> None:
     onnx, program = PAGE.blocks("python")
     reader.python(program)
 
-    Image.open(ROOT / "examples" / "ankle_boot.png").resize((61, 47)).save(reader.folder / "photo.png")
     without_torch = "import sys\nsys.modules['torch'] = None\n" + onnx + "print(list(map(float, logits[0])))"
     done = subprocess.run(
         [sys.executable, "-c", without_torch], check=True, capture_output=True, text=True, cwd=reader.folder
     )
     name, logits = done.stdout.splitlines()
-    classes = json.loads(reader.acmix_zoo("classify", "photo.png", "--model=runs/photos", "--json").out)
+    classes = json.loads(reader.acmix_zoo("classify", SHOE, "--model=runs/clothing", "--json").out)
     best, second, *_ = classes[0]["classes"]
     assert best["description"] == name
     first, next_one, *_ = sorted(json.loads(logits), reverse=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 from urllib.request import urlopen
 from zipfile import ZipFile
 
 import pytest
-from PIL import Image
 from support.clothing import write_clothing
 from support.documents import ROOT, Document, Reader
 from support.hub_server import Hub
@@ -24,11 +22,9 @@ FILES = {"weights", "curves.png", "augmented.png", "test/classes.csv", "test/con
 
 @pytest.fixture
 def user(tmp_path: Path) -> Reader:
-    """Return a reader with a few photographs of clothing in photos/, and one in photo.png."""
+    """Return a reader with a few photographs of clothing."""
     with ZipFile(write_clothing(tmp_path / "clothing.zip", images=6)) as archive:
         archive.extractall(tmp_path)
-    shutil.move(tmp_path / "clothing", tmp_path / "photos")
-    Image.open(tmp_path / "photos/test/shoes/01.jpg").save(tmp_path / "photo.png")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     return Reader(tmp_path)
 
@@ -48,8 +44,8 @@ def test_from_the_readme_to_shared_weights(user: Reader, hub: Hub, subtests: pyt
 
     train, classify = (words[1:] for words in README.commands() if words[0] == "acmix-zoo")
     out = run(user, *train, *SMALL)
-    folder = user.folder / "runs/photos"
-    listed = re.search(r"^Files in runs/photos:\n((?:  .*\n)+)", out, re.MULTILINE)
+    folder = user.folder / "runs/clothing"
+    listed = re.search(r"^Files in runs/clothing:\n((?:  .*\n)+)", out, re.MULTILINE)
     assert listed
     files = [line.split()[0] for line in listed[1].splitlines()]
     assert set(files) >= FILES and all((folder / name).exists() for name in files)
@@ -61,15 +57,15 @@ def test_from_the_readme_to_shared_weights(user: Reader, hub: Hub, subtests: pyt
         run(user, *words)
     assert len(list((user.folder / "explained").glob("*/explanation.html"))) == 1
 
-    assert re.match(r"photo\.png\n +\d+\.\d %  (dress|shoes)\n", run(user, *classify))
-    as_json = ["classify", "photo.png", "--json", "--model"]
-    classes = json.loads(run(user, *as_json, "runs/photos"))[0]["classes"]
+    assert re.match(r"clothing/test/shoes/01\.jpg\n +\d+\.\d %  (dress|shoes)\n", run(user, *classify))
+    as_json = ["classify", "clothing/test/shoes/01.jpg", "--json", "--model"]
+    classes = json.loads(run(user, *as_json, "runs/clothing"))[0]["classes"]
     assert user.python(EXPORT.blocks("python")[0]) == f"{classes[0]['description']}\n"  # in onnxruntime
 
-    assert f"{hub.url}/org/photos/commit/" in run(user, "push", "runs/photos", "org/photos")
-    assert json.loads(run(user, *as_json, "org/photos"))[0]["classes"] == classes
+    assert f"{hub.url}/org/clothing/commit/" in run(user, "push", "runs/clothing", "org/clothing")
+    assert json.loads(run(user, *as_json, "org/clothing"))[0]["classes"] == classes
 
     with subtests.test("the page"):
         pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[app]'")
-        with running_app(user.folder, "runs/photos") as page, urlopen(page.address) as answer:
-            assert "runs/photos" in answer.read().decode()
+        with running_app(user.folder, "runs/clothing") as page, urlopen(page.address) as answer:
+            assert "runs/clothing" in answer.read().decode()

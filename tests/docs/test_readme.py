@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from support.clothing import UNPACK
 from support.documents import ROOT, Document, Reader, lines_not_printed
 
 README, CHINESE = Document("README.md"), Document("README.zh-CN.md")
@@ -74,7 +75,7 @@ class TestCommands:
     def test_fine_tuning_prints_what_is_shown(self, readme: Document, reader: Reader) -> None:
         """The lines are the same, except for numbers and for the classes of another data set."""
         (block,) = readme.blocks("console")
-        train, classify = re.split(r"^(?=\$ )", block, flags=re.MULTILINE)[1:]
+        _, train, classify = re.split(r"^(?=\$ )", block, flags=re.MULTILINE)[1:]
         for shown in (train, classify):
             command, *lines = shown.splitlines()
             printed = reader.acmix_zoo(*command.removeprefix("$ acmix-zoo ").split())
@@ -82,10 +83,10 @@ class TestCommands:
             assert len(lines) >= 3 and not lines_not_printed(lines, printed.out)
 
     @pytest.mark.parametrize("readme", READMES)
-    def test_the_other_is_for_pip(self, readme: Document) -> None:
+    def test_the_others_install_and_unpack(self, readme: Document) -> None:
         """The wheel that it installs is tested in tests/test_house.py, and slowly below."""
         others = [words for words in readme.commands() if words[0] != "acmix-zoo"]
-        assert others == [["pip", "install", ".[train]"]]
+        assert others == [["pip", "install", ".[train]"], UNPACK]
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         assert "train" in project["optional-dependencies"]
 

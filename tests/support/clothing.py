@@ -8,6 +8,8 @@ from zipfile import ZipFile
 
 ARCHIVE = Path(__file__).resolve().parents[2] / "examples/clothing.zip"
 TWO_CLASSES = ("dress", "shoes")
+# The command in the documents. Readers of the tests get the folder without it, and with fewer images.
+UNPACK = ["python", "-m", "zipfile", "-e", "examples/clothing.zip", "."]
 
 
 def write_clothing(path: Path, images: int, classes: Collection[str] = TWO_CLASSES) -> Path:

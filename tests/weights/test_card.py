@@ -34,7 +34,7 @@ EVIL = "x\npipeline_tag: evil\n---\n<script>alert(1)</script>|`a` [b](http://c) 
 
 
 @pytest.mark.parametrize(
-    "field", ["license", "origin", "parent", "command", "seed", "dataset", "metric", "note", "label", "tag"]
+    "field", ["license", "origin", "parent", "command", "seed", "dataset", "metric", "note", "label", "tag", "picture"]
 )
 def test_markup_in_a_card_is_escaped(any_config: dict[str, Any], field: str) -> None:
     """Names from users and data sets appear literally. They cannot add front matter, HTML, links or table cells."""
@@ -48,6 +48,7 @@ def test_markup_in_a_card_is_escaped(any_config: dict[str, Any], field: str) -> 
         "metric": {"metrics": [{"dataset": value, "split": value, "name": "top1" + value, "value": 0.5}]},
         "note": {"metrics": [{"dataset": "a/b", "split": "val", "name": "top1", "value": 0.5, "note": value}]},
         "tag": {"name": value},
+        "picture": {"pictures": {value: value}},
     }
     record.update(changes.get(field, {field: value}))
     label["label_names"] = [value] * 10 if field == "label" else None
@@ -61,7 +62,7 @@ def test_markup_in_a_card_is_escaped(any_config: dict[str, Any], field: str) -> 
     found = safe_load(front)
     assert {key: found[key] for key in expected} == expected
     assert found.keys() <= {*expected, "license", "license_name", "datasets"}
-    added = {"label": 4, "license": 2}.get(field, 0)
+    added = {"label": 4, "license": 2, "picture": 6}.get(field, 0)
     assert len(body.splitlines()) == len(plain.split("\n---\n", 1)[1].splitlines()) + added
     for markup in ("<script", "[b](", "\x1b", "\u2028", "*d*"):
         assert markup not in body
