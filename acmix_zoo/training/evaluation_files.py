@@ -133,5 +133,4 @@ def _draw_mistakes(mistakes: Sequence[Mistake], split: Split, class_names: Seque
     ]
     if shown:
         write_contact_sheet(path, pictures, titles)
-    part = f"the {len(shown)} most confident of " if len(shown) < len(mistakes) else ""
-    return WrittenFile(path, f"{part}{count_noun(len(mistakes), 'mistake')}, most confident first")
+    return WrittenFile(path, f"{len(shown)} of {count_noun(len(mistakes), 'mistake')}, most confident first")

@@ -24,7 +24,16 @@ Parse = Callable[..., Namespace]
 @pytest.fixture(scope="session")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     """Return a reader whose folder looks like a clone with some of the photographs from examples/clothing.zip."""
-    folder = tmp_path_factory.mktemp("clone")
+    return _make_reader(tmp_path_factory.mktemp("clone"))
+
+
+@pytest.fixture
+def other_reader(tmp_path: Path) -> Reader:
+    """Return a reader with a folder of their own, in which no other test has trained anything."""
+    return _make_reader(tmp_path)
+
+
+def _make_reader(folder: Path) -> Reader:
     for name in ("acmix_zoo", "checkpoints", "examples", "hubconf.py", "Makefile", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
     # torch.hub finds the repository in its cache, as if it had been downloaded before.

@@ -21,25 +21,25 @@ def test_the_page_matches_the_command() -> None:
 
 
 @pytest.mark.slow
-def test_commands_and_programs_in_order(reader: Reader) -> None:
+def test_commands_and_programs_in_order(other_reader: Reader) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     # PVT is the network that is exported fastest, and it takes any size like the others
-    assert reader.acmix_zoo("train", "clothing", "--model=acmix_pvt_pico.fashion_mnist").code == 0
+    assert other_reader.acmix_zoo("train", "clothing", "--model=acmix_pvt_pico.fashion_mnist").code == 0
     for block in PAGE.blocks("console"):
         command, *lines = block.splitlines()
-        printed = reader.acmix_zoo(*command.removeprefix("$ acmix-zoo ").split())
+        printed = other_reader.acmix_zoo(*command.removeprefix("$ acmix-zoo ").split())
         assert printed.code == 0, printed.err
         assert not lines_not_printed(lines, printed.out)
     onnx, program = PAGE.blocks("python")
-    reader.python(program)
+    other_reader.python(program)
 
     without_torch = "import sys\nsys.modules['torch'] = None\n" + onnx + "print(list(map(float, logits[0])))"
     done = subprocess.run(
-        [sys.executable, "-c", without_torch], check=True, capture_output=True, text=True, cwd=reader.folder
+        [sys.executable, "-c", without_torch], check=True, capture_output=True, text=True, cwd=other_reader.folder
     )
     name, logits = done.stdout.splitlines()
-    classes = json.loads(reader.acmix_zoo("classify", SHOE, "--model=runs/clothing", "--json").out)
+    classes = json.loads(other_reader.acmix_zoo("classify", SHOE, "--model=runs/clothing", "--json").out)
     best, second, *_ = classes[0]["classes"]
     assert best["description"] == name
     first, next_one, *_ = sorted(json.loads(logits), reverse=True)

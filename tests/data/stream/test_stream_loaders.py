@@ -198,27 +198,38 @@ dataset_info:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "workers"), [("parquet", 0), ("webdataset", 2)])
-def test_a_hub_data_set_is_streamed(tmp_path: Path, kind: str, workers: int) -> None:
-    write_shards(tmp_path / "set", kind, (8, 4))
-    files = {f"data/{file.name}": file.read_bytes() for file in (tmp_path / "set").iterdir()}
-    (tmp_path / "names.txt").write_text("ant\nbee\ncow\n")
-    options = {"classes_file": str(tmp_path / "names.txt")} if kind == "webdataset" else {}
+def test_parquet_files_on_the_hub_are_streamed(tmp_path: Path) -> None:
+    """The number of training images is the one that the card of the data set states."""
+    files = shard_files(tmp_path / "set", "parquet")
     with Hub() as hub:
         repo = hub.repos["org/set"] = Repo(private=False)
         repo.commit("main", files)
-        done = read_hub(hub, "org/set", tmp_path, workers, **options)
+        done = read_hub(hub, "org/set", tmp_path)
         assert "org/set does not state how many training images it has. Set data.epoch_images" in done.stderr
-        done = read_hub(hub, "org/set", tmp_path, workers, epoch_images=24, **options)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert len(json.loads(done.stdout.splitlines()[-1])[0]) == 24
         sha = repo.commit("main", files | {"README.md": CARD})
-        done = read_hub(hub, "org/set", tmp_path, workers, **options)
-        assert done.returncode == 0, done.stderr[-3000:]
-        seen, names, described = json.loads(done.stdout.splitlines()[-1])
-        assert set(seen) == set(range(12)) if workers == 0 else len(seen) == 12
-        assert names == (["ant", "bee", "cow"] if options else ["cat", "dog", "emu"])
-        assert described["fingerprint"] == sha[:16] and described["splits"]["train"] == 12
-        if kind == "webdataset":
-            done = read_hub(hub, "org/set", tmp_path)
-            assert "ValueError: org/set: the column 'cls' has no class names. Set data.classes_file" in done.stderr
+        done = read_hub(hub, "org/set", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen, names, described = json.loads(done.stdout.splitlines()[-1])
+    assert set(seen) == set(range(12)) and names == ["cat", "dog", "emu"]
+    assert described["fingerprint"] == sha[:16] and described["splits"]["train"] == 12
+
+
+@pytest.mark.slow
+def test_a_web_data_set_on_the_hub_is_streamed_by_two_workers(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("ant\nbee\ncow\n")
+    with Hub() as hub:
+        repo = hub.repos["org/set"] = Repo(private=False)
+        repo.commit("main", shard_files(tmp_path / "set", "webdataset") | {"README.md": CARD})
+        done = read_hub(hub, "org/set", tmp_path)
+        assert "ValueError: org/set: the column 'cls' has no class names. Set data.classes_file" in done.stderr
+        names = str(tmp_path / "names.txt")
+        done = read_hub(hub, "org/set", tmp_path, workers=2, epoch_images=24, classes_file=names)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen, names, described = json.loads(done.stdout.splitlines()[-1])
+    assert len(seen) == 24 and names == ["ant", "bee", "cow"] and described["splits"]["train"] == 12
+
+
+def shard_files(folder: Path, kind: str) -> dict[str, bytes]:
+    """Write the shards of a data set, and return their contents by their names on the Hub."""
+    write_shards(folder, kind, (8, 4))
+    return {f"data/{file.name}": file.read_bytes() for file in folder.iterdir()}
