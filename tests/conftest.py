@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # huggingface_hub reads it at import; a missing file is an error at once
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
@@ -77,6 +78,14 @@ def python_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled_code() -> Iterator[None]:
+    """PyTorch compiles a function at most eight times per process. Without this, tests would share the limit."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 FIGURES = pytest.StashKey[list[tuple[str, str]]]()

@@ -225,7 +225,7 @@ class WindowACmix(TwoStageLayer):
         """Run the layer up to the dropout in the native library, for rows × cols windows: (B, H, W, dim) → the same."""
         (b, h, w), (wh, ww) = x.shape[:3], self.window
         shift = self.effective_shift(rows, cols)
-        if (h, w) != (rows * wh, cols * ww):
+        if torch.compiler.is_compiling() or (h, w) != (rows * wh, cols * ww):  # one graph, with or without padding
             x = F.pad(x, (0, 0, 0, cols * ww - w, 0, rows * wh - h))  # (B, H′, W′, dim)
         bias = mask = fc = kernels = None
         offset: Tensor | None = None
@@ -242,7 +242,7 @@ class WindowACmix(TwoStageLayer):
         if adds_in_place:
             weight = self.proj.weight
             if self.alpha is not None:  # multiply the smaller one of the two factors
-                if len(attention) < self.dim:
+                if not torch.compiler.is_compiling() and len(attention) < self.dim:
                     attention = attention * self.alpha
                 else:
                     weight = weight * self.alpha

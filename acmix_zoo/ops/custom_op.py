@@ -7,8 +7,6 @@ devices and for export, the layer is traced operator by operator.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -27,7 +25,7 @@ from acmix_zoo.ops.acmix import (
 )
 from acmix_zoo.ops.backends.native import layer as native
 from acmix_zoo.ops.chunks import chunked_backward
-from acmix_zoo.ops.derivatives import needs_plain_gradients, plain_gradients
+from acmix_zoo.ops.derivatives import needs_plain_gradients, plain_gradients, with_autograd
 from acmix_zoo.ops.dispatch import plan_batch
 from acmix_zoo.ops.projection import project
 
@@ -77,12 +75,7 @@ def _backward(
     chunk_size, stage_two = _chunk_size(x, weight, geometry), partial(combine_paths, geometry=geometry)
     chunks = kept.split(chunk_size) if kept.numel() and not is_native_layout else ()
     compute = partial(chunked_backward, stage_two, chunk_size, grad, chunks, x, weight, bias, paths, needed)
-    if _is_autograd_enabled():
-        found = compute()
-    else:  # a dispatch mode such as a FLOP counter disables autograd, but only in its own thread
-        context = copy_context()  # contains the backend of `use_backend`
-        with ThreadPoolExecutor(1) as pool:
-            found = pool.submit(context.run, compute).result()
+    found = with_autograd(compute)
     return [t for t, need in zip(found, needed, strict=True) if need and t is not None]
 
 
@@ -96,12 +89,6 @@ def _chunk_size(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
     window = attention_window(geometry)
     plan = plan_batch(x.shape, len(weight) // 3, window, itemsize=x.element_size(), device=x.device.type)
     return min(len(x), plan.chunk_size)
-
-
-def _is_autograd_enabled() -> bool:
-    """Return whether autograd can record operators here. Inside an operator under a dispatch mode, it cannot."""
-    with torch.enable_grad():
-        return torch.empty(0, requires_grad=True).neg().requires_grad
 
 
 @torch.library.register_fake("acmix_zoo::acmix")

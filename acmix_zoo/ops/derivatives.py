@@ -9,12 +9,15 @@ equivalent: the same function, written in operators that PyTorch can differentia
   second derivative. It is used only if the backward pass is itself differentiated (`create_graph=True`) or batched
   (`is_grads_batched=True`); ordinary training runs the kernel's own backward pass.
 * `plain_gradients` does the same inside the backward pass of an `autograd.Function`.
+* `with_autograd` lets an operator use autograd.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +25,8 @@ from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.func import debug_unwrap
 
 from acmix_zoo.ops.tracing import is_recording
+
+_Result = TypeVar("_Result")
 
 
 def is_transformed(*tensors: Tensor | None) -> bool:
@@ -94,6 +99,20 @@ def plain_gradients(
     differentiated = [v for v, need in zip(views, needed, strict=True) if need and v is not None]
     gradients = iter(torch.autograd.grad(out, differentiated, grad, create_graph=create_graph, allow_unused=True))
     return [next(gradients) if need and v is not None else None for v, need in zip(views, needed, strict=True)]
+
+
+def with_autograd(compute: Callable[[], _Result]) -> _Result:
+    """Return `compute()`, which uses autograd, from within an operator.
+
+    A dispatch mode such as a FLOP counter disables autograd there, but only in its own thread.
+    """
+    with torch.enable_grad():
+        is_enabled = torch.empty(0, requires_grad=True).neg().requires_grad
+    if is_enabled:
+        return compute()
+    context = copy_context()  # contains the backend of `use_backend`
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(context.run, compute).result()
 
 
 def with_plain_derivatives(out: Tensor, plain: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ projections.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +16,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from acmix_zoo.ops.backends.native import window as native
-from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients
+from acmix_zoo.ops.backends.native.layer import unsupported_kind_reason
+from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients, with_autograd
 from acmix_zoo.ops.dispatch import forced_backend
 from acmix_zoo.ops.shift_conv import shift_conv
-from acmix_zoo.ops.tracing import is_recording
+from acmix_zoo.ops.tracing import is_exporting
 from acmix_zoo.ops.window_attention import window_attention_plain
 from acmix_zoo.ops.windows import crop, roll, window_masks, window_partition, window_reverse
 
@@ -63,16 +66,27 @@ class WindowTensors(NamedTuple):
 def runs_native(*tensors: Tensor) -> bool:
     """Return whether the native library computes `window_paths` for a layer with these inputs and parameters.
 
-    Graphs for a compiler or for other programs, transforms and subclasses of tensors need plain operators.
+    Graphs for other programs, transforms and subclasses of tensors need plain operators.
     """
-    if is_recording() or forced_backend() not in (None, "native") or torch.is_autocast_enabled("cpu"):
+    if is_exporting() or torch.is_autocast_enabled("cpu") or not all(type(t) in (Tensor, Parameter) for t in tensors):
         return False
+    if torch.compiler.is_compiling():
+        return all(_is_supported(t.device.type, t.dtype) for t in tensors) and not is_transformed(*tensors)
     return (
         all(t.numel() or not len(t) for t in tensors)  # the kernel divides by H and W, but not by B
-        and all(type(t) in (Tensor, Parameter) for t in tensors)
-        and native.unsupported_reason(tensors) is None
+        and _is_native(tensors)
         and not is_transformed(*tensors)
     )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_supported(device: str, dtype: torch.dtype) -> bool:
+    """Return whether tensors of this kind run natively; a compiler may call this while it records a graph."""
+    return forced_backend() in (None, "native") and unsupported_kind_reason(device, dtype) is None
+
+
+def _is_native(tensors: Sequence[Tensor | None]) -> bool:
+    return forced_backend() in (None, "native") and native.unsupported_reason(tensors) is None
 
 
 def window_paths(projections: Tensor, tensors: WindowTensors, geometry: WindowGeometry) -> tuple[Tensor, Tensor]:
@@ -126,7 +140,7 @@ def window_paths_plain(
 
 
 _TENSORS = "Tensor projections, Tensor? bias, Tensor? mask, Tensor? fc, Tensor? kernels, Tensor? offset"
-_SIZES = "int heads, int[] window, int[] shift, int[] size, bool conv_is_rolled, bool heads_first"
+_SIZES = "int heads, SymInt[] window, int[] shift, SymInt[] size, bool conv_is_rolled, bool heads_first"
 _N_TENSORS = 1 + len(WindowTensors._fields)
 torch.library.define("acmix_zoo::window_paths", f"({_TENSORS}, {_SIZES}) -> (Tensor, Tensor)")
 # The gradients of the projections, and of bias, fc and kernels where `wanted` (bias, fc and kernels) says so.
@@ -143,14 +157,42 @@ def _geometry(sizes: Any) -> WindowGeometry:
 
 @torch.library.impl("acmix_zoo::window_paths", "cpu")
 def _forward(projections: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    return native.forward(projections, arguments[:5], _geometry(arguments[5:]))
+    tensors, geometry = WindowTensors(*arguments[:5]), _geometry(arguments[5:])
+    if _is_native((projections, *tensors)):
+        return native.forward(projections, tensors, geometry)
+    # a compiled graph under `use_backend`, or in another process without the library
+    attention, convolution = window_paths_plain(projections, tensors, geometry)
+    empty = projections.new_empty(0)
+    return empty if attention is None else attention, empty if convolution is None else convolution
 
 
 @torch.library.impl("acmix_zoo::window_paths_backward", "cpu")
 def _backward(d_attention: Tensor, d_convolution: Tensor, projections: Tensor, *arguments: Any) -> list[Tensor]:
-    weights, geometry, wanted = arguments[:5], _geometry(arguments[5:-1]), arguments[-1]
-    gradients = native.backward(d_attention, d_convolution, projections, weights, geometry, wanted)
-    return [t for t in gradients if t is not None]
+    tensors, geometry, wanted = WindowTensors(*arguments[:5]), _geometry(arguments[5:-1]), arguments[-1]
+    if _is_native((projections, *tensors)) and native.has_backward(len(projections)):
+        gradients = native.backward(d_attention, d_convolution, projections, tensors, geometry, wanted)
+        return [t for t in gradients if t is not None]
+    inputs = (projections, *tensors)
+    needed = [True, wanted[0], False, wanted[1], wanted[1], False]
+    leaves = [
+        t.detach().requires_grad_() if t is not None and need else t for t, need in zip(inputs, needed, strict=True)
+    ]
+    grad = _concatenate(d_attention, d_convolution, tensors)
+    found = with_autograd(partial(plain_gradients, partial(_plain_columns, geometry), leaves, needed, grad))
+    return [t.contiguous() for t in found if t is not None]
+
+
+def _plain_columns(geometry: WindowGeometry, projections: Tensor, *tensors: Tensor | None) -> Tensor:
+    """Return the results of `window_paths_plain` next to each other, (B·h·w, dim or 2·dim)."""
+    results = window_paths_plain(projections, WindowTensors(*tensors), geometry)
+    return torch.cat([t for t in results if t is not None], 1)
+
+
+def _concatenate(d_attention: Tensor, d_convolution: Tensor, tensors: WindowTensors) -> Tensor:
+    """Return the gradient of `_plain_columns`."""
+    return torch.cat(
+        [d for d, t in ((d_attention, tensors.bias), (d_convolution, tensors.kernels)) if t is not None], 1
+    )
 
 
 @torch.library.register_fake("acmix_zoo::window_paths")
@@ -173,21 +215,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _gradient(ctx: Any, d_attention: Tensor, d_convolution: Tensor) -> tuple[Tensor | None, ...]:
     tensors, geometry = ctx.saved_tensors, ctx.geometry
-    projections, bias, kernels = tensors[0], tensors[1], tensors[4]
     needed = [need and t is not None for need, t in zip(ctx.needs_input_grad[:_N_TENSORS], tensors, strict=True)]
     gradients: list[Tensor | None]
-    if (
-        needs_plain_gradients(d_attention)
-        or needs_plain_gradients(d_convolution)
-        or not native.has_backward(len(projections))
-    ):
-
-        def plain(projections: Tensor, *others: Tensor | None) -> Tensor:
-            results = window_paths_plain(projections, WindowTensors(*others), geometry)
-            return torch.cat([t for t in results if t is not None], 1)  # (B·h·w, dim or 2·dim)
-
-        grads = [grad for grad, t in ((d_attention, bias), (d_convolution, kernels)) if t is not None]
-        gradients = plain_gradients(plain, tensors, needed, torch.cat(grads, 1))
+    if needs_plain_gradients(d_attention) or needs_plain_gradients(d_convolution):
+        grad = _concatenate(d_attention, d_convolution, WindowTensors(*tensors[1:]))
+        gradients = plain_gradients(partial(_plain_columns, geometry), tensors, needed, grad)
     else:
         wanted = [needed[1], needed[3] or needed[4]]
         computed = iter(
