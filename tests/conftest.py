@@ -82,7 +82,7 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _forget_compiled_code() -> Iterator[None]:
-    """PyTorch compiles a function at most eight times per process. Without this, tests would share the limit."""
+    """Reset torch.compile after each test, because a function is compiled at most eight times per process."""
     yield
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()

@@ -1,6 +1,6 @@
 """Run the page until it is interrupted. Its files are in a temporary folder, which is deleted in the end.
 
-The command `acmix-zoo app` and a Space on the Hugging Face Hub both start the page here.
+The command `acmix-zoo app`, which a Space on the Hugging Face Hub runs too, starts the page here.
 """
 
 from __future__ import annotations
@@ -26,19 +26,14 @@ _HOUR = 3600
 
 
 def serve(
-    models: Sequence[str] = (),
-    *,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    opens_browser: bool = False,
-    when_ready: Callable[[str], None] = lambda address: None,
+    models: Sequence[str], *, host: str, port: int | None, opens_browser: bool, when_ready: Callable[[str], None]
 ) -> None:
     """Run the page until Ctrl-C or SIGTERM.
 
     Args:
         models: names or paths of networks to choose from, before those that ship with the package.
         host: the address to listen on. Visitors from other machines can only choose from the list of networks.
-        port: the port to listen on; by default, the first free one from 7860.
+        port: the port to listen on; None for the first free one from 7860.
         opens_browser: whether to open the page in a browser.
         when_ready: called with the address of the page.
 

@@ -241,7 +241,7 @@ class WindowACmix(TwoStageLayer):
         attention, convolution = window_paths(self.qkv(x), tensors, geometry)  # (B·H·W, dim), or empty
         if adds_in_place:
             weight = self.proj.weight
-            if self.alpha is not None:  # multiply the smaller one of the two factors
+            if self.alpha is not None:  # multiply the smaller factor; a compiler would make a graph for each case
                 if not torch.compiler.is_compiling() and len(attention) < self.dim:
                     attention = attention * self.alpha
                 else:

@@ -9,7 +9,7 @@ equivalent: the same function, written in operators that PyTorch can differentia
   second derivative. It is used only if the backward pass is itself differentiated (`create_graph=True`) or batched
   (`is_grads_batched=True`); ordinary training runs the kernel's own backward pass.
 * `plain_gradients` does the same inside the backward pass of an `autograd.Function`.
-* `with_autograd` lets an operator use autograd.
+* `with_autograd` runs a function that uses autograd inside an operator, also under a dispatch mode.
 """
 
 from __future__ import annotations
@@ -106,13 +106,19 @@ def with_autograd(compute: Callable[[], _Result]) -> _Result:
 
     A dispatch mode such as a FLOP counter disables autograd there, but only in its own thread.
     """
+    is_recorded = torch.is_grad_enabled()
     with torch.enable_grad():
         is_enabled = torch.empty(0, requires_grad=True).neg().requires_grad
     if is_enabled:
         return compute()
+
+    def compute_in_thread() -> _Result:
+        with torch.set_grad_enabled(is_recorded):  # a thread starts with grad mode enabled
+            return compute()
+
     context = copy_context()  # contains the backend of `use_backend`
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(context.run, compute).result()
+        return pool.submit(context.run, compute_in_thread).result()
 
 
 def with_plain_derivatives(out: Tensor, plain: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

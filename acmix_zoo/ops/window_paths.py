@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from acmix_zoo.ops.backends.native import window as native
-from acmix_zoo.ops.backends.native.layer import unsupported_kind_reason
+from acmix_zoo.ops.backends.native.layer import is_supported
 from acmix_zoo.ops.derivatives import is_transformed, needs_plain_gradients, plain_gradients, with_autograd
 from acmix_zoo.ops.dispatch import forced_backend
 from acmix_zoo.ops.shift_conv import shift_conv
@@ -70,23 +70,17 @@ def runs_native(*tensors: Tensor) -> bool:
     """
     if is_exporting() or torch.is_autocast_enabled("cpu") or not all(type(t) in (Tensor, Parameter) for t in tensors):
         return False
-    if torch.compiler.is_compiling():
-        return all(_is_supported(t.device.type, t.dtype) for t in tensors) and not is_transformed(*tensors)
-    return (
-        all(t.numel() or not len(t) for t in tensors)  # the kernel divides by H and W, but not by B
-        and _is_native(tensors)
-        and not is_transformed(*tensors)
-    )
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_supported(device: str, dtype: torch.dtype) -> bool:
-    """Return whether tensors of this kind run natively; a compiler may call this while it records a graph."""
-    return forced_backend() in (None, "native") and unsupported_kind_reason(device, dtype) is None
+    if torch.compiler.is_compiling():  # the operator checks the rest whenever the graph runs
+        return all(is_supported(t.device.type, t.dtype, 1) for t in tensors) and not is_transformed(*tensors)
+    return _is_native(tensors) and not is_transformed(*tensors)
 
 
 def _is_native(tensors: Sequence[Tensor | None]) -> bool:
-    return forced_backend() in (None, "native") and native.unsupported_reason(tensors) is None
+    return (
+        forced_backend() in (None, "native")
+        and all(t is None or t.numel() or not len(t) for t in tensors)  # the kernel divides by H and W, but not by B
+        and native.unsupported_reason(tensors) is None
+    )
 
 
 def window_paths(projections: Tensor, tensors: WindowTensors, geometry: WindowGeometry) -> tuple[Tensor, Tensor]:
@@ -160,10 +154,12 @@ def _forward(projections: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     tensors, geometry = WindowTensors(*arguments[:5]), _geometry(arguments[5:])
     if _is_native((projections, *tensors)):
         return native.forward(projections, tensors, geometry)
-    # a compiled graph under `use_backend`, or in another process without the library
-    attention, convolution = window_paths_plain(projections, tensors, geometry)
-    empty = projections.new_empty(0)
-    return empty if attention is None else attention, empty if convolution is None else convolution
+    # a compiled graph under `use_backend`, for an empty feature map, or in another process without the library
+    attention, convolution = (
+        projections.new_empty(0) if result is None else result.contiguous()
+        for result in window_paths_plain(projections, tensors, geometry)
+    )
+    return attention, convolution
 
 
 @torch.library.impl("acmix_zoo::window_paths_backward", "cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,10 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.native_layers import BEST, EACH_ISA, RUNNABLE, problem
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 
-from acmix_zoo.layers.window_acmix import WindowACmix
-from acmix_zoo.ops import use_backend
 from acmix_zoo.ops.backends.native import window as native
 from acmix_zoo.ops.backends.native.library import library
 from acmix_zoo.ops.window_paths import (
@@ -139,43 +136,3 @@ def test_operator_checks() -> None:
         (*gradients, tensors[0].detach(), *tensors[1:], *geometry, [True, True]),
         test_utils=("test_schema", "test_faketensor"),
     )
-
-
-def compiled_and_eager(layer: WindowACmix, compiled: Callable[[Tensor], Tensor], x: Tensor) -> list[list[Tensor]]:
-    """Return the output and the gradients of the input and of all parameters, for both."""
-    found = []
-    for run in (compiled, layer):
-        leaf = x.requires_grad_()
-        out = run(leaf)
-        found.append([out, *torch.autograd.grad(out.square().sum(), [leaf, *layer.parameters()])])
-    return found
-
-
-def test_one_compiled_graph_contains_the_operator_for_all_sizes() -> None:
-    layer, counter = WindowACmix(12, 3, (4, 3), (2, 1)), CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(layer, fullgraph=True, backend=counter)
-    for size in ((2, 9, 10), (3, 16, 12), (2, 8, 9)):  # with and without padding
-        x = torch.randn(*size, 12)
-        torch._dynamo.mark_dynamic(x, (0, 1, 2))
-        for a, e in zip(*compiled_and_eager(layer, compiled, x), strict=True):
-            torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
-    (graph,) = counter.graphs
-    assert sum("window_paths" in str(node.target) for node in graph.graph.nodes) == 1
-
-
-def test_a_compiled_graph_runs_where_the_library_does_not() -> None:
-    """The operator computes the same with PyTorch, under `use_backend` or if the threads outnumber the images."""
-    layer, x, before = WindowACmix(12, 3, (4, 3), (2, 1)), torch.randn(1, 9, 10, 12), torch.get_num_threads()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    compiled(x)
-    expected = compiled_and_eager(layer, compiled, x)[0]
-    with use_backend("python"):
-        results = [compiled_and_eager(layer, compiled, x)[0]]
-    try:
-        torch.set_num_threads(8)
-        results.append(compiled_and_eager(layer, compiled, x)[0])
-    finally:
-        torch.set_num_threads(before)
-    for result in results:
-        for a, e in zip(result, expected, strict=True):
-            torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)

@@ -11,6 +11,7 @@ import torch
 from support.gradients import OneInput
 from support.native_layers import problem
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -153,6 +154,8 @@ def test_empty_feature_maps_do_not_run_natively(shape: tuple[int, ...]) -> None:
     """The kernel would divide by their width, which ends the process."""
     weight = torch.empty(24, 24)
     assert not runs_native(torch.empty(shape), weight) and runs_native(torch.empty(0, 8, 8, 24), weight)
+    layer, x = shifted_layer(), torch.empty(shape)
+    assert torch.compile(layer, backend="aot_eager")(x).shape == layer(x).shape
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -173,18 +176,53 @@ def test_traces_do_not_contain_the_operator(window_calls: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_and_exported_graphs_do_not_contain_the_operator(window_calls: list[str]) -> None:
+def test_exported_graphs_do_not_contain_the_operator(window_calls: list[str]) -> None:
     layer, x = shifted_layer(), torch.randn(1, 8, 10, 24)
-    graphs: list[str] = []
+    exported = torch.export.export(layer, (x,))
+    assert not window_calls and "window_paths" not in exported.graph_module.code
+    assert_close([exported.module()(x).detach()], [layer(x).detach()])
 
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
-        graphs.append(graph.code)
-        return graph
 
-    compiled = torch.compile(layer, backend=backend)(x)
-    graphs.append(torch.export.export(layer, (x,)).graph_module.code)
-    assert not window_calls and len(graphs) >= 2 and not any("window_paths" in graph for graph in graphs)
-    assert_close([compiled.detach()], [layer(x).detach()])
+def test_one_compiled_graph_contains_the_operator_for_all_sizes(window_calls: list[str]) -> None:
+    layer, counter = shifted_layer(), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    for size in ((2, 9, 11), (3, 16, 10), (2, 8, 15)):  # with and without padding
+        x = torch.randn(*size, 24)
+        torch._dynamo.mark_dynamic(x, (0, 1, 2))
+        assert_close(with_gradients(compiled, x), with_gradients(layer, x))
+    assert window_calls == ["forward", "backward"] * 6
+    (graph,) = counter.graphs
+    assert sum("window_paths" in str(node.target) for node in graph.graph.nodes) == 1
+
+
+def test_a_compiled_layer_of_pvt(window_calls: list[str]) -> None:
+    layer, x = OneInput(ReducedACmix(30, 3, 2), (7, 5)), torch.randn(2, 35, 30)
+    assert_close(with_gradients(torch.compile(layer, fullgraph=True, backend="aot_eager"), x), with_gradients(layer, x))
+    assert window_calls == ["forward", "backward"] * 2
+
+
+def test_a_compiled_graph_that_cannot_run_natively(window_calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator then computes the same with PyTorch: under `use_backend`, and for one image and many threads."""
+    layer, x = shifted_layer(), torch.randn(1, 8, 10, 24)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    expected = with_gradients(compiled, x)
+    with use_backend("python"):
+        assert_close(with_gradients(compiled, x), expected)
+    assert window_calls == ["forward", "backward"]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert_close(with_gradients(compiled, x), expected)
+    assert window_calls == ["forward", "backward", "forward"]
+
+
+def test_plain_gradients_under_a_dispatch_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are computed in another thread there, and must not have a graph either."""
+    layer, x = shifted_layer(), torch.randn(1, 8, 10, 24)
+    expected = with_gradients(layer, x)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    with FlopCounterMode(display=False):
+        found = with_gradients(layer, x)
+    assert_close(found, expected)
+    assert not any(t.requires_grad for t in found)
 
 
 def test_transforms_second_derivatives_and_checkpoints(window_calls: list[str]) -> None:
