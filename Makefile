@@ -35,7 +35,7 @@ test: lint data
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 test-slow: .venv/.clients data
-	$(BIN)/python -m pytest -q -m slow -n auto --maxprocesses 2
+	$(BIN)/python -m pytest -q -m slow -n auto --maxprocesses 4 --dist worksteal
 
 # gradio limits the version of Pillow, so that installing it may replace a newer one in .venv.
 test-app: .venv/.app

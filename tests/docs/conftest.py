@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("lightning")
 
 from jsonargparse import Namespace
-from support.clothing import write_clothing
+from support.clothing import CLASSES, write_clothing
 from support.documents import ROOT, Reader
 
 from acmix_zoo.cli.find_task import find_task
@@ -39,7 +39,7 @@ def _make_reader(folder: Path) -> Reader:
     # torch.hub finds the repository in its cache, as if it had been downloaded before.
     (folder / "hub").mkdir()
     (folder / "hub" / "org_acmix_main").symlink_to(ROOT)
-    with ZipFile(write_clothing(folder / "clothing.zip", images=6)) as archive:
+    with ZipFile(write_clothing(folder / "clothing.zip", images=6, classes=CLASSES)) as archive:
         archive.extractall(folder)
     return Reader(folder)
 

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -82,17 +81,11 @@ class TestCommands:
 
     @pytest.mark.parametrize("readme", READMES)
     def test_the_others_install_and_unpack(self, readme: Document) -> None:
-        """The wheel that it installs is tested in tests/test_house.py, and slowly below."""
+        """The wheel that it installs is tested in tests/test_house.py."""
         others = [words for words in readme.commands() if words[0] != "acmix-zoo"]
         assert others == [["pip", "install", ".[train]"], UNPACK]
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         assert "train" in project["optional-dependencies"]
-
-    @pytest.mark.slow
-    def test_pip_installs_the_weights_too(self, tmp_path: Path) -> None:
-        options = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-q", "--target", str(tmp_path)]
-        subprocess.run([sys.executable, "-m", "pip", "install", ".", *options], check=True, cwd=ROOT)
-        assert (tmp_path / "acmix_zoo" / "checkpoints").is_dir()
 
     def test_the_targets_of_make_exist(self, reader: Reader) -> None:
         targets = {target for readme in (README, CHINESE) for target in re.findall(r"`make ([\w-]+)`", readme.text)}

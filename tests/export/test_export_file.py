@@ -117,7 +117,7 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("name", "format"),
     [
-        *((name, "onnx") for name in (*SMALL, "resnet18", "vit_tiny_patch16_224")),
+        *((name, "onnx") for name in (*SMALL, "vit_tiny_patch16_224")),
         ("acmix_resnet_pico", "torch-export"),
     ],
 )

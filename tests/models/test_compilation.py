@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.networks import SHALLOW, shallow_and_full
+from support.networks import SHALLOW, SMALL, shallow_and_full
 from timm.models import create_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -64,7 +64,7 @@ def test_export(name: str, arguments: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHALLOW)
+@pytest.mark.parametrize("name", SMALL)
 def test_onnx_with_a_dynamic_batch_only(name: str) -> None:
     """test_tracing.py has the same with dynamic sizes, which take other paths through the layers."""
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -7,6 +7,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 ARCHIVE = Path(__file__).resolve().parents[2] / "examples/clothing.zip"
+CLASSES = ("dress", "hat", "pants", "shoes", "t-shirt")
 TWO_CLASSES = ("dress", "shoes")
 # The command in the documents. Readers of the tests get the folder without it, and with fewer images.
 UNPACK = ["python", "-m", "zipfile", "-e", "examples/clothing.zip", "."]

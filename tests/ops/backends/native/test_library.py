@@ -71,7 +71,8 @@ def test_threads_are_those_of_pytorch(monkeypatch):
 @pytest.mark.parametrize(
     ("isa", "sanitisers"),
     [
-        *((isa, "address,undefined") for isa in build.INSTRUCTION_SETS),
+        (build.INSTRUCTION_SETS[0], "address,undefined"),  # the widest vectors, which reach furthest
+        ("portable", "address,undefined"),
         ("portable", "thread"),  # threads share the same data whatever the instructions
     ],
 )

@@ -154,8 +154,10 @@ def test_empty_feature_maps_do_not_run_natively(shape: tuple[int, ...]) -> None:
     """The kernel would divide by their width, which ends the process."""
     weight = torch.empty(24, 24)
     assert not runs_native(torch.empty(shape), weight) and runs_native(torch.empty(0, 8, 8, 24), weight)
-    layer, x = shifted_layer(), torch.empty(shape)
-    assert torch.compile(layer, backend="aot_eager")(x).shape == layer(x).shape
+    layer = shifted_layer()
+    for run in (layer, torch.compile(layer, backend="aot_eager")):
+        with pytest.raises(RuntimeError, match=r"0 elements|padded input size"):
+            run(torch.empty(shape))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -183,16 +185,15 @@ def test_exported_graphs_do_not_contain_the_operator(window_calls: list[str]) ->
     assert_close([exported.module()(x).detach()], [layer(x).detach()])
 
 
-def test_one_compiled_graph_contains_the_operator_for_all_sizes(window_calls: list[str]) -> None:
+def test_compiled_graphs_contain_the_operator(window_calls: list[str]) -> None:
+    """There is a graph for the first size, and another one for all others, with and without padding."""
     layer, counter = shifted_layer(), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, backend=counter)
-    for size in ((2, 9, 11), (3, 16, 10), (2, 8, 15)):  # with and without padding
+    for size in ((2, 9, 11), (3, 16, 10), (4, 8, 15), (5, 7, 13)):
         x = torch.randn(*size, 24)
-        torch._dynamo.mark_dynamic(x, (0, 1, 2))
         assert_close(with_gradients(compiled, x), with_gradients(layer, x))
-    assert window_calls == ["forward", "backward"] * 6
-    (graph,) = counter.graphs
-    assert sum("window_paths" in str(node.target) for node in graph.graph.nodes) == 1
+    assert window_calls == ["forward", "backward"] * 8
+    assert [sum("window_paths" in str(node.target) for node in g.graph.nodes) for g in counter.graphs] == [1, 1]
 
 
 def test_a_compiled_layer_of_pvt(window_calls: list[str]) -> None:
@@ -216,13 +217,20 @@ def test_a_compiled_graph_that_cannot_run_natively(window_calls: list[str], monk
 
 def test_plain_gradients_under_a_dispatch_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are computed in another thread there, and must not have a graph either."""
-    layer, x = shifted_layer(), torch.randn(1, 8, 10, 24)
-    expected = with_gradients(layer, x)
+    (projections, *weights), geometry = problem(1, (2, 2), (4, 5), 3, 8, shift=(2, 2))
+    assert projections is not None
+    leaf = projections.requires_grad_()
+
+    def gradient() -> Tensor:
+        found = torch.ops.acmix_zoo.window_paths(leaf, *weights, *geometry)
+        return torch.autograd.grad([t.sin().sum() for t in found], leaf)[0]
+
+    expected = gradient()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     with FlopCounterMode(display=False):
-        found = with_gradients(layer, x)
-    assert_close(found, expected)
-    assert not any(t.requires_grad for t in found)
+        found = gradient()
+    assert_close([found], [expected])
+    assert not found.requires_grad
 
 
 def test_transforms_second_derivatives_and_checkpoints(window_calls: list[str]) -> None:
