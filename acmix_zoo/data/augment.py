@@ -85,7 +85,9 @@ class Pixels:
         """
         mean, std = _per_channel(self.mean, pixels.device), _per_channel(self.std, pixels.device)
         colours = 1 if pixels.shape[1] < 3 else 3
-        images = (pixels[:, :colours].float().div_(255) - mean).div_(std)  # grey is repeated by broadcasting
+        # Divided by a tensor, because a GPU would multiply by the rounded inverse of a number.
+        images = pixels[:, :colours].float().div_(_per_channel((255.0,), pixels.device))
+        images = (images - mean).div_(std)  # grey is repeated by broadcasting
         return images if colours == pixels.shape[1] else images.masked_fill_(pixels[:, colours:] == 0, 0)
 
 

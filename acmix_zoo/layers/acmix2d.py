@@ -24,7 +24,7 @@ from acmix_zoo.layers.submodule_use import can_skip_call
 from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix, combine_paths
 from acmix_zoo.ops.memory_format import restore_memory_format
 from acmix_zoo.ops.position_encoding import position_encoding
-from acmix_zoo.ops.precision import autocast_off
+from acmix_zoo.ops.precision import autocast_dtype, autocast_off
 from acmix_zoo.ops.tracing import constant_size, is_tracing, unflatten
 
 
@@ -147,8 +147,6 @@ class ACmix2d(TwoStageLayer):
         check_dtype("ACmix2d", x, self.qkv)
         if is_single := x.dim() == 3:
             x = x.unsqueeze(0)  # (1, C, H, W)
-        device = x.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         geometry = Geometry(self.heads, self.kernel_att, self.stride, self.dilation)
         pe = None
         if self.paths != "convolution":
@@ -157,8 +155,7 @@ class ACmix2d(TwoStageLayer):
                 pe = pe + 0 * self.position_bias  # its gradient is zero, not missing
         qkv, both = self.qkv, self.paths == "both"
         if can_skip_call(qkv, nn.Linear) and (self.paths == "attention" or can_skip_call(self.shift_conv, ShiftConv)):
-            # Autocast leaves float64 alone.
-            dtype = torch.get_autocast_dtype(device) if autocast and x.dtype != torch.float64 else x.dtype
+            dtype = autocast_dtype(x)
             weight, bias, inputs = (t if t is None else t.to(dtype) for t in (qkv.weight, qkv.bias, x))
             # Cast here, once: a chunk that is recomputed for its gradient must not have a different dtype.
             with autocast_off(x):

@@ -9,6 +9,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from acmix_zoo.ops.precision import is_autocast_on
+
 Paths = Literal["both", "attention", "convolution"]
 
 
@@ -122,10 +124,8 @@ def check_dtype(owner: str, x: Tensor, first: nn.Module) -> None:
     weight = getattr(first, "weight", None)
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or x.dtype == weight.dtype:
         return
-    device = x.device.type
-    if x.dtype in (torch.float32, torch.float16, torch.bfloat16):
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            return
+    if x.dtype in (torch.float32, torch.float16, torch.bfloat16) and is_autocast_on(x):
+        return
     scale = "" if x.is_floating_point() else ", scaled and normalised as for training"
     raise ValueError(
         f"{owner}: the input is {x.dtype}, but the weights are {weight.dtype}. Convert the input with "

@@ -18,7 +18,7 @@ from acmix_zoo.layers.submodule_use import is_plain
 from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix
 from acmix_zoo.ops.memory_format import restore_memory_format
 from acmix_zoo.ops.position_encoding import position_encoding
-from acmix_zoo.ops.precision import autocast_off
+from acmix_zoo.ops.precision import autocast_dtype, autocast_off
 
 
 def fold(parent: nn.Module, layer: str, norm: str) -> None:
@@ -96,9 +96,7 @@ class DeployedACmix2d(nn.Module):
             x = x.unsqueeze(0)  # (1, C, H, W)
         pe = position_encoding(self.position_weight, *x.shape[2:])
         paths = PathTensors(pe, self.fc, self.kernels, self.alpha, self.offset)
-        dtype, device = x.dtype, x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)  # as in `ACmix2d`, because native code does not follow autocast
+        dtype = autocast_dtype(x)  # as in `ACmix2d`, because native code does not follow autocast
         inputs, weight, bias = (t if t is None else t.to(dtype) for t in (x, self.weight, self.bias))
         with autocast_off(x):
             out = acmix(inputs, weight, bias, paths, self.geometry)

@@ -114,7 +114,7 @@ class ACmixSwin(Backbone):
         self.num_features = dim
         self.norm = nn.LayerNorm(dim)
         self.head = ClassifierHead(dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt="NHWC")
-        self.head_hidden_size = self.head.num_features
+        self.head_hidden_size = dim * self.head.global_pool.feat_mult()
         self.window_size: Size = to_2tuple(window_size)
         self.set_input_size()
         self.init_weights()

@@ -21,6 +21,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from acmix_zoo.models.pyramid import PyramidBackbone
 from acmix_zoo.models.task_kinds import DETECTION
 from acmix_zoo.models.task_network import TaskNetwork
+from acmix_zoo.ops.precision import is_autocast_on
 
 DetectorName = Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn"]
 
@@ -252,7 +253,7 @@ def _to_float32(module: nn.Module, inputs: Any, output: Any) -> Any:
 
 def _is_autocast(x: Tensor) -> bool:
     """Return whether autocast has changed the dtype of a tensor to half precision."""
-    return x.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled(x.device.type)
+    return x.dtype in (torch.bfloat16, torch.float16) and is_autocast_on(x)
 
 
 class _Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types

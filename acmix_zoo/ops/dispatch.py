@@ -49,7 +49,11 @@ _CHUNK_BYTES = 16 << 20
 _KEEP_PROJECTIONS_FROM = 256
 
 # A context variable, so that `use_backend` in one thread or asyncio task does not affect any other.
-_forced: ContextVar[str | None] = ContextVar("acmix_backend", default=os.environ.get("ACMIX_BACKEND") or None)
+_DEFAULT = os.environ.get("ACMIX_BACKEND") or None
+_forced: ContextVar[str | None] = ContextVar("acmix_backend", default=_DEFAULT)
+# Whether `use_backend` has ever been called. Until then, the variable is not read, because code compiled by torch 2.11
+# cannot read one.
+_is_used = False
 
 
 @contextmanager
@@ -68,7 +72,9 @@ def use_backend(backend: str | None) -> Iterator[None]:
     Raises:
         ValueError: there is no such backend.
     """
+    global _is_used
     token = _forced.set(None if backend is None else _checked(backend))
+    _is_used = True
     try:
         yield
     finally:
@@ -81,7 +87,7 @@ def forced_backend() -> str | None:
     Raises:
         ValueError: there is no such backend.
     """
-    backend = _forced.get()
+    backend = _forced.get() if _is_used else _DEFAULT
     return None if backend is None else _checked(backend)
 
 

@@ -17,11 +17,12 @@ def detect_memory_format(x: Tensor) -> torch.memory_format:
 
 
 def restore_memory_format(out: Tensor, x: Tensor) -> Tensor:
-    """Return `out`, which is channels_last, in the memory format of x (B, C, H, W): channels_last or contiguous.
+    """Return `out` in the memory format of x (B, C, H, W): channels_last or contiguous.
 
     Under a `torch.func` transform, the format of x is unknown, and the result is contiguous.
     """
     is_channels_last = not is_transformed(x) and x.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
     if is_tracing():  # not a view, because in TorchScript a ReLU after it could not change it in place
-        return out.clone(memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
-    return out if is_channels_last else out.contiguous()
+        return out.clone(memory_format=memory_format)
+    return out.contiguous(memory_format=memory_format)

@@ -32,11 +32,15 @@ def is_recording() -> bool:
 
 def at_least(size: Any, minimum: int) -> Any:
     """Return `max(size, minimum)` for a size that is an int, a symbol of a compiler, or a 0-d tensor of a trace."""
+    if isinstance(size, int):  # also a symbol of torch.compile, whose version 2.11 cannot compile sym_max of numbers
+        return max(size, minimum)
     return size.clamp(min=minimum) if isinstance(size, Tensor) else torch.sym_max(size, minimum)
 
 
 def at_most(size: Any, maximum: int) -> Any:
     """Return `min(size, maximum)`, see `at_least`."""
+    if isinstance(size, int):
+        return min(size, maximum)
     return size.clamp(max=maximum) if isinstance(size, Tensor) else torch.sym_min(size, maximum)
 
 

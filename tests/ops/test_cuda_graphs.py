@@ -49,7 +49,10 @@ def test_training_agrees_with_eager(name: str) -> None:
     torch.manual_seed(0)
     model = create_model(name, in_chans=3).cuda().eval()  # no batch statistics, which a capture would update
     x = torch.randn(4, 3, 32, 32, device="cuda", requires_grad=True)
-    expected = [model(x), *torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()], allow_unused=True)]
+    expected = [
+        model(x).detach(),  # a graph that is still alive would make the capture use the stream of this pass
+        *torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()], allow_unused=True),
+    ]
     graphed = torch.cuda.make_graphed_callables(model, (x.detach().clone().requires_grad_(),), allow_unused_input=True)
     out = graphed(x)
     found = [out, *torch.autograd.grad(out.square().sum(), [x, *model.parameters()], allow_unused=True)]
