@@ -23,9 +23,9 @@ from torch import Tensor
 
 @lru_cache(maxsize=16)
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return (3,) numbers as a tensor (1, 3, 1, 1). It is cached, because moving it to a GPU makes the host wait."""
+    """Return C numbers as a tensor (1, C, 1, 1). It is cached, because moving it to a GPU makes the host wait."""
     with torch.inference_mode(False):  # the first call may come from a validation
-        return torch.tensor(values, device=device).view(1, 3, 1, 1)
+        return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 @dataclass(frozen=True)
