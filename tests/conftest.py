@@ -19,6 +19,8 @@ from huggingface_hub import constants
 from hypothesis import settings
 from support.hub_server import Hub
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run in Python; Triton reads it at import
 torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False  # TF32 is on by default; float32 convolutions on a GPU would only keep ten bits
 

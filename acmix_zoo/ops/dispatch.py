@@ -19,6 +19,7 @@ import torch
 
 from acmix_zoo.ops.backends.native.layer import unsupported_kind_reason
 from acmix_zoo.ops.backends.native.library import instruction_set
+from acmix_zoo.ops.backends.triton import attention as triton
 from acmix_zoo.ops.projection import explain_projection
 from acmix_zoo.ops.sliding_window import SlidingWindow, key_extent
 from acmix_zoo.ops.tracing import ceil_div
@@ -28,8 +29,9 @@ BACKENDS = (
     "global",  # every query is compared with every position of the feature map, under a mask
     "tiles",  # the feature map is cut into tiles, and each tile is compared with the keys around it
     "offset",  # one column of the window at a time, in plain operators
+    "triton",  # a GPU kernel that visits the keys of every window, where it supports the feature map; backends/triton
     "native",  # the whole layer in C++, where it supports the tensors; see backends/native
-    "python",  # the automatic choice between global and tiles, also where native supports the tensors
+    "python",  # the automatic choice between global and tiles, also where triton or native could run
 )
 
 # Largest number of positions for the global backend. On a 16×16 feature map, a tile would gather 196 of the 256 keys,
@@ -62,7 +64,8 @@ def use_backend(backend: str | None) -> Iterator[None]:
 
     "reference" replaces the attention and the convolution by the formulas of the paper, in plain operators. "native"
     runs the whole layer in C++ on a CPU. "python" is the automatic choice of a machine without a C++ compiler. The
-    other backends only replace the attention.
+    other backends only replace the attention. Where "triton" or "native" does not support a feature map or its tensors,
+    the automatic choice is used.
 
     The choice affects only the calling thread or asyncio task. A backward pass that runs after the context has ended
     uses the backend of its forward pass, with two exceptions. A compiled graph uses the backend in force at that time.
@@ -117,9 +120,14 @@ class AttentionPlan(NamedTuple):
 def plan_attention(h: int, w: int, window: SlidingWindow, device: str = "cpu") -> AttentionPlan:
     """Return the plan for the attention of a feature map (h, w) on a type of device."""
     backend = forced_backend()
+    requested = "it was requested by use_backend or ACMIX_BACKEND"
+    can_be_triton = backend == "triton" or (backend in (None, "native") and device == "cuda")
     # the native backend runs whole layers; only layers that it does not support reach this function
-    if backend is not None and backend not in ("native", "python"):
-        reason = "it was requested by use_backend or ACMIX_BACKEND"
+    if backend is not None and backend not in ("triton", "native", "python"):
+        reason = requested
+    elif can_be_triton and triton.supports(h, w, window) and triton.is_usable(device):
+        reason = requested if backend == "triton" else "it is the fastest one on a GPU"
+        backend = "triton"
     elif h * w <= _GLOBAL_UP_TO:
         backend, reason = "global", f"the feature map has at most {_GLOBAL_UP_TO} positions"
     else:

@@ -9,6 +9,7 @@ a Swin layer has that of its definition. As everywhere in torch's counter, a mul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from acmix_zoo.ops import aggregation, custom_op, window_paths  # noqa: F401  (define the operators)
+from acmix_zoo.ops.backends.triton import attention  # noqa: F401  (likewise)
 
 _Shape = Sequence[int]
 
@@ -29,6 +31,16 @@ def _aggregate(value: _Shape, weight: _Shape, kernel: int, **_: Any) -> int:
 @register_flop_formula(torch.ops.acmix_zoo.aggregate_backward)
 def _aggregate_backward(grad: _Shape, value: _Shape, weight: _Shape, kernel: int, **_: Any) -> int:
     return 2 * _aggregate(value, weight, kernel)  # one sum each for the value and the weight
+
+
+@register_flop_formula(torch.ops.acmix_zoo.local_attention)
+def _local_attention(q: _Shape, k: _Shape, v: _Shape, pe: _Shape, kernel: int, *_: Any, **__: Any) -> int:
+    return 2 * 2 * math.prod(q) * kernel**2  # the logits, and the sum of the values
+
+
+@register_flop_formula(torch.ops.acmix_zoo.local_attention_backward)
+def _local_attention_backward(grad: _Shape, out: _Shape, lse: _Shape, *arguments: Any, **_: Any) -> int:
+    return 2 * _local_attention(*arguments)  # the gradient of each product is two products
 
 
 @register_flop_formula(torch.ops.acmix_zoo.acmix)

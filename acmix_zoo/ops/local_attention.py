@@ -19,6 +19,7 @@ from torch import Tensor
 from acmix_zoo.ops.backends.global_attention import global_attention
 from acmix_zoo.ops.backends.offset_attention import offset_attention
 from acmix_zoo.ops.backends.tile_attention import tile_attention
+from acmix_zoo.ops.backends.triton.attention import triton_attention
 from acmix_zoo.ops.derivatives import is_transformed, with_plain_derivatives
 from acmix_zoo.ops.dispatch import plan_attention
 from acmix_zoo.ops.reflect import reflected_range
@@ -57,7 +58,9 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, window: Sliding
 
     if plan.backend == "offset" or is_transformed(q, k, v, pe):
         return plain(q, k, v, pe)
-    if plan.tile is None:
+    if plan.backend == "triton":
+        out = triton_attention(q, k, v, pe, window)
+    elif plan.tile is None:
         out = global_attention(q, k, v, pe, window)
     else:
         out = tile_attention(q, k, v, pe, window, plan.tile)
