@@ -76,12 +76,12 @@ def network_groups() -> Iterator[Group]:
 
 
 def tile_groups() -> Iterator[Group]:
-    """Yield groups that compare tile sizes and `global` attention.
+    """Yield groups that compare the backends of the attention, and tile sizes.
 
     Their results decide on `TILES` and on the limit for `global` in `acmix_zoo.ops.dispatch`.
     """
     for shape, precision, train in product(("64x56", "128x28", "256x14"), ("bfloat16", "float32"), (False, True)):
-        backends = ["tile4x7", "tile8x8", "tile8x16", *["global"] * (shape != "64x56")]
+        backends = ["tile4x7", "tile8x8", "tile8x16", *["global"] * (shape != "64x56"), "triton"]
         yield Group(tuple(f"acmix2d:{shape}@{backend}" for backend in backends), precision, train)
 
 

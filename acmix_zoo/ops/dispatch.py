@@ -39,9 +39,9 @@ BACKENDS = (
 _GLOBAL_UP_TO = 256
 # Tile (query rows, columns) for graphs compiled with dynamic sizes, where the tile cannot depend on the size.
 _SYMBOLIC_TILE = (4, 8)
-# The tile for each type of device. Other devices get the tile of `choose_tile`, whose costs were measured on a CPU.
-# `make bench-gpu` measures 4×7, 8×8 and 8×16 on a GPU, so that an entry for "cuda" can be added.
-TILES: dict[str, tuple[int, int]] = {}
+# The tile for each type of device. Other devices get the tile of `choose_tile`, whose costs were measured on a CPU. On
+# an H200, 8×16 took 0.67 to 0.99 of the time of 4×7, see benchmarks/gpu.csv.
+TILES = {"cuda": (8, 16)}
 # Cost of gathering one key into a tile, in units of one query-key product.
 _KEY_GATHER_COST = 24
 # Memory for one chunk of the batch on a CPU. Each step then finds the previous step's result in a cache, and no buffer
@@ -121,14 +121,15 @@ def plan_attention(h: int, w: int, window: SlidingWindow, device: str = "cpu") -
     """Return the plan for the attention of a feature map (h, w) on a type of device."""
     backend = forced_backend()
     requested = "it was requested by use_backend or ACMIX_BACKEND"
-    can_be_triton = backend == "triton" or (backend in (None, "native") and device == "cuda")
+    is_large = h * w > _GLOBAL_UP_TO
+    can_be_triton = backend == "triton" or (backend in (None, "native") and device == "cuda" and is_large)
     # the native backend runs whole layers; only layers that it does not support reach this function
     if backend is not None and backend not in ("triton", "native", "python"):
         reason = requested
     elif can_be_triton and triton.supports(h, w, window) and triton.is_usable(device):
-        reason = requested if backend == "triton" else "it is the fastest one on a GPU"
+        reason = requested if backend == "triton" else "it is the fastest one for a large feature map on a GPU"
         backend = "triton"
-    elif h * w <= _GLOBAL_UP_TO:
+    elif not is_large:
         backend, reason = "global", f"the feature map has at most {_GLOBAL_UP_TO} positions"
     else:
         backend, reason = "tiles", f"the feature map has more than {_GLOBAL_UP_TO} positions"

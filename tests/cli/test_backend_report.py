@@ -50,7 +50,7 @@ def test_everything_there(capsys: pytest.CaptureFixture[str]):
 
 def test_gpu_has_a_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(library.torch.cuda, "is_available", lambda: True)
-    assert printed(capsys)[7].split() == ["on", "cuda", "global", "tiles"]
+    assert printed(capsys, "python")[7].split() == ["on", "cuda", "global", "tiles"]
 
 
 def test_no_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -129,15 +129,15 @@ def test_a_layer_with_a_graph_of_its_own(device: str) -> None:
 class TestChoice:
     def test_on_a_gpu(self) -> None:
         """Also where there is none, for plans and fake tensors."""
-        assert plan_attention(56, 56, SlidingWindow(7), "cuda").backend == "triton"
-        assert "attention: triton backend, because it is the fastest" in explain_plan(
-            (8, 64, 56, 56), 64, device="cuda"
-        )
+        assert plan_attention(17, 16, SlidingWindow(7), "cuda").backend == "triton"
+        assert plan_attention(16, 16, SlidingWindow(7), "cuda").backend == "global"
+        reason = "attention: triton backend, because it is the fastest one for a large feature map on a GPU"
+        assert reason in explain_plan((8, 64, 56, 56), 64, device="cuda")
         assert plan_attention(56, 56, SlidingWindow(7), "cpu").backend == "tiles"
 
     def test_maps_that_are_too_small_to_reflect_once(self) -> None:
-        assert plan_attention(4, 4, SlidingWindow(7), "cuda").backend == "triton"
-        assert plan_attention(3, 40, SlidingWindow(7), "cuda").backend == "global"
+        assert plan_attention(4, 80, SlidingWindow(7), "cuda").backend == "triton"
+        assert plan_attention(3, 90, SlidingWindow(7), "cuda").backend == "tiles"
         assert plan_attention(6, 60, SlidingWindow(7, dilation=2), "cuda").backend == "tiles"
 
     def test_requested(self, fresh: None) -> None:

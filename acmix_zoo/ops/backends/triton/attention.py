@@ -21,8 +21,9 @@ from torch import Tensor
 
 from acmix_zoo.ops.sliding_window import SlidingWindow
 
-# Positions (rows, columns) per program, for heads of up to so many channels. A program has 128 threads.
-_TILES = ((32, (8, 8)), (64, (4, 8)), (1 << 30, (4, 4)))
+# Positions (rows, columns) per program, for heads of up to so many channels. A program has 128 threads. Measured on an
+# H200 for 16 and 32 channels, see docs/performance.md. The others keep as many numbers in registers.
+_TILES = ((16, (4, 8)), (32, (8, 8)), (64, (4, 8)), (1 << 30, (4, 4)))
 
 torch.library.define(
     "acmix_zoo::local_attention",

@@ -24,14 +24,14 @@ import triton.language as tl
 _LOWEST = tl.constexpr(-3.0e38)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _reflect(position, size):  # type: ignore[no-untyped-def]
+@triton.jit
+def _reflect(position, size):
     """Return the position within 0 … size − 1 that a position beyond the border continues."""
     return (size - 1) - tl.abs((size - 1) - tl.abs(position))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _tile(plane, rows, cols, tiles_x, D, TH: tl.constexpr, TW: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _tile(plane, rows, cols, tiles_x, D, TH: tl.constexpr, TW: tl.constexpr, BLOCK_D: tl.constexpr):
     """Return row, column, whether they are inside, their elements (TH·TW, BLOCK_D), and which of those exist."""
     tile = tl.program_id(0)
     i = tl.arange(0, TH * TW)
@@ -43,8 +43,8 @@ def _tile(plane, rows, cols, tiles_x, D, TH: tl.constexpr, TW: tl.constexpr, BLO
     return y, x, inside, place, place[:, None] * D + c[None, :], inside[:, None] & (c < D)[None, :]
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def forward(  # type: ignore[no-untyped-def]
+@triton.jit
+def forward(
     q, k, v, out, lse, heads, h, w, ho, wo, tiles_x, D: tl.constexpr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -79,8 +79,8 @@ def forward(  # type: ignore[no-untyped-def]
     tl.store(out + target, result.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def backward_queries(  # type: ignore[no-untyped-def]
+@triton.jit
+def backward_queries(
     q, k, v, grad, lse, delta, grad_q, h, w, ho, wo, tiles_x, D: tl.constexpr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -109,8 +109,8 @@ def backward_queries(  # type: ignore[no-untyped-def]
     tl.store(grad_q + elements, result, mask=mask)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def backward_keys(  # type: ignore[no-untyped-def]
+@triton.jit
+def backward_keys(
     q, k, v, grad, lse, delta, grad_k, grad_v, h, w, ho, wo, tiles_x, D: tl.constexpr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, BLOCK_D: tl.constexpr,
