@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,3 +166,14 @@ class TestChoice:
     def test_no_triton(self, fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(attention, "find_spec", lambda name: None)
         assert plan_attention(20, 20, SlidingWindow(7), "cuda").backend == "tiles"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_the_kernels_compile_for_a_gpu_and_fit_into_its_registers(capability: str) -> None:
+    """No GPU is needed. The kernels would be slow if numbers went from registers to memory and back."""
+    script = Path(__file__).parents[2] / "support/compile_triton.py"
+    env = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, script, capability, "5", "16", "32", "64", "128"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+    assert [line.split()[2] for line in done.stdout.splitlines()] == ["0"] * 15, done.stdout

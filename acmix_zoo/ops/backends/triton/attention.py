@@ -90,11 +90,9 @@ def _forward(
     out = q.new_empty(q.shape)
     planes = _scaled(q), _relative(k, pe), _planes(v, q.dtype)
     lse = planes[0].new_empty(b * heads, ho, wo)
-    grid, sizes = _launch(ho, wo, len(lse), d)
+    grid, sizes = _launch(lse.shape, d)
     with torch.cuda.device_of(q):
-        kernels.forward[grid](
-            *planes, out, lse, heads, h, w, ho, wo, sizes.pop("tiles_x"), d, kernel, stride, dilation, **sizes
-        )
+        kernels.forward[grid](*planes, out, lse, heads, h, w, ho, wo, d, kernel, stride, dilation, *sizes)
     return out, lse
 
 
@@ -112,18 +110,12 @@ def _backward(
     delta = (planes[3] * _planes(out, q.dtype)).sum(3)  # (B·heads, Ho, Wo)
     grad_q, grad_k = torch.empty_like(planes[0]), planes[1].new_empty(b * heads, h + 2 * border, w + 2 * border, d)
     grad_v = torch.empty_like(grad_k)
-    rest = (h, w, ho, wo)
+    rest = (h, w, ho, wo, d, kernel, stride, dilation)
     with torch.cuda.device_of(q):
-        grid, sizes = _launch(ho, wo, b * heads, d)
-        tiles_x = sizes.pop("tiles_x")
-        kernels.backward_queries[grid](
-            *planes, lse, delta, grad_q, *rest, tiles_x, d, kernel, stride, dilation, **sizes
-        )
-        grid, sizes = _launch(h + 2 * border, w + 2 * border, b * heads, d)
-        tiles_x = sizes.pop("tiles_x")
-        kernels.backward_keys[grid](
-            *planes, lse, delta, grad_k, grad_v, *rest, tiles_x, d, kernel, stride, dilation, **sizes
-        )
+        grid, sizes = _launch(grad_q.shape, d)
+        kernels.backward_queries[grid](*planes, lse, delta, grad_q, *rest, *sizes)
+        grid, sizes = _launch(grad_k.shape, d)
+        kernels.backward_keys[grid](*planes, lse, delta, grad_k, grad_v, *rest, *sizes)
     grad_k, grad_v = (_fold(x, h, w, border).unflatten(0, (b, heads)) for x in (grad_k, grad_v))
     grad_pe = grad_k.sum((0, 1)).neg().to(pe.dtype)  # (H, W, d)
     grad_q = grad_q.mul_(d**-0.5).unflatten(0, (b, heads))
@@ -131,12 +123,11 @@ def _backward(
     return *grads, grad_pe
 
 
-def _launch(rows: int, cols: int, planes: int, d: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """Return the grid of programs for planes (rows, cols), and the sizes of their tiles."""
+def _launch(shape: tuple[int, ...], d: int) -> tuple[tuple[int], tuple[int, int, int]]:
+    """Return the number of programs for planes (P, H, W, …), and the last arguments of a kernel: TH, TW and BLOCK_D."""
+    planes, rows, cols = shape[:3]
     th, tw = next(tile for most, tile in _TILES if d <= most)
-    tiles_x = -(-cols // tw)
-    block_d = 1 << (d - 1).bit_length()
-    return (-(-rows // th) * tiles_x, planes), {"tiles_x": tiles_x, "TH": th, "TW": tw, "BLOCK_D": block_d}
+    return (planes * -(-rows // th) * -(-cols // tw),), (th, tw, 1 << (d - 1).bit_length())
 
 
 def _planes(x: Tensor, dtype: torch.dtype) -> Tensor:

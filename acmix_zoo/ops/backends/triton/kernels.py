@@ -31,21 +31,28 @@ def _reflect(position, size):
 
 
 @triton.jit
-def _tile(plane, rows, cols, tiles_x, D, TH: tl.constexpr, TW: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Return row, column, whether they are inside, their elements (TH·TW, BLOCK_D), and which of those exist."""
-    tile = tl.program_id(0)
+def _tile(rows, cols, D: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Return what this program computes, of planes (P, rows, cols, D).
+
+    These are the plane, the row and column of each position, whether they are inside, their places in all planes, their
+    elements (TH·TW, BLOCK_D), and which of those exist.
+    """
+    tiles_x = tl.cdiv(cols, TW)
+    tiles = tiles_x * tl.cdiv(rows, TH)
+    plane = (tl.program_id(0) // tiles).to(tl.int64)  # so that places are computed in 64 bits
+    tile = tl.program_id(0) % tiles
     i = tl.arange(0, TH * TW)
     y = (tile // tiles_x) * TH + i // TW
     x = (tile % tiles_x) * TW + i % TW
     inside = (y < rows) & (x < cols)
     c = tl.arange(0, BLOCK_D)
-    place = plane * rows * cols + y * cols + x  # of a position in all planes
-    return y, x, inside, place, place[:, None] * D + c[None, :], inside[:, None] & (c < D)[None, :]
+    place = plane * rows * cols + y * cols + x
+    return plane, y, x, inside, place, place[:, None] * D + c[None, :], inside[:, None] & (c < D)[None, :]
 
 
 @triton.jit
 def forward(
-    q, k, v, out, lse, heads, h, w, ho, wo, tiles_x, D: tl.constexpr,
+    q, k, v, out, lse, heads, h, w, ho, wo, D: tl.constexpr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -53,8 +60,7 @@ def forward(
 
     q (P, Ho, Wo, d) has been scaled; k and v are (P, H, W, d). P is B·heads.
     """
-    plane = tl.program_id(1).to(tl.int64)
-    y, x, inside, place, elements, mask = _tile(plane, ho, wo, tiles_x, D, TH, TW, BLOCK_D)
+    plane, y, x, inside, place, elements, mask = _tile(ho, wo, D, TH, TW, BLOCK_D)
     c = tl.arange(0, BLOCK_D)
     queries = tl.load(q + elements, mask=mask, other=0)  # (TH·TW, d)
     highest = tl.zeros((TH * TW,), queries.dtype) + _LOWEST
@@ -81,7 +87,7 @@ def forward(
 
 @triton.jit
 def backward_queries(
-    q, k, v, grad, lse, delta, grad_q, h, w, ho, wo, tiles_x, D: tl.constexpr,
+    q, k, v, grad, lse, delta, grad_q, h, w, ho, wo, D: tl.constexpr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -89,8 +95,7 @@ def backward_queries(
 
     grad (P, Ho, Wo, d) is that of the result, and delta (P, Ho, Wo) is Σ grad · out.
     """
-    plane = tl.program_id(1).to(tl.int64)
-    y, x, inside, place, elements, mask = _tile(plane, ho, wo, tiles_x, D, TH, TW, BLOCK_D)
+    plane, y, x, inside, place, elements, mask = _tile(ho, wo, D, TH, TW, BLOCK_D)
     c = tl.arange(0, BLOCK_D)
     queries = tl.load(q + elements, mask=mask, other=0)  # (TH·TW, d)
     grads = tl.load(grad + elements, mask=mask, other=0)  # (TH·TW, d)
@@ -111,7 +116,7 @@ def backward_queries(
 
 @triton.jit
 def backward_keys(
-    q, k, v, grad, lse, delta, grad_k, grad_v, h, w, ho, wo, tiles_x, D: tl.constexpr,
+    q, k, v, grad, lse, delta, grad_k, grad_v, h, w, ho, wo, D: tl.constexpr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -120,10 +125,7 @@ def backward_keys(
     The border is that of the windows, KERNEL // 2 · DILATION. A position in it stands for its reflection.
     """
     border = KERNEL // 2 * DILATION
-    plane = tl.program_id(1).to(tl.int64)
-    y, x, inside, _, elements, mask = _tile(
-        plane, h + 2 * border, w + 2 * border, tiles_x, D, TH, TW, BLOCK_D
-    )  # fmt: skip
+    plane, y, x, inside, _, elements, mask = _tile(h + 2 * border, w + 2 * border, D, TH, TW, BLOCK_D)
     c = tl.arange(0, BLOCK_D)
     at = (plane * h * w + _reflect(y - border, h) * w + _reflect(x - border, w))[:, None] * D + c[None, :]
     keys = tl.load(k + at, mask=mask, other=0)  # (TH·TW, d)
