@@ -24,9 +24,11 @@ PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin/ptxas"
 def main(capability: int, widths: list[int]) -> None:
     for d in widths:
         sizes = _launch((1, 1, 1), d)[1]
-        constants = dict(zip(("D", "KERNEL", "STRIDE", "DILATION", "TH", "TW", "BLOCK_D"), (d, 7, 1, 1, *sizes)))
+        constants = dict(
+            zip(("D", "KERNEL", "STRIDE", "DILATION", "TH", "TW", "BLOCK_D"), (d, 7, 1, 1, *sizes), strict=True)
+        )
         for kernel in (kernels.forward, kernels.backward_queries, kernels.backward_keys):
-            kinds = {name: "i32" for name in ("heads", "h", "w", "ho", "wo")} | {"out": "*bf16"}
+            kinds = dict.fromkeys(("heads", "h", "w", "ho", "wo"), "i32") | {"out": "*bf16"}
             kinds |= dict.fromkeys(constants, "constexpr")
             signature = {name: kinds.get(name, "*fp32") for name in kernel.arg_names}
             aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(signature.values()) if t.startswith("*")}
