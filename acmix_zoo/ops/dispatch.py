@@ -40,7 +40,8 @@ _GLOBAL_UP_TO = 256
 # Tile (query rows, columns) for graphs compiled with dynamic sizes, where the tile cannot depend on the size.
 _SYMBOLIC_TILE = (4, 8)
 # The tile for each type of device. Other devices get the tile of `choose_tile`, whose costs were measured on a CPU. On
-# an H200, 8×16 took 0.67 to 0.99 of the time of 4×7, see benchmarks/gpu.csv.
+# an H200, 8×16 took 0.67 to 0.99 of the time of 4×7. 8×8 was up to 13 % faster than 8×16 in float32, and slower in most
+# rows in bfloat16 (benchmarks/gpu.csv). On a GPU, large maps use tiles only where the triton backend cannot run.
 TILES = {"cuda": (8, 16)}
 # Cost of gathering one key into a tile, in units of one query-key product.
 _KEY_GATHER_COST = 24
@@ -54,7 +55,7 @@ _KEEP_PROJECTIONS_FROM = 256
 _DEFAULT = os.environ.get("ACMIX_BACKEND") or None
 _forced: ContextVar[str | None] = ContextVar("acmix_backend", default=_DEFAULT)
 # Whether `use_backend` has ever been called. Until then, the variable is not read, because code compiled by torch 2.11
-# cannot read one.
+# cannot read one. Afterwards, torch 2.11 can no longer compile layers without graph breaks in this process.
 _is_used = False
 
 
@@ -127,7 +128,7 @@ def plan_attention(h: int, w: int, window: SlidingWindow, device: str = "cpu") -
     if backend is not None and backend not in ("triton", "native", "python"):
         reason = requested
     elif can_be_triton and triton.supports(h, w, window) and triton.is_usable(device):
-        reason = requested if backend == "triton" else "it is the fastest one for a large feature map on a GPU"
+        reason = requested if backend == "triton" else f"the map has more than {_GLOBAL_UP_TO} positions, on a GPU"
         backend = "triton"
     elif not is_large:
         backend, reason = "global", f"the feature map has at most {_GLOBAL_UP_TO} positions"

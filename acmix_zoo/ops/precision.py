@@ -1,4 +1,4 @@
-"""What autocast does to an input, and how to keep small products of weights in float32 under it."""
+"""Find out what autocast does to an input, and keep small products of weights in float32 under it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Asked once, because code compiled by torch 2.11 cannot ask.
+# Looked up once, because torch 2.11 cannot compile the call.
 _HAS_AUTOCAST = {device: torch.amp.is_autocast_available(device) for device in ("cpu", "cuda", "xpu", "mps", "meta")}
 
 

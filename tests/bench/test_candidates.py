@@ -120,10 +120,10 @@ class TestBaselines:
 
 class TestPass:
     def test_backend_and_tile_are_used_while_the_candidate_runs(self) -> None:
-        with use_candidate_backend(Candidate("acmix2d:16x20@tile8x16")):
-            assert plan_attention(20, 20, WINDOW, device="cpu").tile == (8, 16)
-            assert plan_attention(14, 14, WINDOW, device="cpu").tile == (8, 16)  # instead of global
-            assert plan_attention(20, 20, WINDOW, device="cuda").tile != (8, 16)
+        with use_candidate_backend(Candidate("acmix2d:16x20@tile8x12")):
+            assert plan_attention(20, 20, WINDOW, device="cpu").tile == (8, 12)
+            assert plan_attention(14, 14, WINDOW, device="cpu").tile == (8, 12)  # instead of global
+            assert plan_attention(20, 20, WINDOW, device="cuda").tile != (8, 12)
         with use_candidate_backend(Candidate("acmix2d:16x20@global")):
             assert plan_attention(20, 20, WINDOW).backend == "global"
         assert plan_attention(20, 20, WINDOW).tile == choose_tile(20, 20, WINDOW)

@@ -157,7 +157,7 @@ def test_layer_traced_operator_by_operator(size: int, dtype: torch.dtype, train:
     with torch.set_grad_enabled(train):
         results = [exact_gradients(f, x) if train else [f(x).double().cpu()] for f in (compiled, layer)]
     # Compiled tiles are 4×8, so sums are in another order. The gradient of the positions is far smaller than the
-    # others. It is what remains of sums that cancel, and has the error of their terms. So has that of alpha and beta.
+    # others. It is what remains of sums that cancel, and has the error of their terms. So are those of alpha and beta.
     largest = max(float(e.norm()) for e in results[1])
     for a, e in zip(*results, strict=True):
         assert (a - e).norm() <= 4 * torch.finfo(dtype).eps * max(

@@ -12,11 +12,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.gradients import assert_all_close, function_gradients, layer_gradients
 from torch import Tensor
+from torch._dynamo.backends.registry import lookup_backend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from acmix_zoo import ACmix2d
@@ -34,9 +37,16 @@ WINDOW = SlidingWindow(3)
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Forget whether the kernels are usable, before and after the test."""
-    attention.is_usable.cache_clear()
+    attention._can_run.cache_clear()
     yield
-    attention.is_usable.cache_clear()
+    attention._can_run.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def skip_without_kernels(request: pytest.FixtureRequest) -> None:
+    """Where there is a GPU, Triton compiles its kernels, which cannot read the memory of the CPU."""
+    if "device" in request.fixturenames and not attention.is_usable(request.getfixturevalue("device")):
+        pytest.skip("Triton does not run on this device")
 
 
 def inputs(h: int, w: int, dtype: torch.dtype, device: str, d: int = 16) -> list[Tensor]:
@@ -109,13 +119,20 @@ def test_second_derivatives(device: str) -> None:
 
 def test_a_compiled_graph_contains_the_operator(device: str) -> None:
     tensors = inputs(9, 8, torch.float32, device)
+    operators: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
+        operators.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return lookup_backend("aot_eager")(graph, examples)
+
     with use_backend("triton"):
         torch.compiler.reset()
-        compiled = torch.compile(local_attention, backend="aot_eager", fullgraph=True)
+        compiled = torch.compile(local_attention, backend=backend, fullgraph=True)
         found = function_gradients(lambda *t: compiled(*t, WINDOW), tensors)
         with FlopCounterMode(display=False) as counter:
             local_attention(*tensors, WINDOW)
     assert_all_close(found, function_gradients(lambda *t: local_attention_reference(*t, WINDOW), tensors), 1e-5)
+    assert sum("local_attention" in name for name in operators) == 1 and not any("zeros" in name for name in operators)
     assert counter.get_total_flops() == 2 * 2 * tensors[0].numel() * 9
 
 
@@ -130,12 +147,31 @@ def test_a_layer_with_a_graph_of_its_own(device: str) -> None:
     assert_all_close(*results)
 
 
+def test_kernels_that_fail_are_not_used_in_compiled_graphs_either(
+    device: str, fresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if a tracer or fake tensors make the first call."""
+
+    def fail(device: torch.device) -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    tensors = inputs(20, 17, torch.float32, device)
+    monkeypatch.setattr(attention, "_run_once", fail)
+    torch.compiler.reset()
+    with use_backend("triton"), pytest.warns(UserWarning, match="slower backend"):
+        with FakeTensorMode():
+            assert not attention.is_usable(device)
+        compiled = torch.compile(local_attention, backend="aot_eager", fullgraph=True)
+        found = compiled(*tensors, WINDOW)
+    assert_all_close([found], [local_attention_reference(*tensors, WINDOW)], 1e-5)
+
+
 class TestChoice:
     def test_on_a_gpu(self) -> None:
-        """Also where there is none, for plans and fake tensors."""
+        """Even without a GPU, for plans and fake tensors."""
         assert plan_attention(17, 16, SlidingWindow(7), "cuda").backend == "triton"
         assert plan_attention(16, 16, SlidingWindow(7), "cuda").backend == "global"
-        reason = "attention: triton backend, because it is the fastest one for a large feature map on a GPU"
+        reason = "attention: triton backend, because the map has more than 256 positions, on a GPU"
         assert reason in explain_plan((8, 64, 56, 56), 64, device="cuda")
         assert plan_attention(56, 56, SlidingWindow(7), "cpu").backend == "tiles"
 
@@ -144,7 +180,9 @@ class TestChoice:
         assert plan_attention(3, 90, SlidingWindow(7), "cuda").backend == "tiles"
         assert plan_attention(6, 60, SlidingWindow(7, dilation=2), "cuda").backend == "tiles"
 
-    def test_requested(self, fresh: None) -> None:
+    def test_requested(self, fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        monkeypatch.setattr(attention, "_run_once", lambda device: None)
         with use_backend("triton"):
             assert plan_attention(20, 20, SlidingWindow(7), "cpu").backend == "triton"
         with use_backend("python"):
@@ -156,8 +194,12 @@ class TestChoice:
         def fail(*_: object) -> None:
             raise RuntimeError("Failed to find C compiler.\nSet CC.")
 
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
         monkeypatch.setattr(attention, "triton_attention", fail)
-        with use_backend("triton"), pytest.warns(UserWarning, match=r"slower: Failed to find C compiler\.$"):
+        with (
+            use_backend("triton"),
+            pytest.warns(UserWarning, match="slower backend: Failed to find C compiler"),
+        ):
             assert plan_attention(20, 20, SlidingWindow(7)).backend == "tiles"
         with use_backend("triton"), warnings.catch_warnings():
             warnings.simplefilter("error")

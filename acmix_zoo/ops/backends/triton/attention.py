@@ -1,17 +1,18 @@
 """Attention in a sliding window as one GPU kernel, and its gradients as two: the triton backend of `local_attention`.
 
-Plain operators have to copy the keys around every tile of queries, and mask most of the products that they compute. On
-a GPU, the copies take most of the time. The kernels (`kernels.py`) read every key from the feature map instead. They
-compute in float32 also where the tensors are in half precision, or in float64.
+Plain operators have to copy the keys around every tile of queries, and mask most of the products that they compute. The
+kernels (`kernels.py`) only copy the tensors to float32, one plane for each image and head (float64 stays float64), and
+then read every key in place.
 
 Triton comes with PyTorch's builds for GPUs on Linux and compiles the kernels at their first use, for which it needs a C
-compiler. Where it is missing or fails, `is_usable` returns False, and another backend computes the same.
+compiler. Where it is missing or fails, `is_usable` returns False, and another backend is used.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from acmix_zoo.ops.sliding_window import SlidingWindow
 
-# Positions (rows, columns) per program, for heads of up to so many channels. A program has 128 threads. Measured on an
-# H200 for 16 and 32 channels, see docs/performance.md. The others keep as many numbers in registers.
+# Positions (rows, columns) per program, for heads of up to so many channels. Measured on an H200 for 16 and 32 channels
+# (docs/performance.md). Up to 128 channels, a program needs no more registers than for 32.
 _TILES = ((16, (4, 8)), (32, (8, 8)), (64, (4, 8)), (1 << 30, (4, 4)))
 
 torch.library.define(
@@ -57,26 +58,44 @@ def supports(h: int, w: int, window: SlidingWindow) -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@cache
 def is_usable(device: str) -> bool:
     """Return whether the kernels run on a type of device. The first call compiles one of them.
 
     Without a GPU, tensors on "cuda" are fake, and the result says what would be used on a GPU.
     """
+    return _can_run(device)  # a function of its own, because torch.compile traces through `cache`
+
+
+@cache
+def _can_run(device: str) -> bool:
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own variable; its interpreter needs no GPU
     if (device != "cuda" and not is_interpreted) or find_spec("triton") is None:
         return False
     if device == "cuda" and not torch.cuda.is_available():
         return True
+    # A thread starts with the first GPU, which is wrong for most processes of a distributed training.
+    place = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
     try:
-        with torch.no_grad():
-            x = torch.zeros(1, 1, 1, 1, 1, device=device)
-            triton_attention(x, x, x, x[0, :, :, 0], SlidingWindow(1))
+        with ThreadPoolExecutor(1) as pool:  # fake tensors, FLOP counters and tracers do not see what a thread does
+            pool.submit(_run_once, place).result()
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as error:  # no C compiler, an old card or driver, an incompatible version of Triton
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"Triton cannot compile for this GPU, so that ACmix layers are slower: {reason}", stacklevel=2)
+        warnings.warn(
+            f"Triton cannot compile for this GPU, so ACmix layers use a slower backend: {reason}. Install a C compiler "
+            "such as gcc, or set ACMIX_BACKEND=python to hide this warning.",
+            stacklevel=2,
+        )
         return False
     return True
+
+
+def _run_once(device: torch.device) -> None:
+    """Run the kernel for a feature map of one position."""
+    with torch.no_grad():
+        x = torch.zeros(1, 1, 1, 1, 1, device=device)
+        triton_attention(x, x, x, x[0, :, :, 0], SlidingWindow(1))
 
 
 @torch.library.impl("acmix_zoo::local_attention", "default")
@@ -119,7 +138,7 @@ def _backward(
     grad_k, grad_v = (_fold(x, h, w, border).unflatten(0, (b, heads)) for x in (grad_k, grad_v))
     grad_pe = grad_k.sum((0, 1)).neg().to(pe.dtype)  # (H, W, d)
     grad_q = grad_q.mul_(d**-0.5).unflatten(0, (b, heads))
-    grads = (_maps(x, q.dtype) for x in (grad_q, grad_k, grad_v))
+    grads = (_maps(x, t.dtype) for x, t in ((grad_q, q), (grad_k, k), (grad_v, v)))
     return *grads, grad_pe
 
 

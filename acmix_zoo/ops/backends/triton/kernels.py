@@ -11,8 +11,9 @@ positions of their windows one offset at a time, and loads the row of d numbers 
     │ q q q  │ ◄──────────────────────────────────────· · · k v · ·
     └────────┘   out += p·v                           · · · · · · ·
 
-Neighbouring positions load overlapping rows, which stay in the L1 cache. Nothing is gathered, masked out or written
-except the result. Every sum has a fixed order, so results are the same bits each time.
+Neighbouring positions load overlapping rows, which a cache can serve. Nothing is written except the result. Every sum
+has a fixed order, so results are the same bits each time. A kernel does not depend on the size of the feature map, so
+that it is compiled once for all of them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def _tile(rows, cols, D: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BLOCK
     return plane, y, x, inside, place, place[:, None] * D + c[None, :], inside[:, None] & (c < D)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "h", "w", "ho", "wo"])
 def forward(
     q, k, v, out, lse, heads, h, w, ho, wo, D: tl.constexpr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
@@ -85,7 +86,7 @@ def forward(
     tl.store(out + target, result.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["h", "w", "ho", "wo"])
 def backward_queries(
     q, k, v, grad, lse, delta, grad_q, h, w, ho, wo, D: tl.constexpr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
@@ -114,7 +115,7 @@ def backward_queries(
     tl.store(grad_q + elements, result, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["h", "w", "ho", "wo"])
 def backward_keys(
     q, k, v, grad, lse, delta, grad_k, grad_v, h, w, ho, wo, D: tl.constexpr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
