@@ -12,7 +12,6 @@ from torch.profiler import ProfilerActivity, profile
 from acmix_zoo.ops.backends import tile_attention as tiles
 from acmix_zoo.ops.backends.global_attention import global_attention
 from acmix_zoo.ops.backends.offset_attention import offset_attention
-from acmix_zoo.ops.backends.triton.attention import is_usable, supports, triton_attention
 from acmix_zoo.ops.local_attention import local_attention, local_attention_reference
 from acmix_zoo.ops.position_encoding import position_encoding
 from acmix_zoo.ops.sliding_window import SlidingWindow
@@ -43,7 +42,6 @@ BACKENDS = {
     "tiles 1x1": lambda *args: tiles.tile_attention(*args, (1, 1)),
     "tiles 4x8": lambda *args: tiles.tile_attention(*args, (4, 8)),
     "tiles 8x3": lambda *args: tiles.tile_attention(*args, (8, 3)),
-    "triton": triton_attention,
 }
 
 
@@ -66,8 +64,6 @@ def test_every_backend_is_correct_for_any_map(
     backend: str, h: int, w: int, window: SlidingWindow, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which backend serves a map is only a matter of speed."""
-    if backend == "triton" and not (supports(h, w, window) and is_usable(device)):
-        pytest.skip("not supported")
     tensors = [torch.randn(2, h, w, 2, 3, dtype=torch.float64, device=device) for _ in "qkv"]
     tensors.append(torch.randn(h, w, 3, dtype=torch.float64, device=device))
 
