@@ -13,7 +13,7 @@ from acmix_zoo.cli.parser import Parser
 
 _DESCRIPTION = """\
 Run a web page on which you drop an image and see what networks make of it: the most probable classes, what attention
-and convolution contributed, and where the pixel that you click on attends to. It also compares two networks, and
+and convolution contributed, and what the pixel that you click on attends to. It also compares two networks, and
 fine-tunes one on a zip archive of class folders."""
 _PACKAGES = ("gradio", "lightning", "matplotlib")
 

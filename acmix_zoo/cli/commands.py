@@ -7,6 +7,7 @@ a function that takes the command's arguments in a file of its own in this folde
 from __future__ import annotations
 
 import difflib
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -124,6 +125,8 @@ GROUPS: dict[str, dict[str, Command]] = {
 }
 DEBUG = "--debug"
 """The option with which every command prints the traceback of an error. It may be anywhere among the arguments."""
+LIGHT_COMMANDS = ("train", "classify", "explain", "app")
+"""The commands whose files import nothing that takes time, so that they can print their help before torch is loaded."""
 RECIPE_COMMANDS = ("fit", "validate", "test", "predict")
 """The commands that take a recipe. They share one large parser, which depends on the task of the recipe."""
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
@@ -153,12 +156,16 @@ def answer_before_imports(argv: Sequence[str]) -> int | None:
         The exit status, or None if there is a command to run.
     """
     argv = [word for word in argv if word != DEBUG]
+    asks_for_help = bool({"-h", "--help"} & set(argv)) and "--" not in argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
-    if argv[0] in RECIPE_COMMANDS and {"-h", "--help"} & set(argv):
+    if argv[0] in RECIPE_COMMANDS and asks_for_help:
         print(short_help(argv[0], COMMANDS[argv[0]].example))
         return 0
+    if argv[0] in LIGHT_COMMANDS and asks_for_help:
+        module, _, function = COMMANDS[argv[0]].function.partition(":")
+        getattr(importlib.import_module(f"acmix_zoo.cli.{module}"), function)(argv[1:])  # its parser ends the program
     if argv[0] in COMMANDS or argv[0] == "--version":
         return None
     near = difflib.get_close_matches(argv[0], COMMANDS, n=1)

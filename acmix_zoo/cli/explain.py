@@ -6,6 +6,7 @@ import argparse
 import difflib
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,8 @@ def explain_image(arguments: Sequence[str]) -> Explanation:
     prepared = prepare_image(picture, model)
     found = explain(model, prepared.tensor, target=target, layer=options.layer, pixel=options.pixel)
     subject = Subject(options.image.name, options.model, labels, options.head)
-    files = write_explanation(found, prepared.picture, subject, options.out or Path("explained") / options.image.stem)
+    folder = options.out or _first_free(Path("explained") / options.image.stem)
+    files = write_explanation(found, prepared.picture, subject, folder)
 
     print(f"{options.image}: {labels[found.target]} {100 * float(found.probabilities[found.target]):.2f} %")
     for line in found.missing:
@@ -76,8 +78,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--pixel", type=_pixel, metavar="X,Y", help="pixel whose attention is shown, in the image as the network sees "
         "it, or `token` for the class token of PVT (default: where the attention of the layer contributes most)",
     )  # fmt: skip
-    add("--out", type=Path, metavar="FOLDER", help="where to write (default: explained/NAME-OF-THE-IMAGE)")
+    add("--out", type=Path, metavar="FOLDER", help="where to write (default: explained/NAME-OF-THE-IMAGE, -2, -3, ...)")
     return parser.parse_args(arguments)  # type: ignore[no-any-return]
+
+
+def _first_free(folder: Path) -> Path:
+    """Return the first of FOLDER, FOLDER-2, FOLDER-3, … that does not exist."""
+    folders = chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in count(2)))
+    return next(path for path in folders if not path.exists())
 
 
 def _pixel(text: str) -> Pixel:

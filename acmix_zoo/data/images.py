@@ -57,6 +57,8 @@ def load_with_bits(source: str | Path | bytes, name: str | None = None) -> tuple
                 return _to_rgb(image, bits), bits
     except FileNotFoundError:
         raise UnreadableImage(f"image {label} does not exist") from None
+    except IsADirectoryError:
+        raise UnreadableImage(f"image {label} is a folder. Expected the file of one image") from None
     except Exception as error:  # broken bytes raise OSError, SyntaxError, struct.error, …, depending on the format
         if isinstance(error, MemoryError):
             raise

@@ -128,7 +128,7 @@ def _draw_mistakes(mistakes: Sequence[Mistake], split: Split, class_names: Seque
         shown.append(mistake)
     titles = [
         f"predicted {class_names[each.predicted]}\ntrue {class_names[each.truth]}\n{100 * each.probability:.0f} %, "
-        f"{Path(split.images.describe(int(split.indices[each.position]))).name}"
+        f"{'/'.join(Path(split.images.describe(int(split.indices[each.position]))).parts[-2:])}"
         for each in shown
     ]
     if shown:

@@ -81,7 +81,7 @@ class Signals:
             raise KeyboardInterrupt
         self.number = number
         print(
-            f"\n{signal.Signals(number).name}: finishing the step, then saving (Ctrl-C again to stop at once)",
+            f"\n{'Interrupted' if number == signal.SIGINT else signal.Signals(number).name}: finishing the step, then saving (Ctrl-C again to stop at once)",
             flush=True,
         )
 

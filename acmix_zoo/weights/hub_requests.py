@@ -101,7 +101,7 @@ def _raise_explained(error: Exception, repository: Repository, is_push: bool) ->
             "reached. Check the network connection, and whether HF_HUB_OFFLINE is set"
             + (f". The {closest_names_phrase(near)}" if near else "")
         ) from error
-    unchanged = "Nothing was published. Run the same command again to resume. " if is_push else ""
+    unchanged = "Nothing was published. The same command resumes the upload. " if is_push else ""
     if status == 429:
         raise ConnectionError(
             f"{repository}: too many requests to the Hub (429). {unchanged}Try again in a few minutes"

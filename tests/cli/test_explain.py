@@ -36,6 +36,10 @@ def test_class_layer_head_and_pixel_are_used(
     numbers = json.loads((tmp_path / "explained/ankle_boot/explanation.json").read_text(encoding="utf-8"))
     assert numbers["class"] == "Sandal" and numbers["attention"]["layer"] == "layer1.0.conv2"
     assert numbers["attention"]["pixel"] == [4, 28] and numbers["attention"]["position"] == [7, 1]
+    run_command(capsys, "explain", BOOT, "--model", "acmix_resnet_pico")  # replaces nothing
+    second = json.loads((tmp_path / "explained/ankle_boot-2/explanation.json").read_text(encoding="utf-8"))
+    assert second["class"] == "Ankle boot"
+    assert numbers == json.loads((tmp_path / "explained/ankle_boot/explanation.json").read_text(encoding="utf-8"))
 
 
 def test_errors_are_one_line_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,5 +49,5 @@ def test_errors_are_one_line_and_write_nothing(tmp_path: Path, capsys: pytest.Ca
     assert_fails([*command, "--head", "99"], capsys, "no head 99", "from 0 to 3")
     assert_fails([*command, "--pixel", "40,0"], capsys, "pixel 40,0 is outside", "31,31")
     assert_fails(["explain", "no.png", "--model", "acmix_resnet_pico"], capsys, "no.png does not exist")
-    assert_fails(["explain", str(tmp_path), "--model", "acmix_resnet_pico"], capsys, str(tmp_path))
+    assert_fails(["explain", str(tmp_path), "--model", "acmix_resnet_pico"], capsys, str(tmp_path), "is a folder")
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from acmix_zoo import __version__
-from acmix_zoo.cli.commands import COMMANDS, RECIPE_COMMANDS
+from acmix_zoo.cli.commands import COMMANDS, LIGHT_COMMANDS, RECIPE_COMMANDS
 from acmix_zoo.cli.main import main
 
 
@@ -41,7 +41,9 @@ def test_an_unknown_command_lists_the_closest_one(capsys: pytest.CaptureFixture[
     assert "The commands are train, fit, validate, test" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], [], ["clasify"], ["fit", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], [], ["clasify"], ["fit", "--help"], *([name, "--help"] for name in LIGHT_COMMANDS)]
+)
 def test_help_does_not_import_torch(arguments: list[str]) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "acmix_zoo.cli", *arguments]
     imported = subprocess.run(command, capture_output=True, text=True).stderr
