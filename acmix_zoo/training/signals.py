@@ -80,10 +80,8 @@ class Signals:
         if self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
-        print(
-            f"\n{'Interrupted' if number == signal.SIGINT else signal.Signals(number).name}: finishing the step, then saving (Ctrl-C again to stop at once)",
-            flush=True,
-        )
+        reason = "Interrupted" if number == signal.SIGINT else signal.Signals(number).name
+        print(f"\n{reason}: finishing the step, then saving (Ctrl-C again to stop at once)", flush=True)
 
     def agree(self, device: torch.device, *others: bool | torch.Tensor) -> list[int]:
         """Return the highest signal that any process has received, or 0, followed by one number for each of `others`:
