@@ -68,11 +68,11 @@ def is_usable(device: str) -> bool:
 
 @cache
 def _can_run(device: str) -> bool:
+    if device == "cuda" and not torch.cuda.is_available():
+        return True
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own variable; its interpreter needs no GPU
     if (device != "cuda" and not is_interpreted) or find_spec("triton") is None:
         return False
-    if device == "cuda" and not torch.cuda.is_available():
-        return True
     # A thread starts with the first GPU, which is wrong for most processes of a distributed training.
     place = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
     try:
