@@ -82,11 +82,10 @@ def source_not_found(name: str, kinds: str | None = None) -> FileNotFoundError |
     if path.is_file():
         return ValueError(f"source {name} is a file of an unknown kind. Expected {kinds}")
     similar = [*_similar_folders(name), *difflib.get_close_matches(name, SHIPPED, n=1)]
-    suggestion = f"Did you mean {' or '.join(similar)}? " if similar else ""
-    return FileNotFoundError(
-        f"source {name!r} does not exist. {suggestion}Expected {kinds}. Looked for {os.path.abspath(path)}. Set the "
-        "location with --data.source"
-    )
+    expected = f"Expected {kinds}. Looked for {os.path.abspath(path)}"
+    if similar:
+        return FileNotFoundError(f"data set {name!r} does not exist. Did you mean {' or '.join(similar)}? {expected}")
+    return FileNotFoundError(f"data set {name!r} does not exist. {expected}. Set the location with --data.source")
 
 
 def _similar_folders(name: str) -> list[str]:

@@ -133,7 +133,7 @@ def test_a_folder_without_masks_or_classes_is_rejected(folder: Path, tmp_path: P
         ValueError, match=r"no images with masks for training\. Expected images/train/1\.jpg with masks"
     ):
         make_data(folder, class_names=["a", "b"])
-    with pytest.raises(FileNotFoundError, match="source 'missing' does not exist"):
+    with pytest.raises(FileNotFoundError, match="data set 'missing' does not exist"):
         MaskDataModule("missing", class_names=["a", "b"])
 
 

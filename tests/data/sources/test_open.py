@@ -36,7 +36,7 @@ def test_a_misspelt_path_is_not_looked_for_on_the_hub(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("acmix_zoo.data.sources.table.load_tables", lambda *_, **__: pytest.fail("the Hub was asked"))
     for open_ in (open_source, lambda text: StreamSource(text)):
-        with pytest.raises(FileNotFoundError, match=f"source '{source}' does not exist.*Did you mean {near}"):
+        with pytest.raises(FileNotFoundError, match=f"data set '{source}' does not exist.*Did you mean {near}"):
             open_(source)
 
 
