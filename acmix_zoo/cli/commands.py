@@ -156,14 +156,13 @@ def answer_before_imports(argv: Sequence[str]) -> int | None:
         The exit status, or None if there is a command to run.
     """
     argv = [word for word in argv if word != DEBUG]
-    asks_for_help = bool({"-h", "--help"} & set(argv)) and "--" not in argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
-    if argv[0] in RECIPE_COMMANDS and asks_for_help:
+    if argv[0] in RECIPE_COMMANDS and {"-h", "--help"} & set(argv):
         print(short_help(argv[0], COMMANDS[argv[0]].example))
         return 0
-    if argv[0] in LIGHT_COMMANDS and asks_for_help:
+    if argv[0] in LIGHT_COMMANDS and argv[1:] in (["-h"], ["--help"]):
         module, _, function = COMMANDS[argv[0]].function.partition(":")
         getattr(importlib.import_module(f"acmix_zoo.cli.{module}"), function)(argv[1:])  # its parser ends the program
     if argv[0] in COMMANDS or argv[0] == "--version":
