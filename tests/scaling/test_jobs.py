@@ -94,7 +94,7 @@ class TestReading:
         assert read_job("acmix_resnet_pico", profile, batch_size=8).precision == "16-mixed"
 
     def test_progressive_image_sizes_shorten_an_epoch(self) -> None:
-        job = read_job("tiny_imagenet/acmix_resnet_nano")
+        job = read_job("tiny_imagenet/acmix_resnet_nano_stage1")
         assert job.images == 95_000 and job.image_size == 64
         assert job.relative_pixels == pytest.approx((14 / 4 + 6 * 0.75**2 + 4) / 24)
         (step,) = job.steps(find_gpu("a100"), [1])
