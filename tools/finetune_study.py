@@ -13,14 +13,12 @@ The training images of a run are drawn by its seed, the same for all starts. Run
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from acmix_zoo.weights import read_config
-from tools import append_rows, make_parser, read_table
+from tools import make_parser, read_table
+from tools.fit_runs import metric_on_test, train_missing
 
 TABLE = Path("benchmarks/finetuning.csv")
 SIZE = 96  # pixels; the photographs' shorter side is 128
@@ -94,28 +92,21 @@ def command(run: Run, images: Path, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def table_row(run: Run, weights: Path) -> dict[str, str | int | float]:
-    """Return the row of a finished run, from the record of its weight folder."""
-    record = read_config(weights)["acmix_zoo"]
-    (top1,) = [m["value"] for m in record["metrics"] if (m["split"], m["name"]) == ("test", "top1")]
-    images = record["dataset"]["splits"]["train"]
+def table_row(run: Run, record: dict[str, Any]) -> dict[str, str | int | float]:
+    """Return the row of a finished run, given the record of its weights."""
+    top1, images = metric_on_test(record, "top1"), record["dataset"]["splits"]["train"]
     minutes, revision = record["minutes"], record["git_revision"]
     return {**run._asdict(), "images": images, "top1": top1, "minutes": minutes, "revision": revision}
 
 
 def main(source: Path, folder: Path, *, is_list: bool) -> None:
     """Train the missing runs."""
+
+    def arguments(run: Run, target: Path) -> list[str]:
+        return command(run, make_images(source, folder / "images", run.per_class, run.seed), target)
+
     done = {Run(r["start"], r["mode"], int(r["per_class"]), int(r["seed"])) for r in read_table(TABLE)}
-    for run in RUNS:
-        target = folder / run.name
-        if is_list:
-            state = "finished" if run in done else "started" if target.is_dir() else "not started"
-            print(f"{run.name:<36} {state}")
-        elif run not in done:
-            images = make_images(source, folder / "images", run.per_class, run.seed)
-            arguments = command(run, images, target)
-            subprocess.run([sys.executable, "-m", "acmix_zoo.cli", *arguments], check=True)
-            append_rows(TABLE, [table_row(run, target / "weights")])
+    train_missing(RUNS, done, folder, TABLE, arguments=arguments, row=table_row, is_list=is_list)
 
 
 if __name__ == "__main__":

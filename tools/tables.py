@@ -22,7 +22,17 @@ from acmix_zoo.models.published import is_reconstruction, published
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.names import list_tags
 from acmix_zoo.weights.shipped import checkpoints_root
-from tools import detector_memory, drop_in_costs, evidence, make_parser, reconstructions, scaling_tables, yolo_study
+from tools import (
+    detector_memory,
+    drop_in_costs,
+    evidence,
+    final_networks,
+    make_parser,
+    reconstructions,
+    scaling_tables,
+    segmentation_study,
+    yolo_study,
+)
 from tools.speed_table import BENCHMARKS, speed_summary, speed_table
 
 NEIGHBOURS = (
@@ -141,6 +151,12 @@ def detection_table() -> str:
     return _markdown(detector_memory.table(file)) if file.exists() else detector_memory.NOT_MEASURED
 
 
+def segmentation_table() -> str:
+    """Return what `tools.segmentation_study` measured."""
+    file = segmentation_study.TABLE
+    return _markdown(segmentation_study.table(file)) if file.exists() else segmentation_study.NOT_MEASURED
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "weights": weights_table,
     "models": models_table,
@@ -160,6 +176,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "comparison_paths": lambda: _markdown(evidence.group_rows("paths")),
     "comparison_neighbours": lambda: _markdown(evidence.group_rows("neighbours")),
     "comparison_ablations": lambda: _markdown(evidence.group_rows("ablations")),
+    "segmentation": segmentation_table,
+    "final_networks": lambda: _markdown(final_networks.table()),
     "finetuning": lambda: _markdown(evidence.finetuning_rows()),
     "scaling": lambda: _markdown(scaling_tables.scaled_batch_rows()),
     "scaling_capped": lambda: _markdown(scaling_tables.capped_batch_rows()),
