@@ -53,12 +53,13 @@ def comparison_results(table: Path = comparison.TABLE) -> list[Result]:
 def group_rows(group: str, table: Path = comparison.TABLE) -> list[list[str]]:
     """Return the rows of one group's table. The baseline, ACmix with both paths, is the first network of its family."""
     results = comparison_results(table)
-    rows = [["network", "parameters", "MACs", "minutes", "runs", "test top-1", "difference"]]
-    for family in ("resnet", "swin") if group == "paths" else ("resnet",):
+    rows = [["network", "parameters", "MACs", "minutes", "runs", "test top-1", "difference, same seeds"]]
+    families = comparison.FAMILIES if group in ("paths", "time") else ("resnet",)
+    for family in families:
         baseline = comparison.Case("paths", f"acmix_{family}_pico", "both")
         baseline_scores: Scores = next((result.scores for result in results if result.case == baseline), {})
         for case, scores, parameters, macs, minutes in results:
-            if case == baseline or (case.group == group and (group != "paths" or family in case.network)):
+            if case == baseline or (case.group == group and (len(families) == 1 or family in case.network)):
                 name = f"`{case.network}`, {case.variant}" if case.variant else f"`{case.network}`"
                 difference = "" if case == baseline else paired_difference(scores, baseline_scores)
                 costs = [human(parameters), human(macs), f"{minutes:.0f}"]
@@ -92,7 +93,7 @@ def draw_costs(results: Sequence[Result], path: Path) -> None:
     panels: Any = figure.subplots(1, 2, sharey=True)
     for axes, name in zip(panels, ("MMACs per image", "minutes of training"), strict=True):
         for result in results:
-            if result.case.group == "ablations":
+            if result.case.group in ("ablations", "time"):
                 continue
             x = result.macs / 1e6 if name.startswith("MMACs") else result.minutes
             values = [100 * value for value in result.scores.values()]

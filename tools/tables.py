@@ -124,7 +124,9 @@ def decomposition_table() -> str:
 def warm_start_table() -> str:
     """Return what `tools.warm_start_study` measured."""
     with (BENCHMARKS / "warm_start.csv").open(encoding="utf-8") as file:
-        return _markdown(list(csv.reader(file)))
+        head, *accuracies, (name, energies) = csv.reader(file)
+    rows = [[network, f"{100 * float(top1):.2f} %"] for network, top1 in accuracies]
+    return _markdown([head, *rows, [name, energies.replace(" ", ", ")]])
 
 
 def distributed_table() -> str:
@@ -174,6 +176,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "yolo": yolo_table,
     "detection": detection_table,
     "comparison_paths": lambda: _markdown(evidence.group_rows("paths")),
+    "comparison_time": lambda: _markdown(evidence.group_rows("time")),
     "comparison_neighbours": lambda: _markdown(evidence.group_rows("neighbours")),
     "comparison_ablations": lambda: _markdown(evidence.group_rows("ablations")),
     "segmentation": segmentation_table,

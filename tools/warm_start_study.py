@@ -60,7 +60,12 @@ def main(target: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["network", "validation top-1"])
         writer.writerows([[name, f"{value:.4f}"] for name, value in rows])
-        writer.writerow(["kernel energy kept, minimum and maximum", " ".join(f"{value:.3f}" for value in energy)])
+        writer.writerow(
+            [
+                "fraction of the squared norm of a 3×3 kernel that is kept, lowest and highest layer",
+                " ".join(f"{value:.3f}" for value in energy),
+            ]
+        )
     print(target.read_text(encoding="utf-8"))
 
 

@@ -67,7 +67,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"{MODEL_HELP}; or any network of timm, such as resnet18 (default: the recipe's)",
     )
     add("--epochs", type=int, metavar="N", help="number of passes over the images (default: 12)")
-    add("--size", type=int, metavar="PIXELS", help="side length of the images in training (default: the model's)")
+    add("--size", type=int, metavar="PIXELS", help="side length of the images (default: 96, or that of --model)")
     add("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/NAME-OF-THE-FOLDER, -2, -3, ...)")
     add("--patience", type=int, metavar="N", help="stop after N epochs without a better validation accuracy")
     add("--from-scratch", action="store_true", help="start from random weights, without pretrained ones")

@@ -11,7 +11,7 @@ import torch
 from acmix_zoo.models.task_kinds import config_task
 from acmix_zoo.models.task_network import builder_options
 from acmix_zoo.tasks.sharded import read_checkpoint
-from acmix_zoo.training.record import is_complete, parent_name, run_cfg, run_record, validation_scores
+from acmix_zoo.training.record import is_complete, parent_license, parent_name, run_cfg, run_record, validation_scores
 from acmix_zoo.weights import check_folder, load_weights, write_folder
 from acmix_zoo.weights.create import create_task_network
 from acmix_zoo.weights.fetch import weight_folder
@@ -84,7 +84,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
         model,
         architecture=cfg.get("architecture") or architecture,
         pretrained_cfg=run_cfg(run, card),
-        record={**record, "parent": parent_name(start, cfg)},
+        record={**record, "parent": parent_name(start, cfg), "parent_license": parent_license(start, cfg)},
         example=torch.randn(1, *size, generator=torch.Generator().manual_seed(0)),
     )
 

@@ -23,6 +23,7 @@ from acmix_zoo.training.plots import plot_curves
 from acmix_zoo.training.record import (
     evaluation_limits,
     is_complete,
+    parent_license,
     parent_name,
     run_cfg,
     run_record,
@@ -115,6 +116,7 @@ def _write(
         split: the split whose evaluation the model card shows; "" for none.
     """
     card, state = data.card(), checkpoint["state_dict"]
+    start, start_cfg = task.hparams["pretrained"], getattr(task.model, "pretrained_cfg", {})
     write_csv(run.folder / "metrics.csv", run.history)  # a kill may have come between a checkpoint and its row
     plot_curves(run.history, run.folder / "curves.png", task.kind.metrics)
     record = {
@@ -122,7 +124,8 @@ def _write(
         "best_epoch": int(_best_row(checkpoint)["epoch"]),
         "environment": run_environment(trainer, task.model),
         "git_revision": git_revision(),
-        "parent": parent_name(task.hparams["pretrained"], getattr(task.model, "pretrained_cfg", {})),
+        "parent": parent_name(start, start_cfg),
+        "parent_license": parent_license(start, start_cfg),
         "evaluation": task.evaluation_options() or None,
         "class_scores": _class_scores(task, scores),
     }

@@ -67,6 +67,19 @@ def parent_name(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str | 
         return portable_path(pretrained)
 
 
+def parent_license(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str | None:
+    """Return the licence of the weights that `pretrained` referred to, or None if none is known."""
+    if not pretrained:
+        return None
+    if pretrained is True or not os.path.exists(pretrained):  # a tag, whose licence is registered with the network
+        return cfg.get("license")
+    try:
+        license: str | None = read_config(fetch(locate(pretrained)))["acmix_zoo"]["license"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return license
+
+
 def run_cfg(run: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
     """Return timm's pretrained_cfg of a run's weights, as far as the run and its data state it."""
     data_name = card.get("dataset", {}).get("name", "").rpartition("/")[2].replace("-", "_")

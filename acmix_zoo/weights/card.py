@@ -126,7 +126,7 @@ def render_card(config: Mapping[str, Any]) -> str:
         ("File", f"model.safetensors, {record['file_size']:,} bytes, sha256 {_code(record['sha256'])}"),
         ("Origin", _cell(record.get("origin"))),
         ("Source", _cell(record.get("source"))),
-        ("Started from", _code(record["parent"]) if record.get("parent") else None),
+        ("Started from", _started_from(record)),
         ("Data", _cell(dataset or None)),
         ("Recipe", _code(record["recipe"]) if record.get("recipe") else None),
         ("Command", _code(record["command"]) if record.get("command") else None),
@@ -204,6 +204,14 @@ def _usage(task: TaskKind, channels: int, height: int, width: int, classes: int)
         'classify = pipeline("image-classification", "path/to/this/folder")',
         "```",
     ]
+
+
+def _started_from(record: Mapping[str, Any]) -> str | None:
+    """Return the weights that training started from, and their licence."""
+    if not record.get("parent"):
+        return None
+    license = record.get("parent_license")
+    return _code(record["parent"]) + (f" (licence: {escape(license)})" if license else "")
 
 
 def _cell(value: Any) -> str | None:

@@ -14,7 +14,7 @@ from acmix_zoo.layers import ACmix2d
 from acmix_zoo.ops import BACKENDS
 from acmix_zoo.ops.backends.native.build import INSTRUCTION_SETS
 from acmix_zoo.training.environment import run_environment
-from acmix_zoo.training.record import parent_name
+from acmix_zoo.training.record import parent_license, parent_name
 from acmix_zoo.weights import create_model
 
 
@@ -24,6 +24,15 @@ def test_the_record_names_the_weights_that_a_run_started_from(tmp_path: Path) ->
     assert parent_name("runs/x/weights", cfg) == "runs/x/weights" and parent_name(False, cfg) is None
     assert parent_name(str(SHIPPED), {}) == "acmix_resnet_pico.fashion_mnist"
     assert parent_name(str(tmp_path / "start.pth"), {}) == "start.pth"
+
+
+def test_the_record_states_the_licence_of_the_weights_that_a_run_started_from(tmp_path: Path) -> None:
+    cfg = create_model("acmix_resnet_nano", pretrained=True, num_classes=3).pretrained_cfg
+    for start in (True, "tiny_imagenet", str(SHIPPED.with_name("acmix_resnet_nano.tiny_imagenet"))):
+        assert str(parent_license(start, cfg)).startswith("research use only")
+    assert parent_license(str(SHIPPED), cfg) == "mit", "the licence of the weights, not of the network"
+    (tmp_path / "start.pth").touch()
+    assert parent_license(str(tmp_path / "start.pth"), cfg) is None and parent_license(False, cfg) is None
 
 
 def test_the_record_names_the_backend_of_acmix_layers() -> None:

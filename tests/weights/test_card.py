@@ -34,7 +34,23 @@ EVIL = "x\npipeline_tag: evil\n---\n<script>alert(1)</script>|`a` [b](http://c) 
 
 
 @pytest.mark.parametrize(
-    "field", ["license", "origin", "parent", "command", "seed", "dataset", "metric", "note", "label", "tag", "picture"]
+    "field",
+    [
+        *(
+            "license",
+            "origin",
+            "parent",
+            "parent_license",
+            "command",
+            "seed",
+            "dataset",
+            "metric",
+            "note",
+            "label",
+            "tag",
+        ),
+        "picture",
+    ],
 )
 def test_markup_in_a_card_is_escaped(any_config: dict[str, Any], field: str) -> None:
     """Names from users and data sets appear literally. They cannot add front matter, HTML, links or table cells."""
