@@ -9,19 +9,26 @@ from typing import Any
 from acmix_zoo.cli.recorded_command import RUN_OPTIONS, Record, Target, split_options
 from acmix_zoo.cli.text_table import print_columns
 
+_ACCURACIES = ("top1", "top5")  # fractions of images
+_OTHER_TOLERANCE = 0.02  # of scores that are made of many pixels or boxes per image, such as mIoU and mAP
 
-def tolerance(accuracy: float, images: int) -> float:
-    """Return three binomial standard errors of an accuracy.
+
+def tolerance(metric: str, value: float, images: int) -> float:
+    """Return the difference between two runs that chance explains: three binomial standard errors of an accuracy.
 
     Two training runs that differ only by chance (the order of sums, a different machine) misclassify different images.
     Chance does not explain a larger difference between their accuracies. One image is added to the correct and one to
-    the wrong ones (Laplace's rule), so that a perfect accuracy has a standard error, too.
+    the wrong ones (Laplace's rule), so that a perfect accuracy has a standard error, too. Other metrics are allowed two
+    percentage points.
 
     Args:
-        accuracy: fraction of images that are classified correctly, between 0 and 1.
+        metric: its name, such as "top1" or "miou".
+        value: the metric, between 0 and 1. An accuracy is the fraction of images that are classified correctly.
         images: number of images.
     """
-    p = (accuracy * images + 1) / (images + 2)
+    if metric not in _ACCURACIES:
+        return _OTHER_TOLERANCE
+    p = (value * images + 1) / (images + 2)
     return 3 * math.sqrt(p * (1 - p) / images)
 
 
@@ -42,7 +49,9 @@ def print_comparison(target: Target, reproduced: Record, points: float | None = 
     for metric in target.record.get("metrics", []):
         split, name, value = metric["split"], metric["name"], metric["value"]
         size = ((target.record.get("dataset") or {}).get("splits") or {}).get(split) or 1
-        allowed = points / 100 if points is not None else tolerance(value, size) + target.record.get("rounding", 0.0)
+        allowed = (
+            points / 100 if points is not None else tolerance(name, value, size) + target.record.get("rounding", 0.0)
+        )
         measured = scores.get((split, name))
         within = measured is not None and abs(measured - value) <= allowed
         columns = ("-", "-") if measured is None else (f"{100 * measured:.2f} %", f"{100 * (measured - value):+.2f}")

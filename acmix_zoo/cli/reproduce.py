@@ -40,8 +40,8 @@ def reproduce(arguments: Sequence[str], train: Train = run_trainer) -> bool:
         "--tolerance",
         type=float,
         metavar="POINTS",
-        help="allowed difference in percentage points (default: three binomial standard errors, given the number of "
-        "images of the split)",
+        help="allowed difference in percentage points (default: three binomial standard errors of an accuracy, given "
+        "the number of images; 2 for other metrics)",
     )
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         parser.error(f"the first argument is the option {arguments[0]}. Expected NAME first, then options")

@@ -17,7 +17,7 @@ from acmix_zoo.data.loaders import LoaderOptions, Loaders, Position
 from acmix_zoo.data.options import limit_batch_size
 from acmix_zoo.data.samplers import EvalSampler, TrainSampler
 from acmix_zoo.data.sources.base import IndexedSource
-from acmix_zoo.data.splits import Split, inspect_splits, split_source
+from acmix_zoo.data.splits import Split, inspect_splits, is_val_split_off, split_source
 from acmix_zoo.data.summary import summarize
 
 
@@ -54,6 +54,11 @@ class IndexedLoaders(Loaders):
 
     def sizes(self) -> dict[str, int]:
         return {name: split.size for name, split in self.splits.items()}
+
+    def val_split(self) -> dict[str, Any]:
+        if is_val_split_off(self.source, self.splits):
+            return {"val_fraction": self.val_fraction, "seed": self.seed}
+        return {}
 
     def inspect(self, splits: list[str], thorough: bool) -> dict[str, Inspection]:
         return inspect_splits({name: self.splits[name] for name in splits if name in self.splits}, thorough)

@@ -82,6 +82,10 @@ class Loaders(ABC):
     def sizes(self) -> dict[str, int]:
         """Return the number of images of each existing split; 0 if it is not known."""
 
+    def val_split(self) -> dict[str, Any]:
+        """Return the options by which the validation images were split off the training images; {} if they were not."""
+        return {}
+
     @abstractmethod
     def inspect(self, splits: list[str], thorough: bool) -> dict[str, Inspection]:
         """Check the images of the given splits that exist, as far as that is possible without reading all of them.

@@ -134,7 +134,7 @@ class ImageDataModule(ResumableDataModule):
         check_augmentation(shift=shift, crop_scale=crop_scale, interpolation=interpolation, augment=augment)
         self.mean, self.std = channel_stats(mean, std)
         self.batch_size, self.num_workers, self.max_unreadable = batch_size, num_workers, max_unreadable
-        self.seed, self.predict = seed, predict
+        self.seed, self.predict, self.label_column = seed, predict, label_column
         if streaming:
             stream = StreamSource(source, label_column, classes_file)
             self.loaders = StreamLoaders(stream, epoch_images, val_fraction, repeats, validation_as_test)
@@ -181,6 +181,11 @@ class ImageDataModule(ResumableDataModule):
         counts: list[int] = np.bincount(targets[targets >= 0], minlength=self.num_classes).tolist()
         return counts
 
+    def describe(self) -> dict[str, Any]:
+        """Return what the record of a run states about its data, with the class column if it was given."""
+        description = super().describe()
+        return {**description, "label_column": self.label_column} if self.label_column else description
+
     def preprocessing(self) -> dict[str, Any]:
         """Return size, normalisation and interpolation of the images, as fields of timm's pretrained_cfg."""
         return {
@@ -191,11 +196,12 @@ class ImageDataModule(ResumableDataModule):
     @classmethod
     def for_weights(cls, source: str, config: Mapping[str, Any]) -> ImageDataModule:
         """Return the data module that resizes, crops and normalises images as weights expect them."""
-        cfg = config["pretrained_cfg"]
+        cfg, dataset = config["pretrained_cfg"], config["acmix_zoo"].get("dataset") or {}
         return cls(
             source, image_size=cfg["input_size"][1], batch_size=128, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]),
             interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"],
-            validation_as_test=(config["acmix_zoo"].get("dataset") or {}).get("validation_as_test", False),
+            validation_as_test=dataset.get("validation_as_test", False), label_column=dataset.get("label_column"),
+            **dataset.get("val_split", {}),
         )  # fmt: skip
 
     # ---- on the device

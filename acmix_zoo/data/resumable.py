@@ -94,7 +94,10 @@ class ResumableDataModule(L.LightningDataModule):
         return len(self.class_names)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the record of a run states about its data: name, source, fingerprint, split sizes, license."""
+        """Return what the record of a run states about its data: name, source, fingerprint, split sizes, license.
+
+        If the validation images were split off the training images, `val_split` states how.
+        """
         source, sizes = self.loaders.source, self.loaders.sizes()
         description = {
             "name": source.name,
@@ -103,6 +106,8 @@ class ResumableDataModule(L.LightningDataModule):
             "splits": {name: sizes.get(name, 0) for name in ("train", "val", "test")},
             "license": source.license,
         }
+        if val_split := self.loaders.val_split():
+            description["val_split"] = val_split
         return {**description, "validation_as_test": True} if self.validation_as_test else description
 
     def example_file(self) -> str | None:

@@ -76,6 +76,12 @@ def split_source(
     return splits
 
 
+def is_val_split_off(source: IndexedSource, splits: Mapping[str, Split]) -> bool:
+    """Return whether the validation images were split off the training images, given the result of `split_source`."""
+    uses_val_as_test = "test" in splits and "test" not in source.splits
+    return "val" in splits and ("val" not in source.splits or uses_val_as_test)
+
+
 def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Choose validation images at random, the same fraction of each class.
 

@@ -11,7 +11,7 @@ from acmix_zoo.data.bit_depth import DARK_MESSAGE
 from acmix_zoo.data.duplicates import duplicate_warnings
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.sources.base import IndexedSource
-from acmix_zoo.data.splits import Split, unreadable_message
+from acmix_zoo.data.splits import Split, is_val_split_off, unreadable_message
 from acmix_zoo.data.wording import count_noun, first_few
 
 _TABLE_CLASSES = 20  # a data set with more classes gets a summary instead of a table
@@ -34,10 +34,9 @@ def summarize(
     lines = [f"data: {source.name}, {len(names)} classes; images: {sizes}"]
     if "test" in splits and "test" not in source.splits:
         lines.append("  test is the validation split of the source (data.validation_as_test)")
-        if "val" in splits:
-            lines.append("  val was split off from train (data.val_fraction)")
-    elif "val" in splits and "val" not in source.splits:
-        lines.append("  val was split off from train (data.val_fraction), because there is no validation split")
+    if is_val_split_off(source, splits):
+        reason = "" if "val" in source.splits else ", because there is no validation split"
+        lines.append(f"  val was split off from train (data.val_fraction){reason}")
     lines += [f"  {line}" for line in _images_per_class(names, counts, most_rows=0 if is_brief else _TABLE_CLASSES)]
     remarks = [*_missing_classes(source, counts), *_imbalance(counts["train"], names), *duplicate_warnings(splits)]
     lines += [f"  {remark}" for remark in [*remarks, *source.remarks]]

@@ -47,7 +47,8 @@ def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
         split: "val" or "test".
 
     Raises:
-        ValueError: the data has different classes, or no such split. Other errors are those of the data module.
+        ValueError: the data has different classes, no such split, or another number of images in it than recorded.
+            Other errors are those of the data module.
     """
     if split not in ("val", "test"):
         raise ValueError(f"unknown split {split!r}. Expected 'val' or 'test'")
@@ -62,6 +63,13 @@ def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
         raise ValueError(
             f"the classes of {source} are {names[:5]}. Expected those of {folder}, {labels[:5]}. Use the data set that "
             "the weights were trained on"
+        )
+    recorded = ((config["acmix_zoo"].get("dataset") or {}).get("splits") or {}).get(split)
+    size = data.loaders.sizes().get(split)
+    if size and recorded and size != recorded:
+        raise ValueError(
+            f"{source} has {size:,} {split} images. Expected {recorded:,}, on which the recorded scores were measured. "
+            "Use the data set that the weights were trained on"
         )
     quieten_lightning()
     trainer = L.Trainer(

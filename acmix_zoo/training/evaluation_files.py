@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,11 +79,11 @@ def write_evaluation(task: Task, data: ResumableDataModule, split: str, folder: 
     earlier evaluation are replaced.
 
     Returns:
-        The files. A failure to write is printed, and the others are returned.
+        The files. A failure is printed, and the files before it are returned.
     """
     folder = folder / split
     evaluation, written = task.evaluations.get(split, Evaluation()), []
-    try:
+    with warn_of_failure(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("classes.csv", "confusion.png", "mistakes.png"):
             (folder / name).unlink(missing_ok=True)
@@ -95,9 +96,21 @@ def write_evaluation(task: Task, data: ResumableDataModule, split: str, folder: 
             written.append(_draw_mistakes(evaluation.mistakes, images, data.class_names, folder / "mistakes.png"))
         if not written:
             folder.rmdir()
-    except OSError as error:
-        print(f"Warning: could not write to {folder}: {error.strerror or error}", flush=True)
     return written
+
+
+@contextlib.contextmanager
+def warn_of_failure(path: Path) -> Iterator[None]:
+    """Print a warning if files that explain a result cannot be written. A run must not lose its weights to a picture.
+
+    Args:
+        path: what is written.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = error.strerror or error if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        print(f"Warning: could not write to {path}: {reason}", flush=True)
 
 
 def _write_table(table: ClassTable, path: Path) -> WrittenFile:

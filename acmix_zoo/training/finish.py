@@ -16,7 +16,7 @@ from acmix_zoo.tasks import Task
 from acmix_zoo.tasks.sharded import is_sharded, load_full_state, read_checkpoint
 from acmix_zoo.training.card_pictures import card_pictures
 from acmix_zoo.training.environment import git_revision, run_environment
-from acmix_zoo.training.evaluation_files import WrittenFile, write_evaluation
+from acmix_zoo.training.evaluation_files import WrittenFile, warn_of_failure, write_evaluation
 from acmix_zoo.training.guard import NotFinite
 from acmix_zoo.training.history import Row, format_scores, write_csv
 from acmix_zoo.training.plots import plot_curves
@@ -118,7 +118,10 @@ def _write(
     card, state = data.card(), checkpoint["state_dict"]
     start, start_cfg = task.hparams["pretrained"], getattr(task.model, "pretrained_cfg", {})
     write_csv(run.folder / "metrics.csv", run.history)  # a kill may have come between a checkpoint and its row
-    plot_curves(run.history, run.folder / "curves.png", task.kind.metrics)
+    with warn_of_failure(run.folder / "curves.png"):
+        plot_curves(run.history, run.folder / "curves.png", task.kind.metrics)
+    with warn_of_failure(run.folder / "predictions.png"):
+        task.plot_examples(data, run.folder / "predictions.png")
     record = {
         **run_record(run.state_dict(), card, scores),
         "best_epoch": int(_best_row(checkpoint)["epoch"]),
@@ -132,7 +135,6 @@ def _write(
     network = _full_network(task, state)
     cfg: dict[str, Any] = getattr(network, "pretrained_cfg", {})
     try:
-        task.plot_examples(data, run.folder / "predictions.png")
         write_folder(
             run.folder / "weights",
             network,

@@ -230,9 +230,14 @@ def test_another_backend_is_reported(project: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_tolerance_is_three_standard_errors() -> None:
-    assert tolerance(0.5, 10_000) == pytest.approx(0.015, rel=1e-3)  # 3 × 0.5 / 100
-    assert 0 < tolerance(1.0, 1000) < 0.005
-    assert tolerance(0.9, 100) > tolerance(0.9, 10_000)
+    assert tolerance("top1", 0.5, 10_000) == pytest.approx(0.015, rel=1e-3)  # 3 × 0.5 / 100
+    assert 0 < tolerance("top5", 1.0, 1000) < 0.005
+    assert tolerance("top1", 0.9, 100) > tolerance("top1", 0.9, 10_000)
+
+
+@pytest.mark.parametrize("metric", ["map", "map_50", "miou", "pixel_accuracy"])
+def test_the_number_of_images_says_nothing_about_scores_of_pixels_and_boxes(metric: str) -> None:
+    assert tolerance(metric, 0.5, 72) == tolerance(metric, 0.9, 10_000) == 0.02
 
 
 @pytest.mark.parametrize(

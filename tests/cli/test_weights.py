@@ -52,7 +52,12 @@ class TestVerify:
             return {name: Split(split.images, split.indices[:500]) for name, split in original(self).items()}
 
         monkeypatch.setattr(IndexedLoaders, "splits", property(first_images))
-        out = run_command(capsys, "verify", SHIPPED, "--data", fashion_mnist, code=1)
+        error = run_command(capsys, "verify", SHIPPED, "--data", fashion_mnist, code=1)
+        assert "has 500 test images. Expected 10,000" in error
+        folder = Path(shutil.copytree(SHIPPED, tmp_path / "w"))
+        config = (folder / "config.json").read_text()
+        (folder / "config.json").write_text(config.replace('"test": 10000', '"test": 500'))
+        out = run_command(capsys, "verify", folder, "--data", fashion_mnist, code=1)
         assert "not verified: test top1: 9" in out and "% measured, 93.02 % recorded" in out
         export_folder("digits", tmp_path / "photos", per_class={"train": 3})
         assert "the classes of" in run_command(capsys, "verify", SHIPPED, "--data", tmp_path / "photos", code=1)

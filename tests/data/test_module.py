@@ -28,6 +28,7 @@ def test_everything_the_model_needs_is_known_before_setup(fashion_mnist: str) ->
     assert described.pop("fingerprint") == ImageDataModule(fashion_mnist, image_size=32).describe()["fingerprint"]
     assert described == {
         "name": "fashion_mnist", "license": "MIT", "splits": {"train": 54_000, "val": 6_000, "test": 10_000},
+        "val_split": {"val_fraction": 0.1, "seed": 0},
     }  # fmt: skip
     data.setup("fit")
     x, y = next(iter(data.train_dataloader()))

@@ -45,6 +45,15 @@ def test_a_task_with_a_score_for_each_class_only() -> None:
     assert class_table(evaluated(evaluations={}), "test", NAMES) is None
 
 
+def test_a_failure_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run calls this before it exports its weights."""
+    task = evaluated(kind=DETECTION, evaluations={}, class_scores={"test": {"AP": {"cat": 0.5}}})  # fewer than names
+    data: Any = SimpleNamespace(class_names=NAMES, loaders=None)
+    assert write_evaluation(task, data, "test", tmp_path) == []
+    out = capsys.readouterr().out
+    assert out == f"Warning: could not write to {tmp_path / 'test'}: IndexError: list index out of range\n"
+
+
 def test_files_of_an_earlier_evaluation_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     (tmp_path / "test/mistakes.png").write_text("of an earlier evaluation")

@@ -18,7 +18,7 @@ from support.training import (
 from torch import Tensor
 
 from acmix_zoo.cli.main import main
-from acmix_zoo.tasks import ClassificationTask
+from acmix_zoo.tasks import ClassificationTask, Task
 from acmix_zoo.training import RunFolder
 from acmix_zoo.weights import check_folder
 
@@ -99,6 +99,19 @@ def test_the_epoch_line_names_the_epoch_whose_weights_are_kept(
 def test_a_run_without_validation_writes_its_weights(image_folder: Path, tmp_path: Path) -> None:
     assert main(fit_arguments(image_folder, tmp_path / "run", data__val_fraction=0)) == 0
     assert check_folder(tmp_path / "run/weights") == []
+
+
+def test_a_picture_that_fails_does_not_cost_the_weights(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: Task, data: object, path: object) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(Task, "plot_examples", fail)
+    folder = tmp_path / "run"
+    assert main(fit_arguments(image_folder, folder)) == 0
+    assert (folder / "weights/config.json").is_file()
+    assert f"Warning: could not write to {folder / 'predictions.png'}: RuntimeError: no font" in capsys.readouterr().out
 
 
 def test_a_fine_tuned_run_is_evaluated_with_its_own_weights(

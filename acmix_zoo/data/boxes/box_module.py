@@ -129,6 +129,7 @@ class BoxDataModule(ResumableDataModule):
             source, image_size=options["image_size"], max_size=options["max_size"],
             masks=options["detector"] == "mask_rcnn", mean=tuple(cfg["mean"]), std=tuple(cfg["std"]),
             box_format=dataset.get("box_format", "xywh"), validation_as_test=dataset.get("validation_as_test", False),
+            **dataset.get("val_split", {}),
         )  # fmt: skip
 
     # ---- batches

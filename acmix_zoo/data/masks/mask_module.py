@@ -147,7 +147,7 @@ class MaskDataModule(ResumableDataModule):
         return cls(
             source, crop_size=tuple(cfg["input_size"][1:]), class_names=cfg["label_names"], mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]), validation_as_test=dataset.get("validation_as_test", False),
-            **dataset.get("masks", {}),
+            **dataset.get("masks", {}), **dataset.get("val_split", {}),
         )  # fmt: skip
 
     # ---- batches
