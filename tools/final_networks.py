@@ -82,7 +82,7 @@ def predict(folder: Path, source: str, size: int) -> tuple[Tensor, Tensor, list[
     logits, classes = [], []
     with torch.inference_mode():
         for images, labels in data.test_dataloader():
-            logits.append(model(data.pixels.normalize(images).contiguous(memory_format=torch.channels_last)))
+            logits.append(model(images.contiguous(memory_format=torch.channels_last)))
             classes.append(labels)
     return torch.cat(logits), torch.cat(classes), list(data.class_names)
 

@@ -104,6 +104,9 @@ def _class_index(given: str, names: ClassNames) -> int:
     Raises:
         ValueError: there is no such class.
     """
+    for known in names:  # as it is written first, because classes may differ in case only
+        if given in known:
+            return known.index(given)
     indices = {name.lower(): i for known in names for i, name in reversed(list(enumerate(known)))}
     if given.lower() in indices:
         return indices[given.lower()]

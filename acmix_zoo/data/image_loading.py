@@ -36,9 +36,17 @@ def evaluation_transform(cfg: Mapping[str, Any]) -> ImageTransform:
 
     Args:
         cfg: timm's pretrained_cfg of the network, which states the size, crop and normalisation.
+
+    Raises:
+        ValueError: the network takes neither 1 nor 3 channels.
     """
     transform: ImageTransform = create_transform(**resolve_data_config(pretrained_cfg=dict(cfg)))
     channels = (cfg.get("input_size") or (3,))[0]
+    if channels not in (1, 3):
+        raise ValueError(
+            f"the network takes {channels} channels, but image files are grey or RGB (1 or 3). Prepare its input in "
+            "Python"
+        )
     return transform if channels == 3 else lambda image: transform(image.convert("L"))
 
 

@@ -49,7 +49,7 @@ def split_source(
     seed: int = 0,
     validation_as_test: bool = False,
 ) -> dict[str, Split]:
-    """Return each existing split: "train", "val" and "test".
+    """Return each existing split: "train", "val" and "test". Images without a class (-1) belong to none.
 
     Args:
         source: the source.
@@ -61,7 +61,7 @@ def split_source(
         ValueError: no class has two images, or `validation_as_test` is set for a source that has a test split or no
             validation split.
     """
-    splits = {name: Split(images, np.arange(len(images))) for name, images in source.splits.items()}
+    splits = {name: Split(images, np.flatnonzero(images.targets >= 0)) for name, images in source.splits.items()}
     if validation_as_test:
         if "val" not in splits or "test" in splits:
             raise ValueError(
@@ -70,9 +70,9 @@ def split_source(
             )
         splits["test"] = splits.pop("val")
     if "val" not in splits and val_fraction > 0:
-        images = splits["train"].images
-        train, val = stratified_split(images.targets, val_fraction, seed)
-        splits["train"], splits["val"] = Split(images, train), Split(images, val)
+        whole = splits["train"]
+        train, val = stratified_split(whole.targets, val_fraction, seed)
+        splits["train"], splits["val"] = (Split(whole.images, whole.indices[part]) for part in (train, val))
     return splits
 
 

@@ -18,6 +18,7 @@ from acmix_zoo.data.images import load_image
 from acmix_zoo.data.predict_images import find_images_in
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.open import open_source
+from acmix_zoo.data.sources.shards import has_class_folders
 from acmix_zoo.data.splits import Split, split_source
 from acmix_zoo.data.wording import count_noun, first_few
 from acmix_zoo.export.agreement import CheckBatch
@@ -109,7 +110,9 @@ def _is_unlabelled(location: str) -> bool:
     """Return whether a location is an image, a pattern, or a folder that directly contains images."""
     path = Path(location).expanduser()
     if path.is_dir():
-        return any(is_image_name(entry.name) for entry in path.iterdir() if entry.is_file())
+        return not has_class_folders(path) and any(
+            is_image_name(entry.name) for entry in path.iterdir() if entry.is_file()
+        )
     return is_image_name(path.name) or "*" in location
 
 

@@ -18,6 +18,8 @@ from acmix_zoo.weights.read import Source, State
 from acmix_zoo.weights.resolve import DescribedCheckpoint, read_described
 from acmix_zoo.weights.translate import translated
 
+_OF_REGISTERED_WEIGHTS = {"label_names", "label_descriptions", "tag", "license", "url", "file", "hf_hub_id", "source"}
+
 
 def build_checkpoint(path: Path, architecture: str = "", **kwargs: Any) -> nn.Module:
     """Build the network of a checkpoint file, with its weights.
@@ -45,7 +47,12 @@ def build_checkpoint(path: Path, architecture: str = "", **kwargs: Any) -> nn.Mo
             f'checkpoint of `acmix-zoo fit`. For this file, give the network: create_model(NAME, pretrained="{path}"), '
             f"or `acmix-zoo convert {path} --model NAME` to make a weight folder of it"
         )
-    return _build_with(architecture, path, path, **kwargs)
+    model = _build_with(architecture, path, path, **kwargs)
+    cfg: Any = model.pretrained_cfg
+    for key in _OF_REGISTERED_WEIGHTS & cfg.keys():  # timm's defaults, which describe other weights of this network
+        cfg[key] = None
+    cfg["num_classes"] = model.num_classes
+    return model
 
 
 def _build_described(checkpoint: DescribedCheckpoint, path: Path, architecture: str, **kwargs: Any) -> nn.Module:
@@ -73,8 +80,8 @@ def _weights_of_task(content: Mapping[str, Any]) -> dict[str, Tensor]:
 def _build_with(architecture: str, source: Source, path: Path, **kwargs: Any) -> nn.Module:
     """Build a network and copy the weights `source`, from the file `path`, into it.
 
-    As in timm, the classifier keeps its initial values if its number of classes differs from the stored one, and the
-    first convolution is adapted to `in_chans`.
+    The number of classes is the stored one by default. As in timm, the classifier keeps its initial values if another
+    number is given, and the first convolution is adapted to `in_chans`.
     """
     if kwargs.get("features_only"):
         raise ValueError(
@@ -82,8 +89,11 @@ def _build_with(architecture: str, source: Source, path: Path, **kwargs: Any) ->
             "`acmix-zoo convert`"
         )
     model = timm.create_model(architecture, **kwargs)
-    state, own = translated(source, model), model.state_dict()
-    cfg = cast(dict[str, Any], model.pretrained_cfg)
+    state, cfg = translated(source, model), cast(dict[str, Any], model.pretrained_cfg)
+    stored_classes = max((_count_classes(state, name) for name in _layer_names(cfg.get("classifier"))), default=0)
+    if "num_classes" not in kwargs and stored_classes not in (0, model.num_classes):
+        model = timm.create_model(architecture, num_classes=stored_classes, **kwargs)
+    own = model.state_dict()
     for name in _layer_names(cfg.get("first_conv")):
         key = f"{name}.weight"
         if key in own and key in state and own[key].ndim == state[key].ndim == 4:

@@ -35,13 +35,25 @@ def class_names(model: nn.Module) -> ClassNames:
     cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", {})
     count = int(model.num_classes)  # type: ignore[arg-type]  # timm's contract
     names = cfg.get("label_names")
-    if not names:
+    if not names or len(names) != count:  # as in `drop_other_names`, for networks that timm built
         subset = infer_imagenet_subset({**cfg, "num_classes": count})
         names = ImageNetInfo(subset).label_names() if subset else [f"class {number}" for number in range(count)]
     given = cfg.get("label_descriptions") or {}
     if not isinstance(given, Mapping):  # timm accepts a list, too
         given = dict(zip(names, given, strict=True))
     return ClassNames(list(names), [given.get(name) or describe_class(name) for name in names])
+
+
+def drop_other_names(model: nn.Module) -> nn.Module:
+    """Remove class names from a network's pretrained_cfg if they are those of another number of classes, and return it.
+
+    timm keeps the names that belong to the weights when `num_classes` is another number.
+    """
+    cfg: Any = getattr(model, "pretrained_cfg", {})
+    names = cfg.get("label_names")
+    if names and len(names) != getattr(model, "num_classes", len(names)):  # features have no classes
+        cfg |= {"label_names": None, "label_descriptions": None}
+    return model
 
 
 def describe_class(name: str) -> str:

@@ -19,6 +19,7 @@ from acmix_zoo.models.task_network import TaskNetwork
 from acmix_zoo.weights.build_checkpoint import build_checkpoint
 from acmix_zoo.weights.build_folder import build_folder
 from acmix_zoo.weights.build_network import copy_task_weights
+from acmix_zoo.weights.class_names import drop_other_names
 from acmix_zoo.weights.description import describe_config, read_config
 from acmix_zoo.weights.fetch import fetch
 from acmix_zoo.weights.locate import Kind, ModelLocation, locate, locate_weights
@@ -143,7 +144,7 @@ def _build(location: ModelLocation, architecture: str = "", token: str | None = 
     """Build the model to which weights belong. If `architecture` is given, it has to be that network."""
     path = fetch(location, token)
     if path.is_file():
-        return build_checkpoint(path, architecture, **kwargs)
+        return drop_other_names(build_checkpoint(path, architecture, **kwargs))
     if architecture:
         found = describe_config(read_config(path), path)
         if found.architecture != architecture:
@@ -155,7 +156,7 @@ def _build(location: ModelLocation, architecture: str = "", token: str | None = 
                 f"{location.name} holds a network for {found.task.title}. Expected weights of a classifier. To use "
                 "that network, pass the folder as the model"
             )
-    return build_folder(path, **kwargs)
+    return drop_other_names(build_folder(path, **kwargs))
 
 
 def _build_by_name(network: ModelLocation, pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -166,7 +167,7 @@ def _build_by_name(network: ModelLocation, pretrained: bool, **kwargs: Any) -> n
             f"{', '.join(list_models(pretrained=True)) or 'none'}. Pass pretrained=False, or the path of weights"
         )
     try:
-        return timm.create_model(network.name, pretrained=pretrained, **kwargs)
+        return drop_other_names(timm.create_model(network.name, pretrained=pretrained, **kwargs))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         cfg = timm.get_pretrained_cfg(network.name)
         raise ConnectionError(

@@ -12,6 +12,9 @@ from support.commands import assert_fails, run_command
 from support.documents import ROOT
 from support.explained import FAMILIES
 
+from acmix_zoo.cli.explain import _class_index
+from acmix_zoo.weights.class_names import ClassNames
+
 BOOT = str(ROOT / "examples/ankle_boot.png")
 
 
@@ -51,3 +54,8 @@ def test_errors_are_one_line_and_write_nothing(tmp_path: Path, capsys: pytest.Ca
     assert_fails(["explain", "no.png", "--model", "acmix_resnet_pico"], capsys, "no.png does not exist")
     assert_fails(["explain", str(tmp_path), "--model", "acmix_resnet_pico"], capsys, str(tmp_path), "is a folder")
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_that_differ_in_case_only() -> None:
+    names = ClassNames(["Cat", "cat"], ["Cat", "cat"])
+    assert [_class_index(name, names) for name in ("Cat", "cat", "CAT")] == [0, 1, 0]

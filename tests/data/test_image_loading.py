@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from timm.models import PretrainedCfg
@@ -39,3 +40,8 @@ def test_the_transform_follows_the_configuration_of_the_network() -> None:
 def test_images_become_grey_for_networks_with_one_channel(tmp_path: Path) -> None:
     cfg = PretrainedCfg(input_size=(1, 8, 8), crop_pct=1.0, mean=(0.0,), std=(1.0,)).to_dict()
     assert evaluation_transform(cfg)(Image.new("RGB", (8, 8), "white")).shape == (1, 8, 8)
+
+
+def test_networks_for_other_than_grey_and_rgb_images_are_rejected() -> None:
+    with pytest.raises(ValueError, match="takes 4 channels, but image files are grey or RGB"):
+        evaluation_transform({"input_size": (4, 8, 8), "mean": (0.5,) * 4, "std": (0.5,) * 4})

@@ -33,6 +33,12 @@ def test_a_folder_of_images_has_no_classes(tmp_path: Path) -> None:
     assert len(open_check_images(str(tmp_path / "photos" / "a.png"), ["x"], limit=2).readers) == 1
 
 
+def test_class_folders_beside_a_stray_image_have_classes(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, 4, "ab")
+    write_files(tmp_path, "cover.png")
+    assert set(open_check_images(str(tmp_path), ["a", "b"], limit=4).targets.tolist()) == {0, 1}
+
+
 def test_unknown_classes_are_rejected(tmp_path: Path) -> None:
     write_class_folders(tmp_path, 2, "abc")
     with pytest.raises(ValueError, match=r"has classes that the network does not know: b, c\. Expected its own .*a, d"):

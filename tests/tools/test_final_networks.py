@@ -12,8 +12,11 @@ from PIL import Image
 pytest.importorskip("lightning")
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
+from acmix_zoo import create_model
+from acmix_zoo.data.image_loading import evaluation_transform
+from acmix_zoo.weights.fetch import weight_folder
 from tools import final_networks, read_table
-from tools.final_networks import BINS, calibrate, main, measure, table
+from tools.final_networks import BINS, calibrate, main, measure, predict, table
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,24 @@ def test_accuracies_are_those_of_torchmetrics(predictions: tuple[torch.Tensor, t
     for top_k, name in ((1, "top1"), (5, "top5")):
         expected = multiclass_accuracy(logits, classes, num_classes=7, top_k=top_k, average="micro")
         assert float(columns[name]) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_images_are_normalised_once(tmp_path: Path) -> None:
+    """As `acmix-zoo classify` does it. A second normalisation would still give plausible numbers."""
+    for split in ("train", "test"):
+        for level in range(10):
+            (tmp_path / split / str(level)).mkdir(parents=True)
+            for i in range(2):
+                pixels = np.random.default_rng(10 * level + i).integers(0, 25 * level + 20, (40, 40, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / str(level) / f"{i}.png")
+    folder = weight_folder("acmix_resnet_pico.fashion_mnist")
+    logits, classes, _ = predict(folder, str(tmp_path), 32)
+    model = create_model(str(folder)).eval()
+    transform = evaluation_transform(model.pretrained_cfg)
+    with torch.no_grad():
+        for number in (0, 7):
+            image = Image.open(tmp_path / "test" / str(int(classes[number])) / f"{number % 2}.png")
+            torch.testing.assert_close(model(transform(image)[None])[0], logits[number], rtol=1e-3, atol=1e-3)
 
 
 def test_it_replaces_the_table_and_draws_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

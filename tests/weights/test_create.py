@@ -92,6 +92,24 @@ class TestCreate:
         assert all(torch.equal(state[key], original_state[key]) for key in same)
         assert create_model("acmix_resnet_pico", path, num_classes=0)(torch.randn(2, 3, 32, 32)).shape == (2, 512)
 
+    def test_a_file_of_another_program_has_its_own_classes(self, tmp_path: Path) -> None:
+        """The names, tag and licence that timm knows belong to the weights of this project."""
+        torch.save(create_model("acmix_resnet_pico", num_classes=7).state_dict(), tmp_path / "mine.pth")
+        stored = torch.load(tmp_path / "mine.pth", weights_only=True)
+        model = create_model("acmix_resnet_pico", tmp_path / "mine.pth")
+        assert torch.equal(model.fc.weight, stored["fc.weight"]), "not a new classifier"
+        cfg = model.pretrained_cfg
+        assert (model.num_classes, cfg["num_classes"]) == (7, 7)
+        assert [cfg[name] for name in ("label_names", "tag", "license")] == [None] * 3
+        assert create_model("acmix_resnet_pico", tmp_path / "mine.pth", num_classes=3).num_classes == 3
+
+    @pytest.mark.parametrize("source", ["acmix_resnet_pico", "folder"])
+    def test_other_classes_do_not_get_the_names_of_the_weights(self, source: str, tmp_path: Path) -> None:
+        weights = write_weights(tmp_path / "w", pretrained_cfg={"label_names": list("abcdefghij")})
+        name = weights if source == "folder" else source
+        assert len(create_model(name, pretrained=True).pretrained_cfg["label_names"]) == 10
+        assert create_model(name, pretrained=True, num_classes=12).pretrained_cfg["label_names"] is None
+
     def test_pretrained_weights_with_feature_maps_and_grey_images(self, tmp_path: Path) -> None:
         folder = write_weights(tmp_path / "w")
         maps = create_model(folder, features_only=True).eval()(torch.randn(1, 3, 32, 32))

@@ -80,7 +80,7 @@ class Shards:
         folders = [self.path, self.path / "data", *(folder for folder in named if folder.is_dir())]
         for suffix, kind in SHARD_KINDS.items():
             found = sorted(file for folder in folders for file in folder.glob(f"*{suffix}"))
-            found = [file for file in found if file.name not in METADATA_FILES]
+            found = [f for f in found if f.is_file() and f.name not in METADATA_FILES and not is_hidden(f.name)]
             if found and not has_class_folders(self.path):
                 self.kind = kind
                 self._assign_splits(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from pathlib import Path
@@ -23,7 +24,7 @@ from acmix_zoo.data.sources.table_columns import (
     find_label_column,
     number_classes,
 )
-from acmix_zoo.data.wording import first_few
+from acmix_zoo.data.wording import count_noun, first_few
 
 
 def is_table(path: Path) -> bool:
@@ -94,6 +95,7 @@ class TableSource(IndexedSource):
     def __init__(self, source: str, label_column: str | None = None) -> None:
         path = Path(source).expanduser()
         self.name = local_name(path) if path.exists() else source
+        self.remarks: list[str] = []
         self.origin = table_origin(path)
         self.roots = allowed_roots(source)
         shards = Shards(path)
@@ -118,21 +120,23 @@ class TableSource(IndexedSource):
             targets = self._targets(table, split)
             if split != "train" and (targets < 0).all():
                 continue  # published without labels
+            if missing := int((targets < 0).sum()):
+                self.remarks.append(f"left out {count_noun(missing, 'image')} of {split} without a class")
             undecoded = table.select_columns(self.column).cast_column(self.column, datasets.Image(decode=False))
             splits[split] = TableImages(undecoded, self.column, targets, f"{self.name}/{split}", self.roots)
         return splits
 
     def _targets(self, table: Any, split: str) -> np.ndarray:
-        """Return (N,) int64, the classes of a split; -1 if it was published without labels."""
+        """Return (N,) int64, the classes of a split; -1 for images without one."""
         values = table.with_format("arrow")[self.label][:]
         if values.null_count == len(values):
             return np.full(len(values), -1, np.int64)
         if self.classes.numbers is None:
-            return np.asarray(values.to_numpy(), np.int64)
+            return np.maximum(values.fill_null(-1).to_numpy().astype(np.int64), -1)
         labels = values.to_pylist()
-        numbers = [self.classes.numbers.get(label, -1) for label in labels]
-        if -1 in numbers:
-            unknown = sorted({str(label) for label, number in zip(labels, numbers, strict=True) if number < 0})
+        numbers = [-1 if label is None else self.classes.numbers.get(label, -2) for label in labels]
+        if -2 in numbers:
+            unknown = sorted({str(label) for label, number in zip(labels, numbers, strict=True) if number == -2})
             raise ValueError(
                 f"{self.name}: the split {split} has classes that train does not have: {first_few(unknown)}. Rename or "
                 "remove them, or add them to train"
@@ -192,10 +196,14 @@ def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[st
 
     try:
         if shards.kind:
-            return dict(datasets.load_dataset(shards.kind, data_files=shards.files, streaming=streaming))
+            # `datasets` reads paths as patterns, in which brackets have a meaning
+            files = {split: [glob.escape(file) for file in found] for split, found in shards.files.items()}
+            return dict(datasets.load_dataset(shards.kind, data_files=files, streaming=streaming))
         if shards.path.exists():  # `datasets` would merge val/ and validation/
             match_splits((entry.name for entry in os.scandir(shards.path) if entry.is_dir()), source)
-            return dict(datasets.load_dataset("imagefolder", data_dir=str(shards.path), streaming=streaming))
+            return dict(
+                datasets.load_dataset("imagefolder", data_dir=glob.escape(str(shards.path)), streaming=streaming)
+            )
         return dict(datasets.load_dataset(source, streaming=streaming))
     except (FileNotFoundError, ConnectionError) as error:
         reason = str(error).splitlines()[0]

@@ -9,6 +9,7 @@ from support.image_data import write_files
 from support.streams import write_shards, write_tar
 
 from acmix_zoo.data import open_source
+from acmix_zoo.data.splits import split_source
 
 
 def write_table(file: Path, labels: list[object], feature: object = None, **extra: list[object]) -> None:
@@ -47,6 +48,41 @@ def test_the_class_column_can_be_named(cache: Path) -> None:
     assert open_source(cache / "two.parquet", "coarse").class_names == ("x", "y")
     with pytest.raises(ValueError, match=r"no column 'colour'. Expected one of image, label, coarse"):
         open_source(cache / "two.parquet", "colour")
+
+
+@pytest.mark.parametrize("kind", ["declared", "text"])
+@pytest.mark.filterwarnings("error")
+def test_images_without_a_class_are_left_out(cache: Path, kind: str) -> None:
+    import datasets
+
+    labels: list[object] = [0, 1, None, 2, 1] if kind == "declared" else ["ant", "bee", None, "cow", "bee"]
+    write_table(cache / "set/train.parquet", labels, None if kind == "declared" else datasets.Value("string"))
+    write_table(cache / "set/test.parquet", labels[:3], None if kind == "declared" else datasets.Value("string"))
+    source = open_source(cache / "set")
+    splits = split_source(source, val_fraction=0)
+    assert splits["train"].indices.tolist() == [0, 1, 3, 4] and splits["train"].targets.tolist() == [0, 1, 2, 1]
+    assert splits["test"].indices.tolist() == [0, 1]
+    assert sorted(source.remarks) == [f"left out 1 image of {split} without a class" for split in ("test", "train")]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "metadata"])
+def test_paths_with_brackets(cache: Path, kind: str) -> None:
+    """`datasets` reads paths as patterns."""
+    folder = cache / "photos [1]"
+    if kind == "parquet":
+        write_table(folder / "x[2].parquet", [0, 1, 2])
+    else:
+        write_files(folder, "a.png", "b.png")
+        (folder / "metadata.csv").write_text("file_name,label\na.png,cat\nb.png,dog\n")
+    source = open_source(folder)
+    assert source.splits["train"].image(1).mode == "RGB" and source.class_names[:2] == ("cat", "dog")
+
+
+def test_companion_files_of_macos_and_folders_are_no_shards(cache: Path) -> None:
+    write_table(cache / "set/train.parquet", [0, 1, 2])
+    (cache / "set/._train.parquet").write_bytes(b"Mac OS X")
+    (cache / "set/test.parquet").mkdir()
+    assert list(open_source(cache / "set").splits) == ["train"]
 
 
 def test_unsuitable_tables_are_rejected(cache: Path) -> None:
