@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource
 from acmix_zoo.data.boxes.coco_api import encode_mask
+from acmix_zoo.data.boxes.coco_classes import CocoClasses
 from acmix_zoo.data.boxes.objects import UNKNOWN, BoxCheck, Objects, make_objects
 from acmix_zoo.data.sources.image_sets import FileImages, Images
 from acmix_zoo.data.sources.path_safety import checked_path
@@ -69,9 +71,10 @@ class CocoSource(BoxSource):
             )
         self._contents = {split: _read(path) for split, path in self._files.items()}
         content = self._contents["train"]
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        self.category_ids = tuple(int(category["id"]) for category in categories)
-        self.class_names = tuple(str(category["name"]) for category in categories)
+        used = {annotation.get("category_id") for annotation in content["annotations"]}
+        self.classes = CocoClasses(content["categories"], used)
+        self.class_names, self.category_ids = self.classes.names, self.classes.category_ids
+        self.remarks = [self.classes.remark] * bool(self.classes.remark)
         licenses = {str(each.get("name")) for each in content.get("licenses") or [] if each.get("name")}
         self.license = licenses.pop() if len(licenses) == 1 else "unknown"
 
@@ -94,7 +97,9 @@ class CocoSource(BoxSource):
                 annotations[annotation["image_id"]].append(annotation)
             else:
                 self.check.count("of unknown images", str(annotation.get("image_id")))
-        objects = [self._objects(image, annotations[image["id"]]) for image in images]
+        numbers = self.classes.numbers(content["categories"])
+        names = {category["id"]: str(category["name"]) for category in content["categories"]}
+        objects = [self._objects(image, annotations[image["id"]], numbers, names) for image in images]
         paths = [checked_path(str(folder / image["file_name"]), (str(self.folder),)) for image in images]
         return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), objects)
 
@@ -115,8 +120,20 @@ class CocoSource(BoxSource):
             "images into one of these folders"
         )
 
-    def _objects(self, image: dict[str, Any], annotations: list[dict[str, Any]]) -> Objects:
-        numbers: dict[Any, int] = {category: number for number, category in enumerate(self.category_ids)}
+    def _objects(
+        self,
+        image: dict[str, Any],
+        annotations: list[dict[str, Any]],
+        numbers: Mapping[int, int],
+        category_names: Mapping[int, str],
+    ) -> Objects:
+        """Return the usable objects of an image.
+
+        Args:
+            image, annotations: as in the file.
+            numbers: the class of each category id.
+            category_names: the name of each category id in the file, for messages.
+        """
         name, width, height = str(image["file_name"]), image.get("width") or 0, image.get("height") or 0
         if self.has_masks and not (width and height):
             raise ValueError(
@@ -125,9 +142,10 @@ class CocoSource(BoxSource):
             )
         boxes, classes, is_crowd, areas, masks = [], [], [], [], []
         for annotation in annotations:
-            number = numbers.get(annotation.get("category_id"), UNKNOWN)
+            category: Any = annotation.get("category_id")
+            number = numbers.get(category, UNKNOWN)
             if number == UNKNOWN:
-                self.check.count_unknown_class(name, str(annotation.get("category_id")))
+                self.check.count_unknown_class(name, category_names.get(category, str(category)))
                 continue
             boxes.append(corners(annotation.get("bbox"), "xywh"))
             classes.append(number)

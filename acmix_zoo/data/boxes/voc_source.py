@@ -78,7 +78,8 @@ class VocSource(BoxSource):
     def _class_names(self) -> tuple[str, ...]:
         file = self.folder / _CLASSES
         if file.is_file():
-            return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+            lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+            return tuple(dict.fromkeys(line for line in lines if line))
         names = sorted({name for record in self._records["train"] for name in record.names})
         if not names:
             raise ValueError(f"{self.folder}: the training images have no boxes. Expected <object> in their XML files")

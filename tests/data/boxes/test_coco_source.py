@@ -129,3 +129,44 @@ def test_messages_for_unusable_files(tmp_path: Path) -> None:
     path.rename(folder / "annotations/instances_val2017.json")
     with pytest.raises(ValueError, match="annotations for val, but not for training"):
         CocoSource(str(folder))
+
+
+def categories(*names: str, first_id: int = 0) -> list[dict[str, Any]]:
+    return [{"id": number, "name": name} for number, name in enumerate(names, first_id)]
+
+
+def test_categories_of_the_same_name(tmp_path: Path) -> None:
+    """Labelling services export {id: 0, name: face} for the project and {id: 1, name: face} for its class."""
+    boxes = [annotation(id=901 + i, category_id=1) for i in range(2)]
+    folder = write_coco_split(tmp_path, "train2017", 1)
+    change(folder, annotations=boxes, categories=categories("face", "face", "nose"))
+    source = CocoSource(str(folder))
+    assert (source.class_names, source.category_ids) == (("face", "nose"), (1, 2))
+    assert annotated(source).objects[0].classes.tolist() == [0, 0] and not source.remarks
+    boxes[0]["category_id"] = 0
+    change(folder, annotations=boxes)
+    source = CocoSource(str(folder))
+    assert (source.class_names, source.category_ids) == (("face", "face (id 1)", "nose"), (0, 1, 2))
+    assert annotated(source).objects[0].classes.tolist() == [0, 1]
+    assert source.remarks == ["several categories have the name face. All but the first are shown with their id"]
+
+
+def test_classes_of_other_splits_are_found_by_name(tmp_path: Path) -> None:
+    """Each file may number its categories in its own way."""
+    folder = write_coco(tmp_path, train=1, val=1)
+    own = {
+        "annotations": [annotation(category_id=1), annotation(category_id=2)],
+        "categories": categories("cat", "dog"),
+    }
+    path = folder / "annotations/instances_val2017.json"
+    change(folder, annotations=[annotation(category_id=1)], categories=categories("bird", "cat"))
+    val = {**json.loads(path.read_text()), "annotations": boxes}
+    path.write_text(json.dumps({**val, "categories": categories("ox", "bird", "cat")}))
+    source = CocoSource(str(folder))
+    assert annotated(source, "val").objects[0].classes.tolist() == [0, 1]
+    path.write_text(json.dumps({**val, "categories": categories("cat", "ox", "bird")}))
+    source = CocoSource(str(folder))
+    assert annotated(source, "val").objects[0].classes.tolist() == [0]
+    assert "left out 1 of unknown classes ox (in 000000.png)" in source.check.summary()
+    path.write_text(json.dumps({**val, "categories": []}))
+    assert annotated(CocoSource(str(folder)), "val").objects[0].classes.tolist() == [1]

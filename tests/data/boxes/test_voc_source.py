@@ -95,3 +95,11 @@ def test_the_fingerprint_follows_the_boxes(tmp_path: Path) -> None:
         for x in (11, 12)
     ]
     assert prints[0] != prints[1] and len(prints[0]) == 16
+
+
+def test_a_class_listed_twice_is_one_class(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [[("b", BOX)]]})
+    (tmp_path / "classes.txt").write_text("a\na\nb\n")
+    source = VocSource(str(tmp_path))
+    assert source.class_names == ("a", "b")
+    assert annotated(source, "train").objects[0].classes.tolist() == [1]
