@@ -154,10 +154,7 @@ def test_categories_of_the_same_name(tmp_path: Path) -> None:
 def test_classes_of_other_splits_are_found_by_name(tmp_path: Path) -> None:
     """Each file may number its categories in its own way."""
     folder = write_coco(tmp_path, train=1, val=1)
-    own = {
-        "annotations": [annotation(category_id=1), annotation(category_id=2)],
-        "categories": categories("cat", "dog"),
-    }
+    boxes = [annotation(category_id=1), annotation(category_id=2)]
     path = folder / "annotations/instances_val2017.json"
     change(folder, annotations=[annotation(category_id=1)], categories=categories("bird", "cat"))
     val = {**json.loads(path.read_text()), "annotations": boxes}
