@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource
 from acmix_zoo.data.boxes.coco_api import encode_mask
 from acmix_zoo.data.boxes.coco_source import corners
 from acmix_zoo.data.boxes.objects import UNKNOWN, BoxCheck, Objects, make_objects
-from acmix_zoo.data.formats import open_formats
-from acmix_zoo.data.images import UnreadableImage
+from acmix_zoo.data.images import UnreadableImage, image_size
 from acmix_zoo.data.sources.image_sets import CHECK_LIMIT, Images
 from acmix_zoo.data.sources.path_safety import allowed_roots
 from acmix_zoo.data.sources.shards import Shards
@@ -196,7 +193,6 @@ def _sizes(table: Any, images: TableImages, are_required: bool) -> list[tuple[in
 
 def _header_size(images: TableImages, index: int) -> tuple[int, int] | None:
     try:
-        with Image.open(BytesIO(images.encoded_image(index)), formats=open_formats()) as image:
-            return image.size
+        return image_size(images.encoded_image(index))
     except (OSError, UnreadableImage):  # the loader reports the problem
         return None
