@@ -57,6 +57,7 @@ class CocoSource(BoxSource):
     """
 
     origin = "local folder"
+    split_advice = f"Add annotations/instances_{{split}}.json or {{split}}/{_EXPORT}"
 
     def __init__(self, source: str, has_masks: bool = False) -> None:
         self.folder = Path(source).expanduser().absolute()
@@ -78,9 +79,6 @@ class CocoSource(BoxSource):
         licenses = {str(each.get("name")) for each in content.get("licenses") or [] if each.get("name")}
         self.license = licenses.pop() if len(licenses) == 1 else "unknown"
 
-    def missing_split_advice(self, split: str) -> str:
-        return f"Add annotations/instances_{split}.json or {split}/{_EXPORT}"
-
     def load(self) -> dict[str, Images]:
         loaded: dict[str, Images] = {}
         for split in list(self._contents):
@@ -101,7 +99,8 @@ class CocoSource(BoxSource):
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         objects = [self._objects(image, annotations[image["id"]], numbers, names) for image in images]
         paths = [checked_path(str(folder / image["file_name"]), (str(self.folder),)) for image in images]
-        return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), objects)
+        sizes = [_stated_size(image) for image in images]
+        return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), objects, sizes)
 
     def _image_folder(self, split: str, images: list[dict[str, Any]]) -> Path:
         """Return the folder that the file names of a split refer to."""
@@ -134,8 +133,8 @@ class CocoSource(BoxSource):
             numbers: the class of each category id.
             category_names: the name of each category id in the file, for messages.
         """
-        name, width, height = str(image["file_name"]), image.get("width") or 0, image.get("height") or 0
-        if self.has_masks and not (width and height):
+        name, size = str(image["file_name"]), _stated_size(image)
+        if self.has_masks and size is None:
             raise ValueError(
                 f"{self.folder}: the annotations do not state the size of the image {name}. Expected its width and "
                 "height, which masks depend on. Add them, or set data.masks to false"
@@ -151,10 +150,16 @@ class CocoSource(BoxSource):
             classes.append(number)
             is_crowd.append(bool(annotation.get("iscrowd", 0)))
             areas.append(annotation.get("area"))
-            if self.has_masks:
-                masks.append(encode_mask(annotation.get("segmentation"), height, width))
+            if self.has_masks and size is not None:
+                masks.append(encode_mask(annotation.get("segmentation"), size[1], size[0]))
         objects = make_objects(boxes, classes, is_crowd, areas, masks if self.has_masks else None)
-        return self.check.clean(objects, (width, height) if width and height else None, name)
+        return self.check.clean(objects, size, name)
+
+
+def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the (width, height) that a file states for an image."""
+    width, height = image.get("width"), image.get("height")
+    return (width, height) if width and height else None
 
 
 def corners(box: Any, box_format: str) -> list[float]:

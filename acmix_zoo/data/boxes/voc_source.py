@@ -38,6 +38,7 @@ class VocSource(BoxSource):
     """
 
     license, origin = "unknown", "local folder"
+    split_advice = f"Add the names of its images as {_SPLITS}/{{split}}.txt"
 
     def __init__(self, source: str) -> None:
         self.folder = Path(source).expanduser()
@@ -85,9 +86,6 @@ class VocSource(BoxSource):
             raise ValueError(f"{self.folder}: the training images have no boxes. Expected <object> in their XML files")
         return tuple(names)
 
-    def missing_split_advice(self, split: str) -> str:
-        return f"Add the names of its images as {_SPLITS}/{split}.txt"
-
     def load(self) -> dict[str, Images]:
         return {split: self._annotated(records) for split, records in self._records.items()}
 
@@ -102,7 +100,8 @@ class VocSource(BoxSource):
             known = objects._replace(classes=classes).select(classes != UNKNOWN)
             cleaned.append(self.check.clean(known, size, image.name))
         paths = [str(record.image) for record in records]
-        return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), cleaned)
+        sizes = [record.size for record in records]
+        return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), cleaned, sizes)
 
 
 class _Record(NamedTuple):

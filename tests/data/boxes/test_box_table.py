@@ -133,6 +133,8 @@ def test_stated_sizes_are_used(folder: Path) -> None:
     cells = [{"bbox": [[4, 5, 100, 20]], "category": [0]}]
     source = BoxTable(str(write_table(folder, cells, width=[50], height=[48])))
     assert annotated(source).objects[0].boxes.tolist() == [[4, 5, 50, 25]]
+    remark = "train: 1 image of another size than the columns width and height state, so that the boxes may be wrong"
+    assert source.remarks[:1] == [f"{remark} (in table/train[0])"]
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> dict[str, Any]:

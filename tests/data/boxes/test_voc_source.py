@@ -23,12 +23,15 @@ def test_boxes_start_at_pixel_one_and_end_with_their_last_pixel(tmp_path: Path) 
 
 
 def test_splits_and_classes(tmp_path: Path) -> None:
-    write_voc(tmp_path, {"train": [[("b", BOX)], [("a", BOX)]], "val": [[]], "test": [[("b", BOX), ("new", BOX)]]})
+    write_voc(
+        tmp_path,
+        {"train": [[("b", BOX)], [("a", BOX)]], "val": [[("a", BOX)], []], "test": [[("b", BOX), ("new", BOX)]]},
+    )
     source = VocSource(str(tmp_path))
     assert source.class_names == ("a", "b")
-    assert {name: len(images) for name, images in source.splits.items()} == {"train": 2, "val": 1, "test": 1}
+    assert {name: len(images) for name, images in source.splits.items()} == {"train": 2, "val": 2, "test": 1}
     assert [objects.classes.tolist() for objects in annotated(source, "train").objects] == [[1], [0]]
-    assert annotated(source, "val").objects[0].boxes.shape == (0, 4)
+    assert annotated(source, "val").objects[1].boxes.shape == (0, 4)
     assert annotated(source, "test").objects[0].classes.tolist() == [1]
     assert source.check.summary() == "boxes: left out 1 of unknown classes new (in test_0.png)"
 
