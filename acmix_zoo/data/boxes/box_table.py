@@ -128,7 +128,10 @@ class BoxTable(BoxSource):
         areas = _field(cell, "area", count) if "area" in self.fields else None
         masks = None
         if self.has_masks and size is not None:
-            masks = [encode_mask(each, size[1], size[0]) for each in _field(cell, "segmentation", count)]
+            try:
+                masks = [encode_mask(each, size[1], size[0]) for each in _field(cell, "segmentation", count)]
+            except ValueError as error:
+                raise ValueError(f"{name} {error}") from error
         boxes = [corners(box, self.box_format) for box in _field(cell, "bbox", count)]
         objects = make_objects(boxes, numbers, is_crowd, areas, masks)
         return self.check.clean(objects.select(numbers != UNKNOWN), size, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,11 +13,11 @@ import numpy as np
 from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource
 from acmix_zoo.data.boxes.coco_api import encode_mask
 from acmix_zoo.data.boxes.coco_classes import CocoClasses
+from acmix_zoo.data.boxes.coco_file import read_coco_file
 from acmix_zoo.data.boxes.objects import UNKNOWN, BoxCheck, Objects, make_objects
 from acmix_zoo.data.sources.image_sets import FileImages, Images
 from acmix_zoo.data.sources.path_safety import checked_path
 from acmix_zoo.data.sources.split_names import local_name, match_splits
-from acmix_zoo.data.wording import first_few
 
 _PREFIX = "instances_"
 _EXPORT = "_annotations.coco.json"  # in the folder of each split, as labelling services export it
@@ -70,7 +69,7 @@ class CocoSource(BoxSource):
                 f"{self.folder} has annotations for {', '.join(self._files)}, but not for training. Expected "
                 "annotations/instances_train….json or train/_annotations.coco.json"
             )
-        self._contents = {split: _read(path) for split, path in self._files.items()}
+        self._contents = {split: read_coco_file(path) for split, path in self._files.items()}
         content = self._contents["train"]
         used = {annotation.get("category_id") for annotation in content["annotations"]}
         self.classes = CocoClasses(content["categories"], used)
@@ -109,14 +108,16 @@ class CocoSource(BoxSource):
         folders = [self._files[split].parent, *(self.folder / name for name in dict.fromkeys(names))]
         if self._files[split].name != _EXPORT:
             folders = folders[1:]
-        first = images[0]["file_name"] if images else ""
-        for folder in folders:
-            if (folder / first).exists():
-                return folder
+        if not images:
+            return folders[0]
+        for image in images:  # not the first one alone, which may be the only one that is missing
+            for folder in folders:
+                if (folder / image["file_name"]).exists():
+                    return folder
         raise FileNotFoundError(
-            f"{self._files[split]} lists the image {first}, which is in none of "
-            f"{', '.join(str(folder.relative_to(self.folder)) for folder in folders)} below {self.folder}. Put the "
-            "images into one of these folders"
+            f"{self._files[split]} lists the image {images[0]['file_name']}, which is in none of "
+            f"{', '.join(str(folder.relative_to(self.folder)) for folder in folders)} below {self.folder}, and neither "
+            "is any other of its images. Put the images into one of these folders"
         )
 
     def _objects(
@@ -151,9 +152,18 @@ class CocoSource(BoxSource):
             is_crowd.append(bool(annotation.get("iscrowd", 0)))
             areas.append(annotation.get("area"))
             if self.has_masks and size is not None:
-                masks.append(encode_mask(annotation.get("segmentation"), size[1], size[0]))
+                masks.append(self._mask(annotation, name, size))
         objects = make_objects(boxes, classes, is_crowd, areas, masks if self.has_masks else None)
         return self.check.clean(objects, size, name)
+
+    def _mask(self, annotation: dict[str, Any], name: str, size: tuple[int, int]) -> Any:
+        """Return the mask of an object in an image of this name and (width, height)."""
+        try:
+            return encode_mask(annotation.get("segmentation"), size[1], size[0])
+        except ValueError as error:
+            raise ValueError(
+                f"{self.folder}: the annotation of id {annotation.get('id')} (of {name}) {error}"
+            ) from error
 
 
 def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -174,17 +184,3 @@ def corners(box: Any, box_format: str) -> list[float]:
     except (TypeError, ValueError):
         return [float("nan")] * 4
     return [a, b, a + c, b + d] if box_format == "xywh" else [a, b, c, d]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read an annotation file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}. Replace it by a file in COCO's format") from None
-    keys = ("images", "annotations", "categories")
-    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
-    if missing:
-        found = first_few(list(content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} has no list of {' and '.join(missing)}, only {found}. Expected COCO's format")
-    return dict(content)

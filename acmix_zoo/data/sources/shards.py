@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from acmix_zoo.data.formats import is_hidden, is_image_name
 from acmix_zoo.data.sources.split_names import SPLIT_NAMES
+from acmix_zoo.data.text_files import read_text
 from acmix_zoo.data.wording import first_few
 
 SHARD_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
@@ -209,7 +210,7 @@ def read_class_names(file: str | Path) -> tuple[str, ...]:
         FileNotFoundError: the file does not exist.
         ValueError: it has fewer than two names, or one of them twice.
     """
-    lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    lines = read_text(Path(file).expanduser()).splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if len(names) < 2:
         raise ValueError(f"{file} has {len(names)} class names. Expected two or more, one per line")
