@@ -96,7 +96,10 @@ class CocoSource(BoxSource):
                 self.check.count("of unknown images", str(annotation.get("image_id")))
         numbers = self.classes.numbers(content["categories"])
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        objects = [self._objects(image, annotations[image["id"]], numbers, names) for image in images]
+        try:
+            objects = [self._objects(image, annotations[image["id"]], numbers, names) for image in images]
+        except ValueError as error:
+            raise ValueError(f"{self._files[split]}: {error}") from error
         paths = [checked_path(str(folder / image["file_name"]), (str(self.folder),)) for image in images]
         sizes = [_stated_size(image) for image in images]
         return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), objects, sizes)
@@ -137,8 +140,8 @@ class CocoSource(BoxSource):
         name, size = str(image["file_name"]), _stated_size(image)
         if self.has_masks and size is None:
             raise ValueError(
-                f"{self.folder}: the annotations do not state the size of the image {name}. Expected its width and "
-                "height, which masks depend on. Add them, or set data.masks to false"
+                f"the annotations do not state the size of the image {name}. Expected its width and height, which "
+                "masks depend on. Add them, or set data.masks to false"
             )
         boxes, classes, is_crowd, areas, masks = [], [], [], [], []
         for annotation in annotations:
@@ -156,14 +159,13 @@ class CocoSource(BoxSource):
         objects = make_objects(boxes, classes, is_crowd, areas, masks if self.has_masks else None)
         return self.check.clean(objects, size, name)
 
-    def _mask(self, annotation: dict[str, Any], name: str, size: tuple[int, int]) -> Any:
+    @staticmethod
+    def _mask(annotation: dict[str, Any], name: str, size: tuple[int, int]) -> Any:
         """Return the mask of an object in an image of this name and (width, height)."""
         try:
             return encode_mask(annotation.get("segmentation"), size[1], size[0])
         except ValueError as error:
-            raise ValueError(
-                f"{self.folder}: the annotation of id {annotation.get('id')} (of {name}) {error}"
-            ) from error
+            raise ValueError(f"the annotation of id {annotation.get('id')} (of {name}) {error}") from error
 
 
 def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -217,6 +217,6 @@ def test_unreadable_masks_are_named(tmp_path: Path, segmentation: Any) -> None:
     wrong = [annotation(segmentation=segmentation)]
     source = CocoSource(str(write_coco_split(tmp_path, "train2017", 1, annotations=wrong)), has_masks=True)
     with pytest.raises(
-        ValueError, match=r"annotation of id 900 \(of 000000\.png\) has a segmentation.* Expected polyg"
+        ValueError, match=r"train2017\.json: the annotation of id 900 \(of 000000\.png\) has .* Expected polyg"
     ):
         source.load()
