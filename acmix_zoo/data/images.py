@@ -11,6 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from acmix_zoo.data.bit_depth import is_dark, sample_bits, scale_to_rgb, warn_of_range
 from acmix_zoo.data.formats import content_kind, open_formats
 
+_ORIENTATION = 0x0112  # the EXIF tag; values above 4 swap width and height
+
 
 class UnreadableImage(ValueError):
     """An image file, or the cell of a table, cannot be read. The message states which and why."""
@@ -63,6 +65,28 @@ def load_with_bits(source: str | Path | bytes, name: str | None = None) -> tuple
         if isinstance(error, MemoryError):
             raise
         raise UnreadableImage(f"image {label} cannot be read: {_reason(error, source)}") from error
+
+
+def image_size(source: str | Path | bytes) -> tuple[int, int] | None:
+    """Return the (width, height) of an image as `load_image` returns it, from the header of its file.
+
+    Args:
+        source: a path, or the bytes of a file.
+
+    Returns:
+        The size, or None if the file cannot be read. The loader of the image reports why.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=open_formats()) as image:
+                # the method of PNG files would decode the image to look for an orientation after the pixels
+                is_turned = image.format != "TIFF" and Image.Image.getexif(image).get(_ORIENTATION, 1) > 4
+                return (image.height, image.width) if is_turned else image.size
+    except Exception as error:  # broken bytes raise almost any exception
+        if isinstance(error, MemoryError):
+            raise
+        return None
 
 
 def _to_rgb(image: Image.Image, bits: int) -> Image.Image:

@@ -133,10 +133,10 @@ def test_boxes_in_coco_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_boxes_in_the_format_of_pascal_voc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     objects = [("red", (5, 5, 20, 20)), ("green", (50, 5, 80, 20)), ("red", (70, 50, 90, 60))]
-    root = write_voc(tmp_path / "cells", {"train": [objects, []], "test": [objects[:1]]})
+    root = write_voc(tmp_path / "cells", {"train": [objects, objects[:1], []], "test": [objects[:1]]})
     assert main(["data", str(root)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("data: cells, 2 classes; images: train 1, val 1, test 1; boxes: train ")
+    assert out.startswith("data: cells, 2 classes; images: train 2, val 1, test 1; boxes: train ")
     assert "  boxes: left out 1 outside their image (in train_0.png); 1 clipped to their image (in train_0.png)" in out
     assert "1 image without boxes" in out
 
@@ -237,7 +237,8 @@ def test_text_files_are_opened_with_an_encoding() -> None:
             given = {keyword.arg: keyword.value for keyword in node.keywords}
             words = [a.value for a in [*node.args, *given.values()] if isinstance(a, ast.Constant)]
             is_binary = any(isinstance(word, str) and "b" in word and len(word) < 4 for word in words)
-            is_text = name in ("read_text", "write_text") or "text" in given or "universal_newlines" in given
+            is_path = name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute)
+            is_text = is_path or "text" in given or "universal_newlines" in given
             is_open = name == "open" and owner not in ("Image", "tarfile", "os", "webbrowser", "gzip") and not is_binary
             if (is_text or is_open) and "encoding" not in given:
                 missing.append(f"{path.name}:{node.lineno}")

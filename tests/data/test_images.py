@@ -13,6 +13,7 @@ from acmix_zoo.data import (
     load_image,
 )
 from acmix_zoo.data.formats import has_heif
+from acmix_zoo.data.images import image_size
 from acmix_zoo.data.inspection import inspect_images
 from acmix_zoo.data.sources.find_images import walk_folders
 
@@ -76,6 +77,23 @@ def test_cmyk_animation_and_orientation(tmp_path: Path) -> None:
     exif[0x0112] = 6  # the camera was turned by a quarter
     Image.new("RGB", (4, 2)).save(tmp_path / "turned.jpg", exif=exif)
     assert load_image(tmp_path / "turned.jpg").size == (2, 4)
+
+
+@pytest.mark.parametrize("extension", ["jpeg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_size_of_an_image_is_that_after_turning_it(tmp_path: Path, extension: str, orientation: int) -> None:
+    """Pillow applies the orientation of a TIFF file when it opens it, but not that of other files."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{extension}"
+    Image.new("RGB", (4, 2)).save(path, exif=exif)
+    assert image_size(path) == image_size(path.read_bytes()) == load_image(path).size
+
+
+def test_the_size_of_an_unreadable_image_is_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("1", (20_000, 10_000)).save(path)  # more than Pillow opens
+    assert image_size(path) is image_size(b"broken") is image_size(tmp_path / "missing.png") is None
 
 
 def test_bytes_are_read_like_files() -> None:

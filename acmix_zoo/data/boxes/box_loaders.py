@@ -11,9 +11,15 @@ from acmix_zoo.data.inspection import Inspection
 
 
 class BoxLoaders(IndexedLoaders):
-    """Loaders of a `BoxSource`. The augmentation in their options is a `BoxAugment`."""
+    """Loaders of a `BoxSource`. The augmentation in their options is a `BoxAugment`.
+
+    Attributes:
+        evaluation_size: maximum lengths of the shorter and the longer side of an image in evaluation, for the summary;
+            None if they are not known.
+    """
 
     dataset_class = BoxDataset
+    evaluation_size: tuple[int, int] | None = None
 
     def summary(self, inspections: Mapping[str, Inspection], is_brief: bool = False) -> str:
-        return summarize_boxes(self.source, self.splits, inspections)
+        return summarize_boxes(self.source, self.splits, inspections, self.evaluation_size)

@@ -98,6 +98,7 @@ class BoxDataModule(ResumableDataModule):
         self.seed, self.predict, self.validation_as_test = seed, predict, validation_as_test
         opened = open_box_source(source, masks, box_format)
         self.loaders = BoxLoaders(opened, val_fraction, seed, validation_as_test=validation_as_test)
+        self.loaders.evaluation_size = image_size, max_size
         self.class_names = opened.class_names
         self.category_ids = opened.category_ids
         self.input_size = (3, image_size, min(max_size, round(image_size * 4 / 3)))

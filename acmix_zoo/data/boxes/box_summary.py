@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource
+from acmix_zoo.data.boxes.box_augment import scaled_size
 from acmix_zoo.data.boxes.objects import Objects
 from acmix_zoo.data.duplicates import duplicate_warnings
 from acmix_zoo.data.inspection import Inspection
@@ -17,13 +19,19 @@ from acmix_zoo.data.wording import count_noun, first_few
 _TABLE_CLASSES = 20  # a data set with more classes gets no table
 
 
-def summarize_boxes(source: IndexedSource, splits: Mapping[str, Split], inspections: Mapping[str, Inspection]) -> str:
+def summarize_boxes(
+    source: IndexedSource,
+    splits: Mapping[str, Split],
+    inspections: Mapping[str, Inspection],
+    evaluation_size: tuple[int, int] | None = None,
+) -> str:
     """Return the summary of a data set with boxes that is printed at the start of a run.
 
     Args:
         source: a `BoxSource`.
         splits: the splits, from `split_source`.
         inspections: the results of inspecting the files, for each split that was inspected.
+        evaluation_size: maximum lengths of the shorter and the longer side of a resized image, if they are known.
     """
     names = source.class_names
     ordered = {name: splits[name] for name in ("train", "val", "test") if name in splits}
@@ -45,6 +53,7 @@ def summarize_boxes(source: IndexedSource, splits: Mapping[str, Split], inspecti
     files = {name: Split(_annotated(split).images, split.indices) for name, split in ordered.items()}
     remarks = [
         check,
+        _tiny_boxes(ordered["train"], *evaluation_size) if evaluation_size else "",
         _images_without_boxes(ordered),
         f"train has no box of {first_few(missing)}" if missing else "",
         *duplicate_warnings(files),
@@ -59,6 +68,23 @@ def _boxes_per_class(split: Split, classes: int) -> np.ndarray:
     """Return (classes,) integers: the number of boxes of each class."""
     labels = [objects.classes for objects in _objects(split)]
     return np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=classes)  # labels may be empty
+
+
+def _tiny_boxes(train: Split, side: int, max_size: int) -> str:
+    """Return the number of boxes that training leaves out because resizing makes them too small, or ""."""
+    images, counts = _annotated(train), {}
+    for i in train.indices.tolist():
+        if (stated := images.sizes[i]) is not None:
+            width, height = stated
+            resized = scaled_size(height, width, side, max_size)
+            objects = images.objects[i]
+            sides = (objects.boxes[:, 2:] - objects.boxes[:, :2]) * (resized[1] / width, resized[0] / height)
+            counts[i] = int(((sides < 1).any(1) & ~objects.is_crowd).sum())
+    found = [Path(images.describe(i)).name for i, count in counts.items() if count]
+    return (
+        f"train: {sum(counts.values()):,} of the boxes have a side below one pixel after resizing to data.image_size="
+        f"{side}, and are left out (in {first_few(found, 3)})"
+    ) * bool(found)
 
 
 def _images_without_boxes(splits: Mapping[str, Split]) -> str:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from io import BytesIO
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource
+from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource, is_same_size
 from acmix_zoo.data.boxes.coco_api import encode_mask
 from acmix_zoo.data.boxes.coco_source import corners
 from acmix_zoo.data.boxes.objects import UNKNOWN, BoxCheck, Objects, make_objects
-from acmix_zoo.data.formats import open_formats
-from acmix_zoo.data.images import UnreadableImage
+from acmix_zoo.data.images import UnreadableImage, image_size
 from acmix_zoo.data.sources.image_sets import CHECK_LIMIT, Images
 from acmix_zoo.data.sources.path_safety import allowed_roots
 from acmix_zoo.data.sources.shards import Shards
@@ -28,6 +25,7 @@ from acmix_zoo.data.sources.table import (
     table_origin,
 )
 from acmix_zoo.data.sources.table_columns import Classes, find_image_column, number_classes
+from acmix_zoo.data.wording import count_noun, first_few
 
 _COLUMN = "objects"
 _CLASS_FIELDS = ("category", "category_id", "label")
@@ -94,7 +92,13 @@ class BoxTable(BoxSource):
                 self._objects(row[_COLUMN], size, images.describe(i))
                 for i, (row, size) in enumerate(zip(cells, sizes, strict=True))
             ]
-            splits[split] = AnnotatedImages(images, objects)
+            splits[split] = AnnotatedImages(images, objects, sizes)
+            if wrong := _wrong_sizes(images, sizes) if _has_sizes(table) else []:
+                self.remarks = [
+                    *self.remarks,
+                    f"{split}: {count_noun(len(wrong), 'image')} of another size than the columns width and height "
+                    f"state, so that the boxes may be wrong (in {first_few(wrong, 3)})",
+                ]
         clipped = len(set(self.check.images["clipped to their image"]))
         if self.box_format == "xywh" and 2 * clipped > sum(map(len, splits.values())):
             self.remarks = [
@@ -124,7 +128,10 @@ class BoxTable(BoxSource):
         areas = _field(cell, "area", count) if "area" in self.fields else None
         masks = None
         if self.has_masks and size is not None:
-            masks = [encode_mask(each, size[1], size[0]) for each in _field(cell, "segmentation", count)]
+            try:
+                masks = [encode_mask(each, size[1], size[0]) for each in _field(cell, "segmentation", count)]
+            except ValueError as error:
+                raise ValueError(f"{name} {error}") from error
         boxes = [corners(box, self.box_format) for box in _field(cell, "bbox", count)]
         objects = make_objects(boxes, numbers, is_crowd, areas, masks)
         return self.check.clean(objects.select(numbers != UNKNOWN), size, name)
@@ -186,7 +193,7 @@ def _sizes(table: Any, images: TableImages, are_required: bool) -> list[tuple[in
 
     The headers in large tables are only read if the sizes are required.
     """
-    if {"width", "height"} <= set(table.features):
+    if _has_sizes(table):
         pairs = zip(table["width"], table["height"], strict=True)
         return [(int(width), int(height)) if width and height else None for width, height in pairs]
     if len(images) > CHECK_LIMIT and not are_required:
@@ -194,9 +201,20 @@ def _sizes(table: Any, images: TableImages, are_required: bool) -> list[tuple[in
     return [_header_size(images, i) for i in range(len(images))]
 
 
+def _has_sizes(table: Any) -> bool:
+    return {"width", "height"} <= set(table.features)
+
+
+def _wrong_sizes(images: TableImages, sizes: Sequence[tuple[int, int] | None]) -> list[str]:
+    """Return the names of images of another size than stated. Large tables are not checked."""
+    if len(images) > CHECK_LIMIT:
+        return []
+    pairs = [(stated, _header_size(images, i)) for i, stated in enumerate(sizes)]
+    return [images.describe(i) for i, (a, b) in enumerate(pairs) if a and b and not is_same_size(a, b)]
+
+
 def _header_size(images: TableImages, index: int) -> tuple[int, int] | None:
     try:
-        with Image.open(BytesIO(images.encoded_image(index)), formats=open_formats()) as image:
-            return image.size
+        return image_size(images.encoded_image(index))
     except (OSError, UnreadableImage):  # the loader reports the problem
         return None

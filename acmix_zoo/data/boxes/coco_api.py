@@ -49,15 +49,24 @@ def encode_mask(segmentation: Any, height: int, width: int) -> Any:
     Args:
         segmentation: polygons [[x1, y1, x2, y2, …], …], or a run-length encoding {size, counts}.
         height, width: size of the image.
+
+    Raises:
+        ValueError: it is something else.
     """
     mask = coco_api().mask
-    if isinstance(segmentation, dict):
-        is_compressed = isinstance(segmentation["counts"], str | bytes)
-        return segmentation if is_compressed else mask.frPyObjects(segmentation, height, width)
-    polygons = [polygon for polygon in segmentation or [] if len(polygon) >= 6]  # fewer points have no area
-    if not polygons:
-        return mask.encode(np.zeros((height, width), np.uint8, order="F"))
-    return mask.merge(mask.frPyObjects(polygons, height, width))
+    try:
+        if isinstance(segmentation, dict):
+            is_compressed = isinstance(segmentation["counts"], str | bytes) and len(segmentation["size"]) == 2
+            return segmentation if is_compressed else mask.frPyObjects(segmentation, height, width)
+        polygons = [polygon for polygon in segmentation or [] if len(polygon) >= 6]  # fewer points have no area
+        if not polygons:
+            return mask.encode(np.zeros((height, width), np.uint8, order="F"))
+        return mask.merge(mask.frPyObjects(polygons, height, width))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            "has a segmentation that cannot be read. Expected polygons [[x1, y1, x2, y2, …], …], or a run-length "
+            "encoding {size, counts}"
+        ) from error
 
 
 def decode_masks(masks: list[Any], height: int, width: int) -> np.ndarray:

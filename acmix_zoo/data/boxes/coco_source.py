@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy as np
 
 from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource
 from acmix_zoo.data.boxes.coco_api import encode_mask
+from acmix_zoo.data.boxes.coco_classes import CocoClasses
+from acmix_zoo.data.boxes.coco_file import read_coco_file
 from acmix_zoo.data.boxes.objects import UNKNOWN, BoxCheck, Objects, make_objects
 from acmix_zoo.data.sources.image_sets import FileImages, Images
 from acmix_zoo.data.sources.path_safety import checked_path
 from acmix_zoo.data.sources.split_names import local_name, match_splits
-from acmix_zoo.data.wording import first_few
 
 _PREFIX = "instances_"
 _EXPORT = "_annotations.coco.json"  # in the folder of each split, as labelling services export it
@@ -55,6 +56,7 @@ class CocoSource(BoxSource):
     """
 
     origin = "local folder"
+    split_advice = f"Add annotations/instances_{{split}}.json or {{split}}/{_EXPORT}"
 
     def __init__(self, source: str, has_masks: bool = False) -> None:
         self.folder = Path(source).expanduser().absolute()
@@ -67,16 +69,14 @@ class CocoSource(BoxSource):
                 f"{self.folder} has annotations for {', '.join(self._files)}, but not for training. Expected "
                 "annotations/instances_train….json or train/_annotations.coco.json"
             )
-        self._contents = {split: _read(path) for split, path in self._files.items()}
+        self._contents = {split: read_coco_file(path) for split, path in self._files.items()}
         content = self._contents["train"]
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        self.category_ids = tuple(int(category["id"]) for category in categories)
-        self.class_names = tuple(str(category["name"]) for category in categories)
+        used = {annotation.get("category_id") for annotation in content["annotations"]}
+        self.classes = CocoClasses(content["categories"], used)
+        self.class_names, self.category_ids = self.classes.names, self.classes.category_ids
+        self.remarks = [self.classes.remark] * bool(self.classes.remark)
         licenses = {str(each.get("name")) for each in content.get("licenses") or [] if each.get("name")}
         self.license = licenses.pop() if len(licenses) == 1 else "unknown"
-
-    def missing_split_advice(self, split: str) -> str:
-        return f"Add annotations/instances_{split}.json or {split}/{_EXPORT}"
 
     def load(self) -> dict[str, Images]:
         loaded: dict[str, Images] = {}
@@ -94,9 +94,15 @@ class CocoSource(BoxSource):
                 annotations[annotation["image_id"]].append(annotation)
             else:
                 self.check.count("of unknown images", str(annotation.get("image_id")))
-        objects = [self._objects(image, annotations[image["id"]]) for image in images]
+        numbers = self.classes.numbers(content["categories"])
+        names = {category["id"]: str(category["name"]) for category in content["categories"]}
+        try:
+            objects = [self._objects(image, annotations[image["id"]], numbers, names) for image in images]
+        except ValueError as error:
+            raise ValueError(f"{self._files[split]}: {error}") from error
         paths = [checked_path(str(folder / image["file_name"]), (str(self.folder),)) for image in images]
-        return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), objects)
+        sizes = [_stated_size(image) for image in images]
+        return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), objects, sizes)
 
     def _image_folder(self, split: str, images: list[dict[str, Any]]) -> Path:
         """Return the folder that the file names of a split refer to."""
@@ -105,38 +111,67 @@ class CocoSource(BoxSource):
         folders = [self._files[split].parent, *(self.folder / name for name in dict.fromkeys(names))]
         if self._files[split].name != _EXPORT:
             folders = folders[1:]
-        first = images[0]["file_name"] if images else ""
-        for folder in folders:
-            if (folder / first).exists():
-                return folder
+        if not images:
+            return folders[0]
+        for image in images:  # not the first one alone, which may be the only one that is missing
+            for folder in folders:
+                if (folder / image["file_name"]).exists():
+                    return folder
         raise FileNotFoundError(
-            f"{self._files[split]} lists the image {first}, which is in none of "
-            f"{', '.join(str(folder.relative_to(self.folder)) for folder in folders)} below {self.folder}. Put the "
-            "images into one of these folders"
+            f"{self._files[split]} lists the image {images[0]['file_name']}, which is in none of "
+            f"{', '.join(str(folder.relative_to(self.folder)) for folder in folders)} below {self.folder}, and neither "
+            "is any other of its images. Put the images into one of these folders"
         )
 
-    def _objects(self, image: dict[str, Any], annotations: list[dict[str, Any]]) -> Objects:
-        numbers: dict[Any, int] = {category: number for number, category in enumerate(self.category_ids)}
-        name, width, height = str(image["file_name"]), image.get("width") or 0, image.get("height") or 0
-        if self.has_masks and not (width and height):
+    def _objects(
+        self,
+        image: dict[str, Any],
+        annotations: list[dict[str, Any]],
+        numbers: Mapping[int, int],
+        category_names: Mapping[int, str],
+    ) -> Objects:
+        """Return the usable objects of an image.
+
+        Args:
+            image, annotations: as in the file.
+            numbers: the class of each category id.
+            category_names: the name of each category id in the file, for messages.
+        """
+        name, size = str(image["file_name"]), _stated_size(image)
+        if self.has_masks and size is None:
             raise ValueError(
-                f"{self.folder}: the annotations do not state the size of the image {name}. Expected its width and "
-                "height, which masks depend on. Add them, or set data.masks to false"
+                f"the annotations do not state the size of the image {name}. Expected its width and height, which "
+                "masks depend on. Add them, or set data.masks to false"
             )
         boxes, classes, is_crowd, areas, masks = [], [], [], [], []
         for annotation in annotations:
-            number = numbers.get(annotation.get("category_id"), UNKNOWN)
+            category: Any = annotation.get("category_id")
+            number = numbers.get(category, UNKNOWN)
             if number == UNKNOWN:
-                self.check.count_unknown_class(name, str(annotation.get("category_id")))
+                self.check.count_unknown_class(name, category_names.get(category, str(category)))
                 continue
             boxes.append(corners(annotation.get("bbox"), "xywh"))
             classes.append(number)
             is_crowd.append(bool(annotation.get("iscrowd", 0)))
             areas.append(annotation.get("area"))
-            if self.has_masks:
-                masks.append(encode_mask(annotation.get("segmentation"), height, width))
+            if self.has_masks and size is not None:
+                masks.append(self._mask(annotation, name, size))
         objects = make_objects(boxes, classes, is_crowd, areas, masks if self.has_masks else None)
-        return self.check.clean(objects, (width, height) if width and height else None, name)
+        return self.check.clean(objects, size, name)
+
+    @staticmethod
+    def _mask(annotation: dict[str, Any], name: str, size: tuple[int, int]) -> Any:
+        """Return the mask of an object in an image of this name and (width, height)."""
+        try:
+            return encode_mask(annotation.get("segmentation"), size[1], size[0])
+        except ValueError as error:
+            raise ValueError(f"the annotation of id {annotation.get('id')} (of {name}) {error}") from error
+
+
+def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the (width, height) that a file states for an image."""
+    width, height = image.get("width"), image.get("height")
+    return (width, height) if width and height else None
 
 
 def corners(box: Any, box_format: str) -> list[float]:
@@ -151,17 +186,3 @@ def corners(box: Any, box_format: str) -> list[float]:
     except (TypeError, ValueError):
         return [float("nan")] * 4
     return [a, b, a + c, b + d] if box_format == "xywh" else [a, b, c, d]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read an annotation file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}. Replace it by a file in COCO's format") from None
-    keys = ("images", "annotations", "categories")
-    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
-    if missing:
-        found = first_few(list(content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} has no list of {' and '.join(missing)}, only {found}. Expected COCO's format")
-    return dict(content)

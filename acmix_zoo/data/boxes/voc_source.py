@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from acmix_zoo.data.boxes.objects import UNKNOWN, BoxCheck, Objects, make_object
 from acmix_zoo.data.formats import is_image_name
 from acmix_zoo.data.sources.image_sets import FileImages, Images
 from acmix_zoo.data.sources.split_names import local_name, match_splits
+from acmix_zoo.data.text_files import read_text
 from acmix_zoo.data.wording import count_noun, first_few
 
 _IMAGES, _ANNOTATIONS, _SPLITS, _CLASSES = "JPEGImages", "Annotations", "ImageSets/Main", "classes.txt"
@@ -38,6 +41,7 @@ class VocSource(BoxSource):
     """
 
     license, origin = "unknown", "local folder"
+    split_advice = f"Add the names of its images as {_SPLITS}/{{split}}.txt"
 
     def __init__(self, source: str) -> None:
         self.folder = Path(source).expanduser()
@@ -62,7 +66,19 @@ class VocSource(BoxSource):
                 f"{self.folder / _SPLITS} has no train.txt or trainval.txt, only {first_few(list(lists))}. Expected a "
                 "list of the training images"
             )
-        return {split: lists[name].read_text(encoding="utf-8").split() for split, name in found.items()}
+        return {split: self._listed(lists[name], files, split) for split, name in found.items()}
+
+    def _listed(self, path: Path, files: dict[str, Path], split: str) -> list[str]:
+        """Return the names in a list of images. In some lists, they have extensions, or a flag -1, 0 or 1 follows."""
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        names = [_image_name(line, files) for line in lines]
+        if split == "train" and not any(name in files for name in names):
+            listed, existing = (first_few(each, 3) or "nothing" for each in (lines, list(files)))
+            raise ValueError(
+                f"no line of {path} is the name of an image in {_IMAGES}. The list starts with {listed}, and {_IMAGES} "
+                f"with {existing}. Expected one name per line, without extension"
+            )
+        return names
 
     def _read_split(self, split: str, names: list[str], files: dict[str, Path]) -> list[_Record]:
         annotations = self.folder / _ANNOTATIONS
@@ -78,14 +94,12 @@ class VocSource(BoxSource):
     def _class_names(self) -> tuple[str, ...]:
         file = self.folder / _CLASSES
         if file.is_file():
-            return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+            lines = (line.strip() for line in read_text(file).splitlines())
+            return tuple(dict.fromkeys(line for line in lines if line))
         names = sorted({name for record in self._records["train"] for name in record.names})
         if not names:
             raise ValueError(f"{self.folder}: the training images have no boxes. Expected <object> in their XML files")
         return tuple(names)
-
-    def missing_split_advice(self, split: str) -> str:
-        return f"Add the names of its images as {_SPLITS}/{split}.txt"
 
     def load(self) -> dict[str, Images]:
         return {split: self._annotated(records) for split, records in self._records.items()}
@@ -101,7 +115,18 @@ class VocSource(BoxSource):
             known = objects._replace(classes=classes).select(classes != UNKNOWN)
             cleaned.append(self.check.clean(known, size, image.name))
         paths = [str(record.image) for record in records]
-        return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), cleaned)
+        sizes = [record.size for record in records]
+        return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), cleaned, sizes)
+
+
+def _image_name(line: str, files: Mapping[str, Path]) -> str:
+    """Return the name in a line of a list, as it is in `files` if any part of the line is."""
+    without_flag = re.sub(r"\s+(-1|0|1)$", "", line)
+    for name in (line, without_flag):
+        for each in (name, name.rpartition(".")[0] if is_image_name(name) else name):
+            if each in files:
+                return each
+    return line
 
 
 class _Record(NamedTuple):

@@ -11,13 +11,11 @@ import numpy as np
 from PIL import Image
 
 from acmix_zoo.data.formats import open_formats
-from acmix_zoo.data.images import UnreadableImage
+from acmix_zoo.data.images import UnreadableImage, image_size
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.masks.mask_classes import MaskClasses
 from acmix_zoo.data.sources.image_sets import CHECK_LIMIT, FileImages, Images
 from acmix_zoo.data.sources.table import TableImages
-
-_ORIENTATION = 0x0112  # the EXIF tag; values above 4 swap width and height
 
 
 class Pair(NamedTuple):
@@ -116,13 +114,10 @@ class MaskImages(Images):
 
     def _image_size(self, index: int) -> tuple[int, int] | None:
         """Return the width and height of an image from its header, or None if it cannot be read."""
+        images = self.images
         try:
-            images = self.images
-            source = images.encoded_image(index) if isinstance(images, TableImages) else images.paths[index]
-            with _open(source) as file:
-                is_turned = file.getexif().get(_ORIENTATION, 1) > 4
-                return (file.height, file.width) if is_turned else file.size
-        except Exception:  # broken bytes raise almost any exception
+            return image_size(images.encoded_image(index) if isinstance(images, TableImages) else images.paths[index])
+        except (OSError, UnreadableImage):  # a cell of a table
             return None
 
 

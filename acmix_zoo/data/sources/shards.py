@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 
 from acmix_zoo.data.formats import is_hidden, is_image_name
 from acmix_zoo.data.sources.split_names import SPLIT_NAMES
+from acmix_zoo.data.text_files import read_text
+from acmix_zoo.data.wording import first_few
 
 SHARD_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 """The kind of shards by their extension, as `datasets.load_dataset` calls it."""
@@ -205,12 +208,14 @@ def read_class_names(file: str | Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it has fewer than two names.
+        ValueError: it has fewer than two names, or one of them twice.
     """
-    lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    lines = read_text(Path(file).expanduser()).splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if len(names) < 2:
         raise ValueError(f"{file} has {len(names)} class names. Expected two or more, one per line")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{file} names {first_few(repeated)} more than once. Expected each class once, in its line")
     return names
 
 

@@ -1,5 +1,7 @@
 """The data module of detection: summary, batches, resuming, and exact evaluation."""
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,8 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from support.box_data import write_coco, write_voc
+from PIL import Image
+from support.box_data import write_coco, write_coco_split, write_voc
 from support.image_data import QUIET
 from torch import Tensor, nn
 
@@ -71,22 +74,85 @@ def test_a_resumed_run_gets_the_same_batches(tmp_path: Path) -> None:
 def test_the_summary_names_what_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     splits = {
         "train": [[("red", BOX), ("red", (5, 5, 5, 5))], [("green", BOX)], []],
-        "val": [[("red", (70, 5, 90, 20)), ("blue", BOX)]],
+        "val": [[("red", (70, 5, 90, 20)), ("blue", BOX)], [("red", BOX)]],
         "test": [[("green", (5, 5, 90, 20))]],
     }
     make(write_voc(tmp_path / "cells", splits)).setup("fit")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "data: cells, 2 classes; images: train 3, val 1, test 1; boxes: train 2, val 0, test 1"
+    assert lines[0] == "data: cells, 2 classes; images: train 3, val 2, test 1; boxes: train 2, val 1, test 1"
     assert lines[1:4] == [
         "  boxes of class    train      val     test",
         "  green                 1        0        1",
-        "  red                   1        0        0",
+        "  red                   1        1        0",
     ]
     assert lines[4] == (
         "  boxes: left out 1 of unknown classes blue (in val_0.png), 1 without area (in train_0.png), "
         "1 outside their image (in val_0.png); 1 clipped to their image (in test_0.png)"
     )
     assert lines[5] == "  train 1 image without boxes; val 1 image without boxes"
+
+
+def test_splits_without_boxes_are_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A split of background alone would have a mean average precision of zero, whatever the detector finds."""
+    splits: dict[str, Any] = {"train": [[("red", BOX)]] * 4 + [[]] * 16, "val": [[], []], "test": [[("blue", BOX)]]}
+    data = make(write_voc(tmp_path / "cells", splits))
+    data.setup("fit")
+    assert data.loaders.sizes() == {"train": 17, "val": 3}
+    lines = capsys.readouterr().out.splitlines()
+    assert "  val was split off from train (data.val_fraction)" in lines
+    assert {f"  {split} is not used, because it has no usable boxes" for split in ("val", "test")} <= {*lines}
+    assert "  red                   3        1" in lines  # at least one, although few images have boxes
+    with pytest.raises(ValueError, match=r"cells has no test split\. Its test images have no usable boxes"):
+        data.test_dataloader()
+
+
+def test_training_needs_boxes_in_pixels(tmp_path: Path) -> None:
+    folder = write_coco_split(tmp_path, "train2017", 2)
+    path = folder / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [0.1, 0.2, 0.9, 0.5]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"all training boxes lie between 0 and 2, .* normalised.* Expected pixels"):
+        make(folder).setup("fit")
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    path.write_text(json.dumps({**content, "annotations": []}))
+    with pytest.raises(ValueError, match="the training images have no usable boxes"):
+        make(folder).setup("fit")
+
+
+def test_boxes_that_become_too_small_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = (11, 6, 13, 30)  # three pixels wide
+    folder = write_voc(tmp_path, {"train": [[("red", BOX), ("red", tiny)], [("red", tiny)]], "val": [[("red", BOX)]]})
+    make(folder, image_size=17).setup("fit")
+    assert "side below one pixel" not in capsys.readouterr().out
+    make(folder, image_size=15).setup("fit")
+    expected = (
+        "  train: 2 of the boxes have a side below one pixel after resizing to data.image_size=15, and are left out"
+    )
+    assert f"{expected} (in train_0.png, train_1.png)" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("write", [write_coco, write_voc])
+@pytest.mark.parametrize(
+    ("orientation", "size", "message"),
+    [
+        (1, (65, 47), ""),  # tools round differently
+        (1, (32, 24), r"has 32 × 24 pixels, but its annotations state 64 × 48\. .*Scale the boxes"),
+        (6, (64, 48), r"has 48 × 64 pixels, but its annotations state 64 × 48\. Width and height are swapped.*EXIF"),
+        (6, (48, 64), ""),
+    ],
+)
+def test_stated_sizes_are_those_of_the_files(
+    tmp_path: Path, write: Any, orientation: int, size: tuple[int, int], message: str
+) -> None:
+    folder = write(tmp_path) if write is write_coco else write(tmp_path, {"train": [[("red", BOX)]] * 4})
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(sorted(folder.glob("*/*.png"))[1], exif=exif)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        make(folder).setup("fit")
 
 
 def test_the_card_states_categories_and_preprocessing(tmp_path: Path) -> None:

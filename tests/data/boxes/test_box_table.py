@@ -1,6 +1,8 @@
 """Tables with a column of boxes, as the detection data sets on the Hub have."""
 
+import io
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 from acmix_zoo.data.boxes.annotated_images import AnnotatedImages
 from acmix_zoo.data.boxes.box_table import BoxTable
 from acmix_zoo.data.boxes.coco_api import decode_masks
+from acmix_zoo.data.images import UnreadableImage
 
 NAMES = ["mask", "glove"]
 
@@ -24,9 +27,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_table(
-    folder: Path, cells: list[dict[str, list[Any]]], category: Any = None, split: str = "train", **columns: Any
+    folder: Path,
+    cells: list[dict[str, list[Any]]],
+    category: Any = None,
+    split: str = "train",
+    images: Sequence[Any] = (),
+    **columns: Any,
 ) -> Path:
-    """Write a parquet file with one grey image of 64×48 pixels for each cell of "objects"."""
+    """Write a parquet file with one image for each cell of "objects"; by default, a grey one of 64×48 pixels."""
     fields = {
         "bbox": datasets.List(datasets.List(datasets.Value("float32"), length=4)),
         "category": datasets.List(category or datasets.ClassLabel(names=NAMES)),
@@ -34,7 +42,7 @@ def write_table(
     fields |= {"area": datasets.List(datasets.Value("int64"))} if "area" in cells[0] else {}
     polygons = datasets.List(datasets.List(datasets.List(datasets.Value("float32"))))
     fields |= {"segmentation": polygons} if "segmentation" in cells[0] else {}
-    images = [Image.new("RGB", (64, 48), (value, 0, 0)) for value in range(len(cells))]
+    images = images or [Image.new("RGB", (64, 48), (value, 0, 0)) for value in range(len(cells))]
     features = {"image": datasets.Image(), "objects": fields, **{name: datasets.Value("int64") for name in columns}}
     table = datasets.Dataset.from_dict(
         {"image": images, "objects": cells, **columns}, features=datasets.Features(features)
@@ -125,6 +133,36 @@ def test_stated_sizes_are_used(folder: Path) -> None:
     cells = [{"bbox": [[4, 5, 100, 20]], "category": [0]}]
     source = BoxTable(str(write_table(folder, cells, width=[50], height=[48])))
     assert annotated(source).objects[0].boxes.tolist() == [[4, 5, 50, 25]]
+    remark = "train: 1 image of another size than the columns width and height state, so that the boxes may be wrong"
+    assert source.remarks[:1] == [f"{remark} (in table/train[0])"]
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> dict[str, Any]:
+    """Return the cell of an image that is stored as a file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def test_boxes_and_masks_belong_to_the_turned_image(folder: Path) -> None:
+    """The camera was held upright: the file has 64×48 pixels, and its orientation turns it to 48×64."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    cell: dict[str, list[Any]] = {"bbox": [[4, 50, 10, 10]], "category": [0]}
+    cell["segmentation"] = [[[4, 50, 14, 50, 14, 60, 4, 60]]]
+    image = encoded(Image.new("RGB", (64, 48)), "JPEG", exif=exif)
+    source = BoxTable(str(write_table(folder, [cell], images=[image])), has_masks=True)
+    (objects,) = annotated(source).objects
+    assert objects.boxes.tolist() == [[4, 50, 14, 60]] and not source.check.summary()
+    assert decode_masks(objects.masks or [], 64, 48)[0, 50:60, 4:14].all()
+
+
+def test_an_image_that_is_too_large_is_unreadable(folder: Path) -> None:
+    images = [encoded(Image.new("1", (20_000, 10_000)), "PNG"), encoded(Image.new("1", (64, 48)), "PNG")]
+    cells = [{"bbox": [[4, 5, 10, 20]], "category": [0]}] * 2
+    images_with_boxes = annotated(BoxTable(str(write_table(folder, cells, images=images))))
+    with pytest.raises(UnreadableImage, match="million pixels"):
+        images_with_boxes.image(0)
 
 
 def test_tables_without_boxes_are_rejected(folder: Path) -> None:

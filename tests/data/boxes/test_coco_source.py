@@ -129,3 +129,94 @@ def test_messages_for_unusable_files(tmp_path: Path) -> None:
     path.rename(folder / "annotations/instances_val2017.json")
     with pytest.raises(ValueError, match="annotations for val, but not for training"):
         CocoSource(str(folder))
+
+
+def categories(*names: str, first_id: int = 0) -> list[dict[str, Any]]:
+    return [{"id": number, "name": name} for number, name in enumerate(names, first_id)]
+
+
+def test_categories_of_the_same_name(tmp_path: Path) -> None:
+    """Labelling services export {id: 0, name: face} for the project and {id: 1, name: face} for its class."""
+    boxes = [annotation(id=901 + i, category_id=1) for i in range(2)]
+    folder = write_coco_split(tmp_path, "train2017", 1)
+    change(folder, annotations=boxes, categories=categories("face", "face", "nose"))
+    source = CocoSource(str(folder))
+    assert (source.class_names, source.category_ids) == (("face", "nose"), (1, 2))
+    assert annotated(source).objects[0].classes.tolist() == [0, 0] and not source.remarks
+    boxes[0]["category_id"] = 0
+    change(folder, annotations=boxes)
+    source = CocoSource(str(folder))
+    assert (source.class_names, source.category_ids) == (("face", "face (id 1)", "nose"), (0, 1, 2))
+    assert annotated(source).objects[0].classes.tolist() == [0, 1]
+    assert source.remarks == ["several categories have the name face. All but the first are shown with their id"]
+
+
+def test_classes_of_other_splits_are_found_by_name(tmp_path: Path) -> None:
+    """Each file may number its categories in its own way."""
+    folder = write_coco(tmp_path, train=1, val=1)
+    boxes = [annotation(category_id=1), annotation(category_id=2)]
+    path = folder / "annotations/instances_val2017.json"
+    change(folder, annotations=[annotation(category_id=1)], categories=categories("bird", "cat"))
+    val = {**json.loads(path.read_text()), "annotations": boxes}
+    path.write_text(json.dumps({**val, "categories": categories("ox", "bird", "cat")}))
+    source = CocoSource(str(folder))
+    assert annotated(source, "val").objects[0].classes.tolist() == [0, 1]
+    path.write_text(json.dumps({**val, "categories": categories("cat", "ox", "bird")}))
+    source = CocoSource(str(folder))
+    assert annotated(source, "val").objects[0].classes.tolist() == [0]
+    assert "left out 1 of unknown classes ox (in 000000.png)" in source.check.summary()
+    path.write_text(json.dumps({**val, "categories": []}))
+    assert annotated(CocoSource(str(folder)), "val").objects[0].classes.tolist() == [1]
+
+
+def test_files_of_windows(tmp_path: Path) -> None:
+    """They start with a byte order mark, and have backslashes in the names of files."""
+    folder = write_coco_split(tmp_path, "train2017", 2)
+    content = change(folder)
+    for image in content["images"]:
+        image["file_name"] = f"train2017\\{image['file_name']}"
+    path = folder / "annotations/instances_train2017.json"
+    path.write_text(json.dumps(content), encoding="utf-8-sig")
+    assert annotated(CocoSource(str(folder))).image(1).size == (64, 48)
+    path.write_text(json.dumps(content), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"instances_train2017\.json is not a UTF-8 text file"):
+        CocoSource(str(folder))
+
+
+def test_one_missing_image_is_not_taken_for_a_missing_folder(tmp_path: Path) -> None:
+    folder = write_coco_split(tmp_path, "train2017", 2)
+    (folder / "train2017/000000.png").unlink()
+    images = annotated(CocoSource(str(folder)))
+    assert images.image(1).size == (64, 48)
+    assert images.inspect([0, 1]).problems == [f"image {folder}/train2017/000000.png does not exist"]
+
+
+@pytest.mark.parametrize(
+    ("key", "entry", "message"),
+    [
+        ("categories", {"id": 3}, r"entry 0 of categories is \{.id.: 3\}\. Expected a name"),
+        ("categories", {"name": "a"}, "entry 0 of categories .* Expected an integer as id"),
+        ("categories", {"id": 7, "name": "a"}, "entry 1 of categories .* Expected an id that 'a' does not have"),
+        ("images", {"id": 10}, r"train2017\.json: the entry 0 of images .* Expected a file_name"),
+        ("images", {"id": "x7", "file_name": "1.png"}, "entry 1 of images .* Expected an id"),
+        ("images", {"id": 10, "file_name": "1.png", "width": "64"}, "entry 0 of images .* Expected numbers as width"),
+        ("annotations", {"image_id": [10]}, "entry 0 of annotations .* Expected one image_id"),
+        ("annotations", 5, "entry 0 of annotations is 5. Expected an object"),
+    ],
+)
+def test_wrong_entries_are_named(tmp_path: Path, key: str, entry: Any, message: str) -> None:
+    folder = write_coco_split(tmp_path, "train2017", 2)
+    content = change(folder)
+    change(folder, **{key: [entry, *content[key][1:]]})
+    with pytest.raises(ValueError, match=message):
+        CocoSource(str(folder))
+
+
+@pytest.mark.parametrize("segmentation", [[4, 5, 14, 5, 14, 25], {"size": [48, 64]}, {"counts": "abc"}, 5])
+def test_unreadable_masks_are_named(tmp_path: Path, segmentation: Any) -> None:
+    wrong = [annotation(segmentation=segmentation)]
+    source = CocoSource(str(write_coco_split(tmp_path, "train2017", 1, annotations=wrong)), has_masks=True)
+    with pytest.raises(
+        ValueError, match=r"train2017\.json: the annotation of id 900 \(of 000000\.png\) has .* Expected polyg"
+    ):
+        source.load()

@@ -23,12 +23,15 @@ def test_boxes_start_at_pixel_one_and_end_with_their_last_pixel(tmp_path: Path) 
 
 
 def test_splits_and_classes(tmp_path: Path) -> None:
-    write_voc(tmp_path, {"train": [[("b", BOX)], [("a", BOX)]], "val": [[]], "test": [[("b", BOX), ("new", BOX)]]})
+    write_voc(
+        tmp_path,
+        {"train": [[("b", BOX)], [("a", BOX)]], "val": [[("a", BOX)], []], "test": [[("b", BOX), ("new", BOX)]]},
+    )
     source = VocSource(str(tmp_path))
     assert source.class_names == ("a", "b")
-    assert {name: len(images) for name, images in source.splits.items()} == {"train": 2, "val": 1, "test": 1}
+    assert {name: len(images) for name, images in source.splits.items()} == {"train": 2, "val": 2, "test": 1}
     assert [objects.classes.tolist() for objects in annotated(source, "train").objects] == [[1], [0]]
-    assert annotated(source, "val").objects[0].boxes.shape == (0, 4)
+    assert annotated(source, "val").objects[1].boxes.shape == (0, 4)
     assert annotated(source, "test").objects[0].classes.tolist() == [1]
     assert source.check.summary() == "boxes: left out 1 of unknown classes new (in test_0.png)"
 
@@ -95,3 +98,44 @@ def test_the_fingerprint_follows_the_boxes(tmp_path: Path) -> None:
         for x in (11, 12)
     ]
     assert prints[0] != prints[1] and len(prints[0]) == 16
+
+
+def test_a_class_listed_twice_is_one_class(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [[("b", BOX)]]})
+    (tmp_path / "classes.txt").write_text("a\na\nb\n")
+    source = VocSource(str(tmp_path))
+    assert source.class_names == ("a", "b")
+    assert annotated(source, "train").objects[0].classes.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    ["{0}\n{1}\n", "{0}.png\n{1}.png\n", "{0} 1\n{1} -1\n", "{0}.png 0\r\n{1}.png  1\r\n", "\ufeff{0}\n{1}"],
+    ids=["names", "extensions", "flags", "both", "byte order mark"],
+)
+@pytest.mark.parametrize("name", ["train_0", "my image", "image 1"])
+def test_lists_of_images(tmp_path: Path, lines: str, name: str) -> None:
+    write_voc(tmp_path, {"train": [[("a", BOX)], [("a", BOX)]]})
+    (tmp_path / "JPEGImages/train_0.png").rename(tmp_path / f"JPEGImages/{name}.png")
+    (tmp_path / "Annotations/train_0.xml").rename(tmp_path / f"Annotations/{name}.xml")
+    (tmp_path / "ImageSets/Main/train.txt").write_text(lines.format(name, "train_1"), encoding="utf-8", newline="")
+    source = VocSource(str(tmp_path))
+    assert len(source.splits["train"]) == 2 and not source.remarks
+    assert Path(annotated(source, "train").describe(0)).stem == name
+
+
+def test_lists_that_name_no_image_are_rejected(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [[("a", BOX)]]})
+    path = tmp_path / "ImageSets/Main/train.txt"
+    path.write_text("images/1.jpg\nimages/2.jpg\n")
+    with pytest.raises(ValueError, match=r"no line of .*train\.txt is .* starts with images/1\.jpg, .*train_0"):
+        VocSource(str(tmp_path))
+    path.write_text("train_0", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"train\.txt is not a UTF-8 text file"):
+        VocSource(str(tmp_path))
+
+
+def test_a_byte_order_mark_is_not_part_of_a_class(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [[("b", BOX)]]})
+    (tmp_path / "classes.txt").write_text("b\na\n", encoding="utf-8-sig")
+    assert VocSource(str(tmp_path)).class_names == ("b", "a")

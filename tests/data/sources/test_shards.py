@@ -56,3 +56,11 @@ def test_a_single_folder_of_images_does_not_hide_shards(tmp_path: Path) -> None:
     write_shards(tmp_path, "webdataset", (3,))
     write_files(tmp_path, "previews/1.png")
     assert Shards(tmp_path).files.keys() == {"train"}
+
+
+def test_a_class_list_names_each_class_once(tmp_path: Path) -> None:
+    """The lines are the numbers of the classes, so that none can be left out."""
+    write_shards(tmp_path, "webdataset", (3,))
+    (tmp_path / "classes.txt").write_text("ant\nbee\nant\n")
+    with pytest.raises(ValueError, match=r"classes\.txt names ant more than once\. Expected each class once"):
+        open_source(tmp_path)
