@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,9 +18,6 @@ VOID = 255
 """The value of pixels without a class in decoded masks. Losses and metrics ignore them."""
 _UNKNOWN = 254  # the entry in a lookup table for a value that is neither a class nor ignored
 _MOST_CLASSES = 254
-CLASS_FILES = ("classes.txt", "label_colors.txt", "class_dict.csv")
-"""Names under which a data set's folder may hold its class list."""
-_VOID_NAMES = {"void", "ignore", "unlabelled", "unlabeled"}
 
 Colour = tuple[int, int, int]
 
@@ -150,55 +145,6 @@ def _colour_code(colours: np.ndarray) -> np.ndarray:
 def _repeated(values: Sequence[Any]) -> list[Any]:
     """Return the values that occur more than once, sorted."""
     return sorted(value for value, count in Counter(values).items() if count > 1)
-
-
-class ClassList(NamedTuple):
-    """A list of classes, as a file contains it.
-
-    Attributes:
-        names: the names of the classes.
-        colours: their colours in RGB masks; () if the list has none.
-        ignored_colours: colours that belong to no class.
-    """
-
-    names: Sequence[str]
-    colours: Sequence[Colour] = ()
-    ignored_colours: Sequence[Colour] = ()
-
-
-def read_class_list(path: Path) -> ClassList:
-    """Read a class list: one class per line, with its name and, for RGB masks, its colour before or after it.
-
-    Names and colours are separated by spaces or commas. Empty lines, lines that start with #, and the header of a CSV
-    file are skipped. The names void, ignore and unlabelled mark colours that belong to no class.
-
-    Raises:
-        ValueError: some of the classes have no colour, or void has none.
-    """
-    names: list[str] = []
-    colours: list[Colour] = []
-    ignored: list[Colour] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        words = [word for word in re.split(r"[,\s]+", line.strip()) if word]
-        if not words or words[0].startswith("#") or [word.lower() for word in words] == ["name", "r", "g", "b"]:
-            continue
-        numbers = [int(word) for word in words if word.isdigit()]
-        name = " ".join(word for word in words if not word.isdigit())
-        has_colour = len(numbers) == 3 and bool(name)
-        if name.lower() in _VOID_NAMES and not has_colour:  # leaving it out would renumber the classes after it
-            raise ValueError(
-                f"{path} lists {name!r} without a colour. Expected only classes in a list without colours. Remove the "
-                "line, and set data.ignore_values to the values of pixels without a class"
-            )
-        if has_colour:
-            (ignored if name.lower() in _VOID_NAMES else colours).append((numbers[0], numbers[1], numbers[2]))
-        if name.lower() not in _VOID_NAMES:
-            names.append(name if has_colour else " ".join(words))
-    if colours and len(colours) < len(names):
-        raise ValueError(
-            f"{path}: {len(colours)} of {len(names)} classes have a colour. Expected one for all of them, or for none"
-        )
-    return ClassList(names, colours, ignored)
 
 
 def default_palette(count: int) -> list[Colour]:

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from acmix_zoo.data.augment import Pixels
+from acmix_zoo.data.masks.class_list import ClassOptions
 from acmix_zoo.data.masks.mask_augment import MaskAugment
 from acmix_zoo.data.masks.mask_dataset import MaskBatch, MaskLoaders
-from acmix_zoo.data.masks.mask_sources import SOURCE_KINDS, ClassOptions, open_mask_source
+from acmix_zoo.data.masks.mask_sources import SOURCE_KINDS, open_mask_source
 from acmix_zoo.data.options import channel_stats, check_shared_options
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION, Split

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from acmix_zoo.data.images import UnreadableImage
-from acmix_zoo.data.masks.mask_classes import VOID, MaskClasses, default_palette, palette_image, read_class_list
+from acmix_zoo.data.masks.class_list import read_class_list
+from acmix_zoo.data.masks.mask_classes import VOID, MaskClasses, default_palette, palette_image
 
 VALUES = np.array([[0, 1, 2], [2, 255, 0]], np.uint8)
 EXPECTED = np.array([[0, 1, 2], [2, VOID, 0]], np.uint8)
