@@ -43,8 +43,9 @@ class MaskDataModule(ResumableDataModule):
         batch_size: number of images per step and process.
         num_workers: number of processes that load images; 0 to load them in the training process.
         class_names: the names of the classes, in the order of the values of mask pixels.
-        classes_file: text file with one class per line, with a colour for RGB masks ("128 64 128 road"). By default,
-            classes.txt in the folder of the data set.
+        classes_file: text file with one class per line, with a colour for RGB masks ("128 64 128 road") or for grey
+            masks whose values are not 0, 1, 2 and so on ("255 255 255 road"). By default, classes.txt in the folder of
+            the data set.
         first_class_value: value of mask pixels of the first class.
         ignore_values: values of mask pixels that belong to no class; these are neither trained on nor counted.
         mask_column: mask column of a table that has several image columns.

@@ -1,5 +1,6 @@
 """Folders and tables of images and masks: layouts, missing masks, wrong sizes and unknown values."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,42 @@ def test_pixels_per_class_are_shown(folder: Path, capsys: pytest.CaptureFixture[
     assert "no training mask contains ice" in out
     shares = [float(line.split()[1]) for line in out.splitlines() if line.endswith(" %")]
     assert len(shares) == 4 and sum(shares) == pytest.approx(100, abs=0.02)
+
+
+def write_binary_masks(folder: Path) -> None:
+    for path in (folder / "masks").glob("*/*.png"):
+        Image.fromarray(np.repeat(np.array([[0, 255]], np.uint8), 12, 0).repeat(8, 1)).save(path)
+
+
+def test_a_class_whose_value_is_ignored_by_default_is_an_error(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Binary masks often have the values 0 and 255, and 255 means no class elsewhere."""
+    write_binary_masks(folder)
+    (folder / "classes.txt").write_text("ground\nhouse\n")
+    with pytest.raises(ValueError, match=r"no training mask contains house, but 50\.00 % of the pixels") as error:
+        make_data(folder).setup("fit")
+    lines = re.findall("'(.+?)'", str(error.value))
+    assert lines == ["0 0 0 ground", "255 255 255 house"]
+    (folder / "classes.txt").write_text("\n".join(lines))
+    data = make_data(folder)
+    data.setup("fit")
+    assert "house   50.00 %" in capsys.readouterr().out
+    assert set(data.splits["train"].images.mask(0).ravel().tolist()) == {0, 1}  # type: ignore[attr-defined]
+
+
+def test_a_class_that_may_be_ignored_by_default_is_a_remark(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.full((12, 16), 255, np.uint8)).save(folder / "masks/train/0.png")
+    make_data(folder).setup("fit")
+    assert "no training mask" not in capsys.readouterr().out
+    (folder / "classes.txt").write_text("ground\ngrass\nwater\nice\n")
+    make_data(folder).setup("fit")
+    out = capsys.readouterr().out
+    assert (
+        "no training mask contains ice, but" in out and "% of the pixels have the value 255, which stands for no" in out
+    )
+    make_data(folder, ignore_values=[77, 255]).setup("fit")  # the user has thought about it
+    assert "no training mask contains ice\n" in capsys.readouterr().out
 
 
 def test_validation_masks_are_not_counted_as_training_masks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
