@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from acmix_zoo.data.masks.mask_classes import Colour, MaskClasses
+from acmix_zoo.data.text_files import read_text
 
 CLASS_FILES = ("classes.txt", "label_colors.txt", "class_dict.csv")
 """Names under which a data set's folder may hold its class list."""
@@ -77,12 +78,12 @@ def read_class_list(path: Path) -> ClassList:
     file are skipped. The names void, ignore and unlabelled mark colours that belong to no class.
 
     Raises:
-        ValueError: some of the classes have no colour, or void has none.
+        ValueError: some of the classes have no colour, void has none, or the file is not UTF-8.
     """
     names: list[str] = []
     colours: list[Colour] = []
     ignored: list[Colour] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).splitlines():
         words = [word for word in re.split(r"[,\s]+", line.strip()) if word]
         if not words or words[0].startswith("#") or [word.lower() for word in words] == ["name", "r", "g", "b"]:
             continue

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from acmix_zoo.data.formats import is_hidden, is_image_name
 from acmix_zoo.data.sources.split_names import SPLIT_NAMES
+from acmix_zoo.data.text_files import read_text
 
 SHARD_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 """The kind of shards by their extension, as `datasets.load_dataset` calls it."""
@@ -171,7 +172,7 @@ class Shards:
     @cached_property
     def _info(self) -> dict[str, Any]:
         file = self.path / "_info.json"
-        info = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        info = json.loads(read_text(file)) if file.is_file() else {}
         return info if isinstance(info, dict) else {}
 
     def _contents(self, file: str, label: str) -> _TarContents:
@@ -205,9 +206,9 @@ def read_class_names(file: str | Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it has fewer than two names.
+        ValueError: it has fewer than two names, or is not UTF-8.
     """
-    lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    lines = read_text(Path(file).expanduser()).splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if len(names) < 2:
         raise ValueError(f"{file} has {len(names)} class names. Expected two or more, one per line")

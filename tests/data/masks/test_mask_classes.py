@@ -137,6 +137,12 @@ def test_negative_values_are_rejected(values: dict[str, Any]) -> None:
         MaskClasses(("a", "b"), **values)
 
 
+def test_a_class_list_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """As Notepad and PowerShell write it."""
+    (tmp_path / "classes.txt").write_text("0 0 0 sky\n1 1 1 road\n", encoding="utf-8-sig")
+    assert read_class_list(tmp_path / "classes.txt") == (["sky", "road"], [(0, 0, 0), (1, 1, 1)], [])
+
+
 def test_void_in_a_list_without_colours_is_rejected(tmp_path: Path) -> None:
     """Leaving it out would give every class after it the wrong number."""
     (tmp_path / "classes.txt").write_text("void\nroad\nsky\n")
