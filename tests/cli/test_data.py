@@ -237,7 +237,8 @@ def test_text_files_are_opened_with_an_encoding() -> None:
             given = {keyword.arg: keyword.value for keyword in node.keywords}
             words = [a.value for a in [*node.args, *given.values()] if isinstance(a, ast.Constant)]
             is_binary = any(isinstance(word, str) and "b" in word and len(word) < 4 for word in words)
-            is_text = name in ("read_text", "write_text") or "text" in given or "universal_newlines" in given
+            is_path = name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute)
+            is_text = is_path or "text" in given or "universal_newlines" in given
             is_open = name == "open" and owner not in ("Image", "tarfile", "os", "webbrowser", "gzip") and not is_binary
             if (is_text or is_open) and "encoding" not in given:
                 missing.append(f"{path.name}:{node.lineno}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,10 +16,12 @@ from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.find_images import walk_folders
 from acmix_zoo.data.sources.image_sets import FileImages, Images
 from acmix_zoo.data.sources.split_names import SPLIT_NAMES, local_name, match_splits
+from acmix_zoo.data.text_files import read_text
 from acmix_zoo.data.wording import count_noun, first_few
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
-MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "segmentationclass")
+MASK_FOLDERS = ("masks", "mask", "segmentationclass", "annotations", "labels")  # Pascal VOC has Annotations, too
+SPLIT_LISTS = "ImageSets/Segmentation"
 _SUFFIXES = ("", "_mask", "_label", "_labels", "_gt", "_L")  # of a mask's name, after that of its image
 LAYOUT = "images/train/1.jpg with masks/train/1.png, or train/images/1.jpg with train/masks/1.png"
 
@@ -35,7 +38,8 @@ class MaskFolder(IndexedSource):
     """A folder of images and masks: `images/train` and `masks/train`, `train/images` and `train/masks`, or no splits.
 
     A mask has the name of its image, except for the extension and an ending such as `_mask`. Images without a mask are
-    skipped, which `remarks` says.
+    skipped, which `remarks` says. Without split folders, the names of each split's images may be listed in
+    ImageSets/Segmentation/, as in Pascal VOC.
 
     Raises:
         ValueError: the layout is different, no image has a mask, or there is no class list.
@@ -48,13 +52,22 @@ class MaskFolder(IndexedSource):
         self.root = root
         self.name = local_name(root)
         self.remarks: list[str] = []
-        self._files = {split: self._pair_up(split, *folders) for split, folders in _find_folders(root).items()}
+        folders = _find_folders(root, self.remarks)
+        pairs = {split: self._pair_up(split, *found) for split, found in folders.items()}
+        self._files = {split: found for split, found in pairs.items() if found}
         self.classes = options.resolve(root, str(root))
         self.class_names = self.classes.names
 
-    def _pair_up(self, split: str, images: Path, masks: Path) -> list[tuple[str, str]]:
+    def _pair_up(self, split: str, images: Path, masks: Path, names: Set[str] | None) -> list[tuple[str, str]]:
         """Return the paths of each image of a split and of its mask."""
         paths = walk_folders([images]).images[0]
+        if names is not None:
+            paths = [path for path in paths if _relative_stem(path, images) in names]
+            if absent := sorted(names - {_relative_stem(path, images) for path in paths}):
+                self.remarks.append(
+                    f"skipped {count_noun(len(absent), 'name')} in {SPLIT_LISTS}/{split}.txt without an image: "
+                    f"{first_few(absent)}"
+                )
         by_name = {_relative_stem(path, masks): path for path in walk_folders([masks]).images[0]}
         pairs, missing = [], []
         for path in paths:
@@ -64,6 +77,9 @@ class MaskFolder(IndexedSource):
                 missing.append(os.path.relpath(path, self.root))
             else:
                 pairs.append((path, mask))
+        if not pairs and names is not None and split != "train":  # as for the test images of Pascal VOC
+            self.remarks.append(f"left out the split {split}, because none of its images has a mask")
+            return []
         if not pairs:
             found = f"{count_noun(len(paths), 'image')} and {count_noun(len(by_name), 'mask')}"
             raise ValueError(
@@ -74,11 +90,13 @@ class MaskFolder(IndexedSource):
             self.remarks.append(
                 f"skipped {count_noun(len(missing), f'{split} image')} without a mask: {first_few(missing)}"
             )
-        if unused := len(set(by_name.values()) - {mask for _, mask in pairs}):
+        if names is None and (unused := len(set(by_name.values()) - {mask for _, mask in pairs})):
             self.remarks.append(f"skipped {count_noun(unused, f'{split} mask')} without an image")
         return pairs
 
     def missing_split_advice(self, split: str) -> str:
+        if (self.root / SPLIT_LISTS).is_dir():
+            return f"Add the names of its images as {SPLIT_LISTS}/{split}.txt"
         return f"Add images/{split} and masks/{split}"
 
     def load(self) -> dict[str, Images]:
@@ -104,29 +122,74 @@ class MaskFolder(IndexedSource):
         return digest.hexdigest()[:16]
 
 
-def _find_folders(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Return the folder of images and the folder of masks of each split."""
+class _SplitFolders(NamedTuple):
+    """Where the files of a split are.
+
+    Attributes:
+        images: the folder of images.
+        masks: the folder of masks.
+        names: the names of the split's images, without their extensions; None for all images in the folder.
+    """
+
+    images: Path
+    masks: Path
+    names: Set[str] | None = None
+
+
+def _find_folders(root: Path, remarks: list[str]) -> dict[str, _SplitFolders]:
+    """Return the folders of each split. Add a remark about each split without images or masks."""
     images, masks = _subfolder(root, IMAGE_FOLDERS), _subfolder(root, MASK_FOLDERS)
+    folders: dict[str, tuple[Path | None, Path | None]]
     if images and masks:
         splits, mask_splits = (match_splits(_folder_names(folder), str(folder)) for folder in (images, masks))
         if not splits:
-            return {"train": (images, masks)}
-        found = {
-            split: (images / name, masks / mask_splits[split]) for split, name in splits.items() if split in mask_splits
+            listed = {split: _SplitFolders(images, masks, names) for split, names in _read_lists(root).items()}
+            return listed or {"train": _SplitFolders(images, masks)}
+        folders = {
+            split: (
+                images / splits[split] if split in splits else None,
+                masks / mask_splits[split] if split in mask_splits else None,
+            )
+            for split in {**splits, **mask_splits}
         }
     else:
-        splits = match_splits(_folder_names(root), str(root))
-        inner = {
-            split: (_subfolder(root / n, IMAGE_FOLDERS), _subfolder(root / n, MASK_FOLDERS))
-            for split, n in splits.items()
+        folders = {
+            split: (_subfolder(root / name, IMAGE_FOLDERS), _subfolder(root / name, MASK_FOLDERS))
+            for split, name in match_splits(_folder_names(root), str(root)).items()
         }
-        found = {split: (i, m) for split, (i, m) in inner.items() if i and m}
+    found = {split: _SplitFolders(own, other) for split, (own, other) in folders.items() if own and other}
     if "train" not in found:
         raise ValueError(
             f"{root} contains {first_few(_folder_names(root)) or 'no folders'}, but no images with masks for training. "
             f"Expected {LAYOUT}"
         )
+    for split in sorted(folders.keys() - found.keys()):
+        absent = [kind for kind, folder in zip(("images", "masks"), folders[split], strict=True) if not folder]
+        remarks.append(f"left out the split {split}, which has no folder of {' or '.join(absent)}")
     return found
+
+
+def _read_lists(root: Path) -> dict[str, set[str]]:
+    """Return the names of the images of each split, as Pascal VOC lists them; {} without such lists.
+
+    Raises:
+        ValueError: there are lists, but none of training images.
+    """
+    folder = root / SPLIT_LISTS
+    files = {path.stem: path for path in sorted(folder.glob("*.txt"))}
+    found = match_splits(files, str(folder))
+    if "train" not in found and "trainval" in files:
+        found["train"] = "trainval"
+    if files and "train" not in found:
+        raise ValueError(
+            f"{folder} has no train.txt or trainval.txt, only {first_few(list(files))}. Expected a list of the "
+            "training images"
+        )
+    lines = {split: read_text(files[name]).splitlines() for split, name in found.items()}
+    names = {split: {line.strip() for line in own if line.strip()} for split, own in lines.items()}
+    if found.get("train") == "trainval":
+        names["train"] -= names.get("val", set())
+    return names
 
 
 def _folder_names(folder: Path) -> list[str]:

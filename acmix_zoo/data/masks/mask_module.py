@@ -34,8 +34,9 @@ class MaskDataModule(ResumableDataModule):
     counted and named.
 
     Args:
-        source: a folder of images and masks (images/train/1.jpg with masks/train/1.png, or train/images and
-            train/masks), a parquet file or a folder of such files, or the id of a Hugging Face data set.
+        source: a folder of images and masks (images/train/1.jpg with masks/train/1.png, train/images and
+            train/masks, or the layout of Pascal VOC), a parquet file or a folder of such files, or the id of a Hugging
+            Face data set.
         crop_size: (height, width) of training images, in pixels.
         resize: smallest and largest length of the shorter side in training, in pixels; one is drawn for each image
             before it is cropped. null: images keep their size.

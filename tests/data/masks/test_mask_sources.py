@@ -52,6 +52,55 @@ def test_without_splits_validation_images_are_split_off(folder: Path) -> None:
     assert sizes(data) == {"train": 3, "val": 1} and data.class_names == ("a", "b", "c")
 
 
+def make_voc_folder(folder: Path, lists: dict[str, str]) -> Path:
+    """Move the training images to the layout of Pascal VOC, and write ImageSets/Segmentation/."""
+    root = folder.parent / "voc"
+    shutil.copytree(folder / "images/train", root / "JPEGImages")
+    shutil.copytree(folder / "masks/train", root / "SegmentationClass")
+    (root / "Annotations").mkdir()
+    shutil.copy(folder / "classes.txt", root)
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    for name, content in lists.items():
+        (root / f"ImageSets/Segmentation/{name}.txt").write_text(content, encoding="utf-8-sig")
+    return root
+
+
+def image_names(data: MaskDataModule) -> dict[str, list[str]]:
+    return {
+        name: [Path(split.images.describe(i)).stem for i in split.indices.tolist()]
+        for name, split in data.splits.items()
+    }
+
+
+def test_the_lists_of_pascal_voc_are_the_splits(folder: Path) -> None:
+    root = make_voc_folder(folder, {"train": "3\n0\n", "val": "1\nnone\n", "test": "", "trainval": "0\n1\n3\n"})
+    data = make_data(root)
+    assert image_names(data) == {"train": ["0", "3"], "val": ["1"]}
+    assert data.source.remarks == [
+        "left out the split test, because none of its images has a mask",
+        "skipped 1 name in ImageSets/Segmentation/val.txt without an image: none",
+    ]
+    with pytest.raises(ValueError, match=r"Add the names of its images as ImageSets/Segmentation/test\.txt"):
+        data.test_dataloader()
+
+
+def test_validation_images_of_pascal_voc_are_not_trained_on(folder: Path) -> None:
+    root = make_voc_folder(folder, {"trainval": "0\n1\n3\n", "val": "1\n"})
+    assert image_names(make_data(root)) == {"train": ["0", "3"], "val": ["1"]}
+    (root / "ImageSets/Segmentation/trainval.txt").unlink()
+    with pytest.raises(ValueError, match=r"Segmentation has no train\.txt or trainval\.txt, only val"):
+        make_data(root)
+
+
+def test_splits_without_masks_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(folder / "masks/val")
+    shutil.rmtree(folder / "images/test")
+    make_data(folder, val_fraction=0.25).setup("fit")
+    out = capsys.readouterr().out
+    assert "left out the split val, which has no folder of masks" in out and "val was split off from train" in out
+    assert "left out the split test, which has no folder of images" in out
+
+
 def test_images_without_a_mask_are_counted_and_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "masks/train/2.png").unlink()
     data = make_data(folder)
