@@ -12,8 +12,10 @@ from acmix_zoo.data.boxes.coco_source import is_coco_folder
 from acmix_zoo.data.boxes.open_boxes import open_box_source
 from acmix_zoo.data.boxes.voc_source import is_voc_folder
 from acmix_zoo.data.indexed_loaders import IndexedLoaders
+from acmix_zoo.data.masks.class_list import ClassOptions
 from acmix_zoo.data.masks.mask_dataset import MaskLoaders
-from acmix_zoo.data.masks.mask_sources import ClassOptions, is_mask_folder, open_mask_source
+from acmix_zoo.data.masks.mask_folder import is_mask_folder
+from acmix_zoo.data.masks.mask_sources import open_mask_source
 from acmix_zoo.data.sources.open import open_source
 from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION
 from acmix_zoo.models.task_kinds import CLASSIFICATION, DETECTION, SEGMENTATION, TASK_KINDS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import lightning as L
 
 from acmix_zoo.cli.coco_predictions import coco_content, coco_image, write_coco
 from acmix_zoo.data.masks.mask_classes import palette_image
+from acmix_zoo.data.wording import count_noun
 from acmix_zoo.models.task_kinds import DETECTION, SEGMENTATION, TaskKind
 from acmix_zoo.tasks.gather import gather
 
@@ -48,6 +50,8 @@ def write_masks(
 ) -> None:
     """Write a palette PNG for each image. Its pixels hold the class numbers. An existing folder is renamed.
 
+    The mask of a.jpg is a.png. If there is an a.png, too, their masks are a.jpg.png and a.png.png.
+
     Args:
         folder: the folder to write. Images from different folders keep their folders in it.
         masks: this process's `MaskPrediction`s. Every process writes its own.
@@ -61,15 +65,25 @@ def write_masks(
         former = _rename_existing(folder)
         folder.mkdir()
     trainer.strategy.barrier("predictions")
-    root = Path(os.path.commonpath([str(Path(path).parent) for path in image_paths]))
+    names = _mask_names(image_paths)
     for index, mask in masks:
-        path = folder / Path(image_paths[index]).relative_to(root).with_suffix(".png")
+        path = folder / names[index]
         path.parent.mkdir(parents=True, exist_ok=True)
         palette_image(mask.numpy(), len(class_names)).save(path)
-    trainer.strategy.barrier("predictions")
+    written = sum(gather([len(masks)]))
     if trainer.is_global_zero:
         note = f" (the previous ones are now in {former.name})" if former else ""
-        print(f"Saved the masks of {len(image_paths)} images to {folder}{note}", flush=True)
+        print(f"Saved the masks of {count_noun(written, 'image')} to {folder}{note}", flush=True)
+
+
+def _mask_names(image_paths: Sequence[str]) -> list[Path]:
+    """Return the path of the mask of each image, relative to the folder of all masks."""
+    root = os.path.commonpath([str(Path(path).parent) for path in image_paths])
+    images = [Path(path).relative_to(root) for path in image_paths]
+    short = [image.with_suffix(".png") for image in images]
+    full = [image.with_name(f"{image.name}.png") for image in images]
+    uses = Counter([*short, *full])  # an image may be called a.jpg.webp
+    return [name if uses[name] == 1 else longer for name, longer in zip(short, full, strict=True)]
 
 
 class Prediction(NamedTuple):

@@ -27,7 +27,8 @@ class Inspection:
         unreadable: the paths of these files.
         depths: number of images for each number of bits per sample above 8.
         dark: number of these images that are almost black after scaling.
-        class_pixels: (classes,) int64, the number of pixels of each class; None for images without masks.
+        class_pixels: (classes + 1,) int64, the number of pixels of each class, and then of those without a class; None
+            for images without masks.
     """
 
     count: int = 0

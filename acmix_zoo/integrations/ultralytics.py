@@ -81,6 +81,8 @@ def swap(model: Model | nn.Module, filter: str | None = None, **acmix: Any) -> S
     _mark(network.model)
     if isinstance(model, Model):
         model.load(network)  # otherwise, train() would read the yaml file again, which does not mention the swap
+        # With an empty ckpt, train() drops the weights. The `load` of version 8.4.0 leaves it empty.
+        model.ckpt = model.ckpt or {"model": network}
     return report
 
 

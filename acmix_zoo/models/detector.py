@@ -10,18 +10,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
+from acmix_zoo.models.detector_parts import Float32Anchors, Float32Pool, ImageScaling, to_float32
 from acmix_zoo.models.pyramid import PyramidBackbone
 from acmix_zoo.models.task_kinds import DETECTION
 from acmix_zoo.models.task_network import TaskNetwork
-from acmix_zoo.ops.precision import is_autocast_on
 
 DetectorName = Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn"]
 
@@ -62,13 +59,13 @@ def _fcos(pyramid: PyramidBackbone, classes: int, anchors: AnchorGenerator, **kw
 
 
 def _faster_rcnn(pyramid: PyramidBackbone, classes: int, anchors: AnchorGenerator, **kwargs: Any) -> nn.Module:
-    pool = MultiScaleRoIAlign(pyramid.body_levels, output_size=7, sampling_ratio=2)
+    pool = Float32Pool(pyramid.body_levels, output_size=7, sampling_ratio=2)
     network: nn.Module = FasterRCNN(pyramid, classes, rpn_anchor_generator=anchors, box_roi_pool=pool, **kwargs)
     return network
 
 
 def _mask_rcnn(pyramid: PyramidBackbone, classes: int, anchors: AnchorGenerator, **kwargs: Any) -> nn.Module:
-    pool, mask_pool = (MultiScaleRoIAlign(pyramid.body_levels, output_size=n, sampling_ratio=2) for n in (7, 14))
+    pool, mask_pool = (Float32Pool(pyramid.body_levels, output_size=n, sampling_ratio=2) for n in (7, 14))
     network: nn.Module = MaskRCNN(
         pyramid, classes, rpn_anchor_generator=anchors, box_roi_pool=pool, mask_roi_pool=mask_pool, **kwargs
     )
@@ -82,6 +79,21 @@ _DESIGNS: Mapping[str, _Design] = {
     "faster_rcnn": _Design(FasterRCNN, _faster_rcnn, **_RCNN),
     "mask_rcnn": _Design(MaskRCNN, _mask_rcnn, **_RCNN),
 }
+
+
+_OTHER_OPTIONS: Mapping[str, str] = {
+    "backbone": "the option for the backbone",
+    "num_classes": "num_classes of the detector, which `acmix-zoo fit` takes from the data",
+    "min_size": "image_size (data.image_size on the command line)",
+    "max_size": "max_size (data.max_size on the command line)",
+    "image_mean": "mean of the data module, which normalises the images",
+    "image_std": "std of the data module, which normalises the images",
+    "anchor_generator": "anchor_scale and strides",
+    "rpn_anchor_generator": "anchor_scale and strides",
+    "box_roi_pool": "strides",
+    "mask_roi_pool": "strides",
+}
+"""What to use in place of the arguments of torchvision's classes that this project sets."""
 
 
 class Detector(TaskNetwork):
@@ -149,7 +161,13 @@ class Detector(TaskNetwork):
                 "a multiple of 32 from 64, such as 256"
             )
         design = _DESIGNS[detector]
-        known = inspect.signature(design.network).parameters  # torchvision ignores unknown arguments
+        for name in _OTHER_OPTIONS.keys() & (detector_kwargs or {}).keys():
+            raise ValueError(
+                f"detector_kwargs has {name}, which the detector would ignore or which is set elsewhere. Expected only "
+                f"arguments without an option of their own. Use {_OTHER_OPTIONS[name]}"
+            )
+        parameters = inspect.signature(design.network).parameters  # torchvision ignores unknown arguments
+        known = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
         if unknown := sorted(set(detector_kwargs or {}) - set(known)):
             raise ValueError(
                 f"torchvision's {design.network.__name__} has no argument {', '.join(unknown)}. Expected "
@@ -161,12 +179,12 @@ class Detector(TaskNetwork):
             pyramid.body = freeze_batch_norm_2d(pyramid.body)
         scale = anchor_scale or design.anchor_scale
         sizes = tuple(tuple(scale * stride * factor for factor in design.anchor_factors) for stride in strides)
-        anchors = _Anchors(sizes, (design.aspect_ratios,) * len(strides))
+        anchors = Float32Anchors(sizes, (design.aspect_ratios,) * len(strides))
         self.detector = design.build(pyramid, num_classes + 1, anchors, **detector_kwargs or {})
         self.detector.transform = ImageScaling(image_size, max_size)
         for name, module in self.detector.named_modules():
             if name in _HEADS:
-                module.register_forward_hook(_to_float32)
+                module.register_forward_hook(to_float32)
 
     @property
     def backbone(self) -> nn.Module:
@@ -236,53 +254,3 @@ def _pool_quarters(pool: MultiScaleRoIAlign, features: dict[str, Tensor], images
 
 
 _HEADS = ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor")
-
-
-def _to_float32(module: nn.Module, inputs: Any, output: Any) -> Any:
-    """Forward hook that returns the outputs of a head in float32 under autocast.
-
-    torchvision computes boxes in the dtype of the head, and bfloat16 has only 8 significant bits: above 512 pixels, it
-    would round coordinates to multiples of 4.
-    """
-    if isinstance(output, dict):
-        return {name: _to_float32(module, inputs, each) for name, each in output.items()}
-    if isinstance(output, tuple | list):
-        return [_to_float32(module, inputs, each) for each in output]
-    return output.float() if _is_autocast(output) else output
-
-
-def _is_autocast(x: Tensor) -> bool:
-    """Return whether autocast has changed the dtype of a tensor to half precision."""
-    return x.dtype in (torch.bfloat16, torch.float16) and is_autocast_on(x)
-
-
-class _Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
-    """Anchors that are in float32 under autocast, where torchvision's have the dtype of the feature maps."""
-
-    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        if _is_autocast(feature_maps[0]):  # only their shapes, dtype and device are used
-            feature_maps = [torch.empty_like(each, dtype=torch.float32) for each in feature_maps]
-        return super().forward(image_list, feature_maps)  # type: ignore[no-any-return]
-
-
-class ImageScaling(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
-    """Resize and pad images. In training, images are not resized. Otherwise, resizing is antialiased.
-
-    Args:
-        image_size: length of the shorter side, in pixels.
-        max_size: maximum length of the longer side.
-    """
-
-    def __init__(self, image_size: int, max_size: int) -> None:
-        super().__init__(image_size, max_size, [], [])
-
-    def normalize(self, image: Tensor) -> Tensor:
-        return image  # the data module has normalised it
-
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        if self.training:
-            return image, target
-        height, width = image.shape[-2:]
-        scale = min(self.min_size[0] / min(height, width), self.max_size / max(height, width))
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        return interpolate(image[None], size, mode="bilinear", antialias=True)[0], target

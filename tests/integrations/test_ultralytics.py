@@ -32,9 +32,13 @@ yolo = YOLO("yolo11n-small.yaml")
 network = yolo.model
 swapped = swap(yolo, "model.[14].*", kernel_att=3)
 again = type(network)(network.yaml, ch=3, nc=7, verbose=False)
+old = YOLO("yolo11n-small.yaml")
+old.load = lambda weights: old  # that of version 8.4.0 leaves ckpt empty, so that train() would drop the weights
+swap(old, "model.1.*")
 report(
     found=found, counted=counted, swapped=list(swapped.replaced), again=layers(again), after_swap=layers(network),
     keys_match=again.state_dict().keys() == network.state_dict().keys(), starts=yolo.ckpt["model"] is network,
+    old_starts=old.ckpt.get("model") is old.model,
     errors=[
         error_of(build_row, 512, 3, 2, 1), error_of(build_row), error_of(build_row, 512, 3, 2, {"heads": 3}),
         error_of(build_row, 512, 4), error_of(build_row, 512, {"depth": 3}), error_of(swap, yolo, "model.13.*"),
@@ -78,6 +82,7 @@ class TestParser:
         assert parsed["again"] == parsed["after_swap"]
         assert [layer[4] for layer in parsed["again"]] == [3, 3, 3, 7, 7, 7, 5]
         assert parsed["keys_match"] and parsed["starts"], "train() starts from the swapped network"
+        assert parsed["old_starts"]
 
     def test_ready_models_have_acmix_in_the_neck(self, tmp_path: Path) -> None:
         ready = run(READY, tmp_path)

@@ -57,6 +57,22 @@ def test_boxes_are_in_float32_under_autocast(name: str) -> None:
     assert not torch.equal(right, right.bfloat16().float())
 
 
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if "rcnn" in n else []) for n in NAMES])
+def test_detectors_in_bfloat16(name: str) -> None:
+    """As with `--trainer.precision bf16-true`. Boxes are nevertheless in float32."""
+    threshold = {("box_" if "rcnn" in name else "") + "score_thresh": 0.0}
+    detector = make(name, "test_resnet", model_kwargs={}, detector_kwargs=threshold).bfloat16()
+    image = torch.rand(3, 64, 96).bfloat16()
+    target = {**TARGET, "masks": torch.ones(1, 64, 96, dtype=torch.uint8)}
+    found = detector.train()([image], [target])
+    sum(found.values()).backward()
+    assert all(loss.isfinite() for loss in found.values())
+    with torch.no_grad():
+        (detections,) = detector.eval()([image])
+        assert all(output.isfinite().all() for output in detector.example_outputs(image[None]).values())
+    assert len(detections["boxes"]) and detections["boxes"].dtype == torch.float32
+
+
 def test_levels_follow_the_strides() -> None:
     pyramid = make("retinanet", strides=(8, 16, 32, 64)).detector.backbone
     maps = pyramid(torch.rand(1, 3, 64, 128))  # pico has strides up to 16
@@ -83,6 +99,15 @@ def test_only_needed_stages_are_built(name: str) -> None:
         (
             {"detector_kwargs": {"colour": 1}},
             "RetinaNet has no argument colour. Expected .*nms_thresh",
+        ),
+        ({"detector_kwargs": {"kwargs": 1}}, "RetinaNet has no argument kwargs"),
+        ({"detector_kwargs": {"min_size": 400}}, r"has min_size, .* Use image_size \(data\.image_size"),
+        ({"detector_kwargs": {"image_mean": [0, 0, 0]}}, "has image_mean, .* Use mean of the data module"),
+        ({"detector_kwargs": {"num_classes": 4}}, "has num_classes, .* Use num_classes of the detector"),
+        ({"detector_kwargs": {"anchor_generator": None}, "detector": "fcos"}, "Use anchor_scale and strides"),
+        (
+            {"detector_kwargs": {"rpn_anchor_generator": None}, "detector": "faster_rcnn"},
+            "Use anchor_scale and strides",
         ),
     ],
 )

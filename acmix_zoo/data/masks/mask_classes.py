@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,9 +18,6 @@ VOID = 255
 """The value of pixels without a class in decoded masks. Losses and metrics ignore them."""
 _UNKNOWN = 254  # the entry in a lookup table for a value that is neither a class nor ignored
 _MOST_CLASSES = 254
-CLASS_FILES = ("classes.txt", "label_colors.txt", "class_dict.csv")
-"""Names under which a data set's folder may hold its class list."""
-_VOID_NAMES = {"void", "ignore", "unlabelled", "unlabeled"}
 
 Colour = tuple[int, int, int]
 
@@ -31,14 +26,15 @@ Colour = tuple[int, int, int]
 class MaskClasses:
     """The classes of a data set, and the values of mask pixels that stand for them.
 
-    Palette and grey masks hold a number in each pixel: `first_value` for the first class, and so on. RGB masks hold the
-    colour of the class.
+    RGB masks hold the colour of the class in each pixel. Grey masks hold a number: `first_value` for the first class,
+    and so on; or the grey value of the class, if all colours are grey. Palette masks hold colours if all colours that
+    they use are those of classes or ignored, otherwise numbers.
 
     Attributes:
         names: the names of the classes.
         first_value: value of the first class.
         ignore_values: values of pixels that belong to no class.
-        colours: the colour of each class in RGB masks; () if there are none.
+        colours: the colour of each class; () if masks hold only numbers.
         ignore_colours: colours of pixels that belong to no class.
 
     Raises:
@@ -62,17 +58,20 @@ class MaskClasses:
             raise ValueError(
                 f"the class list has the colour {first_few(repeated)} twice. Expected a different one for each class"
             )
-        values = range(self.first_value, self.first_value + len(self.names))
         if min([self.first_value, *self.ignore_values]) < 0:
             raise ValueError(
                 f"first_class_value={self.first_value} or ignore_values={list(self.ignore_values)} is negative, but "
                 "mask files contain no negative values. Use 0 or more"
             )
-        if both := sorted(set(self.ignore_values) & set(values)):
+        both = set(self.ignore_values) & set(self._greys or self._numbers)
+        if self._greys:
+            both.discard(VOID)  # ignored by default, unless the class list says that it is a class
+        if both:
+            change = "the colours in the class list" if self._greys else "first_class_value"
             raise ValueError(
-                f"ignore_values={list(self.ignore_values)} contains {first_few([str(v) for v in both])}, but the "
-                f"values {values[0]} to {values[-1]} stand for the {len(self.names)} classes. Leave out these values, "
-                "or change first_class_value"
+                f"ignore_values={list(self.ignore_values)} contains {first_few([str(v) for v in sorted(both)])}, but "
+                f"the values {self._describe_values(self._greys)} stand for the {len(self.names)} classes. Leave out "
+                f"these values, or change {change}"
             )
 
     def decode(self, mask: Image.Image, name: str) -> np.ndarray:
@@ -83,57 +82,113 @@ class MaskClasses:
             name: name of the mask for messages.
 
         Raises:
-            UnreadableImage: a pixel has a value that is neither a class nor ignored.
+            UnreadableImage: a pixel has a value that is neither a class nor ignored, or it is not clear whether the
+                colours or the numbers of a palette count.
         """
+        if mask.mode == "P":
+            return self._decode_palette(mask, name)
+        if mask.mode == "1" and VOID in self._greys:
+            mask = mask.convert("L")  # white is 255 instead of 1
         pixels = np.asarray(mask)
         if pixels.ndim == 3:
             return self._decode_colours(pixels[..., :3], name)
-        values = pixels.astype(np.int64)
-        last_value = len(self._lookup) - 1
-        is_unknown = (values < 0) | (values > last_value)
-        classes: np.ndarray = self._lookup[values.clip(0, last_value)]
-        is_unknown |= classes == _UNKNOWN
+        return self._decode_numbers(pixels, name, self._greys)
+
+    def _decode_numbers(self, pixels: np.ndarray, name: str, greys: Sequence[int] = ()) -> np.ndarray:
+        """Return the class of each pixel (H, W) of an integer type.
+
+        Args:
+            greys: the value of each class, if these are not consecutive numbers.
+        """
+        classes = self._classes_of_values(pixels, greys)
+        is_unknown = classes == _UNKNOWN
         if is_unknown.any():
-            wrong = np.unique(values[is_unknown])
-            last = self.first_value + len(self.names) - 1
+            wrong = first_few([str(value) for value in np.unique(pixels[is_unknown]).astype(np.int64)])
+            hint = ". If pixels hold the numbers of classes, remove the colours from the class list" if greys else ""
             raise UnreadableImage(
-                f"mask {name} has pixels of the value {first_few([str(v) for v in wrong])}. Expected "
-                f"{self.first_value} to {last} for the {len(self.names)} classes, or one of ignore_values="
-                f"{list(self.ignore_values)}"
+                f"mask {name} has pixels of the value {wrong}. Expected {self._describe_values(greys)} for the "
+                f"{len(self.names)} classes, or one of ignore_values={list(self.ignore_values)}{hint}"
             )
         return classes
+
+    def _decode_palette(self, mask: Image.Image, name: str) -> np.ndarray:
+        """Return the class of each pixel of a palette mask: by colour if the class list contains all colours that the
+        mask uses, otherwise by number."""
+        pixels = np.asarray(mask)
+        if not self.colours:
+            return self._decode_numbers(pixels, name)
+        numbers, positions = np.unique(pixels, return_inverse=True)
+        palette = np.zeros((256, 3), np.int32)
+        entries = np.array(mask.getpalette()).reshape(-1, 3)
+        palette[: len(entries)] = entries
+        codes = _colour_code(palette[numbers])
+        by_colour, by_number = self._classes_of_colours(codes), self._classes_of_values(numbers)
+        is_listed = by_colour != _UNKNOWN
+        is_usable = is_listed | (by_number == VOID)
+        if is_usable.all():
+            classes: np.ndarray = np.where(is_listed, by_colour, VOID).astype(np.uint8)[positions]
+            return classes.reshape(pixels.shape)
+        if (by_colour == by_number)[is_listed].all():
+            return self._decode_numbers(pixels, name)
+        raise UnreadableImage(
+            f"mask {name} has a palette with colours of the class list in another order, and with the colour "
+            f"{_describe_colours(codes[~is_usable])}, which the list does not contain. Add the colour with its class, "
+            "or with the name void. If the numbers of the palette count, remove the colours from the list"
+        )
 
     def _decode_colours(self, pixels: np.ndarray, name: str) -> np.ndarray:
         """Return the class of each pixel (H, W, 3) uint8."""
         if not self.colours:
             if (pixels == pixels[..., :1]).all():  # grey, saved as RGB
-                return self.decode(Image.fromarray(np.ascontiguousarray(pixels[..., 0])), name)
+                return self._decode_numbers(pixels[..., 0], name)
             raise UnreadableImage(
                 f"mask {name} is an RGB image, but the class list has no colours. Expected lines such as "
                 "'128 64 128 road' in classes.txt"
             )
         codes = _colour_code(pixels)  # (H, W)
-        order = np.argsort(self._colour_codes)
-        position = np.searchsorted(self._colour_codes, codes, sorter=order).clip(max=len(order) - 1)
-        found = order[position]  # (H, W): index into the codes
-        is_known = self._colour_codes[found] == codes
-        if not is_known.all():
-            wrong = [f"({c >> 16}, {c >> 8 & 255}, {c & 255})" for c in np.unique(codes[~is_known]).tolist()]
+        classes = self._classes_of_colours(codes)
+        if (is_unknown := classes == _UNKNOWN).any():
             raise UnreadableImage(
-                f"mask {name} has pixels of the colour {first_few(wrong, 3)}, which the class list does not contain. "
-                "Add the colour with its class, or with the name void"
+                f"mask {name} has pixels of the colour {_describe_colours(codes[is_unknown])}, which the class list "
+                "does not contain. Add the colour with its class, or with the name void"
             )
-        classes: np.ndarray = np.where(found < len(self.names), found, VOID).astype(np.uint8)
         return classes
 
+    def _classes_of_values(self, values: np.ndarray, greys: Sequence[int] = ()) -> np.ndarray:
+        """Return the class of each value, uint8; `VOID`, or `_UNKNOWN`. `greys` are as for `_decode_numbers`."""
+        ignored = set(self.ignore_values)
+        if greys:
+            ignored = ignored - set(greys) | {red for red, *others in self.ignore_colours if others == [red, red]}
+        classes = greys or self._numbers
+        lookup = np.full(2 + max(*classes, *ignored), _UNKNOWN, np.uint8)  # the last entry is for all other values
+        lookup[list(classes)] = np.arange(len(classes))
+        lookup[list(ignored)] = VOID
+        found: np.ndarray = lookup[values.astype(np.int64).clip(-1, len(lookup) - 1)]
+        return found
+
+    def _classes_of_colours(self, codes: np.ndarray) -> np.ndarray:
+        """Return the class of each colour code, uint8; `VOID`, or `_UNKNOWN`."""
+        order = np.argsort(self._colour_codes)
+        position = np.searchsorted(self._colour_codes, codes, sorter=order).clip(max=len(order) - 1)
+        found = order[position]  # index into the codes
+        classes: np.ndarray = np.where(found < len(self.names), found, VOID).astype(np.uint8)
+        classes[self._colour_codes[found] != codes] = _UNKNOWN
+        return classes
+
+    def _describe_values(self, greys: Sequence[int]) -> str:
+        """Return the values of the classes, in words."""
+        return first_few([str(value) for value in greys]) or f"{self._numbers[0]} to {self._numbers[-1]}"
+
+    @property
+    def _numbers(self) -> range:
+        """The numbers of the classes in palette masks, and in grey masks without grey colours in the class list."""
+        return range(self.first_value, self.first_value + len(self.names))
+
     @cached_property
-    def _lookup(self) -> np.ndarray:
-        """(N,) uint8: the class of each value, `VOID` or `_UNKNOWN`."""
-        size = 1 + max(self.first_value + len(self.names) - 1, *self.ignore_values, 0)
-        lookup = np.full(size, _UNKNOWN, np.uint8)
-        lookup[self.first_value : self.first_value + len(self.names)] = np.arange(len(self.names))
-        lookup[list(self.ignore_values)] = VOID
-        return lookup
+    def _greys(self) -> tuple[int, ...]:
+        """The value of each class in grey masks if all colours of the class list are grey, otherwise ()."""
+        is_grey = all(red == green == blue for red, green, blue in self.colours)
+        return tuple(red for red, *_ in self.colours) if is_grey else ()
 
     @cached_property
     def _colour_codes(self) -> np.ndarray:
@@ -147,58 +202,14 @@ def _colour_code(colours: np.ndarray) -> np.ndarray:
     return codes
 
 
+def _describe_colours(codes: np.ndarray) -> str:
+    """Return the first colours among codes, in words."""
+    return first_few([f"({code >> 16}, {code >> 8 & 255}, {code & 255})" for code in np.unique(codes).tolist()], 3)
+
+
 def _repeated(values: Sequence[Any]) -> list[Any]:
     """Return the values that occur more than once, sorted."""
     return sorted(value for value, count in Counter(values).items() if count > 1)
-
-
-class ClassList(NamedTuple):
-    """A list of classes, as a file contains it.
-
-    Attributes:
-        names: the names of the classes.
-        colours: their colours in RGB masks; () if the list has none.
-        ignored_colours: colours that belong to no class.
-    """
-
-    names: Sequence[str]
-    colours: Sequence[Colour] = ()
-    ignored_colours: Sequence[Colour] = ()
-
-
-def read_class_list(path: Path) -> ClassList:
-    """Read a class list: one class per line, with its name and, for RGB masks, its colour before or after it.
-
-    Names and colours are separated by spaces or commas. Empty lines, lines that start with #, and the header of a CSV
-    file are skipped. The names void, ignore and unlabelled mark colours that belong to no class.
-
-    Raises:
-        ValueError: some of the classes have no colour, or void has none.
-    """
-    names: list[str] = []
-    colours: list[Colour] = []
-    ignored: list[Colour] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        words = [word for word in re.split(r"[,\s]+", line.strip()) if word]
-        if not words or words[0].startswith("#") or [word.lower() for word in words] == ["name", "r", "g", "b"]:
-            continue
-        numbers = [int(word) for word in words if word.isdigit()]
-        name = " ".join(word for word in words if not word.isdigit())
-        has_colour = len(numbers) == 3 and bool(name)
-        if name.lower() in _VOID_NAMES and not has_colour:  # leaving it out would renumber the classes after it
-            raise ValueError(
-                f"{path} lists {name!r} without a colour. Expected only classes in a list without colours. Remove the "
-                "line, and set data.ignore_values to the values of pixels without a class"
-            )
-        if has_colour:
-            (ignored if name.lower() in _VOID_NAMES else colours).append((numbers[0], numbers[1], numbers[2]))
-        if name.lower() not in _VOID_NAMES:
-            names.append(name if has_colour else " ".join(words))
-    if colours and len(colours) < len(names):
-        raise ValueError(
-            f"{path}: {len(colours)} of {len(names)} classes have a colour. Expected one for all of them, or for none"
-        )
-    return ClassList(names, colours, ignored)
 
 
 def default_palette(count: int) -> list[Colour]:

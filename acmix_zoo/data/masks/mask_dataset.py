@@ -19,6 +19,7 @@ from acmix_zoo.data.masks.mask_augment import MaskAugment
 from acmix_zoo.data.masks.mask_classes import VOID
 from acmix_zoo.data.masks.mask_images import MaskImages, Pair
 from acmix_zoo.data.sources.base import IndexedSource
+from acmix_zoo.data.sources.image_sets import Images
 from acmix_zoo.data.splits import Split, unreadable_message
 from acmix_zoo.data.wording import first_few
 
@@ -110,6 +111,9 @@ def summarize_masks(source: IndexedSource, splits: Mapping[str, Split], inspecti
         source: the source of images and masks.
         splits: the splits, from `split_source`.
         inspections: the results of inspecting the files, for each split that was inspected.
+
+    Raises:
+        ValueError: the training masks contain at most one class, because pixels of another one are ignored.
     """
     class_names = source.class_names
     ordered = {split: splits[split] for split in ("train", "val", "test") if split in splits}
@@ -117,11 +121,16 @@ def summarize_masks(source: IndexedSource, splits: Mapping[str, Split], inspecti
     lines = [f"data: {source.name}, {len(class_names)} classes; images with masks: {sizes}"]
     if "val" in splits and "val" not in source.splits:
         lines.append("  val was split off from train (data.val_fraction)")
-    pixels = inspections["train"].class_pixels if "train" in inspections else None
-    if pixels is not None and (total := int(pixels.sum())):
+    counts = inspections["train"].class_pixels if "train" in inspections else None
+    if counts is not None and counts.any():
+        pixels, total = counts[:-1], max(1, int(counts[:-1].sum()))
         shares = pixels / total
         if absent := [label for label, share in zip(class_names, shares, strict=True) if not share]:
-            lines.append(f"  no training mask contains {first_few(absent)}")
+            message = f"no training mask contains {first_few(absent)}"
+            hint = _ignored_class_hint(splits["train"].images, absent, float(counts[-1] / counts.sum()))
+            if hint and len(absent) >= len(class_names) - 1 and not inspections["train"].problems:
+                raise ValueError(f"{source.name}: {message}{hint}")
+            lines.append(f"  {message}{hint}")
         if len(class_names) <= _TABLE_CLASSES:
             width = max(map(len, class_names))
             lines.append("  " + "class".ljust(width) + "  training pixels")
@@ -136,3 +145,23 @@ def summarize_masks(source: IndexedSource, splits: Mapping[str, Split], inspecti
     lines += [f"  {remark}" for remark in [*duplicate_warnings(files), *source.remarks]]
     lines += [f"  {unreadable_message(split, found)}" for split, found in inspections.items() if found.problems]
     return "\n".join(lines)
+
+
+def _ignored_class_hint(images: Images, absent: Sequence[str], ignored: float) -> str:
+    """Return what to do if 255 stands for a class in masks, or "" if no pixel of this value can have been ignored.
+
+    Args:
+        images: the training images.
+        absent: the classes that no training mask contains.
+        ignored: the fraction of pixels without a class.
+    """
+    classes = images.classes if isinstance(images, MaskImages) else None
+    if classes is None or not ignored or classes.ignore_values != (VOID,) or classes.ignore_colours:
+        return ""
+    other = next(name for name in classes.names if name != absent[-1])
+    examples = [" ".join([str(value)] * 3) for value in (classes.first_value, VOID)]
+    return (
+        f", but {100 * ignored:.2f} % of the pixels have the value {VOID}, which stands for no class. If it is a class "
+        f"here, write the grey value of each class into classes.txt, such as '{examples[0]} {other}' and "
+        f"'{examples[1]} {absent[-1]}'"
+    )

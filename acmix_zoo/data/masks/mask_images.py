@@ -91,7 +91,7 @@ class MaskImages(Images):
         found = self.images.inspect(indices, thorough)
         if len(indices) > CHECK_LIMIT:
             return found
-        found.class_pixels = np.zeros(len(self.classes.names), np.int64)
+        found.class_pixels = np.zeros(len(self.classes.names) + 1, np.int64)
         with ThreadPoolExecutor(max_workers=8) as pool:  # decoding and disk access release the GIL
             for index, (problem, counts) in zip(indices, pool.map(self._inspect_mask, indices), strict=True):
                 found.class_pixels += counts
@@ -101,8 +101,9 @@ class MaskImages(Images):
         return found
 
     def _inspect_mask(self, index: int) -> tuple[str, np.ndarray]:
-        """Return what is wrong with a mask ("" if nothing is), and the number of its pixels of each class."""
-        counts = np.zeros(len(self.classes.names), np.int64)
+        """Return what is wrong with a mask ("" if nothing is), and its `class_pixels` (see `Inspection`)."""
+        class_count = len(self.classes.names)
+        counts = np.zeros(class_count + 1, np.int64)
         try:
             mask = self.mask(index)
         except UnreadableImage as error:
@@ -110,7 +111,7 @@ class MaskImages(Images):
         size = self._image_size(index)
         if size is not None and size != mask.shape[::-1]:
             return self._size_problem(index, size, mask), counts
-        return "", np.bincount(mask[mask < len(counts)].ravel(), minlength=len(counts))
+        return "", np.bincount(np.minimum(mask, class_count).ravel(), minlength=len(counts))
 
     def _image_size(self, index: int) -> tuple[int, int] | None:
         """Return the width and height of an image from its header, or None if it cannot be read."""

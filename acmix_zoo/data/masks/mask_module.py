@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from acmix_zoo.data.augment import Pixels
+from acmix_zoo.data.masks.class_list import ClassOptions
 from acmix_zoo.data.masks.mask_augment import MaskAugment
 from acmix_zoo.data.masks.mask_dataset import MaskBatch, MaskLoaders
-from acmix_zoo.data.masks.mask_sources import SOURCE_KINDS, ClassOptions, open_mask_source
+from acmix_zoo.data.masks.mask_sources import SOURCE_KINDS, open_mask_source
 from acmix_zoo.data.options import channel_stats, check_shared_options
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION, Split
@@ -33,8 +34,9 @@ class MaskDataModule(ResumableDataModule):
     counted and named.
 
     Args:
-        source: a folder of images and masks (images/train/1.jpg with masks/train/1.png, or train/images and
-            train/masks), a parquet file or a folder of such files, or the id of a Hugging Face data set.
+        source: a folder of images and masks (images/train/1.jpg with masks/train/1.png, train/images and
+            train/masks, or the layout of Pascal VOC), a parquet file or a folder of such files, or the id of a Hugging
+            Face data set.
         crop_size: (height, width) of training images, in pixels.
         resize: smallest and largest length of the shorter side in training, in pixels; one is drawn for each image
             before it is cropped. null: images keep their size.
@@ -42,8 +44,9 @@ class MaskDataModule(ResumableDataModule):
         batch_size: number of images per step and process.
         num_workers: number of processes that load images; 0 to load them in the training process.
         class_names: the names of the classes, in the order of the values of mask pixels.
-        classes_file: text file with one class per line, with a colour for RGB masks ("128 64 128 road"). By default,
-            classes.txt in the folder of the data set.
+        classes_file: text file with one class per line, with a colour for RGB masks ("128 64 128 road") or for grey
+            masks whose values are not 0, 1, 2 and so on ("255 255 255 road"). By default, classes.txt in the folder of
+            the data set.
         first_class_value: value of mask pixels of the first class.
         ignore_values: values of mask pixels that belong to no class; these are neither trained on nor counted.
         mask_column: mask column of a table that has several image columns.

@@ -174,7 +174,7 @@ class Shards:
     @cached_property
     def _info(self) -> dict[str, Any]:
         file = self.path / "_info.json"
-        info = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        info = json.loads(read_text(file)) if file.is_file() else {}
         return info if isinstance(info, dict) else {}
 
     def _contents(self, file: str, label: str) -> _TarContents:
@@ -208,7 +208,7 @@ def read_class_names(file: str | Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it has fewer than two names, or one of them twice.
+        ValueError: it has fewer than two names, one of them twice, or is not UTF-8.
     """
     lines = read_text(Path(file).expanduser()).splitlines()
     names = tuple(line.strip() for line in lines if line.strip())

@@ -190,7 +190,7 @@ def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[st
 
     Raises:
         FileNotFoundError: there is no such data set on this machine or on the Hub.
-        ValueError: a folder has two subfolders for the same split.
+        ValueError: a folder has two subfolders for the same split, or a metadata file is not UTF-8.
     """
     import datasets
 
@@ -205,6 +205,10 @@ def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[st
                 datasets.load_dataset("imagefolder", data_dir=glob.escape(str(shards.path)), streaming=streaming)
             )
         return dict(datasets.load_dataset(source, streaming=streaming))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{source} has a metadata file that is not UTF-8 text ({error}). Expected UTF-8. Save the file as UTF-8"
+        ) from error
     except (FileNotFoundError, ConnectionError) as error:
         reason = str(error).splitlines()[0]
         offline = " (HF_HUB_OFFLINE is set, so only the cache was searched)" if os.environ.get("HF_HUB_OFFLINE") else ""

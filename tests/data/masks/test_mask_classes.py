@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from acmix_zoo.data.images import UnreadableImage
-from acmix_zoo.data.masks.mask_classes import VOID, MaskClasses, default_palette, palette_image, read_class_list
+from acmix_zoo.data.masks.class_list import read_class_list
+from acmix_zoo.data.masks.mask_classes import VOID, MaskClasses, default_palette, palette_image
 
 VALUES = np.array([[0, 1, 2], [2, 255, 0]], np.uint8)
 EXPECTED = np.array([[0, 1, 2], [2, VOID, 0]], np.uint8)
@@ -63,6 +64,56 @@ def test_unknown_values_are_named(mask: np.ndarray, message: str) -> None:
         CLASSES.decode(Image.fromarray(mask), "m.png")
 
 
+BINARY = MaskClasses(("background", "building"), colours=((0, 0, 0), (255, 255, 255)))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "I;16"])
+def test_grey_colours_decode_grey_masks(mode: str) -> None:
+    """Masks with the values 0 and 255, whatever their format."""
+    pixels = np.array([[0, 255, 0]], np.uint8)
+    image = Image.fromarray(pixels.astype(np.uint16)) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    assert image.mode == mode
+    assert BINARY.decode(image, "m").tolist() == [[0, 1, 0]]
+
+
+def test_grey_colours_leave_other_values_ignored_or_unknown() -> None:
+    greys = {"colours": ((200, 200, 200), (100, 100, 100)), "ignore_colours": ((7, 7, 7), (1, 2, 3))}
+    classes = MaskClasses(("a", "b"), **greys)
+    assert classes.decode(Image.fromarray(np.array([[100, 200, 7, 255]], np.uint8)), "m").tolist() == [
+        [1, 0, VOID, VOID]
+    ]
+    with pytest.raises(UnreadableImage, match=r"the value 0, 1\. Expected 200, 100 for the 2.*remove the colours from"):
+        classes.decode(Image.fromarray(np.array([[0, 1, 100]], np.uint8)), "m")
+    with pytest.raises(ValueError, match=r"contains 100, but the values 200, 100 stand .* change the colours in the"):
+        MaskClasses(("a", "b"), ignore_values=(100,), **greys)
+
+
+ROAD, WALK = (128, 64, 128), (0, 0, 192)
+
+
+def palette_mask(numbers: list[int], *palette: tuple[int, int, int]) -> Image.Image:
+    mask = Image.fromarray(np.array([numbers], np.uint8))
+    mask.putpalette([value for colour in palette for value in colour])
+    return mask
+
+
+def test_palette_masks_decode_by_colours_that_are_all_listed() -> None:
+    """A PNG optimiser or `quantize` turns RGB masks into palette masks, and numbers the colours in any order."""
+    classes = MaskClasses(("walk", "road"), colours=(WALK, ROAD), ignore_colours=((9, 9, 9),))
+    assert classes.decode(palette_mask([0, 1, 2, 1], ROAD, WALK, (9, 9, 9)), "m").tolist() == [[1, 0, VOID, 0]]
+    ignored = palette_mask([0, 255], ROAD, *[(5, 5, 5)] * 255)  # as in Pascal VOC, whose list has no colour for 255
+    assert classes.decode(ignored, "m").tolist() == [[1, VOID]]
+
+
+def test_palette_masks_of_other_colours_hold_numbers() -> None:
+    classes = MaskClasses(("walk", "road"), colours=(WALK, ROAD))
+    assert classes.decode(palette_mask([1, 0, 255], (1, 1, 1), (2, 2, 2)), "m").tolist() == [[1, 0, VOID]]
+    assert classes.decode(palette_mask([1, 0], WALK, (2, 2, 2)), "m").tolist() == [[1, 0]]
+    assert BINARY.decode(palette_mask([1, 0], (0, 0, 0), (9, 0, 0)), "m").tolist() == [[1, 0]]
+    with pytest.raises(UnreadableImage, match=r"another order, and with the colour \(2, 2, 2\), which .* numbers of"):
+        classes.decode(palette_mask([1, 0], ROAD, (2, 2, 2)), "m")
+
+
 def test_contradictory_classes_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"ignore_values=\[1\] contains 1, but the values 0 to 1 stand for the 2 classes"
@@ -84,6 +135,12 @@ def test_negative_values_are_rejected(values: dict[str, Any]) -> None:
     """As an index, -1 would be the last class."""
     with pytest.raises(ValueError, match=r"is negative, but mask files contain no negative values"):
         MaskClasses(("a", "b"), **values)
+
+
+def test_a_class_list_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """As Notepad and PowerShell write it."""
+    (tmp_path / "classes.txt").write_text("0 0 0 sky\n1 1 1 road\n", encoding="utf-8-sig")
+    assert read_class_list(tmp_path / "classes.txt") == (["sky", "road"], [(0, 0, 0), (1, 1, 1)], [])
 
 
 def test_void_in_a_list_without_colours_is_rejected(tmp_path: Path) -> None:

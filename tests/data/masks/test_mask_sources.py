@@ -1,5 +1,6 @@
 """Folders and tables of images and masks: layouts, missing masks, wrong sizes and unknown values."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,55 @@ def test_without_splits_validation_images_are_split_off(folder: Path) -> None:
     assert sizes(data) == {"train": 3, "val": 1} and data.class_names == ("a", "b", "c")
 
 
+def make_voc_folder(folder: Path, lists: dict[str, str]) -> Path:
+    """Move the training images to the layout of Pascal VOC, and write ImageSets/Segmentation/."""
+    root = folder.parent / "voc"
+    shutil.copytree(folder / "images/train", root / "JPEGImages")
+    shutil.copytree(folder / "masks/train", root / "SegmentationClass")
+    (root / "Annotations").mkdir()
+    shutil.copy(folder / "classes.txt", root)
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    for name, content in lists.items():
+        (root / f"ImageSets/Segmentation/{name}.txt").write_text(content, encoding="utf-8-sig")
+    return root
+
+
+def image_names(data: MaskDataModule) -> dict[str, list[str]]:
+    return {
+        name: [Path(split.images.describe(i)).stem for i in split.indices.tolist()]
+        for name, split in data.splits.items()
+    }
+
+
+def test_the_lists_of_pascal_voc_are_the_splits(folder: Path) -> None:
+    root = make_voc_folder(folder, {"train": "3\n0\n", "val": "1\nnone\n", "test": "", "trainval": "0\n1\n3\n"})
+    data = make_data(root)
+    assert image_names(data) == {"train": ["0", "3"], "val": ["1"]}
+    assert data.source.remarks == [
+        "left out the split test, because none of its images has a mask",
+        "skipped 1 name in ImageSets/Segmentation/val.txt without an image: none",
+    ]
+    with pytest.raises(ValueError, match=r"Add the names of its images as ImageSets/Segmentation/test\.txt"):
+        data.test_dataloader()
+
+
+def test_validation_images_of_pascal_voc_are_not_trained_on(folder: Path) -> None:
+    root = make_voc_folder(folder, {"trainval": "0\n1\n3\n", "val": "1\n"})
+    assert image_names(make_data(root)) == {"train": ["0", "3"], "val": ["1"]}
+    (root / "ImageSets/Segmentation/trainval.txt").unlink()
+    with pytest.raises(ValueError, match=r"Segmentation has no train\.txt or trainval\.txt, only val"):
+        make_data(root)
+
+
+def test_splits_without_masks_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(folder / "masks/val")
+    shutil.rmtree(folder / "images/test")
+    make_data(folder, val_fraction=0.25).setup("fit")
+    out = capsys.readouterr().out
+    assert "left out the split val, which has no folder of masks" in out and "val was split off from train" in out
+    assert "left out the split test, which has no folder of images" in out
+
+
 def test_images_without_a_mask_are_counted_and_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "masks/train/2.png").unlink()
     data = make_data(folder)
@@ -81,6 +131,42 @@ def test_pixels_per_class_are_shown(folder: Path, capsys: pytest.CaptureFixture[
     assert "no training mask contains ice" in out
     shares = [float(line.split()[1]) for line in out.splitlines() if line.endswith(" %")]
     assert len(shares) == 4 and sum(shares) == pytest.approx(100, abs=0.02)
+
+
+def write_binary_masks(folder: Path) -> None:
+    for path in (folder / "masks").glob("*/*.png"):
+        Image.fromarray(np.repeat(np.array([[0, 255]], np.uint8), 12, 0).repeat(8, 1)).save(path)
+
+
+def test_a_class_whose_value_is_ignored_by_default_is_an_error(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Binary masks often have the values 0 and 255, and 255 means no class elsewhere."""
+    write_binary_masks(folder)
+    (folder / "classes.txt").write_text("ground\nhouse\n")
+    with pytest.raises(ValueError, match=r"no training mask contains house, but 50\.00 % of the pixels") as error:
+        make_data(folder).setup("fit")
+    lines = re.findall("'(.+?)'", str(error.value))
+    assert lines == ["0 0 0 ground", "255 255 255 house"]
+    (folder / "classes.txt").write_text("\n".join(lines))
+    data = make_data(folder)
+    data.setup("fit")
+    assert "house   50.00 %" in capsys.readouterr().out
+    assert set(data.splits["train"].images.mask(0).ravel().tolist()) == {0, 1}  # type: ignore[attr-defined]
+
+
+def test_a_class_that_may_be_ignored_by_default_is_a_remark(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.full((12, 16), 255, np.uint8)).save(folder / "masks/train/0.png")
+    make_data(folder).setup("fit")
+    assert "no training mask" not in capsys.readouterr().out
+    (folder / "classes.txt").write_text("ground\ngrass\nwater\nice\n")
+    make_data(folder).setup("fit")
+    out = capsys.readouterr().out
+    assert (
+        "no training mask contains ice, but" in out and "% of the pixels have the value 255, which stands for no" in out
+    )
+    make_data(folder, ignore_values=[77, 255]).setup("fit")  # the user has thought about it
+    assert "no training mask contains ice\n" in capsys.readouterr().out
 
 
 def test_validation_masks_are_not_counted_as_training_masks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

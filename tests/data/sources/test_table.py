@@ -96,6 +96,17 @@ def test_unsuitable_tables_are_rejected(cache: Path) -> None:
         open_source(cache / "text.parquet")
 
 
+@pytest.mark.parametrize(("encoding", "message"), [("utf-8-sig", None), ("utf-16", "metadata file that is not UTF-8")])
+def test_the_encoding_of_metadata(cache: Path, encoding: str, message: str | None) -> None:
+    root = write_files(cache / "set", "train/1.png", "train/2.png")
+    (root / "train/metadata.csv").write_text("file_name,label\n1.png,red\n2.png,black\n", encoding=encoding)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            open_source(root)
+    else:
+        assert open_source(root).class_names == ("black", "red")
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_imagefolder_with_metadata(cache: Path, kind: str) -> None:
     import datasets
