@@ -105,7 +105,7 @@ def draw_costs(results: Sequence[Result], path: Path) -> None:
                 textcoords="offset points",
             )  # fmt: skip
         axes.set_xlabel(name)
-        axes.margins(x=0.2, y=0.1)
+        axes.margins(x=0.35, y=0.1)
     panels[0].set_ylabel("test top-1 in %")
     figure.savefig(path, dpi=110)
 
@@ -124,10 +124,12 @@ def curves(group: str, table: Path = comparison.EPOCHS_TABLE) -> Iterator[tuple[
 
 def draw_curves(path: Path, table: Path = comparison.EPOCHS_TABLE) -> None:
     """Draw the learning curves of the paths and of the neighbours."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    panels: Any = figure.subplots(1, 2, sharey=True)
-    for axes, group in zip(panels, ("paths", "neighbours"), strict=True):
-        for name, values in curves(group, table):
+    groups = {group: dict(curves(group, table)) for group in ("paths", "neighbours")}
+    groups = {group: lines for group, lines in groups.items() if lines}
+    figure = Figure(figsize=(5 * len(groups), 4.2), layout="constrained")
+    panels: Any = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, (group, lines) in zip(panels, groups.items(), strict=True):
+        for name, values in lines.items():
             axes.plot(range(1, len(values) + 1), values, label=name.replace("_pico", ""))
         axes.set(title=group, xlabel="epoch")
         axes.legend(fontsize=7)
