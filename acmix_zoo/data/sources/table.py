@@ -132,7 +132,7 @@ class TableSource(IndexedSource):
         if values.null_count == len(values):
             return np.full(len(values), -1, np.int64)
         if self.classes.numbers is None:
-            return np.maximum(values.fill_null(-1).to_numpy().astype(np.int64), -1)
+            return np.maximum(np.asarray(values.fill_null(-1).to_numpy(), np.int64), -1)
         labels = values.to_pylist()
         numbers = [-1 if label is None else self.classes.numbers.get(label, -2) for label in labels]
         if -2 in numbers:
