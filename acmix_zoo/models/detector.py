@@ -114,7 +114,7 @@ class Detector(TaskNetwork):
         detector: "retinanet", "fcos", "faster_rcnn" or "mask_rcnn".
         strides: strides of the feature pyramid. The default is 8 to 128 for RetinaNet and FCOS, and 4 to 64 for R-CNN.
             The pyramid adds strides that are larger than those of the backbone.
-        channels: channels of the feature pyramid and of the heads of RetinaNet and FCOS, a multiple of 32 from 64.
+        channels: channels of the feature pyramid and of the heads of RetinaNet and FCOS, a multiple of 32, at least 64.
         anchor_scale: side length of a level's smallest anchor divided by the level's stride; 4 for RetinaNet and 8 for
             R-CNN by default. FCOS has no anchors.
         frozen_norms: keep the statistics and weights of the backbone's batch norms, as suits small batches and a
@@ -158,13 +158,13 @@ class Detector(TaskNetwork):
         if self.is_one_stage and (channels % 32 or channels < 64):  # a group of one value has no variance
             raise ValueError(
                 f"channels={channels} cannot be divided into 32 groups of two or more for the norms of {detector}. Use "
-                "a multiple of 32 from 64, such as 256"
+                "a multiple of 32, at least 64, such as 256"
             )
         design = _DESIGNS[detector]
-        for name in _OTHER_OPTIONS.keys() & (detector_kwargs or {}).keys():
+        if taken := [name for name in _OTHER_OPTIONS if name in (detector_kwargs or {})]:
             raise ValueError(
-                f"detector_kwargs has {name}, which the detector would ignore or which is set elsewhere. Expected only "
-                f"arguments without an option of their own. Use {_OTHER_OPTIONS[name]}"
+                f"detector_kwargs has {taken[0]}, which has an option of its own. Expected other arguments. Use "
+                f"{_OTHER_OPTIONS[taken[0]]}"
             )
         parameters = inspect.signature(design.network).parameters  # torchvision ignores unknown arguments
         known = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]

@@ -68,7 +68,7 @@ class DetectionTask(Task):
         model_kwargs: further arguments of the backbone, such as drop_path_rate.
         detector: "retinanet", "fcos", "faster_rcnn" or "mask_rcnn". Mask R-CNN needs `data.masks`.
         strides: strides of the feature pyramid; by default 8 to 128 for RetinaNet and FCOS, and 4 to 64 for R-CNN.
-        channels: channels of the feature pyramid and of the heads of RetinaNet and FCOS, a multiple of 32 from 64.
+        channels: channels of the feature pyramid and of the heads of RetinaNet and FCOS, a multiple of 32, at least 64.
         anchor_scale: side length of a level's smallest anchor divided by its stride; by default 4 for RetinaNet and 8
             for R-CNN.
         frozen_norms: keep the statistics and weights of the backbone's batch norms, as suits small batches and a

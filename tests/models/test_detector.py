@@ -95,7 +95,7 @@ def test_only_needed_stages_are_built(name: str) -> None:
         ({"strides": (32, 64)}, r"strides 2, 4, 8, 16, but none of stride 32. Start .* \[4, 8, 16\]"),
         ({"detector": "fcos", "anchor_scale": 2}, "has no effect, because FCOS has no anchors"),
         ({"channels": 40}, "channels=40 cannot be divided into 32 groups"),
-        ({"channels": 32}, "groups of two or more for the norms of retinanet. Use a multiple of 32 from 64"),
+        ({"channels": 32}, "groups of two or more for the norms of retinanet. Use a multiple of 32, at least 64"),
         (
             {"detector_kwargs": {"colour": 1}},
             "RetinaNet has no argument colour. Expected .*nms_thresh",

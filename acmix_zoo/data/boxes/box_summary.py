@@ -13,7 +13,7 @@ from acmix_zoo.data.boxes.objects import Objects
 from acmix_zoo.data.duplicates import duplicate_warnings
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.sources.base import IndexedSource
-from acmix_zoo.data.splits import Split, unreadable_message
+from acmix_zoo.data.splits import Split, is_val_split_off, unreadable_message
 from acmix_zoo.data.wording import count_noun, first_few
 
 _TABLE_CLASSES = 20  # a data set with more classes gets no table
@@ -41,7 +41,7 @@ def summarize_boxes(
     lines = [f"data: {source.name}, {len(names)} classes; images: {images}; boxes: {boxes}"]
     if "test" in splits and "test" not in source.splits:
         lines.append("  test is the validation split of the source (data.validation_as_test)")
-    if "val" in splits and ("val" not in source.splits or ("test" in splits and "test" not in source.splits)):
+    if is_val_split_off(source, splits):
         lines.append("  val was split off from train (data.val_fraction)")
     if len(names) <= _TABLE_CLASSES:
         width = max(map(len, ("boxes of class", *names)))

@@ -20,7 +20,7 @@ from acmix_zoo.data.masks.mask_classes import VOID
 from acmix_zoo.data.masks.mask_images import MaskImages, Pair
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.image_sets import Images
-from acmix_zoo.data.splits import Split, unreadable_message
+from acmix_zoo.data.splits import Split, is_val_split_off, unreadable_message
 from acmix_zoo.data.wording import first_few
 
 _BLANK_SIDE = 64  # pixels
@@ -119,7 +119,7 @@ def summarize_masks(source: IndexedSource, splits: Mapping[str, Split], inspecti
     ordered = {split: splits[split] for split in ("train", "val", "test") if split in splits}
     sizes = ", ".join(f"{name} {split.size:,}" for name, split in ordered.items())
     lines = [f"data: {source.name}, {len(class_names)} classes; images with masks: {sizes}"]
-    if "val" in splits and "val" not in source.splits:
+    if is_val_split_off(source, splits):
         lines.append("  val was split off from train (data.val_fraction)")
     counts = inspections["train"].class_pixels if "train" in inspections else None
     if counts is not None and counts.any():

@@ -129,8 +129,6 @@ class TableSource(IndexedSource):
     def _targets(self, table: Any, split: str) -> np.ndarray:
         """Return (N,) int64, the classes of a split; -1 for images without one."""
         values = table.with_format("arrow")[self.label][:]
-        if values.null_count == len(values):
-            return np.full(len(values), -1, np.int64)
         if self.classes.numbers is None:
             return np.maximum(np.asarray(values.fill_null(-1).to_numpy(), np.int64), -1)
         labels = values.to_pylist()
