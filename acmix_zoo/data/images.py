@@ -6,12 +6,22 @@ import warnings
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from acmix_zoo.data.bit_depth import is_dark, sample_bits, scale_to_rgb, warn_of_range
 from acmix_zoo.data.formats import content_kind, open_formats
 
 _ORIENTATION = 0x0112  # the EXIF tag; values above 4 swap width and height
+# How to turn an image upright. `ImageOps.exif_transpose` would also rewrite the other tags, which fails if one is odd.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UnreadableImage(ValueError):
@@ -55,8 +65,8 @@ def load_with_bits(source: str | Path | bytes, name: str | None = None) -> tuple
             with Image.open(file, formats=open_formats()) as image:
                 bits = sample_bits(image)
                 image.load()
-                ImageOps.exif_transpose(image, in_place=True)  # copying a large image takes as long as decoding it
-                return _to_rgb(image, bits), bits
+                turn = _UPRIGHT.get(_orientation(image))  # before the image loses its EXIF tags
+                return _to_rgb(image if turn is None else image.transpose(turn), bits), bits
     except FileNotFoundError:
         raise UnreadableImage(f"image {label} does not exist") from None
     except IsADirectoryError:
@@ -80,13 +90,19 @@ def image_size(source: str | Path | bytes) -> tuple[int, int] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=open_formats()) as image:
-                # the method of PNG files would decode the image to look for an orientation after the pixels
-                is_turned = image.format != "TIFF" and Image.Image.getexif(image).get(_ORIENTATION, 1) > 4
+                is_turned = image.format != "TIFF" and _orientation(image) > 4
                 return (image.height, image.width) if is_turned else image.size
     except Exception as error:  # broken bytes raise almost any exception
         if isinstance(error, MemoryError):
             raise
         return None
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the value of the orientation tag; 1, for upright, if it has none or not one of the eight values."""
+    # The method of PNG files would decode the image to look for an orientation after the pixels.
+    value = Image.Image.getexif(image).get(_ORIENTATION, 1)
+    return value if value in _UPRIGHT else 1
 
 
 def _to_rgb(image: Image.Image, bits: int) -> Image.Image:

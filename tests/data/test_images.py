@@ -1,6 +1,7 @@
 """`load_image`: every format is read as RGB, and every kind of damage is named."""
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,25 @@ def test_the_size_of_an_image_is_that_after_turning_it(tmp_path: Path, extension
     path = tmp_path / f"turned.{extension}"
     Image.new("RGB", (4, 2)).save(path, exif=exif)
     assert image_size(path) == image_size(path.read_bytes()) == load_image(path).size
+
+
+def jpeg_with_tags(path: Path, *tags: tuple[int, int, bytes]) -> Path:
+    """Save an image of 4×2 pixels with EXIF tags: number, type and value in four bytes."""
+    entries = b"".join(struct.pack("<HHI", tag, kind, 1) + value for tag, kind, value in tags)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    Image.new("RGB", (4, 2)).save(path, exif=exif)
+    return path
+
+
+def test_odd_tags_do_not_keep_an_image_from_being_turned(tmp_path: Path) -> None:
+    """Pillow reads a negative height from the tags, but cannot write it."""
+    path = jpeg_with_tags(tmp_path / "x.jpg", (0x0112, 3, b"\6\0\0\0"), (0x0101, 9, struct.pack("<i", -5)))
+    assert load_image(path).size == image_size(path) == (2, 4)
+
+
+def test_an_unknown_orientation_is_ignored(tmp_path: Path) -> None:
+    path = jpeg_with_tags(tmp_path / "x.jpg", (0x0112, 2, b"6\0\0\0"))  # as text
+    assert load_image(path).size == image_size(path) == (4, 2)
 
 
 def test_the_size_of_an_unreadable_image_is_unknown(tmp_path: Path) -> None:

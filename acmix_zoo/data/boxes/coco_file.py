@@ -42,11 +42,15 @@ def read_coco_file(path: Path) -> dict[str, Any]:
 def _check_images(path: Path, images: list[dict[str, Any]]) -> None:
     """Check the entries of images, and replace backslashes in their file names."""
     id_type = type(images[0].get("id")) if images else int
+    seen: set[int | str] = set()
     for number, image in enumerate(images):
         if not isinstance(image.get("file_name"), str) or not image["file_name"]:
             _reject(path, "images", number, image, "a file_name")
         if id_type not in (int, str) or type(image.get("id")) is not id_type:
             _reject(path, "images", number, image, "an id, an integer or a text, of the same type in all images")
+        if image["id"] in seen:  # its boxes would be those of another image
+            _reject(path, "images", number, image, "an id that no other image has")
+        seen.add(image["id"])
         if any(not isinstance(image.get(side) or 0, int | float) for side in ("width", "height")):
             _reject(path, "images", number, image, "numbers as width and height")
         image["file_name"] = image["file_name"].replace("\\", "/")

@@ -14,7 +14,7 @@ from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource
 from acmix_zoo.data.boxes.objects import UNKNOWN, BoxCheck, Objects, make_objects
 from acmix_zoo.data.formats import is_image_name
 from acmix_zoo.data.sources.image_sets import FileImages, Images
-from acmix_zoo.data.sources.split_names import local_name, match_splits
+from acmix_zoo.data.sources.split_names import local_name, read_split_lists
 from acmix_zoo.data.text_files import read_text
 from acmix_zoo.data.wording import count_noun, first_few
 
@@ -55,28 +55,20 @@ class VocSource(BoxSource):
 
     def _names(self, files: dict[str, Path]) -> dict[str, list[str]]:
         """Return the names of the images of each split."""
-        lists = {path.stem: path for path in sorted((self.folder / _SPLITS).glob("*.txt"))}
-        found = match_splits(lists, self.name)
-        if "train" not in found and "trainval" in lists:
-            found["train"] = "trainval"
-        if not found:
+        lists = read_split_lists(self.folder / _SPLITS)
+        if not lists:
             return {"train": list(files)}
-        if "train" not in found:
-            raise ValueError(
-                f"{self.folder / _SPLITS} has no train.txt or trainval.txt, only {first_few(list(lists))}. Expected a "
-                "list of the training images"
-            )
-        return {split: self._listed(lists[name], files, split) for split, name in found.items()}
+        return {split: self._listed(lines, files, split) for split, lines in lists.items()}
 
-    def _listed(self, path: Path, files: dict[str, Path], split: str) -> list[str]:
+    def _listed(self, lines: list[str], files: dict[str, Path], split: str) -> list[str]:
         """Return the names in a list of images. In some lists, they have extensions, or a flag -1, 0 or 1 follows."""
-        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         names = [_image_name(line, files) for line in lines]
         if split == "train" and not any(name in files for name in names):
             listed, existing = (first_few(each, 3) or "nothing" for each in (lines, list(files)))
             raise ValueError(
-                f"no line of {path} is the name of an image in {_IMAGES}. The list starts with {listed}, and {_IMAGES} "
-                f"with {existing}. Expected one name per line, without extension"
+                f"no line of the list of training images in {self.folder / _SPLITS} is the name of an image in "
+                f"{_IMAGES}. The list starts with {listed}, and {_IMAGES} with {existing}. Expected one name per line, "
+                "without extension"
             )
         return names
 

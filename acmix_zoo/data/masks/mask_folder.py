@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from acmix_zoo.data.formats import is_image_name
 from acmix_zoo.data.masks.class_list import ClassOptions
 from acmix_zoo.data.masks.mask_images import MaskImages
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.find_images import walk_folders
 from acmix_zoo.data.sources.image_sets import FileImages, Images
-from acmix_zoo.data.sources.split_names import SPLIT_NAMES, local_name, match_splits
-from acmix_zoo.data.text_files import read_text
+from acmix_zoo.data.sources.split_names import SPLIT_NAMES, local_name, match_splits, read_split_lists
 from acmix_zoo.data.wording import count_noun, first_few
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
@@ -143,7 +143,8 @@ def _find_folders(root: Path, remarks: list[str]) -> dict[str, _SplitFolders]:
     if images and masks:
         splits, mask_splits = (match_splits(_folder_names(folder), str(folder)) for folder in (images, masks))
         if not splits:
-            listed = {split: _SplitFolders(images, masks, names) for split, names in _read_lists(root).items()}
+            lists = read_split_lists(root / SPLIT_LISTS)
+            listed = {split: _SplitFolders(images, masks, set(names)) for split, names in lists.items()}
             return listed or {"train": _SplitFolders(images, masks)}
         folders = {
             split: (
@@ -152,6 +153,8 @@ def _find_folders(root: Path, remarks: list[str]) -> dict[str, _SplitFolders]:
             )
             for split in {**splits, **mask_splits}
         }
+        if beside := [entry for entry in images.iterdir() if is_image_name(entry.name)]:
+            remarks.append(f"skipped {count_noun(len(beside), 'image')} directly in {images}, outside the splits")
     else:
         folders = {
             split: (_subfolder(root / name, IMAGE_FOLDERS), _subfolder(root / name, MASK_FOLDERS))
@@ -167,29 +170,6 @@ def _find_folders(root: Path, remarks: list[str]) -> dict[str, _SplitFolders]:
         absent = [kind for kind, folder in zip(("images", "masks"), folders[split], strict=True) if not folder]
         remarks.append(f"left out the split {split}, which has no folder of {' or '.join(absent)}")
     return found
-
-
-def _read_lists(root: Path) -> dict[str, set[str]]:
-    """Return the names of the images of each split, as Pascal VOC lists them; {} without such lists.
-
-    Raises:
-        ValueError: there are lists, but none of training images.
-    """
-    folder = root / SPLIT_LISTS
-    files = {path.stem: path for path in sorted(folder.glob("*.txt"))}
-    found = match_splits(files, str(folder))
-    if "train" not in found and "trainval" in files:
-        found["train"] = "trainval"
-    if files and "train" not in found:
-        raise ValueError(
-            f"{folder} has no train.txt or trainval.txt, only {first_few(list(files))}. Expected a list of the "
-            "training images"
-        )
-    lines = {split: read_text(files[name]).splitlines() for split, name in found.items()}
-    names = {split: {line.strip() for line in own if line.strip()} for split, own in lines.items()}
-    if found.get("train") == "trainval":
-        names["train"] -= names.get("val", set())
-    return names
 
 
 def _folder_names(folder: Path) -> list[str]:

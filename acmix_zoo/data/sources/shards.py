@@ -194,6 +194,30 @@ def has_class_folders(path: Path) -> bool:
     return any(sum(map(_has_image, classes)) >= 2 for classes in (others, *map(_subfolders, splits)))
 
 
+def metadata_files(path: Path) -> list[Path]:
+    """Return the metadata files in a folder and in its subfolders."""
+    return [file for name in METADATA_FILES for depth in ("", "*/") for file in path.glob(depth + name)]
+
+
+def has_metadata(path: Path) -> bool:
+    """Return whether a folder is an imagefolder with metadata: a file that lists its images.
+
+    Next to class folders, only a file with a column file_name counts. Others belong to something else.
+    """
+    files = metadata_files(path)
+    return bool(files) and (not has_class_folders(path) or any(map(_lists_images, files)))
+
+
+def _lists_images(file: Path) -> bool:
+    """Return whether a metadata file has a column file_name."""
+    if file.suffix == ".parquet":
+        from pyarrow import parquet
+
+        return "file_name" in parquet.read_schema(file).names
+    first_line = read_text(file).partition("\n")[0]
+    return re.search(r'(^|[,"])file_name($|[,"])', first_line.strip()) is not None
+
+
 def _subfolders(path: Path) -> list[Path]:
     return [folder for folder in path.iterdir() if folder.is_dir() and not is_hidden(folder.name)]
 

@@ -1,4 +1,4 @@
-"""The names of splits, such as the words that mean "validation", and the name of a local data set."""
+"""The names of splits, such as the words that mean "validation", lists of their images, and names of local data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from acmix_zoo.data.sources.installed_sources import SHIPPED
+from acmix_zoo.data.text_files import read_text
+from acmix_zoo.data.wording import first_few
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -36,6 +38,37 @@ def match_splits(names: Iterable[str], data_name: str) -> dict[str, str]:
         if split:
             found[split] = name
     return found
+
+
+def read_split_lists(folder: Path) -> dict[str, list[str]]:
+    """Return the lines of the files that list the images of each split, as in ImageSets/ of Pascal VOC.
+
+    Without a train.txt, trainval.txt is used, without the lines of val.txt.
+
+    Args:
+        folder: the folder of the lists. It need not exist.
+
+    Returns:
+        The lines for "train", "val" and "test", as far as there is a list; {} without any list.
+
+    Raises:
+        ValueError: there are lists, but none of training images.
+    """
+    files = {path.stem: path for path in sorted(folder.glob("*.txt"))}
+    found = match_splits(files, str(folder))
+    if "train" not in found and "trainval" in files:
+        found["train"] = "trainval"
+    if files and "train" not in found:
+        raise ValueError(
+            f"{folder} has no train.txt or trainval.txt, only {first_few(list(files))}. Expected a list of the "
+            "training images"
+        )
+    stripped = {split: map(str.strip, read_text(files[name]).splitlines()) for split, name in found.items()}
+    lines = {split: [line for line in each if line] for split, each in stripped.items()}
+    if found.get("train") == "trainval":
+        validation = set(lines.get("val", []))
+        lines["train"] = [line for line in lines["train"] if line not in validation]
+    return lines
 
 
 def local_name(path: Path) -> str:

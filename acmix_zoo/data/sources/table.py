@@ -15,7 +15,7 @@ from acmix_zoo.data.images import UnreadableImage, load_image
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.image_sets import Images
 from acmix_zoo.data.sources.path_safety import allowed_roots, checked_path
-from acmix_zoo.data.sources.shards import METADATA_FILES, Shards
+from acmix_zoo.data.sources.shards import Shards, has_metadata, metadata_files
 from acmix_zoo.data.sources.split_names import local_name, match_splits
 from acmix_zoo.data.sources.table_columns import (
     Classes,
@@ -29,9 +29,7 @@ from acmix_zoo.data.wording import count_noun, first_few
 
 def is_table(path: Path) -> bool:
     """Return whether a path is a table: shards, or an imagefolder with metadata."""
-    if Shards(path).kind:
-        return True
-    return path.is_dir() and any(any(path.glob(depth + name)) for name in METADATA_FILES for depth in ("", "*/"))
+    return bool(Shards(path).kind) or (path.is_dir() and has_metadata(path))
 
 
 class TableImages(Images):
@@ -99,6 +97,8 @@ class TableSource(IndexedSource):
         self.origin = table_origin(path)
         self.roots = allowed_roots(source)
         shards = Shards(path)
+        has_csv = not shards.kind and any(file.suffix == ".csv" for file in metadata_files(path))
+        self._hint = " (in a CSV file, words such as NA, None and null stand for no class)" if has_csv else ""
         self.tables = select_splits(load_tables(source, shards), source)
         train = self.tables["train"]
         self.license = str(train.info.license or "unknown")
@@ -121,7 +121,7 @@ class TableSource(IndexedSource):
             if split != "train" and (targets < 0).all():
                 continue  # published without labels
             if missing := int((targets < 0).sum()):
-                self.remarks.append(f"left out {count_noun(missing, 'image')} of {split} without a class")
+                self.remarks.append(f"left out {count_noun(missing, 'image')} of {split} without a class{self._hint}")
             undecoded = table.select_columns(self.column).cast_column(self.column, datasets.Image(decode=False))
             splits[split] = TableImages(undecoded, self.column, targets, f"{self.name}/{split}", self.roots)
         return splits

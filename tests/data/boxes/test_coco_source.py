@@ -199,6 +199,7 @@ def test_one_missing_image_is_not_taken_for_a_missing_folder(tmp_path: Path) -> 
         ("categories", {"id": 7, "name": "a"}, "entry 1 of categories .* Expected an id that 'a' does not have"),
         ("images", {"id": 10}, r"train2017\.json: the entry 0 of images .* Expected a file_name"),
         ("images", {"id": "x7", "file_name": "1.png"}, "entry 1 of images .* Expected an id"),
+        ("images", {"id": 11, "file_name": "1.png"}, "entry 1 of images .* Expected an id that no other image has"),
         ("images", {"id": 10, "file_name": "1.png", "width": "64"}, "entry 0 of images .* Expected numbers as width"),
         ("annotations", {"image_id": [10]}, "entry 0 of annotations .* Expected one image_id"),
         ("annotations", 5, "entry 0 of annotations is 5. Expected an object"),

@@ -56,6 +56,14 @@ def test_trainval_is_used_without_train(tmp_path: Path) -> None:
     assert set(VocSource(str(tmp_path)).splits) == {"train", "test"}
 
 
+def test_validation_images_are_not_trained_on(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"trainval": [[("a", BOX)]] * 3, "val": [[("a", BOX)]]})
+    (tmp_path / "ImageSets/Main/val.txt").write_text("trainval_1\n")
+    splits = VocSource(str(tmp_path)).splits
+    names = {split: [Path(images.describe(i)).stem for i in range(len(images))] for split, images in splits.items()}
+    assert names == {"train": ["trainval_0", "trainval_2"], "val": ["trainval_1"]}
+
+
 def test_without_lists_all_images_are_for_training(tmp_path: Path) -> None:
     write_voc(tmp_path, {"train": [[("a", BOX)]], "val": [[("a", BOX)]]})
     for file in (tmp_path / "ImageSets/Main").iterdir():
@@ -128,7 +136,7 @@ def test_lists_that_name_no_image_are_rejected(tmp_path: Path) -> None:
     write_voc(tmp_path, {"train": [[("a", BOX)]]})
     path = tmp_path / "ImageSets/Main/train.txt"
     path.write_text("images/1.jpg\nimages/2.jpg\n")
-    with pytest.raises(ValueError, match=r"no line of .*train\.txt is .* starts with images/1\.jpg, .*train_0"):
+    with pytest.raises(ValueError, match=r"no line of the list of training images .* images/1\.jpg, .*train_0"):
         VocSource(str(tmp_path))
     path.write_text("train_0", encoding="utf-16")
     with pytest.raises(ValueError, match=r"train\.txt is not a UTF-8 text file"):

@@ -101,6 +101,14 @@ def test_splits_without_masks_are_named(folder: Path, capsys: pytest.CaptureFixt
     assert "left out the split test, which has no folder of images" in out
 
 
+def test_images_outside_the_splits_are_counted(folder: Path) -> None:
+    for kind in ("images", "masks"):
+        shutil.copy(folder / kind / "train/0.png", folder / kind)
+    data = make_data(folder)
+    assert sizes(data)["train"] == 4
+    assert data.source.remarks == [f"skipped 1 image directly in {folder}/images, outside the splits"]
+
+
 def test_images_without_a_mask_are_counted_and_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "masks/train/2.png").unlink()
     data = make_data(folder)

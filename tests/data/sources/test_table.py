@@ -107,6 +107,33 @@ def test_the_encoding_of_metadata(cache: Path, encoding: str, message: str | Non
         assert open_source(root).class_names == ("black", "red")
 
 
+def test_classes_that_pandas_takes_for_missing_values_are_explained(cache: Path) -> None:
+    root = write_files(cache / "set", *(f"{n}.png" for n in range(4)))
+    labels = ["red", "black", "None", "NA"]
+    (root / "metadata.csv").write_text("file_name,label\n" + "".join(f"{n}.png,{x}\n" for n, x in enumerate(labels)))
+    source = open_source(root)
+    assert source.class_names == ("black", "red") and len(split_source(source, val_fraction=0)["train"].indices) == 2
+    assert source.remarks == [
+        "left out 2 images of train without a class (in a CSV file, words such as NA, None and null stand for no class)"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("folder", [".", "train"])
+def test_metadata_of_something_else_beside_class_folders_is_ignored(cache: Path, kind: str, folder: str) -> None:
+    import datasets
+
+    names = [f"{name}/{n}.png" for name in ("cat", "dog") for n in range(2)]
+    root = write_files(cache / "set", *(str(Path(folder) / name) for name in names))
+    rows = datasets.Dataset.from_list([{"id": n, "photographer": "me"} for n in range(4)])
+    file = root / folder / f"metadata.{kind}"
+    {"csv": rows.to_csv, "jsonl": rows.to_json, "parquet": rows.to_parquet}[kind](file)
+    assert open_source(root).class_names == ("cat", "dog")
+    rows = datasets.Dataset.from_list([{"file_name": name, "label": name[-5]} for name in names])
+    {"csv": rows.to_csv, "jsonl": rows.to_json, "parquet": rows.to_parquet}[kind](file)
+    assert open_source(root).class_names == ("0", "1")
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_imagefolder_with_metadata(cache: Path, kind: str) -> None:
     import datasets
