@@ -1,8 +1,9 @@
 """ACmix-Swin: the Swin Transformer whose window attention shares its projections with a convolution.
 
 Source: ACmix, CVPR 2022, table 1, and its released code for Swin-T and Swin-S. `acmix_swin_b` has the widths of Swin-B;
-`acmix_swin_pico` is our addition for 32-pixel images. In shifted blocks, the convolution sees the rolled feature map,
-as in the released code. With `conv_before_shift=True`, it sees the feature map before it is rolled (see `WindowACmix`).
+`acmix_swin_pico` and `acmix_swin_nano` are our additions for images of 32 and 64 pixels. In shifted blocks, the
+convolution sees the rolled feature map, as in the released code. With `conv_before_shift=True`, it sees the feature map
+before it is rolled (see `WindowACmix`).
 """
 
 from __future__ import annotations
@@ -256,9 +257,25 @@ default_cfgs = generate_default_cfgs(
         "acmix_swin_s.official_in1k": {**_OFFICIAL, "url": _LINK.format("8bed555e75c840f8a00d")},
         "acmix_swin_s.swin_in1k": {**_SWIN, "hf_hub_id": "timm/swin_small_patch4_window7_224.ms_in1k"},
         "acmix_swin_b.swin_in1k": {**_SWIN, "hf_hub_id": "timm/swin_base_patch4_window7_224.ms_in1k"},
+        "acmix_swin_nano": {
+            **SMALL,
+            "num_classes": 200,
+            "input_size": (3, 64, 64),
+            "first_conv": "stem.0",
+            "classifier": "head.fc",
+        },
         "acmix_swin_pico": {**SMALL, "first_conv": "stem.0", "classifier": "head.fc"},
     }
 )
+
+
+_FOR_SMALL_IMAGES = {
+    "patch_size": 4,
+    "embed_dim": 64,
+    "window_size": 4,
+    "small_input": True,
+    "drop_path_rate": 0.0,
+}
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> ACmixSwin:
@@ -292,8 +309,16 @@ def acmix_swin_pico(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
 
     As a segmentation encoder, it has depth 3; its feature maps have strides 4 and 8.
     """
-    defaults = {
-        "img_size": 32, "patch_size": 4, "embed_dim": 64, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4,
-        "small_input": True, "drop_path_rate": 0.0,
-    }  # fmt: skip
-    return _create("acmix_swin_pico", pretrained, defaults, kwargs)
+    defaults = {"img_size": 32, "depths": (2, 2), "num_heads": (2, 4)}
+    return _create("acmix_swin_pico", pretrained, {**_FOR_SMALL_IMAGES, **defaults}, kwargs)
+
+
+@register_model
+def acmix_swin_nano(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
+    """ACmix-Swin for 64-pixel images: 2,822,064 parameters, 142 MMACs, 200 classes.
+
+    Three stages of two, four and two blocks, with windows of 4×4 patches. It suits images whose sides are multiples of
+    32 pixels. As a segmentation encoder, it has depth 4; its feature maps have strides 4, 8 and 16.
+    """
+    defaults = {"img_size": 64, "depths": (2, 4, 2), "num_heads": (2, 4, 8)}
+    return _create("acmix_swin_nano", pretrained, {**_FOR_SMALL_IMAGES, **defaults}, kwargs)

@@ -15,6 +15,7 @@ import acmix_zoo
 from acmix_zoo import load_weights
 from acmix_zoo.models import ACmixResNet, ACmixSwin
 
+NANO = ["acmix_resnet_nano", "acmix_swin_nano"]
 COUNTS = {
     "acmix_resnet26": 10_487_816,
     "acmix_resnet38": 14_410_896,
@@ -77,7 +78,12 @@ def test_networks_for_small_images_are_small(name: str) -> None:
     assert 300_000 <= count <= 1_000_000
 
 
+@pytest.mark.parametrize("name", NANO)
+def test_networks_for_medium_images_have_at_most_3_million_parameters(name: str) -> None:
+    assert 2_000_000 <= sum(p.numel() for p in create_model(name).parameters()) <= 3_000_000
+
+
 def test_all_networks_are_registered_with_timm() -> None:
-    registered = {*COUNTS, *SMALL, *NEIGHBOURS, "acmix_swin_b", "acmix_resnet_nano"}
+    registered = {*COUNTS, *SMALL, *NEIGHBOURS, *NANO, "acmix_swin_b"}
     assert registered <= set(timm.list_models())
     assert set(acmix_zoo.list_models()) == registered
