@@ -13,7 +13,7 @@ from torch import nn
 
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.layers.argument_checks import Paths
-from acmix_zoo.models.registry import IMAGENET, SMALL, generate_default_cfgs, register_model
+from acmix_zoo.models.registry import IMAGENET, MEDIUM, SMALL, generate_default_cfgs, register_model
 from acmix_zoo.models.resnet_trunk import PICO, ResNetTrunk, Site, create_resnet
 
 __all__ = ["ACmixResNet"]
@@ -54,13 +54,7 @@ _FIRST_AND_LAST = {"first_conv": "conv1", "classifier": "fc"}
 default_cfgs = generate_default_cfgs(
     {
         **{f"acmix_resnet{depth}": {**IMAGENET, **_FIRST_AND_LAST} for depth in (26, 38, 50)},
-        "acmix_resnet_nano": {
-            **SMALL,
-            "num_classes": 200,
-            "input_size": (3, 64, 64),
-            "classifier": "fc",
-            "first_conv": "conv1.0",
-        },
+        "acmix_resnet_nano": {**MEDIUM, "classifier": "fc", "first_conv": "conv1.0"},
         "acmix_resnet_pico": {**SMALL, "pool_size": (2, 2), "classifier": "fc", "first_conv": "conv1.0"},
     }
 )

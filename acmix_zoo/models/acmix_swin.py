@@ -16,7 +16,6 @@ from timm.layers import (
     ClassifierHead,
     PatchEmbed,
     calculate_drop_path_rates,
-    resample_patch_embed,
     to_2tuple,
 )
 from torch import Tensor, nn
@@ -25,9 +24,9 @@ from acmix_zoo.layers import WindowACmix
 from acmix_zoo.layers.argument_checks import Paths, check_dtype
 from acmix_zoo.layers.deploy import fold
 from acmix_zoo.models.backbone import Backbone
-from acmix_zoo.models.plain_swin import from_plain_swin, is_plain_swin
 from acmix_zoo.models.registry import (
     IMAGENET,
+    MEDIUM,
     SMALL,
     build,
     generate_default_cfgs,
@@ -36,9 +35,10 @@ from acmix_zoo.models.registry import (
 )
 from acmix_zoo.models.stem import small_stem_with_norm
 from acmix_zoo.models.swin_stage import PatchMerging, Stage
+from acmix_zoo.models.swin_weights import checkpoint_filter_fn, pretrained_filter_fn
 from acmix_zoo.ops.tracing import ceil_div
 
-__all__ = ["ACmixSwin"]
+__all__ = ["ACmixSwin", "checkpoint_filter_fn"]  # the latter is looked up in the module of a network
 
 Size = tuple[int, int]
 
@@ -220,30 +220,6 @@ class ACmixSwin(Backbone):
         return self.head(x, pre_logits=pre_logits)  # type: ignore[no-any-return]
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Resample the position tables and patch embedding of weights with a different window or patch size."""
-    out, known = {}, model.state_dict().keys()
-    for key, value in state_dict.items():
-        if key not in known:
-            pass  # an unknown key, which loading will report
-        elif key.endswith("relative_position_bias_table"):
-            attention = model.get_submodule(key.rpartition(".")[0])
-            value = attention.resized_table(value)  # type: ignore[operator]
-        elif key == "patch_embed.proj.weight":
-            patch = model.get_parameter(key).shape[-2:]
-            if value.shape[-2:] != patch:
-                value = resample_patch_embed(value, list(patch))
-        out[key] = value
-    return out
-
-
-def _pretrained(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Like `checkpoint_filter_fn`, but also convert plain Swin weights (tag swin_in1k)."""
-    if is_plain_swin(state_dict):
-        state_dict = from_plain_swin(state_dict, model)
-    return checkpoint_filter_fn(state_dict, model)
-
-
 _FIRST_AND_LAST = {"first_conv": "patch_embed.proj", "classifier": "head.fc"}
 # official_in1k: the authors' files, at the share links of their README.
 # swin_in1k: the weights of a plain Swin with alpha = 1 and beta = 0, for fine-tuning. They have its accuracy.
@@ -257,13 +233,7 @@ default_cfgs = generate_default_cfgs(
         "acmix_swin_s.official_in1k": {**_OFFICIAL, "url": _LINK.format("8bed555e75c840f8a00d")},
         "acmix_swin_s.swin_in1k": {**_SWIN, "hf_hub_id": "timm/swin_small_patch4_window7_224.ms_in1k"},
         "acmix_swin_b.swin_in1k": {**_SWIN, "hf_hub_id": "timm/swin_base_patch4_window7_224.ms_in1k"},
-        "acmix_swin_nano": {
-            **SMALL,
-            "num_classes": 200,
-            "input_size": (3, 64, 64),
-            "first_conv": "stem.0",
-            "classifier": "head.fc",
-        },
+        "acmix_swin_nano": {**MEDIUM, "first_conv": "stem.0", "classifier": "head.fc"},
         "acmix_swin_pico": {**SMALL, "first_conv": "stem.0", "classifier": "head.fc"},
     }
 )
@@ -282,7 +252,7 @@ def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: di
     arguments = {**WIDTHS_AND_DEPTHS.get(variant, {}), **defaults, **kwargs}
     # "getter" uses forward_intermediates, which returns NCHW.
     feature_cfg = {"out_indices": tuple(range(len(arguments["depths"]))), "feature_cls": "getter"}
-    return build(ACmixSwin, variant, pretrained, feature_cfg, _pretrained, **arguments)  # type: ignore[return-value]
+    return build(ACmixSwin, variant, pretrained, feature_cfg, pretrained_filter_fn, **arguments)  # type: ignore[return-value]
 
 
 @register_model
@@ -317,8 +287,9 @@ def acmix_swin_pico(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
 def acmix_swin_nano(pretrained: bool = False, **kwargs: Any) -> ACmixSwin:
     """ACmix-Swin for 64-pixel images: 2,822,064 parameters, 142 MMACs, 200 classes.
 
-    Three stages of two, four and two blocks, with windows of 4×4 patches. It suits images whose sides are multiples of
-    32 pixels. As a segmentation encoder, it has depth 4; its feature maps have strides 4, 8 and 16.
+    Three stages of two, four and two blocks, with windows of 4×4 patches. Images whose sides are no multiples of 64
+    pixels are padded in the last stage. As a segmentation encoder, it has depth 4; its feature maps have strides 4, 8
+    and 16.
     """
     defaults = {"img_size": 64, "depths": (2, 4, 2), "num_heads": (2, 4, 8)}
     return _create("acmix_swin_nano", pretrained, {**_FOR_SMALL_IMAGES, **defaults}, kwargs)

@@ -52,6 +52,7 @@ IMAGENET: dict[str, Any] = {
     "license": "mit",
 }
 SMALL: dict[str, Any] = {**IMAGENET, "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (4, 4), "crop_pct": 1.0}
+MEDIUM: dict[str, Any] = {**SMALL, "num_classes": 200, "input_size": (3, 64, 64)}
 
 
 def register_weights(weights: Mapping[str, Mapping[str, Any]]) -> None:
