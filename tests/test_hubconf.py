@@ -20,6 +20,7 @@ import torch
 import acmix_zoo
 from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.weights import write_folder
+from acmix_zoo.weights.shipped import shipped_classifiers
 
 ROOT = Path(__file__).resolve().parents[1]
 local = partial(torch.hub.load, str(ROOT), source="local")
@@ -76,7 +77,7 @@ def test_load_from_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         local("acmix_resnet_pic")
 
 
-@pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "checkpoints").glob("*/config.json")))
+@pytest.mark.parametrize("name", shipped_classifiers())
 def test_shipped_weights(name: str) -> None:
     architecture, _, tag = name.partition(".")
     models = [local(architecture, pretrained=pretrained) for pretrained in (True, tag)]

@@ -19,6 +19,7 @@ from acmix_zoo.bench.results import read_csv
 from acmix_zoo.cli.list import network_costs
 from acmix_zoo.layers.complexity import complexity, human
 from acmix_zoo.models.published import is_reconstruction, published
+from acmix_zoo.models.task_kinds import config_task
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.names import list_tags
 from acmix_zoo.weights.shipped import checkpoints_root
@@ -44,16 +45,16 @@ NEIGHBOURS = (
 def weights_table() -> str:
     """Return one row for each weight folder that is shipped with the package."""
     root = checkpoints_root()
-    rows = [["weights", "data", "test top-1", "test top-5", "parameters", "MACs", "file", "recipe"]]
+    rows = [["weights", "data", "test score", "parameters", "MACs", "file", "recipe"]]
     for folder in sorted(path.parent for path in root.glob("*/config.json")) if root else []:
-        record = read_config(folder)["acmix_zoo"]
-        tests = {m["name"]: f"{100 * m['value']:.2f} %" for m in record["metrics"] if m["split"] == "test"}
+        config = read_config(folder)
+        record, labels = config["acmix_zoo"], config_task(config).metrics
+        tests = {m["name"]: m["value"] for m in record["metrics"] if m["split"] == "test"}
         rows.append(
             [
                 f"`{record['name']}`",
                 record["dataset"]["name"],
-                tests.get("top1", ""),
-                tests.get("top5", ""),
+                ", ".join(f"{100 * tests[name]:.2f} % {label}" for name, label in labels.items() if name in tests),
                 human(record["params"]),
                 human(record["macs"]),
                 f"{record['file_size'] / 1e6:.1f} MB",

@@ -17,7 +17,7 @@ from acmix_zoo.explain.path_outputs import acmix_layers
 from acmix_zoo.explain.pixel_attention import Pixel, PixelAttention
 from acmix_zoo.weights.class_names import class_names
 from acmix_zoo.weights.classifier import load_classifier
-from acmix_zoo.weights.shipped import checkpoints_root
+from acmix_zoo.weights.shipped import shipped_classifiers
 
 Place = tuple[float, float]
 """Where in an image, from (0, 0) in the top left corner to (1, 1): networks that are compared may see other sizes."""
@@ -109,11 +109,10 @@ def pixel_at(place: Place, seen: PreparedImage) -> Pixel:
 
 
 def shipped_examples() -> list[Image.Image]:
-    """Return the test images of the shipped weights, each once."""
-    root = checkpoints_root()
+    """Return the test images of the shipped classifiers, each once."""
     images: dict[bytes, Image.Image] = {}
-    for file in sorted(root.glob("*/test/example.safetensors")) if root else []:
-        batch = safetensors.torch.load_file(file)["input"]  # (B, C, H, W)
-        for picture in without_normalisation(batch, load_network(str(file.parent.parent)).model):
+    for folder in shipped_classifiers().values():
+        batch = safetensors.torch.load_file(folder / "test" / "example.safetensors")["input"]  # (B, C, H, W)
+        for picture in without_normalisation(batch, load_network(str(folder)).model):
             images.setdefault(picture.tobytes(), Image.fromarray(picture))
     return list(images.values())

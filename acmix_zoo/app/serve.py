@@ -18,8 +18,7 @@ from types import FrameType
 from acmix_zoo.app.curves import CURVE_STYLE
 from acmix_zoo.app.decision import load_network, shipped_examples
 from acmix_zoo.app.panels import PANEL_STYLE
-from acmix_zoo.weights.names import list_models
-from acmix_zoo.weights.shipped import shipped_folder
+from acmix_zoo.weights.shipped import shipped_classifiers
 
 _FIRST = "acmix_resnet_pico.fashion_mnist"  # the network of the README
 _HOUR = 3600
@@ -42,8 +41,7 @@ def serve(
     """
     for model in models:
         load_network(model)
-    shipped = [name for name in list_models(pretrained=True) if shipped_folder(name)]
-    networks = list(dict.fromkeys([*models, *sorted(shipped, key=lambda name: name != _FIRST)]))
+    networks = list(dict.fromkeys([*models, *sorted(shipped_classifiers(), key=lambda name: name != _FIRST)]))
     with TemporaryDirectory(prefix="acmix-zoo-app-") as folder, _without_network(folder), _ending_on_sigterm():
         import gradio as gr  # reads the environment
 

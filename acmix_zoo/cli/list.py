@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from acmix_zoo.cli.parser import Parser
 from acmix_zoo.cli.text_table import print_columns
 from acmix_zoo.layers.complexity import human
 from acmix_zoo.models.published import is_reconstruction, published
+from acmix_zoo.models.task_kinds import CLASSIFICATION, TaskKind, config_task
 from acmix_zoo.weights import list_models, read_config
 from acmix_zoo.weights.names import list_tags
 from acmix_zoo.weights.official import is_official, official_record
@@ -63,19 +64,32 @@ def _network_entry(name: str) -> dict[str, Any]:
 
 
 def _weights_entry(name: str) -> dict[str, Any]:
-    """Return what is known about weights, with their accuracy between 0 and 1 and where they come from."""
-    folder = shipped_folder(name)
-    if folder is not None:
-        metrics = [m for m in read_config(folder)["acmix_zoo"]["metrics"] if m["name"] == "top1"]
-        found, origin = (metrics[-1] if metrics else None), "shipped"
-    elif is_official(name):
+    """Return what is known about weights, with their main metric between 0 and 1 and where they come from."""
+    if folder := shipped_folder(name):
+        return _shipped_entry(name, folder)
+    if is_official(name):
         metric = official_record(name.partition(".")[0])["metrics"][0]
-        found, origin = {**metric, "dataset": metric["dataset"].rpartition("/")[2]}, "the authors' links"
+        metric, origin = {**metric, "dataset": metric["dataset"].rpartition("/")[2]}, "the authors' links"
     else:
         cfg = timm.get_pretrained_cfg(name)
-        found, origin = None, f"hf-hub:{cfg.hf_hub_id if cfg else '?'}, a plain Swin"
-    accuracy = {"value": found["value"], "dataset": found["dataset"], "split": found["split"]} if found else None
-    return {**_cost_entry(name), "top1": accuracy, "from": origin}
+        metric, origin = None, f"hf-hub:{cfg.hf_hub_id if cfg else '?'}, a plain Swin"
+    return {**_cost_entry(name), "score": _score(metric, CLASSIFICATION), "from": origin}
+
+
+def _shipped_entry(name: str, folder: Path) -> dict[str, Any]:
+    """Return what the record of shipped weights says."""
+    config = read_config(folder)
+    record, task = config["acmix_zoo"], config_task(config)
+    costs = {"parameters": record["params"], "macs": record["macs"], "input": config["pretrained_cfg"]["input_size"]}
+    metrics = [metric for metric in record["metrics"] if metric["name"] == task.main_metric]
+    return {"name": name, **costs, "score": _score(metrics[-1] if metrics else None, task), "from": "shipped"}
+
+
+def _score(metric: Mapping[str, Any] | None, task: TaskKind) -> dict[str, Any] | None:
+    """Return a metric of a record, with its label."""
+    if metric is None:
+        return None
+    return {"metric": task.metrics[metric["name"]], **{key: metric[key] for key in ("value", "dataset", "split")}}
 
 
 def _cost_entry(name: str) -> dict[str, Any]:
@@ -108,12 +122,13 @@ def _print_networks(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def _print_weights(entries: Sequence[dict[str, Any]]) -> None:
-    rows = [(*_COST_HEADS, "top-1", "from")]
+    rows = [(*_COST_HEADS, "score", "from")]
     for entry in entries:
-        found = entry["top1"]
+        found = entry["score"]
         # the authors state one decimal, and did not measure with this package
         digits, author = (1, " (the authors')") if is_official(entry["name"]) else (2, "")
-        text = f"{100 * found['value']:.{digits}f} % {found['dataset']} {found['split']}{author}" if found else ""
+        where = f"{found['dataset']} {found['split']}{author}" if found else ""
+        text = f"{100 * found['value']:.{digits}f} % {found['metric']}, {where}" if found else ""
         rows.append((*_cost_cells(entry), text, entry["from"]))
     print_columns(rows)
 

@@ -191,6 +191,10 @@ class Detector(TaskNetwork):
         return self.detector.backbone.body  # type: ignore[union-attr,return-value]
 
     @property
+    def method(self) -> str:
+        return str(self.options["detector"])
+
+    @property
     def head(self) -> nn.Module:
         detector: Any = self.detector
         if self.is_one_stage:

@@ -90,6 +90,10 @@ class Segmenter(TaskNetwork):
         return self.net.encoder.model  # type: ignore[union-attr,return-value]
 
     @property
+    def method(self) -> str:
+        return str(self.options["decoder"])
+
+    @property
     def head(self) -> nn.Module:
         return self.net.segmentation_head  # type: ignore[return-value]
 

@@ -19,7 +19,7 @@ class TaskNetwork(nn.Module):
     """A network for a task other than classification: a backbone, which timm builds, and what the task adds to it.
 
     It has the part of timm's interface that training and weight folders use, so that they work for every task. A
-    subclass passes its own arguments on as `options`, builds its modules, and implements `backbone`, `head`,
+    subclass passes its own arguments on as `options`, builds its modules, and implements `backbone`, `head`, `method`,
     `example_outputs` and `forward`. In eval mode, `forward` has to accept a tensor of images on the meta device, where
     tensors have no values, because costs are counted there.
 
@@ -65,6 +65,11 @@ class TaskNetwork(nn.Module):
         Args:
             images: (B, C, H, W), normalised.
         """
+        raise NotImplementedError
+
+    @property
+    def method(self) -> str:
+        """What the task adds to the backbone, such as "fcos" or "upernet", for the name of the weights."""
         raise NotImplementedError
 
     @property

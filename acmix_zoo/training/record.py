@@ -11,6 +11,7 @@ from acmix_zoo.training.portable import portable_command, portable_path, portabl
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.fetch import fetch
 from acmix_zoo.weights.locate import locate
+from acmix_zoo.weights.names import is_network_name
 
 
 def run_record(
@@ -55,7 +56,7 @@ def task_of(module: Any) -> TaskKind:
 
 def parent_name(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str | None:
     """Return the name of the weights that `pretrained` referred to; `cfg` is the network's pretrained_cfg."""
-    if pretrained is True:
+    if pretrained is True or (pretrained and is_network_name(f"{cfg.get('architecture')}.{pretrained}")):
         return ".".join(str(cfg[key]) for key in ("architecture", "tag") if cfg.get(key)) or None
     if not pretrained:
         return None

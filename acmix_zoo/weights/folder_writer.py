@@ -166,6 +166,7 @@ def _config(
     # timm and transformers read these at the top level.
     labels = {key: value for key in ("label_names", "label_descriptions") if (value := cfg.pop(key, None)) is not None}
     tag = cfg.get("tag")
+    method = f"{model.method}_" if isinstance(model, TaskNetwork) else ""
     license = record.get("license") or cfg.get("license")
     arguments = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in _NOT_ARCHITECTURE}
     config: dict[str, Any] = {
@@ -179,7 +180,7 @@ def _config(
         "pretrained_cfg": cfg,
         "acmix_zoo": {
             "version": __version__,
-            "name": f"{architecture}.{tag}" if tag else architecture,
+            "name": f"{method}{architecture}.{tag}" if tag else f"{method}{architecture}",
             "tag": tag,
             **{key: value for key, value in record.items() if value is not None},
             "license": license,

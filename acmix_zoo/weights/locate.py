@@ -1,9 +1,9 @@
 """Find out what a name or path refers to. Every function and command that takes a model or weights starts here.
 
-A user may give the name of a network (`acmix_resnet_pico`) or of its weights (`acmix_resnet_pico.fashion_mnist`), the
-path of a weight folder, a run folder or a checkpoint of any kind, or a repository on the Hugging Face Hub (`org/name`,
-`org/name@revision`, or `hf-hub:org/name`). `locate` turns any of them into a `ModelLocation`, which says what it is and
-where it is stored.
+A user may give the name of a network (`acmix_resnet_pico`), of its weights (`acmix_resnet_pico.fashion_mnist`) or of a
+shipped detector (`fcos_acmix_resnet_nano.bccd`), the path of a weight folder, a run folder or a checkpoint of any kind,
+or a repository on the Hugging Face Hub (`org/name`, `org/name@revision`, or `hf-hub:org/name`). `locate` turns any of
+them into a `ModelLocation`, which says what it is and where it is stored.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from acmix_zoo.weights.description import has_config
 from acmix_zoo.weights.names import closest_models, is_network_name
 from acmix_zoo.weights.not_found import NotFoundError, not_found_error
+from acmix_zoo.weights.shipped import shipped_task_networks
 
 HUB_PREFIX = "hf-hub:"
 WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".npz"}
@@ -100,6 +101,9 @@ def locate(source: str | PathLike[str], *, prefers_paths: bool = False) -> Model
         if is_network_name(name) and not (prefers_paths and _locate_path(Path(name), name)):
             architecture, _, tag = name.partition(".")
             return ModelLocation(name, Kind.NETWORK, architecture=architecture, tag=tag)
+        folder = shipped_task_networks().get(name)
+        if folder and not (prefers_paths and _locate_path(Path(name), name)):
+            return ModelLocation(name, Kind.WEIGHT_FOLDER, folder)
     if location := _locate_path(Path(source), name):
         return location
     if isinstance(source, str) and _is_repository(name):

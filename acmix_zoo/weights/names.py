@@ -1,8 +1,11 @@
-"""The names of networks and of the weights that exist for them, as timm's registry knows them."""
+"""The names of networks and of the weights that exist for them."""
 
 import difflib
+import fnmatch
 
 import timm
+
+from acmix_zoo.weights.shipped import shipped_task_networks
 
 
 def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
@@ -10,10 +13,12 @@ def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
 
     Args:
         filter: a wildcard such as `"*swin*"`.
-        pretrained: list the weights that exist, as `architecture.tag`, instead of the networks.
+        pretrained: list the weights that exist, as `architecture.tag`, instead of the networks. The shipped weights of
+            detectors and segmenters come last.
     """
     names: list[str] = timm.list_models(filter, pretrained=pretrained)
-    return [name for name in names if timm.models.model_entrypoint(name).__module__.startswith("acmix_zoo.")]
+    own = [name for name in names if timm.models.model_entrypoint(name).__module__.startswith("acmix_zoo.")]
+    return own + (fnmatch.filter(shipped_task_networks(), filter or "*") if pretrained else [])
 
 
 def list_tags(architecture: str) -> list[str]:

@@ -1,4 +1,8 @@
-"""Find the weights that ship with the package, and register them with timm."""
+"""Find the weights that ship with the package, and register those of classifiers with timm.
+
+Weights of detectors and segmenters cannot be registered, because timm does not build such networks. `locate` finds them
+by the name of their folder, such as `fcos_acmix_resnet_nano.bccd`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from acmix_zoo.models.registry import register_weights
+from acmix_zoo.models.task_kinds import CLASSIFICATION, config_task
 
 
 @cache
@@ -17,7 +22,7 @@ def checkpoints_root() -> Path | None:
 
 
 def shipped_folder(name: str) -> Path | None:
-    """Return the weight folder of `architecture.tag` if it ships with the package, or None."""
+    """Return the weight folder of this name, such as `architecture.tag`, if it ships with the package, or None."""
     root = checkpoints_root()
     folder = root / name if root else None
     return folder if folder and (folder / "config.json").is_file() else None
@@ -29,19 +34,35 @@ def packaged_folder(name: str) -> Path | None:
     return next((folder for folder in (package / name, package.parent / name) if folder.is_dir()), None)
 
 
+def shipped_classifiers() -> dict[str, Path]:
+    """Return the shipped weight folders of classifiers by name, `architecture.tag`, sorted."""
+    return {folder.name: folder for folder, config in _configs().items() if config_task(config) is CLASSIFICATION}
+
+
+def shipped_task_networks() -> dict[str, Path]:
+    """Return the shipped weight folders of detectors and segmenters by name, sorted."""
+    return {folder.name: folder for folder, config in _configs().items() if config_task(config) is not CLASSIFICATION}
+
+
 def register_shipped_weights() -> None:
-    """Make every weight folder `checkpoints/<architecture>.<tag>` available as `timm.create_model` weights."""
+    """Make the weights of all classifiers available to `timm.create_model`."""
+    configs = _configs()
+    register_weights({name: _pretrained_cfg(configs[folder], folder) for name, folder in shipped_classifiers().items()})
+
+
+@cache
+def _configs() -> dict[Path, dict[str, Any]]:
+    """Return every shipped weight folder with the content of its config.json, sorted by name."""
     root = checkpoints_root()
     configs = sorted(root.glob("*.*/config.json")) if root else []
-    register_weights({config.parent.name: _pretrained_cfg(config) for config in configs})
+    return {config.parent: json.loads(config.read_text(encoding="utf-8")) for config in configs}
 
 
-def _pretrained_cfg(config: Path) -> dict[str, Any]:
+def _pretrained_cfg(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the fields of timm's pretrained_cfg that the config.json of a weight folder states."""
-    content = json.loads(config.read_text(encoding="utf-8"))
     fields = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in content["pretrained_cfg"].items()
+        key: tuple(value) if isinstance(value, list) else value for key, value in config["pretrained_cfg"].items()
     }
-    labels = content.get("label_names")  # timm expects them at the top level of config.json
-    license = content["acmix_zoo"]["license"]  # of these weights, which can differ from that of the code
-    return {**fields, "license": license, "label_names": labels, "file": str(config.parent / "model.safetensors")}
+    labels = config.get("label_names")  # timm expects them at the top level of config.json
+    license = config["acmix_zoo"]["license"]  # of these weights, which can differ from that of the code
+    return {**fields, "license": license, "label_names": labels, "file": str(folder / "model.safetensors")}

@@ -27,9 +27,10 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     }  # fmt: skip
     assert {entry["name"] for entry in read(capsys, "list", "*pico")} >= {"acmix_resnet_pico", "resnet_pico"}
     (weights,) = read(capsys, "list", NAME, "--pretrained")
-    assert weights["top1"] == {"value": pytest.approx(0.9302), "dataset": "fashion_mnist", "split": "test"}
+    where = {"metric": "accuracy", "dataset": "fashion_mnist", "split": "test"}
+    assert weights["score"] == {**where, "value": pytest.approx(0.9302)} and weights["parameters"] == 653054
     assert weights["from"] == "shipped"
-    assert all(entry["top1"] is None for entry in read(capsys, "list", "*.swin_in1k", "--pretrained"))
+    assert all(entry["score"] is None for entry in read(capsys, "list", "*.swin_in1k", "--pretrained"))
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:

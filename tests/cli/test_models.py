@@ -42,8 +42,11 @@ class TestList:
 
     def test_weights(self, capsys: pytest.CaptureFixture[str]) -> None:
         lines = run_command(capsys, "list", "acmix_*resnet_pico*", "--pretrained").splitlines()
-        assert len(lines) == 2 and "93.02 % fashion_mnist test  shipped" in lines[1]
-        assert "81.9 % imagenet-1k val (the authors')" in run_command(capsys, "list", "acmix_swin_t*", "--pretrained")
+        assert len(lines) == 2 and "93.02 % accuracy, fashion_mnist test  shipped" in lines[1]
+        assert "81.9 % accuracy, imagenet-1k val (the authors')" in run_command(
+            capsys, "list", "acmix_swin_t*", "--pretrained"
+        )
+        assert "% mAP, bccd test  shipped" in run_command(capsys, "list", "fcos_*", "--pretrained")
         assert "no weights match '*vit*'" in run_command(capsys, "list", "*vit*", "--pretrained", code=1)
 
     @pytest.mark.parametrize("name", deeper_are_slow(network_costs()))

@@ -245,7 +245,8 @@ def test_shipped_weights_verify(folder: Path) -> None:
     assert config["acmix_zoo"]["name"] == folder.name
     assert (folder / "README.md").read_text() == render_card(config)
     assert folder.name in list_models(pretrained=True)
-    model = create_model(config["architecture"], config["acmix_zoo"]["tag"])
+    assert config["acmix_zoo"]["license"]
+    model = create_model(folder.name, pretrained=True)
     stored = safetensors.torch.load_file(folder / "model.safetensors")
     assert all(torch.equal(value, stored[key].to(value.dtype)) for key, value in model.state_dict().items())
 

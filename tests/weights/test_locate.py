@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.weight_folders import SHIPPED
 
+from acmix_zoo import list_models
 from acmix_zoo.weights.locate import (
     Kind,
     Repository,
@@ -16,7 +17,10 @@ from acmix_zoo.weights.locate import (
     locate_weights,
     parse_repository,
 )
+from acmix_zoo.weights.names import list_tags
 from acmix_zoo.weights.not_found import NotFoundError
+
+DETECTOR = "fcos_acmix_resnet_nano.bccd"
 
 
 @pytest.fixture
@@ -157,6 +161,21 @@ def test_a_missing_name_lists_the_closest_ones(here: Path, name: str, message: s
 def test_the_run_folder_that_a_path_belongs_to(here: Path, path: str, run: str | None) -> None:
     found = find_run(Path(path))
     assert (found and found.absolute()) == (here / run if run else None)
+
+
+def test_shipped_weights_of_a_detector_have_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not weights of the backbone. For functions that need weights, a folder of the same name comes first."""
+    monkeypatch.chdir(tmp_path)
+    folder = SHIPPED.parent / DETECTOR
+    for prefers_paths in (False, True):
+        location = locate(DETECTOR, prefers_paths=prefers_paths)
+        assert (location.kind, location.path, location.run) == (Kind.WEIGHT_FOLDER, folder, None)
+    assert DETECTOR in list_models("fcos*", pretrained=True) and DETECTOR not in list_models("fcos*")
+    assert "bccd" not in list_tags("acmix_resnet_nano")
+    shutil.copytree(folder, DETECTOR)
+    assert locate(DETECTOR, prefers_paths=True).path == Path(DETECTOR) and locate(DETECTOR).path == folder
+    with pytest.raises(NotFoundError, match=f"unknown model 'fcos_acmix_resnet_nano.bcd'.*{DETECTOR}"):
+        locate("fcos_acmix_resnet_nano.bcd")
 
 
 def test_the_file_of_a_shipped_folder_is_located_as_its_folder(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ import acmix_zoo
 from acmix_zoo.weights import check_folder
 from acmix_zoo.weights.card import render_card
 from acmix_zoo.weights.folder_writer import _pool_size
+from acmix_zoo.weights.shipped import shipped_classifiers
 
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
-FOLDERS = sorted(path.parent for path in CHECKPOINTS.glob("*/config.json"))
+FOLDERS = list(shipped_classifiers().values())  # timm does not build the others
 CFGS: dict[str, PretrainedCfg] = {
     key: cfg for name in acmix_zoo.list_models() for key, cfg in get_arch_pretrained_cfgs(name).items()
 }
