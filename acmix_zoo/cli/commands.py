@@ -47,9 +47,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "test": Command("fit:test", "--config RUN", "measure the accuracy on the test split", "--config runs/photos"),
         "predict": Command(
             "fit:predict",
-            "--config RUN --data.predict FOLDER",
-            "write RUN/predictions.csv",
-            "--config runs/photos --data.predict new_photos",
+            "IMAGES --model MODEL",
+            "write the classes, boxes or masks of images to files",
+            "new_photos --model runs/photos",
         ),
         "classify": Command(
             "classify:classify",

@@ -9,6 +9,7 @@ from typing import Any
 
 from acmix_zoo.cli.find_task import find_task
 from acmix_zoo.cli.old_names import with_current_options
+from acmix_zoo.cli.predict_images import predict_images
 from acmix_zoo.cli.recipes import with_config_files
 
 
@@ -28,8 +29,12 @@ def test(arguments: Sequence[str]) -> None:
 
 
 def predict(arguments: Sequence[str]) -> None:
-    """Write the classes of images to a run's predictions.csv."""
-    run_trainer(["predict", *arguments])
+    """Write what a network finds in images: with `--config`, the network of a run, with its options; with `--model`,
+    any weights."""
+    if any(word.partition("=")[0] == "--model" for word in arguments):
+        predict_images(arguments)
+    else:
+        run_trainer(["predict", *arguments])
 
 
 def run_trainer(argv: Sequence[str], before_fit: Callable[[Any], None] | None = None) -> Any:

@@ -37,7 +37,10 @@ OPTIONS: dict[str, dict[str, str]] = {
     "validate": _EVALUATION,
     "test": _EVALUATION,
     "predict": {
-        **_CONFIG,
+        "IMAGES": "an image, a folder of images, or a pattern such as '*.jpg'",
+        "--model MODEL": "any weights; nothing else is needed",
+        "--output FOLDER": "where to write (default: runs/predict-MODEL)",
+        "--config RUN": "instead of IMAGES and --model: the weights of a run, with its options and those below",
         "--data.predict PATH": "an image, or a folder of images",
         "--ckpt_path FILE": "best (the default), last, a run folder or a checkpoint file",
         "--data.batch_size N": "images per batch and device",
@@ -48,7 +51,8 @@ _SUMMARIES = {
     "fit": "Train a network, or fine-tune pretrained weights. Logs, checkpoints and weights go to the run folder.",
     "validate": "Measure the accuracy of a run's best weights on the validation split.",
     "test": "Measure the accuracy of a run's best weights on the test split.",
-    "predict": "Classify images with a run's best weights and write predictions.csv to the run folder.",
+    "predict": "Classify images, detect objects in them or segment them. The result is predictions.csv, "
+    "predictions.json in\nCOCO's format, or a folder of masks.",
 }
 
 
@@ -61,9 +65,10 @@ def short_help(command: str, example: str) -> str:
     """
     options = OPTIONS[command]
     width = max(map(len, options)) + 2
+    usage = "IMAGES --model MODEL" if command == "predict" else "--config CONFIG"
     return "\n".join(
         [
-            f"usage: acmix-zoo {command} --config CONFIG [options]\n\n{_SUMMARIES[command]}\n",
+            f"usage: acmix-zoo {command} {usage} [options]\n\n{_SUMMARIES[command]}\n",
             *(f"  {option:{width}}{text}" for option, text in options.items()),
             f"\nExample: acmix-zoo {command} {example}\n\nAll options: acmix-zoo {command} --help-all",
         ]

@@ -144,7 +144,7 @@ def _save(path: Path, images: int, write: Callable[[Path], None]) -> None:
     former = _rename_existing(path)
     write(path)
     note = f" (the previous ones are now in {former.name})" if former else ""
-    print(f"Saved the predictions for {images} images to {path}{note}", flush=True)
+    print(f"Saved the predictions for {count_noun(images, 'image')} to {path}{note}", flush=True)
 
 
 def _rename_existing(path: Path) -> Path | None:

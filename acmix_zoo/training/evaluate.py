@@ -1,7 +1,8 @@
-"""Measure the scores of a weight folder, and compare them with its record."""
+"""Run a weight folder: measure its scores, compare them with its record, or let it predict."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,9 @@ from typing import Any, NamedTuple
 import lightning as L
 from timm.models import PretrainedCfg
 
-from acmix_zoo.models.task_kinds import CLASSIFICATION, config_task
+from acmix_zoo.data.resumable import ResumableDataModule
+from acmix_zoo.data.sources.recorded import use_recorded_source
+from acmix_zoo.models.task_kinds import CLASSIFICATION, TaskKind, config_task
 from acmix_zoo.tasks.task_classes import task_classes
 from acmix_zoo.training.logs import quieten_lightning
 from acmix_zoo.weights import read_config
@@ -52,11 +55,9 @@ def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
     """
     if split not in ("val", "test"):
         raise ValueError(f"unknown split {split!r}. Expected 'val' or 'test'")
-    config = read_config(folder)
+    config = _full_config(folder)
     kind = config_task(config)
-    config["pretrained_cfg"] = {**asdict(PretrainedCfg()), **config["pretrained_cfg"]}
-    classes = task_classes(kind.name)
-    data = classes.data.for_weights(source, config)
+    data = task_classes(kind.name).data.for_weights(source, config)
     names = list(data.class_names)
     labels = config["pretrained_cfg"]["label_names"]
     if labels not in (None, names):
@@ -71,13 +72,7 @@ def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
             f"{source} has {size:,} {split} images. Expected {recorded:,}, on which the recorded scores were measured. "
             "Use the data set that the weights were trained on"
         )
-    quieten_lightning()
-    trainer = L.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    options = {**config.get("task_options", {}), **config["acmix_zoo"].get("evaluation", {})}
-    task = classes.task(str(folder), num_classes=data.num_classes, channels_last=False, **options)
+    trainer, task = _trainer_and_task(folder, config)
     results: Any = (trainer.validate if split == "val" else trainer.test)(task, data, verbose=False)
     scores = {name.removeprefix(f"{split}/"): value for name, value in (results[0] if results else {}).items()}
     if kind.main_metric not in scores:
@@ -88,6 +83,63 @@ def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
     if kind is CLASSIFICATION:
         return {"top5": 1.0, **scores}  # with five classes or fewer, top-5 is always 1 and not measured
     return scores
+
+
+class Predictions(NamedTuple):
+    """What `predict` returns, with everything that is needed to write it.
+
+    Attributes:
+        task: the task of the weights.
+        trainer: the trainer that predicted.
+        data: the data module, with the paths of the images and the names of the classes.
+        batches: what the task's `predict_step` returned for each batch.
+    """
+
+    task: TaskKind
+    trainer: L.Trainer
+    data: ResumableDataModule
+    batches: list[Any]
+
+
+def predict(folder: Path, images: str) -> Predictions:
+    """Let a weight folder predict. The data that it was trained on are not needed.
+
+    Args:
+        folder: a weight folder.
+        images: an image, a folder of images, or a pattern.
+
+    Raises:
+        FileNotFoundError, ValueError: there are no such images, or none is readable.
+    """
+    config = _full_config(folder)
+    kind = config_task(config)
+    dataset = config["acmix_zoo"].get("dataset") or {}
+    names = config["pretrained_cfg"]["label_names"] or [str(number) for number in range(config["num_classes"])]
+    card = {"dataset": dict.fromkeys(("name", "license", "fingerprint")) | dataset, "cfg": {"label_names": names}}
+    with use_recorded_source(card):
+        data = task_classes(kind.name).data.for_weights("", config)
+    data.predict = images
+    trainer, task = _trainer_and_task(folder, config)
+    return Predictions(kind, trainer, data, trainer.predict(task, data) or [])
+
+
+def _full_config(folder: Path) -> dict[str, Any]:
+    """Return the content of config.json, with all fields of timm's pretrained_cfg."""
+    config = read_config(folder)
+    config["pretrained_cfg"] = {**asdict(PretrainedCfg()), **config["pretrained_cfg"]}
+    return config
+
+
+def _trainer_and_task(folder: Path, config: Mapping[str, Any]) -> tuple[L.Trainer, Any]:
+    """Return a trainer that prints nothing, and the task with the weights."""
+    quieten_lightning()
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    options = {**config.get("task_options", {}), **config["acmix_zoo"].get("evaluation", {})}
+    task = task_classes(config_task(config).name).task
+    return trainer, task(str(folder), num_classes=config["num_classes"], channels_last=False, **options)
 
 
 def evaluate_again(folder: Path, source: str) -> list[Comparison]:

@@ -23,6 +23,6 @@ def load_classifier(source: str | Path) -> nn.Module:
     if isinstance(model, TaskNetwork):
         raise ValueError(
             f"{source} is a network for {model.kind.title}. Expected an image classifier. To run it on images, use "
-            "`acmix-zoo predict`"
+            f"`acmix-zoo predict IMAGES --model {source}`"
         )
     return model.eval()

@@ -96,3 +96,10 @@ def test_predict_writes_the_form_of_the_task(
         assert all(0 <= each["score"] <= 1 and len(each["bbox"]) == 4 for each in content["annotations"])
     assert main(["predict", "--config", str(run), f"--data.predict={picture}"]) == 0
     assert (run / f"{written.stem}-1{written.suffix}").exists()
+    assert main(["predict", str(picture), "--model", str(run / "weights"), f"--output={tmp_path / 'found'}"]) == 0
+    assert _contents(tmp_path / "found" / task.predictions) == _contents(written)
+
+
+def _contents(path: Path) -> list[bytes]:
+    """Return the contents of a file, or of the files in a folder."""
+    return [file.read_bytes() for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
