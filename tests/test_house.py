@@ -168,7 +168,7 @@ def test_no_large_file_and_no_pickled_weights_are_committed() -> None:
     listed = subprocess.run(["git", "ls-files"], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     files = [ROOT / name for name in listed.splitlines() if (ROOT / name).is_file()]
     assert len(files) > 20
-    large = [str(path) for path in files if path.stat().st_size > 11_000_000]  # a network of 2.6 M parameters
+    large = [str(path) for path in files if path.stat().st_size > 12_000_000]  # a network of 3 M parameters
     assert not large, "every torch.hub user downloads them"
     assert sum(path.stat().st_size for path in files) < 60_000_000
     assert not [str(path) for path in files if path.suffix in (".pth", ".pt", ".ckpt", ".pkl", ".bin")]

@@ -9,7 +9,7 @@ from typing import Any
 
 from acmix_zoo.cli.find_task import find_task
 from acmix_zoo.cli.old_names import with_current_options
-from acmix_zoo.cli.predict_images import predict_images
+from acmix_zoo.cli.predict import predict_images
 from acmix_zoo.cli.recipes import with_config_files
 
 
