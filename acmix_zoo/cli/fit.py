@@ -31,7 +31,8 @@ def test(arguments: Sequence[str]) -> None:
 def predict(arguments: Sequence[str]) -> None:
     """Write what a network finds in images: with `--config`, the network of a run, with its options; with `--model`,
     any weights."""
-    if any(word.partition("=")[0] == "--model" for word in arguments):
+    is_short = not arguments or not arguments[0].startswith("-")  # nothing, or an image
+    if is_short or any(word.partition("=")[0] == "--model" for word in arguments):
         predict_images(arguments)
     else:
         run_trainer(["predict", *arguments])

@@ -39,6 +39,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "predict": {
         "IMAGES": "an image, a folder of images, or a pattern such as '*.jpg'",
         "--model MODEL": "any weights; nothing else is needed",
+        "--threshold SCORE": "of a detector: leave out boxes with a lower score",
         "--output FOLDER": "where to write (default: runs/predict-MODEL)",
         "--config RUN": "instead of IMAGES and --model: the weights of a run, with its options and those below",
         "--data.predict PATH": "an image, or a folder of images",

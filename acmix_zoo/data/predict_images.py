@@ -86,22 +86,30 @@ def _images_among(paths: Sequence[Path], location: Path) -> FoundImages:
     return FoundImages(sorted(images), [f"{location}: {line}" for line in skipped])
 
 
-def readable_images_in(location: str | None) -> FoundImages:
+def readable_images_in(location: str | Sequence[str] | None) -> FoundImages:
     """Return those images that are readable.
 
     Args:
-        location: as for `find_images_in`.
+        location: as for `find_images_in`, or several of them.
 
     Raises:
         FileNotFoundError: `location` does not exist.
         ValueError: `location` is None, or contains no readable image.
     """
+    if isinstance(location, Sequence) and not isinstance(location, str):
+        return _readable_among([find_images_in(each) for each in location], "the given images")
     if location is None:
         raise ValueError(
             "there is nothing to predict. Expected an image or a folder of images. Set --data.predict PATH, or in "
             "Python the argument `predict` of the data module"
         )
-    found = find_images_in(location)
+    return _readable_among([find_images_in(location)], location)
+
+
+def _readable_among(parts: Sequence[FoundImages], location: str) -> FoundImages:
+    """Return the readable images of all parts, each once. `location` is what messages call them."""
+    paths = list(dict.fromkeys(path for part in parts for path in part.paths))
+    found = FoundImages(paths, [remark for part in parts for remark in part.remarks])
     inspection = inspect_images(found.paths)
     problems = inspection.problems
     if not problems:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import lightning as L
@@ -46,7 +46,7 @@ class ResumableDataModule(L.LightningDataModule):
         class_names: the names of the classes.
         input_size: (C, H, W) of the images of a training batch.
         validation_as_test: whether the test split is the source's validation split.
-        predict: an image or a folder of images, for the prediction loader.
+        predict: an image, a folder of images or a pattern, or several of them, for the prediction loader.
         predict_paths: the images of the prediction loader, after `setup("predict")`.
         is_resumed: whether training is resumed from a checkpoint. The images are then not checked before the run, and
             unreadable ones are skipped.
@@ -62,7 +62,7 @@ class ResumableDataModule(L.LightningDataModule):
     class_names: tuple[str, ...]
     input_size: tuple[int, int, int]
     validation_as_test: bool = False
-    predict: str | None = None
+    predict: str | Sequence[str] | None = None
 
     def __init__(self) -> None:
         super().__init__()

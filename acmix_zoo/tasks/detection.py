@@ -50,6 +50,12 @@ class ImageDetections(NamedTuple):
     scores: Tensor
     masks: Tensor | None
 
+    def above(self, threshold: float) -> ImageDetections:
+        """Return the detections whose score is at least `threshold`."""
+        kept = self.scores >= threshold  # (N,)
+        masks = self.masks[kept] if self.masks is not None else None
+        return ImageDetections(self.image, self.size, self.boxes[kept], self.classes[kept], self.scores[kept], masks)
+
 
 class DetectionTask(Task):
     """Train, evaluate and apply a detector: RetinaNet, FCOS, Faster R-CNN or Mask R-CNN.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,12 +101,12 @@ class Predictions(NamedTuple):
     batches: list[Any]
 
 
-def predict(folder: Path, images: str) -> Predictions:
+def predict(folder: Path, images: Sequence[str]) -> Predictions:
     """Let a weight folder predict. The data that it was trained on are not needed.
 
     Args:
         folder: a weight folder.
-        images: an image, a folder of images, or a pattern.
+        images: image files, folders of images, or patterns.
 
     Raises:
         FileNotFoundError, ValueError: there are no such images, or none is readable.

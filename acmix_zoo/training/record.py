@@ -12,6 +12,7 @@ from acmix_zoo.weights import read_config
 from acmix_zoo.weights.fetch import fetch
 from acmix_zoo.weights.locate import locate
 from acmix_zoo.weights.names import is_network_name
+from acmix_zoo.weights.shipped import shipped_task_networks
 
 
 def run_record(
@@ -72,10 +73,11 @@ def parent_license(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str
     """Return the licence of the weights that `pretrained` referred to, or None if none is known."""
     if not pretrained:
         return None
-    if pretrained is True or not os.path.exists(pretrained):  # a tag, whose licence is registered with the network
+    is_elsewhere = pretrained is not True and (os.path.exists(pretrained) or pretrained in shipped_task_networks())
+    if not is_elsewhere:  # a tag, whose licence is registered with the network
         return cfg.get("license")
     try:
-        license: str | None = read_config(fetch(locate(pretrained)))["acmix_zoo"]["license"]
+        license: str | None = read_config(fetch(locate(str(pretrained))))["acmix_zoo"]["license"]
     except (OSError, ValueError, KeyError):
         return None
     return license

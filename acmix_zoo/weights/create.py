@@ -154,7 +154,7 @@ def _build(location: ModelLocation, architecture: str = "", token: str | None = 
         if found.task is not CLASSIFICATION:
             raise ValueError(
                 f"{location.name} holds a network for {found.task.title}. Expected weights of a classifier. To use "
-                "that network, pass the folder as the model"
+                "that network, pass the weights as the model"
             )
     return drop_other_names(build_folder(path, **kwargs))
 

@@ -89,6 +89,25 @@ def test_predict_lists_skipped_files(
     assert_fails([*command, f"--data.predict={phone / 'a.heic'}"], capsys, "For .heic files: to read them, `pip")
 
 
+def test_predict_without_a_recipe(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, image = photos / "test/class0", photos / "test/class1/0.png"
+    given = [str(image), f"--model={run}", str(folder), str(folder / "0.png")]
+    assert main(["predict", *given, f"--output={tmp_path / 'found'}"]) == 0
+    count = 1 + len(list(folder.iterdir()))
+    assert (
+        f"Saved the predictions for {count} images to {tmp_path / 'found/predictions.csv'}" in capsys.readouterr().out
+    )
+    for arguments, message in (
+        ([], "the following arguments are required: --model"),
+        ([str(image)], "the following arguments are required: --model"),
+        ([f"--model={run}"], "the following arguments are required: IMAGES"),
+        ([str(image), f"--model={run}", f"--config={run}"], "IMAGES and --model do not go with --config"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["predict", *arguments])
+        assert message in capsys.readouterr().err
+
+
 def test_classify_needs_no_training_libraries(run: Path, photos: Path) -> None:
     code = (
         "import sys; from acmix_zoo.cli.main import main\n"

@@ -71,7 +71,7 @@ def test_short_help_names_options_that_exist(command: str, capsys: pytest.Captur
         main([command, "--help-all"])
     assert stop.value.code == 0
     options = set(re.findall(r"--[\w.]+", capsys.readouterr().out))
-    own = {"--help"} | ({"--model", "--output"} if command == "predict" else set())  # of another parser
+    own = {"--help"} | ({"--model", "--threshold", "--output"} if command == "predict" else set())  # of another parser
     assert set(re.findall(r"--[\w.]+", short)) - own <= options
 
 

@@ -31,6 +31,7 @@ def test_the_record_states_the_licence_of_the_weights_that_a_run_started_from(tm
     cfg = create_model("acmix_resnet_nano", pretrained=True, num_classes=3).pretrained_cfg
     for start in (True, "tiny_imagenet", str(SHIPPED.with_name("acmix_resnet_nano.tiny_imagenet"))):
         assert str(parent_license(start, cfg)).startswith("research use only")
+    assert str(parent_license("fcos_acmix_resnet_nano.bccd", {})).startswith("research use only")
     assert parent_license(str(SHIPPED), cfg) == "mit", "the licence of the weights, not of the network"
     (tmp_path / "start.pth").touch()
     assert parent_license(str(tmp_path / "start.pth"), cfg) is None and parent_license(False, cfg) is None
