@@ -131,9 +131,11 @@ def create_task_network(
     stored = _build(location)
     assert isinstance(stored, TaskNetwork)
     if stored.options != network.options:
+        differing = [name for name, value in stored.options.items() if value != network.options[name]]
+        found, expected = ({name: each.options[name] for name in differing} for each in (stored, network))
         raise ValueError(
-            f"{pretrained} holds a network for {task.title} with {stored.options}. Expected {network.options}. Use the "
-            "options of the weights"
+            f"{pretrained} holds a network for {task.title} with {found}. Expected {expected}. Use the options of the "
+            "weights"
         )
     copy_task_weights(network, stored.state_dict(), stored.num_classes, str(pretrained))
     network.pretrained_cfg = stored.pretrained_cfg

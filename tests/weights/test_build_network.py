@@ -57,7 +57,7 @@ def test_a_segmenter_starts_another_one(folder: Path) -> None:
     )
     changed = {name for name, value in other.state_dict().items() if not torch.equal(value, whole[name])}
     assert changed and all(name.startswith("net.segmentation_head.") for name in changed)
-    with pytest.raises(ValueError, match=r"with \{'decoder': 'unet', .*Expected \{'decoder': 'fpn'"):
+    with pytest.raises(ValueError, match=r"with \{'decoder': 'unet'\}\. Expected \{'decoder': 'fpn'"):
         create_task_network(SEGMENTATION, "acmix_resnet_pico", str(folder), num_classes=4)
 
 
