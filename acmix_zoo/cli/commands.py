@@ -48,7 +48,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "predict": Command(
             "fit:predict",
             "IMAGES --model MODEL",
-            "write the classes, boxes or masks of images to files",
+            "predict classes, boxes or masks, and save them",
             "new_photos --model runs/photos",
         ),
         "classify": Command(

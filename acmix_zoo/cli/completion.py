@@ -49,18 +49,26 @@ def completion_script(shell: str, commands: Iterable[str]) -> str:
 
 def _actions(command: str) -> list[argparse.Action]:
     """Return the arguments of a command, without --help."""
+    parsers = [_parser(command, [])] if command not in RECIPE_COMMANDS or command == "predict" else []
+    try:
+        if command in RECIPE_COMMANDS:  # each of them is a subcommand of Lightning's parser
+            trainer = _parser(command, ["--task=classification"])
+            choices = next(a.choices for a in trainer._actions if isinstance(a, argparse._SubParsersAction))
+            parsers.append(choices[command])
+    except ModuleNotFoundError:  # the training libraries are not installed
+        pass
+    actions = [action for parser in parsers for action in parser._actions if "--help" not in action.option_strings]
+    return list({tuple(action.option_strings) or action.dest: action for action in actions}.values())
+
+
+def _parser(command: str, arguments: list[str]) -> argparse.ArgumentParser:
+    """Return the parser of a command with these arguments. `predict` has two."""
     module, _, function = COMMANDS[command].function.partition(":")
     try:
         with parsers_only():
-            getattr(importlib.import_module(f"acmix_zoo.cli.{module}"), function)([])
+            getattr(importlib.import_module(f"acmix_zoo.cli.{module}"), function)(arguments)
     except ParserReady as ready:
-        parser = ready.parser
-        if command in RECIPE_COMMANDS:  # each of them is a subcommand of Lightning's parser
-            choices = next(a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-            parser = choices[command]
-        return [action for action in parser._actions if "--help" not in action.option_strings]
-    except ModuleNotFoundError:  # the training libraries are not installed
-        return []
+        return ready.parser
     raise AssertionError(f"{command} has no parser")
 
 

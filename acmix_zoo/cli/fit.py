@@ -29,10 +29,9 @@ def test(arguments: Sequence[str]) -> None:
 
 
 def predict(arguments: Sequence[str]) -> None:
-    """Write what a network finds in images: with `--config`, the network of a run, with its options; with `--model`,
-    any weights."""
+    """Predict images with any weights (`IMAGES --model`), or with a run and its options (`--config`)."""
     is_short = not arguments or not arguments[0].startswith("-")  # nothing, or an image
-    if is_short or any(word.partition("=")[0] == "--model" for word in arguments):
+    if is_short or {word.partition("=")[0] for word in arguments} & {"--model", "--threshold", "--output"}:
         predict_images(arguments)
     else:
         run_trainer(["predict", *arguments])

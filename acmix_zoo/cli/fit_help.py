@@ -38,9 +38,9 @@ OPTIONS: dict[str, dict[str, str]] = {
     "test": _EVALUATION,
     "predict": {
         "IMAGES": "an image, a folder of images, or a pattern such as '*.jpg'",
-        "--model MODEL": "any weights; nothing else is needed",
-        "--threshold SCORE": "of a detector: leave out boxes with a lower score",
-        "--output FOLDER": "where to write (default: runs/predict-MODEL)",
+        "--model MODEL": "weights: a name, a weight folder, a run folder, or ORG/NAME on the Hub",
+        "--threshold SCORE": "for detectors: drop boxes that score below SCORE",
+        "--output FOLDER": "output folder (default: runs/predict-MODEL)",
         "--config RUN": "instead of IMAGES and --model: the weights of a run, with its options and those below",
         "--data.predict PATH": "an image, or a folder of images",
         "--ckpt_path FILE": "best (the default), last, a run folder or a checkpoint file",

@@ -37,7 +37,7 @@ def list_networks(arguments: Sequence[str]) -> None:
     if not names:
         what = "weights match" if options.pretrained else "network matches"
         is_of_weights = not options.pretrained and list_models(options.pattern, True)
-        advice = "These are weights: add --pretrained" if is_of_weights else "Leave it out to list all"
+        advice = "It matches weights. Add --pretrained to list them" if is_of_weights else "Leave it out to list all"
         raise ValueError(f"no {what} {options.pattern!r}. Expected a name or a pattern such as '*swin*'. {advice}")
     entries = [_weights_entry(name) if options.pretrained else _network_entry(name) for name in names]
     if options.json:

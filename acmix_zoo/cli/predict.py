@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,34 +10,36 @@ from acmix_zoo.cli.parser import MODEL_HELP, Parser
 
 
 def predict_images(arguments: Sequence[str]) -> None:
-    """Write the boxes, masks or classes that weights find in images.
+    """Predict the classes, boxes or masks of images, and save them.
 
     Raises:
         FileNotFoundError, ValueError: there are no such weights or images. Other errors are those of `weight_folder`.
     """
-    parser = Parser("acmix-zoo predict", description="Detect objects in images, segment or classify them.")
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="an image, a folder of images, or a pattern such as '*.jpg'"
-    )
+    parser = Parser("acmix-zoo predict")  # fit_help.py has its help
+    parser.add_argument("images", nargs="+", metavar="IMAGES")
     parser.add_argument("--model", required=True, help=MODEL_HELP)
-    parser.add_argument("--threshold", type=float, help="of a detector: leave out boxes with a lower score")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="output folder (default: runs/predict-MODEL)")
+    parser.add_argument("--threshold", type=float)
+    parser.add_argument("--output", type=Path, metavar="FOLDER")
     if any(word.startswith(("--config", "--data.")) for word in arguments):
-        parser.error("IMAGES and --model do not go with --config and --data.predict. Use one or the other")
+        parser.error("IMAGES and --model cannot be combined with --config and --data.predict. Use one or the other")
     options = parser.parse_intermixed_args(arguments)  # so that images may come last
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
+        parser.error(f"--threshold {options.threshold} is not a score. Expected a number from 0 to 1")
 
     from acmix_zoo.cli.predictions import write_predictions
-    from acmix_zoo.models.task_kinds import DETECTION
+    from acmix_zoo.models.task_kinds import DETECTION, config_task
     from acmix_zoo.training.evaluate import predict
     from acmix_zoo.weights import read_config
     from acmix_zoo.weights.fetch import weight_folder
 
     folder = weight_folder(options.model)
+    config = read_config(folder)
+    task = config_task(config)
+    if options.threshold is not None and task is not DETECTION:
+        parser.error(f"--threshold is for detectors, but {options.model} is for {task.title}. Leave it out")
     found = predict(folder, options.images)
     batches = found.batches
     if options.threshold is not None:
-        if found.task is not DETECTION:
-            parser.error(f"--threshold is for detectors, but {options.model} is for {found.task.title}. Leave it out")
         batches = [[image.above(options.threshold) for image in batch] for batch in batches]
-    output = options.output or Path("runs") / f"predict-{read_config(folder)['acmix_zoo']['name']}"
-    write_predictions(found.task, found.trainer, batches, found.data, output)
+    name = re.sub(r"[^\w.-]+", "-", str(config.get("acmix_zoo", {}).get("name") or folder.name))  # it may be anyone's
+    write_predictions(task, found.trainer, batches, found.data, options.output or Path("runs") / f"predict-{name}")

@@ -117,6 +117,6 @@ def _readable_among(parts: Sequence[FoundImages], location: str) -> FoundImages:
     more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
     message = f"{location}: {count_noun(len(problems), 'file')} cannot be predicted: {'; '.join(problems[:5])}{more}"
     if len(problems) == len(found.paths):
-        raise ValueError(f"{message}. Repair the files, or choose other images with --data.predict")
+        raise ValueError(f"{message}. Repair the files, or choose other images")
     unreadable = set(inspection.unreadable)
     return FoundImages([p for p in found.paths if p not in unreadable], [*found.remarks, message])

@@ -1,4 +1,4 @@
-"""Run a weight folder: measure its scores, compare them with its record, or let it predict."""
+"""Evaluate a weight folder, compare the scores with its record, and predict with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from timm.models import PretrainedCfg
 
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.sources.recorded import use_recorded_source
-from acmix_zoo.models.task_kinds import CLASSIFICATION, TaskKind, config_task
+from acmix_zoo.models.task_kinds import CLASSIFICATION, config_task
 from acmix_zoo.tasks.task_classes import task_classes
 from acmix_zoo.training.logs import quieten_lightning
 from acmix_zoo.weights import read_config
@@ -89,20 +89,18 @@ class Predictions(NamedTuple):
     """What `predict` returns, with everything that is needed to write it.
 
     Attributes:
-        task: the task of the weights.
         trainer: the trainer that predicted.
         data: the data module, with the paths of the images and the names of the classes.
         batches: what the task's `predict_step` returned for each batch.
     """
 
-    task: TaskKind
     trainer: L.Trainer
     data: ResumableDataModule
     batches: list[Any]
 
 
 def predict(folder: Path, images: Sequence[str]) -> Predictions:
-    """Let a weight folder predict. The data that it was trained on are not needed.
+    """Return the predictions of a weight folder for images. Its training data are not needed.
 
     Args:
         folder: a weight folder.
@@ -112,29 +110,28 @@ def predict(folder: Path, images: Sequence[str]) -> Predictions:
         FileNotFoundError, ValueError: there are no such images, or none is readable.
     """
     config = _full_config(folder)
-    kind = config_task(config)
     dataset = config["acmix_zoo"].get("dataset") or {}
     names = config["pretrained_cfg"]["label_names"] or [str(number) for number in range(config["num_classes"])]
     card = {"dataset": dict.fromkeys(("name", "license", "fingerprint")) | dataset, "cfg": {"label_names": names}}
     with use_recorded_source(card):
-        data = task_classes(kind.name).data.for_weights("", config)
+        data = task_classes(config_task(config).name).data.for_weights("", config)
     data.predict = images
-    trainer, task = _trainer_and_task(folder, config)
-    return Predictions(kind, trainer, data, trainer.predict(task, data) or [])
+    trainer, task = _trainer_and_task(folder, config, accelerator="auto")
+    return Predictions(trainer, data, trainer.predict(task, data) or [])
 
 
 def _full_config(folder: Path) -> dict[str, Any]:
-    """Return the content of config.json, with all fields of timm's pretrained_cfg."""
-    config = read_config(folder)
-    config["pretrained_cfg"] = {**asdict(PretrainedCfg()), **config["pretrained_cfg"]}
-    return config
+    """Return the content of config.json, with all fields of timm's pretrained_cfg. A folder of timm has no record."""
+    config = {"acmix_zoo": {}, **read_config(folder)}
+    cfg = config["pretrained_cfg"] = {**asdict(PretrainedCfg()), **config["pretrained_cfg"]}
+    return {"num_classes": cfg["num_classes"], **config}
 
 
-def _trainer_and_task(folder: Path, config: Mapping[str, Any]) -> tuple[L.Trainer, Any]:
+def _trainer_and_task(folder: Path, config: Mapping[str, Any], accelerator: str = "cpu") -> tuple[L.Trainer, Any]:
     """Return a trainer that prints nothing, and the task with the weights."""
     quieten_lightning()
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
     options = {**config.get("task_options", {}), **config["acmix_zoo"].get("evaluation", {})}

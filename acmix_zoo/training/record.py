@@ -73,8 +73,9 @@ def parent_license(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str
     """Return the licence of the weights that `pretrained` referred to, or None if none is known."""
     if not pretrained:
         return None
-    is_elsewhere = pretrained is not True and (os.path.exists(pretrained) or pretrained in shipped_task_networks())
-    if not is_elsewhere:  # a tag, whose licence is registered with the network
+    is_tag = pretrained is True or is_network_name(f"{cfg.get('architecture')}.{pretrained}")
+    is_elsewhere = os.path.exists(str(pretrained)) or pretrained in shipped_task_networks()
+    if is_tag or not is_elsewhere:  # the licence of a tag is registered with the network
         return cfg.get("license")
     try:
         license: str | None = read_config(fetch(locate(str(pretrained))))["acmix_zoo"]["license"]

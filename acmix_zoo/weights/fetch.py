@@ -86,7 +86,7 @@ def _installed_folder(network: ModelLocation) -> Path:
         if folder := installed_folder(f"{network.architecture}.{tag}"):
             return folder
     if not tags:
-        raise NotFoundError(f"there are no weights of {network.name}. `acmix-zoo list --pretrained` shows all weights")
+        raise NotFoundError(f"there are no weights for {network.name}. Run `acmix-zoo list --pretrained` to see all")
     raise NotFoundError(
         f"the weights of {network.name} are not on this machine. Expected weights that are shipped or have been "
         "downloaded before (see `acmix-zoo list --pretrained`). To download them, call "

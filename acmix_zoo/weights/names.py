@@ -9,7 +9,7 @@ from acmix_zoo.weights.shipped import shipped_task_networks
 
 
 def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
-    """Return the names of this project's models, sorted.
+    """Return the names of this project's models.
 
     Args:
         filter: a wildcard such as `"*swin*"`.
@@ -18,7 +18,8 @@ def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
     """
     names: list[str] = timm.list_models(filter, pretrained=pretrained)
     own = [name for name in names if timm.models.model_entrypoint(name).__module__.startswith("acmix_zoo.")]
-    return own + (fnmatch.filter(shipped_task_networks(), filter or "*") if pretrained else [])
+    others = shipped_task_networks() if pretrained else ()
+    return own + [name for name in others if fnmatch.fnmatch(name, filter or "*") or name.startswith(f"{filter}.")]
 
 
 def list_tags(architecture: str) -> list[str]:

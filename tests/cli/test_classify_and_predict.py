@@ -1,6 +1,7 @@
 """`acmix-zoo classify` and `predict`: results, skipped files and errors."""
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 pytest.importorskip("lightning")
 
 from support.commands import assert_fails
+from support.weight_folders import SHIPPED
 
 from acmix_zoo.cli.classify import classify
 from acmix_zoo.cli.main import main
@@ -100,12 +102,39 @@ def test_predict_without_a_recipe(run: Path, photos: Path, tmp_path: Path, capsy
     for arguments, message in (
         ([], "the following arguments are required: --model"),
         ([str(image)], "the following arguments are required: --model"),
+        (
+            [str(image), f"--model={run}", "--threshold=50"],
+            "--threshold 50.0 is not a score",
+        ),
+        ([str(image), "--output=found"], "the following arguments are required: --model"),
         ([f"--model={run}"], "the following arguments are required: IMAGES"),
-        ([str(image), f"--model={run}", f"--config={run}"], "IMAGES and --model do not go with --config"),
+        ([str(image), f"--model={run}", f"--config={run}"], "IMAGES and --model cannot be combined with --config"),
     ):
         with pytest.raises(SystemExit):
             main(["predict", *arguments])
         assert message in capsys.readouterr().err
+
+
+def test_predict_with_weights_without_a_record(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The layout is timm's. The default output folder has a name that cannot lead elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    weights = Path(shutil.copytree(SHIPPED, tmp_path / "weights"))
+    config = json.loads((weights / "config.json").read_text())
+    image = str(photos / "test/class0/0.png")
+    config["acmix_zoo"]["name"] = "../../elsewhere"
+    (weights / "config.json").write_text(json.dumps(config))
+    assert main(["predict", image, f"--model={weights}"]) == 0
+    for key in ("acmix_zoo", "label_names", "num_classes"):
+        del config[key]
+    (weights / "config.json").write_text(json.dumps(config))
+    assert main(["predict", image, f"--model={weights}"]) == 0
+    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert folders == ["predict-..-..-elsewhere", "predict-weights"]
+    header = (tmp_path / "runs/predict-weights/predictions.csv").read_text().splitlines()[0]
+    assert header == "path,class,probability,0,1,2,3,4,5,6,7,8,9"
+    assert_fails(["predict", image, "--model=acmix_resnet26"], capsys, "there are no weights for acmix_resnet26")
 
 
 def test_classify_needs_no_training_libraries(run: Path, photos: Path) -> None:

@@ -61,6 +61,8 @@ def test_training_options_are_completed(tmp_path: Path, capsys: pytest.CaptureFi
     script = run_command(capsys, "completion", "bash")
     assert complete(script, tmp_path, "fit", "--data.image") == {"--data.image_size"}
     assert "--help-all" in complete(script, tmp_path, "predict", "--help")
+    assert complete(script, tmp_path, "predict", "--data.pred") == {"--data.predict"}
+    assert complete(script, tmp_path, "predict", "--thr") == {"--threshold"}
     for shell in ("zsh", "fish"):
         if shutil.which(shell):
             (tmp_path / "script").write_text(run_command(capsys, "completion", shell))

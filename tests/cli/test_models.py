@@ -46,7 +46,7 @@ class TestList:
         assert "81.9 % accuracy, imagenet-1k val (the authors')" in run_command(
             capsys, "list", "acmix_swin_t*", "--pretrained"
         )
-        assert "These are weights: add --pretrained" in run_command(capsys, "list", "fcos*", code=1)
+        assert "It matches weights. Add --pretrained to list them" in run_command(capsys, "list", "fcos*", code=1)
         assert "% mAP, bccd test  shipped" in run_command(capsys, "list", "fcos_*", "--pretrained")
         assert "no weights match '*vit*'" in run_command(capsys, "list", "*vit*", "--pretrained", code=1)
 

@@ -98,7 +98,7 @@ def test_predict_writes_the_form_of_the_task(
     assert (run / f"{written.stem}-1{written.suffix}").exists()
     assert main(["predict", str(picture), "--model", str(run / "weights"), f"--output={tmp_path / 'found'}"]) == 0
     assert _contents(tmp_path / "found" / task.predictions) == _contents(written)
-    command = ["predict", str(picture), "--model", str(run), "--threshold=1.1", f"--output={tmp_path / 'none'}"]
+    command = ["predict", str(picture), "--model", str(run), "--threshold=1", f"--output={tmp_path / 'none'}"]
     if task.name == "detection":
         assert main(command) == 0
         assert json.loads((tmp_path / "none" / task.predictions).read_text())["annotations"] == []

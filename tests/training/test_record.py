@@ -27,7 +27,11 @@ def test_the_record_names_the_weights_that_a_run_started_from(tmp_path: Path) ->
     assert parent_name(str(tmp_path / "start.pth"), {}) == "start.pth"
 
 
-def test_the_record_states_the_licence_of_the_weights_that_a_run_started_from(tmp_path: Path) -> None:
+def test_the_record_states_the_licence_of_the_weights_that_a_run_started_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny_imagenet").mkdir()  # a data set; the tag takes precedence
     cfg = create_model("acmix_resnet_nano", pretrained=True, num_classes=3).pretrained_cfg
     for start in (True, "tiny_imagenet", str(SHIPPED.with_name("acmix_resnet_nano.tiny_imagenet"))):
         assert str(parent_license(start, cfg)).startswith("research use only")
