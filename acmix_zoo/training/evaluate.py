@@ -60,9 +60,10 @@ def evaluate(folder: Path, source: str, split: str) -> dict[str, float]:
     data = task_classes(kind.name).data.for_weights(source, config)
     names = list(data.class_names)
     labels = config["pretrained_cfg"]["label_names"]
-    if labels not in (None, names):
+    if labels not in (None, names) or len(names) != config["num_classes"]:
+        expected = labels[:5] if labels else f"{config['num_classes']} classes"
         raise ValueError(
-            f"the classes of {source} are {names[:5]}. Expected those of {folder}, {labels[:5]}. Use the data set that "
+            f"the classes of {source} are {names[:5]}. Expected those of {folder}, {expected}. Use the data set that "
             "the weights were trained on"
         )
     recorded = ((config["acmix_zoo"].get("dataset") or {}).get("splits") or {}).get(split)

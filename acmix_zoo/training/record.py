@@ -57,31 +57,37 @@ def task_of(module: Any) -> TaskKind:
 
 def parent_name(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str | None:
     """Return the name of the weights that `pretrained` referred to; `cfg` is the network's pretrained_cfg."""
-    if pretrained is True or (pretrained and is_network_name(f"{cfg.get('architecture')}.{pretrained}")):
-        return ".".join(str(cfg[key]) for key in ("architecture", "tag") if cfg.get(key)) or None
     if not pretrained:
         return None
-    if not os.path.isabs(pretrained):
-        return str(pretrained)
+    if _is_tag(pretrained, cfg):
+        return ".".join(str(cfg[key]) for key in ("architecture", "tag") if cfg.get(key)) or None
+    source = str(pretrained)
+    if not os.path.isabs(source):
+        return source
     try:  # the name in the weights' record is more informative than the last part of their path
-        return str(read_config(fetch(locate(pretrained)))["acmix_zoo"]["name"])
+        return str(read_config(fetch(locate(source)))["acmix_zoo"]["name"])
     except (OSError, ValueError, KeyError):
-        return portable_path(pretrained)
+        return portable_path(source)
 
 
 def parent_license(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str | None:
     """Return the licence of the weights that `pretrained` referred to, or None if none is known."""
     if not pretrained:
         return None
-    is_tag = pretrained is True or is_network_name(f"{cfg.get('architecture')}.{pretrained}")
-    is_elsewhere = os.path.exists(str(pretrained)) or pretrained in shipped_task_networks()
-    if is_tag or not is_elsewhere:  # the licence of a tag is registered with the network
+    source = str(pretrained)
+    is_local = os.path.exists(source) or source in shipped_task_networks()
+    if _is_tag(pretrained, cfg) or not is_local:  # the network's pretrained_cfg has the licence
         return cfg.get("license")
     try:
-        license: str | None = read_config(fetch(locate(str(pretrained))))["acmix_zoo"]["license"]
+        license: str | None = read_config(fetch(locate(source)))["acmix_zoo"]["license"]
     except (OSError, ValueError, KeyError):
         return None
     return license
+
+
+def _is_tag(pretrained: bool | str, cfg: Mapping[str, Any]) -> bool:
+    """Return whether `pretrained` is a tag of the network, or True for the default one."""
+    return pretrained is True or is_network_name(f"{cfg.get('architecture')}.{pretrained}")
 
 
 def run_cfg(run: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
