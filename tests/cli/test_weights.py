@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,13 @@ class TestVerify:
         assert "not verified: test top1: 9" in out and "% measured, 93.02 % recorded" in out
         export_folder("digits", tmp_path / "photos", per_class={"train": 3})
         assert "the classes of" in run_command(capsys, "verify", SHIPPED, "--data", tmp_path / "photos", code=1)
+        for folder_of_class in list((tmp_path / "photos").glob("*/9")):
+            shutil.rmtree(folder_of_class)
+        content = json.loads(config)
+        del content["label_names"]
+        (folder / "config.json").write_text(json.dumps(content))
+        error = run_command(capsys, "verify", folder, "--data", tmp_path / "photos", code=1)
+        assert f"Expected those of {folder}, 10 classes" in error
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico", "acmix_san_pico", "acmix_pvt_pico"])
