@@ -22,6 +22,7 @@ from torch import Tensor
 
 import acmix_zoo
 from acmix_zoo import ACmix2d, create_model
+from acmix_zoo.weights.shipped import shipped_classifiers
 from tools import make_parser
 
 ROOT = Path(acmix_zoo.__file__).resolve().parent.parent
@@ -45,7 +46,7 @@ def lines() -> Iterator[str]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = torch.randn(2, 3, 32, 32)
-    for name in sorted(path.name for path in (ROOT / "checkpoints").glob("*.*/")):
+    for name in shipped_classifiers():
         model: Any = create_model(name, pretrained=True).eval()
         with torch.inference_mode():
             yield f"logits {name} {digest({'logits': model(images[:, : model.pretrained_cfg['input_size'][0]])})}"

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import acmix_zoo
+from acmix_zoo.weights.shipped import shipped_classifiers
 
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-FOLDERS = sorted(path.parent for path in (Path(__file__).parents[2] / "checkpoints").glob("*/config.json"))
+FOLDERS = list(shipped_classifiers().values())
 
 
 def labels(folder: Path) -> list[str]:
