@@ -109,7 +109,7 @@ def render_card(config: Mapping[str, Any]) -> str:
     head = ModelCardData(
         library_name="acmix_zoo",
         pipeline_tag=task.pipeline_tag,
-        tags=[task.pipeline_tag, "timm", "acmix"],
+        tags=[task.pipeline_tag, *(["timm"] if task is CLASSIFICATION else []), "acmix"],
         license=license.id,
         license_name=license.name,
         datasets=hub_ids or None,
@@ -135,7 +135,8 @@ def render_card(config: Mapping[str, Any]) -> str:
         ("Environment", _cell(record["environment"])),
     ]
     body = [f"# {escape(name)}", ""]
-    body += [f"Weights for {task.title}, made for `acmix_zoo` (ACmix, CVPR 2022) and timm.", ""]
+    readers = "`acmix_zoo` (ACmix, CVPR 2022)" + (" and timm" if task is CLASSIFICATION else "")
+    body += [f"Weights for {task.title}, made for {readers}.", ""]
     if license.terms:
         body += [f"Licence: {escape(license.terms)}.", ""]
     if is_reconstruction(architecture):

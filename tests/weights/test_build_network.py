@@ -33,7 +33,7 @@ def test_a_folder_states_its_task_and_options(folder: Path) -> None:
     assert config["task"] == "segmentation"
     assert config["task_options"] == {"decoder": "unet", "decoder_kwargs": {}}
     card = (folder / "README.md").read_text()
-    assert safe_load(card.split("---")[1])["tags"] == ["image-segmentation", "timm", "acmix"]
+    assert safe_load(card.split("---")[1])["tags"] == ["image-segmentation", "acmix"]
     assert "| Backbone | `acmix_resnet_pico` |" in card and "pip install 'acmix-zoo[segment]'" in card
     assert "| miou | 50.00 % |" in card and "transformers" not in card
     model = create_model(folder)
