@@ -44,11 +44,20 @@ def ending_on_sigterm() -> Iterator[None]:
         print("\nacmix-zoo: stopped by SIGTERM", file=sys.stderr, flush=True)
         raise Interrupted(128 + signal.SIGTERM)
 
+    def send_again(lost: sys.UnraisableHookArgs) -> None:
+        """Python drops what a handler raises inside a destructor or a callback of a weak reference."""
+        if isinstance(lost.exc_value, Interrupted):
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()  # by then, the destructor has ended
+        else:
+            previous(lost)
+
+    previous, sys.unraisablehook = sys.unraisablehook, send_again
     signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.unraisablehook = previous
 
 
 class Signals:

@@ -40,11 +40,9 @@ def files_in(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_it_trains_and_gives_weights_that_classify(tmp_path: Path) -> None:
     tuning = FineTuning(tmp_path)
-    steps = list(tuning.train(coloured_photos(), "acmix_resnet_pico.fashion_mnist", epochs=4))
-    last = steps[-1]
+    *_, last = tuning.train(coloured_photos(), "acmix_resnet_pico.fashion_mnist", epochs=4)
     assert last.weights and last.archive, last.log
     assert [row["epoch"] for row in last.history] == [1, 2, 3, 4] and "val/top1" in last.history[-1]
-    assert any(0 < len(step.history) < 4 for step in steps), "the curve grows while it trains"
     assert last.message.startswith("Finished. The best epoch has ") and str(tmp_path) not in last.log
     network = load_network(str(last.weights))
     assert next(iter(top_classes(network, Image.new("RGB", (50, 40), (210, 200, 190))))) == "light"

@@ -1,6 +1,8 @@
 """Signals over several processes, and requeueing a SLURM job."""
 
+import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ pytest.importorskip("lightning")
 
 from torch import Tensor
 
-from acmix_zoo.training.signals import Signals, requeue
+from acmix_zoo.training.signals import Interrupted, Signals, ending_on_sigterm, requeue
 
 
 def test_a_slurm_job_is_requeued(
@@ -46,3 +48,17 @@ def test_a_signal_that_arrives_during_the_exchange_is_kept(monkeypatch: pytest.M
     monkeypatch.setattr(torch.distributed, "all_reduce", receive_signal)
     assert signals.agree(torch.device("cpu")) == [0]
     assert signals.agree(torch.device("cpu")) == [signal.SIGTERM]
+
+
+def test_a_sigterm_inside_a_destructor_is_not_lost() -> None:
+    """Python ignores exceptions there, also those of signal handlers."""
+
+    class Terminated:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    kept = [Terminated()]
+    with pytest.raises(Interrupted) as raised, ending_on_sigterm():
+        kept.clear()
+        time.sleep(10)
+    assert raised.value.code == 128 + signal.SIGTERM
