@@ -22,7 +22,8 @@ photos/cat/1.jpg, photos/dog/2.png, ... A tenth of each class is used for valida
 the folder has train/ and val/. A test/ is used once, at the end.
 
 This runs `acmix-zoo fit` with the recipe {RECIPE} and prints that command. Options of `fit`
-may follow, such as --data.num_workers 2 (all of them: acmix-zoo fit --help-all)."""
+may follow, such as --data.num_workers 2 (all of them: acmix-zoo fit --help-all). For detection
+and segmentation, use `fit` with a recipe such as detect/bccd or segment/camvid."""
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -35,6 +36,7 @@ def train(arguments: Sequence[str]) -> None:
     """
     own, further = split_fit_options(arguments)
     options = _parse(own)
+    _check_task(Path(options.folder).expanduser())
 
     from acmix_zoo.cli.fit import run_trainer
     from acmix_zoo.training.launch import is_first_process, next_run_folder
@@ -76,6 +78,24 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} {value} is too small. Use 1 or more")
     return options
+
+
+def _check_task(folder: Path) -> None:
+    """Raise ValueError if a folder is a data set for detection or segmentation."""
+    from acmix_zoo.data.boxes.coco_source import is_coco_folder
+    from acmix_zoo.data.boxes.voc_source import is_voc_folder
+    from acmix_zoo.data.masks.mask_folder import is_mask_folder
+
+    if is_coco_folder(folder) or is_voc_folder(folder):
+        task, network, recipe = "detection", "detector", "detect/bccd"
+    elif is_mask_folder(folder):
+        task, network, recipe = "segmentation", "segmentation network", "segment/camvid"
+    else:
+        return
+    raise ValueError(
+        f"{folder} looks like a {task} data set. Expected a folder with one subfolder of images per class. To train "
+        f"a {network}, use `acmix-zoo fit --config {recipe} --data.source {shlex.quote(str(folder))}`"
+    )
 
 
 def split_fit_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

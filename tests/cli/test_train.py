@@ -11,7 +11,9 @@ import yaml
 
 pytest.importorskip("lightning")
 
+from support.box_data import write_coco, write_voc
 from support.commands import assert_fails, run_command
+from support.tasks import write_masked_images
 from support.training import CrashInSecondEpoch, callback_option
 
 from acmix_zoo.cli.main import main
@@ -154,3 +156,23 @@ class TestErrors:
         words = ["train", str(photos), "--model", "resnet18", "--out", str(tmp_path / "run")]
         assert_fails(words, capsys, "the weights of resnet18 are timm/resnet18", "cannot be reached", "--from-scratch")
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("layout", "task"), [("COCO", "detect/bccd"), ("Pascal VOC", "detect/bccd"), ("masks", "segment/camvid")]
+)
+def test_data_of_another_task_are_refused_with_the_command_to_use(
+    layout: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise, images/ and masks/ would be two classes."""
+    folder = tmp_path / "my data"
+    if layout == "COCO":
+        write_coco(folder)
+    elif layout == "Pascal VOC":
+        write_voc(folder, {"train": [[("a", (1, 2, 20, 20))]]})
+    else:
+        write_masked_images(folder)
+    command = f"acmix-zoo fit --config {task} --data.source '{folder}'"
+    assert_fails(
+        ["train", str(folder)], capsys, f"{folder} looks like a ", "one subfolder of images per class", command
+    )

@@ -151,12 +151,11 @@ def test_sigterm_to_one_of_two_processes_stops_both(two_processes: Path, tmp_pat
     folder = tmp_path / "run"
     process = Process(command(fit(folder, **TWO_PROCESSES)), tmp_path / "log")
     process.wait_for("epoch 1/4")
-    time.sleep(0.3)
     os.kill(process.popen.pid, signal.SIGTERM)  # but not to its children
     process.end(128 + signal.SIGTERM)
     assert "SIGTERM: finishing the step" in process.output
     step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
-    assert step > 15
+    assert step >= 15
     run(command(fit(folder, **TWO_PROCESSES)), tmp_path / "again.log")
     assert differences(two_processes / "checkpoints/last.ckpt", folder / "checkpoints/last.ckpt") == []
     figure("SIGTERM to one process of two", f"both saved step {step} and stopped; resumed: 0 tensors differ")
