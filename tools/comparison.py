@@ -1,6 +1,6 @@
 """Train the networks of the comparison: each path alone and both, the neighbours that the paper names, and ablations.
 
-    python -m tools.comparison TINY_IMAGENET FOLDER                 # all missing runs, about 19 core-hours
+    python -m tools.comparison TINY_IMAGENET FOLDER                 # all missing runs, about 21 core-hours
     python -m tools.comparison TINY_IMAGENET FOLDER --only paths --seeds 0
     python -m tools.comparison TINY_IMAGENET FOLDER --list          # print the runs and their state, train nothing
     python -m tools.comparison TINY_IMAGENET FOLDER --steps         # print how long steps take, train nothing
@@ -10,9 +10,11 @@ Every finished run adds a row to benchmarks/comparison.csv and its epochs to ben
 interrupted run is resumed by the same command.
 
 All runs have the same images and recipe. They also have the same number of steps, except in the group "time", where
-networks with one path train for as long as those with both. The images are those of the first 100 classes of
-Tiny-ImageNet in the order of their WordNet ids, at 32 pixels. The 5,000 images of these classes in the published
-validation set are the test set, which is used once per run, with the weights of the last epoch.
+networks with one path train for as long as those with both. The group "upgrade" continues to train the plain Swins of
+that group, as they are and converted to ACmix-Swins with the same logits, for the same time. The images are those of
+the first 100 classes of Tiny-ImageNet in the order of their WordNet ids, at 32 pixels. The 5,000 images of these
+classes in the published validation set are the test set, which is used once per run, with the weights of the last
+epoch.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from torch import nn
 from acmix_zoo import create_model
 from acmix_zoo.data import ImageDataModule
 from acmix_zoo.layers.complexity import complexity
+from acmix_zoo.models.silent_convolution import add_silent_convolution
 from acmix_zoo.tasks import ClassificationTask
 from acmix_zoo.training import RunFolder
 from acmix_zoo.training.environment import git_revision
@@ -42,6 +45,7 @@ from tools.ablations import ABLATIONS, build
 CLASSES, SIDE, EPOCHS, BATCH = 100, 32, 10, 128
 # With one path, a training step takes 0.87 to 0.94 times as long as with both: `--steps`, one thread, native kernel.
 EQUAL_TIME_EPOCHS = 11
+UPGRADE_EPOCHS = {"attention": 10, "both": 9}
 OPTIMISER: dict[str, Any] = {
     "optimizer": "adamw",
     "lr": 2e-3,
@@ -49,6 +53,7 @@ OPTIMISER: dict[str, Any] = {
     "warmup_epochs": 1.0,
     "label_smoothing": 0.1,
 }
+UPGRADE_LR = OPTIMISER["lr"] / 2  # the networks are already trained
 SEEDS = (0, 1, 2)
 TABLE, EPOCHS_TABLE = Path("benchmarks/comparison.csv"), Path("benchmarks/comparison_epochs.csv")
 PATHS = ("both", "attention", "convolution")
@@ -60,7 +65,8 @@ class Case(NamedTuple):
     """A network of the comparison.
 
     Attributes:
-        group: "paths", "time" (one path, trained as long as both), "neighbours" or "ablations".
+        group: "paths", "time" (one path, trained as long as both), "upgrade" (a trained plain Swin, trained on, with
+            one path or both), "neighbours" or "ablations".
         network: its name in the zoo.
         variant: value of `paths`, a key of `ABLATIONS`, or "" for the network as it is.
     """
@@ -71,11 +77,13 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        parts = self.network, self.variant, "equal-time" if self.group == "time" else ""
-        return "-".join(filter(None, parts))
+        suffix = {"time": "equal-time", "upgrade": "trained-on"}.get(self.group)
+        return "-".join(filter(None, (self.network, self.variant, suffix)))
 
     @property
     def epochs(self) -> int:
+        if self.group == "upgrade":
+            return UPGRADE_EPOCHS[self.variant]
         return EQUAL_TIME_EPOCHS if self.group == "time" else EPOCHS
 
     def build(self) -> nn.Module:
@@ -89,10 +97,13 @@ class Case(NamedTuple):
 CASES = (
     *(Case("paths", f"acmix_{family}_pico", paths) for paths in PATHS for family in FAMILIES),
     *(Case("time", f"acmix_{family}_pico", paths) for paths in PATHS[1:] for family in FAMILIES),
+    *(Case("upgrade", "acmix_swin_pico", paths) for paths in UPGRADE_EPOCHS),
     *(Case("neighbours", f"{name}_pico") for name in NEIGHBOURS),
     # "none" is the network itself, which is among the paths
     *(Case("ablations", "acmix_resnet_pico", name) for name in ABLATIONS if name != "none"),
 )
+PLAIN_SWIN = Case("time", "acmix_swin_pico", "attention")
+"""The network that the group "upgrade" starts from. It is trained first if its run folder is missing."""
 
 
 class ComparisonTask(ClassificationTask):
@@ -100,15 +111,20 @@ class ComparisonTask(ClassificationTask):
 
     Args:
         group, network, variant: the fields of the case. They are separate, so that checkpoints contain plain values.
+        start: checkpoint of a trained plain Swin whose weights the network starts from, or "".
         options: arguments of `ClassificationTask`.
     """
 
-    def __init__(self, group: str, network: str, variant: str, **options: Any) -> None:
-        self.case = Case(group, network, variant)
+    def __init__(self, group: str, network: str, variant: str, start: str = "", **options: Any) -> None:
+        self.case, self.start = Case(group, network, variant), start
         super().__init__(network, num_classes=CLASSES, **options)
 
     def configure_models(self) -> None:
         self.model = self.case.build()
+        if self.start:
+            stored = torch.load(self.start, weights_only=True)["state_dict"]
+            plain = {key.removeprefix("model."): value for key, value in stored.items()}
+            self.model.load_state_dict(add_silent_convolution(plain, self.model))
 
 
 class MixingHistory(Callback):
@@ -154,14 +170,18 @@ def make_subset(source: str, folder: Path) -> Path:
     return new.rename(folder)
 
 
-def train(case: Case, seed: int, source: Path, folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Train one network, or continue its training, and return its row of the table and one row per epoch."""
+def fit(case: Case, seed: int, source: Path, folder: Path) -> tuple[L.Trainer, RunFolder]:
+    """Train one network, or continue its training, and return the trainer and the run folder."""
+    options = dict(OPTIMISER)
+    if case.group == "upgrade":
+        _, plain = fit(PLAIN_SWIN, seed, source, folder.with_name(f"{PLAIN_SWIN.name}-seed{seed}"))
+        options |= {"start": str(plain.last), "lr": UPGRADE_LR}
     L.seed_everything(seed, verbose=False)
     data = ImageDataModule(
         str(source), image_size=SIDE, batch_size=BATCH, val_fraction=0.05, validation_as_test=True, augment="crop",
         crop_scale=(0.35, 1.0), interpolation="bilinear", seed=seed,
     )  # fmt: skip
-    task = ComparisonTask(*case, **OPTIMISER)
+    task = ComparisonTask(*case, **options)
     run = RunFolder(str(folder))
     quieten_lightning()
     trainer = L.Trainer(
@@ -169,7 +189,14 @@ def train(case: Case, seed: int, source: Path, folder: Path) -> tuple[dict[str, 
         enable_model_summary=False, callbacks=[run, MixingHistory()], gradient_clip_val=5.0,
     )  # fmt: skip
     trainer.fit(task, data, ckpt_path=str(run.last) if run.last.exists() else None)
-    (scores,) = trainer.test(task, data, verbose=False)
+    return trainer, run
+
+
+def train(case: Case, seed: int, source: Path, folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Train and test one network, and return its row of the table and one row per epoch."""
+    trainer, run = fit(case, seed, source, folder)
+    task: Any = trainer.lightning_module
+    (scores,) = trainer.test(task, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
     cost = complexity(task.model, (3, SIDE, SIDE))
     minutes = sum(row["seconds"] for row in run.history) / 60
     row = {

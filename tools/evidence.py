@@ -51,12 +51,14 @@ def comparison_results(table: Path = comparison.TABLE) -> list[Result]:
 
 
 def group_rows(group: str, table: Path = comparison.TABLE) -> list[list[str]]:
-    """Return the rows of one group's table. The baseline, ACmix with both paths, is the first network of its family."""
+    """Return the rows of one group's table. The first network of a family is the one that others are compared with."""
     results = comparison_results(table)
     rows = [["network", "parameters", "MACs", "minutes", "runs", "test top-1", "difference, same seeds"]]
-    families = comparison.FAMILIES if group in ("paths", "time") else ("resnet",)
+    families = {"paths": comparison.FAMILIES, "time": comparison.FAMILIES, "upgrade": ("swin",)}.get(group, ("resnet",))
     for family in families:
         baseline = comparison.Case("paths", f"acmix_{family}_pico", "both")
+        if group == "upgrade":
+            baseline = comparison.Case("upgrade", "acmix_swin_pico", "attention")
         baseline_scores: Scores = next((result.scores for result in results if result.case == baseline), {})
         for case, scores, parameters, macs, minutes in results:
             if case == baseline or (case.group == group and (len(families) == 1 or family in case.network)):
@@ -93,7 +95,7 @@ def draw_costs(results: Sequence[Result], path: Path) -> None:
     panels: Any = figure.subplots(1, 2, sharey=True)
     for axes, name in zip(panels, ("MMACs per image", "minutes of training"), strict=True):
         for result in results:
-            if result.case.group in ("ablations", "time"):
+            if result.case.group in ("ablations", "time", "upgrade"):
                 continue
             x = result.macs / 1e6 if name.startswith("MMACs") else result.minutes
             values = [100 * value for value in result.scores.values()]

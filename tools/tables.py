@@ -178,6 +178,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "detection": detection_table,
     "comparison_paths": lambda: _markdown(evidence.group_rows("paths")),
     "comparison_time": lambda: _markdown(evidence.group_rows("time")),
+    "comparison_upgrade": lambda: _markdown(evidence.group_rows("upgrade")),
     "comparison_neighbours": lambda: _markdown(evidence.group_rows("neighbours")),
     "comparison_ablations": lambda: _markdown(evidence.group_rows("ablations")),
     "segmentation": segmentation_table,

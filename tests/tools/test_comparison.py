@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("lightning")
@@ -149,3 +150,28 @@ def test_finished_runs_are_not_repeated(
     main(str(tiny_imagenet), tmp_path / "runs", only=None, seeds=[0, 1], is_list=True)
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert [state for _, state in lines] == ["finished", "finished", "not started", "not started"]
+
+
+@pytest.mark.slow
+def test_an_upgraded_network_starts_with_the_logits_of_the_trained_plain_one(
+    tiny_imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain network is trained first, and not again for the second case."""
+    monkeypatch.setattr(comparison, "CLASSES", 6)
+    monkeypatch.setattr(comparison, "EQUAL_TIME_EPOCHS", 1)
+    monkeypatch.setattr(comparison, "UPGRADE_EPOCHS", {"attention": 2, "both": 1})
+    monkeypatch.setattr(comparison, "BATCH", 8)
+    images = make_subset(str(tiny_imagenet), tmp_path / "images")
+    first = {}
+    for paths in ("attention", "both"):
+        case = Case("upgrade", "acmix_swin_pico", paths)
+        _, epochs = comparison.train(case, 0, images, tmp_path / f"{case.name}-seed0")
+        assert len(epochs) == case.epochs
+        plain = tmp_path / f"{comparison.PLAIN_SWIN.name}-seed0/checkpoints/last.ckpt"
+        first.setdefault("time", plain.stat().st_mtime_ns)
+        assert plain.stat().st_mtime_ns == first["time"]
+        task = comparison.ComparisonTask(*case, start=str(plain), **comparison.OPTIMISER)
+        task.configure_models()
+        image = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+        logits = task.model.eval()(image)
+        assert torch.allclose(first.setdefault("logits", logits), logits, atol=1e-6)
