@@ -1,6 +1,6 @@
 """Train the networks of the comparison: each path alone and both, the neighbours that the paper names, and ablations.
 
-    python -m tools.comparison TINY_IMAGENET FOLDER                 # all missing runs, about 21 core-hours
+    python -m tools.comparison TINY_IMAGENET FOLDER                 # all missing runs, about 22 core-hours
     python -m tools.comparison TINY_IMAGENET FOLDER --only paths --seeds 0
     python -m tools.comparison TINY_IMAGENET FOLDER --list          # print the runs and their state, train nothing
     python -m tools.comparison TINY_IMAGENET FOLDER --steps         # print how long steps take, train nothing
@@ -99,6 +99,7 @@ CASES = (
     *(Case("time", f"acmix_{family}_pico", paths) for paths in PATHS[1:] for family in FAMILIES),
     *(Case("upgrade", "acmix_swin_pico", paths) for paths in UPGRADE_EPOCHS),
     *(Case("neighbours", f"{name}_pico") for name in NEIGHBOURS),
+    Case("neighbours", "acmix_san_pico", "attention"),  # SAN has a trunk of its own
     # "none" is the network itself, which is among the paths
     *(Case("ablations", "acmix_resnet_pico", name) for name in ABLATIONS if name != "none"),
 )
