@@ -11,6 +11,7 @@ from huggingface_hub.utils import validate_repo_id, yaml_dump  # type: ignore[at
 
 from acmix_zoo.models.published import is_reconstruction
 from acmix_zoo.models.task_kinds import CLASSIFICATION, TASK_KINDS, TaskKind, config_task
+from acmix_zoo.weights.class_names import describe_classes
 
 # Hub ids of shipped data sets, by the fingerprint of their contents. The name does not suffice, because any folder may
 # have it.
@@ -159,7 +160,8 @@ def render_card(config: Mapping[str, Any]) -> str:
         for file, caption in pictures.items():
             body += ["", f"{escape(caption)}:", "", f"![{escape(caption)}](pictures/{quote(file)})"]
     if names := config.get("label_names") or cfg.get("label_names"):
-        body += ["", "## Classes", "", *_classes(names, record.get("class_scores"))]
+        words = describe_classes(names, config.get("label_descriptions") or cfg.get("label_descriptions"))
+        body += ["", "## Classes", "", *_classes(names, words, record.get("class_scores"))]
     body += [*("", "## Use", ""), *_usage(task, channels, height, width, config["num_classes"]), ""]
     body += [
         f"`test/example.safetensors` holds an input and its {'logits' if task is CLASSIFICATION else 'outputs'}; "
@@ -169,17 +171,21 @@ def render_card(config: Mapping[str, Any]) -> str:
     return "\n".join(["---", head.to_yaml(line_break="\n"), "---", "", *body, ""])
 
 
-def _classes(names: Sequence[str], scored: Mapping[str, Any] | None) -> list[str]:
+def _classes(names: Sequence[str], descriptions: Sequence[str], scored: Mapping[str, Any] | None) -> list[str]:
     """Return the lines that list the classes, with the scores of each class as a table if there are any."""
+    shown = [
+        f"{number} {escape(words)}" + (f" ({escape(name)})" if words != name else "")
+        for number, (name, words) in enumerate(zip(names, descriptions, strict=True))
+    ]
     if not scored:
-        return [", ".join(f"{number} {escape(name)}" for number, name in enumerate(names)) + "."]
+        return ["; ".join(shown) + "."]  # descriptions may contain commas
     metrics: Mapping[str, Mapping[str, float | None]] = scored["values"]
     lines = [f"Scores on the {escape(scored['split'])} split:", "", f"| class | {' | '.join(map(escape, metrics))} |"]
     lines.append("|---|" + "---:|" * len(metrics))
-    for number, name in enumerate(names):
+    for name, label in zip(names, shown, strict=True):
         values = [metric.get(name) for metric in metrics.values()]
         cells = ["–" if value is None else f"{100 * value:.2f} %" for value in values]
-        lines.append(f"| {number} {escape(name)} | {' | '.join(cells)} |")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
 

@@ -38,10 +38,7 @@ def class_names(model: nn.Module) -> ClassNames:
     if not names or len(names) != count:  # as in `drop_other_names`, for networks that timm built
         subset = infer_imagenet_subset({**cfg, "num_classes": count})
         names = ImageNetInfo(subset).label_names() if subset else [f"class {number}" for number in range(count)]
-    given = cfg.get("label_descriptions") or {}
-    if not isinstance(given, Mapping):  # timm accepts a list, too
-        given = dict(zip(names, given, strict=True))
-    return ClassNames(list(names), [given.get(name) or describe_class(name) for name in names])
+    return ClassNames(list(names), describe_classes(names, cfg.get("label_descriptions")))
 
 
 def drop_other_names(model: nn.Module) -> nn.Module:
@@ -54,6 +51,14 @@ def drop_other_names(model: nn.Module) -> nn.Module:
     if names and len(names) != getattr(model, "num_classes", len(names)):  # features have no classes
         cfg |= {"label_names": None, "label_descriptions": None}
     return model
+
+
+def describe_classes(names: Sequence[str], given: Mapping[str, str] | Sequence[str] | None = None) -> list[str]:
+    """Return the names of classes in words: as `given`, or else those of WordNet ids."""
+    given = given or {}
+    if not isinstance(given, Mapping):  # timm accepts a list, too
+        given = dict(zip(names, given, strict=True))
+    return [given.get(name) or describe_class(name) for name in names]
 
 
 def describe_class(name: str) -> str:

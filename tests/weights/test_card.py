@@ -120,3 +120,14 @@ def test_local_data_sets_are_not_in_the_front_matter(tmp_path: Path) -> None:
     metrics = [{"dataset": "../my/photos", "split": "val", "name": "top1", "value": 1.0}]
     folder = write_weights(tmp_path / "w", record={"metrics": metrics, "dataset": {"name": "../my/photos"}})
     assert not (folder / ".eval_results").exists() and "datasets:" not in (folder / "README.md").read_text()
+
+
+def test_classes_are_listed_in_words(any_config: dict[str, Any]) -> None:
+    """Also those that a data set names by their WordNet ids, and with the scores of each class."""
+    config = copy.deepcopy(any_config)
+    config["pretrained_cfg"]["label_names"] = ["n01443537", "bird"]
+    assert "\n0 goldfish, Carassius auratus (n01443537); 1 bird.\n" in render_card(config)
+    config["label_descriptions"] = {"bird": "any bird"}
+    config["acmix_zoo"]["class_scores"] = {"split": "test", "values": {"AP": {"n01443537": 0.5, "bird": None}}}
+    card = render_card(config)
+    assert "| 0 goldfish, Carassius auratus (n01443537) | 50.00 % |" in card and "| 1 any bird (bird) | – |" in card
