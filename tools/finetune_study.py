@@ -1,6 +1,6 @@
 """Measure the benefit of pretrained weights on photographs: test accuracy against the number of training images.
 
-    python -m tools.finetune_study CLOTHING FOLDER            # all missing runs, about two core-hours
+    python -m tools.finetune_study CLOTHING FOLDER            # all missing runs, about five core-hours
     python -m tools.finetune_study CLOTHING FOLDER --list     # print the runs and their state, train nothing
 
 CLOTHING is the folder of the clothing photographs (train/, validation/ and test/ with ten classes), and FOLDER receives
