@@ -1,6 +1,6 @@
 """Train the networks of the comparison: each path alone and both, the neighbours that the paper names, and ablations.
 
-    python -m tools.comparison TINY_IMAGENET FOLDER                 # all missing runs, about 22 core-hours
+    python -m tools.comparison TINY_IMAGENET FOLDER                 # all missing runs, about 23 core-hours
     python -m tools.comparison TINY_IMAGENET FOLDER --only paths --seeds 0
     python -m tools.comparison TINY_IMAGENET FOLDER --list          # print the runs and their state, train nothing
     python -m tools.comparison TINY_IMAGENET FOLDER --steps         # print how long steps take, train nothing
@@ -9,12 +9,14 @@ TINY_IMAGENET is the Hub id zh-plus/tiny-imagenet or a folder with its parquet f
 Every finished run adds a row to benchmarks/comparison.csv and its epochs to benchmarks/comparison_epochs.csv. An
 interrupted run is resumed by the same command.
 
-All runs have the same images and recipe. They also have the same number of steps, except in the group "time", where
-networks with one path train for as long as those with both. The group "upgrade" continues to train the plain Swins of
-that group, as they are and converted to ACmix-Swins with the same logits, for the same time. The images are those of
-the first 100 classes of Tiny-ImageNet in the order of their WordNet ids, at 32 pixels. The 5,000 images of these
-classes in the published validation set are the test set, which is used once per run, with the weights of the last
-epoch.
+All runs have the same images. Except in the following two groups, they also have the same recipe and number of steps.
+In the group "time", networks with one path train for as long as those with both. The group "upgrade" starts from the
+plain Swins of that group and trains them at half the learning rate for the same additional time, either unchanged or
+converted to ACmix-Swins that compute the same logits.
+
+The images are those of the first 100 classes of Tiny-ImageNet in the order of their WordNet ids, at 32 pixels. The
+5,000 images of these classes in the published validation set are the test set, which is used once per run, with the
+weights of the last epoch.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from tools.ablations import ABLATIONS, build
 CLASSES, SIDE, EPOCHS, BATCH = 100, 32, 10, 128
 # With one path, a training step takes 0.87 to 0.94 times as long as with both: `--steps`, one thread, native kernel.
 EQUAL_TIME_EPOCHS = 11
+# An epoch of ACmix-Swin takes about as long as 1.1 of the plain Swin.
 UPGRADE_EPOCHS = {"attention": 10, "both": 9}
 OPTIMISER: dict[str, Any] = {
     "optimizer": "adamw",
@@ -65,8 +68,8 @@ class Case(NamedTuple):
     """A network of the comparison.
 
     Attributes:
-        group: "paths", "time" (one path, trained as long as both), "upgrade" (a trained plain Swin, trained on, with
-            one path or both), "neighbours" or "ablations".
+        group: "paths", "time" (one path, trained as long as both), "upgrade" (a trained plain Swin, trained further
+            unchanged or with both paths), "neighbours" or "ablations".
         network: its name in the zoo.
         variant: value of `paths`, a key of `ABLATIONS`, or "" for the network as it is.
     """
@@ -77,7 +80,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        suffix = {"time": "equal-time", "upgrade": "trained-on"}.get(self.group)
+        suffix = {"time": "equal-time", "upgrade": "continued"}.get(self.group)
         return "-".join(filter(None, (self.network, self.variant, suffix)))
 
     @property
@@ -96,10 +99,10 @@ class Case(NamedTuple):
 
 CASES = (
     *(Case("paths", f"acmix_{family}_pico", paths) for paths in PATHS for family in FAMILIES),
+    *(Case("paths", "acmix_san_pico", paths) for paths in PATHS[:2]),  # attention alone is SAN, a neighbour
     *(Case("time", f"acmix_{family}_pico", paths) for paths in PATHS[1:] for family in FAMILIES),
     *(Case("upgrade", "acmix_swin_pico", paths) for paths in UPGRADE_EPOCHS),
     *(Case("neighbours", f"{name}_pico") for name in NEIGHBOURS),
-    Case("neighbours", "acmix_san_pico", "attention"),  # SAN has a trunk of its own
     # "none" is the network itself, which is among the paths
     *(Case("ablations", "acmix_resnet_pico", name) for name in ABLATIONS if name != "none"),
 )

@@ -54,7 +54,9 @@ def group_rows(group: str, table: Path = comparison.TABLE) -> list[list[str]]:
     """Return the rows of one group's table. The first network of a family is the one that others are compared with."""
     results = comparison_results(table)
     rows = [["network", "parameters", "MACs", "minutes", "runs", "test top-1", "difference, same seeds"]]
-    families = {"paths": comparison.FAMILIES, "time": comparison.FAMILIES, "upgrade": ("swin",)}.get(group, ("resnet",))
+    families = {"paths": (*comparison.FAMILIES, "san"), "time": comparison.FAMILIES, "upgrade": ("swin",)}.get(
+        group, ("resnet",)
+    )
     for family in families:
         baseline = comparison.Case("paths", f"acmix_{family}_pico", "both")
         if group == "upgrade":
@@ -99,7 +101,7 @@ def draw_costs(results: Sequence[Result], path: Path) -> None:
                 continue
             x = result.macs / 1e6 if name.startswith("MMACs") else result.minutes
             values = [100 * value for value in result.scores.values()]
-            color = "tab:red" if "acmix" in result.case.network else "tab:blue"
+            color = "tab:red" if result.case.variant == "both" else "tab:blue"
             spread = statistics.stdev(values) if len(values) > 1 else 0
             axes.errorbar(x, statistics.mean(values), spread, fmt="o", color=color, capsize=3)
             axes.annotate(

@@ -18,7 +18,7 @@ from acmix_zoo.data.masks.mask_folder import is_mask_folder
 from acmix_zoo.data.masks.mask_sources import open_mask_source
 from acmix_zoo.data.sources.open import open_source
 from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION
-from acmix_zoo.models.task_kinds import CLASSIFICATION, DETECTION, SEGMENTATION, TASK_KINDS
+from acmix_zoo.models.task_kinds import CLASSIFICATION, DETECTION, SEGMENTATION, TASK_KINDS, TaskKind
 
 _OPTION_TASKS = {
     "label_column": CLASSIFICATION,
@@ -62,7 +62,7 @@ def data(arguments: Sequence[str]) -> bool:
 def _open_loaders(options: argparse.Namespace) -> IndexedLoaders:
     """Return the loaders of a data set, which know how to check and summarise it."""
     given = {name: value for name in _OPTION_TASKS if (value := getattr(options, name)) is not None}
-    task = options.task or next((_OPTION_TASKS[name].name for name in given), _layout_task(options.source))
+    task = options.task or next((_OPTION_TASKS[name].name for name in given), layout_task(options.source).name)
     for name in given:
         if _OPTION_TASKS[name].name != task:
             raise ValueError(f"--{name} does not apply to data for {task}. Expected --task {_OPTION_TASKS[name].name}")
@@ -75,9 +75,9 @@ def _open_loaders(options: argparse.Namespace) -> IndexedLoaders:
     return IndexedLoaders(open_source(options.source, **given), DEFAULT_VAL_FRACTION, seed=0)
 
 
-def _layout_task(source: str) -> str:
+def layout_task(source: str) -> TaskKind:
     """Return the task for which a folder is laid out, classification for anything else."""
     path = Path(source).expanduser()
     if is_coco_folder(path) or is_voc_folder(path):
-        return DETECTION.name
-    return SEGMENTATION.name if is_mask_folder(path) else CLASSIFICATION.name
+        return DETECTION
+    return SEGMENTATION if is_mask_folder(path) else CLASSIFICATION

@@ -21,8 +21,8 @@ _EVALUATION = {
 OPTIONS: dict[str, dict[str, str]] = {
     "fit": {
         **_CONFIG,
-        "--data.source SOURCE": "folder with one subfolder per class, table, Hub data set, or fashion_mnist. For "
-        "recipes of segment/: folder with images/ and masks/; of detect/: COCO or Pascal VOC",
+        "--data.source SOURCE": "folder with one subfolder per class (train/ and test/ are recognised), table, "
+        "Hub data set, or fashion_mnist. Segmentation: images/ and masks/. Detection: COCO or Pascal VOC",
         "--model.model NAME": "network: a name of `acmix-zoo list`, any timm model, or a weight folder",
         "--model.pretrained WEIGHTS": "weights to start from: true, false, a tag, or anything that MODEL can be",
         "--data.image_size PIXELS": "side length of the square input, in pixels",

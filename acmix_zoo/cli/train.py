@@ -36,7 +36,7 @@ def train(arguments: Sequence[str]) -> None:
     """
     own, further = split_fit_options(arguments)
     options = _parse(own)
-    _check_task(Path(options.folder).expanduser())
+    _check_task(options.folder)
 
     from acmix_zoo.cli.fit import run_trainer
     from acmix_zoo.training.launch import is_first_process, next_run_folder
@@ -80,22 +80,20 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _check_task(folder: Path) -> None:
-    """Raise ValueError if a folder is a data set for detection or segmentation."""
-    from acmix_zoo.data.boxes.coco_source import is_coco_folder
-    from acmix_zoo.data.boxes.voc_source import is_voc_folder
-    from acmix_zoo.data.masks.mask_folder import is_mask_folder
+# A recipe to begin with, for data of other tasks.
+_OTHER_RECIPES = {"detection": "detect/bccd", "segmentation": "segment/camvid"}
 
-    if is_coco_folder(folder) or is_voc_folder(folder):
-        task, network, recipe = "detection", "detector", "detect/bccd"
-    elif is_mask_folder(folder):
-        task, network, recipe = "segmentation", "segmentation network", "segment/camvid"
-    else:
-        return
-    raise ValueError(
-        f"{folder} looks like a {task} data set. Expected a folder with one subfolder of images per class. To train "
-        f"a {network}, use `acmix-zoo fit --config {recipe} --data.source {shlex.quote(str(folder))}`"
-    )
+
+def _check_task(source: str) -> None:
+    """Raise ValueError if a folder is laid out for detection or segmentation."""
+    from acmix_zoo.cli.data import layout_task
+
+    task = layout_task(source).name
+    if task in _OTHER_RECIPES:
+        raise ValueError(
+            f"{source} looks like a {task} data set. Expected a folder with one subfolder of images per class. Use "
+            f"`acmix-zoo fit --config {_OTHER_RECIPES[task]} --data.source {shlex.quote(source)}`"
+        )
 
 
 def split_fit_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

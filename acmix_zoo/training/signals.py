@@ -40,14 +40,21 @@ def ending_on_sigterm() -> Iterator[None]:
         yield
         return
 
+    resends: list[threading.Timer] = []
+
     def end(number: int, frame: FrameType | None) -> None:
-        print("\nacmix-zoo: stopped by SIGTERM", file=sys.stderr, flush=True)
+        if not resends:
+            print("\nacmix-zoo: stopped by SIGTERM", file=sys.stderr, flush=True)
         raise Interrupted(128 + signal.SIGTERM)
 
     def send_again(lost: sys.UnraisableHookArgs) -> None:
-        """Python drops what a handler raises inside a destructor or a callback of a weak reference."""
+        """Send SIGTERM again if Python dropped the exception, as it does in destructors and weak-reference callbacks.
+
+        The second one may be dropped, too, and is then also sent again.
+        """
         if isinstance(lost.exc_value, Interrupted):
-            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()  # by then, the destructor has ended
+            resends.append(threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)))
+            resends[-1].start()
         else:
             previous(lost)
 
@@ -56,6 +63,8 @@ def ending_on_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
+        for timer in resends:
+            timer.cancel()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.unraisablehook = previous
 

@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id, yaml_dump  # type: ignore[at
 
 from acmix_zoo.models.published import is_reconstruction
 from acmix_zoo.models.task_kinds import CLASSIFICATION, TASK_KINDS, TaskKind, config_task
-from acmix_zoo.weights.class_names import describe_classes
+from acmix_zoo.weights.class_names import describe_class, describe_classes
 
 # Hub ids of shipped data sets, by the fingerprint of their contents. The name does not suffice, because any folder may
 # have it.
@@ -160,7 +160,8 @@ def render_card(config: Mapping[str, Any]) -> str:
         for file, caption in pictures.items():
             body += ["", f"{escape(caption)}:", "", f"![{escape(caption)}](pictures/{quote(file)})"]
     if names := config.get("label_names") or cfg.get("label_names"):
-        words = describe_classes(names, config.get("label_descriptions") or cfg.get("label_descriptions"))
+        given = config.get("label_descriptions") or cfg.get("label_descriptions")
+        words = describe_classes(names, given) if given else [_first_synonym(name) for name in names]
         body += ["", "## Classes", "", *_classes(names, words, record.get("class_scores"))]
     body += [*("", "## Use", ""), *_usage(task, channels, height, width, config["num_classes"]), ""]
     body += [
@@ -169,6 +170,12 @@ def render_card(config: Mapping[str, Any]) -> str:
         f"Written by acmix_zoo {escape(record['version'])}; every number above comes from `config.json`.",
     ]
     return "\n".join(["---", head.to_yaml(line_break="\n"), "---", "", *body, ""])
+
+
+def _first_synonym(name: str) -> str:
+    """Return a class name unchanged, unless it is a WordNet id: "tabby" for n02123045."""
+    words = describe_class(name)
+    return words if words == name else words.partition(",")[0]
 
 
 def _classes(names: Sequence[str], descriptions: Sequence[str], scored: Mapping[str, Any] | None) -> list[str]:

@@ -57,7 +57,10 @@ def test_it_trains_and_gives_weights_that_classify(tmp_path: Path) -> None:
 def steps_with(
     script: str, folder: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None
 ) -> list[Progress]:
-    """Return the progress of a training that runs a script in the run folder in place of `acmix-zoo train`."""
+    """Return the progress of a training that runs a script in the run folder in place of `acmix-zoo train`.
+
+    Once the first epoch has been seen, there is a file `seen` next to `folder`.
+    """
 
     def command(photos: PhotoArchive, data: Path, run: Path, start: str, epochs: int) -> Sequence[str]:
         run.mkdir()
@@ -69,6 +72,8 @@ def steps_with(
     tuning, steps = FineTuning(folder), []
     for step in tuning.train(coloured_photos(), "acmix_resnet_pico", epochs=2):
         steps.append(step)
+        if step.history:
+            (folder.parent / "seen").touch()
         if len(step.history) == stop_after:
             tuning.stop()
     assert not files_in(folder), "no photo and no other file is left"
@@ -83,6 +88,15 @@ def test_stopping_ends_the_process_and_says_so(tmp_path: Path, monkeypatch: pyte
     assert steps[-1].message == "The training was stopped. It left no weights." and steps[-1].weights is None
     assert steps[-1].history == [{"epoch": 1.0, "train/loss": 0.5, "val/top1": 0.75}]
     assert any(step.message == "Epoch 2 of 2 …" for step in steps)
+
+
+def test_the_curve_grows_during_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second epoch ends when the page has shown the first."""
+    (tmp_path / "own").mkdir()
+    wait = f"while not os.path.exists({str(tmp_path / 'seen')!r}): time.sleep(0.01)\n"
+    second = "open('metrics.csv', 'a').write('2,0.25,1.0\\n')"
+    steps = steps_with(ONE_EPOCH + wait + second, tmp_path / "own", monkeypatch)
+    assert list(dict.fromkeys(len(step.history) for step in steps)) == [0, 1, 2]
 
 
 def test_a_failure_shows_the_error_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

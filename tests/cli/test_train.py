@@ -13,6 +13,7 @@ pytest.importorskip("lightning")
 
 from support.box_data import write_coco, write_voc
 from support.commands import assert_fails, run_command
+from support.image_data import write_files
 from support.tasks import write_masked_images
 from support.training import CrashInSecondEpoch, callback_option
 
@@ -176,3 +177,10 @@ def test_data_of_another_task_are_refused_with_the_command_to_use(
     assert_fails(
         ["train", str(folder)], capsys, f"{folder} looks like a ", "one subfolder of images per class", command
     )
+
+
+def test_labels_for_yolo_are_not_taken_for_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_files(tmp_path / "yolo", "images/1.png")
+    (tmp_path / "yolo/labels").mkdir()
+    (tmp_path / "yolo/labels/1.txt").write_text("0 0.5 0.5 0.1 0.1")
+    assert_fails(["train", str(tmp_path / "yolo")], capsys, "contain no images: labels (1 .txt file)")

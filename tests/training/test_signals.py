@@ -50,7 +50,7 @@ def test_a_signal_that_arrives_during_the_exchange_is_kept(monkeypatch: pytest.M
     assert signals.agree(torch.device("cpu")) == [signal.SIGTERM]
 
 
-def test_a_sigterm_inside_a_destructor_is_not_lost() -> None:
+def test_a_sigterm_inside_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
     """Python ignores exceptions there, also those of signal handlers."""
 
     class Terminated:
@@ -62,3 +62,4 @@ def test_a_sigterm_inside_a_destructor_is_not_lost() -> None:
         kept.clear()
         time.sleep(10)
     assert raised.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.count("stopped by SIGTERM") == 1

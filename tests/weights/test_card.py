@@ -126,7 +126,7 @@ def test_classes_are_listed_in_words(any_config: dict[str, Any]) -> None:
     """Also those that a data set names by their WordNet ids, and with the scores of each class."""
     config = copy.deepcopy(any_config)
     config["pretrained_cfg"]["label_names"] = ["n01443537", "bird"]
-    assert "\n0 goldfish, Carassius auratus (n01443537); 1 bird.\n" in render_card(config)
+    assert "\n0 goldfish (n01443537); 1 bird.\n" in render_card(config)
     config["label_descriptions"] = {"bird": "any bird"}
     config["acmix_zoo"]["class_scores"] = {"split": "test", "values": {"AP": {"n01443537": 0.5, "bird": None}}}
     card = render_card(config)

@@ -27,11 +27,12 @@ LAYOUT = "images/train/1.jpg with masks/train/1.png, or train/images/1.jpg with 
 
 
 def is_mask_folder(path: Path) -> bool:
-    """Return whether a folder has the layout of `MaskFolder`."""
+    """Return whether a folder has the layout of `MaskFolder`. Labels that are text files, as for YOLO, are no masks."""
     if not path.is_dir():
         return False
     roots = [path, *(path / name for name in _folder_names(path) if name.lower() in SPLIT_NAMES)]
-    return any(_subfolder(root, IMAGE_FOLDERS) and _subfolder(root, MASK_FOLDERS) for root in roots)
+    masks = [_subfolder(root, MASK_FOLDERS) for root in roots if _subfolder(root, IMAGE_FOLDERS)]
+    return any(is_image_name(name) for folder in masks if folder for _, _, names in os.walk(folder) for name in names)
 
 
 class MaskFolder(IndexedSource):
