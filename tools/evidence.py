@@ -95,21 +95,22 @@ def draw_costs(results: Sequence[Result], path: Path) -> None:
     """Draw test accuracy against multiply-accumulates, and against measured training time."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     panels: Any = figure.subplots(1, 2, sharey=True)
+    shown = [result for result in results if result.case.group not in ("ablations", "time", "upgrade")]
     for axes, name in zip(panels, ("MMACs per image", "minutes of training"), strict=True):
-        for result in results:
-            if result.case.group in ("ablations", "time", "upgrade"):
-                continue
-            x = result.macs / 1e6 if name.startswith("MMACs") else result.minutes
+        places = [result.macs / 1e6 if name.startswith("MMACs") else result.minutes for result in shown]
+        middle = (min(places) + max(places)) / 2
+        for result, x in zip(shown, places, strict=True):
             values = [100 * value for value in result.scores.values()]
             color = "tab:red" if result.case.variant == "both" else "tab:blue"
             spread = statistics.stdev(values) if len(values) > 1 else 0
             axes.errorbar(x, statistics.mean(values), spread, fmt="o", color=color, capsize=3)
+            side: dict[str, Any] = {"ha": "right", "xytext": (-5, 4)} if x > middle else {"xytext": (5, 4)}
             axes.annotate(
-                result.case.name.replace("_pico", ""), (x, statistics.mean(values)), (5, 4), fontsize=7,
-                textcoords="offset points",
+                result.case.name.replace("_pico", ""), (x, statistics.mean(values)), fontsize=7,
+                textcoords="offset points", **side,
             )  # fmt: skip
         axes.set_xlabel(name)
-        axes.margins(x=0.35, y=0.1)
+        axes.margins(x=0.15, y=0.1)
     panels[0].set_ylabel("test top-1 in %")
     figure.savefig(path, dpi=110)
 
