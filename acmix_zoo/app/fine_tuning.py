@@ -53,7 +53,7 @@ class FineTuning:
     def train(self, photos: PhotoArchive, start: str, epochs: int) -> Iterator[Progress]:
         """Train, and yield the progress until the weight folder is written, the training fails, or it is stopped.
 
-        The photos are on disk only while this runs.
+        The photos are on disk only until the last progress.
 
         Args:
             photos: the training images.
@@ -78,11 +78,12 @@ class FineTuning:
                 self._end_process()
             history, text = _history(run), _readable_log(log, work)
             if self._is_stopped:
-                yield Progress("The training was stopped. It left no weights.", history, text)
+                last = Progress("The training was stopped. It left no weights.", history, text)
             elif not (run / "weights").is_dir():
-                yield Progress(f"The training failed: {_error(text)}", history, text)
+                last = Progress(f"The training failed: {_error(text)}", history, text)
             else:
-                yield self._finished(run / "weights", history, text)
+                last = self._finished(run / "weights", history, text)
+        yield last  # by now, the photos are deleted
 
     def stop(self) -> None:
         """End a running training. `train` then yields a last progress."""

@@ -6,14 +6,12 @@ The command `acmix-zoo app`, which a Space on the Hugging Face Hub runs too, sta
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 
 from acmix_zoo.app.curves import CURVE_STYLE
 from acmix_zoo.app.decision import load_network, shipped_examples
@@ -27,7 +25,7 @@ _HOUR = 3600
 def serve(
     models: Sequence[str], *, host: str, port: int | None, opens_browser: bool, when_ready: Callable[[str], None]
 ) -> None:
-    """Run the page until Ctrl-C or SIGTERM.
+    """Run the page until a KeyboardInterrupt or an exception from a signal handler.
 
     Args:
         models: names or paths of networks to choose from, before those that ship with the package.
@@ -42,7 +40,7 @@ def serve(
     for model in models:
         load_network(model)
     networks = list(dict.fromkeys([*models, *sorted(shipped_classifiers(), key=lambda name: name != _FIRST)]))
-    with TemporaryDirectory(prefix="acmix-zoo-app-") as folder, _without_network(folder), _ending_on_sigterm():
+    with TemporaryDirectory(prefix="acmix-zoo-app-") as folder, _without_network(folder):
         import gradio as gr  # reads the environment
 
         from acmix_zoo.app.look_tab import look_tab
@@ -101,20 +99,3 @@ def _without_network(folder: str) -> Iterator[None]:
     finally:
         for name, value in previous.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Within this context, SIGTERM ends the program in the same way as Ctrl-C, so that the folder is deleted."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +20,7 @@ _PACKAGES = ("gradio", "lightning", "matplotlib")
 
 
 def app(arguments: Sequence[str]) -> None:
-    """Run the page until Ctrl-C, or write the folder of a Space.
+    """Run the page until Ctrl-C or SIGTERM, or write the folder of a Space.
 
     Raises:
         ModuleNotFoundError: gradio or a training dependency is not installed.
@@ -37,8 +38,12 @@ def app(arguments: Sequence[str]) -> None:
         raise ModuleNotFoundError(f"app needs {' and '.join(missing)}. Install with: pip install 'acmix-zoo[app]'")
 
     from acmix_zoo.app.serve import serve
+    from acmix_zoo.training.signals import Interrupted, ending_on_sigterm
 
-    serve(options.models, host=options.host, port=options.port, opens_browser=options.open, when_ready=_print_address)
+    with suppress(Interrupted), ending_on_sigterm():
+        serve(
+            options.models, host=options.host, port=options.port, opens_browser=options.open, when_ready=_print_address
+        )
     # Everything is deleted now. A thread that still explains an image would abort the process when Python ends it.
     sys.stdout.flush()
     os._exit(0)
