@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,8 @@ _OPTION_TASKS = {
     "box_format": DETECTION,
 }
 """The task whose data an option describes."""
+_RECIPES = {DETECTION.name: "detect/bccd", SEGMENTATION.name: "segment/camvid"}
+"""A recipe to begin with, for data of other tasks than classification."""
 
 
 def data(arguments: Sequence[str]) -> bool:
@@ -81,3 +84,13 @@ def layout_task(source: str) -> TaskKind:
     if is_coco_folder(path) or is_voc_folder(path):
         return DETECTION
     return SEGMENTATION if is_mask_folder(path) else CLASSIFICATION
+
+
+def check_class_folders(source: str) -> None:
+    """Raise ValueError if a folder is laid out for detection or segmentation, so that it is not for classification."""
+    task = layout_task(source).name
+    if task in _RECIPES:
+        raise ValueError(
+            f"{source} looks like a {task} data set. Expected a folder with one subfolder of images per class. Use "
+            f"`acmix-zoo fit --config {_RECIPES[task]} --data.source {shlex.quote(source)}`"
+        )

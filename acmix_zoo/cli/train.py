@@ -36,7 +36,6 @@ def train(arguments: Sequence[str]) -> None:
     """
     own, further = split_fit_options(arguments)
     options = _parse(own)
-    _check_task(options.folder)
 
     from acmix_zoo.cli.fit import run_trainer
     from acmix_zoo.training.launch import is_first_process, next_run_folder
@@ -78,22 +77,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} {value} is too small. Use 1 or more")
     return options
-
-
-# A recipe to begin with, for data of other tasks.
-_OTHER_RECIPES = {"detection": "detect/bccd", "segmentation": "segment/camvid"}
-
-
-def _check_task(source: str) -> None:
-    """Raise ValueError if a folder is laid out for detection or segmentation."""
-    from acmix_zoo.cli.data import layout_task
-
-    task = layout_task(source).name
-    if task in _OTHER_RECIPES:
-        raise ValueError(
-            f"{source} looks like a {task} data set. Expected a folder with one subfolder of images per class. Use "
-            f"`acmix-zoo fit --config {_OTHER_RECIPES[task]} --data.source {shlex.quote(source)}`"
-        )
 
 
 def split_fit_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

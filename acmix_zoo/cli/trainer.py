@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from acmix_zoo.cli.checkpoint_option import find_checkpoint
+from acmix_zoo.cli.data import check_class_folders
 from acmix_zoo.cli.find_lr import check_find_lr, suggest_learning_rate
 from acmix_zoo.cli.old_names import with_current_keys
 from acmix_zoo.cli.parser import Parser
@@ -152,6 +153,8 @@ class TrainingCLI(LightningCLI):
         elif config.data.source is None:
             expected = task_classes(self.task.name).data.expected_source
             raise ValueError(missing_source_message(str(self.subcommand), expected))
+        elif self.task is CLASSIFICATION:
+            check_class_folders(config.data.source)
         if self.subcommand == "fit" and recorded is not None:
             self.is_finished = self._check_resume(config, recorded, run)
 

@@ -174,9 +174,12 @@ def test_data_of_another_task_are_refused_with_the_command_to_use(
     else:
         write_masked_images(folder)
     command = f"acmix-zoo fit --config {task} --data.source '{folder}'"
-    assert_fails(
-        ["train", str(folder)], capsys, f"{folder} looks like a ", "one subfolder of images per class", command
-    )
+    fit = ["fit", "--config", "finetune/linear_probe", "--run.folder", str(tmp_path / "run"), "--data.source"]
+    for words in (["train"], fit):
+        assert_fails(
+            [*words, str(folder)], capsys, f"{folder} looks like a ", "one subfolder of images per class", command
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_labels_for_yolo_are_not_taken_for_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
