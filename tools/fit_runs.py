@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from acmix_zoo.cli.main import main
 from acmix_zoo.weights import read_config
 from tools import append_rows
 
@@ -50,7 +50,9 @@ def train_missing(
             state = "finished" if run in done else "started" if target.is_dir() else "not started"
             print(f"{run.name:<36} {state}")
         elif run not in done:
-            subprocess.run([sys.executable, "-m", "acmix_zoo.cli", *arguments(run, target)], check=True)
+            # not a child process, which would go on if this one is stopped by a signal
+            if status := main(arguments(run, target)):
+                sys.exit(status)
             append_rows(table, [row(run, read_config(target / "weights")["acmix_zoo"])])
 
 

@@ -61,8 +61,6 @@ def test_only_pretrained_networks_have_smaller_rates_in_lower_layers(tmp_path: P
 def test_a_run_is_recorded_and_not_repeated(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    root = Path.cwd()
-    monkeypatch.setenv("PYTHONPATH", str(root))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "benchmarks").mkdir()
     monkeypatch.setattr(finetune_study, "SIZE", 32)

@@ -52,7 +52,6 @@ def test_a_run_is_recorded_and_not_repeated(
             for i in range(count):
                 pixels = np.random.default_rng(i).integers(0, 12, (120, 160), np.uint8)
                 Image.fromarray(pixels).convert("RGB" if kind == "images" else "L").save(folder / f"{i}.png")
-    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(segmentation_study, "EPOCHS", 1)
     monkeypatch.setattr(segmentation_study, "RUNS", [Run("attention", 1)])
