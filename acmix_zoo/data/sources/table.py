@@ -15,7 +15,7 @@ from acmix_zoo.data.images import UnreadableImage, load_image
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.image_sets import Images
 from acmix_zoo.data.sources.path_safety import allowed_roots, checked_path
-from acmix_zoo.data.sources.shards import Shards, has_metadata, metadata_files
+from acmix_zoo.data.sources.shards import Shards, has_class_folders, has_metadata, metadata_files
 from acmix_zoo.data.sources.split_names import local_name, match_splits
 from acmix_zoo.data.sources.table_columns import (
     Classes,
@@ -103,12 +103,15 @@ class TableSource(IndexedSource):
         train = self.tables["train"]
         self.license = str(train.info.license or "unknown")
         self.column = find_image_column(train.features, source)
-        self.label = find_label_column(train.features, source, self.column, label_column)
+        self.label = find_label_column(train.features, source, self.column, label_column, _folder_hint(path, shards))
         declared = declared_class_names(train.features[self.label])
         if declared:
             self.classes = Classes(declared)
         else:
-            self.classes = number_classes(train.unique(self.label), self.label, shards.class_names())
+            values = train.unique(self.label)
+            if values == [None]:
+                raise ValueError(f"{source}: column {self.label!r} names no class for any image{self._hint}")
+            self.classes = number_classes(values, self.label, shards.class_names())
         self.class_names = self.classes.names
         check_class_count(self.class_names, self.label, source)
 
@@ -150,6 +153,13 @@ class TableSource(IndexedSource):
             for index in np.linspace(0, len(images) - 1, num=min(64, len(images)), dtype=int):
                 digest.update(images.encoded_image(int(index)))
         return digest.hexdigest()[:16]
+
+
+def _folder_hint(path: Path, shards: Shards) -> str:
+    """Return how to use class folders despite a metadata file that lists their images without classes, or ""."""
+    if shards.kind or not has_class_folders(path):
+        return ""
+    return f". To use the names of the folders as classes, rename or move {metadata_files(path)[0]}"
 
 
 def table_origin(path: Path) -> str:

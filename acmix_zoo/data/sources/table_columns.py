@@ -41,13 +41,14 @@ def find_image_column(features: Any, data_name: str) -> str:
     raise ValueError(f"{data_name}: expected one column of images, found {found or 'none'} among {', '.join(features)}")
 
 
-def find_label_column(features: Any, data_name: str, image_column: str, requested: str | None) -> str:
+def find_label_column(features: Any, data_name: str, image_column: str, requested: str | None, hint: str = "") -> str:
     """Return the name of the class column: the requested one, "label", the only ClassLabel column, or "cls".
 
     Args:
         features, data_name: as for `find_image_column`.
         image_column: the column of images.
         requested: the column that the user has named, if any.
+        hint: another way out, for the error message.
 
     Raises:
         ValueError: the requested column does not exist, or there is none of the others.
@@ -64,7 +65,7 @@ def find_label_column(features: Any, data_name: str, image_column: str, requeste
             return name
     candidates = ", ".join(labels or [name for name in features if name != image_column])
     raise ValueError(
-        f"{data_name}: no column is clearly the class column. Set data.label_column to one of: {candidates}"
+        f"{data_name}: no column is clearly the class column. Set data.label_column to one of: {candidates}{hint}"
     )
 
 

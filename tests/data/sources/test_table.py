@@ -117,6 +117,20 @@ def test_classes_that_pandas_takes_for_missing_values_are_explained(cache: Path)
         "left out 2 images of train without a class (in a CSV file, words such as NA, None and null stand for no class)"
     ]
 
+    (root / "metadata.csv").write_text("file_name,label\n0.png,None\n1.png,NA\n")
+    with pytest.raises(ValueError, match=r"'label' names no class for any image \(in a CSV file, words such as NA"):
+        open_source(root)
+
+
+def test_class_folders_with_metadata_without_classes(cache: Path) -> None:
+    root = write_files(cache / "set", *(f"{name}/{n}.png" for name in ("cat", "dog") for n in range(2)))
+    (root / "metadata.csv").write_text("file_name,camera\ncat/0.png,old\ndog/0.png,new\n")
+    expected = (
+        r"label_column to one of: camera. To use the names of the folders as classes, rename or move .*metadata.csv"
+    )
+    with pytest.raises(ValueError, match=expected):
+        open_source(root)
+
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("folder", [".", "train"])
