@@ -50,7 +50,7 @@ def train_missing(
             state = "finished" if run in done else "started" if target.is_dir() else "not started"
             print(f"{run.name:<36} {state}")
         elif run not in done:
-            # not a child process, which would go on if this one is stopped by a signal
+            # in this process, because a child would keep training after a signal has stopped this one
             if status := main(arguments(run, target)):
                 sys.exit(status)
             append_rows(table, [row(run, read_config(target / "weights")["acmix_zoo"])])

@@ -53,7 +53,7 @@ class FineTuning:
     def train(self, photos: PhotoArchive, start: str, epochs: int) -> Iterator[Progress]:
         """Train, and yield the progress until the weight folder is written, the training fails, or it is stopped.
 
-        The photos are on disk only until the last progress.
+        The photos are deleted before the last progress is yielded.
 
         Args:
             photos: the training images.

@@ -25,7 +25,7 @@ _HOUR = 3600
 def serve(
     models: Sequence[str], *, host: str, port: int | None, opens_browser: bool, when_ready: Callable[[str], None]
 ) -> None:
-    """Run the page until a KeyboardInterrupt or an exception from a signal handler.
+    """Run the page until Ctrl-C. Whatever ends it, everything that it has written is deleted.
 
     Args:
         models: names or paths of networks to choose from, before those that ship with the package.

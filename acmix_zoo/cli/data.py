@@ -18,6 +18,7 @@ from acmix_zoo.data.masks.mask_dataset import MaskLoaders
 from acmix_zoo.data.masks.mask_folder import is_mask_folder
 from acmix_zoo.data.masks.mask_sources import open_mask_source
 from acmix_zoo.data.sources.open import open_source
+from acmix_zoo.data.sources.table import is_table
 from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION
 from acmix_zoo.models.task_kinds import CLASSIFICATION, DETECTION, SEGMENTATION, TASK_KINDS, TaskKind
 
@@ -31,7 +32,7 @@ _OPTION_TASKS = {
 }
 """The task whose data an option describes."""
 _RECIPES = {DETECTION.name: "detect/bccd", SEGMENTATION.name: "segment/camvid"}
-"""A recipe to begin with, for data of other tasks than classification."""
+"""A recipe to begin with, for tasks other than classification."""
 
 
 def data(arguments: Sequence[str]) -> bool:
@@ -87,9 +88,9 @@ def layout_task(source: str) -> TaskKind:
 
 
 def check_class_folders(source: str) -> None:
-    """Raise ValueError if a folder is laid out for detection or segmentation, so that it is not for classification."""
+    """Raise ValueError if a folder is laid out for detection or segmentation, and no table states classes of images."""
     task = layout_task(source).name
-    if task in _RECIPES:
+    if task in _RECIPES and not is_table(Path(source).expanduser()):
         raise ValueError(
             f"{source} looks like a {task} data set. Expected a folder with one subfolder of images per class. Use "
             f"`acmix-zoo fit --config {_RECIPES[task]} --data.source {shlex.quote(source)}`"

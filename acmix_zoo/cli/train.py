@@ -37,9 +37,11 @@ def train(arguments: Sequence[str]) -> None:
     own, further = split_fit_options(arguments)
     options = _parse(own)
 
+    from acmix_zoo.cli.data import check_class_folders
     from acmix_zoo.cli.fit import run_trainer
     from acmix_zoo.training.launch import is_first_process, next_run_folder
 
+    check_class_folders(options.folder)  # before weights are downloaded
     start = find_start(options.model, options.from_scratch)
     new_folder = next_run_folder(options.folder)
     folder = options.out or new_folder.path

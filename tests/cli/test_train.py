@@ -17,6 +17,7 @@ from support.image_data import write_files
 from support.tasks import write_masked_images
 from support.training import CrashInSecondEpoch, callback_option
 
+from acmix_zoo.cli.data import check_class_folders
 from acmix_zoo.cli.main import main
 from acmix_zoo.cli.train import RECIPE, find_start, split_fit_options
 from acmix_zoo.training.launch import next_run_folder
@@ -180,6 +181,15 @@ def test_data_of_another_task_are_refused_with_the_command_to_use(
             [*words, str(folder)], capsys, f"{folder} looks like a ", "one subfolder of images per class", command
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_table_with_classes_may_be_beside_masks(tmp_path: Path) -> None:
+    write_masked_images(tmp_path)
+    with pytest.raises(ValueError, match="looks like a segmentation data set"):
+        check_class_folders(str(tmp_path))
+    image = next(tmp_path.glob("images/**/*.png")).relative_to(tmp_path)
+    (tmp_path / "metadata.csv").write_text(f"file_name,label\n{image},cat\n")
+    check_class_folders(str(tmp_path))
 
 
 def test_labels_for_yolo_are_not_taken_for_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

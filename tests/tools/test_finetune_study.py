@@ -10,7 +10,7 @@ from PIL import Image
 
 pytest.importorskip("lightning")
 
-from tools import finetune_study, read_table
+from tools import finetune_study, fit_runs, read_table
 from tools.finetune_study import RUNS, Run, command, main, make_images
 
 
@@ -55,6 +55,19 @@ def test_only_pretrained_networks_have_smaller_rates_in_lower_layers(tmp_path: P
         words = command(run, tmp_path, tmp_path)
         rates = [words[i + 1] for i, word in enumerate(words) if word == "--model.layer_decay"]
         assert rates == (["null"] if run.start == "scratch" else [])
+
+
+def test_a_failed_run_ends_the_study_without_a_row(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(finetune_study, "EPOCHS", {4: 2})
+    monkeypatch.setattr(finetune_study, "RUNS", [Run("fashion_mnist", "linear", 4, seed) for seed in (0, 1)])
+    commands: list[list[str]] = []
+    monkeypatch.setattr(fit_runs, "main", lambda words: commands.append(words) or 143)
+    with pytest.raises(SystemExit, match="143"):
+        main(photos, tmp_path / "runs", is_list=False)
+    assert len(commands) == 1 and commands[0][0] == "fit" and not (tmp_path / finetune_study.TABLE).exists()
 
 
 @pytest.mark.slow

@@ -110,7 +110,10 @@ class TableSource(IndexedSource):
         else:
             values = train.unique(self.label)
             if values == [None]:
-                raise ValueError(f"{source}: column {self.label!r} names no class for any image{self._hint}")
+                raise ValueError(
+                    f"{source}: column {self.label!r} has no class for any image{self._hint}. Expected class names or "
+                    "integers"
+                )
             self.classes = number_classes(values, self.label, shards.class_names())
         self.class_names = self.classes.names
         check_class_count(self.class_names, self.label, source)
@@ -159,7 +162,8 @@ def _folder_hint(path: Path, shards: Shards) -> str:
     """Return how to use class folders despite a metadata file that lists their images without classes, or ""."""
     if shards.kind or not has_class_folders(path):
         return ""
-    return f". To use the names of the folders as classes, rename or move {metadata_files(path)[0]}"
+    files = first_few([str(file.relative_to(path)) for file in metadata_files(path)])
+    return f". To use the names of the folders as classes, rename or move {files}"
 
 
 def table_origin(path: Path) -> str:

@@ -48,7 +48,7 @@ def find_label_column(features: Any, data_name: str, image_column: str, requeste
         features, data_name: as for `find_image_column`.
         image_column: the column of images.
         requested: the column that the user has named, if any.
-        hint: another way out, for the error message.
+        hint: further advice, appended to the error message.
 
     Raises:
         ValueError: the requested column does not exist, or there is none of the others.
@@ -64,9 +64,8 @@ def find_label_column(features: Any, data_name: str, image_column: str, requeste
         if name in features:
             return name
     candidates = ", ".join(labels or [name for name in features if name != image_column])
-    raise ValueError(
-        f"{data_name}: no column is clearly the class column. Set data.label_column to one of: {candidates}{hint}"
-    )
+    advice = f"Set data.label_column to one of: {candidates}" if candidates else "Add a column label with the classes"
+    raise ValueError(f"{data_name}: no column is clearly the class column. {advice}{hint}")
 
 
 def number_classes(values: Iterable[Any], column: str, names: tuple[str, ...] | None) -> Classes:
