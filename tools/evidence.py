@@ -93,25 +93,20 @@ def finetuning_rows(table: Path = finetune_study.TABLE) -> list[list[str]]:
 
 def draw_costs(results: Sequence[Result], path: Path) -> None:
     """Draw test accuracy against multiply-accumulates, and against measured training time."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels: Any = figure.subplots(1, 2, sharey=True)
-    shown = [result for result in results if result.case.group not in ("ablations", "time", "upgrade")]
+    shown = [result for result in results if result.case.group in ("paths", "neighbours")]
     for axes, name in zip(panels, ("MMACs per image", "minutes of training"), strict=True):
-        places = [result.macs / 1e6 if name.startswith("MMACs") else result.minutes for result in shown]
-        middle = (min(places) + max(places)) / 2
-        for result, x in zip(shown, places, strict=True):
+        for number, result in enumerate(shown):
+            x = result.macs / 1e6 if name.startswith("MMACs") else result.minutes
             values = [100 * value for value in result.scores.values()]
-            color = "tab:red" if result.case.variant == "both" else "tab:blue"
             spread = statistics.stdev(values) if len(values) > 1 else 0
-            axes.errorbar(x, statistics.mean(values), spread, fmt="o", color=color, capsize=3)
-            side: dict[str, Any] = {"ha": "right", "xytext": (-5, 4)} if x > middle else {"xytext": (5, 4)}
-            axes.annotate(
-                result.case.name.replace("_pico", ""), (x, statistics.mean(values)), fontsize=7,
-                textcoords="offset points", **side,
-            )  # fmt: skip
+            marker = "D" if result.case.variant == "both" else "o" if result.case.group == "paths" else "^"
+            label = result.case.name.replace("_pico", "")
+            axes.errorbar(x, statistics.mean(values), spread, fmt=marker, color=f"C{number}", capsize=3, label=label)
         axes.set_xlabel(name)
-        axes.margins(x=0.15, y=0.1)
     panels[0].set_ylabel("test top-1 in %")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
