@@ -103,7 +103,10 @@ class TableSource(IndexedSource):
         train = self.tables["train"]
         self.license = str(train.info.license or "unknown")
         self.column = find_image_column(train.features, source)
-        self.label = find_label_column(train.features, source, self.column, label_column, _folder_hint(path, shards))
+        try:
+            self.label = find_label_column(train.features, source, self.column, label_column)
+        except ValueError as error:
+            raise ValueError(f"{error}{_folder_hint(path, shards)}") from None
         declared = declared_class_names(train.features[self.label])
         if declared:
             self.classes = Classes(declared)
@@ -160,7 +163,7 @@ class TableSource(IndexedSource):
 
 def _folder_hint(path: Path, shards: Shards) -> str:
     """Return how to use class folders despite a metadata file that lists their images without classes, or ""."""
-    if shards.kind or not has_class_folders(path):
+    if shards.kind or not path.is_dir() or not has_class_folders(path):
         return ""
     files = first_few([str(file.relative_to(path)) for file in metadata_files(path)])
     return f". To use the names of the folders as classes, rename or move {files}"

@@ -41,14 +41,13 @@ def find_image_column(features: Any, data_name: str) -> str:
     raise ValueError(f"{data_name}: expected one column of images, found {found or 'none'} among {', '.join(features)}")
 
 
-def find_label_column(features: Any, data_name: str, image_column: str, requested: str | None, hint: str = "") -> str:
+def find_label_column(features: Any, data_name: str, image_column: str, requested: str | None) -> str:
     """Return the name of the class column: the requested one, "label", the only ClassLabel column, or "cls".
 
     Args:
         features, data_name: as for `find_image_column`.
         image_column: the column of images.
         requested: the column that the user has named, if any.
-        hint: further advice, appended to the error message.
 
     Raises:
         ValueError: the requested column does not exist, or there is none of the others.
@@ -65,7 +64,7 @@ def find_label_column(features: Any, data_name: str, image_column: str, requeste
             return name
     candidates = ", ".join(labels or [name for name in features if name != image_column])
     advice = f"Set data.label_column to one of: {candidates}" if candidates else "Add a column label with the classes"
-    raise ValueError(f"{data_name}: no column is clearly the class column. {advice}{hint}")
+    raise ValueError(f"{data_name}: no column is clearly the class column. {advice}")
 
 
 def number_classes(values: Iterable[Any], column: str, names: tuple[str, ...] | None) -> Classes:

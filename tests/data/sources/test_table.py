@@ -133,6 +133,17 @@ def test_class_folders_with_metadata_without_classes(cache: Path) -> None:
         open_source(root)
 
 
+def test_an_id_on_the_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a data set has no folder on this machine."""
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    table = datasets.Dataset.from_dict({"image": [Image.new("RGB", (8, 8))] * 2, "label": [0, 1]}, features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": table})
+    monkeypatch.chdir(cache)
+    assert open_source("org/pets").class_names == ("cat", "dog")
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("folder", [".", "train"])
 def test_metadata_of_something_else_beside_class_folders_is_ignored(cache: Path, kind: str, folder: str) -> None:
