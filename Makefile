@@ -7,7 +7,7 @@
 # make test-distributed   tests with several processes, networks and kills
 # make test-gpu           tests that need a GPU
 # make bench, bench-gpu   measure the tables of benchmarks/
-# make readme             write the generated tables of README and docs
+# make readme             write the generated tables of README and docs, and the pictures of docs/evidence.md
 # make docs               build the documentation site into site/
 #
 # All targets install into .venv. A stamp file in it skips the installation until pyproject.toml changes.
@@ -103,9 +103,11 @@ bench: .venv/.train
 bench-gpu: .venv/.train
 	$(BIN)/python -m tools.gpu_suite
 
-# Writes the tables of the READMEs and docs/ from benchmarks/, checkpoints/*/config.json and the networks themselves.
+# Writes the tables of the READMEs and docs/ from benchmarks/, checkpoints/*/config.json and the networks themselves, and
+# draws the comparison and the fine-tuning study of docs/evidence.md from their rows in benchmarks/.
 readme: .venv/.train
 	$(BIN)/python -m tools.tables README.md README.zh-CN.md docs/*.md
+	$(BIN)/python -m tools.evidence docs/images
 
 # The site loads nothing from the internet. To read it: python -m http.server -d site
 docs: .venv/.docs

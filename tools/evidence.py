@@ -1,6 +1,6 @@
 """The tables and figures of docs/evidence.md, from the rows that finished runs have added to benchmarks/.
 
-    python -m tools.evidence docs/images      # draw the figures; `make readme` writes the tables
+    python -m tools.evidence docs/images      # draw the figures; `make readme` does this, and writes the tables
 
 Accuracies are means with the standard deviation over seeds. Differences are paired by seed, with a 95 % confidence
 interval, which is wide for three seeds.
