@@ -19,7 +19,8 @@ class TaskKind:
         main_metric: the validation metric that decides which epoch is the best. It is between 0 and 1, and higher is
             better.
         metrics: the metrics that are printed and plotted, with their labels, the main one first. All are between 0 and
-            1. A task may record others.
+            1.
+        other_metrics: further metrics that are recorded, also between 0 and 1.
         class_metrics: what the scores of a single class are called, the main one first; () if classes have no scores.
         output: a line of Python for the model card, which calls the network and states what it returns.
         builder: "module:class" of the `TaskNetwork`; "" if timm builds the network.
@@ -33,6 +34,7 @@ class TaskKind:
     main_metric: str
     metrics: Mapping[str, str]
     output: str
+    other_metrics: tuple[str, ...] = ()
     class_metrics: tuple[str, ...] = ()
     builder: str = ""
     package: str = ""
@@ -87,6 +89,10 @@ DETECTION = TaskKind(
     pipeline_tag="object-detection",
     main_metric="map",
     metrics={"map": "mAP", "map50": "AP50"},
+    other_metrics=(
+        *("map75", "map_small", "map_medium", "map_large"),
+        *("mask_map", "mask_map50", "mask_map75", "mask_map_small", "mask_map_medium", "mask_map_large"),
+    ),
     output="boxes = model(images)  # a dict with boxes, scores and labels for each image",
     class_metrics=("AP", "AP50"),
     builder="acmix_zoo.models.detector:Detector",

@@ -72,7 +72,9 @@ class ClassificationTask(Task):
         """Set the loss for training and the one for evaluation."""
         self.train_criterion = nn.CrossEntropyLoss(label_smoothing=self.hparams["label_smoothing"])
         if (weights := self.hparams["class_weights"]) is not None:
-            initial = torch.ones(self.num_classes) if weights == "balanced" else torch.tensor(weights)
+            initial = (
+                torch.ones(self.num_classes) if weights == "balanced" else torch.tensor(weights, dtype=torch.float32)
+            )
             # not in checkpoints, because the option or the data determine it
             self.train_criterion.register_buffer("weight", initial, persistent=False)
         self.eval_criterion = nn.CrossEntropyLoss(reduction="none")  # per image, for an exact mean

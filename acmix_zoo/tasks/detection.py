@@ -126,13 +126,13 @@ class DetectionTask(Task):
         self.val_metrics = AveragePrecision(self.num_classes, self.has_masks)
         self.test_metrics = AveragePrecision(self.num_classes, self.has_masks)
 
-    def make_schedule(self, total: int, epochs: int) -> Callable[[int], float]:
+    def make_schedule(self, total: int, epoch: float) -> Callable[[int], float]:
         """Return the schedule of `decay_epochs`, or else the cosine of all tasks."""
         h = self.hparams
         if not h["decay_epochs"]:
-            return super().make_schedule(total, epochs)
-        warmup = round(total * h["warmup_epochs"] / epochs)
-        drops = [round(total * epoch / epochs) for epoch in h["decay_epochs"]]
+            return super().make_schedule(total, epoch)
+        warmup = round(epoch * h["warmup_epochs"])
+        drops = [round(epoch * number) for number in h["decay_epochs"]]
         return warmup_steps(warmup, drops, h["warmup_lr"] / h["lr"])
 
     def setup(self, stage: str) -> None:

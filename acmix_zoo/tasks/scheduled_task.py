@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil, isfinite
 
 import lightning as L
 import torch
@@ -34,20 +35,23 @@ class ScheduledTask(ResumableTask):
                 "--trainer.max_epochs; in Python, use Trainer(max_epochs=...)"
             )
         total = int(self.trainer.estimated_stepping_batches)  # also creates the loaders
+        batches = self.trainer.num_training_batches
+        # a stream may not know its length; max_steps then sets that of the run
+        epoch = ceil(batches / self.trainer.accumulate_grad_batches) if isfinite(batches) else total / epochs
         lr = h["lr"] * batch_size_factor(self.trainer, h["lr"], h["base_batch_size"])
         optimizer = make_optimizer(self.model, lr, h)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.make_schedule(total, epochs))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.make_schedule(total, epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def make_schedule(self, total: int, epochs: int) -> Callable[[int], float]:
+    def make_schedule(self, total: int, epoch: float) -> Callable[[int], float]:
         """Return the schedule, a function from the number of optimiser steps to a factor on the learning rate.
 
         Args:
             total: number of steps of the run.
-            epochs: number of epochs of the run.
+            epoch: number of steps of an epoch.
         """
         h = self.hparams
-        warmup = round(total * h["warmup_epochs"] / epochs)
+        warmup = round(epoch * h["warmup_epochs"])
         return warmup_cosine(warmup, total, h["min_lr"] / h["lr"], h["warmup_lr"] / h["lr"])
 
     def configure_callbacks(self) -> list[L.Callback]:

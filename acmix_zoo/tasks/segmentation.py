@@ -7,7 +7,7 @@ trainer.fit(SegmentationTask("acmix_resnet50", num_classes=data.num_classes, dec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -112,11 +112,12 @@ class SegmentationTask(Task):
         model: Any = self.model
         return [model.decoder, model.head] if self.hparams["freeze_backbone"] else None
 
-    def evaluation_options(self) -> dict[str, Any]:
+    @classmethod
+    def evaluation_options(cls, hparams: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of sliding windows and mirror images that differ from the defaults."""
         defaults = {"window": None, "flip_eval": False}
-        changed = {name: self.hparams[name] for name, value in defaults.items() if self.hparams[name] != value}
-        return {**changed, "window_overlap": self.hparams["window_overlap"]} if "window" in changed else changed
+        changed = {name: hparams[name] for name, value in defaults.items() if hparams[name] != value}
+        return {**changed, "window_overlap": hparams["window_overlap"]} if "window" in changed else changed
 
     def show_target(self, picture: Image.Image, batch: Any, number: int, class_names: Sequence[str]) -> ShownTarget:
         mask = batch[1][number].cpu().numpy()

@@ -23,7 +23,7 @@ class CrossEntropy(nn.Module):
 
     def __init__(self, class_weights: Sequence[float] | None) -> None:
         super().__init__()
-        weights = None if class_weights is None else torch.tensor(class_weights)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:

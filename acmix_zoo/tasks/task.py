@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -145,7 +145,8 @@ class Task(TaskViews, ScheduledTask):
         """Return the parts of the network that are trained, or None for all. The others are frozen, in eval mode."""
         return None
 
-    def evaluation_options(self) -> dict[str, Any]:
+    @classmethod
+    def evaluation_options(cls, hparams: Mapping[str, Any]) -> dict[str, Any]:
         """Return the hyper-parameters that affect the scores of given weights, for the record of the weights."""
         return {}
 

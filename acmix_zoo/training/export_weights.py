@@ -11,7 +11,8 @@ import torch
 from acmix_zoo.models.task_kinds import config_task
 from acmix_zoo.models.task_network import builder_options
 from acmix_zoo.tasks.sharded import read_checkpoint
-from acmix_zoo.training.record import is_complete, parent_license, parent_name, run_cfg, run_record, validation_scores
+from acmix_zoo.tasks.task_classes import task_classes
+from acmix_zoo.training.record import is_complete, parent_record, run_cfg, run_record, split_scores
 from acmix_zoo.weights import check_folder, load_weights, write_folder
 from acmix_zoo.weights.create import create_task_network
 from acmix_zoo.weights.fetch import weight_folder
@@ -58,7 +59,10 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
     checkpoint = _read(path)
     hparams, run = checkpoint["hyper_parameters"], checkpoint.get("callbacks", {}).get("RunFolder", {})
     card, task = data_card(checkpoint), config_task(checkpoint)
-    state, row = checkpoint["state_dict"], (run.get("history") or [{}])[-1]
+    state, steps = checkpoint["state_dict"], int(checkpoint.get("global_step", 0))
+    row = (run.get("history") or [{}])[-1]
+    if row.get("step") != steps:  # saved within an epoch: the scores are those of older weights
+        row = {}
     if not averaged:
         if "current_model_state" not in checkpoint:
             raise ValueError(f"export: {path} has no averaged weights, only the trained ones. Leave out --no-ema")
@@ -77,14 +81,19 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
     load_weights(model, {key: value for key, value in state.items() if key.startswith("model.")})
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
     limits = run.get("limits") or run.get("options") or {}  # older checkpoints have the options alone
-    record = run_record(run, card, validation_scores(row) if is_complete(limits, "val") else {})
+    record = run_record(run, card, split_scores("val", row, task) if is_complete(limits, "val") else {})
     size = card.get("cfg", {}).get("input_size") or cfg["input_size"]
     return write_folder(
         target,
         model,
         architecture=cfg.get("architecture") or architecture,
         pretrained_cfg=run_cfg(run, card),
-        record={**record, "parent": parent_name(start, cfg), "parent_license": parent_license(start, cfg)},
+        record={
+            **record,
+            "steps": steps,
+            **parent_record(run, start, cfg),
+            "evaluation": task_classes(task.name).task.evaluation_options(hparams) or None,
+        },
         example=torch.randn(1, *size, generator=torch.Generator().manual_seed(0)),
     )
 

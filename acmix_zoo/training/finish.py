@@ -23,11 +23,10 @@ from acmix_zoo.training.plots import plot_curves
 from acmix_zoo.training.record import (
     evaluation_limits,
     is_complete,
-    parent_license,
-    parent_name,
+    parent_record,
     run_cfg,
     run_record,
-    validation_scores,
+    split_scores,
 )
 from acmix_zoo.training.run import RunFolder
 from acmix_zoo.weights import push, write_folder
@@ -71,7 +70,7 @@ def finish_run(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: R
         )
     load_full_state(task, checkpoint["state_dict"])
     limited = [split for split in ("val", "test") if not is_complete(evaluation_limits(trainer), split)]
-    scores = {} if "val" in limited else validation_scores(row)
+    scores = {} if "val" in limited else split_scores("val", row, task.kind)
     if run.test and data.card()["dataset"]["splits"].get("test"):
         test_scores = _test(trainer, task, data, run)
         scores |= {} if "test" in limited else test_scores
@@ -127,9 +126,8 @@ def _write(
         "best_epoch": int(_best_row(checkpoint)["epoch"]),
         "environment": run_environment(trainer, task.model),
         "git_revision": git_revision(),
-        "parent": parent_name(start, start_cfg),
-        "parent_license": parent_license(start, start_cfg),
-        "evaluation": task.evaluation_options() or None,
+        **parent_record(run.state_dict(), start, start_cfg),
+        "evaluation": task.evaluation_options(task.hparams) or None,
         "class_scores": _class_scores(task, scores),
     }
     network = _full_network(task, state)
@@ -175,7 +173,7 @@ def _test(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: RunFol
                 flush=True,
             )
         return {}
-    return {"test": {name.removeprefix("test/"): v for name, v in results.items() if name.startswith("test/")}}
+    return split_scores("test", results, task.kind)
 
 
 def _class_scores(task: Task, scores: dict[str, dict[str, float]]) -> dict[str, Any] | None:

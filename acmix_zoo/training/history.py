@@ -15,13 +15,14 @@ from acmix_zoo.training.clock import TrainingClock
 Row = dict[str, float]
 
 
-def make_row(trainer: L.Trainer, clock: TrainingClock, images: int, is_validated: bool) -> Row:
+def make_row(trainer: L.Trainer, clock: TrainingClock, images: int, is_validated: bool, earlier: float = 0.0) -> Row:
     """Return the row of the epoch that has just ended.
 
     Args:
-        clock: started with the epoch.
-        images: images that all processes trained on.
-        is_validated: whether a validation ran in this epoch. Otherwise, its scores would be an older epoch's.
+        clock: started with the epoch, or when it was resumed.
+        images: images that all processes have trained on since then.
+        is_validated: whether the present weights were validated. Otherwise, the scores would be those of older weights.
+        earlier: seconds of the epoch before the clock was started.
     """
     seconds = clock.elapsed()
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -31,9 +32,26 @@ def make_row(trainer: L.Trainer, clock: TrainingClock, images: int, is_validated
         "step": float(trainer.global_step),
         **{name: value for name, value in metrics.items() if name.startswith(current)},
         "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
-        "seconds": seconds,
+        "seconds": earlier + seconds,
         "images_per_second": images / max(1e-9, seconds - clock.validation_seconds),
     }
+
+
+def check_validation_interval(trainer: L.Trainer) -> None:
+    """Check that the last validation of an epoch comes at its end, because best.ckpt holds the weights of that moment.
+
+    Raises:
+        ValueError: it comes earlier.
+    """
+    batches, interval = trainer.num_training_batches, trainer.val_check_batch
+    if trainer.check_val_every_n_epoch is None or not trainer.enable_validation or not isinstance(interval, int):
+        return
+    if math.isfinite(batches) and batches % interval:
+        raise ValueError(
+            f"trainer.val_check_interval {trainer.val_check_interval} validates after every {interval} batches, so an "
+            f"epoch of {batches} batches would end without a validation, and its weights would have no score. Expected "
+            f"an interval that divides {batches}, or 1.0 for once at the end of each epoch"
+        )
 
 
 def write_csv(path: Path, history: Sequence[Row]) -> None:

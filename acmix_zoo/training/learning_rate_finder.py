@@ -92,7 +92,7 @@ def find_learning_rate(trainer: L.Trainer, task: ScheduledTask, data: ResumableD
     def factor(step: int) -> float:
         return float(factors[min(step, STEPS - 1)])  # the scheduler asks for one step more
 
-    task.make_schedule = lambda total, epochs: factor  # type: ignore[method-assign]
+    task.make_schedule = lambda total, epoch: factor  # type: ignore[method-assign]
     sweep = _Sweep()
     trainer.callbacks = [sweep]  # type: ignore[attr-defined]
     trainer.loggers = []

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import timm
+
 from acmix_zoo.models.task_kinds import CLASSIFICATION, TaskKind
 from acmix_zoo.training.portable import portable_command, portable_path, portable_strings
 from acmix_zoo.weights import read_config
@@ -23,7 +25,7 @@ def run_record(
     Args:
         run: the state of its RunFolder.
         card: the card of its data module; {} for other data.
-        scores: {split: {metric: value}}; losses are left out.
+        scores: {split: {metric: value}} of `split_scores`.
     """
     dataset = card.get("dataset") or {}
     history = run.get("history", [])
@@ -33,7 +35,6 @@ def run_record(
             {"dataset": dataset["name"], "split": split, "name": name, "value": round(value, 6)}
             for split, values in (scores.items() if dataset else ())
             for name, value in values.items()
-            if name != "loss"
         ],
         "recipe": portable_path(run["recipe"]) if run.get("recipe") else None,
         "command": portable_command(run["command"]) if run.get("command") else None,
@@ -55,11 +56,24 @@ def task_of(module: Any) -> TaskKind:
     return task
 
 
+def parent_record(run: Mapping[str, Any], pretrained: bool | str | None, cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record's entries about the weights that a run started from.
+
+    Args:
+        run: the state of its RunFolder. It has these entries, unless an earlier version of acmix_zoo wrote it.
+        pretrained: what the run started from.
+        cfg: the network's pretrained_cfg.
+    """
+    known: dict[str, Any] | None = run.get("parent")
+    return known or {"parent": parent_name(pretrained, cfg), "parent_license": parent_license(pretrained, cfg)}
+
+
 def parent_name(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str | None:
     """Return the name of the weights that `pretrained` referred to; `cfg` is the network's pretrained_cfg."""
     if not pretrained:
         return None
     if _is_tag(pretrained, cfg):
+        cfg = _cfg_of_tag(pretrained, cfg)
         return ".".join(str(cfg[key]) for key in ("architecture", "tag") if cfg.get(key)) or None
     source = str(pretrained)
     if not os.path.isabs(source):
@@ -76,7 +90,9 @@ def parent_license(pretrained: bool | str | None, cfg: Mapping[str, Any]) -> str
         return None
     source = str(pretrained)
     is_local = os.path.exists(source) or source in shipped_task_networks()
-    if _is_tag(pretrained, cfg) or not is_local:  # the network's pretrained_cfg has the licence
+    if _is_tag(pretrained, cfg):
+        return _cfg_of_tag(pretrained, cfg).get("license")
+    if not is_local:  # the pretrained_cfg of a network from the Hub has the licence
         return cfg.get("license")
     try:
         license: str | None = read_config(fetch(locate(source)))["acmix_zoo"]["license"]
@@ -90,15 +106,32 @@ def _is_tag(pretrained: bool | str, cfg: Mapping[str, Any]) -> bool:
     return pretrained is True or is_network_name(f"{cfg.get('architecture')}.{pretrained}")
 
 
+def _cfg_of_tag(tag: bool | str, cfg: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the pretrained_cfg of a network's tag. That of a network without these weights is its default tag's."""
+    if tag is True or tag == cfg.get("tag"):
+        return cfg
+    found = timm.models.get_pretrained_cfg(f"{cfg['architecture']}.{tag}")
+    return found.to_dict() if found else {}
+
+
 def run_cfg(run: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
     """Return timm's pretrained_cfg of a run's weights, as far as the run and its data state it."""
     data_name = card.get("dataset", {}).get("name", "").rpartition("/")[2].replace("-", "_")
     return {"tag": run.get("tag") or data_name or None, **card.get("cfg", {})}
 
 
-def validation_scores(row: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Return the validation scores in a row of the history as {"val": {metric: value}}."""
-    return {"val": {name[4:]: value for name, value in row.items() if name.startswith("val/")}}
+def split_scores(split: str, logged: Mapping[str, float], task: TaskKind) -> dict[str, dict[str, float]]:
+    """Return the scores of a split for the record, {split: {metric: value}}.
+
+    Losses, and what callbacks log under the same prefix, are left out.
+
+    Args:
+        split: "val" or "test".
+        logged: {"split/metric": value}, such as a row of the history.
+    """
+    names = (*task.metrics, *task.other_metrics)
+    values = {name.removeprefix(f"{split}/"): value for name, value in logged.items() if name.startswith(f"{split}/")}
+    return {split: {name: value for name, value in values.items() if name in names}}
 
 
 def evaluation_limits(trainer: Any) -> dict[str, Any]:

@@ -29,10 +29,10 @@ from acmix_zoo.training.augmented_sheet import write_augmented
 from acmix_zoo.training.checkpoints import Checkpoints
 from acmix_zoo.training.clock import TrainingClock
 from acmix_zoo.training.guard import LossGuard, NotFinite, are_weights_finite, weights_error
-from acmix_zoo.training.history import Row, make_row, write_csv
+from acmix_zoo.training.history import Row, check_validation_interval, make_row, write_csv
 from acmix_zoo.training.lock import ClaimedFolder
 from acmix_zoo.training.logs import Log
-from acmix_zoo.training.record import evaluation_limits, task_of
+from acmix_zoo.training.record import evaluation_limits, parent_record, task_of
 from acmix_zoo.training.run_messages import early_stop_line, epoch_line, start_lines
 from acmix_zoo.training.run_state import RunState
 from acmix_zoo.training.signals import Interrupted, Signals, exit_after_signal
@@ -101,7 +101,7 @@ class RunFolder(Checkpoint):
         self._stop_signal = 0  # the signal that all processes have agreed on
         self._is_dry_run = False  # Trainer(fast_dev_run=True): nothing is written
         self._images = 0  # number of images that all processes have trained on in this epoch
-        self._is_validated = False  # whether this epoch has been validated
+        self._validated_step = -1  # number of optimiser steps before the last validation
         self._resumed_step = 0
 
     @property
@@ -167,11 +167,19 @@ class RunFolder(Checkpoint):
             self._claim.claim(trainer)
         if self.state.seed is None:
             self.state.seed = torch.initial_seed()
+        if self.state.parent is None:
+            cfg = getattr(getattr(pl_module, "model", None), "pretrained_cfg", None) or {}
+            self.state.parent = parent_record({}, pl_module.hparams.get("pretrained"), cfg)
         if self.push_to and not self._is_dry_run:
             check_push(self.push_to)  # now, rather than after the last epoch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Install signal handlers (after Lightning has installed its own), and print where the run starts."""
+        """Install signal handlers (after Lightning has installed its own), and print where the run starts.
+
+        Raises:
+            ValueError: epochs would end without a validation.
+        """
+        check_validation_interval(trainer)
         self._signals.take()
         self.has_begun = True
         if trainer.is_global_zero:
@@ -184,8 +192,8 @@ class RunFolder(Checkpoint):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the epoch's clock."""
+        self.state.unfinished_seconds = 0.0
         self._start_epoch()
-        self._is_validated = False
 
     def _start_epoch(self) -> None:
         self._clock.start()
@@ -220,7 +228,10 @@ class RunFolder(Checkpoint):
         if trainer.world_size == 1:
             self._stop_signal = self._signals.number or 0  # also a signal received in this step
         if self._stop_signal or (self.save_every and trainer.global_step % self.save_every == 0):
+            earlier = self.state.unfinished_seconds
+            self.state.unfinished_seconds = earlier + self._clock.elapsed()
             self._save(trainer, pl_module)
+            self.state.unfinished_seconds = earlier
         exit_after_signal(trainer, self._stop_signal)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -230,14 +241,16 @@ class RunFolder(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Continue the clock."""
         self._clock.unpause()
-        self._is_validated = True
+        self._validated_step = trainer.global_step
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the epoch's row to the history, save, and exit if a signal was received in the meantime."""
         if self._is_dry_run:
             return
-        row = make_row(trainer, self._clock, self._images, self._is_validated)
         state, previous_best, task = self.state, self.state.best, task_of(pl_module)
+        is_validated = self._validated_step == trainer.global_step
+        row = make_row(trainer, self._clock, self._images, is_validated, state.unfinished_seconds)
+        state.unfinished_seconds = 0.0
         is_best = state.add_epoch(row, task)
         if not self._save(trainer, pl_module, is_best):
             state.best = previous_best  # so that a later epoch can become the best one

@@ -28,6 +28,9 @@ class RunState:
         epochs: planned length of the run.
         changes: options that were changed on resume.
         limits: limits of the trainer's evaluations, for runs without recorded options.
+        parent: the record's entries about the weights that the run started from. They are only known at the start,
+            because a network that is built for a checkpoint does not load those weights. None in older checkpoints.
+        unfinished_seconds: how long the present epoch had taken when a checkpoint was saved within it; otherwise 0.
     """
 
     tag: str | None = None
@@ -41,6 +44,8 @@ class RunState:
     epochs: int | None = None
     changes: list[dict[str, Any]] = field(default_factory=list)
     limits: dict[str, Any] = field(default_factory=dict)
+    parent: dict[str, Any] | None = None
+    unfinished_seconds: float = 0.0
 
     def add_epoch(self, row: Row, task: TaskKind) -> bool:
         """Add the row of an epoch to the history, and return whether it is the best so far. The first of equal ones
@@ -69,6 +74,7 @@ class RunState:
         self.history = list(saved["history"])
         self.best, self.seed, self.epochs = saved["best"], saved["seed"], saved.get("epochs")
         self.changes = list(saved.get("changes", []))
+        self.parent, self.unfinished_seconds = saved.get("parent"), saved.get("unfinished_seconds", 0.0)
         changed = changes_to_record(saved.get("options") or {}, self.options)
         if changed:
             self.changes.append({"step": step, "options": {k: list(v) for k, v in changed.items()}})

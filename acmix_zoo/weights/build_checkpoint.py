@@ -3,6 +3,7 @@
 A checkpoint of `acmix-zoo fit` names its network. For any other file, the caller has to name it.
 """
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -102,6 +103,12 @@ def _build_with(architecture: str, source: Source, path: Path, **kwargs: Any) ->
     for name in _layer_names(cfg.get("classifier")):
         if _count_classes(state, name) != _count_classes(own, name):
             reinitialised |= {key for key in (*own, *state) if key.startswith(f"{name}.")}
+    if reinitialised and "num_classes" not in kwargs:
+        warnings.warn(
+            f"{path} has no weights for the classifier of {architecture}, so it keeps its initial values. Expected a "
+            "classifier, or num_classes for a new one",
+            stacklevel=4,
+        )
     copy_weights(model, state, str(path), reinitialised=reinitialised)
     return model
 

@@ -39,8 +39,15 @@ def build_folder(folder: str | Path, **kwargs: Any) -> nn.Module:
         FileNotFoundError: this is not a weight folder.
     """
     folder = Path(folder)
-    network = describe_config(read_config(folder), folder)
-    cfg = dataclasses.replace(network.pretrained_cfg, source="local-dir", file=str(folder))
+    config = read_config(folder)
+    network = describe_config(config, folder)
+    license = config.get("acmix_zoo", {}).get("license")  # of these weights, which can differ from that of the code
+    cfg = dataclasses.replace(
+        network.pretrained_cfg,
+        source="local-dir",
+        file=str(folder),
+        license=license if isinstance(license, str) else None,
+    )
     network = dataclasses.replace(network, pretrained_cfg=cfg)
     stored = _read_header(folder / "model.safetensors")
     _check_depth(network.arguments, len(stored), folder)

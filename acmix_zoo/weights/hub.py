@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub as hf
 from huggingface_hub import errors
 
+from acmix_zoo.models.task_kinds import CLASSIFICATION, config_task
 from acmix_zoo.weights.description import read_config
 from acmix_zoo.weights.fetch import WEIGHT_FOLDER_FILES, download_folder, weight_folder
 from acmix_zoo.weights.hub_requests import request
@@ -81,7 +84,7 @@ def push(
         api.create_repo(repository.id, private=private or None, exist_ok=True)
         if branch:
             api.create_branch(repository.id, branch=branch, exist_ok=True)
-        _check_architecture(api, repository, config["architecture"])
+        _check_network(api, repository, config)
         # Large files go first. The Hub keeps them even if the commit does not follow, so a second try finds them.
         commit = api.upload_folder(
             repo_id=repository.id, folder_path=folder, revision=branch, allow_patterns=WEIGHT_FOLDER_FILES,
@@ -111,7 +114,7 @@ def check_push(name: str, token: str | None = None) -> Repository:
     return repository
 
 
-def _check_architecture(api: hf.HfApi, repository: Repository, architecture: str) -> None:
+def _check_network(api: hf.HfApi, repository: Repository, config: Mapping[str, Any]) -> None:
     """Check that a push would not replace the weights of a different network.
 
     Raises:
@@ -122,11 +125,20 @@ def _check_architecture(api: hf.HfApi, repository: Repository, architecture: str
     except errors.RemoteEntryNotFoundError:
         return
     try:
-        existing = json.loads(Path(path).read_text(encoding="utf-8")).get("architecture")
-    except (ValueError, AttributeError):
-        existing = None
-    if existing != architecture:
+        existing = _describe_network(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (ValueError, AttributeError, KeyError):
+        existing = "something else"
+    if existing != (own := _describe_network(config)):
         raise ValueError(
-            f"{repository.id} exists and holds {existing or 'something else'}. Expected {architecture}. Choose a "
-            "different name, or a separate branch with --revision"
+            f"{repository.id} exists and holds {existing}. Expected {own}. Choose a different name, or a separate "
+            "branch with --revision"
         )
+
+
+def _describe_network(config: Mapping[str, Any]) -> str:
+    """Return the network of a config.json as text: its architecture and, for other tasks, what is built on it."""
+    task, options = config_task(config), config.get("task_options", {})
+    if task is CLASSIFICATION:
+        return str(config["architecture"])
+    method = options.get("detector") or options.get("decoder")
+    return f"{config['architecture']} with {method} for {task.title}"

@@ -8,6 +8,7 @@ them into a `ModelLocation`, which says what it is and where it is stored.
 
 from __future__ import annotations
 
+import csv
 import difflib
 import os
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import timm
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but exported lazily
 
-from acmix_zoo.weights.description import has_config
+from acmix_zoo.weights.description import has_config, read_config
 from acmix_zoo.weights.names import closest_models, is_network_name
 from acmix_zoo.weights.not_found import NotFoundError, not_found_error
 from acmix_zoo.weights.shipped import shipped_task_networks
@@ -83,7 +84,8 @@ class ModelLocation:
 def locate(source: str | PathLike[str], *, prefers_paths: bool = False) -> ModelLocation:
     """Return what `source` refers to. A run folder, or its `config.yaml`, refers to the weights of the run.
 
-    A finished run's weights are in `weights/`. Those of an interrupted run are in `checkpoints/best.ckpt`.
+    A finished run's weights are in `weights/`. Those of an interrupted run are in `checkpoints/best.ckpt`, even if it
+    was finished before and then trained for longer.
 
     Args:
         source: a name or a path. A `Path` is never interpreted as a name.
@@ -168,12 +170,23 @@ def is_sharded(path: Path) -> bool:
 def _locate_path(path: Path, name: str) -> ModelLocation | None:
     """Return the weights that exist at `path`, or None."""
     run = path.parent if path.name in ("config.yaml", "checkpoints") else path
-    for candidate in (path, run / "weights", run / "checkpoints" / "best.ckpt"):
+    weights, best = run / "weights", run / "checkpoints" / "best.ckpt"
+    for candidate in (path, best, weights) if _is_trained_further(run) else (path, weights, best):
         if kind := _detect_kind(candidate):
             is_inside_weight_folder = kind is Kind.WEIGHT_FOLDER and candidate.is_file()
-            weights = candidate.parent if is_inside_weight_folder else candidate
-            return ModelLocation(name, kind, weights, run=find_run(weights) if candidate == path else run)
+            found = candidate.parent if is_inside_weight_folder else candidate
+            return ModelLocation(name, kind, found, run=find_run(found) if candidate == path else run)
     return None
+
+
+def _is_trained_further(run: Path) -> bool:
+    """Return whether a run has been trained for longer since its weights/ was written. Checkpoints are not read."""
+    try:
+        with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            trained = max(float(row["step"]) for row in csv.DictReader(file))
+        return trained > read_config(run / "weights")["acmix_zoo"]["steps"]  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # a file is missing, or an earlier version of acmix_zoo wrote it
 
 
 def _detect_kind(path: Path) -> Kind | None:

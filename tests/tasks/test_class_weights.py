@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,8 @@ def test_balanced_weights_follow_from_the_training_images(uneven_folder: Path) -
 def test_given_weights_are_used_and_checked() -> None:
     task = make_task(class_weights=[1.0, 2.0, 3.0])
     assert task.train_criterion.weight.tolist() == [1, 2, 3] and task.remarks() == []
+    whole = make_task(class_weights=[1, 2, 3])  # whole numbers, in Python
+    assert float(whole.train_criterion(torch.zeros(1, 3), torch.tensor([1]))) == pytest.approx(math.log(3))
     with pytest.raises(ValueError, match=r"there are 2 class_weights\. Expected 3, one per class"):
         make_task(class_weights=[1.0, 2.0])
 

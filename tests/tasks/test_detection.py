@@ -93,10 +93,10 @@ def test_nothing_is_drawn_for_a_sharded_network(tmp_path: Path, monkeypatch: pyt
 
 
 def test_decay_epochs() -> None:
-    schedule = make_task(decay_epochs=[2, 3], warmup_epochs=0.5).make_schedule(40, 4)
+    schedule = make_task(decay_epochs=[2, 3], warmup_epochs=0.5).make_schedule(40, 10)
     factors = [schedule(step) for step in range(40)]
     assert factors[5:20] == [1.0] * 15
     assert factors[20:30] == pytest.approx([0.1] * 10) and factors[30:] == pytest.approx([0.01] * 10)
     assert factors[:5] == sorted(factors[:5]) and factors[0] == pytest.approx(1 / 6)
     assert warmup_steps(4, [], start=0.5)(0) == pytest.approx(0.6)
-    assert make_task().make_schedule(40, 4)(39) < 0.1  # else a cosine
+    assert make_task().make_schedule(40, 10)(39) < 0.1  # else a cosine

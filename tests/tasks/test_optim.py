@@ -20,6 +20,16 @@ from torch.utils.data import DataLoader, TensorDataset
 from acmix_zoo.training import param_groups, warmup_cosine
 
 
+def test_the_warm_up_has_the_same_length_if_the_number_of_steps_is_limited(image_folder: Path) -> None:
+    task, data = make_task(lr=0.1, warmup_epochs=1), make_data(image_folder)
+    trainer = make_trainer(epochs=10, max_steps=7, enable_checkpointing=False, limit_train_batches=3)
+    rates: list[float] = []
+    task.on_before_zero_grad = lambda optimizer: rates.append(optimizer.param_groups[0]["lr"])  # type: ignore[method-assign]
+    trainer.fit(task, data)
+    assert rates.index(max(rates)) == 3, "after one epoch of three steps"
+    assert len(rates) == 7 and rates[-1] < 0.02, "the cosine ends with the last step"
+
+
 def test_layer_decay_reaches_the_optimiser_and_survives_the_schedule() -> None:
     model = timm.create_model("test_vit", num_classes=3)
     groups = param_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.5)

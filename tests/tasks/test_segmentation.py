@@ -84,6 +84,7 @@ def test_cross_entropy_weighs_classes_and_ignores_pixels() -> None:
     weights = [0.5, 1.0, 3.0]
     expected = torch.nn.functional.cross_entropy(logits, masks, torch.tensor(weights), ignore_index=VOID)
     torch.testing.assert_close(CrossEntropy(weights)(logits, masks), expected)
+    torch.testing.assert_close(CrossEntropy([1, 2, 6])(logits, masks), expected)  # whole numbers, in Python
     expected = torch.nn.functional.cross_entropy(logits, masks, ignore_index=VOID)
     torch.testing.assert_close(CrossEntropy(None)(logits, masks), expected)
 
@@ -176,7 +177,7 @@ def test_scores_are_those_at_the_original_size(data: MaskDataModule) -> None:
     task.eval()
     task.update_metrics(task.val_metrics, batch)
     assert int(task.val_metrics["confusion"].confmat.sum()) == int((batch.masks != VOID).sum())
-    assert task.evaluation_options() == {"window": (16, 16), "flip_eval": True, "window_overlap": 1 / 3}
+    assert task.evaluation_options(task.hparams) == {"window": (16, 16), "flip_eval": True, "window_overlap": 1 / 3}
 
 
 def test_predictions_do_not_depend_on_the_other_images_of_a_batch(data: MaskDataModule, tmp_path: Path) -> None:

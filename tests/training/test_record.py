@@ -4,18 +4,22 @@ import pytest
 
 pytest.importorskip("lightning")
 
+import shutil
 from pathlib import Path
 
 import lightning as L
-from support.weight_folders import SHIPPED
+from support.training import CrashAfterFirstEpoch, callback_option, fit_arguments
+from support.weight_folders import RECORD, SHIPPED, write_weights
 from torch import nn
 
+from acmix_zoo.cli.main import main
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.ops import BACKENDS
 from acmix_zoo.ops.backends.native.build import INSTRUCTION_SETS
 from acmix_zoo.training.environment import run_environment
+from acmix_zoo.training.export_weights import export_run
 from acmix_zoo.training.record import parent_license, parent_name
-from acmix_zoo.weights import create_model
+from acmix_zoo.weights import create_model, read_config
 
 
 def test_the_record_names_the_weights_that_a_run_started_from(tmp_path: Path) -> None:
@@ -39,6 +43,28 @@ def test_the_record_states_the_licence_of_the_weights_that_a_run_started_from(
     assert parent_license(str(SHIPPED), cfg) == "mit", "the licence of the weights, not of the network"
     (tmp_path / "start.pth").touch()
     assert parent_license(str(tmp_path / "start.pth"), cfg) is None and parent_license(False, cfg) is None
+
+
+def test_a_network_without_its_start_weights_has_the_same_parent() -> None:
+    """A resumed run builds its network without them, so its pretrained_cfg is that of the default tag."""
+    cfg = create_model("resnet18").pretrained_cfg
+    assert cfg["tag"] != "fb_swsl_ig1b_ft_in1k"
+    assert parent_name("fb_swsl_ig1b_ft_in1k", cfg) == "resnet18.fb_swsl_ig1b_ft_in1k"
+    assert parent_license("fb_swsl_ig1b_ft_in1k", cfg) == "cc-by-nc-4.0", "not that of the default tag"
+
+
+def test_the_parent_is_recorded_when_a_run_starts(runs: Path, tmp_path: Path) -> None:
+    """Later, it may not be there any more, or the default tag may have changed."""
+    start = write_weights(tmp_path / "start", record={**RECORD, "license": "cc-by-nc-4.0"})
+    options = {"model__model": "acmix_resnet_pico", "model__pretrained": start, "trainer__limit_train_batches": 1}
+    crash = callback_option(CrashAfterFirstEpoch)
+    command = fit_arguments(
+        runs / "images", tmp_path / "run", **options, trainer__max_epochs=2, trainer__callbacks=crash
+    )
+    assert main(command) == 1
+    shutil.rmtree(start)
+    record = read_config(export_run(tmp_path / "run", tmp_path / "weights"))["acmix_zoo"]
+    assert (record["parent"], record["parent_license"]) == ("acmix_resnet_pico.shapes", "cc-by-nc-4.0")
 
 
 def test_the_record_names_the_backend_of_acmix_layers() -> None:

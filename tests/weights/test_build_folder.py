@@ -51,6 +51,13 @@ def test_impossible_and_dangerous_configs_are_rejected(folder: Path, entries: di
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_network_has_the_licence_of_its_weights(folder: Path) -> None:
+    """It goes with them into exports and the records of runs that start from them."""
+    edit_config(folder, acmix_zoo={"license": "cc-by-nc-4.0"})
+    for model in (from_pretrained(folder), create_model(folder, num_classes=3)):
+        assert model.pretrained_cfg["license"] == "cc-by-nc-4.0"
+
+
 def test_other_sources_in_a_config_are_ignored(folder: Path, tmp_path: Path) -> None:
     """timm would load from them. Here, the weights always come from the folder of the config."""
     evil = tmp_path / "evil.pth"

@@ -175,6 +175,15 @@ def test_missing_and_insufficient_tokens_are_rejected(hub: Hub, folder: Path, mo
     assert not hub.log  # no unauthenticated request was sent
 
 
+def test_a_segmenter_is_not_replaced_by_a_classifier_with_its_backbone(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    push(write_segmenter(tmp_path / "segmenter"), "org/street")
+    message = r"org/street exists and holds \w+ with unet for semantic segmentation\. Expected acmix_resnet_pico\."
+    with pytest.raises(ValueError, match=message):
+        push(folder, "org/street")
+    with pytest.raises(ValueError, match=r"with unet .* Expected .* with fpn"):
+        push(write_segmenter(tmp_path / "fpn", "fpn"), "org/street")
+
+
 def test_unsuitable_folders_and_names_are_not_pushed(hub: Hub, folder: Path, tmp_path: Path) -> None:
     push(folder, "org/pico")
     with pytest.raises(ValueError, match=r"org/pico exists and holds acmix_resnet_pico\. Expected acmix_swin_pico"):

@@ -1,6 +1,7 @@
 """Checkpoints that cannot be loaded, and code in them, leave the module unchanged and get an error with advice."""
 
 import argparse
+import warnings
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,16 @@ class TestMismatch:
             target.layer1[0].conv1.weight, source.layer1[0].conv1.weight
         )
         assert "0 keys match" in refusal(target, {"something.else": torch.ones(3)}, strict=False)
+
+    def test_a_file_without_a_classifier_warns(self, tmp_path: Path) -> None:
+        """Unless a new classifier is wanted, a random one would go unnoticed."""
+        state = {k: v for k, v in pico().state_dict().items() if not k.startswith("fc.")}
+        torch.save(state, tmp_path / "backbone.pth")
+        with pytest.warns(UserWarning, match=r"backbone\.pth has no weights for the classifier of acmix_resnet_pico"):
+            create_model("acmix_resnet_pico", pretrained=str(tmp_path / "backbone.pth"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            create_model("acmix_resnet_pico", pretrained=str(tmp_path / "backbone.pth"), num_classes=3)
 
     def test_a_complete_match_gives_no_warning(self, recwarn: pytest.WarningsRecorder) -> None:
         load_weights(pico(1), pico(2).state_dict())
