@@ -6,6 +6,7 @@ unpack to more than a limit, and nothing but images is unpacked.
 
 from __future__ import annotations
 
+import lzma
 import re
 import stat
 import zipfile
@@ -24,6 +25,7 @@ MAX_IMAGES = 5_000
 MAX_BYTES = 400_000_000
 """Limits of what an archive may unpack to."""
 _MAX_ENTRIES = 4 * MAX_IMAGES
+_DAMAGE = (zlib.error, lzma.LZMAError)  # bz2 raises OSError
 _EXPECTED = "Expected a zip archive with a folder of images for each class, such as cat/1.jpg and dog/1.jpg"
 
 
@@ -82,14 +84,22 @@ def unpack(content: bytes, folder: Path) -> None:
     if content.count(b"PK\x01\x02") > _MAX_ENTRIES:
         raise UnusableArchive(f"The archive lists more than {_MAX_ENTRIES:,} files. {_EXPECTED}. Upload fewer files")
     try:
-        with zipfile.ZipFile(BytesIO(content)) as archive:
+        with _open(content) as archive:
             images = _checked_images(archive.infolist())
             for info, parts in zip(images, _without_outer_folders(images), strict=True):
                 path = folder.joinpath(*parts)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(archive.read(info))  # at most info.file_size bytes, whatever is compressed in there
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, zlib.error) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, UnicodeDecodeError, *_DAMAGE) as error:
         raise UnusableArchive(f"The file cannot be unpacked ({error}). {_EXPECTED}. Create it again") from error
+
+
+def _open(content: bytes) -> zipfile.ZipFile:
+    """Open an archive. Names that do not state their encoding are UTF-8, as some programs write them, or else cp437."""
+    try:
+        return zipfile.ZipFile(BytesIO(content), metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        return zipfile.ZipFile(BytesIO(content))
 
 
 def _checked_images(entries: Sequence[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:

@@ -78,8 +78,9 @@ def write_masks(
 
 def _mask_names(image_paths: Sequence[str]) -> list[Path]:
     """Return the path of the mask of each image, relative to the folder of all masks."""
-    root = os.path.commonpath([str(Path(path).parent) for path in image_paths])
-    images = [Path(path).relative_to(root) for path in image_paths]
+    paths = [Path(os.path.abspath(path)) for path in image_paths]  # without "..", which would lead out of the folder
+    root = os.path.commonpath([path.parent for path in paths])
+    images = [path.relative_to(root) for path in paths]
     short = [image.with_suffix(".png") for image in images]
     full = [image.with_name(f"{image.name}.png") for image in images]
     uses = Counter([*short, *full])  # an image may be called a.jpg.webp

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from acmix_zoo.cli.parser import Parser
-from acmix_zoo.weights.locate import HUB_PREFIX, WEIGHT_SUFFIXES
+from acmix_zoo.weights.locate import HUB_PREFIX, WEIGHT_SUFFIXES, find_run
 from acmix_zoo.weights.not_found import NotFoundError
 from acmix_zoo.weights.recipe_files import locate_recipe
 
@@ -38,7 +38,7 @@ def config_file(value: str) -> str:
     Raises:
         NotFoundError: there is no such recipe. The error lists the closest ones.
     """
-    is_address = ":" in value and not value.startswith(HUB_PREFIX)
+    is_address = ":" in value and not value.startswith(HUB_PREFIX) and find_run(Path(value)) is None
     if is_address or any(mark in value for mark in "{\n") or _is_text_file(Path(value)):
         return value
     return str(locate_recipe(value))

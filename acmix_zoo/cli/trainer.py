@@ -265,15 +265,16 @@ class TrainingCLI(LightningCLI):
     def _print_scores(self, split: str, results: list[Any]) -> None:
         if not self.trainer.is_global_zero:
             return
-        source = self.datamodule.loaders.source
+        source, checkpoint = self.datamodule.loaders.source, self.config[self.subcommand].ckpt_path
         if not results or f"{split}/{self.task.main_metric}" not in results[0]:
             name = "validation" if split == "val" else split
             raise ValueError(
                 f"{source.name} has no {name} images to evaluate. {source.missing_split_advice(split)}"
-                + (", or set --data.val_fraction 0.1" if split == "val" else "")
+                # a run that was trained on all images would be evaluated on some of them
+                + (", or set --data.val_fraction 0.1" if split == "val" and not checkpoint else "")
             )
         scores = {name.removeprefix(f"{split}/"): value for name, value in results[0].items()}
-        weights = self.config[self.subcommand].ckpt_path or self.model.hparams["pretrained"]
+        weights = checkpoint or self.model.hparams["pretrained"]
         loss = f", loss {scores['loss']:.4f}" if "loss" in scores else ""
         print(f"{split}: {format_metrics(scores, self.task)}{loss} ({weights})", flush=True)
         self._print_details(split, write_evaluation(self.model, self.datamodule, split, self.run.folder))

@@ -25,7 +25,7 @@ def compare_data(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str
     Raises:
         ValueError: this is a different data set, or the number of training or validation images has changed.
     """
-    sizes = [{name: (d.get("splits") or {}).get(name) for name in ("train", "val")} for d in (recorded, current)]
+    sizes = [_sizes(recorded), _sizes(current)]
     if recorded.get("fingerprint") == current["fingerprint"] and sizes[0] == sizes[1]:
         return None
     before, now = map(_summary, (recorded, current))
@@ -35,6 +35,32 @@ def compare_data(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str
             "file was lost, put an empty file in its place, which is skipped. Otherwise " + _NEW_RUN
         )
     return f"Warning: image files have changed since the checkpoint, which was trained on {before}. Resuming with {now}"
+
+
+def check_validation(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Check that validation images which are split off the training images are those that the checkpoint left out.
+
+    Args:
+        recorded, current: as for `compare_data`.
+
+    Raises:
+        ValueError: they are other images of the same data set, so the network may have been trained on some of them.
+    """
+    if "val_split" not in current or recorded.get("name") != current["name"]:
+        return
+    is_split_differently = recorded.get("val_split", current["val_split"]) != current["val_split"]
+    if is_split_differently or _sizes(recorded) != _sizes(current):
+        before, now = map(_summary, (recorded, current))
+        raise ValueError(
+            f"the checkpoint was trained on {before}, but the data is now {now}, and its validation images are split "
+            "off from train. The network may have been trained on some of them, so its score would be too high. To "
+            "measure it on other images, add them as a val/ or test/ split"
+        )
+
+
+def _sizes(description: Mapping[str, Any]) -> dict[str, int | None]:
+    """Return the numbers of training and validation images of a data set."""
+    return {name: (description.get("splits") or {}).get(name) for name in ("train", "val")}
 
 
 def _summary(description: Mapping[str, Any]) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from typing import BinaryIO, NamedTuple
 
@@ -62,29 +61,52 @@ def inspect_images(paths: Sequence[str], thorough: bool = False) -> Inspection:
     Args:
         thorough: decode every file to find all damage.
     """
-    result = Inspection(len(paths))
+
+    def find(number: int) -> _Finding:
+        if not thorough and _looks_complete(paths[number]):
+            return _Finding()
+        return _decode(paths[number], paths[number])
+
+    return _collect(paths, find)
+
+
+def inspect_cells(names: Sequence[str], read: Callable[[int], bytes]) -> Inspection:
+    """Decode images of a table to find those that cannot be read, and those with more than 8 bits per sample.
+
+    Args:
+        names: the names of the images.
+        read: returns the bytes of an image file, given its position in `names`.
+    """
+
+    def find(number: int) -> _Finding:
+        try:
+            encoded = read(number)
+        except (OSError, UnreadableImage) as error:
+            return _Finding(problem=f"image {names[number]} cannot be read: {error}")
+        return _decode(encoded, names[number])
+
+    return _collect(names, find)
+
+
+def _collect(names: Sequence[str], find: Callable[[int], _Finding]) -> Inspection:
+    """Return what `find` returns for the position of each image."""
+    result = Inspection(len(names))
     with ThreadPoolExecutor(max_workers=8) as pool:  # decoding and disk access release the GIL
-        chunks = [paths[start : start + 64] for start in range(0, len(paths), 64)]
-        findings = chain.from_iterable(pool.map(partial(_inspect_files, thorough), chunks))
-        for path, finding in zip(paths, findings, strict=True):
+        chunks = [range(start, min(start + 64, len(names))) for start in range(0, len(names), 64)]
+        findings = chain.from_iterable(pool.map(lambda chunk: [find(number) for number in chunk], chunks))
+        for name, finding in zip(names, findings, strict=True):
             if finding.problem:
                 result.problems.append(finding.problem)
-                result.unreadable.append(path)
+                result.unreadable.append(name)
             elif finding.bits > 8:
                 result.depths[finding.bits] += 1
                 result.dark += finding.dark
     return result
 
 
-def _inspect_files(thorough: bool, paths: Sequence[str]) -> list[_Finding]:
-    return [_inspect_file(path, thorough) for path in paths]
-
-
-def _inspect_file(path: str, thorough: bool) -> _Finding:
-    if not thorough and _looks_complete(path):
-        return _Finding()
+def _decode(source: str | bytes, name: str) -> _Finding:
     try:
-        image, bits = load_with_bits(path)
+        image, bits = load_with_bits(source, name)
     except UnreadableImage as error:
         return _Finding(problem=str(error))
     return _Finding(bits=bits, dark=bits > 8 and is_dark(image))

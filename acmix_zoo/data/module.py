@@ -135,6 +135,11 @@ class ImageDataModule(ResumableDataModule):
         self.mean, self.std = channel_stats(mean, std)
         self.batch_size, self.num_workers, self.max_unreadable = batch_size, num_workers, max_unreadable
         self.seed, self.predict, self.label_column = seed, predict, label_column
+        if classes_file and not streaming:
+            raise ValueError(
+                f"classes_file={classes_file} is only used with streaming. Expected the class names in a file "
+                "classes.txt next to the parquet or tar files, or data.streaming true"
+            )
         if streaming:
             stream = StreamSource(source, label_column, classes_file)
             self.loaders = StreamLoaders(stream, epoch_images, val_fraction, repeats, validation_as_test)

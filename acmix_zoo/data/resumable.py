@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from acmix_zoo.data.compatibility import compare_batches, compare_classes, compare_data
+from acmix_zoo.data.compatibility import check_validation, compare_batches, compare_classes, compare_data
 from acmix_zoo.data.indexed_loaders import make_eval_loader
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.loaders import EvalLoader, LoaderOptions, Loaders, Position, TrainLoader
@@ -258,6 +258,8 @@ class ResumableDataModule(L.LightningDataModule):
         if stage not in (None, "predict"):
             recorded_classes = state_dict.get("card", {}).get("cfg", {}).get("label_names")
             compare_classes(recorded_classes, self.class_names, self.loaders.source.name)
+        if stage == "validate" and (recorded := state_dict.get("card", {}).get("dataset")):
+            check_validation(recorded, self.card()["dataset"])
         recorded_sizes = state_dict.get("size")
         if stage == "fit" and recorded_sizes:
             messages = [compare_data(state_dict["card"]["dataset"], self.card()["dataset"])]

@@ -115,7 +115,9 @@ def next_run_folder(source: str) -> NextRunFolder:
 
 def _data_name(source: str) -> str:
     """Return the last part of a path or name, with only characters that suit the name of a folder."""
-    name = Path(source).name or Path(source).resolve().name  # of "."
+    name = Path(source).name
+    if name in ("", ".."):  # "." and "..": a run folder runs/.. would be the working directory
+        name = Path(source).resolve().name
     return re.sub(r"[^\w.-]+", "_", name)
 
 

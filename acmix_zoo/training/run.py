@@ -100,7 +100,8 @@ class RunFolder(Checkpoint):
         self._loss_guard = LossGuard()
         self._stop_signal = 0  # the signal that all processes have agreed on
         self._is_dry_run = False  # Trainer(fast_dev_run=True): nothing is written
-        self._images = 0  # number of images that all processes have trained on in this epoch
+        self._images = 0  # number of images that all processes have trained on since the clock was started
+        self._earlier = 0.0  # seconds of this epoch before that, in an earlier process
         self._validated_step = -1  # number of optimiser steps before the last validation
         self._resumed_step = 0
 
@@ -174,11 +175,7 @@ class RunFolder(Checkpoint):
             check_push(self.push_to)  # now, rather than after the last epoch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Install signal handlers (after Lightning has installed its own), and print where the run starts.
-
-        Raises:
-            ValueError: epochs would end without a validation.
-        """
+        """Install signal handlers (after Lightning has installed its own), and print where the run starts."""
         check_validation_interval(trainer)
         self._signals.take()
         self.has_begun = True
@@ -186,18 +183,19 @@ class RunFolder(Checkpoint):
             folder = None if self._is_dry_run else self.folder
             print(*start_lines(trainer, pl_module, folder, self.state.epochs), sep="\n", flush=True)
         self.state.epochs = trainer.max_epochs
-        self._start_epoch()  # on_train_epoch_start is not called for a run that is resumed within an epoch
+        self._start_epoch(
+            self.state.unfinished_seconds
+        )  # on_train_epoch_start is not called for a run that is resumed within an epoch
 
     # Steps and epochs.
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the epoch's clock."""
-        self.state.unfinished_seconds = 0.0
-        self._start_epoch()
+        self._start_epoch(0.0)
 
-    def _start_epoch(self) -> None:
+    def _start_epoch(self, earlier: float) -> None:
         self._clock.start()
-        self._images = 0
+        self._images, self._earlier = 0, earlier
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -228,10 +226,8 @@ class RunFolder(Checkpoint):
         if trainer.world_size == 1:
             self._stop_signal = self._signals.number or 0  # also a signal received in this step
         if self._stop_signal or (self.save_every and trainer.global_step % self.save_every == 0):
-            earlier = self.state.unfinished_seconds
-            self.state.unfinished_seconds = earlier + self._clock.elapsed()
+            self.state.unfinished_seconds = self._earlier + self._clock.elapsed()
             self._save(trainer, pl_module)
-            self.state.unfinished_seconds = earlier
         exit_after_signal(trainer, self._stop_signal)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -249,7 +245,7 @@ class RunFolder(Checkpoint):
             return
         state, previous_best, task = self.state, self.state.best, task_of(pl_module)
         is_validated = self._validated_step == trainer.global_step
-        row = make_row(trainer, self._clock, self._images, is_validated, state.unfinished_seconds)
+        row = make_row(trainer, self._clock, self._images, is_validated, self._earlier)
         state.unfinished_seconds = 0.0
         is_best = state.add_epoch(row, task)
         if not self._save(trainer, pl_module, is_best):

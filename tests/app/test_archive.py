@@ -121,3 +121,29 @@ def test_unusable_archives_get_a_message_without_paths_of_this_machine(content: 
     with pytest.raises(UnusableArchive) as error:
         read_archive(content, "pets.zip")
     assert message in str(error.value) and "/tmp" not in str(error.value)
+
+
+def test_names_in_utf8_without_its_flag_are_read(tmp_path: Path) -> None:
+    """Some programs write such archives. Names in other encodings are read as the format prescribes."""
+    content = zipped({name.replace("cat", "kätzchen"): data for name, data in PETS.items()})
+    for encoded, name in (
+        (content, "kätzchen"),
+        (content.replace("ä".encode(), b"\x84x"), "kätzchen".replace("ä", "äx")),
+    ):
+        unflagged = bytearray(encoded)
+        for signature, offset in ((b"PK\x01\x02", 9), (b"PK\x03\x04", 7)):
+            start = -1
+            while (start := unflagged.find(signature, start + 1)) >= 0:
+                unflagged[start + offset] &= ~0x08
+        assert name in read_archive(bytes(unflagged), "pets.zip").summary
+
+
+def test_damaged_lzma_data_gets_a_message(tmp_path: Path) -> None:
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as file:
+        for name in PETS:
+            file.writestr(name, bytes(5000))
+    content = bytearray(buffer.getvalue())
+    content[60:75] = b"\xff" * 15
+    with pytest.raises(UnusableArchive, match="cannot be unpacked"):
+        unpack(bytes(content), tmp_path / "x")

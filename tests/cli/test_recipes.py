@@ -56,6 +56,9 @@ def test_files_and_run_folders_take_precedence_over_recipes(empty_folder: Path) 
     (empty_folder / "finetune/folder/config.yaml").touch()
     assert config_file("mine.yaml") == "mine.yaml"
     assert config_file("finetune/folder") == "finetune/folder/config.yaml"
+    (empty_folder / "at 12:30").mkdir()
+    (empty_folder / "at 12:30/config.yaml").touch()
+    assert config_file("at 12:30") == "at 12:30/config.yaml", "not an address"
 
 
 def test_other_options_and_yaml_text_are_left_alone() -> None:

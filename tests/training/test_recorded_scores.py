@@ -131,3 +131,12 @@ def test_minutes_include_the_time_before_an_interruption(runs: Path, tmp_path: P
     run = train_run(tmp_path / "run", images, slow, resume=tmp_path / "run/checkpoints/last.ckpt", trainer_epochs=1)
     assert run.history[0]["seconds"] > 7 * 0.2, "of seven batches, five were before the interruption"
     assert run.history[0]["images_per_second"] < 4 / 0.2
+
+
+def test_a_run_is_not_validated_on_images_that_it_was_trained_on(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["validate", f"--config={runs / 'finished'}"]
+    assert main(command) == 0
+    assert main([*command, "--data.val_fraction=0.5"]) == 1
+    assert "may have been trained on some of them" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import yaml
 from support.training import fit_arguments, make_image_folder
 
 from acmix_zoo.cli.main import main
+from acmix_zoo.training.launch import next_run_folder
 from acmix_zoo.weights import read_config
 
 
@@ -123,3 +124,12 @@ def test_the_configuration_of_a_run_resumes_it(
     assert read_config(tmp_path / "runs/x/weights")["acmix_zoo"]["epochs"] == 2
     assert main([*fit, "--run.folder=runs/y"]) == 0
     assert "New run in runs/y" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["..", "../", "sub/.."])
+def test_a_run_folder_is_never_the_working_directory(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pets/sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / ("pets" if source == "sub/.." else "pets/sub"))
+    assert next_run_folder(source).path == Path("runs/pets")

@@ -15,6 +15,7 @@ from acmix_zoo.data.images import image_size
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.image_sets import CHECK_LIMIT, FileImages, Images
+from acmix_zoo.data.sources.table import TableImages
 
 _NORMALISED = 2  # left + width is up to 2 if a box in fractions is stored as centre and size, or as corners
 
@@ -28,7 +29,9 @@ class AnnotatedImages(Images):
         sizes: the (width, height) in pixels that the annotations refer to; None if it is not known.
     """
 
-    def __init__(self, images: Images, objects: Sequence[Objects], sizes: Sequence[tuple[int, int] | None]) -> None:
+    def __init__(
+        self, images: FileImages | TableImages, objects: Sequence[Objects], sizes: Sequence[tuple[int, int] | None]
+    ) -> None:
         self.images, self.objects, self.sizes = images, objects, sizes
         # whether there are objects, so that validation images that are split off from train have some
         self.targets = np.array([not each.is_crowd.all() for each in objects], np.int64)
@@ -113,11 +116,14 @@ class BoxSource(IndexedSource):
         return self.split_advice.format(split=split)
 
     def fingerprint(self) -> str:
-        """Return a hash of all boxes, class names and image names."""
+        """Return a hash of the class names, all boxes and masks, and of the images as far as it is quick."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for name, images in sorted(self.splits.items()):
             assert isinstance(images, AnnotatedImages)
             digest.update(f"{name} {len(images)}".encode())
             for objects in images.objects:
                 digest.update(objects.boxes.tobytes() + objects.classes.tobytes() + objects.is_crowd.tobytes())
+                digest.update(repr(objects.masks).encode())
+            for part in images.images.fingerprint_parts():
+                digest.update(part)
         return digest.hexdigest()[:16]

@@ -150,8 +150,8 @@ def read_annotation(path: Path, image: Path) -> _Record:
         ValueError: the file is not an XML file.
     """
     try:
-        root = ET.parse(path).getroot()
-    except ET.ParseError as error:
+        root = _parse(path)
+    except (ET.ParseError, ValueError, LookupError) as error:
         raise ValueError(f"{path} is not a valid XML file: {error}. Repair it, or remove its image") from None
     found = root.findall("object")
     boxes = np.array([[_number(each, f"bndbox/{side}") for side in _SIDES] for each in found]).reshape(-1, 4)
@@ -164,6 +164,15 @@ def read_annotation(path: Path, image: Path) -> _Record:
         [(each.findtext("name") or "").strip() for each in found],
         make_objects(boxes, np.full(len(found), UNKNOWN), [_number(each, "difficult") == 1 for each in found]),
     )
+
+
+def _parse(path: Path) -> ET.Element:
+    """Parse an XML file in any encoding that Python knows. The parser alone knows no Chinese ones, such as GB2312."""
+    content = path.read_bytes()
+    declaration = re.match(rb"\s*<\?xml[^>]*?encoding=[\"']([\w.-]+)[\"'][^>]*\?>", content)
+    if declaration is None or declaration[1].lower().startswith((b"utf", b"us-ascii")):
+        return ET.fromstring(content)
+    return ET.fromstring(content[declaration.end() :].decode(declaration[1].decode()))
 
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")

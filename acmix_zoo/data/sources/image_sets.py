@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,8 @@ from acmix_zoo.data.inspection import Inspection, inspect_images
 
 CHECK_LIMIT = 100_000
 """Files of larger splits are not checked before a run."""
-_DECODE_LIMIT = 20_000  # images of larger splits are not decoded to check them
+DECODE_LIMIT = 20_000
+"""Images of larger splits are not decoded to check them."""
 
 
 class Images(ABC):
@@ -78,7 +80,13 @@ class FileImages(Images):
     def describe(self, index: int) -> str:
         return self.paths[index]
 
+    def fingerprint_parts(self) -> Iterator[bytes]:
+        """Yield the name and the size of each file. Reading all files would take minutes."""
+        for path in self.paths:
+            size = os.path.getsize(path) if os.path.exists(path) else -1
+            yield os.fsencode(f"{os.path.basename(path)}\0{size}\n")
+
     def inspect(self, indices: Sequence[int], thorough: bool = False) -> Inspection:
         if len(indices) > CHECK_LIMIT:
             return Inspection()
-        return inspect_images([self.paths[i] for i in indices], thorough and len(indices) <= _DECODE_LIMIT)
+        return inspect_images([self.paths[i] for i in indices], thorough and len(indices) <= DECODE_LIMIT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from acmix_zoo.data.images import UnreadableImage, load_image
+from acmix_zoo.data.inspection import Inspection, inspect_cells
 from acmix_zoo.data.sources.base import IndexedSource
-from acmix_zoo.data.sources.image_sets import Images
+from acmix_zoo.data.sources.image_sets import DECODE_LIMIT, Images
 from acmix_zoo.data.sources.path_safety import allowed_roots, checked_path
 from acmix_zoo.data.sources.shards import Shards, has_class_folders, has_metadata, metadata_files
 from acmix_zoo.data.sources.split_names import local_name, match_splits
@@ -48,9 +50,11 @@ class TableImages(Images):
 
     def __init__(self, table: Any, column: str, targets: np.ndarray, name: str, roots: tuple[str, ...]) -> None:
         self.table, self.column, self.targets, self.name, self.roots = table, column, targets, name, roots
+        self.has_files = False  # whether images are in files that the table names
         for chunk in table.data.column(column).chunks:  # check all paths before the first training step
             encoded, paths = chunk.field("bytes"), chunk.field("path")
             if encoded.null_count:
+                self.has_files = True
                 for path in paths.filter(encoded.is_null()).drop_null().to_pylist():
                     checked_path(path, roots)
 
@@ -72,6 +76,23 @@ class TableImages(Images):
         if not value.get("path"):
             raise UnreadableImage(f"image {self.describe(index)} cannot be read: its cell in the table is empty")
         return Path(checked_path(value["path"], self.roots)).read_bytes()
+
+    def fingerprint_parts(self) -> Iterator[bytes]:
+        """Yield the bytes of up to 64 images, and an empty text for one that cannot be read."""
+        for index in np.linspace(0, len(self) - 1, num=min(64, len(self)), dtype=int).tolist():
+            try:
+                yield self.encoded_image(index)
+            except (OSError, UnreadableImage):
+                yield b""
+
+    def inspect(self, indices: Sequence[int], thorough: bool = False) -> Inspection:
+        """Decode every image if `thorough`. Otherwise, only decode images in files, which may be missing."""
+        if len(indices) > DECODE_LIMIT or not (thorough or self.has_files):
+            return Inspection()
+        numbers = [int(index) for index in indices]
+        return inspect_cells(
+            [self.describe(n) for n in numbers], lambda position: self.encoded_image(numbers[position])
+        )
 
 
 class TableSource(IndexedSource):
@@ -156,8 +177,8 @@ class TableSource(IndexedSource):
         for images in self.splits.values():
             assert isinstance(images, TableImages)
             digest.update(images.targets.tobytes())
-            for index in np.linspace(0, len(images) - 1, num=min(64, len(images)), dtype=int):
-                digest.update(images.encoded_image(int(index)))
+            for part in images.fingerprint_parts():
+                digest.update(part)
         return digest.hexdigest()[:16]
 
 
@@ -223,6 +244,14 @@ def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[st
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{source} has a metadata file that is not UTF-8 text ({error}). Expected UTF-8. Save the file as UTF-8"
+        ) from error
+    except ValueError as error:
+        if "different features" not in str(error):
+            raise
+        raise ValueError(
+            f"the metadata files of {source} have columns of different types, such as numbers in one and text in "
+            f"another ({str(error)[:300]}). Expected the same types in all. Write class names that are not numbers, "
+            "such as class1"
         ) from error
     except (FileNotFoundError, ConnectionError) as error:
         reason = str(error).splitlines()[0]

@@ -79,6 +79,11 @@ def number_classes(values: Iterable[Any], column: str, names: tuple[str, ...] | 
         ValueError: the values are neither text nor integers, or an integer has no name.
     """
     found = [value for value in values if value is not None]
+    if all(isinstance(value, float) and value.is_integer() for value in found):  # one is missing in a CSV file
+        found = [int(value) for value in found]
+    elif all(isinstance(value, bool) for value in found):
+        found = [int(value) for value in found]
+        names = names or ("False", "True")
     types = sorted({type(value).__name__ for value in found})
     if types not in (["str"], ["int"]):
         raise ValueError(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support.box_data import write_voc
 
 from acmix_zoo.data.boxes.annotated_images import AnnotatedImages
@@ -108,6 +109,14 @@ def test_the_fingerprint_follows_the_boxes(tmp_path: Path) -> None:
     assert prints[0] != prints[1] and len(prints[0]) == 16
 
 
+def test_the_fingerprint_follows_the_images(tmp_path: Path) -> None:
+    source = str(write_voc(tmp_path, {"train": [[("a", BOX)], [("a", BOX)]]}))
+    before = VocSource(source).fingerprint()
+    assert VocSource(source).fingerprint() == before
+    Image.new("RGB", (64, 48), (1, 90, 200)).resize((64, 49)).save(tmp_path / "JPEGImages/train_1.png")
+    assert VocSource(source).fingerprint() != before
+
+
 def test_a_class_listed_twice_is_one_class(tmp_path: Path) -> None:
     write_voc(tmp_path, {"train": [[("b", BOX)]]})
     (tmp_path / "classes.txt").write_text("a\na\nb\n")
@@ -147,3 +156,17 @@ def test_a_byte_order_mark_is_not_part_of_a_class(tmp_path: Path) -> None:
     write_voc(tmp_path, {"train": [[("b", BOX)]]})
     (tmp_path / "classes.txt").write_text("b\na\n", encoding="utf-8-sig")
     assert VocSource(str(tmp_path)).class_names == ("b", "a")
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "gbk", "big5", "latin-1", "utf-8", "utf-16"])
+def test_annotations_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    name = "café" if encoding == "latin-1" else "大"
+    file = write_voc(tmp_path, {"train": [[(name, BOX)], [(name, BOX)]]}) / "Annotations/train_0.xml"
+    text = f'<?xml version="1.0" encoding="{encoding}"?>\n' + file.read_text(encoding="utf-8")
+    file.write_text(text, encoding=encoding)
+    source = VocSource(str(tmp_path))
+    assert source.class_names == (name,)
+    assert annotated(source, "train").objects[0].boxes.tolist() == annotated(source, "train").objects[1].boxes.tolist()
+    file.write_text('<?xml version="1.0" encoding="foo"?><annotation/>')
+    with pytest.raises(ValueError, match=r"train_0\.xml is not a valid XML file: unknown encoding: foo"):
+        VocSource(str(tmp_path))

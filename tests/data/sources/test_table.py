@@ -1,6 +1,7 @@
 """Data sets of the `datasets` library: parquet and tar files, imagefolders with metadata, Hub ids."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,58 @@ def test_classes_that_pandas_takes_for_missing_values_are_explained(cache: Path)
     (root / "metadata.csv").write_text("file_name,label\n0.png,None\n1.png,NA\n")
     with pytest.raises(ValueError, match=r"'label' has no class for any image \(in a CSV file, words such as NA"):
         open_source(root)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "targets"),
+    [
+        (["3", "7", "", "3"], ("3", "7"), [0, 1, -1, 0]),
+        (["True", "False", "True", "True"], ("False", "True"), [1, 0, 1, 1]),
+    ],
+    ids=["integers", "truth values"],
+)
+def test_classes_that_pandas_converts(
+    cache: Path, labels: list[str], names: tuple[str, ...], targets: list[int]
+) -> None:
+    """pandas reads integers as floats if one is missing."""
+    root = write_files(cache / "set", *(f"{n}.png" for n in range(4)))
+    (root / "metadata.csv").write_text("file_name,label\n" + "".join(f"{n}.png,{x}\n" for n, x in enumerate(labels)))
+    source = open_source(root)
+    assert source.class_names == names and source.splits["train"].targets.tolist() == targets
+
+
+def test_metadata_files_with_different_types_are_explained(cache: Path) -> None:
+    root = write_files(cache / "set", *(f"{split}/{n}.png" for split in ("train", "test") for n in range(2)))
+    (root / "train/metadata.csv").write_text("file_name,label\n0.png,1\n1.png,cat\n")
+    (root / "test/metadata.csv").write_text("file_name,label\n0.png,1\n1.png,1\n")
+    with pytest.raises(ValueError, match=r"have columns of different types, .* Expected the same types in all\."):
+        open_source(root)
+
+
+@pytest.mark.parametrize("kind", ["metadata", "parquet"])
+def test_unusable_images_of_tables_are_found_before_a_run(cache: Path, kind: str) -> None:
+    """A listed file may be missing, and the bytes in a cell may be damaged."""
+    if kind == "metadata":
+        root = write_files(cache / "set", *(f"{n}.png" for n in range(3)))
+        (root / "metadata.csv").write_text("file_name,label\n" + "".join(f"{n}.png,{n % 2}\n" for n in range(3)))
+        fingerprint = open_source(root).fingerprint()
+        source = open_source(root)
+        (root / "1.png").unlink()
+        assert source.splits["train"].inspect([0, 1, 2]).unreadable == ["set/train[1]"]
+        assert source.fingerprint() != fingerprint
+    else:
+        import datasets
+
+        good = BytesIO()
+        Image.new("RGB", (60, 50)).save(good, "PNG")
+        rows = [
+            {"image": {"bytes": good.getvalue()[:end], "path": None}, "label": n} for n, end in enumerate((None, 60))
+        ]
+        datasets.Dataset.from_list(rows).to_parquet(cache / "set.parquet")
+        source = open_source(cache / "set.parquet")
+    found = source.splits["train"].inspect(range(len(source.splits["train"])), thorough=True)
+    (problem,) = found.problems
+    assert "train[1] cannot be read" in problem
 
 
 def test_class_folders_with_metadata_without_classes(cache: Path) -> None:
