@@ -12,6 +12,7 @@ from acmix_zoo.layers.argument_checks import (
     Paths,
     auto_heads,
     check_dtype,
+    check_feature_map,
     check_heads,
     check_odd,
     check_paths,
@@ -25,7 +26,7 @@ from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix, combine_paths
 from acmix_zoo.ops.memory_format import restore_memory_format
 from acmix_zoo.ops.position_encoding import position_encoding
 from acmix_zoo.ops.precision import autocast_dtype, autocast_off
-from acmix_zoo.ops.tracing import constant_size, is_tracing, unflatten
+from acmix_zoo.ops.tracing import is_tracing, unflatten
 
 
 @leaf
@@ -139,11 +140,7 @@ class ACmix2d(TwoStageLayer):
             nn.init.constant_(self.beta, 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() not in (3, 4) or constant_size(x.shape[-3]) != self.in_channels:
-            raise ValueError(
-                f"ACmix2d: the input has the shape {tuple(x.shape)}. Expected (B, {self.in_channels}, H, W) or "
-                f"({self.in_channels}, H, W). Permute the dimensions, or pass another in_channels to the layer"
-            )
+        check_feature_map("ACmix2d", x, self.in_channels)
         check_dtype("ACmix2d", x, self.qkv)
         if is_single := x.dim() == 3:
             x = x.unsqueeze(0)  # (1, C, H, W)

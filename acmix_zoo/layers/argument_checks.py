@@ -10,6 +10,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from acmix_zoo.ops.precision import is_autocast_on
+from acmix_zoo.ops.tracing import constant_size, is_tracing
 
 Paths = Literal["both", "attention", "convolution"]
 
@@ -106,6 +107,38 @@ def check_heads(layer: str, name: str, width: int, heads: int, *, auto: bool = F
         near = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: (abs(n - heads), n))
         choice = f'heads={near} or heads="auto"' if auto else f"heads={near}"
         raise ValueError(f"{layer}: heads={heads} does not divide {name}={width}. Use {name}={widths}, or {choice}")
+
+
+def check_window(layer: str, window: tuple[int, int], shift: tuple[int, int]) -> None:
+    """Check that a window has at least one pixel, and that it is shifted by less than its sides.
+
+    Raises:
+        ValueError: the window is empty, or the shift is negative or too large.
+    """
+    if min(window) < 1 or not all(0 <= by < side for by, side in zip(shift, window, strict=True)):
+        raise ValueError(
+            f"{layer}: window={window} and shift={shift}. Expected a window of at least 1, and shifts from 0 to below "
+            "its sides, such as half of them"
+        )
+
+
+def check_feature_map(owner: str, x: Tensor, channels: int) -> None:
+    """Check that x is (B, channels, H, W) or (channels, H, W), with H and W of at least 1.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    expected = f"Expected (B, {channels}, H, W) or ({channels}, H, W)"
+    if x.dim() not in (3, 4) or constant_size(x.shape[-3]) != channels:
+        raise ValueError(
+            f"{owner}: the input has the shape {tuple(x.shape)}. {expected}. Permute the dimensions, or pass another "
+            "in_channels to the layer"
+        )
+    if not is_tracing() and 0 in x.shape[-2:]:
+        raise ValueError(
+            f"{owner}: the input has the shape {tuple(x.shape)}. {expected} with at least one pixel. Use larger "
+            "images, or fewer layers with a stride"
+        )
 
 
 def check_dtype(owner: str, x: Tensor, first: nn.Module) -> None:

@@ -93,11 +93,13 @@ class _StatedMacs:
 
 
 def default_input_size(model: nn.Module) -> tuple[int, int, int] | None:
-    """Return the (C, H, W) of the model's timm configuration, or None if it has none."""
+    """Return the (C, H, W) of the model's timm configuration, with the C that it was built for, or None without one."""
     for name in ("pretrained_cfg", "default_cfg"):
-        size = (getattr(model, name, None) or {}).get("input_size")
-        if size:
-            c, h, w = size
+        cfg = getattr(model, name, None) or {}
+        if cfg.get("input_size"):
+            c, h, w = cfg["input_size"]
+            first = dict(model.named_modules()).get(cfg.get("first_conv") or "")
+            c = getattr(model, "in_chans", None) or getattr(first, "in_channels", c)
             return int(c), int(h), int(w)
     return None
 

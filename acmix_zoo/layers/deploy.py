@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from acmix_zoo.layers.acmix2d import ACmix2d
-from acmix_zoo.layers.argument_checks import check_dtype
+from acmix_zoo.layers.argument_checks import check_dtype, check_feature_map
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.fx_leaf import leaf
 from acmix_zoo.layers.submodule_use import is_plain
@@ -91,6 +91,7 @@ class DeployedACmix2d(nn.Module):
             self.register_buffer(name, None if tensor is None else tensor.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        check_feature_map("DeployedACmix2d", x, self.weight.shape[1])
         check_dtype("DeployedACmix2d", x, self)
         if is_single := x.dim() == 3:
             x = x.unsqueeze(0)  # (1, C, H, W)

@@ -114,10 +114,12 @@ def swap_conv3x3(
     layers = {conv: _replacement(conv, acmix) for conv in dict.fromkeys(candidates.values()) if conv not in reasons}
     replaced = {name: layers[conv] for name, conv in candidates.items() if conv in layers}
     skipped = {name: reasons[conv] for name, conv in candidates.items() if conv in reasons}
+    size = tuple(input_size) if input_size is not None else default_input_size(model)
+    if size:
+        size = _usable_size(model, size, is_given=input_size is not None)
     for name, layer in replaced.items():  # not before all layers could be built
         parent, _, child = name.rpartition(".")
         _replace_child(model.get_submodule(parent), child, layer)
-    size = tuple(input_size) if input_size is not None else default_input_size(model)
     return SwapReport(
         replaced=replaced,
         skipped=skipped,
@@ -125,6 +127,24 @@ def swap_conv3x3(
         macs=_macs(model, layers, size) if size else None,
         input_size=size,
     )
+
+
+def _usable_size(model: nn.Module, size: tuple[int, ...], is_given: bool) -> tuple[int, ...] | None:
+    """Return the size, or None if the model cannot process an image of it.
+
+    Raises:
+        ValueError: it cannot, and the caller gave the size.
+    """
+    try:
+        run_once(model, size)
+    except Exception as error:  # whatever the layers of any network raise
+        if is_given:
+            raise ValueError(
+                f"swap_conv3x3: {type(model).__name__} cannot process an image of input_size={size}: {error}. Expected "
+                "(C, H, W) of an image that it can process. Change the size, or leave it out"
+            ) from error
+        return None
+    return size
 
 
 def _is_3x3(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, check_odd, check_paths
+from acmix_zoo.layers.argument_checks import Paths, check_dtype, check_heads, check_odd, check_paths, check_window
 from acmix_zoo.layers.bias_table import resized_bias_table, table_length
 from acmix_zoo.layers.convolution_path import ShiftConv
 from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
@@ -79,8 +79,7 @@ class WindowACmix(TwoStageLayer):
         check_heads("WindowACmix", "dim", dim, heads)
         check_paths("WindowACmix", paths)
         check_odd("WindowACmix", kernel_conv=kernel_conv)
-        self.dim, self.heads, self.paths = dim, heads, paths
-        self.conv_before_shift = conv_before_shift
+        self.dim, self.heads, self.paths, self.conv_before_shift = dim, heads, paths, conv_before_shift
         self.qkv = nn.Linear(dim, 3 * dim)
         if paths != "convolution":
             self.relative_position_bias_table = nn.Parameter(torch.zeros(1, heads))  # of a 1×1 window
@@ -101,6 +100,7 @@ class WindowACmix(TwoStageLayer):
     @torch.inference_mode(False)  # inference tensors could not be used for training later
     def set_window(self, window: tuple[int, int], shift: tuple[int, int]) -> None:
         """Change the window or shift, and resize the position table to match."""
+        check_window("WindowACmix", window, shift)
         before = self.window
         self.window, self.shift = window, shift
         if self.paths == "convolution":

@@ -165,8 +165,9 @@ class PVT(Backbone):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if global_pool is not None:
-            if global_pool not in ("token", "avg", ""):
-                raise ValueError(f'PVT: global_pool must be "token", "avg" or "", got {global_pool!r}')
+            choices = ("token", "avg", "") if hasattr(self, "cls_token") else ("avg", "")
+            if global_pool not in choices:
+                raise ValueError(f"PVT: global_pool must be one of {choices}, got {global_pool!r}")
             self.global_pool = global_pool
             record_arguments(self, global_pool=global_pool)
         self.num_classes = num_classes
@@ -211,7 +212,8 @@ class PVT(Backbone):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         if self.global_pool:
-            x = x[:, 0] if self.global_pool == "token" else x[:, 1:].mean(1)
+            first = int(hasattr(self, "cls_token"))  # a network without its last stage has none
+            x = x[:, 0] if first and self.global_pool == "token" else x[:, first:].mean(1)
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 

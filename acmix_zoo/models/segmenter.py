@@ -59,11 +59,22 @@ class Segmenter(TaskNetwork):
                 f"decoder_kwargs has {', '.join(foreign)[:200]}. Expected arguments of "
                 f"segmentation_models_pytorch.{DECODERS[decoder]} that start with decoder_"
             )
-        depth = _depth(architecture, self._model_args)
+        reductions = _reductions(architecture, self._model_args)
+        depth = round(math.log2(max(reductions)))
         if depth < (1 if decoder == "unet" else 3):
             raise ValueError(
                 f"{architecture} only reduces images to 1/{2**depth}, but {decoder} needs 1/8 or less. Choose another "
                 "backbone, or --model.decoder unet"
+            )
+        if decoder == "fpn" and (missing := {2**i for i in range(max(1, depth - 3), depth)} - set(reductions)):
+            raise ValueError(
+                f"fpn needs a feature map of 1/{min(missing)} of the image, which {architecture} does not have. "
+                f"It has {', '.join(f'1/{reduction}' for reduction in reductions)}. Use --model.decoder upernet or unet"
+            )
+        if repeated := [reduction for reduction in reductions if reductions.count(reduction) > 1]:
+            raise ValueError(
+                f"{architecture} has {len(repeated)} feature maps of 1/{repeated[0]} of the image. The decoder "
+                "expects one of each size. Leave out output_stride, or choose another backbone"
             )
         if decoder == "unet":
             arguments.setdefault("decoder_channels", [min(256, 2 ** (4 + i)) for i in reversed(range(depth))])
@@ -116,8 +127,8 @@ class Segmenter(TaskNetwork):
         return {"logits": self(images)[..., ::8, ::8]}
 
 
-def _depth(architecture: str, model_kwargs: Mapping[str, Any]) -> int:
-    """Return how many times a backbone halves the image."""
+def _reductions(architecture: str, model_kwargs: Mapping[str, Any]) -> list[int]:
+    """Return how many times smaller than the image each feature map of a backbone is."""
     with torch.device("meta"):
         backbone: Any = timm.create_model(architecture, features_only=True, **model_kwargs)
-    return round(math.log2(max(backbone.feature_info.reduction())))
+    return list(backbone.feature_info.reduction())

@@ -10,7 +10,7 @@ from acmix_zoo.ops.tracing import is_tracing
 
 
 def detect_memory_format(x: Tensor) -> torch.memory_format:
-    """Return the memory format of x (B, C, H, W). If it has both, as a 1×1 feature map does, the result is
+    """Return the memory format of x (B, C, H, W). If it has both, as with one channel or one pixel, the result is
     contiguous."""
     is_only_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if is_only_channels_last else torch.contiguous_format
@@ -21,8 +21,7 @@ def restore_memory_format(out: Tensor, x: Tensor) -> Tensor:
 
     Under a `torch.func` transform, the format of x is unknown, and the result is contiguous.
     """
-    is_channels_last = not is_transformed(x) and x.is_contiguous(memory_format=torch.channels_last)
-    memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
+    memory_format = torch.contiguous_format if is_transformed(x) else detect_memory_format(x)
     if is_tracing():  # not a view, because in TorchScript a ReLU after it could not change it in place
         return out.clone(memory_format=memory_format)
     return out.contiguous(memory_format=memory_format)

@@ -17,6 +17,7 @@ from support.gradients import named_gradients, relative
 from torch import nn
 
 from acmix_zoo import ACmix2d, load_weights
+from acmix_zoo.ops.acmix import Geometry, runs_native
 from acmix_zoo.ops.dispatch import BACKENDS, use_backend
 from acmix_zoo.ops.local_attention import local_attention_reference
 from acmix_zoo.ops.shift_conv import shift_conv_reference, shift_kernels
@@ -266,3 +267,21 @@ def test_both_paths_are_the_sum_of_each_alone():
     assert {name for name, _ in parts["convolution"].named_parameters()}.isdisjoint(
         {"alpha", "beta", "position_weight"}
     )
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_feature_map_without_pixels_is_rejected(size, stride):
+    """The native kernel divides by both sides."""
+    layer = ACmix2d(8, 8, stride=stride)
+    for x in (torch.randn(2, 8, *size), torch.randn(8, *size), torch.randn(0, 8, *size)):
+        with pytest.raises(ValueError, match=r"Expected \(B, 8, H, W\) or \(8, H, W\) with at least one pixel"):
+            layer(x)
+    x, weight = torch.randn(2, 8, *size), torch.randn(24, 8)
+    assert not runs_native(x, weight, None, (None, None, torch.randn(8, 1, 3, 3), None, None), Geometry(4, 7, 1, 1))
+
+
+def test_one_channel_keeps_the_memory_format():
+    """Such an input is contiguous and channels_last at the same time. `nn.Conv2d` returns a contiguous result, too."""
+    y = ACmix2d(1, 32)(torch.randn(2, 1, 6, 5))
+    assert y.is_contiguous() and y.view(2, -1).shape == (2, 32 * 30)

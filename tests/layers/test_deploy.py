@@ -128,3 +128,12 @@ def test_a_folded_layer_rejects_another_dtype() -> None:
     fold(model, "0", "1")
     with pytest.raises(ValueError, match=r"DeployedACmix2d: the input is torch\.float64.*x\.to\(torch\.float32\)"):
         model(torch.randn(1, 8, 9, 9).double())
+
+
+def test_a_folded_layer_rejects_other_shapes() -> None:
+    """The native kernel would read behind the end of the weights."""
+    network = nn.Sequential(ACmix2d(32, 32), nn.BatchNorm2d(32)).eval()
+    fold(network, "0", "1")
+    for shape in ((1, 16, 8, 8), (1, 4096, 8, 8), (32, 8), (1, 32, 0, 8)):
+        with pytest.raises(ValueError, match=r"DeployedACmix2d: the input has the shape .* Expected \(B, 32, H, W\)"):
+            network(torch.randn(shape))

@@ -263,3 +263,18 @@ def test_blocks_that_fold_their_norm_keep_it_behind_the_layer() -> None:
         with torch.no_grad():
             norm.bias.add_(1)
         assert torch.equal(other(x), nn.functional.silu(norm(layer(x))))
+
+
+def test_networks_for_other_numbers_of_channels() -> None:
+    """timm's configuration states three channels for any network."""
+    report = swap_conv3x3(timm.create_model("resnet18", in_chans=1), "layer4.*")
+    assert report.input_size == (1, 224, 224) and report.macs is not None
+
+
+def test_an_impossible_size_changes_nothing() -> None:
+    model = timm.create_model("resnet18")
+    with pytest.raises(ValueError, match=r"cannot process an image of input_size=\(1, 32, 32\)"):
+        swap_conv3x3(model, "layer4.*", input_size=(1, 32, 32))
+    assert not any(isinstance(module, ACmix2d) for module in model.modules())
+    model.pretrained_cfg["input_size"] = (3, 1, 0)  # a default that does not fit only costs the number of MACs
+    assert swap_conv3x3(model, "layer4.*").macs is None

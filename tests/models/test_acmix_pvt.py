@@ -168,6 +168,18 @@ def test_pooling() -> None:
         network.reset_classifier(4, "max")
 
 
+def test_pooling_without_the_last_stage() -> None:
+    """It takes the class token with it."""
+    network = create_model("acmix_pvt_pico").eval()
+    network.prune_intermediate_layers([0])
+    x = torch.randn(2, 3, 32, 32)
+    features = network.forward_features(x)  # (2, 64, 64), 8 × 8 positions
+    network.reset_classifier(0, "avg")
+    torch.testing.assert_close(network(x), features.mean(1))
+    with pytest.raises(ValueError, match=r"global_pool must be one of \('avg', ''\), got 'token'"):
+        network.reset_classifier(0, "token")
+
+
 def test_attention_alone_is_pvt() -> None:
     """acmix_pvt without its convolution has the parameters of PVT."""
     with torch.device("meta"):

@@ -112,3 +112,19 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "segmentation_models_pytorch", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'acmix-zoo\[segment\]'"):
         create_task_network(SEGMENTATION, "test_resnet", num_classes=3)
+
+
+@pytest.mark.parametrize("name", ["acmix_swin_nano", "acmix_pvt_pico"])
+def test_a_decoder_that_needs_other_feature_maps_is_rejected(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"fpn needs a feature map of 1/2 of the image, which {name} does not have"):
+        Segmenter(name, 5)
+    with torch.no_grad():
+        assert Segmenter(name, 5, decoder="upernet", decoder_kwargs=SMALL["upernet"]).eval()(
+            torch.randn(1, 3, 64, 64)
+        ).shape == (1, 5, 64, 64)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_no_stage_of_the_backbone_is_lost(output_stride: int) -> None:
+    with pytest.raises(ValueError, match=rf"feature maps of 1/{output_stride} of the image.* Leave out output_stride"):
+        Segmenter("acmix_resnet26", 5, {"output_stride": output_stride})

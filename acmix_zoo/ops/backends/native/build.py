@@ -141,8 +141,15 @@ def cached_library(instruction_set: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder for built libraries: below XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "acmix_zoo" / "native"
+    """Return the folder for built libraries: below XDG_CACHE_HOME, or ~/.cache.
+
+    Raises:
+        BuildError: there is no home directory.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "acmix_zoo" / "native"
+    except RuntimeError as error:  # a container may run as a user whom the system does not know
+        raise BuildError(f"there is no folder for the library ({error}). Set HOME or XDG_CACHE_HOME") from error
 
 
 @lru_cache(maxsize=8)

@@ -22,6 +22,8 @@ def unsupported_reason(x: Tensor, weight: Tensor, bias: Tensor | None, mixing: M
 
     The arguments are those of `acmix_zoo.ops.acmix.acmix`.
     """
+    if len(x) and not x.numel():
+        return "the native library divides by the height and the width; one of them is 0"
     kinds = {(t.device.type, t.dtype) for t in (x, weight, bias, *mixing) if t is not None}
     return next((reason for kind in kinds if (reason := unsupported_kind_reason(*kind, heads)) is not None), None)
 

@@ -108,3 +108,20 @@ def test_sanitisers_find_no_error(isa: str, sanitisers: str, tmp_path: Path):
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("the thread sanitiser of this compiler does not support this kernel")
     assert done.stdout == "clean\n" and done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_user_without_a_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The Python backend runs, as for every other reason."""
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(library, "PREBUILT", tmp_path)
+    library._load.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"Set HOME or XDG_CACHE_HOME\. The slower Python backend runs"):
+            assert library.library() is None
+    finally:
+        library._load.cache_clear()

@@ -290,3 +290,10 @@ def test_flops_are_those_of_the_definition() -> None:
     with FlopCounterMode(display=False) as counter:
         torch.autograd.grad([t.sum() for t in found], leaf)
     assert counter.get_total_flops() == 4 * layer.stage_macs(x).second
+
+
+@pytest.mark.parametrize(("window", "shift"), [((4, 4), (-2, -2)), ((4, 4), (2, 4)), ((0, 4), (0, 0))])
+def test_impossible_windows_are_rejected(window: tuple[int, int], shift: tuple[int, int]) -> None:
+    """A negative shift would write outside the result."""
+    with pytest.raises(ValueError, match="shifts from 0 to below its sides"):
+        WindowACmix(8, 2, window, shift)
