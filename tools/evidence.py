@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
 from acmix_zoo.layers.complexity import human
@@ -96,6 +97,7 @@ def draw_costs(results: Sequence[Result], path: Path) -> None:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels: Any = figure.subplots(1, 2, sharey=True)
     shown = [result for result in results if result.case.group in ("paths", "neighbours")]
+    colours = colormaps["tab20"]  # the default colours repeat after ten
     for axes, name in zip(panels, ("MMACs per image", "minutes of training"), strict=True):
         for number, result in enumerate(shown):
             x = result.macs / 1e6 if name.startswith("MMACs") else result.minutes
@@ -103,7 +105,7 @@ def draw_costs(results: Sequence[Result], path: Path) -> None:
             spread = statistics.stdev(values) if len(values) > 1 else 0
             marker = "D" if result.case.variant == "both" else "o" if result.case.group == "paths" else "^"
             label = result.case.name.replace("_pico", "")
-            axes.errorbar(x, statistics.mean(values), spread, fmt=marker, color=f"C{number}", capsize=3, label=label)
+            axes.errorbar(x, statistics.mean(values), spread, fmt=marker, color=colours(number), capsize=3, label=label)
         axes.set_xlabel(name)
     panels[0].set_ylabel("test top-1 in %")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
