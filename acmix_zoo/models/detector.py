@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
@@ -211,7 +212,11 @@ class Detector(TaskNetwork):
         """
         if isinstance(images, Tensor) and images.is_meta:  # only the cost is counted, and boxes cannot be selected
             return self.example_outputs(images)
-        return self.detector(list(images), targets)
+        is_padded = not isinstance(images, Tensor) and len({image.shape for image in images}) > 1
+        if self.training or not is_padded or isinstance(self, FSDPModule):  # sharded: processes take the same steps
+            return self.detector(list(images), targets)
+        # The padding to a common size would change the statistics of the norms, and so the detections.
+        return [self.detector([image])[0] for image in images]
 
     def example_outputs(self, images: Tensor) -> dict[str, Tensor]:
         """Return the outputs of the heads before boxes are selected: for each location of the pyramid and, for R-CNN,

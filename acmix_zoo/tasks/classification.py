@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from acmix_zoo.models.task_kinds import CLASSIFICATION
 from acmix_zoo.tasks.metrics import EvaluationMetrics, TaskMetrics
@@ -22,6 +23,39 @@ from acmix_zoo.tasks.task_views import ShownTarget
 Batch = tuple[Tensor, Tensor]  # (B, C, H, W) float, and (B,) int64 labels or, with mixup, (B, classes) float
 
 _UNEVEN = 1.5  # ratio of the class weights from which they are worth a remark
+
+
+def balanced_weights(counts: Sequence[int]) -> Tensor:
+    """Return a weight for each class, (classes,), in inverse proportion to its number of images. Their mean over all
+    images is 1, and a class without images has 0."""
+    images = torch.tensor(counts, dtype=torch.float32)
+    return (images.sum() / ((images > 0).sum() * images)).nan_to_num(posinf=0.0)
+
+
+class WeightedCrossEntropy(nn.Module):
+    """The mean over images of cross-entropy times the weight of the image's class.
+
+    The weights of `nn.CrossEntropyLoss` also multiply the part of the target that label smoothing gives to every class,
+    so that a very rare class would attract the images of all others. Besides, it divides by the sum of the weights in
+    the batch, so that a batch without rare images would count as much as one with many.
+
+    Args:
+        weight: the weight of each class, (classes,).
+        label_smoothing: as in `nn.CrossEntropyLoss`.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, label_smoothing: float) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.register_buffer("weight", weight, persistent=False)  # the option or the data determine it
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss, (), of logits (B, classes) and targets: (B,) classes, or (B, classes) if they are mixed."""
+        losses = cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="none")  # (B,)
+        weights = self.weight[targets] if targets.ndim == 1 else targets.to(self.weight.dtype) @ self.weight  # (B,)
+        return (losses * weights).mean()
 
 
 class ClassificationTask(Task):
@@ -37,8 +71,9 @@ class ClassificationTask(Task):
         pretrained: true, a tag, a weight folder or a checkpoint file, see `acmix_zoo.create_model`.
         model_kwargs: further arguments of the model, such as drop_path_rate.
         label_smoothing: label smoothing of the training loss.
-        class_weights: the weight of each class in the training loss. "balanced": in inverse proportion to the number of
-            its training images, with a mean of 1 over the images. null: equal weights.
+        class_weights: how much an image of each class counts in the training loss; they are divided by their mean.
+            "balanced": in inverse proportion to the number of training images of the class, with a mean of 1 over the
+            images. null: equal weights.
         linear_probe: train only the classifier. All other weights and the batch-norm statistics stay unchanged.
         kwargs: optimiser, learning rate and everything else that all tasks share, see `acmix_zoo.tasks.Task`.
 
@@ -66,33 +101,35 @@ class ClassificationTask(Task):
 
     def trained_modules(self) -> Sequence[nn.Module] | None:
         """Return the network's last layer in a linear probe, and None otherwise."""
-        return [self.model.get_classifier()] if self.hparams["linear_probe"] else None  # type: ignore[operator]
+        if not self.hparams["linear_probe"]:
+            return None
+        last = self.model.get_classifier()  # type: ignore[operator]
+        return list(last) if isinstance(last, tuple) else [last]  # distilled networks have two
 
     def configure_losses(self) -> None:
         """Set the loss for training and the one for evaluation."""
-        self.train_criterion = nn.CrossEntropyLoss(label_smoothing=self.hparams["label_smoothing"])
-        if (weights := self.hparams["class_weights"]) is not None:
-            initial = (
+        smoothing, weights = self.hparams["label_smoothing"], self.hparams["class_weights"]
+        self.train_criterion: nn.Module = nn.CrossEntropyLoss(label_smoothing=smoothing)
+        if weights is not None:
+            given = (
                 torch.ones(self.num_classes) if weights == "balanced" else torch.tensor(weights, dtype=torch.float32)
             )
-            # not in checkpoints, because the option or the data determine it
-            self.train_criterion.register_buffer("weight", initial, persistent=False)
+            self.train_criterion = WeightedCrossEntropy(given / given.mean(), smoothing)
         self.eval_criterion = nn.CrossEntropyLoss(reduction="none")  # per image, for an exact mean
 
     def setup(self, stage: str) -> None:
         """Check that the network fits the data, and weight the classes by their number of training images."""
         super().setup(stage)
         if stage == "fit" and self.hparams["class_weights"] == "balanced":
-            counts = torch.tensor(self.trainer.datamodule.class_counts())  # type: ignore[attr-defined]
-            weights = counts.sum() / ((counts > 0).sum() * counts.clamp(min=1))
-            assert self.train_criterion.weight is not None
-            self.train_criterion.weight.copy_(weights)
+            assert isinstance(self.train_criterion, WeightedCrossEntropy)
+            counts: list[int] = self.trainer.datamodule.class_counts()  # type: ignore[attr-defined]
+            self.train_criterion.weight.copy_(balanced_weights(counts))
 
     def remarks(self) -> list[str]:
-        weights = self.train_criterion.weight
-        if self.hparams["class_weights"] != "balanced" or weights is None:
+        if self.hparams["class_weights"] != "balanced" or not isinstance(self.train_criterion, WeightedCrossEntropy):
             return []
-        ratio = float(weights.max() / weights.min())
+        weights = self.train_criterion.weight
+        ratio = float(weights.max() / weights[weights > 0].min())
         if ratio < _UNEVEN:
             return []
         return [f"Classes are uneven, so an image of the rarest class counts {ratio:.1f} times as much in the loss"]

@@ -45,6 +45,15 @@ def test_detectors_train_and_predict(name: str) -> None:
     assert ("masks" in detections[0]) == (name == "mask_rcnn")
 
 
+def test_detections_do_not_depend_on_the_other_images() -> None:
+    """Group norms would see the padding to a common size."""
+    detector = make("fcos", detector_kwargs={"score_thresh": 0.0}).eval()
+    image = torch.rand(3, 64, 64)
+    with torch.no_grad():
+        (alone,), (beside, _) = detector([image]), detector([image, torch.rand(3, 96, 40)])
+    assert len(alone["scores"]) and all(torch.equal(alone[key], beside[key]) for key in alone)
+
+
 @pytest.mark.parametrize("name", ["retinanet", "fcos", pytest.param("faster_rcnn", marks=pytest.mark.slow)])
 def test_boxes_are_in_float32_under_autocast(name: str) -> None:
     """bfloat16 would round coordinates above 512 pixels to multiples of 4."""

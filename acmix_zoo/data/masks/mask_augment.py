@@ -30,7 +30,7 @@ class MaskAugment:
             keep the size.
         eval_resize: length of the shorter side in evaluation; None to keep the size.
         hflip: probability of a horizontal flip.
-        color_jitter: change brightness, contrast, saturation and hue at random.
+        color_jitter: change brightness, contrast, saturation and hue at random, and the order of the colour channels.
         training: whether to augment.
     """
 

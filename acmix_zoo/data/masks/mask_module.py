@@ -56,7 +56,8 @@ class MaskDataModule(ResumableDataModule):
         mean, std: mean and standard deviation of the three channels, for pixel values between 0 and 1; ImageNet's by
             default.
         hflip: probability of a horizontal flip.
-        color_jitter: change brightness, contrast, saturation and hue of training images at random.
+        color_jitter: change brightness, contrast, saturation and hue of training images at random, and the order of
+            their colour channels.
         max_unreadable: maximum number of unreadable images to skip per process before the run fails.
         predict: an image or a folder of images, for the prediction loader.
         seed: seed of the validation split, the order and the augmentation.
