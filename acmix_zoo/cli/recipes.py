@@ -38,8 +38,10 @@ def config_file(value: str) -> str:
     Raises:
         NotFoundError: there is no such recipe. The error lists the closest ones.
     """
+    if any(mark in value for mark in "{\n") or ": " in value:  # YAML text
+        return value
     is_address = ":" in value and not value.startswith(HUB_PREFIX) and find_run(Path(value)) is None
-    if is_address or any(mark in value for mark in "{\n") or _is_text_file(Path(value)):
+    if is_address or _is_text_file(Path(value)):
         return value
     return str(locate_recipe(value))
 

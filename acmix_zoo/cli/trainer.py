@@ -149,7 +149,8 @@ class TrainingCLI(LightningCLI):
         self.is_finished = False  # whether the run is finished, so that there is nothing left to do
         if self.subcommand == "predict" and self._card:
             if "streaming" in config.data:
-                config.data.streaming = False  # prediction needs only the classes of the training data
+                # prediction needs only the classes of the training data, which the checkpoint lists
+                config.data.streaming, config.data.classes_file = False, None
         elif config.data.source is None:
             expected = task_classes(self.task.name).data.expected_source
             raise ValueError(missing_source_message(str(self.subcommand), expected))

@@ -70,20 +70,23 @@ def inspect_images(paths: Sequence[str], thorough: bool = False) -> Inspection:
     return _collect(paths, find)
 
 
-def inspect_cells(names: Sequence[str], read: Callable[[int], bytes]) -> Inspection:
-    """Decode images of a table to find those that cannot be read, and those with more than 8 bits per sample.
+def inspect_cells(names: Sequence[str], read: Callable[[int], bytes | str], thorough: bool) -> Inspection:
+    """Do the same for the images of a table.
 
     Args:
         names: the names of the images.
-        read: returns the bytes of an image file, given its position in `names`.
+        read: returns the bytes of an image file, or its path, given its position in `names`.
+        thorough: decode every image. Otherwise, bytes are not checked, and files as by `inspect_images`.
     """
 
     def find(number: int) -> _Finding:
         try:
-            encoded = read(number)
-        except (OSError, UnreadableImage) as error:
-            return _Finding(problem=f"image {names[number]} cannot be read: {error}")
-        return _decode(encoded, names[number])
+            source = read(number)
+        except UnreadableImage as error:
+            return _Finding(problem=str(error))
+        if not thorough and (isinstance(source, bytes) or _looks_complete(source)):
+            return _Finding()
+        return _decode(source, names[number])
 
     return _collect(names, find)
 

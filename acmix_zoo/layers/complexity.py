@@ -93,12 +93,14 @@ class _StatedMacs:
 
 
 def default_input_size(model: nn.Module) -> tuple[int, int, int] | None:
-    """Return the (C, H, W) of the model's timm configuration, with the C that it was built for, or None without one."""
+    """Return (C, H, W) from the model's timm configuration, or None. C is the number of channels that the model was
+    built for."""
     for name in ("pretrained_cfg", "default_cfg"):
         cfg = getattr(model, name, None) or {}
         if cfg.get("input_size"):
             c, h, w = cfg["input_size"]
-            first = dict(model.named_modules()).get(cfg.get("first_conv") or "")
+            name = cfg.get("first_conv") or ""
+            first = dict(model.named_modules()).get(name if isinstance(name, str) else name[0])  # several for some
             c = getattr(model, "in_chans", None) or getattr(first, "in_channels", c)
             return int(c), int(h), int(w)
     return None

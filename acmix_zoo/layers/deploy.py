@@ -19,6 +19,7 @@ from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix
 from acmix_zoo.ops.memory_format import restore_memory_format
 from acmix_zoo.ops.position_encoding import position_encoding
 from acmix_zoo.ops.precision import autocast_dtype, autocast_off
+from acmix_zoo.ops.tracing import constant_size
 
 
 def fold(parent: nn.Module, layer: str, norm: str) -> None:
@@ -91,7 +92,7 @@ class DeployedACmix2d(nn.Module):
             self.register_buffer(name, None if tensor is None else tensor.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        check_feature_map("DeployedACmix2d", x, self.weight.shape[1])
+        check_feature_map("DeployedACmix2d", x, constant_size(self.weight.shape[1]))
         check_dtype("DeployedACmix2d", x, self)
         if is_single := x.dim() == 3:
             x = x.unsqueeze(0)  # (1, C, H, W)

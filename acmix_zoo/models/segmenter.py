@@ -66,15 +66,15 @@ class Segmenter(TaskNetwork):
                 f"{architecture} only reduces images to 1/{2**depth}, but {decoder} needs 1/8 or less. Choose another "
                 "backbone, or --model.decoder unet"
             )
+        if repeated := [reduction for reduction in reductions if reductions.count(reduction) > 1]:
+            raise ValueError(
+                f"{architecture} has {len(repeated)} feature maps of 1/{repeated[0]} of the image. The decoder "
+                "expects one of each size. Choose another backbone, or leave out output_stride if it is set"
+            )
         if decoder == "fpn" and (missing := {2**i for i in range(max(1, depth - 3), depth)} - set(reductions)):
             raise ValueError(
                 f"fpn needs a feature map of 1/{min(missing)} of the image, which {architecture} does not have. "
                 f"It has {', '.join(f'1/{reduction}' for reduction in reductions)}. Use --model.decoder upernet or unet"
-            )
-        if repeated := [reduction for reduction in reductions if reductions.count(reduction) > 1]:
-            raise ValueError(
-                f"{architecture} has {len(repeated)} feature maps of 1/{repeated[0]} of the image. The decoder "
-                "expects one of each size. Leave out output_stride, or choose another backbone"
             )
         if decoder == "unet":
             arguments.setdefault("decoder_channels", [min(256, 2 ** (4 + i)) for i in reversed(range(depth))])

@@ -44,9 +44,11 @@ def check_validation_interval(trainer: L.Trainer) -> None:
         ValueError: it comes earlier.
     """
     batches, interval = trainer.num_training_batches, trainer.val_check_batch
-    if trainer.check_val_every_n_epoch is None or not trainer.enable_validation or not isinstance(interval, int):
+    if not trainer.enable_validation or not isinstance(interval, int) or not math.isfinite(batches):
         return
-    if math.isfinite(batches) and batches % interval:
+    # without check_val_every_n_epoch, batches are counted over several epochs
+    spans_epochs = trainer.check_val_every_n_epoch is None and interval % batches == 0
+    if batches % interval and not spans_epochs:
         raise ValueError(
             f"trainer.val_check_interval {trainer.val_check_interval} validates after every {interval} batches, so an "
             f"epoch of {batches} batches would end without a validation, and its weights would have no score. Expected "

@@ -183,9 +183,8 @@ class RunFolder(Checkpoint):
             folder = None if self._is_dry_run else self.folder
             print(*start_lines(trainer, pl_module, folder, self.state.epochs), sep="\n", flush=True)
         self.state.epochs = trainer.max_epochs
-        self._start_epoch(
-            self.state.unfinished_seconds
-        )  # on_train_epoch_start is not called for a run that is resumed within an epoch
+        # on_train_epoch_start is not called for a run that is resumed within an epoch
+        self._start_epoch(self.state.unfinished_seconds)
 
     # Steps and epochs.
 

@@ -30,7 +30,7 @@ class RunState:
         limits: limits of the trainer's evaluations, for runs without recorded options.
         parent: the record's entries about the weights that the run started from. They are only known at the start,
             because a network that is built for a checkpoint does not load those weights. None in older checkpoints.
-        unfinished_seconds: how long the present epoch had taken when a checkpoint was saved within it; otherwise 0.
+        unfinished_seconds: how long the current epoch had taken when a checkpoint was saved within it; otherwise 0.
     """
 
     tag: str | None = None

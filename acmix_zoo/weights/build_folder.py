@@ -41,13 +41,10 @@ def build_folder(folder: str | Path, **kwargs: Any) -> nn.Module:
     folder = Path(folder)
     config = read_config(folder)
     network = describe_config(config, folder)
-    license = config.get("acmix_zoo", {}).get("license")  # of these weights, which can differ from that of the code
-    cfg = dataclasses.replace(
-        network.pretrained_cfg,
-        source="local-dir",
-        file=str(folder),
-        license=license if isinstance(license, str) else None,
-    )
+    cfg = dataclasses.replace(network.pretrained_cfg, source="local-dir", file=str(folder))
+    if "acmix_zoo" in config:  # the licence of these weights, which can differ from that of the code
+        license = config["acmix_zoo"].get("license")
+        cfg = dataclasses.replace(cfg, license=license if isinstance(license, str) else None)
     network = dataclasses.replace(network, pretrained_cfg=cfg)
     stored = _read_header(folder / "model.safetensors")
     _check_depth(network.arguments, len(stored), folder)

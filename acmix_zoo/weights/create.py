@@ -6,6 +6,7 @@ fetches and reads them, checks their sha256 and builds the network.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,9 @@ def create_task_network(
     described = describe(location) if location else None
     if location is None or described is None or described.task is not task:
         if pretrained:
-            network.load_backbone(create_model(name, pretrained, **arguments))
+            with warnings.catch_warnings():  # only the backbone is used
+                warnings.filterwarnings("ignore", message=".*has no weights for the classifier")
+                network.load_backbone(create_model(name, pretrained, **arguments))
         return network
     stored = _build(location)
     assert isinstance(stored, TaskNetwork)

@@ -183,9 +183,9 @@ def _is_trained_further(run: Path) -> bool:
     """Return whether a run has been trained for longer since its weights/ was written. Checkpoints are not read."""
     try:
         with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            trained = max(float(row["step"]) for row in csv.DictReader(file))
-        return trained > read_config(run / "weights")["acmix_zoo"]["steps"]  # type: ignore[no-any-return]
-    except (OSError, ValueError, KeyError, TypeError):
+            trained = max(float(row["epoch"]) for row in csv.DictReader(file))
+        return trained > read_config(run / "weights")["acmix_zoo"]["epochs"]  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return False  # a file is missing, or an earlier version of acmix_zoo wrote it
 
 

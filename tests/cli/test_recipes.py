@@ -59,6 +59,8 @@ def test_files_and_run_folders_take_precedence_over_recipes(empty_folder: Path) 
     (empty_folder / "at 12:30").mkdir()
     (empty_folder / "at 12:30/config.yaml").touch()
     assert config_file("at 12:30") == "at 12:30/config.yaml", "not an address"
+    for text in ("{model: {lr: 0.1" + " " * 300 + "}}", "seed_everything: 1" + " " * 300):  # too long for a file name
+        assert config_file(text) == text
 
 
 def test_other_options_and_yaml_text_are_left_alone() -> None:

@@ -269,6 +269,9 @@ def test_networks_for_other_numbers_of_channels() -> None:
     """timm's configuration states three channels for any network."""
     report = swap_conv3x3(timm.create_model("resnet18", in_chans=1), "layer4.*")
     assert report.input_size == (1, 224, 224) and report.macs is not None
+    several = timm.create_model("resnet18")
+    several.pretrained_cfg["first_conv"] = ["conv1", "conv2"]  # a list in config.json
+    assert swap_conv3x3(several, "layer4.*").input_size == (3, 224, 224)
 
 
 def test_an_impossible_size_changes_nothing() -> None:

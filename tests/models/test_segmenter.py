@@ -126,5 +126,5 @@ def test_a_decoder_that_needs_other_feature_maps_is_rejected(name: str) -> None:
 
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_no_stage_of_the_backbone_is_lost(output_stride: int) -> None:
-    with pytest.raises(ValueError, match=rf"feature maps of 1/{output_stride} of the image.* Leave out output_stride"):
+    with pytest.raises(ValueError, match=rf"feature maps of 1/{output_stride} of the image.* leave out output_stride"):
         Segmenter("acmix_resnet26", 5, {"output_stride": output_stride})

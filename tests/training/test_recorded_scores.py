@@ -82,11 +82,12 @@ def test_an_epoch_has_to_end_with_a_validation(runs: Path, tmp_path: Path, capsy
 
 
 def test_epochs_that_end_between_two_validations_have_no_score(runs: Path, tmp_path: Path) -> None:
-    """With check_val_every_n_epoch=None, validations are counted over epochs of 6 steps."""
-    run = train_run(
-        tmp_path / "run", runs / "images", trainer_val_check_interval=9, trainer_check_val_every_n_epoch=None
-    )
-    assert ["val/top1" in row for row in run.history] == [False, False, True]  # after 9 and 18 steps
+    """With check_val_every_n_epoch=None, batches are counted over epochs."""
+    interval = {"trainer_check_val_every_n_epoch": None, "trainer_limit_train_batches": 3}
+    run = train_run(tmp_path / "run", runs / "images", trainer_val_check_interval=6, **interval)
+    assert ["val/top1" in row for row in run.history] == [False, True, False]
+    with pytest.raises(ValueError, match="an epoch of 3 batches would end without a validation"):
+        train_run(tmp_path / "other", runs / "images", trainer_val_check_interval=5, **interval)
 
 
 def test_an_export_states_how_its_scores_were_measured(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Weight folders are not trusted: config.json is checked before anything is built, and no code is unpickled."""
 
 import ast
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from support.weight_folders import ROOT, SHIPPED, damage_last_byte, edit_config
 
 from acmix_zoo import create_model, from_pretrained
-from acmix_zoo.weights import check_folder, write_folder
+from acmix_zoo.weights import check_folder, read_config, write_folder
 
 
 @pytest.fixture
@@ -56,6 +57,10 @@ def test_a_network_has_the_licence_of_its_weights(folder: Path) -> None:
     edit_config(folder, acmix_zoo={"license": "cc-by-nc-4.0"})
     for model in (from_pretrained(folder), create_model(folder, num_classes=3)):
         assert model.pretrained_cfg["license"] == "cc-by-nc-4.0"
+    edit_config(folder, pretrained_cfg={"license": "apache-2.0"})  # a folder that timm wrote has no record
+    config = read_config(folder)
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "acmix_zoo"}))
+    assert create_model(folder).pretrained_cfg["license"] == "apache-2.0"
 
 
 def test_other_sources_in_a_config_are_ignored(folder: Path, tmp_path: Path) -> None:

@@ -116,14 +116,15 @@ class BoxSource(IndexedSource):
         return self.split_advice.format(split=split)
 
     def fingerprint(self) -> str:
-        """Return a hash of the class names, all boxes and masks, and of the images as far as it is quick."""
+        """Return a hash of the class names, all boxes and masks, and the names and sizes of the images."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for name, images in sorted(self.splits.items()):
             assert isinstance(images, AnnotatedImages)
             digest.update(f"{name} {len(images)}".encode())
             for objects in images.objects:
                 digest.update(objects.boxes.tobytes() + objects.classes.tobytes() + objects.is_crowd.tobytes())
-                digest.update(repr(objects.masks).encode())
+                masks = objects.masks and [(tuple(map(int, m["size"])), m["counts"]) for m in objects.masks]
+                digest.update(repr(masks).encode())
             for part in images.images.fingerprint_parts():
                 digest.update(part)
         return digest.hexdigest()[:16]

@@ -169,10 +169,13 @@ def read_annotation(path: Path, image: Path) -> _Record:
 def _parse(path: Path) -> ET.Element:
     """Parse an XML file in any encoding that Python knows. The parser alone knows no Chinese ones, such as GB2312."""
     content = path.read_bytes()
-    declaration = re.match(rb"\s*<\?xml[^>]*?encoding=[\"']([\w.-]+)[\"'][^>]*\?>", content)
+    declaration = re.match(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.-]+)[\"'][^>]*\?>", content)
     if declaration is None or declaration[1].lower().startswith((b"utf", b"us-ascii")):
         return ET.fromstring(content)
-    return ET.fromstring(content[declaration.end() :].decode(declaration[1].decode()))
+    encoding = declaration[1].decode().lower()
+    # files that state GB2312 often have characters that only its extensions know
+    encoding = "gb18030" if encoding in ("gb2312", "gbk") else encoding
+    return ET.fromstring(content[declaration.end() :].decode(encoding))
 
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")

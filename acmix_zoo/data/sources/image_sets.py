@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
@@ -84,7 +85,7 @@ class FileImages(Images):
         """Yield the name and the size of each file. Reading all files would take minutes."""
         for path in self.paths:
             size = os.path.getsize(path) if os.path.exists(path) else -1
-            yield os.fsencode(f"{os.path.basename(path)}\0{size}\n")
+            yield os.fsencode(unicodedata.normalize("NFC", f"{os.path.basename(path)}\0{size}\n"))
 
     def inspect(self, indices: Sequence[int], thorough: bool = False) -> Inspection:
         if len(indices) > CHECK_LIMIT:

@@ -70,12 +70,17 @@ class TableImages(Images):
 
     def encoded_image(self, index: int) -> bytes:
         """Return the bytes of an image file. All sources decode with `load_image`, so that all formats agree."""
+        cell = self._cell(index)
+        return cell if isinstance(cell, bytes) else Path(cell).read_bytes()
+
+    def _cell(self, index: int) -> bytes | str:
+        """Return the bytes of an image file, or its path if it is not in the table."""
         value = self.table[index][self.column] or {}
         if value.get("bytes") is not None:
             return bytes(value["bytes"])
         if not value.get("path"):
             raise UnreadableImage(f"image {self.describe(index)} cannot be read: its cell in the table is empty")
-        return Path(checked_path(value["path"], self.roots)).read_bytes()
+        return str(checked_path(value["path"], self.roots))
 
     def fingerprint_parts(self) -> Iterator[bytes]:
         """Yield the bytes of up to 64 images, and an empty text for one that cannot be read."""
@@ -86,13 +91,11 @@ class TableImages(Images):
                 yield b""
 
     def inspect(self, indices: Sequence[int], thorough: bool = False) -> Inspection:
-        """Decode every image if `thorough`. Otherwise, only decode images in files, which may be missing."""
+        """Decode every image if `thorough`. Otherwise, only check files, which may be missing."""
         if len(indices) > DECODE_LIMIT or not (thorough or self.has_files):
             return Inspection()
         numbers = [int(index) for index in indices]
-        return inspect_cells(
-            [self.describe(n) for n in numbers], lambda position: self.encoded_image(numbers[position])
-        )
+        return inspect_cells([self.describe(n) for n in numbers], lambda i: self._cell(numbers[i]), thorough)
 
 
 class TableSource(IndexedSource):

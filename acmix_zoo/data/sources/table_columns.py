@@ -83,7 +83,7 @@ def number_classes(values: Iterable[Any], column: str, names: tuple[str, ...] | 
         found = [int(value) for value in found]
     elif all(isinstance(value, bool) for value in found):
         found = [int(value) for value in found]
-        names = names or ("False", "True")
+        names = names or (("False", "True") if len(found) == 2 else None)
     types = sorted({type(value).__name__ for value in found})
     if types not in (["str"], ["int"]):
         raise ValueError(

@@ -172,7 +172,7 @@ def test_unusable_images_of_tables_are_found_before_a_run(cache: Path, kind: str
         source = open_source(cache / "set.parquet")
     found = source.splits["train"].inspect(range(len(source.splits["train"])), thorough=True)
     (problem,) = found.problems
-    assert "train[1] cannot be read" in problem
+    assert "train[1]" in problem
 
 
 def test_class_folders_with_metadata_without_classes(cache: Path) -> None:
