@@ -71,7 +71,7 @@ def inspect_images(paths: Sequence[str], thorough: bool = False) -> Inspection:
 
 
 def inspect_cells(names: Sequence[str], read: Callable[[int], bytes | str], thorough: bool) -> Inspection:
-    """Do the same for the images of a table.
+    """Check the images of a table, as `inspect_images` does for files.
 
     Args:
         names: the names of the images.

@@ -83,7 +83,7 @@ class TableImages(Images):
         return str(checked_path(value["path"], self.roots))
 
     def fingerprint_parts(self) -> Iterator[bytes]:
-        """Yield the bytes of up to 64 images, and an empty text for one that cannot be read."""
+        """Yield the bytes of up to 64 images, and none for one that cannot be read."""
         for index in np.linspace(0, len(self) - 1, num=min(64, len(self)), dtype=int).tolist():
             try:
                 yield self.encoded_image(index)
