@@ -43,9 +43,11 @@ from acmix_zoo.weights.not_found import NotFoundError, not_found_error
 
 _LAYERS = ("acmix2d", "released", "conv3x3", "shift-tensor", "shift-frozen", "shift-learnable")
 _AGGREGATIONS = ("aggregate", "unfold")
-_LAYER = re.compile(rf"({'|'.join(_LAYERS)}):(\d+)x(\d+)(?:s(\d+))?")
-_AGGREGATION = re.compile(rf"({'|'.join(_AGGREGATIONS)}):(\d+)x(\d+)(?:k(\d+))?")
-_TILE = re.compile(r"tile(\d+)x(\d+)")
+_NUMBER = r"([1-9]\d*)"
+_LAYER = re.compile(rf"({'|'.join(_LAYERS)}):{_NUMBER}x{_NUMBER}(?:s{_NUMBER})?")
+_AGGREGATION = re.compile(rf"({'|'.join(_AGGREGATIONS)}):{_NUMBER}x{_NUMBER}(?:k{_NUMBER})?")
+_TILE = re.compile(rf"tile{_NUMBER}x{_NUMBER}")
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
 _COMPILE = "+compile"
 _DEPLOY = "+deploy"
 
@@ -60,7 +62,7 @@ class Candidate:
         size: side length of the square image for a network; 0 for the network's default.
         train: whether to measure forward and backward passes instead of inference.
         threads: number of CPU threads.
-        dtype: name of a torch dtype.
+        dtype: name of a floating point dtype of torch.
         device: name of a torch device.
         model_kwargs: arguments for the network's constructor.
         autocast: whether the weights are float32 and the forward pass runs under autocast to `dtype`. Otherwise
@@ -78,8 +80,8 @@ class Candidate:
     autocast: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"bench: unknown dtype {self.dtype!r}. Expected one of torch, such as float32 or bfloat16")
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"bench: cannot measure the dtype {self.dtype!r}. Expected one of {', '.join(_DTYPES)}")
 
     @property
     def device_type(self) -> str:
@@ -157,15 +159,31 @@ def build(candidate: Candidate) -> Built:
         built = _build_network(name, candidate.size, candidate.model_kwargs)
     module, shape = built
     if backend == "released":
-        for path, acmix in [(p, m) for p, m in module.named_modules() if isinstance(m, ACmix2d)]:
-            module.set_submodule(path, ReleasedACmix2d(acmix))
+        module = _release(module, candidate.name)
     if is_deployed:
         if candidate.train:
             raise ValueError(f"bench: {candidate.name} cannot be trained. Measure inference, or remove {_DEPLOY}")
+        if not is_network(candidate.name):
+            raise ValueError(f"bench: {candidate.name} is a layer without batch norms to fold. Remove {_DEPLOY}")
         module = _deploy(module.eval())
     dtype = torch.float32 if candidate.autocast else getattr(torch, candidate.dtype)
     module = module.to(device=candidate.device, dtype=dtype).to(memory_format=memory_format(candidate))
     return Built(module.train(candidate.train), shape)
+
+
+def _release(module: nn.Module, name: str) -> nn.Module:
+    """Return the module with its ACmix layers computed as in the authors' code.
+
+    Raises:
+        ValueError: there are no such layers.
+    """
+    holder = nn.Sequential(module)  # for a module that is such a layer itself
+    layers = [(path, layer) for path, layer in holder.named_modules() if isinstance(layer, ACmix2d)]
+    if not layers:
+        raise ValueError(f"bench: {name} has no ACmix2d layers, so there is no released code for it. Remove @released")
+    for path, layer in layers:
+        holder.set_submodule(path, ReleasedACmix2d(layer))
+    return holder[0]
 
 
 def _deploy(module: nn.Module) -> nn.Module:

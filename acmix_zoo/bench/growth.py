@@ -59,20 +59,23 @@ def _find_stages(candidate: Candidate) -> tuple[str, int]:
 
 
 def describe_growth(rows: Sequence[Row], axis: str) -> list[str]:
-    """Return sentences with the fitted exponents and, for image sizes, time and memory per pixel relative to 224²."""
+    """Return sentences with the fitted exponents and, for image sizes, time and memory per pixel relative to 224².
+
+    Memory that was not measured, which is nan, is left out.
+    """
     x = [_position(row, axis) for row in rows]
     # Batches differ between image sizes, so compare the cost of one image there.
     times = [row.ms / (row.batch if axis == "size" else 1) for row in rows]
     peaks = [row.peak_mib / (row.batch if axis == "size" else 1) for row in rows]
     unit = _UNITS[axis]
-    lines = [
-        f"{rows[0].candidate}: time grows as {unit}^{fit_exponent(x, times):.2f}, "
-        f"peak memory as {unit}^{fit_exponent(x, peaks):.2f}"
-    ]
+    growth = [f"time grows as {unit}^{fit_exponent(x, times):.2f}"]
+    if has_memory := not any(map(math.isnan, peaks)):
+        growth.append(f"peak memory as {unit}^{fit_exponent(x, peaks):.2f}")
+    lines = [f"{rows[0].candidate}: {', '.join(growth)}"]
     if axis == "size":
         sides = [row.input.split("×")[-1] for row in rows]
         base = min(range(len(rows)), key=lambda i: abs(x[i] - 224**2))
-        for metric, values in (("time", times), ("memory", peaks)):
+        for metric, values in (("time", times), *[("memory", peaks)] * has_memory):
             per_pixel = [value / pixels for value, pixels in zip(values, x, strict=True)]
             ratios = [f"{v / per_pixel[base]:.2f}× at {side}²" for v, side in zip(per_pixel, sides, strict=True)]
             lines.append(f"{metric} per pixel, relative to {sides[base]}²: {', '.join(ratios)}")

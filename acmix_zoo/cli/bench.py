@@ -21,6 +21,8 @@ _EXAMPLES = """Examples:
     acmix-zoo bench acmix2d:64x56 released:64x56 conv3x3:64x56 --csv speed.csv --plot speed.png
 """
 
+_PLOT_TYPES = (".png", ".svg", ".pdf")
+
 
 def bench(arguments: Sequence[str]) -> list[Row]:
     """Run the command and return the rows that it measured.
@@ -61,7 +63,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--threads", type=int, nargs="+", default=[torch.get_num_threads()], help="CPU threads (default: torch's)")
     add("--mode", choices=("inference", "training", "both"), default="inference", help="training is forward + backward")
     add("--size", type=int, default=0, help="side of the image for networks (default: the network's own)")
-    add("--dtype", default="float32", help="a torch dtype such as bfloat16 (default: float32)")
+    add("--dtype", default="float32", help="float16, bfloat16, float32 or float64 (default: float32)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if available, else cpu")
     add("--repeats", type=int, default=7, help="rounds over all candidates (default: 7)")
     add("--over", choices=AXES, help="measure growth over image sizes 64 … 1024, batches 1 … 16 or depths ×1 … ×4")
@@ -74,6 +76,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{name} must be at least 1")
     if options.repeats < 1 or options.size < 0:
         parser.error("--repeats must be at least 1, and --size must not be negative")
+    if options.plot and options.plot.suffix not in _PLOT_TYPES:
+        parser.error(f"--plot cannot write {options.plot}. Expected a name that ends in {', '.join(_PLOT_TYPES)}")
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError):  # torch built without CUDA raises the latter
+        parser.error(f"there is no device {options.device} here. Expected cpu, or cuda on a machine with a GPU")
     return options
 
 

@@ -42,6 +42,8 @@ def info(arguments: Sequence[str]) -> None:
     parser.add_argument("--size", type=int, help="side length of the image (default: the network's)")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     options = parser.parse_args(arguments)
+    if options.size is not None and options.size < 1:
+        parser.error("--size must be at least 1")
     if options.backends and options.json:
         parser.error("--json does not apply to --backends. Leave out one of them")
     if options.backends:
@@ -58,7 +60,15 @@ def info(arguments: Sequence[str]) -> None:
     folder = path if path is not None and path.is_dir() else None
     model = model.to("meta")
     size = None if options.size is None else (int(model.in_chans), options.size, options.size)  # type: ignore[arg-type]
-    cost = complexity(model, size)
+    try:
+        cost = complexity(model, size)
+    except RuntimeError as error:
+        if size is None:
+            raise
+        raise ValueError(
+            f"{options.model} does not work with images of {options.size}×{options.size} pixels "
+            f"({str(error).splitlines()[0]}). Use a different --size"
+        ) from error
     if options.json:
         print(json.dumps(_as_json(options.model, model, cost, folder, size), indent=2, ensure_ascii=False))
         return

@@ -151,10 +151,9 @@ class Job:
         found = []
         too_large = [step for step in steps if step.memory.total > machine.memory]
         if too_large:
-            memory = too_large[0].memory
-            batch = self.training(too_large[0].gpus).batch
-            available = machine.memory - (memory.total - memory.activations)
-            images = int(available * batch / memory.activations)
+            memory, activations = too_large[0].memory, self.training(too_large[0].gpus).activations
+            available = machine.memory - (memory.total - memory.activations) - activations.fixed
+            images = int(available / activations.per_image)
             found.append(
                 f"{memory.total / 1e9:.0f} GB do not fit into the {machine.memory / 1e9:.0f} GB of {machine.name}. "
                 + (f"Use --batch {images}" if images > 0 else "Not even one image fits")

@@ -7,6 +7,7 @@ it receives as much.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 
 LINK_FRACTION = 0.8
 """Assumed fraction of a link's specified rate that a long transfer reaches."""
@@ -51,9 +52,11 @@ class Machine:
         """Return this machine in nodes whose network has `gbit` Gbit/s, shared by all GPUs of the node.
 
         Raises:
-            ValueError: the rate is not positive.
+            ValueError: the rate is not positive and finite, or there is no GPU in a node.
         """
-        if gbit <= 0:
+        if gpus_per_node < 1:
+            raise ValueError(f"plan: nodes of {gpus_per_node} GPUs are impossible. Use at least 1")
+        if not 0 < gbit < inf:
             raise ValueError(f"plan: a network of {gbit:g} Gbit/s per node is impossible. Use a rate above 0")
         rate = LINK_FRACTION * gbit / 8 * 1e9 / gpus_per_node
         return replace(self, between_nodes=Link(rate, self.between_nodes.latency))

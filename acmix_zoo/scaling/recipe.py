@@ -9,10 +9,12 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from acmix_zoo.models.task_kinds import CLASSIFICATION
 from acmix_zoo.scaling.jobs import Job
+from acmix_zoo.weights.description import NetworkDescription
 from acmix_zoo.weights.locate import locate
 from acmix_zoo.weights.recipe_files import find_recipe, is_in_recipe_group, locate_recipe, suggest_recipes_on_error
-from acmix_zoo.weights.resolve import resolve_network
+from acmix_zoo.weights.resolve import describe, resolve_network
 
 # Training images per epoch, by a part of the source's name. The first match counts. For Tiny-ImageNet and Fashion-MNIST
 # these are the images that remain after a validation split.
@@ -68,10 +70,9 @@ def read_job(
     if path is None:
         from_profile = _read_machine_settings(profile) if profile else {}
         with suggest_recipes_on_error(str(source)):
-            locate(source)  # which reports a name that refers to nothing
-            network = resolve_network(str(source), False, None)
-        settings = {**from_profile, **overrides}
-        job = Job(str(source), network.model, network.model_kwargs or {}, images=_IMAGES["imagenet"], **settings)
+            described = describe(locate(source))
+        network = _job_of_weights(str(source), described) if described else Job(str(source), str(source))
+        job = replace(network, images=_IMAGES["imagenet"], **{**from_profile, **overrides})
         return replace(job, global_batch=job.batch_size)
     config = _override(_read_yaml(path), profile)
     if not (config.get("model") or {}).get("model"):
@@ -94,6 +95,16 @@ def _find_recipe(name: str) -> Path | None:
     if (path / "config.yaml").is_file() or path.suffix in (".yaml", ".yml") or is_in_recipe_group(name):
         return locate_recipe(name)
     return find_recipe(name) if "/" in name else None
+
+
+def _job_of_weights(name: str, network: NetworkDescription) -> Job:
+    """Return the job of training the network of these weights once more, with their classes and image size."""
+    if network.task is not CLASSIFICATION:
+        raise ValueError(
+            f"{name} holds weights for {network.task.name}, which cannot be estimated. Expected those of a classifier"
+        )
+    cfg = network.pretrained_cfg
+    return Job(name, network.architecture, {"num_classes": cfg.num_classes, **network.arguments}, cfg.input_size[-1])
 
 
 def _job_of_config(name: str, config: dict[str, Any]) -> Job:
@@ -120,9 +131,9 @@ def _job_of_config(name: str, config: dict[str, Any]) -> Job:
         **stated,
         **_read_machine_settings(config),
     )
-    devices = trainer.get("devices", 1)
-    processes = (devices if isinstance(devices, int) else 1) * int(trainer.get("num_nodes", 1))
-    return replace(job, global_batch=job.batch_size * processes * int(trainer.get("accumulate_grad_batches", 1)))
+    devices = trainer.get("devices")
+    processes = (devices if isinstance(devices, int) else 1) * int(trainer.get("num_nodes") or 1)
+    return replace(job, global_batch=job.batch_size * processes * int(trainer.get("accumulate_grad_batches") or 1))
 
 
 def _mean_relative_pixels(data: dict[str, Any], stated: dict[str, Any]) -> float:
@@ -135,11 +146,14 @@ def _mean_relative_pixels(data: dict[str, Any], stated: dict[str, Any]) -> float
 
 
 def _read_machine_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the precision and the strategy of a recipe or a hardware profile."""
+    """Return the precision and the strategy of a recipe or a hardware profile.
+
+    Lightning's defaults are null in the config.yaml of a run.
+    """
     trainer = config.get("trainer") or {}
-    strategy = trainer.get("strategy", "ddp")
+    strategy = trainer.get("strategy") or "ddp"
     name = strategy.get("class_path", "") if isinstance(strategy, dict) else str(strategy)
-    precision = str(trainer.get("precision", "32-true"))
+    precision = str(trainer.get("precision") or "32-true")
     return {
         "precision": f"{precision}-true" if precision == "32" else precision,
         "strategy": "fsdp" if "fsdp" in name.lower() or "modelparallel" in name.lower() else "ddp",

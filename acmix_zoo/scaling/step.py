@@ -7,7 +7,7 @@ recipe), and the hardware as a `Machine`. Units are bytes, seconds and images.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 from acmix_zoo.scaling.activations import Activations
@@ -210,7 +210,7 @@ def compute_seconds(
             "different --gpu or --precision"
         )
     if throughput is not None:
-        if throughput <= 0:
+        if not 0 < throughput < inf:
             raise ValueError(f"plan: a throughput of {throughput:g} images/s is impossible. Use a positive number")
         return t.batch * t.micro_batches / throughput
     fraction = UTILISATION[t.itemsize] if utilisation is None else utilisation
@@ -251,7 +251,7 @@ def all_reduce(size: float, gpus: int, machine: Machine, gpus_per_node: int = 8)
         ValueError: no GPU, or nodes that are not full.
     """
     if min(gpus, gpus_per_node) < 1:
-        raise ValueError(f"plan: {gpus} GPUs in nodes of {gpus_per_node} are impossible. Use at least 1 of each")
+        raise ValueError(f"plan: expected at least 1 GPU, and at least 1 per node. Got {gpus} and {gpus_per_node}")
     if gpus > gpus_per_node and gpus % gpus_per_node:
         raise ValueError(
             f"plan: {gpus} GPUs do not fill nodes of {gpus_per_node}. Use at most {gpus_per_node}, or a multiple of it"

@@ -47,7 +47,15 @@ class TestNames:
             (("unfold:12x7",), "12 channels are not a multiple of 8.*Use 8 channels"),
             (("resnet18@fast",), "unknown backend @fast. Expected @released, @reference.* or a tile such as @tile8x16"),
             (("resnet18+deploy", 1, 0, True), r"resnet18\+deploy cannot be trained. Measure inference"),
-            (("resnet18", 1, 0, False, 1, "float31"), "unknown dtype 'float31'. Expected one of torch"),
+            (("acmix2d:8x8+deploy",), r"acmix2d:8x8\+deploy is a layer without batch norms to fold. Remove \+deploy"),
+            (("conv3x3:8x8@released",), "has no ACmix2d layers, so there is no released code for it. Remove @released"),
+            (("resnet18@released",), "resnet18@released has no ACmix2d layers"),
+            (("acmix2d:8x8@tile0x8",), "unknown backend @tile0x8"),
+            (("acmix2d:8x0",), "unknown candidate 'acmix2d:8x0'.*closest name is acmix2d:CHANNELSxSIZE"),
+            (
+                ("resnet18", 1, 0, False, 1, "int8"),
+                "cannot measure the dtype 'int8'. Expected one of float16, bfloat16",
+            ),
         ],
     )
     def test_errors(self, candidate: tuple[object, ...], message: str) -> None:

@@ -26,6 +26,12 @@ def test_description() -> None:
     assert memory.endswith("3.50× at 64², 1.00× at 224², 0.50× at 448²")
 
 
+def test_memory_that_was_not_measured() -> None:
+    rows = [replace(ROW, input=f"3×{n}×{n}", batch=1, ms=n**2, peak_mib=float("nan")) for n in (64, 224)]
+    growth, *per_pixel = describe_growth(rows, "size")
+    assert growth.endswith("time grows as pixels^1.00") and len(per_pixel) == 1
+
+
 def test_larger_batches() -> None:
     assert [candidate.batch for candidate in grow(Candidate("resnet18"), "batch")] == list(BATCHES)
 

@@ -105,3 +105,22 @@ def test_the_closest_recipe_is_named(
     monkeypatch.chdir(ROOT)
     assert main([command, "recipes/fashion_mnist/acmix_resnet_pic.yaml"]) == 1
     assert "The closest names are fashion_mnist/acmix_resnet_pico" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bench", "resnet18", "--device", "foo"], "there is no device foo here. Expected cpu, or cuda on a machine"),
+        (["bench", "resnet18", "--plot", "x.foo"], "--plot cannot write x.foo. Expected a name that ends in .png"),
+        (["info", "resnet18", "--size", "0"], "--size must be at least 1"),
+    ],
+)
+def test_impossible_values(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    assert message in capsys.readouterr().err
+
+
+def test_info_at_a_size_that_the_network_does_not_support(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "levit_128", "--size", "33"]) == 1
+    assert "levit_128 does not work with images of 33×33 pixels (" in capsys.readouterr().err

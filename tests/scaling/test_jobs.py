@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from acmix_zoo.scaling.jobs import Job
 from acmix_zoo.scaling.machines import find_gpu
@@ -62,6 +64,17 @@ def test_gpus_accumulate_to_the_recipes_batch() -> None:
     capped = job.training(64, max_global_batch=512)
     assert (capped.batch, capped.micro_batches) == (8, 1)
     assert job.training(1, max_global_batch=128).micro_batches == 4
+
+
+def test_suggested_batch_fits_in_16_bit() -> None:
+    """The 16-bit copies of the weights, here two gigabytes, do not depend on the batch."""
+    gpu = find_gpu("v100")
+    job = Job("x", "acmix_resnet_pico", {"num_classes": 2_000_000}, batch_size=10_000, precision="16-mixed")
+    (warning,) = job.warnings(job.steps(gpu, [1]), gpu)[:1]
+    batch = int(warning.rpartition(" ")[2])
+    for images, fits in ((batch, True), (batch + 1, False)):
+        (step,) = replace(job, batch_size=images).steps(gpu, [1])
+        assert (step.memory.total <= gpu.memory) == fits
 
 
 @pytest.fixture
@@ -128,7 +141,26 @@ class TestReading:
         (tmp_path / "run" / "config.yaml").write_text(recipe.read_text())
         assert read_job(tmp_path / "run") == replace(read_job(recipe), name=str(tmp_path / "run"))
 
-    def test_weight_folder(self) -> None:
-        folder = checkpoints_root() / "acmix_resnet_pico.fashion_mnist"
-        by_name = read_job("acmix_resnet_pico").training(1)
-        assert read_job(folder).training(1) == by_name
+    def test_settings_that_a_run_left_to_lightning(self, recipe: Path, tmp_path: Path) -> None:
+        config = yaml.safe_load(recipe.read_text())
+        config["trainer"].update(precision=None, strategy=None, devices="auto", num_nodes=None)
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        assert read_job(tmp_path) == replace(read_job(recipe), name=str(tmp_path))
+
+    @pytest.mark.parametrize("tag", ["acmix_resnet_pico.fashion_mnist", "acmix_resnet_nano.tiny_imagenet"])
+    def test_weight_folder_is_trained_with_its_own_classes_and_image_size(self, tag: str) -> None:
+        by_tag = read_job(tag).training(1)
+        by_folder = read_job(checkpoints_root() / tag).training(1)
+        assert by_folder == by_tag
+
+    def test_image_size_of_fine_tuned_weights(self, tmp_path: Path) -> None:
+        shutil.copytree(checkpoints_root() / "acmix_resnet_nano.tiny_imagenet", tmp_path / "w")
+        config = json.loads((tmp_path / "w/config.json").read_text())
+        config["pretrained_cfg"]["input_size"] = [3, 96, 96]
+        (tmp_path / "w/config.json").write_text(json.dumps(config))
+        fine_tuned = read_job(tmp_path / "w").training(1)
+        assert fine_tuned == replace(read_job("acmix_resnet_nano.tiny_imagenet"), image_size=96).training(1)
+
+    def test_weights_of_a_detector(self) -> None:
+        with pytest.raises(ValueError, match="holds weights for detection, which cannot be estimated"):
+            read_job(checkpoints_root() / "fcos_acmix_resnet_nano.bccd")
