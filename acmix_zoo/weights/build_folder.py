@@ -39,12 +39,8 @@ def build_folder(folder: str | Path, **kwargs: Any) -> nn.Module:
         FileNotFoundError: this is not a weight folder.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    network = describe_config(config, folder)
+    network = describe_config(read_config(folder), folder)
     cfg = dataclasses.replace(network.pretrained_cfg, source="local-dir", file=str(folder))
-    if "acmix_zoo" in config:  # the licence of these weights, which can differ from that of the code
-        license = config["acmix_zoo"].get("license")
-        cfg = dataclasses.replace(cfg, license=license if isinstance(license, str) else None)
     network = dataclasses.replace(network, pretrained_cfg=cfg)
     stored = _read_header(folder / "model.safetensors")
     _check_depth(network.arguments, len(stored), folder)

@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+from acmix_zoo.models.task_kinds import CLASSIFICATION
 from acmix_zoo.weights.folder_writer import write_folder
 from acmix_zoo.weights.locate import Kind, locate
 from acmix_zoo.weights.match import copy_weights
@@ -27,7 +28,8 @@ def convert(source: str | Path, name: str, folder: str | Path, record: Mapping[s
 
     Args:
         source: a checkpoint of the authors, Lightning, timm or plain torch, or a safetensors file. A checkpoint of
-            `acmix-zoo fit` also states the arguments of its network.
+            `acmix-zoo fit` and a weight folder also state the arguments of the network, its preprocessing and its
+            classes, which are kept.
         name: `architecture` or `architecture.tag`; the tag may be new.
         folder: where to write. An existing weight folder is replaced once the new one verifies.
         record: how the weights were produced, for config.json; see `write_folder`.
@@ -36,7 +38,8 @@ def convert(source: str | Path, name: str, folder: str | Path, record: Mapping[s
         The folder.
 
     Raises:
-        ValueError: the source is unreadable or unsafe, or holds the weights of a different network.
+        ValueError: the source is unreadable or unsafe, or holds the weights of a different network or of one for a
+            different task than classification.
         FileNotFoundError: the source does not exist.
     """
     architecture, _, tag = name.partition(".")
@@ -49,12 +52,22 @@ def convert(source: str | Path, name: str, folder: str | Path, record: Mapping[s
             f"{source} holds weights of {described.architecture}. Expected weights of {architecture}. Use --model "
             f"{described.architecture}"
         )
-    arguments = described.arguments if described else {}
+    if described is not None and described.task is not CLASSIFICATION:
+        raise ValueError(
+            f"{source} holds weights for {described.task.title}. Expected those of a classifier. Use `acmix-zoo export "
+            f"{source} FOLDER`"
+        )
+    arguments: dict[str, Any] = {}
+    stated: dict[str, Any] = {}
+    if described is not None:
+        fields = described.pretrained_cfg
+        arguments = {**described.arguments, "pretrained_cfg": fields}
+        stated = {key: getattr(fields, key) for key in ("license", "label_names", "label_descriptions")}
     model = timm.create_model(known.name, **arguments)
     state = translated(source, model)
     size = tuple(cast(dict[str, Any], model.pretrained_cfg)["input_size"])
     classes, channels = _stored_shape(model, state)
-    pretrained_cfg: dict[str, Any] = {"tag": tag or None, **_cfg_for_channels(model, channels)}
+    pretrained_cfg: dict[str, Any] = {**stated, "tag": tag or None, **_cfg_for_channels(model, channels)}
     if (classes, channels) != (int(model.num_classes), size[0]):  # type: ignore[arg-type]
         model = timm.create_model(known.name, **{**arguments, "num_classes": classes, "in_chans": channels})
     copy_weights(model, state, str(source))

@@ -38,7 +38,7 @@ class NetworkDescription:
     Attributes:
         architecture: the network's name. For other tasks than classification, that of the backbone.
         arguments: the arguments of its constructor that differ from the defaults.
-        pretrained_cfg: timm's description of the weights: input size, mean and std, class names.
+        pretrained_cfg: timm's description of the weights: input size, mean and std, class names, licence.
         task: the task that the network was trained for.
         options: for other tasks than classification, the options of the `TaskNetwork`.
     """
@@ -134,6 +134,9 @@ def describe_config(config: Mapping[str, Any], where: Path) -> NetworkDescriptio
             "PretrainedCfg"
         )
     given["num_classes"] = config.get("num_classes", given.get("num_classes", 1000))
+    if "acmix_zoo" in config:  # the licence of these weights, which can differ from that of the code
+        license = config["acmix_zoo"].get("license")
+        given["license"] = license if isinstance(license, str) else None
     return NetworkDescription(architecture, arguments, PretrainedCfg(**given), task, options)
 
 

@@ -22,6 +22,10 @@ from acmix_zoo.weights.locate import Kind, ModelLocation, locate, locate_weights
 from acmix_zoo.weights.not_found import NotFoundError
 from acmix_zoo.weights.read import read_checkpoint
 
+# Fields of timm's pretrained_cfg that describe the weights of a tag, not other weights of the same network.
+OF_TAG = {"label_names", "label_descriptions", "description", "origin_url", "tag", "license"}
+OF_TAG |= {"url", "file", "hf_hub_id", "source"}
+
 
 class ResolvedNetwork(NamedTuple):
     """A network and its initial weights, as a task records them.
@@ -138,7 +142,8 @@ def _checkpoint_config(content: Any, path: Path) -> dict[str, Any] | None:
     architecture = name.partition(".")[0]
     default = timm.get_pretrained_cfg(architecture)
     stored = _entry(data_card(content), "cfg")  # mean, std, class names
-    cfg = {**(default.to_dict(remove_source=True) if default else {}), **stored}
+    fields = default.to_dict(remove_source=True) if default else {}
+    cfg = {**{key: value for key, value in fields.items() if key not in OF_TAG}, **stored}
     try:
         network = resolve_network(name, hyper.get("pretrained") or False, hyper.get("model_kwargs"), is_new=False)
         arguments = json.loads(json.dumps(network.model_kwargs or {}))  # tuples become lists, as in config.json
@@ -157,6 +162,7 @@ def _checkpoint_config(content: Any, path: Path) -> dict[str, Any] | None:
         "num_classes": hyper["num_classes"],
         "model_args": arguments,
         "pretrained_cfg": {key: value for key, value in cfg.items() if key not in ("architecture", "tag")},
+        "acmix_zoo": {"license": _entry(_entry(content, "callbacks"), "RunFolder").get("license")},
     }
 
 

@@ -13,6 +13,7 @@ from acmix_zoo import ACmix2d
 from acmix_zoo.weights import check_folder, create_model, list_models, load_weights, read_config
 from acmix_zoo.weights.card import render_card
 from acmix_zoo.weights.convert_checkpoint import convert
+from acmix_zoo.weights.shipped import checkpoints_root
 
 
 def first_conv(model: nn.Module) -> nn.Module:
@@ -198,6 +199,29 @@ class TestRuns:
             torch.testing.assert_close(create_model(folder).eval()(x), expected, rtol=0, atol=0)
         with pytest.raises(ValueError, match="Use --model acmix_resnet_pico"):
             convert(path, "acmix_resnet50", tmp_path / "other", {"origin": "test"})
+
+    @pytest.mark.parametrize("license", ["cc0-1.0", None])
+    def test_preprocessing_classes_and_licence_of_a_checkpoint_are_kept(
+        self, run: Path, tmp_path: Path, license: str | None
+    ) -> None:
+        """They are not those of the shipped weights of the same network."""
+        path = run / "checkpoints" / "best.ckpt"
+        content = torch.load(path, weights_only=True)
+        content["ImageDataModule"]["card"]["cfg"] |= {"input_size": [3, 48, 48], "crop_pct": 0.75}
+        content["callbacks"] = {"RunFolder": {"license": license}}
+        torch.save(content, path)
+        folder = convert(path, "acmix_resnet_pico.mine", tmp_path / "converted", {"origin": "test"})
+        again = convert(folder, "acmix_resnet_pico.mine", tmp_path / "again", {"origin": "test"})
+        for model in (create_model(path), create_model(folder), create_model(again)):
+            cfg = model.pretrained_cfg
+            assert cfg["label_names"] == ["a", "b", "c", "d"] and cfg["mean"] == [0.5] * 3
+            assert tuple(cfg["input_size"]) == (3, 48, 48) and cfg["crop_pct"] == 0.75 and cfg.get("license") == license
+        assert read_config(again)["acmix_zoo"]["license"] == license
+
+    def test_a_detector_is_not_converted(self, tmp_path: Path) -> None:
+        folder = checkpoints_root() / "fcos_acmix_resnet_nano.bccd"
+        with pytest.raises(ValueError, match=r"holds weights for object detection.*Use `acmix-zoo export"):
+            convert(folder, "acmix_resnet_nano", tmp_path / "x", {})
 
     def test_a_finished_run_is_loaded(self, run: Path) -> None:
         """The tested weights take precedence over the checkpoints."""
