@@ -110,7 +110,10 @@ def _model_name(model: str) -> str:
 
 def _print_result(found: ExportedFile) -> None:
     """Print what was written, how well it agrees with the network, and what to do next."""
-    size = "any size" if found.any_size else "the size of the training"
+    side = found.smallest_side
+    size = "the size of the training" if side is None else "any size"
+    if side is not None and side > 1:
+        size += f" from {side}×{side} pixels"
     bytes_written = found.path.stat().st_size
     print(f"Saved {found.path.name} ({_megabytes(bytes_written)}). It takes batches of images of {size}")
     agreement = found.agreement

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple
 
+import torch
 from torch.nn import functional as F
 
 from acmix_zoo.data.image_loading import ImageTransform, evaluation_transform
@@ -30,7 +31,8 @@ class ExportedFile(NamedTuple):
 
     Attributes:
         path: the file.
-        any_size: whether it accepts images of any size.
+        smallest_side: it accepts images of any size whose sides have at least this many pixels. None if it only accepts
+            images of the size of the training.
         images: description of the images that it was checked on.
         agreement: how well the float32 file agrees with the network.
         int8_agreement: how well the int8 file does, if one was asked for.
@@ -38,7 +40,7 @@ class ExportedFile(NamedTuple):
     """
 
     path: Path
-    any_size: bool
+    smallest_side: int | None
     images: str
     agreement: Agreement
     int8_agreement: Agreement | None
@@ -51,7 +53,8 @@ def export_file(
     """Write a network as an ONNX file, or as a `.pt2` file of torch.export.
 
     The network is folded for inference. The file accepts any batch size and, unless the network has a fixed image size,
-    any image size. It is compared with the network before it replaces an existing file.
+    any image size, except that a `.pt2` file may refuse very small images. It is compared with the network before it
+    replaces an existing file.
 
     Args:
         model: the name of weights, a weight folder, a run folder, a checkpoint or a repository on the Hub.
@@ -79,8 +82,10 @@ def export_file(
         write(network, new)
         exported = load(new)
         agreement = _compare(network, exported, check.batches())
+        smallest = None
         if network.any_size:
             _compare(network, exported, [_resized(next(iter(check.batches())))])
+            smallest = _smallest_side(network, exported)
         float_bytes, int8_agreement = new.stat().st_size, None
         if images is not None and int8:
             float_file, new = new, new.with_name("int8.onnx")
@@ -88,7 +93,7 @@ def export_file(
             set_metadata(new, network.metadata)
             int8_agreement = compare(network.original, load(new), check.batches())
         os.replace(new, path)
-    return ExportedFile(path, network.any_size, check.description, agreement, int8_agreement, float_bytes)
+    return ExportedFile(path, smallest, check.description, agreement, int8_agreement, float_bytes)
 
 
 class _Check(NamedTuple):
@@ -117,6 +122,22 @@ def _resized(batch: CheckBatch) -> CheckBatch:
     height, width = batch.images.shape[2:]
     images = F.interpolate(batch.images[:3], (height * 5 // 4, width * 3 // 2), mode="bilinear")
     return CheckBatch(images, batch.targets[:3])
+
+
+def _smallest_side(network: Exportable, exported: Network) -> int:
+    """Return the smallest side length in pixels for which the file computes what the network computes.
+
+    torch.export assumes that no feature map of a network is smaller than 2×2 pixels, unless that of its example is.
+    """
+    largest = network.example.shape[-1]
+    for side in range(1, largest):
+        images = network.example[:1, :, :side, :side]  # (1, C, side, side)
+        try:
+            if compare(network.original, exported, [CheckBatch(images, torch.tensor([-1]))]).is_close:
+                return side
+        except Exception:  # the file refuses this size, or the network does; each runtime has its own errors
+            continue
+    return largest
 
 
 def _compare(network: Exportable, exported: Network, batches: Iterable[CheckBatch]) -> Agreement:

@@ -26,7 +26,9 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ..
         found.append((model, path, format, more))
         path.write_bytes(b"0" * 700_000)
         int8 = Agreement(40, 0.4, 12.5, 39, 40, 36, 35) if more["int8"] else None
-        return ExportedFile(path, True, "the val split of photos", CLOSE, int8, 2_600_000)
+        return ExportedFile(
+            path, 17 if format == "torch-export" else 1, "the val split of photos", CLOSE, int8, 2_600_000
+        )
 
     monkeypatch.setattr(module, "export_file", record)
     monkeypatch.chdir(tmp_path)
@@ -69,6 +71,8 @@ def test_size_differences_and_accuracy_are_printed(calls: list[Any], capsys: pyt
         "Top-1 on 40 images: 90.00 % with the network, 90.00 % with the file",
         "docs/export.md shows how to use the file without PyTorch",
     ]
+    first, *_ = run_command(capsys, "export", SHIPPED.name, "a.pt2").splitlines()
+    assert first == "Saved a.pt2 (0.7 MB). It takes batches of images of any size from 17×17 pixels"
     lines = run_command(capsys, "export", SHIPPED.name, "a.onnx", "--int8", "--data", "photos").splitlines()
     assert lines[2] == (
         "int8: 0.7 MB instead of 2.6 MB. The most probable class stays the same for 97.50 % of 40 images"

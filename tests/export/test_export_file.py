@@ -62,7 +62,7 @@ def test_a_file_takes_any_batch_and_size_and_states_how_to_use_it(
     use(monkeypatch, model)
     found = export_file("tiny", tmp_path / "new" / name, format)
     assert found.path == tmp_path / "new" / name and [*found.path.parent.iterdir()] == [found.path]
-    assert found.any_size and found.agreement.images == 4 and found.agreement.difference < 1e-5
+    assert found.smallest_side == 1 and found.agreement.images == 4 and found.agreement.difference < 1e-5
     assert read_metadata(found.path) == METADATA
     exported = load_onnx(found.path) if format == "onnx" else load_program(found.path)
     for shape in [(1, 3, 16, 16), (5, 3, 20, 33)]:
@@ -74,10 +74,23 @@ def test_a_file_takes_any_batch_and_size_and_states_how_to_use_it(
         assert "Conv" in operators and not operators & {"BatchNormalization", "Sqrt", "Div"}
 
 
+def test_the_smallest_image_of_a_program_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.export assumes that the map before the pooling is larger than one pixel."""
+    model = TinyNetwork()
+    model.conv.stride = (4, 4)
+    use(monkeypatch, model)
+    found = export_file("tiny", tmp_path / "a.pt2", "torch-export")
+    assert found.smallest_side is not None and 1 < found.smallest_side <= 5
+    exported = load_program(found.path)
+    assert exported(torch.randn(1, 3, found.smallest_side, 40)).shape == (1, 3)
+    with pytest.raises(Exception, match="Guard failed"):
+        exported(torch.randn(1, 3, found.smallest_side - 1, found.smallest_side - 1))
+
+
 @pytest.mark.slow
 def test_a_network_with_a_fixed_size_only_has_a_dynamic_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, TinyNetwork(fixed_input_size=True))
-    assert not export_file("tiny", tmp_path / "a.onnx", "onnx").any_size
+    assert not export_file("tiny", tmp_path / "a.onnx", "onnx").smallest_side
     (inputs,) = onnxruntime.InferenceSession(str(tmp_path / "a.onnx")).get_inputs()
     assert inputs.shape == ["batch", 3, 16, 16]
 
@@ -125,7 +138,7 @@ def test_every_family_can_be_exported(name: str, format: Any, tmp_path: Path, mo
     """Also networks of timm; those with absolute positions take images of one size. test_tracing.py has the rest."""
     use(monkeypatch, perturbed(name, **SHALLOW.get(name, {})))
     found: ExportedFile = export_file("tiny", tmp_path / "file", format)
-    assert found.any_size == (not name.startswith("vit")) and found.agreement.same_class == 4
+    assert (found.smallest_side is None) == name.startswith("vit") and found.agreement.same_class == 4
 
 
 @pytest.mark.slow
