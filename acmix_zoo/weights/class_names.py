@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -54,11 +55,19 @@ def drop_other_names(model: nn.Module) -> nn.Module:
 
 
 def describe_classes(names: Sequence[str], given: Mapping[str, str] | Sequence[str] | None = None) -> list[str]:
-    """Return the names of classes in words: as `given`, or else those of WordNet ids."""
+    """Return the names of classes in words: as `given`, or else those of WordNet ids.
+
+    Where classes share their words, as the bird and the machine called crane in ImageNet do, the name follows.
+    """
     given = given or {}
     if not isinstance(given, Mapping):  # timm accepts a list, too
         given = dict(zip(names, given, strict=True))
-    return [given.get(name) or describe_class(name) for name in names]
+    words = [given.get(name) or describe_class(name) for name in names]
+    count = Counter(words)
+    return [
+        f"{word} ({name})" if count[word] > 1 and word != name else word
+        for word, name in zip(words, names, strict=True)
+    ]
 
 
 def describe_class(name: str) -> str:

@@ -36,5 +36,12 @@ def test_a_network_with_a_thousand_classes_without_names_knows_imagenet() -> Non
     assert found.names[0] == "n01440764" and found.descriptions[0] == "tench, Tinca tinca"
 
 
+def test_classes_with_the_same_words_are_told_apart() -> None:
+    """ImageNet has a bird and a machine called crane. The app and `explain --class` could only show one of each."""
+    descriptions = class_names(network(1000)).descriptions
+    assert len(set(descriptions)) == 1000
+    assert [words for words in descriptions if words.startswith("crane")] == ["crane (n02012849)", "crane (n03126707)"]
+
+
 def test_other_classes_are_numbered() -> None:
     assert class_names(network(3)).descriptions == ["class 0", "class 1", "class 2"]
