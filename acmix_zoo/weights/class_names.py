@@ -63,10 +63,9 @@ def describe_classes(names: Sequence[str], given: Mapping[str, str] | Sequence[s
     if not isinstance(given, Mapping):  # timm accepts a list, too
         given = dict(zip(names, given, strict=True))
     words = [given.get(name) or describe_class(name) for name in names]
-    count = Counter(words)
+    shared = {word for word, count in Counter(words).items() if count > 1}
     return [
-        f"{word} ({name})" if count[word] > 1 and word != name else word
-        for word, name in zip(words, names, strict=True)
+        f"{word} ({name})" if word in shared and word != name else word for word, name in zip(words, names, strict=True)
     ]
 
 
