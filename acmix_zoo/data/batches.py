@@ -23,14 +23,15 @@ class UnreadableCounter:
     """Count unreadable images over all worker processes and epochs, with one warning each.
 
     Args:
-        size: number of images.
+        size: number of images; None if it is not known.
         limit: number of images that may be unreadable.
+        numbers: the numbers of the images are less than this. By default, they are less than `size`.
     """
 
-    def __init__(self, size: int, limit: int) -> None:
+    def __init__(self, size: int | None, limit: int, numbers: int | None = None) -> None:
         # shared memory, because workers are processes
-        self.is_unreadable = torch.zeros(max(1, size), dtype=torch.uint8).share_memory_()
-        self.limit = limit
+        self.is_unreadable = torch.zeros(numbers or max(1, size or 0), dtype=torch.uint8).share_memory_()
+        self.size, self.limit = size, limit
 
     def add(self, number: int, error: UnreadableImage) -> None:
         """Count image `number` as unreadable.
@@ -48,7 +49,7 @@ class UnreadableCounter:
                 else ""
             )
             raise UnreadableImage(f"{error}{excess}. Repair or remove the file, and run the command again") from error
-        if count == len(self.is_unreadable):
+        if count == self.size:
             raise UnreadableImage(
                 f"{error}. None of the {count} images can be read. Check that the disk is still connected"
             ) from error

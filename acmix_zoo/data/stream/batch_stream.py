@@ -18,6 +18,9 @@ from acmix_zoo.data.samplers import process_rank
 from acmix_zoo.data.sources.stream_source import StreamSplit
 from acmix_zoo.data.stream.reader import SHUFFLE, Example, Reader, ReaderPosition
 
+# An image of a stream has no number, only a shard and a row. Two of a few unreadable images hardly ever share a hash.
+_NUMBERS = 2**24
+
 
 class NamedBatch(NamedTuple):
     """A batch and the names of its images.
@@ -58,8 +61,7 @@ class BatchMaker:
         self.split, self.augment, self.batch_size, self.seed, self.raw = split, augment, batch_size, seed, raw
         self.num_workers, self.workers = num_workers, max(1, num_workers)
         self.rank, self.world = process_rank()
-        # If the size is not known, two unreadable images may rarely count as one.
-        self.unreadable = UnreadableCounter(split.size or 10_000_000, max_unreadable)
+        self.unreadable = UnreadableCounter(split.size, max_unreadable, _NUMBERS)
 
     def reader(self, worker: int, shuffle: int) -> Reader:
         """Return the reader of one of this process's workers."""
@@ -72,8 +74,7 @@ class BatchMaker:
         The augmentation of an image depends on its number in its reader's pass, but not on the process.
         """
         keys = [image_keys(self.seed, e.turn, reader.reader, images=np.array([e.number])) for e in examples]
-        size = len(self.unreadable.is_unreadable)
-        readers = [ImageReader((e.shard * 1_000_003 + e.row) % size, e.image) for e in examples]
+        readers = [ImageReader(hash((e.shard, e.row)) % _NUMBERS, e.image) for e in examples]
         images, succeeded = read_batch(readers, np.concatenate(keys), self.augment, self.unreadable)
         images = images if self.raw else self.augment.pixels.normalize(images)
         read = [examples[index] for index in succeeded]

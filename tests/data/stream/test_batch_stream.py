@@ -147,6 +147,14 @@ def test_an_unreadable_image_is_skipped_with_one_warning(tmp_path: Path, kind: s
         assert Counter(n for images, _ in stream for n in image_numbers(images)) == dict.fromkeys({*range(12)} - {5}, 2)
 
 
+@pytest.mark.parametrize("first", [0, 7])
+def test_two_unreadable_images_of_different_shards_count_as_two(tmp_path: Path, first: int) -> None:
+    split = make_stream(tmp_path, "webdataset", (8, 4), bad=[first, 8])
+    with warnings.catch_warnings(), pytest.raises(UnreadableImage, match="2 images are unreadable, and at most"):
+        warnings.simplefilter("ignore")
+        list(EvalStream(make_maker(split, max_unreadable=1)))
+
+
 def test_a_reader_without_readable_images_is_reported(tmp_path: Path) -> None:
     split = make_stream(tmp_path, "webdataset", (4, 4), bad=range(4))
     with warnings.catch_warnings(), pytest.raises(UnreadableImage, match="reader 0 cannot read any of its images"):

@@ -44,6 +44,17 @@ def test_a_resumed_run_gets_the_batches_of_an_uninterrupted_one(
     assert_resuming_repeats_the_batches(lambda: make_stream_module(source, **options), tmp_path, stop_at, steps=27)
 
 
+def test_reloading_the_data_goes_on_in_the_stream(source: Path, tmp_path: Path) -> None:
+    """With reload_dataloaders_every_n_epochs, each epoch asks for a new loader, which began at the start again."""
+    seen = []
+    for every in (0, 1):
+        model = Recorder()
+        trainer = L.Trainer(default_root_dir=tmp_path, max_epochs=3, reload_dataloaders_every_n_epochs=every, **QUIET)
+        trainer.fit(model, make_stream_module(source, epoch_images=12))
+        seen.append(model.seen)
+    assert seen[0] == seen[1] and len(set(map(str, seen[0]))) == len(seen[0])
+
+
 def test_a_failed_run_leaves_no_workers(source: Path, tmp_path: Path) -> None:
     data = make_stream_module(source, num_workers=2)
     with pytest.raises(SystemExit):
