@@ -66,8 +66,8 @@ class IndexedLoaders(Loaders):
     def summary(self, inspections: Mapping[str, Inspection], is_brief: bool = False) -> str:
         return summarize(self.source, self.splits, inspections, is_brief)
 
-    def limit_batch_size(self, batch_size: int, processes: int, accumulated: int) -> tuple[int, str]:
-        return limit_batch_size(batch_size, self.splits["train"].size, processes, accumulated)
+    def limit_batch_size(self, batch_size: int, processes: int) -> tuple[int, str]:
+        return limit_batch_size(batch_size, self.splits["train"].size, processes)
 
     def train(self, options: LoaderOptions, position: Position, accumulated: int) -> DataLoader[Any]:
         dataset = self.dataset_class(

@@ -105,7 +105,7 @@ class Loaders(ABC):
         """
 
     @abstractmethod
-    def limit_batch_size(self, batch_size: int, processes: int, accumulated: int) -> tuple[int, str]:
+    def limit_batch_size(self, batch_size: int, processes: int) -> tuple[int, str]:
         """Return the batch size to use, and a warning if there are too few images ("" otherwise).
 
         See `acmix_zoo.data.options.limit_batch_size`.

@@ -84,7 +84,7 @@ def channel_stats(mean: Sequence[float], std: Sequence[float]) -> ChannelStats:
     return ChannelStats(*((float(values[0]), float(values[1]), float(values[2])) for values in (mean, std)))
 
 
-def limit_batch_size(batch_size: int, images: int, processes: int, accumulated: int) -> tuple[int, str]:
+def limit_batch_size(batch_size: int, images: int, processes: int) -> tuple[int, str]:
     """Limit the batch size to a process's share of the training images.
 
     Learning rates are scaled by the batch size, so it must be the size that batches actually have.
@@ -93,16 +93,12 @@ def limit_batch_size(batch_size: int, images: int, processes: int, accumulated: 
         batch_size: requested number of images per batch and process.
         images: number of training images.
         processes: number of processes.
-        accumulated: number of batches per optimiser step.
 
     Returns:
-        The batch size to use, and a warning if a step needs more images than there are ("" otherwise).
+        The batch size to use, and a warning if it is smaller than the requested one ("" otherwise).
     """
     share = max(1, images // processes)
+    if batch_size <= share:
+        return batch_size, ""
     available = f"the {images} training images" + f" on {processes} processes" * (processes > 1)
-    if batch_size > share:
-        return share, f"data: batch size {batch_size} is larger than {available}; using {share} instead"
-    if batch_size * accumulated > share:
-        step = f"an optimiser step of {accumulated} × {batch_size} images is larger than {available}"
-        return batch_size, f"data: {step}. Lower trainer.accumulate_grad_batches"
-    return batch_size, ""
+    return share, f"data: batch size {batch_size} is larger than {available}; using {share} instead"

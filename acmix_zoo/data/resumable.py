@@ -143,7 +143,7 @@ class ResumableDataModule(L.LightningDataModule):
         if stage != "fit":
             return
         processes = self.trainer.world_size if self.trainer else 1
-        self.batch_size, warning = self.loaders.limit_batch_size(self.batch_size, processes, self._accumulated)
+        self.batch_size, warning = self.loaders.limit_batch_size(self.batch_size, processes)
         self._print_once(*[warning] * bool(warning))
         self.card()  # not later, because a file may break or the Hub become unreachable before the first checkpoint
         self._print_once(self.loaders.summary(inspections, is_brief=True))

@@ -134,6 +134,14 @@ def batch_size_factor(trainer: L.Trainer, lr: float, base_batch_size: int | None
             )
         images = available
     accumulated = min(trainer.accumulate_grad_batches, int(min(trainer.num_training_batches, 2**31)))
+    if accumulated < trainer.accumulate_grad_batches and trainer.is_global_zero:
+        print(
+            f"Warning: an epoch has {accumulated} batch{'es' * (accumulated > 1)} per process, but a step accumulates "
+            f"{trainer.accumulate_grad_batches}. A step ends with the epoch, and Lightning makes its gradient "
+            f"{accumulated}/{trainer.accumulate_grad_batches} as large. Use --trainer.accumulate_grad_batches "
+            f"{accumulated} or less",
+            flush=True,
+        )
     batch = images * trainer.world_size * accumulated
     factor = batch / base_batch_size if base_batch_size else 1.0
     if trainer.is_global_zero:

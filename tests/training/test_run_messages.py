@@ -112,7 +112,10 @@ def test_accumulating_more_batches_than_there_are_ends_with_the_epoch(
     """The last batch of an epoch always ends with an optimiser step, even if fewer batches were accumulated."""
     trainer = make_trainer(epochs=1, enable_checkpointing=False, accumulate_grad_batches=100)
     trainer.fit(make_task(lr=0.1, base_batch_size=24), make_data(photos / "train", batch_size=8))
-    assert "1 × 8 × 3 accumulated = 24 images per step" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 × 8 × 3 accumulated = 24 images per step" in printed
+    assert "an epoch has 3 batches per process, but a step accumulates 100. A step ends with the epoch, and" in printed
+    assert "makes its gradient 3/100 as large. Use --trainer.accumulate_grad_batches 3 or less" in printed
     assert trainer.global_step == 1
 
 

@@ -66,7 +66,7 @@ class StreamLoaders(Loaders):
         images = ", ".join(f"{name} {sizes[name] or 'unknown'}" for name in ("train", "val", "test") if name in sizes)
         return f"data: {self.source.name}, {len(self.source.class_names)} classes; images: {images}"
 
-    def limit_batch_size(self, batch_size: int, processes: int, accumulated: int) -> tuple[int, str]:
+    def limit_batch_size(self, batch_size: int, processes: int) -> tuple[int, str]:
         """Return the batch size unchanged, because a stream is never too short for a batch."""
         return batch_size, ""
 
