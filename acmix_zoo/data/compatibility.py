@@ -34,7 +34,10 @@ def compare_data(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str
             f"the checkpoint was trained on {before}, but the data is now {now}. To resume, use the same images. If a "
             "file was lost, put an empty file in its place, which is skipped. Otherwise " + _NEW_RUN
         )
-    return f"Warning: image files have changed since the checkpoint, which was trained on {before}. Resuming with {now}"
+    return (
+        "Warning: image files have changed since the checkpoint, or an earlier version of acmix_zoo computed its "
+        f"fingerprint of them. It was trained on {before}. Resuming with {now}"
+    )
 
 
 def check_validation(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -113,12 +113,13 @@ def check_window(layer: str, window: tuple[int, int], shift: tuple[int, int]) ->
     """Check that a window has at least one pixel, and that it is shifted by less than its sides.
 
     Raises:
-        ValueError: the window is empty, or the shift is negative or too large.
+        ValueError: these are not two pairs, the window is empty, or the shift is negative or too large.
     """
-    if min(window) < 1 or not all(0 <= by < side for by, side in zip(shift, window, strict=True)):
+    are_pairs = all(isinstance(pair, Sequence) and len(pair) == 2 for pair in (window, shift))
+    if not are_pairs or not all(0 <= by < side for by, side in zip(shift, window, strict=True)):
         raise ValueError(
-            f"{layer}: window={window} and shift={shift}. Expected a window of at least 1, and shifts from 0 to below "
-            "its sides, such as half of them"
+            f"{layer}: window={window} and shift={shift}. Expected (rows, columns) for both, a window of at least 1, "
+            "and shifts from 0 to below its sides, such as half of them"
         )
 
 

@@ -27,8 +27,8 @@ class SwapReport:
         replaced: name → the new layer, for every convolution that was replaced.
         skipped: name → reason, for the 3×3 convolutions that match the filter but were kept.
         params: number of parameters of the whole model, (before, after).
-        macs: MACs of the replaced layers for one image, (before, after), or None if the input size is unknown.
-        input_size: (C, H, W) of that image.
+        macs: MACs of the replaced layers for one image, (before, after), or None without an input size.
+        input_size: (C, H, W) of that image, or None if no size is known that the model can process.
     """
 
     replaced: dict[str, ACmix2d]
@@ -46,7 +46,9 @@ class SwapReport:
             size = "×".join(map(str, self.input_size))
             lines.append(f"MACs of the replaced layers at {size}: {_change(*self.macs)}")
         elif self.replaced:
-            lines.append("MACs were not counted, because the input size is unknown. Pass input_size=(C, H, W)")
+            lines.append(
+                "MACs were not counted: no size is known that the model can process. Pass input_size=(C, H, W)"
+            )
         return "\n".join(lines)
 
 

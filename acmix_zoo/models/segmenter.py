@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from acmix_zoo.models.task_kinds import SEGMENTATION
 from acmix_zoo.models.task_network import TaskNetwork
 
+_MOST_HALVINGS = 5  # of the encoders of segmentation_models_pytorch
 DECODERS = {"fpn": "FPN", "upernet": "UPerNet", "unet": "Unet"}
 """The decoders, by their names in recipes, and the classes of segmentation_models_pytorch."""
 
@@ -35,7 +36,7 @@ class Segmenter(TaskNetwork):
             `decoder_`.
 
     Raises:
-        ValueError: unknown decoder or argument, or the backbone has too few feature maps.
+        ValueError: unknown decoder or argument, or the backbone has too few or too small feature maps.
     """
 
     kind = SEGMENTATION
@@ -65,6 +66,11 @@ class Segmenter(TaskNetwork):
             raise ValueError(
                 f"{architecture} only reduces images to 1/{2**depth}, but {decoder} needs 1/8 or less. Choose another "
                 "backbone, or --model.decoder unet"
+            )
+        if depth > _MOST_HALVINGS:
+            raise ValueError(
+                f"{architecture} reduces images to 1/{2**depth}. Expected feature maps down to 1/{2**_MOST_HALVINGS}, "
+                "the smallest that segmentation_models_pytorch supports. Choose another backbone"
             )
         if repeated := [reduction for reduction in reductions if reductions.count(reduction) > 1]:
             raise ValueError(

@@ -86,7 +86,7 @@ def test_dtype_and_function_filter() -> None:
     report = swap_conv3x3(model, lambda name, conv: conv.stride == (1, 1) and name != "same", heads=2)
     assert set(report.replaced) == {"plain", "again", "dilated", "narrow"}  # narrow: 6 channels, 2 heads
     assert report.macs is None  # no input size given, none known
-    assert str(report).endswith("the input size is unknown. Pass input_size=(C, H, W)")
+    assert str(report).endswith("no size is known that the model can process. Pass input_size=(C, H, W)")
     assert model.plain.alpha.dtype == torch.bfloat16
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("segmentation_models_pytorch")
 
 from acmix_zoo import create_model
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.models.segmenter import Segmenter
+from acmix_zoo.models.segmenter import DECODERS, Segmenter
 from acmix_zoo.models.task_kinds import SEGMENTATION
 from acmix_zoo.weights.create import create_task_network
 
@@ -128,3 +128,9 @@ def test_a_decoder_that_needs_other_feature_maps_is_rejected(name: str) -> None:
 def test_no_stage_of_the_backbone_is_lost(output_stride: int) -> None:
     with pytest.raises(ValueError, match=rf"feature maps of 1/{output_stride} of the image.* leave out output_stride"):
         Segmenter("acmix_resnet26", 5, {"output_stride": output_stride})
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_backbones_that_reduce_images_too_much_are_rejected(decoder: str) -> None:
+    with pytest.raises(ValueError, match=r"levit_128 reduces images to 1/64\. Expected feature maps down to 1/32"):
+        Segmenter("levit_128", 3, decoder=decoder)  # type: ignore[arg-type]

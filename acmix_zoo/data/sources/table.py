@@ -252,9 +252,9 @@ def load_tables(source: str, shards: Shards, streaming: bool = False) -> dict[st
         if "different features" not in str(error):
             raise
         raise ValueError(
-            f"the metadata files of {source} have columns of different types, such as numbers in one and text in "
-            f"another ({str(error)[:300]}). Expected the same types in all. Write class names that are not numbers, "
-            "such as class1"
+            f"the metadata files of {source} have columns of different types, such as numbers in one, and text or "
+            f"missing values in another ({str(error)[:300]}). Expected the same types in all. Fill in missing values, "
+            "and write class names that are not numbers, such as class1"
         ) from error
     except (FileNotFoundError, ConnectionError) as error:
         reason = str(error).splitlines()[0]

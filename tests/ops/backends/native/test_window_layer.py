@@ -292,8 +292,11 @@ def test_flops_are_those_of_the_definition() -> None:
     assert counter.get_total_flops() == 4 * layer.stage_macs(x).second
 
 
-@pytest.mark.parametrize(("window", "shift"), [((4, 4), (-2, -2)), ((4, 4), (2, 4)), ((0, 4), (0, 0))])
-def test_impossible_windows_are_rejected(window: tuple[int, int], shift: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("window", "shift"),
+    [((4, 4), (-2, -2)), ((4, 4), (2, 4)), ((0, 4), (0, 0)), ((4, 4), (2,)), (4, (0, 0)), ((4, 4, 4), (2, 2, 2))],
+)
+def test_impossible_windows_are_rejected(window: Any, shift: Any) -> None:
     """A negative shift would write outside the result."""
     with pytest.raises(ValueError, match="shifts from 0 to below its sides"):
         WindowACmix(8, 2, window, shift)
