@@ -62,7 +62,7 @@ def info(arguments: Sequence[str]) -> None:
     size = None if options.size is None else (int(model.in_chans), options.size, options.size)  # type: ignore[arg-type]
     try:
         cost = complexity(model, size)
-    except RuntimeError as error:
+    except Exception as error:  # whatever the layers of any network raise
         if size is None:
             raise
         raise ValueError(
