@@ -11,7 +11,7 @@ from torch import nn
 from acmix_zoo.models.acmix_pvt import DEPTHS, EMBED_DIMS
 from acmix_zoo.weights.from_plain.shared import (
     count_keys,
-    create_checked,
+    create_with_state,
     first_keys,
     outer_arguments,
     plain_state,
@@ -34,7 +34,7 @@ def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
 
     Raises:
         ValueError: the source is not a PVT of the published widths, or it was made for images that are not square and
-            no img_size was given. Or it is a module that gives other logits than a network with these weights.
+            no img_size was given.
     """
     state = plain_state(source)
     widths = tuple(state[f"pos_embed{i}"].shape[2] for i in range(1, 5) if f"pos_embed{i}" in state)
@@ -53,6 +53,5 @@ def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
             f"from_pvt: the position table has {positions} entries, which is not a square. Expected a square image. "
             "Pass img_size=(height, width)"
         )
-    if side != 56:
-        arguments["img_size"] = side * 4 if side**2 == positions else kwargs["img_size"]
-    return create_checked("from_pvt", _NAMES.get(depths, "acmix_pvt_s"), state, arguments, kwargs, source)
+    arguments |= {} if side == 56 else {"img_size": side * 4}
+    return create_with_state(_NAMES.get(depths, "acmix_pvt_s"), state, arguments, kwargs)

@@ -11,20 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d
-from acmix_zoo.models.resnet_trunk import ResNetTrunk, Site
-from acmix_zoo.weights.from_plain.shared import (
-    check_logits,
-    create_with_state,
-    first_keys,
-    plain_state,
-    without_changes,
-)
+from acmix_zoo.weights.from_plain.shared import create_with_state, first_keys, plain_state
 from acmix_zoo.weights.read import Source, State
 
 _NAMES = {(1, 2, 4, 1): "acmix_resnet26", (2, 3, 5, 2): "acmix_resnet38", (3, 4, 6, 3): "acmix_resnet50"}  # by layers
-
-# Arguments of the network that change what the plain ResNet computes, but not the shapes of its weights.
-_SETTINGS = ("global_pool", "output_stride")
 
 
 @dataclass(frozen=True)
@@ -82,17 +72,10 @@ def from_resnet(source: nn.Module | Source, **kwargs: Any) -> tuple[nn.Module, W
         An `ACmixResNet` in training mode on the CPU, and the report.
 
     Raises:
-        ValueError: the source is not such a ResNet, or it is a module with settings that its weights do not show, such
-            as an output_stride, which was not given.
+        ValueError: the source is not such a ResNet.
     """
     state = plain_state(source)
     arguments = _resnet_arguments(state)
-    if isinstance(source, nn.Module):
-        settings = {key: value for key, value in without_changes(kwargs).items() if key in _SETTINGS}
-        plain = ResNetTrunk(_convolution, **{**arguments, **settings})
-        _check_keys(state, plain.state_dict())
-        plain.load_state_dict(state)
-        check_logits("from_resnet", source, plain)
     name = _NAMES.get(arguments["layers"], "acmix_resnet50")
     if arguments["layers"] in _NAMES:
         arguments.pop("layers")
@@ -113,11 +96,6 @@ def from_resnet(source: nn.Module | Source, **kwargs: Any) -> tuple[nn.Module, W
         kept={path: fit.kept for path, fit in fits.items()},
     )
     return create_with_state(name, state, arguments, kwargs), report
-
-
-def _convolution(site: Site) -> nn.Module:
-    """Return the middle layer of a plain ResNet: (B, width, H, W) → (B, width, ceil(H/stride), ceil(W/stride))."""
-    return nn.Conv2d(site.width, site.width, 3, site.stride, site.dilation, site.dilation, bias=False)
 
 
 @torch.no_grad()

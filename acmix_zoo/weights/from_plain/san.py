@@ -13,7 +13,7 @@ from torch import nn
 from acmix_zoo.models.acmix_san import KERNELS, LAYERS, WIDTHS
 from acmix_zoo.weights.from_plain.shared import (
     count_keys,
-    create_checked,
+    create_with_state,
     first_keys,
     outer_arguments,
     plain_state,
@@ -34,8 +34,7 @@ def from_san(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
         A `SAN` in training mode, on the CPU.
 
     Raises:
-        ValueError: the source is not a SAN, or it is a module that gives other logits than a network with these
-            weights, such as a pairwise SAN with unusual kernels. Pass these.
+        ValueError: the source is not a SAN.
     """
     state = plain_state(source)
     stages = range(count_keys(state, r"layer(\d+)\.0\.sam\.conv1\.weight$"))
@@ -55,4 +54,4 @@ def from_san(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
         relations = (len(state[f"layer{i}.0.sam.conv1.weight"]) for i in stages)
         kernels = tuple(math.isqrt(f // r - 1) for f, r in zip(features, relations, strict=True))
         arguments |= {} if kernels == KERNELS else {"kernels": kernels}
-    return create_checked("from_san", _NAMES.get(layers, "acmix_san10"), state, arguments, kwargs, source)
+    return create_with_state(_NAMES.get(layers, "acmix_san10"), state, arguments, kwargs)

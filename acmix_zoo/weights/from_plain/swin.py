@@ -8,16 +8,14 @@ which is not zero. After the first step of beta, the kernels receive gradients, 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
 
 from acmix_zoo.models.acmix_swin import WIDTHS_AND_DEPTHS
 from acmix_zoo.models.plain_swin import swin_arguments, to_timm_names
-from acmix_zoo.weights.from_plain.shared import as_pair, create_checked, create_with_state, plain_state
+from acmix_zoo.weights.from_plain.shared import as_pair, create_with_state, plain_state
 from acmix_zoo.weights.read import Source, State
 from acmix_zoo.weights.translate import unwrapped
 
@@ -39,11 +37,7 @@ def from_swin(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
         An `ACmixSwin` in training mode, on the CPU.
 
     Raises:
-        ValueError: the source is not a Swin, it is a Swin V2, or its qkv has no biases. Or it is a module that gives
-            other logits than a network with these weights.
-
-    A Swin of timm rolls a map before padding it to full windows, torchvision's and ours after it. Their logits are only
-    the same if no map is padded, as with 224 pixels. A warning says if the source's image size is not such a size.
+        ValueError: the source is not a Swin, it is a Swin V2, or its qkv has no biases.
     """
     arguments: dict[str, Any] = {}
     if isinstance(source, nn.Module):
@@ -63,26 +57,7 @@ def from_swin(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     key = (arguments["embed_dim"], arguments["depths"], arguments["num_heads"])
     if key in _NAMES:
         arguments = {k: v for k, v in arguments.items() if k not in ("embed_dim", "depths", "num_heads")}
-    name = _NAMES.get(key, "acmix_swin_t")
-    if isinstance(source, nn.Module) and _rolls_before_padding(source):
-        warnings.warn(
-            "from_swin: at this image size, windows do not fill the maps of the source. timm rolls such maps before "
-            "padding them, ACmix (like torchvision) after it, so the logits differ a little. Fine-tune the network, or "
-            "use an image size whose maps are multiples of the window",
-            stacklevel=2,
-        )
-        return create_with_state(name, state, arguments, kwargs)
-    return create_checked("from_swin", name, state, arguments, kwargs, source)
-
-
-def _rolls_before_padding(source: nn.Module) -> bool:
-    """Return whether a Swin of timm shifts windows over maps that it has to pad."""
-    return any(
-        any(as_pair(block.shift_size))
-        and any(side % w for side, w in zip(as_pair(block.input_resolution), as_pair(block.window_size), strict=True))
-        for block in source.modules()
-        if isinstance(block, SwinTransformerBlock)
-    )
+    return create_with_state(_NAMES.get(key, "acmix_swin_t"), state, arguments, kwargs)
 
 
 def _image_size_of_masks(state: State) -> tuple[int, int] | None:

@@ -29,18 +29,6 @@ class TestResNet:
         assert len(report.kept) == 5 and all(0.3 < share < 1 for share in report.kept.values())
         assert "layer2.1.conv2: " in str(report) and "random" in str(report)
 
-    @pytest.mark.parametrize(
-        ("settings", "passed"),
-        [({"output_stride": 16}, {"output_stride": 16}), ({"global_pool": "max"}, {"global_pool": "max"})],
-    )
-    def test_settings_that_the_weights_do_not_show(self, settings, passed) -> None:
-        plain = resnet(**settings)
-        with pytest.raises(ValueError, match="from_resnet: with the same weights"):
-            from_resnet(plain)
-        from_resnet(plain, **passed)
-        with pytest.raises(ValueError, match="with the same weights"):
-            from_resnet(resnet(act_layer=nn.SiLU))
-
     @pytest.mark.parametrize("stride", [1, 2])
     def test_a_kernel_of_low_rank_is_reproduced_exactly(self, stride: int) -> None:
         """Its rank is 9 in every group of four outputs, which the convolution path can represent."""
