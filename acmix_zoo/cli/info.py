@@ -67,7 +67,7 @@ def info(arguments: Sequence[str]) -> None:
             raise
         raise ValueError(
             f"{options.model} does not work with images of {options.size}×{options.size} pixels "
-            f"({str(error).splitlines()[0]}). Use a different --size"
+            f"({str(error) or type(error).__name__}). Use a different --size"
         ) from error
     if options.json:
         print(json.dumps(_as_json(options.model, model, cost, folder, size), indent=2, ensure_ascii=False))

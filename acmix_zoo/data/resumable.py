@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import lightning as L
 import numpy as np
@@ -176,7 +176,11 @@ class ResumableDataModule(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> TrainLoader:
-        return self.loaders.train(self.loader_options(), self._position, self._accumulated)
+        position, loop = self._position, cast(Any, self.trainer and self.trainer.fit_loop)
+        done = loop.epoch_progress.current.processed if loop else 0
+        if done > position.epoch and (stream := self.loaders.state()):  # reloaded between epochs: continue the stream
+            position = Position(done, 0, stream)
+        return self.loaders.train(self.loader_options(), position, self._accumulated)
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
         return self.loaders.evaluate("val", self.loader_options()) if "val" in self.loaders.sizes() else []

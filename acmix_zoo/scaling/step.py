@@ -211,7 +211,7 @@ def compute_seconds(
         )
     if throughput is not None:
         if not 0 < throughput < inf:
-            raise ValueError(f"plan: a throughput of {throughput:g} images/s is impossible. Use a positive number")
+            raise ValueError(f"plan: a throughput of {throughput:g} images/s is impossible. Use a finite rate above 0")
         return t.batch * t.micro_batches / throughput
     fraction = UTILISATION[t.itemsize] if utilisation is None else utilisation
     if not 0 < fraction <= 1:

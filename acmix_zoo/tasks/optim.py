@@ -134,12 +134,12 @@ def batch_size_factor(trainer: L.Trainer, lr: float, base_batch_size: int | None
             )
         images = available
     accumulated = min(trainer.accumulate_grad_batches, int(min(trainer.num_training_batches, 2**31)))
-    if accumulated < trainer.accumulate_grad_batches and trainer.is_global_zero:
+    if 0 < accumulated < trainer.accumulate_grad_batches and trainer.is_global_zero:
         print(
-            f"Warning: an epoch has {accumulated} batch{'es' * (accumulated > 1)} per process, but a step accumulates "
-            f"{trainer.accumulate_grad_batches}. A step ends with the epoch, and Lightning makes its gradient "
-            f"{accumulated}/{trainer.accumulate_grad_batches} as large. Use --trainer.accumulate_grad_batches "
-            f"{accumulated} or less",
+            f"Warning: an epoch has only {accumulated} batch{'es' * (accumulated > 1)} per process, but "
+            f"accumulate_grad_batches is {trainer.accumulate_grad_batches}. Each step therefore ends with the epoch, "
+            f"and its gradient is scaled by {accumulated}/{trainer.accumulate_grad_batches}. Use "
+            f"--trainer.accumulate_grad_batches {accumulated}{' or lower' * (accumulated > 1)}",
             flush=True,
         )
     batch = images * trainer.world_size * accumulated

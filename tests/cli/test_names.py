@@ -157,7 +157,9 @@ def describe(result: Any, trained: nn.Module) -> str:
         return "shipped" if result.name == f"{NETWORK}.fashion_mnist" else result.name
     if isinstance(result, Job):
         assert result.model.partition(".")[0] in (NETWORK, "acmix_resnet_nano")  # the latter is that of finetune/full
-        return "trained" if result.model_kwargs else "network" if result.precision == "bf16-mixed" else "recipe"
+        if "kernel_att" in result.model_kwargs:
+            return "trained"
+        return "network" if result.precision == "bf16-mixed" else "recipe"
     assert isinstance(result, Path)
     if result.is_dir():
         is_shipped = file_contents(result) == file_contents(SHIPPED)

@@ -69,9 +69,15 @@ class TestErrors:
             ),
             ([PICO, "--gpu", "v100"], "does not compute in bfloat16. Expected float32 or float16. Choose a different"),
             ([PICO, "--utilisation", "2"], "a utilisation of 2 is impossible. Use a fraction of peak throughput"),
-            ([PICO, "--images-per-second", "0"], "a throughput of 0 images/s is impossible. Use a positive number"),
+            (
+                [PICO, "--images-per-second", "0"],
+                "a throughput of 0 images/s is impossible. Use a finite rate above 0",
+            ),
             ([PICO, "--gpus-per-node", "0", "--network", "100"], "nodes of 0 GPUs are impossible. Use at least 1"),
-            ([PICO, "--images-per-second", "nan"], "a throughput of nan images/s is impossible. Use a positive number"),
+            (
+                [PICO, "--images-per-second", "nan"],
+                "a throughput of nan images/s is impossible. Use a finite rate above 0",
+            ),
             ([PICO, "--network", "nan"], "a network of nan Gbit/s per node is impossible. Use a rate above 0"),
             ([PICO, "--network", "0"], "a network of 0 Gbit/s per node is impossible. Use a rate above 0"),
             ([PICO, "--gpus", "8", "--global-batch", "4"], "4 images per step are too few for 8 GPUs. Use at least"),

@@ -114,8 +114,8 @@ def test_accumulating_more_batches_than_there_are_ends_with_the_epoch(
     trainer.fit(make_task(lr=0.1, base_batch_size=24), make_data(photos / "train", batch_size=8))
     printed = capsys.readouterr().out
     assert "1 × 8 × 3 accumulated = 24 images per step" in printed
-    assert "an epoch has 3 batches per process, but a step accumulates 100. A step ends with the epoch, and" in printed
-    assert "makes its gradient 3/100 as large. Use --trainer.accumulate_grad_batches 3 or less" in printed
+    assert "an epoch has only 3 batches per process, but accumulate_grad_batches is 100" in printed
+    assert "its gradient is scaled by 3/100. Use --trainer.accumulate_grad_batches 3 or lower" in printed
     assert trainer.global_step == 1
 
 

@@ -19,7 +19,7 @@ from acmix_zoo.data.sources.stream_source import StreamSplit
 from acmix_zoo.data.stream.reader import SHUFFLE, Example, Reader, ReaderPosition
 
 # An image of a stream has no number, only a shard and a row. Two of a few unreadable images hardly ever share a hash.
-_NUMBERS = 2**24
+_NUMBERS = 2**20
 
 
 class NamedBatch(NamedTuple):

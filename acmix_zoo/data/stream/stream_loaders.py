@@ -35,7 +35,6 @@ class StreamLoaders(Loaders):
         self.source: StreamSource = source
         self.epoch_images = epoch_images or source.splits["train"].size or 0
         self._train: TrainStream | None = None
-        self._is_fitting = False
         if self.epoch_images < 1:
             raise ValueError(
                 f"{source.name} does not state how many training images it has. Set data.epoch_images to the number of "
@@ -79,12 +78,8 @@ class StreamLoaders(Loaders):
                 "the checkpoint was trained without streaming. Resume with --data.streaming false, or start a new run "
                 "from its weights with --model.pretrained"
             )
-        state, start = position.stream, position.batch
-        if self._train and self._is_fitting:  # the trainer reloads its data between epochs, so go on in the stream
-            state, start = self._train.state(), 0
         self.close()
-        self._train = TrainStream(maker, steps, state=state, start=start)
-        self._is_fitting = options.keep_workers
+        self._train = TrainStream(maker, steps, state=position.stream, start=position.batch)
         return self._train
 
     def evaluate(self, split: str, options: LoaderOptions) -> EvalStream:
@@ -98,7 +93,6 @@ class StreamLoaders(Loaders):
         return self._train.state() if self._train else None
 
     def close(self) -> None:
-        self._is_fitting = False
         if self._train:
             self._train.close()
 

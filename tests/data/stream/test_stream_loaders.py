@@ -44,8 +44,8 @@ def test_a_resumed_run_gets_the_batches_of_an_uninterrupted_one(
     assert_resuming_repeats_the_batches(lambda: make_stream_module(source, **options), tmp_path, stop_at, steps=27)
 
 
-def test_reloading_the_data_goes_on_in_the_stream(source: Path, tmp_path: Path) -> None:
-    """With reload_dataloaders_every_n_epochs, each epoch asks for a new loader, which began at the start again."""
+def test_reloading_the_data_continues_the_stream(source: Path, tmp_path: Path) -> None:
+    """With reload_dataloaders_every_n_epochs, each epoch used to restart the stream."""
     seen = []
     for every in (0, 1):
         model = Recorder()
