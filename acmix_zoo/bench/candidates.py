@@ -180,7 +180,7 @@ def _release(module: nn.Module, name: str) -> nn.Module:
     holder = nn.Sequential(module)  # for a module that is such a layer itself
     layers = [(path, layer) for path, layer in holder.named_modules() if isinstance(layer, ACmix2d)]
     if not layers:
-        raise ValueError(f"bench: {name} has no ACmix2d layers, so there is no released code for it. Remove @released")
+        raise ValueError(f"bench: @released replaces ACmix2d layers, and {name} has none. Remove @released")
     for path, layer in layers:
         holder.set_submodule(path, ReleasedACmix2d(layer))
     return holder[0]

@@ -75,7 +75,7 @@ def describe_growth(rows: Sequence[Row], axis: str) -> list[str]:
     if axis == "size":
         sides = [row.input.split("×")[-1] for row in rows]
         base = min(range(len(rows)), key=lambda i: abs(x[i] - 224**2))
-        for metric, values in (("time", times), *[("memory", peaks)] * has_memory):
+        for metric, values in (("time", times), ("memory", peaks)) if has_memory else (("time", times),):
             per_pixel = [value / pixels for value, pixels in zip(values, x, strict=True)]
             ratios = [f"{v / per_pixel[base]:.2f}× at {side}²" for v, side in zip(per_pixel, sides, strict=True)]
             lines.append(f"{metric} per pixel, relative to {sides[base]}²: {', '.join(ratios)}")

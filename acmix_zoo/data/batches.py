@@ -25,7 +25,7 @@ class UnreadableCounter:
     Args:
         size: number of images; None if it is not known.
         limit: number of images that may be unreadable.
-        numbers: the numbers of the images are less than this. By default, they are less than `size`.
+        numbers: exclusive upper bound of the numbers of images; by default, `size`.
     """
 
     def __init__(self, size: int | None, limit: int, numbers: int | None = None) -> None:

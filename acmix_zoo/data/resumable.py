@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import lightning as L
 import numpy as np
@@ -176,10 +176,12 @@ class ResumableDataModule(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> TrainLoader:
-        position, loop = self._position, cast(Any, self.trainer and self.trainer.fit_loop)
-        done = loop.epoch_progress.current.processed if loop else 0
-        if done > position.epoch and (stream := self.loaders.state()):  # reloaded between epochs: continue the stream
-            position = Position(done, 0, stream)
+        position = self._position
+        if self.trainer:
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            # The trainer can ask for a new loader between epochs. A stream then continues.
+            if progress.processed > position.epoch and (stream := self.loaders.state()):
+                position = Position(progress.processed, 0, stream)
         return self.loaders.train(self.loader_options(), position, self._accumulated)
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:

@@ -125,11 +125,11 @@ def _resized(batch: CheckBatch) -> CheckBatch:
 
 
 def _smallest_side(network: Exportable, exported: Network) -> int:
-    """Return the smallest side length in pixels for which the file computes what the network computes.
+    """Return the smallest square image, in pixels per side, for which the file computes what the network computes.
 
     torch.export assumes that no feature map of a network is smaller than 2×2 pixels, unless that of its example is.
     """
-    largest = network.example.shape[-1]
+    largest = min(network.example.shape[-2:])
     for side in range(1, largest):
         images = network.example[:1, :, :side, :side]  # (1, C, side, side)
         try:

@@ -119,7 +119,7 @@ def check_window(layer: str, window: tuple[int, int], shift: tuple[int, int]) ->
     if not are_pairs or not all(0 <= by < side for by, side in zip(shift, window, strict=True)):
         raise ValueError(
             f"{layer}: window={window} and shift={shift}. Expected (rows, columns) for both, a window of at least 1, "
-            "and shifts from 0 to below its sides, such as half of them"
+            "and shifts from 0 to its side minus 1, such as half of it"
         )
 
 

@@ -251,7 +251,7 @@ def all_reduce(size: float, gpus: int, machine: Machine, gpus_per_node: int = 8)
         ValueError: no GPU, or nodes that are not full.
     """
     if min(gpus, gpus_per_node) < 1:
-        raise ValueError(f"plan: expected at least 1 GPU, and at least 1 per node. Got {gpus} and {gpus_per_node}")
+        raise ValueError(f"plan: {gpus} GPUs in nodes of {gpus_per_node} are impossible. Use at least 1 of each")
     if gpus > gpus_per_node and gpus % gpus_per_node:
         raise ValueError(
             f"plan: {gpus} GPUs do not fill nodes of {gpus_per_node}. Use at most {gpus_per_node}, or a multiple of it"

@@ -16,7 +16,7 @@ from acmix_zoo.models.task_kinds import CLASSIFICATION
 from acmix_zoo.weights.build_network import build_task_network
 from acmix_zoo.weights.match import copy_weights
 from acmix_zoo.weights.read import Source, State
-from acmix_zoo.weights.resolve import OF_TAG, DescribedCheckpoint, read_described
+from acmix_zoo.weights.resolve import TAG_FIELDS, DescribedCheckpoint, read_described
 from acmix_zoo.weights.translate import translated
 
 
@@ -48,7 +48,7 @@ def build_checkpoint(path: Path, architecture: str = "", **kwargs: Any) -> nn.Mo
         )
     model = _build_with(architecture, path, path, **kwargs)
     cfg: Any = model.pretrained_cfg
-    for key in OF_TAG & cfg.keys():  # timm's defaults, which describe other weights of this network
+    for key in TAG_FIELDS & cfg.keys():  # timm's defaults, which describe other weights of this network
         cfg[key] = None
     cfg["num_classes"] = model.num_classes
     return model

@@ -57,7 +57,8 @@ def drop_other_names(model: nn.Module) -> nn.Module:
 def describe_classes(names: Sequence[str], given: Mapping[str, str] | Sequence[str] | None = None) -> list[str]:
     """Return the names of classes in words: as `given`, or else those of WordNet ids.
 
-    Where classes share their words, as the bird and the machine called crane in ImageNet do, the name follows.
+    If several classes have the same words, such as ImageNet's bird and machine called crane, each is followed by
+    its name in brackets.
     """
     given = given or {}
     if not isinstance(given, Mapping):  # timm accepts a list, too

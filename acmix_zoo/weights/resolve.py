@@ -23,8 +23,10 @@ from acmix_zoo.weights.not_found import NotFoundError
 from acmix_zoo.weights.read import read_checkpoint
 
 # Fields of timm's pretrained_cfg that describe the weights of a tag, not other weights of the same network.
-OF_TAG = {"label_names", "label_descriptions", "description", "origin_url", "tag", "license"}
-OF_TAG |= {"url", "file", "hf_hub_id", "source"}
+TAG_FIELDS = {
+    "label_names", "label_descriptions", "description", "origin_url", "tag", "license", "url", "file", "hf_hub_id",
+    "source",
+}  # fmt: skip
 
 
 class ResolvedNetwork(NamedTuple):
@@ -143,7 +145,7 @@ def _checkpoint_config(content: Any, path: Path) -> dict[str, Any] | None:
     default = timm.get_pretrained_cfg(architecture)
     stored = _entry(data_card(content), "cfg")  # mean, std, class names
     fields = default.to_dict(remove_source=True) if default else {}
-    cfg = {**{key: value for key, value in fields.items() if key not in OF_TAG}, **stored}
+    cfg = {**{key: value for key, value in fields.items() if key not in TAG_FIELDS}, **stored}
     try:
         network = resolve_network(name, hyper.get("pretrained") or False, hyper.get("model_kwargs"), is_new=False)
         arguments = json.loads(json.dumps(network.model_kwargs or {}))  # tuples become lists, as in config.json

@@ -48,8 +48,8 @@ class TestNames:
             (("resnet18@fast",), "unknown backend @fast. Expected @released, @reference.* or a tile such as @tile8x16"),
             (("resnet18+deploy", 1, 0, True), r"resnet18\+deploy cannot be trained. Measure inference"),
             (("acmix2d:8x8+deploy",), r"acmix2d:8x8\+deploy is a layer without batch norms to fold. Remove \+deploy"),
-            (("conv3x3:8x8@released",), "has no ACmix2d layers, so there is no released code for it. Remove @released"),
-            (("resnet18@released",), "resnet18@released has no ACmix2d layers"),
+            (("conv3x3:8x8@released",), "@released replaces ACmix2d layers, and conv3x3:8x8@released has none. Remove"),
+            (("resnet18@released",), "@released replaces ACmix2d layers, and resnet18@released has none"),
             (("acmix2d:8x8@tile0x8",), "unknown backend @tile0x8"),
             (("acmix2d:8x0",), "unknown candidate 'acmix2d:8x0'.*closest name is acmix2d:CHANNELSxSIZE"),
             (

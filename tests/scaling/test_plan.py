@@ -63,10 +63,7 @@ class TestErrors:
             ([PICO, "--batch", "0"], "a batch of 0 images per device is impossible. Use at least 1"),
             ([PICO, "--gpus", "0"], "0 GPUs are impossible. Use at least 1"),
             ([PICO, "--gpus", "12"], "12 GPUs do not fill nodes of 8. Use at most 8, or a multiple of it"),
-            (
-                [PICO, "--gpus", "8", "--gpus-per-node", "0"],
-                "plan: expected at least 1 GPU, and at least 1 per node. Got 8 and 0",
-            ),
+            ([PICO, "--gpus", "8", "--gpus-per-node", "0"], "8 GPUs in nodes of 0 are impossible. Use at least 1"),
             ([PICO, "--gpu", "v100"], "does not compute in bfloat16. Expected float32 or float16. Choose a different"),
             ([PICO, "--utilisation", "2"], "a utilisation of 2 is impossible. Use a fraction of peak throughput"),
             (

@@ -298,5 +298,5 @@ def test_flops_are_those_of_the_definition() -> None:
 )
 def test_impossible_windows_are_rejected(window: Any, shift: Any) -> None:
     """A negative shift would write outside the result."""
-    with pytest.raises(ValueError, match="shifts from 0 to below its sides"):
+    with pytest.raises(ValueError, match="shifts from 0 to its side minus 1"):
         WindowACmix(8, 2, window, shift)
