@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from acmix_zoo.models.task_kinds import CLASSIFICATION
 from acmix_zoo.weights.build_network import build_task_network
+from acmix_zoo.weights.description import TAG_FIELDS
 from acmix_zoo.weights.match import copy_weights
 from acmix_zoo.weights.read import Source, State
-from acmix_zoo.weights.resolve import TAG_FIELDS, DescribedCheckpoint, read_described
+from acmix_zoo.weights.resolve import DescribedCheckpoint, read_described
 from acmix_zoo.weights.translate import translated
 
 

@@ -23,6 +23,11 @@ _LARGEST_CONFIG = 16 * 2**20  # bytes; 22,000 label names take one megabyte
 _LARGEST_NUMBER = 2**16  # largest number allowed in model_args
 # Where timm would look for weights. Those of a weight folder are next to its config.json.
 _WEIGHT_SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "architecture"}
+# Fields of timm's pretrained_cfg that describe the weights of a tag, not other weights of the same network.
+TAG_FIELDS = {
+    "label_names", "label_descriptions", "description", "origin_url", "tag", "license", "url", "file", "hf_hub_id",
+    "source",
+}  # fmt: skip
 # Arguments of timm's builder, which do not describe the network.
 _BUILDER_ARGUMENTS = {
     *inspect.signature(timm.create_model).parameters,
@@ -127,7 +132,10 @@ def describe_config(config: Mapping[str, Any], where: Path) -> NetworkDescriptio
                 f"values, numbers up to {_LARGEST_NUMBER}, or short lists of them"
             )
     known = {field.name for field in dataclasses.fields(PretrainedCfg)}
-    given = {key: value for key, value in config["pretrained_cfg"].items() if key not in _WEIGHT_SOURCES}
+    default = timm.get_pretrained_cfg(architecture)  # for weights that do not state their input size, mean, std, …
+    fields = default.to_dict(remove_source=True) if default else {}
+    cfg = {**{key: value for key, value in fields.items() if key not in TAG_FIELDS}, **config["pretrained_cfg"]}
+    given = {key: value for key, value in cfg.items() if key not in _WEIGHT_SOURCES}
     if unknown := sorted(given.keys() - known):
         raise ValueError(
             f"{where}: unknown keys in pretrained_cfg: {', '.join(unknown)[:200]}. Expected the fields of timm's "

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
-
 from acmix_zoo.models.task_kinds import config_task
 from acmix_zoo.models.task_network import builder_options
 from acmix_zoo.weights.description import NetworkDescription, describe_config, read_config
@@ -21,12 +19,6 @@ from acmix_zoo.weights.fetch import fetch
 from acmix_zoo.weights.locate import Kind, ModelLocation, locate, locate_weights
 from acmix_zoo.weights.not_found import NotFoundError
 from acmix_zoo.weights.read import read_checkpoint
-
-# Fields of timm's pretrained_cfg that describe the weights of a tag, not other weights of the same network.
-TAG_FIELDS = {
-    "label_names", "label_descriptions", "description", "origin_url", "tag", "license", "url", "file", "hf_hub_id",
-    "source",
-}  # fmt: skip
 
 
 class ResolvedNetwork(NamedTuple):
@@ -141,11 +133,7 @@ def _checkpoint_config(content: Any, path: Path) -> dict[str, Any] | None:
             f"{path} records the weight folder {name} as its model. Expected the name of a network. Use the run's "
             "weights/, or run `acmix-zoo export` on a machine that has that folder"
         )
-    architecture = name.partition(".")[0]
-    default = timm.get_pretrained_cfg(architecture)
-    stored = _entry(data_card(content), "cfg")  # mean, std, class names
-    fields = default.to_dict(remove_source=True) if default else {}
-    cfg = {**{key: value for key, value in fields.items() if key not in TAG_FIELDS}, **stored}
+    cfg = _entry(data_card(content), "cfg")  # mean, std, class names
     try:
         network = resolve_network(name, hyper.get("pretrained") or False, hyper.get("model_kwargs"), is_new=False)
         arguments = json.loads(json.dumps(network.model_kwargs or {}))  # tuples become lists, as in config.json
@@ -160,10 +148,10 @@ def _checkpoint_config(content: Any, path: Path) -> dict[str, Any] | None:
     return {
         "task": task.name,
         "task_options": {name: hyper[name] for name in builder_options(task) if name in hyper},
-        "architecture": architecture,
+        "architecture": name.partition(".")[0],
         "num_classes": hyper["num_classes"],
         "model_args": arguments,
-        "pretrained_cfg": {key: value for key, value in cfg.items() if key not in ("architecture", "tag")},
+        "pretrained_cfg": dict(cfg),
         "acmix_zoo": {"license": _entry(_entry(content, "callbacks"), "RunFolder").get("license")},
     }
 

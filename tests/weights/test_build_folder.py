@@ -52,6 +52,19 @@ def test_impossible_and_dangerous_configs_are_rejected(folder: Path, entries: di
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_what_the_weights_do_not_state_is_that_of_their_network(folder: Path) -> None:
+    """Such as the image size: 224 pixels, timm's general default, would cost 49 times as much as the network's own."""
+    config = read_config(folder)
+    for key in ("input_size", "mean", "std"):
+        config["pretrained_cfg"].pop(key)
+    (folder / "config.json").write_text(json.dumps(config))
+    own = timm.get_pretrained_cfg(config["architecture"])
+    for model in (from_pretrained(folder), create_model(folder, num_classes=3)):
+        assert model.pretrained_cfg["input_size"] == own.input_size == (3, 32, 32)
+        assert model.pretrained_cfg["mean"] == own.mean
+        assert model.pretrained_cfg["license"] == "mit"  # the weights' own
+
+
 def test_a_network_has_the_licence_of_its_weights(folder: Path) -> None:
     """It goes with them into exports and the records of runs that start from them."""
     edit_config(folder, acmix_zoo={"license": "cc-by-nc-4.0"})
