@@ -95,5 +95,5 @@ def _run_cuda_round(one_pass: Pass, seconds: float) -> list[float]:
 
 def synchronise(device: str) -> None:
     """Wait until the device has finished all queued work."""
-    if device != "cpu":
+    if torch.device(device).type != "cpu":
         torch.accelerator.synchronize()

@@ -79,7 +79,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.plot and options.plot.suffix.lower() not in _PLOT_TYPES:
         parser.error(f"--plot cannot write {options.plot}. Expected a name that ends in {', '.join(_PLOT_TYPES)}")
     try:
-        torch.empty(0, device=options.device)
+        torch.ones(1, device=options.device).item()  # the meta device has no values
     except Exception:  # each kind of device has its own errors
         parser.error(f"there is no device {options.device} here. Expected cpu, or cuda on a machine with a GPU")
     return options
