@@ -101,7 +101,7 @@ class Recorder(L.LightningModule):
 
 
 def assert_resuming_repeats_the_batches(
-    make_data: Callable[[], ImageDataModule], folder: Path, stop_at: int, steps: int
+    make_data: Callable[[], ImageDataModule], folder: Path, stop_at: int, steps: int, **options: Any
 ) -> None:
     """Assert that a run that is stopped and resumed gets the batches of an uninterrupted one.
 
@@ -110,11 +110,12 @@ def assert_resuming_repeats_the_batches(
         folder: where to write the checkpoints.
         stop_at: number of training steps after which the run is stopped.
         steps: number of training steps of the whole run, which has three epochs.
+        options: more arguments of the trainer.
     """
 
     def run(name: str, model: Recorder, resume: Path | None = None) -> list[Any]:
         every_step = ModelCheckpoint(folder / name, save_last=True, every_n_train_steps=1, save_top_k=1)
-        trainer = L.Trainer(max_epochs=3, callbacks=[every_step], **QUIET)
+        trainer = L.Trainer(max_epochs=3, callbacks=[every_step], **QUIET, **options)
         try:
             trainer.fit(model, make_data(), ckpt_path=resume, weights_only=True)
         except SystemExit:

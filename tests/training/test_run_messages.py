@@ -119,6 +119,13 @@ def test_accumulating_more_batches_than_there_are_ends_with_the_epoch(
     assert trainer.global_step == 1
 
 
+def test_a_trial_run_does_not_advise_on_accumulation(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With fast_dev_run, an epoch has one batch whatever the data."""
+    trainer = make_trainer(epochs=1, enable_checkpointing=False, accumulate_grad_batches=2, fast_dev_run=True)
+    trainer.fit(make_task(lr=0.1), make_data(photos / "train", batch_size=8))
+    assert "Warning" not in capsys.readouterr().out
+
+
 # ---- the end of a run
 
 

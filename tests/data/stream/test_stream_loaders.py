@@ -55,6 +55,17 @@ def test_reloading_the_data_continues_the_stream(source: Path, tmp_path: Path) -
     assert seen[0] == seen[1] and len(set(map(str, seen[0]))) == len(seen[0])
 
 
+@pytest.mark.parametrize(("stop_at", "workers"), [(9, 0), (16, 0), pytest.param(16, 2, marks=pytest.mark.slow)])
+def test_a_run_that_reloads_its_data_can_be_resumed(source: Path, tmp_path: Path, stop_at: int, workers: int) -> None:
+    assert_resuming_repeats_the_batches(
+        lambda: make_stream_module(source, num_workers=workers),
+        tmp_path,
+        stop_at,
+        steps=27,
+        reload_dataloaders_every_n_epochs=1,
+    )
+
+
 def test_a_failed_run_leaves_no_workers(source: Path, tmp_path: Path) -> None:
     data = make_stream_module(source, num_workers=2)
     with pytest.raises(SystemExit):
