@@ -120,7 +120,7 @@ class FineTuning:
 def _train_command(photos: PhotoArchive, data: Path, run: Path, start: str, epochs: int) -> list[str]:
     """Return the command that fine-tunes on the photos."""
     options = {
-        "model": start,
+        "model": Path(start).absolute() if Path(start).exists() else start,  # it runs in a different folder
         "epochs": epochs,
         "out": run,
         "data.batch_size": max(2, min(32, photos.train_images // 4)),  # a few steps per epoch, even for few images

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 import numpy as np
 from gradio.data_classes import ImageData
-from PIL import Image, ImageOps
+from PIL import Image
 
 from acmix_zoo.app.decision import Attention, Place, attention_at, explain_decision, load_network, top_classes
 from acmix_zoo.app.overlays import attention_overlay, data_url, enlarged_picture
@@ -161,8 +161,9 @@ def receive(path: str | None) -> tuple[Any, ...]:
         return None, None, None, gr.Markdown(text, visible=True)
     finally:
         file.unlink(missing_ok=True)
-    if max(image.size) > _SIDE:
-        image = ImageOps.contain(image, (_SIDE, _SIDE))
+    if (side := max(image.size)) > _SIDE:
+        width, height = (max(1, round(pixels * _SIDE / side)) for pixels in image.size)  # it may be a thin line
+        image = image.resize((width, height))
     return image, None, _preview(image), gr.Markdown(visible=False)
 
 

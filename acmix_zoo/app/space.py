@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import tomllib
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+import timm
 from packaging.requirements import Requirement
 
 import acmix_zoo
+from acmix_zoo.models.task_kinds import CLASSIFICATION, config_task
 from acmix_zoo.weights.description import read_config
 from acmix_zoo.weights.fetch import weight_folder
 from acmix_zoo.weights.locate import Kind, locate
@@ -76,13 +79,17 @@ def write_space(folder: Path, models: Sequence[str] = ()) -> list[str]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty. Expected a new folder for the Space. Choose another name")
-    sources = [None if locate(model).kind is Kind.NETWORK else weight_folder(model) for model in models]
+    sources = [_find_weights(model) for model in models]
     folder.mkdir(parents=True, exist_ok=True)
     names: list[str] = []
     for model, weights in zip(models, sources, strict=True):
-        names.append(model if weights is None else f"models/{len(names)}-{read_config(weights)['acmix_zoo']['name']}")
-        if weights:
-            shutil.copytree(weights, folder / names[-1])
+        if weights is None:
+            names.append(model)
+            continue
+        stated = str(read_config(weights).get("acmix_zoo", {}).get("name") or Path(model).name)  # timm states none
+        file_name = re.sub(r"[^\w.-]+", "-", stated)  # it may be anyone's
+        names.append(f"models/{len(names)}-{file_name}")
+        shutil.copytree(weights, folder / names[-1])
     package = Path(acmix_zoo.__file__).parent
     unused = shutil.ignore_patterns("__pycache__", "*.so", "*.pyi")
     shutil.copytree(package, folder / "acmix_zoo", ignore=unused)
@@ -95,6 +102,26 @@ def write_space(folder: Path, models: Sequence[str] = ()) -> list[str]:
     (folder / "app.py").write_text(_APP.format(arguments=[*names, "--host=0.0.0.0", "--port=7860"]), encoding="utf-8")
     (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in _requirements(package)), encoding="utf-8")
     return sorted(path.name for path in folder.iterdir())
+
+
+def _find_weights(model: str) -> Path | None:
+    """Return the weight folder to copy into the Space, or None for a network whose weights timm finds by its name.
+
+    Raises:
+        ValueError, OSError: there are no such weights, or they are not those of a classifier.
+    """
+    if locate(model).kind is Kind.NETWORK:
+        if not timm.models.is_model_pretrained(model):
+            raise ValueError(
+                f"there are no weights for {model}, so the page could not start with it. Choose one of "
+                "`acmix-zoo list --pretrained`, or the path of a weight folder"
+            )
+        return None
+    weights = weight_folder(model)
+    task = config_task(read_config(weights))
+    if task is not CLASSIFICATION:
+        raise ValueError(f"{model} is a network for {task.title}. Expected an image classifier")
+    return weights
 
 
 def _requirements(package: Path) -> list[str]:

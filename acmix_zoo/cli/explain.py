@@ -32,6 +32,7 @@ def explain_image(arguments: Sequence[str]) -> Explanation:
     """Explain the decision for an image, print the numbers, and write the page.
 
     Raises:
+        FileExistsError: the output folder is a file, or has other files of the same names.
         FileNotFoundError: the weights do not exist.
         ModuleNotFoundError: matplotlib is not installed.
         ValueError: the weights or the image cannot be read, or the class, layer, head or pixel does not exist.
@@ -43,9 +44,12 @@ def explain_image(arguments: Sequence[str]) -> Explanation:
     from acmix_zoo.data.images import load_image
     from acmix_zoo.data.prepared_image import prepare_image
     from acmix_zoo.explain import Subject, explain, write_explanation
+    from acmix_zoo.explain.explanation_folder import check_explanation_folder
     from acmix_zoo.weights.class_names import class_names
     from acmix_zoo.weights.classifier import load_classifier
 
+    folder = options.out or _first_free(Path("explained") / options.image.stem)
+    check_explanation_folder(folder)
     picture = load_image(options.image)
     model = load_classifier(options.model)
     names = class_names(model)
@@ -54,7 +58,6 @@ def explain_image(arguments: Sequence[str]) -> Explanation:
     prepared = prepare_image(picture, model)
     found = explain(model, prepared.tensor, target=target, layer=options.layer, pixel=options.pixel)
     subject = Subject(options.image.name, options.model, labels, options.head)
-    folder = options.out or _first_free(Path("explained") / options.image.stem)
     files = write_explanation(found, prepared.picture, subject, folder)
 
     print(f"{options.image}: {labels[found.target]} {100 * float(found.probabilities[found.target]):.2f} %")

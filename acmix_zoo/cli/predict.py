@@ -26,6 +26,9 @@ def predict_images(arguments: Sequence[str]) -> None:
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         parser.error(f"--threshold {options.threshold} is not a score. Expected a number from 0 to 1")
 
+    if options.output is not None and options.output.exists() and not options.output.is_dir():
+        parser.error(f"--output {options.output} is a file. Expected a folder")
+
     from acmix_zoo.cli.predictions import write_predictions
     from acmix_zoo.models.task_kinds import DETECTION, config_task
     from acmix_zoo.training.evaluate import predict

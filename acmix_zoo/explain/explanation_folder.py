@@ -20,6 +20,20 @@ from acmix_zoo.explain.pictures import (
 
 PAGE = "explanation.html"
 NUMBERS = "explanation.json"
+_PICTURES = tuple(f"{name}.png" for name in ("contributions", "layers", "layer_maps", "attention", "kernels"))
+
+
+def check_explanation_folder(folder: Path) -> None:
+    """Raise a FileExistsError if this is not a folder for an explanation, or has files that it would overwrite."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file. Expected a folder for the explanation. Choose another name")
+    if (folder / NUMBERS).is_file():  # of an earlier explanation, which may be replaced
+        return
+    if existing := [name for name in (PAGE, *_PICTURES) if (folder / name).exists()]:
+        raise FileExistsError(
+            f"{folder} has a file {existing[0]} which does not belong to an explanation, so it is not replaced. Choose "
+            "another folder"
+        )
 
 
 def write_explanation(explanation: Explanation, picture: Image, subject: Subject, folder: Path) -> list[Path]:
@@ -35,8 +49,10 @@ def write_explanation(explanation: Explanation, picture: Image, subject: Subject
         The paths of the files, the page first.
 
     Raises:
+        FileExistsError: the folder has other files of these names, or it is a file.
         ValueError: `subject.head` is not one of the heads.
     """
+    check_explanation_folder(folder)
     pictures = draw_pictures(explanation, picture, subject.head)
     folder.mkdir(parents=True, exist_ok=True)
     files = {
@@ -44,8 +60,8 @@ def write_explanation(explanation: Explanation, picture: Image, subject: Subject
         NUMBERS: (json.dumps(numbers(explanation, subject), indent=2, ensure_ascii=False) + "\n").encode(),
         **{f"{name}.png": data for name, data in pictures.items()},
     }
-    for name in ("contributions", "layers", "layer_maps", "attention", "kernels"):
-        (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier explanation, which may have had more
+    for name in _PICTURES:
+        (folder / name).unlink(missing_ok=True)  # of an earlier explanation, which may have had more
     for name, data in files.items():
         (folder / name).write_bytes(data)
     return [folder / name for name in files]

@@ -11,15 +11,23 @@ from torch import Tensor, nn
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Within this context, a model is in eval mode and computes no gradients for its parameters."""
+    """Within this context, a model is in eval mode and computes no gradients for its parameters.
+
+    Gradient checkpointing is switched off, because recomputing a block would run the hooks of an explanation again.
+    """
+    checkpointed = [module for module in model.modules() if getattr(module, "grad_checkpointing", False)]
     modes = [(module, module.training) for module in model.modules()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     try:
+        for module in checkpointed:
+            module.grad_checkpointing = False  # type: ignore[assignment]
         for parameter in trained:
             parameter.requires_grad_(False)
         yield
     finally:
+        for module in checkpointed:
+            module.grad_checkpointing = True  # type: ignore[assignment]
         for parameter in trained:
             parameter.requires_grad_()
         for module, training in modes:

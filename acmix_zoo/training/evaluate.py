@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
-from timm.models import PretrainedCfg
 
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.sources.recorded import use_recorded_source
@@ -16,6 +15,7 @@ from acmix_zoo.models.task_kinds import CLASSIFICATION, config_task
 from acmix_zoo.tasks.task_classes import task_classes
 from acmix_zoo.training.logs import quieten_lightning
 from acmix_zoo.weights import read_config
+from acmix_zoo.weights.description import describe_config
 
 # A different machine or number of threads rounds differently, which may change the class of one or two images in a
 # thousand.
@@ -111,6 +111,12 @@ def predict(folder: Path, images: Sequence[str]) -> Predictions:
         FileNotFoundError, ValueError: there are no such images, or none is readable.
     """
     config = _full_config(folder)
+    channels = config["pretrained_cfg"]["input_size"][0]
+    if channels != 3:
+        raise ValueError(
+            f"{folder} holds a network for images with {channels} channel{'s' * (channels > 1)}. Expected one for RGB "
+            "images. To use it, run `acmix-zoo classify IMAGES --model MODEL`"
+        )
     dataset = config["acmix_zoo"].get("dataset") or {}
     names = config["pretrained_cfg"]["label_names"] or [str(number) for number in range(config["num_classes"])]
     card = {"dataset": dict.fromkeys(("name", "license", "fingerprint")) | dataset, "cfg": {"label_names": names}}
@@ -124,7 +130,7 @@ def predict(folder: Path, images: Sequence[str]) -> Predictions:
 def _full_config(folder: Path) -> dict[str, Any]:
     """Return the content of config.json, with all fields of timm's pretrained_cfg. A folder of timm has no record."""
     config = {"acmix_zoo": {}, **read_config(folder)}
-    cfg = config["pretrained_cfg"] = {**asdict(PretrainedCfg()), **config["pretrained_cfg"]}
+    cfg = config["pretrained_cfg"] = asdict(describe_config(config, folder).pretrained_cfg)
     return {"num_classes": cfg["num_classes"], **config}
 
 

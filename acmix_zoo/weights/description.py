@@ -113,7 +113,8 @@ def describe_config(config: Mapping[str, Any], where: Path) -> NetworkDescriptio
             f"{where} holds weights of {architecture!r}, which is not a known model. Expected a network that "
             "`acmix-zoo list` or timm.list_models() shows. A newer version of acmix_zoo or timm may have it"
         )
-    arguments = config.get("model_args", {})
+    # timm states the number of classes here, too
+    arguments = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
     if forbidden := sorted(arguments.keys() & _BUILDER_ARGUMENTS):
         raise ValueError(
             f"{where}: model_args must not set {', '.join(forbidden)}. Expected only arguments of the network"

@@ -127,3 +127,12 @@ def test_the_command_is_train_and_starts_from_the_chosen_weights() -> None:
     assert own == ["d", f"--model={start}", "--epochs=3", "--out=r"]
     assert {"--data.batch_size=2", "--run.tag=lights"} <= set(further)
     assert find_start(start, from_scratch=False).options["data.image_size"] == "32"
+
+
+def test_weights_can_be_given_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training runs in another folder."""
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for start, expected in (("runs/mine", tmp_path / "runs/mine"), ("acmix_swin_pico", "acmix_swin_pico")):
+        words = fine_tuning._train_command(coloured_photos(), Path("data"), Path("run"), start, 1)
+        assert f"--model={expected}" in words

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 from support.documents import ROOT
 
@@ -62,3 +63,21 @@ def test_a_folder_with_files_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="is not empty"):
         write_space(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_weights_that_the_page_cannot_use_are_rejected(tmp_path: Path) -> None:
+    """The published page would fail when it starts."""
+    for model, message in (
+        ("fcos_acmix_resnet_nano.bccd", "is a network for object detection. Expected an image classifier"),
+        ("acmix_resnet50", "there are no weights for acmix_resnet50, so the page could not start"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_space(tmp_path / "new", [model])
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_timm_wrote_gets_its_own_name(tmp_path: Path) -> None:
+    """It has no record with a name."""
+    timm.models.save_for_hf(timm.create_model("acmix_resnet_pico"), tmp_path / "theirs", safe_serialization=True)
+    write_space(tmp_path / "new", [str(tmp_path / "theirs")])
+    assert (tmp_path / "new/models/0-theirs/model.safetensors").is_file()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 
 pytest.importorskip("lightning")
 
@@ -34,6 +35,25 @@ def test_predict_and_classify_agree(run: Path, photos: Path, capsys: pytest.Capt
     out, error = capsys.readouterr()
     assert out.splitlines()[0] == predicted[0]["path"] and out.splitlines()[1].endswith(f" %  {predicted[0]['class']}")
     assert "knows 3 classes (class0, class1, class2); every image is assigned to one of them" in error
+
+
+def test_folders_that_timm_wrote(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """timm also states the number of classes and channels among the arguments of the network."""
+    image = str(photos / "test/class0/0.png")
+    for channels in (3, 1):
+        model = timm.create_model("acmix_resnet_pico", num_classes=4, in_chans=channels)
+        timm.models.save_for_hf(model, tmp_path / f"theirs{channels}", safe_serialization=True)
+        assert main(["classify", image, "--model", str(tmp_path / f"theirs{channels}")]) == 0
+    predict = ["predict", image, "--output", str(tmp_path / "out"), "--model"]
+    assert main([*predict, str(tmp_path / "theirs3")]) == 0
+    with (tmp_path / "out/predictions.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 1
+    data = ["--data.source", str(photos), "--trainer.fast_dev_run", "true"]
+    fit = ["fit", "--config", "finetune/folder", *data, "--model.model", str(tmp_path / "theirs3")]
+    assert main([*fit, "--model.pretrained", "false", "--run.folder", str(tmp_path / "run")]) == 0
+    assert_fails(
+        [*predict, str(tmp_path / "theirs1")], capsys, "images with 1 channel. Expected one for RGB", "classify"
+    )
 
 
 @pytest.mark.parametrize(

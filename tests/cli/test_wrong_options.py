@@ -113,6 +113,8 @@ def test_the_closest_recipe_is_named(
         (["bench", "resnet18", "--device", "foo"], "there is no device foo here. Expected cpu, or cuda on a machine"),
         (["bench", "resnet18", "--device", "meta"], "there is no device meta here. Expected cpu"),
         (["bench", "resnet18", "--plot", "x.foo"], "--plot cannot write x.foo. Expected a name that ends in .png"),
+        (["classify", "x.png", "--model", "m", "--csv", "."], "--csv . is a folder. Expected the name of a file"),
+        (["predict", "x.png", "--model", "m", "--output", __file__], "is a file. Expected a folder"),
         (["info", "resnet18", "--size", "0"], "--size must be at least 1"),
     ],
 )

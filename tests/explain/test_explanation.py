@@ -58,3 +58,16 @@ def test_a_missing_path_is_stated_in_one_line(path: str, other: str) -> None:
     found = explain(explained_network("acmix_pvt_pico", paths=path), smooth_image())
     assert found.missing == (f'No {other} path: the layers have paths="{path}", so all of their output is {path}.',)
     assert (found.attention is None) == (path == "convolution") and bool(found.kernels) == (path == "convolution")
+
+
+@pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico"])
+def test_gradient_checkpointing_changes_nothing(name: str) -> None:
+    """Recomputing a block used to run the hooks again, which failed."""
+    model, image = explained_network(name), smooth_image()
+    expected = explain(model, image)
+    model.set_grad_checkpointing()  # type: ignore[operator]
+    checkpointed = [m for m in model.modules() if getattr(m, "grad_checkpointing", False)]
+    found = explain(model, image)
+    assert found.contributions and expected.contributions
+    assert found.contributions.attention == pytest.approx(expected.contributions.attention, rel=1e-4)
+    assert checkpointed and all(m.grad_checkpointing for m in checkpointed)

@@ -105,7 +105,8 @@ def test_a_head_can_be_chosen(explanation: Explanation, folder: Path, tmp_path: 
 
 
 def test_a_plain_network_has_a_page_that_says_what_is_missing(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "kernels.png").write_bytes((folder / "kernels.png").read_bytes())  # of an earlier explanation
+    for name in ("kernels.png", NUMBERS):  # of an earlier explanation
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
     plain = explain(explained_network("resnet_pico"), smooth_image())
     write_explanation(plain, PICTURE, Subject("a.png", "resnet_pico", NAMES), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {PAGE, NUMBERS, "contributions.png"}
@@ -122,3 +123,14 @@ def test_attention_weights_that_may_be_negative_are_drawn() -> None:
         assert count_greys(image) > 50
     token = attention._replace(pixel="token", query=None)
     assert draw_attention(PICTURE, token, head=1) != draw_attention(PICTURE, attention, head=1)
+
+
+def test_pictures_of_the_user_are_not_replaced(explanation: Explanation, tmp_path: Path) -> None:
+    subject = Subject("image.png", "my/model", NAMES)
+    mine = tmp_path / "attention.png"
+    mine.write_bytes(b"a photograph")
+    with pytest.raises(FileExistsError, match=r"has a file attention.png which does not belong to an explanation"):
+        write_explanation(explanation, PICTURE, subject, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["attention.png"] and mine.read_bytes() == b"a photograph"
+    with pytest.raises(FileExistsError, match=r"attention.png is a file. Expected a folder"):
+        write_explanation(explanation, PICTURE, subject, mine)
