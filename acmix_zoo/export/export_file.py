@@ -68,6 +68,8 @@ def export_file(
         FileNotFoundError: there are no such weights or images.
         ValueError: `int8` is set without `data` or for a different format, or the file does not compute the same.
     """
+    if format not in ("onnx", "torch-export"):
+        raise ValueError(f"unknown format {format!r}. Expected onnx or torch-export")
     if int8 and (data is None or format != "onnx"):
         raise ValueError("int8 needs the format onnx, and images to measure ranges on. Pass them as `data`")
     network = prepare(load_classifier(model))

@@ -113,9 +113,12 @@ def check_window(layer: str, window: tuple[int, int], shift: tuple[int, int]) ->
     """Check that a window has at least one pixel, and that it is shifted by less than its sides.
 
     Raises:
-        ValueError: these are not two pairs, the window is empty, or the shift is negative or too large.
+        ValueError: these are not two pairs of integers, the window is empty, or the shift is negative or too large.
     """
-    are_pairs = all(isinstance(pair, Sequence) and len(pair) == 2 for pair in (window, shift))
+    are_pairs = all(
+        isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
+        for pair in (window, shift)
+    )
     if not are_pairs or not all(0 <= by < side for by, side in zip(shift, window, strict=True)):
         raise ValueError(
             f"{layer}: window={window} and shift={shift}. Expected (rows, columns) for both, a window of at least 1, "

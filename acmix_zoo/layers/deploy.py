@@ -22,26 +22,30 @@ from acmix_zoo.ops.precision import autocast_dtype, autocast_off
 from acmix_zoo.ops.tracing import constant_size
 
 
+def check_eval_mode(model: nn.Module) -> None:
+    """Raise a ValueError if any module is in training mode, before the first norm of a network is folded."""
+    if name := next((name or type(model).__name__ for name, module in model.named_modules() if module.training), ""):
+        raise ValueError(
+            f"deploy: {name} is in training mode, in which batch norms change. Expected a network in eval mode. Call "
+            "model.eval() first"
+        )
+
+
 def fold(parent: nn.Module, layer: str, norm: str) -> None:
     """Fold a batch norm into the ACmix2d or Conv2d before it, and replace the norm by an identity.
 
     Layers with only one path are left unchanged, together with their norm. So are layers and norms that are subclasses
-    or have hooks, and layers whose projection is wrapped (LoRA, quantisation), because their parameters alone do not
-    define what they compute.
+    or have hooks, norms without running statistics, and layers whose projection is wrapped (LoRA, quantisation),
+    because their parameters alone do not define what they compute.
 
     Args:
-        parent: the module that contains both.
+        parent: the module that contains both, in eval mode.
         layer: the name of the layer in `parent`.
         norm: the name of the batch norm in `parent`.
-
-    Raises:
-        ValueError: the model is in training mode, in which the statistics still change.
     """
     conv, bn = parent.get_submodule(layer), parent.get_submodule(norm)
-    if not isinstance(bn, nn.BatchNorm2d):  # it has already been folded
+    if not isinstance(bn, nn.BatchNorm2d) or bn.running_mean is None:  # it has already been folded, or cannot be
         return
-    if bn.training:
-        raise ValueError("deploy: the model is in training mode, which changes batch norms. Call model.eval() first")
     kind = ACmix2d if isinstance(conv, ACmix2d) else nn.Conv2d
     if not is_plain(conv, kind) or not is_plain(bn, nn.BatchNorm2d):
         return
@@ -51,8 +55,8 @@ def fold(parent: nn.Module, layer: str, norm: str) -> None:
         folded: nn.Module = DeployedACmix2d(conv, bn)
     else:
         folded = fuse_conv_bn_eval(conv, bn)  # type: ignore[type-var]
-    parent.set_submodule(layer, folded)
-    parent.set_submodule(norm, nn.Identity())
+    parent.set_submodule(layer, folded.eval())
+    parent.set_submodule(norm, nn.Identity().eval())
 
 
 @leaf

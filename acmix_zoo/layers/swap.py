@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from acmix_zoo.layers.acmix2d import ACmix2d
 from acmix_zoo.layers.argument_checks import reject_unknown_arguments
@@ -82,8 +83,10 @@ def swap_conv3x3(
         after.
 
     Raises:
-        ValueError: no 3×3 convolution matches the filter, or ACmix2d rejects an argument. Nothing is replaced then.
-        TypeError: `acmix` has an unknown argument. Channels, stride and dilation are those of each convolution.
+        ValueError: no 3×3 convolution matches the filter, ACmix2d rejects an argument, or the network has lazy modules
+            that have not been run. Nothing is replaced then.
+        TypeError: the filter has a different type, or `acmix` has an unknown argument. Channels, stride and dilation
+            are those of each convolution.
 
     Note:
         Blocks of Ultralytics and YOLOv5 fold their batch norm into the convolution's kernel before inference. ACmix2d
@@ -94,6 +97,16 @@ def swap_conv3x3(
     """
     others = {name: value for name, value in acmix.items() if name not in _ARGUMENTS}
     reject_unknown_arguments("swap_conv3x3", f"{', '.join(_ARGUMENTS[:-1])} or {_ARGUMENTS[-1]}", (), others)
+    if not (filter is None or isinstance(filter, str) or callable(filter)):
+        raise TypeError(
+            f"swap_conv3x3: filter={filter!r} is a {type(filter).__name__}. Expected a pattern such as 'layer4.*', or "
+            "a function of a name and a convolution"
+        )
+    if lazy := next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None):
+        raise ValueError(
+            f"swap_conv3x3: the shape of {lazy} is not known yet, because it belongs to a lazy module. Expected a "
+            "network that has processed a batch. Run it once before the swap"
+        )
     candidates = _candidates(model, filter)
     if not candidates:
         names = [name for name, m in model.named_modules() if _is_3x3(m)]

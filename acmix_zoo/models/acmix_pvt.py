@@ -221,16 +221,17 @@ class PVT(Backbone):
 torch.fx.wrap("resized_positions")  # it branches on the size of the feature map, so fx must record the call
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Interpolate the position tables of weights for a different image size."""
-    own, out = dict(model.named_parameters()), {}
-    for key, value in state_dict.items():
-        expected = own[key].shape if key in own else value.shape
-        if key.startswith("pos_embed") and value.shape != expected and value.shape[2] == expected[2]:
-            i = int(key.removeprefix("pos_embed")) - 1
-            side = math.isqrt(value.shape[1])  # of a square feature map; the class token adds one position
-            value = resized_positions(value, (side, side), model.grids[i])  # type: ignore[index,arg-type]
-        out[key] = value
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Interpolate the position tables of weights for a different image size, which `pretrained_cfg` states."""
+    height, width = model.pretrained_cfg["input_size"][1:]
+    out = dict(state_dict)
+    for i, grid in enumerate(model.grids):
+        key, reduction = f"pos_embed{i + 1}", model.feature_info[i]["reduction"]
+        if key in out:
+            count = out[key].shape[1] - (i == model.last_stage)  # without the class token
+            grids = [(-(-height // reduction), -(-width // reduction)), (math.isqrt(count), math.isqrt(count))]
+            before = next((size for size in grids if math.prod(size) == count), None)
+            out[key] = resized_positions(out[key], before, grid) if before else out[key]
     return out
 
 

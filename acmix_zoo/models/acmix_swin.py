@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers import WindowACmix
 from acmix_zoo.layers.argument_checks import Paths, check_dtype
-from acmix_zoo.layers.deploy import fold
+from acmix_zoo.layers.deploy import check_eval_mode, fold
 from acmix_zoo.models.backbone import Backbone
 from acmix_zoo.models.registry import (
     IMAGENET,
@@ -157,7 +157,8 @@ class ACmixSwin(Backbone):
             self.window_size = to_2tuple(window_size)
         given = {"img_size": img_size, "patch_size": patch_size, "window_size": window_size}
         record_arguments(self, **{name: to_2tuple(value) for name, value in given.items() if value is not None})
-        h, w = self.patch_embed.grid_size
+        embed = self.patch_embed
+        h, w = (ceil_div(side, patch) for side, patch in zip(embed.img_size, embed.patch_size, strict=True))
         for stage in self.layers:
             if isinstance(stage.downsample, PatchMerging):
                 h, w = (h + 1) // 2, (w + 1) // 2
@@ -198,7 +199,11 @@ class ACmixSwin(Backbone):
         return x if output_fmt == "NHWC" else x.permute(0, 3, 1, 2).contiguous()
 
     def deploy(self) -> ACmixSwin:
-        """Fold batch norms, alpha and beta for inference, in place. To continue training, create the model again."""
+        """Fold batch norms, alpha and beta for inference, in place. To continue training, create the model again.
+
+        Raises a ValueError in training mode.
+        """
+        check_eval_mode(self)
         if isinstance(self.stem, nn.Sequential):
             fold(self.stem, "0", "1")
             fold(self.stem, "3", "4")

@@ -161,6 +161,8 @@ class Detector(TaskNetwork):
                 f"channels={channels} cannot be divided into 32 groups of two or more for the norms of {detector}. Use "
                 "a multiple of 32, at least 64, such as 256"
             )
+        if channels < 1:
+            raise ValueError(f"channels={channels} is not positive. Use a number such as 256")
         design = _DESIGNS[detector]
         if taken := [name for name in _OTHER_OPTIONS if name in (detector_kwargs or {})]:
             raise ValueError(

@@ -16,7 +16,7 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from acmix_zoo.layers.argument_checks import check_dtype
-from acmix_zoo.layers.deploy import fold
+from acmix_zoo.layers.deploy import check_eval_mode, fold
 from acmix_zoo.models.backbone import MapBackbone
 from acmix_zoo.models.registry import IMAGENET, SMALL, build
 from acmix_zoo.models.stem import small_stem
@@ -170,7 +170,11 @@ class ResNetTrunk(MapBackbone):
 
         A norm that follows any middle layer other than a convolution or an ACmix layer is kept. See
         `acmix_zoo.layers.deploy`.
+
+        Raises:
+            ValueError: the network is in training mode.
         """
+        check_eval_mode(self)
         if isinstance(self.conv1, nn.Sequential):
             fold(self.conv1, "0", "1")
             fold(self, "conv1.3", "bn1")

@@ -42,6 +42,11 @@ class TaskNetwork(nn.Module):
         self, architecture: str, num_classes: int, model_kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]
     ) -> None:
         super().__init__()
+        if own := sorted({"features_only", "out_indices"} & set(model_kwargs or {})):
+            raise ValueError(
+                f"model_kwargs has {' and '.join(own)}, which {type(self).__name__} sets itself. Expected other "
+                f"arguments of {architecture}"
+            )
         self.architecture, self.num_classes = architecture, num_classes
         self.options: dict[str, Any] = json.loads(json.dumps(dict(options)))  # tuples become lists, as in config.json
         self._model_args = dict(model_kwargs or {})  # as timm's networks of this project keep them

@@ -111,6 +111,8 @@ def test_int8_needs_images_and_onnx(tmp_path: Path) -> None:
     for format, data in (("onnx", None), ("torch-export", "photos")):
         with pytest.raises(ValueError, match="int8 needs the format onnx, and images"):
             export_file("tiny", tmp_path / "a.onnx", format, data=data, int8=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"unknown format 'ONNX'\. Expected onnx or torch-export"):
+        export_file("tiny", tmp_path / "a.onnx", "ONNX")  # type: ignore[arg-type]
 
 
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

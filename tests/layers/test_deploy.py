@@ -49,9 +49,26 @@ def test_logits_of_shipped_weights_do_not_change() -> None:
         assert (model.deploy()(x) - expected).abs().max() <= 1e-5 * float(expected.abs().max())
 
 
-def test_folding_needs_eval_mode() -> None:
-    with pytest.raises(ValueError, match=r"Call model\.eval\(\)"):
-        acmix_zoo.create_model("acmix_resnet_pico").train().deploy()
+@pytest.mark.parametrize("part", ["", "layer3", "conv1.0"])
+def test_folding_needs_eval_mode(part: str) -> None:
+    """If a part of the network is in training mode, nothing is folded."""
+    network = acmix_zoo.create_model("acmix_resnet_pico").eval()
+    network.get_submodule(part).train()
+    keys = list(network.state_dict())
+    with pytest.raises(ValueError, match=rf"{part or 'ACmixResNet'} is in training mode.*Call model\.eval\(\)"):
+        network.deploy()
+    assert list(network.state_dict()) == keys
+
+
+@torch.no_grad()
+def test_norms_without_statistics_are_kept() -> None:
+    """They normalise with those of the batch, in eval mode, too."""
+    network = acmix_zoo.create_model("acmix_resnet_pico").eval()
+    network.layer1[0].bn2 = nn.BatchNorm2d(network.layer1[0].bn2.num_features, track_running_stats=False).eval()
+    x = torch.randn(2, 3, 32, 32)
+    expected = network(x)
+    torch.testing.assert_close(network.deploy()(x), expected, rtol=1e-3, atol=1e-4)
+    assert isinstance(network.layer1[0].bn2, nn.BatchNorm2d) and isinstance(network.layer1[0].bn1, nn.Identity)
 
 
 @pytest.mark.parametrize("paths", ["attention", "convolution"])

@@ -119,6 +119,16 @@ def test_a_filter_without_a_match_is_rejected() -> None:
         swap_conv3x3(Mixed(), "layer9.*")
     with pytest.raises(ValueError, match="has no 3×3 convolution"):
         swap_conv3x3(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"is a list. Expected a pattern such as 'layer4\.\*', or a function"):
+        swap_conv3x3(Mixed(), ["layer4.*"])  # type: ignore[arg-type]
+
+
+def test_lazy_modules_have_to_run_first() -> None:
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.LazyConv2d(8, 1))
+    with pytest.raises(ValueError, match=r"the shape of 2.weight is not known yet.*Run it once before the swap"):
+        swap_conv3x3(model)
+    model(torch.randn(2, 16, 8, 8))
+    assert list(swap_conv3x3(model).replaced) == ["0"]
 
 
 def test_a_convolution_that_is_the_model_is_kept() -> None:

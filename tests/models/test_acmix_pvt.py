@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from support.golden_networks import SAN_AND_PVT, golden_input, golden_state
+from support.weight_folders import PRETRAINED_CFG, write_weights
 
 from acmix_zoo import create_model, load_weights
 from acmix_zoo.layers import ReducedACmix
@@ -50,6 +53,18 @@ def test_positions_of_oblong_images() -> None:
     assert all(torch.equal(value, state[key]) for key, value in checkpoint_filter_fn(state, oblong).items())
     square = timm.create_model("acmix_pvt_pico").state_dict()
     assert checkpoint_filter_fn(square, oblong)["pos_embed2"].shape == (1, 1 + 4 * 8, 128)
+
+
+def test_stored_weights_of_oblong_images_for_another_size(tmp_path: Path) -> None:
+    """Their folder states the size. 4×16 positions used to be taken for 8×8."""
+    oblong = create_model("acmix_pvt_pico", img_size=(16, 64)).eval()
+    cfg = {**PRETRAINED_CFG, "input_size": (3, 16, 64)}
+    folder = write_weights(tmp_path / "weights", oblong, architecture="acmix_pvt_pico", pretrained_cfg=cfg)
+    for side in (32, 48):
+        x = torch.randn(1, 3, side, side)
+        with torch.no_grad():
+            larger = create_model(folder, img_size=side).eval()
+            torch.testing.assert_close(larger(x), oblong(x), rtol=1e-4, atol=1e-5)
 
 
 def test_positions_are_interpolated_as_in_the_released_code() -> None:

@@ -59,6 +59,14 @@ def test_patch_size_can_change() -> None:
     assert network(torch.randn(1, 3, 64, 64)).shape == (1, 10)
 
 
+def test_windows_of_sizes_that_are_not_whole_patches() -> None:
+    """Images are padded to whole patches, so windows have to cover these, too."""
+    for size, windows in ((14, [(4, 4), (2, 2)]), (26, [(4, 4), (4, 4)]), (1, [(1, 1), (1, 1)])):
+        network = create_model("acmix_swin_pico", img_size=size)
+        assert [stage.blocks[0].attn.window for stage in network.layers] == windows
+        assert network(torch.randn(2, 3, size, size)).shape == (2, 10)
+
+
 def test_convolution_before_the_shift_does_not_mix_opposite_sides() -> None:
     """By default, as in the released code, the convolution of a shifted block mixes opposite sides of the image."""
     for before, mixes in ((False, True), (True, False)):

@@ -109,6 +109,8 @@ def test_only_needed_stages_are_built(name: str) -> None:
             {"detector_kwargs": {"colour": 1}},
             "RetinaNet has no argument colour. Expected .*nms_thresh",
         ),
+        ({"channels": 0, "detector": "faster_rcnn"}, "channels=0 is not positive"),
+        ({"model_kwargs": {"out_indices": (0,)}}, "model_kwargs has out_indices, which Detector sets itself"),
         ({"detector_kwargs": {"kwargs": 1}}, "RetinaNet has no argument kwargs"),
         ({"detector_kwargs": {"min_size": 400}}, r"has min_size, .* Use image_size \(data\.image_size"),
         ({"detector_kwargs": {"image_mean": [0, 0, 0]}}, "has image_mean, .* Use mean of the data module"),

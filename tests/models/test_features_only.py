@@ -94,6 +94,12 @@ def test_feature_classes(name: str, feature_cls: str | None) -> None:
         torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("indices", [(1, 0), (-1, 0)])
+def test_the_keys_of_maps_do_not_depend_on_the_order_of_indices(indices: tuple[int, int]) -> None:
+    maps = create_model("acmix_swin_pico", features_only=True, feature_cls="dict", out_indices=indices)
+    assert {key: value.shape[-1] for key, value in maps(torch.randn(1, 3, 32, 32)).items()} == {"0": 8, "1": 4}
+
+
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("feature_cls", [None, "dict", "getter"])
 def test_checkpointed_feature_maps_have_the_same_gradients(name: str, feature_cls: str | None) -> None:

@@ -15,6 +15,7 @@ from acmix_zoo.weights.from_plain.shared import (
     first_keys,
     outer_arguments,
     plain_state,
+    recorded_arguments,
 )
 from acmix_zoo.weights.read import Source
 
@@ -46,12 +47,13 @@ def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     depths = tuple(count_keys(state, rf"block{i}\.(\d+)\.norm1\.weight$") for i in range(1, 5))
     arguments: dict[str, Any] = outer_arguments(state, "patch_embed1.proj.weight", "head.weight")
     arguments |= {} if depths in _NAMES else {"depths": depths}
+    arguments |= recorded_arguments(source, "img_size", "num_heads", "mlp_ratios", "reductions", "global_pool")
     positions = state["pos_embed1"].shape[1]
     side = math.isqrt(positions)
-    if side**2 != positions and "img_size" not in kwargs:
+    if side**2 != positions and "img_size" not in {**arguments, **kwargs}:
         raise ValueError(
             f"from_pvt: the position table has {positions} entries, which is not a square. Expected a square image. "
             "Pass img_size=(height, width)"
         )
-    arguments |= {} if side == 56 else {"img_size": side * 4}
+    arguments = arguments if side == 56 else {"img_size": side * 4, **arguments}
     return create_with_state(_NAMES.get(depths, "acmix_pvt_s"), state, arguments, kwargs)

@@ -17,6 +17,7 @@ from acmix_zoo.weights.from_plain.shared import (
     first_keys,
     outer_arguments,
     plain_state,
+    recorded_arguments,
 )
 from acmix_zoo.weights.read import Source
 
@@ -47,8 +48,9 @@ def from_san(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     arguments |= {} if widths == WIDTHS else {"widths": widths}
     if "layer0.0.sam.conv_p.weight" in state:
         arguments["form"] = "pairwise"
-        # Pairwise weights have the same shapes for all kernel sizes, so assume the published ones.
+        # Pairwise weights have the same shapes for all kernel sizes, so assume the published ones for bare weights.
         arguments |= {} if len(layers) == 5 else {"kernels": (3, *(7,) * (len(layers) - 1))}
+        arguments |= recorded_arguments(source, "kernels")
     else:  # patchwise features are those of one position and of a k×k patch
         features = (len(state[f"layer{i}.0.sam.conv_w.0.weight"]) for i in stages)
         relations = (len(state[f"layer{i}.0.sam.conv1.weight"]) for i in stages)

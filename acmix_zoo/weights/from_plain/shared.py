@@ -28,6 +28,15 @@ def plain_state(source: nn.Module | Source) -> State:
     return state
 
 
+def recorded_arguments(source: nn.Module | Source, *names: str) -> dict[str, Any]:
+    """Return those of the named arguments that timm recorded when it built the source, if it is such a network.
+
+    Weights do not show some arguments, such as the number of heads.
+    """
+    recorded = getattr(unwrapped(source), "_model_args", {}) if isinstance(source, nn.Module) else {}
+    return {name: recorded[name] for name in names if name in recorded}
+
+
 def create_with_state(name: str, state: State, arguments: dict[str, Any], overrides: dict[str, Any]) -> nn.Module:
     """Build a registered network with weights that have its keys, as timm loads pretrained weights.
 
@@ -46,10 +55,12 @@ def create_with_state(name: str, state: State, arguments: dict[str, Any], overri
     weights = {
         "state_dict": state, "url": None, "hf_hub_id": None, "file": None, "tag": None,
         "num_classes": arguments.get("num_classes", 1000),
-        "input_size": (arguments.get("in_chans", 3), *as_pair(final.get("img_size", 224))),
+        "input_size": (arguments.get("in_chans", 3), *as_pair(arguments.get("img_size", 224))),
     }  # fmt: skip
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=weights, **final)
-    cast(dict[str, Any], model.pretrained_cfg).pop("state_dict", None)  # otherwise memory would hold the weights twice
+    cfg = cast(dict[str, Any], model.pretrained_cfg)
+    cfg.pop("state_dict", None)  # otherwise memory would hold the weights twice
+    cfg["input_size"] = (cfg["input_size"][0], *as_pair(final.get("img_size", 224)))
     return model
 
 

@@ -35,6 +35,28 @@ class TestPVTAndSAN:
             assert is_close(converted.eval()(x), expected) and expected.std() > 0.01
 
     @pytest.mark.parametrize(
+        ("name", "make", "kwargs"),
+        [
+            ("pvt_tiny", from_pvt, {**PVT, "num_heads": (2, 4, 5, 8), "global_pool": "avg"}),
+            ("pvt_tiny", from_pvt, {**PVT, "img_size": (32, 64), "reductions": (4, 4, 2, 1)}),
+            ("san10_pairwise", from_san, {**SAN, "kernels": (5, 3, 5)}),
+        ],
+        ids=["heads", "reductions", "kernels"],
+    )
+    def test_a_network_states_what_its_weights_do_not_show(self, name, make, kwargs) -> None:
+        plain = with_random_parameters(timm.create_model(name, **kwargs))
+        x = torch.randn(2, 3, 32, 64)
+        assert is_close(make(plain).eval()(x), plain(x))
+
+    def test_positions_of_oblong_images_are_interpolated(self) -> None:
+        """As by the network itself, which interpolates them for each image."""
+        plain = with_random_parameters(timm.create_model("pvt_tiny", **{**PVT, "img_size": (32, 128)}))
+        converted = from_pvt(plain, img_size=64).eval()
+        assert converted.grids[0] == (16, 16) and converted.pretrained_cfg["input_size"] == (3, 64, 64)
+        x = torch.randn(2, 3, 64, 64)
+        assert is_close(converted(x), plain(x))
+
+    @pytest.mark.parametrize(
         ("name", "make", "kwargs"), [("pvt_tiny", from_pvt, PVT), ("san10_patchwise", from_san, SAN)]
     )
     def test_the_convolution_path_is_trained(self, name, make, kwargs) -> None:
@@ -59,9 +81,9 @@ class TestPVTAndSAN:
             from_san(other)
         oblong = timm.create_model("pvt_tiny", **{**PVT, "img_size": (32, 64)}).eval()
         with pytest.raises(ValueError, match=r"has 128 entries, which is not a square.*Pass img_size"):
-            from_pvt(oblong)
+            from_pvt(oblong.state_dict())
         x = torch.randn(1, 3, 32, 64)
-        assert is_close(from_pvt(oblong, img_size=(32, 64)).eval()(x), oblong(x))
+        assert is_close(from_pvt(oblong.state_dict(), img_size=(32, 64)).eval()(x), oblong(x))
         with pytest.raises(ValueError, match=r"has stages of \(64, 128\)"):
             from_pvt(create_model("acmix_pvt_pico"))
         with pytest.raises(ValueError, match=r"These are weights of a plain network.*from_pvt"):

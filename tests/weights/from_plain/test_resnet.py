@@ -83,6 +83,13 @@ class TestResNet:
         converted, _ = from_resnet(torchvision.models.resnet50(num_classes=2).state_dict())
         assert converted.pretrained_cfg["architecture"] == "acmix_resnet50" and converted.num_classes == 2
 
+    def test_output_stride_and_pooling_are_those_of_the_network(self) -> None:
+        source = timm.create_model("resnet50", layers=(1, 1, 1, 1), output_stride=8, global_pool="max")
+        converted, _ = from_resnet(source)
+        x = torch.randn(2, 3, 64, 64)
+        assert converted.forward_features(x).shape == source.forward_features(x).shape == (2, 2048, 8, 8)
+        assert converted.global_pool.pool_type == "max"
+
     @pytest.mark.parametrize("name", ["resnet18", "resnext26ts", "resnet26d", "vit_tiny_patch16_224"])
     def test_other_networks_are_rejected(self, name: str) -> None:
         with pytest.raises(ValueError, match=r"Expected a ResNet of bottlenecks|not a plain ResNet"):

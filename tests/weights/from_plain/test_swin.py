@@ -29,6 +29,7 @@ class TestSwin:
             {"window_size": (2, 8), "num_classes": 0},
             {"img_size": 32, "window_size": 8, "mlp_ratio": 2.0},
             {"patch_size": 2},
+            {"global_pool": "max"},
         ],
         ids=str,
     )
