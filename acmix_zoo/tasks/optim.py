@@ -134,7 +134,8 @@ def batch_size_factor(trainer: L.Trainer, lr: float, base_batch_size: int | None
             )
         images = available
     accumulated = min(trainer.accumulate_grad_batches, int(min(trainer.num_training_batches, 2**31)))
-    is_short = 0 < accumulated < trainer.accumulate_grad_batches and not trainer.fast_dev_run
+    is_trial: bool = trainer.fast_dev_run  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+    is_short = 0 < accumulated < trainer.accumulate_grad_batches and not is_trial
     if is_short and trainer.is_global_zero:
         print(
             f"Warning: an epoch has only {accumulated} batch{'es' * (accumulated > 1)} per process, but "

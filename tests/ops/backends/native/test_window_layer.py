@@ -294,7 +294,15 @@ def test_flops_are_those_of_the_definition() -> None:
 
 @pytest.mark.parametrize(
     ("window", "shift"),
-    [((4, 4), (-2, -2)), ((4, 4), (2, 4)), ((0, 4), (0, 0)), ((4, 4), (2,)), (4, (0, 0)), ((4, 4, 4), (2, 2, 2))],
+    [
+        ((4, 4), (-2, -2)),
+        ((4, 4), (2, 4)),
+        ((0, 4), (0, 0)),
+        ((4, 4), (2,)),
+        (4, (0, 0)),
+        ((4.0, 4.0), (0, 0)),
+        ((4, 4, 4), (2, 2, 2)),
+    ],
 )
 def test_impossible_windows_are_rejected(window: Any, shift: Any) -> None:
     """A negative shift would write outside the result."""
