@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import NamedTuple
 
+import timm
+
 import acmix_zoo
 from acmix_zoo.app.archive import PhotoArchive, unpack
 
@@ -120,7 +122,7 @@ class FineTuning:
 def _train_command(photos: PhotoArchive, data: Path, run: Path, start: str, epochs: int) -> list[str]:
     """Return the command that fine-tunes on the photos."""
     options = {
-        "model": Path(start).absolute() if Path(start).exists() else start,  # it runs in a different folder
+        "model": start if timm.is_model(start) or not Path(start).exists() else Path(start).absolute(),
         "epochs": epochs,
         "out": run,
         "data.batch_size": max(2, min(32, photos.train_images // 4)),  # a few steps per epoch, even for few images

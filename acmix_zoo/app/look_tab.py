@@ -162,7 +162,9 @@ def receive(path: str | None) -> tuple[Any, ...]:
     finally:
         file.unlink(missing_ok=True)
     if (side := max(image.size)) > _SIDE:
-        width, height = (max(1, round(pixels * _SIDE / side)) for pixels in image.size)  # it may be a thin line
+        width, height = (
+            max(1, round(pixels * _SIDE / side)) for pixels in image.size
+        )  # one side may be a single pixel
         image = image.resize((width, height))
     return image, None, _preview(image), gr.Markdown(visible=False)
 

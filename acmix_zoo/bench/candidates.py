@@ -212,10 +212,6 @@ def _build_network(name: str, size: int, model_kwargs: dict[str, Any]) -> Built:
     channels, height, width = default_input_size(module) or (3, 224, 224)
     if size and hasattr(module, "set_input_size"):
         module.set_input_size(img_size=(size, size))  # type: ignore[operator]
-    elif size not in (0, height) and getattr(module, "pretrained_cfg", {}).get("fixed_input_size"):
-        raise ValueError(
-            f"bench: {name} only takes images of {height}×{width} pixels. Measure it without --size and --over size"
-        )
     return Built(module, (channels, size or height, size or width))
 
 

@@ -14,11 +14,11 @@ from dataclasses import replace
 import torch
 
 from acmix_zoo.bench.aggregation_candidates import Aggregation
-from acmix_zoo.bench.candidates import Built, Candidate, build
+from acmix_zoo.bench.candidates import Built, Candidate, build, parse_name
 from acmix_zoo.bench.memory import OutOfMemory, cpu_peak, gpu_peak, unified_memory_errors
 from acmix_zoo.bench.passes import Pass, measure_times
 from acmix_zoo.bench.results import Row
-from acmix_zoo.layers.complexity import complexity
+from acmix_zoo.layers.complexity import complexity, run_once
 from acmix_zoo.ops.peak import matmul_peak
 
 
@@ -39,8 +39,8 @@ def measure(
         OutOfMemory: not even a batch of one fits.
         ValueError, FileNotFoundError: unknown candidate.
     """
-    for candidate in candidates:  # report a wrong name before the first measurement
-        _build_without_memory(candidate)
+    for candidate in candidates:  # report a wrong name or size before the first measurement
+        _check_size(candidate, _build_without_memory(candidate))
     while True:
         try:
             with unified_memory_errors():
@@ -75,6 +75,19 @@ def _build_without_memory(candidate: Candidate) -> Built:
     """Build the candidate without allocating memory for its tensors."""
     with torch.device("meta"):
         return build(replace(candidate, device="meta"))
+
+
+def _check_size(candidate: Candidate, built: Built) -> None:
+    """Raise a ValueError if a network cannot process images of the size that was asked for."""
+    if not candidate.size or parse_name(candidate.name).backend == "released":  # which needs tensors with values
+        return
+    try:
+        run_once(built.module, built.input_shape)
+    except Exception as error:  # whatever the layers of any network raise
+        size = "×".join(map(str, built.input_shape[1:]))
+        raise ValueError(
+            f"bench: {candidate.name} does not work with images of {size} pixels ({error}). Use another size"
+        ) from error
 
 
 def _make_row(candidate: Candidate, milliseconds: list[float], peak_mib: float, matmul_gflops: float) -> Row:

@@ -24,15 +24,15 @@ _PICTURES = tuple(f"{name}.png" for name in ("contributions", "layers", "layer_m
 
 
 def check_explanation_folder(folder: Path) -> None:
-    """Raise a FileExistsError if this is not a folder for an explanation, or has files that it would overwrite."""
+    """Raise a FileExistsError if this is a file, or a folder with files that an explanation would overwrite."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file. Expected a folder for the explanation. Choose another name")
     if (folder / NUMBERS).is_file():  # of an earlier explanation, which may be replaced
         return
     if existing := [name for name in (PAGE, *_PICTURES) if (folder / name).exists()]:
         raise FileExistsError(
-            f"{folder} has a file {existing[0]} which does not belong to an explanation, so it is not replaced. Choose "
-            "another folder"
+            f"{folder} already has a file {existing[0]} that is not part of an explanation, so it is not replaced. "
+            "Choose another folder"
         )
 
 

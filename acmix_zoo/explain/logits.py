@@ -15,7 +15,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
     Gradient checkpointing is switched off, because recomputing a block would run the hooks of an explanation again.
     """
-    checkpointed = [module for module in model.modules() if getattr(module, "grad_checkpointing", False)]
+    checkpointed = [module for module in model.modules() if vars(module).get("grad_checkpointing")]
     modes = [(module, module.training) for module in model.modules()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -116,7 +117,7 @@ def check_window(layer: str, window: tuple[int, int], shift: tuple[int, int]) ->
         ValueError: these are not two pairs of integers, the window is empty, or the shift is negative or too large.
     """
     are_pairs = all(
-        isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
+        isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(n, Integral) for n in pair)
         for pair in (window, shift)
     )
     if not are_pairs or not all(0 <= by < side for by, side in zip(shift, window, strict=True)):

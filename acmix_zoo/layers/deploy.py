@@ -23,12 +23,13 @@ from acmix_zoo.ops.tracing import constant_size
 
 
 def check_eval_mode(model: nn.Module) -> None:
-    """Raise a ValueError if any module is in training mode, before the first norm of a network is folded."""
-    if name := next((name or type(model).__name__ for name, module in model.named_modules() if module.training), ""):
-        raise ValueError(
-            f"deploy: {name} is in training mode, in which batch norms change. Expected a network in eval mode. Call "
-            "model.eval() first"
-        )
+    """Raise a ValueError if a layer that can be folded is in training mode, before the first one is folded."""
+    for name, module in model.named_modules():
+        if module.training and isinstance(module, (nn.BatchNorm2d, nn.Conv2d, ACmix2d)):
+            raise ValueError(
+                f"deploy: {name} is in training mode, in which batch norms update their statistics. Expected a network "
+                "in eval mode. Call model.eval() first"
+            )
 
 
 def fold(parent: nn.Module, layer: str, norm: str) -> None:

@@ -222,14 +222,14 @@ torch.fx.wrap("resized_positions")  # it branches on the size of the feature map
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """Interpolate the position tables of weights for a different image size, which `pretrained_cfg` states."""
-    height, width = model.pretrained_cfg["input_size"][1:]
-    out = dict(state_dict)
-    for i, grid in enumerate(model.grids):
-        key, reduction = f"pos_embed{i + 1}", model.feature_info[i]["reduction"]
-        if key in out:
+    """Interpolate the position tables of weights for a different image size."""
+    out, (height, width) = dict(state_dict), model.pretrained_cfg["input_size"][1:]
+    for i, (grid, info) in enumerate(zip(model.grids, model.feature_info, strict=True)):
+        if (key := f"pos_embed{i + 1}") in out:
             count = out[key].shape[1] - (i == model.last_stage)  # without the class token
-            grids = [(-(-height // reduction), -(-width // reduction)), (math.isqrt(count), math.isqrt(count))]
+            stated = (-(-height // info["reduction"]), -(-width // info["reduction"]))
+            square = (math.isqrt(count), math.isqrt(count))
+            grids = (stated, grid, square) if height != width else (grid, square)  # a square may be timm's default
             before = next((size for size in grids if math.prod(size) == count), None)
             out[key] = resized_positions(out[key], before, grid) if before else out[key]
     return out

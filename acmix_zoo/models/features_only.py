@@ -19,9 +19,8 @@ class MapDict(MapList):
     """The same feature maps as a dict. As in timm's FeatureDictNet, the keys are the stage indices as strings."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        maps = super().forward(x)  # type: ignore[no-untyped-call]  # from the input to the output
-        indices = sorted(index % len(self.feature_info.info) for index in self.feature_info.out_indices)
-        return dict(zip(map(str, indices), maps, strict=True))
+        maps = super().forward(x)  # type: ignore[no-untyped-call]  # in the order of the stages
+        return dict(zip(map(str, sorted(self.feature_info.out_indices)), maps, strict=True))
 
 
 def feature_class(requested: Any, default: Any = None) -> Any:

@@ -26,7 +26,7 @@ _WEIGHT_SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", 
 # Fields of timm's pretrained_cfg that describe the weights of a tag, not other weights of the same network.
 TAG_FIELDS = {
     "label_names", "label_descriptions", "description", "origin_url", "tag", "license", "url", "file", "hf_hub_id",
-    "source",
+    "source", "test_input_size", "test_crop_pct", "min_input_size", "paper_ids", "paper_name", "notes",
 }  # fmt: skip
 # Arguments of timm's builder, which do not describe the network.
 _BUILDER_ARGUMENTS = {
@@ -113,7 +113,7 @@ def describe_config(config: Mapping[str, Any], where: Path) -> NetworkDescriptio
             f"{where} holds weights of {architecture!r}, which is not a known model. Expected a network that "
             "`acmix-zoo list` or timm.list_models() shows. A newer version of acmix_zoo or timm may have it"
         )
-    # timm states the number of classes here, too
+    # timm also states the number of classes here
     arguments = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
     if forbidden := sorted(arguments.keys() & _BUILDER_ARGUMENTS):
         raise ValueError(
@@ -142,7 +142,8 @@ def describe_config(config: Mapping[str, Any], where: Path) -> NetworkDescriptio
             f"{where}: unknown keys in pretrained_cfg: {', '.join(unknown)[:200]}. Expected the fields of timm's "
             "PretrainedCfg"
         )
-    given["num_classes"] = config.get("num_classes", given.get("num_classes", 1000))
+    classes = config.get("model_args", {}).get("num_classes", given.get("num_classes", 1000))
+    given["num_classes"] = config.get("num_classes", classes)
     if "acmix_zoo" in config:  # the licence of these weights, which can differ from that of the code
         license = config["acmix_zoo"].get("license")
         given["license"] = license if isinstance(license, str) else None

@@ -132,6 +132,7 @@ def test_the_command_is_train_and_starts_from_the_chosen_weights() -> None:
 def test_weights_can_be_given_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The training runs in another folder."""
     (tmp_path / "runs/mine").mkdir(parents=True)
+    (tmp_path / "acmix_swin_pico").mkdir()  # the network of this name is meant
     monkeypatch.chdir(tmp_path)
     for start, expected in (("runs/mine", tmp_path / "runs/mine"), ("acmix_swin_pico", "acmix_swin_pico")):
         words = fine_tuning._train_command(coloured_photos(), Path("data"), Path("run"), start, 1)

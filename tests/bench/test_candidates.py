@@ -50,7 +50,6 @@ class TestNames:
             (("acmix2d:8x8+deploy",), r"acmix2d:8x8\+deploy is a layer without batch norms to fold. Remove \+deploy"),
             (("conv3x3:8x8@released",), "@released replaces ACmix2d layers, and conv3x3:8x8@released has none. Remove"),
             (("resnet18@released",), "@released replaces ACmix2d layers, and resnet18@released has none"),
-            (("mixer_s32_224", 1, 64), "mixer_s32_224 only takes images of 224×224 pixels. Measure it without --size"),
             (("acmix2d:8x8@tile0x8",), "unknown backend @tile0x8"),
             (("acmix2d:8x0",), "unknown candidate 'acmix2d:8x0'.*closest name is acmix2d:CHANNELSxSIZE"),
             (

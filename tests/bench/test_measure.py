@@ -86,6 +86,11 @@ class TestCommand:
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 2  # the error, and how to list the options
 
+    def test_a_network_of_a_fixed_size(self) -> None:
+        with pytest.raises(ValueError, match=r"mixer_s32_224 does not work with images of 64×64 pixels"):
+            measure([Candidate("mixer_s32_224", 1, 64)], rounds=1, with_memory=False)
+        assert measure([Candidate("twins_pcpvt_small", 1, 64)], rounds=1, with_memory=False)[0].input == "3×64×64"
+
     def test_unknown_network(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["bench", "acmix_resnet5"]) == 1
         assert "acmix_resnet50" in capsys.readouterr().err

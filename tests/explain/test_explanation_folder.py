@@ -129,7 +129,7 @@ def test_pictures_of_the_user_are_not_replaced(explanation: Explanation, tmp_pat
     subject = Subject("image.png", "my/model", NAMES)
     mine = tmp_path / "attention.png"
     mine.write_bytes(b"a photograph")
-    with pytest.raises(FileExistsError, match=r"has a file attention.png which does not belong to an explanation"):
+    with pytest.raises(FileExistsError, match=r"already has a file attention.png that is not part of an explanation"):
         write_explanation(explanation, PICTURE, subject, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["attention.png"] and mine.read_bytes() == b"a photograph"
     with pytest.raises(FileExistsError, match=r"attention.png is a file. Expected a folder"):

@@ -55,6 +55,14 @@ def test_positions_of_oblong_images() -> None:
     assert checkpoint_filter_fn(square, oblong)["pos_embed2"].shape == (1, 1 + 4 * 8, 128)
 
 
+def test_tables_of_the_right_size_are_not_changed() -> None:
+    """4×16 positions are as many as 8×8, the size that timm's default states."""
+    oblong = timm.create_model("acmix_pvt_pico", img_size=(16, 64))
+    target = timm.create_model("acmix_pvt_pico", img_size=(16, 64))
+    filtered = checkpoint_filter_fn(oblong.state_dict(), target)
+    assert all(torch.equal(value, filtered[key]) for key, value in oblong.state_dict().items())
+
+
 def test_stored_weights_of_oblong_images_for_another_size(tmp_path: Path) -> None:
     """Their folder states the size. 4×16 positions used to be taken for 8×8."""
     oblong = create_model("acmix_pvt_pico", img_size=(16, 64)).eval()

@@ -63,6 +63,7 @@ def test_what_the_weights_do_not_state_is_that_of_their_network(folder: Path) ->
         assert model.pretrained_cfg["input_size"] == own.input_size == (3, 32, 32)
         assert model.pretrained_cfg["mean"] == own.mean
         assert model.pretrained_cfg["license"] == "mit"  # the weights' own
+        assert model.pretrained_cfg.get("test_input_size") is None
 
 
 def test_a_network_has_the_licence_of_its_weights(folder: Path) -> None:

@@ -34,12 +34,12 @@ def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
         A `PVT` in training mode, on the CPU.
 
     Raises:
-        ValueError: the source is not a PVT of the published widths, or it was made for images that are not square and
-            no img_size was given.
+        ValueError: the source is not a PVT of the published widths, or it was made for images that are not square, does
+            not state their size, and no img_size was given.
     """
     state = plain_state(source)
     widths = tuple(state[f"pos_embed{i}"].shape[2] for i in range(1, 5) if f"pos_embed{i}" in state)
-    if widths != EMBED_DIMS:  # the number of heads does not follow from the weights, but is known for these widths
+    if widths != EMBED_DIMS:  # for which the number of heads is known, if the source does not state it
         found = f"stages of {widths}" if widths else f"keys like {first_keys(state)}"
         raise ValueError(
             f"from_pvt: the source has {found}. Expected a PVT (version 1) with stages of 64, 128, 320 and 512 channels"

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d
-from acmix_zoo.weights.from_plain.shared import create_with_state, first_keys, plain_state, recorded_arguments
+from acmix_zoo.weights.from_plain.shared import (
+    create_with_state,
+    first_keys,
+    plain_state,
+    pooling_of,
+    recorded_arguments,
+)
 from acmix_zoo.weights.read import Source, State
 
 _NAMES = {(1, 2, 4, 1): "acmix_resnet26", (2, 3, 5, 2): "acmix_resnet38", (3, 4, 6, 3): "acmix_resnet50"}  # by layers
@@ -75,7 +81,7 @@ def from_resnet(source: nn.Module | Source, **kwargs: Any) -> tuple[nn.Module, W
         ValueError: the source is not such a ResNet.
     """
     state = plain_state(source)
-    arguments = _resnet_arguments(state) | recorded_arguments(source, "output_stride", "global_pool")
+    arguments = _resnet_arguments(state) | recorded_arguments(source, "output_stride") | pooling_of(source)
     name = _NAMES.get(arguments["layers"], "acmix_resnet50")
     if arguments["layers"] in _NAMES:
         arguments.pop("layers")

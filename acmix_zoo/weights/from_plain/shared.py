@@ -37,6 +37,14 @@ def recorded_arguments(source: nn.Module | Source, *names: str) -> dict[str, Any
     return {name: recorded[name] for name in names if name in recorded}
 
 
+def pooling_of(source: nn.Module | Source) -> dict[str, str]:
+    """Return the argument global_pool of a network of timm, which `reset_classifier` may have changed, or {}."""
+    network = unwrapped(source) if isinstance(source, nn.Module) else None
+    pool = getattr(getattr(network, "head", None), "global_pool", getattr(network, "global_pool", None))
+    kind = getattr(pool, "pool_type", None)
+    return {} if kind is None else {"global_pool": kind}
+
+
 def create_with_state(name: str, state: State, arguments: dict[str, Any], overrides: dict[str, Any]) -> nn.Module:
     """Build a registered network with weights that have its keys, as timm loads pretrained weights.
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from acmix_zoo.models.acmix_swin import WIDTHS_AND_DEPTHS
 from acmix_zoo.models.plain_swin import swin_arguments, to_timm_names
-from acmix_zoo.weights.from_plain.shared import as_pair, create_with_state, plain_state, recorded_arguments
+from acmix_zoo.weights.from_plain.shared import as_pair, create_with_state, plain_state, pooling_of
 from acmix_zoo.weights.read import Source, State
 from acmix_zoo.weights.translate import unwrapped
 
@@ -51,7 +51,7 @@ def from_swin(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
         stored = plain_state(source)
         size = _image_size_of_masks(stored)
     state = to_timm_names(stored)
-    arguments = swin_arguments(state) | arguments | recorded_arguments(source, "global_pool")
+    arguments = swin_arguments(state) | arguments | pooling_of(source)
     if size is not None and tuple(as_pair(size)) != (224, 224):
         arguments["img_size"] = tuple(as_pair(size))
     key = (arguments["embed_dim"], arguments["depths"], arguments["num_heads"])

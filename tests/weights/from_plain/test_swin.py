@@ -29,7 +29,6 @@ class TestSwin:
             {"window_size": (2, 8), "num_classes": 0},
             {"img_size": 32, "window_size": 8, "mlp_ratio": 2.0},
             {"patch_size": 2},
-            {"global_pool": "max"},
         ],
         ids=str,
     )
@@ -43,6 +42,14 @@ class TestSwin:
         assert is_close(converted.eval()(x), expected) and expected.std() > 0.05
         x = x.double()
         torch.testing.assert_close(converted.double()(x), plain.double()(x), rtol=0, atol=1e-13)
+
+    def test_the_pooling_is_that_of_the_network_now(self) -> None:
+        """reset_classifier may have changed it."""
+        for before, after in (("max", "avg"), ("avg", "max")):
+            plain = swin(global_pool=before)
+            plain.reset_classifier(5, after)
+            x = torch.randn(2, 3, *plain.patch_embed.img_size)
+            assert is_close(from_swin(plain).eval()(x), plain.eval()(x))
 
     def test_weights_of_ddp_and_compiled_blocks_are_converted(self) -> None:
         """They come from a training loop with DDP around the network and torch.compile around its blocks."""
