@@ -162,9 +162,8 @@ def receive(path: str | None) -> tuple[Any, ...]:
     finally:
         file.unlink(missing_ok=True)
     if (side := max(image.size)) > _SIDE:
-        width, height = (
-            max(1, round(pixels * _SIDE / side)) for pixels in image.size
-        )  # one side may be a single pixel
+        # one side may be a single pixel
+        width, height = (max(1, round(pixels * _SIDE / side)) for pixels in image.size)
         image = image.resize((width, height))
     return image, None, _preview(image), gr.Markdown(visible=False)
 

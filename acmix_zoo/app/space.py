@@ -86,10 +86,8 @@ def write_space(folder: Path, models: Sequence[str] = ()) -> list[str]:
         if weights is None:
             names.append(model)
             continue
-        stated = str(
-            read_config(weights).get("acmix_zoo", {}).get("name") or Path(model).absolute().name
-        )  # timm states none
-        file_name = re.sub(r"[^\w.-]+", "-", stated)  # it may contain anything
+        stated = read_config(weights).get("acmix_zoo", {}).get("name")  # timm states none
+        file_name = re.sub(r"[^\w.-]+", "-", str(stated or Path(model).absolute().name))  # it may contain anything
         names.append(f"models/{len(names)}-{file_name}")
         shutil.copytree(weights, folder / names[-1])
     package = Path(acmix_zoo.__file__).parent

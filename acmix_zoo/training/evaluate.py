@@ -113,7 +113,10 @@ def predict(folder: Path, images: Sequence[str]) -> Predictions:
     config = _full_config(folder)
     if (channels := config["pretrained_cfg"]["input_size"][0]) != 3:
         advice = ". To classify grey images, run `acmix-zoo classify IMAGES --model MODEL`" if channels == 1 else ""
-        raise ValueError(f"{folder} holds a network for images with {channels} channels. Expected one for RGB{advice}")
+        raise ValueError(
+            f"{folder} holds a network for images with {channels} channel{'s' * (channels > 1)}. Expected one for "
+            f"RGB{advice}"
+        )
     dataset = config["acmix_zoo"].get("dataset") or {}
     names = config["pretrained_cfg"]["label_names"] or [str(number) for number in range(config["num_classes"])]
     card = {"dataset": dict.fromkeys(("name", "license", "fingerprint")) | dataset, "cfg": {"label_names": names}}

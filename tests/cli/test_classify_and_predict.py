@@ -51,7 +51,7 @@ def test_folders_that_timm_wrote(photos: Path, tmp_path: Path, capsys: pytest.Ca
     data = ["--data.source", str(photos), "--trainer.fast_dev_run", "true"]
     fit = ["fit", "--config", "finetune/folder", *data, "--model.model", str(tmp_path / "theirs3")]
     assert main([*fit, "--model.pretrained", "false", "--run.folder", str(tmp_path / "run")]) == 0
-    assert_fails([*predict, str(tmp_path / "theirs1")], capsys, "with 1 channels. Expected one for RGB", "classify")
+    assert_fails([*predict, str(tmp_path / "theirs1")], capsys, "with 1 channel. Expected one for RGB", "classify")
 
 
 @pytest.mark.parametrize(
