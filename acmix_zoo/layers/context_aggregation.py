@@ -9,6 +9,7 @@ from acmix_zoo.layers.argument_checks import check_dtype, check_heads, check_odd
 from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
 from acmix_zoo.ops.backends.fused_attention import fused_attention
+from acmix_zoo.ops.shift_conv import convolve
 from acmix_zoo.ops.tracing import unflatten
 
 
@@ -67,7 +68,10 @@ class ContextAggregation(TwoStageLayer):
         check_dtype("ContextAggregation", x, self.qkv)
         projections = self.qkv(x.permute(0, 2, 3, 1))  # (B, H, W, 3·out) or (B, H, W, out)
         *others, v = projections.split(self.out_channels, 3)
-        convolution: Tensor = self.conv(v.permute(0, 3, 1, 2))  # (B, out, Ho, Wo)
+        convolution = convolve(
+            v.permute(0, 3, 1, 2), self.conv.weight, self.conv.bias,
+            stride=self.stride, dilation=self.conv.dilation[0], groups=self.out_channels,
+        )  # (B, out, Ho, Wo)  # fmt: skip
         if not self.dynamic:
             return convolution
         q, k = others

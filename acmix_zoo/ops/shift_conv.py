@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acmix_zoo.ops.dispatch import forced_backend
-from acmix_zoo.ops.precision import autocast_off
+from acmix_zoo.ops.precision import autocast_dtype, autocast_off
 from acmix_zoo.ops.tracing import constant_size
 
 _COMPOSE_UP_TO_HEADS = 4
@@ -65,7 +65,7 @@ def shift_conv(
         ones = out.new_ones(1, 1, h, w)
         with autocast_off(shift):
             kernels = torch.einsum("omyx,m->oyx", shift, bias).unsqueeze(1)  # (d·heads, 1, k, k)
-        out = out + F.conv2d(ones, kernels.to(out.dtype), None, stride, shift.shape[-1] // 2 * dilation, dilation)
+        out = out + convolve(ones, kernels.to(out.dtype), stride=stride, dilation=dilation)
     return out.permute(0, 2, 3, 1)  # (B, Ho, Wo, d·heads)
 
 
@@ -119,11 +119,37 @@ def grouped_conv(
     Returns:
         (B, ceil(H/stride), ceil(W/stride), d·heads).
     """
-    padding = kernels.shape[-1] // 2 * dilation
     maps = x.flatten(3).permute(0, 3, 1, 2)  # (B, d·i, H, W), channels_last
     if torch.compiler.is_compiling():  # inductor cannot order this view's symbolic strides, and picks a layout itself
         maps = maps.contiguous()
     bias = None if bias is None else bias.to(maps.dtype)
     groups = constant_size(x.shape[3])
-    out = F.conv2d(maps, kernels.to(maps.dtype), bias, stride, padding, dilation, groups=groups)
+    out = convolve(maps, kernels.to(maps.dtype), bias, stride=stride, dilation=dilation, groups=groups)
     return out.permute(0, 2, 3, 1)
+
+
+def convolve(
+    maps: Tensor, kernels: Tensor, bias: Tensor | None = None, *, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> Tensor:
+    """Return `F.conv2d` with zero padding of half a kernel, with correct gradients in bfloat16 on CPUs.
+
+    There, PyTorch 2.14 computes the gradient of channels_last kernels from uninitialised memory if the kernels are
+    dilated, or if the stride is 2 and the maps are one pixel wide. These cases run in float32.
+
+    Args:
+        maps: (B, C, H, W).
+        kernels: (N, C / groups, k, k) with odd k.
+        bias: (N,) or None.
+        stride, dilation, groups: of the convolution.
+
+    Returns:
+        (B, N, ceil(H/stride), ceil(W/stride)).
+    """
+    padding = kernels.shape[-1] // 2 * dilation
+    dtype = autocast_dtype(maps)
+    is_cpu_training = maps.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if is_cpu_training and dtype == torch.bfloat16 and (dilation > 1 or (stride > 1 and maps.shape[3] == 1)):
+        with autocast_off(maps):
+            bias = None if bias is None else bias.float()
+            return F.conv2d(maps.float(), kernels.float(), bias, stride, padding, dilation, groups).to(dtype)
+    return F.conv2d(maps, kernels, bias, stride, padding, dilation, groups)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.gradients import assert_all_close, function_gradients
 
-from acmix_zoo.ops.shift_conv import shift_conv, shift_conv_reference, shift_kernels
+from acmix_zoo.ops.shift_conv import grouped_conv, shift_conv, shift_conv_reference, shift_kernels
 
 
 @settings(max_examples=40, deadline=None)
@@ -43,3 +43,36 @@ def test_shift_kernels_give_an_ordinary_convolution(kernel: int) -> None:
     out = shift_conv(x, fc, shift_kernels(1, kernel).double())
     expected = F.conv2d(x[:, :, :, 0].permute(0, 3, 1, 2), weight, padding=kernel // 2)
     assert_all_close([out.permute(0, 3, 1, 2)], [expected])
+
+
+def fill_freed_memory_with_nan() -> None:
+    """Make reading uninitialised memory visible: small and large blocks are likely to be handed out again."""
+    blocks = [torch.full((4**size,), float("nan")) for size in range(2, 11) for _ in range(6)]
+    del blocks
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [((40, 40), {"dilation": 2}), ((16, 33), {"dilation": 3}), ((16, 1), {"stride": 2}), ((40, 40), {})],
+)
+def test_bfloat16_gradients_of_kernels_are_right(
+    size: tuple[int, int], options: dict[str, int], is_autocast: bool
+) -> None:
+    """PyTorch's own are made of uninitialised memory in the first three cases."""
+    torch.manual_seed(0)
+    x, kernels = torch.randn(2, *size, 16, 3).bfloat16(), torch.randn(16, 3, 3, 3).bfloat16()
+
+    def gradient(dtype: torch.dtype, *, autocast: bool = False) -> torch.Tensor:
+        leaf = kernels.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = grouped_conv(x.to(dtype), leaf, **options)
+        assert out.dtype == (torch.bfloat16 if autocast else dtype)
+        (found,) = torch.autograd.grad(out.double().square().mean(), leaf)
+        return found.double()
+
+    expected = gradient(torch.float64)
+    for _ in range(5):
+        fill_freed_memory_with_nan()
+        found = gradient(torch.float32 if is_autocast else torch.bfloat16, autocast=is_autocast)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.03 * expected.abs().max().item())
