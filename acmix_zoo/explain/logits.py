@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Within this context, a model is in eval mode and computes no gradients for its parameters.
+    """Within this context, a model is in eval mode and computes no gradients for its parameters. Gradients of
+    other tensors are possible even if the caller is in inference mode.
 
     Gradient checkpointing is switched off, because recomputing a block would run the hooks of an explanation again.
     """
@@ -24,7 +25,8 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.grad_checkpointing = False  # type: ignore[assignment]
         for parameter in trained:
             parameter.requires_grad_(False)
-        yield
+        with torch.inference_mode(False):  # in case the caller is in inference mode, which has no gradients at all
+            yield
     finally:
         for module in checkpointed:
             module.grad_checkpointing = True  # type: ignore[assignment]

@@ -8,7 +8,7 @@
 A row `ACmix2d` is a `Conv` of Ultralytics, with its batch norm and activation, whose 3×3 convolution is an ACmix layer.
 Its arguments are `[channels, kernel_conv, stride]`, so a row `Conv` with kernel size 3 can simply be renamed. Channels
 are scaled by the width of the model, and `heads="auto"` chooses a number of heads that fits. A mapping at the end sets
-the other arguments of the layer: `[256, 3, 2, {kernel_att: 5}]`.
+heads, kernel_att or paths: `[256, 3, 2, {kernel_att: 5}]`.
 
 The model's yaml states all of this, and Ultralytics stores it in every checkpoint. Checkpoints also name the parser in
 this module, so reading one imports this module. `YOLO("best.pt")` therefore predicts, validates, exports, resumes and
@@ -67,7 +67,8 @@ def swap(model: Model | nn.Module, filter: str | None = None, **acmix: Any) -> S
         SwapReport: see `swap_conv3x3`. MACs are those of an image of 640×640 pixels.
 
     Raises:
-        ValueError: no 3×3 convolution outside the head matches the filter, or ACmix2d rejects an argument.
+        ValueError: no 3×3 convolution outside the head matches the filter, or ACmix2d rejects an argument for all of
+            them.
         TypeError: unknown argument.
 
     Note:
@@ -77,6 +78,12 @@ def swap(model: Model | nn.Module, filter: str | None = None, **acmix: Any) -> S
     """
     network: Any = model.model if isinstance(model, Model) else model
     report = _swap(network, filter, acmix, (network.yaml.get("channels", 3), _IMAGE_SIZE, _IMAGE_SIZE))
+    if not report.replaced:
+        reasons = "; ".join(dict.fromkeys(report.skipped.values()))
+        raise ValueError(
+            f"swap: no convolution can be replaced with these arguments: {reasons}. Expected arguments that fit at "
+            "least one. Change them"
+        )
     network.yaml.setdefault(_KEY, []).append({"filter": filter, **acmix})
     _mark(network.model)
     if isinstance(model, Model):
@@ -100,6 +107,7 @@ def write_yaml(name: str, folder: str | Path = ".") -> Path:
 
     Raises:
         FileNotFoundError: Ultralytics has no model of this name.
+        FileExistsError: there is a file of this name with other content, perhaps your changes.
         ValueError: its neck has no strided 3×3 convolution.
     """
     name = name.removesuffix(".yaml")
@@ -114,7 +122,12 @@ def write_yaml(name: str, folder: str | Path = ".") -> Path:
     for row in rows:
         row[2] = _LAYER
     path = Path(folder) / f"{name}-acmix.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False, default_flow_style=None), encoding="utf-8")
+    text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise FileExistsError(
+            f"write_yaml: {path} exists, and its content is different. Move or delete it, or choose another folder"
+        )
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -176,7 +189,10 @@ def _swap_row(network: nn.Module, index: int, acmix: dict[str, Any]) -> SwapRepo
     Raises:
         ValueError: ACmix2d rejects an argument, for example heads that do not divide the scaled width.
     """
-    report = swap_conv3x3(network, lambda name, conv: name.startswith(f"model.{index}."), **acmix)
+    try:
+        report = swap_conv3x3(network, lambda name, conv: name.startswith(f"model.{index}."), **acmix)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"row {index}: ACmix2d cannot have these arguments: {error}") from error
     for reason in report.skipped.values():
         raise ValueError(
             f"row {index}: an ACmix2d with these arguments cannot be built: {reason}. Expected arguments that fit the "
@@ -200,6 +216,11 @@ def _swap(
         if type(block) is Conv and getattr(block.conv, "kernel_size", None) == (3, 3) and not name.startswith(head)
     ]
     found = {name for name in names if (fnmatchcase(name, filter) if filter else not name.startswith("model.0."))}
+    if not found and filter is None:
+        raise ValueError(
+            "swap: there is no 3×3 convolution outside the head and behind the first layer. Expected a YOLO model "
+            "that has not been swapped already"
+        )
     if not found:
         raise ValueError(
             f"swap: filter={filter!r} matches no 3×3 convolution outside the head. Expected a pattern for names such "

@@ -9,6 +9,18 @@ from acmix_zoo.layers.fx_leaf import leaf
 from acmix_zoo.ops.shift_conv import ConvFactors, conv_factors, shift_conv, shift_kernels
 
 
+def shift_macs(size: tuple[int, int], channels: int, heads: int, kernel: int, stride: int) -> int:
+    """Return the multiply-accumulates for one image: mixing at full size, shift and sum at the strided size.
+
+    Args:
+        size: height and width of the feature map.
+        channels, heads, kernel, stride: as in `ShiftConv`.
+    """
+    height, width = size
+    strided = -(-height // stride) * -(-width // stride)
+    return channels // heads * (height * width * kernel**2 * 3 * heads + strided * heads * kernel**4)
+
+
 @leaf
 class ShiftConv(nn.Module):
     """Mix the 3·heads projections of each head channel into kernel² maps, shift these maps, and sum them.
@@ -64,11 +76,9 @@ class ShiftConv(nn.Module):
         return torch.cat((self.fc_weight, bias.unsqueeze(1)), 1), kernels  # (k², 3·heads + 1), (channels, k², k, k)
 
     def macs(self, height: int, width: int) -> int:
-        """Return the multiply-accumulates for one image: mixing at full size, shift and sum at the strided size."""
-        inputs, side = self.fc_weight.shape[1], self.kernel
-        groups = self.shift_weight.shape[0] // (inputs // 3)
-        strided = -(-height // self.stride) * -(-width // self.stride)
-        return groups * (height * width * side**2 * inputs + strided * inputs // 3 * side**4)
+        """Return the multiply-accumulates for one image, see `shift_macs`."""
+        heads = self.fc_weight.shape[1] // 3
+        return shift_macs((height, width), len(self.shift_weight), heads, self.kernel, self.stride)
 
     def definition_macs(self, projections: Tensor) -> int:
         """Return the multiply-accumulates for projections (B, H, W, d, 3·heads)."""

@@ -6,13 +6,15 @@ model can only be used for inference. To continue training, create the model aga
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from acmix_zoo.layers.acmix2d import ACmix2d
 from acmix_zoo.layers.argument_checks import check_dtype, check_feature_map
-from acmix_zoo.layers.convolution_path import ShiftConv
+from acmix_zoo.layers.convolution_path import ShiftConv, shift_macs
 from acmix_zoo.layers.fx_leaf import leaf
 from acmix_zoo.layers.submodule_use import is_plain
 from acmix_zoo.ops.acmix import Geometry, PathTensors, acmix
@@ -109,3 +111,13 @@ class DeployedACmix2d(nn.Module):
             out = acmix(inputs, weight, bias, paths, self.geometry)
         out = restore_memory_format(out, x)
         return out.squeeze(0) if is_single else out
+
+    def definition_macs(self, x: Tensor) -> int:
+        """Return the multiply-accumulates of the layer that this one was made from, for an input of `forward`."""
+        *batch, channels, h, w = x.shape
+        heads, kernel_att, stride, _ = self.geometry
+        outputs = len(self.alpha)
+        projections = h * w * 3 * channels * outputs
+        attention = -(-h // stride) * -(-w // stride) * 2 * kernel_att**2 * outputs
+        shifts = shift_macs((h, w), outputs, heads, self.kernels.shape[-1], stride)
+        return math.prod(batch) * (projections + attention + shifts)

@@ -83,8 +83,8 @@ def swap_conv3x3(
         after.
 
     Raises:
-        ValueError: no 3×3 convolution matches the filter, ACmix2d rejects an argument, or the network has lazy modules
-            that have not been run. Nothing is replaced then.
+        ValueError: no 3×3 convolution matches the filter, ACmix2d rejects an argument, the network has lazy modules
+            that have not been run, or it does not run with the new layers. Nothing is replaced then.
         TypeError: the filter has a different type, or `acmix` has an unknown argument. Channels, stride and dilation
             are those of each convolution.
 
@@ -132,14 +132,26 @@ def swap_conv3x3(
     size = tuple(input_size) if input_size is not None else default_input_size(model)
     if size:
         size = _usable_size(model, size, is_given=input_size is not None)
+    before = [(module, dict(module.__dict__), dict(module._modules)) for module in model.modules()]
     for name, layer in replaced.items():  # not before all layers could be built
         parent, _, child = name.rpartition(".")
         _replace_child(model.get_submodule(parent), child, layer)
+    try:
+        macs = _macs(model, layers, size) if size else None
+    except Exception as error:  # whatever the network raises, such as an AttributeError for `conv.weight`
+        for module, attributes, children in before:
+            module.__dict__ = attributes
+            module._modules = children
+        raise ValueError(
+            f"swap_conv3x3: {type(model).__name__} cannot run with ACmix2d in place of {', '.join(replaced)}: {error}. "
+            "Expected a network that calls its convolutions, and does not read their weights. Leave such convolutions "
+            "out with a filter. Nothing has been replaced"
+        ) from error
     return SwapReport(
         replaced=replaced,
         skipped=skipped,
         params=(params_before, _count_parameters(model)),
-        macs=_macs(model, layers, size) if size else None,
+        macs=macs,
         input_size=size,
     )
 

@@ -18,16 +18,9 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers import ReducedACmix
 from acmix_zoo.layers.argument_checks import Paths, check_dtype
-from acmix_zoo.models.backbone import Backbone
+from acmix_zoo.models.backbone import Backbone, per_stage
 from acmix_zoo.models.pvt_tokens import PatchEmbed, as_map, resized_positions
-from acmix_zoo.models.registry import (
-    IMAGENET,
-    SMALL,
-    build,
-    generate_default_cfgs,
-    record_arguments,
-    register_model,
-)
+from acmix_zoo.models.registry import IMAGENET, SMALL, build, generate_default_cfgs, record_arguments, register_model
 from acmix_zoo.models.silent_convolution import add_silent_convolution
 from acmix_zoo.models.stem import small_stem_with_norm
 
@@ -103,15 +96,21 @@ class PVT(Backbone):
         super().__init__()
         self.num_classes, self.in_chans = num_classes, in_chans
         self.stem: nn.Module = nn.Identity()
-        inputs, patch = in_chans, patch_size
+        if reductions[-1:] != (1,):
+            raise ValueError(f"PVT: reductions={reductions}. Expected 1 in the last stage, which has the class token")
+        inputs, stride, patch = in_chans, 1, patch_size
         h, w = (img_size, img_size) if isinstance(img_size, int) else img_size
         if small_input:
-            inputs, patch, h, w = embed_dims[0], patch_size // 2, -(-h // 2), -(-w // 2)
+            inputs, stride, patch, h, w = embed_dims[0], 2, -(-patch_size // 2), -(-h // 2), -(-w // 2)
             self.stem = small_stem_with_norm(in_chans, inputs)
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)  # [stage][block]
         self.feature_info = []
         self.grids: list[Size] = []
-        shapes = zip(depths, embed_dims, num_heads, mlp_ratios, reductions, strict=True)
+        first_reduction = stride * patch
+        shapes = per_stage(
+            "PVT", depths=depths, embed_dims=embed_dims, num_heads=num_heads, mlp_ratios=mlp_ratios,
+            reductions=reductions,
+        )  # fmt: skip
         for i, (depth, dim, heads, mlp_ratio, reduction) in enumerate(shapes):
             h, w = -(-h // patch), -(-w // patch)
             self.grids.append((h, w))
@@ -124,7 +123,7 @@ class PVT(Backbone):
             self.register_parameter(f"pos_embed{i + 1}", nn.Parameter(torch.zeros(1, prefix + h * w, dim)))
             self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
             self.feature_info.append(
-                {"num_chs": dim, "reduction": patch_size * 2**i, "module": f"block{i + 1}.{depth - 1}"}
+                {"num_chs": dim, "reduction": first_reduction * 2**i, "module": f"block{i + 1}.{depth - 1}"}
             )
             inputs, patch = dim, 2
         self.last_stage = len(depths) - 1  # the one with the class token
@@ -223,8 +222,9 @@ torch.fx.wrap("resized_positions")  # it branches on the size of the feature map
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     """Interpolate the position tables of weights for a different image size."""
-    out, (height, width) = dict(state_dict), model.pretrained_cfg["input_size"][1:]
-    for i, (grid, info) in enumerate(zip(model.grids, model.feature_info, strict=True)):
+    out, cfg = dict(state_dict), getattr(model, "pretrained_cfg", None) or {}  # a PVT built directly has none
+    height, width = cfg.get("input_size", (3, 0, 0))[1:]
+    for i, (grid, info) in enumerate(zip(model.grids, model.feature_info, strict=False)):  # it may have been pruned
         if (key := f"pos_embed{i + 1}") in out:
             count = out[key].shape[1] - (i == model.last_stage)  # without the class token
             stated = (-(-height // info["reduction"]), -(-width // info["reduction"]))

@@ -8,14 +8,14 @@ our addition for 32-pixel images.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from acmix_zoo.layers.argument_checks import Paths, check_dtype
 from acmix_zoo.layers.san_attention import PairwiseSAM, PatchwiseSAM
-from acmix_zoo.models.backbone import MapBackbone
+from acmix_zoo.models.backbone import MapBackbone, per_stage
 from acmix_zoo.models.registry import IMAGENET, SMALL, build, generate_default_cfgs, register_model
 from acmix_zoo.models.silent_convolution import add_silent_convolution
 from acmix_zoo.models.stem import small_stem
@@ -81,6 +81,8 @@ class SAN(MapBackbone):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        if form not in get_args(Form):
+            raise ValueError(f'SAN: form must be "pairwise" or "patchwise", got {form!r}')
         self.in_chans = in_chans
         inputs = widths[0]
         conv1x1 = nn.Conv2d(in_chans, inputs, 1, bias=False)
@@ -89,7 +91,7 @@ class SAN(MapBackbone):
         self.relu = nn.ReLU(inplace=True)
         self.feature_info = []
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)  # [stage][block]
-        for i, (depth, kernel, width) in enumerate(zip(layers, kernels, widths, strict=True)):
+        for i, (depth, kernel, width) in enumerate(per_stage("SAN", layers=layers, kernels=kernels, widths=widths)):
             blocks = [Bottleneck(width, form, drop_path[i][j], kernel=kernel, paths=paths) for j in range(depth)]
             self.add_module(f"pool{i}", nn.Identity() if small_input and i == 0 else nn.MaxPool2d(2, 2, ceil_mode=True))
             self.add_module(f"conv{i}", nn.Conv2d(inputs, width, 1, bias=False))

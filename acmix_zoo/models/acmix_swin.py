@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from acmix_zoo.layers import WindowACmix
 from acmix_zoo.layers.argument_checks import Paths, check_dtype
 from acmix_zoo.layers.deploy import check_eval_mode, fold
-from acmix_zoo.models.backbone import Backbone
+from acmix_zoo.models.backbone import Backbone, per_stage
 from acmix_zoo.models.registry import (
     IMAGENET,
     MEDIUM,
@@ -95,22 +95,22 @@ class ACmixSwin(Backbone):
         if small_input:
             self.stem = small_stem_with_norm(in_chans, embed_dim)
         self.stem_stride = 2 if small_input else 1
-        patch: Size = to_2tuple(patch_size)
-        patch_after_stem: Any = self._after_stem(patch)  # timm accepts two sides, although its annotation says one
+        patch: Any = self._after_stem(patch_size)  # timm accepts two sides, although its annotation says one
+        reduction = self.stem_stride * max(patch)
         self.patch_embed = PatchEmbed(
-            self._after_stem(img_size), patch_after_stem, embed_dim if small_input else in_chans,
+            self._after_stem(img_size), patch, embed_dim if small_input else in_chans,
             embed_dim, norm_layer=nn.LayerNorm, output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True,
         )  # fmt: skip
         acmix = {"kernel_conv": kernel_conv, "conv_before_shift": conv_before_shift, "paths": paths}
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)  # [stage][block]
         self.feature_info = []
         stages = []
-        for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
+        for i, (depth, heads) in enumerate(per_stage("ACmixSwin", depths=depths, num_heads=num_heads)):
             dim = embed_dim * 2**i
             stages.append(
                 Stage(dim, depth, i > 0, drop_path[i], heads=heads, mlp_ratio=mlp_ratio, drop=proj_drop_rate, **acmix)
             )
-            self.feature_info.append({"num_chs": dim, "reduction": max(patch) * 2**i, "module": f"layers.{i}"})
+            self.feature_info.append({"num_chs": dim, "reduction": reduction * 2**i, "module": f"layers.{i}"})
         self.layers = nn.Sequential(*stages)
         self.num_features = dim
         self.norm = nn.LayerNorm(dim)

@@ -7,6 +7,7 @@ of networks whose features have the shape (B, C, H, W).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from timm.layers import create_classifier
@@ -16,6 +17,22 @@ from torch.nn.functional import dropout
 
 from acmix_zoo.layers.fx_leaf import reject_script
 from acmix_zoo.models.registry import feature_take_indices, record_arguments
+
+
+def per_stage(network: str, **values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Return the arguments of each stage.
+
+    Args:
+        network: the name of the network, for the error.
+        values: one value per stage for each argument, by its name.
+
+    Raises:
+        ValueError: the arguments do not have the same number of values.
+    """
+    if len({len(value) for value in values.values()}) > 1:
+        given = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise ValueError(f"{network}: expected one value per stage in each of these arguments, got {given}")
+    return list(zip(*values.values(), strict=True))
 
 
 class Backbone(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers import ContextAggregation
 from acmix_zoo.layers.argument_checks import check_dtype
-from acmix_zoo.models.backbone import MapBackbone
+from acmix_zoo.models.backbone import MapBackbone, per_stage
 from acmix_zoo.models.pvt_tokens import PatchEmbed
 from acmix_zoo.models.registry import IMAGENET, build, generate_default_cfgs, register_model
 from acmix_zoo.models.resnet_trunk import PICO, PICO_CFG, ResNetTrunk, Site, create_resnet
@@ -75,7 +75,8 @@ class Container(MapBackbone):
         self.in_chans = in_chans
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)  # [stage][block]
         inputs, patch, self.feature_info = in_chans, patch_size, []
-        for i, (depth, dim, mlp_ratio) in enumerate(zip(depths, embed_dims, mlp_ratios, strict=True)):
+        stages = per_stage("Container", depths=depths, embed_dims=embed_dims, mlp_ratios=mlp_ratios)
+        for i, (depth, dim, mlp_ratio) in enumerate(stages):
             dynamic = i == len(depths) - 1
             blocks = [Block(dim, mlp_ratio, drop_path[i][j], heads, dynamic) for j in range(depth)]
             self.add_module(f"patch_embed{i + 1}", PatchEmbed(inputs, dim, patch))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers.argument_checks import check_dtype
 from acmix_zoo.layers.deploy import check_eval_mode, fold
-from acmix_zoo.models.backbone import MapBackbone
+from acmix_zoo.models.backbone import MapBackbone, per_stage
 from acmix_zoo.models.registry import IMAGENET, SMALL, build
 from acmix_zoo.models.stem import small_stem
 
@@ -135,7 +135,7 @@ class ResNetTrunk(MapBackbone):
 
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)  # [stage][block]
         inputs, reduction, dilation = stem_width, 4, 1
-        for i, (depth, plane) in enumerate(zip(layers, planes, strict=True)):
+        for i, (depth, plane) in enumerate(per_stage(type(self).__name__, layers=layers, planes=planes)):
             blocks, before, down = [], dilation, 2 if i else 1
             if reduction * down > output_stride:
                 down, dilation = 1, dilation * down

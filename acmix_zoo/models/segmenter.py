@@ -72,6 +72,11 @@ class Segmenter(TaskNetwork):
                 f"{architecture} reduces images to 1/{2**depth}. Expected feature maps down to 1/{2**_MOST_HALVINGS}, "
                 "the smallest that segmentation_models_pytorch supports. Choose another backbone"
             )
+        if min(reductions) > 4:
+            raise ValueError(
+                f"the largest feature map of {architecture} is 1/{min(reductions)} of the image. Expected 1/4 or more, "
+                "which segmentation_models_pytorch needs. Choose another backbone, or a smaller patch_size"
+            )
         if repeated := [reduction for reduction in reductions if reductions.count(reduction) > 1]:
             raise ValueError(
                 f"{architecture} has {len(repeated)} feature maps of 1/{repeated[0]} of the image. The decoder "

@@ -71,3 +71,15 @@ def test_gradient_checkpointing_changes_nothing(name: str) -> None:
     assert found.contributions and expected.contributions
     assert found.contributions.attention == pytest.approx(expected.contributions.attention, rel=1e-4)
     assert checkpointed and all(m.grad_checkpointing for m in checkpointed)
+
+
+@pytest.mark.parametrize("name", ["acmix_resnet_pico", "resnet_pico"])
+def test_an_image_may_come_from_inference_mode(name: str) -> None:
+    """As in the examples of the README, which classify in inference mode."""
+    model, image = explained_network(name), smooth_image()
+    expected = explain(model, image)
+    with torch.inference_mode():
+        found = explain(model, image.clone())
+    assert found.grad_cam is not None and expected.grad_cam is not None
+    assert torch.equal(found.grad_cam, expected.grad_cam)
+    assert (found.contributions is None) == (name == "resnet_pico")

@@ -35,6 +35,12 @@ again = type(network)(network.yaml, ch=3, nc=7, verbose=False)
 old = YOLO("yolo11n-small.yaml")
 old.load = lambda weights: old  # that of version 8.4.0 leaves ckpt empty, so that train() would drop the weights
 swap(old, "model.1.*")
+unswapped, whole = YOLO("yolo11n-small.yaml"), YOLO("yolo11n-small.yaml")
+swap(whole)
+edited = write_yaml("yolo11n")
+assert write_yaml("yolo11n") == edited
+text = "# mine" + chr(10) + edited.read_text()
+edited.write_text(text)
 report(
     found=found, counted=counted, swapped=list(swapped.replaced), again=layers(again), after_swap=layers(network),
     keys_match=again.state_dict().keys() == network.state_dict().keys(), starts=yolo.ckpt["model"] is network,
@@ -43,7 +49,9 @@ report(
         error_of(build_row, 512, 3, 2, 1), error_of(build_row), error_of(build_row, 512, 3, 2, {"heads": 3}),
         error_of(build_row, 512, 4), error_of(build_row, 512, {"depth": 3}), error_of(swap, yolo, "model.13.*"),
         error_of(write_yaml, "yolov3"), error_of(write_yaml, "yolov99n"),
+        error_of(swap, unswapped, heads=7), error_of(swap, whole), error_of(write_yaml, "yolo11n"),
     ],
+    unrecorded="acmix_swap" not in unswapped.model.yaml, edited=edited.read_text() == text,
 )
 """
 
@@ -97,11 +105,15 @@ class TestParser:
             "ValueError: row 5: ACmix2d has the arguments [512, 3, 2, 1]. Expected [channels, kernel_conv, stride]",
             "ValueError: row 5: ACmix2d has the arguments []. Expected",
             "ValueError: row 5: an ACmix2d with these arguments cannot be built: 128 output channels are not divisible",
-            "ValueError: ACmix2d: kernel_conv",
-            "TypeError: swap_conv3x3: ",
+            "ValueError: row 5: ACmix2d cannot have these arguments: ACmix2d: kernel_conv",
+            "ValueError: row 5: ACmix2d cannot have these arguments: swap_conv3x3: unknown argument depth=3. Expected",
             "ValueError: swap: filter='model.13.*' matches no 3×3 convolution outside the head. Expected a pattern for",
             "ValueError: write_yaml: the neck of yolov3 has no Conv with kernel size 3 and stride 2",
             "FileNotFoundError: ",
+            "ValueError: swap: no convolution can be replaced with these arguments: ",
+            "ValueError: swap: there is no 3×3 convolution outside the head and behind the first layer. Expected",
+            "FileExistsError: write_yaml: yolo11n-acmix.yaml exists, and its content is different. Move",
         )
+        assert parsed["unrecorded"] and parsed["edited"]
         for error, beginning in zip(parsed["errors"], beginnings, strict=True):
             assert str(error).startswith(beginning), error

@@ -155,3 +155,13 @@ def test_a_folded_layer_rejects_other_shapes() -> None:
     for shape in ((1, 16, 8, 8), (1, 4096, 8, 8), (32, 8), (1, 32, 0, 8)):
         with pytest.raises(ValueError, match=r"DeployedACmix2d: the input has the shape .* Expected \(B, 32, H, W\)"):
             network(torch.randn(shape))
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"kernel_conv": 5, "kernel_att": 3}, {"heads": 8}])
+@pytest.mark.parametrize("size", [(16, 9, 12), (2, 16, 9, 12)])
+def test_folded_layers_state_the_same_multiplications(options: dict[str, int], size: tuple[int, ...]) -> None:
+    block = nn.Sequential(ACmix2d(16, 32, **options), nn.BatchNorm2d(32)).eval()
+    x = torch.zeros(size)
+    before = block[0].definition_macs(x)
+    fold(block, "0", "1")
+    assert isinstance(block[0], DeployedACmix2d) and block[0].definition_macs(x) == before

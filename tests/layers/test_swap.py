@@ -291,3 +291,25 @@ def test_an_impossible_size_changes_nothing() -> None:
     assert not any(isinstance(module, ACmix2d) for module in model.modules())
     model.pretrained_cfg["input_size"] = (3, 1, 0)  # a default that does not fit only costs the number of MACs
     assert swap_conv3x3(model, "layer4.*").macs is None
+
+
+class ReadsWeights(nn.Module):
+    """A network that uses the kernels of a convolution without calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(self.first(x), self.second.weight, self.second.bias, padding=1)
+
+
+def test_a_network_that_cannot_run_with_the_new_layers_is_not_changed() -> None:
+    model = ReadsWeights().eval()
+    x = torch.randn(1, 16, 8, 8)
+    before = model(x)
+    with pytest.raises(ValueError, match=r"ReadsWeights cannot run with ACmix2d in place of first, second: .*weight"):
+        swap_conv3x3(model, "*", input_size=(16, 8, 8))
+    assert torch.equal(model(x), before) and type(model.first) is nn.Conv2d
+    assert len(list(model.parameters())) == 4
+    assert list(swap_conv3x3(model, "first", input_size=(16, 8, 8)).replaced) == ["first"]

@@ -211,3 +211,19 @@ def test_attention_alone_is_pvt() -> None:
         alone = timm.create_model("acmix_pvt_t", paths="convolution")
     assert {key: value.shape for key, value in pure.items()} == {key: value.shape for key, value in plain.items()}
     assert not any(".proj.weight" in key and "attn" in key for key in alone.state_dict())
+
+
+def test_weights_fit_a_network_that_was_built_directly_or_pruned() -> None:
+    shape = {"depths": (1, 1), "embed_dims": (8, 16), "num_heads": (1, 2), "mlp_ratios": (2, 2), "reductions": (2, 1)}
+    larger, smaller = PVT(64, num_classes=3, **shape), PVT(32, num_classes=3, **shape)
+    assert load_weights(larger, smaller.state_dict()).pos_embed1.shape[1] == 4 * smaller.pos_embed1.shape[1]
+    complete, pruned = create_model("acmix_pvt_pico"), create_model("acmix_pvt_pico")
+    pruned.prune_intermediate_layers((0,))
+    with pytest.warns(UserWarning, match="unexpected 67 keys: block2"):
+        load_weights(pruned, complete.state_dict(), strict=False)
+    assert torch.equal(pruned.pos_embed1, complete.pos_embed1)
+
+
+def test_the_last_stage_cannot_be_reduced() -> None:
+    with pytest.raises(ValueError, match=r"PVT: reductions=\(4, 2\). Expected 1 in the last stage"):
+        create_model("acmix_pvt_pico", reductions=(4, 2))

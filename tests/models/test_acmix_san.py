@@ -262,3 +262,8 @@ def test_small_and_odd_images() -> None:
     with torch.no_grad():
         for size in ((65, 97), (8, 3), (1, 1)):
             assert network(torch.randn(1, 3, *size)).isfinite().all()
+
+
+def test_an_unknown_form_is_rejected() -> None:
+    with pytest.raises(ValueError, match='SAN: form must be "pairwise" or "patchwise", got \'pair-wise\''):
+        create_model("acmix_san_pico", form="pair-wise")

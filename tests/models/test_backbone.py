@@ -250,3 +250,22 @@ def test_autocast(name: str) -> None:
     assert out.dtype == torch.bfloat16 and (out.float() - exact).norm() < 0.15 * exact.norm()
     out.float().square().sum().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [("acmix_swin_pico", "depths"), ("acmix_pvt_pico", "depths"), ("acmix_resnet_pico", "layers"),
+     ("acmix_san_pico", "layers"), ("container_light", "depths")],
+)  # fmt: skip
+def test_every_stage_needs_every_argument(name: str, argument: str) -> None:
+    with pytest.raises(ValueError, match=rf"expected one value per stage in each of these .*{argument}=\(1,\), "):
+        create_model(name, **{argument: (1,)})
+
+
+@pytest.mark.parametrize("patch_size", [2, 3, 4, 5])
+@pytest.mark.parametrize("name", ["acmix_swin_pico", "acmix_pvt_pico"])
+def test_the_stated_reductions_are_those_of_the_maps(name: str, patch_size: int) -> None:
+    """With `small_input`, odd patches are rounded up to an even number."""
+    network = create_model(name, features_only=True, patch_size=patch_size, img_size=96)
+    maps = network.eval()(torch.zeros(1, 3, 96, 96))
+    assert [96 // found.shape[2] for found in maps] == network.feature_info.reduction()

@@ -134,3 +134,9 @@ def test_no_stage_of_the_backbone_is_lost(output_stride: int) -> None:
 def test_backbones_that_reduce_images_too_much_are_rejected(decoder: str) -> None:
     with pytest.raises(ValueError, match=r"levit_128 reduces images to 1/64\. Expected feature maps down to 1/32"):
         Segmenter("levit_128", 3, decoder=decoder)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("decoder", ["unet", "upernet"])
+def test_backbones_without_large_feature_maps_are_rejected(decoder: Any) -> None:
+    with pytest.raises(ValueError, match="the largest feature map of acmix_swin_pico is 1/8 of the image"):
+        Segmenter("acmix_swin_pico", 3, {"patch_size": 8}, decoder)
