@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.utilities import rank_zero_only
 
 from acmix_zoo.data.sources.installed_sources import SHIPPED
+from acmix_zoo.weights.names import is_network_name
 
 
 def check_config(config: Any, subcommand: str) -> None:
@@ -62,8 +64,8 @@ def choose_run_folder(config: Any, command: str) -> None:
 
     If the config is a run's own config.yaml, the run folder is the folder that contains it, even if that was moved or
     the command is run from a different directory. `_find_recorded` finds the paths in it, and a fit resumes the run
-    unless --ckpt_path is given. Otherwise, without --run.folder, the folder is named after the recipe (or the network)
-    and the data, so that two experiments do not share a folder.
+    unless --ckpt_path is given. A different run folder, on the command line or in another config, is a new run. Without
+    any, the folder is named after the recipe (or the network) and the data, so that two experiments do not share one.
 
     Args:
         config: the parsed options of the subcommand.
@@ -71,14 +73,20 @@ def choose_run_folder(config: Any, command: str) -> None:
     """
     recipes = [Path(str(path)) for path in config.get("config") or []]
     given = {word.split("=")[0] for word in shlex.split(command)}
-    run_folder = next((path.parent for path in reversed(recipes) if _is_run_config(path)), None)
-    if run_folder is not None and "--run.folder" not in given:
-        recorded, config.run.folder = config.run.folder, str(run_folder)
-        if "--ckpt_path" not in given:
+    run_config = next((path for path in reversed(recipes) if _is_run_config(path)), None)
+    stated = yaml.safe_load(run_config.read_text(encoding="utf-8")) if run_config else {}  # without the other configs
+    recorded = stated.get("run", {}).get("folder")
+    if run_config is not None and "--run.folder" not in given and config.run.folder == recorded:
+        run_folder = run_config.parent
+        config.run.folder = str(run_folder)
+        if "--ckpt_path" not in given and config.ckpt_path is None:
             config.ckpt_path = "last"  # the file itself has null, so that it can also repeat the run in a new folder
         for group, name in (("data", "source"), ("data", "classes_file"), ("model", "pretrained"), ("model", "model")):
             value, option = config[group].get(name), f"--{group}.{name}"
-            if isinstance(value, str) and value not in SHIPPED and option not in given:
+            is_path = (
+                isinstance(value, str) and value not in SHIPPED and not (name == "model" and is_network_name(value))
+            )
+            if is_path and option not in given and value == stated.get(group, {}).get(name):
                 config[group][name] = _find_recorded(value, recorded, run_folder, option)
     if config.run.folder is None:
         experiment = recipes[0].stem if recipes else Path(str(config.model.model)).name

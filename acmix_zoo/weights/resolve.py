@@ -17,6 +17,7 @@ from acmix_zoo.models.task_network import builder_options
 from acmix_zoo.weights.description import NetworkDescription, describe_config, read_config
 from acmix_zoo.weights.fetch import fetch
 from acmix_zoo.weights.locate import Kind, ModelLocation, locate, locate_weights
+from acmix_zoo.weights.names import is_network_name
 from acmix_zoo.weights.not_found import NotFoundError
 from acmix_zoo.weights.read import read_checkpoint
 
@@ -128,7 +129,9 @@ def _checkpoint_config(content: Any, path: Path) -> dict[str, Any] | None:
     if not {"model", "num_classes"} <= hyper.keys():
         return None
     name = str(hyper["model"])
-    if (Path(name) / "config.json").is_file():  # trained with a weight folder as the model
+    if (
+        not is_network_name(name) and (Path(name) / "config.json").is_file()
+    ):  # trained with a weight folder as the model
         raise ValueError(
             f"{path} records the weight folder {name} as its model. Expected the name of a network. Use the run's "
             "weights/, or run `acmix-zoo export` on a machine that has that folder"

@@ -133,3 +133,30 @@ def test_a_run_folder_is_never_the_working_directory(
     (tmp_path / "pets/sub").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / ("pets" if source == "sub/.." else "pets/sub"))
     assert next_run_folder(source).path == Path("runs/pets")
+
+
+def test_a_second_config_may_name_a_new_run_folder(photo_run: Path, photos: Path, tmp_path: Path) -> None:
+    """The finished run of the first config stays as it is."""
+    shutil.copytree(photo_run, tmp_path / "runs/x")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/x").rglob("*")}
+    config = yaml.safe_load((tmp_path / "runs/x/config.yaml").read_text())
+    config["run"]["folder"] = str(tmp_path / "runs/x")
+    (tmp_path / "runs/x/config.yaml").write_text(yaml.safe_dump(config))
+    before[tmp_path / "runs/x/config.yaml"] = (tmp_path / "runs/x/config.yaml").stat().st_mtime_ns
+    other = {"run": {"folder": str(tmp_path / "fresh")}, "model": {"lr": 0.001}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    assert main(["fit", f"--config={tmp_path / 'runs/x'}", f"--config={tmp_path / 'other.yaml'}"]) == 0
+    assert read_config(tmp_path / "fresh/weights")["acmix_zoo"]["name"].startswith("test_resnet")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/x").rglob("*")} == before
+
+
+def test_a_folder_named_like_the_network_is_not_its_model(
+    photo_run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`acmix-zoo pull org/test_resnet` creates such a folder."""
+    shutil.copytree(photo_run / "weights", tmp_path / "test_resnet")
+    monkeypatch.chdir(tmp_path)
+    assert main(["validate", f"--config={photo_run}"]) == 0
+    assert "--model.model" not in capsys.readouterr().out
+    image = next((photos / "test").rglob("*.png"))
+    assert main(["classify", str(image), f"--model={photo_run / 'checkpoints/best.ckpt'}"]) == 0
