@@ -75,6 +75,33 @@ class Checkpoints:
         """Return whether there is a run to resume."""
         return bool(self._existing())
 
+    def resume_message(self, command: str) -> str:
+        """Return a sentence that says how to resume the run; `command` does so, unless it is ""."""
+        if not self.last.exists():
+            return "Nothing had been saved yet."
+        how = f"run {command}" if command else "pass it to Trainer.fit as ckpt_path"
+        return f"The last state is in {self.last}; {how} to resume."
+
+    def take_best(self, trainer: L.Trainer) -> bool:
+        """If best.ckpt is missing, take the one beside the checkpoint that the run resumes from.
+
+        It is missing in the folder of a new run that continues another one.
+
+        Returns:
+            Whether there is one now, in all processes. If not, a warning is printed.
+        """
+        other = Path(trainer.ckpt_path or self.best).with_name(self.best.name)
+        if trainer.is_global_zero and not self.best.exists():
+            if other.exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                link(other, self.best)
+            else:
+                print(
+                    f"Warning: there is no {other}. The best weights will be those of an epoch from now on", flush=True
+                )
+        found: bool = trainer.strategy.broadcast(self.best.exists())
+        return found
+
     def _existing(self) -> list[Path]:
         return [path for path in (self.last, self.previous, self.best) if path.exists()]
 

@@ -36,6 +36,7 @@ from acmix_zoo.training.record import evaluation_limits, parent_record, task_of
 from acmix_zoo.training.run_messages import early_stop_line, epoch_line, start_lines
 from acmix_zoo.training.run_state import RunState
 from acmix_zoo.training.signals import Interrupted, Signals, exit_after_signal
+from acmix_zoo.weights.folder_writer import check_target
 from acmix_zoo.weights.hub import check_push
 
 
@@ -123,10 +124,7 @@ class RunFolder(Checkpoint):
     @property
     def resume_message(self) -> str:
         """A sentence that says how to resume the run."""
-        if not self.last.exists():
-            return "Nothing had been saved yet."
-        how = f"run {self.resume_command}" if self.resume_command else "pass it to Trainer.fit as ckpt_path"
-        return f"The last state is in {self.last}; {how} to resume."
+        return self.checkpoints.resume_message(self.resume_command)
 
     # State in checkpoints.
 
@@ -154,7 +152,7 @@ class RunFolder(Checkpoint):
         """Create the folder and lock it, unless this is a dry run.
 
         Raises:
-            OSError: another run is writing to the folder. This is raised in all processes.
+            OSError: another run is writing to the folder, or weights/ in it is something else. All processes raise it.
             ValueError: `find_lr` is set. The command line looks for a learning rate without this callback.
         """
         if self.find_lr:
@@ -165,14 +163,15 @@ class RunFolder(Checkpoint):
         self._is_dry_run = bool(getattr(trainer, "fast_dev_run", False))
         self.state.limits = evaluation_limits(trainer)
         if not self._is_dry_run:
+            check_target(self.folder / "weights")  # now, rather than after the last epoch
+            if self.push_to:
+                check_push(self.push_to)
             self._claim.claim(trainer)
         if self.state.seed is None:
             self.state.seed = torch.initial_seed()
         if self.state.parent is None:
             cfg = getattr(getattr(pl_module, "model", None), "pretrained_cfg", None) or {}
             self.state.parent = parent_record({}, pl_module.hparams.get("pretrained"), cfg)
-        if self.push_to and not self._is_dry_run:
-            check_push(self.push_to)  # now, rather than after the last epoch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Install signal handlers (after Lightning has installed its own), and print where the run starts."""
@@ -183,6 +182,8 @@ class RunFolder(Checkpoint):
             folder = None if self._is_dry_run else self.folder
             print(*start_lines(trainer, pl_module, folder, self.state.epochs), sep="\n", flush=True)
         self.state.epochs = trainer.max_epochs
+        if self.state.best and not self._is_dry_run and not self.checkpoints.take_best(trainer):
+            self.state.best = None
         # on_train_epoch_start is not called for a run that is resumed within an epoch
         self._start_epoch(self.state.unfinished_seconds)
 
