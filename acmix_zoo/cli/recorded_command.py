@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ Record = Mapping[str, Any]
 
 # Options of a recorded command that belong to that run: where it was written and what it resumed from.
 RUN_OPTIONS = ("--run.folder", "--run.push_to", "--ckpt_path")
+# Options that may name classes, such as callbacks.
+_CODE_OPTIONS = tuple(f"--trainer.{name}" for name in ("callbacks", "logger", "plugins", "profiler", "strategy"))
 
 
 class Target(NamedTuple):
@@ -45,7 +48,7 @@ def find_target(name: str) -> Target:
     Raises:
         FileNotFoundError: there are no weights and no recipe of that name, or the recipe that the record names is not
             available.
-        ValueError: the record does not state how the weights were trained.
+        ValueError: the record does not state how the weights were trained, or names code to run.
     """
     run = find_run(Path(name))
     if run is not None and has_config(run / "weights"):
@@ -73,6 +76,9 @@ def _target_of_weights(folder: Path, name: str, recipe: Path | None = None) -> T
     if record.get("command") or record.get("recipe"):
         run = find_run(folder)  # if the folder is still inside its run folder
         own = run / "config.yaml" if run and (run / "config.yaml").is_file() else None
+        root = checkpoints_root()
+        if own is None and not (root and folder.resolve().parent == root.resolve()):
+            _check_foreign(record, name)
         return Target(record["name"], recorded_arguments(record, own), record)
     if recipe:
         return _recipe_target(recipe)
@@ -80,6 +86,23 @@ def _target_of_weights(folder: Path, name: str, recipe: Path | None = None) -> T
         f"the record of {name} has neither a command nor a recipe (origin: {record.get('origin', 'unknown')}), so it "
         "does not say how to train the weights. Pass the name of a recipe instead"
     )
+
+
+def _check_foreign(record: Record, name: str) -> None:
+    """Check that the command in the record of weights, which may come from anyone, chooses no code to run.
+
+    Raises:
+        ValueError: it does, as for a callback. The message names the option.
+    """
+    for option, *values in split_options(shlex.split(record.get("command") or "")):
+        is_plain = len(values) <= 1 and all(re.fullmatch(r"[a-z0-9_]*", value) for value in values)
+        is_group = "." not in option and option not in ("--config", "--task", "--seed_everything")
+        if is_group or "class_path" in " ".join(values) or (option.startswith(_CODE_OPTIONS) and not is_plain):
+            raise ValueError(
+                f"the command in the record of {name} has {' '.join([option, *values])[:200]}, which may run any code. "
+                "Expected plain options only, because weights may come from anyone. If you trust the command, copy it "
+                "from config.json and run it yourself"
+            )
 
 
 def _recipe_target(recipe: Path, name: str = "") -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def reproduce(arguments: Sequence[str], train: Train = run_trainer) -> bool:
         parser.error(f"the first argument is the option {arguments[0]}. Expected NAME first, then options")
     options, more = parser.parse_known_args(arguments)
     target = find_target(options.name)
-    folder = options.folder or Path("runs/reproduce") / target.name
+    safe_name = re.sub(r"[^\w.-]+", "-", target.name).lstrip(".")  # it may be anyone's
+    folder = options.folder or Path("runs/reproduce") / safe_name
     weights = folder / "weights"
     if (weights / "config.json").is_file():
         print(f"The run in {folder} is finished, so it is only compared. For a new run, set a different --run.folder")

@@ -264,3 +264,36 @@ def test_converted_weights_cannot_be_reproduced(project: Path, capsys: pytest.Ca
         main(["reproduce", "--model.lr", "1", "weights"])
     assert stop.value.code == 2
     assert "Expected NAME first, then options" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--trainer.logger=CSVLogger --trainer.logger.save_dir=/etc", "--trainer.callbacks+=mine.Callback",
+     """--model.loss '{"class_path": "mine.Loss"}'""", "--trainer '{logger: CSVLogger}'"],
+)  # fmt: skip
+def test_the_record_of_foreign_weights_runs_no_code(words: str, project: Path, tmp_path: Path) -> None:
+    config = json.loads((project / "weights/config.json").read_text())
+    plain = f"{config['acmix_zoo']['command']} --trainer.logger false --trainer.strategy ddp"
+    for command in (plain, f"{plain} {words}"):
+        config["acmix_zoo"]["command"] = command
+        (project / "weights/config.json").write_text(json.dumps(config))
+        if command == plain:
+            assert find_target("weights").arguments
+    with pytest.raises(ValueError, match=r"the command in the record of weights has --.*, which may run any code"):
+        find_target("weights")
+
+
+def test_the_name_of_foreign_weights_stays_in_its_folder(project: Path, tmp_path: Path) -> None:
+    config = json.loads((project / "weights/config.json").read_text())
+    config["acmix_zoo"]["name"] = f"{tmp_path}/outside"
+    (project / "weights/config.json").write_text(json.dumps(config))
+    arguments: list[str] = []
+
+    def train(given: list[str], before_fit: Any) -> Any:
+        arguments.extend(given)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(["weights", "--model.pretrained", "false"], train)
+    folder = Path(arguments[arguments.index("--run.folder") + 1])
+    assert folder.parent == Path("runs/reproduce") and folder.name.endswith("-outside")
