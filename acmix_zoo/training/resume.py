@@ -135,7 +135,8 @@ def check_finished(recorded: Recorded, given: Options, run_name: str) -> bool:
         ValueError: an option that affects the weights or their card has changed.
     """
     changed = find_changes(recorded.options, given, Rule.APPLIES, Rule.COMPARED)
-    if changed.keys() & set(_LENGTH):
+    stopped_early = recorded.epochs < (recorded.options.get("trainer.max_epochs") or 0)
+    if changed.keys() & {*_LENGTH, *(["trainer.callbacks"] if stopped_early else [])}:
         return False
     late = {name: values for name, values in changed.items() if name not in ("trainer.callbacks", "trainer.plugins")}
     if late:

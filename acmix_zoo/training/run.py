@@ -33,11 +33,11 @@ from acmix_zoo.training.history import Row, check_validation_interval, make_row,
 from acmix_zoo.training.lock import ClaimedFolder
 from acmix_zoo.training.logs import Log
 from acmix_zoo.training.record import evaluation_limits, parent_record, task_of
-from acmix_zoo.training.run_messages import early_stop_line, epoch_line, start_lines
+from acmix_zoo.training.run_messages import early_stop_line, epoch_line, keep_own_patience, start_lines
 from acmix_zoo.training.run_state import RunState
 from acmix_zoo.training.signals import Interrupted, Signals, exit_after_signal
-from acmix_zoo.weights.folder_writer import check_target
 from acmix_zoo.weights.hub import check_push
+from acmix_zoo.weights.replace import check_target
 
 
 class RunFolder(Checkpoint):
@@ -135,6 +135,7 @@ class RunFolder(Checkpoint):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note the step of the checkpoint, for the record."""
         self._resumed_step = int(checkpoint.get("global_step", 0))
+        keep_own_patience(trainer, checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from the state of a checkpoint."""

@@ -1,5 +1,6 @@
 """Which options may change for a resumed or finished run, on the command line and in Python."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -224,3 +225,20 @@ def test_a_folder_in_the_place_of_the_weights_is_noticed_before_training(runs: P
     with pytest.raises(FileExistsError, match="run/weights exists and is not a weight folder"):
         make_trainer(run).fit(make_task(), make_data(runs / "images"))
     assert not run.last.exists() and (tmp_path / "run/weights/notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_stopped_early_continues_with_more_patience_or_without_the_callback(
+    runs_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fit(*callbacks: str) -> str:
+        given = {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}
+        listed = json.dumps([{**given, "init_args": json.loads(arguments)} for arguments in callbacks])
+        changes = {"trainer__max_epochs": 5, "trainer__callbacks": listed, "trainer__limit_train_batches": 1}
+        assert main(resume_command(runs_copy, "early", **changes)) == 0
+        return capsys.readouterr().out
+
+    never_better = '{"monitor": "val/top1", "mode": "max", "min_delta": 2.0, "patience": %d}'
+    assert "Stopped early after epoch 2 of 5" in fit(never_better % 1)
+    assert "2 of 5 epochs" in fit(never_better % 1)  # finished, so nothing happens
+    assert "Stopped early after epoch 3 of 5" in fit(never_better % 2)
+    assert "epoch 5/5" in fit()
