@@ -72,6 +72,20 @@ def is_same_size(stated: tuple[int, int], actual: tuple[int, int]) -> bool:
     return max(abs(stated[0] - actual[0]), abs(stated[1] - actual[1])) <= 1
 
 
+def known_sizes(stated: Sequence[tuple[int, int] | None], paths: Sequence[str]) -> list[tuple[int, int] | None]:
+    """Return the (width, height) of each image that its annotations state, or else its file.
+
+    If many annotations state none, the files are not read, because this would take minutes.
+    """
+    sizes = list(stated)
+    unknown = [i for i, size in enumerate(stated) if size is None]
+    if len(unknown) <= CHECK_LIMIT:
+        with ThreadPoolExecutor(max_workers=8) as pool:  # disk access releases the GIL
+            for i, size in zip(unknown, pool.map(image_size, [paths[i] for i in unknown]), strict=True):
+                sizes[i] = size
+    return sizes
+
+
 class BoxSource(IndexedSource):
     """A data set of images with boxes. `load` returns an `AnnotatedImages` for each split that exists.
 

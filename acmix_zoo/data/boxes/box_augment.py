@@ -14,7 +14,7 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Mask
 
 from acmix_zoo.data.augment import Pixels, uniforms
 from acmix_zoo.data.boxes.coco_api import decode_masks
-from acmix_zoo.data.boxes.objects import Objects
+from acmix_zoo.data.boxes.objects import Objects, clip_boxes
 
 Target = dict[str, Tensor]
 """boxes (N, 4) float32: left, top, right and bottom in pixels; labels (N,) int64 from 1, because 0 is the background;
@@ -51,10 +51,13 @@ class BoxAugment:
             key: the key of the image, see `acmix_zoo.data.augment.image_keys`.
 
         Returns:
-            The image (3, h, w) uint8, and its target in pixels of the result.
+            The image (3, h, w) uint8, and its target in pixels of the result, without boxes outside the image.
         """
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
         height, width = pixels.shape[1:]
+        # The size may not have been known before, or be smaller than the annotation states.
+        clipped, is_inside = clip_boxes(objects.boxes, (width, height))
+        objects = objects._replace(boxes=clipped).select(is_inside)
         parts: dict[str, Any] = {"image": pixels, **_geometry(objects, height, width)}
         pick, hflip, vflip = uniforms(np.array([key], np.uint64), 3)[0]
         if self.sizes:
@@ -81,12 +84,9 @@ def scaled_size(height: int, width: int, side: int, max_size: int) -> tuple[int,
 
 
 def _geometry(objects: Objects, height: int, width: int) -> dict[str, Any]:
-    """Return boxes and masks as tensors that torchvision transforms together with the image.
-
-    An image file may be smaller than its annotation states, so boxes are clipped once more.
-    """
+    """Return boxes and masks as tensors that torchvision transforms together with the image."""
     boxes = BoundingBoxes(torch.from_numpy(objects.boxes), format=BoundingBoxFormat.XYXY, canvas_size=(height, width))
-    geometry: dict[str, Any] = {"boxes": transforms.clamp_bounding_boxes(boxes)}
+    geometry: dict[str, Any] = {"boxes": boxes}
     if objects.masks is not None:
         geometry["masks"] = Mask(torch.from_numpy(decode_masks(objects.masks, height, width)))
     return geometry

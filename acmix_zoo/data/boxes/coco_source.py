@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource
+from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource, known_sizes
 from acmix_zoo.data.boxes.coco_api import encode_mask
 from acmix_zoo.data.boxes.coco_classes import CocoClasses
 from acmix_zoo.data.boxes.coco_file import read_coco_file
@@ -96,12 +96,15 @@ class CocoSource(BoxSource):
                 self.check.count("of unknown images", str(annotation.get("image_id")))
         numbers = self.classes.numbers(content["categories"])
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
+        paths = [checked_path(str(folder / image["file_name"]), (str(self.folder),)) for image in images]
+        sizes = known_sizes([_stated_size(image) for image in images], paths)
         try:
-            objects = [self._objects(image, annotations[image["id"]], numbers, names) for image in images]
+            objects = [
+                self._objects(str(image["file_name"]), size, annotations[image["id"]], numbers, names)
+                for image, size in zip(images, sizes, strict=True)
+            ]
         except ValueError as error:
             raise ValueError(f"{self._files[split]}: {error}") from error
-        paths = [checked_path(str(folder / image["file_name"]), (str(self.folder),)) for image in images]
-        sizes = [_stated_size(image) for image in images]
         return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), objects, sizes)
 
     def _image_folder(self, split: str, images: list[dict[str, Any]]) -> Path:
@@ -125,7 +128,8 @@ class CocoSource(BoxSource):
 
     def _objects(
         self,
-        image: dict[str, Any],
+        name: str,
+        size: tuple[int, int] | None,
         annotations: list[dict[str, Any]],
         numbers: Mapping[int, int],
         category_names: Mapping[int, str],
@@ -133,11 +137,12 @@ class CocoSource(BoxSource):
         """Return the usable objects of an image.
 
         Args:
-            image, annotations: as in the file.
+            name: the name of the image, for messages.
+            size: (width, height) of the image, if it is known.
+            annotations: as in the file.
             numbers: the class of each category id.
             category_names: the name of each category id in the file, for messages.
         """
-        name, size = str(image["file_name"]), _stated_size(image)
         if self.has_masks and size is None:
             raise ValueError(
                 f"the annotations do not state the size of the image {name}. Expected its width and height, which "
@@ -170,8 +175,8 @@ class CocoSource(BoxSource):
 
 def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return the (width, height) that a file states for an image."""
-    width, height = image.get("width"), image.get("height")
-    return (width, height) if width and height else None
+    width, height = image.get("width") or 0, image.get("height") or 0
+    return (int(width), int(height)) if width >= 1 and height >= 1 else None  # masks need integers
 
 
 def corners(box: Any, box_format: str) -> list[float]:

@@ -65,6 +65,12 @@ def make_objects(
     )
 
 
+def clip_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes (N, 4) clipped to an image of `size` (width, height), and whether each has area in it, (N,) bool."""
+    clipped = boxes.clip(0, [*size, *size]).astype(np.float32)
+    return clipped, np.asarray((clipped[:, 2:] > clipped[:, :2]).all(1))
+
+
 class BoxCheck:
     """Leave out unusable boxes, clip those that extend beyond their image, and count both.
 
@@ -112,8 +118,7 @@ class BoxCheck:
         kept = objects.select(has_area)
         if size is None or not len(kept.boxes):
             return kept
-        clipped = kept.boxes.clip(0, [*size, *size]).astype(np.float32)
-        is_inside = np.asarray((clipped[:, 2:] > clipped[:, :2]).all(1))
+        clipped, is_inside = clip_boxes(kept.boxes, size)
         is_clipped = is_inside & (np.abs(clipped - kept.boxes).max(1) > _TOLERANCE)
         self.count("outside their image", image, int((~is_inside).sum()))
         self.count(self._CLIPPED, image, int(is_clipped.sum()))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource
+from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource, known_sizes
 from acmix_zoo.data.boxes.objects import UNKNOWN, BoxCheck, Objects, make_objects
 from acmix_zoo.data.formats import is_image_name
 from acmix_zoo.data.sources.image_sets import FileImages, Images
@@ -99,15 +99,15 @@ class VocSource(BoxSource):
     def _annotated(self, records: list[_Record]) -> AnnotatedImages:
         numbers = {name: number for number, name in enumerate(self.class_names)}
         cleaned = []
-        for image, size, names, objects in records:
+        paths = [str(record.image) for record in records]
+        sizes = known_sizes([record.size for record in records], paths)
+        for (image, _, names, objects), size in zip(records, sizes, strict=True):
             for name in names:
                 if name not in numbers:
                     self.check.count_unknown_class(image.name, name)
             classes = np.array([numbers.get(name, UNKNOWN) for name in names], np.int64)
             known = objects._replace(classes=classes).select(classes != UNKNOWN)
             cleaned.append(self.check.clean(known, size, image.name))
-        paths = [str(record.image) for record in records]
-        sizes = [record.size for record in records]
         return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), cleaned, sizes)
 
 

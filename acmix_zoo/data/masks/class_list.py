@@ -74,8 +74,9 @@ class ClassList(NamedTuple):
 def read_class_list(path: Path) -> ClassList:
     """Read a class list: one class per line, with its name and, for RGB masks, its colour before or after it.
 
-    Names and colours are separated by spaces or commas. Empty lines, lines that start with #, and the header of a CSV
-    file are skipped. The names void, ignore and unlabelled mark colours that belong to no class.
+    Names and colours are separated by spaces or commas, and names may contain numbers. Empty lines, lines that start
+    with #, and the header of a CSV file are skipped. The names void, ignore and unlabelled mark colours that belong to
+    no class.
 
     Raises:
         ValueError: some of the classes have no colour, void has none, or the file is not UTF-8.
@@ -87,20 +88,38 @@ def read_class_list(path: Path) -> ClassList:
         words = [word for word in re.split(r"[,\s]+", line.strip()) if word]
         if not words or words[0].startswith("#") or [word.lower() for word in words] == ["name", "r", "g", "b"]:
             continue
-        numbers = [int(word) for word in words if word.isdigit()]
-        name = " ".join(word for word in words if not word.isdigit())
-        has_colour = len(numbers) == 3 and bool(name)
-        if name.lower() in _VOID_NAMES and not has_colour:  # leaving it out would renumber the classes after it
+        name, colour = _split_line(line, words)
+        bare = " ".join(word for word in name.split() if not word.isdecimal())
+        is_void = bare.lower() in _VOID_NAMES
+        if is_void and colour is None:  # leaving it out would renumber the classes after it
             raise ValueError(
-                f"{path} lists {name!r} without a colour. Expected only classes in a list without colours. Remove the "
+                f"{path} lists {bare!r} without a colour. Expected only classes in a list without colours. Remove the "
                 "line, and set data.ignore_values to the values of pixels without a class"
             )
-        if has_colour:
-            (ignored if name.lower() in _VOID_NAMES else colours).append((numbers[0], numbers[1], numbers[2]))
-        if name.lower() not in _VOID_NAMES:
-            names.append(name if has_colour else " ".join(words))
+        if colour is not None:
+            (ignored if is_void else colours).append(colour)
+        if not is_void:
+            names.append(name)
     if colours and len(colours) < len(names):
         raise ValueError(
             f"{path}: {len(colours)} of {len(names)} classes have a colour. Expected one for all of them, or for none"
         )
     return ClassList(names, colours, ignored)
+
+
+def _split_line(line: str, words: list[str]) -> tuple[str, Colour | None]:
+    """Return the name in a line, and its colour: the last or the first three values, if these are integers.
+
+    Args:
+        line: the line. Values between commas may contain spaces.
+        words: its values, if spaces separate them, too.
+    """
+    cells = [cell.strip() for cell in line.split(",") if cell.strip()]
+    for values in (cells, words):
+        for numbers, rest in ((values[-3:], values[:-3]), (values[:3], values[3:])):
+            name = " ".join(" ".join(rest).split())
+            has_name = any(not word.isdecimal() for word in name.split())
+            if has_name and all(number.isdecimal() for number in numbers):
+                red, green, blue = map(int, numbers)
+                return name, (red, green, blue)
+    return " ".join(words), None

@@ -18,6 +18,7 @@ VOID = 255
 """The value of pixels without a class in decoded masks. Losses and metrics ignore them."""
 _UNKNOWN = 254  # the entry in a lookup table for a value that is neither a class nor ignored
 _MOST_CLASSES = 254
+_MODES = ("1", "L", "P", "F", "RGB", "RGBA", "RGBX")  # of Pillow; and I, I;16 and so on
 
 Colour = tuple[int, int, int]
 
@@ -82,14 +83,26 @@ class MaskClasses:
             name: name of the mask for messages.
 
         Raises:
-            UnreadableImage: a pixel has a value that is neither a class nor ignored, or it is not clear whether the
-                colours or the numbers of a palette count.
+            UnreadableImage: a pixel has a value that is neither a class nor ignored, it is not clear whether the
+                colours or the numbers of a palette count, or the mask has a mode such as CMYK.
         """
+        if mask.mode in ("LA", "PA"):
+            mask = mask.convert(mask.mode[0])  # without its alpha channel
+        if mask.mode not in _MODES and not mask.mode.startswith("I"):
+            raise UnreadableImage(
+                f"mask {name} is a {mask.mode} image. Expected a grey, palette or RGB image. Save it as one of these"
+            )
         if mask.mode == "P":
             return self._decode_palette(mask, name)
         if mask.mode == "1" and VOID in self._greys:
             mask = mask.convert("L")  # white is 255 instead of 1
         pixels = np.asarray(mask)
+        if mask.mode == "F" and (is_between := ~np.isfinite(pixels) | (pixels != np.trunc(pixels))).any():
+            wrong = first_few([str(value) for value in np.unique(pixels[is_between])])
+            raise UnreadableImage(
+                f"mask {name} has pixels of the value {wrong}. Expected whole numbers, which stand for classes. Save "
+                "the mask with integers"
+            )
         if pixels.ndim == 3:
             return self._decode_colours(pixels[..., :3], name)
         return self._decode_numbers(pixels, name, self._greys)

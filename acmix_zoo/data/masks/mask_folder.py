@@ -12,8 +12,7 @@ import numpy as np
 
 from acmix_zoo.data.formats import is_image_name
 from acmix_zoo.data.masks.class_list import ClassOptions
-from acmix_zoo.data.masks.mask_images import MaskImages
-from acmix_zoo.data.sources.base import IndexedSource
+from acmix_zoo.data.masks.mask_images import MaskImages, MaskSource
 from acmix_zoo.data.sources.find_images import walk_folders
 from acmix_zoo.data.sources.image_sets import FileImages, Images
 from acmix_zoo.data.sources.split_names import SPLIT_NAMES, local_name, match_splits, read_split_lists
@@ -35,7 +34,7 @@ def is_mask_folder(path: Path) -> bool:
     return any(is_image_name(name) for folder in masks if folder for _, _, names in os.walk(folder) for name in names)
 
 
-class MaskFolder(IndexedSource):
+class MaskFolder(MaskSource):
     """A folder of images and masks: `images/train` and `masks/train`, `train/images` and `train/masks`, or no splits.
 
     A mask has the name of its image, except for the extension and an ending such as `_mask`. Images without a mask are
@@ -96,6 +95,8 @@ class MaskFolder(IndexedSource):
         return pairs
 
     def missing_split_advice(self, split: str) -> str:
+        if split in self._empty:
+            return super().missing_split_advice(split)
         if (self.root / SPLIT_LISTS).is_dir():
             return f"Add the names of its images as {SPLIT_LISTS}/{split}.txt"
         return f"Add images/{split} and masks/{split}"

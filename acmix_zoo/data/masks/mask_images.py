@@ -1,10 +1,11 @@
-"""`MaskImages`: images with a mask each, in files or in a table, and the check of both before a run."""
+"""`MaskImages`: images with a mask each, in files or in a table, and `MaskSource`, a data set of such splits."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ from PIL import Image
 from acmix_zoo.data.formats import open_formats
 from acmix_zoo.data.images import UnreadableImage, image_size
 from acmix_zoo.data.inspection import Inspection
-from acmix_zoo.data.masks.mask_classes import MaskClasses
+from acmix_zoo.data.masks.mask_classes import VOID, MaskClasses
+from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.image_sets import CHECK_LIMIT, FileImages, Images
 from acmix_zoo.data.sources.table import TableImages
 
@@ -62,12 +64,19 @@ class MaskImages(Images):
             source = self.masks.encoded_image(index) if isinstance(self.masks, TableImages) else name
             with _open(source) as file:
                 file.load()
-                mask = file.convert("L") if file.mode == "LA" else file.copy()
+                mask = file.copy()
         except Exception as error:  # broken bytes raise almost any exception
             if isinstance(error, MemoryError):
                 raise
             raise UnreadableImage(f"mask {name} cannot be read: {error or type(error).__name__}") from error
         return self.classes.decode(mask, name)
+
+    def has_labels(self) -> bool:
+        """Return whether any pixel of the masks has a class. This reads masks until one has, or cannot be read."""
+        try:
+            return any((self.mask(index) != VOID).any() for index in range(len(self)))
+        except UnreadableImage:  # `inspect` reports it
+            return True
 
     def pair(self, index: int) -> Pair:
         """Return an image and its mask.
@@ -120,6 +129,35 @@ class MaskImages(Images):
             return image_size(images.encoded_image(index) if isinstance(images, TableImages) else images.paths[index])
         except (OSError, UnreadableImage):  # a cell of a table
             return None
+
+
+class MaskSource(IndexedSource):
+    """A data set of images with masks. `load` returns a `MaskImages` for each split that exists.
+
+    Attributes:
+        classes: how masks encode classes.
+    """
+
+    classes: MaskClasses
+    _empty: Sequence[str] = ()
+
+    @cached_property
+    def splits(self) -> dict[str, Images]:
+        """The result of `load`, without validation and test splits whose masks were published without classes."""
+        loaded = self.load()
+        self._empty = [
+            name
+            for name, images in loaded.items()
+            if name != "train" and isinstance(images, MaskImages) and not images.has_labels()
+        ]
+        remarks = [f"{name} is not used, because no pixel of its masks has a class" for name in self._empty]
+        self.remarks = [*self.remarks, *remarks]
+        return {name: images for name, images in loaded.items() if name not in self._empty}
+
+    def missing_split_advice(self, split: str) -> str:
+        if split in self._empty:
+            return f"No pixel of its {split} masks has a class. Add masks with classes"
+        return super().missing_split_advice(split)
 
 
 def _open(source: str | bytes) -> Image.Image:

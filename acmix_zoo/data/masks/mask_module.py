@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from acmix_zoo.data.augment import Pixels
 from acmix_zoo.data.masks.class_list import ClassOptions
 from acmix_zoo.data.masks.mask_augment import MaskAugment
 from acmix_zoo.data.masks.mask_dataset import MaskBatch, MaskLoaders
+from acmix_zoo.data.masks.mask_images import MaskSource
 from acmix_zoo.data.masks.mask_sources import SOURCE_KINDS, open_mask_source
 from acmix_zoo.data.options import channel_stats, check_shared_options
 from acmix_zoo.data.resumable import ResumableDataModule
@@ -142,17 +144,28 @@ class MaskDataModule(ResumableDataModule):
     def describe(self) -> dict[str, Any]:
         """Return what the record of a run states about its data, and how its masks encode the classes."""
         masks = {**self.coding, "mask_column": self.mask_column, "eval_resize": self.eval_resize}
-        return {**super().describe(), "masks": {name: value for name, value in masks.items() if value is not None}}
+        description = {**super().describe(), "masks": {key: value for key, value in masks.items() if value is not None}}
+        if isinstance(self.source, MaskSource) and self.source.classes.colours:
+            classes = self.source.classes
+            description["mask_colours"] = {
+                name: [list(colour) for colour in getattr(classes, name)] for name in ("colours", "ignore_colours")
+            }
+        return description
 
     @classmethod
     def for_weights(cls, source: str, config: Mapping[str, Any]) -> MaskDataModule:
         """Return the data module that resizes and normalises images, and reads masks, as weights expect them."""
         cfg, dataset = config["pretrained_cfg"], config["acmix_zoo"].get("dataset") or {}
-        return cls(
+        data = cls(
             source, crop_size=tuple(cfg["input_size"][1:]), class_names=cfg["label_names"], mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]), validation_as_test=dataset.get("validation_as_test", False),
             **dataset.get("masks", {}), **dataset.get("val_split", {}),
         )  # fmt: skip
+        if isinstance(data.source, MaskSource):  # its class list may be missing, or another one than in training
+            recorded = dataset.get("mask_colours", {})
+            colours: dict[str, Any] = {key: tuple(map(tuple, values)) for key, values in recorded.items()}
+            data.source.classes = replace(data.source.classes, **colours)
+        return data
 
     # ---- batches
 

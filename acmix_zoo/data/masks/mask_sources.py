@@ -10,7 +10,7 @@ import numpy as np
 
 from acmix_zoo.data.masks.class_list import ClassOptions
 from acmix_zoo.data.masks.mask_folder import LAYOUT, MaskFolder
-from acmix_zoo.data.masks.mask_images import MaskImages
+from acmix_zoo.data.masks.mask_images import MaskImages, MaskSource
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.image_sets import Images
 from acmix_zoo.data.sources.open import is_hub_id, source_not_found
@@ -51,7 +51,7 @@ def open_mask_source(source: str, options: ClassOptions, mask_column: str | None
     raise source_not_found(source, SOURCE_KINDS)
 
 
-class MaskTable(IndexedSource):
+class MaskTable(MaskSource):
     """A Hub data set or parquet files with a column of images and one of masks.
 
     Raises:

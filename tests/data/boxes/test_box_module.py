@@ -237,3 +237,22 @@ def test_other_folders_are_rejected(tmp_path: Path) -> None:
         make(write_voc(tmp_path / "voc", {"train": [[("a", BOX)]]}), masks=True)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         make(tmp_path / "missing" / "deep")
+
+
+@pytest.mark.parametrize("write", [write_coco, write_voc])
+def test_sizes_that_annotations_do_not_state_are_those_of_the_files(tmp_path: Path, write: Any) -> None:
+    """A box outside its image cannot be found, so that it would lower the precision."""
+    if write is write_voc:
+        write(tmp_path, {split: [[("red", BOX), ("red", (71, 6, 90, 30))]] for split in ("train", "val")})
+        for file in (tmp_path / "Annotations").iterdir():
+            file.write_text(file.read_text().replace("<width>64", "<width>0"))
+    else:
+        for file in (write(tmp_path, train=1, val=1) / "annotations").iterdir():
+            content = json.loads(file.read_text())
+            del content["images"][0]["width"]
+            content["annotations"] = [{**content["annotations"][0], "bbox": [x, 5, 20, 20]} for x in (10, 70)]
+            file.write_text(json.dumps(content))
+    data = make(tmp_path)
+    (batch,) = data.val_dataloader()
+    assert len(batch.targets[0]["boxes"]) == 1
+    assert "left out 2 outside their image" in data.loaders.summary({})

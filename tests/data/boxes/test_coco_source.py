@@ -98,6 +98,9 @@ def test_masks_need_the_size_of_their_image(tmp_path: Path) -> None:
     folder = write_coco_split(tmp_path, "train2017", 1)
     content = change(folder)
     change(folder, images=[{name: value for name, value in content["images"][0].items() if name != "width"}])
+    (mask, *_) = annotated(CocoSource(str(folder), has_masks=True)).objects[0].masks or []
+    assert mask["size"] == [48, 64]  # of the file
+    (folder / "train2017/000000.png").write_bytes(b"broken")
     assert len(annotated(CocoSource(str(folder))))
     with pytest.raises(ValueError, match=r"do not state the size of the image 000000\.png"):
         CocoSource(str(folder), has_masks=True).load()
@@ -221,3 +224,10 @@ def test_unreadable_masks_are_named(tmp_path: Path, segmentation: Any) -> None:
         ValueError, match=r"train2017\.json: the annotation of id 900 \(of 000000\.png\) has .* Expected polyg"
     ):
         source.load()
+
+
+def test_sizes_may_be_floating_point_numbers(tmp_path: Path) -> None:
+    folder = write_coco_split(tmp_path, "train2017", 1)
+    expected = annotated(CocoSource(str(folder), has_masks=True)).objects[0].masks
+    change(folder, images=[{**change(folder)["images"][0], "width": 64.0, "height": 48.0}])
+    assert annotated(CocoSource(str(folder), has_masks=True)).objects[0].masks == expected

@@ -157,3 +157,47 @@ def test_written_masks_hold_the_numbers_of_classes(tmp_path: Path) -> None:
         assert np.array_equal(CLASSES.decode(mask, "m"), EXPECTED)
         assert mask.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
     assert default_palette(16)[15] == (192, 128, 128) and len(set(default_palette(150))) == 150  # person, in Pascal VOC
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("name,r,g,b\nclass 1,255,0,0\nclass 2,0,255,0\n", ["class 1", "class 2"]),
+        ("road,255,0,0\nlane 2,0,255,0\n", ["road", "lane 2"]),
+        ("255,0,0,1 lane\n0 255 0, 2 lanes\n", ["1 lane", "2 lanes"]),
+        ("class 1 255 0 0\n0 255 0 class 2\n", ["class 1", "class 2"]),
+    ],
+)
+def test_names_of_classes_may_contain_numbers(tmp_path: Path, text: str, names: list[str]) -> None:
+    (tmp_path / "class_dict.csv").write_text(text)
+    assert read_class_list(tmp_path / "class_dict.csv") == (names, [(255, 0, 0), (0, 255, 0)], [])
+
+
+def test_numbers_in_a_list_without_colours_belong_to_the_names(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("0 sky\n1 lane 2\n2 lane 3\n")
+    assert read_class_list(tmp_path / "classes.txt") == (["0 sky", "1 lane 2", "2 lane 3"], [], [])
+    (tmp_path / "classes.txt").write_text("sky\nvoid 255\n")
+    with pytest.raises(ValueError, match="lists 'void' without a colour"):
+        read_class_list(tmp_path / "classes.txt")
+
+
+@pytest.mark.parametrize("value", [0.7, float("nan"), float("inf")])
+def test_values_between_classes_are_an_error(value: float) -> None:
+    assert CLASSES.decode(Image.fromarray(VALUES.astype(np.float32)), "m").tolist() == EXPECTED.tolist()
+    with pytest.raises(UnreadableImage, match=rf"mask m has pixels of the value {value}\. Expected whole numbers"):
+        CLASSES.decode(Image.fromarray(np.array([[0, value]], np.float32)), "m")
+
+
+def test_masks_may_have_an_alpha_channel() -> None:
+    grey = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    assert CLASSES.decode(grey.convert("LA"), "m").tolist() == [[0, 1, 2]]
+    classes = MaskClasses(("walk", "road"), colours=(WALK, ROAD))
+    for mode in ("PA", "RGBA"):
+        assert classes.decode(palette_mask([0, 1, 0], ROAD, WALK).convert(mode), "m").tolist() == [[1, 0, 1]]
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV"])
+def test_masks_of_other_modes_are_rejected(mode: str) -> None:
+    mask = Image.new("RGB", (2, 2)).convert(mode)
+    with pytest.raises(UnreadableImage, match=rf"mask m is a {mode} image\. Expected .* Save it"):
+        CLASSES.decode(mask, "m")

@@ -1,5 +1,6 @@
 """Folders and tables of images and masks: layouts, missing masks, wrong sizes and unknown values."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -101,6 +102,21 @@ def test_splits_without_masks_are_named(folder: Path, capsys: pytest.CaptureFixt
     assert "left out the split test, which has no folder of images" in out
 
 
+def test_splits_without_a_labelled_pixel_are_not_used(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As test splits are often published. They have no score, and a run would fail once it is trained."""
+    for path in [*(folder / "masks/val").iterdir(), *(folder / "masks/test").iterdir()]:
+        Image.fromarray(np.full((12, 16), 255, np.uint8)).save(path)
+    data = make_data(folder, val_fraction=0.25)
+    data.setup("fit")
+    assert sizes(data) == {"train": 3, "val": 1}
+    lines = capsys.readouterr().out.splitlines()
+    assert {f"  {name} is not used, because no pixel of its masks has a class" for name in ("val", "test")} <= {*lines}
+    with pytest.raises(ValueError, match=r"has no test split\. No pixel of its test masks has a class"):
+        data.test_dataloader()
+    (folder / "masks/val/0.png").write_bytes(b"broken")  # which is an error of its own
+    assert sizes(make_data(folder))["val"] == 2
+
+
 def test_images_outside_the_splits_are_counted(folder: Path) -> None:
     for kind in ("images", "masks"):
         shutil.copy(folder / kind / "train/0.png", folder / kind)
@@ -199,17 +215,20 @@ def test_masks_without_an_image_are_counted(folder: Path, capsys: pytest.Capture
     assert "skipped 1 train mask without an image" in capsys.readouterr().out
 
 
-def test_weights_find_the_colours_of_their_classes(folder: Path) -> None:
-    """A record names the classes. The colours in RGB masks are those of the class list that has the same names."""
-    (folder / "classes.txt").write_text("0 0 0 ground\n10 20 30 grass\n40 50 60 water\n255 255 255 void\n")
+@pytest.mark.parametrize("list_folder", ["shapes", "."])
+def test_weights_find_the_colours_of_their_classes(folder: Path, list_folder: str) -> None:
+    """A record contains the classes and their colours, because the class list may be outside of the data set."""
+    (folder / "classes.txt").unlink()
+    class_list = folder.parent / list_folder / "classes.txt"
+    class_list.write_text("0 0 0 ground\n10 20 30 grass\n40 50 60 water\n255 255 255 void\n")
     palette = np.array([[0, 0, 0], [10, 20, 30], [40, 50, 60], *[[255] * 3] * 253], np.uint8)
     for path in (folder / "masks").glob("*/*.png"):
         with Image.open(path) as mask:
             Image.fromarray(palette[np.asarray(mask)]).save(path)
-    data = make_data(folder)
+    data = make_data(folder, classes_file=str(class_list))
     config = {
         "pretrained_cfg": {**data.preprocessing(), "label_names": list(data.class_names)},
-        "acmix_zoo": {"dataset": data.describe()},
+        "acmix_zoo": {"dataset": json.loads(json.dumps(data.describe()))},
     }
     again = MaskDataModule.for_weights(str(folder), config)
     (own, *_), (expected, *_) = again.test_dataloader(), data.test_dataloader()
