@@ -129,9 +129,8 @@ def _checkpoint_config(content: Any, path: Path) -> dict[str, Any] | None:
     if not {"model", "num_classes"} <= hyper.keys():
         return None
     name = str(hyper["model"])
-    if (
-        not is_network_name(name) and (Path(name) / "config.json").is_file()
-    ):  # trained with a weight folder as the model
+    # a folder that happens to have the name of a network is not what the run was trained with
+    if not is_network_name(name) and (Path(name) / "config.json").is_file():
         raise ValueError(
             f"{path} records the weight folder {name} as its model. Expected the name of a network. Use the run's "
             "weights/, or run `acmix-zoo export` on a machine that has that folder"
