@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.explain.logits import class_logits, evaluation
 from acmix_zoo.layers import ACmix2d, ReducedACmix
+from acmix_zoo.layers.cost import forward_inputs
 
 
 def grad_cam(model: nn.Module, image: Tensor, target: int) -> Tensor | None:
@@ -55,7 +56,7 @@ class _LastFeatures:
         """Return the logits for an image (1, C, H, W), and keep the feature map in `value`."""
         layers = [module for module in self.model.modules() if isinstance(module, ReducedACmix)]
         if layers:
-            handle = layers[-1].register_forward_pre_hook(self._keep_input)
+            handle = layers[-1].register_forward_pre_hook(self._keep_input, with_kwargs=True)
         else:
             name = self._module_name()
             if name is None:
@@ -83,9 +84,9 @@ class _LastFeatures:
         swapped = [name for name, layer in self.model.named_modules() if isinstance(layer, ACmix2d)]
         return swapped[-1] if swapped else None
 
-    def _keep_input(self, layer: nn.Module, inputs: tuple[Tensor, tuple[int, int]]) -> tuple[Any, ...]:
-        self.value, self.size = inputs
-        return self.value.clone(), self.size
+    def _keep_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.value, self.size = forward_inputs(layer, args, kwargs)
+        return (self.value.clone(), self.size), {}
 
     def _keep_output(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor) or output.dim() != 4:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from acmix_zoo.layers import ACmix2d, PairwiseSAM, PatchwiseSAM, ReducedACmix, WindowACmix
+from acmix_zoo.layers.cost import forward_inputs
 from acmix_zoo.layers.deploy import DeployedACmix2d
 
 ACmixLayer = ACmix2d | WindowACmix | ReducedACmix | PairwiseSAM | PatchwiseSAM
@@ -90,10 +92,11 @@ def replaced_outputs(model: nn.Module, replace: Callable[[LayerCall], Tensor]) -
     """
     is_running_paths = False
 
-    def hook(name: str, layer: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def hook(name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         nonlocal is_running_paths
         if is_running_paths:  # these are calls of `_path_outputs` below, which need the layer's own output
             return None
+        inputs = forward_inputs(layer, args, kwargs)
         is_running_paths = True
         try:
             paths = _path_outputs(layer, inputs, output)
@@ -103,7 +106,7 @@ def replaced_outputs(model: nn.Module, replace: Callable[[LayerCall], Tensor]) -
         return replace(LayerCall(name, layer, inputs, output, paths)).clone()
 
     handles = [
-        layer.register_forward_hook(lambda layer, inputs, output, name=name: hook(name, layer, inputs, output))
+        layer.register_forward_hook(partial(hook, name), with_kwargs=True)
         for name, layer in acmix_layers(model).items()
     ]
     try:

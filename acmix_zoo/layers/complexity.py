@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from acmix_zoo.layers.cost import forward_inputs
+
 
 @dataclass(frozen=True)
 class Complexity:
@@ -78,18 +80,19 @@ class _StatedMacs:
 
     def watch(self, layer: nn.Module) -> list[Any]:
         """Register hooks on a layer and return their handles."""
-        return [layer.register_forward_pre_hook(self._enter), layer.register_forward_hook(self._leave)]
+        leave = layer.register_forward_hook(self._leave, with_kwargs=True)
+        return [layer.register_forward_pre_hook(self._enter), leave]
 
     def _enter(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         if self.depth == 0:  # the ShiftConv inside an ACmix2d is part of it
             self.flops_before = self.counter.get_total_flops()
         self.depth += 1
 
-    def _leave(self, layer: Any, args: tuple[Tensor, ...], out: Tensor) -> None:
+    def _leave(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         self.depth -= 1
         if self.depth == 0:
             counted = (self.counter.get_total_flops() - self.flops_before) // 2
-            self.correction += layer.definition_macs(args[0]) - counted
+            self.correction += layer.definition_macs(forward_inputs(layer, args, kwargs)[0]) - counted
 
 
 def default_input_size(model: nn.Module) -> tuple[int, int, int] | None:

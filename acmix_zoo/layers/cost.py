@@ -9,8 +9,9 @@ the tile size and match no published table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
@@ -51,3 +52,8 @@ class TwoStageLayer(nn.Module):
             if not name.startswith("proj."):
                 counts[name.startswith(self.STAGE_ONE)] += parameter.numel()
         return StageCounts(counts[True], counts[False])
+
+
+def forward_inputs(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a hook receives as the inputs of a layer in the order of `forward`, however they were passed."""
+    return inspect.signature(layer.forward).bind(*args, **kwargs).args

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
+from acmix_zoo.layers.cost import StageCounts, TwoStageLayer, forward_inputs
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,11 @@ def stage_table(model: nn.Module, input_size: Sequence[int] | None = None) -> St
     for name, layer in model.named_modules():
         if isinstance(layer, TwoStageLayer):
 
-            def count(layer: TwoStageLayer, args: tuple[Any, ...], out: Tensor, name: str = name) -> None:
-                rows[name] = StageCost(name, layer.stage_params(), layer.stage_macs(*args))
+            def count(layer: TwoStageLayer, args: Any, kwargs: Any, out: Tensor, name: str = name) -> None:
+                macs = layer.stage_macs(*forward_inputs(layer, args, kwargs))
+                rows[name] = StageCost(name, layer.stage_params(), macs)
 
-            hooks.append(layer.register_forward_hook(count))
+            hooks.append(layer.register_forward_hook(count, with_kwargs=True))
     if not hooks:
         raise ValueError(
             f"{type(model).__name__} has no ACmix layers. Expected a network with layers that have two stages. Pass an "

@@ -1,5 +1,7 @@
 """The contributions of both paths: they sum to the score, and they go to the path and the place that matter."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import timm
@@ -9,8 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from acmix_zoo import ACmix2d, swap_conv3x3
-from acmix_zoo.explain import contributions
+from acmix_zoo.explain import contributions, grad_cam
 from acmix_zoo.explain.contributions import Contributions, spread
+from acmix_zoo.layers import ReducedACmix
 
 SLOW = pytest.mark.slow
 QUICK_RESNET = ["acmix_resnet_pico", *(pytest.param(name, marks=SLOW) for name in FAMILIES[1:])]
@@ -95,6 +98,21 @@ class TestParts:
             assert layer.beta == 0 and layer.convolution and layer.convolution.size == 0
             assert not layer.convolution.positions.any() and layer.convolution.tokens == 0
         assert found.scores.attention == pytest.approx(found.scores.both, abs=1e-12)
+
+    def test_of_layers_called_with_keywords_are_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, image = explained_network("acmix_pvt_pico"), smooth_image()
+        expected, cam = contributions(model, image, 0), grad_cam(model, image, 0)
+        call = nn.Module.__call__
+
+        def by_keyword(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(module, ReducedACmix):
+                args, kwargs = (), dict(zip(("x", "size"), args, strict=True), **kwargs)
+            return call(module, *args, **kwargs)
+
+        monkeypatch.setattr(nn.Module, "__call__", by_keyword)
+        found = contributions(model, image, 0)
+        assert (found.attention, found.convolution) == (expected.attention, expected.convolution)
+        assert cam is not None and torch.equal(cam, grad_cam(model, image, 0))  # type: ignore[arg-type]
 
 
 def _small_vgg() -> nn.Module:

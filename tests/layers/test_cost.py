@@ -136,3 +136,22 @@ def test_the_convolution_path_alone() -> None:
     expected = 63 * 3 * 25 * 16 + 20 * 625 * 16
     assert path.definition_macs(projections) == 2 * expected == 2 * path.macs(7, 9)
     assert complexity(path, projections.shape[1:]).macs == expected
+
+
+def test_inputs_passed_by_keyword_count_the_same() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.reduced = ACmix2d(3, 16), ReducedACmix(16, 4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.layer(x=x)  # (B, 16, H, W)
+            tokens = x.flatten(2).transpose(1, 2)  # (B, H·W, 16)
+            return self.reduced(size=(x.shape[2], x.shape[3]), x=tokens)  # type: ignore[no-any-return]
+
+    network = Network()
+    layer = network.layer.stage_macs(torch.empty(1, 3, 4, 6))
+    reduced = network.reduced.stage_macs(torch.empty(1, 24, 16), (4, 6))
+    table = stage_table(network, (3, 4, 6))
+    assert [row.macs for row in table.layers] == [layer, reduced]
+    assert complexity(network, (3, 4, 6)).macs == sum(table.total.macs) + table.rest.macs.first
