@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import shutil
 import tomllib
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from acmix_zoo.models.task_kinds import CLASSIFICATION, config_task
 from acmix_zoo.weights.description import read_config
 from acmix_zoo.weights.fetch import weight_folder
 from acmix_zoo.weights.locate import Kind, locate
+from acmix_zoo.weights.names import file_name
 from acmix_zoo.weights.shipped import packaged_folder
 
 _EXTRAS = ("train", "app")
@@ -87,8 +87,8 @@ def write_space(folder: Path, models: Sequence[str] = ()) -> list[str]:
             names.append(model)
             continue
         stated = read_config(weights).get("acmix_zoo", {}).get("name")  # timm states none
-        file_name = re.sub(r"[^\w.-]+", "-", str(stated or Path(model).absolute().name))  # it may contain anything
-        names.append(f"models/{len(names)}-{file_name}")
+        name = file_name(stated or Path(model).absolute().name)
+        names.append(f"models/{len(names)}-{name}")
         shutil.copytree(weights, folder / names[-1])
     package = Path(acmix_zoo.__file__).parent
     unused = shutil.ignore_patterns("__pycache__", "*.so", "*.pyi")

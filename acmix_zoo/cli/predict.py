@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +33,7 @@ def predict_images(arguments: Sequence[str]) -> None:
     from acmix_zoo.training.evaluate import predict
     from acmix_zoo.weights import read_config
     from acmix_zoo.weights.fetch import weight_folder
+    from acmix_zoo.weights.names import file_name
 
     folder = weight_folder(options.model)
     config = read_config(folder)
@@ -44,5 +44,5 @@ def predict_images(arguments: Sequence[str]) -> None:
     batches = found.batches
     if options.threshold is not None:
         batches = [[image.above(options.threshold) for image in batch] for batch in batches]
-    name = re.sub(r"[^\w.-]+", "-", str(config.get("acmix_zoo", {}).get("name") or folder.name))  # it may be anyone's
+    name = file_name(config.get("acmix_zoo", {}).get("name") or folder.name)
     write_predictions(task, found.trainer, batches, found.data, options.output or Path("runs") / f"predict-{name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from acmix_zoo.cli.parser import Parser
 from acmix_zoo.cli.record_comparison import print_comparison, resume_changes
 from acmix_zoo.cli.recorded_command import Record, find_target, read_settings, split_options
 from acmix_zoo.weights import read_config
+from acmix_zoo.weights.names import file_name
 
 Train = Callable[[list[str], Callable[[Any], None]], Any]
 
@@ -48,8 +48,7 @@ def reproduce(arguments: Sequence[str], train: Train = run_trainer) -> bool:
         parser.error(f"the first argument is the option {arguments[0]}. Expected NAME first, then options")
     options, more = parser.parse_known_args(arguments)
     target = find_target(options.name)
-    safe_name = re.sub(r"[^\w.-]+", "-", target.name).lstrip(".")  # it may be anyone's
-    folder = options.folder or Path("runs/reproduce") / safe_name
+    folder = options.folder or Path("runs/reproduce") / file_name(target.name)
     weights = folder / "weights"
     if (weights / "config.json").is_file():
         print(f"The run in {folder} is finished, so it is only compared. For a new run, set a different --run.folder")

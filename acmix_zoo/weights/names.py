@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import re
 
 import timm
 
@@ -38,3 +39,8 @@ def closest_models(name: str) -> list[str]:
     own = [*list_models(), *list_models(pretrained=True)]
     near = difflib.get_close_matches(name, own, n=3) or difflib.get_close_matches(name.partition(".")[0], own, n=3)
     return near or difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
+
+
+def file_name(name: object) -> str:
+    """Return a name of weights as that of one visible file. Weights may come from anyone and have any name."""
+    return re.sub(r"[^\w.-]+", "-", str(name)).lstrip(".") or "weights"

@@ -283,9 +283,10 @@ def test_the_record_of_foreign_weights_runs_no_code(words: str, project: Path, t
         find_target("weights")
 
 
-def test_the_name_of_foreign_weights_stays_in_its_folder(project: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "expected"), [("/elsewhere/outside", "-elsewhere-outside"), ("..", "weights")])
+def test_the_name_of_foreign_weights_stays_in_its_folder(project: Path, name: str, expected: str) -> None:
     config = json.loads((project / "weights/config.json").read_text())
-    config["acmix_zoo"]["name"] = f"{tmp_path}/outside"
+    config["acmix_zoo"]["name"] = name
     (project / "weights/config.json").write_text(json.dumps(config))
     arguments: list[str] = []
 
@@ -296,4 +297,4 @@ def test_the_name_of_foreign_weights_stays_in_its_folder(project: Path, tmp_path
     with pytest.raises(KeyboardInterrupt):
         reproduce(["weights", "--model.pretrained", "false"], train)
     folder = Path(arguments[arguments.index("--run.folder") + 1])
-    assert folder.parent == Path("runs/reproduce") and folder.name.endswith("-outside")
+    assert folder == Path("runs/reproduce") / expected
