@@ -30,10 +30,11 @@ from acmix_zoo.training.checkpoints import Checkpoints
 from acmix_zoo.training.clock import TrainingClock
 from acmix_zoo.training.guard import LossGuard, NotFinite, are_weights_finite, weights_error
 from acmix_zoo.training.history import Row, check_validation_interval, make_row, write_csv
+from acmix_zoo.training.loaded_state import correct_loaded_state
 from acmix_zoo.training.lock import ClaimedFolder
 from acmix_zoo.training.logs import Log
 from acmix_zoo.training.record import evaluation_limits, parent_record, task_of
-from acmix_zoo.training.run_messages import early_stop_line, epoch_line, keep_own_patience, start_lines
+from acmix_zoo.training.run_messages import early_stop_line, epoch_line, start_lines
 from acmix_zoo.training.run_state import RunState
 from acmix_zoo.training.signals import Interrupted, Signals, exit_after_signal
 from acmix_zoo.weights.hub import check_push
@@ -135,7 +136,7 @@ class RunFolder(Checkpoint):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note the step of the checkpoint, for the record."""
         self._resumed_step = int(checkpoint.get("global_step", 0))
-        keep_own_patience(trainer, checkpoint)
+        correct_loaded_state(trainer, checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from the state of a checkpoint."""
@@ -186,7 +187,7 @@ class RunFolder(Checkpoint):
         if self.state.best and not self._is_dry_run and not self.checkpoints.take_best(trainer):
             self.state.best = None
         # on_train_epoch_start is not called for a run that is resumed within an epoch
-        self._start_epoch(self.state.unfinished_seconds)
+        self._start_epoch(self.state.take_seconds(trainer.current_epoch + 1))
 
     # Steps and epochs.
 
@@ -245,8 +246,7 @@ class RunFolder(Checkpoint):
         if self._is_dry_run:
             return
         state, previous_best, task = self.state, self.state.best, task_of(pl_module)
-        is_validated = self._validated_step == trainer.global_step
-        row = make_row(trainer, self._clock, self._images, is_validated, self._earlier)
+        row = make_row(trainer, self._clock, self._images, self._validated_step == trainer.global_step, self._earlier)
         state.unfinished_seconds = 0.0
         is_best = state.add_epoch(row, task)
         if not self._save(trainer, pl_module, is_best):

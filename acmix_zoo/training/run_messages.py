@@ -113,13 +113,6 @@ def _speed(row: Row) -> str:
     return ", ".join(parts)
 
 
-def keep_own_patience(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Change the patience of EarlyStopping in a checkpoint to that of this run, which Lightning would replace."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and (state := checkpoint.get("callbacks", {}).get(callback.state_key)):
-            state["patience"] = callback.patience
-
-
 def early_stop_line(trainer: L.Trainer) -> str:
     """Return why Lightning's EarlyStopping ended the run, or "" if it did not."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

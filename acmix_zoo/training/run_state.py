@@ -57,6 +57,16 @@ class RunState:
             self.best = own
         return is_best
 
+    def take_seconds(self, epoch: int) -> float:
+        """Return how long an epoch has already taken when training starts or resumes.
+
+        If max_steps ended the run within the epoch, the epoch already has a row. It is removed, because the epoch gets
+        another one when it is complete.
+        """
+        if self.history and self.history[-1]["epoch"] == epoch:
+            self.unfinished_seconds = self.history.pop()["seconds"]
+        return self.unfinished_seconds
+
     def to_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
         return dict(vars(self))

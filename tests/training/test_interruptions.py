@@ -120,6 +120,31 @@ def test_every_task_resumes_to_the_bit(
     assert_same_run(expected, fit(tmp_path / "cut", source, resume=True, task=task))
 
 
+def test_an_epoch_that_max_time_cut_short_continues_to_the_bit(
+    image_folder: Path, uninterrupted: RunFolder, tmp_path: Path
+) -> None:
+    class OutOfTime(L.Callback):  # as Lightning's Timer
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            trainer.should_stop = trainer.global_step == 4
+
+    run = fit(tmp_path / "cut", image_folder, OutOfTime())
+    assert [(row["epoch"], row["step"]) for row in run.history] == [(1, 3), (2, 4)]
+    cut_short = run.history[1]["seconds"]
+    run = fit(tmp_path / "cut", image_folder, resume=True)
+    assert_same_run(uninterrupted, run)
+    assert run.history[1]["seconds"] > cut_short
+
+
+def test_an_epoch_that_max_steps_cut_short_continues(image_folder: Path, tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "cut"))
+    task, data = CLASSIFICATION.make_task, CLASSIFICATION.make_data
+    make_trainer(run, max_steps=4).fit(task(), data(image_folder))
+    make_trainer(run, max_steps=8).fit(task(), data(image_folder), ckpt_path=run.last, weights_only=True)
+    assert [(row["epoch"], row["step"]) for row in run.history] == [(1, 3), (2, 6), (3, 8)]
+    make_trainer(run).fit(task(), data(image_folder), ckpt_path=run.last, weights_only=True)
+    assert [(row["epoch"], row["step"]) for row in run.history] == [(1, 3), (2, 6), (3, 9)]
+
+
 def test_second_interrupt_stops_at_once_and_keeps_the_epoch(
     image_folder: Path, uninterrupted: RunFolder, tmp_path: Path
 ) -> None:
