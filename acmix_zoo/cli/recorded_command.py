@@ -27,8 +27,6 @@ Record = Mapping[str, Any]
 
 # Options of a recorded command that belong to that run: where it was written and what it resumed from.
 RUN_OPTIONS = ("--run.folder", "--run.push_to", "--ckpt_path")
-# Options that may name classes, such as callbacks.
-_CODE_OPTIONS = tuple(f"--trainer.{name}" for name in ("callbacks", "logger", "plugins", "profiler", "strategy"))
 
 
 class Target(NamedTuple):
@@ -76,10 +74,10 @@ def _target_of_weights(folder: Path, name: str, recipe: Path | None = None) -> T
     if record.get("command") or record.get("recipe"):
         run = find_run(folder)  # if the folder is still inside its run folder
         own = run / "config.yaml" if run and (run / "config.yaml").is_file() else None
-        root = checkpoints_root()
+        root, arguments = checkpoints_root(), recorded_arguments(record, own)
         if own is None and not (root and folder.resolve().parent == root.resolve()):
-            _check_foreign(record, name)
-        return Target(record["name"], recorded_arguments(record, own), record)
+            _check_foreign(arguments, name)
+        return Target(record["name"], arguments, record)
     if recipe:
         return _recipe_target(recipe)
     raise ValueError(
@@ -88,21 +86,49 @@ def _target_of_weights(folder: Path, name: str, recipe: Path | None = None) -> T
     )
 
 
-def _check_foreign(record: Record, name: str) -> None:
-    """Check that the command in the record of weights, which may come from anyone, chooses no code to run.
+def _check_foreign(arguments: Sequence[str], name: str) -> None:
+    """Check that the arguments of `fit` from the record of weights, which may come from anyone, choose no code to run.
 
     Raises:
-        ValueError: it does, as for a callback. The message names the option.
+        ValueError: they do, as for a callback. The message names the option.
     """
-    for option, *values in split_options(shlex.split(record.get("command") or "")):
-        is_plain = len(values) <= 1 and all(re.fullmatch(r"[a-z0-9_]*", value) for value in values)
-        is_group = "." not in option and option not in ("--config", "--task", "--seed_everything")
-        if is_group or "class_path" in " ".join(values) or (option.startswith(_CODE_OPTIONS) and not is_plain):
+    for option, *values in split_options(arguments):
+        if not (_is_recipe_to_trust(values[0]) if option == "--config" else _is_plain_option(option, " ".join(values))):
             raise ValueError(
                 f"the command in the record of {name} has {' '.join([option, *values])[:200]}, which may run any code. "
                 "Expected plain options only, because weights may come from anyone. If you trust the command, copy it "
                 "from config.json and run it yourself"
             )
+
+
+def _is_recipe_to_trust(path: str) -> bool:
+    """Return whether a recipe is shipped, or at least not in a folder of weights, with which it may have come."""
+    root, folders = recipes_root(), Path(path).resolve().parents
+    is_shipped = root is not None and root.resolve() in folders
+    return is_shipped or not any((folder / "config.json").exists() for folder in folders)
+
+
+def _is_plain_option(option: str, text: str) -> bool:
+    """Return whether an option cannot name a class. The trainer takes names of classes for many of its options."""
+    import yaml  # type: ignore[import-untyped]
+
+    group, _, field = option.removeprefix("--").partition(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return False
+    if group == "trainer":
+        values = value if isinstance(value, list) else [value]
+        is_plain = all(isinstance(v, int | float | None) or re.fullmatch(r"[\w:+-]*", str(v)) for v in values)
+        return is_plain and "." not in field
+    is_known = group in ("data", "model", "run", "speed") if field else group in ("task", "seed_everything")
+    return is_known and "class_path" not in field and not _has_class(value)
+
+
+def _has_class(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "class_path" in value or any(map(_has_class, value.values()))
+    return isinstance(value, list) and any(map(_has_class, value))
 
 
 def _recipe_target(recipe: Path, name: str = "") -> Target:
@@ -183,7 +209,7 @@ def _is_path(value: str) -> bool:
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """Return the contents of a recipe as a dict."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     return loaded if isinstance(loaded, dict) else {}

@@ -269,11 +269,15 @@ def test_converted_weights_cannot_be_reproduced(project: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     "words",
     ["--trainer.logger=CSVLogger --trainer.logger.save_dir=/etc", "--trainer.callbacks+=mine.Callback",
-     """--model.loss '{"class_path": "mine.Loss"}'""", "--trainer '{logger: CSVLogger}'"],
+     """--model.loss '{"class_path": "mine.Loss"}'""", "--trainer '{logger: CSVLogger}'",
+     "--trainer.accelerator mine.Device", "--trainer.accelerator.class_path=mine.Device",
+     """--trainer.accelerator '{"class\\u005fpath": "mine.Device"}'""", "--config weights/test/mine.yaml"],
 )  # fmt: skip
 def test_the_record_of_foreign_weights_runs_no_code(words: str, project: Path, tmp_path: Path) -> None:
     config = json.loads((project / "weights/config.json").read_text())
-    plain = f"{config['acmix_zoo']['command']} --trainer.logger false --trainer.strategy ddp"
+    (project / "weights/test/mine.yaml").write_text("trainer: {callbacks: mine.Callback}")
+    plain = f"{config['acmix_zoo']['command']} --trainer.logger false --trainer.strategy ddp --trainer.callbacks [] "
+    plain += "--trainer.max_time 00:01:00:00 --trainer.gradient_clip_val 1.5 --ckpt_path last"
     for command in (plain, f"{plain} {words}"):
         config["acmix_zoo"]["command"] = command
         (project / "weights/config.json").write_text(json.dumps(config))
