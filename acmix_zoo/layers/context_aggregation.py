@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from acmix_zoo.layers.argument_checks import check_dtype, check_heads, check_odd
 from acmix_zoo.layers.cost import StageCounts, TwoStageLayer
 from acmix_zoo.layers.fx_leaf import leaf
+from acmix_zoo.layers.submodule_use import can_skip_call
 from acmix_zoo.ops.backends.fused_attention import fused_attention
 from acmix_zoo.ops.shift_conv import convolve
 from acmix_zoo.ops.tracing import unflatten
@@ -68,10 +69,7 @@ class ContextAggregation(TwoStageLayer):
         check_dtype("ContextAggregation", x, self.qkv)
         projections = self.qkv(x.permute(0, 2, 3, 1))  # (B, H, W, 3·out) or (B, H, W, out)
         *others, v = projections.split(self.out_channels, 3)
-        convolution = convolve(
-            v.permute(0, 3, 1, 2), self.conv.weight, self.conv.bias,
-            stride=self.stride, dilation=self.conv.dilation[0], groups=self.out_channels,
-        )  # (B, out, Ho, Wo)  # fmt: skip
+        convolution = self._convolve(v.permute(0, 3, 1, 2))  # (B, out, Ho, Wo)
         if not self.dynamic:
             return convolution
         q, k = others
@@ -80,6 +78,12 @@ class ContextAggregation(TwoStageLayer):
         attended = fused_attention(q, k, v).transpose(2, 3).flatten(1, 2)  # (B, out, Ho·Wo)
         attention = unflatten(attended, 2, convolution.shape[2:])  # (B, out, Ho, Wo)
         return torch.lerp(convolution, attention.to(convolution.dtype), self.mix_logit.sigmoid().to(convolution.dtype))
+
+    def _convolve(self, v: Tensor) -> Tensor:
+        if not can_skip_call(self.conv, nn.Conv2d):
+            return self.conv(v)  # type: ignore[no-any-return]
+        weight, bias, dilation = self.conv.weight, self.conv.bias, self.conv.dilation[0]
+        return convolve(v, weight, bias, stride=self.stride, dilation=dilation, groups=self.out_channels)
 
     def stage_macs(self, x: Tensor) -> StageCounts:
         """Return the multiply-accumulates of both stages for an input (B, in_channels, H, W)."""

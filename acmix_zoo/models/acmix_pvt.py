@@ -96,7 +96,7 @@ class PVT(Backbone):
         super().__init__()
         self.num_classes, self.in_chans = num_classes, in_chans
         self.stem: nn.Module = nn.Identity()
-        if reductions[-1:] != (1,):
+        if tuple(reductions[-1:]) != (1,):
             raise ValueError(f"PVT: reductions={reductions}. Expected 1 in the last stage, which has the class token")
         inputs, stride, patch = in_chans, 1, patch_size
         h, w = (img_size, img_size) if isinstance(img_size, int) else img_size

@@ -134,7 +134,7 @@ def convolve(
     """Return `F.conv2d` with zero padding of half a kernel, with correct gradients in bfloat16 on CPUs.
 
     There, PyTorch 2.14 computes the gradient of channels_last kernels from uninitialised memory if the kernels are
-    dilated, or if the stride is 2 and the maps are one pixel wide. These cases run in float32.
+    dilated, or if the stride is larger than the maps are wide. These cases run in float32.
 
     Args:
         maps: (B, C, H, W).
@@ -148,7 +148,7 @@ def convolve(
     padding = kernels.shape[-1] // 2 * dilation
     dtype = autocast_dtype(maps)
     is_cpu_training = maps.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if is_cpu_training and dtype == torch.bfloat16 and (dilation > 1 or (stride > 1 and maps.shape[3] == 1)):
+    if is_cpu_training and dtype == torch.bfloat16 and (dilation > 1 or stride > maps.shape[3]):
         with autocast_off(maps):
             bias = None if bias is None else bias.float()
             return F.conv2d(maps.float(), kernels.float(), bias, stride, padding, dilation, groups).to(dtype)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from support.gradients import fill_freed_memory_with_nan
+from torch import Tensor, nn
+from torch.testing import assert_close
 
 from acmix_zoo.layers import ContextAggregation
 
@@ -43,6 +45,31 @@ def test_without_attention_it_is_two_convolutions() -> None:
     assert "mix_logit" not in dict(layer.named_parameters()) and layer.qkv.out_features == 8
     x = torch.randn(2, 6, 5, 4)
     torch.testing.assert_close(layer(x), layer.conv(F.conv2d(x, layer.qkv.weight[..., None, None], layer.qkv.bias)))
+
+
+def test_the_convolution_is_called_if_it_is_hooked() -> None:
+    layer, x = ContextAggregation(6, 8, heads=2), torch.randn(2, 6, 5, 7)
+    layer.conv.register_forward_hook(lambda conv, inputs, output: 0 * output)
+    plain = ContextAggregation(6, 8, heads=2)
+    plain.load_state_dict(layer.state_dict())
+    nn.init.zeros_(plain.conv.weight), nn.init.zeros_(plain.conv.bias)
+    assert torch.equal(layer(x), plain(x))
+
+
+def test_bfloat16_gradients_of_dilated_kernels_are_right() -> None:
+    """PyTorch's own are made of uninitialised memory."""
+    torch.manual_seed(0)
+    layer, x = ContextAggregation(16, 16, heads=2, dilation=2, dynamic=False).double(), torch.randn(2, 16, 40, 40)
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        layer.to(dtype).zero_grad()
+        layer(x.to(dtype)).double().square().mean().backward()
+        return layer.conv.weight.grad.double().clone()  # type: ignore[union-attr]
+
+    expected = gradient(torch.float64)
+    for _ in range(5):
+        fill_freed_memory_with_nan()
+        assert_close(gradient(torch.bfloat16), expected, rtol=0, atol=0.03 * expected.abs().max().item())
 
 
 def test_errors() -> None:

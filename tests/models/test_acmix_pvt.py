@@ -225,5 +225,6 @@ def test_weights_fit_a_network_that_was_built_directly_or_pruned() -> None:
 
 
 def test_the_last_stage_cannot_be_reduced() -> None:
+    create_model("acmix_pvt_pico", reductions=[4, 1])  # as JSON and YAML give it
     with pytest.raises(ValueError, match=r"PVT: reductions=\(4, 2\). Expected 1 in the last stage"):
         create_model("acmix_pvt_pico", reductions=(4, 2))

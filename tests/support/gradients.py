@@ -71,3 +71,9 @@ def named_gradients(function: Callable[[Tensor], Tensor], x: Tensor, layer: nn.M
     names = [name for name, _ in layer.named_parameters()]
     grads = torch.autograd.grad((out * seed).sum(), [x, *layer.parameters()], allow_unused=True)
     return out.detach(), dict(zip(["x", *names], grads, strict=True))
+
+
+def fill_freed_memory_with_nan() -> None:
+    """Make reading uninitialised memory visible: small and large blocks are likely to be handed out again."""
+    blocks = [torch.full((4**size,), float("nan")) for size in range(2, 11) for _ in range(6)]
+    del blocks
