@@ -135,8 +135,11 @@ def check_finished(recorded: Recorded, given: Options, run_name: str) -> bool:
         ValueError: an option that affects the weights or their card has changed.
     """
     changed = find_changes(recorded.options, given, Rule.APPLIES, Rule.COMPARED)
-    stopped_early = recorded.epochs < (recorded.options.get("trainer.max_epochs") or 0)
-    if changed.keys() & {*_LENGTH, *(["trainer.callbacks"] if stopped_early else [])}:
+    if changed.keys() & set(_LENGTH):
+        return False
+    patience = _early_stopping(recorded.options)
+    is_stopped_early = patience and recorded.epochs < (recorded.options.get("trainer.max_epochs") or 0)
+    if is_stopped_early and patience != _early_stopping(given):
         return False
     late = {name: values for name, values in changed.items() if name not in ("trainer.callbacks", "trainer.plugins")}
     if late:
@@ -146,6 +149,13 @@ def check_finished(recorded: Recorded, given: Options, run_name: str) -> bool:
             "for a new run, or raise --trainer.max_epochs to train this one for longer"
         )
     return True
+
+
+def _early_stopping(options: Options) -> list[Any]:
+    """Return the settings of the EarlyStopping callbacks among the options of a command."""
+    callbacks = options.get("trainer.callbacks")
+    listed = callbacks if isinstance(callbacks, list) else [callbacks]
+    return [item for item in listed if isinstance(item, dict) and str(item.get("class_path")).endswith("EarlyStopping")]
 
 
 def finished_record(folder: Path, recorded: Recorded) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +231,10 @@ def test_a_folder_in_the_place_of_the_weights_is_noticed_before_training(runs: P
 def test_a_run_that_stopped_early_continues_with_more_patience_or_without_the_callback(
     runs_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fit(*callbacks: str) -> str:
-        given = {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}
-        listed = json.dumps([{**given, "init_args": json.loads(arguments)} for arguments in callbacks])
+    def fit(*early_stopping: str, others: Sequence[str] = ()) -> str:
+        place = "lightning.pytorch.callbacks"
+        stopping = [{"class_path": f"{place}.EarlyStopping", "init_args": json.loads(a)} for a in early_stopping]
+        listed = json.dumps([*stopping, *({"class_path": f"{place}.{name}"} for name in others)])
         changes = {"trainer__max_epochs": 5, "trainer__callbacks": listed, "trainer__limit_train_batches": 1}
         assert main(resume_command(runs_copy, "early", **changes)) == 0
         return capsys.readouterr().out
@@ -240,5 +242,6 @@ def test_a_run_that_stopped_early_continues_with_more_patience_or_without_the_ca
     never_better = '{"monitor": "val/top1", "mode": "max", "min_delta": 2.0, "patience": %d}'
     assert "Stopped early after epoch 2 of 5" in fit(never_better % 1)
     assert "2 of 5 epochs" in fit(never_better % 1)  # finished, so nothing happens
+    assert "2 of 5 epochs" in fit(never_better % 1, others=["ModelSummary"])
     assert "Stopped early after epoch 3 of 5" in fit(never_better % 2)
     assert "epoch 5/5" in fit()
