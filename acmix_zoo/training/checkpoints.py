@@ -76,28 +76,34 @@ class Checkpoints:
         return bool(self._existing())
 
     def resume_message(self, command: str) -> str:
-        """Return a sentence that says how to resume the run; `command` does so, unless it is ""."""
+        """Return a sentence that says how to resume the run. `command` is "" in a Python program."""
         if not self.last.exists():
             return "Nothing had been saved yet."
         how = f"run {command}" if command else "pass it to Trainer.fit as ckpt_path"
         return f"The last state is in {self.last}; {how} to resume."
 
-    def take_best(self, trainer: L.Trainer) -> bool:
+    def take_best(self, trainer: L.Trainer, best: list[float]) -> bool:
         """If best.ckpt is missing, take the one beside the checkpoint that the run resumes from.
 
         It is missing in the folder of a new run that continues another one.
+
+        Args:
+            trainer: the trainer of the run.
+            best: the best score so far. A best.ckpt that states another one was saved later and is not taken.
 
         Returns:
             Whether there is one now, in all processes. If not, a warning is printed.
         """
         other = Path(trainer.ckpt_path or self.best).with_name(self.best.name)
         if trainer.is_global_zero and not self.best.exists():
-            if other.exists():
+            if other.exists() and _stated_best(other) == best:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 link(other, self.best)
             else:
                 print(
-                    f"Warning: there is no {other}. The best weights will be those of an epoch from now on", flush=True
+                    f"Warning: {other} is missing or was saved later. The best weights will be chosen among the "
+                    "remaining epochs",
+                    flush=True,
                 )
         found: bool = trainer.strategy.broadcast(self.best.exists())
         return found
@@ -174,6 +180,12 @@ def _write(trainer: L.Trainer, path: Path) -> OSError | None:
             raise
         return full[0]
     return getattr(trainer.strategy.checkpoint_io, "error", None)
+
+
+def _stated_best(path: Path) -> Any:
+    """Return the score that best.ckpt states."""
+    content = torch.load(path / "meta.pt" if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)
+    return content["callbacks"]["RunFolder"]["best"]
 
 
 def link(path: Path, other: Path) -> None:

@@ -184,7 +184,7 @@ class RunFolder(Checkpoint):
             folder = None if self._is_dry_run else self.folder
             print(*start_lines(trainer, pl_module, folder, self.state.epochs), sep="\n", flush=True)
         self.state.epochs = trainer.max_epochs
-        if self.state.best and not self._is_dry_run and not self.checkpoints.take_best(trainer):
+        if self.state.best and not self._is_dry_run and not self.checkpoints.take_best(trainer, self.state.best):
             self.state.best = None
         # on_train_epoch_start is not called for a run that is resumed within an epoch
         self._start_epoch(self.state.take_seconds(trainer.current_epoch + 1))

@@ -198,23 +198,25 @@ def test_a_checkpoint_with_an_old_option_name_is_resumed(runs_copy: Path, capsys
     assert main(resume_command(runs_copy, "stopped", model__base_batch_size=16)) == 0
 
 
-@pytest.mark.parametrize("has_best", [True, False])
+@pytest.mark.parametrize("beside", ["best", "a later best", "none"])
 def test_a_run_that_continues_in_another_folder_has_best_weights(
-    has_best: bool, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    beside: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No later epoch is better here, so they are those of the first run, if they are still there."""
     first, second = RunFolder(str(tmp_path / "first")), RunFolder(str(tmp_path / "second"))
     make_trainer(first, epochs=1).fit(make_task(), make_data(runs / "images"))
-    content = torch.load(first.last, weights_only=True)
-    (state,) = (value for key, value in content["callbacks"].items() if key.startswith("RunFolder"))
-    state["best"] = [2.0] * len(state["best"])
-    torch.save(content, first.last)
-    best = first.best.read_bytes()
-    if not has_best:
+    for path, score in ((first.last, 2.0), (first.best, 2.0 if beside == "best" else 3.0)):
+        content = torch.load(path, weights_only=True)
+        state = content["callbacks"]["RunFolder"]
+        state["best"] = [score] * len(state["best"])
+        path.unlink()  # the two are hard links to one file
+        torch.save(content, path)
+    best, has_best = first.best.read_bytes(), beside == "best"
+    if beside == "none":
         first.best.unlink()
     make_trainer(second, epochs=2).fit(make_task(), make_data(runs / "images"), ckpt_path=first.last, weights_only=True)
     assert (second.best.read_bytes() == best) == has_best
-    warned = f"Warning: there is no {first.best}. The best weights will be those of an epoch from now on"
+    warned = f"Warning: {first.best} is missing or was saved later. The best weights will be chosen"
     assert (warned in capsys.readouterr().out) != has_best
     assert torch.load(second.best, weights_only=True)["epoch"] == (0 if has_best else 1)
 
