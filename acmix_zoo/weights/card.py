@@ -128,7 +128,7 @@ def render_card(config: Mapping[str, Any]) -> str:
         ("Origin", _cell(record.get("origin"))),
         ("Source", _cell(record.get("source"))),
         ("Started from", _started_from(record)),
-        ("Data", _cell(dataset or None)),
+        ("Data", _cell({key: value for key, value in dataset.items() if key != "mask_colours"} or None)),
         ("Recipe", _code(record["recipe"]) if record.get("recipe") else None),
         ("Command", _code(record["command"]) if record.get("command") else None),
         ("Seed", _cell(record.get("seed"))),

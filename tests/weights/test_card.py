@@ -131,3 +131,9 @@ def test_classes_are_listed_in_words(any_config: dict[str, Any]) -> None:
     config["acmix_zoo"]["class_scores"] = {"split": "test", "values": {"AP": {"n01443537": 0.5, "bird": None}}}
     card = render_card(config)
     assert "| 0 goldfish, Carassius auratus (n01443537) | 50.00 % |" in card and "| 1 any bird (bird) | – |" in card
+
+
+def test_colours_of_masks_are_only_in_the_record(any_config: dict[str, Any]) -> None:
+    config = copy.deepcopy(any_config)
+    config["acmix_zoo"]["dataset"]["mask_colours"] = {"colours": [[i, i, i] for i in range(150)], "ignore_colours": []}
+    assert render_card(config) == render_card(any_config)

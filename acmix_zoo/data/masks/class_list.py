@@ -79,7 +79,7 @@ def read_class_list(path: Path) -> ClassList:
     no class.
 
     Raises:
-        ValueError: some of the classes have no colour, void has none, or the file is not UTF-8.
+        ValueError: some of the classes have no colour, void has none, a colour is unclear, or the file is not UTF-8.
     """
     names: list[str] = []
     colours: list[Colour] = []
@@ -88,7 +88,10 @@ def read_class_list(path: Path) -> ClassList:
         words = [word for word in re.split(r"[,\s]+", line.strip()) if word]
         if not words or words[0].startswith("#") or [word.lower() for word in words] == ["name", "r", "g", "b"]:
             continue
-        name, colour = _split_line(line, words)
+        try:
+            name, colour = _split_line(line, words)
+        except ValueError as error:
+            raise ValueError(f"{path}: the line {line.strip()!r} {error}") from None
         bare = " ".join(word for word in name.split() if not word.isdecimal())
         is_void = bare.lower() in _VOID_NAMES
         if is_void and colour is None:  # leaving it out would renumber the classes after it
@@ -113,13 +116,25 @@ def _split_line(line: str, words: list[str]) -> tuple[str, Colour | None]:
     Args:
         line: the line. Values between commas may contain spaces.
         words: its values, if spaces separate them, too.
+
+    Raises:
+        ValueError: more than three numbers follow one another, or one is above 255.
     """
-    cells = [cell.strip() for cell in line.split(",") if cell.strip()]
+    cells: list[str] = []
+    for cell in filter(None, map(str.strip, line.split(","))):
+        parts = cell.split()
+        cells += parts if len(parts) == 3 and all(map(str.isdecimal, parts)) else [cell]
     for values in (cells, words):
-        for numbers, rest in ((values[-3:], values[:-3]), (values[:3], values[3:])):
+        before, after = values[:-3], values[3:]
+        for numbers, rest, next_to in ((values[-3:], before, before[-1:]), (values[:3], after, after[:1])):
             name = " ".join(" ".join(rest).split())
             has_name = any(not word.isdecimal() for word in name.split())
             if has_name and all(number.isdecimal() for number in numbers):
                 red, green, blue = map(int, numbers)
+                if max(red, green, blue) > 255 or "".join(next_to).isdecimal():
+                    raise ValueError(
+                        "does not say clearly which numbers are the colour. Expected three from 0 to 255. Separate a "
+                        "name that contains numbers by commas"
+                    )
                 return name, (red, green, blue)
     return " ".join(words), None

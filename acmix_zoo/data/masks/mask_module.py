@@ -161,7 +161,7 @@ class MaskDataModule(ResumableDataModule):
             std=tuple(cfg["std"]), validation_as_test=dataset.get("validation_as_test", False),
             **dataset.get("masks", {}), **dataset.get("val_split", {}),
         )  # fmt: skip
-        if isinstance(data.source, MaskSource):  # its class list may be missing, or another one than in training
+        if isinstance(data.source, MaskSource) and not data.source.classes.colours:  # of its own class list
             recorded = dataset.get("mask_colours", {})
             colours: dict[str, Any] = {key: tuple(map(tuple, values)) for key, values in recorded.items()}
             data.source.classes = replace(data.source.classes, **colours)

@@ -165,12 +165,19 @@ def test_written_masks_hold_the_numbers_of_classes(tmp_path: Path) -> None:
         ("name,r,g,b\nclass 1,255,0,0\nclass 2,0,255,0\n", ["class 1", "class 2"]),
         ("road,255,0,0\nlane 2,0,255,0\n", ["road", "lane 2"]),
         ("255,0,0,1 lane\n0 255 0, 2 lanes\n", ["1 lane", "2 lanes"]),
-        ("class 1 255 0 0\n0 255 0 class 2\n", ["class 1", "class 2"]),
+        ("255 0 0 class 1\n0 255 0 class 2\n", ["class 1", "class 2"]),
     ],
 )
 def test_names_of_classes_may_contain_numbers(tmp_path: Path, text: str, names: list[str]) -> None:
     (tmp_path / "class_dict.csv").write_text(text)
     assert read_class_list(tmp_path / "class_dict.csv") == (names, [(255, 0, 0), (0, 255, 0)], [])
+
+
+@pytest.mark.parametrize("line", ["7 128 64 128 road", "road 128 64 128 255", "road,128,64,128,255", "road 256 0 0"])
+def test_unclear_colours_are_rejected(tmp_path: Path, line: str) -> None:
+    (tmp_path / "classes.txt").write_text(f"0 0 0 sky\n{line}\n")
+    with pytest.raises(ValueError, match=f"classes.txt: the line '{line}' does not say clearly .* Separate a name"):
+        read_class_list(tmp_path / "classes.txt")
 
 
 def test_numbers_in_a_list_without_colours_belong_to_the_names(tmp_path: Path) -> None:

@@ -233,6 +233,10 @@ def test_weights_find_the_colours_of_their_classes(folder: Path, list_folder: st
     again = MaskDataModule.for_weights(str(folder), config)
     (own, *_), (expected, *_) = again.test_dataloader(), data.test_dataloader()
     assert torch.equal(own.masks, expected.masks) and own.masks.unique().tolist() == [0, 1, 2, 255]
+    config["acmix_zoo"]["dataset"]["mask_colours"]["colours"] = [[1, 1, 1], [2, 2, 2], [3, 3, 3]]  # of another data set
+    (folder / "classes.txt").write_text("0 0 0 ground\n10 20 30 grass\n40 50 60 water\n255 255 255 void\n")
+    again = MaskDataModule.for_weights(str(folder), config)
+    assert torch.equal(next(iter(again.test_dataloader())).masks, expected.masks)
 
 
 def test_a_folder_without_masks_or_classes_is_rejected(folder: Path, tmp_path: Path) -> None:
