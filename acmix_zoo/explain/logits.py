@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,15 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     other tensors are possible even if the caller is in inference mode.
 
     Gradient checkpointing is switched off, because recomputing a block would run the hooks of an explanation again.
+
+    Raises:
+        ValueError: the network was created in inference mode.
     """
+    if any(tensor.is_inference() for tensor in model.state_dict().values()):
+        raise ValueError(
+            f"explain: {type(model).__name__} was created in inference mode, and has no gradients. Expected a network "
+            "that was created outside of it. Explanations themselves may be computed in inference mode"
+        )
     checkpointed = [module for module in model.modules() if vars(module).get("grad_checkpointing")]
     modes = [(module, module.training) for module in model.modules()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -25,7 +33,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.grad_checkpointing = False  # type: ignore[assignment]
         for parameter in trained:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False):  # in case the caller is in inference mode, which has no gradients at all
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
             yield
     finally:
         for module in checkpointed:

@@ -154,7 +154,7 @@ def _compare(network: Exportable, exported: Network, batches: Iterable[CheckBatc
     if not found.is_close:
         raise ValueError(
             f"the file does not compute what the network computes: the logits differ by {found.difference:.1e} of "
-            f"{found.scale:.1f}. Expected at most {TOLERANCE:.0e} of the largest, or of 1. Please report this, with "
-            "the name of the network and the versions of torch and onnxruntime"
+            f"{found.scale:.1f}. Expected at most {TOLERANCE:.0e} times the largest logit, or {TOLERANCE:.0e} if "
+            "that is below 1. Please report this, with the network and the versions of torch and onnxruntime"
         )
     return found

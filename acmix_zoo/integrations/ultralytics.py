@@ -81,8 +81,8 @@ def swap(model: Model | nn.Module, filter: str | None = None, **acmix: Any) -> S
     if not report.replaced:
         reasons = "; ".join(dict.fromkeys(report.skipped.values()))
         raise ValueError(
-            f"swap: no convolution can be replaced with these arguments: {reasons}. Expected arguments that fit at "
-            "least one. Change them"
+            f"swap: none of the convolutions that match can be replaced: {reasons}. Expected at least one. Change the "
+            "filter or the arguments"
         )
     network.yaml.setdefault(_KEY, []).append({"filter": filter, **acmix})
     _mark(network.model)
@@ -125,7 +125,8 @@ def write_yaml(name: str, folder: str | Path = ".") -> Path:
     text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise FileExistsError(
-            f"write_yaml: {path} exists, and its content is different. Move or delete it, or choose another folder"
+            f"write_yaml: {path} exists with different content. Expected no file of that name. Move or delete it, or "
+            "choose another folder"
         )
     path.write_text(text, encoding="utf-8")
     return path

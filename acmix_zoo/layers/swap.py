@@ -84,7 +84,8 @@ def swap_conv3x3(
 
     Raises:
         ValueError: no 3×3 convolution matches the filter, ACmix2d rejects an argument, the network has lazy modules
-            that have not been run, or it does not run with the new layers. Nothing is replaced then.
+            that have not been run, or an image of a known size does not pass through the new layers. Nothing is
+            replaced then.
         TypeError: the filter has a different type, or `acmix` has an unknown argument. Channels, stride and dilation
             are those of each convolution.
 
@@ -142,10 +143,11 @@ def swap_conv3x3(
         for module, attributes, children in before:
             module.__dict__ = attributes
             module._modules = children
+        some = ", ".join([*list(replaced)[:5], *["…"] * (len(replaced) > 5)])
         raise ValueError(
-            f"swap_conv3x3: {type(model).__name__} cannot run with ACmix2d in place of {', '.join(replaced)}: {error}. "
-            "Expected a network that calls its convolutions, and does not read their weights. Leave such convolutions "
-            "out with a filter. Nothing has been replaced"
+            f"swap_conv3x3: {type(model).__name__} cannot run with ACmix2d in place of {some}: {error}. "
+            "Expected a network that calls its convolutions. If it only reads their weights, leave them out with a "
+            "filter. Nothing has been replaced"
         ) from error
     return SwapReport(
         replaced=replaced,

@@ -35,8 +35,8 @@ class AAResNet(ResNetTrunk):
     Args:
         img_size: side length of the images that the tables of relative positions are made for. Images of any size work:
             larger distances share the outermost entries, see `RelativeAttention`. The tables do not depend on
-            output_stride, so that weights fit any. For tables as large as the feature maps of output_stride=16, double
-            img_size, and train.
+            output_stride, so weights load with any. For tables that cover the larger feature maps of output_stride=16,
+            double img_size and train again.
         heads, key_ratio, value_ratio: see `AugmentedConv2d`.
         first_stage: the first stage with attention, counted from 1. The stages before it have plain convolutions.
         pool_first: whether the attention of that stage, which is the most expensive one, runs at half the resolution.

@@ -74,8 +74,8 @@ class Segmenter(TaskNetwork):
             )
         if min(reductions) > 4:
             raise ValueError(
-                f"the largest feature map of {architecture} is 1/{min(reductions)} of the image. Expected 1/4 or more, "
-                "which segmentation_models_pytorch needs. Choose another backbone, or a smaller patch_size"
+                f"the largest feature map of {architecture} is 1/{min(reductions)} of the image. Expected at least 1/4 "
+                "of it, which segmentation_models_pytorch needs. Choose another backbone, or a smaller patch_size"
             )
         if repeated := [reduction for reduction in reductions if reductions.count(reduction) > 1]:
             raise ValueError(

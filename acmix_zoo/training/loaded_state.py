@@ -21,7 +21,7 @@ def correct_loaded_state(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None
 
 
 def _keep_own_patience(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Change the patience of EarlyStopping to that of this run, which Lightning would replace."""
+    """Keep the patience of this run's EarlyStopping. Lightning would restore the checkpoint's."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping) and (state := checkpoint.get("callbacks", {}).get(callback.state_key)):
             state["patience"] = callback.patience

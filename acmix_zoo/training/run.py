@@ -154,7 +154,7 @@ class RunFolder(Checkpoint):
         """Create the folder and lock it, unless this is a dry run.
 
         Raises:
-            OSError: another run is writing to the folder, or weights/ in it is something else. All processes raise it.
+            OSError: another run writes to the folder, or its weights/ is no weight folder. Raised in all processes.
             ValueError: `find_lr` is set. The command line looks for a learning rate without this callback.
         """
         if self.find_lr:

@@ -73,6 +73,13 @@ def test_gradient_checkpointing_changes_nothing(name: str) -> None:
     assert checkpointed and all(m.grad_checkpointing for m in checkpointed)
 
 
+def test_a_network_from_inference_mode_is_rejected() -> None:
+    with torch.inference_mode():
+        network = explained_network("acmix_resnet_pico")
+    with pytest.raises(ValueError, match="ResNet was created in inference mode, and has no gradients"):
+        explain(network, smooth_image())
+
+
 @pytest.mark.parametrize("name", ["acmix_resnet_pico", "resnet_pico"])
 def test_an_image_may_come_from_inference_mode(name: str) -> None:
     """As in the examples of the README, which classify in inference mode."""

@@ -110,9 +110,9 @@ class TestParser:
             "ValueError: swap: filter='model.13.*' matches no 3×3 convolution outside the head. Expected a pattern for",
             "ValueError: write_yaml: the neck of yolov3 has no Conv with kernel size 3 and stride 2",
             "FileNotFoundError: ",
-            "ValueError: swap: no convolution can be replaced with these arguments: ",
+            "ValueError: swap: none of the convolutions that match can be replaced: ",
             "ValueError: swap: there is no 3×3 convolution outside the head and behind the first layer. Expected",
-            "FileExistsError: write_yaml: yolo11n-acmix.yaml exists, and its content is different. Move",
+            "FileExistsError: write_yaml: yolo11n-acmix.yaml exists with different content. Expected",
         )
         assert parsed["unrecorded"] and parsed["edited"]
         for error, beginning in zip(parsed["errors"], beginnings, strict=True):
