@@ -9,10 +9,11 @@ import pytest
 pytest.importorskip("lightning")
 
 import yaml
+from jsonargparse import Namespace
 from support.training import fit_arguments, make_image_folder
 
 from acmix_zoo.cli.main import main
-from acmix_zoo.training.launch import next_run_folder
+from acmix_zoo.training.launch import choose_run_folder, next_run_folder
 from acmix_zoo.weights import read_config
 
 
@@ -148,6 +149,20 @@ def test_a_second_config_may_name_a_new_run_folder(photo_run: Path, photos: Path
     assert main(["fit", f"--config={tmp_path / 'runs/x'}", f"--config={tmp_path / 'other.yaml'}"]) == 0
     assert read_config(tmp_path / "fresh/weights")["acmix_zoo"]["name"].startswith("test_resnet")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/x").rglob("*")} == before
+
+
+def test_a_second_config_may_change_the_data_and_what_to_resume(photo_run: Path, tmp_path: Path) -> None:
+    recorded = yaml.safe_load((photo_run / "config.yaml").read_text())
+    config = Namespace(
+        config=[photo_run / "config.yaml", tmp_path / "other.yaml"],
+        run=Namespace(folder=recorded["run"]["folder"]),
+        data=Namespace({**recorded["data"], "source": "photos of another place"}),
+        model=Namespace(recorded["model"]),
+        ckpt_path="other.ckpt",
+    )
+    choose_run_folder(config, "acmix-zoo fit")
+    assert (config.data.source, config.ckpt_path) == ("photos of another place", "other.ckpt")
+    assert config.run.folder == str(photo_run)
 
 
 def test_a_folder_named_like_the_network_is_not_its_model(
