@@ -151,17 +151,21 @@ def test_a_second_config_may_name_a_new_run_folder(photo_run: Path, photos: Path
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/x").rglob("*")} == before
 
 
-def test_a_second_config_may_change_the_data_and_what_to_resume(photo_run: Path, tmp_path: Path) -> None:
+def test_a_second_config_may_change_the_data_and_what_to_resume(
+    photo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "more").mkdir()
+    monkeypatch.chdir(tmp_path)
     recorded = yaml.safe_load((photo_run / "config.yaml").read_text())
     config = Namespace(
         config=[photo_run / "config.yaml", tmp_path / "other.yaml"],
         run=Namespace(folder=recorded["run"]["folder"]),
-        data=Namespace({**recorded["data"], "source": "photos of another place"}),
+        data=Namespace({**recorded["data"], "source": "more"}),
         model=Namespace(recorded["model"]),
         ckpt_path="other.ckpt",
     )
     choose_run_folder(config, "acmix-zoo fit")
-    assert (config.data.source, config.ckpt_path) == ("photos of another place", "other.ckpt")
+    assert (config.data.source, config.ckpt_path) == ("more", "other.ckpt")
     assert config.run.folder == str(photo_run)
 
 
