@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Literal, Never
 
 import torch
@@ -104,10 +105,12 @@ class ACmix2d(TwoStageLayer):
             in_channels=in_channels, out_channels=out_channels, heads=1 if heads == "auto" else heads,
             kernel_att=kernel_att, kernel_conv=kernel_conv, stride=stride, dilation=dilation,
         ).items():  # fmt: skip
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
                 expected = 'a positive integer or "auto"' if name == "heads" else "a positive integer"
                 raise ValueError(f"ACmix2d: {name} must be {expected}, got {value!r}")
-        heads = auto_heads(out_channels) if heads == "auto" else heads
+        in_channels, out_channels, kernel_att = int(in_channels), int(out_channels), int(kernel_att)  # maybe NumPy's
+        kernel_conv, stride, dilation = int(kernel_conv), int(stride), int(dilation)
+        heads = auto_heads(out_channels) if heads == "auto" else int(heads)
         check_heads("ACmix2d", "out_channels", out_channels, heads, auto=True)
         check_odd("ACmix2d", kernel_att=kernel_att, kernel_conv=kernel_conv)
         check_paths("ACmix2d", paths)

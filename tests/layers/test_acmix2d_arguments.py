@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from inspect import signature
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -49,6 +51,14 @@ def test_auto_heads(channels, heads):
     layer = ACmix2d(4, channels)
     assert layer.heads == heads and f"heads={heads}" in repr(layer)
     assert ACmix2d(4, channels, heads="auto").state_dict().keys() == layer.state_dict().keys()
+
+
+def test_numbers_may_be_those_of_numpy():
+    """Widths are often computed with it. A layer keeps plain ones, because exporters know no others."""
+    two = np.int64(2)
+    layer = ACmix2d(4 * two, np.int32(16), np.int64(3), two, heads=two, kernel_att=np.int64(5), dilation=two)
+    assert repr(layer) == repr(ACmix2d(8, 16, 3, 2, heads=2, kernel_att=5, dilation=2))
+    assert {type(value) for name, value in vars(layer).items() if name in signature(ACmix2d).parameters} == {int, str}
 
 
 @pytest.mark.parametrize("arguments", [(8, 16), (8, 16, 3), (8, 16, 5, 2), (8, 10, 1, 3)])
