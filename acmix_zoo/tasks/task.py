@@ -228,8 +228,20 @@ class Task(TaskViews, ScheduledTask):
         self.train()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
-        loss = self.batch_loss(batch)
+        """Return the loss of a batch.
+
+        Raises:
+            ValueError: a batch norm has a single value per channel, as for one image whose last feature map is 1×1.
+        """
+        try:
+            loss = self.batch_loss(batch)
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel"):  # of torch's batch norm
+                raise
+            raise ValueError(
+                f"a batch of {len(batch[0])} is too small for the batch norm of this network, which has one value per "
+                "channel. Expected two images or more. Raise data.batch_size, or use larger images"
+            ) from error
         self.train_loss.update(loss.detach().expand(len(batch[0])))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)

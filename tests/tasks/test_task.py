@@ -64,3 +64,9 @@ def test_loss_and_batch_size_come_from_the_first_entry_of_a_batch() -> None:
     images, classes = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
     loss = task.training_step((images, classes), 0)
     assert int(task.train_loss.count) == 4 and float(task.train_loss.compute()) == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_a_batch_that_is_too_small_for_batch_norm_is_an_error_with_advice() -> None:
+    task = ClassificationTask("resnet18", 3)  # of a 32-pixel image, it has one position left
+    with pytest.raises(ValueError, match=r"a batch of 1 is too small for the batch norm.* Raise data\.batch_size"):
+        task.training_step((torch.randn(1, 3, 32, 32), torch.tensor([0])), 0)
