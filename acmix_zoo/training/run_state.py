@@ -75,7 +75,8 @@ class RunState:
         """Resume from the state in a checkpoint.
 
         The record keeps the command that started the run. If the new command changes how the run continues, for example
-        with more epochs, the record gets the new command and lists the change.
+        with more epochs, the record gets the new command and lists the change. Changes of `run.tag`, `run.license` and
+        `run.test` are not listed, because the new command alone repeats the run with them.
 
         Args:
             saved: what `to_dict` returned.
@@ -86,7 +87,7 @@ class RunState:
         self.changes = list(saved.get("changes", []))
         self.parent, self.unfinished_seconds = saved.get("parent"), saved.get("unfinished_seconds", 0.0)
         changed = changes_to_record(saved.get("options") or {}, self.options)
-        if changed:
-            self.changes.append({"step": step, "options": {k: list(v) for k, v in changed.items()}})
-        elif saved.get("command"):
+        if listed := {name: list(values) for name, values in changed.items() if not name.startswith("run.")}:
+            self.changes.append({"step": step, "options": listed})
+        if not changed and saved.get("command"):
             self.command, self.recipe = saved["command"], saved.get("recipe")

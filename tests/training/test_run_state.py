@@ -28,3 +28,10 @@ def test_a_resumed_run_keeps_the_command_that_started_it_unless_an_option_change
     longer.restore(saved, step=4)
     assert longer.command == "second"
     assert longer.changes == [{"step": 4, "options": {"trainer.max_epochs": [2, 5]}}]
+
+
+def test_a_resumed_run_whose_card_changes_is_repeated_by_the_new_command() -> None:
+    """As after a trial that left the test images alone."""
+    state = RunState(command="second", options={"run.test": True})
+    state.restore(RunState(command="first", options={"run.test": False}).to_dict(), step=4)
+    assert (state.command, state.changes) == ("second", [])
