@@ -3,7 +3,7 @@
     python -m tools.evidence docs/images      # draw the figures; `make readme` does this, and writes the tables
 
 Accuracies are means with the standard deviation over seeds. Differences are paired by seed, with a 95 % confidence
-interval, which is wide for three seeds.
+interval, which is wide for three seeds. p-values are corrected by Holm's method for the comparisons in the same table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
 from acmix_zoo.layers.complexity import human
 from tools import comparison, finetune_study, make_parser, read_table
-from tools.seeds import Scores, mean_and_spread, paired_difference
+from tools.seeds import Scores, holm, mean_and_spread, paired_difference, paired_p_value
 
 
 class Result(NamedTuple):
@@ -54,7 +54,7 @@ def comparison_results(table: Path = comparison.TABLE) -> list[Result]:
 def group_rows(group: str, table: Path = comparison.TABLE) -> list[list[str]]:
     """Return the rows of one group's table. The first network of a family is the one that others are compared with."""
     results = comparison_results(table)
-    rows = [["network", "parameters", "MACs", "minutes", "runs", "test top-1", "difference, same seeds"]]
+    rows, p_values = [], []
     families = {"paths": (*comparison.FAMILIES, "san"), "time": comparison.FAMILIES, "upgrade": ("swin",)}.get(
         group, ("resnet",)
     )
@@ -67,9 +67,17 @@ def group_rows(group: str, table: Path = comparison.TABLE) -> list[list[str]]:
             if case == baseline or (case.group == group and (len(families) == 1 or family in case.network)):
                 name = f"`{case.network}`, {case.variant}" if case.variant else f"`{case.network}`"
                 difference = "" if case == baseline else paired_difference(scores, baseline_scores)
+                p_values.append(None if case == baseline else paired_p_value(scores, baseline_scores))
                 costs = [human(parameters), human(macs), f"{minutes:.0f}"]
                 rows.append([name, *costs, str(len(scores)), mean_and_spread(scores), difference])
-    return rows
+    header = ["network", "parameters", "MACs", "minutes", "runs", "test top-1", "difference, same seeds", "p (Holm)"]
+    return [
+        header,
+        *(
+            [*row, "" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"]
+            for row, p in zip(rows, holm(p_values), strict=True)
+        ),
+    ]
 
 
 def finetuning_results(table: Path = finetune_study.TABLE) -> dict[tuple[str, str, int], Scores]:
@@ -93,46 +101,67 @@ def finetuning_rows(table: Path = finetune_study.TABLE) -> list[list[str]]:
 
 
 def draw_costs(results: Sequence[Result], path: Path) -> None:
-    """Draw test accuracy against multiply-accumulates, and against measured training time."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    panels: Any = figure.subplots(1, 2, sharey=True)
-    shown = [result for result in results if result.case.group in ("paths", "neighbours")]
-    colours = colormaps["tab20"]  # the default colours repeat after ten
-    for axes, name in zip(panels, ("MMACs per image", "minutes of training"), strict=True):
-        for number, result in enumerate(shown):
-            x = result.macs / 1e6 if name.startswith("MMACs") else result.minutes
-            values = [100 * value for value in result.scores.values()]
-            spread = statistics.stdev(values) if len(values) > 1 else 0
-            marker = "D" if result.case.variant == "both" else "o" if result.case.group == "paths" else "^"
-            label = result.case.name.replace("_pico", "")
-            axes.errorbar(x, statistics.mean(values), spread, fmt=marker, color=colours(number), capsize=3, label=label)
-        axes.set_xlabel(name)
-    panels[0].set_ylabel("test top-1 in %")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    """Draw test accuracy against multiply-accumulates, and against measured training time: one row for each family."""
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    panels: Any = figure.subplots(2, 2, sharey="row")
+    shown = [result for result in results if result.case.group in ("paths", "neighbours", "time")]
+    for row, family in zip(panels, comparison.FAMILIES, strict=True):
+        own = [result for result in shown if result.case.network.endswith(f"{family}_pico") or family == "resnet"]
+        own = [result for result in own if family == "swin" or "swin" not in result.case.network]
+        for axes, name in zip(row, ("MMACs per image", "minutes of training"), strict=True):
+            for number, result in enumerate(own):
+                x = result.macs / 1e6 if name.startswith("MMACs") else result.minutes
+                mean, spread = _summary(list(result.scores.values()))
+                marker = "D" if result.case.variant == "both" else "^" if result.case.group == "neighbours" else "o"
+                label, colour = result.case.name.replace("_pico", ""), colormaps["tab20"](number)
+                axes.errorbar(x, mean, spread, fmt=marker, color=colour, capsize=3, label=label)
+            axes.set_xlabel(name)
+        row[0].set_ylabel("test top-1 in %")
+        row[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
     figure.savefig(path, dpi=110)
 
 
-def curves(group: str, table: Path = comparison.EPOCHS_TABLE) -> Iterator[tuple[str, list[float]]]:
-    """Return the mean validation accuracy in percent after each epoch, for every network of a group."""
+def _summary(scores: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the standard deviation of scores in percent; 0 for the deviation of a single one."""
+    values = [100 * score for score in scores]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+class Curve(NamedTuple):
+    """The validation accuracy of a network after each epoch in percent, over its seeds."""
+
+    case: comparison.Case
+    mean: list[float]
+    spread: list[float]
+
+
+def curves(group: str, table: Path = comparison.EPOCHS_TABLE) -> Iterator[Curve]:
+    """Return the learning curves of a group's networks."""
     rows = read_table(table)
     for case in comparison.CASES:
         if case.group == group:
             own = [row for row in rows if row["run"].rpartition("-seed")[0] == case.name]
             epochs = sorted({int(row["epoch"]) for row in own})
-            values = [[100 * float(row["val_top1"]) for row in own if int(row["epoch"]) == epoch] for epoch in epochs]
-            if values:
-                yield case.name, [statistics.mean(value) for value in values]
+            scores = [[float(row["val_top1"]) for row in own if int(row["epoch"]) == epoch] for epoch in epochs]
+            if scores:
+                yield Curve(case, *map(list, zip(*map(_summary, scores), strict=True)))
 
 
 def draw_curves(path: Path, table: Path = comparison.EPOCHS_TABLE) -> None:
-    """Draw the learning curves of the paths and of the neighbours."""
-    groups = {group: dict(curves(group, table)) for group in ("paths", "neighbours")}
-    groups = {group: lines for group, lines in groups.items() if lines}
-    figure = Figure(figsize=(5 * len(groups), 4.2), layout="constrained")
-    panels: Any = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    """Draw the learning curves of the paths in each family, and of the neighbours beside ACmix."""
+    paths = list(curves("paths", table))
+    families = {family: [c for c in paths if c.case.network == f"acmix_{family}_pico"] for family in ("resnet", "swin")}
+    acmix = [curve for curve in families["resnet"] if curve.case.variant == "both"]
+    groups = {**families, "neighbours": [*acmix, *curves("neighbours", table)]}
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    panels: Any = figure.subplots(1, len(groups), sharey=True)
     for axes, (group, lines) in zip(panels, groups.items(), strict=True):
-        for name, values in lines.items():
-            axes.plot(range(1, len(values) + 1), values, label=name.replace("_pico", ""))
+        for number, (case, mean, spread) in enumerate(lines):
+            colour = "black" if case.variant == "both" else f"C{number}"
+            epochs = range(1, len(mean) + 1)
+            axes.plot(epochs, mean, color=colour, label=case.name.replace("_pico", ""))
+            low, high = zip(*((m - s, m + s) for m, s in zip(mean, spread, strict=True)), strict=True)
+            axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set(title=group, xlabel="epoch")
         axes.legend(fontsize=7)
     panels[0].set_ylabel("validation top-1 in %")
@@ -140,23 +169,40 @@ def draw_curves(path: Path, table: Path = comparison.EPOCHS_TABLE) -> None:
 
 
 def draw_mixing(path: Path, table: Path = comparison.EPOCHS_TABLE) -> None:
-    """Draw alpha and beta of `acmix_resnet_pico` with seed 0: after each epoch, and over depth at the end."""
-    rows = [row for row in read_table(table) if row["run"] == "acmix_resnet_pico-both-seed0"]
-    if not rows:
+    """Draw alpha and beta of both families: over training, and over depth at the end. Means over seeds."""
+    found = {}
+    for family in comparison.FAMILIES:
+        name = comparison.Case("paths", f"acmix_{family}_pico", "both").name
+        rows = [row for row in read_table(table) if row["run"].rpartition("-seed")[0] == name]
+        if rows:
+            found[name] = rows
+    if not found:
         return
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    over_time, over_depth = figure.subplots(1, 2)
-    for name, style in (("alpha", "-"), ("beta", "--")):
-        values = [[float(value) for value in row[name].split()] for row in rows]  # [epoch][layer]
-        for layer, series in enumerate(zip(*values, strict=True)):
-            over_time.plot(
-                range(1, len(series) + 1), series, style, color=f"C{layer}", label=f"{name}, layer {layer + 1}"
-            )
-        over_depth.plot(range(1, len(values[-1]) + 1), values[-1], f"o{style}", label=name)
-    over_time.set(xlabel="epoch", ylabel="mean factor")
-    over_depth.set(xlabel="layer, from the input", title="after the last epoch")
-    over_time.legend(fontsize=6, ncols=2)
-    over_depth.legend()
+    figure = Figure(figsize=(10, 3.6 * len(found)), layout="constrained")
+    panels: Any = figure.subplots(len(found), 2, squeeze=False)
+    for (over_time, over_depth), (name, rows) in zip(panels, found.items(), strict=True):
+        for factor, style in (("alpha", "-"), ("beta", "--")):
+            epochs = sorted({int(row["epoch"]) for row in rows})
+            # [epoch][layer][seed]
+            values = [
+                list(zip(*(map(float, row[factor].split()) for row in rows if int(row["epoch"]) == epoch), strict=True))
+                for epoch in epochs
+            ]
+            for layer in range(len(values[0])):
+                series = [0.5, *(statistics.mean(epoch[layer]) for epoch in values)]  # the layers start at one half
+                label = f"layer {layer + 1}" if factor == "alpha" else None
+                over_time.plot([0, *epochs], series, style, color=f"C{layer}", label=label)
+            for seed, last in enumerate(zip(*values[-1], strict=True)):  # [layer]
+                colour = "black" if factor == "alpha" else "grey"
+                over_depth.plot(
+                    range(1, len(last) + 1), last, f"o{style}", color=colour, label=None if seed else factor
+                )
+        over_time.set(xlabel="epoch", ylabel="mean factor", title=f"{name}: alpha solid, beta dashed")
+        over_depth.set(xlabel="layer, from the input", title="after the last epoch, each seed")
+        over_depth.set_xticks(range(1, len(values[0]) + 1))
+        over_time.margins(y=0.2)
+        over_time.legend(fontsize=7, ncols=3, loc="upper center")
+        over_depth.legend()
     figure.savefig(path, dpi=110)
 
 
@@ -166,14 +212,14 @@ def draw_finetuning(path: Path, table: Path = finetune_study.TABLE) -> None:
     counts = sorted(finetune_study.EPOCHS, key=lambda count: count or float("inf"))
     figure = Figure(figsize=(6, 4.2), layout="constrained")
     axes = figure.subplots()
-    for start, mode in dict.fromkeys((start, mode) for start, mode, _ in results):
+    for line, (start, mode) in enumerate(dict.fromkeys((start, mode) for start, mode, _ in results)):
         found = [(place, results[start, mode, n]) for place, n in enumerate(counts) if (start, mode, n) in results]
-        values = [[100 * value for value in scores.values()] for _, scores in found]
-        axes.errorbar(
-            [place for place, _ in found], [statistics.mean(v) for v in values],
-            [statistics.stdev(v) if len(v) > 1 else 0 for v in values],
-            marker="o", capsize=3, linestyle="-" if mode == "full" else "--", label=f"{start}, {mode}",
-        )  # fmt: skip
+        mean, spread = zip(*(_summary(list(scores.values())) for _, scores in found), strict=True)
+        places = [
+            place + 0.04 * (line - 2) for place, _ in found
+        ]  # beside one another, so that the bars can be told apart
+        style = "-" if mode == "full" else "--"
+        axes.errorbar(places, mean, spread, marker="o", capsize=3, linestyle=style, label=f"{start}, {mode}")
     axes.set_xticks(range(len(counts)), [str(count or "all") for count in counts])
     axes.set(xlabel="training images per class", ylabel="test top-1 in %")
     axes.legend(fontsize=8)

@@ -115,6 +115,7 @@ def draw_calibration(found: Calibration, path: Path) -> None:
     reliability.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     reliability.set_title(f"expected calibration error {100 * found.error:.2f} %")
     reliability.legend()
+    histogram.set_title("images by confidence")
     histogram.bar(edges, found.counts, 1 / BINS, align="edge", edgecolor="white")
     histogram.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
     figure.savefig(path, dpi=110)

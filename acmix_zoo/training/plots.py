@@ -107,23 +107,27 @@ def plot_comparison(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str
 
 
 def plot_confusion(matrix: npt.ArrayLike, class_names: Sequence[str], path: str | Path) -> Path:
-    """Draw a confusion matrix. Colours show the fraction of each true class. Of more than 60 classes, the axes have the
-    numbers instead of the names.
+    """Draw a confusion matrix. Colours show the fraction of each true class.
+
+    Of more than 20 classes, a colour bar replaces the counts. Of more than 60, the axes have the numbers instead of the
+    names, and colours change fastest near zero, so that single mistakes can be seen.
 
     Args:
         matrix: (classes, classes) counts, rows are the true classes.
         class_names: names of the classes, in order.
         path: output file.
     """
+    from matplotlib.colors import PowerNorm
+
     counts = np.asarray(matrix)
     n = len(class_names)
     if counts.shape != (n, n):
         raise ValueError(f"plot_confusion: matrix has shape {counts.shape}. Expected ({n}, {n}) for {n} class names")
     fractions = counts / counts.sum(1, keepdims=True).clip(1)
-    size = min(3 + 0.45 * n, 20)
+    size = min(3 + 0.45 * n, 20) if n <= _MOST_NAMES else 12
     figure = _figure(size, size)
     axes = figure.subplots()
-    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(fractions, cmap="Blues", norm=PowerNorm(0.4 if n > _MOST_NAMES else 1, 0, 1))
     axes.set(xlabel="predicted", ylabel="true")
     if n <= _MOST_NAMES:
         rotation, ha = (90, "center") if n > 10 else (45, "right")
@@ -134,6 +138,8 @@ def plot_confusion(matrix: npt.ArrayLike, class_names: Sequence[str], path: str 
             axes.text(
                 j, i, str(counts[i, j]), ha="center", va="center", color="white" if fractions[i, j] > 0.5 else "black"
             )
+    else:
+        figure.colorbar(image, shrink=0.6, label="fraction of the true class")
     figure.savefig(path, dpi=100)
     return Path(path)
 
