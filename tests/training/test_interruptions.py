@@ -135,6 +135,7 @@ def test_an_epoch_that_max_time_cut_short_continues_to_the_bit(
     assert run.history[1]["seconds"] > cut_short
 
 
+@pytest.mark.slow
 def test_an_epoch_that_max_steps_cut_short_continues(image_folder: Path, tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path / "cut"))
     task, data = CLASSIFICATION.make_task, CLASSIFICATION.make_data

@@ -198,7 +198,7 @@ def test_a_checkpoint_with_an_old_option_name_is_resumed(runs_copy: Path, capsys
     assert main(resume_command(runs_copy, "stopped", model__base_batch_size=16)) == 0
 
 
-@pytest.mark.parametrize("beside", ["best", "a later best", "none"])
+@pytest.mark.parametrize("beside", ["best", "a later best", pytest.param("none", marks=pytest.mark.slow)])
 def test_a_run_that_continues_in_another_folder_has_best_weights(
     beside: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
