@@ -8,10 +8,12 @@ from pathlib import Path
 
 
 def check_sha256(weights: str | Path) -> None:
-    """Check that the SHA-256 of a weight file is the one in the config.json next to it. Without one, do nothing.
+    """Check that the SHA-256 of a weight file is the one in the config.json next to it.
+
+    Without one, or for a file that is not the model.safetensors of a weight folder, do nothing.
 
     Args:
-        weights: a file of a weight folder, or the folder itself.
+        weights: a file, or a weight folder.
 
     Raises:
         ValueError: the hashes differ.
@@ -20,10 +22,10 @@ def check_sha256(weights: str | Path) -> None:
     if weights.is_dir():
         weights = weights / "model.safetensors"
     config = weights.parent / "config.json"
-    if not config.is_file() or not weights.is_file():
+    if weights.name != "model.safetensors" or not config.is_file() or not weights.is_file():
         return
     try:
-        expected = json.loads(config.read_text(encoding="utf-8"))["acmix_zoo"]["sha256"]
+        expected = json.loads(config.read_text(encoding="utf-8-sig"))["acmix_zoo"]["sha256"]
     except (ValueError, KeyError, TypeError):  # the config.json of a different project
         return
     with weights.open("rb") as file:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from timm.utils import ParseKwargs
+
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.convert_checkpoint import convert
@@ -30,11 +32,20 @@ def convert_checkpoint(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--model", required=True, metavar="NAME", help=f"architecture or architecture.tag, such as acmix_swin_t.{TAG}"
     )
+    parser.add_argument(
+        "--model-kwargs",
+        nargs="+",
+        default={},
+        action=ParseKwargs,
+        metavar="KEY=VALUE",
+        help="arguments of the network that the file does not state, such as img_size=64",
+    )
     options = parser.parse_intermixed_args(arguments)  # so that FOLDER may come last
     name, file_name = options.model, Path(options.file).name
     record: dict[str, Any] = {"origin": f"converted from {file_name}"}
     default = official_folder(name)
     if default is not None:
         record = {**official_record(name.partition(".")[0]), "source": {"file": file_name}}
-    folder = convert(options.file, name, options.folder or default or Path("weights") / name, record)
+    target = options.folder or default or Path("weights") / name
+    folder = convert(options.file, name, target, record, options.model_kwargs)
     print(f"{folder}: {read_config(folder)['acmix_zoo']['params']:,} parameters; verified")

@@ -67,7 +67,8 @@ def swin_arguments(state: State) -> dict[str, Any]:
     """Return the arguments of `ACmixSwin` that the shapes of a plain Swin's weights, under timm's names, imply.
 
     Raises:
-        ValueError: the weights are not those of a Swin, or lack the biases that ACmixSwin has.
+        ValueError: the weights are not those of a Swin, lack the biases that ACmixSwin has, or have larger windows in a
+            later stage than in an earlier one.
     """
     tables = {key: value for key, value in state.items() if key.endswith("relative_position_bias_table")}
     blocks = [match for match in (re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", key) for key in tables) if match]
@@ -77,7 +78,14 @@ def swin_arguments(state: State) -> dict[str, Any]:
         raise ValueError(f"from_swin: not the weights of a Swin with biases in qkv; missing: {missing}")
     stages = 1 + max(int(match[1]) for match in blocks)
     depths = [sum(int(match[1]) == i for match in blocks) for i in range(stages)]
-    heads = [state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"].shape[1] for i in range(stages)]
+    firsts = [state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"] for i in range(stages)]
+    heads = [table.shape[1] for table in firsts]
+    lengths = [len(table) for table in firsts]
+    if lengths != sorted(lengths, reverse=True):  # ours can only shrink, where a feature map is smaller than a window
+        raise ValueError(
+            f"from_swin: the stages have position tables of {', '.join(map(str, lengths))} entries, so their windows "
+            "differ. Expected the same window in all stages, as ACmixSwin has"
+        )
     side = math.isqrt(max(len(table) for table in tables.values()))  # 2·window − 1, if no feature map was smaller
     patch = state["patch_embed.proj.weight"]  # (embed_dim, in_chans, side, side)
     hidden, dim = state["layers.0.blocks.0.mlp.fc1.weight"].shape

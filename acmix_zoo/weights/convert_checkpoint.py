@@ -16,12 +16,18 @@ from acmix_zoo.weights.locate import Kind, locate
 from acmix_zoo.weights.match import copy_weights
 from acmix_zoo.weights.names import is_network_name
 from acmix_zoo.weights.not_found import NotFoundError
-from acmix_zoo.weights.read import State
+from acmix_zoo.weights.read import State, read_state_dict
 from acmix_zoo.weights.resolve import describe
 from acmix_zoo.weights.translate import translated
 
 
-def convert(source: str | Path, name: str, folder: str | Path, record: Mapping[str, Any]) -> Path:
+def convert(
+    source: str | Path,
+    name: str,
+    folder: str | Path,
+    record: Mapping[str, Any],
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Path:
     """Convert a checkpoint to a weight folder.
 
     The numbers of classes and input channels are taken from the checkpoint.
@@ -33,13 +39,14 @@ def convert(source: str | Path, name: str, folder: str | Path, record: Mapping[s
         name: `architecture` or `architecture.tag`; the tag may be new.
         folder: where to write. An existing weight folder is replaced once the new one verifies.
         record: how the weights were produced, for config.json; see `write_folder`.
+        model_kwargs: arguments of the network that the checkpoint does not state, such as img_size.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: the source is unreadable or unsafe, or holds the weights of a different network or of one for a
-            different task than classification.
+        ValueError: the source is unreadable or unsafe, or holds the weights of a different network, of one for a
+            different task than classification, or of one for another image size or window.
         FileNotFoundError: the source does not exist.
     """
     architecture, _, tag = name.partition(".")
@@ -57,11 +64,11 @@ def convert(source: str | Path, name: str, folder: str | Path, record: Mapping[s
             f"{source} holds weights for {described.task.title}. Expected those of a classifier. Use `acmix-zoo export "
             f"{source} FOLDER`"
         )
-    arguments: dict[str, Any] = {}
+    arguments = dict(model_kwargs or {})
     stated: dict[str, Any] = {}
     if described is not None:
         fields = described.pretrained_cfg
-        arguments = {**described.arguments, "pretrained_cfg": fields}
+        arguments = {**described.arguments, **arguments, "pretrained_cfg": fields}
         stated = {key: getattr(fields, key) for key in ("license", "label_names", "label_descriptions")}
     model = timm.create_model(known.name, **arguments)
     state = translated(source, model)
@@ -71,10 +78,28 @@ def convert(source: str | Path, name: str, folder: str | Path, record: Mapping[s
     if (classes, channels) != (int(model.num_classes), size[0]):  # type: ignore[arg-type]
         model = timm.create_model(known.name, **{**arguments, "num_classes": classes, "in_chans": channels})
     copy_weights(model, state, str(source))
+    _check_tables(source, model)
     images = torch.randn(1, channels, *size[1:], generator=torch.Generator().manual_seed(0))
     return write_folder(
         folder, model, architecture=architecture, pretrained_cfg=pretrained_cfg, record=record, example=images
     )
+
+
+def _check_tables(source: str | Path, model: nn.Module) -> None:
+    """Check that no position table would be interpolated, which would change the logits.
+
+    Raises:
+        ValueError: one would, because the weights were made for another image size or window.
+    """
+    sizes = {key: len(value.flatten()) for key, value in model.state_dict().items()}
+    for key, value in read_state_dict(source).items():
+        own = next((name for name in sizes if key == name or key.endswith(f".{name}")), None)
+        is_table = own is not None and own.rpartition(".")[2].startswith(("pos_embed", "relative_position_bias_table"))
+        if own is not None and is_table and value.numel() != sizes[own]:
+            raise ValueError(
+                f"{source} was made for another image size or window: {key} has {value.numel():,} values. Expected "
+                f"{sizes[own]:,}. State it with --model-kwargs, such as img_size=64"
+            )
 
 
 def _stored_shape(model: nn.Module, state: State) -> tuple[int, int]:

@@ -148,6 +148,7 @@ def create_task_network(
 def _build(location: ModelLocation, architecture: str = "", token: str | None = None, **kwargs: Any) -> nn.Module:
     """Build the model to which weights belong. If `architecture` is given, it has to be that network."""
     path = fetch(location, token)
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}  # as timm does
     if path.is_file():
         return drop_other_names(build_checkpoint(path, architecture, **kwargs))
     if architecture:

@@ -3,24 +3,27 @@
 import difflib
 import fnmatch
 import re
+from collections.abc import Sequence
 
 import timm
 
 from acmix_zoo.weights.shipped import shipped_task_networks
 
 
-def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
+def list_models(filter: str | Sequence[str] = "", pretrained: bool = False) -> list[str]:
     """Return the names of this project's models.
 
     Args:
-        filter: a wildcard such as `"*swin*"`.
+        filter: a wildcard such as `"*swin*"`, or several.
         pretrained: list the weights that exist, as `architecture.tag`, instead of the networks. The shipped weights of
             detectors and segmenters come last.
     """
     names: list[str] = timm.list_models(filter, pretrained=pretrained)
     own = [name for name in names if timm.models.model_entrypoint(name).__module__.startswith("acmix_zoo.")]
     others = shipped_task_networks() if pretrained else ()
-    return own + [name for name in others if fnmatch.fnmatch(name, filter or "*") or name.startswith(f"{filter}.")]
+    filters = [filter] if isinstance(filter, str) else filter
+    patterns = [pattern for each in filters for pattern in (each or "*", f"{each}.*")]
+    return own + [name for name in others if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 
 
 def list_tags(architecture: str) -> list[str]:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ _IGNORED = (
     *("numpy.dtype", "numpy.ndarray"),
     *(f"pathlib{local}.{name}" for local in ("", "._local") for name in ("PosixPath", "WindowsPath")),
 )
+_SAFE_GLOBALS_LOCK = RLock()
 _SAFE_GLOBALS: list[Any] = [(OrderedDict, "yacs.config.CfgNode"), *((_Ignored, name) for name in _IGNORED)]
 
 
@@ -97,7 +99,8 @@ def read_checkpoint(path: Path) -> Any:
         ValueError: the file is damaged, or contains objects of other classes.
         OSError: the file cannot be read.
     """
-    with torch.serialization.safe_globals(_SAFE_GLOBALS):
+    # the safe globals are those of the whole process, and leaving the context removes them
+    with _SAFE_GLOBALS_LOCK, torch.serialization.safe_globals(_SAFE_GLOBALS):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except OSError:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from acmix_zoo.weights.description import has_config
+from acmix_zoo.weights.fetch import WEIGHT_FOLDER_FILES
 from acmix_zoo.weights.verification import check_folder
 
 _FOR_TORCH = "For a file: torch.save(acmix_zoo.create_model(WEIGHTS).state_dict(), FILE)"
@@ -22,24 +24,35 @@ _FILE_HINTS = {
 
 
 def check_target(folder: str | Path) -> Path:
-    """Return the absolute path for a new weight folder. It may only exist if it is empty or a weight folder.
+    """Return the absolute path for a new weight folder, without symbolic links.
+
+    It may only exist if it is empty, or a weight folder without other files, because it will be replaced as a whole.
 
     Raises:
-        ValueError: the path is that of a model file, such as model.onnx.
+        ValueError: the path is that of a model file, such as model.onnx, or of the current directory.
         FileExistsError: the path exists and is something else.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.realpath(folder))
     if folder.suffix in _FILE_HINTS:
         raise ValueError(
             f"{folder.name} is the name of a {folder.suffix} file, but weights are written as a folder. Expected a "
             f"folder name, such as {folder.stem}. {_FILE_HINTS[folder.suffix]}"
         )
-    is_empty = folder.is_dir() and not any(folder.iterdir())
-    if folder.exists() and not is_empty and not (folder / "config.json").is_file():
-        raise FileExistsError(
-            f"{folder} exists and is not a weight folder. Expected a new path, an empty folder or a weight folder. "
-            "Choose a different path"
+    if Path.cwd().is_relative_to(folder):
+        raise ValueError(
+            f"{folder} contains the current directory, so it cannot be replaced. Expected another folder, such as "
+            "./weights"
         )
+    expected = "Expected a new path, an empty folder or a weight folder. Choose a different path"
+    content = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if folder.exists() and not (folder.is_dir() and (not content or has_config(folder))):
+        raise FileExistsError(f"{folder} exists and is not a weight folder. {expected}")
+    known = {name.partition("/")[0] for name in WEIGHT_FOLDER_FILES} | {
+        ".cache",
+        ".gitattributes",
+    }  # of the Hub's tools
+    if others := sorted(content - known):
+        raise FileExistsError(f"{folder} also contains {', '.join(others)[:200]}, which would be deleted. {expected}")
     return folder
 
 

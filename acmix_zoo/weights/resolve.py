@@ -129,6 +129,8 @@ def _checkpoint_config(content: Any, path: Path) -> dict[str, Any] | None:
     if not {"model", "num_classes"} <= hyper.keys():
         return None
     name = str(hyper["model"])
+    if "task" not in content and not is_network_name(name) and not Path(name).is_dir():
+        return None  # the hyper-parameters are those of another project
     # a folder that happens to have the name of a network is not what the run was trained with
     if not is_network_name(name) and (Path(name) / "config.json").is_file():
         raise ValueError(

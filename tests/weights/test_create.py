@@ -26,6 +26,8 @@ class TestCreate:
         assert {"acmix_resnet_pico", "acmix_swin_pico", "acmix_resnet50", "acmix_swin_t"} <= set(names)
         assert not {"resnet50", "swin_tiny_patch4_window7_224", "test_resnet"} & set(names)  # of timm
         assert list_models("*swin*") == [name for name in names if "swin" in name]
+        assert list_models(["*swin_t", "*resnet50"]) == ["aa_resnet50", "acmix_resnet50", "acmix_swin_t"]
+        assert "acmix_swin_t.swin_in1k" in list_models(["acmix_swin_t*"], pretrained=True)
         assert all("." in name for name in list_models(pretrained=True))
         assert acmix_zoo.create_model is create_model and acmix_zoo.list_models is list_models
 
@@ -53,6 +55,40 @@ class TestCreate:
     def test_unknown_names_and_tags_are_rejected(self, name: str, pretrained: bool | str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             create_model(name, pretrained)
+
+    def test_arguments_of_none_are_left_out(self, tmp_path: Path) -> None:
+        """As in timm, whose scripts pass their unset options."""
+        folder = write_weights(tmp_path / "w", pico(num_classes=5, kernel_att=5))
+        torch.save(create_model(folder).state_dict(), tmp_path / "w.pth")
+        unset = {"num_classes": None, "global_pool": None}
+        assert create_model(folder, kernel_att=None, **unset).layer1[0].conv2.kernel_att == 5
+        loaded = create_model("acmix_resnet_pico", pretrained=str(tmp_path / "w.pth"), kernel_att=5, **unset)
+        assert loaded.num_classes == 5
+
+    def test_files_beside_the_weights_have_other_hashes(self, tmp_path: Path) -> None:
+        folder, other = write_weights(tmp_path / "w"), pico()
+        torch.save(other.state_dict(), folder / "mine.pth")
+        loaded = create_model("acmix_resnet_pico", pretrained=str(folder / "mine.pth"))
+        assert torch.equal(loaded.fc.weight, other.fc.weight)
+
+    def test_checkpoints_of_other_projects_may_have_similar_hyperparameters(self, tmp_path: Path) -> None:
+        state = {f"net.{key}": value for key, value in pico(num_classes=5).state_dict().items()}
+        for model in ("my_acmix", {"name": "x"}):
+            content = {"state_dict": state, "hyper_parameters": {"model": model, "num_classes": 5}}
+            torch.save(content, tmp_path / "theirs.ckpt")
+            loaded = create_model("acmix_resnet_pico", pretrained=str(tmp_path / "theirs.ckpt"))
+            assert torch.equal(loaded.fc.weight, state["net.fc.weight"])
+
+    def test_conversion_does_not_change_the_size(self, tmp_path: Path) -> None:
+        """Position tables would be interpolated, and the logits differ."""
+        for name, kwargs in {"acmix_pvt_pico": {"img_size": 64}, "acmix_swin_pico": {"window_size": 8}}.items():
+            model, folder = pico(name, **kwargs).eval(), tmp_path / name
+            torch.save({"state_dict": model.state_dict()}, tmp_path / "w.pth")
+            with pytest.raises(ValueError, match=r"for another image size or window: .* State it with --model-kwargs"):
+                convert(tmp_path / "w.pth", f"{name}.mine", folder, {"origin": "test"})
+            convert(tmp_path / "w.pth", f"{name}.mine", folder, {"origin": "test"}, kwargs)
+            x = torch.randn(1, 3, 64, 64)
+            assert torch.allclose(create_model(folder).eval()(x), model(x), atol=1e-5)
 
     def test_weights_are_loaded_from_a_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = write_weights(tmp_path / "w")
@@ -236,7 +272,8 @@ class TestRuns:
         ("entry", "message"),
         [
             ({"hyper_parameters": {}}, r"does not state which network .* create_model\(NAME, pretrained="),
-            ({"hyper_parameters": {"model": "os.system", "num_classes": 4}}, "which is not a known model"),
+            ({"task": "classification", "hyper_parameters": {"model": "os.system", "num_classes": 4}},
+             "which is not a known model"),
             ({"hyper_parameters": {"model": "acmix_resnet_pico", "num_classes": 5}}, "does not fit"),
             (
                 {"hyper_parameters": {"model": "acmix_resnet_pico", "num_classes": 4,

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,11 @@ def test_position_tables_of_a_different_window_size_are_resized() -> None:
     assert tables and all("bias_table" in key for key in tables)
     for key, value in source.state_dict().items():
         assert key in tables or torch.equal(loaded.state_dict()[key], value)
+
+
+def test_several_threads_read_checkpoints(tmp_path: Path) -> None:
+    model = pico()
+    torch.save({"state_dict": model.state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pth")
+    with ThreadPoolExecutor(6) as pool:
+        loaded = list(pool.map(lambda _: load_weights(create_model(NAME), tmp_path / "w.pth"), range(24)))
+    assert all(have_same_weights(other, model) for other in loaded)

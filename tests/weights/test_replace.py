@@ -31,11 +31,12 @@ def old(written: Path, tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
 
 def test_an_old_folder_is_replaced(old) -> None:
     folder, before = old
-    (folder / "notes.txt").write_text("of the old weights")
+    (folder / "pictures").mkdir(exist_ok=True)
+    (folder / "pictures/old.png").write_text("of the old weights")
     torch.manual_seed(1)  # for different weights
     write_weights(folder)
     assert file_contents(folder)["model.safetensors"] != before["model.safetensors"]
-    assert "notes.txt" not in file_contents(folder) and check_folder(folder) == []
+    assert "pictures/old.png" not in file_contents(folder) and check_folder(folder) == []
     assert os.listdir(folder.parent) == ["weights"]
 
 
@@ -163,3 +164,37 @@ def test_a_killed_process_keeps_the_old_folder(old) -> None:
     result = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == -9, result.stderr
     assert file_contents(folder) == before and check_folder(folder) == []
+
+
+def test_other_files_are_not_deleted(old) -> None:
+    folder, before = old
+    (folder / "notes.txt").write_text("mine")
+    (folder / ".git").mkdir()
+    with pytest.raises(FileExistsError, match=r"weights also contains \.git, notes\.txt, which would be deleted"):
+        write_weights(folder)
+    assert file_contents(folder) == {**before, "notes.txt": b"mine"}
+    other = folder.parent / "experiment"
+    other.mkdir()
+    (other / "config.json").write_text('{"lr": 0.1}')
+    with pytest.raises(FileExistsError, match="experiment exists and is not a weight folder"):
+        write_weights(other)
+
+
+def test_the_current_directory_is_not_replaced(old, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell would stay in the deleted directory."""
+    folder, before = old
+    (folder / "test").mkdir(exist_ok=True)
+    monkeypatch.chdir(folder / "test")
+    for target in ("..", folder):
+        with pytest.raises(ValueError, match="contains the current directory"):
+            write_weights(target)
+    assert file_contents(folder) == before
+
+
+def test_a_symbolic_link_stays(old) -> None:
+    folder, before = old
+    link = folder.parent / "current"
+    link.symlink_to(folder)
+    torch.manual_seed(1)
+    write_weights(link)
+    assert link.is_symlink() and file_contents(folder)["model.safetensors"] != before["model.safetensors"]

@@ -55,5 +55,7 @@ def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
             f"from_pvt: the position table has {positions} entries, which is not a square. Expected a square image. "
             "Pass img_size=(height, width)"
         )
-    arguments = arguments if side == 56 else {"img_size": side * 4, **arguments}
+    patch = state["patch_embed1.proj.weight"].shape[2]
+    arguments |= {} if patch == 4 else {"patch_size": patch}
+    arguments = arguments if side * patch == 224 else {"img_size": side * patch, **arguments}
     return create_with_state(_NAMES.get(depths, "acmix_pvt_s"), state, arguments, kwargs)

@@ -17,6 +17,7 @@ from acmix_zoo.weights.from_plain.shared import (
     first_keys,
     outer_arguments,
     plain_state,
+    pooling_of,
     recorded_arguments,
 )
 from acmix_zoo.weights.read import Source
@@ -56,4 +57,5 @@ def from_san(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
         relations = (len(state[f"layer{i}.0.sam.conv1.weight"]) for i in stages)
         kernels = tuple(math.isqrt(f // r - 1) for f, r in zip(features, relations, strict=True))
         arguments |= {} if kernels == KERNELS else {"kernels": kernels}
+    arguments |= pooling_of(source)
     return create_with_state(_NAMES.get(layers, "acmix_san10"), state, arguments, kwargs)

@@ -28,18 +28,25 @@ def plain_state(source: nn.Module | Source) -> State:
     return state
 
 
+def plain_network(source: nn.Module) -> nn.Module:
+    """Return the plain network inside wrappers such as DataParallel, a LightningModule or torch.compile."""
+    network = unwrapped(source)
+    match = next(filter(None, map(_FIRST_LAYER.match, network.state_dict())), None)
+    return network.get_submodule((match[1] or "").removesuffix(".")) if match else network
+
+
 def recorded_arguments(source: nn.Module | Source, *names: str) -> dict[str, Any]:
     """Return those of the named arguments that timm recorded when it built the source, if it is such a network.
 
     Weights do not show some arguments, such as the number of heads.
     """
-    recorded = getattr(unwrapped(source), "_model_args", {}) if isinstance(source, nn.Module) else {}
+    recorded = getattr(plain_network(source), "_model_args", {}) if isinstance(source, nn.Module) else {}
     return {name: recorded[name] for name in names if name in recorded}
 
 
 def pooling_of(source: nn.Module | Source) -> dict[str, str]:
     """Return the argument global_pool of a network of timm, which `reset_classifier` may have changed, or {}."""
-    network = unwrapped(source) if isinstance(source, nn.Module) else None
+    network = plain_network(source) if isinstance(source, nn.Module) else None
     pool = getattr(getattr(network, "head", None), "global_pool", getattr(network, "global_pool", None))
     kind = getattr(pool, "pool_type", None)
     return {} if kind is None else {"global_pool": kind}

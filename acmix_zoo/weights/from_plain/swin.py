@@ -15,9 +15,8 @@ from torch import nn
 
 from acmix_zoo.models.acmix_swin import WIDTHS_AND_DEPTHS
 from acmix_zoo.models.plain_swin import swin_arguments, to_timm_names
-from acmix_zoo.weights.from_plain.shared import as_pair, create_with_state, plain_state, pooling_of
+from acmix_zoo.weights.from_plain.shared import as_pair, create_with_state, plain_network, plain_state, pooling_of
 from acmix_zoo.weights.read import Source, State
-from acmix_zoo.weights.translate import unwrapped
 
 # The registered networks by (embed_dim, depths, num_heads).
 _NAMES = {tuple(shape.values()): name for name, shape in WIDTHS_AND_DEPTHS.items()}
@@ -41,8 +40,8 @@ def from_swin(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     """
     arguments: dict[str, Any] = {}
     if isinstance(source, nn.Module):
-        network = unwrapped(source)
-        stored = plain_state(network)
+        network = plain_network(source)
+        stored = plain_state(source)
         size = getattr(getattr(network, "patch_embed", None), "img_size", None)
         windows: list[Any] = [m.window_size for m in network.modules() if hasattr(m, "relative_position_bias_table")]
         if windows and all(isinstance(window, Sequence) for window in windows):

@@ -39,14 +39,16 @@ class TestPVTAndSAN:
         [
             ("pvt_tiny", from_pvt, {**PVT, "num_heads": (2, 4, 5, 8), "global_pool": "avg"}),
             ("pvt_tiny", from_pvt, {**PVT, "img_size": (32, 64), "reductions": (4, 4, 2, 1)}),
-            ("san10_pairwise", from_san, {**SAN, "kernels": (5, 3, 5)}),
+            ("pvt_tiny", from_pvt, {**PVT, "patch_size": 8, "global_pool": "avg"}),
+            ("san10_pairwise", from_san, {**SAN, "kernels": (5, 3, 5), "global_pool": "max"}),
         ],
-        ids=["heads", "reductions", "kernels"],
+        ids=["heads", "reductions", "patches", "kernels"],
     )
     def test_a_network_states_what_its_weights_do_not_show(self, name, make, kwargs) -> None:
         plain = with_random_parameters(timm.create_model(name, **kwargs))
         x = torch.randn(2, 3, 32, 64)
-        assert is_close(make(plain).eval()(x), plain(x))
+        for source in (plain, torch.nn.DataParallel(plain)):
+            assert is_close(make(source).eval()(x), plain(x))
 
     def test_positions_of_oblong_images_are_interpolated(self) -> None:
         """As by the network itself, which interpolates them for each image."""

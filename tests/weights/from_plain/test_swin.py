@@ -51,6 +51,18 @@ class TestSwin:
             x = torch.randn(2, 3, *plain.patch_embed.img_size)
             assert is_close(from_swin(plain).eval()(x), plain.eval()(x))
 
+    def test_a_wrapped_network_states_as_much(self) -> None:
+        plain = swin(img_size=128, window_size=16, global_pool="max")
+        x = torch.randn(1, 3, 128, 128)
+        assert is_close(from_swin(nn.DataParallel(plain)).eval()(x), plain(x))
+
+    def test_windows_that_grow_are_rejected(self) -> None:
+        """As in timm's swin_s3 networks."""
+        plain = timm.create_model("swin_s3_tiny_224", embed_dim=16, depths=(1,) * 4, num_heads=(1, 1, 2, 2))
+        for source in (plain, plain.state_dict()):
+            with pytest.raises(ValueError, match="tables of 169, 169, 729, 169 entries, so their windows differ"):
+                from_swin(source)
+
     def test_weights_of_ddp_and_compiled_blocks_are_converted(self) -> None:
         """They come from a training loop with DDP around the network and torch.compile around its blocks."""
         plain = swin()
