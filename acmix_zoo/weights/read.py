@@ -75,10 +75,10 @@ def read_state_dict(source: Source) -> State:
         if not path.is_file():
             raise FileNotFoundError(f"load_weights: the weight folder {path.parent} has no model.safetensors")
     check_sha256(path)
-    if path.suffix not in (".safetensors", ".npz"):
+    if path.suffix.lower() not in (".safetensors", ".npz"):
         return _state_dict(read_checkpoint(path), str(path))
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return safetensors.torch.load_file(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)

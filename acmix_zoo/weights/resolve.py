@@ -112,7 +112,7 @@ def read_described(path: Path) -> DescribedCheckpoint | None:
     Raises:
         ValueError: the file is damaged or unsafe, or its description is not allowed.
     """
-    if path.suffix in (".safetensors", ".npz"):
+    if path.suffix.lower() in (".safetensors", ".npz"):
         return None
     content = read_checkpoint(path)
     config = _checkpoint_config(content, path)

@@ -69,6 +69,8 @@ def _check_network(folder: Path, record: Mapping[str, Any]) -> list[str]:
         images = example.pop("input")
         if not example:
             raise KeyError("logits")
+    except FileNotFoundError:
+        return ["test/example.safetensors is missing. If this is the Hub's cache, download it with a connection"]
     except (OSError, KeyError, SafetensorError) as error:
         return [f"test/example.safetensors does not contain an input and its logits ({error!r})"]
     try:

@@ -199,6 +199,11 @@ def test_position_tables_of_a_different_window_size_are_resized() -> None:
         assert key in tables or torch.equal(loaded.state_dict()[key], value)
 
 
+def test_the_case_of_a_suffix_does_not_matter(tmp_path: Path) -> None:
+    safetensors.torch.save_file(pico().state_dict(), tmp_path / "W.SAFETENSORS")
+    assert create_model(NAME, pretrained=str(tmp_path / "W.SAFETENSORS")).num_classes == 10
+
+
 def test_several_threads_read_checkpoints(tmp_path: Path) -> None:
     model = pico()
     torch.save({"state_dict": model.state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pth")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,9 +15,9 @@ from acmix_zoo.layers import ACmix2d
 from acmix_zoo.weights.from_plain.shared import (
     create_with_state,
     first_keys,
+    plain_network,
     plain_state,
     pooling_of,
-    recorded_arguments,
 )
 from acmix_zoo.weights.read import Source, State
 
@@ -81,7 +82,9 @@ def from_resnet(source: nn.Module | Source, **kwargs: Any) -> tuple[nn.Module, W
         ValueError: the source is not such a ResNet.
     """
     state = plain_state(source)
-    arguments = _resnet_arguments(state) | recorded_arguments(source, "output_stride") | pooling_of(source)
+    arguments = _resnet_arguments(state) | pooling_of(source)
+    if isinstance(source, nn.Module):
+        arguments |= _output_stride(plain_network(source), len(arguments["layers"]))
     name = _NAMES.get(arguments["layers"], "acmix_resnet50")
     if arguments["layers"] in _NAMES:
         arguments.pop("layers")
@@ -132,6 +135,13 @@ def fit_convolution_path(kernel: Tensor, layer: ACmix2d) -> FittedLayer:
     kept = float(s[:, :rank].square().sum() / s.square().sum().clamp_min(1e-30))
     fitted = d * rank * inputs + state["qkv.bias"].numel() + shift.numel() + fc.numel() + 2
     return FittedLayer(state, kept, fitted)
+
+
+def _output_stride(network: nn.Module, stages: int) -> dict[str, int]:
+    """Return the argument output_stride of a network whose later stages are dilated instead of strided, or {}."""
+    convs: list[Any] = [network.get_submodule(f"layer{i}.0.conv2") for i in range(1, 1 + stages)]
+    total = 4 * math.prod(int(conv.stride[0]) for conv in convs)
+    return {} if total == 2 ** (stages + 1) else {"output_stride": total}
 
 
 def _resnet_arguments(state: State) -> dict[str, Any]:

@@ -89,6 +89,8 @@ class TestResNet:
         x = torch.randn(2, 3, 64, 64)
         assert converted.forward_features(x).shape == source.forward_features(x).shape == (2, 2048, 8, 8)
         assert converted.global_pool.pool_type == "max"
+        dilated = torchvision.models.resnet50(num_classes=2, replace_stride_with_dilation=[False, True, True])
+        assert from_resnet(nn.DataParallel(dilated))[0].forward_features(x).shape == (2, 2048, 8, 8)
 
     @pytest.mark.parametrize("name", ["resnet18", "resnext26ts", "resnet26d", "vit_tiny_patch16_224"])
     def test_other_networks_are_rejected(self, name: str) -> None:
