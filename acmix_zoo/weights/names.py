@@ -46,4 +46,4 @@ def closest_models(name: str) -> list[str]:
 
 def file_name(name: object) -> str:
     """Return a name of weights as that of one visible file. Weights may come from anyone and have any name."""
-    return re.sub(r"[^\w.-]+", "-", str(name)).lstrip(".") or "weights"
+    return re.sub(r"[^\w.-]+", "-", str(name)).lstrip(".-") or "weights"

@@ -287,7 +287,7 @@ def test_the_record_of_foreign_weights_runs_no_code(words: str, project: Path, t
         find_target("weights")
 
 
-@pytest.mark.parametrize(("name", "expected"), [("/elsewhere/outside", "-elsewhere-outside"), ("..", "weights")])
+@pytest.mark.parametrize(("name", "expected"), [("/elsewhere/outside", "elsewhere-outside"), ("..", "weights")])
 def test_the_name_of_foreign_weights_stays_in_its_folder(project: Path, name: str, expected: str) -> None:
     config = json.loads((project / "weights/config.json").read_text())
     config["acmix_zoo"]["name"] = name
