@@ -53,7 +53,10 @@ def check_record(record: Mapping[str, Any]) -> list[str]:
         for key, kind in _REQUIRED.items()
         if not isinstance(record.get(key), kind)
     ]
-    for metric in record.get("metrics") or []:
+    metrics = record.get("metrics") or []
+    if not isinstance(metrics, list):
+        return [*problems, f"the record's metrics are {str(metrics)[:80]}. Expected a list"]
+    for metric in metrics:
         value = metric.get("value") if isinstance(metric, Mapping) else None
         if value is None or not all(isinstance(metric.get(key), str) for key in ("dataset", "split", "name")):
             problems.append(f"the record's metric {str(metric)[:80]} does not have a dataset, split, name and value")
@@ -78,7 +81,7 @@ def _check_network(folder: Path, record: Mapping[str, Any]) -> list[str]:
             model = build_folder(folder).eval()
             outputs = example_outputs(model, images)
             counted = complexity(model.to("meta"), images.shape[1:])
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         return [f"could not build and run the model that config.json describes: {error}"]
     problems = [
         f"{key}: counted {value}, but config.json says {record.get(key)}"
