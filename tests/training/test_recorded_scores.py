@@ -102,6 +102,7 @@ def test_an_export_states_how_its_scores_were_measured(tmp_path: Path) -> None:
     assert main(["verify", str(tmp_path / "weights"), "--data", str(tmp_path / "data")]) == 0
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_finished_run_that_is_trained_further(runs: Path, tmp_path: Path) -> None:
     """As long as it is not finished again, its weights are those of the best checkpoint."""
     run = RunFolder(str(tmp_path / "run"))

@@ -230,6 +230,7 @@ def test_a_folder_in_the_place_of_the_weights_is_noticed_before_training(runs: P
     assert not run.last.exists() and (tmp_path / "run/weights/notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_continues_with_more_patience_or_without_the_callback(
     runs_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

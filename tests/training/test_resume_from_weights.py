@@ -186,7 +186,8 @@ def test_older_checkpoints_of_a_weight_folder_are_resumed(runs: Path, small_wind
         assert kernel_sizes(ClassificationTask.load_from_checkpoint(run.last).model) == {3}
 
 
-@pytest.mark.parametrize("given_as", [pytest.param("model", marks=pytest.mark.slow), "pretrained"])
+@pytest.mark.slow
+@pytest.mark.parametrize("given_as", ["model", "pretrained"])
 def test_a_run_that_was_started_in_python_is_resumed_by_a_command(
     runs: Path, small_window: Path, tmp_path: Path, given_as: str
 ) -> None:

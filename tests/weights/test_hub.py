@@ -129,11 +129,14 @@ def test_a_single_failed_request_is_repeated(hub: Hub, folder: Path, kind: str, 
     assert hub.repos["org/pico"].commits[hub.repos["org/pico"].refs["main"]]["README.md"]
 
 
+_QUICK_FAULTS = {("create", 502), ("lfs", 502), ("lfs", "cut"), ("commit", 502)}
+
+
 @pytest.mark.usefixtures("transport_only")
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [
-        pytest.param(kind, fault, marks=() if fault == 502 or (kind, fault) == ("lfs", "cut") else pytest.mark.slow)
+        pytest.param(kind, fault, marks=() if (kind, fault) in _QUICK_FAULTS else pytest.mark.slow)
         for kind in ("create", "preupload", "batch", "lfs", "commit")
         for fault in (502, 429, "cut")
     ],
@@ -175,6 +178,7 @@ def test_missing_and_insufficient_tokens_are_rejected(hub: Hub, folder: Path, mo
     assert not hub.log  # no unauthenticated request was sent
 
 
+@pytest.mark.slow
 def test_a_segmenter_is_not_replaced_by_a_classifier_with_its_backbone(hub: Hub, folder: Path, tmp_path: Path) -> None:
     push(write_segmenter(tmp_path / "segmenter"), "org/street")
     message = r"org/street exists and holds \w+ with unet for semantic segmentation\. Expected acmix_resnet_pico\."
