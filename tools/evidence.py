@@ -101,13 +101,12 @@ def finetuning_rows(table: Path = finetune_study.TABLE) -> list[list[str]]:
 
 
 def draw_costs(results: Sequence[Result], path: Path) -> None:
-    """Draw test accuracy against multiply-accumulates, and against measured training time: one row for each family."""
+    """Draw test accuracy against multiply-accumulates, and against measured time: Swins in a row of their own."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     panels: Any = figure.subplots(2, 2, sharey="row")
     shown = [result for result in results if result.case.group in ("paths", "neighbours", "time")]
     for row, family in zip(panels, comparison.FAMILIES, strict=True):
-        own = [result for result in shown if result.case.network.endswith(f"{family}_pico") or family == "resnet"]
-        own = [result for result in own if family == "swin" or "swin" not in result.case.network]
+        own = [result for result in shown if ("swin" in result.case.network) == (family == "swin")]
         for axes, name in zip(row, ("MMACs per image", "minutes of training"), strict=True):
             for number, result in enumerate(own):
                 x = result.macs / 1e6 if name.startswith("MMACs") else result.minutes
