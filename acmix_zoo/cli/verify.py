@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from acmix_zoo.cli.parser import Parser
@@ -17,10 +16,7 @@ def verify(arguments: Sequence[str]) -> bool:
     """Verify weight folders, and print for each whether it matches its record.
 
     Returns:
-        Whether all of them do.
-
-    Raises:
-        FileNotFoundError: there are no weights of a given name.
+        Whether all of them do. Weights that cannot be found or downloaded do not.
     """
     parser = Parser(
         "acmix-zoo verify",
@@ -36,7 +32,7 @@ def verify(arguments: Sequence[str]) -> bool:
     options = parser.parse_args(arguments)
     results = []
     for name in options.weights:
-        results.append(_verify_one(name, weight_folder(name), options.data))
+        results.append(_verify_one(name, options.data))
         if not options.json:
             _print(results[-1])
     if options.json:
@@ -44,9 +40,14 @@ def verify(arguments: Sequence[str]) -> bool:
     return all(result["verified"] for result in results)
 
 
-def _verify_one(name: str, folder: Path, source: str | None) -> dict[str, Any]:
+def _verify_one(name: str, source: str | None) -> dict[str, Any]:
     """Return whether weights verify, their problems, and the accuracies that were measured, all as plain values."""
-    problems, metrics = check_folder(folder), []
+    metrics: list[dict[str, Any]] = []
+    try:
+        folder = weight_folder(name)
+    except (OSError, ValueError) as error:
+        return {"name": name, "verified": False, "problems": [str(error)], "metrics": metrics}
+    problems = check_folder(folder)
     if not problems and source:
         from acmix_zoo.training.evaluate import evaluate_again
 

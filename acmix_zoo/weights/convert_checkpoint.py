@@ -71,28 +71,29 @@ def convert(
         arguments = {**described.arguments, **arguments, "pretrained_cfg": fields}
         stated = {key: getattr(fields, key) for key in ("license", "label_names", "label_descriptions")}
     model = timm.create_model(known.name, **arguments)
-    state = translated(source, model)
+    stored = read_state_dict(source)
+    state = translated(stored, model)
     size = tuple(cast(dict[str, Any], model.pretrained_cfg)["input_size"])
     classes, channels = _stored_shape(model, state)
     pretrained_cfg: dict[str, Any] = {**stated, "tag": tag or None, **_cfg_for_channels(model, channels)}
     if (classes, channels) != (int(model.num_classes), size[0]):  # type: ignore[arg-type]
         model = timm.create_model(known.name, **{**arguments, "num_classes": classes, "in_chans": channels})
     copy_weights(model, state, str(source))
-    _check_tables(source, model)
+    _check_tables(stored, model, source)
     images = torch.randn(1, channels, *size[1:], generator=torch.Generator().manual_seed(0))
     return write_folder(
         folder, model, architecture=architecture, pretrained_cfg=pretrained_cfg, record=record, example=images
     )
 
 
-def _check_tables(source: str | Path, model: nn.Module) -> None:
-    """Check that no position table would be interpolated, which would change the logits.
+def _check_tables(stored: State, model: nn.Module, source: str | Path) -> None:
+    """Check that no position table was interpolated, which would change the logits.
 
     Raises:
         ValueError: one would, because the weights were made for another image size or window.
     """
     sizes = {key: len(value.flatten()) for key, value in model.state_dict().items()}
-    for key, value in read_state_dict(source).items():
+    for key, value in stored.items():
         own = next((name for name in sizes if key == name or key.endswith(f".{name}")), None)
         is_table = own is not None and own.rpartition(".")[2].startswith(("pos_embed", "relative_position_bias_table"))
         if own is not None and is_table and value.numel() != sizes[own]:

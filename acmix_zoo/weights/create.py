@@ -149,6 +149,11 @@ def _build(location: ModelLocation, architecture: str = "", token: str | None = 
     """Build the model to which weights belong. If `architecture` is given, it has to be that network."""
     path = fetch(location, token)
     kwargs = {name: value for name, value in kwargs.items() if value is not None}  # as timm does
+    if "pretrained_cfg" in kwargs:
+        raise ValueError(
+            f"{location.name} states its own pretrained_cfg. Expected no other. To change single fields of it, use "
+            "pretrained_cfg_overlay"
+        )
     if path.is_file():
         return drop_other_names(build_checkpoint(path, architecture, **kwargs))
     if architecture:

@@ -144,10 +144,45 @@ def describe_config(config: Mapping[str, Any], where: Path) -> NetworkDescriptio
         )
     classes = config.get("model_args", {}).get("num_classes", given.get("num_classes", 1000))
     given["num_classes"] = config.get("num_classes", classes)
+    _check_fields(given, where)
     if "acmix_zoo" in config:  # the licence of these weights, which can differ from that of the code
         license = config["acmix_zoo"].get("license")
         given["license"] = license if isinstance(license, str) else None
     return NetworkDescription(architecture, arguments, PretrainedCfg(**given), task, options)
+
+
+def _check_fields(cfg: Mapping[str, Any], where: Path) -> None:
+    """Check the fields of timm's pretrained_cfg that networks and transforms compute with. timm checks none of them.
+
+    Raises:
+        ValueError: a field has a wrong type or length.
+    """
+    numbers = int | float
+    for names, expected, fits in (
+        (("num_classes",), "a number of classes", lambda v: isinstance(v, int) and v is not True and v >= 0),
+        (
+            ("input_size", "test_input_size", "min_input_size"),
+            "a list of channels, height and width",
+            lambda v: _is_list(v, int) and len(v) == 3 and min(v) > 0,
+        ),
+        (("mean", "std"), "a list of numbers", lambda v: _is_list(v, numbers) and len(v) > 0),
+        (("crop_pct", "test_crop_pct"), "a positive number", lambda v: isinstance(v, numbers) and v > 0),
+        (("fixed_input_size",), "true or false", lambda v: isinstance(v, bool)),
+        (("first_conv", "classifier"), "a layer or a list of layers", lambda v: isinstance(v, str) or _is_list(v, str)),
+        (("label_names",), "a list of strings", lambda v: _is_list(v, str)),
+        (("label_descriptions",), "a mapping or a list", lambda v: isinstance(v, Mapping | list)),
+    ):
+        for name in names:
+            value = cfg.get(name)
+            if value is not None and not fits(value):
+                raise ValueError(
+                    f"{where}: {name}={str(value)[:60]} in config.json. Expected {expected}. Correct it, or write the "
+                    "weight folder again"
+                )
+
+
+def _is_list(value: Any, kind: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(v, kind) for v in value)
 
 
 def _is_plain(value: Any) -> bool:

@@ -75,10 +75,11 @@ def read_state_dict(source: Source) -> State:
         if not path.is_file():
             raise FileNotFoundError(f"load_weights: the weight folder {path.parent} has no model.safetensors")
     check_sha256(path)
-    if path.suffix.lower() not in (".safetensors", ".npz"):
+    is_safetensors = path.suffix.lower() == ".safetensors" or _has_safetensors_header(path)
+    if not is_safetensors and path.suffix.lower() != ".npz":
         return _state_dict(read_checkpoint(path), str(path))
     try:
-        if path.suffix.lower() == ".safetensors":
+        if is_safetensors:
             return safetensors.torch.load_file(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
@@ -87,6 +88,12 @@ def read_state_dict(source: Source) -> State:
     except Exception as error:
         raise _damaged(path, error) from error
     return _state_dict(arrays, str(path))
+
+
+def _has_safetensors_header(path: Path) -> bool:
+    """Return whether a file starts like safetensors: the length of a JSON object in 8 bytes, and the object."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def read_checkpoint(path: Path) -> Any:

@@ -49,8 +49,9 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 def test_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = Path(shutil.copytree(SHIPPED, tmp_path / "damaged"))
     damage_last_byte(damaged / "model.safetensors")
-    assert main(["verify", NAME, str(damaged), "--json"]) == 1
+    assert main(["verify", NAME, str(damaged), str(tmp_path / "no"), "--json"]) == 1
     output, error = capsys.readouterr()
-    good, bad = json.loads(output)
+    good, bad, missing = json.loads(output)
     assert good["verified"] and good["parameters"] == 653054 and len(good["sha256"]) == 64 and good["problems"] == []
     assert not bad["verified"] and "sha256" in bad["problems"][0] and error == ""
+    assert not missing["verified"] and "no" in missing["problems"][0]

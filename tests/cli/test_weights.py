@@ -41,7 +41,7 @@ class TestVerify:
         assert main(["verify", str(folder), str(SHIPPED)]) == 1
         out, error = capsys.readouterr()
         assert f"{folder}: not verified: test/example.safetensors" in error and f"{SHIPPED}: verified" in out
-        assert "unknown model 'nothing_here'" in run_command(capsys, "verify", "nothing_here", code=1)
+        assert "unknown model 'nothing_here'" in run_command(capsys, "verify", "nothing_here", SHIPPED, code=1)
 
     def test_the_accuracy_is_measured_again(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fashion_mnist: str

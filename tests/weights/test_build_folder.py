@@ -36,6 +36,13 @@ def folder(tmp_path: Path) -> Path:
         ({"model_args": {"layers": [[1], 1]}}, "layers=.* is not a plain value"),
         ({"model_args": {"planes": [65_536, 65_536, 65_536]}}, "does not fit ACmixResNet"),
         ({"num_classes": 10**9}, "does not fit ACmixResNet"),
+        ({"num_classes": 2.5}, "num_classes=2.5 in config.json. Expected a number of classes. Correct it"),
+        ({"pretrained_cfg": {"input_size": 3}}, "input_size=3 in config.json. Expected a list of channels, height and"),
+        ({"pretrained_cfg": {"input_size": [3, 28]}}, "a list of channels, height and width"),
+        ({"pretrained_cfg": {"mean": "0.5"}}, "mean=0.5 in config.json. Expected a list of numbers"),
+        ({"pretrained_cfg": {"first_conv": 7}}, "first_conv=7 in config.json. Expected a layer"),
+        ({"pretrained_cfg": {"fixed_input_size": "x"}}, "fixed_input_size=x in config.json. Expected true or false"),
+        ({"label_names": [1, 2]}, "Expected a list of strings"),
         ({"pretrained_cfg": {"evil": 1}}, "unknown keys in pretrained_cfg: evil"),
         ({"acmix_zoo": {"sha256": "0" * 64}}, "is changed or damaged: its sha256 is abca23be"),
     ],
@@ -50,6 +57,12 @@ def test_impossible_and_dangerous_configs_are_rejected(folder: Path, entries: di
             load(folder)
     assert check_folder(folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_another_description_of_the_weights_is_rejected(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"states its own pretrained_cfg.*use pretrained_cfg_overlay"):
+        create_model(folder, pretrained_cfg={"mean": (0.5, 0.5, 0.5)})
+    assert create_model(folder, pretrained_cfg_overlay={"crop_pct": 0.5}).pretrained_cfg["crop_pct"] == 0.5
 
 
 def test_what_the_weights_do_not_state_is_that_of_their_network(folder: Path) -> None:
