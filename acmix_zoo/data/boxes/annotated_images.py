@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from acmix_zoo.data.boxes.objects import BoxCheck, Objects
-from acmix_zoo.data.images import image_size
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.image_sets import CHECK_LIMIT, FileImages, Images
@@ -54,7 +53,7 @@ class AnnotatedImages(Images):
         """Return a message about a file of a different size than its annotations state, or ""."""
         assert isinstance(self.images, FileImages)
         stated, path = self.sizes[index], self.images.paths[index]
-        actual = image_size(path) if stated else None
+        actual = self.images.header_size(index) if stated else None
         if stated is None or actual is None or is_same_size(stated, actual):
             return ""
         problem = f"image {path} has {actual[0]} × {actual[1]} pixels, but its annotations state "
@@ -72,16 +71,19 @@ def is_same_size(stated: tuple[int, int], actual: tuple[int, int]) -> bool:
     return max(abs(stated[0] - actual[0]), abs(stated[1] - actual[1])) <= 1
 
 
-def known_sizes(stated: Sequence[tuple[int, int] | None], paths: Sequence[str]) -> list[tuple[int, int] | None]:
+def known_sizes(
+    stated: Sequence[tuple[int, int] | None], images: FileImages | TableImages, are_required: bool
+) -> list[tuple[int, int] | None]:
     """Return the (width, height) of each image that its annotations state, or else its file.
 
-    If many annotations state none, the files are not read, because this would take minutes.
+    If many annotations state none, the files are only read if the sizes are required, because this takes minutes. The
+    size of an unreadable image is None.
     """
     sizes = list(stated)
     unknown = [i for i, size in enumerate(stated) if size is None]
-    if len(unknown) <= CHECK_LIMIT:
+    if len(unknown) <= CHECK_LIMIT or are_required:
         with ThreadPoolExecutor(max_workers=8) as pool:  # disk access releases the GIL
-            for i, size in zip(unknown, pool.map(image_size, [paths[i] for i in unknown]), strict=True):
+            for i, size in zip(unknown, pool.map(images.header_size, unknown), strict=True):
                 sizes[i] = size
     return sizes
 

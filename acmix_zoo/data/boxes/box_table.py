@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource, is_same_size
+from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource, is_same_size, known_sizes
 from acmix_zoo.data.boxes.coco_api import encode_mask
 from acmix_zoo.data.boxes.coco_source import corners
 from acmix_zoo.data.boxes.objects import UNKNOWN, BoxCheck, Objects, make_objects
-from acmix_zoo.data.images import UnreadableImage, image_size
 from acmix_zoo.data.sources.image_sets import CHECK_LIMIT, Images
 from acmix_zoo.data.sources.path_safety import allowed_roots
 from acmix_zoo.data.sources.shards import Shards
@@ -86,7 +85,7 @@ class BoxTable(BoxSource):
             undecoded = table.select_columns(self.column).cast_column(self.column, datasets.Image(decode=False))
             zeros = np.zeros(len(table), np.int64)
             images = TableImages(undecoded, self.column, zeros, f"{self.name}/{split}", self.roots)
-            sizes = _sizes(table, images, self.has_masks)
+            sizes = known_sizes(_stated_sizes(table), images, are_required=self.has_masks)
             cells = table.select_columns(_COLUMN)
             objects = [
                 self._objects(row[_COLUMN], size, images.describe(i))
@@ -116,7 +115,7 @@ class BoxTable(BoxSource):
             size: (width, height) of the image, if it is known.
             name: the name of the image for messages.
         """
-        if self.has_masks and size is None:  # an unreadable image, which is skipped
+        if self.has_masks and size is None:  # an unreadable image, which is reported and skipped
             return make_objects([], [], masks=[])
         labels = _field(cell, self.class_field)
         numbers = np.array([self._number(label) for label in labels], np.int64)
@@ -188,17 +187,12 @@ def _field(cell: Any, name: str, count: int | None = None) -> list[Any]:
     return values
 
 
-def _sizes(table: Any, images: TableImages, are_required: bool) -> list[tuple[int, int] | None]:
-    """Return (width, height) of each image, from the columns of these names or from the headers of the files.
-
-    The headers in large tables are only read if the sizes are required.
-    """
-    if _has_sizes(table):
-        pairs = zip(table["width"], table["height"], strict=True)
-        return [(int(width), int(height)) if width and height else None for width, height in pairs]
-    if len(images) > CHECK_LIMIT and not are_required:
-        return [None] * len(images)
-    return [_header_size(images, i) for i in range(len(images))]
+def _stated_sizes(table: Any) -> list[tuple[int, int] | None]:
+    """Return the (width, height) of each image that the columns of these names state."""
+    if not _has_sizes(table):
+        return [None] * len(table)
+    pairs = zip(table["width"], table["height"], strict=True)
+    return [(int(width), int(height)) if width and height else None for width, height in pairs]
 
 
 def _has_sizes(table: Any) -> bool:
@@ -209,12 +203,5 @@ def _wrong_sizes(images: TableImages, sizes: Sequence[tuple[int, int] | None]) -
     """Return the names of images of another size than stated. Large tables are not checked."""
     if len(images) > CHECK_LIMIT:
         return []
-    pairs = [(stated, _header_size(images, i)) for i, stated in enumerate(sizes)]
+    pairs = [(stated, images.header_size(i)) for i, stated in enumerate(sizes)]
     return [images.describe(i) for i, (a, b) in enumerate(pairs) if a and b and not is_same_size(a, b)]
-
-
-def _header_size(images: TableImages, index: int) -> tuple[int, int] | None:
-    try:
-        return image_size(images.encoded_image(index))
-    except (OSError, UnreadableImage):  # the loader reports the problem
-        return None

@@ -85,9 +85,9 @@ class CocoSource(BoxSource):
         return loaded
 
     def _annotated(self, split: str, content: dict[str, Any]) -> AnnotatedImages:
-        images = sorted(content["images"], key=lambda image: image["id"])
-        folder = self._image_folder(split, images)
-        known = {image["id"] for image in images}
+        entries = sorted(content["images"], key=lambda entry: entry["id"])
+        folder = self._image_folder(split, entries)
+        known = {entry["id"] for entry in entries}
         annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for annotation in content["annotations"]:
             if annotation.get("image_id") in known:
@@ -96,16 +96,17 @@ class CocoSource(BoxSource):
                 self.check.count("of unknown images", str(annotation.get("image_id")))
         numbers = self.classes.numbers(content["categories"])
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        paths = [checked_path(str(folder / image["file_name"]), (str(self.folder),)) for image in images]
-        sizes = known_sizes([_stated_size(image) for image in images], paths)
+        paths = [checked_path(str(folder / entry["file_name"]), (str(self.folder),)) for entry in entries]
+        images = FileImages(paths, np.zeros(len(paths), np.int64))
+        sizes = known_sizes([_stated_size(entry) for entry in entries], images, are_required=self.has_masks)
         try:
             objects = [
-                self._objects(str(image["file_name"]), size, annotations[image["id"]], numbers, names)
-                for image, size in zip(images, sizes, strict=True)
+                self._objects(str(entry["file_name"]), size, annotations[entry["id"]], numbers, names)
+                for entry, size in zip(entries, sizes, strict=True)
             ]
         except ValueError as error:
             raise ValueError(f"{self._files[split]}: {error}") from error
-        return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), objects, sizes)
+        return AnnotatedImages(images, objects, sizes)
 
     def _image_folder(self, split: str, images: list[dict[str, Any]]) -> Path:
         """Return the folder that the file names of a split refer to."""
@@ -143,11 +144,8 @@ class CocoSource(BoxSource):
             numbers: the class of each category id.
             category_names: the name of each category id in the file, for messages.
         """
-        if self.has_masks and size is None:
-            raise ValueError(
-                f"the annotations do not state the size of the image {name}. Expected its width and height, which "
-                "masks depend on. Add them, or set data.masks to false"
-            )
+        if self.has_masks and size is None:  # an unreadable image, which is reported and skipped
+            return make_objects([], [], masks=[])
         boxes, classes, is_crowd, areas, masks = [], [], [], [], []
         for annotation in annotations:
             category: Any = annotation.get("category_id")

@@ -100,7 +100,8 @@ class VocSource(BoxSource):
         numbers = {name: number for number, name in enumerate(self.class_names)}
         cleaned = []
         paths = [str(record.image) for record in records]
-        sizes = known_sizes([record.size for record in records], paths)
+        images = FileImages(paths, np.zeros(len(paths), np.int64))
+        sizes = known_sizes([record.size for record in records], images, are_required=False)
         for (image, _, names, objects), size in zip(records, sizes, strict=True):
             for name in names:
                 if name not in numbers:
@@ -108,7 +109,7 @@ class VocSource(BoxSource):
             classes = np.array([numbers.get(name, UNKNOWN) for name in names], np.int64)
             known = objects._replace(classes=classes).select(classes != UNKNOWN)
             cleaned.append(self.check.clean(known, size, image.name))
-        return AnnotatedImages(FileImages(paths, np.zeros(len(paths), np.int64)), cleaned, sizes)
+        return AnnotatedImages(images, cleaned, sizes)
 
 
 def _image_name(line: str, files: Mapping[str, Path]) -> str:

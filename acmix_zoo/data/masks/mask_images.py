@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from acmix_zoo.data.formats import open_formats
-from acmix_zoo.data.images import UnreadableImage, image_size
+from acmix_zoo.data.images import UnreadableImage
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.masks.mask_classes import VOID, MaskClasses
 from acmix_zoo.data.sources.base import IndexedSource
@@ -124,18 +124,10 @@ class MaskImages(Images):
             mask = self.mask(index)
         except UnreadableImage as error:
             return str(error), counts
-        size = self._image_size(index)
+        size = self.images.header_size(index)
         if size is not None and size != mask.shape[::-1]:
             return self._size_problem(index, size, mask), counts
         return "", np.bincount(np.minimum(mask, class_count).ravel(), minlength=len(counts))
-
-    def _image_size(self, index: int) -> tuple[int, int] | None:
-        """Return the width and height of an image from its header, or None if it cannot be read."""
-        images = self.images
-        try:
-            return image_size(images.encoded_image(index) if isinstance(images, TableImages) else images.paths[index])
-        except (OSError, UnreadableImage):  # a cell of a table
-            return None
 
 
 class MaskSource(IndexedSource):

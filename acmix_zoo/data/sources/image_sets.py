@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from acmix_zoo.data.images import load_image
+from acmix_zoo.data.images import image_size, load_image
 from acmix_zoo.data.inspection import Inspection, inspect_images
 
 CHECK_LIMIT = 100_000
@@ -80,6 +80,10 @@ class FileImages(Images):
 
     def describe(self, index: int) -> str:
         return self.paths[index]
+
+    def header_size(self, index: int) -> tuple[int, int] | None:
+        """Return the (width, height) of an image, or None if it cannot be read."""
+        return image_size(self.paths[index])
 
     def fingerprint_parts(self) -> Iterator[bytes]:
         """Yield the name and the size of each file. Reading all files would take minutes."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from acmix_zoo.data.images import UnreadableImage, load_image
+from acmix_zoo.data.images import UnreadableImage, image_size, load_image
 from acmix_zoo.data.inspection import Inspection, inspect_cells
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.image_sets import DECODE_LIMIT, Images
@@ -72,6 +72,13 @@ class TableImages(Images):
         """Return the bytes of an image file. All sources decode with `load_image`, so that all formats agree."""
         cell = self._cell(index)
         return cell if isinstance(cell, bytes) else Path(cell).read_bytes()
+
+    def header_size(self, index: int) -> tuple[int, int] | None:
+        """Return the (width, height) of an image, or None if it cannot be read."""
+        try:
+            return image_size(self.encoded_image(index))
+        except (OSError, UnreadableImage):
+            return None
 
     def _cell(self, index: int) -> bytes | str:
         """Return the bytes of an image file, or its path if it is not in the table."""

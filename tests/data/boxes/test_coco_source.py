@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.box_data import write_coco, write_coco_split
 
+from acmix_zoo.data.boxes import annotated_images
 from acmix_zoo.data.boxes.annotated_images import AnnotatedImages
 from acmix_zoo.data.boxes.coco_api import decode_masks
 from acmix_zoo.data.boxes.coco_source import CocoSource
@@ -94,16 +95,18 @@ def test_masks(tmp_path: Path) -> None:
     assert images.objects[0].is_crowd.tolist()[-3:] == [False, True, False]
 
 
-def test_masks_need_the_size_of_their_image(tmp_path: Path) -> None:
-    folder = write_coco_split(tmp_path, "train2017", 1)
+def test_masks_need_the_size_of_their_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read from the file, however many there are. A broken file is reported and skipped, as in a table."""
+    monkeypatch.setattr(annotated_images, "CHECK_LIMIT", 0)
+    folder = write_coco_split(tmp_path, "train2017", 2)
     content = change(folder)
-    change(folder, images=[{name: value for name, value in content["images"][0].items() if name != "width"}])
+    change(folder, images=[{k: value for k, value in image.items() if k != "width"} for image in content["images"]])
     (mask, *_) = annotated(CocoSource(str(folder), has_masks=True)).objects[0].masks or []
     assert mask["size"] == [48, 64]  # of the file
     (folder / "train2017/000000.png").write_bytes(b"broken")
-    assert len(annotated(CocoSource(str(folder))))
-    with pytest.raises(ValueError, match=r"do not state the size of the image 000000\.png"):
-        CocoSource(str(folder), has_masks=True).load()
+    images = annotated(CocoSource(str(folder), has_masks=True))
+    assert [len(objects.boxes) > 0 for objects in images.objects] == [False, True]
+    assert "000000.png cannot be read" in images.inspect([0]).problems[0]
 
 
 def test_file_names_may_not_leave_the_folder(tmp_path: Path) -> None:
