@@ -27,6 +27,15 @@ Record = Mapping[str, Any]
 
 # Options of a recorded command that belong to that run: where it was written and what it resumed from.
 RUN_OPTIONS = ("--run.folder", "--run.push_to", "--ckpt_path")
+_FIT = ["acmix-zoo", "fit"]
+# Options of the trainer that take no class, only numbers and fixed words.
+_PLAIN_TRAINER_OPTIONS = {
+    "accumulate_grad_batches", "benchmark", "check_val_every_n_epoch", "detect_anomaly", "deterministic", "devices",
+    "enable_model_summary", "enable_progress_bar", "fast_dev_run", "gradient_clip_algorithm", "gradient_clip_val",
+    "inference_mode", "limit_test_batches", "limit_train_batches", "limit_val_batches", "log_every_n_steps",
+    "max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "num_nodes", "num_sanity_val_steps",
+    "overfit_batches", "precision", "sync_batchnorm", "val_check_interval",
+}  # fmt: skip
 
 
 class Target(NamedTuple):
@@ -37,20 +46,21 @@ class Target(NamedTuple):
     record: Record  # to compare the metrics with; {} if there is none
 
 
-def find_target(name: str) -> Target:
+def find_target(name: str, is_trusted: bool = False) -> Target:
     """Find the training behind weights or a recipe.
 
     Args:
         name: weights (as `locate` accepts them), a run folder or a part of it, or a recipe.
+        is_trusted: accept any recorded command, even if the weights came from elsewhere.
 
     Raises:
         FileNotFoundError: there are no weights and no recipe of that name, or the recipe that the record names is not
             available.
-        ValueError: the record does not state how the weights were trained, or names code to run.
+        ValueError: the record is damaged or does not state how the weights were trained, or its command is not trusted.
     """
     run = find_run(Path(name))
     if run is not None and has_config(run / "weights"):
-        return _target_of_weights(run / "weights", name)
+        return _target_of_weights(run / "weights", name, is_trusted)
     if run is not None and (run / "config.yaml").is_file():  # it was interrupted
         return _recipe_target(run / "config.yaml", run.name)
     recipe = find_recipe(name)
@@ -65,17 +75,18 @@ def find_target(name: str) -> Target:
         if recipe:
             return _recipe_target(recipe)
         raise
-    return _target_of_weights(folder, name, recipe)
+    return _target_of_weights(folder, name, is_trusted, recipe)
 
 
-def _target_of_weights(folder: Path, name: str, recipe: Path | None = None) -> Target:
+def _target_of_weights(folder: Path, name: str, is_trusted: bool, recipe: Path | None = None) -> Target:
     """Return the training that the record of a weight folder describes, or that of `recipe` if it describes none."""
     record = read_config(folder).get("acmix_zoo", {})
     if record.get("command") or record.get("recipe"):
+        _check_texts(record, name)
         run = find_run(folder)  # if the folder is still inside its run folder
         own = run / "config.yaml" if run and (run / "config.yaml").is_file() else None
         root, arguments = checkpoints_root(), recorded_arguments(record, own)
-        if own is None and not (root and folder.resolve().parent == root.resolve()):
+        if own is None and not is_trusted and not (root and folder.resolve().parent == root.resolve()):
             _check_foreign(arguments, name)
         return Target(record["name"], arguments, record)
     if recipe:
@@ -86,49 +97,52 @@ def _target_of_weights(folder: Path, name: str, recipe: Path | None = None) -> T
     )
 
 
-def _check_foreign(arguments: Sequence[str], name: str) -> None:
-    """Check that the arguments of `fit` from the record of weights, which may come from anyone, choose no code to run.
+def _check_texts(record: Record, name: str) -> None:
+    """Check that a record has a name, and that its command and recipe can be read.
 
     Raises:
-        ValueError: they do, as for a callback. The message names the option.
+        ValueError: it has not, or they cannot.
+    """
+    try:
+        texts = [record["name"], *(record[key] for key in ("command", "recipe") if record.get(key))]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("name, command and recipe have to be texts")
+        if shlex.split(record.get("command") or "")[:2] != _FIT and not record.get("recipe"):
+            raise ValueError(f"expected a command that starts with {' '.join(_FIT)}, or a recipe")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the record of {name} is damaged ({error!r}), so it does not say how to train the weights. Pass the name "
+            "of a recipe instead"
+        ) from error
+
+
+def _check_foreign(arguments: Sequence[str], name: str) -> None:
+    """Check that the arguments of `fit` from the record of weights, which may come from anyone, can run no other code.
+
+    Raises:
+        ValueError: they may. The message names the option.
     """
     for option, *values in split_options(arguments):
-        if not (_is_recipe_to_trust(values[0]) if option == "--config" else _is_plain_option(option, " ".join(values))):
+        if not (_is_shipped(values[0]) if option == "--config" else _is_plain(option, " ".join(values))):
             raise ValueError(
-                f"the command in the record of {name} has {' '.join([option, *values])[:200]}, which may run any code. "
-                "Expected plain options only, because weights may come from anyone. If you trust the command, copy it "
-                "from config.json and run it yourself"
+                f"the command in the record of {name} has {' '.join([option, *values])[:200]}. Expected a shipped "
+                "recipe and plain options, because weights may come from anyone, and other recipes and options may run "
+                "any code. If you trust the command in its config.json, add --trust-command"
             )
 
 
-def _is_recipe_to_trust(path: str) -> bool:
-    """Return whether a recipe is shipped, or at least not in a folder of weights, with which it may have come."""
-    root, folders = recipes_root(), Path(path).resolve().parents
-    is_shipped = root is not None and root.resolve() in folders
-    return is_shipped or not any((folder / "config.json").exists() for folder in folders)
+def _is_shipped(recipe: str) -> bool:
+    root = recipes_root()
+    return root is not None and root.resolve() in Path(recipe).resolve().parents
 
 
-def _is_plain_option(option: str, text: str) -> bool:
-    """Return whether an option cannot name a class. The trainer takes names of classes for many of its options."""
-    import yaml  # type: ignore[import-untyped]
-
+def _is_plain(option: str, text: str) -> bool:
+    """Return whether an option takes no class, or only the name of one of Lightning's."""
     group, _, field = option.removeprefix("--").partition(".")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return False
     if group == "trainer":
-        values = value if isinstance(value, list) else [value]
-        is_plain = all(isinstance(v, int | float | None) or re.fullmatch(r"[\w:+-]*", str(v)) for v in values)
-        return is_plain and "." not in field
-    is_known = group in ("data", "model", "run", "speed") if field else group in ("task", "seed_everything")
-    return is_known and "class_path" not in field and not _has_class(value)
-
-
-def _has_class(value: Any) -> bool:
-    if isinstance(value, dict):
-        return "class_path" in value or any(map(_has_class, value.values()))
-    return isinstance(value, list) and any(map(_has_class, value))
+        is_word = re.fullmatch(r"\w+", text) and not Path(text).exists()  # the file would be read as a configuration
+        return field in _PLAIN_TRAINER_OPTIONS or (field in ("accelerator", "strategy") and bool(is_word))
+    return group in ("data", "model", "run", "speed") if field else group in ("task", "seed_everything")
 
 
 def _recipe_target(recipe: Path, name: str = "") -> Target:
@@ -166,18 +180,18 @@ def recorded_arguments(record: Record, config: Path | None = None) -> list[str]:
         FileNotFoundError: a recipe of the command does not exist.
     """
     words = shlex.split(record.get("command") or "")
-    own = words[2:] if words[:2] == ["acmix-zoo", "fit"] else ["--config", str(record["recipe"])]
+    own = words[2:] if words[:2] == _FIT else ["--config", record["recipe"]]
     settings = read_settings(config) if config else {}
     arguments: list[str] = []
     for name, *values in split_options(own):
         if name in RUN_OPTIONS:
             continue
         if name == "--config":
-            recipe = _recorded_recipe(values[0], config)
+            recipe = _recorded_recipe(values[0], config) if values else None
             if recipe is None:
                 raise FileNotFoundError(
-                    f"the record of {record['name']} names {values[0]}, which does not exist and is not a shipped "
-                    "recipe. Run this command in the folder that contains the file, or pass the run folder"
+                    f"the record of {record['name']} names {' '.join(values)}, which does not exist and is not a "
+                    "shipped recipe. Run this command in the folder that contains the file, or pass the run folder"
                 )
             values = [str(recipe)]
             if recipe == config and _setting(settings, "--run.push_to"):
@@ -209,7 +223,7 @@ def _is_path(value: str) -> bool:
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """Return the contents of a recipe as a dict."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     return loaded if isinstance(loaded, dict) else {}

@@ -31,7 +31,8 @@ def reproduce(arguments: Sequence[str], train: Train = run_trainer) -> bool:
     """
     parser = Parser(
         "acmix-zoo reproduce",
-        usage="acmix-zoo reproduce NAME [--run.folder FOLDER] [--tolerance POINTS] [options of fit ...]",
+        usage="acmix-zoo reproduce NAME [--run.folder FOLDER] [--tolerance POINTS] [--trust-command] [options of "
+        "fit ...]",
         description="Repeat the training of weights as their record describes it, and compare the metrics. Run the "
         "same command again to resume after an interruption, or to compare a finished run once more.",
     )
@@ -44,10 +45,16 @@ def reproduce(arguments: Sequence[str], train: Train = run_trainer) -> bool:
         help="allowed difference in percentage points (default: three binomial standard errors of an accuracy, given "
         "the number of images; 2 for other metrics)",
     )
+    parser.add_argument(
+        "--trust-command",
+        action="store_true",
+        help="repeat any recorded command. By default, weights from elsewhere may only name shipped recipes and plain "
+        "options, because a command can run any code",
+    )
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         parser.error(f"the first argument is the option {arguments[0]}. Expected NAME first, then options")
     options, more = parser.parse_known_args(arguments)
-    target = find_target(options.name)
+    target = find_target(options.name, options.trust_command)
     folder = options.folder or Path("runs/reproduce") / file_name(target.name)
     weights = folder / "weights"
     if (weights / "config.json").is_file():

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("lightning")
 
 from support.training import make_image_folder
+from support.weight_folders import SHIPPED, edit_config
 
 from acmix_zoo.cli.main import main
 from acmix_zoo.cli.record_comparison import print_comparison, tolerance
@@ -20,6 +21,7 @@ from acmix_zoo.models.published import PUBLISHED
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.recipe_files import find_recipe
 
+TRUST = "--trust-command"  # the recipes here are not shipped
 RECIPE = """
 seed_everything: 3
 run: {{folder: {folder}, tag: {tag}}}
@@ -63,7 +65,7 @@ def test_the_same_seed_gives_the_same_weights(project: Path, capsys: pytest.Capt
     """Both stages are trained with the recorded settings, which include an option on the command line."""
     extra = ["--model.weight_decay", "0.02"]  # the record of the second stage does not have the options of the first
     assert main(["fit", "--config", "first.yaml", *extra]) == 0
-    assert main(["reproduce", "weights"]) == 0
+    assert main(["reproduce", "weights", TRUST]) == 0
     out = capsys.readouterr().out
     assert "test_resnet.second: reproduced, bitwise equal: sha256" in out
     assert line_starting_with(out, "val top1").split()[-1] == "within"
@@ -71,14 +73,14 @@ def test_the_same_seed_gives_the_same_weights(project: Path, capsys: pytest.Capt
     assert again["sha256"] == read_config(project / "weights")["acmix_zoo"]["sha256"]
     assert "--model.weight_decay 0.02" in again["command"]
 
-    assert main(["reproduce", "weights"]) == 0  # the finished run is only compared
+    assert main(["reproduce", "weights", TRUST]) == 0  # the finished run is only compared
     out = capsys.readouterr().out
     assert "is finished, so it is only compared" in out and "epoch" not in out and "bitwise equal" in out
 
 
 def test_a_missing_first_stage_is_trained(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its recipe is found by its run folder. Options for data and machine apply to it, but not the second stage's."""
-    assert main(["reproduce", "weights", "--run.folder", "again", "--trainer.max_epochs", "2"]) in (0, 1)
+    assert main(["reproduce", "weights", TRUST, "--run.folder", "again", "--trainer.max_epochs", "2"]) in (0, 1)
     out = capsys.readouterr().out
     assert "First training second.yaml" not in out
     assert "First training first.yaml, which produces the weights to start from" in out
@@ -94,7 +96,7 @@ def test_a_different_result_is_reported_and_fails(project: Path, capsys: pytest.
     for i, picture in enumerate(images):
         picture.rename(project / f"images/class{i % 3}/other{i}.png")
     arguments = ["--model.pretrained", "false", "--model.lr=0.02", "--run.folder", "bad"]
-    assert main(["reproduce", "weights", *arguments]) == 1
+    assert main(["reproduce", "weights", TRUST, *arguments]) == 1
     out = capsys.readouterr().out
     recorded = read_config(project / "weights")["acmix_zoo"]["dataset"]["fingerprint"]
     assert f"was recorded with {recorded}" in out
@@ -110,14 +112,14 @@ def test_a_different_result_is_reported_and_fails(project: Path, capsys: pytest.
     )  # fmt: skip
     assert f"{values[1] - values[0]:+.2f}" in row
 
-    assert main(["reproduce", "weights", "--run.folder", "bad", "--tolerance", "100"]) == 0
+    assert main(["reproduce", "weights", TRUST, "--run.folder", "bad", "--tolerance", "100"]) == 0
     capsys.readouterr()
     (project / "weights/config.json").write_text(  # a test score that the run did not measure
         json.dumps({**read_config(project / "weights"), "acmix_zoo": {
             **record, "metrics": [*record["metrics"], {"split": "test", "name": "top1", "value": 0.5}]
         }})
     )  # fmt: skip
-    assert main(["reproduce", "weights", "--run.folder", "bad", "--tolerance", "100"]) == 1
+    assert main(["reproduce", "weights", TRUST, "--run.folder", "bad", "--tolerance", "100"]) == 1
     assert line_starting_with(capsys.readouterr().out, "test top1").endswith("not measured")
 
 
@@ -125,13 +127,13 @@ def test_an_interrupted_reproduction_is_resumed(project: Path, capsys: pytest.Ca
     """It is only compared once it is finished."""
     assert main(["fit", "--config", "first.yaml", "--model.weight_decay", "0.02"]) == 0
     shutil.copytree(project / "weights", project / "kept")
-    assert main(["reproduce", "kept", "--run.folder", "cut"]) == 0
+    assert main(["reproduce", "kept", TRUST, "--run.folder", "cut"]) == 0
     shutil.rmtree(project / "cut/weights")  # a kill between the last epoch and the weights leaves such a run
     capsys.readouterr()
-    assert main(["reproduce", "kept", "--run.folder", "cut"]) == 0
+    assert main(["reproduce", "kept", TRUST, "--run.folder", "cut"]) == 0
     out = capsys.readouterr().out
     assert "epoch 1/3" not in out and "bitwise equal" in out
-    assert main(["reproduce", "kept", "--run.folder", "rehearsal", "--trainer.fast_dev_run", "1"]) == 0
+    assert main(["reproduce", "kept", TRUST, "--run.folder", "rehearsal", "--trainer.fast_dev_run", "1"]) == 0
     assert "reproduced" not in capsys.readouterr().out
 
 
@@ -208,7 +210,7 @@ def test_options_that_changed_when_the_run_was_resumed_are_reported(
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        reproduce(["weights", "--model.pretrained", "false"], train)
+        reproduce(["weights", TRUST, "--model.pretrained", "false"], train)
     out = capsys.readouterr().out
     changed = "trainer.max_epochs from 2 to 3 after step 4"
     assert f"changed when it was resumed ({changed}), so a single command does not repeat it bit for bit" in out
@@ -258,7 +260,7 @@ def test_converted_weights_cannot_be_reproduced(project: Path, capsys: pytest.Ca
     config = read_config(project / "weights")
     config["acmix_zoo"] = {"name": "w", "origin": "converted from w.pth"}
     (project / "weights/config.json").write_text(json.dumps(config))
-    assert main(["reproduce", "weights"]) == 1
+    assert main(["reproduce", "weights", TRUST]) == 1
     assert "neither a command nor a recipe (origin: converted from w.pth)" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main(["reproduce", "--model.lr", "1", "weights"])
@@ -269,22 +271,37 @@ def test_converted_weights_cannot_be_reproduced(project: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     "words",
     ["--trainer.logger=CSVLogger --trainer.logger.save_dir=/etc", "--trainer.callbacks+=mine.Callback",
-     """--model.loss '{"class_path": "mine.Loss"}'""", "--trainer '{logger: CSVLogger}'",
-     "--trainer.accelerator mine.Device", "--trainer.accelerator.class_path=mine.Device",
-     """--trainer.accelerator '{"class\\u005fpath": "mine.Device"}'""", "--config weights/test/mine.yaml"],
+     "--trainer '{logger: CSVLogger}'", "--trainer mine", "--trainer.logger mine", "--trainer.accelerator mine",
+     "--model mine", "--trainer.accelerator mine.Device", "--trainer.accelerator.class_path=mine.Device", "-c mine",
+     "--config mine", "--config", "--config recipes/../mine"],
 )  # fmt: skip
-def test_the_record_of_foreign_weights_runs_no_code(words: str, project: Path, tmp_path: Path) -> None:
-    config = json.loads((project / "weights/config.json").read_text())
-    (project / "weights/test/mine.yaml").write_text("trainer: {callbacks: mine.Callback}")
-    plain = f"{config['acmix_zoo']['command']} --trainer.logger false --trainer.strategy ddp --trainer.callbacks [] "
-    plain += "--trainer.max_time 00:01:00:00 --trainer.gradient_clip_val 1.5 --ckpt_path last"
-    for command in (plain, f"{plain} {words}"):
-        config["acmix_zoo"]["command"] = command
-        (project / "weights/config.json").write_text(json.dumps(config))
-        if command == plain:
-            assert find_target("weights").arguments
-    with pytest.raises(ValueError, match=r"the command in the record of weights has --.*, which may run any code"):
+def test_the_record_of_foreign_weights_runs_no_code(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in the working directory may have come with the weights."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("class_path: mine.Callback")
+    (tmp_path / "recipes").mkdir()
+    folder = Path(shutil.copytree(SHIPPED, "weights"))
+    plain = "acmix-zoo fit --config recipes/fashion_mnist/acmix_swin_pico.yaml"
+    plain += " --trainer.strategy ddp --trainer.devices 0,1 --trainer.max_time '{hours: 1}' --data.source imagenet-1k"
+    edit_config(folder, acmix_zoo={"command": f"{plain} --model.lr 1e-3 --ckpt_path last"})
+    assert "--model.lr" in find_target("weights").arguments
+    edit_config(folder, acmix_zoo={"command": f"{plain} {words}"})
+    with pytest.raises((ValueError, FileNotFoundError), match=r"record of weights has --.*add --trust-command|names "):
         find_target("weights")
+    if Path(words.split()[-1]).is_file():
+        assert find_target("weights", is_trusted=True).arguments
+
+
+@pytest.mark.parametrize(
+    "record", [{"command": 5}, {"command": "acmix-zoo fit 'x"}, {"name": None}, {"command": "train", "recipe": None}]
+)
+def test_a_damaged_record_is_reported(record: dict[str, Any], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SHIPPED, tmp_path / "weights"))
+    edit_config(folder, acmix_zoo=record)
+    with pytest.raises(ValueError, match=r"the record of .*weights is damaged"):
+        find_target(str(folder))
 
 
 @pytest.mark.parametrize(("name", "expected"), [("/elsewhere/outside", "elsewhere-outside"), ("..", "weights")])
@@ -299,6 +316,6 @@ def test_the_name_of_foreign_weights_stays_in_its_folder(project: Path, name: st
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        reproduce(["weights", "--model.pretrained", "false"], train)
+        reproduce(["weights", TRUST, "--model.pretrained", "false"], train)
     folder = Path(arguments[arguments.index("--run.folder") + 1])
     assert folder == Path("runs/reproduce") / expected
