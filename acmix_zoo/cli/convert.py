@@ -35,12 +35,18 @@ def convert_checkpoint(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--model-kwargs",
         nargs="+",
-        default={},
-        action=ParseKwargs,
+        default=[],
         metavar="KEY=VALUE",
         help="arguments of the network that the file does not state, such as img_size=64",
     )
     options = parser.parse_intermixed_args(arguments)  # so that FOLDER may come last
+    words = options.model_kwargs
+    if words and options.folder is None and "=" not in words[-1]:
+        options.folder = Path(words.pop())
+    if wrong := [word for word in words if "=" not in word]:
+        parser.error(f"--model-kwargs {wrong[0]} is no argument with a value. Expected KEY=VALUE, such as img_size=64")
+    options.model_kwargs = {}
+    ParseKwargs(["--model-kwargs"], "model_kwargs")(parser, options, words)
     name, file_name = options.model, Path(options.file).name
     record: dict[str, Any] = {"origin": f"converted from {file_name}"}
     default = official_folder(name)

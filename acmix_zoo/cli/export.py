@@ -72,7 +72,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--no-ema", action="store_true", help="write a run's trained weights, not their moving average; only to folders"
     )
     options = parser.parse_intermixed_args(arguments)  # so that the output may come last
-    suffix = options.output.suffix if options.output else ""
+    suffix = options.output.suffix.lower() if options.output else ""
     by_suffix = {value: key for key, value in _SUFFIXES.items()}
     options.format = options.format or by_suffix.get(suffix, "folder")
     if options.format == "folder" and options.output is None:
@@ -94,7 +94,7 @@ def _output_path(options: argparse.Namespace) -> Path:
     output: Path | None = options.output
     if output is None or output.is_dir():
         return (output or Path()) / f"{_model_name(options.model)}{suffix}"
-    return output if output.suffix == suffix else output.with_name(output.name + suffix)
+    return output if output.suffix.lower() == suffix else output.with_name(output.name + suffix)
 
 
 def _model_name(model: str) -> str:

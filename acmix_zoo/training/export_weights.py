@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from acmix_zoo.weights import check_folder, load_weights, write_folder
 from acmix_zoo.weights.create import create_task_network
 from acmix_zoo.weights.fetch import weight_folder
 from acmix_zoo.weights.locate import Kind, locate
-from acmix_zoo.weights.replace import check_target, replace_folder, temporary_sibling
+from acmix_zoo.weights.replace import check_target, copy_weights_folder, replace_folder, temporary_sibling
 from acmix_zoo.weights.resolve import data_card, resolve_network
 
 
@@ -47,7 +46,7 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
         finished = weight_folder(source)
         if location.run is None or not check_folder(finished):
             with temporary_sibling(target) as new:
-                shutil.copytree(finished, new, dirs_exist_ok=True)
+                copy_weights_folder(finished, new)
                 replace_folder(target, new)
             return target
     path = location.path if is_checkpoint else location.run and location.run / "checkpoints" / "best.ckpt"

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from acmix_zoo.models.task_kinds import CLASSIFICATION
+from acmix_zoo.weights.description import BUILDER_ARGUMENTS
 from acmix_zoo.weights.folder_writer import write_folder
 from acmix_zoo.weights.locate import Kind, locate
 from acmix_zoo.weights.match import copy_weights
-from acmix_zoo.weights.names import is_network_name
+from acmix_zoo.weights.names import file_name, is_network_name
 from acmix_zoo.weights.not_found import NotFoundError
 from acmix_zoo.weights.read import State, read_state_dict
 from acmix_zoo.weights.resolve import describe
@@ -50,6 +51,14 @@ def convert(
         FileNotFoundError: the source does not exist.
     """
     architecture, _, tag = name.partition(".")
+    if tag and file_name(tag) != tag:
+        raise ValueError(f"the tag {tag!r} is no file name. Expected letters, digits, `_`, `-` and `.`")
+    arguments = dict(model_kwargs or {})
+    if unsuitable := sorted(arguments.keys() & {*BUILDER_ARGUMENTS, "num_classes", "in_chans"}):
+        raise ValueError(
+            f"--model-kwargs cannot set {', '.join(unsuitable)}. Expected arguments of the network's constructor; "
+            "classes and channels are those of the file"
+        )
     known = locate(name if is_network_name(name) else architecture)  # the configuration to start from
     if known.kind is not Kind.NETWORK:
         raise NotFoundError(f"{architecture} is not the name of a network. Run `acmix-zoo list` to see all networks")
@@ -64,13 +73,15 @@ def convert(
             f"{source} holds weights for {described.task.title}. Expected those of a classifier. Use `acmix-zoo export "
             f"{source} FOLDER`"
         )
-    arguments = dict(model_kwargs or {})
     stated: dict[str, Any] = {}
     if described is not None:
         fields = described.pretrained_cfg
         arguments = {**described.arguments, **arguments, "pretrained_cfg": fields}
         stated = {key: getattr(fields, key) for key in ("license", "label_names", "label_descriptions")}
-    model = timm.create_model(known.name, **arguments)
+    try:
+        model = timm.create_model(known.name, **arguments)
+    except TypeError as error:
+        raise ValueError(f"{architecture} cannot be built with {dict(model_kwargs or {})}: {error}") from error
     stored = read_state_dict(source)
     state = translated(stored, model)
     size = tuple(cast(dict[str, Any], model.pretrained_cfg)["input_size"])
@@ -79,14 +90,14 @@ def convert(
     if (classes, channels) != (int(model.num_classes), size[0]):  # type: ignore[arg-type]
         model = timm.create_model(known.name, **{**arguments, "num_classes": classes, "in_chans": channels})
     copy_weights(model, state, str(source))
-    _check_tables(stored, model, source)
+    _check_tables(stored, model, source, model_kwargs or {})
     images = torch.randn(1, channels, *size[1:], generator=torch.Generator().manual_seed(0))
     return write_folder(
         folder, model, architecture=architecture, pretrained_cfg=pretrained_cfg, record=record, example=images
     )
 
 
-def _check_tables(stored: State, model: nn.Module, source: str | Path) -> None:
+def _check_tables(stored: State, model: nn.Module, source: str | Path, given: Mapping[str, Any]) -> None:
     """Check that no position table was interpolated, which would change the logits.
 
     Raises:
@@ -99,7 +110,9 @@ def _check_tables(stored: State, model: nn.Module, source: str | Path) -> None:
         if own is not None and is_table and value.numel() != sizes[own]:
             raise ValueError(
                 f"{source} was made for another image size or window: {key} has {value.numel():,} values. Expected "
-                f"{sizes[own]:,}. State it with --model-kwargs, such as img_size=64"
+                f"{sizes[own]:,}. State the size of the weights with --model-kwargs, such as img_size=64"
+                + f", instead of {dict(given)}"
+                * bool(given)
             )
 
 

@@ -28,12 +28,12 @@ TAG_FIELDS = {
     "label_names", "label_descriptions", "description", "origin_url", "tag", "license", "url", "file", "hf_hub_id",
     "source", "test_input_size", "test_crop_pct", "min_input_size", "paper_ids", "paper_name", "notes",
 }  # fmt: skip
-# Arguments of timm's builder, which do not describe the network.
-_BUILDER_ARGUMENTS = {
+BUILDER_ARGUMENTS = {
     *inspect.signature(timm.create_model).parameters,
     *inspect.signature(build_model_with_cfg).parameters,
     *("features_only", "out_indices", "feature_cls", "pruned"),
 }
+"""Arguments of timm's builder, which do not describe the network."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def describe_config(config: Mapping[str, Any], where: Path) -> NetworkDescriptio
         )
     # timm also states the number of classes here
     arguments = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
-    if forbidden := sorted(arguments.keys() & _BUILDER_ARGUMENTS):
+    if forbidden := sorted(arguments.keys() & BUILDER_ARGUMENTS):
         raise ValueError(
             f"{where}: model_args must not set {', '.join(forbidden)}. Expected only arguments of the network"
         )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from acmix_zoo.weights.description import has_config
+from acmix_zoo.weights.description import has_config, read_config
 from acmix_zoo.weights.fetch import WEIGHT_FOLDER_FILES
 from acmix_zoo.weights.verification import check_folder
 
@@ -33,10 +34,10 @@ def check_target(folder: str | Path) -> Path:
         FileExistsError: the path exists and is something else.
     """
     folder = Path(os.path.realpath(folder))
-    if folder.suffix in _FILE_HINTS:
+    if hint := _FILE_HINTS.get(folder.suffix.lower()):
         raise ValueError(
             f"{folder.name} is the name of a {folder.suffix} file, but weights are written as a folder. Expected a "
-            f"folder name, such as {folder.stem}. {_FILE_HINTS[folder.suffix]}"
+            f"folder name, such as {folder.stem}. {hint}"
         )
     if Path.cwd().is_relative_to(folder):
         raise ValueError(
@@ -44,16 +45,52 @@ def check_target(folder: str | Path) -> Path:
             "./weights"
         )
     expected = "Expected a new path, an empty folder or a weight folder. Choose a different path"
-    content = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if folder.exists() and not (folder.is_dir() and (not content or has_config(folder))):
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not (is_empty or has_config(folder) or _is_damaged(folder)):
         raise FileExistsError(f"{folder} exists and is not a weight folder. {expected}")
-    known = {name.partition("/")[0] for name in WEIGHT_FOLDER_FILES} | {
-        ".cache",
-        ".gitattributes",
-    }  # of the Hub's tools
-    if others := sorted(content - known):
+    if others := _other_files(folder):
         raise FileExistsError(f"{folder} also contains {', '.join(others)[:200]}, which would be deleted. {expected}")
     return folder
+
+
+def _is_damaged(folder: Path) -> bool:
+    """Return whether this seems to be a weight folder whose config.json is damaged, so that it is no valid JSON."""
+    try:
+        json.loads((folder / "config.json").read_bytes())
+    except OSError:
+        return False
+    except ValueError:
+        return (folder / "model.safetensors").is_file()
+    return False
+
+
+def _other_files(folder: Path) -> list[str]:
+    """Return the files in a folder, relative to it, that do not belong to its weights. Folders are not entered."""
+    pictures = read_config(folder).get("acmix_zoo", {}).get("pictures") if has_config(folder) else None
+    files = {"config.json", "model.safetensors", "README.md", ".gitattributes"}
+    folders: dict[str, Callable[[str], bool]] = {
+        "test": lambda name: name == "example.safetensors",
+        "pictures": lambda name: isinstance(pictures, Mapping) and name in pictures,
+        ".eval_results": lambda name: name.endswith(".yaml"),
+        ".cache": lambda name: True,  # of the Hub's tools, as .gitattributes
+    }
+    others = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name in folders and path.is_dir():
+            belongs = folders[path.name]
+            others += [f"{path.name}/{each.name}" for each in sorted(path.iterdir()) if not belongs(each.name)]
+        elif path.name not in files:
+            others.append(path.name)
+    return others
+
+
+def copy_weights_folder(source: Path, target: Path) -> None:
+    """Copy the files of a weight folder to an existing folder, and nothing else that may lie beside them."""
+    for pattern in WEIGHT_FOLDER_FILES:
+        for path in source.glob(pattern):
+            place = target / path.relative_to(source)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copy(path, place)
 
 
 @contextmanager

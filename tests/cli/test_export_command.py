@@ -39,7 +39,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ..
     ("arguments", "path", "format"),
     [
         (["a.onnx"], "a.onnx", "onnx"),
-        (["a.pt2"], "a.pt2", "torch-export"),
+        (["a.PT2"], "a.PT2", "torch-export"),
         (["--format=onnx"], "acmix_resnet_pico.fashion_mnist.onnx", "onnx"),
         (["--format=torch-export", "v1.0"], "v1.0.pt2", "torch-export"),
         (["--format=onnx", "."], "acmix_resnet_pico.fashion_mnist.onnx", "onnx"),

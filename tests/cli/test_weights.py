@@ -109,6 +109,26 @@ class TestConvert:
             assert message in run_command(capsys, "convert", tmp_path / file, tmp_path / "w", "--model", name, code=1)
         assert not (tmp_path / "w").exists()
 
+    def test_arguments_of_the_network(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        """The folder may come last. Arguments that do not suit the network, or no network, are named."""
+        torch.save(timm.create_model("acmix_pvt_pico", img_size=64).state_dict(), tmp_path / "w.pth")
+        convert = ["convert", tmp_path / "w.pth", "--model", "acmix_pvt_pico.mine", "--model-kwargs"]
+        run_command(capsys, *convert, "img_size=64", "drop_path_rate=0.1", tmp_path / "last")
+        assert read_config(tmp_path / "last")["model_args"]["img_size"] == 64
+        for word, message in (
+            ("img_size=96", "such as img_size=64, instead of {'img_size': 96}"),
+            ("window=3", "acmix_pvt_pico cannot be built with {'window': 3}: "),
+            ("num_classes=5", "--model-kwargs cannot set num_classes. Expected arguments of the network's constructor"),
+            ("pretrained_cfg=x", "cannot set pretrained_cfg"),
+        ):
+            assert message in run_command(capsys, *convert, word, tmp_path / "w", code=1)
+        with pytest.raises(SystemExit):
+            main([str(word) for word in (*convert, "img_size", tmp_path / "w")])
+        assert "--model-kwargs img_size is no argument with a value" in capsys.readouterr().err
+        assert "the tag 'a/b' is no file name" in run_command(
+            capsys, "convert", tmp_path / "w.pth", "--model", "acmix_pvt_pico.a/b", code=1
+        )
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -245,7 +265,10 @@ class TestExport:
     ) -> None:
         finished = Path(shutil.copytree(run, tmp_path / "run"))
         shutil.copytree(SHIPPED, finished / "weights")
-        run_command(capsys, "export", finished, tmp_path / "w")
+        (finished / "weights/notes.txt").touch()
+        for _ in range(2):  # the second copy replaces the first
+            run_command(capsys, "export", finished, tmp_path / "w")
+        assert not (tmp_path / "w/notes.txt").exists()
         assert (tmp_path / "w" / "README.md").read_bytes() == (SHIPPED / "README.md").read_bytes()
 
     def test_a_finished_run_can_be_given_instead_of_its_weights(

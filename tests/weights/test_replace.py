@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.weight_folders import (
     ROOT,
+    edit_config,
     file_contents,
     pico,
     write_weights,
@@ -33,6 +34,7 @@ def test_an_old_folder_is_replaced(old) -> None:
     folder, before = old
     (folder / "pictures").mkdir(exist_ok=True)
     (folder / "pictures/old.png").write_text("of the old weights")
+    edit_config(folder, acmix_zoo={"pictures": {"old.png": "Learning curves."}})
     torch.manual_seed(1)  # for different weights
     write_weights(folder)
     assert file_contents(folder)["model.safetensors"] != before["model.safetensors"]
@@ -173,11 +175,25 @@ def test_other_files_are_not_deleted(old) -> None:
     with pytest.raises(FileExistsError, match=r"weights also contains \.git, notes\.txt, which would be deleted"):
         write_weights(folder)
     assert file_contents(folder) == {**before, "notes.txt": b"mine"}
+    (folder / "notes.txt").unlink()
+    (folder / ".git").rmdir()
+    (folder / "pictures").mkdir()
+    (folder / "pictures/mine.png").touch()
+    (folder / "test/mine.png").touch()
+    with pytest.raises(FileExistsError, match=r"weights also contains pictures/mine\.png, test/mine\.png, which"):
+        write_weights(folder)
     other = folder.parent / "experiment"
     other.mkdir()
     (other / "config.json").write_text('{"lr": 0.1}')
     with pytest.raises(FileExistsError, match="experiment exists and is not a weight folder"):
         write_weights(other)
+
+
+def test_a_damaged_folder_is_replaced(old) -> None:
+    folder, before = old
+    (folder / "config.json").write_text("{")
+    write_weights(folder)
+    assert file_contents(folder).keys() == before.keys() and not check_folder(folder)
 
 
 def test_the_current_directory_is_not_replaced(old, monkeypatch: pytest.MonkeyPatch) -> None:
