@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import acmix_zoo
 from acmix_zoo import _startup
@@ -36,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _startup.restore()
         _use_utf8(argv, is_program=arguments is None)
+        if arguments is None:
+            warnings.showwarning = _show_warning
         status = _run([word for word in argv if word != DEBUG], is_debugging=DEBUG in argv)
         sys.stdout.flush()  # here rather than at exit, where an error could not be caught
         return status
@@ -48,6 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return _startup.READER_GONE
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning of this project as one line, and others as Python does."""
+    is_ours = category is UserWarning and Path(filename).is_relative_to(PACKAGE)
+    text = f"Warning: {message}\n" if is_ours else warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(text)
 
 
 def _is_reader_gone() -> bool:

@@ -83,7 +83,7 @@ DARK_MESSAGE = (
 
 @cache
 def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=5)
+    warnings.warn(message, stacklevel=2)
 
 
 def _raw_mode(image: Image.Image) -> str:

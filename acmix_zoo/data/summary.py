@@ -40,8 +40,7 @@ def summarize(
     lines += [f"  {line}" for line in _images_per_class(names, counts, most_rows=0 if is_brief else _TABLE_CLASSES)]
     remarks = [*_missing_classes(source, counts), *_imbalance(counts["train"], names), *duplicate_warnings(splits)]
     lines += [f"  {remark}" for remark in [*remarks, *source.remarks]]
-    if not is_brief or any(found.depths for found in inspections.values()):
-        lines += [f"  {line}" for line in _pixel_values(inspections)]
+    lines += [f"  {line}" for line in pixel_values(inspections, is_brief)]
     lines += [f"  {unreadable_message(name, found)}" for name, found in inspections.items() if found.problems]
     return "\n".join(lines)
 
@@ -91,14 +90,12 @@ def _imbalance(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:
     return [f"the training classes are imbalanced: {ratio}. Top-1 accuracy counts images, not classes"]
 
 
-def _pixel_values(inspections: Mapping[str, Inspection]) -> list[str]:
-    """Return lines about the bits per sample of the inspected images."""
+def pixel_values(inspections: Mapping[str, Inspection], is_brief: bool) -> list[str]:
+    """Return lines about the bits per sample of the inspected images; if `is_brief`, only about more than 8."""
     count = sum(found.count for found in inspections.values())
     depths = sum((found.depths for found in inspections.values()), Counter[int]())
-    if not count:
-        return []
     if not depths:
-        return ["pixel values: 8 bits, 0 to 255"]
+        return [] if is_brief or not count else ["pixel values: 8 bits, 0 to 255"]
     lines = [
         f"pixel values: {images:,} of {count:,} images have {bits} bits; black to white is 0 to {2**bits - 1:,}"
         for bits, images in sorted(depths.items())

@@ -118,6 +118,7 @@ def test_boxes_in_coco_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     unknown_image = {"image_id": 99, "category_id": 3, "bbox": [5, 5, 9, 9]}
     root = write_coco_split(tmp_path / "cells", "train2017", 4, annotations=[no_area, unknown_class, unknown_image])
     shutil.copy(write_coco_split(root, "val2017", 1, 50) / "train2017/000001.png", root / "val2017/000000.png")
+    Image.fromarray(np.full((48, 64), 4095, np.uint16)).save(root / "train2017/000003.png")
     assert main(["data", str(root)]) == 0
     out = capsys.readouterr().out
     assert out.startswith("data: cells, 3 classes; images: train 4, val 1; boxes: train 11, val 1\n")
@@ -125,6 +126,8 @@ def test_boxes_in_coco_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "  boxes: left out 1 of unknown classes 4 (in 000001.png), 1 without area (in 000000.png), "
         "1 of unknown images (in 99)\n"
     ) in out
+    assert "  pixel values: 1 of 5 images have 16 bits; black to white is 0 to 65,535\n" in out
+    assert "  Warning: 1 image with 16 bits per sample will be almost black" in out
     assert "Warning: 1 of the 1 val images are identical to images of train" in out
     (root / "train2017/000002.png").write_bytes(b"")
     assert main(["data", str(root)]) == 1
@@ -134,10 +137,13 @@ def test_boxes_in_coco_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_boxes_in_the_format_of_pascal_voc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     objects = [("red", (5, 5, 20, 20)), ("green", (50, 5, 80, 20)), ("red", (70, 50, 90, 60))]
     root = write_voc(tmp_path / "cells", {"train": [objects, objects[:1], []], "test": [objects[:1]]})
+    file = root / "Annotations/train_0.xml"
+    file.write_text(file.read_text().replace("<difficult>0", "<difficult>1", 1))
     assert main(["data", str(root)]) == 0
     out = capsys.readouterr().out
     assert out.startswith("data: cells, 2 classes; images: train 2, val 1, test 1; boxes: train ")
     assert "  boxes: left out 1 outside their image (in train_0.png); 1 clipped to their image (in train_0.png)" in out
+    assert "  crowds or difficult, which training leaves out and evaluation ignores: " in out
     assert "1 image without boxes" in out
 
 
@@ -147,7 +153,7 @@ def test_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", str(root), "--ignore_values", "9"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("data: shapes, 3 classes; images with masks: train 4, val 1, test 1\n  class ")
-    assert "  skipped 1 val mask without an image\n" in out
+    assert "  skipped 1 val mask without an image\n  pixel values: 8 bits, 0 to 255\n" in out
     assert main(["data", str(root)]) == 1
     assert "mask train/0.png" not in out and "has pixels of the value 9. Expected 0 to 2" in capsys.readouterr().out
 
@@ -194,6 +200,16 @@ ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  #
 def test_characters_outside_of_the_code_page_are_replaced(printed_in_cp1252: list[str]) -> None:
     names = [line.split()[0] for line in printed_in_cp1252[:-1] if line]
     assert "caf\u00e9" in names and "?at" in names
+
+
+@pytest.mark.slow
+def test_a_warning_is_one_line(tmp_path: Path) -> None:
+    """It does not name the line of code that warns, which may be one of Python's own thread pool."""
+    Image.fromarray(np.full((48, 64), 9000, np.uint16)).save(tmp_path / "deep.png")
+    command = [sys.executable, "-m", "acmix_zoo.cli", "classify", str(tmp_path), "--model", "acmix_resnet_pico"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert "Warning: images with 16 bits per sample: black to white is 0 to 65,535" in result.stderr.splitlines()
+    assert ".py:" not in result.stderr
 
 
 @pytest.mark.slow

@@ -84,7 +84,10 @@ class TestCreate:
         for name, kwargs in {"acmix_pvt_pico": {"img_size": 64}, "acmix_swin_pico": {"window_size": 8}}.items():
             model, folder = pico(name, **kwargs).eval(), tmp_path / name
             torch.save({"state_dict": model.state_dict()}, tmp_path / "w.pth")
-            with pytest.raises(ValueError, match=r"for another image size or window: .* State it with --model-kwargs"):
+            with pytest.raises(
+                ValueError,
+                match=r"for another image size or window: .* State the size of the weights with --model-kwargs",
+            ):
                 convert(tmp_path / "w.pth", f"{name}.mine", folder, {"origin": "test"})
             convert(tmp_path / "w.pth", f"{name}.mine", folder, {"origin": "test"}, kwargs)
             x = torch.randn(1, 3, 64, 64)

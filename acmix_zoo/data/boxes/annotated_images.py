@@ -111,12 +111,15 @@ class BoxSource(IndexedSource):
         """
         loaded = self.load()
         empty = [name for name, images in loaded.items() if not images.targets.any()]
-        if "train" in empty:
-            raise ValueError(
-                f"{self.name}: the training images have no usable boxes. Expected some. {self.check.summary()}".strip()
-            )
         train = loaded["train"]
         assert isinstance(train, AnnotatedImages)
+        if "train" in empty:
+            crowds = sum(len(objects.boxes) for objects in train.objects)
+            reason = f"All {crowds:,} are marked as crowds or difficult, which training leaves out. Remove the marks. "
+            raise ValueError(
+                f"{self.name}: the training images have no usable boxes. Expected some. {reason * bool(crowds)}"
+                f"{self.check.summary()}".strip()
+            )
         if max(objects.boxes.max(initial=0) for objects in train.objects) <= _NORMALISED:
             raise ValueError(
                 f"{self.name}: all training boxes lie between 0 and {_NORMALISED}, so they seem to be normalised, in "

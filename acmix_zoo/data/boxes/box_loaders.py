@@ -22,4 +22,4 @@ class BoxLoaders(IndexedLoaders):
     evaluation_size: tuple[int, int] | None = None
 
     def summary(self, inspections: Mapping[str, Inspection], is_brief: bool = False) -> str:
-        return summarize_boxes(self.source, self.splits, inspections, self.evaluation_size)
+        return summarize_boxes(self.source, self.splits, inspections, self.evaluation_size, is_brief)

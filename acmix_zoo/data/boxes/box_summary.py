@@ -14,6 +14,7 @@ from acmix_zoo.data.duplicates import duplicate_warnings
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.splits import Split, is_val_split_off, unreadable_message
+from acmix_zoo.data.summary import pixel_values
 from acmix_zoo.data.wording import count_noun, first_few
 
 _TABLE_CLASSES = 20  # a data set with more classes gets no table
@@ -24,6 +25,7 @@ def summarize_boxes(
     splits: Mapping[str, Split],
     inspections: Mapping[str, Inspection],
     evaluation_size: tuple[int, int] | None = None,
+    is_brief: bool = False,
 ) -> str:
     """Return the summary of a data set with boxes that is printed at the start of a run.
 
@@ -32,6 +34,7 @@ def summarize_boxes(
         splits: the splits, from `split_source`.
         inspections: the results of inspecting the files, for each split that was inspected.
         evaluation_size: maximum lengths of the shorter and the longer side of a resized image, if they are known.
+        is_brief: whether to leave out pixel values that are as usual.
     """
     names = source.class_names
     ordered = {name: splits[name] for name in ("train", "val", "test") if name in splits}
@@ -54,12 +57,13 @@ def summarize_boxes(
     remarks = [
         check,
         _tiny_boxes(ordered["train"], *evaluation_size) if evaluation_size else "",
+        _crowds(ordered),
         _images_without_boxes(ordered),
         f"train has no box of {first_few(missing)}" if missing else "",
         *duplicate_warnings(files),
         *source.remarks,
     ]
-    lines += [f"  {remark}" for remark in remarks if remark]
+    lines += [f"  {remark}" for remark in [*remarks, *pixel_values(inspections, is_brief)] if remark]
     lines += [f"  {unreadable_message(name, found)}" for name, found in inspections.items() if found.problems]
     return "\n".join(lines)
 
@@ -85,6 +89,13 @@ def _tiny_boxes(train: Split, side: int, max_size: int) -> str:
         f"train: {sum(counts.values()):,} of the boxes have a side below one pixel after resizing to data.image_size="
         f"{side}, and are left out (in {first_few(found, 3)})"
     ) * bool(found)
+
+
+def _crowds(splits: Mapping[str, Split]) -> str:
+    """Return the number of boxes in each split that training does not use, or "" if there are none."""
+    counts = {name: sum(int(objects.is_crowd.sum()) for objects in _objects(split)) for name, split in splits.items()}
+    found = [f"{name} {count:,}" for name, count in counts.items() if count]
+    return f"crowds or difficult, which training leaves out and evaluation ignores: {', '.join(found)}" * bool(found)
 
 
 def _images_without_boxes(splits: Mapping[str, Split]) -> str:

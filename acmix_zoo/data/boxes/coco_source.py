@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from acmix_zoo.data.boxes.objects import UNKNOWN, BoxCheck, Objects, make_object
 from acmix_zoo.data.sources.image_sets import FileImages, Images
 from acmix_zoo.data.sources.path_safety import checked_path
 from acmix_zoo.data.sources.split_names import local_name, match_splits
+from acmix_zoo.data.wording import count_noun, first_few
 
 _PREFIX = "instances_"
 _EXPORT = "_annotations.coco.json"  # in the folder of each split, as labelling services export it
@@ -96,7 +97,13 @@ class CocoSource(BoxSource):
                 self.check.count("of unknown images", str(annotation.get("image_id")))
         numbers = self.classes.numbers(content["categories"])
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        paths = [checked_path(str(folder / entry["file_name"]), (str(self.folder),)) for entry in entries]
+        paths = [self._checked_path(split, folder / entry["file_name"]) for entry in entries]
+        if repeated := [name for name, count in Counter(paths).items() if count > 1]:
+            shown = first_few([Path(path).name for path in repeated], 3)
+            self.remarks = [
+                *self.remarks,
+                f"{split}: {count_noun(len(repeated), 'image')} listed more than once: {shown}",
+            ]
         images = FileImages(paths, np.zeros(len(paths), np.int64))
         sizes = known_sizes([_stated_size(entry) for entry in entries], images, are_required=self.has_masks)
         try:
@@ -107,6 +114,15 @@ class CocoSource(BoxSource):
         except ValueError as error:
             raise ValueError(f"{self._files[split]}: {error}") from error
         return AnnotatedImages(images, objects, sizes)
+
+    def _checked_path(self, split: str, path: Path) -> str:
+        try:
+            return checked_path(str(path), (str(self.folder),))
+        except ValueError:
+            raise ValueError(
+                f"{self._files[split]} lists the image {path}, which is not below {self.folder}. Expected images "
+                "within the data set. Move them into it, and correct each file_name"
+            ) from None
 
     def _image_folder(self, split: str, images: list[dict[str, Any]]) -> Path:
         """Return the folder that the file names of a split refer to."""

@@ -48,7 +48,13 @@ class VocSource(BoxSource):
         self.name = local_name(self.folder)
         self.check = BoxCheck()
         self.remarks = []
-        files = {path.stem: path for path in sorted((self.folder / _IMAGES).iterdir()) if is_image_name(path.name)}
+        files: dict[str, Path] = {}
+        for path in sorted((self.folder / _IMAGES).iterdir()):
+            if is_image_name(path.name) and (other := files.setdefault(path.stem, path)) != path:
+                raise ValueError(
+                    f"{other} and {path} have the same name, so their annotation file would be the same. Expected "
+                    "different names. Rename or remove one of them"
+                )
         self._records = {split: self._read_split(split, names, files) for split, names in self._names(files).items()}
         self.class_names = self._class_names()
         self.category_ids = tuple(range(1, len(self.class_names) + 1))

@@ -21,6 +21,7 @@ from acmix_zoo.data.masks.mask_images import MaskImages, Pair
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.image_sets import Images
 from acmix_zoo.data.splits import Split, is_val_split_off, unreadable_message
+from acmix_zoo.data.summary import pixel_values
 from acmix_zoo.data.wording import first_few
 
 _BLANK_SIDE = 64  # pixels
@@ -101,16 +102,19 @@ class MaskLoaders(IndexedLoaders):
     dataset_class = MaskDataset
 
     def summary(self, inspections: Mapping[str, Inspection], is_brief: bool = False) -> str:
-        return summarize_masks(self.source, self.splits, inspections)
+        return summarize_masks(self.source, self.splits, inspections, is_brief)
 
 
-def summarize_masks(source: IndexedSource, splits: Mapping[str, Split], inspections: Mapping[str, Inspection]) -> str:
+def summarize_masks(
+    source: IndexedSource, splits: Mapping[str, Split], inspections: Mapping[str, Inspection], is_brief: bool = False
+) -> str:
     """Return the summary that is printed at the start of a run: splits, pixels per class, and what was skipped.
 
     Args:
         source: the source of images and masks.
         splits: the splits, from `split_source`.
         inspections: the results of inspecting the files, for each split that was inspected.
+        is_brief: whether to leave out pixel values that are as usual.
 
     Raises:
         ValueError: the training masks contain at most one class, because pixels of another one are ignored.
@@ -142,7 +146,8 @@ def summarize_masks(source: IndexedSource, splits: Mapping[str, Split], inspecti
         for name, split in ordered.items()
         if isinstance(split.images, MaskImages)
     }
-    lines += [f"  {remark}" for remark in [*duplicate_warnings(files), *source.remarks]]
+    remarks = [*duplicate_warnings(files), *source.remarks, *pixel_values(inspections, is_brief)]
+    lines += [f"  {remark}" for remark in remarks]
     lines += [f"  {unreadable_message(split, found)}" for split, found in inspections.items() if found.problems]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
@@ -68,29 +69,41 @@ class MaskFolder(MaskSource):
                     f"skipped {count_noun(len(absent), 'name')} in {SPLIT_LISTS}/{split}.txt without an image: "
                     f"{first_few(absent)}"
                 )
-        by_name = {_relative_stem(path, masks): path for path in walk_folders([masks]).images[0]}
+        by_name: dict[str, list[str]] = defaultdict(list)
+        for path in walk_folders([masks]).images[0]:
+            by_name[_relative_stem(path, masks)].append(path)
         pairs, missing = [], []
+        image_of: dict[str, str] = {}
         for path in paths:
             stem = _relative_stem(path, images)
-            mask = next((by_name[stem + suffix] for suffix in _SUFFIXES if stem + suffix in by_name), None)
-            if mask is None:
+            found = next((by_name[stem + suffix] for suffix in _SUFFIXES if stem + suffix in by_name), [])
+            if not found:
                 missing.append(os.path.relpath(path, self.root))
-            else:
-                pairs.append((path, mask))
+                continue
+            if len(found) > 1:
+                raise ValueError(
+                    f"{path} has the masks {' and '.join(found)}. Expected one. Remove or rename the others"
+                )
+            (mask,) = found
+            if (other := image_of.setdefault(mask, path)) != path:
+                raise ValueError(
+                    f"{other} and {path} have the same mask, {mask}. Expected a mask for each image. Rename one of them"
+                )
+            pairs.append((path, mask))
         if not pairs and names is not None and split != "train":  # as for the test images of Pascal VOC
             self.remarks.append(f"left out the split {split}, because none of its images has a mask")
             return []
         if not pairs:
-            found = f"{count_noun(len(paths), 'image')} and {count_noun(len(by_name), 'mask')}"
+            counts = f"{count_noun(len(paths), 'image')} and {count_noun(len(by_name), 'mask')}"
             raise ValueError(
-                f"no image in {images} has a mask in {masks} ({found}). Expected masks with the names of their images, "
+                f"no image in {images} has a mask in {masks} ({counts}). Expected masks with the names of their images, "
                 "such as 1.jpg and 1.png"
             )
         if missing:
             self.remarks.append(
                 f"skipped {count_noun(len(missing), f'{split} image')} without a mask: {first_few(missing)}"
             )
-        if names is None and (unused := len(set(by_name.values()) - {mask for _, mask in pairs})):
+        if names is None and (unused := sum(map(len, by_name.values())) - len(pairs)):
             self.remarks.append(f"skipped {count_noun(unused, f'{split} mask')} without an image")
         return pairs
 

@@ -114,8 +114,17 @@ def test_file_names_may_not_leave_the_folder(tmp_path: Path) -> None:
     content = change(folder)
     (tmp_path / "secret.png").write_bytes((folder / "train2017/000000.png").read_bytes())
     change(folder, images=[{**content["images"][0], "file_name": "../../secret.png"}])
-    with pytest.raises(ValueError, match="not below"):
+    with pytest.raises(ValueError, match=r"train2017\.json lists the image .*secret\.png, which is not below"):
         CocoSource(str(folder)).load()
+
+
+def test_an_image_that_is_listed_twice_is_named(tmp_path: Path) -> None:
+    folder = write_coco_split(tmp_path, "train2017", 2)
+    images = change(folder)["images"]
+    change(folder, images=[*images, {**images[0], "id": 99}])
+    source = CocoSource(str(folder))
+    assert len(annotated(source)) == 3
+    assert source.remarks == ["train: 1 image listed more than once: 000000.png"]
 
 
 def test_messages_for_unusable_files(tmp_path: Path) -> None:
@@ -207,7 +216,12 @@ def test_one_missing_image_is_not_taken_for_a_missing_folder(tmp_path: Path) -> 
         ("images", {"id": "x7", "file_name": "1.png"}, "entry 1 of images .* Expected an id"),
         ("images", {"id": 11, "file_name": "1.png"}, "entry 1 of images .* Expected an id that no other image has"),
         ("images", {"id": 10, "file_name": "1.png", "width": "64"}, "entry 0 of images .* Expected numbers as width"),
-        ("annotations", {"image_id": [10]}, "entry 0 of annotations .* Expected one image_id"),
+        ("images", {"id": 10, "file_name": "1.png", "width": float("inf")}, "entry 0 of images .* Expected numbers as"),
+        ("annotations", {"image_id": [10]}, "entry 0 of annotations .* Expected an integer as image_id"),
+        ("annotations", {"image_id": "10"}, "Expected an integer as image_id, as the ids of the images"),
+        ("annotations", {"image_id": 10}, "entry 0 of annotations .* Expected an integer as category_id"),
+        ("annotations", {"image_id": 10, "category_id": 3, "iscrowd": "0"}, "Expected iscrowd 0 or 1, as a number"),
+        ("annotations", {"image_id": 10, "category_id": 3, "area": "big"}, "Expected a number as area"),
         ("annotations", 5, "entry 0 of annotations is 5. Expected an object"),
     ],
 )

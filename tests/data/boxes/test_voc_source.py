@@ -1,5 +1,6 @@
 """Pascal VOC folders: splits, classes, coordinates, and what is wrong with real annotations."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,22 @@ def test_difficult_objects_are_treated_like_crowds(tmp_path: Path) -> None:
     file = tmp_path / "Annotations/train_0.xml"
     file.write_text(file.read_text().replace("<difficult>0", "<difficult>1", 1))
     assert annotated(VocSource(str(tmp_path)), "train").objects[0].is_crowd.tolist() == [True, False]
+
+
+def test_training_images_with_difficult_objects_alone_are_rejected(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [[("a", BOX), ("a", BOX)]]})
+    file = tmp_path / "Annotations/train_0.xml"
+    file.write_text(file.read_text().replace("<difficult>0", "<difficult>1"))
+    with pytest.raises(ValueError, match="All 2 are marked as crowds or difficult, which training leaves out"):
+        _ = VocSource(str(tmp_path)).splits
+
+
+def test_two_images_of_one_name_are_rejected(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [[("a", BOX)]]})
+    image = next((tmp_path / "JPEGImages").iterdir())
+    shutil.copy(image, image.with_suffix(".jpeg"))
+    with pytest.raises(ValueError, match="have the same name, so their annotation file would be the same"):
+        VocSource(str(tmp_path))
 
 
 def test_trainval_is_used_without_train(tmp_path: Path) -> None:

@@ -1,0 +1,131 @@
+"""Folders of images and masks: layouts, the lists of Pascal VOC, and images or masks without a partner."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("lightning")
+
+from support.tasks import write_masked_images
+
+from acmix_zoo.data.masks.mask_module import MaskDataModule
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_masked_images(tmp_path / "shapes", (4, 2, 1), (12, 16))
+
+
+def make_data(folder: Path, **kwargs: Any) -> MaskDataModule:
+    return MaskDataModule(str(folder), **{"crop_size": (8, 8), "batch_size": 2, **kwargs})
+
+
+def sizes(data: MaskDataModule) -> dict[str, int]:
+    return data.loaders.sizes()
+
+
+def test_splits_may_be_above_or_below_the_kinds(folder: Path) -> None:
+    data = make_data(folder)
+    assert sizes(data) == {"train": 4, "val": 2, "test": 1} and data.class_names == ("ground", "grass", "water")
+    other = folder.parent / "other"
+    for kind, name in (("images", "images"), ("masks", "annotations")):
+        for split, folder_name in (("train", "training"), ("val", "validation"), ("test", "test")):
+            shutil.copytree(folder / kind / split, other / folder_name / name)
+    shutil.copy(folder / "classes.txt", other)
+    assert sizes(make_data(other)) == sizes(data)
+
+
+def test_without_splits_validation_images_are_split_off(folder: Path) -> None:
+    flat = folder.parent / "flat"
+    shutil.copytree(folder / "images/train", flat / "images")
+    for path in (folder / "masks/train").iterdir():
+        (flat / "masks").mkdir(exist_ok=True)
+        shutil.copy(path, flat / "masks" / f"{path.stem}_mask.png")
+    data = make_data(flat, class_names=["a", "b", "c"], val_fraction=0.25)
+    assert sizes(data) == {"train": 3, "val": 1} and data.class_names == ("a", "b", "c")
+
+
+def make_voc_folder(folder: Path, lists: dict[str, str]) -> Path:
+    """Move the training images to the layout of Pascal VOC, and write ImageSets/Segmentation/."""
+    root = folder.parent / "voc"
+    shutil.copytree(folder / "images/train", root / "JPEGImages")
+    shutil.copytree(folder / "masks/train", root / "SegmentationClass")
+    (root / "Annotations").mkdir()
+    shutil.copy(folder / "classes.txt", root)
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    for name, content in lists.items():
+        (root / f"ImageSets/Segmentation/{name}.txt").write_text(content, encoding="utf-8-sig")
+    return root
+
+
+def image_names(data: MaskDataModule) -> dict[str, list[str]]:
+    return {
+        name: [Path(split.images.describe(i)).stem for i in split.indices.tolist()]
+        for name, split in data.splits.items()
+    }
+
+
+def test_the_lists_of_pascal_voc_are_the_splits(folder: Path) -> None:
+    root = make_voc_folder(folder, {"train": "3\n0\n", "val": "1\nnone\n", "test": "", "trainval": "0\n1\n3\n"})
+    data = make_data(root)
+    assert image_names(data) == {"train": ["0", "3"], "val": ["1"]}
+    assert data.source.remarks == [
+        "left out the split test, because none of its images has a mask",
+        "skipped 1 name in ImageSets/Segmentation/val.txt without an image: none",
+    ]
+    with pytest.raises(ValueError, match=r"Add the names of its images as ImageSets/Segmentation/test\.txt"):
+        data.test_dataloader()
+
+
+def test_validation_images_of_pascal_voc_are_not_trained_on(folder: Path) -> None:
+    root = make_voc_folder(folder, {"trainval": "0\n1\n3\n", "val": "1\n"})
+    assert image_names(make_data(root)) == {"train": ["0", "3"], "val": ["1"]}
+    (root / "ImageSets/Segmentation/trainval.txt").unlink()
+    with pytest.raises(ValueError, match=r"Segmentation has no train\.txt or trainval\.txt, only val"):
+        make_data(root)
+
+
+def test_splits_without_masks_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(folder / "masks/val")
+    shutil.rmtree(folder / "images/test")
+    make_data(folder, val_fraction=0.25).setup("fit")
+    out = capsys.readouterr().out
+    assert "left out the split val, which has no folder of masks" in out and "val was split off from train" in out
+    assert "left out the split test, which has no folder of images" in out
+
+
+def test_images_outside_the_splits_are_counted(folder: Path) -> None:
+    for kind in ("images", "masks"):
+        shutil.copy(folder / kind / "train/0.png", folder / kind)
+    data = make_data(folder)
+    assert sizes(data)["train"] == 4
+    assert data.source.remarks == [f"skipped 1 image directly in {folder}/images, outside the splits"]
+
+
+def test_images_without_a_mask_are_counted_and_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "masks/train/2.png").unlink()
+    data = make_data(folder)
+    data.setup("fit")
+    assert sizes(data)["train"] == 3
+    out = capsys.readouterr().out
+    assert "data: shapes, 3 classes; images with masks: train 3, val 2, test 1" in out
+    assert "skipped 1 train image without a mask: images/train/2.png" in out
+
+
+def test_masks_without_an_image_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "images/train/3.png").unlink()
+    make_data(folder).setup("fit")
+    assert "skipped 1 train mask without an image" in capsys.readouterr().out
+
+
+def test_a_mask_belongs_to_one_image_and_an_image_has_one_mask(folder: Path) -> None:
+    mask, image = folder / "masks/train/0.png", folder / "images/train/0.png"
+    for path, message in ((mask, r"0\.png has the masks .*0\.bmp and .*0\.png"), (image, "have the same mask, ")):
+        copy = path.with_suffix(".bmp")
+        Image.open(path).save(copy)
+        with pytest.raises(ValueError, match=message):
+            make_data(folder).loaders.sizes()
+        copy.unlink()
