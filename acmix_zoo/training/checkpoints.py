@@ -101,7 +101,7 @@ class Checkpoints:
                 link(other, self.best)
             else:
                 print(
-                    f"Warning: {other} is missing or was saved later. The best weights will be chosen among the "
+                    f"Warning: {other} is missing, damaged or was saved later. The best weights will be chosen among the "
                     "remaining epochs",
                     flush=True,
                 )
@@ -183,9 +183,12 @@ def _write(trainer: L.Trainer, path: Path) -> OSError | None:
 
 
 def _stated_best(path: Path) -> Any:
-    """Return the score that best.ckpt states."""
-    content = torch.load(path / "meta.pt" if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)
-    return content["callbacks"]["RunFolder"]["best"]
+    """Return the score that best.ckpt states, or None if it is damaged."""
+    file = path / "meta.pt" if path.is_dir() else path
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)["callbacks"]["RunFolder"]["best"]
+    except Exception:  # damaged files raise almost any exception
+        return None
 
 
 def link(path: Path, other: Path) -> None:

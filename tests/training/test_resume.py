@@ -198,7 +198,7 @@ def test_a_checkpoint_with_an_old_option_name_is_resumed(runs_copy: Path, capsys
     assert main(resume_command(runs_copy, "stopped", model__base_batch_size=16)) == 0
 
 
-@pytest.mark.parametrize("beside", ["best", "a later best", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("beside", ["best", "a later best", "damaged", pytest.param("none", marks=pytest.mark.slow)])
 def test_a_run_that_continues_in_another_folder_has_best_weights(
     beside: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,9 +214,11 @@ def test_a_run_that_continues_in_another_folder_has_best_weights(
     best, has_best = first.best.read_bytes(), beside == "best"
     if beside == "none":
         first.best.unlink()
+    if beside == "damaged":
+        first.best.write_bytes(b"0")
     make_trainer(second, epochs=2).fit(make_task(), make_data(runs / "images"), ckpt_path=first.last, weights_only=True)
     assert (second.best.read_bytes() == best) == has_best
-    warned = f"Warning: {first.best} is missing or was saved later. The best weights will be chosen"
+    warned = f"Warning: {first.best} is missing, damaged or was saved later. The best weights will be chosen"
     assert (warned in capsys.readouterr().out) != has_best
     assert torch.load(second.best, weights_only=True)["epoch"] == (0 if has_best else 1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -138,10 +137,21 @@ def fit_convolution_path(kernel: Tensor, layer: ACmix2d) -> FittedLayer:
 
 
 def _output_stride(network: nn.Module, stages: int) -> dict[str, int]:
-    """Return the argument output_stride of a network whose later stages are dilated instead of strided, or {}."""
-    convs: list[Any] = [network.get_submodule(f"layer{i}.0.conv2") for i in range(1, 1 + stages)]
-    total = 4 * math.prod(int(conv.stride[0]) for conv in convs)
-    return {} if total == 2 ** (stages + 1) else {"output_stride": total}
+    """Return the argument output_stride of a network whose last stages are dilated instead of strided, or {}.
+
+    Raises:
+        ValueError: earlier stages are dilated, or the network is anti-aliased.
+    """
+    blocks: list[Any] = [network.get_submodule(f"layer{i}.0") for i in range(1, 1 + stages)]
+    strides = [int(block.conv2.stride[0]) for block in blocks]
+    halved = strides.count(2)
+    is_blurred = not isinstance(getattr(blocks[-1], "aa", None), nn.Identity | None)
+    if is_blurred or strides != [1, *[2] * halved, *[1] * (stages - 1 - halved)]:
+        raise ValueError(
+            f"from_resnet: the 3×3 convolutions of the stages have the strides {strides}{' and blur' * is_blurred}. "
+            "Expected 1, then 2, and 1 again only for the last stages, without aa_layer. Pass such a network"
+        )
+    return {} if halved == stages - 1 else {"output_stride": 4 * 2**halved}
 
 
 def _resnet_arguments(state: State) -> dict[str, Any]:

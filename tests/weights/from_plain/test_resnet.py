@@ -92,6 +92,13 @@ class TestResNet:
         dilated = torchvision.models.resnet50(num_classes=2, replace_stride_with_dilation=[False, True, True])
         assert from_resnet(nn.DataParallel(dilated))[0].forward_features(x).shape == (2, 2048, 8, 8)
 
+    def test_other_strides_are_rejected(self) -> None:
+        middle = torchvision.models.resnet50(num_classes=2, replace_stride_with_dilation=[False, True, False])
+        blurred = timm.models.ResNet(timm.models.resnet.Bottleneck, (1, 1, 1, 1), aa_layer="blurpc")
+        for network, message in ((middle, r"\[1, 2, 1, 2\]\. Expected 1, then 2"), (blurred, "and blur")):
+            with pytest.raises(ValueError, match=message):
+                from_resnet(network)
+
     @pytest.mark.parametrize("name", ["resnet18", "resnext26ts", "resnet26d", "vit_tiny_patch16_224"])
     def test_other_networks_are_rejected(self, name: str) -> None:
         with pytest.raises(ValueError, match=r"Expected a ResNet of bottlenecks|not a plain ResNet"):
