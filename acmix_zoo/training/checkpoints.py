@@ -101,8 +101,8 @@ class Checkpoints:
                 link(other, self.best)
             else:
                 print(
-                    f"Warning: {other} is missing, damaged or was saved later. The best weights will be chosen among the "
-                    "remaining epochs",
+                    f"Warning: {other} is missing, damaged or was saved later. The best weights will be chosen among "
+                    "the remaining epochs",
                     flush=True,
                 )
         found: bool = trainer.strategy.broadcast(self.best.exists())

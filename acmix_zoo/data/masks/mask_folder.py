@@ -96,8 +96,8 @@ class MaskFolder(MaskSource):
         if not pairs:
             counts = f"{count_noun(len(paths), 'image')} and {count_noun(len(by_name), 'mask')}"
             raise ValueError(
-                f"no image in {images} has a mask in {masks} ({counts}). Expected masks with the names of their images, "
-                "such as 1.jpg and 1.png"
+                f"no image in {images} has a mask in {masks} ({counts}). Expected masks with the names of their "
+                "images, such as 1.jpg and 1.png"
             )
         if missing:
             self.remarks.append(
