@@ -41,10 +41,10 @@ def convert_checkpoint(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_intermixed_args(arguments)  # so that FOLDER may come last
     words = options.model_kwargs
-    if words and options.folder is None and "=" not in words[-1]:
+    if len(words) > 1 and options.folder is None and "=" not in words[-1]:
         options.folder = Path(words.pop())
     if wrong := [word for word in words if "=" not in word]:
-        parser.error(f"--model-kwargs {wrong[0]} is no argument with a value. Expected KEY=VALUE, such as img_size=64")
+        parser.error(f"--model-kwargs {wrong[0]} has no value. Expected KEY=VALUE, such as img_size=64")
     options.model_kwargs = {}
     ParseKwargs(["--model-kwargs"], "model_kwargs")(parser, options, words)
     name, file_name = options.model, Path(options.file).name

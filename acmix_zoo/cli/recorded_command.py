@@ -28,14 +28,8 @@ Record = Mapping[str, Any]
 # Options of a recorded command that belong to that run: where it was written and what it resumed from.
 RUN_OPTIONS = ("--run.folder", "--run.push_to", "--ckpt_path")
 _FIT = ["acmix-zoo", "fit"]
-# Options of the trainer that take no class, only numbers and fixed words.
-_PLAIN_TRAINER_OPTIONS = {
-    "accumulate_grad_batches", "benchmark", "check_val_every_n_epoch", "detect_anomaly", "deterministic", "devices",
-    "enable_model_summary", "enable_progress_bar", "fast_dev_run", "gradient_clip_algorithm", "gradient_clip_val",
-    "inference_mode", "limit_test_batches", "limit_train_batches", "limit_val_batches", "log_every_n_steps",
-    "max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "num_nodes", "num_sanity_val_steps",
-    "overfit_batches", "precision", "sync_batchnorm", "val_check_interval",
-}  # fmt: skip
+# Options of the trainer that take words, but no class. The others may be numbers and the like.
+_PLAIN_TRAINER_OPTIONS = {"deterministic", "devices", "gradient_clip_algorithm", "max_time", "precision"}
 
 
 class Target(NamedTuple):
@@ -61,7 +55,7 @@ def find_target(name: str, is_trusted: bool = False) -> Target:
     run = find_run(Path(name))
     if run is not None and has_config(run / "weights"):
         return _target_of_weights(run / "weights", name, is_trusted)
-    if run is not None and (run / "config.yaml").is_file():  # it was interrupted
+    if run is not None and (run / "config.yaml").is_file() and not has_config(run):  # it was interrupted
         return _recipe_target(run / "config.yaml", run.name)
     recipe = find_recipe(name)
     if is_in_recipe_group(name) or Path(name).suffix in (".yaml", ".yml"):
@@ -84,7 +78,8 @@ def _target_of_weights(folder: Path, name: str, is_trusted: bool, recipe: Path |
     if record.get("command") or record.get("recipe"):
         _check_texts(record, name)
         run = find_run(folder)  # if the folder is still inside its run folder
-        own = run / "config.yaml" if run and (run / "config.yaml").is_file() else None
+        is_inside = run and run.resolve() != folder.resolve() and (run / "config.yaml").is_file()
+        own = run / "config.yaml" if run and is_inside else None
         root, arguments = checkpoints_root(), recorded_arguments(record, own)
         if own is None and not is_trusted and not (root and folder.resolve().parent == root.resolve()):
             _check_foreign(arguments, name)
@@ -98,22 +93,25 @@ def _target_of_weights(folder: Path, name: str, is_trusted: bool, recipe: Path |
 
 
 def _check_texts(record: Record, name: str) -> None:
-    """Check that a record has a name, and that its command and recipe can be read.
+    """Check that a record has a name, and a command or recipe that can be parsed.
 
     Raises:
-        ValueError: it has not, or they cannot.
+        ValueError: the record is damaged.
     """
-    try:
-        texts = [record["name"], *(record[key] for key in ("command", "recipe") if record.get(key))]
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("name, command and recipe have to be texts")
-        if shlex.split(record.get("command") or "")[:2] != _FIT and not record.get("recipe"):
-            raise ValueError(f"expected a command that starts with {' '.join(_FIT)}, or a recipe")
-    except (KeyError, TypeError, ValueError) as error:
+    reason = ""
+    texts = [record.get("name"), *(record[key] for key in ("command", "recipe") if record.get(key))]
+    if not all(isinstance(text, str) for text in texts):
+        reason = "its name, command and recipe must be strings"
+    else:
+        try:
+            if shlex.split(record.get("command") or "")[:2] != _FIT and not record.get("recipe"):
+                reason = f"its command does not start with `{' '.join(_FIT)}`, and it names no recipe"
+        except ValueError as error:
+            reason = f"its command cannot be parsed: {error}"
+    if reason:
         raise ValueError(
-            f"the record of {name} is damaged ({error!r}), so it does not say how to train the weights. Pass the name "
-            "of a recipe instead"
-        ) from error
+            f"the record of {name} is damaged: {reason}. Download the weights again, or pass the name of a recipe"
+        )
 
 
 def _check_foreign(arguments: Sequence[str], name: str) -> None:
@@ -123,7 +121,9 @@ def _check_foreign(arguments: Sequence[str], name: str) -> None:
         ValueError: they may. The message names the option.
     """
     for option, *values in split_options(arguments):
-        if not (_is_shipped(values[0]) if option == "--config" else _is_plain(option, " ".join(values))):
+        # `-cFILE` and the like would be another option; -1 is a number
+        has_one_value = len(values) == 1 and not re.match(r"-(?![\d.])", values[0])
+        if not (has_one_value and (_is_shipped if option == "--config" else _is_plain)(values[0], option)):
             raise ValueError(
                 f"the command in the record of {name} has {' '.join([option, *values])[:200]}. Expected a shipped "
                 "recipe and plain options, because weights may come from anyone, and other recipes and options may run "
@@ -131,18 +131,22 @@ def _check_foreign(arguments: Sequence[str], name: str) -> None:
             )
 
 
-def _is_shipped(recipe: str) -> bool:
+def _is_shipped(recipe: str, option: str) -> bool:
     root = recipes_root()
     return root is not None and root.resolve() in Path(recipe).resolve().parents
 
 
-def _is_plain(option: str, text: str) -> bool:
-    """Return whether an option takes no class, or only the name of one of Lightning's."""
+def _is_plain(text: str, option: str) -> bool:
+    """Return whether an option can only set numbers, words and file names, or choose a class of Lightning's by name."""
     group, _, field = option.removeprefix("--").partition(".")
+    if not field:
+        return group in ("task", "seed_everything")
     if group == "trainer":
-        is_word = re.fullmatch(r"\w+", text) and not Path(text).exists()  # the file would be read as a configuration
-        return field in _PLAIN_TRAINER_OPTIONS or (field in ("accelerator", "strategy") and bool(is_word))
-    return group in ("data", "model", "run", "speed") if field else group in ("task", "seed_everything")
+        kind = r"\w+" if field in ("accelerator", "strategy") else r"true|false|null|\[\]|-?[\d.]+"
+        is_short = re.fullmatch(kind, text, re.IGNORECASE) and not Path(text).exists()  # a file would be parsed
+        return field in _PLAIN_TRAINER_OPTIONS or ("." not in field and bool(is_short))
+    # Fields ending in _kwargs hold any values, which the parser turns into objects if they name a class.
+    return group in ("data", "model", "run", "speed") and "." not in field and not field.endswith("_kwargs")
 
 
 def _recipe_target(recipe: Path, name: str = "") -> Target:
@@ -211,7 +215,7 @@ def _recorded_recipe(name: str, config: Path | None) -> Path | None:
     """
     root = recipes_root()
     if root and name.startswith("recipes/") and (root.parent / name).is_file():
-        return find_recipe(name)
+        return root.parent / name
     if config:
         return config
     return Path(name) if Path(name).is_file() else None

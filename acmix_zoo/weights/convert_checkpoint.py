@@ -52,12 +52,15 @@ def convert(
     """
     architecture, _, tag = name.partition(".")
     if tag and file_name(tag) != tag:
-        raise ValueError(f"the tag {tag!r} is no file name. Expected letters, digits, `_`, `-` and `.`")
+        raise ValueError(
+            f"the tag {tag!r} cannot be part of a folder name. Expected letters, digits, `_`, `-` and `.`, not "
+            "starting with `.` or `-`. Choose a different tag"
+        )
     arguments = dict(model_kwargs or {})
     if unsuitable := sorted(arguments.keys() & {*BUILDER_ARGUMENTS, "num_classes", "in_chans"}):
         raise ValueError(
-            f"--model-kwargs cannot set {', '.join(unsuitable)}. Expected arguments of the network's constructor; "
-            "classes and channels are those of the file"
+            f"--model-kwargs cannot set {', '.join(unsuitable)}. Expected arguments of the network's constructor. "
+            "Leave it out: the numbers of classes and channels are read from the file"
         )
     known = locate(name if is_network_name(name) else architecture)  # the configuration to start from
     if known.kind is not Kind.NETWORK:

@@ -151,8 +151,8 @@ def _build(location: ModelLocation, architecture: str = "", token: str | None = 
     kwargs = {name: value for name, value in kwargs.items() if value is not None}  # as timm does
     if "pretrained_cfg" in kwargs:
         raise ValueError(
-            f"{location.name} states its own pretrained_cfg. Expected no other. To change single fields of it, use "
-            "pretrained_cfg_overlay"
+            f"pretrained_cfg cannot be replaced for {location.name}, whose weights have their own. To change single "
+            "fields, pass pretrained_cfg_overlay"
         )
     if path.is_file():
         return drop_other_names(build_checkpoint(path, architecture, **kwargs))

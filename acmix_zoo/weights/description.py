@@ -159,10 +159,10 @@ def _check_fields(cfg: Mapping[str, Any], where: Path) -> None:
     """
     numbers = int | float
     for names, expected, fits in (
-        (("num_classes",), "a number of classes", lambda v: isinstance(v, int) and v is not True and v >= 0),
+        (("num_classes",), "a whole number of classes", lambda v: isinstance(v, int) and v is not True and v >= 0),
         (
             ("input_size", "test_input_size", "min_input_size"),
-            "a list of channels, height and width",
+            "three positive whole numbers: channels, height and width",
             lambda v: _is_list(v, int) and len(v) == 3 and min(v) > 0,
         ),
         (("mean", "std"), "a list of numbers", lambda v: _is_list(v, numbers) and len(v) > 0),
@@ -176,8 +176,8 @@ def _check_fields(cfg: Mapping[str, Any], where: Path) -> None:
             value = cfg.get(name)
             if value is not None and not fits(value):
                 raise ValueError(
-                    f"{where}: {name}={str(value)[:60]} in config.json. Expected {expected}. Correct it, or write the "
-                    "weight folder again"
+                    f"{where}: {name} is {str(value)[:60]!r}. Expected {expected}. Correct it, or write the weights "
+                    "again"
                 )
 
 

@@ -54,13 +54,13 @@ def check_target(folder: str | Path) -> Path:
 
 
 def _is_damaged(folder: Path) -> bool:
-    """Return whether this seems to be a weight folder whose config.json is damaged, so that it is no valid JSON."""
+    """Return whether this looks like a weight folder whose config.json is not valid JSON."""
     try:
         json.loads((folder / "config.json").read_bytes())
     except OSError:
         return False
-    except ValueError:
-        return (folder / "model.safetensors").is_file()
+    except (ValueError, RecursionError):
+        return (folder / "test/example.safetensors").is_file()  # other libraries have no such file
     return False
 
 
@@ -70,7 +70,7 @@ def _other_files(folder: Path) -> list[str]:
     files = {"config.json", "model.safetensors", "README.md", ".gitattributes"}
     folders: dict[str, Callable[[str], bool]] = {
         "test": lambda name: name == "example.safetensors",
-        "pictures": lambda name: isinstance(pictures, Mapping) and name in pictures,
+        "pictures": lambda name: name in pictures if isinstance(pictures, Mapping) else _is_damaged(folder),
         ".eval_results": lambda name: name.endswith(".yaml"),
         ".cache": lambda name: True,  # of the Hub's tools, as .gitattributes
     }
@@ -78,19 +78,24 @@ def _other_files(folder: Path) -> list[str]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name in folders and path.is_dir():
             belongs = folders[path.name]
-            others += [f"{path.name}/{each.name}" for each in sorted(path.iterdir()) if not belongs(each.name)]
-        elif path.name not in files:
+            others += [
+                f"{path.name}/{each.name}"
+                for each in sorted(path.iterdir())
+                if not belongs(each.name) or (each.is_dir() and path.name != ".cache")
+            ]
+        elif path.name not in files or path.is_dir():
             others.append(path.name)
     return others
 
 
 def copy_weights_folder(source: Path, target: Path) -> None:
-    """Copy the files of a weight folder to an existing folder, and nothing else that may lie beside them."""
-    for pattern in WEIGHT_FOLDER_FILES:
-        for path in source.glob(pattern):
-            place = target / path.relative_to(source)
-            place.parent.mkdir(exist_ok=True)
-            shutil.copy(path, place)
+    """Copy the files of a weight folder into an existing folder, without any other files beside them."""
+    others = set(_other_files(source))
+    for path in (path for pattern in WEIGHT_FOLDER_FILES for path in source.glob(pattern)):
+        name = path.relative_to(source)
+        if name.as_posix() not in others:
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copy(path, target / name)
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def test_boxes_in_the_format_of_pascal_voc(tmp_path: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert out.startswith("data: cells, 2 classes; images: train 2, val 1, test 1; boxes: train ")
     assert "  boxes: left out 1 outside their image (in train_0.png); 1 clipped to their image (in train_0.png)" in out
-    assert "  crowds or difficult, which training leaves out and evaluation ignores: " in out
+    assert "  boxes marked as crowd or difficult (training leaves them out): " in out
     assert "1 image without boxes" in out
 
 

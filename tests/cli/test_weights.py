@@ -122,10 +122,11 @@ class TestConvert:
             ("pretrained_cfg=x", "cannot set pretrained_cfg"),
         ):
             assert message in run_command(capsys, *convert, word, tmp_path / "w", code=1)
-        with pytest.raises(SystemExit):
-            main([str(word) for word in (*convert, "img_size", tmp_path / "w")])
-        assert "--model-kwargs img_size is no argument with a value" in capsys.readouterr().err
-        assert "the tag 'a/b' is no file name" in run_command(
+        for words in (["img_size"], ["img_size", tmp_path / "w"]):
+            with pytest.raises(SystemExit):
+                main([str(word) for word in (*convert, *words)])
+        assert "--model-kwargs img_size has no value" in capsys.readouterr().err
+        assert "the tag 'a/b' cannot be part of a folder name" in run_command(
             capsys, "convert", tmp_path / "w.pth", "--model", "acmix_pvt_pico.a/b", code=1
         )
 
@@ -265,10 +266,11 @@ class TestExport:
     ) -> None:
         finished = Path(shutil.copytree(run, tmp_path / "run"))
         shutil.copytree(SHIPPED, finished / "weights")
-        (finished / "weights/notes.txt").touch()
+        (finished / "weights/pictures/notes").mkdir(parents=True)
+        (finished / "weights/pictures/mine.png").touch()
         for _ in range(2):  # the second copy replaces the first
             run_command(capsys, "export", finished, tmp_path / "w")
-        assert not (tmp_path / "w/notes.txt").exists()
+        assert not (tmp_path / "w/pictures").exists()
         assert (tmp_path / "w" / "README.md").read_bytes() == (SHIPPED / "README.md").read_bytes()
 
     def test_a_finished_run_can_be_given_instead_of_its_weights(

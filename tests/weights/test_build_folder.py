@@ -36,12 +36,12 @@ def folder(tmp_path: Path) -> Path:
         ({"model_args": {"layers": [[1], 1]}}, "layers=.* is not a plain value"),
         ({"model_args": {"planes": [65_536, 65_536, 65_536]}}, "does not fit ACmixResNet"),
         ({"num_classes": 10**9}, "does not fit ACmixResNet"),
-        ({"num_classes": 2.5}, "num_classes=2.5 in config.json. Expected a number of classes. Correct it"),
-        ({"pretrained_cfg": {"input_size": 3}}, "input_size=3 in config.json. Expected a list of channels, height and"),
-        ({"pretrained_cfg": {"input_size": [3, 28]}}, "a list of channels, height and width"),
-        ({"pretrained_cfg": {"mean": "0.5"}}, "mean=0.5 in config.json. Expected a list of numbers"),
-        ({"pretrained_cfg": {"first_conv": 7}}, "first_conv=7 in config.json. Expected a layer"),
-        ({"pretrained_cfg": {"fixed_input_size": "x"}}, "fixed_input_size=x in config.json. Expected true or false"),
+        ({"num_classes": 2.5}, "num_classes is '2.5'. Expected a whole number of classes. Correct it"),
+        ({"pretrained_cfg": {"input_size": 3}}, "input_size is '3'. Expected three positive whole numbers"),
+        ({"pretrained_cfg": {"input_size": [3, 28]}}, "Expected three positive whole numbers"),
+        ({"pretrained_cfg": {"mean": "0.5"}}, "mean is '0.5'. Expected a list of numbers"),
+        ({"pretrained_cfg": {"first_conv": 7}}, "first_conv is '7'. Expected a layer"),
+        ({"pretrained_cfg": {"fixed_input_size": "x"}}, "fixed_input_size is 'x'. Expected true or false"),
         ({"label_names": [1, 2]}, "Expected a list of strings"),
         ({"pretrained_cfg": {"evil": 1}}, "unknown keys in pretrained_cfg: evil"),
         ({"acmix_zoo": {"sha256": "0" * 64}}, "is changed or damaged: its sha256 is abca23be"),
@@ -60,7 +60,9 @@ def test_impossible_and_dangerous_configs_are_rejected(folder: Path, entries: di
 
 
 def test_another_description_of_the_weights_is_rejected(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"states its own pretrained_cfg.*use pretrained_cfg_overlay"):
+    with pytest.raises(
+        ValueError, match=r"whose weights have their own\. To change single fields, pass pretrained_cfg_overlay"
+    ):
         create_model(folder, pretrained_cfg={"mean": (0.5, 0.5, 0.5)})
     assert create_model(folder, pretrained_cfg_overlay={"crop_pct": 0.5}).pretrained_cfg["crop_pct"] == 0.5
 

@@ -191,7 +191,15 @@ def test_other_files_are_not_deleted(old) -> None:
 
 def test_a_damaged_folder_is_replaced(old) -> None:
     folder, before = old
+    (folder / "pictures").mkdir()
+    (folder / "pictures/curves.png").touch()
     (folder / "config.json").write_text("{")
+    other = folder.parent / "bert"
+    other.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / name, other)
+    with pytest.raises(FileExistsError, match="bert exists and is not a weight folder"):
+        write_weights(other)
     write_weights(folder)
     assert file_contents(folder).keys() == before.keys() and not check_folder(folder)
 

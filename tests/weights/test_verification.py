@@ -28,7 +28,7 @@ from acmix_zoo.weights import check_folder
         (lambda f: shutil.rmtree(f / "test"), "example.safetensors is missing. If this is the Hub's cache"),
         (lambda f: (f / "test/example.safetensors").write_bytes(b""), "does not contain an input and its logits"),
         (lambda f: edit_config(f, acmix_zoo={"metrics": -1}), "the record's metrics are -1. Expected a list"),
-        (lambda f: edit_config(f, num_classes="x"), "num_classes=x in config.json"),
+        (lambda f: edit_config(f, num_classes="x"), "num_classes is 'x'. Expected a whole number"),
         (lambda f: move_logits(f), "the relative error of the logits is"),
     ],
 )

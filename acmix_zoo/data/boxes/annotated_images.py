@@ -115,7 +115,8 @@ class BoxSource(IndexedSource):
         assert isinstance(train, AnnotatedImages)
         if "train" in empty:
             crowds = sum(len(objects.boxes) for objects in train.objects)
-            reason = f"All {crowds:,} are marked as crowds or difficult, which training leaves out. Remove the marks. "
+            reason = f"All boxes ({crowds:,}) are marked as crowd or difficult, and training leaves these out. Remove "
+            reason += "the mark where it is wrong. "
             raise ValueError(
                 f"{self.name}: the training images have no usable boxes. Expected some. {reason * bool(crowds)}"
                 f"{self.check.summary()}".strip()

@@ -34,7 +34,7 @@ def summarize_boxes(
         splits: the splits, from `split_source`.
         inspections: the results of inspecting the files, for each split that was inspected.
         evaluation_size: maximum lengths of the shorter and the longer side of a resized image, if they are known.
-        is_brief: whether to leave out pixel values that are as usual.
+        is_brief: whether to omit the line about pixel values if all images have 8 bits.
     """
     names = source.class_names
     ordered = {name: splits[name] for name in ("train", "val", "test") if name in splits}
@@ -95,7 +95,7 @@ def _crowds(splits: Mapping[str, Split]) -> str:
     """Return the number of boxes in each split that training does not use, or "" if there are none."""
     counts = {name: sum(int(objects.is_crowd.sum()) for objects in _objects(split)) for name, split in splits.items()}
     found = [f"{name} {count:,}" for name, count in counts.items() if count]
-    return f"crowds or difficult, which training leaves out and evaluation ignores: {', '.join(found)}" * bool(found)
+    return f"boxes marked as crowd or difficult (training leaves them out): {', '.join(found)}" * bool(found)
 
 
 def _images_without_boxes(splits: Mapping[str, Split]) -> str:

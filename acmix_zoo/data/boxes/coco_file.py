@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,21 +34,15 @@ def read_coco_file(path: Path) -> dict[str, Any]:
     _check_images(path, content["images"])
     _check_categories(path, content["categories"])
     has_texts = bool(content["images"]) and isinstance(content["images"][0]["id"], str)
-    kind, id_type = ("a text", str) if has_texts else ("an integer", int | float)
-    for number, annotation in enumerate(content["annotations"]):
+    kind, id_type = ("a string", str | None) if has_texts else ("an integer", int | float | None)
+    for number, annotation in enumerate(content["annotations"]):  # those without ids are counted later
         if not isinstance(annotation.get("image_id"), id_type):
-            _reject(path, "annotations", number, annotation, f"{kind} as image_id, as the ids of the images")
-        if not isinstance(annotation.get("category_id"), int | float):
+            _reject(path, "annotations", number, annotation, f"{kind} as image_id, like the ids of the images")
+        if not isinstance(annotation.get("category_id"), int | float | None):
             _reject(path, "annotations", number, annotation, "an integer as category_id")
         if annotation.get("iscrowd") not in (None, 0, 1):
-            _reject(path, "annotations", number, annotation, "iscrowd 0 or 1, as a number")
-        if not _is_number(annotation.get("area") or 0):
-            _reject(path, "annotations", number, annotation, "a number as area")
+            _reject(path, "annotations", number, annotation, "iscrowd to be the number 0 or 1")
     return dict(content)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _check_images(path: Path, images: list[dict[str, Any]]) -> None:
@@ -60,11 +53,11 @@ def _check_images(path: Path, images: list[dict[str, Any]]) -> None:
         if not isinstance(image.get("file_name"), str) or not image["file_name"]:
             _reject(path, "images", number, image, "a file_name")
         if id_type not in (int, str) or type(image.get("id")) is not id_type:
-            _reject(path, "images", number, image, "an id, an integer or a text, of the same type in all images")
+            _reject(path, "images", number, image, "an id, an integer or a string, of the same type in all images")
         if image["id"] in seen:  # its boxes would be those of another image
             _reject(path, "images", number, image, "an id that no other image has")
         seen.add(image["id"])
-        if not all(_is_number(image.get(side) or 0) for side in ("width", "height")):
+        if any(not isinstance(image.get(side) or 0, int | float) for side in ("width", "height")):
             _reject(path, "images", number, image, "numbers as width and height")
         image["file_name"] = image["file_name"].replace("\\", "/")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -172,7 +173,7 @@ class CocoSource(BoxSource):
             boxes.append(corners(annotation.get("bbox"), "xywh"))
             classes.append(number)
             is_crowd.append(bool(annotation.get("iscrowd", 0)))
-            areas.append(annotation.get("area"))
+            areas.append(_finite(annotation.get("area")))
             if self.has_masks and size is not None:
                 masks.append(self._mask(annotation, name, size))
         objects = make_objects(boxes, classes, is_crowd, areas, masks if self.has_masks else None)
@@ -189,8 +190,16 @@ class CocoSource(BoxSource):
 
 def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return the (width, height) that a file states for an image."""
-    width, height = image.get("width") or 0, image.get("height") or 0
+    width, height = (_finite(image.get(side)) or 0 for side in ("width", "height"))
     return (int(width), int(height)) if width >= 1 and height >= 1 else None  # masks need integers
+
+
+def _finite(value: Any) -> float | None:
+    """Return a value as a number, or None if it is none."""
+    try:
+        return number if math.isfinite(number := float(value)) else None
+    except (TypeError, ValueError):
+        return None
 
 
 def corners(box: Any, box_format: str) -> list[float]:

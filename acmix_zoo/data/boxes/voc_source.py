@@ -48,13 +48,9 @@ class VocSource(BoxSource):
         self.name = local_name(self.folder)
         self.check = BoxCheck()
         self.remarks = []
-        files: dict[str, Path] = {}
-        for path in sorted((self.folder / _IMAGES).iterdir()):
-            if is_image_name(path.name) and (other := files.setdefault(path.stem, path)) != path:
-                raise ValueError(
-                    f"{other} and {path} have the same name, so their annotation file would be the same. Expected "
-                    "different names. Rename or remove one of them"
-                )
+        images = [path for path in sorted((self.folder / _IMAGES).iterdir()) if is_image_name(path.name)]
+        files = {path.stem: path for path in images}
+        self._shadowed = {path.stem: path for path in images if files[path.stem] != path}
         self._records = {split: self._read_split(split, names, files) for split, names in self._names(files).items()}
         self.class_names = self._class_names()
         self.category_ids = tuple(range(1, len(self.class_names) + 1))
@@ -81,6 +77,11 @@ class VocSource(BoxSource):
     def _read_split(self, split: str, names: list[str], files: dict[str, Path]) -> list[_Record]:
         annotations = self.folder / _ANNOTATIONS
         usable = [name for name in names if name in files and (annotations / f"{name}.xml").is_file()]
+        if twin := next((name for name in usable if name in self._shadowed), None):
+            raise ValueError(
+                f"{self._shadowed[twin]} and {files[twin]} differ only in their extension, so they would share one "
+                "annotation file. Expected one image for each name. Rename or remove one of them"
+            )
         missing = sorted(set(names) - set(usable))
         if missing:
             remark = (

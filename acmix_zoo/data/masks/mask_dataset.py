@@ -114,7 +114,7 @@ def summarize_masks(
         source: the source of images and masks.
         splits: the splits, from `split_source`.
         inspections: the results of inspecting the files, for each split that was inspected.
-        is_brief: whether to leave out pixel values that are as usual.
+        is_brief: whether to omit the line about pixel values if all images have 8 bits.
 
     Raises:
         ValueError: the training masks contain at most one class, because pixels of another one are ignored.

@@ -22,7 +22,7 @@ from acmix_zoo.data.wording import count_noun, first_few
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
 MASK_FOLDERS = ("masks", "mask", "segmentationclass", "annotations", "labels")  # Pascal VOC has Annotations, too
 SPLIT_LISTS = "ImageSets/Segmentation"
-_SUFFIXES = ("", "_mask", "_label", "_labels", "_gt", "_L")  # of a mask's name, after that of its image
+_SUFFIXES = ("_mask", "_label", "_labels", "_gt", "_L")  # of a mask's name, after that of its image
 LAYOUT = "images/train/1.jpg with masks/train/1.png, or train/images/1.jpg with train/masks/1.png"
 
 
@@ -72,11 +72,13 @@ class MaskFolder(MaskSource):
         by_name: dict[str, list[str]] = defaultdict(list)
         for path in walk_folders([masks]).images[0]:
             by_name[_relative_stem(path, masks)].append(path)
+        stems = {_relative_stem(path, images) for path in paths}
         pairs, missing = [], []
         image_of: dict[str, str] = {}
         for path in paths:
             stem = _relative_stem(path, images)
-            found = next((by_name[stem + suffix] for suffix in _SUFFIXES if stem + suffix in by_name), [])
+            names_of_mask = [stem, *(stem + suffix for suffix in _SUFFIXES if stem + suffix not in stems)]
+            found = next((by_name[name] for name in names_of_mask if name in by_name), [])
             if not found:
                 missing.append(os.path.relpath(path, self.root))
                 continue
@@ -87,7 +89,8 @@ class MaskFolder(MaskSource):
             (mask,) = found
             if (other := image_of.setdefault(mask, path)) != path:
                 raise ValueError(
-                    f"{other} and {path} have the same mask, {mask}. Expected a mask for each image. Rename one of them"
+                    f"{other} and {path} differ only in their extension, so both would use the mask {mask}. Expected "
+                    "one image for each mask. Remove one of them"
                 )
             pairs.append((path, mask))
         if not pairs and names is not None and split != "train":  # as for the test images of Pascal VOC

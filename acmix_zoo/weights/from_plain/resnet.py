@@ -148,8 +148,8 @@ def _output_stride(network: nn.Module, stages: int) -> dict[str, int]:
     is_blurred = not isinstance(getattr(blocks[-1], "aa", None), nn.Identity | None)
     if is_blurred or strides != [1, *[2] * halved, *[1] * (stages - 1 - halved)]:
         raise ValueError(
-            f"from_resnet: the 3×3 convolutions of the stages have the strides {strides}{' and blur' * is_blurred}. "
-            "Expected 1, then 2, and 1 again only for the last stages, without aa_layer. Pass such a network"
+            f"from_resnet: the stages have the strides {strides}{', and blur layers' * is_blurred}. Expected a stride "
+            "of 1, then 2, with dilation only in the last stages, and no aa_layer. Pass such a network"
         )
     return {} if halved == stages - 1 else {"output_stride": 4 * 2**halved}
 

@@ -123,9 +123,16 @@ def test_masks_without_an_image_are_counted(folder: Path, capsys: pytest.Capture
 
 def test_a_mask_belongs_to_one_image_and_an_image_has_one_mask(folder: Path) -> None:
     mask, image = folder / "masks/train/0.png", folder / "images/train/0.png"
-    for path, message in ((mask, r"0\.png has the masks .*0\.bmp and .*0\.png"), (image, "have the same mask, ")):
+    for path, message in (
+        (mask, r"0\.png has the masks .*0\.bmp and .*0\.png"),
+        (image, "so both would use the mask "),
+    ):
         copy = path.with_suffix(".bmp")
         Image.open(path).save(copy)
         with pytest.raises(ValueError, match=message):
             make_data(folder).loaders.sizes()
         copy.unlink()
+    mask.rename(mask.with_name("0_L.png"))  # that of another image now, which leaves this one without a mask
+    shutil.copy(image, image.with_name("0_L.png"))
+    data = make_data(folder)
+    assert sizes(data)["train"] == 4 and "skipped 1 train image without a mask: " in str(data.loaders.source.remarks)

@@ -95,7 +95,7 @@ class TestResNet:
     def test_other_strides_are_rejected(self) -> None:
         middle = torchvision.models.resnet50(num_classes=2, replace_stride_with_dilation=[False, True, False])
         blurred = timm.models.ResNet(timm.models.resnet.Bottleneck, (1, 1, 1, 1), aa_layer=timm.layers.BlurPool2d)
-        for network, message in ((middle, r"\[1, 2, 1, 2\]\. Expected 1, then 2"), (blurred, "and blur")):
+        for network, message in ((middle, r"\[1, 2, 1, 2\]\. Expected a stride of 1"), (blurred, "and blur layers")):
             with pytest.raises(ValueError, match=message):
                 from_resnet(network)
 
