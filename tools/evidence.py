@@ -9,6 +9,7 @@ interval, which is wide for three seeds. p-values are corrected by Holm's method
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,12 +102,13 @@ def finetuning_rows(table: Path = finetune_study.TABLE) -> list[list[str]]:
 
 
 def draw_costs(results: Sequence[Result], path: Path) -> None:
-    """Draw test accuracy against multiply-accumulates, and against measured time: Swins in a row of their own."""
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    panels: Any = figure.subplots(2, 2, sharey="row")
-    shown = [result for result in results if result.case.group in ("paths", "neighbours", "time")]
-    for row, family in zip(panels, comparison.FAMILIES, strict=True):
-        own = [result for result in shown if ("swin" in result.case.network) == (family == "swin")]
+    """Draw test accuracy against multiply-accumulates, and against measured time: Swins and SANs in their own rows."""
+    families: dict[str, list[Result]] = defaultdict(list)
+    for result in (result for result in results if result.case.group in ("paths", "neighbours", "time")):
+        families[next((name for name in ("swin", "san") if name in result.case.network), "resnet")].append(result)
+    figure = Figure(figsize=(10, 3.5 * len(families)), layout="constrained")
+    panels: Any = figure.subplots(len(families), 2, sharey="row", squeeze=False)
+    for row, own in zip(panels, families.values(), strict=True):
         for axes, name in zip(row, ("MMACs per image", "minutes of training"), strict=True):
             for number, result in enumerate(own):
                 x = result.macs / 1e6 if name.startswith("MMACs") else result.minutes
