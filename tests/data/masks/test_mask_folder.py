@@ -2,29 +2,20 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 pytest.importorskip("lightning")
 
-from support.tasks import write_masked_images
+from support.mask_data import make_data, make_folder, sizes
 
 from acmix_zoo.data.masks.mask_module import MaskDataModule
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return write_masked_images(tmp_path / "shapes", (4, 2, 1), (12, 16))
-
-
-def make_data(folder: Path, **kwargs: Any) -> MaskDataModule:
-    return MaskDataModule(str(folder), **{"crop_size": (8, 8), "batch_size": 2, **kwargs})
-
-
-def sizes(data: MaskDataModule) -> dict[str, int]:
-    return data.loaders.sizes()
+    return make_folder(tmp_path)
 
 
 def test_splits_may_be_above_or_below_the_kinds(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Folders and tables of images and masks: layouts, missing masks, wrong sizes and unknown values."""
+"""Images and masks: tables, unusable masks, unknown values and class lists."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from PIL import Image
 
 pytest.importorskip("lightning")
 
-from support.tasks import write_masked_images
+from support.mask_data import make_data, make_folder, sizes
 
 from acmix_zoo.data.masks.mask_module import MaskDataModule
 from acmix_zoo.data.splits import UnusableImages
@@ -21,15 +21,7 @@ from acmix_zoo.data.splits import UnusableImages
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return write_masked_images(tmp_path / "shapes", (4, 2, 1), (12, 16))
-
-
-def make_data(folder: Path, **kwargs: Any) -> MaskDataModule:
-    return MaskDataModule(str(folder), **{"crop_size": (8, 8), "batch_size": 2, **kwargs})
-
-
-def sizes(data: MaskDataModule) -> dict[str, int]:
-    return data.loaders.sizes()
+    return make_folder(tmp_path)
 
 
 def test_splits_without_a_labelled_pixel_are_not_used(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
