@@ -78,6 +78,7 @@ def test_the_same_seed_gives_the_same_weights(project: Path, capsys: pytest.Capt
     assert "is finished, so it is only compared" in out and "epoch" not in out and "bitwise equal" in out
 
 
+@pytest.mark.slow
 def test_a_missing_first_stage_is_trained(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its recipe is found by its run folder. Options for data and machine apply to it, but not the second stage's."""
     assert main(["reproduce", "weights", TRUST, "--run.folder", "again", "--trainer.max_epochs", "2"]) in (0, 1)
@@ -123,6 +124,7 @@ def test_a_different_result_is_reported_and_fails(project: Path, capsys: pytest.
     assert line_starting_with(capsys.readouterr().out, "test top1").endswith("not measured")
 
 
+@pytest.mark.slow
 def test_an_interrupted_reproduction_is_resumed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is only compared once it is finished."""
     assert main(["fit", "--config", "first.yaml", "--model.weight_decay", "0.02"]) == 0

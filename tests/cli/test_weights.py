@@ -167,6 +167,7 @@ class TestPushAfterTraining:
         weights = (tmp_path / "run" / "weights" / "model.safetensors").read_bytes()
         assert repo.commits[repo.refs["main"]]["model.safetensors"] == weights
 
+    @pytest.mark.slow
     def test_a_failing_hub_does_not_fail_the_run(
         self, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -26,6 +26,7 @@ def test_snippets_run(snippet: str, reader: Reader) -> None:
     reader.python(snippet)
 
 
+@pytest.mark.slow
 def test_commands_run(reader: Reader) -> None:
     (bench,) = PAGE.commands()
     printed = reader.acmix_zoo(*bench[1:], "--repeats", "1", "--no-memory")

@@ -57,6 +57,7 @@ def test_defaults_are_those_of_training() -> None:
     assert {"batch_size", "optimizer", "momentum", "lr", "base_batch_size"} < shared.keys()
 
 
+@pytest.mark.slow
 def test_gpus_accumulate_to_the_recipes_batch() -> None:
     job = Job("pico", "acmix_resnet_pico", batch_size=32, global_batch=256)
     steps = [job.training(gpus) for gpus in (1, 2, 8, 32)]

@@ -121,6 +121,7 @@ def test_the_weights_of_a_finished_run_that_is_trained_further(runs: Path, tmp_p
     assert read_config(tmp_path / "weights")["acmix_zoo"]["epochs"] > 1
 
 
+@pytest.mark.slow
 def test_minutes_include_the_time_before_an_interruption(runs: Path, tmp_path: Path) -> None:
     def wait(*_: Any) -> None:
         time.sleep(0.2)

@@ -20,6 +20,7 @@ from acmix_zoo.weights import create_model, read_config, write_folder
 PICO = "acmix_resnet_pico"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_does_not_need_the_pretrained_weights(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

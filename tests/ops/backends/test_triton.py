@@ -63,7 +63,7 @@ def inputs(h: int, w: int, dtype: torch.dtype, device: str, d: int = 16) -> list
         (9, 5, SlidingWindow(3)),
         (6, 5, SlidingWindow(3, stride=2)),
         (7, 5, SlidingWindow(3, stride=3, dilation=2)),
-        (5, 7, SlidingWindow(5, dilation=2)),
+        pytest.param(5, 7, SlidingWindow(5, dilation=2), marks=pytest.mark.slow),
         (4, 6, SlidingWindow(1, stride=3)),
     ],
     ids=str,
