@@ -123,7 +123,7 @@ def _check_foreign(arguments: Sequence[str], name: str) -> None:
     for option, *values in split_options(arguments):
         # `-cFILE` and the like would be another option; -1 is a number
         has_one_value = len(values) == 1 and not re.match(r"-(?![\d.])", values[0])
-        if not (has_one_value and (_is_shipped if option == "--config" else _is_plain)(values[0], option)):
+        if not (has_one_value and (_is_shipped(values[0]) if option == "--config" else _is_plain(option, values[0]))):
             raise ValueError(
                 f"the command in the record of {name} has {' '.join([option, *values])[:200]}. Expected a shipped "
                 "recipe and plain options, because weights may come from anyone, and other recipes and options may run "
@@ -131,12 +131,12 @@ def _check_foreign(arguments: Sequence[str], name: str) -> None:
             )
 
 
-def _is_shipped(recipe: str, option: str) -> bool:
+def _is_shipped(recipe: str) -> bool:
     root = recipes_root()
     return root is not None and root.resolve() in Path(recipe).resolve().parents
 
 
-def _is_plain(text: str, option: str) -> bool:
+def _is_plain(option: str, text: str) -> bool:
     """Return whether an option can only set numbers, words and file names, or choose a class of Lightning's by name."""
     group, _, field = option.removeprefix("--").partition(".")
     if not field:

@@ -195,7 +195,7 @@ def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _finite(value: Any) -> float | None:
-    """Return a value as a number, or None if it is none."""
+    """Return a value as a number, or None if it is not a finite one."""
     try:
         return number if math.isfinite(number := float(value)) else None
     except (TypeError, ValueError):
