@@ -59,8 +59,8 @@ def convert(
     arguments = dict(model_kwargs or {})
     if unsuitable := sorted(arguments.keys() & {*BUILDER_ARGUMENTS, "num_classes", "in_chans"}):
         raise ValueError(
-            f"--model-kwargs cannot set {', '.join(unsuitable)}. Expected arguments of the network's constructor. "
-            "Leave it out: the numbers of classes and channels are read from the file"
+            f"--model-kwargs cannot set {', '.join(unsuitable)}. Expected arguments of the network's constructor that "
+            "the file does not state, such as img_size=64. Leave out the rest"
         )
     known = locate(name if is_network_name(name) else architecture)  # the configuration to start from
     if known.kind is not Kind.NETWORK:

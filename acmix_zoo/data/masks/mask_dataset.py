@@ -22,7 +22,7 @@ from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.image_sets import Images
 from acmix_zoo.data.splits import Split, is_val_split_off, unreadable_message
 from acmix_zoo.data.summary import pixel_values
-from acmix_zoo.data.wording import first_few
+from acmix_zoo.data.wording import count_noun, first_few
 
 _BLANK_SIDE = 64  # pixels
 _TABLE_CLASSES = 30  # a data set with more classes gets no table
@@ -117,7 +117,8 @@ def summarize_masks(
         is_brief: whether to omit the line about pixel values if all images have 8 bits.
 
     Raises:
-        ValueError: the training masks contain at most one class, because pixels of another one are ignored.
+        ValueError: the training masks contain at most one class, because pixels of another one are ignored; or the
+            validation masks that were split off contain no class.
     """
     class_names = source.class_names
     ordered = {split: splits[split] for split in ("train", "val", "test") if split in splits}
@@ -125,6 +126,7 @@ def summarize_masks(
     lines = [f"data: {source.name}, {len(class_names)} classes; images with masks: {sizes}"]
     if is_val_split_off(source, splits):
         lines.append("  val was split off from train (data.val_fraction)")
+        _check_labelled(source.name, splits["val"].size, inspections.get("val"))
     counts = inspections["train"].class_pixels if "train" in inspections else None
     if counts is not None and counts.any():
         pixels, total = counts[:-1], max(1, int(counts[:-1].sum()))
@@ -150,6 +152,23 @@ def summarize_masks(
     lines += [f"  {remark}" for remark in remarks]
     lines += [f"  {unreadable_message(split, found)}" for split, found in inspections.items() if found.problems]
     return "\n".join(lines)
+
+
+def _check_labelled(name: str, count: int, found: Inspection | None) -> None:
+    """Check that the validation masks that were split off have a pixel with a class, as far as they were inspected.
+
+    Args:
+        name: name of the data set.
+        count: number of these masks.
+        found: the result of inspecting them.
+    """
+    if found is None or found.problems or found.class_pixels is None or found.class_pixels[:-1].any():
+        return
+    raise ValueError(
+        f"{name}: no pixel of the {count_noun(count, 'validation mask')} split off from train has a class, so "
+        "no epoch would have a score. Set --data.seed to another number or --data.val_fraction higher, or add a "
+        "validation split"
+    )
 
 
 def _ignored_class_hint(images: Images, absent: Sequence[str], ignored: float) -> str:

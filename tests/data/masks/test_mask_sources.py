@@ -111,6 +111,18 @@ def test_validation_masks_are_not_counted_as_training_masks(folder: Path, capsys
     assert "val was split off from train" in out
 
 
+def test_validation_masks_that_were_split_off_need_a_labelled_pixel(folder: Path) -> None:
+    """Otherwise there is no score, and no best epoch. Another seed chooses other images."""
+    shutil.rmtree(folder / "masks/val")
+    for index in make_data(folder, val_fraction=0.25).splits["val"].indices.tolist():
+        Image.fromarray(np.full((12, 16), 255, np.uint8)).save(folder / f"masks/train/{index}.png")
+    with pytest.raises(ValueError, match=r"no pixel of the 1 validation mask split off .* --data\.seed"):
+        make_data(folder, val_fraction=0.25).setup("fit")
+    data = make_data(folder, val_fraction=0.5)
+    data.setup("fit")
+    assert sizes(data)["val"] == 2
+
+
 @pytest.mark.parametrize("list_folder", ["shapes", "."])
 def test_weights_find_the_colours_of_their_classes(folder: Path, list_folder: str) -> None:
     """A record contains the classes and their colours, because the class list may be outside of the data set."""
