@@ -90,7 +90,9 @@ def unpack(content: bytes, folder: Path) -> None:
                 path = folder.joinpath(*parts)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(archive.read(info))  # at most info.file_size bytes, whatever is compressed in there
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, UnicodeDecodeError, *_DAMAGE) as error:
+    except UnusableArchive:
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, *_DAMAGE) as error:
         raise UnusableArchive(f"The file cannot be unpacked ({error}). {_EXPECTED}. Create it again") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,8 +19,6 @@ SIZES = (64, 128, 224, 448, 1024)
 BATCHES = (1, 2, 4, 8, 16)
 DEPTHS = (1, 2, 3, 4)
 
-# For each family of networks: the constructor's argument for the blocks per stage, and the path of the first stage.
-_STAGES = (("layers", "layer1"), ("depths", "layers.0.blocks"))
 _UNITS = {"size": "pixels", "batch": "images", "depth": "MACs"}
 
 
@@ -38,20 +37,21 @@ def grow(candidate: Candidate, axis: str) -> list[Candidate]:
     if axis == "size":
         batches = [max(1, candidate.batch * 224**2 // size**2) for size in SIZES]
         return [resize(replace(candidate, batch=batch), size) for size, batch in zip(SIZES, batches, strict=True)]
-    argument, blocks = _find_stages(candidate)
-    return [replace(candidate, model_kwargs={argument: [blocks * factor, 1, 1, 1]}) for factor in DEPTHS]
+    argument, (first, *others) = _find_stages(candidate)
+    return [replace(candidate, model_kwargs={argument: [first * factor, *(1 for _ in others)]}) for factor in DEPTHS]
 
 
-def _find_stages(candidate: Candidate) -> tuple[str, int]:
-    """Return the constructor's argument for the blocks per stage, and the number of blocks in the first stage."""
+def _find_stages(candidate: Candidate) -> tuple[str, list[int]]:
+    """Return the constructor's argument for the blocks per stage, and the number of blocks in each stage."""
     module = build(candidate).module
-    for argument, path in _STAGES:
-        try:
-            stage = module.get_submodule(path)
-        except AttributeError:
-            continue
-        if isinstance(stage, nn.Sequential):
-            return argument, len(stage)
+    # a ResNet has layer1 to layer4, a SAN also layer0
+    named = [stage for name, stage in module.named_children() if re.fullmatch(r"layer\d", name)]
+    layers = dict(module.named_children()).get("layers", nn.Sequential())
+    swin = [getattr(stage, "blocks", None) for stage in layers.children()]
+    for argument, stages in (("layers", named), ("depths", swin)):
+        counts = [len(stage) for stage in stages if isinstance(stage, nn.Sequential)]
+        if counts and len(counts) == len(stages):
+            return argument, counts
     raise ValueError(
         f"bench: {candidate.name} has no stages of blocks, so it cannot grow in depth. "
         "Use --over depth with a network such as acmix_resnet50"

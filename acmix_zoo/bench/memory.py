@@ -58,7 +58,9 @@ def cpu_peak(candidate: Candidate) -> float:
         env={**os.environ, "OMP_NUM_THREADS": str(candidate.threads)},
     )
     if done.returncode == -9 or "OutOfMemory" in done.stderr:
-        raise OutOfMemory(f"{candidate.name} at batch {candidate.batch}")
+        raise OutOfMemory(
+            f"{candidate.name} does not fit into memory at batch {candidate.batch}. Use a smaller image or network"
+        )
     if done.returncode:
         raise RuntimeError(f"bench: the process that measures the memory of {candidate.name} failed:\n{done.stderr}")
     return float(done.stdout)

@@ -78,6 +78,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--repeats must be at least 1, and --size must not be negative")
     if options.plot and options.plot.suffix.lower() not in _PLOT_TYPES:
         parser.error(f"--plot cannot write {options.plot}. Expected a name that ends in {', '.join(_PLOT_TYPES)}")
+    parser.check_output("--csv", options.csv)
+    parser.check_output("--plot", options.plot)
     try:
         torch.ones(1, device=options.device).item()  # the meta device has no values
     except Exception:  # each kind of device has its own errors

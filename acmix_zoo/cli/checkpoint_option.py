@@ -89,11 +89,15 @@ def _find_given(given: str, is_fit: bool) -> Path:
 
 def _find_best(config: Any, subcommand: str, run: RunFolder, command: str) -> str | None:
     """Return the checkpoint to evaluate if none was given: the best, unless pretrained weights are to be used."""
-    if config.model.pretrained and ("--model.pretrained" in command or not run.best.exists()):
+    # Pretrained weights in a recipe are what training starts from. Their classifier may be replaced by a new one.
+    if config.model.pretrained and "--model.pretrained" in command:
         return None
     if not run.best.exists():
-        raise FileNotFoundError(
-            f"there are no weights to {subcommand}: {run.best} does not exist. Pass --ckpt_path FILE, the --run.folder "
-            "of a run, or --model.pretrained"
+        newest = run.checkpoints.find_newest()
+        advice = (
+            f"Pass --ckpt_path {newest} for those of an unfinished epoch, or finish the run"
+            if newest
+            else ("Pass --ckpt_path FILE, the --run.folder of a run, or --model.pretrained")
         )
+        raise FileNotFoundError(f"there are no weights to {subcommand}: {run.best} does not exist. {advice}")
     return str(run.best)

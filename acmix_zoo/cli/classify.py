@@ -110,8 +110,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("top", "batch_size"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} is too small. Use 1 or more")
-    if options.csv is not None and options.csv.is_dir():  # before classifying everything
-        parser.error(f"--csv {options.csv} is a folder. Expected the name of a file, such as classes.csv")
+    parser.check_output("--csv", options.csv)
+    parser.check_output("--sheet", options.sheet)
     return options
 
 

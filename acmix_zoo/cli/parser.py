@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, NoReturn
 
 from acmix_zoo.cli.commands import COMMANDS
@@ -78,6 +80,19 @@ class Parser(argparse.ArgumentParser):
             f"{program}: error: {explain(message, options)}\nAll options: {program} {self.help_option}", file=sys.stderr
         )
         sys.exit(2)
+
+    def check_output(self, option: str, path: Path | None) -> None:
+        """Create the folder of an output file, or exit with an error if the file cannot be written, before any work."""
+        if path is None:
+            return
+        if path.is_dir():
+            self.error(f"{option} {path} is a folder. Expected the name of a file")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self.error(f"{option} {path} cannot be written ({error.strerror}). Choose another place")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            self.error(f"{option} {path} cannot be written (permission denied). Choose another place")
 
     def _responsible_parser(self, message: str) -> argparse.ArgumentParser:
         """Return the parser of the subcommand whose required options are missing, or this one."""

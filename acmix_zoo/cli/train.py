@@ -45,7 +45,8 @@ def train(arguments: Sequence[str]) -> None:
     start = find_start(options.model, options.from_scratch)
     new_folder = next_run_folder(options.folder)
     folder = options.out or new_folder.path
-    words = fit_arguments(options, start, folder)
+    is_streamed = "--data.streaming true" in " ".join(further).replace("=", " ")
+    words = fit_arguments(options, start, folder, is_streamed)
     if is_first_process():
         for line in start.remarks:
             print(line)
@@ -162,12 +163,13 @@ def _preprocessing(location: Any) -> dict[str, Any]:
     return {}
 
 
-def fit_arguments(options: argparse.Namespace, start: Start, folder: Path) -> list[str]:
+def fit_arguments(options: argparse.Namespace, start: Start, folder: Path, is_streamed: bool = False) -> list[str]:
     """Return the command of `fit` and its arguments."""
     settings = {
-        "config": RECIPE, "data.source": options.folder, "run.folder": str(folder), **start.options,
-        "model.class_weights": "balanced",
+        "config": RECIPE, "data.source": options.folder, "run.folder": str(folder), **start.options
     }  # fmt: skip
+    if not is_streamed:  # the number of images of each class is not known
+        settings["model.class_weights"] = "balanced"
     given = {"data.image_size": options.size, "trainer.max_epochs": options.epochs}
     settings |= {name: str(value) for name, value in given.items() if value is not None}
     words = ["fit", *(word for name, value in settings.items() for word in (f"--{name}", value))]

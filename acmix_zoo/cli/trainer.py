@@ -30,6 +30,7 @@ from acmix_zoo.training.finish import finish_run
 from acmix_zoo.training.history import format_metrics
 from acmix_zoo.training.launch import (
     check_config,
+    check_run_folder,
     choose_run_folder,
     is_first_process,
     missing_source_message,
@@ -37,6 +38,7 @@ from acmix_zoo.training.launch import (
 )
 from acmix_zoo.training.logs import Bar, Log, quieten_lightning
 from acmix_zoo.training.option_rules import flatten
+from acmix_zoo.training.record import partial_score_warning
 from acmix_zoo.training.resume import (
     Recorded,
     check_finished,
@@ -134,6 +136,8 @@ class TrainingCLI(LightningCLI):
         config = self.config[self.subcommand]
         check_config(config, str(self.subcommand))
         choose_run_folder(config, self.command)
+        if self.subcommand == "fit":
+            check_run_folder(config)
         config.trainer.default_root_dir = str(Path(config.run.folder))
         if config.trainer.logger in (None, True):  # `false`, or loggers of the user's, stay unchanged
             config.trainer.logger = self.subcommand == "fit"
@@ -278,6 +282,8 @@ class TrainingCLI(LightningCLI):
         weights = checkpoint or self.model.hparams["pretrained"]
         loss = f", loss {scores['loss']:.4f}" if "loss" in scores else ""
         print(f"{split}: {format_metrics(scores, self.task)}{loss} ({weights})", flush=True)
+        if line := partial_score_warning(self.trainer, split):
+            print(line, flush=True)
         self._print_details(split, write_evaluation(self.model, self.datamodule, split, self.run.folder))
 
     def _print_details(self, split: str, files: list[WrittenFile]) -> None:

@@ -61,20 +61,31 @@ class Pixels:
         """Return timm's RandomResizedCrop, flip and colour jitter (or auto-augment): PIL image → (3, S, S) uint8.
 
         The arguments are those of `Augment`.
+
+        Raises:
+            ValueError: timm does not know the auto-augment string.
         """
-        transform: Callable[[Any], Tensor] = create_transform(
-            (3, self.image_size, self.image_size),
-            is_training=True,
-            scale=crop_scale,
-            hflip=hflip,
-            # None turns it off. timm does so itself for auto-augment, except for 3a.
-            color_jitter=None if augment == "crop" else 0.4,  # type: ignore[arg-type]
-            auto_augment=None if augment in ("crop", "imagenet") else augment,
-            interpolation=self.interpolation,
-            mean=self.mean,
-            std=self.std,
-            normalize=False,
-        )
+        policy = None if augment in ("crop", "imagenet") else augment
+        try:
+            transform: Callable[[Any], Tensor] = create_transform(
+                (3, self.image_size, self.image_size),
+                is_training=True,
+                scale=crop_scale,
+                hflip=hflip,
+                # None turns it off. timm does so itself for auto-augment, except for 3a.
+                color_jitter=None if augment == "crop" else 0.4,  # type: ignore[arg-type]
+                auto_augment=policy,
+                interpolation=self.interpolation,
+                mean=self.mean,
+                std=self.std,
+                normalize=False,
+            )
+        except (AssertionError, ValueError, IndexError, KeyError) as error:
+            if policy is None:
+                raise
+            raise ValueError(
+                f"augment={augment!r} is no auto-augment string of timm. Expected one such as 'rand-m9-inc1'"
+            ) from error
         _allow_zero_bits(transform)
         return transform
 

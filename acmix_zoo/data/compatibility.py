@@ -40,17 +40,20 @@ def compare_data(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str
     )
 
 
-def check_validation(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def check_validation(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
     """Check that validation images which are split off the training images are those that the checkpoint left out.
 
     Args:
         recorded, current: as for `compare_data`.
 
+    Returns:
+        A warning if files have changed, because a renamed file changes which images are chosen. Otherwise None.
+
     Raises:
         ValueError: they are other images of the same data set, so the network may have been trained on some of them.
     """
     if "val_split" not in current or recorded.get("name") != current["name"]:
-        return
+        return None
     is_split_differently = recorded.get("val_split", current["val_split"]) != current["val_split"]
     if is_split_differently or _sizes(recorded) != _sizes(current):
         before, now = map(_summary, (recorded, current))
@@ -59,6 +62,13 @@ def check_validation(recorded: Mapping[str, Any], current: Mapping[str, Any]) ->
             "off from train. The network may have been trained on some of them, so its score would be too high. To "
             "measure it on other images, add them as a val/ or test/ split"
         )
+    if recorded.get("fingerprint") == current["fingerprint"]:
+        return None
+    return (
+        "Warning: image files have changed since the checkpoint, or an earlier version of acmix_zoo computed its "
+        "fingerprint of them. If files were renamed or replaced, other images are now split off for validation. The "
+        "network may have been trained on some of them, so the score may be too high"
+    )
 
 
 def _sizes(description: Mapping[str, Any]) -> dict[str, int | None]:

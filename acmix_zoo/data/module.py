@@ -12,7 +12,13 @@ from torch import Tensor
 from acmix_zoo.data.augment import Augment, Pixels
 from acmix_zoo.data.indexed_loaders import IndexedLoaders
 from acmix_zoo.data.mixing import Mixing
-from acmix_zoo.data.options import channel_stats, check_augmentation, check_shared_options
+from acmix_zoo.data.options import (
+    channel_stats,
+    check_augmentation,
+    check_mixing,
+    check_probabilities,
+    check_shared_options,
+)
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.sources.open import open_source
 from acmix_zoo.data.sources.stream_source import StreamSource
@@ -39,6 +45,9 @@ class ImageDataModule(ResumableDataModule):
     Unreadable files are reported before the first step. A file that becomes unreadable later is skipped with a warning,
     so that the run can finish. Only the test split raises an error, because a score on fewer images would not be
     comparable.
+
+    Lightning counts the epochs. In a loop of your own, call `loader.sampler.set_epoch(epoch)` before each one, as for
+    PyTorch's `DistributedSampler`. Otherwise every epoch has the same order and augmentation.
 
     Args:
         source: a folder of class folders (flat, or below train/, val/ and test/), the id of a Hugging Face data set, a
@@ -130,8 +139,12 @@ class ImageDataModule(ResumableDataModule):
     ) -> None:
         super().__init__()
         positive = {"image_size": image_size, "batch_size": batch_size, "repeats": repeats}
-        check_shared_options(positive=positive, max_unreadable=max_unreadable, val_fraction=val_fraction)
+        check_shared_options(positive, num_workers, max_unreadable, val_fraction)
         check_augmentation(shift=shift, crop_scale=crop_scale, interpolation=interpolation, augment=augment)
+        check_probabilities(hflip=hflip, random_erasing=random_erasing)
+        check_mixing(mixup=mixup, cutmix=cutmix)
+        if crop_pct is not None and not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct={crop_pct} is not a fraction of the image. Use a number above 0, up to 1")
         self.mean, self.std = channel_stats(mean, std)
         self.batch_size, self.num_workers, self.max_unreadable = batch_size, num_workers, max_unreadable
         self.seed, self.predict, self.label_column = seed, predict, label_column
@@ -151,7 +164,9 @@ class ImageDataModule(ResumableDataModule):
         self.input_size = (3, image_size, image_size)
         self.train_sizes = TrainSizes(train_sizes, image_size)
         self.validation_as_test = validation_as_test
-        self.interpolation, self.crop_pct = interpolation, crop_pct or (1.0 if image_size <= 64 else 0.875)
+        if crop_pct is None:
+            crop_pct = 1.0 if image_size <= 64 else 0.875
+        self.interpolation, self.crop_pct = interpolation, crop_pct
         self.pixels = Pixels(image_size, self.mean, self.std, interpolation, self.crop_pct)
         self.augment = Augment(
             self.pixels,
@@ -182,6 +197,11 @@ class ImageDataModule(ResumableDataModule):
         Raises:
             ValueError: the source is streamed.
         """
+        if not isinstance(self.loaders, IndexedLoaders):
+            raise ValueError(
+                f"{self.source.name} is streamed, so the number of images of each class is not known. Expected a "
+                "weight for each class, or none. Set model.class_weights to null"
+            )
         targets = self.splits["train"].targets
         counts: list[int] = np.bincount(targets[targets >= 0], minlength=self.num_classes).tolist()
         return counts

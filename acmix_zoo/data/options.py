@@ -17,11 +17,14 @@ class ChannelStats(NamedTuple):
     std: tuple[float, float, float]
 
 
-def check_shared_options(*, positive: Mapping[str, int], max_unreadable: int, val_fraction: float) -> None:
+def check_shared_options(
+    positive: Mapping[str, int], num_workers: int, max_unreadable: int, val_fraction: float
+) -> None:
     """Check the values of options that all data modules have.
 
     Args:
         positive: the options that must be at least 1, by name.
+        num_workers: number of processes that load images.
         max_unreadable: number of unreadable images to skip.
         val_fraction: fraction of the training images used for validation.
 
@@ -31,12 +34,36 @@ def check_shared_options(*, positive: Mapping[str, int], max_unreadable: int, va
     for name, value in positive.items():
         if value < 1:
             raise ValueError(f"{name}={value} is too small. Use 1 or more")
+    if num_workers < 0:
+        raise ValueError(f"num_workers={num_workers} is negative. Use 0 to load images in the training process")
     if max_unreadable < 0:
         raise ValueError(f"max_unreadable={max_unreadable} is negative. Use 0 to allow no unreadable image")
     if not 0 <= val_fraction < 1:
         raise ValueError(
             f"val_fraction={val_fraction} is not a fraction of the training images. Use a number from 0 to below 1"
         )
+
+
+def check_probabilities(**options: float) -> None:
+    """Check that options are probabilities.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, value in options.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} is not a probability. Use a number from 0 to 1")
+
+
+def check_mixing(**options: float) -> None:
+    """Check alpha of mixup and cutmix.
+
+    Raises:
+        ValueError: one is negative.
+    """
+    for name, value in options.items():
+        if not value >= 0:
+            raise ValueError(f"{name}={value} is negative. Use 0 to turn it off, or alpha of a Beta distribution (0.2)")
 
 
 def check_augmentation(*, shift: float, crop_scale: Sequence[float], interpolation: str, augment: str) -> None:
@@ -74,13 +101,19 @@ def channel_stats(mean: Sequence[float], std: Sequence[float]) -> ChannelStats:
     """Return the mean and standard deviation of the three channels as tuples.
 
     Raises:
-        ValueError: there are not three numbers, or a standard deviation is not positive.
+        ValueError: there are not three numbers, a standard deviation is not positive, or they are not those of pixel
+            values between 0 and 1.
     """
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != 3:
             raise ValueError(f"{name}={list(values)} has {len(values)} numbers. Give three, one per channel")
     if min(std) <= 0:
         raise ValueError(f"std={list(std)} is not positive. Give three positive numbers")
+    if min(mean) < 0 or max(mean) > 1 or max(std) > 1:
+        raise ValueError(
+            f"mean={list(mean)} and std={list(std)} are not those of pixel values between 0 and 1. Divide those of "
+            "values up to 255 by 255"
+        )
     return ChannelStats(*((float(values[0]), float(values[1]), float(values[2])) for values in (mean, std)))
 
 

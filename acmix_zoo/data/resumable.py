@@ -207,7 +207,8 @@ class ResumableDataModule(L.LightningDataModule):
 
     def describe_batch(self, index: int) -> list[str]:
         """Return the names of the readable images of this process's training batch `index` in this epoch."""
-        return self.loaders.batch_names(index, self.batch_size)
+        has_own_order = self.trainer is not None and self.trainer.overfit_batches  # type: ignore[attr-defined]
+        return [] if has_own_order else self.loaders.batch_names(index, self.batch_size)
 
     def example_images(self) -> Tensor:
         """Return a few images (B, C, H, W) as the network receives them, to store with weights.
@@ -265,7 +266,7 @@ class ResumableDataModule(L.LightningDataModule):
             recorded_classes = state_dict.get("card", {}).get("cfg", {}).get("label_names")
             compare_classes(recorded_classes, self.class_names, self.loaders.source.name)
         if stage == "validate" and (recorded := state_dict.get("card", {}).get("dataset")):
-            check_validation(recorded, self.card()["dataset"])
+            self._print_once(*filter(None, [check_validation(recorded, self.card()["dataset"])]))
         recorded_sizes = state_dict.get("size")
         if stage == "fit" and recorded_sizes:
             messages = [compare_data(state_dict["card"]["dataset"], self.card()["dataset"])]

@@ -56,7 +56,7 @@ def explain(
         image: (1, C, H, W), preprocessed as for the network, in its dtype and on its device.
         target: the class; by default, the one with the highest score.
         layer: the layer whose attention is returned; by default, the one whose attention contributes most in absolute
-            value.
+            value, for "token" out of those with a class token.
         pixel: (x, y) of the pixel whose attention is returned, or "token" for PVT's class token; by default, the centre
             of the position at which the attention of that layer contributes most, or the token if that contributes
             more.
@@ -74,7 +74,7 @@ def explain(
     attention = None
     if has_attention or layer is not None or pixel is not None:  # without attention, these are errors
         if parts is not None and has_attention:
-            layer = _strongest_layer(parts) if layer is None else layer
+            layer = _strongest_layer(parts, pixel == "token") if layer is None else layer
             pixel = _strongest_pixel(parts, layer, (image.shape[2], image.shape[3])) if pixel is None else pixel
         attention = pixel_attention(model, image, layer or "", pixel or (0, 0))
     cam = grad_cam(model, image, target)
@@ -86,9 +86,11 @@ def explain(
     )
 
 
-def _strongest_layer(parts: Contributions) -> str:
-    """Return the layer whose attention contributes most in absolute value."""
+def _strongest_layer(parts: Contributions, has_token: bool) -> str:
+    """Return the layer whose attention contributes most in absolute value, if possible one with a class token."""
     found = [layer for layer in parts.layers if layer.attention]
+    if has_token:
+        found = [layer for layer in found if layer.attention and layer.attention.tokens] or found
     return max(found, key=lambda layer: abs(layer.attention.total) if layer.attention else 0.0).name
 
 

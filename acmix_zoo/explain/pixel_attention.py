@@ -84,7 +84,8 @@ def pixel_attention(model: nn.Module, image: Tensor, layer: str, pixel: Pixel) -
             query = None
             if not isinstance(call.layer, ReducedACmix) or call.inputs[0].shape[1] == h * w:
                 raise ValueError(
-                    f"layer {layer} has no class token. Expected a layer of PVT's last stage. Choose a pixel X,Y"
+                    f"layer {layer} has no class token. Expected a layer of PVT's last stage. Choose such a layer, or "
+                    "a pixel X,Y"
                 )
         else:
             query = (pixel[1] * h // height, pixel[0] * w // width)

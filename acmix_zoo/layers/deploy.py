@@ -6,7 +6,9 @@ model can only be used for inference. To continue training, create the model aga
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ from acmix_zoo.ops.memory_format import restore_memory_format
 from acmix_zoo.ops.position_encoding import position_encoding
 from acmix_zoo.ops.precision import autocast_dtype, autocast_off
 from acmix_zoo.ops.tracing import constant_size
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def check_eval_mode(model: nn.Module) -> None:
@@ -57,9 +61,15 @@ def fold(parent: nn.Module, layer: str, norm: str) -> None:
             return
         folded: nn.Module = DeployedACmix2d(conv, bn)
     else:
-        folded = fuse_conv_bn_eval(conv, bn)  # type: ignore[type-var]
+        dtype = next(conv.parameters()).dtype
+        folded = fuse_conv_bn_eval(_widened(conv, dtype), _widened(bn, dtype)).to(dtype)  # type: ignore[type-var]
     parent.set_submodule(layer, folded.eval())
     parent.set_submodule(norm, nn.Identity().eval())
+
+
+def _widened(module: M, dtype: torch.dtype) -> M:
+    """Return a copy in at least float32. Products of weights in half precision would be rounded at every step."""
+    return copy.deepcopy(module).to(torch.promote_types(dtype, torch.float32))
 
 
 @leaf
@@ -82,6 +92,8 @@ class DeployedACmix2d(nn.Module):
     def __init__(self, layer: ACmix2d, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         self.geometry = Geometry(layer.heads, layer.kernel_att, layer.stride, layer.dilation)
+        dtype = layer.alpha.dtype
+        layer, norm = _widened(layer, dtype), _widened(norm, dtype)
         identity = nn.Conv2d(layer.out_channels, layer.out_channels, 1, groups=layer.out_channels, bias=False)
         nn.init.ones_(identity.weight)
         affine = fuse_conv_bn_eval(identity.to(layer.alpha).eval(), norm)  # the norm as a factor and an offset
@@ -96,7 +108,7 @@ class DeployedACmix2d(nn.Module):
             "offset": affine.bias,
         }
         for name, tensor in tensors.items():
-            self.register_buffer(name, None if tensor is None else tensor.detach().clone())
+            self.register_buffer(name, None if tensor is None else tensor.detach().to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map("DeployedACmix2d", x, constant_size(self.weight.shape[1]))

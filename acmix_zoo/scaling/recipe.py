@@ -16,9 +16,13 @@ from acmix_zoo.weights.locate import locate
 from acmix_zoo.weights.recipe_files import find_recipe, is_in_recipe_group, locate_recipe, suggest_recipes_on_error
 from acmix_zoo.weights.resolve import describe, resolve_network
 
-# Training images per epoch, by a part of the source's name. The first match counts. For Tiny-ImageNet and Fashion-MNIST
-# these are the images that remain after a validation split.
-_IMAGES = {"tiny-imagenet": 95_000, "imagenet": 1_281_167, "fashion-mnist": 54_000}
+# Training images per epoch, by the last part of the source. For Tiny-ImageNet and Fashion-MNIST these are the images
+# that remain after a validation split.
+_IMAGENET = 1_281_167
+_IMAGES = {
+    "tiny-imagenet": 95_000, "fashion-mnist": 54_000,
+    **dict.fromkeys(("imagenet", "imagenet1k", "imagenet-1k", "ilsvrc2012"), _IMAGENET),
+}  # fmt: skip
 _EXPECTED = "Expected a recipe such as imagenet1k/acmix_swin_t, a run folder or the name of a network"
 
 # Where a recipe states the fields of a job: (section, key, field).
@@ -72,7 +76,7 @@ def read_job(
         with suggest_recipes_on_error(str(source)):
             described = describe(locate(source))
         network = _job_of_weights(str(source), described) if described else Job(str(source), str(source))
-        job = replace(network, images=_IMAGES["imagenet"], **{**from_profile, **overrides})
+        job = replace(network, images=_IMAGENET, **{**from_profile, **overrides})
         return replace(job, global_batch=job.batch_size)
     config = _override(_read_yaml(path), profile)
     if not (config.get("model") or {}).get("model"):
@@ -120,20 +124,29 @@ def _job_of_config(name: str, config: dict[str, Any]) -> Job:
     # Pretrained weights also state how the network is built.
     network, _, arguments = resolve_network(model["model"], model.get("pretrained") or False, model.get("model_kwargs"))
     stated.setdefault("image_size", 224)  # the default of the data, unlike that of a network by name
-    data_source, trainer = str(sections["data"].get("source", "")), sections["trainer"]
+    if stated.get("epochs", 1) < 1:  # Lightning's -1 trains until it is stopped
+        del stated["epochs"]
+    data_name, trainer = Path(str(sections["data"].get("source", ""))).name, sections["trainer"]
     job = Job(
         name=name,
         model=network,
         model_kwargs=arguments or {},
         ema=bool(model.get("ema_decay")),
-        images=next((images for dataset, images in _IMAGES.items() if dataset in data_source.replace("_", "-")), None),
+        images=_IMAGES.get(data_name.lower().replace("_", "-")),
         relative_pixels=_mean_relative_pixels(sections["data"], stated),
         **stated,
         **_read_machine_settings(config),
     )
-    devices = trainer.get("devices")
-    processes = (devices if isinstance(devices, int) else 1) * int(trainer.get("num_nodes") or 1)
+    processes = _count_devices(trainer.get("devices")) * int(trainer.get("num_nodes") or 1)
     return replace(job, global_batch=job.batch_size * processes * int(trainer.get("accumulate_grad_batches") or 1))
+
+
+def _count_devices(devices: Any) -> int:
+    """Return the number of devices of Lightning's `devices`: 4, "4", [0, 1, 2, 3] or "0,1,2,3". 1 if it is unknown."""
+    if isinstance(devices, str):
+        numbers = [word for word in devices.split(",") if word.strip()]
+        devices = numbers if "," in devices else int(devices) if devices.isdecimal() else 1
+    return len(devices) if isinstance(devices, list) else max(1, devices or 1)
 
 
 def _mean_relative_pixels(data: dict[str, Any], stated: dict[str, Any]) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from acmix_zoo.models.task_kinds import CLASSIFICATION
+from acmix_zoo.tasks.hyperparameters import check_class_weights
 from acmix_zoo.tasks.metrics import EvaluationMetrics, TaskMetrics
 from acmix_zoo.tasks.task import Task
 from acmix_zoo.tasks.task_views import ShownTarget
@@ -95,8 +96,8 @@ class ClassificationTask(Task):
         linear_probe: bool = False,
         **kwargs: Any,
     ) -> None:
-        if isinstance(class_weights, list) and len(class_weights) != num_classes:
-            raise ValueError(f"there are {len(class_weights)} class_weights. Expected {num_classes}, one per class")
+        if isinstance(class_weights, list):
+            check_class_weights(class_weights, num_classes)
         super().__init__(model, num_classes, pretrained, model_kwargs, **kwargs)
 
     def trained_modules(self) -> Sequence[nn.Module] | None:
@@ -122,8 +123,13 @@ class ClassificationTask(Task):
         super().setup(stage)
         if stage == "fit" and self.hparams["class_weights"] == "balanced":
             assert isinstance(self.train_criterion, WeightedCrossEntropy)
-            counts: list[int] = self.trainer.datamodule.class_counts()  # type: ignore[attr-defined]
-            self.train_criterion.weight.copy_(balanced_weights(counts))
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            if not hasattr(data, "class_counts"):
+                raise ValueError(
+                    "class_weights='balanced' needs the number of images of each class, which only an ImageDataModule "
+                    "knows. Pass one to trainer.fit, or a list of weights"
+                )
+            self.train_criterion.weight.copy_(balanced_weights(data.class_counts()))
 
     def remarks(self) -> list[str]:
         if self.hparams["class_weights"] != "balanced" or not isinstance(self.train_criterion, WeightedCrossEntropy):

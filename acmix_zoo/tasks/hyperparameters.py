@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from acmix_zoo.weights.resolve import resolve_network
@@ -145,3 +146,15 @@ def is_equal(a: Any, b: Any, is_typed: bool = False) -> bool:
 def as_text(value: Any) -> str:
     """Return a value as it is written on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def check_class_weights(weights: Sequence[float], num_classes: int) -> None:
+    """Check the weights of the classes in a loss.
+
+    Raises:
+        ValueError: there is not one for each class, one is negative or not finite, or all are zero.
+    """
+    if len(weights) != num_classes:
+        raise ValueError(f"there are {len(weights)} class_weights. Expected {num_classes}, one per class")
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise ValueError(f"class_weights={list(weights)} leave no loss. Expected numbers of 0 or more, not all zero")

@@ -23,6 +23,7 @@ from acmix_zoo.data.masks.mask_dataset import MaskBatch, MaskDataset
 from acmix_zoo.data.masks.mask_plots import MaskExample, plot_masks
 from acmix_zoo.models.task_kinds import SEGMENTATION
 from acmix_zoo.tasks.dense_evaluation import Network, slide, with_mirror
+from acmix_zoo.tasks.hyperparameters import check_class_weights
 from acmix_zoo.tasks.metrics import TaskMetrics
 from acmix_zoo.tasks.segmentation_metrics import SegmentationMetrics, WeightedLoss
 from acmix_zoo.tasks.sharded import is_sharded
@@ -93,8 +94,8 @@ class SegmentationTask(Task):
     ) -> None:
         if window is not None and (len(window) != 2 or min(window) < 1):
             raise ValueError(f"window={list(window)} is not a size. Expected [height, width] in pixels, or null")
-        if class_weights is not None and len(class_weights) != num_classes:
-            raise ValueError(f"there are {len(class_weights)} class_weights. Expected {num_classes}, one per class")
+        if class_weights is not None:
+            check_class_weights(class_weights, num_classes)
         super().__init__(model, num_classes, pretrained, model_kwargs, **kwargs)
 
     def configure_losses(self) -> None:

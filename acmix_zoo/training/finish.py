@@ -58,8 +58,14 @@ def finish_run(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: R
 
     Raises:
         NotFinite: training diverged.
+        ValueError: nothing was trained.
         OSError: the folder could not be written. The weights are still in best.ckpt.
     """
+    if not run.best.exists():
+        raise ValueError(
+            "no epoch was trained, so there are no weights to test and export. Expected at least one step. Check "
+            "trainer.max_steps and trainer.max_time"
+        )
     checkpoint = read_checkpoint(run.best)
     row = _best_row(checkpoint)
     if not math.isfinite(row.get("val/loss", 0.0)):
@@ -77,7 +83,8 @@ def finish_run(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: R
     if limited and trainer.is_global_zero:
         print(
             "Warning: trainer.limit_val_batches or trainer.limit_test_batches left out images, so the scores of "
-            f"{' and '.join(limited)} are not recorded. To measure them, evaluate the finished run without that option",
+            f"{' and '.join(limited)} are not recorded. To measure them, evaluate the finished run with that option "
+            "set to 1.0",
             flush=True,
         )
     if "test" not in task.evaluations and data.card()["dataset"]["splits"].get("val"):
@@ -160,7 +167,7 @@ def _write(
 def _test(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: RunFolder) -> dict[str, dict[str, float]]:
     """Return {"test": {metric: value}}, or {} with a warning if the test images cannot be used."""
     try:
-        (results,) = trainer.test(task, data, verbose=False)
+        results = trainer.test(task, data, verbose=False)
     except (UnusableImages, UnreadableImage) as error:
         if trainer.world_size > 1 and isinstance(error, UnreadableImage):  # only one process raises it
             raise UnreadableImage(
@@ -173,7 +180,7 @@ def _test(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: RunFol
                 flush=True,
             )
         return {}
-    return split_scores("test", results, task.kind)
+    return split_scores("test", results[0], task.kind) if results else {}  # none with limit_test_batches=0
 
 
 def _class_scores(task: Task, scores: dict[str, dict[str, float]]) -> dict[str, Any] | None:

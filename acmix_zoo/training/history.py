@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping
 
 from acmix_zoo.models.task_kinds import TaskKind
 from acmix_zoo.training.clock import TrainingClock
@@ -37,12 +38,20 @@ def make_row(trainer: L.Trainer, clock: TrainingClock, images: int, is_validated
     }
 
 
-def check_validation_interval(trainer: L.Trainer) -> None:
-    """Check that the last validation of an epoch comes at its end, because best.ckpt holds the weights of that moment.
+def check_validation_schedule(trainer: L.Trainer) -> None:
+    """Check that there is a validation if EarlyStopping needs its score, and that the last one of an epoch comes at the
+    end, because best.ckpt holds the weights of that moment.
 
     Raises:
-        ValueError: it comes earlier.
+        ValueError: there is none, or it comes earlier.
     """
+    has_images = trainer.enable_validation and trainer.val_dataloaders != []  # None: not loaded yet
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and callback.monitor.startswith("val/") and not has_images:
+            raise ValueError(
+                f"EarlyStopping (--patience of `acmix-zoo train`) needs {callback.monitor}, but there are no "
+                "validation images. Set data.val_fraction to 0.1, add a validation split, or leave it out"
+            )
     batches, interval = trainer.num_training_batches, trainer.val_check_batch
     if not trainer.enable_validation or not isinstance(interval, int) or not math.isfinite(batches):
         return

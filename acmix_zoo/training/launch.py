@@ -12,6 +12,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.utilities import rank_zero_only
 
+from acmix_zoo.data.sources.find_images import holds_runs
 from acmix_zoo.data.sources.installed_sources import SHIPPED
 from acmix_zoo.weights.names import is_network_name
 
@@ -39,6 +40,8 @@ def check_config(config: Any, subcommand: str) -> None:
                 f"--trainer.{name} {value} leaves nothing to train on. Expected a number of batches (1 or more) or a "
                 "fraction of them (0.1)"
             )
+    if subcommand == "fit" and trainer.max_steps == 0:
+        raise ValueError("--trainer.max_steps 0 trains nothing. Expected 1 or more, or -1 for no limit")
     if trainer.accelerator in ("gpu", "cuda") and not (
         torch.cuda.is_available() or (trainer.accelerator == "gpu" and torch.backends.mps.is_available())
     ):
@@ -92,6 +95,27 @@ def choose_run_folder(config: Any, command: str) -> None:
         experiment = recipes[0].stem if recipes else Path(str(config.model.model)).name
         data = _data_name(str(config.data.source))
         config.run.folder = f"runs/{experiment}-{data}" if data else f"runs/{experiment}"
+
+
+def check_run_folder(config: Any) -> None:
+    """Check that a run will not write between the images that it is trained on.
+
+    A new folder directly in a data folder is allowed, and so is one in its runs/. They are not taken for classes.
+
+    Raises:
+        ValueError: the run folder is the data folder, or lies elsewhere inside it.
+    """
+    data, run = Path(str(config.data.source)).expanduser().resolve(), Path(config.run.folder).expanduser().resolve()
+    if str(config.data.source) in SHIPPED or not data.is_dir() or data not in (run, *run.parents):
+        return
+    inside = run.relative_to(data).parts
+    first = data.joinpath(*inside[:1])
+    if len(inside) in (1, 2) and (not first.exists() or holds_runs(first)):
+        return
+    raise ValueError(
+        f"the run folder {config.run.folder} is inside {config.data.source}, the folder of the images, so the files of "
+        f"the run would be taken for images. Expected a folder outside it, or {Path(config.data.source) / 'runs'}/NAME"
+    )
 
 
 class NextRunFolder(NamedTuple):

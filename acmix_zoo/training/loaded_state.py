@@ -16,6 +16,7 @@ def correct_loaded_state(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None
         checkpoint: the content, which Lightning has not used yet.
     """
     _keep_own_patience(trainer, checkpoint)
+    _stop_where_it_stopped(trainer, checkpoint)
     if loops := checkpoint.get("loops"):
         _reopen_epoch(loops["fit_loop"])
 
@@ -25,6 +26,13 @@ def _keep_own_patience(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping) and (state := checkpoint.get("callbacks", {}).get(callback.state_key)):
             state["patience"] = callback.patience
+
+
+def _stop_where_it_stopped(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+    """End a run that had run out of patience. Lightning does not store this, and would train one epoch more."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and (state := checkpoint.get("callbacks", {}).get(callback.state_key)):
+            trainer.should_stop |= state["wait_count"] >= callback.patience
 
 
 def _reopen_epoch(state: dict[str, Any]) -> None:

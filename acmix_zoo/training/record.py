@@ -151,3 +151,14 @@ def is_complete(options: Mapping[str, Any], split: str) -> bool:
     if options.get("trainer.overfit_batches") or options.get("trainer.fast_dev_run"):
         return False
     return limit is None or (isinstance(limit, float) and limit == 1.0)  # the int 1 is a single batch
+
+
+def partial_score_warning(trainer: Any, split: str) -> str:
+    """Return a line which says that a trainer evaluated only part of a split, or "" if it evaluated all images."""
+    if is_complete(evaluation_limits(trainer), split):
+        return ""
+    limit = getattr(trainer, f"limit_{split}_batches")
+    return (
+        f"Warning: this is the score of part of the images (trainer.limit_{split}_batches is {limit}). For all of "
+        f"them, use --trainer.limit_{split}_batches 1.0 without --trainer.overfit_batches and --trainer.fast_dev_run"
+    )

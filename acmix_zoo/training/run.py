@@ -29,7 +29,7 @@ from acmix_zoo.training.augmented_sheet import write_augmented
 from acmix_zoo.training.checkpoints import Checkpoints
 from acmix_zoo.training.clock import TrainingClock
 from acmix_zoo.training.guard import LossGuard, NotFinite, are_weights_finite, weights_error
-from acmix_zoo.training.history import Row, check_validation_interval, make_row, write_csv
+from acmix_zoo.training.history import Row, check_validation_schedule, make_row, write_csv
 from acmix_zoo.training.loaded_state import correct_loaded_state
 from acmix_zoo.training.lock import ClaimedFolder
 from acmix_zoo.training.logs import Log
@@ -177,7 +177,7 @@ class RunFolder(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Install signal handlers (after Lightning has installed its own), and print where the run starts."""
-        check_validation_interval(trainer)
+        check_validation_schedule(trainer)
         self._signals.take()
         self.has_begun = True
         if trainer.is_global_zero:

@@ -110,12 +110,13 @@ def encrypted(content: bytes) -> bytes:
         (b"", "cannot be unpacked"),
         (png(), "cannot be unpacked"),
         (zipped(PETS)[:-30], "cannot be unpacked"),
+        (zipped(PETS)[30:], "cannot be unpacked"),
         (zipped({"cat/1.txt": b"x"}), "contains no images"),
         (zipped({"1.png": png()}), "Expected a zip archive with a folder of images for each class"),
         (zipped({"cat/1.png": png()}), "Expected a zip archive with a folder of images for each class"),
         (encrypted(zipped({"cat/1.png": png()})), "is encrypted"),
     ],
-    ids=["empty", "an image", "truncated", "no images", "no folders", "one class", "encrypted"],
+    ids=["empty", "an image", "truncated", "without its start", "no images", "no folders", "one class", "encrypted"],
 )
 def test_unusable_archives_get_a_message_without_paths_of_this_machine(content: bytes, message: str) -> None:
     with pytest.raises(UnusableArchive) as error:

@@ -42,11 +42,15 @@ def test_larger_images_have_smaller_batches() -> None:
     assert [(c.size, c.batch) for c in sizes] == [(64, 98), (128, 24), (224, 8), (448, 2), (1024, 1)]
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("acmix_resnet26", 1), ("acmix_swin_t", 2)])
-def test_deeper_networks(name: str, blocks: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "blocks", "stages"),
+    [("acmix_resnet26", 1, 4), ("acmix_swin_t", 2, 4), ("acmix_resnet_pico", 2, 3), ("acmix_swin_pico", 2, 2),
+     ("acmix_san_pico", 2, 3)],
+)  # fmt: skip
+def test_deeper_networks(name: str, blocks: int, stages: int) -> None:
     deep = grow(Candidate(name), "depth")
-    stages = [list(candidate.model_kwargs.values()) for candidate in deep]
-    assert stages == [[[blocks * factor, 1, 1, 1]] for factor in (1, 2, 3, 4)]
+    found = [list(candidate.model_kwargs.values()) for candidate in deep]
+    assert found == [[[blocks * factor, *[1] * (stages - 1)]] for factor in (1, 2, 3, 4)]
     first, second = (sum(p.numel() for p in build(c).module.parameters()) for c in deep[:2])
     assert second > first
 

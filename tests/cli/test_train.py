@@ -14,6 +14,7 @@ pytest.importorskip("lightning")
 from support.box_data import write_coco, write_voc
 from support.commands import assert_fails, run_command
 from support.image_data import write_files
+from support.streams import write_shards
 from support.tasks import write_masked_images
 from support.training import CrashInSecondEpoch, callback_option
 
@@ -119,6 +120,14 @@ def test_options_of_fit_are_passed_on() -> None:
     own, further = split_fit_options(arguments)
     assert own == ["photos", "--epochs", "3"]
     assert further == ["--data.num_workers", "2", "--model.lr=0.1", "--trainer.callbacks+=A"]
+
+
+def test_classes_of_a_stream_are_not_balanced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The number of images of each class is not known."""
+    write_shards(tmp_path / "set", "webdataset", (12, 8))
+    streamed = ["--data.streaming", "true", "--data.val_fraction", "0", "--out", tmp_path / "run", "--epochs", 1]
+    out = run_command(capsys, "train", tmp_path / "set", *TINY, *streamed)
+    assert "class_weights" not in out and "set: not evaluated" in out
 
 
 def test_the_help_states_the_epochs_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,17 @@ from acmix_zoo.data.options import limit_batch_size
         {"crop_scale": (0.0, 1.0)},
         {"crop_scale": (0.5, 0.25)},
         {"crop_scale": (0.5, 1.0), "augment": "light"},
+        {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},  # of pixel values up to 255
+        {"std": (58.395, 57.12, 57.375)},
+        {"hflip": 50},
+        {"random_erasing": -0.1},
+        {"crop_pct": 0},
+        {"crop_pct": 87.5},
+        {"mixup": -0.2},
+        {"cutmix": float("nan")},
+        {"num_workers": -1},
+        {"augment": "random"},
+        {"augment": "v0-m9x-foo"},
     ],
 )
 def test_impossible_values_are_rejected(wrong: dict[str, Any]) -> None:

@@ -87,3 +87,12 @@ def test_a_network_is_not_validated_on_images_that_it_was_trained_on(tmp_path: P
     shutil.copy(source / "a/3.png", source / "a/3a.png")  # the split is drawn again
     with pytest.raises(ValueError, match=r"trained on data \(24 train, 8 val.* now data \(25 train, 8 val"):
         check_validation(recorded, card())
+
+
+def test_renamed_images_are_a_warning_because_others_are_chosen(tmp_path: Path) -> None:
+    source = write_class_folders(tmp_path / "data", 16)
+    recorded = dict(make_data_module(source).card()["dataset"])
+    first = sorted((source / "a").iterdir())[0]
+    first.rename(first.with_name("zz.png"))
+    warning = check_validation(recorded, dict(make_data_module(source).card()["dataset"]))
+    assert warning and "The network may have been trained on some of them" in warning

@@ -35,6 +35,15 @@ def test_the_class_token_is_shown_if_it_contributes_most() -> None:
     assert shown[True] == "token" and shown[False] != "token"
 
 
+def test_the_class_token_is_looked_for_in_the_layers_that_have_one() -> None:
+    """Whichever layer contributes most."""
+    model, image = explained_network("acmix_pvt_pico", global_pool="token"), smooth_image()
+    strongest = explain(model, image).attention
+    assert strongest and strongest.layer == "block1.0.attn"
+    found = explain(model, image, pixel="token").attention
+    assert found and found.pixel == "token" and found.layer == "block2.0.attn"
+
+
 def test_class_layer_and_pixel_can_be_chosen() -> None:
     model, image = explained_network("acmix_resnet_pico"), smooth_image()
     found = explain(model, image, target=7, layer="layer1.0.conv2", pixel=(23, 0))

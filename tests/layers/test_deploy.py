@@ -49,6 +49,18 @@ def test_logits_of_shipped_weights_do_not_change() -> None:
         assert (model.deploy()(x) - expected).abs().max() <= 1e-5 * float(expected.abs().max())
 
 
+@torch.no_grad()
+def test_folding_in_half_precision_rounds_once() -> None:
+    """It does not matter whether a network is folded before or after it is converted."""
+    before, after = (acmix_zoo.create_model("acmix_resnet_pico", pretrained=True).eval() for _ in range(2))
+    before, after = before.deploy().bfloat16(), after.bfloat16().deploy()  # type: ignore[operator]
+    exact = acmix_zoo.create_model("acmix_resnet_pico", pretrained=True).eval()
+    x = torch.randn(16, exact.in_chans, 32, 32, generator=torch.Generator().manual_seed(0))
+    errors = [(model(x.bfloat16()) - exact(x)).square().mean().sqrt() for model in (before, after)]
+    assert errors[1] < 1.6 * errors[0]
+    assert {tensor.dtype for tensor in after.state_dict().values()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("part", ["", "layer3", "conv1.0"])
 def test_folding_needs_eval_mode(part: str) -> None:
     """If a part of the network is in training mode, nothing is folded."""

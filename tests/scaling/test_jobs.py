@@ -142,6 +142,27 @@ class TestReading:
         (tmp_path / "run" / "config.yaml").write_text(recipe.read_text())
         assert read_job(tmp_path / "run") == replace(read_job(recipe), name=str(tmp_path / "run"))
 
+    @pytest.mark.parametrize(
+        ("devices", "processes"), [(4, 4), ("4", 4), ([0, 1, 2, 3], 4), ("0,2", 2), ("auto", 1), (-1, 1), (None, 1)]
+    )
+    def test_devices_as_lightning_accepts_them(self, recipe: Path, devices: object, processes: int) -> None:
+        """`--trainer.devices 4` is recorded as text."""
+        config = yaml.safe_load(recipe.read_text())
+        recipe.write_text(yaml.safe_dump({**config, "trainer": {"devices": devices}}))
+        assert read_job(recipe).global_batch == 16 * processes
+
+    @pytest.mark.parametrize(
+        ("source", "images"),
+        [("/data/imagenet", 1_281_167), ("/photos/imagenette2", None), ("a/imagenet100", None), ("mine", None)],
+    )
+    def test_only_known_data_have_a_number_of_images(self, recipe: Path, source: str, images: int | None) -> None:
+        recipe.write_text(recipe.read_text().replace("data: {", f"data: {{source: {source}, "))
+        assert read_job(recipe).images == images
+
+    def test_training_until_it_is_stopped_has_no_number_of_epochs(self, recipe: Path) -> None:
+        recipe.write_text(recipe.read_text().replace("max_epochs: 3", "max_epochs: -1"))
+        assert read_job(recipe).epochs is None
+
     def test_settings_that_a_run_left_to_lightning(self, recipe: Path, tmp_path: Path) -> None:
         config = yaml.safe_load(recipe.read_text())
         config["trainer"].update(precision=None, strategy=None, devices="auto", num_nodes=None)

@@ -72,6 +72,15 @@ def test_given_weights_are_used_and_checked() -> None:
     assert float(whole.train_criterion(torch.zeros(1, 3), torch.tensor([1]))) == pytest.approx(math.log(3))
     with pytest.raises(ValueError, match=r"there are 2 class_weights\. Expected 3, one per class"):
         make_task(class_weights=[1.0, 2.0])
+    for wrong in ([0.0, 0.0, 0.0], [1.0, -1.0, 1.0], [1.0, 1.0, math.inf]):
+        with pytest.raises(ValueError, match=r"leave no loss\. Expected numbers of 0 or more, not all zero"):
+            make_task(class_weights=wrong)
+
+
+def test_balanced_weights_need_a_data_module(image_folder: Path) -> None:
+    loader = make_data(image_folder).train_dataloader()
+    with pytest.raises(ValueError, match=r"class_weights='balanced' needs the number of images of each class"):
+        make_trainer(enable_checkpointing=False).fit(make_task(class_weights="balanced"), loader)
 
 
 def test_even_classes_need_no_remark(image_folder: Path) -> None:

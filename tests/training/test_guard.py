@@ -103,3 +103,15 @@ def test_buffers_are_checked_like_weights() -> None:
     assert are_weights_finite(module)
     module.norm.running_var[1] = float("inf")
     assert not are_weights_finite(module)
+
+
+def test_batches_in_lightnings_own_order_have_no_names(image_folder: Path) -> None:
+    """With overfit_batches, it replaces the sampler."""
+    data, names = make_data(image_folder), []
+
+    class NameBatch(L.Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            names.append(data.describe_batch(0))
+
+    make_trainer(NameBatch(), epochs=1, overfit_batches=1, enable_checkpointing=False).fit(make_task(), data)
+    assert names == [[]]

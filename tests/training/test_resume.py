@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("lightning")
 
 import yaml
+from lightning.pytorch.callbacks import EarlyStopping
 from support.training import make_data, make_task, make_trainer, resume_command
 
 from acmix_zoo.cli.main import main
@@ -250,3 +251,16 @@ def test_a_run_that_stopped_early_continues_with_more_patience_or_without_the_ca
     assert "2 of 5 epochs" in fit(never_better % 1, others=["ModelSummary"])
     assert "Stopped early after epoch 3 of 5" in fit(never_better % 2)
     assert "epoch 5/5" in fit()
+
+
+def test_a_run_without_patience_is_not_trained_further(runs: Path, tmp_path: Path) -> None:
+    """If it was interrupted before its weights were tested, for example."""
+
+    def fit(patience: int) -> int:
+        run = RunFolder(str(tmp_path / "run"))
+        stopping = EarlyStopping("val/top1", mode="max", min_delta=2.0, patience=patience)  # never better
+        last = str(run.last) if run.last.exists() else None
+        make_trainer(run, stopping, epochs=5).fit(make_task(), make_data(runs / "images"), ckpt_path=last)
+        return len(run.history)
+
+    assert [fit(1), fit(1), fit(2)] == [2, 2, 3]

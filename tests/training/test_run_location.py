@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from support.training import fit_arguments, make_image_folder
 
 from acmix_zoo.cli.main import main
-from acmix_zoo.training.launch import choose_run_folder, next_run_folder
+from acmix_zoo.training.launch import check_run_folder, choose_run_folder, next_run_folder
 from acmix_zoo.weights import read_config
 
 
@@ -179,3 +179,19 @@ def test_a_folder_named_like_the_network_is_not_its_model(
     assert "--model.model" not in capsys.readouterr().out
     image = next((photos / "test").rglob("*.png"))
     assert main(["classify", str(image), f"--model={photo_run / 'checkpoints/best.ckpt'}"]) == 0
+
+
+def test_a_run_does_not_write_between_its_images(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "photos"
+    shutil.copytree(photos / "train", data)
+    (data / "runs/earlier/checkpoints").mkdir(parents=True)
+    (data / "runs/earlier/config.yaml").touch()
+
+    def check(folder: str) -> None:
+        check_run_folder(Namespace(data=Namespace(source=str(data)), run=Namespace(folder=str(tmp_path / folder))))
+
+    for allowed in ("runs/x", "photos2", "photos/runs/x", "photos/new", "photos/new/x"):
+        check(allowed)
+    for refused in ("photos", "photos/class1", "photos/class1/x", "photos/new/a/b"):
+        with pytest.raises(ValueError, match=r"the run folder .* is inside .*photos/runs/NAME"):
+            check(refused)

@@ -12,8 +12,8 @@ import torch
 pytest.importorskip("lightning")
 
 import lightning as L
-from lightning.pytorch.callbacks import ProgressBar
-from support.training import fit_arguments, make_data, make_task, make_trainer
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
+from support.training import callback_option, fit_arguments, make_data, make_task, make_trainer
 
 from acmix_zoo.cli.main import main
 from acmix_zoo.cli.trainer import TrainingCLI
@@ -38,6 +38,7 @@ def test_a_recipe_without_images_is_rejected(recipe: str, capsys: pytest.Capture
     ("options", "message"),
     [
         ({"trainer__limit_train_batches": 0}, "--trainer.limit_train_batches 0 leaves nothing to train on"),
+        ({"trainer__max_steps": 0}, "--trainer.max_steps 0 trains nothing"),
         ({"trainer__enable_checkpointing": "false"}, "leaves no checkpoint from which to finish or resume the run"),
         ({"trainer__accelerator": "gpu"}, "does not find one. Use --trainer.accelerator cpu"),
         ({"trainer__accelerator": "tpu"}, "Lightning rejected the --trainer options"),
@@ -152,6 +153,35 @@ def test_scores_on_part_of_a_split_are_not_recorded(
     assert "so the scores of val and test are not recorded" in printed
     assert "photos: no complete score, because options of the trainer left out images" in printed
     assert read_config(tmp_path / "run/weights")["acmix_zoo"]["metrics"] == []
+    assert main(["test", "--config", str(tmp_path / "run")]) == 0  # with the recorded limit
+    assert "this is the score of part of the images (trainer.limit_test_batches is 1)" in capsys.readouterr().out
+    assert main(["test", "--config", str(tmp_path / "run"), "--trainer.limit_test_batches", "1.0"]) == 0
+    assert "part of the images" not in capsys.readouterr().out
+
+
+def test_a_run_without_an_epoch_has_no_weights(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fit_arguments(photos, tmp_path / "run", trainer__max_time="00:00:00:00")) == 1
+    error = capsys.readouterr().err
+    assert "no epoch was trained, so there are no weights to test and export" in error and "unexpected" not in error
+
+
+def test_a_run_may_leave_out_the_test(photos: Path, tmp_path: Path) -> None:
+    assert main(fit_arguments(photos, tmp_path / "run", trainer__limit_test_batches=0)) == 0
+    metrics = read_config(tmp_path / "run/weights")["acmix_zoo"]["metrics"]
+    assert {metric["split"] for metric in metrics} == {"val"}
+
+
+def test_early_stopping_needs_validation_images(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopping = callback_option(EarlyStopping, monitor="val/top1", mode="max")
+    stopping = stopping.replace(callback_option.__module__, EarlyStopping.__module__)
+    options = {"data__val_fraction": 0, "trainer__callbacks": stopping}
+    assert main(fit_arguments(photos / "train", tmp_path / "run", **options)) == 1
+    error = capsys.readouterr().err
+    assert "needs val/top1, but there are no validation images" in error and "unexpected" not in error
 
 
 def test_a_diverged_run_advises_a_lower_learning_rate(

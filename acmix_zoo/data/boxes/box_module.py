@@ -14,7 +14,7 @@ from acmix_zoo.data.boxes.box_augment import BoxAugment, scaled_size
 from acmix_zoo.data.boxes.box_dataset import BoxBatch, BoxDataset
 from acmix_zoo.data.boxes.box_loaders import BoxLoaders
 from acmix_zoo.data.boxes.open_boxes import SOURCE_KINDS, open_box_source
-from acmix_zoo.data.options import channel_stats, check_shared_options
+from acmix_zoo.data.options import channel_stats, check_probabilities, check_shared_options
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION
 
@@ -91,7 +91,8 @@ class BoxDataModule(ResumableDataModule):
         super().__init__()
         positive = {"image_size": image_size, "max_size": max_size, "batch_size": batch_size}
         positive |= {"multi_scale": min(multi_scale)} if multi_scale else {}
-        check_shared_options(positive=positive, max_unreadable=max_unreadable, val_fraction=val_fraction)
+        check_shared_options(positive, num_workers, max_unreadable, val_fraction)
+        check_probabilities(hflip=hflip, vflip=vflip)
         self.mean, self.std = channel_stats(mean, std)
         self.image_size, self.max_size, self.masks, self.box_format = image_size, max_size, masks, box_format
         self.batch_size, self.num_workers, self.max_unreadable = batch_size, num_workers, max_unreadable

@@ -16,7 +16,7 @@ from acmix_zoo.data.masks.mask_augment import MaskAugment
 from acmix_zoo.data.masks.mask_dataset import MaskBatch, MaskLoaders
 from acmix_zoo.data.masks.mask_images import MaskSource
 from acmix_zoo.data.masks.mask_sources import SOURCE_KINDS, open_mask_source
-from acmix_zoo.data.options import channel_stats, check_shared_options
+from acmix_zoo.data.options import channel_stats, check_probabilities, check_shared_options
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION, Split
 
@@ -98,7 +98,8 @@ class MaskDataModule(ResumableDataModule):
     ) -> None:
         super().__init__()
         positive = {"batch_size": batch_size} | ({"eval_resize": eval_resize} if eval_resize is not None else {})
-        check_shared_options(positive=positive, max_unreadable=max_unreadable, val_fraction=val_fraction)
+        check_shared_options(positive, num_workers, max_unreadable, val_fraction)
+        check_probabilities(hflip=hflip)
         if len(crop_size) != 2 or min(crop_size) < 1:
             raise ValueError(
                 f"crop_size={list(crop_size)} is not a size. Expected [height, width] in pixels, like [512, 512]"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from acmix_zoo.data.formats import is_hidden, is_image_name, is_unsupported_image, skip_advice
 from acmix_zoo.data.wording import count_noun, first_few
 
-HIDDEN, PARENT_LINK, REPEATED = "hidden", "link to a parent folder", "repeated"
+HIDDEN, PARENT_LINK, REPEATED, RUNS = "hidden", "link to a parent folder", "repeated", "runs"
 """Reasons for skipping a file, see `Walk`."""
 
 
@@ -22,7 +22,8 @@ class Walk:
     Attributes:
         images: the sorted paths of the images in each folder.
         skipped: number of files or links for each reason: `HIDDEN`, `PARENT_LINK` (a link to a folder that contains the
-            link itself), `REPEATED` (a link to something already counted), or an extension in lower case.
+            link itself), `REPEATED` (a link to something already counted), `RUNS` (a folder of training runs), or an
+            extension in lower case.
         examples: the alphabetically first path for each reason.
     """
 
@@ -167,7 +168,7 @@ class _Walker:
 
 def skip_remarks(walk: Walk, root: str | Path) -> list[str]:
     """Return one line for each kind of file that was skipped, starting with those that may be images."""
-    extensions = sorted(set(walk.skipped) - {HIDDEN, PARENT_LINK, REPEATED})
+    extensions = sorted(set(walk.skipped) - {HIDDEN, PARENT_LINK, REPEATED, RUNS})
     first = {reason: f" (first: {os.path.relpath(path, root)})" for reason, path in walk.examples.items()}
     lines = [
         f"skipped {count_files(walk.skipped[extension], extension)}{first[extension]}: {skip_advice(extension)}"
@@ -182,6 +183,7 @@ def skip_remarks(walk: Walk, root: str | Path) -> list[str]:
         (PARENT_LINK, "links to a folder that contains them"),
         (REPEATED, "links to images or folders that were already counted"),
         (HIDDEN, "hidden files and folders"),
+        (RUNS, "folders of training runs"),
     ):
         if reason in walk.skipped:
             lines.append(f"skipped {what}: {walk.skipped[reason]:,}{first[reason]}")
@@ -191,6 +193,16 @@ def skip_remarks(walk: Walk, root: str | Path) -> list[str]:
 def count_files(count: int, extension: str) -> str:
     """Return a number of files with their kind: "1 .heic file", "2 files without an extension"."""
     return count_noun(count, f"{extension} file") if extension else count_noun(count, "file") + " without an extension"
+
+
+def holds_runs(folder: str | Path) -> bool:
+    """Return whether a folder is that of a training run, or has one directly inside it, as runs/ does."""
+    with os.scandir(folder) as entries:
+        subfolders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return any(
+        os.path.isdir(os.path.join(path, "checkpoints")) and os.path.isfile(os.path.join(path, "config.yaml"))
+        for path in (folder, *subfolders)
+    )
 
 
 def is_parent_link(entry: os.DirEntry[str], folder: str | Path) -> bool:

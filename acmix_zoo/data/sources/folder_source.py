@@ -16,8 +16,10 @@ from acmix_zoo.data.sources.find_images import (
     HIDDEN,
     PARENT_LINK,
     REPEATED,
+    RUNS,
     Walk,
     count_files,
+    holds_runs,
     is_parent_link,
     skip_remarks,
     walk_folders,
@@ -111,12 +113,15 @@ class FolderSource(IndexedSource):
             )
 
     def _subfolders(self, folder: Path) -> list[str]:
-        """Return the sorted names of the folders in `folder`, except hidden ones and links to a parent folder."""
+        """Return the sorted names of the folders in `folder`, except hidden ones, links to a parent folder and runs."""
         with os.scandir(folder) as entries:
             return sorted(
                 entry.name
                 for entry in entries
-                if not is_hidden(entry.name) and os.path.isdir(entry.path) and not is_parent_link(entry, folder)
+                if not is_hidden(entry.name)
+                and os.path.isdir(entry.path)
+                and not is_parent_link(entry, folder)
+                and not holds_runs(entry.path)
             )
 
     def _note_top_level(self) -> None:
@@ -131,6 +136,8 @@ class FolderSource(IndexedSource):
                     elif os.path.isdir(entry.path):
                         if is_parent_link(entry, folder):
                             self._skipped.skip(PARENT_LINK, entry.path)
+                        elif holds_runs(entry.path):
+                            self._skipped.skip(RUNS, entry.path)
                     elif is_image_name(entry.name):
                         images += 1
                     elif extension in SHARD_KINDS:

@@ -3,6 +3,7 @@
 With R readers, one per worker process, reader r owns the r-th of R equal parts of the list of shards. A shard at the
 border of two parts is shared, and its images are dealt to the two readers in fixed proportion. The readers therefore
 have equally many images whether there are more shards than readers or fewer, and every image belongs to one reader.
+Images without a class, whose label is null or -1, are left out.
 
 In training, a reader makes pass after pass over its images, each in an order given by (seed, pass, reader). It shuffles
 the shards, and the images within chunks of `shuffle` images, which are held in memory undecoded.
@@ -178,7 +179,7 @@ class Reader:
         for shard_index in range(first_shard, len(order)):
             start = first_row if shard_index == first_shard else 0
             for row, (value, label) in enumerate(self._read_shard(order[shard_index], start), start):
-                if self._owns(order[shard_index], row):
+                if self._owns(order[shard_index], row) and self._has_class(label):
                     yield _Row(shard_index, row, value, label)
 
     def _owns(self, shard: int, row: int) -> bool:
@@ -186,6 +187,10 @@ class Reader:
         # Multiples of the golden ratio spread rows evenly over the parts, however few rows there are.
         part = (row * 0x9E3779B1 % 2**32) * self.readers >> 32
         return (self.part[shard] * self.readers + part) // self.shards == self.reader
+
+    def _has_class(self, label: Any) -> bool:
+        """Return whether an image has a class. Others are left out, as by `TableSource`."""
+        return label is not None and (self.split.classes.numbers is not None or label >= 0)
 
     def _read_shard(self, shard: int, start: int) -> Iterator[tuple[Any, Any]]:
         """Yield image and label of each row of a shard, starting with row `start`."""

@@ -293,3 +293,16 @@ def test_a_class_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     os.rename(os.fsencode(root) + b"/caf\xe9", os.fsencode(root) + b"/cat/caf\xe9")
     os.rename(root / "cat/1.png", os.fsencode(root) + b"/cat/caf\xe9/1.png")
     assert len(open_source(root).fingerprint()) == 16  # only class names must be printable
+
+
+def test_training_runs_are_not_a_class(tmp_path: Path) -> None:
+    """A run of `acmix-zoo train .` is written into runs/ of the images, with pictures of its own."""
+    write_files(tmp_path / "photos", *FILES)
+    before = open_source(tmp_path / "photos")
+    for run in ("runs/photos", "mine"):
+        (tmp_path / "photos" / run / "checkpoints").mkdir(parents=True)
+        (tmp_path / "photos" / run / "config.yaml").touch()
+        write_image(tmp_path / "photos" / run / "curves.png")
+    source = open_source(tmp_path / "photos")
+    assert source.class_names == before.class_names and source.fingerprint() == before.fingerprint()
+    assert source.remarks == ["skipped folders of training runs: 2 (first: mine)"]

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
-from support.streams import SHARD_KINDS, make_stream
+from pyarrow import parquet
+from support.streams import SHARD_KINDS, make_stream, write_shards
 
+from acmix_zoo.data.sources.stream_source import StreamSource
 from acmix_zoo.data.stream.reader import Reader, ReaderPosition
 
 
@@ -63,3 +66,18 @@ def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:3000])
     with pytest.raises(ValueError, match=r"set1k-train-0001.tar cannot be read beyond image \d.*. Download it again"):
         list(Reader(split, 0, 1).once())
+
+
+@pytest.mark.parametrize("missing", [None, -1])
+def test_images_without_a_class_are_left_out(tmp_path: Path, missing: int | None) -> None:
+    """As if the table were read as a whole."""
+    write_shards(tmp_path, "parquet", (7, 3))
+    first = min(tmp_path.glob("*.parquet"))
+    table = parquet.read_table(first)
+    labels = pa.array([missing if n == 2 else n % 3 for n in range(7)], pa.int64())
+    table = table.set_column(table.column_names.index("label"), table.schema.field("label"), labels)
+    parquet.write_table(table, first, row_group_size=4)
+    split = StreamSource(tmp_path).splits["train"]
+    expected = [n for n in range(10) if n != 2]
+    assert [e.image().getpixel((0, 0))[0] for e in Reader(split, 0, 1, shuffle=0).once()] == expected
+    assert sorted(images_of_pass(Reader(split, 0, 1, shuffle=5), 1)) == expected

@@ -102,6 +102,8 @@ def test_unsupported_options_are_rejected(tmp_path: Path) -> None:
     data = make_stream_module(tmp_path, val_fraction=0)
     with pytest.raises(ValueError, match=r"are streamed, not indexed. Set streaming to false"):
         _ = data.splits
+    with pytest.raises(ValueError, match=r"number of images of each class is not known.* Set model.class_weights to n"):
+        data.class_counts()
     data.load_state_dict({"epoch": 1, "batch": 0})
     with pytest.raises(ValueError, match="trained without streaming"):
         data.train_dataloader()
