@@ -122,6 +122,7 @@ def test_options_of_fit_are_passed_on() -> None:
     assert further == ["--data.num_workers", "2", "--model.lr=0.1", "--trainer.callbacks+=A"]
 
 
+@pytest.mark.slow
 def test_classes_of_a_stream_are_not_balanced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The number of images of each class is not known."""
     write_shards(tmp_path / "set", "webdataset", (12, 8))

@@ -159,6 +159,7 @@ def test_scores_on_part_of_a_split_are_not_recorded(
     assert "part of the images" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_without_an_epoch_has_no_weights(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +168,7 @@ def test_a_run_without_an_epoch_has_no_weights(
     assert "no epoch was trained, so there are no weights to test and export" in error and "unexpected" not in error
 
 
+@pytest.mark.slow
 def test_a_run_may_leave_out_the_test(photos: Path, tmp_path: Path) -> None:
     assert main(fit_arguments(photos, tmp_path / "run", trainer__limit_test_batches=0)) == 0
     metrics = read_config(tmp_path / "run/weights")["acmix_zoo"]["metrics"]
