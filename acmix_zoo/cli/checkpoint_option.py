@@ -93,11 +93,8 @@ def _find_best(config: Any, subcommand: str, run: RunFolder, command: str) -> st
     if config.model.pretrained and "--model.pretrained" in command:
         return None
     if not run.best.exists():
-        newest = run.checkpoints.find_newest()
-        advice = (
-            f"Pass --ckpt_path {newest} for those of an unfinished epoch, or finish the run"
-            if newest
-            else ("Pass --ckpt_path FILE, the --run.folder of a run, or --model.pretrained")
-        )
+        advice = "Pass --ckpt_path FILE, the --run.folder of a run, or --model.pretrained"
+        if run.last.exists():
+            advice = "Finish the run, or pass --ckpt_path last for the weights of its unfinished epoch"
         raise FileNotFoundError(f"there are no weights to {subcommand}: {run.best} does not exist. {advice}")
     return str(run.best)

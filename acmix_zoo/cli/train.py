@@ -45,7 +45,7 @@ def train(arguments: Sequence[str]) -> None:
     start = find_start(options.model, options.from_scratch)
     new_folder = next_run_folder(options.folder)
     folder = options.out or new_folder.path
-    is_streamed = "--data.streaming true" in " ".join(further).replace("=", " ")
+    is_streamed = "--data.streaming true" in " ".join(further).replace("=", " ").lower()
     words = fit_arguments(options, start, folder, is_streamed)
     if is_first_process():
         for line in start.remarks:

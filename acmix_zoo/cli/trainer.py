@@ -136,8 +136,6 @@ class TrainingCLI(LightningCLI):
         config = self.config[self.subcommand]
         check_config(config, str(self.subcommand))
         choose_run_folder(config, self.command)
-        if self.subcommand == "fit":
-            check_run_folder(config)
         config.trainer.default_root_dir = str(Path(config.run.folder))
         if config.trainer.logger in (None, True):  # `false`, or loggers of the user's, stay unchanged
             config.trainer.logger = self.subcommand == "fit"
@@ -192,7 +190,9 @@ class TrainingCLI(LightningCLI):
         with without_start_weights(resumed, self._hyper_parameters), use_recorded_source(card):
             super().instantiate_classes()
         if self.subcommand == "fit":
-            self.datamodule.is_resumed = bool(self.config[self.subcommand].ckpt_path)
+            self.datamodule.is_resumed = resumed
+            if not resumed and not self._get(self.config, "trainer").fast_dev_run:
+                check_run_folder(self.run.folder, self.datamodule.loaders.source)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand. If it is interrupted, the exit code indicates the signal: 130 for Ctrl-C, 143 for

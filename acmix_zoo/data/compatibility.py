@@ -66,8 +66,8 @@ def check_validation(recorded: Mapping[str, Any], current: Mapping[str, Any]) ->
         return None
     return (
         "Warning: image files have changed since the checkpoint, or an earlier version of acmix_zoo computed its "
-        "fingerprint of them. If files were renamed or replaced, other images are now split off for validation. The "
-        "network may have been trained on some of them, so the score may be too high"
+        "fingerprint of them. If training images were renamed or replaced, other images are now split off for "
+        "validation. The network may have been trained on some of them, so the score may be too high"
     )
 
 

@@ -20,8 +20,10 @@ from acmix_zoo.weights.resolve import describe, resolve_network
 # that remain after a validation split.
 _IMAGENET = 1_281_167
 _IMAGES = {
-    "tiny-imagenet": 95_000, "fashion-mnist": 54_000,
-    **dict.fromkeys(("imagenet", "imagenet1k", "imagenet-1k", "ilsvrc2012"), _IMAGENET),
+    "tiny-imagenet": 95_000, "tiny-imagenet-200": 95_000, "fashion-mnist": 54_000,
+    **dict.fromkeys(
+        ("imagenet", "imagenet1k", "imagenet-1k", "imagenet-wds", "imagenet-1k-wds", "ilsvrc", "ilsvrc2012"), _IMAGENET
+    ),
 }  # fmt: skip
 _EXPECTED = "Expected a recipe such as imagenet1k/acmix_swin_t, a run folder or the name of a network"
 
@@ -146,7 +148,7 @@ def _count_devices(devices: Any) -> int:
     if isinstance(devices, str):
         numbers = [word for word in devices.split(",") if word.strip()]
         devices = numbers if "," in devices else int(devices) if devices.isdecimal() else 1
-    return len(devices) if isinstance(devices, list) else max(1, devices or 1)
+    return max(1, len(devices) if isinstance(devices, list) else devices or 1)
 
 
 def _mean_relative_pixels(data: dict[str, Any], stated: dict[str, Any]) -> float:

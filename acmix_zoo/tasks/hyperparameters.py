@@ -157,4 +157,4 @@ def check_class_weights(weights: Sequence[float], num_classes: int) -> None:
     if len(weights) != num_classes:
         raise ValueError(f"there are {len(weights)} class_weights. Expected {num_classes}, one per class")
     if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
-        raise ValueError(f"class_weights={list(weights)} leave no loss. Expected numbers of 0 or more, not all zero")
+        raise ValueError(f"class_weights={list(weights)} are unusable. Expected numbers of 0 or more, not all zero")

@@ -59,9 +59,12 @@ def finish_run(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: R
     Raises:
         NotFinite: training diverged.
         ValueError: nothing was trained.
+        FileNotFoundError: best.ckpt was removed.
         OSError: the folder could not be written. The weights are still in best.ckpt.
     """
     if not run.best.exists():
+        if run.history:
+            raise FileNotFoundError(f"{run.best} is missing. Expected the best weights of the run. Train it again")
         raise ValueError(
             "no epoch was trained, so there are no weights to test and export. Expected at least one step. Check "
             "trainer.max_steps and trainer.max_time"

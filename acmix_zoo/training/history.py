@@ -45,12 +45,16 @@ def check_validation_schedule(trainer: L.Trainer) -> None:
     Raises:
         ValueError: there is none, or it comes earlier.
     """
-    has_images = trainer.enable_validation and trainer.val_dataloaders != []  # None: not loaded yet
+    has_images = trainer.val_dataloaders != []  # None: not loaded yet
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and callback.monitor.startswith("val/") and not has_images:
+        if not isinstance(callback, EarlyStopping) or not callback.strict or not callback.monitor.startswith("val/"):
+            continue
+        if not trainer.enable_validation or not has_images:
+            reason = "there are no validation images" if trainer.enable_validation else "validation is turned off"
             raise ValueError(
-                f"EarlyStopping (--patience of `acmix-zoo train`) needs {callback.monitor}, but there are no "
-                "validation images. Set data.val_fraction to 0.1, add a validation split, or leave it out"
+                f"EarlyStopping (--patience of `acmix-zoo train`) needs {callback.monitor}, but {reason}. Expected a "
+                "validation in every epoch. Set data.val_fraction to 0.1 or add a validation split, leave "
+                "trainer.limit_val_batches at 1.0, or leave out EarlyStopping"
             )
     batches, interval = trainer.num_training_batches, trainer.val_check_batch
     if not trainer.enable_validation or not isinstance(interval, int) or not math.isfinite(batches):

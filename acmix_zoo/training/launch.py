@@ -12,7 +12,8 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.utilities import rank_zero_only
 
-from acmix_zoo.data.sources.find_images import holds_runs
+from acmix_zoo.data.sources.find_images import is_run
+from acmix_zoo.data.sources.folder_source import FolderSource
 from acmix_zoo.data.sources.installed_sources import SHIPPED
 from acmix_zoo.weights.names import is_network_name
 
@@ -97,25 +98,33 @@ def choose_run_folder(config: Any, command: str) -> None:
         config.run.folder = f"runs/{experiment}-{data}" if data else f"runs/{experiment}"
 
 
-def check_run_folder(config: Any) -> None:
-    """Check that a run will not write between the images that it is trained on.
+def check_run_folder(folder: Path, source: Any) -> None:
+    """Check that a new run will not write between the class folders that it is trained on.
 
-    A new folder directly in a data folder is allowed, and so is one in its runs/. They are not taken for classes.
+    A new folder next to them is allowed, and so is their runs/. Neither is taken for a class.
+
+    Args:
+        folder: the run folder.
+        source: the source of the images.
 
     Raises:
-        ValueError: the run folder is the data folder, or lies elsewhere inside it.
+        ValueError: the run folder is the folder of the images, or lies elsewhere inside it.
     """
-    data, run = Path(str(config.data.source)).expanduser().resolve(), Path(config.run.folder).expanduser().resolve()
-    if str(config.data.source) in SHIPPED or not data.is_dir() or data not in (run, *run.parents):
+    if not isinstance(source, FolderSource):
         return
-    inside = run.relative_to(data).parts
-    first = data.joinpath(*inside[:1])
-    if len(inside) in (1, 2) and (not first.exists() or holds_runs(first)):
-        return
-    raise ValueError(
-        f"the run folder {config.run.folder} is inside {config.data.source}, the folder of the images, so the files of "
-        f"the run would be taken for images. Expected a folder outside it, or {Path(config.data.source) / 'runs'}/NAME"
-    )
+    run = folder.expanduser().resolve()
+    for root in (source.root, *source.folders.values()):
+        data = root.resolve()
+        is_beside_splits = root == source.root and root not in source.folders.values() and run != data
+        if data not in (run, *run.parents) or is_beside_splits:
+            continue
+        inside = run.relative_to(data).parts
+        if inside[:1] == ("runs",) or (len(inside) == 1 and (is_run(run) or not run.exists())):
+            continue
+        raise ValueError(
+            f"the run folder {folder} is inside {root}, the folder of the images, so files of the run would be taken "
+            f"for images. Expected a folder outside it, or {root / 'runs'}/NAME. Choose a different --run.folder"
+        )
 
 
 class NextRunFolder(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 
@@ -16,7 +17,6 @@ def correct_loaded_state(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None
         checkpoint: the content, which Lightning has not used yet.
     """
     _keep_own_patience(trainer, checkpoint)
-    _stop_where_it_stopped(trainer, checkpoint)
     if loops := checkpoint.get("loops"):
         _reopen_epoch(loops["fit_loop"])
 
@@ -28,11 +28,16 @@ def _keep_own_patience(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
             state["patience"] = callback.patience
 
 
-def _stop_where_it_stopped(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-    """End a run that had run out of patience. Lightning does not store this, and would train one epoch more."""
+def stop_again(trainer: L.Trainer) -> None:
+    """End a resumed run that EarlyStopping had stopped. Lightning would train one more epoch first.
+
+    It has to be called when training starts. Before, Lightning would skip the training with all its hooks.
+    """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and (state := checkpoint.get("callbacks", {}).get(callback.state_key)):
-            trainer.should_stop |= state["wait_count"] >= callback.patience
+        if isinstance(callback, EarlyStopping):
+            goal = callback.stopping_threshold
+            is_reached = goal is not None and bool(callback.monitor_op(callback.best_score, torch.tensor(goal)))
+            trainer.should_stop |= is_reached or callback.wait_count >= max(1, callback.patience)
 
 
 def _reopen_epoch(state: dict[str, Any]) -> None:

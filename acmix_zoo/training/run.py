@@ -30,7 +30,7 @@ from acmix_zoo.training.checkpoints import Checkpoints
 from acmix_zoo.training.clock import TrainingClock
 from acmix_zoo.training.guard import LossGuard, NotFinite, are_weights_finite, weights_error
 from acmix_zoo.training.history import Row, check_validation_schedule, make_row, write_csv
-from acmix_zoo.training.loaded_state import correct_loaded_state
+from acmix_zoo.training.loaded_state import correct_loaded_state, stop_again
 from acmix_zoo.training.lock import ClaimedFolder
 from acmix_zoo.training.logs import Log
 from acmix_zoo.training.record import evaluation_limits, parent_record, task_of
@@ -127,8 +127,6 @@ class RunFolder(Checkpoint):
         """A sentence that says how to resume the run."""
         return self.checkpoints.resume_message(self.resume_command)
 
-    # State in checkpoints.
-
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs, and what the record of its weights states."""
         return self.state.to_dict()
@@ -178,6 +176,7 @@ class RunFolder(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Install signal handlers (after Lightning has installed its own), and print where the run starts."""
         check_validation_schedule(trainer)
+        stop_again(trainer)
         self._signals.take()
         self.has_begun = True
         if trainer.is_global_zero:

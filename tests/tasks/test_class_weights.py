@@ -73,7 +73,7 @@ def test_given_weights_are_used_and_checked() -> None:
     with pytest.raises(ValueError, match=r"there are 2 class_weights\. Expected 3, one per class"):
         make_task(class_weights=[1.0, 2.0])
     for wrong in ([0.0, 0.0, 0.0], [1.0, -1.0, 1.0], [1.0, 1.0, math.inf]):
-        with pytest.raises(ValueError, match=r"leave no loss\. Expected numbers of 0 or more, not all zero"):
+        with pytest.raises(ValueError, match=r"are unusable\. Expected numbers of 0 or more, not all zero"):
             make_task(class_weights=wrong)
 
 

@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from support.training import fit_arguments, make_image_folder
 
 from acmix_zoo.cli.main import main
+from acmix_zoo.data import open_source
 from acmix_zoo.training.launch import check_run_folder, choose_run_folder, next_run_folder
 from acmix_zoo.weights import read_config
 
@@ -181,17 +182,29 @@ def test_a_folder_named_like_the_network_is_not_its_model(
     assert main(["classify", str(image), f"--model={photo_run / 'checkpoints/best.ckpt'}"]) == 0
 
 
-def test_a_run_does_not_write_between_its_images(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_splits", [False, True])
+def test_a_run_does_not_write_between_its_images(photos: Path, tmp_path: Path, has_splits: bool) -> None:
     data = tmp_path / "photos"
-    shutil.copytree(photos / "train", data)
-    (data / "runs/earlier/checkpoints").mkdir(parents=True)
-    (data / "runs/earlier/config.yaml").touch()
+    shutil.copytree(photos if has_splits else photos / "train", data)
+    (data / "earlier/checkpoints").mkdir(parents=True)
+    (data / "earlier/config.yaml").touch()
+    source = open_source(data)
+    allowed = ["elsewhere", "photos2", "photos/runs", "photos/runs/a/b", "photos/earlier", "photos/new"]
+    refused = ["photos", *([] if has_splits else ["photos/class1", "photos/class1/x", "photos/new/a"])]
+    if has_splits:
+        allowed += ["photos/new/a", "photos/train/new"]
+        refused += ["photos/train", "photos/test/class1/x"]
+    for folder in allowed:
+        check_run_folder(tmp_path / folder, source)
+    for folder in refused:
+        with pytest.raises(ValueError, match=r"the run folder .* is inside .*/runs/NAME"):
+            check_run_folder(tmp_path / folder, source)
 
-    def check(folder: str) -> None:
-        check_run_folder(Namespace(data=Namespace(source=str(data)), run=Namespace(folder=str(tmp_path / folder))))
 
-    for allowed in ("runs/x", "photos2", "photos/runs/x", "photos/new", "photos/new/x"):
-        check(allowed)
-    for refused in ("photos", "photos/class1", "photos/class1/x", "photos/new/a/b"):
-        with pytest.raises(ValueError, match=r"the run folder .* is inside .*photos/runs/NAME"):
-            check(refused)
+def test_a_run_in_a_class_folder_is_refused_before_it_writes(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(photos / "train", tmp_path / "photos")
+    assert main(fit_arguments(tmp_path / "photos", tmp_path / "photos/class1")) == 1
+    assert "photos/class1 is inside" in capsys.readouterr().err
+    assert {path.suffix for path in (tmp_path / "photos/class1").iterdir()} == {".png"}

@@ -115,6 +115,9 @@ class _Walker:
                     elif entry.is_symlink():
                         self.links.append((number, entry.path))
                     elif entry.is_dir(follow_symlinks=False):
+                        if is_run(entry.path):  # with pictures of its own
+                            self.walk.skip(RUNS, entry.path)
+                            continue
                         stack.append((entry.path, os.path.join(real, name)))
                     elif is_image_name(name) and entry.is_file(follow_symlinks=False):
                         self.walk.images[number].append(entry.path)
@@ -195,14 +198,19 @@ def count_files(count: int, extension: str) -> str:
     return count_noun(count, f"{extension} file") if extension else count_noun(count, "file") + " without an extension"
 
 
+def is_run(folder: str | Path) -> bool:
+    """Return whether a folder is that of a training run."""
+    return os.path.isdir(os.path.join(folder, "checkpoints")) and os.path.isfile(os.path.join(folder, "config.yaml"))
+
+
 def holds_runs(folder: str | Path) -> bool:
-    """Return whether a folder is that of a training run, or has one directly inside it, as runs/ does."""
-    with os.scandir(folder) as entries:
-        subfolders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return any(
-        os.path.isdir(os.path.join(path, "checkpoints")) and os.path.isfile(os.path.join(path, "config.yaml"))
-        for path in (folder, *subfolders)
-    )
+    """Return whether a folder next to class folders is a training run, or runs/, where commands write them."""
+    if is_run(folder):
+        return True
+    if os.path.basename(folder) != "runs":
+        return False
+    with os.scandir(folder) as entries:  # a class may have this name
+        return not any(is_image_name(entry.name) for entry in entries)
 
 
 def is_parent_link(entry: os.DirEntry[str], folder: str | Path) -> bool:

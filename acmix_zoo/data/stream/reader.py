@@ -3,7 +3,7 @@
 With R readers, one per worker process, reader r owns the r-th of R equal parts of the list of shards. A shard at the
 border of two parts is shared, and its images are dealt to the two readers in fixed proportion. The readers therefore
 have equally many images whether there are more shards than readers or fewer, and every image belongs to one reader.
-Images without a class, whose label is null or -1, are left out.
+Images without a class, whose label is null or -1, are then left out.
 
 In training, a reader makes pass after pass over its images, each in an order given by (seed, pass, reader). It shuffles
 the shards, and the images within chunks of `shuffle` images, which are held in memory undecoded.
@@ -170,7 +170,8 @@ class Reader:
             if number == 0:
                 raise ValueError(
                     f"{self.split.name}: {self.readers} readers (processes × workers) are too many for {self.shards} "
-                    f"shards with few images, because reader {self.reader} has none. Lower data.num_workers"
+                    f"shards with few images, because reader {self.reader} has none with a class. Lower "
+                    "data.num_workers"
                 )
             turn, shard, row, number = turn + 1, 0, 0, 0
 

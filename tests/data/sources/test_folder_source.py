@@ -295,14 +295,17 @@ def test_a_class_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     assert len(open_source(root).fingerprint()) == 16  # only class names must be printable
 
 
-def test_training_runs_are_not_a_class(tmp_path: Path) -> None:
+def test_training_runs_are_neither_classes_nor_images(tmp_path: Path) -> None:
     """A run of `acmix-zoo train .` is written into runs/ of the images, with pictures of its own."""
-    write_files(tmp_path / "photos", *FILES)
-    before = open_source(tmp_path / "photos")
-    for run in ("runs/photos", "mine"):
-        (tmp_path / "photos" / run / "checkpoints").mkdir(parents=True)
-        (tmp_path / "photos" / run / "config.yaml").touch()
-        write_image(tmp_path / "photos" / run / "curves.png")
-    source = open_source(tmp_path / "photos")
-    assert source.class_names == before.class_names and source.fingerprint() == before.fingerprint()
-    assert source.remarks == ["skipped folders of training runs: 2 (first: mine)"]
+    root = write_files(tmp_path / "photos", *FILES)
+    before = open_source(root)
+    for run in ("runs/photos", "mine", "cat/earlier"):
+        (root / run / "checkpoints").mkdir(parents=True)
+        (root / run / "config.yaml").touch()
+        write_image(root / run / "curves.png")
+    write_image(root / "runs/other/learning_rate.png")
+    source = open_source(root)
+    assert paths_by_class(source) == BY_CLASS and source.fingerprint() == before.fingerprint()  # type: ignore[attr-defined]
+    assert source.remarks == ["skipped folders of training runs: 3 (first: cat/earlier)"]
+    write_image(root / "runs/1.png")
+    assert "runs" in open_source(root).class_names
