@@ -115,8 +115,8 @@ def check_run_folder(folder: Path, source: Any) -> None:
     run = folder.expanduser().resolve()
     for root in (source.root, *source.folders.values()):
         data = root.resolve()
-        is_beside_splits = root == source.root and root not in source.folders.values() and run != data
-        if data not in (run, *run.parents) or is_beside_splits:
+        has_classes = root in source.folders.values()  # the root of a data set with splits has none
+        if run != data and not (has_classes and data in run.parents):
             continue
         inside = run.relative_to(data).parts
         if inside[:1] == ("runs",) or (len(inside) == 1 and (is_run(run) or not run.exists())):

@@ -31,7 +31,8 @@ def _keep_own_patience(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
 def stop_again(trainer: L.Trainer) -> None:
     """End a resumed run that EarlyStopping had stopped. Lightning would train one more epoch first.
 
-    It has to be called when training starts. Before, Lightning would skip the training with all its hooks.
+    Call it when training starts. If it is called earlier, Lightning skips the training and all its hooks, such as
+    `on_train_end`.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping):
