@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.callbacks import EarlyStopping
 
 from acmix_zoo.models.task_kinds import TaskKind
 from acmix_zoo.training.clock import TrainingClock
@@ -39,23 +38,11 @@ def make_row(trainer: L.Trainer, clock: TrainingClock, images: int, is_validated
 
 
 def check_validation_schedule(trainer: L.Trainer) -> None:
-    """Check that there is a validation if EarlyStopping needs its score, and that the last one of an epoch comes at the
-    end, because best.ckpt holds the weights of that moment.
+    """Check that the last validation of an epoch comes at its end, because best.ckpt holds the weights of that moment.
 
     Raises:
-        ValueError: there is none, or it comes earlier.
+        ValueError: it comes earlier.
     """
-    has_images = trainer.val_dataloaders != []  # None: not loaded yet
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if not isinstance(callback, EarlyStopping) or not callback.strict or not callback.monitor.startswith("val/"):
-            continue
-        if not trainer.enable_validation or not has_images:
-            reason = "there are no validation images" if trainer.enable_validation else "validation is turned off"
-            raise ValueError(
-                f"EarlyStopping (--patience of `acmix-zoo train`) needs {callback.monitor}, but {reason}. Expected a "
-                "validation in every epoch. Set data.val_fraction to 0.1 or add a validation split, leave "
-                "trainer.limit_val_batches at 1.0, or leave out EarlyStopping"
-            )
     batches, interval = trainer.num_training_batches, trainer.val_check_batch
     if not trainer.enable_validation or not isinstance(interval, int) or not math.isfinite(batches):
         return

@@ -28,13 +28,14 @@ from acmix_zoo.data.augment import image_keys, seed_globals
 from acmix_zoo.training.augmented_sheet import write_augmented
 from acmix_zoo.training.checkpoints import Checkpoints
 from acmix_zoo.training.clock import TrainingClock
+from acmix_zoo.training.early_stopping import early_stop_line, start_early_stopping
 from acmix_zoo.training.guard import LossGuard, NotFinite, are_weights_finite, weights_error
 from acmix_zoo.training.history import Row, check_validation_schedule, make_row, write_csv
-from acmix_zoo.training.loaded_state import correct_loaded_state, stop_again
+from acmix_zoo.training.loaded_state import correct_loaded_state
 from acmix_zoo.training.lock import ClaimedFolder
 from acmix_zoo.training.logs import Log
 from acmix_zoo.training.record import evaluation_limits, parent_record, task_of
-from acmix_zoo.training.run_messages import early_stop_line, epoch_line, start_lines
+from acmix_zoo.training.run_messages import epoch_line, start_lines
 from acmix_zoo.training.run_state import RunState
 from acmix_zoo.training.signals import Interrupted, Signals, exit_after_signal
 from acmix_zoo.weights.hub import check_push
@@ -176,7 +177,7 @@ class RunFolder(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Install signal handlers (after Lightning has installed its own), and print where the run starts."""
         check_validation_schedule(trainer)
-        stop_again(trainer)
+        start_early_stopping(trainer, self.history)
         self._signals.take()
         self.has_begun = True
         if trainer.is_global_zero:
@@ -273,7 +274,7 @@ class RunFolder(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the signal handlers, wait for the other processes, and fail if the last epoch could not be saved."""
         self._signals.release()
-        if trainer.is_global_zero and (line := early_stop_line(trainer)):
+        if trainer.is_global_zero and (line := early_stop_line(trainer, self.history)):
             print(line, flush=True)
         trainer.strategy.barrier("run folder")
         if self.checkpoints.unsaved:

@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
 from acmix_zoo.data.resumable import ResumableDataModule
@@ -111,14 +110,3 @@ def _speed(row: Row) -> str:
     if "speed/mfu" in row:
         parts.append(f"MFU {100 * row['speed/mfu']:.1f} %")
     return ", ".join(parts)
-
-
-def early_stop_line(trainer: L.Trainer) -> str:
-    """Return why Lightning's EarlyStopping ended the run, or "" if it did not."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and 0 < callback.stopped_epoch < (trainer.max_epochs or 0) - 1:
-            return (
-                f"Stopped early after epoch {callback.stopped_epoch + 1} of {trainer.max_epochs}: {callback.monitor} "
-                f"has not improved for {count_noun(callback.wait_count, 'epoch')}"
-            )
-    return ""

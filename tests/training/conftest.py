@@ -1,5 +1,6 @@
 """Trained runs that several files use."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(resume_command(folder, "stopped", trainer__callbacks=callback_option(CrashInSecondEpoch))) == 1
     assert main(resume_command(folder, "finished")) == 0
     return folder
+
+
+@pytest.fixture
+def runs_copy(runs: Path, tmp_path: Path) -> Path:
+    """Return a copy of the runs that a test may change. The images are not copied but linked."""
+    copy = tmp_path / "runs"
+    for run in ("stopped", "finished"):
+        shutil.copytree(runs / run, copy / run)
+    (copy / "images").symlink_to(runs / "images")
+    return copy
 
 
 @pytest.fixture(scope="session")

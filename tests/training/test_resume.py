@@ -1,8 +1,6 @@
 """Which options may change for a resumed or finished run, on the command line and in Python."""
 
-import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import torch
 pytest.importorskip("lightning")
 
 import yaml
-from lightning.pytorch.callbacks import EarlyStopping
 from support.training import make_data, make_task, make_trainer, resume_command
 
 from acmix_zoo.cli.main import main
@@ -20,16 +17,6 @@ from acmix_zoo.training import RunFolder
 from acmix_zoo.weights import read_config
 
 # ---- a stopped run, on the command line
-
-
-@pytest.fixture
-def runs_copy(runs: Path, tmp_path: Path) -> Path:
-    """Return a copy of the runs that a test may change. The images are not copied but linked."""
-    copy = tmp_path / "runs"
-    for run in ("stopped", "finished"):
-        shutil.copytree(runs / run, copy / run)
-    (copy / "images").symlink_to(runs / "images")
-    return copy
 
 
 def file_contents(folder: Path) -> dict[str, bytes]:
@@ -231,36 +218,3 @@ def test_a_folder_in_the_place_of_the_weights_is_noticed_before_training(runs: P
     with pytest.raises(FileExistsError, match="run/weights exists and is not a weight folder"):
         make_trainer(run).fit(make_task(), make_data(runs / "images"))
     assert not run.last.exists() and (tmp_path / "run/weights/notes.txt").read_text() == "mine"
-
-
-@pytest.mark.slow
-def test_a_run_that_stopped_early_continues_with_more_patience_or_without_the_callback(
-    runs_copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fit(*early_stopping: str, others: Sequence[str] = ()) -> str:
-        place = "lightning.pytorch.callbacks"
-        stopping = [{"class_path": f"{place}.EarlyStopping", "init_args": json.loads(a)} for a in early_stopping]
-        listed = json.dumps([*stopping, *({"class_path": f"{place}.{name}"} for name in others)])
-        changes = {"trainer__max_epochs": 5, "trainer__callbacks": listed, "trainer__limit_train_batches": 1}
-        assert main(resume_command(runs_copy, "early", **changes)) == 0
-        return capsys.readouterr().out
-
-    never_better = '{"monitor": "val/top1", "mode": "max", "min_delta": 2.0, "patience": %d}'
-    assert "Stopped early after epoch 2 of 5" in fit(never_better % 1)
-    assert "2 of 5 epochs" in fit(never_better % 1)  # finished, so nothing happens
-    assert "2 of 5 epochs" in fit(never_better % 1, others=["ModelSummary"])
-    assert "Stopped early after epoch 3 of 5" in fit(never_better % 2)
-    assert "epoch 5/5" in fit()
-
-
-def test_a_run_without_patience_is_not_trained_further(runs: Path, tmp_path: Path) -> None:
-    """If it was interrupted before its weights were tested, for example."""
-
-    def fit(patience: int) -> int:
-        run = RunFolder(str(tmp_path / "run"))
-        stopping = EarlyStopping("val/top1", mode="max", min_delta=2.0, patience=patience)  # never better
-        last = str(run.last) if run.last.exists() else None
-        make_trainer(run, stopping, epochs=5).fit(make_task(), make_data(runs / "images"), ckpt_path=last)
-        return len(run.history)
-
-    assert [fit(1), fit(1), fit(2)] == [2, 2, 3]

@@ -12,8 +12,8 @@ import torch
 pytest.importorskip("lightning")
 
 import lightning as L
-from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
-from support.training import callback_option, fit_arguments, make_data, make_task, make_trainer
+from lightning.pytorch.callbacks import ProgressBar
+from support.training import fit_arguments, make_data, make_task, make_trainer
 
 from acmix_zoo.cli.main import main
 from acmix_zoo.cli.trainer import TrainingCLI
@@ -173,17 +173,6 @@ def test_a_run_may_leave_out_the_test(photos: Path, tmp_path: Path) -> None:
     assert main(fit_arguments(photos, tmp_path / "run", trainer__limit_test_batches=0)) == 0
     metrics = read_config(tmp_path / "run/weights")["acmix_zoo"]["metrics"]
     assert {metric["split"] for metric in metrics} == {"val"}
-
-
-def test_early_stopping_needs_validation_images(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stopping = callback_option(EarlyStopping, monitor="val/top1", mode="max")
-    stopping = stopping.replace(callback_option.__module__, EarlyStopping.__module__)
-    options = {"data__val_fraction": 0, "trainer__callbacks": stopping}
-    assert main(fit_arguments(photos / "train", tmp_path / "run", **options)) == 1
-    error = capsys.readouterr().err
-    assert "needs val/top1, but there are no validation images" in error and "unexpected" not in error
 
 
 def test_a_diverged_run_advises_a_lower_learning_rate(
