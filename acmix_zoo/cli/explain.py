@@ -82,7 +82,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "it, or `token` for the class token of PVT (default: where the attention of the layer contributes most)",
     )  # fmt: skip
     add("--out", type=Path, metavar="FOLDER", help="where to write (default: explained/NAME-OF-THE-IMAGE, -2, -3, ...)")
-    return parser.parse_args(arguments)  # type: ignore[no-any-return]
+    options = parser.parse_args(arguments)
+    parser.check_output("--out", options.out, is_folder=True)
+    return options  # type: ignore[no-any-return]
 
 
 def _first_free(folder: Path) -> Path:

@@ -45,7 +45,7 @@ def export(arguments: Sequence[str]) -> None:
     from acmix_zoo.export.export_file import export_file
 
     more = {name: getattr(options, name) for name in ("data", "int8", "limit")}
-    _print_result(export_file(options.model, _output_path(options), options.format, **more))
+    _print_result(export_file(options.model, options.output, options.format, **more))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -85,6 +85,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--int8 needs --format onnx, and images to measure ranges on. Pass them with --data")
     if options.limit < 1:
         parser.error(f"--limit {options.limit} is too small. Use 1 or more")
+    if options.format != "folder":
+        options.output = _output_path(options)
+        parser.check_output("output", options.output)
     return options
 
 

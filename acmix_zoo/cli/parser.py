@@ -81,18 +81,20 @@ class Parser(argparse.ArgumentParser):
         )
         sys.exit(2)
 
-    def check_output(self, option: str, path: Path | None) -> None:
-        """Create the folder of an output file, or exit with an error if the file cannot be written, before any work."""
+    def check_output(self, option: str, path: Path | None, *, is_folder: bool = False) -> None:
+        """Exit with an error if an output file or folder cannot be written, before any work. Create a file's folder."""
         if path is None:
             return
-        if path.is_dir():
-            self.error(f"{option} {path} is a folder. Expected the name of a file")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            self.error(f"{option} {path} cannot be written ({error.strerror}). Choose another place")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
+        if path.exists() and path.is_dir() != is_folder:
+            found, expected = ("file", "folder") if is_folder else ("folder", "file")
+            self.error(f"{option} {path} is a {found}. Expected the name of a {expected}")
+        place = next(each for each in (path, *path.absolute().parents) if each.exists())
+        if place != path and not place.is_dir():
+            self.error(f"{option} {path} cannot be written ({place} is a file). Choose another place")
+        if not os.access(place, os.W_OK):
             self.error(f"{option} {path} cannot be written (permission denied). Choose another place")
+        if not is_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
 
     def _responsible_parser(self, message: str) -> argparse.ArgumentParser:
         """Return the parser of the subcommand whose required options are missing, or this one."""

@@ -24,9 +24,7 @@ def predict_images(arguments: Sequence[str]) -> None:
     options = parser.parse_intermixed_args(arguments)  # so that images may come last
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         parser.error(f"--threshold {options.threshold} is not a score. Expected a number from 0 to 1")
-
-    if options.output is not None and options.output.exists() and not options.output.is_dir():
-        parser.error(f"--output {options.output} is a file. Expected a folder")
+    parser.check_output("--output", options.output, is_folder=True)
 
     from acmix_zoo.cli.predictions import write_predictions
     from acmix_zoo.models.task_kinds import DETECTION, config_task

@@ -117,7 +117,10 @@ def test_the_closest_recipe_is_named(
         (["classify", "x.png", "--model", "m", "--csv", f"{__file__}/x.csv"], "x.csv cannot be written ("),
         (["classify", "x.png", "--model", "m", "--sheet", f"{__file__}/x.png"], "x.png cannot be written ("),
         (["bench", "resnet18", "--csv", f"{__file__}/x.csv"], "x.csv cannot be written ("),
-        (["predict", "x.png", "--model", "m", "--output", __file__], "is a file. Expected a folder"),
+        (["predict", "x.png", "--model", "m", "--output", __file__], "is a file. Expected the name of a folder"),
+        (["predict", "x.png", "--model", "m", "--output", f"{__file__}/a/b"], "test_wrong_options.py is a file)"),
+        (["explain", "x.png", "--model", "m", "--out", f"{__file__}/a"], "--out"),
+        (["export", "acmix_resnet_pico.fashion_mnist", f"{__file__}/x.pt2"], "x.pt2 cannot be written ("),
         (["info", "resnet18", "--size", "0"], "--size must be at least 1"),
     ],
 )
