@@ -66,7 +66,8 @@ def test_measuring_a_loader_leaves_no_trace(workers: int, recwarn: pytest.Warnin
     rate = measure_loader(loader, 0.2, workers)
     assert rate is not None and 10 < rate < 1e7
     assert random_states() == before
-    assert not recwarn.list
+    # on a machine with one core, PyTorch warns about two workers
+    assert not [str(each.message) for each in recwarn if "DataLoader will create" not in str(each.message)]
 
 
 def test_too_few_batches_give_no_loader_speed() -> None:
