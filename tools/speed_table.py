@@ -258,8 +258,8 @@ def _machine_line(folder: Path) -> str:
     return (
         f"{machine['cpu']} with {machine['instructions']}, {machine['cores']} cores. Matrix products reach "
         f"{' and '.join(peaks)}. torch {machine['torch']}, timm {machine['timm']}, float32, {machine['date']}. "
-        "Times are medians of interleaved rounds. Peak memory is measured in a fresh process, above what that process "
-        "needs at rest."
+        "Times are medians of interleaved rounds. Peak memory is that of one pass in a fresh process, minus the memory "
+        "of the idle process."
     )
 
 

@@ -113,7 +113,7 @@ def _panel(network: gr.Dropdown, name: str, is_visible: bool) -> Panel:
     with gr.Column(scale=2, min_width=300, visible=is_visible, elem_id=f"{name}-panel") as column:
         known = gr.Markdown(elem_classes="known")
         classes = gr.Label(label="Most probable classes", num_top_classes=5, elem_id=f"{name}-classes")
-        gr.Markdown("**What the network sees.** Click on a place to see where it looks.")
+        gr.Markdown("**What the network sees.** Click a position to see what it attends to.")
         seen = MemoryImage(
             show_label=False, interactive=False, height=300, elem_id=f"{name}-seen", buttons=[], sources=None
         )

@@ -60,7 +60,7 @@ def attention_caption(attention: PixelAttention, head: int | None) -> str:
     if values.min() < 0:
         return f"{who} adds the red positions and subtracts the blue ones ({which})."
     strongest = 100 * float(values.max())
-    return f"{who} looks at the orange positions ({which}). The strongest has {strongest:.0f} % of its attention."
+    return f"{who} attends to the orange positions ({which}). The strongest has {strongest:.0f} % of its attention."
 
 
 def _sums(parts: Contributions, label: str) -> str:
@@ -81,7 +81,7 @@ def _pictures(decision: Decision) -> str:
         maps = {path: parts.picture(path, size) for path in ("attention", "convolution")}
         limit = max(float(values.abs().max()) for values in maps.values())
         for path, values in maps.items():
-            caption = f'Where <span class="{path}">{path}</span> speaks for the class (red) or against it (blue)'
+            caption = f'Where <span class="{path}">{path}</span> is evidence for the class (red) or against it (blue)'
             figures.append(_figure(data_url(signed_overlay(picture, values, limit)), caption))
     if cam is not None:
         figures.append(_figure(data_url(positive_overlay(picture, cam)), "Grad-CAM, for comparison"))
@@ -104,7 +104,7 @@ def _layer_table(layers: Sequence[LayerContribution]) -> str:
     )
     return (
         '<p class="soft" style="margin-top: 1rem">Each layer adds alpha × attention and beta × convolution. “Score” is '
-        "what that contributes to the score.</p>"
+        "the contribution of that path to the score.</p>"
         '<div class="scroll"><table><tr><th>layer</th><th class="attention">alpha</th><th class="attention">score</th>'
         f'<th class="convolution">beta</th><th class="convolution">score</th></tr>{rows}</table></div>'
     )

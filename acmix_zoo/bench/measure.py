@@ -1,7 +1,7 @@
 """Measure time and memory of networks and single layers side by side.
 
 All candidates run in one process and take turns, round after round. The reported times are medians and quartiles over
-the rounds. Peak memory is what one pass needs in a fresh process, above what that process needs at rest. On a GPU it is
+the rounds. Peak memory is that of one pass in a fresh process, minus the memory of the idle process. On a GPU it is
 what PyTorch's allocator uses above weights and input, and times are measured with CUDA events.
 """
 

@@ -27,7 +27,7 @@ def print_backends() -> None:
         library, path_or_reason = loaded()
     compilers = [f"{c}, {c.version.splitlines()[0] if c.version else 'cannot be run'}" for c in find_compilers()]
     print(f"Backend: {'automatic' if forced_backend() is None else f'{forced_backend()}, set by ACMIX_BACKEND'}")
-    print(f"Instruction set: {instruction_set()}; the best of this CPU is {best_instruction_set()}")
+    print(f"Instruction set: {instruction_set()}; the best one that this CPU supports is {best_instruction_set()}")
     print(f"Native library: {path_or_reason if library is not None else f'not available: {path_or_reason}'}")
     print(f"C++ compiler: {'; '.join(compilers) or 'none'}")
     rows: list[tuple[str, ...]] = [("ACmix2d layers", "up to 16×16 positions", "larger feature maps")]

@@ -41,10 +41,10 @@ GROUPS: dict[str, dict[str, Command]] = {
         "validate": Command(
             "fit:validate",
             "--config RUN",
-            "measure the accuracy on the validation split",
+            "measure the scores on the validation split",
             "--config runs/photos",
         ),
-        "test": Command("fit:test", "--config RUN", "measure the accuracy on the test split", "--config runs/photos"),
+        "test": Command("fit:test", "--config RUN", "measure the scores on the test split", "--config runs/photos"),
         "predict": Command(
             "fit:predict",
             "IMAGES --model MODEL",

@@ -15,7 +15,7 @@ from acmix_zoo.weights.names import list_models
 
 _WHERE = {
     "bash": "~/.local/share/bash-completion/completions/acmix-zoo",
-    "zsh": "a folder of $fpath, as _acmix-zoo",
+    "zsh": "_acmix-zoo in a folder of $fpath",
     "fish": "~/.config/fish/completions/acmix-zoo.fish",
 }
 
@@ -25,8 +25,8 @@ def completion(arguments: Sequence[str]) -> None:
     parser = Parser(
         "acmix-zoo completion",
         description="Print a script that completes commands, options, files and the names of networks. Save it as "
-        + ", or as ".join(f"{path} ({shell})" for shell, path in _WHERE.items())
-        + ". It takes a few seconds to write.",
+        + " or ".join(f"{path} ({shell})" for shell, path in _WHERE.items())
+        + ". The command takes a few seconds.",
     )
     parser.add_argument("shell", choices=list(_WHERE))
     print(completion_script(parser.parse_args(arguments).shell, COMMANDS))

@@ -76,12 +76,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--model", required=True, help=MODEL_HELP)
     add("--class", dest="target", metavar="CLASS", help="name or number of the class (default: the most probable one)")
     add("--layer", help="layer whose attention is shown (default: the one whose attention contributes most)")
-    add("--head", type=int, help="attention head to show, from 0 (default: the mean and the first eight)")
+    add("--head", type=int, help="index of the attention head to show (default: the mean and the first eight heads)")
     add(
         "--pixel", type=_pixel, metavar="X,Y", help="pixel whose attention is shown, in the image as the network sees "
         "it, or `token` for the class token of PVT (default: where the attention of the layer contributes most)",
     )  # fmt: skip
-    add("--out", type=Path, metavar="FOLDER", help="where to write (default: explained/NAME-OF-THE-IMAGE, -2, -3, ...)")
+    add(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="output folder (default: explained/IMAGE; if it exists, explained/IMAGE-2, ...)",
+    )
     options = parser.parse_args(arguments)
     parser.check_output("--out", options.out, is_folder=True)
     return options  # type: ignore[no-any-return]

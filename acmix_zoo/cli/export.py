@@ -114,16 +114,16 @@ def _model_name(model: str) -> str:
 def _print_result(found: ExportedFile) -> None:
     """Print what was written, how well it agrees with the network, and what to do next."""
     side = found.smallest_side
-    size = "the size of the training" if side is None else "any size"
+    size = "the training size" if side is None else "any size"
     if side is not None and side > 1:
-        size += f" from {side}×{side} pixels"
+        size += f" of at least {side}×{side} pixels"
     bytes_written = found.path.stat().st_size
-    print(f"Saved {found.path.name} ({_megabytes(bytes_written)}). It takes batches of images of {size}")
+    print(f"Saved {found.path.name} ({_megabytes(bytes_written)}). It accepts batches of images of {size}")
     agreement = found.agreement
     kind = "float32 file" if found.int8_agreement else "file"
     print(
-        f"Checked on {found.images}: the logits of the {kind} differ by at most {agreement.difference:.1e} from the "
-        f"network's, of which the largest is {agreement.scale:.1f}"
+        f"Checked on {found.images}: the logits of the {kind} differ from the network's by at most "
+        f"{agreement.difference:.1e} (largest logit: {agreement.scale:.1f})"
     )
     if found.int8_agreement:
         int8 = found.int8_agreement
@@ -136,7 +136,8 @@ def _print_result(found: ExportedFile) -> None:
     if last.labelled:
         network, file = (100 * n / last.labelled for n in (last.network_correct, last.file_correct))
         print(f"Top-1 on {last.labelled:,} images: {network:.2f} % with the network, {file:.2f} % with the file")
-    print("docs/export.md shows how to use the file without PyTorch")
+    use = "use the file without PyTorch" if found.path.suffix.lower() == ".onnx" else "load the file"
+    print(f"docs/export.md shows how to {use}")
 
 
 def _megabytes(size: int) -> str:

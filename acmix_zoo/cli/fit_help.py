@@ -21,7 +21,7 @@ _EVALUATION = {
 OPTIONS: dict[str, dict[str, str]] = {
     "fit": {
         **_CONFIG,
-        "--data.source SOURCE": "folder with one subfolder per class (train/ and test/ are recognised), table, "
+        "--data.source SOURCE": "folder with one subfolder per class (train/, val/ and test/ are recognised), table, "
         "Hub data set, or fashion_mnist. Segmentation: images/ and masks/. Detection: COCO or Pascal VOC",
         "--model.model NAME": "network: a name of `acmix-zoo list`, any timm model, or a weight folder",
         "--model.pretrained WEIGHTS": "weights to start from: true, false, a tag, or anything that MODEL can be",
@@ -50,8 +50,8 @@ OPTIONS: dict[str, dict[str, str]] = {
 }
 _SUMMARIES = {
     "fit": "Train a network, or fine-tune pretrained weights. Logs, checkpoints and weights go to the run folder.",
-    "validate": "Measure the accuracy of a run's best weights on the validation split.",
-    "test": "Measure the accuracy of a run's best weights on the test split.",
+    "validate": "Measure the scores of a run's best weights on the validation split.",
+    "test": "Measure the scores of a run's best weights on the test split.",
     "predict": "Classify images, detect objects in them or segment them. The result is predictions.csv, "
     "predictions.json in\nCOCO's format, or a folder of masks.",
 }

@@ -134,7 +134,7 @@ def _as_json(
 def _print_stages(model: nn.Module, size: tuple[int, int, int] | None) -> None:
     """Print the cost of both stages of every ACmix layer, and which stage dominates."""
     layers, total, rest = stage_table(model, size)
-    cells = [("layer", "I: parameters", "MACs", "II: parameters", "MACs", "I of the MACs")]
+    cells = [("layer", "I: parameters", "MACs", "II: parameters", "MACs", "MACs in stage I")]
     cells += [
         (row.name, f"{row.params[0]:,}", human(row.macs[0]), f"{row.params[1]:,}", human(row.macs[1]), _share(row.macs))
         for row in (*layers, total)
@@ -151,9 +151,12 @@ def verdict(layers: Sequence[StageCost], total: StageCost) -> str:
     against = [row for row in layers if not row.first_dominates]
     text = f"Stage I {verb}: it has {shares} of both stages"
     if not against:
-        return text + ", and more than stage II in every layer."
+        return text + ", and more parameters and MACs than stage II in every layer."
     names = ", ".join(row.name for row in against[:3]) + (", …" if len(against) > 3 else "")
-    return text + f", but in {len(against)} of {len(layers)} layers ({names}) stage II has at least as much."
+    return (
+        text
+        + f". In {len(against)} of {len(layers)} layers ({names}), stage II has at least as many parameters or MACs."
+    )
 
 
 def _share(pair: tuple[int, int]) -> str:

@@ -72,7 +72,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--epochs", type=int, metavar="N", help="number of passes over the images (default: 12)")
     add("--size", type=int, metavar="PIXELS", help="side length of the images (default: 96, or that of --model)")
-    add("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/NAME-OF-THE-FOLDER, -2, -3, ...)")
+    add(
+        "--out", type=Path, metavar="FOLDER", help="run folder (default: runs/FOLDER; if it exists, runs/FOLDER-2, ...)"
+    )
     add("--patience", type=int, metavar="N", help="stop after N epochs without a better validation accuracy")
     add("--from-scratch", action="store_true", help="start from random weights, without pretrained ones")
     options: argparse.Namespace = parser.parse_args(arguments)

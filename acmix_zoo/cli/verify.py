@@ -27,7 +27,7 @@ def verify(arguments: Sequence[str]) -> bool:
         nargs="+",
         help="weight folders, run folders, names of weights on this machine, or ORG/NAME on the Hugging Face Hub",
     )
-    parser.add_argument("--data", metavar="SOURCE", help="also measure the accuracy on these images")
+    parser.add_argument("--data", metavar="SOURCE", help="also measure the recorded scores on these images")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     options = parser.parse_args(arguments)
     results = []

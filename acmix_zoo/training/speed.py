@@ -270,8 +270,8 @@ def _bottleneck_message(workers: int) -> str:
     if workers < cores:
         return f"Data loading is the bottleneck; try --data.num_workers {min(cores, max(2, 2 * workers))}"
     return (
-        f"Data loading is the bottleneck, with {workers} workers on {cores} cores. Store the images at about the size "
-        "that is trained on, or try a lighter --data.augment"
+        f"Data loading is the bottleneck, with {workers} workers on {cores} cores. Store the images at about the "
+        "training size, or try a lighter --data.augment"
     )
 
 

@@ -142,8 +142,8 @@ def render_card(config: Mapping[str, Any]) -> str:
         body += [f"Licence: {escape(license.terms)}.", ""]
     if is_reconstruction(architecture):
         body += [
-            "The network is a **reconstruction**: its authors published what it costs and reaches, not what it is. "
-            "docs/reconstructions.md of the code says what was inferred, and from what.",
+            "The network is a **reconstruction**: its authors published its cost and accuracy, but not its design. "
+            "docs/reconstructions.md in the repository explains what was inferred, and from what.",
             "",
         ]
     body += ["| | |", "|---|---|"]

@@ -52,8 +52,8 @@ def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwar
     if location.kind is not Kind.NETWORK:
         if isinstance(pretrained, str | Path):
             raise ValueError(
-                f"{name} and pretrained={str(pretrained)!r} are both weights. Expected weights only once. Leave out "
-                "`pretrained`, or pass the name of a network as the model"
+                f"{name} and pretrained={str(pretrained)!r} both refer to weights. Expected only one of them. Leave "
+                "out `pretrained`, or pass the name of a network as the model"
             )
         return _build(location, **kwargs)
     if isinstance(pretrained, str | Path):

@@ -154,7 +154,7 @@ def test_an_image_is_classified_explained_and_compared(visitor: Visitor, site: S
     box = seen.bounding_box()
     seen.click(position={"x": 0.2 * box["width"], "y": 0.9 * box["height"]})
     playwright.expect(seen).not_to_have_attribute("src", before, timeout=LONG)
-    visitor.expect("#first-caption", "looks at the orange positions")
+    visitor.expect("#first-caption", "attends to the orange positions")
     before = visitor.picture("first-seen")
     visitor.choose("first-head", "head 1")
     visitor.expect("#first-caption", r"\(head 1\)")
@@ -164,7 +164,7 @@ def test_an_image_is_classified_explained_and_compared(visitor: Visitor, site: S
     visitor.choose("second", "acmix_pvt_pico.fashion_mnist")
     visitor.expect("#second-classes", r"Ankle boot\s+\d+%")
     visitor.expect("#second-summary", "Attention contributes")
-    visitor.expect("#second-caption", "looks at")
+    visitor.expect("#second-caption", "attends to")
     visitor.look("comparison")
 
 

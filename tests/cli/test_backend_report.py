@@ -40,7 +40,7 @@ def test_everything_there(capsys: pytest.CaptureFixture[str]):
     lines = printed(capsys)
     assert lines[:4] == [
         "Backend: automatic",
-        "Instruction set: avx2; the best of this CPU is avx2",
+        "Instruction set: avx2; the best one that this CPU supports is avx2",
         "Native library: /cache/avx2.so",
         "C++ compiler: ccache g++, g++ (Debian) 12.2.0",
     ]
@@ -79,7 +79,7 @@ def test_forced_backend(capsys: pytest.CaptureFixture[str]):
 def test_forced_instruction_set(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ACMIX_NATIVE_ISA", "portable")
     lines = printed(capsys)
-    assert lines[1] == "Instruction set: portable; the best of this CPU is avx2"
+    assert lines[1] == "Instruction set: portable; the best one that this CPU supports is avx2"
     assert lines[-1] == "To use avx2, unset ACMIX_NATIVE_ISA."
 
 

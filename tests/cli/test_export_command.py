@@ -65,14 +65,15 @@ def test_a_run_gives_its_name_to_the_file(tmp_path: Path) -> None:
 
 def test_size_differences_and_accuracy_are_printed(calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(capsys, "export", SHIPPED.name, "a.onnx").splitlines() == [
-        "Saved a.onnx (0.7 MB). It takes batches of images of any size",
-        "Checked on the val split of photos: the logits of the file differ by at most 3.0e-06 from the network's, of "
-        "which the largest is 12.5",
+        "Saved a.onnx (0.7 MB). It accepts batches of images of any size",
+        "Checked on the val split of photos: the logits of the file differ from the network's by at most 3.0e-06 "
+        "(largest logit: 12.5)",
         "Top-1 on 40 images: 90.00 % with the network, 90.00 % with the file",
         "docs/export.md shows how to use the file without PyTorch",
     ]
-    first, *_ = run_command(capsys, "export", SHIPPED.name, "a.pt2").splitlines()
-    assert first == "Saved a.pt2 (0.7 MB). It takes batches of images of any size from 17×17 pixels"
+    first, *_, last = run_command(capsys, "export", SHIPPED.name, "a.pt2").splitlines()
+    assert first == "Saved a.pt2 (0.7 MB). It accepts batches of images of any size of at least 17×17 pixels"
+    assert last == "docs/export.md shows how to load the file"
     lines = run_command(capsys, "export", SHIPPED.name, "a.onnx", "--int8", "--data", "photos").splitlines()
     assert lines[2] == (
         "int8: 0.7 MB instead of 2.6 MB. The most probable class stays the same for 97.50 % of 40 images"

@@ -87,8 +87,8 @@ class TestInfo:
         first, second = (64**2 + 64) * 3 + 64**2 * 64 + 3 * 64, 9 * 3 + 9 + 81 * 64 + 2
         assert re.split("  +", lines[2])[:4:3] == ["block1.0.attn", f"{second:,}"] and f"  {first:,}  " in lines[2]
         assert lines[-1] == (
-            "Stage I dominates: it has 96 % of the parameters and 64 % of the MACs of both stages, but in 2 of 8 "
-            "layers (block1.0.attn, block1.1.attn) stage II has at least as much."
+            "Stage I dominates: it has 96 % of the parameters and 64 % of the MACs of both stages. In 2 of 8 layers "
+            "(block1.0.attn, block1.1.attn), stage II has at least as many parameters or MACs."
         )
         assert "3×448×448" in run_command(capsys, "info", "acmix_san10", "--size", "448").splitlines()[0]
 
@@ -112,7 +112,7 @@ class TestInfo:
     def test_the_last_line_says_which_stage_dominates(self) -> None:
         more, less = StageCounts(5, 2), StageCounts(1, 2)
         good, bad = StageCost("a", more, more), StageCost("b", more, less)
-        assert verdict([good], good).endswith("and more than stage II in every layer.")
+        assert verdict([good], good).endswith("and more parameters and MACs than stage II in every layer.")
         assert verdict([good, bad], bad).startswith("Stage I does not dominate: it has 71 % of the parameters and 33 %")
 
     @pytest.mark.parametrize("paths", ["both", "attention", "convolution"])

@@ -110,7 +110,7 @@ class TestCreate:
             create_model("acmix_resnet_pico", "./nowhere")
         with pytest.raises(FileNotFoundError, match="is a folder without weights"):
             create_model(str(tmp_path))
-        with pytest.raises(ValueError, match="are both weights"):
+        with pytest.raises(ValueError, match="both refer to weights"):
             create_model(folder, folder)
         with pytest.raises(ValueError, match=r"of acmix_resnet_pico\. Expected weights of acmix_swin_pico"):
             create_model("acmix_swin_pico", folder)
