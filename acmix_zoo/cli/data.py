@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from acmix_zoo.cli.parser import Parser
-from acmix_zoo.data.boxes.box_loaders import BoxLoaders
+from acmix_zoo.data.boxes.box_dataset import BoxLoaders
 from acmix_zoo.data.boxes.coco_source import is_coco_folder
 from acmix_zoo.data.boxes.open_boxes import open_box_source
 from acmix_zoo.data.boxes.voc_source import is_voc_folder

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from acmix_zoo.cli.find_task import find_task
-from acmix_zoo.cli.old_names import with_current_options
 from acmix_zoo.cli.predict import predict_images
 from acmix_zoo.cli.recipes import with_config_files
 
@@ -57,7 +56,7 @@ def run_trainer(argv: Sequence[str], before_fit: Callable[[Any], None] | None = 
             f"{error}. Training needs more packages. Install them with: pip install 'acmix-zoo[train]'"
         ) from error
 
-    argv = with_config_files(["--help" if word == "--help-all" else word for word in with_current_options(argv)])
+    argv = with_config_files(["--help" if word == "--help-all" else word for word in argv])
 
     class Run(TrainingCLI):
         def before_fit(self) -> None:

@@ -41,7 +41,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--model MODEL": "weights: a name, a weight folder, a run folder, or ORG/NAME on the Hub",
         "--threshold SCORE": "for detectors: drop boxes that score below SCORE",
         "--output FOLDER": "output folder (default: runs/predict-MODEL)",
-        "--config RUN": "instead of IMAGES and --model: the weights of a run, with its options and those below",
+        "--config RUN": "instead of the options above: the weights of a run, with its options and those below",
         "--data.predict PATH": "an image, or a folder of images",
         "--ckpt_path FILE": "best (the default), last, a run folder or a checkpoint file",
         "--data.batch_size N": "images per batch and device",

@@ -20,7 +20,10 @@ def predict_images(arguments: Sequence[str]) -> None:
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--output", type=Path, metavar="FOLDER")
     if any(word.startswith(("--config", "--data.")) for word in arguments):
-        parser.error("IMAGES and --model cannot be combined with --config and --data.predict. Use one or the other")
+        parser.error(
+            "IMAGES, --model, --threshold and --output cannot be combined with --config and --data.predict. Use "
+            "IMAGES --model MODEL, where MODEL may be a run folder"
+        )
     options = parser.parse_intermixed_args(arguments)  # so that images may come last
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         parser.error(f"--threshold {options.threshold} is not a score. Expected a number from 0 to 1")

@@ -86,6 +86,8 @@ def _train_parents(arguments: Sequence[str], more: Sequence[str], train: Train) 
     start: Any = None
     siblings: list[Path] = []
     for name, *values in split_options(arguments):
+        if not values:  # an error of the training's parser
+            continue
         if name == "--config" and Path(values[0]).is_file():
             start = (read_settings(values[0]).get("model") or {}).get("pretrained", start)
             siblings += sorted(Path(values[0]).parent.glob("*.yaml"))

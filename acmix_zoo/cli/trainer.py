@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml  # type: ignore[import-untyped]
-from jsonargparse import get_loader, set_loader
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from acmix_zoo.cli.checkpoint_option import find_checkpoint
 from acmix_zoo.cli.data import check_class_folders
 from acmix_zoo.cli.find_lr import check_find_lr, suggest_learning_rate
-from acmix_zoo.cli.old_names import with_current_keys
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.cli.predictions import write_predictions
 from acmix_zoo.cli.run_result import print_class_table, print_files, print_next_commands
@@ -77,10 +74,6 @@ class _Parser(Parser, LightningArgumentParser):
     """Lightning's parser with short errors."""
 
     help_option = "--help-all"
-
-
-_load_yaml = get_loader("yaml")
-set_loader("yaml", lambda text: with_current_keys(_load_yaml(text)), exceptions=(yaml.YAMLError,))
 
 
 class TrainingCLI(LightningCLI):

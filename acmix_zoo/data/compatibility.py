@@ -34,10 +34,7 @@ def compare_data(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str
             f"the checkpoint was trained on {before}, but the data is now {now}. To resume, use the same images. If a "
             "file was lost, put an empty file in its place, which is skipped. Otherwise " + _NEW_RUN
         )
-    return (
-        "Warning: image files have changed since the checkpoint, or an earlier version of acmix_zoo computed its "
-        f"fingerprint of them. It was trained on {before}. Resuming with {now}"
-    )
+    return f"Warning: image files have changed since the checkpoint, which was trained on {before}. Resuming with {now}"
 
 
 def check_validation(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
@@ -65,9 +62,9 @@ def check_validation(recorded: Mapping[str, Any], current: Mapping[str, Any]) ->
     if recorded.get("fingerprint") == current["fingerprint"]:
         return None
     return (
-        "Warning: image files have changed since the checkpoint, or an earlier version of acmix_zoo computed its "
-        "fingerprint of them. If training images were renamed or replaced, other images are now split off for "
-        "validation. The network may have been trained on some of them, so the score may be too high"
+        "Warning: image files have changed since the checkpoint. If training images were renamed or replaced, other "
+        "images are now split off for validation. The network may have been trained on some of them, so the score may "
+        "be too high"
     )
 
 

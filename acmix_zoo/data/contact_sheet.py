@@ -60,21 +60,21 @@ def write_contact_sheet(
         sheet.paste(small, (left + (_SIDE - small.width) // 2, top + (_SIDE - small.height) // 2))
         for row, line in enumerate(title.split("\n")):
             place = (left, top + _SIDE + row * _LINE)
-            draw.text(place, _shorten(line), colors[number] if colors else "black", _font_for(line))
+            draw.text(place, shorten(line, _SIDE), colors[number] if colors else "black", font_for(line))
     sheet.save(path)
     return path
 
 
-def _shorten(line: str) -> str:
-    """Return a line that is not wider than an image."""
-    if _font_for(line).getlength(line) <= _SIDE:
+def shorten(line: str, width: int) -> str:
+    """Return a line of text cut to a width in pixels."""
+    if font_for(line).getlength(line) <= width:
         return line
-    while line and _font_for(line).getlength(line + "…") > _SIDE:
+    while line and font_for(line).getlength(line + "…") > width:
         line = line[:-1]
     return line + "…"
 
 
-def _font_for(line: str) -> Font:
+def font_for(line: str) -> Font:
     """Return a font that has the letters of a line, if one is installed."""
     return _font(line.replace("…", "").isascii())
 

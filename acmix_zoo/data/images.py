@@ -65,8 +65,7 @@ def load_with_bits(source: str | Path | bytes, name: str | None = None) -> tuple
             with Image.open(file, formats=open_formats()) as image:
                 bits = sample_bits(image)
                 image.load()
-                turn = _UPRIGHT.get(_orientation(image))  # before the image loses its EXIF tags
-                return _to_rgb(image if turn is None else image.transpose(turn), bits), bits
+                return _to_rgb(upright(image), bits), bits
     except FileNotFoundError:
         raise UnreadableImage(f"image {label} does not exist") from None
     except IsADirectoryError:
@@ -96,6 +95,12 @@ def image_size(source: str | Path | bytes) -> tuple[int, int] | None:
         if isinstance(error, MemoryError):
             raise
         return None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return a loaded image turned by its orientation tag, as viewers show it. Modes and values stay the same."""
+    turn = _UPRIGHT.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -32,17 +32,36 @@ def summarize(
     counts = {name: _class_counts(splits[name], len(names)) for name in ordered}
     sizes = ", ".join(f"{name} {count.sum():,}" for name, count in counts.items())
     lines = [f"data: {source.name}, {len(names)} classes; images: {sizes}"]
+    lines += split_notes(source, splits)
+    lines += [f"  {line}" for line in _images_per_class(names, counts, most_rows=0 if is_brief else _TABLE_CLASSES)]
+    lines += [f"  {remark}" for remark in [*_missing_classes(source, counts), *_imbalance(counts["train"], names)]]
+    return "\n".join([*lines, *file_notes(source, splits, inspections, is_brief)])
+
+
+def split_notes(source: IndexedSource, splits: Mapping[str, Split]) -> list[str]:
+    """Return lines about splits that are not those of the source."""
+    lines = []
     if "test" in splits and "test" not in source.splits:
         lines.append("  test is the validation split of the source (data.validation_as_test)")
     if is_val_split_off(source, splits):
         reason = "" if "val" in source.splits else ", because there is no validation split"
         lines.append(f"  val was split off from train (data.val_fraction){reason}")
-    lines += [f"  {line}" for line in _images_per_class(names, counts, most_rows=0 if is_brief else _TABLE_CLASSES)]
-    remarks = [*_missing_classes(source, counts), *_imbalance(counts["train"], names), *duplicate_warnings(splits)]
-    lines += [f"  {remark}" for remark in [*remarks, *source.remarks]]
-    lines += [f"  {line}" for line in pixel_values(inspections, is_brief)]
-    lines += [f"  {unreadable_message(name, found)}" for name, found in inspections.items() if found.problems]
-    return "\n".join(lines)
+    return lines
+
+
+def file_notes(
+    source: IndexedSource, files: Mapping[str, Split], inspections: Mapping[str, Inspection], is_brief: bool
+) -> list[str]:
+    """Return the last lines of a summary: identical, skipped and unreadable files, and the values of pixels.
+
+    Args:
+        files: splits whose images are files, as far as they are.
+        inspections: the results of inspecting the files, for each split that was inspected.
+        is_brief: whether to leave out pixel values that are as usual.
+    """
+    remarks = [*duplicate_warnings(files), *source.remarks, *_pixel_values(inspections, is_brief)]
+    remarks += [unreadable_message(name, found) for name, found in inspections.items() if found.problems]
+    return [f"  {remark}" for remark in remarks]
 
 
 def _images_per_class(names: tuple[str, ...], counts: Mapping[str, np.ndarray], most_rows: int) -> list[str]:
@@ -90,7 +109,7 @@ def _imbalance(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:
     return [f"the training classes are imbalanced: {ratio}. Top-1 accuracy counts images, not classes"]
 
 
-def pixel_values(inspections: Mapping[str, Inspection], is_brief: bool) -> list[str]:
+def _pixel_values(inspections: Mapping[str, Inspection], is_brief: bool) -> list[str]:
     """Return lines about the bits per sample of the inspected images; if `is_brief`, only about more than 8."""
     count = sum(found.count for found in inspections.values())
     depths = sum((found.depths for found in inspections.values()), Counter[int]())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -113,7 +114,7 @@ def _is_unlabelled(location: str) -> bool:
         return not has_class_folders(path) and any(
             is_image_name(entry.name) for entry in path.iterdir() if entry.is_file()
         )
-    return is_image_name(path.name) or "*" in location
+    return is_image_name(path.name) or (not path.exists() and glob.has_magic(location))
 
 
 def _class_indices(source: IndexedSource, class_names: Sequence[str], location: str) -> np.ndarray:

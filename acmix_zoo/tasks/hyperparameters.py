@@ -22,9 +22,6 @@ FIXED = frozenset({
     *("window", "window_overlap", "flip_eval"),  # they determine which epoch is the best
 })  # fmt: skip
 
-# Names in the checkpoints of earlier versions, and what they are called now. cli/old_names.py has those of commands.
-RENAMED = {"lr_batch": "base_batch_size"}
-
 # For each hyper-parameter with a limited range: a test, and what was expected.
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": (lambda v: v > 0, "a number above 0, such as 0.001"),
@@ -52,27 +49,15 @@ def check_ranges(hyper_parameters: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}={hyper_parameters[name]} is out of range. Expected {expected}")
 
 
-def with_current_names(hyper_parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return hyper-parameters under their present names, which may have changed since they were recorded.
-
-    Args:
-        hyper_parameters: {prefix + name: value}.
-        prefix: the group of the options, such as "model.".
-    """
-    renamed = {prefix + old: prefix + new for old, new in RENAMED.items()}
-    return {renamed.get(name, name): value for name, value in hyper_parameters.items()}
-
-
 def resolve_hyperparameters(hyper_parameters: Mapping[str, Any], is_new: bool = False) -> dict[str, Any]:
     """Return hyper-parameters as a task stores them, with the network as `resolve_network` describes it.
 
     Args:
-        hyper_parameters: those of a checkpoint, possibly of an older version, or the options of a command.
+        hyper_parameters: those of a checkpoint, or the options of a command.
         is_new: whether they are the options of a new run. Otherwise they are those of a checkpoint.
     """
-    hyper_parameters = with_current_names(hyper_parameters)
     if "model" not in hyper_parameters:
-        return hyper_parameters
+        return dict(hyper_parameters)
     pretrained, model_kwargs = hyper_parameters.get("pretrained") or False, hyper_parameters.get("model_kwargs")
     network = resolve_network(hyper_parameters["model"], pretrained, model_kwargs, is_new)
     return {**hyper_parameters, **network._asdict()}

@@ -95,7 +95,8 @@ def write_evaluation(task: Task, data: ResumableDataModule, split: str, folder: 
             images = data.loaders.splits[split]
             written.append(_draw_mistakes(evaluation.mistakes, images, data.class_names, folder / "mistakes.png"))
         if not written:
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # the user may keep files there
+                folder.rmdir()
     return written
 
 

@@ -79,8 +79,8 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
     )
     load_weights(model, {key: value for key, value in state.items() if key.startswith("model.")})
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
-    limits = run.get("limits") or run.get("options") or {}  # older checkpoints have the options alone
-    record = run_record(run, card, split_scores("val", row, task) if is_complete(limits, "val") else {})
+    is_val_complete = is_complete(run.get("limits") or {}, "val")
+    record = run_record(run, card, split_scores("val", row, task) if is_val_complete else {})
     size = card.get("cfg", {}).get("input_size") or cfg["input_size"]
     return write_folder(
         target,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from acmix_zoo.models.task_kinds import TaskKind
-from acmix_zoo.tasks.hyperparameters import resolve_hyperparameters, with_current_names
+from acmix_zoo.tasks.hyperparameters import resolve_hyperparameters
 from acmix_zoo.training.history import format_scores
 from acmix_zoo.training.option_rules import (
     Changes,
@@ -65,10 +65,9 @@ def read_recorded(checkpoint: Path) -> Recorded:
     run = (content.get("callbacks") or {}).get("RunFolder") or {}
     history = run.get("history") or []
     steps = int(content.get("global_step", 0))
-    hyper_parameters = with_current_names(content.get("hyper_parameters") or {})
-    options = run.get("options") or {f"model.{name}": value for name, value in hyper_parameters.items()}
+    hyper_parameters = dict(content.get("hyper_parameters") or {})
     return Recorded(
-        options=with_current_names(options, "model."),
+        options=run.get("options") or {f"model.{name}": value for name, value in hyper_parameters.items()},
         epochs=int(history[-1]["epoch"]) if history else 0,
         steps=steps,
         is_within_epoch=steps > (history[-1]["step"] if history else 0),
@@ -168,8 +167,7 @@ def finished_record(folder: Path, recorded: Recorded) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads((weights / "config.json").read_text(encoding="utf-8"))["acmix_zoo"]
-        # records of acmix_zoo 0.1.0 and earlier have no steps
-        is_last = record["steps"] == recorded.steps if "steps" in record else record["epochs"] == recorded.epochs
+        is_last = record["steps"] == recorded.steps
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return dict(record) if is_last and not recorded.is_within_epoch else None

@@ -126,7 +126,8 @@ def test_predict_without_a_recipe(run: Path, photos: Path, tmp_path: Path, capsy
         ),
         ([str(image), "--output=found"], "the following arguments are required: --model"),
         ([f"--model={run}"], "the following arguments are required: IMAGES"),
-        ([str(image), f"--model={run}", f"--config={run}"], "IMAGES and --model cannot be combined with --config"),
+        ([str(image), f"--model={run}", f"--config={run}"], "IMAGES, --model, --threshold and --output cannot"),
+        ([f"--config={run}", "--threshold=0.5"], "Use IMAGES --model MODEL, where MODEL may be a run folder"),
     ):
         with pytest.raises(SystemExit):
             main(["predict", *arguments])

@@ -258,6 +258,12 @@ def test_unknown_names_are_rejected(arguments: list[str], message: str, capsys: 
     assert error.startswith(f"acmix-zoo: error: {message}") and len(error.splitlines()) == 1
 
 
+def test_an_option_without_a_value_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["reproduce", "acmix_resnet_pico.fashion_mnist", "--config"])
+    assert "expected" in capsys.readouterr().err
+
+
 def test_converted_weights_cannot_be_reproduced(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = read_config(project / "weights")
     config["acmix_zoo"] = {"name": "w", "origin": "converted from w.pth"}

@@ -244,7 +244,7 @@ class TestExport:
     ) -> None:
         checkpoint: dict[str, Any] = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
         limits = {f"trainer.{k}": v for k, v in options.items()}
-        checkpoint["callbacks"]["RunFolder"] |= {"limits": {}, "options": limits}  # as in an older checkpoint
+        checkpoint["callbacks"]["RunFolder"] |= {"limits": limits}
         torch.save(checkpoint, tmp_path / "limited.ckpt")
         run_command(capsys, "export", tmp_path / "limited.ckpt", tmp_path / "w")
         assert bool(read_config(tmp_path / "w")["acmix_zoo"]["metrics"]) == is_recorded

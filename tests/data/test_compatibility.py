@@ -68,7 +68,9 @@ def test_other_batches_or_images_are_rejected_or_explained(tmp_path: Path, capsy
     run(tmp_path / "at.ckpt")
     printed = capsys.readouterr().out
     assert "data: data, 2 classes; images: train 24, val 8" in printed
-    assert "Warning: image files have changed since the checkpoint" in printed and "It was trained on data (" in printed
+    assert (
+        "Warning: image files have changed since the checkpoint" in printed and "which was trained on data (" in printed
+    )
     image.unlink()
     with pytest.raises(
         ValueError,

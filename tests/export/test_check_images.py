@@ -30,7 +30,11 @@ def test_a_folder_of_images_has_no_classes(tmp_path: Path) -> None:
     assert images.targets.tolist() == [-1, -1] and len(images.calibration) == 3
     (array,) = images.calibration_batches(lambda image: torch.zeros(3, 4, 4))
     assert isinstance(array, np.ndarray) and array.shape == (3, 3, 4, 4)
-    assert len(open_check_images(str(tmp_path / "photos" / "a.png"), ["x"], limit=2).readers) == 1
+    for name in ("a.png", "?.png", "[b]*"):
+        expected = 2 if name == "?.png" else 1
+        assert len(open_check_images(str(tmp_path / "photos" / name), ["x"], limit=2).readers) == expected
+    write_class_folders(tmp_path / "[1]", 2, "ab")
+    assert set(open_check_images(str(tmp_path / "[1]"), ["a", "b"], limit=4).targets.tolist()) == {0, 1}
 
 
 def test_class_folders_beside_a_stray_image_have_classes(tmp_path: Path) -> None:

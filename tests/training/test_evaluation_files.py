@@ -76,6 +76,15 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, capsys: pyt
     assert f"Warning: could not write to {tmp_path / 'test'}: File exists" in capsys.readouterr().out
 
 
+def test_files_of_the_user_in_the_folder_are_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/notes.txt").touch()
+    task = evaluated(evaluations={}, class_scores={})
+    data: Any = SimpleNamespace(class_names=NAMES, loaders=None)
+    assert write_evaluation(task, data, "test", tmp_path) == []
+    assert not capsys.readouterr().out and (tmp_path / "test/notes.txt").exists()
+
+
 def test_of_many_classes_the_worst_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"class{i}" for i in range(30)]
     scores = {"test": {"AP": {name: i / 30 for i, name in enumerate(names)}}}

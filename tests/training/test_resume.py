@@ -143,7 +143,7 @@ def test_missing_weights_are_written_again_with_the_original_command(runs_copy: 
     assert again["command"] == first["command"] and again["sha256"] == first["sha256"] and "changes" not in again
 
 
-# ---- the same in Python, and for checkpoints of older versions
+# ---- the same in Python
 
 
 def test_a_task_with_different_hyperparameters_is_not_resumed(runs: Path, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_task_with_different_hyperparameters_is_not_resumed(runs: Path, tmp_pa
     )
 
 
-def test_an_older_checkpoint_is_compared_by_its_hyperparameters(
+def test_a_checkpoint_without_options_is_compared_by_its_hyperparameters(
     runs_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     last = runs_copy / "stopped/checkpoints/last.ckpt"
@@ -168,22 +168,6 @@ def test_an_older_checkpoint_is_compared_by_its_hyperparameters(
     torch.save(content, last)
     assert main(resume_command(runs_copy, "stopped", model__lr=0.1)) == 1
     assert "was started with model.lr 0.001, but this command has model.lr 0.1" in capsys.readouterr().err
-
-
-def test_a_checkpoint_with_an_old_option_name_is_resumed(runs_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`base_batch_size` was once called `lr_batch`."""
-    last = runs_copy / "stopped/checkpoints/last.ckpt"
-    content = torch.load(last, weights_only=True)
-    for options, prefix in (
-        (content["callbacks"]["RunFolder"]["options"], "model."),
-        (content["hyper_parameters"], ""),
-    ):
-        del options[f"{prefix}base_batch_size"]
-        options[f"{prefix}lr_batch"] = 16
-    torch.save(content, last)
-    assert main(resume_command(runs_copy, "stopped")) == 1
-    assert "was started with model.base_batch_size 16, but this command has" in capsys.readouterr().err
-    assert main(resume_command(runs_copy, "stopped", model__base_batch_size=16)) == 0
 
 
 @pytest.mark.parametrize("beside", ["best", "a later best", "damaged", pytest.param("none", marks=pytest.mark.slow)])

@@ -92,7 +92,8 @@ class BoxSource(IndexedSource):
     """A data set of images with boxes. `load` returns an `AnnotatedImages` for each split that exists.
 
     Attributes:
-        category_ids: the number of each class in the annotation files, for predictions in COCO's format.
+        category_ids: the number of each class in the annotations, for predictions in COCO's format; from 1 if they
+            have only names.
         check: counts the boxes that cannot be used, once the splits have been loaded.
         split_advice: how to add a split, with {split} for its name.
     """
@@ -119,7 +120,7 @@ class BoxSource(IndexedSource):
             reason += "the mark where it is wrong. "
             raise ValueError(
                 f"{self.name}: the training images have no usable boxes. Expected some. {reason * bool(crowds)}"
-                f"{self.check.summary()}".strip()
+                f"{self.check.summary()}. {self.check.advice()}".strip(" .")
             )
         if max(objects.boxes.max(initial=0) for objects in train.objects) <= _NORMALISED:
             raise ValueError(

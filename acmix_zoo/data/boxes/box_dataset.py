@@ -1,8 +1,8 @@
-"""`BoxDataset`: images with boxes as a PyTorch dataset that returns whole batches."""
+"""`BoxDataset`: images with boxes as a PyTorch dataset that returns whole batches, and their loaders."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor
 
 from acmix_zoo.data.boxes.annotated_images import AnnotatedImages
 from acmix_zoo.data.boxes.box_augment import BoxAugment, Target, trainable_target
+from acmix_zoo.data.boxes.box_summary import summarize_boxes
 from acmix_zoo.data.boxes.objects import make_objects
 from acmix_zoo.data.example_dataset import ExampleDataset, Numbered
+from acmix_zoo.data.indexed_loaders import IndexedLoaders
+from acmix_zoo.data.inspection import Inspection
 
 _BLANK_SIDE = 32  # pixels
 
@@ -63,3 +66,18 @@ class BoxDataset(ExampleDataset[tuple[Tensor, Target]]):
                 trainable_target(target) if self.training else {**target, "image": torch.tensor(number)}
             )
         return batch
+
+
+class BoxLoaders(IndexedLoaders):
+    """Loaders of a `BoxSource`. The augmentation in their options is a `BoxAugment`.
+
+    Attributes:
+        evaluation_size: maximum lengths of the shorter and the longer side of an image in evaluation, for the summary;
+            None if they are not known.
+    """
+
+    dataset_class = BoxDataset
+    evaluation_size: tuple[int, int] | None = None
+
+    def summary(self, inspections: Mapping[str, Inspection], is_brief: bool = False) -> str:
+        return summarize_boxes(self.source, self.splits, inspections, self.evaluation_size, is_brief)

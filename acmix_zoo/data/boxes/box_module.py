@@ -11,8 +11,7 @@ from torchvision.transforms.v2.functional import resize
 
 from acmix_zoo.data.augment import Pixels
 from acmix_zoo.data.boxes.box_augment import BoxAugment, scaled_size
-from acmix_zoo.data.boxes.box_dataset import BoxBatch, BoxDataset
-from acmix_zoo.data.boxes.box_loaders import BoxLoaders
+from acmix_zoo.data.boxes.box_dataset import BoxBatch, BoxDataset, BoxLoaders
 from acmix_zoo.data.boxes.open_boxes import SOURCE_KINDS, open_box_source
 from acmix_zoo.data.options import channel_stats, check_probabilities, check_shared_options
 from acmix_zoo.data.resumable import ResumableDataModule
@@ -57,7 +56,7 @@ class BoxDataModule(ResumableDataModule):
         seed: seed of the validation split, the order and the augmentation.
 
     Attributes:
-        category_ids: the number of each class in the annotation files.
+        category_ids: the number of each class in the annotations; from 1 if they have only names.
 
     Raises:
         FileNotFoundError: there is no such source.

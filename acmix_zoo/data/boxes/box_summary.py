@@ -10,11 +10,10 @@ import numpy as np
 from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource
 from acmix_zoo.data.boxes.box_augment import scaled_size
 from acmix_zoo.data.boxes.objects import Objects
-from acmix_zoo.data.duplicates import duplicate_warnings
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.sources.base import IndexedSource
-from acmix_zoo.data.splits import Split, is_val_split_off, unreadable_message
-from acmix_zoo.data.summary import pixel_values
+from acmix_zoo.data.splits import Split
+from acmix_zoo.data.summary import file_notes, split_notes
 from acmix_zoo.data.wording import count_noun, first_few
 
 _TABLE_CLASSES = 20  # a data set with more classes gets no table
@@ -42,10 +41,7 @@ def summarize_boxes(
     images = ", ".join(f"{name} {split.size:,}" for name, split in ordered.items())
     boxes = ", ".join(f"{name} {count.sum():,}" for name, count in counts.items())
     lines = [f"data: {source.name}, {len(names)} classes; images: {images}; boxes: {boxes}"]
-    if "test" in splits and "test" not in source.splits:
-        lines.append("  test is the validation split of the source (data.validation_as_test)")
-    if is_val_split_off(source, splits):
-        lines.append("  val was split off from train (data.val_fraction)")
+    lines += split_notes(source, splits)
     if len(names) <= _TABLE_CLASSES:
         width = max(map(len, ("boxes of class", *names)))
         lines.append("  " + "boxes of class".ljust(width) + "".join(f"{split:>9}" for split in counts))
@@ -60,12 +56,9 @@ def summarize_boxes(
         _crowds(ordered),
         _images_without_boxes(ordered),
         f"train has no box of {first_few(missing)}" if missing else "",
-        *duplicate_warnings(files),
-        *source.remarks,
     ]
-    lines += [f"  {remark}" for remark in [*remarks, *pixel_values(inspections, is_brief)] if remark]
-    lines += [f"  {unreadable_message(name, found)}" for name, found in inspections.items() if found.problems]
-    return "\n".join(lines)
+    lines += [f"  {remark}" for remark in remarks if remark]
+    return "\n".join([*lines, *file_notes(source, files, inspections, is_brief)])
 
 
 def _boxes_per_class(split: Split, classes: int) -> np.ndarray:

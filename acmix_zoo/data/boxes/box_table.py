@@ -75,7 +75,9 @@ class BoxTable(BoxSource):
             values = {value for row in cells for value in _field(row[_COLUMN], self.class_field)}
             self.classes = number_classes(values, f"{_COLUMN}.{self.class_field}", shards.class_names())
         self.class_names = self.classes.names
-        self.category_ids = tuple(range(1, len(self.class_names) + 1))
+        in_table = tuple(self.classes.numbers or range(len(self.class_names)))  # a type with class names counts from 0
+        has_numbers = all(isinstance(value, int) for value in in_table)
+        self.category_ids = in_table if has_numbers else tuple(range(1, len(in_table) + 1))
 
     def load(self) -> dict[str, Images]:
         import datasets

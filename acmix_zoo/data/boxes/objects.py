@@ -83,6 +83,7 @@ class BoxCheck:
         "outside their image",
         "of unknown images",
         "without coordinates",
+        "without a mask",
     )
     _CLIPPED = "clipped to their image"
 
@@ -116,6 +117,10 @@ class BoxCheck:
         has_area = np.asarray(has_numbers & (boxes[:, 2:] > boxes[:, :2]).all(1))
         self.count("without area", image, int((has_numbers & ~has_area).sum()))
         kept = objects.select(has_area)
+        if kept.masks is not None:  # a detector would learn that the object is background
+            has_mask = kept.is_crowd | (mask_areas(kept.masks) > 0)
+            self.count("without a mask", image, int((~has_mask).sum()))
+            kept = kept.select(has_mask)
         if size is None or not len(kept.boxes):
             return kept
         clipped, is_inside = clip_boxes(kept.boxes, size)
@@ -131,6 +136,10 @@ class BoxCheck:
         if self.counts[self._CLIPPED]:
             lines.append(self._part(self._CLIPPED))
         return f"boxes: {'; '.join(lines)}" if lines else ""
+
+    def advice(self) -> str:
+        """Return what to do if no box is usable, as far as the reason is known."""
+        return "Set data.masks to false if there are no masks" if self.counts["without a mask"] else ""
 
     def _part(self, kind: str) -> str:
         """Return the number of boxes of a kind and the first images with them: "3 without area (in a.png)"."""

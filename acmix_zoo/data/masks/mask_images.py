@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from acmix_zoo.data.formats import open_formats
-from acmix_zoo.data.images import UnreadableImage
+from acmix_zoo.data.images import UnreadableImage, upright
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.masks.mask_classes import VOID, MaskClasses
 from acmix_zoo.data.sources.base import IndexedSource
@@ -67,7 +67,7 @@ class MaskImages(Images):
             source = self.masks.encoded_image(index) if isinstance(self.masks, TableImages) else name
             with _open(source) as file:
                 file.load()
-                mask = file.copy()
+                mask = upright(file).copy()
         except Exception as error:  # broken bytes raise almost any exception
             if isinstance(error, MemoryError):
                 raise

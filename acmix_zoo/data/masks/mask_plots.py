@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from acmix_zoo.data.contact_sheet import font_for, shorten
 from acmix_zoo.data.masks.mask_classes import VOID, default_palette, palette_image
 
 _WIDTH = 320  # pixels of a column
@@ -70,5 +71,5 @@ def _legend(class_names: Sequence[str], width: int) -> Image.Image:
     for number, (name, colour) in enumerate(zip(class_names, default_palette(len(class_names)), strict=True)):
         left, top = number % columns * step, number // columns * (_LINE + 2) + 4
         draw.rectangle((left + 2, top, left + 14, top + 12), fill=colour, outline="black")
-        draw.text((left + 18, top), name[:20].encode("latin-1", "replace").decode("latin-1"), fill="black")
+        draw.text((left + 18, top), shorten(name, step - 22), "black", font_for(name))
     return picture

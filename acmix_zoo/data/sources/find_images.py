@@ -11,7 +11,7 @@ from typing import NamedTuple
 from acmix_zoo.data.formats import is_hidden, is_image_name, is_unsupported_image, skip_advice
 from acmix_zoo.data.wording import count_noun, first_few
 
-HIDDEN, PARENT_LINK, REPEATED, RUNS = "hidden", "link to a parent folder", "repeated", "runs"
+HIDDEN, PARENT_LINK, REPEATED, RUNS = REASONS = "hidden", "link to a parent folder", "repeated", "runs"
 """Reasons for skipping a file, see `Walk`."""
 
 
@@ -171,7 +171,7 @@ class _Walker:
 
 def skip_remarks(walk: Walk, root: str | Path) -> list[str]:
     """Return one line for each kind of file that was skipped, starting with those that may be images."""
-    extensions = sorted(set(walk.skipped) - {HIDDEN, PARENT_LINK, REPEATED, RUNS})
+    extensions = sorted(set(walk.skipped).difference(REASONS))
     first = {reason: f" (first: {os.path.relpath(path, root)})" for reason, path in walk.examples.items()}
     lines = [
         f"skipped {count_files(walk.skipped[extension], extension)}{first[extension]}: {skip_advice(extension)}"
@@ -199,8 +199,12 @@ def count_files(count: int, extension: str) -> str:
 
 
 def is_run(folder: str | Path) -> bool:
-    """Return whether a folder is that of a training run."""
-    return os.path.isdir(os.path.join(folder, "checkpoints")) and os.path.isfile(os.path.join(folder, "config.yaml"))
+    """Return whether a folder is that of a training run. A run that a Python program trained has no config.yaml."""
+    checkpoints = os.path.join(folder, "checkpoints")
+    if not os.path.isdir(checkpoints):
+        return False
+    is_of_command = os.path.isfile(os.path.join(folder, "config.yaml"))
+    return is_of_command or any(name.endswith(".ckpt") for name in os.listdir(checkpoints))
 
 
 def holds_runs(folder: str | Path) -> bool:

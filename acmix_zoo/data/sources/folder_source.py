@@ -15,7 +15,7 @@ from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.find_images import (
     HIDDEN,
     PARENT_LINK,
-    REPEATED,
+    REASONS,
     RUNS,
     Walk,
     count_files,
@@ -248,7 +248,7 @@ class FolderSource(IndexedSource):
 def _list_contents(folder: Path) -> str:
     """Return a list, in parentheses, of the files in a class folder that has no image."""
     skipped = walk_folders([folder]).skipped
-    kinds = [kind for kind in sorted(skipped) if kind not in (HIDDEN, PARENT_LINK, REPEATED)]
+    kinds = [kind for kind in sorted(skipped) if kind not in REASONS]
     words = [
         count_files(skipped[extension], extension)
         + (f": {skip_advice(extension)}" if is_unsupported_image(extension) else "")

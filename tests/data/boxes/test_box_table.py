@@ -64,7 +64,7 @@ def test_declared_classes_and_coco_boxes(folder: Path) -> None:
         {"bbox": [], "category": [], "area": []},
     ]
     source = BoxTable(str(write_table(folder, cells)))
-    assert source.class_names == ("mask", "glove")
+    assert (source.class_names, source.category_ids) == (("mask", "glove"), (0, 1))
     first, second = annotated(source).objects
     assert first.boxes.tolist() == [[4, 5, 14, 25], [0, 0, 9, 9]] and first.classes.tolist() == [1, 0]
     assert first.areas.tolist() == [150, 81]
@@ -123,7 +123,8 @@ def test_undeclared_classes_are_those_of_the_training_split(folder: Path, value:
     write_table(folder, [{"bbox": [[0, 0, 9, 9]] * 2, "category": labels[::-1]}], value)
     write_table(folder, [{"bbox": [[0, 0, 9, 9]] * 2, "category": ["cow" if is_text else 4, labels[1]]}], value, "test")
     source = BoxTable(str(folder))
-    assert source.class_names == (("cat", "dog") if is_text else ("3", "5"))
+    expected = (("cat", "dog"), (1, 2)) if is_text else (("3", "5"), (3, 5))
+    assert (source.class_names, source.category_ids) == expected
     assert annotated(source).objects[0].classes.tolist() == [1, 0]
     assert annotated(source, "test").objects[0].classes.tolist() == [1]
     assert f"left out 1 of unknown classes {'cow' if is_text else 4} (in table/test[0])" in source.check.summary()

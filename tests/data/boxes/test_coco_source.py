@@ -87,12 +87,12 @@ def test_masks(tmp_path: Path) -> None:
     outline = [[4, 5, 14, 5, 14, 25, 4, 25]]
     counts = [0, 48 * 2, 48 * 62]  # column by column: the first two columns of the image
     rle = {"size": [48, 64], "counts": counts}
-    extra = [annotation(segmentation=outline), annotation(segmentation=rle, iscrowd=1), annotation(segmentation=[])]
+    extra = [annotation(segmentation=outline), annotation(segmentation=rle, iscrowd=1)]
     images = annotated(CocoSource(str(write_coco_split(tmp_path, "train2017", 1, annotations=extra)), has_masks=True))
-    masks = decode_masks(images.objects[0].masks or [], 48, 64)[-3:]
-    assert masks.shape == (3, 48, 64) and masks.sum((1, 2)).tolist() == [200, 96, 0]
+    masks = decode_masks(images.objects[0].masks or [], 48, 64)[-2:]
+    assert masks.shape == (2, 48, 64) and masks.sum((1, 2)).tolist() == [200, 96]
     assert masks[0, 5:25, 4:14].all() and masks[1, :, :2].all()
-    assert images.objects[0].is_crowd.tolist()[-3:] == [False, True, False]
+    assert images.objects[0].is_crowd.tolist()[-2:] == [False, True]
 
 
 def test_masks_need_the_size_of_their_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +239,21 @@ def test_unreadable_masks_are_named(tmp_path: Path, segmentation: Any) -> None:
         ValueError, match=r"train2017\.json: the annotation of id 900 \(of 000000\.png\) has .* Expected polyg"
     ):
         source.load()
+
+
+def test_objects_without_a_mask_are_left_out(tmp_path: Path) -> None:
+    """Otherwise, the mask head would learn that they are background. Crowds are not trained on."""
+    square = [[4, 5, 14, 5, 14, 25, 4, 25]]
+    kinds: list[dict[str, Any]] = [{"segmentation": square}, {"segmentation": []}, {"segmentation": [[1, 2, 3, 4]]}]
+    boxes = [annotation(**kind) for kind in kinds] + [annotation(segmentation=[], iscrowd=1)]
+    source = CocoSource(str(write_coco_split(tmp_path, "train2017", 1, annotations=boxes)), has_masks=True)
+    source._contents["train"]["annotations"] = boxes  # without those of the squares
+    assert len(annotated(source).objects[0].boxes) == 2
+    assert source.check.summary() == "boxes: left out 2 without a mask (in 000000.png)"
+    source = CocoSource(str(tmp_path), has_masks=True)
+    source._contents["train"]["annotations"] = boxes[1:3]
+    with pytest.raises(ValueError, match=r"no usable boxes\. .* left out 2 without a mask .*Set data\.masks to false"):
+        source.splits  # noqa: B018
 
 
 def test_sizes_may_be_floating_point_numbers(tmp_path: Path) -> None:

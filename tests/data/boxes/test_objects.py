@@ -61,19 +61,20 @@ def test_the_size_of_an_image_may_be_unknown() -> None:
 
 
 def test_all_fields_follow_the_boxes() -> None:
+    masks = [encode_mask([[0, 0, side, 0, side, side]], 20, 20) for side in (4, 9)]
     objects = Objects(
         np.array([[0, 0, 0, 0], [1, 1, 9, 9]], np.float32),
         np.array([4, 5]),
         np.array([True, False]),
         np.array([1, 2], np.float32),
-        ["first", "second"],
+        masks,
     )
     kept = BoxCheck().clean(objects, SIZE, "a")
     assert (kept.classes.tolist(), kept.is_crowd.tolist(), kept.areas.tolist(), kept.masks) == (
         [5],
         [False],
         [2],
-        ["second"],
+        masks[1:],
     )
 
 

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -79,6 +80,12 @@ def test_validation_images_of_pascal_voc_are_not_trained_on(folder: Path) -> Non
         make_data(root)
 
 
+def test_validation_masks_as_test_are_stated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(folder / "images/test")
+    make_data(folder, validation_as_test=True, val_fraction=0.25).setup("fit")
+    assert "test is the validation split of the source (data.validation_as_test)" in capsys.readouterr().out
+
+
 def test_splits_without_masks_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(folder / "masks/val")
     shutil.rmtree(folder / "images/test")
@@ -127,3 +134,17 @@ def test_a_mask_belongs_to_one_image_and_an_image_has_one_mask(folder: Path) -> 
     shutil.copy(image, image.with_name("0_L.png"))
     data = make_data(folder)
     assert sizes(data)["train"] == 4 and "skipped 1 train image without a mask: " in str(data.loaders.source.remarks)
+
+
+def test_the_orientation_of_a_mask_is_applied_as_that_of_its_image(folder: Path) -> None:
+    """A tool may copy the tags of a photograph to its mask."""
+    tags = Image.Exif()
+    tags[0x0112] = 6  # turned by 90 degrees
+    before = make_data(folder).splits["train"].images.pair(0)
+    for kind in ("images", "masks"):
+        path = next((folder / kind / "train").iterdir()).parent / "0.png"
+        with Image.open(path) as image:
+            image.save(path, exif=tags)
+    turned = make_data(folder).splits["train"].images.pair(0)
+    assert (np.asarray(turned.image) == np.rot90(np.asarray(before.image), -1)).all()
+    assert (turned.mask == np.rot90(before.mask, -1)).all()

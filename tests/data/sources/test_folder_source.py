@@ -299,13 +299,22 @@ def test_training_runs_are_neither_classes_nor_images(tmp_path: Path) -> None:
     """A run of `acmix-zoo train .` is written into runs/ of the images, with pictures of its own."""
     root = write_files(tmp_path / "photos", *FILES)
     before = open_source(root)
-    for run in ("runs/photos", "mine", "cat/earlier"):
+    for run in ("runs/photos", "mine", "cat/earlier", "of_a_program"):
         (root / run / "checkpoints").mkdir(parents=True)
-        (root / run / "config.yaml").touch()
+        (root / run / ("checkpoints/last.ckpt" if run == "of_a_program" else "config.yaml")).touch()
         write_image(root / run / "curves.png")
     write_image(root / "runs/other/learning_rate.png")
     source = open_source(root)
     assert paths_by_class(source) == BY_CLASS and source.fingerprint() == before.fingerprint()  # type: ignore[attr-defined]
-    assert source.remarks == ["skipped folders of training runs: 3 (first: cat/earlier)"]
+    assert source.remarks == ["skipped folders of training runs: 4 (first: cat/earlier)"]
     write_image(root / "runs/1.png")
     assert "runs" in open_source(root).class_names
+
+
+def test_a_class_folder_with_nothing_but_a_run_has_no_images(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "photos", *FILES)
+    (root / "bird/earlier/checkpoints").mkdir(parents=True)
+    (root / "bird/earlier/config.yaml").touch()
+    with pytest.raises(ValueError, match="bird") as error:
+        open_source(root)
+    assert "runs file" not in str(error.value)
