@@ -24,7 +24,6 @@ PUBLIC = {
         "ImageDataModule",
         "MaskDataModule",
         "UnreadableImage",
-        "export_folder",
         "load_image",
         "open_source",
     ],

@@ -17,6 +17,7 @@ from acmix_zoo.explain.path_outputs import acmix_layers
 from acmix_zoo.explain.pixel_attention import Pixel, PixelAttention
 from acmix_zoo.weights.class_names import class_names
 from acmix_zoo.weights.classifier import load_classifier
+from acmix_zoo.weights.description import read_config
 from acmix_zoo.weights.shipped import shipped_classifiers
 
 Place = tuple[float, float]
@@ -113,6 +114,7 @@ def shipped_examples() -> list[Image.Image]:
     images: dict[bytes, Image.Image] = {}
     for folder in shipped_classifiers().values():
         batch = safetensors.torch.load_file(folder / "test" / "example.safetensors")["input"]  # (B, C, H, W)
-        for picture in without_normalisation(batch, load_network(str(folder)).model):
+        cfg = read_config(folder)["pretrained_cfg"]
+        for picture in without_normalisation(batch, cfg["mean"], cfg["std"]):
             images.setdefault(picture.tobytes(), Image.fromarray(picture))
     return list(images.values())

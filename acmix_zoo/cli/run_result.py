@@ -45,7 +45,7 @@ def print_next_commands(task: TaskKind, folder: Path, data: ResumableDataModule,
         data: its data, one image of which serves as an example.
         source: the data set as given.
     """
-    image, run = data.example_file() or "IMAGE", shlex.quote(str(folder))
+    image, run = data.loaders.example_file() or "IMAGE", shlex.quote(str(folder))
     if task is CLASSIFICATION:
         example = shlex.quote(image)
         commands = [

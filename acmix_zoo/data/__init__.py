@@ -5,14 +5,12 @@
 - `BoxDataModule`: the same for images with boxes, for detection and instance segmentation
 - `open_source`: the images and labels of a folder, table, archive or data set
 - `load_image`: one image file as an 8-bit RGB image; raises `UnreadableImage` if it cannot be read
-- `export_folder`: write the images of a source as class folders
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from acmix_zoo.data.export_folder import export_folder
 from acmix_zoo.data.images import UnreadableImage, load_image
 from acmix_zoo.data.sources.open import open_source
 
@@ -26,7 +24,6 @@ __all__ = [
     "ImageDataModule",
     "MaskDataModule",
     "UnreadableImage",
-    "export_folder",
     "load_image",
     "open_source",
 ]

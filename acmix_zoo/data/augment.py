@@ -45,6 +45,11 @@ class Pixels:
     interpolation: str
     crop_pct: float
 
+    def config(self) -> dict[str, Any]:
+        """Return all but the size as fields of timm's pretrained_cfg."""
+        names = ("mean", "std", "interpolation", "crop_pct")
+        return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
+
     def eval_transform(self, normalize: bool = True) -> Callable[[Any], Tensor]:
         """Return timm's resize and centre crop: PIL image → (3, S, S), float32, or uint8 without `normalize`."""
         transform: Callable[[Any], Tensor] = create_transform(

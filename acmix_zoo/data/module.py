@@ -145,7 +145,7 @@ class ImageDataModule(ResumableDataModule):
         check_mixing(mixup=mixup, cutmix=cutmix)
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct={crop_pct} is not a fraction of the image. Use a number above 0, up to 1")
-        self.mean, self.std = channel_stats(mean, std)
+        stats = channel_stats(mean, std)
         self.batch_size, self.num_workers, self.max_unreadable = batch_size, num_workers, max_unreadable
         self.seed, self.predict, self.label_column = seed, predict, label_column
         if classes_file and not streaming:
@@ -166,8 +166,7 @@ class ImageDataModule(ResumableDataModule):
         self.validation_as_test = validation_as_test
         if crop_pct is None:
             crop_pct = 1.0 if image_size <= 64 else 0.875
-        self.interpolation, self.crop_pct = interpolation, crop_pct
-        self.pixels = Pixels(image_size, self.mean, self.std, interpolation, self.crop_pct)
+        self.pixels = Pixels(image_size, *stats, interpolation, crop_pct)
         self.augment = Augment(
             self.pixels,
             augment,
@@ -210,13 +209,6 @@ class ImageDataModule(ResumableDataModule):
         """Return what the record of a run states about its data, with the class column if it was given."""
         description = super().describe()
         return {**description, "label_column": self.label_column} if self.label_column else description
-
-    def preprocessing(self) -> dict[str, Any]:
-        """Return size, normalisation and interpolation of the images, as fields of timm's pretrained_cfg."""
-        return {
-            "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std),
-            "interpolation": self.interpolation, "crop_pct": self.crop_pct,
-        }  # fmt: skip
 
     @classmethod
     def for_weights(cls, source: str, config: Mapping[str, Any]) -> ImageDataModule:

@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from acmix_zoo.data.augment import Pixels
 from acmix_zoo.data.compatibility import check_validation, compare_batches, compare_classes, compare_data
 from acmix_zoo.data.indexed_loaders import make_eval_loader
 from acmix_zoo.data.inspection import Inspection
@@ -33,13 +34,14 @@ class ResumableDataModule(L.LightningDataModule):
     a tensor (B, C, H, W), or a list of images of different sizes. What follows depends on the task.
 
     The name of a subclass has to end in `DataModule`, because Lightning stores its state in checkpoints under that
-    name. A subclass sets the attributes below and implements `preprocessing` and `for_weights`.
+    name. A subclass sets the attributes below and implements `for_weights`.
 
     Attributes:
         expected_source: what a source is, in words, for the error about a missing one.
         loaders: the loaders of the source, indexed or streamed.
         batch_size: number of images per step and process.
         num_workers: number of processes that load images.
+        pixels: normalisation and interpolation of images.
         augment: the augmentation of training images.
         seed: seed of the order and the augmentation.
         max_unreadable: number of unreadable images to skip per process.
@@ -56,6 +58,7 @@ class ResumableDataModule(L.LightningDataModule):
     loaders: Loaders
     batch_size: int
     num_workers: int
+    pixels: Pixels
     augment: Any
     seed: int
     max_unreadable: int
@@ -72,9 +75,9 @@ class ResumableDataModule(L.LightningDataModule):
         self._checked_splits: set[str] = set()
         self._card: dict[str, Any] | None = None
 
-    @abstractmethod
     def preprocessing(self) -> dict[str, Any]:
         """Return how images become inputs, as fields of timm's pretrained_cfg: input_size, mean, std, …."""
+        return {"input_size": list(self.input_size), **self.pixels.config()}
 
     @classmethod
     @abstractmethod
@@ -109,10 +112,6 @@ class ResumableDataModule(L.LightningDataModule):
         if val_split := self.loaders.val_split():
             description["val_split"] = val_split
         return {**description, "validation_as_test": True} if self.validation_as_test else description
-
-    def example_file(self) -> str | None:
-        """Return the path of an image that was not trained on, or None if there is no such file."""
-        return self.loaders.example_file()
 
     def describe_size(self) -> str:
         """Return what size training images have, in words."""

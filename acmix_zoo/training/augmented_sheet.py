@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from PIL import Image
 
 from acmix_zoo.data.contact_sheet import write_contact_sheet
+from acmix_zoo.data.prepared_image import without_normalisation
 from acmix_zoo.data.resumable import ResumableDataModule
 from acmix_zoo.tasks import Task
+from acmix_zoo.training.evaluation_files import warn_of_failure
 
 _MOST_IMAGES = 24
 
@@ -27,16 +28,12 @@ def write_augmented(trainer: L.Trainer, module: L.LightningModule, batch: Any, p
     data = getattr(trainer, "datamodule", None)
     if not (isinstance(module, Task) and isinstance(data, ResumableDataModule)):
         return
-    preprocessing = data.preprocessing()
-    mean, std = (torch.tensor(preprocessing[name]).view(-1, 1, 1) for name in ("mean", "std"))
     pictures, titles = [], []
-    for number, image in enumerate(batch[0][:_MOST_IMAGES]):
-        pixels = (image.detach().float().cpu() * std + mean).clamp(0, 1).mul(255).round().byte()  # (3, H, W)
-        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        target = module.show_target(picture, batch, number, data.class_names)
-        pictures.append(target.picture)
-        titles.append(target.title)
-    try:
+    with warn_of_failure(path):
+        for number, image in enumerate(batch[0][:_MOST_IMAGES]):
+            normalised = image.detach().float().cpu()[None]  # (1, 3, H, W)
+            (picture,) = without_normalisation(normalised, data.pixels.mean, data.pixels.std)
+            target = module.show_target(Image.fromarray(picture), batch, number, data.class_names)
+            pictures.append(target.picture)
+            titles.append(target.title)
         write_contact_sheet(path, pictures, titles)
-    except OSError as error:
-        print(f"Warning: could not write {path}: {error.strerror or error}. Training continues", flush=True)

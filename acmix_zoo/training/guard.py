@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L
 import torch
@@ -12,6 +12,9 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from acmix_zoo.training.signals import Signals
+
+if TYPE_CHECKING:
+    from acmix_zoo.training.run import RunFolder
 
 _ADVICE = "To avoid this, start a new run with a lower model.lr, a longer model.warmup_epochs"
 
@@ -34,20 +37,6 @@ class Step(NamedTuple):
     loss: Tensor | None = None
 
 
-class Run(Protocol):
-    """What the error of a `LossGuard` states about the run.
-
-    Attributes:
-        folder: the run folder, where the batch is saved.
-        resume_message: a sentence that says how to resume the run.
-    """
-
-    folder: Path
-
-    @property
-    def resume_message(self) -> str: ...
-
-
 class LossGuard:
     """Raises NotFinite in all processes of a run if the loss of any of them is NaN or infinite.
 
@@ -63,7 +52,7 @@ class LossGuard:
         """Note the batch that the next loss belongs to."""
         self._step = Step(batch, number)
 
-    def check(self, run: Run, trainer: L.Trainer, loss: Tensor, signals: Signals) -> int:
+    def check(self, run: RunFolder, trainer: L.Trainer, loss: Tensor, signals: Signals) -> int:
         """Check the loss of this step (on a GPU, of the previous one) together with the other processes.
 
         Returns:
@@ -77,13 +66,13 @@ class LossGuard:
             self._unchecked = step
         return number
 
-    def check_last(self, run: Run, trainer: L.Trainer, signals: Signals) -> None:
+    def check_last(self, run: RunFolder, trainer: L.Trainer, signals: Signals) -> None:
         """Check the loss that `check` has not checked yet, if there is one."""
         if any(signals.flush_pending()[1:]):
             raise _loss_error(run, trainer, self._unchecked, are_weights_changed=True)
 
 
-def _loss_error(run: Run, trainer: L.Trainer, step: Step, are_weights_changed: bool) -> NotFinite:
+def _loss_error(run: RunFolder, trainer: L.Trainer, step: Step, are_weights_changed: bool) -> NotFinite:
     """Return the error for a loss that is NaN or infinite in any process. If it is this one, save the batch.
 
     Args:

@@ -16,11 +16,12 @@ pytest.importorskip("lightning")
 import lightning as L
 from support.commands import run_command
 from support.hub_server import Hub
+from support.image_data import write_digits
 from support.weight_folders import ROOT, SHIPPED
 
 from acmix_zoo import create_model
 from acmix_zoo.cli.main import main
-from acmix_zoo.data import ImageDataModule, export_folder
+from acmix_zoo.data import ImageDataModule
 from acmix_zoo.data.indexed_loaders import IndexedLoaders
 from acmix_zoo.data.splits import Split
 from acmix_zoo.tasks import ClassificationTask
@@ -60,7 +61,7 @@ class TestVerify:
         (folder / "config.json").write_text(config.replace('"test": 10000', '"test": 500'))
         out = run_command(capsys, "verify", folder, "--data", fashion_mnist, code=1)
         assert "not verified: test top1: 9" in out and "% measured, 93.02 % recorded" in out
-        export_folder("digits", tmp_path / "photos", per_class={"train": 3})
+        write_digits(tmp_path / "photos", train=3)
         assert "the classes of" in run_command(capsys, "verify", SHIPPED, "--data", tmp_path / "photos", code=1)
         for folder_of_class in list((tmp_path / "photos").glob("*/9")):
             shutil.rmtree(folder_of_class)
@@ -135,7 +136,7 @@ class TestConvert:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an unfinished run of two epochs with averaged weights. It has checkpoints, but no weights/."""
     folder = tmp_path_factory.mktemp("export")
-    export_folder("digits", folder / "photos", per_class={"train": 8})
+    write_digits(folder / "photos", train=8)
     data = ImageDataModule(
         str(folder / "photos"), image_size=32, batch_size=16, val_fraction=0.25, mean=(0.5, 0.5, 0.5)
     )
@@ -152,7 +153,7 @@ class TestPushAfterTraining:
     """`--run.push_to` publishes the weights. The run succeeds even if the Hub fails."""
 
     def fit(self, folder: Path, *more: str) -> int:
-        export_folder("digits", folder / "photos", per_class={"train": 8})
+        write_digits(folder / "photos", train=8)
         options = {
             "config": ROOT / "recipes" / "finetune" / "folder.yaml", "data.source": folder / "photos",
             "run.folder": folder / "run", "trainer.max_epochs": 1, "trainer.accelerator": "cpu",

@@ -15,14 +15,15 @@ from support.image_data import QUIET, Recorder, make_data_module, write_class_fo
 from torch import Tensor
 
 from acmix_zoo.data import ImageDataModule, UnreadableImage
+from acmix_zoo.data.augment import Pixels
 from acmix_zoo.data.splits import UnusableImages
 
 
 def test_everything_the_model_needs_is_known_before_setup(fashion_mnist: str) -> None:
     data = ImageDataModule(fashion_mnist, image_size=32, mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4))
     assert (data.num_classes, data.class_names[9], data.input_size) == (10, "Ankle boot", (3, 32, 32))
-    assert (data.mean, data.std, data.interpolation, data.crop_pct) == ((0.3,) * 3, (0.4,) * 3, "bicubic", 1.0)
-    assert ImageDataModule("digits").crop_pct == 0.875
+    assert data.pixels == Pixels(data.input_size[1], (0.3,) * 3, (0.4,) * 3, "bicubic", 1.0)
+    assert ImageDataModule("digits").pixels.crop_pct == 0.875
     described = data.describe()
     assert described.pop("source") in ("Debian package dataset-fashion-mnist", "files in ACMIX_DATA")
     assert described.pop("fingerprint") == ImageDataModule(fashion_mnist, image_size=32).describe()["fingerprint"]

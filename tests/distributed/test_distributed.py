@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from support.box_data import write_coco
+from support.image_data import write_digits
 from support.processes import MESH, PLAIN, PYTHON, Process, command, differences, fit, largest_difference, run, torchrun
 from support.streams import write_shards
 from support.tasks import DETECTION, SEGMENTATION, write_masked_images
 
-from acmix_zoo.data import export_folder
 from acmix_zoo.models.task_kinds import TASK_KINDS
 from acmix_zoo.weights import check_folder
 
@@ -118,7 +118,7 @@ def test_throughput_is_reported(tmp_path: Path, figure: Figure) -> None:
 
 def test_a_damaged_image_gives_one_warning(tmp_path: Path, figure: Figure) -> None:
     """The check before the run does not find the damage. Two workers read the image in three epochs."""
-    folder = export_folder("digits", tmp_path / "digits", per_class={"train": 40, "val": 8})
+    folder = write_digits(tmp_path / "digits", train=40, val=8)
     damaged = sorted(folder.glob("train/7/*.png"))[3]
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 0xFF

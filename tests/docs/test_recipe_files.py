@@ -14,11 +14,11 @@ import yaml
 from PIL import Image
 from support.box_data import write_coco
 from support.documents import ROOT
+from support.image_data import write_digits
 from support.tasks import write_masked_images
 
 from acmix_zoo import create_model
 from acmix_zoo.cli.main import main
-from acmix_zoo.data import export_folder
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.models.published import is_reconstruction, published
 from acmix_zoo.scaling.machines import GPUS
@@ -86,7 +86,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write train/ with class folders of small PNG files, from which validation images are split off."""
-    return export_folder("digits", tmp_path_factory.mktemp("images") / "digits", per_class={"train": 12})
+    return write_digits(tmp_path_factory.mktemp("images") / "digits", train=12)
 
 
 @quick_and_slow_recipes

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor, nn
 
-from acmix_zoo.data import ImageDataModule
+from acmix_zoo.data import ImageDataModule, open_source
 
 
 def write_image(path: Path, value: int = 128) -> None:
@@ -45,6 +46,25 @@ def write_class_folders(root: Path, count: int = 6, classes: str = "ab", split: 
         (root / split / name).mkdir(parents=True)
         for number in range(count):
             Image.new("L", (20, 16), 100 * label + number).save(root / split / name / f"{number}.png")
+    return root
+
+
+def write_digits(root: Path, **per_class: int) -> Path:
+    """Write real images of digits, 8×8 pixels, as class folders.
+
+    Args:
+        root: the folder.
+        per_class: number of images of each class for each split. No image is in two splits.
+    """
+    images = open_source("digits").splits["train"]
+    members = [np.flatnonzero(images.targets == label) for label in range(10)]
+    start = 0
+    for split, count in per_class.items():
+        for label, indices in enumerate(members):
+            (root / split / str(label)).mkdir(parents=True)
+            for index in indices[start : start + count].tolist():
+                images.image(index).convert("L").save(root / split / str(label) / f"{index:05d}.png")
+        start += count
     return root
 
 

@@ -92,7 +92,6 @@ class BoxDataModule(ResumableDataModule):
         positive |= {"multi_scale": min(multi_scale)} if multi_scale else {}
         check_shared_options(positive, num_workers, max_unreadable, val_fraction)
         check_probabilities(hflip=hflip, vflip=vflip)
-        self.mean, self.std = channel_stats(mean, std)
         self.image_size, self.max_size, self.masks, self.box_format = image_size, max_size, masks, box_format
         self.batch_size, self.num_workers, self.max_unreadable = batch_size, num_workers, max_unreadable
         self.seed, self.predict, self.validation_as_test = seed, predict, validation_as_test
@@ -102,7 +101,7 @@ class BoxDataModule(ResumableDataModule):
         self.class_names = opened.class_names
         self.category_ids = opened.category_ids
         self.input_size = (3, image_size, min(max_size, round(image_size * 4 / 3)))
-        self.pixels = Pixels(image_size, self.mean, self.std, "bilinear", 1.0)
+        self.pixels = Pixels(image_size, *channel_stats(mean, std), "bilinear", 1.0)
         self.augment = BoxAugment(self.pixels, tuple(multi_scale or [image_size]), max_size, hflip, vflip)
 
     def describe_size(self) -> str:
@@ -114,12 +113,6 @@ class BoxDataModule(ResumableDataModule):
         """Return what the record of a run states about its data, with the category ids and the format of boxes."""
         description = {**super().describe(), "category_ids": list(self.category_ids)}
         return description if self.box_format == "xywh" else {**description, "box_format": self.box_format}
-
-    def preprocessing(self) -> dict[str, Any]:
-        return {
-            "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std),
-            "interpolation": "bilinear", "crop_pct": 1.0,
-        }  # fmt: skip
 
     @classmethod
     def for_weights(cls, source: str, config: Mapping[str, Any]) -> BoxDataModule:

@@ -109,7 +109,6 @@ class MaskDataModule(ResumableDataModule):
                 f"resize={list(resize)} is not a range of lengths. Expected the smallest and the largest, like "
                 "[256, 1024]"
             )
-        self.mean, self.std = channel_stats(mean, std)
         self.batch_size, self.num_workers, self.max_unreadable = batch_size, num_workers, max_unreadable
         self.seed, self.predict, self.validation_as_test = seed, predict, validation_as_test
         self.coding = {"first_class_value": first_class_value, "ignore_values": list(ignore_values)}
@@ -120,7 +119,7 @@ class MaskDataModule(ResumableDataModule):
         self.source = self.loaders.source
         self.class_names = self.source.class_names
         self.input_size = (3, *crop_size)
-        self.pixels = Pixels(max(crop_size), self.mean, self.std, "bilinear", 1.0)
+        self.pixels = Pixels(max(crop_size), *channel_stats(mean, std), "bilinear", 1.0)
         self.augment = MaskAugment(
             self.pixels, crop_size, resize=resize, eval_resize=eval_resize, hflip=hflip, color_jitter=color_jitter
         )
@@ -134,13 +133,6 @@ class MaskDataModule(ResumableDataModule):
 
     def describe_size(self) -> str:
         return f"crops of {self.input_size[1]} × {self.input_size[2]} pixels"
-
-    def preprocessing(self) -> dict[str, Any]:
-        """Return size and normalisation of the images, as fields of timm's pretrained_cfg."""
-        return {
-            "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std),
-            "interpolation": "bilinear", "crop_pct": 1.0,
-        }  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         """Return what the record of a run states about its data, and how its masks encode the classes."""

@@ -202,7 +202,9 @@ def test_images_are_normalised(tmp_path: Path) -> None:
     data = make(write_coco(tmp_path, val=2))
     image = next(iter(data.val_dataloader())).images[0]
     raw = data.example_batch(1).images[0]
-    expected = (raw / 255 - torch.tensor(data.mean)[:, None, None]) / torch.tensor(data.std)[:, None, None]
+    expected = (raw / 255 - torch.tensor(data.pixels.mean)[:, None, None]) / torch.tensor(data.pixels.std)[
+        :, None, None
+    ]
     torch.testing.assert_close(image, expected)
     torch.testing.assert_close(data.on_after_batch_transfer(BoxBatch([raw], [{}]), 0).images[0], expected)
     torch.testing.assert_close(data.example_images()[0], expected)  # the image already has its final size
