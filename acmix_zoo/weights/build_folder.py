@@ -20,7 +20,6 @@ from acmix_zoo.checksum import check_sha256
 from acmix_zoo.models.task_kinds import CLASSIFICATION
 from acmix_zoo.weights.build_network import build_network, build_task_network
 from acmix_zoo.weights.description import describe_config, read_config
-from acmix_zoo.weights.load import load_weights
 from acmix_zoo.weights.match import mismatch_report
 
 
@@ -50,13 +49,16 @@ def build_folder(folder: str | Path, **kwargs: Any) -> nn.Module:
     report = mismatch_report(shell.state_dict(), stored, str(folder), type(shell).__name__)
     if report:
         raise ValueError(f"{report}; nothing was loaded")
-    if network.task is not CLASSIFICATION:
-        return build_task_network(network, safetensors.torch.load_file(folder / "model.safetensors"), folder, **kwargs)
-    if kwargs:  # timm adapts the classifier and the first convolution
+    if kwargs and network.task is CLASSIFICATION:  # timm adapts the classifier and the first convolution
         return timm.create_model(
             network.architecture, pretrained=True, pretrained_cfg=cfg, **{**network.arguments, **kwargs}
         )
-    return load_weights(build_network(network), folder)
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    if network.task is not CLASSIFICATION:
+        return build_task_network(network, state, folder, **kwargs)
+    model = build_network(network)
+    model.load_state_dict(state)
+    return model
 
 
 def _read_header(weights: Path) -> dict[str, Tensor]:
