@@ -59,7 +59,7 @@ def lines() -> Iterator[str]:
         assert x.grad is not None
         yield f"layer {size} stride {stride} {digest({**gradients, 'x': x.grad})}"
 
-    for name in ("acmix_pvt_pico", "acmix_resnet_pico_stage1", "acmix_san_pico", "acmix_swin_pico"):
+    for name in ("acmix_pvt_pico", "acmix_resnet_pico", "acmix_san_pico", "acmix_swin_pico"):
         recipe = ROOT / "recipes/fashion_mnist" / f"{name}.yaml"
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "acmix_zoo.cli", "fit", "--config", str(recipe), "--run.folder", folder]

@@ -154,7 +154,7 @@ def test_a_recipe_is_found_by_any_of_its_names(tmp_path: Path, monkeypatch: pyte
             target = find_target(f"imagenet1k/{name}")
             assert target.record["metrics"] == [{"split": "val", "name": "top1", "value": float(scores.top1) / 100}]
     assert find_target("acmix_resnet50_modern").record == {}
-    assert find_target("acmix_resnet_pico_stage1").record == {}
+    assert find_target("acmix_swin_nano_stage1").record == {}
     assert find_recipe("ddp_8gpu") is None
 
 

@@ -36,7 +36,7 @@ TRAINING_IMAGES = {
 # One recipe of each kind, and one at 224 pixels with every augmentation, are enough for the quick suite.
 QUICK = {
     *("fashion_mnist/acmix_swin_pico", "finetune/folder", "finetune/linear_probe", "imagenet1k/acmix_pvt_t"),
-    *("fashion_mnist/acmix_resnet_pico_stage1",),
+    *("fashion_mnist/acmix_resnet_pico",),
 }
 
 
