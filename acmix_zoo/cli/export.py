@@ -86,6 +86,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.limit < 1:
         parser.error(f"--limit {options.limit} is too small. Use 1 or more")
     if options.format != "folder":
+        locate(options.model, prefers_paths=True)  # before a folder is created for a model that does not exist
         options.output = _output_path(options)
         parser.check_output("output", options.output)
     return options

@@ -85,16 +85,21 @@ class Parser(argparse.ArgumentParser):
         """Exit with an error if an output file or folder cannot be written, before any work. Create a file's folder."""
         if path is None:
             return
-        if path.exists() and path.is_dir() != is_folder:
-            found, expected = ("file", "folder") if is_folder else ("folder", "file")
-            self.error(f"{option} {path} is a {found}. Expected the name of a {expected}")
-        place = next(each for each in (path, *path.absolute().parents) if each.exists())
-        if place != path and not place.is_dir():
-            self.error(f"{option} {path} cannot be written ({place} is a file). Choose another place")
-        if not os.access(place, os.W_OK):
-            self.error(f"{option} {path} cannot be written (permission denied). Choose another place")
-        if not is_folder:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if path.exists() and path.is_dir() != is_folder:
+                found, expected = ("file", "folder") if is_folder else ("folder", "file")
+                self.error(f"{option} {path} is a {found}. Expected the name of a {expected}")
+            place = next(each for each in (path, *path.absolute().parents) if each.exists())
+            if place != path and not place.is_dir():
+                raise NotADirectoryError(0, f"{place} is a file")
+            if is_folder and path.is_symlink() and place != path:
+                raise FileNotFoundError(0, "it is a broken link")
+            if not os.access(place, os.W_OK):
+                raise PermissionError(0, "permission denied")
+            if not is_folder:
+                path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self.error(f"{option} {path} cannot be written ({error.strerror}). Choose another place")
 
     def _responsible_parser(self, message: str) -> argparse.ArgumentParser:
         """Return the parser of the subcommand whose required options are missing, or this one."""

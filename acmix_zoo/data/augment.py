@@ -47,8 +47,8 @@ class Pixels:
 
     def config(self) -> dict[str, Any]:
         """Return all but the size as fields of timm's pretrained_cfg."""
-        names = ("mean", "std", "interpolation", "crop_pct")
-        return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
+        mean, std = list(self.mean), list(self.std)
+        return {"mean": mean, "std": std, "interpolation": self.interpolation, "crop_pct": self.crop_pct}
 
     def eval_transform(self, normalize: bool = True) -> Callable[[Any], Tensor]:
         """Return timm's resize and centre crop: PIL image → (3, S, S), float32, or uint8 without `normalize`."""

@@ -44,7 +44,7 @@ def split_notes(source: IndexedSource, splits: Mapping[str, Split]) -> list[str]
     if "test" in splits and "test" not in source.splits:
         lines.append("  test is the validation split of the source (data.validation_as_test)")
     if is_val_split_off(source, splits):
-        reason = "" if "val" in source.splits else ", because there is no validation split"
+        reason = "" if "val" in source.splits else ", because there is no usable validation split"
         lines.append(f"  val was split off from train (data.val_fraction){reason}")
     return lines
 

@@ -39,6 +39,8 @@ def start_early_stopping(trainer: L.Trainer, history: Sequence[Row]) -> None:
                 "validation in every epoch. Set data.val_fraction to 0.1 or add a validation split, leave "
                 "trainer.limit_val_batches at 1.0, or leave out EarlyStopping"
             )
+    if history and history[-1]["epoch"] > trainer.current_epoch:  # unfinished; its row would be lost
+        return
     trainer.should_stop |= any(_reason(callback, history) for callback in _callbacks(trainer))
 
 
@@ -69,18 +71,19 @@ def _callbacks(trainer: L.Trainer) -> Iterator[EarlyStopping]:
 def _reason(callback: EarlyStopping, history: Sequence[Row]) -> str:
     """Return why the callback ends a run with this history, or "" if it does not.
 
-    The callback's own state is not enough: it does not keep the score that reached a threshold.
+    The callback's own state is not enough: it does not keep the score that reached a threshold. That may be one of an
+    earlier epoch, because `min_epochs` lets the run continue.
     """
-    name, last = callback.monitor, history[-1] if history else {}
-    if name in last:
-        value = torch.tensor(last[name])
-        if callback.check_finite and not math.isfinite(last[name]):
-            return f"{name} is {last[name]}"
+    name = callback.monitor
+    for value in (torch.tensor(row[name]) for row in history if name in row):
+        if callback.check_finite and not math.isfinite(value):
+            return f"{name} is {value}"
         goal, limit = callback.stopping_threshold, callback.divergence_threshold
         if goal is not None and bool(callback.monitor_op(value, torch.tensor(goal))):
             return f"{name} has reached the stopping_threshold {goal}"
         if limit is not None and bool(callback.monitor_op(-value, torch.tensor(-limit))):
             return f"{name} has reached the divergence_threshold {limit}"
     if callback.wait_count >= max(1, callback.patience):
-        return f"{name} has not improved for {count_noun(callback.wait_count, 'epoch')}"
+        unit = "validation" if name.startswith("val/") else "epoch"
+        return f"{name} has not improved in {count_noun(callback.wait_count, unit)}"
     return ""

@@ -66,7 +66,6 @@ def export_run(source: str | Path, folder: str | Path, averaged: bool = True) ->
         if "current_model_state" not in checkpoint:
             raise ValueError(f"export: {path} has no averaged weights, only the trained ones. Leave out --no-ema")
         state, row = checkpoint["current_model_state"], {}
-    # a checkpoint of 0.1.0 lacks the arguments of the weight folder that it was trained from
     architecture, start, arguments = resolve_network(
         hparams["model"], hparams.get("pretrained") or False, hparams.get("model_kwargs"), is_new=False
     )

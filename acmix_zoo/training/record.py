@@ -60,7 +60,7 @@ def parent_record(run: Mapping[str, Any], pretrained: bool | str | None, cfg: Ma
     """Return the record's entries about the weights that a run started from.
 
     Args:
-        run: the state of its RunFolder. It has these entries, unless an earlier version of acmix_zoo wrote it.
+        run: the state of its RunFolder. It has these entries, unless the run had not started.
         pretrained: what the run started from.
         cfg: the network's pretrained_cfg.
     """

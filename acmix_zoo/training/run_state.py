@@ -29,7 +29,7 @@ class RunState:
         changes: options that were changed on resume.
         limits: limits of the trainer's evaluations, for runs without recorded options.
         parent: the record's entries about the weights that the run started from. They are only known at the start,
-            because a network that is built for a checkpoint does not load those weights. None in older checkpoints.
+            because a network that is built for a checkpoint does not load those weights. None before the run starts.
         unfinished_seconds: how long the current epoch had taken when a checkpoint was saved within it; otherwise 0.
     """
 

@@ -186,7 +186,7 @@ def _is_trained_further(run: Path) -> bool:
             trained = max(float(row["epoch"]) for row in csv.DictReader(file))
         return trained > read_config(run / "weights")["acmix_zoo"]["epochs"]  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
-        return False  # a file is missing, or an earlier version of acmix_zoo wrote it
+        return False  # a file is missing or damaged
 
 
 def _detect_kind(path: Path) -> Kind | None:

@@ -32,7 +32,7 @@ def test_summary_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "data: pets, 3 classes; images: train 9, val 3",
-        "  val was split off from train (data.val_fraction), because there is no validation split",
+        "  val was split off from train (data.val_fraction), because there is no usable validation split",
         "  class    train      val",
         "  cat          3        1",
         "  dog          3        1",

@@ -77,7 +77,7 @@ def test_a_run_stops_early(photos: Path, tmp_path: Path, capsys: pytest.CaptureF
     """With this learning rate, the accuracy never improves."""
     more = ["--out", tmp_path / "run", "--epochs", 5, "--patience", 1, "--model.lr=1e-12"]
     out = run_command(capsys, "train", photos / "test", *TINY, *more)
-    assert "Stopped early after epoch 2 of 5: val/top1 has not improved for 1 epoch\n" in out
+    assert "Stopped early after epoch 2 of 5: val/top1 has not improved in 1 validation\n" in out
     assert read_config(tmp_path / "run/weights")["acmix_zoo"]["epochs"] == 2
 
 

@@ -18,12 +18,12 @@ from acmix_zoo.training import RunFolder
 NEVER_BETTER = {"min_delta": 2.0}
 
 
-def fit(folder: Path, images: Path, **options: Any) -> list[int]:
+def fit(folder: Path, images: Path, trainer: dict[str, Any] | None = None, **options: Any) -> list[int]:
     """Train or resume a run with EarlyStopping for at most five epochs, and return the epochs of its history."""
     run = RunFolder(str(folder))
     stopping = EarlyStopping("val/top1", mode="max", **options)
     last = str(run.last) if run.last.exists() else None
-    make_trainer(run, stopping, epochs=5).fit(make_task(), make_data(images), ckpt_path=last)
+    make_trainer(run, stopping, epochs=5, **trainer or {}).fit(make_task(), make_data(images), ckpt_path=last)
     return [int(row["epoch"]) for row in run.history]
 
 
@@ -48,6 +48,21 @@ def test_a_run_that_reached_a_threshold_is_not_trained_further(
         assert fit(tmp_path / "run", runs / "images", **option) == [1]
         assert f"Stopped early after epoch 1 of 5: {line}" in capsys.readouterr().out
     assert len(fit(tmp_path / "run", runs / "images", **NEVER_BETTER, patience=1)) > 1  # without the threshold
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trainer", "first"),
+    [({"min_epochs": 3}, [1, 2, 3]), ({"val_check_interval": 0.5, "limit_train_batches": 2}, [1])],
+    ids=["min_epochs", "within an epoch"],
+)
+def test_a_threshold_that_was_reached_before_the_end_of_an_epoch_or_of_min_epochs(
+    trainer: dict[str, Any], first: list[int], runs: Path, tmp_path: Path
+) -> None:
+    """An epoch that the callback ended early is finished when the run is repeated."""
+    for _ in range(3):
+        epochs = fit(tmp_path / "run", runs / "images", trainer, stopping_threshold=-1.0)
+        assert epochs == first
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ class RecordedSource(IndexedSource):
     def __init__(self, card: Mapping[str, Any]) -> None:
         dataset = card["dataset"]
         self.name, self.license = str(dataset["name"]), str(dataset["license"])
-        self.origin = str(dataset.get("source", "unknown"))  # cards of acmix_zoo 0.1.0 and earlier have no source
+        self.origin = str(dataset.get("source", "unknown"))  # some shipped records have no source
         self.class_names = tuple(card["cfg"]["label_names"])
         self.category_ids = tuple(dataset.get("category_ids") or range(1, 1 + len(self.class_names)))  # of detectors
         self._fingerprint = str(dataset["fingerprint"])

@@ -99,7 +99,7 @@ def test_splits_without_boxes_are_not_used(tmp_path: Path, capsys: pytest.Captur
     data.setup("fit")
     assert data.loaders.sizes() == {"train": 17, "val": 3}
     lines = capsys.readouterr().out.splitlines()
-    assert "  val was split off from train (data.val_fraction), because there is no validation split" in lines
+    assert "  val was split off from train (data.val_fraction), because there is no usable validation split" in lines
     assert {f"  {split} is not used, because it has no usable boxes" for split in ("val", "test")} <= {*lines}
     assert "  red                   3        1" in lines  # at least one, although few images have boxes
     with pytest.raises(ValueError, match=r"cells has no test split\. Its test images have no usable boxes"):

@@ -142,7 +142,7 @@ def test_the_orientation_of_a_mask_is_applied_as_that_of_its_image(folder: Path)
     tags[0x0112] = 6  # turned by 90 degrees
     before = make_data(folder).splits["train"].images.pair(0)
     for kind in ("images", "masks"):
-        path = next((folder / kind / "train").iterdir()).parent / "0.png"
+        path = folder / kind / "train/0.png"
         with Image.open(path) as image:
             image.save(path, exif=tags)
     turned = make_data(folder).splits["train"].images.pair(0)
