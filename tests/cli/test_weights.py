@@ -272,7 +272,8 @@ class TestExport:
         (finished / "weights/pictures/mine.png").touch()
         for _ in range(2):  # the second copy replaces the first
             run_command(capsys, "export", finished, tmp_path / "w")
-        assert not (tmp_path / "w/pictures").exists()
+        assert not (tmp_path / "w/pictures/notes").exists() and not (tmp_path / "w/pictures/mine.png").exists()
+        assert (tmp_path / "w/pictures/curves.png").exists()
         assert (tmp_path / "w" / "README.md").read_bytes() == (SHIPPED / "README.md").read_bytes()
 
     def test_a_finished_run_can_be_given_instead_of_its_weights(

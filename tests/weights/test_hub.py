@@ -80,8 +80,7 @@ def test_a_revision_can_be_pulled(hub: Hub, folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_push_removes_files_of_the_previous_one(hub: Hub, folder: Path) -> None:
-    (folder / "pictures").mkdir()
-    (folder / "pictures/curves.png").write_bytes(b"\x89PNG")
+    assert (folder / "pictures/curves.png").is_file()
     push(folder, "org/pico")
     repo = hub.repos["org/pico"]
     assert set(repo.commits[repo.refs["main"]]) - {".gitattributes"} == set(file_contents(folder))
