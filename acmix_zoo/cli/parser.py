@@ -89,17 +89,11 @@ class Parser(argparse.ArgumentParser):
             if path.exists() and path.is_dir() != is_folder:
                 found, expected = ("file", "folder") if is_folder else ("folder", "file")
                 self.error(f"{option} {path} is a {found}. Expected the name of a {expected}")
-            place = next(each for each in (path, *path.absolute().parents) if each.exists())
-            if place != path and not place.is_dir():
-                raise NotADirectoryError(0, f"{place} is a file")
-            if is_folder and path.is_symlink() and place != path:
-                raise FileNotFoundError(0, "it is a broken link")
-            if not os.access(place, os.W_OK):
-                raise PermissionError(0, "permission denied")
-            if not is_folder:
-                path.parent.mkdir(parents=True, exist_ok=True)
+            problem = _write_problem(path, is_folder)
         except OSError as error:
-            self.error(f"{option} {path} cannot be written ({error.strerror}). Choose another place")
+            problem = error.strerror
+        if problem:
+            self.error(f"{option} {path} cannot be written ({problem}). Choose another place")
 
     def _responsible_parser(self, message: str) -> argparse.ArgumentParser:
         """Return the parser of the subcommand whose required options are missing, or this one."""
@@ -109,6 +103,20 @@ class Parser(argparse.ArgumentParser):
                 parser: argparse.ArgumentParser = action.choices[match[1]]
                 return parser
         return self
+
+
+def _write_problem(path: Path, is_folder: bool) -> str:
+    """Return why an output file or folder cannot be written, or "". Create the folder of a file."""
+    place = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if place != path and not place.is_dir():
+        return f"{place} is a file"
+    if is_folder and path.is_symlink() and place != path:
+        return "it is a broken link"
+    if not os.access(place, os.W_OK):
+        return "permission denied"
+    if not is_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return ""
 
 
 def explain(message: str, options: list[str]) -> str:

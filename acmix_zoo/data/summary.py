@@ -33,19 +33,19 @@ def summarize(
     sizes = ", ".join(f"{name} {count.sum():,}" for name, count in counts.items())
     lines = [f"data: {source.name}, {len(names)} classes; images: {sizes}"]
     lines += split_notes(source, splits)
-    lines += [f"  {line}" for line in _images_per_class(names, counts, most_rows=0 if is_brief else _TABLE_CLASSES)]
-    lines += [f"  {remark}" for remark in [*_missing_classes(source, counts), *_imbalance(counts["train"], names)]]
-    return "\n".join([*lines, *file_notes(source, splits, inspections, is_brief)])
+    lines += _images_per_class(names, counts, most_rows=0 if is_brief else _TABLE_CLASSES)
+    lines += [*_missing_classes(source, counts), *_imbalance(counts["train"], names)]
+    return "\n  ".join([*lines, *file_notes(source, splits, inspections, is_brief)])
 
 
 def split_notes(source: IndexedSource, splits: Mapping[str, Split]) -> list[str]:
     """Return lines about splits that are not those of the source."""
     lines = []
     if "test" in splits and "test" not in source.splits:
-        lines.append("  test is the validation split of the source (data.validation_as_test)")
+        lines.append("test is the validation split of the source (data.validation_as_test)")
     if is_val_split_off(source, splits):
         reason = "" if "val" in source.splits else ", because there is no usable validation split"
-        lines.append(f"  val was split off from train (data.val_fraction){reason}")
+        lines.append(f"val was split off from train (data.val_fraction){reason}")
     return lines
 
 
@@ -59,9 +59,8 @@ def file_notes(
         inspections: the results of inspecting the files, for each split that was inspected.
         is_brief: whether to leave out pixel values that are as usual.
     """
-    remarks = [*duplicate_warnings(files), *source.remarks, *_pixel_values(inspections, is_brief)]
-    remarks += [unreadable_message(name, found) for name, found in inspections.items() if found.problems]
-    return [f"  {remark}" for remark in remarks]
+    unreadable = [unreadable_message(name, found) for name, found in inspections.items() if found.problems]
+    return [*duplicate_warnings(files), *source.remarks, *_pixel_values(inspections, is_brief), *unreadable]
 
 
 def _images_per_class(names: tuple[str, ...], counts: Mapping[str, np.ndarray], most_rows: int) -> list[str]:

@@ -44,9 +44,9 @@ def summarize_boxes(
     lines += split_notes(source, splits)
     if len(names) <= _TABLE_CLASSES:
         width = max(map(len, ("boxes of class", *names)))
-        lines.append("  " + "boxes of class".ljust(width) + "".join(f"{split:>9}" for split in counts))
+        lines.append("boxes of class".ljust(width) + "".join(f"{split:>9}" for split in counts))
         for number, name in enumerate(names):
-            lines.append(f"  {name.ljust(width)}" + "".join(f"{count[number]:>9,}" for count in counts.values()))
+            lines.append(name.ljust(width) + "".join(f"{count[number]:>9,}" for count in counts.values()))
     check = source.check.summary() if isinstance(source, BoxSource) else ""
     missing = [name for name, count in zip(names, counts["train"], strict=True) if not count]
     files = {name: Split(_annotated(split).images, split.indices) for name, split in ordered.items()}
@@ -57,8 +57,8 @@ def summarize_boxes(
         _images_without_boxes(ordered),
         f"train has no box of {first_few(missing)}" if missing else "",
     ]
-    lines += [f"  {remark}" for remark in remarks if remark]
-    return "\n".join([*lines, *file_notes(source, files, inspections, is_brief)])
+    lines += filter(None, remarks)
+    return "\n  ".join([*lines, *file_notes(source, files, inspections, is_brief)])
 
 
 def _boxes_per_class(split: Split, classes: int) -> np.ndarray:

@@ -47,19 +47,19 @@ def summarize_masks(
             hint = _ignored_class_hint(splits["train"].images, absent, float(counts[-1] / counts.sum()))
             if hint and len(absent) >= len(class_names) - 1 and not inspections["train"].problems:
                 raise ValueError(f"{source.name}: {message}{hint}")
-            lines.append(f"  {message}{hint}")
+            lines.append(f"{message}{hint}")
         if len(class_names) <= _TABLE_CLASSES:
             width = max(map(len, class_names))
-            lines.append("  " + "class".ljust(width) + "  training pixels")
+            lines.append("class".ljust(width) + "  training pixels")
             lines += [
-                f"  {label.ljust(width)}  {100 * share:.2f} %" for label, share in zip(class_names, shares, strict=True)
+                f"{label.ljust(width)}  {100 * share:.2f} %" for label, share in zip(class_names, shares, strict=True)
             ]
     files = {
         name: Split(split.images.images, split.indices)
         for name, split in ordered.items()
         if isinstance(split.images, MaskImages)
     }
-    return "\n".join([*lines, *file_notes(source, files, inspections, is_brief)])
+    return "\n  ".join([*lines, *file_notes(source, files, inspections, is_brief)])
 
 
 def _check_labelled(name: str, count: int, found: Inspection | None) -> None:
