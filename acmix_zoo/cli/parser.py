@@ -91,7 +91,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{option} {path} is a {found}. Expected the name of a {expected}")
             problem = _write_problem(path, is_folder)
         except OSError as error:
-            problem = error.strerror
+            problem = error.strerror or str(error)
         if problem:
             self.error(f"{option} {path} cannot be written ({problem}). Choose another place")
 
