@@ -17,8 +17,8 @@ from acmix_zoo.data.masks.class_list import ClassOptions
 from acmix_zoo.data.masks.mask_dataset import MaskLoaders
 from acmix_zoo.data.masks.mask_folder import is_mask_folder
 from acmix_zoo.data.masks.mask_sources import open_mask_source
+from acmix_zoo.data.sources.load_table import is_table
 from acmix_zoo.data.sources.open import open_source
-from acmix_zoo.data.sources.table import is_table
 from acmix_zoo.data.splits import DEFAULT_VAL_FRACTION
 from acmix_zoo.models.task_kinds import CLASSIFICATION, DETECTION, SEGMENTATION, TASK_KINDS, TaskKind
 

@@ -14,7 +14,7 @@ from acmix_zoo.data.boxes.objects import BoxCheck, Objects
 from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.image_sets import CHECK_LIMIT, FileImages, Images
-from acmix_zoo.data.sources.table import TableImages
+from acmix_zoo.data.sources.table_images import TableImages
 
 _NORMALISED = 2  # left + width is up to 2 if a box in fractions is stored as centre and size, or as corners
 

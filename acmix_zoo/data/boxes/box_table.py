@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,9 @@ from acmix_zoo.data.boxes.coco_api import encode_mask
 from acmix_zoo.data.boxes.coco_source import corners
 from acmix_zoo.data.boxes.objects import UNKNOWN, BoxCheck, Objects, make_objects
 from acmix_zoo.data.sources.image_sets import CHECK_LIMIT, Images
-from acmix_zoo.data.sources.path_safety import allowed_roots
-from acmix_zoo.data.sources.shards import Shards
-from acmix_zoo.data.sources.split_names import local_name
-from acmix_zoo.data.sources.table import (
-    TableImages,
-    declared_class_names,
-    load_tables,
-    select_splits,
-    table_origin,
-)
-from acmix_zoo.data.sources.table_columns import Classes, find_image_column, number_classes
+from acmix_zoo.data.sources.load_table import load_table
+from acmix_zoo.data.sources.table_columns import Classes, declared_class_names, find_image_column, number_classes
+from acmix_zoo.data.sources.table_images import TableImages
 from acmix_zoo.data.wording import count_noun, first_few
 
 _COLUMN = "objects"
@@ -49,18 +40,12 @@ class BoxTable(BoxSource):
     """
 
     def __init__(self, source: str, box_format: str = "xywh", has_masks: bool = False) -> None:
-        path = Path(source).expanduser()
-        self.name = local_name(path) if path.exists() else source
-        self.origin = table_origin(path)
+        self.table = load_table(source)
+        self.name, self.origin, self.license = self.table.name, self.table.origin, self.table.license
         self.box_format, self.has_masks = box_format, has_masks
-        self.roots = allowed_roots(source)
         self.check = BoxCheck()
-        shards = Shards(path)
-        self.tables = select_splits(load_tables(source, shards), source)
-        train = self.tables["train"]
-        self.license = str(train.info.license or "unknown")
-        self.column = find_image_column(train.features, source)
-        self.fields = _object_fields(train.features, source)
+        self.column = find_image_column(self.table.features, source)
+        self.fields = _object_fields(self.table.features, source)
         self.class_field = next(name for name in _CLASS_FIELDS if name in self.fields)
         if has_masks and "segmentation" not in self.fields:
             raise ValueError(
@@ -71,22 +56,19 @@ class BoxTable(BoxSource):
         if declared:
             self.classes = Classes(declared)
         else:
-            cells = train.select_columns(_COLUMN)
+            cells = self.table.splits["train"].select_columns(_COLUMN)
             values = {value for row in cells for value in _field(row[_COLUMN], self.class_field)}
-            self.classes = number_classes(values, f"{_COLUMN}.{self.class_field}", shards.class_names())
+            self.classes = number_classes(values, f"{_COLUMN}.{self.class_field}", self.table.shards.class_names())
         self.class_names = self.classes.names
         in_table = tuple(self.classes.numbers or range(len(self.class_names)))  # a type with class names counts from 0
         has_numbers = all(isinstance(value, int) for value in in_table)
         self.category_ids = in_table if has_numbers else tuple(range(1, len(in_table) + 1))
 
     def load(self) -> dict[str, Images]:
-        import datasets
-
         splits: dict[str, Images] = {}
-        for split, table in self.tables.items():
-            undecoded = table.select_columns(self.column).cast_column(self.column, datasets.Image(decode=False))
+        for split, table in self.table.splits.items():
             zeros = np.zeros(len(table), np.int64)
-            images = TableImages(undecoded, self.column, zeros, f"{self.name}/{split}", self.roots)
+            images = TableImages(table, self.column, zeros, f"{self.name}/{split}", self.table.roots)
             sizes = known_sizes(_stated_sizes(table), images, are_required=self.has_masks)
             cells = table.select_columns(_COLUMN)
             objects = [

@@ -8,9 +8,9 @@ from acmix_zoo.data.boxes.annotated_images import BoxSource
 from acmix_zoo.data.boxes.box_table import BoxTable
 from acmix_zoo.data.boxes.coco_source import CocoSource, is_coco_folder
 from acmix_zoo.data.boxes.voc_source import VocSource, is_voc_folder
+from acmix_zoo.data.sources.load_table import is_table
 from acmix_zoo.data.sources.open import is_hub_id, source_not_found
 from acmix_zoo.data.sources.recorded import RecordedSource, current_recorded_source
-from acmix_zoo.data.sources.table import is_table
 
 SOURCE_KINDS = (
     "a folder with annotations in COCO's format (annotations/instances_train….json, or train/_annotations.coco.json), "

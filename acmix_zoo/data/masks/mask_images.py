@@ -17,7 +17,7 @@ from acmix_zoo.data.inspection import Inspection
 from acmix_zoo.data.masks.mask_classes import VOID, MaskClasses
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.image_sets import CHECK_LIMIT, FileImages, Images
-from acmix_zoo.data.sources.table import TableImages
+from acmix_zoo.data.sources.table_images import TableImages
 
 
 class Pair(NamedTuple):

@@ -13,12 +13,10 @@ from acmix_zoo.data.masks.mask_folder import LAYOUT, MaskFolder
 from acmix_zoo.data.masks.mask_images import MaskImages, MaskSource
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.image_sets import Images
+from acmix_zoo.data.sources.load_table import is_table, load_table
 from acmix_zoo.data.sources.open import is_hub_id, source_not_found
-from acmix_zoo.data.sources.path_safety import allowed_roots
 from acmix_zoo.data.sources.recorded import current_recorded_source
-from acmix_zoo.data.sources.shards import Shards
-from acmix_zoo.data.sources.split_names import local_name
-from acmix_zoo.data.sources.table import TableImages, is_table, load_tables, select_splits, table_origin
+from acmix_zoo.data.sources.table_images import TableImages
 
 MASK_COLUMNS = ("mask", "annotation", "segmentation_mask", "semantic_mask", "label", "labels")
 SOURCE_KINDS = (
@@ -60,28 +58,20 @@ class MaskTable(MaskSource):
     """
 
     def __init__(self, source: str, options: ClassOptions, mask_column: str | None = None) -> None:
-        path = Path(source).expanduser()
-        self.name = local_name(path) if path.exists() else source
-        self.origin = table_origin(path)
-        self.roots = allowed_roots(source)
-        self.tables = select_splits(load_tables(source, Shards(path)), source)
-        train = self.tables["train"]
-        self.license = str(train.info.license or "unknown")
-        self.image_column, self.mask_column = find_columns(train.features, source, mask_column)
-        self.classes = options.resolve(path, source)
+        self.table = load_table(source)
+        self.name, self.origin, self.license = self.table.name, self.table.origin, self.table.license
+        self.image_column, self.mask_column = find_columns(self.table.features, source, mask_column)
+        self.classes = options.resolve(self.table.shards.path, source)
         self.class_names = self.classes.names
 
     def load(self) -> dict[str, Images]:
-        import datasets
-
         splits: dict[str, Images] = {}
-        for split, table in self.tables.items():
+        for split, table in self.table.splits.items():
             columns = []
             for column in (self.image_column, self.mask_column):
-                undecoded = table.select_columns(column).cast_column(column, datasets.Image(decode=False))
                 targets = np.zeros(len(table), np.int64)
                 name = f"{self.name}/{split}" + f".{column}" * (column == self.mask_column)
-                columns.append(TableImages(undecoded, column, targets, name, self.roots))
+                columns.append(TableImages(table, column, targets, name, self.table.roots))
             splits[split] = MaskImages(columns[0], columns[1], self.classes)
         return splits
 

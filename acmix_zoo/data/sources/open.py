@@ -11,8 +11,9 @@ from typing import NamedTuple
 from acmix_zoo.data.sources.base import IndexedSource
 from acmix_zoo.data.sources.folder_source import FolderSource
 from acmix_zoo.data.sources.installed_sources import SHIPPED, open_shipped
+from acmix_zoo.data.sources.load_table import is_table
 from acmix_zoo.data.sources.recorded import current_recorded_source
-from acmix_zoo.data.sources.table import TableSource, is_table
+from acmix_zoo.data.sources.table import TableSource
 
 
 class SourceKind(NamedTuple):

@@ -10,14 +10,13 @@ from typing import Any
 
 from acmix_zoo.data.sources.base import Source
 from acmix_zoo.data.sources.installed_sources import SHIPPED
+from acmix_zoo.data.sources.load_table import load_table
 from acmix_zoo.data.sources.open import is_hub_id, source_not_found
-from acmix_zoo.data.sources.path_safety import allowed_roots
 from acmix_zoo.data.sources.shards import ShardFile, Shards, read_class_names
-from acmix_zoo.data.sources.split_names import local_name, match_splits
-from acmix_zoo.data.sources.table import declared_class_names, load_tables, select_splits, table_origin
 from acmix_zoo.data.sources.table_columns import (
     Classes,
     check_class_count,
+    declared_class_names,
     find_image_column,
     find_label_column,
     number_classes,
@@ -82,21 +81,17 @@ class StreamSource(Source):
             )
         if not self._shards.kind and not is_hub_id(name):
             raise source_not_found(name)
-        self.name = local_name(path) if self._shards.kind else name
-        self.origin = table_origin(path)
-        all_tables = load_tables(name, self._shards, streaming=True)
-        tables = select_splits(all_tables, name)
-        features = tables["train"].features or {}
-        self.license = str(tables["train"].info.license or "unknown")
+        loaded = load_table(name, streaming=True)
+        features = loaded.features
+        self.name, self.origin, self.license = loaded.name, loaded.origin, loaded.license
         image = find_image_column(features, name)
         label = find_label_column(features, name, image, label_column)
         declared = declared_class_names(features[label])
         classes = Classes(declared) if declared else self._find_classes(label, classes_file)
         self.class_names = classes.names
         check_class_count(self.class_names, label, name)
-        published_names = match_splits(all_tables, name)
         self.splits: dict[str, StreamSplit] = {}
-        for split, table in tables.items():
+        for split, table in loaded.splits.items():
             columns = table.select_columns([image, label])
             if isinstance(features[image], datasets.Image):  # all sources decode with `load_image`
                 columns = columns.cast_column(image, datasets.Image(decode=False))
@@ -109,8 +104,8 @@ class StreamSource(Source):
                 label,
                 classes,
                 self._shards.split_files(split) if self._shards.kind else [],
-                self._size(split, label, published_names[split], tables["train"].info),
-                allowed_roots(name, streaming=True),
+                self._size(split, label, loaded.published_names[split], table.info),
+                loaded.roots,
             )
 
     def _find_classes(self, label: str, classes_file: str | None) -> Classes:

@@ -67,6 +67,13 @@ def find_label_column(features: Any, data_name: str, image_column: str, requeste
     raise ValueError(f"{data_name}: no column is clearly the class column. {advice}")
 
 
+def declared_class_names(feature: Any) -> tuple[str, ...] | None:
+    """Return the class names of a ClassLabel column; None for other columns."""
+    import datasets
+
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
 def number_classes(values: Iterable[Any], column: str, names: tuple[str, ...] | None) -> Classes:
     """Number the classes of a column without declared class names. Classes that are text are sorted.
 

@@ -34,7 +34,7 @@ def test_a_misspelt_path_is_not_looked_for_on_the_hub(
 ) -> None:
     write_files(tmp_path, "photos/train/cat/1.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("acmix_zoo.data.sources.table.load_tables", lambda *_, **__: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("the Hub was asked"))
     for open_ in (open_source, lambda text: StreamSource(text)):
         with pytest.raises(FileNotFoundError, match=f"data set '{source}' does not exist.*Did you mean {near}"):
             open_(source)
