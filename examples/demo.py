@@ -24,9 +24,9 @@ import acmix_zoo
 from acmix_zoo.data import load_image
 from acmix_zoo.data.contact_sheet import write_contact_sheet
 from acmix_zoo.layers.complexity import complexity
-from acmix_zoo.training.plots import plot_comparison, plot_confusion
-from acmix_zoo.training.report import read_metrics, write_html
+from acmix_zoo.training.plots import plot_confusion
 from acmix_zoo.weights import read_config
+from examples.demo_page import plot_comparison, read_metrics, write_html
 from examples.demo_steps import (
     acmix_zoo_command,
     console,

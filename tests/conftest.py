@@ -64,6 +64,30 @@ def image_folder(tmp_path: Path) -> Path:
     return make_image_folder(tmp_path / "images")
 
 
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an image folder with train/ and test/ of three classes."""
+    from support.training import make_image_folder
+
+    folder = tmp_path_factory.mktemp("photos") / "photos"
+    make_image_folder(folder / "train")
+    make_image_folder(folder / "test", per_class=4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo_run(photos: Path) -> Path:
+    """Return a finished run next to the photos, which was started in their folder with relative paths."""
+    from support.training import fit_arguments
+
+    from acmix_zoo.cli.main import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(photos.parent)
+        assert main(fit_arguments(Path("photos"), Path("runs/x"), ckpt_path="last")) == 0
+    return photos.parent / "runs/x"
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
     """Run the test on each device."""

@@ -39,7 +39,7 @@ def train(arguments: Sequence[str]) -> None:
 
     from acmix_zoo.cli.data import check_class_folders
     from acmix_zoo.cli.fit import run_trainer
-    from acmix_zoo.training.launch import is_first_process, next_run_folder
+    from acmix_zoo.cli.run_folder import is_first_process, next_run_folder
 
     check_class_folders(options.folder)  # before weights are downloaded
     start = find_start(options.model, options.from_scratch)

@@ -13,10 +13,12 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from acmix_zoo.cli.checkpoint_option import find_checkpoint
+from acmix_zoo.cli.config_checks import check_config, missing_source_message
 from acmix_zoo.cli.data import check_class_folders
 from acmix_zoo.cli.find_lr import check_find_lr, suggest_learning_rate
 from acmix_zoo.cli.parser import Parser
 from acmix_zoo.cli.predictions import write_predictions
+from acmix_zoo.cli.run_folder import check_run_folder, choose_run_folder, is_first_process, with_absolute_paths
 from acmix_zoo.cli.run_result import print_class_table, print_files, print_next_commands
 from acmix_zoo.data.sources.recorded import use_recorded_source
 from acmix_zoo.models.task_kinds import CLASSIFICATION, TASK_KINDS
@@ -25,14 +27,6 @@ from acmix_zoo.tasks.task_classes import TASK_NAMES, task_classes
 from acmix_zoo.training.evaluation_files import WrittenFile, class_table, write_evaluation
 from acmix_zoo.training.finish import finish_run
 from acmix_zoo.training.history import format_metrics
-from acmix_zoo.training.launch import (
-    check_config,
-    check_run_folder,
-    choose_run_folder,
-    is_first_process,
-    missing_source_message,
-    with_absolute_paths,
-)
 from acmix_zoo.training.logs import Bar, Log, quieten_lightning
 from acmix_zoo.training.option_rules import flatten
 from acmix_zoo.training.record import partial_score_warning

@@ -85,27 +85,6 @@ def plot_learning_rates(
     return Path(path)
 
 
-def plot_comparison(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> Path:
-    """Draw training loss and validation accuracy over the epochs, one line per run.
-
-    Args:
-        runs: for each label, the rows of metrics.csv.
-        path: output file.
-    """
-    figure = _figure(9, 3.5)
-    for axes, column, title in zip(
-        figure.subplots(1, 2), ("train/loss", "val/top1"), ("training loss", "validation accuracy, %"), strict=True
-    ):
-        factor = 100 if column == "val/top1" else 1
-        for label, rows in runs.items():
-            axes.plot([row["epoch"] for row in rows], [factor * row[column] for row in rows], marker=".", label=label)
-        axes.set(xlabel="epoch", title=title)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(path, dpi=100)
-    return Path(path)
-
-
 def plot_confusion(matrix: npt.ArrayLike, class_names: Sequence[str], path: str | Path) -> Path:
     """Draw a confusion matrix. Colours show the fraction of each true class.
 

@@ -1,20 +1,9 @@
-"""Photos and finished runs that several commands use."""
+"""Finished runs that several commands use."""
 
 from pathlib import Path
 
 import pytest
 from support.tasks import TASKS, TrainedTask, skip_without_packages
-
-
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an image folder with train/ and test/ of three classes."""
-    from support.training import make_image_folder
-
-    folder = tmp_path_factory.mktemp("photos")
-    make_image_folder(folder / "train")
-    make_image_folder(folder / "test", per_class=4)
-    return folder
 
 
 @pytest.fixture(scope="session")

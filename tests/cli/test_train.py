@@ -20,8 +20,8 @@ from support.training import CrashInSecondEpoch, callback_option
 
 from acmix_zoo.cli.data import check_class_folders
 from acmix_zoo.cli.main import main
+from acmix_zoo.cli.run_folder import next_run_folder
 from acmix_zoo.cli.train import RECIPE, find_start, split_fit_options
-from acmix_zoo.training.launch import next_run_folder
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.recipe_files import find_recipe
 

@@ -1,12 +1,14 @@
-"""Reports: text, tables and plots as one HTML page that needs no other file."""
+"""The page of the demo: text, tables and plots in one HTML file that needs no other file."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 Section = str | Path | Sequence[Sequence[str]]  # text, a PNG file, or a table whose first row is its header
 
@@ -19,6 +21,27 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """Read the rows of a run's metrics.csv as {column: value}, without empty cells."""
     with open(path, newline="", encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def plot_comparison(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> Path:
+    """Draw training loss and validation accuracy over the epochs, one line per run.
+
+    Args:
+        runs: for each label, the rows of metrics.csv.
+        path: output file.
+    """
+    figure = Figure(figsize=(9, 3.5), layout="constrained")  # not pyplot: no display
+    for axes, column, title in zip(
+        figure.subplots(1, 2), ("train/loss", "val/top1"), ("training loss", "validation accuracy, %"), strict=True
+    ):
+        factor = 100 if column == "val/top1" else 1
+        for label, rows in runs.items():
+            axes.plot([row["epoch"] for row in rows], [factor * row[column] for row in rows], marker=".", label=label)
+        axes.set(xlabel="epoch", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=100)
+    return Path(path)
 
 
 def write_html(path: str | Path, title: str, sections: Sequence[tuple[str, Section]]) -> Path:

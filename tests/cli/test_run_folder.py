@@ -13,8 +13,8 @@ from jsonargparse import Namespace
 from support.training import fit_arguments, make_image_folder
 
 from acmix_zoo.cli.main import main
+from acmix_zoo.cli.run_folder import check_run_folder, choose_run_folder, next_run_folder
 from acmix_zoo.data import open_source
-from acmix_zoo.training.launch import check_run_folder, choose_run_folder, next_run_folder
 from acmix_zoo.weights import read_config
 
 
