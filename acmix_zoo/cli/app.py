@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
+from acmix_zoo.cli.packages import require_packages
 from acmix_zoo.cli.parser import Parser
 
 _DESCRIPTION = """\
@@ -33,9 +33,7 @@ def app(arguments: Sequence[str]) -> None:
         names = write_space(options.export_space, options.models)
         print(f"Saved {', '.join(names)} to {options.export_space}. Its README.md says how to publish it.")
         return
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(f"app needs {' and '.join(missing)}. Install with: pip install 'acmix-zoo[app]'")
+    require_packages("app", _PACKAGES, "app")
 
     from acmix_zoo.app.serve import serve
     from acmix_zoo.training.signals import Interrupted, ending_on_sigterm

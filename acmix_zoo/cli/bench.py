@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from acmix_zoo.bench import candidates, measure
 from acmix_zoo.bench.candidates import Candidate
 from acmix_zoo.bench.growth import AXES, describe_growth, grow
 from acmix_zoo.bench.results import Row, format_table, write_csv
+from acmix_zoo.cli.packages import require_packages
 from acmix_zoo.cli.parser import Parser
 
 _EXAMPLES = """Examples:
@@ -33,9 +33,7 @@ def bench(arguments: Sequence[str]) -> list[Row]:
         acmix_zoo.bench.memory.OutOfMemory: not even one image fits.
     """
     options = _parse(arguments)
-    missing = [name for name in ("rich", *["matplotlib"] * bool(options.plot)) if find_spec(name) is None]
-    if missing:  # before minutes of measuring
-        raise ModuleNotFoundError(f"bench needs {' and '.join(missing)}. Install it: pip install 'acmix-zoo[train]'")
+    require_packages("bench", ("rich", *["matplotlib"] * bool(options.plot)), "train")  # before minutes of measuring
     rows: list[Row] = []
     for group in _groups(options):
         rows += _measure_growth(group, options) if options.over else _measure_group(group, options)

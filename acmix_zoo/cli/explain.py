@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Sequence
-from importlib.util import find_spec
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from acmix_zoo.cli.packages import require_packages
 from acmix_zoo.cli.parser import MODEL_HELP, Parser
 from acmix_zoo.cli.text_table import print_columns
 
@@ -38,8 +38,7 @@ def explain_image(arguments: Sequence[str]) -> Explanation:
         ValueError: the weights or the image cannot be read, or the class, layer, head or pixel does not exist.
     """
     options = _parse(arguments)
-    if find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("explain needs matplotlib. Install it: pip install 'acmix-zoo[train]'")
+    require_packages("explain", ("matplotlib",), "train")
 
     from acmix_zoo.data.images import load_image
     from acmix_zoo.data.prepared_image import prepare_image

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from acmix_zoo.cli.packages import require_packages
 from acmix_zoo.cli.parser import MODEL_HELP, Parser
 from acmix_zoo.weights import read_config
 from acmix_zoo.weights.locate import Kind, locate
@@ -36,11 +36,7 @@ def export(arguments: Sequence[str]) -> None:
         folder = export_run(options.model, options.output, averaged=not options.no_ema)
         print(f"{folder}: {read_config(folder)['acmix_zoo']['name']}; verified")
         return
-    missing = [name for name in _PACKAGES[options.format] if find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f"export to {options.format} needs {' and '.join(missing)}. Install with: pip install 'acmix-zoo[export]'"
-        )
+    require_packages(f"export to {options.format}", _PACKAGES[options.format], "export")
 
     from acmix_zoo.export.export_file import export_file
 

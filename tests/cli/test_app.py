@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from support.commands import assert_fails, run_command
 
-from acmix_zoo.cli import app
+from acmix_zoo.cli import packages
 
 
 def test_a_missing_package_is_one_line_with_the_command_that_installs_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "find_spec", lambda name: None if name == "gradio" else find_spec(name))
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "gradio" else find_spec(name))
     assert_fails(["app"], capsys, "app needs gradio", "pip install 'acmix-zoo[app]'")
 
 
@@ -27,6 +27,6 @@ def test_unknown_weights_are_refused(capsys: pytest.CaptureFixture[str], tmp_pat
 def test_a_space_is_written_without_gradio(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     out = run_command(capsys, "app", "--export-space", tmp_path / "space")
     assert out.startswith("Saved README.md, acmix_zoo, app.py") and (tmp_path / "space" / "app.py").is_file()

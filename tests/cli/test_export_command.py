@@ -10,6 +10,7 @@ from support.commands import assert_fails, run_command
 from support.weight_folders import SHIPPED
 
 from acmix_zoo.cli import export as command
+from acmix_zoo.cli import packages
 from acmix_zoo.export import export_file as module
 from acmix_zoo.export.agreement import Agreement
 from acmix_zoo.export.export_file import ExportedFile
@@ -101,6 +102,6 @@ def test_options_that_do_not_fit(options: list[str], message: str, capsys: pytes
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "onnxscript" else name)
     message = "export to onnx needs onnxscript. Install with: pip install 'acmix-zoo[export]'"
     assert_fails(["export", "resnet18", "a.onnx"], capsys, message)
