@@ -30,6 +30,10 @@ def check_config(config: Any, subcommand: str) -> None:
                 f"--trainer.{name} {value} leaves nothing to train on. Expected a number of batches (1 or more) or a "
                 "fraction of them (0.1)"
             )
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+        value = getattr(trainer, name)
+        if subcommand == "fit" and value is not None and not isinstance(value, str | dict) and value <= 0:
+            raise ValueError(f"--trainer.{name} {value} is not positive. Expected 1 or more, or leave the option out")
     if subcommand == "fit" and trainer.max_steps == 0:
         raise ValueError("--trainer.max_steps 0 trains nothing. Expected 1 or more, or -1 for no limit")
     if trainer.accelerator in ("gpu", "cuda") and not (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from acmix_zoo.cli.recorded_command import split_options
+from acmix_zoo.data.sources.find_images import LEARNING_RATE_PLOT
 from acmix_zoo.training.learning_rate_finder import HIGHEST, LOWEST, STEPS, find_learning_rate
 from acmix_zoo.training.plots import plot_learning_rates
 from acmix_zoo.weights.recipe_files import recipes_root
@@ -50,7 +51,7 @@ def suggest_learning_rate(cli: Any) -> None:
         print(f"Trying learning rates from {LOWEST:g} to {HIGHEST:g} in up to {STEPS} steps …", flush=True)
     tried = find_learning_rate(trainer, task, cli.datamodule)
     suggested, current = tried.suggest(), float(task.hparams["lr"])
-    path = folder / "learning_rate.png"
+    path = folder / LEARNING_RATE_PLOT
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         plot_learning_rates(tried.rates, tried.losses, tried.smooth_losses(), path, current, suggested)

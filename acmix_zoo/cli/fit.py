@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from acmix_zoo.cli.find_task import find_task
@@ -68,7 +70,17 @@ def run_trainer(argv: Sequence[str], before_fit: Callable[[Any], None] | None = 
     original, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
         return Run(command=shlex.join(["acmix-zoo", *argv]), task=task)
-    except MisconfigurationException as error:  # Lightning's exception for incompatible options
+    except (MisconfigurationException, ValueError) as error:  # Lightning's exceptions for incompatible options
+        if isinstance(error, ValueError) and not _is_from_lightning(error):
+            raise
         raise ValueError(f"Lightning rejected the options of this command: {error}") from error
     finally:
         sys.argv = original
+
+
+def _is_from_lightning(error: BaseException) -> bool:
+    """Return whether Lightning's own code raised an error, rather than code that it called."""
+    import lightning
+
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(raised_in).is_relative_to(Path(lightning.__file__).parent)

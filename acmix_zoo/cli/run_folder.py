@@ -14,10 +14,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from acmix_zoo.data.sources.find_images import is_run
 from acmix_zoo.data.sources.folder_source import FolderSource
 from acmix_zoo.data.sources.installed_sources import SHIPPED
-from acmix_zoo.weights.names import is_network_name
 
 
-def choose_run_folder(config: Any, command: str) -> None:
+def choose_run_folder(config: Any, command: str) -> list[str]:
     """Set the run folder in a configuration, in place.
 
     If the config is a run's own config.yaml, the run folder is the folder that contains it, even if that was moved or
@@ -28,28 +27,33 @@ def choose_run_folder(config: Any, command: str) -> None:
     Args:
         config: the parsed options of the subcommand.
         command: the command line as given.
+
+    Returns:
+        The options whose recorded paths were found in another place, such as "data.source".
     """
     recipes = [Path(str(path)) for path in config.get("config") or []]
     given = {word.split("=")[0] for word in shlex.split(command)}
     run_config = next((path for path in reversed(recipes) if _is_run_config(path)), None)
     stated = yaml.safe_load(run_config.read_text(encoding="utf-8")) if run_config else {}  # without the other configs
     recorded = stated.get("run", {}).get("folder")
+    moved: list[str] = []
     if run_config is not None and "--run.folder" not in given and config.run.folder == recorded:
         run_folder = run_config.parent
         config.run.folder = str(run_folder)
         if "--ckpt_path" not in given and config.ckpt_path is None:
             config.ckpt_path = "last"  # the file itself has null, so that it can also repeat the run in a new folder
-        for group, name in (("data", "source"), ("data", "classes_file"), ("model", "pretrained"), ("model", "model")):
-            value, option = config[group].get(name), f"--{group}.{name}"
-            is_path = (
-                isinstance(value, str) and value not in SHIPPED and not (name == "model" and is_network_name(value))
-            )
-            if is_path and option not in given and value == stated.get(group, {}).get(name):
-                config[group][name] = _find_recorded(value, recorded, run_folder, option)
+        for name in ("source", "classes_file"):  # the weights that the run started from are not needed any more
+            value, option = config.data.get(name), f"--data.{name}"
+            is_path = isinstance(value, str) and value not in SHIPPED
+            if is_path and option not in given and value == stated.get("data", {}).get(name):
+                config.data[name] = _find_recorded(value, recorded, run_folder, option)
+                if config.data[name] != value:
+                    moved.append(f"data.{name}")
     if config.run.folder is None:
         experiment = recipes[0].stem if recipes else Path(str(config.model.model)).name
         data = _data_name(str(config.data.source))
         config.run.folder = f"runs/{experiment}-{data}" if data else f"runs/{experiment}"
+    return moved
 
 
 def check_run_folder(folder: Path, source: Any) -> None:

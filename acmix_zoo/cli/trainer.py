@@ -122,7 +122,7 @@ class TrainingCLI(LightningCLI):
         """Choose the run folder and the checkpoint, and check the options, before anything is built."""
         config = self.config[self.subcommand]
         check_config(config, str(self.subcommand))
-        choose_run_folder(config, self.command)
+        self._moved = choose_run_folder(config, self.command)
         config.trainer.default_root_dir = str(Path(config.run.folder))
         if config.trainer.logger in (None, True):  # `false`, or loggers of the user's, stay unchanged
             config.trainer.logger = self.subcommand == "fit"
@@ -158,7 +158,8 @@ class TrainingCLI(LightningCLI):
             config.seed_everything = recorded.options["seed_everything"]
         is_own = Path(config.ckpt_path).parent.resolve() == run.checkpoints.folder.resolve()
         run_name = f"The run in {run.folder}" if is_own else f"The run of {config.ckpt_path}"
-        recorded, options = match_python_run(recorded, flatten(with_absolute_paths(config)))
+        unmoved = {name: recorded.options[name] for name in self._moved if name in recorded.options}
+        recorded, options = match_python_run(recorded, {**flatten(with_absolute_paths(config)), **unmoved})
         check_resume(recorded, options, run_name)
         record = finished_record(run.folder, recorded) if is_own else None
         if record is None or not check_finished(recorded, options, run_name):

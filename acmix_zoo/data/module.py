@@ -139,7 +139,7 @@ class ImageDataModule(ResumableDataModule):
     ) -> None:
         super().__init__()
         positive = {"image_size": image_size, "batch_size": batch_size, "repeats": repeats}
-        check_shared_options(positive, num_workers, max_unreadable, val_fraction)
+        check_shared_options(positive, num_workers, max_unreadable, val_fraction, seed)
         check_augmentation(shift=shift, crop_scale=crop_scale, interpolation=interpolation, augment=augment)
         check_probabilities(hflip=hflip, random_erasing=random_erasing)
         check_mixing(mixup=mixup, cutmix=cutmix)

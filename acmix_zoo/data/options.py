@@ -18,7 +18,7 @@ class ChannelStats(NamedTuple):
 
 
 def check_shared_options(
-    positive: Mapping[str, int], num_workers: int, max_unreadable: int, val_fraction: float
+    positive: Mapping[str, int], num_workers: int, max_unreadable: int, val_fraction: float, seed: int
 ) -> None:
     """Check the values of options that all data modules have.
 
@@ -27,6 +27,7 @@ def check_shared_options(
         num_workers: number of processes that load images.
         max_unreadable: number of unreadable images to skip.
         val_fraction: fraction of the training images used for validation.
+        seed: seed of the order, the augmentation and the split.
 
     Raises:
         ValueError: an option has a value that is not allowed.
@@ -38,6 +39,8 @@ def check_shared_options(
         raise ValueError(f"num_workers={num_workers} is negative. Use 0 to load images in the training process")
     if max_unreadable < 0:
         raise ValueError(f"max_unreadable={max_unreadable} is negative. Use 0 to allow no unreadable image")
+    if seed < 0:
+        raise ValueError(f"seed={seed} is negative. Use 0 or more")
     if not 0 <= val_fraction < 1:
         raise ValueError(
             f"val_fraction={val_fraction} is not a fraction of the training images. Use a number from 0 to below 1"

@@ -93,7 +93,9 @@ def finish_run(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: R
     if "test" not in task.evaluations and data.card()["dataset"]["splits"].get("val"):
         with warnings.catch_warnings(), contextlib.suppress(UnusableImages):  # without them, there is no class table
             warnings.simplefilter("ignore")  # the run has already warned of unreadable images
-            trainer.validate(task, data, verbose=False)  # the run's own validations keep no details
+            results = trainer.validate(task, data, verbose=False)  # the run's own validations keep no details
+            if results and "val" not in limited and not scores.get("val"):  # their epoch ended without a validation
+                scores |= split_scores("val", results[0], task.kind)
     split = next((name for name in ("test", "val") if name in task.evaluations), "")
     files: list[WrittenFile] = []
     try:

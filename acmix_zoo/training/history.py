@@ -77,11 +77,11 @@ def score(row: Row, task: TaskKind) -> list[float]:
     """Return the value by which epochs are compared. The best epoch has the largest.
 
     Epochs are compared by the main validation metric of the task, then by the validation loss if the task has one.
-    Without validation, the last epoch is the best. An epoch that diverged can only be the best if all epochs diverged.
+    Without validation, the last row is the best. An epoch that diverged can only be the best if all epochs diverged.
     """
     main = f"val/{task.main_metric}"
     if main not in row:
-        return [-1.0, row["epoch"]]
+        return [-1.0, row["step"]]  # an epoch that max_steps cut short has a second row when it is complete
     loss = row.get("val/loss", 0.0)
     return [row[main], -loss] if math.isfinite(loss) and math.isfinite(row[main]) else [-2.0, 0.0]
 

@@ -140,7 +140,8 @@ def check_finished(recorded: Recorded, given: Options, run_name: str) -> bool:
     is_stopped_early = patience and recorded.epochs < (recorded.options.get("trainer.max_epochs") or 0)
     if is_stopped_early and patience != _early_stopping(given):
         return False
-    late = {name: values for name, values in changed.items() if name not in ("trainer.callbacks", "trainer.plugins")}
+    ignored = (*_PLACE, "trainer.callbacks", "trainer.plugins")
+    late = {name: values for name, values in changed.items() if name not in ignored}
     if late:
         raise ValueError(
             f"{run_name} is finished and was trained with {recorded_values(late)}, but this command has "

@@ -147,7 +147,7 @@ class Speed(L.Callback):
             self._print_estimate(trainer)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         now = time.perf_counter()
-        is_logged = trainer.is_global_zero and trainer.global_step % every == 0
+        is_logged = trainer.is_global_zero and every > 0 and trainer.global_step % every == 0
         is_shown = trainer.progress_bar_callback is not None and now >= self._refreshed_at + _REFRESH
         if not (is_logged or is_shown):  # computing them takes longer than a step of a small network
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from support.tasks import TASKS, TaskCase, skip_without_packages
 from support.training import fit_arguments, three_epochs
 
 from acmix_zoo.cli.find_lr import with_learning_rate
+from acmix_zoo.cli.main import main
+from acmix_zoo.cli.run_folder import check_run_folder
+from acmix_zoo.data.sources.folder_source import FolderSource
 from acmix_zoo.weights.recipe_files import find_recipe
 
 
@@ -37,6 +41,19 @@ def test_a_rate_is_suggested_and_nothing_is_trained(
     arguments = fit_arguments(photos, tmp_path / "run", model__lr=1e-5, run__find_lr=True, ckpt_path="last")
     rate, _ = suggestion(run_command(capsys, *arguments), tmp_path / "run")
     assert 1e-5 < rate < 1
+
+
+def test_a_run_next_to_the_classes_is_not_taken_for_a_class(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acmix_zoo.training.learning_rate_finder.STEPS", 20)
+    shutil.copytree(photos / "train", tmp_path / "photos")
+    arguments = fit_arguments(tmp_path / "photos", tmp_path / "photos/run", model__lr=1e-5, run__find_lr=True)
+    main(arguments)  # whether a rate is found or not
+    assert (tmp_path / "photos/run/learning_rate.png").is_file()
+    source = FolderSource(tmp_path / "photos")
+    assert source.class_names == ("class0", "class1", "class2")
+    check_run_folder(tmp_path / "photos/run", source)
 
 
 @pytest.mark.slow

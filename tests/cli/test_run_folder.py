@@ -128,6 +128,26 @@ def test_the_configuration_of_a_run_resumes_it(
     assert "New run in runs/y" in capsys.readouterr().out
 
 
+def test_a_moved_run_that_started_from_weights_is_resumed(
+    photo_run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights have moved with it. A relative path is found from another directory, too."""
+    weights = tmp_path / "project/weights"
+    shutil.copytree(photo_run / "weights", weights)
+    shutil.copytree(photos, tmp_path / "project/photos")
+    monkeypatch.chdir(tmp_path / "project")
+    for name, path in (("a", str(weights)), ("b", "weights")):
+        assert main(fit_arguments(Path("photos"), Path("runs") / name, model__pretrained=path)) == 0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "project").rename(tmp_path / "moved")
+    capsys.readouterr()
+    for name in ("a", "b"):
+        assert main(["fit", f"--config=moved/runs/{name}"]) == 0
+        assert "is finished: 1 of 1 epochs" in capsys.readouterr().out
+        assert main(["fit", f"--config=moved/runs/{name}", "--trainer.max_epochs=2"]) == 0
+        assert "Resuming from epoch 2 of 2" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("source", ["..", "../", "sub/.."])
 def test_a_run_folder_is_never_the_working_directory(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -72,6 +72,16 @@ def test_a_checkpoint_within_an_epoch_has_no_scores(runs: Path, tmp_path: Path) 
     assert scores(export_run(tmp_path / "run", tmp_path / "best")).keys() == {"top1"}, "the best epoch was evaluated"
 
 
+def test_weights_without_a_validation_in_their_epoch_are_validated_at_the_end(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main(fit_arguments(runs / "images", folder, trainer__check_val_every_n_epoch=5)) == 0
+    (value,) = scores(folder / "weights").values()
+    assert f"images: val accuracy {100 * value:.2f} %" in capsys.readouterr().out
+    assert main(["verify", str(folder), "--data", str(runs / "images")]) == 0
+
+
 def test_an_epoch_has_to_end_with_a_validation(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options: dict[str, Any] = {"data__batch_size": 4, "trainer__limit_train_batches": 6}
     folder = tmp_path / "run"

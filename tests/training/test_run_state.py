@@ -19,6 +19,16 @@ def test_the_first_of_equal_epochs_is_the_best() -> None:
     assert state.history == rows and state.best == [0.6, -2.0]
 
 
+def test_without_validation_a_completed_epoch_replaces_its_first_part() -> None:
+    """max_steps ended the run within epoch 2, and the resumed run completes it."""
+    state = RunState()
+    for row in ({"epoch": 1, "step": 6, "seconds": 1.0}, {"epoch": 2, "step": 8, "seconds": 0.5}):
+        assert state.add_epoch(row, CLASSIFICATION)
+    assert state.take_seconds(2) == 0.5
+    assert state.add_epoch({"epoch": 2, "step": 12, "seconds": 1.0}, CLASSIFICATION)
+    assert [row["step"] for row in state.history] == [6, 12]
+
+
 def test_a_resumed_run_keeps_the_command_that_started_it_unless_an_option_changes() -> None:
     saved = RunState(command="first", options={"trainer.max_epochs": 2}, seed=3, epochs=2).to_dict()
     same = RunState(command="second", options={"trainer.max_epochs": 2})

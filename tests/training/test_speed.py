@@ -116,7 +116,7 @@ class EpochMetrics(L.Callback):
 
 
 def quiet_trainer(*callbacks: L.Callback, epochs: int = 2, **kwargs: Any) -> L.Trainer:
-    return make_trainer(*callbacks, epochs=epochs, enable_checkpointing=False, log_every_n_steps=1, **kwargs)
+    return make_trainer(*callbacks, epochs=epochs, enable_checkpointing=False, **{"log_every_n_steps": 1, **kwargs})
 
 
 # ---- the metrics
@@ -198,6 +198,13 @@ def test_logged_throughput_follows_the_latest_batches(clock: Clock, monkeypatch:
     trainer.fit(Faster(clock), TimedData(clock, 40))
     assert logger.column("images_per_second")[8:13] == pytest.approx([8 / 16, 8 / 14, 8 / 12, 8 / 10, 8 / 8])
     assert epochs.rows[0]["images_per_second"] == pytest.approx(40 / (10 * 4 + 10 * 2))
+
+
+def test_nothing_is_logged_every_zero_steps(clock: Clock) -> None:
+    logger = RecordingLogger()
+    trainer = quiet_trainer(Speed(), logger=logger, epochs=1, log_every_n_steps=0)
+    trainer.fit(TimedTask(clock), TimedData(clock, 12))
+    assert logger.column("eta_minutes") == []
 
 
 def test_the_remaining_time_includes_validations_within_an_epoch(clock: Clock) -> None:

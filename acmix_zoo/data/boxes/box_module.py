@@ -90,7 +90,7 @@ class BoxDataModule(ResumableDataModule):
         super().__init__()
         positive = {"image_size": image_size, "max_size": max_size, "batch_size": batch_size}
         positive |= {"multi_scale": min(multi_scale)} if multi_scale else {}
-        check_shared_options(positive, num_workers, max_unreadable, val_fraction)
+        check_shared_options(positive, num_workers, max_unreadable, val_fraction, seed)
         check_probabilities(hflip=hflip, vflip=vflip)
         self.image_size, self.max_size, self.masks, self.box_format = image_size, max_size, masks, box_format
         self.batch_size, self.num_workers, self.max_unreadable = batch_size, num_workers, max_unreadable

@@ -98,7 +98,7 @@ class MaskDataModule(ResumableDataModule):
     ) -> None:
         super().__init__()
         positive = {"batch_size": batch_size} | ({"eval_resize": eval_resize} if eval_resize is not None else {})
-        check_shared_options(positive, num_workers, max_unreadable, val_fraction)
+        check_shared_options(positive, num_workers, max_unreadable, val_fraction, seed)
         check_probabilities(hflip=hflip)
         if len(crop_size) != 2 or min(crop_size) < 1:
             raise ValueError(

@@ -13,6 +13,8 @@ from acmix_zoo.data.wording import count_noun, first_few
 
 HIDDEN, PARENT_LINK, REPEATED, RUNS = REASONS = "hidden", "link to a parent folder", "repeated", "runs"
 """Reasons for skipping a file, see `Walk`."""
+LEARNING_RATE_PLOT = "learning_rate.png"
+"""The only file in the folder of a run that looked for a learning rate."""
 
 
 @dataclass
@@ -199,10 +201,13 @@ def count_files(count: int, extension: str) -> str:
 
 
 def is_run(folder: str | Path) -> bool:
-    """Return whether a folder is that of a training run. A run that a Python program trained has no config.yaml."""
+    """Return whether a folder is that of a training run.
+
+    A run that a Python program trained has no config.yaml, and one that looked for a learning rate only a plot.
+    """
     checkpoints = os.path.join(folder, "checkpoints")
     if not os.path.isdir(checkpoints):
-        return False
+        return os.listdir(folder) == [LEARNING_RATE_PLOT] if os.path.isdir(folder) else False
     is_of_command = os.path.isfile(os.path.join(folder, "config.yaml"))
     return is_of_command or any(name.endswith(".ckpt") for name in os.listdir(checkpoints))
 
