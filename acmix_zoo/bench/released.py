@@ -24,7 +24,8 @@ class ReleasedACmix2d(nn.Module):
         (B, in, H, W) → (B, out, ceil(H/stride), ceil(W/stride)).
 
     Raises:
-        ValueError: the layer has one path only, or a dilation. The authors' code supports neither.
+        ValueError: the layer has one path only, or a dilation, or its input is too small. The authors' code supports
+            none of these.
     """
 
     def __init__(self, layer: ACmix2d) -> None:
@@ -49,6 +50,12 @@ class ReleasedACmix2d(nn.Module):
         self.beta = nn.Parameter(layer.beta.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[2:]) <= self.kernel // 2:
+            raise ValueError(
+                f"ReleasedACmix2d: the authors' code reflects borders, so that a map of {x.shape[2]}×{x.shape[3]} is "
+                f"too small for its window of {self.kernel}. Expected sides above {self.kernel // 2}. Use larger "
+                "images, or benchmark without the authors' code"
+            )
         q, k, v = self.q(x), self.k(x), self.v(x)  # 3 × (B, heads·d, H, W)
         return torch.addcmul(self.beta * self._convolution(q, k, v), self.alpha, self._attention(q, k, v))
 

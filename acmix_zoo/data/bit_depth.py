@@ -58,6 +58,8 @@ def sample_bits(image: Image.Image) -> int:
 def scale_to_rgb(image: Image.Image, bits: int) -> Image.Image:
     """Scale a loaded grey image of mode I or I;16 with `bits` bits per sample to 8-bit RGB."""
     values = np.asarray(image).astype(np.int64)  # (H, W)
+    if bits == 32:  # Pillow reads unsigned integers as signed ones
+        values &= 2**32 - 1
     grey = (np.clip(values, 0, 2**bits - 1) >> (bits - 8)).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+from acmix_zoo.data.fonts import font_for
 
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """The file extensions of a contact sheet."""
-_SIDE, _MARGIN, _LINE, _FONT_SIZE = 160, 8, 16, 12  # pixels
+_SIDE, _MARGIN, _LINE = 160, 8, 16  # pixels
 _COLUMNS = 6  # at least, unless there are fewer images
-# Pillow's own font has few letters beyond ASCII. These are common fonts with many more.
-_WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "msyh.ttc", "PingFang.ttc", "DejaVuSans.ttf", "arial.ttf")
 
 
 def check_sheet_path(path: Path) -> None:
@@ -72,18 +69,3 @@ def shorten(line: str, width: int) -> str:
     while line and font_for(line).getlength(line + "…") > width:
         line = line[:-1]
     return line + "…"
-
-
-def font_for(line: str) -> Font:
-    """Return a font that has the letters of a line, if one is installed."""
-    return _font(line.replace("…", "").isascii())
-
-
-@cache
-def _font(is_ascii: bool) -> Font:
-    for name in () if is_ascii else _WIDE_FONTS:
-        try:
-            return ImageFont.truetype(name, _FONT_SIZE)
-        except OSError:
-            continue
-    return ImageFont.load_default(_FONT_SIZE)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import chain
 from typing import BinaryIO, NamedTuple
 
@@ -76,7 +77,7 @@ def inspect_cells(names: Sequence[str], read: Callable[[int], bytes | str], thor
     Args:
         names: the names of the images.
         read: returns the bytes of an image file, or its path, given its position in `names`.
-        thorough: decode every image. Otherwise, bytes are not checked, and files as by `inspect_images`.
+        thorough: decode every image. Otherwise, they are checked as by `inspect_images`.
     """
 
     def find(number: int) -> _Finding:
@@ -84,7 +85,7 @@ def inspect_cells(names: Sequence[str], read: Callable[[int], bytes | str], thor
             source = read(number)
         except UnreadableImage as error:
             return _Finding(problem=str(error))
-        if not thorough and (isinstance(source, bytes) or _looks_complete(source)):
+        if not thorough and _looks_complete(source):
             return _Finding()
         return _decode(source, names[number])
 
@@ -118,10 +119,10 @@ def _decode(source: str | bytes, name: str) -> _Finding:
 _MANY_PIXELS = 2**26  # larger images are opened with Pillow, which enforces its limit
 
 
-def _looks_complete(path: str) -> bool:
+def _looks_complete(source: str | bytes) -> bool:
     """Return whether a file has the header and end marker of a JPEG, or of a PNG with at most 8 bits per sample."""
     try:
-        with open(path, "rb") as file:
+        with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
             head = file.read(26)
             pixels = 0
             if head.startswith(b"\xff\xd8\xff"):
@@ -130,7 +131,7 @@ def _looks_complete(path: str) -> bool:
                 pixels = int.from_bytes(head[16:20]) * int.from_bytes(head[20:24])
             file.seek(-12, os.SEEK_END)
             tail = file.read()
-    except (OSError, IndexError):  # missing or too short, which decoding reports
+    except (OSError, ValueError, IndexError):  # missing or too short, which decoding reports
         return False
     return 0 < pixels < _MANY_PIXELS and (tail.endswith(b"\xff\xd9") or tail[4:8] == b"IEND")
 

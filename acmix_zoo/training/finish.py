@@ -78,9 +78,10 @@ def finish_run(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: R
             "a longer model.warmup_epochs, or trainer.gradient_clip_val 1.0"
         )
     load_full_state(task, checkpoint["state_dict"])
-    limited = [split for split in ("val", "test") if not is_complete(evaluation_limits(trainer), split)]
+    sizes, limits = data.card()["dataset"]["splits"], evaluation_limits(trainer)
+    limited = [split for split in ("val", "test") if sizes.get(split) and not is_complete(limits, split)]
     scores = {} if "val" in limited else split_scores("val", row, task.kind)
-    if run.test and data.card()["dataset"]["splits"].get("test"):
+    if run.test and sizes.get("test"):
         test_scores = _test(trainer, task, data, run)
         scores |= {} if "test" in limited else test_scores
     if limited and trainer.is_global_zero:
@@ -90,7 +91,7 @@ def finish_run(trainer: L.Trainer, task: Task, data: ResumableDataModule, run: R
             "set to 1.0",
             flush=True,
         )
-    if "test" not in task.evaluations and data.card()["dataset"]["splits"].get("val"):
+    if "test" not in task.evaluations and sizes.get("val"):
         with warnings.catch_warnings(), contextlib.suppress(UnusableImages):  # without them, there is no class table
             warnings.simplefilter("ignore")  # the run has already warned of unreadable images
             results = trainer.validate(task, data, verbose=False)  # the run's own validations keep no details

@@ -23,6 +23,9 @@ def quieten_lightning() -> None:
         ".*LeafSpec.* is deprecated",  # only Lightning can fix this
         ".*is smaller than the logging interval",  # RunFolder logs every epoch, whatever the interval
         ".*callbacks used to create the checkpoint need to be provided.*",  # only a fit needs the average
+        ".*Total length of `list` across ranks is zero",  # RunFolder says that there is no validation
+        ".*Your `IterableDataset` has `__len__` defined",  # our streams do count their batches
+        ".*Glyph .* missing from",  # boxes in place of letters can be seen in a plot
         ".*does not have many workers which may be a bottleneck",  # Speed measures whether it is one
     ):
         warnings.filterwarnings("ignore", message=message)

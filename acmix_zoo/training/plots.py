@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# For user-chosen names: matplotlib would typeset text between two $ as a formula, and fail if it is not one.
-_AS_IS: dict[str, Any] = {"parse_math": False}
+from acmix_zoo.data.fonts import plot_fonts
+
 _MOST_NAMES = 60  # along an axis of a confusion matrix
 
 
@@ -109,9 +109,11 @@ def plot_confusion(matrix: npt.ArrayLike, class_names: Sequence[str], path: str 
     image = axes.imshow(fractions, cmap="Blues", norm=PowerNorm(0.4 if n > _MOST_NAMES else 1, 0, 1))
     axes.set(xlabel="predicted", ylabel="true")
     if n <= _MOST_NAMES:
+        # matplotlib would typeset text between two $ as a formula, and fail if it is not one
+        style: dict[str, Any] = {"parse_math": False, "fontfamily": plot_fonts()}
         rotation, ha = (90, "center") if n > 10 else (45, "right")
-        axes.set_xticks(range(n), class_names, rotation=rotation, ha=ha, **_AS_IS)
-        axes.set_yticks(range(n), class_names, **_AS_IS)
+        axes.set_xticks(range(n), class_names, rotation=rotation, ha=ha, **style)
+        axes.set_yticks(range(n), class_names, **style)
     if n <= 20:
         for i, j in zip(*np.nonzero(counts), strict=True):
             axes.text(

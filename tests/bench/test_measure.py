@@ -23,7 +23,7 @@ from acmix_zoo.cli.main import main
 
 class TestCommand:
     def test_missing_packages_are_named_before_anything_is_measured(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("acmix_zoo.cli.bench.find_spec", lambda name: None)
+        monkeypatch.setattr("acmix_zoo.cli.packages.find_spec", lambda name: None)
         monkeypatch.setattr("acmix_zoo.bench.measure.measure", lambda *args: pytest.fail("measured"))
         with pytest.raises(ModuleNotFoundError, match="bench needs rich and matplotlib"):
             bench(["acmix_resnet_pico", "--plot", "speed.png"])
@@ -94,6 +94,10 @@ class TestCommand:
     def test_unknown_network(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["bench", "acmix_resnet5"]) == 1
         assert "acmix_resnet50" in capsys.readouterr().err
+
+    def test_images_that_are_too_small_for_the_authors_code(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["bench", "released:16x2", "--batch", "1"]) == 1
+        assert "a map of 2×2 is too small for its window of 7" in capsys.readouterr().err
 
 
 @pytest.mark.slow

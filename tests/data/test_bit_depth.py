@@ -89,6 +89,13 @@ def test_the_range_is_what_the_file_declares(bits: int, maximum: int, factor: in
     assert load_grey(half) == (RAMP // 2).tolist()
 
 
+@pytest.mark.filterwarnings("ignore:images with")
+def test_all_values_of_32_bits_are_kept() -> None:
+    values = np.array([[0, 2**30, 2**31 - 1], [2**31, 3 * 2**30, 2**32 - 1]])
+    content = tiff(values.astype(np.uint32), 32, maximum=2**32 - 1)
+    assert load_grey(content) == [[0, 64, 127], [128, 192, 255]]
+
+
 @pytest.mark.parametrize(("bits", "kind"), [(32, 1), (32, 2), (16, 2), (8, 2)])
 def test_values_without_a_known_range_are_rejected(bits: int, kind: int) -> None:
     with pytest.raises(

@@ -41,13 +41,19 @@ def write_parquet(
     parquet.write_table(table, file, row_group_size=rows)
 
 
-def write_tar(file: Path, numbers: Sequence[int], bad: Sequence[int] = (), classes: bool = True) -> None:
+def write_tar(
+    file: Path,
+    numbers: Sequence[int],
+    bad: Sequence[int] = (),
+    classes: bool = True,
+    class_names: Sequence[object] = (0, 1, 2),
+) -> None:
     """Write a tar file of the images `numbers`, of which those in `bad` are unreadable."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w") as tar:
         for n in numbers:
             members = {"png": b"broken" if n in bad else encode_png(n)}
-            members |= {"cls": str(n % 3).encode()} if classes else {}
+            members |= {"cls": str(class_names[n % 3]).encode()} if classes else {}
             for field, content in (members | {"json": b'{"width": 8}'}).items():
                 entry = tarfile.TarInfo(f"some/{n:04d}.{field}")
                 entry.size = len(content)

@@ -149,6 +149,13 @@ def test_a_run_without_validation_is_reported(photos: Path, tmp_path: Path, caps
     assert "train has no validation images to evaluate" in capsys.readouterr().err
 
 
+def test_only_the_splits_of_the_data_are_named(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fit_arguments(photos / "train", tmp_path / "run", trainer__overfit_batches=2)) == 0
+    assert "so the scores of val are not recorded" in capsys.readouterr().out
+
+
 def test_scores_on_part_of_a_split_are_not_recorded(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

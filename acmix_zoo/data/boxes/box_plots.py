@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from acmix_zoo.data.boxes.box_dataset import BoxBatch
+from acmix_zoo.data.fonts import plot_fonts
 
 _MIN_SCORE = 0.5  # weaker detections are not drawn; there are many of them, because they raise the AP
 _WIDTH = 5.0  # inches of an image
@@ -61,7 +62,8 @@ def _draw_boxes(axes: Any, boxes: Mapping[str, Tensor], class_names: Sequence[st
         text = class_names[label - 1] + score
         height = axes.get_ylim()[0]  # of the image, in pixels, because its first row is on top
         side = "top" if top < 0.05 * height else "bottom"
-        axes.text(left, top, text, fontsize=7, color="white", va=side, bbox=frame, parse_math=False)
+        style = {"fontsize": 7, "fontfamily": plot_fonts(), "color": "white", "parse_math": False}
+        axes.text(left, top, text, va=side, bbox=frame, **style)
 
 
 def _colour(label: int) -> Any:

@@ -74,9 +74,10 @@ class ClassList(NamedTuple):
 def read_class_list(path: Path) -> ClassList:
     """Read a class list: one class per line, with its name and, for RGB masks, its colour before or after it.
 
-    Names and colours are separated by spaces or commas, and names may contain numbers. Empty lines, lines that start
-    with #, and the header of a CSV file are skipped. The names void, ignore and unlabelled mark colours that belong to
-    no class.
+    Names and colours are separated by spaces, commas or semicolons, and names may contain numbers. Empty lines, lines
+    that start with #, and the header of a CSV file are skipped. If the header has several columns before r, g and b,
+    such as id and name, the last of them has the names. The names void, ignore and unlabelled mark colours that belong
+    to no class.
 
     Raises:
         ValueError: some of the classes have no colour, void has none, a colour is unclear, or the file is not UTF-8.
@@ -84,9 +85,14 @@ def read_class_list(path: Path) -> ClassList:
     names: list[str] = []
     colours: list[Colour] = []
     ignored: list[Colour] = []
-    for line in read_text(path).splitlines():
+    skipped = 0  # columns before the names
+    for line in map(_with_commas, read_text(path).splitlines()):
+        line = ",".join(line.split(",")[skipped:])
         words = [word for word in re.split(r"[,\s]+", line.strip()) if word]
-        if not words or words[0].startswith("#") or [word.lower() for word in words] == ["name", "r", "g", "b"]:
+        if not words or words[0].startswith("#"):
+            continue
+        if not names and [word.lower() for word in words[1:]][-3:] == ["r", "g", "b"]:
+            skipped = line.count(",") - 3 if line.count(",") > 3 else 0
             continue
         try:
             name, colour = _split_line(line, words)
@@ -108,6 +114,13 @@ def read_class_list(path: Path) -> ClassList:
             f"{path}: {len(colours)} of {len(names)} classes have a colour. Expected one for all of them, or for none"
         )
     return ClassList(names, colours, ignored)
+
+
+def _with_commas(line: str) -> str:
+    """Return a line with commas if its colour is written with semicolons, or in brackets: road (128, 64, 128)."""
+    if re.search(r"(;\s*(\d+|[rgb])\s*){3}$", line, re.IGNORECASE):
+        return line.replace(";", ",")
+    return re.sub(r"[(\[]\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*[)\]]\s*$", r",\1,\2,\3", line)
 
 
 def _split_line(line: str, words: list[str]) -> tuple[str, Colour | None]:

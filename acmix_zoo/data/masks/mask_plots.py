@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from acmix_zoo.data.contact_sheet import font_for, shorten
+from acmix_zoo.data.contact_sheet import shorten
+from acmix_zoo.data.fonts import font_for
 from acmix_zoo.data.masks.mask_classes import VOID, default_palette, palette_image
 
 _WIDTH = 320  # pixels of a column

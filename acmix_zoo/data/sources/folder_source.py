@@ -214,7 +214,7 @@ class FolderSource(IndexedSource):
         folders = [self.folders[split] / names[label] for label in self.class_names if label in names]
         walk = walk_folders(folders, self.root)
         empty = [
-            folder.name + _list_contents(folder)
+            folder.name + (_same_folder(folder, folders) or _list_contents(folder))
             for folder, images in zip(folders, walk.images, strict=True)
             if not images
         ]
@@ -243,6 +243,13 @@ class FolderSource(IndexedSource):
                 size = os.path.getsize(path) if os.path.exists(path) else -1  # -1: a broken link
                 digest.update(os.fsencode(relative) + f"\0{size}\n".encode())
         return digest.hexdigest()[:16]
+
+
+def _same_folder(folder: Path, others: Sequence[Path]) -> str:
+    """Return a note, in parentheses, if a class folder is the same as an earlier one, because one of them is a link."""
+    earlier = others[: others.index(folder)]
+    same = next((other.name for other in earlier if os.path.realpath(other) == os.path.realpath(folder)), None)
+    return f" (the same folder as {same})" if same else ""
 
 
 def _list_contents(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,8 +51,8 @@ def load_table(source: str, streaming: bool = False) -> Table:
 
     Raises:
         FileNotFoundError: there is no such data set on this machine or on the Hub.
-        ValueError: there is no training split, two splits mean the same one, or a metadata file is not UTF-8 or has
-            columns of different types.
+        ValueError: there is no training split, two splits mean the same one, or the files are damaged or of another
+            format.
     """
     path = Path(source).expanduser()
     shards = Shards(path)
@@ -76,29 +77,18 @@ def _load_splits(source: str, shards: Shards, streaming: bool) -> dict[str, Any]
     """Return the splits of a data set as `datasets` names them."""
     import datasets
 
+    if not shards.kind and shards.path.is_dir():  # `datasets` would merge val/ and validation/
+        match_splits((entry.name for entry in os.scandir(shards.path) if entry.is_dir()), source)
     try:
         if shards.kind:
             # `datasets` reads paths as patterns, in which brackets have a meaning
             files = {split: [glob.escape(file) for file in found] for split, found in shards.files.items()}
             return dict(datasets.load_dataset(shards.kind, data_files=files, streaming=streaming))
-        if shards.path.exists():  # `datasets` would merge val/ and validation/
-            match_splits((entry.name for entry in os.scandir(shards.path) if entry.is_dir()), source)
+        if shards.path.exists():
             return dict(
                 datasets.load_dataset("imagefolder", data_dir=glob.escape(str(shards.path)), streaming=streaming)
             )
         return dict(datasets.load_dataset(source, streaming=streaming))
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{source} has a metadata file that is not UTF-8 text ({error}). Expected UTF-8. Save the file as UTF-8"
-        ) from error
-    except ValueError as error:
-        if "different features" not in str(error):
-            raise
-        raise ValueError(
-            f"the metadata files of {source} have columns of different types, such as numbers in one, and text or "
-            f"missing values in another ({str(error)[:300]}). Expected the same types in all. Fill in missing values, "
-            "and write class names that are not numbers, such as class1"
-        ) from error
     except (FileNotFoundError, ConnectionError) as error:
         reason = str(error).splitlines()[0]
         offline = " (HF_HUB_OFFLINE is set, so only the cache was searched)" if os.environ.get("HF_HUB_OFFLINE") else ""
@@ -106,3 +96,27 @@ def _load_splits(source: str, shards: Shards, streaming: bool) -> dict[str, Any]
             f"could not load the source {source!r}{offline}: {reason}. Expected a folder on this machine (looked for "
             f"{os.path.abspath(shards.path)}), a shipped name (fashion_mnist, digits), or the id of a Hub data set"
         ) from error
+    except (ValueError, tarfile.TarError, datasets.exceptions.DatasetsError) as error:  # also pyarrow's errors
+        raise ValueError(f"{source} {_problem(error, shards)}") from error
+
+
+def _problem(error: BaseException, shards: Shards) -> str:
+    """Return what is wrong with the files of a table that `datasets` could not load, and what was expected."""
+    while error.__cause__ is not None:  # "an error occurred while generating the dataset"
+        error = error.__cause__
+    reason = str(error).strip().partition("\n")[0][:300]
+    if "different features" in reason:
+        return (
+            f"has metadata files with columns of different types, such as numbers in one, and text or missing values "
+            f"in another ({reason}). Expected the same types in all. Fill in missing values, and write class names "
+            "that are not numbers, such as class1"
+        )
+    expected = "a data set of images that the datasets library reads"
+    if shards.kind:
+        expected = {
+            "parquet": "complete parquet files with the same columns, of the same types",
+            "webdataset": "complete tar files in the format of WebDataset: images, and integers in files NAME.cls",
+        }[shards.kind]
+    elif shards.path.exists():
+        expected = "a metadata file with a column file_name, and commas between the columns of a CSV file"
+    return f"cannot be read: {reason}. Expected {expected}"

@@ -205,7 +205,9 @@ def has_metadata(path: Path) -> bool:
     Next to class folders, only a file with a column file_name counts. Others belong to something else.
     """
     files = metadata_files(path)
-    return bool(files) and (not has_class_folders(path) or any(map(_lists_images, files)))
+    if not files or any(map(_lists_images, files)):
+        return bool(files)
+    return not has_class_folders(path) and sum(map(_has_image_below, _subfolders(path))) < 2
 
 
 def _lists_images(file: Path) -> bool:
@@ -225,6 +227,10 @@ def _subfolders(path: Path) -> list[Path]:
 def _has_image(folder: Path) -> bool:
     with os.scandir(folder) as entries:
         return any(is_image_name(entry.name) for entry in entries)
+
+
+def _has_image_below(folder: Path) -> bool:
+    return any(is_image_name(name) for _, _, names in os.walk(folder) for name in names)
 
 
 def read_class_names(file: str | Path) -> tuple[str, ...]:

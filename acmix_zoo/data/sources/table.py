@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from acmix_zoo.data.sources.base import IndexedSource
+from acmix_zoo.data.sources.find_images import walk_folders
 from acmix_zoo.data.sources.image_sets import Images
 from acmix_zoo.data.sources.load_table import load_table
 from acmix_zoo.data.sources.shards import Shards, has_class_folders, metadata_files
@@ -45,6 +46,10 @@ class TableSource(IndexedSource):
         self.remarks: list[str] = []
         shards, features = self.table.shards, self.table.features
         has_csv = not shards.kind and any(file.suffix == ".csv" for file in metadata_files(shards.path))
+        if not shards.kind and shards.path.is_dir():
+            unlisted = len(walk_folders([shards.path]).images[0]) - sum(map(len, self.table.splits.values()))
+            if unlisted > 0:
+                self.remarks.append(f"left out {count_noun(unlisted, 'image')} that no metadata file lists")
         self._hint = " (in a CSV file, words such as NA, None and null stand for no class)" if has_csv else ""
         self.column = find_image_column(features, source)
         try:
@@ -82,7 +87,9 @@ class TableSource(IndexedSource):
         if self.classes.numbers is None:
             return np.maximum(np.asarray(values.fill_null(-1).to_numpy(), np.int64), -1)
         labels = values.to_pylist()
-        numbers = [-1 if label is None else self.classes.numbers.get(label, -2) for label in labels]
+        # -1 stands for no class, as in published test splits, unless it is a class of the training split
+        known = {-1: -1, None: -1, **self.classes.numbers}
+        numbers = [known.get(label, -2) for label in labels]
         if -2 in numbers:
             unknown = sorted({str(label) for label, number in zip(labels, numbers, strict=True) if number == -2})
             raise ValueError(

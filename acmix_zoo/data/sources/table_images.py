@@ -34,11 +34,9 @@ class TableImages(Images):
 
         self.table = table.select_columns(column).cast_column(column, datasets.Image(decode=False))
         self.column, self.targets, self.name, self.roots = column, targets, name, roots
-        self.has_files = False  # whether images are in files that the table names
         for chunk in self.table.data.column(column).chunks:  # check all paths before the first training step
             encoded, paths = chunk.field("bytes"), chunk.field("path")
             if encoded.null_count:
-                self.has_files = True
                 for path in paths.filter(encoded.is_null()).drop_null().to_pylist():
                     checked_path(path, roots)
 
@@ -82,8 +80,8 @@ class TableImages(Images):
                 yield b""
 
     def inspect(self, indices: Sequence[int], thorough: bool = False) -> Inspection:
-        """Decode every image if `thorough`. Otherwise, only check files, which may be missing."""
-        if len(indices) > DECODE_LIMIT or not (thorough or self.has_files):
+        """Decode every image if `thorough`. Otherwise, only check that each looks complete."""
+        if len(indices) > DECODE_LIMIT:
             return Inspection()
         numbers = [int(index) for index in indices]
         return inspect_cells([self.describe(n) for n in numbers], lambda i: self._cell(numbers[i]), thorough)

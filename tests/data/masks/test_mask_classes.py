@@ -164,6 +164,10 @@ def test_written_masks_hold_the_numbers_of_classes(tmp_path: Path) -> None:
     [
         ("name,r,g,b\nclass 1,255,0,0\nclass 2,0,255,0\n", ["class 1", "class 2"]),
         ("road,255,0,0\nlane 2,0,255,0\n", ["road", "lane 2"]),
+        ("class,R,G,B\nclass 1,255,0,0\nclass 2,0,255,0\n", ["class 1", "class 2"]),
+        ("id,name,r,g,b\n0,road,255,0,0\n1,lane 2,0,255,0\n", ["road", "lane 2"]),
+        ("id;name;r;g;b\n0;road;255;0;0\n1;lane 2;0;255;0\n", ["road", "lane 2"]),
+        ("road (255, 0, 0)\nlane 2 [0, 255, 0]\n", ["road", "lane 2"]),
         ("255,0,0,1 lane\n0 255 0, 2 lanes\n", ["1 lane", "2 lanes"]),
         ("255 0 0 class 1\n0 255 0 class 2\n", ["class 1", "class 2"]),
     ],

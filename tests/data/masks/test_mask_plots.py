@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib import get_data_path
-from PIL import Image
+from PIL import Image, ImageFont
 
-from acmix_zoo.data import contact_sheet
+from acmix_zoo.data.masks import mask_plots
 from acmix_zoo.data.masks.mask_classes import VOID, default_palette
 from acmix_zoo.data.masks.mask_plots import MaskExample, plot_masks
 
@@ -28,13 +28,11 @@ def test_columns_show_the_image_its_mask_and_the_prediction(tmp_path: Path) -> N
 
 
 def test_the_legend_has_the_letters_of_other_alphabets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fonts = (str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")),)
-    monkeypatch.setattr(contact_sheet, "_WIDE_FONTS", fonts)
-    contact_sheet._font.cache_clear()
+    font = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    monkeypatch.setattr(mask_plots, "font_for", lambda line: ImageFont.truetype(str(font), 12))
     mask = np.zeros((4, 4), np.uint8)
     example = MaskExample(np.zeros((3, 4, 4), np.uint8), mask, mask)
     path = plot_masks([example], ["ж", "я"], tmp_path / "masks.png")
-    contact_sheet._font.cache_clear()
     with Image.open(path) as opened:
         legend = opened.crop((0, 16 + 320, 320, opened.height))
     # A font without a letter draws the same box in its place for every letter.

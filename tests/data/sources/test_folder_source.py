@@ -82,6 +82,21 @@ def test_unsuitable_folders_are_rejected(tmp_path: Path, names: list[str], messa
         open_source(write_files(tmp_path, *names))
 
 
+def test_two_links_to_one_folder_are_no_two_classes(tmp_path: Path) -> None:
+    write_files(tmp_path, "photos/1.png", "set/a/1.png")
+    for name in ("b", "c"):
+        link(tmp_path / "set" / name, tmp_path / "photos")
+    with pytest.raises(ValueError, match=r"contain no images: c \(the same folder as b\)"):
+        open_source(tmp_path / "set")
+
+
+def test_class_folders_of_folders_next_to_a_table_of_something_else(tmp_path: Path) -> None:
+    write_files(tmp_path, "a/x/1.png", "a/y/2.png", "b/x/1.png")
+    (tmp_path / "metadata.csv").write_text("camera,lens\nold,new\n")
+    source = open_source(tmp_path)
+    assert source.class_names == ("a", "b") and source.splits["train"].targets.tolist() == [0, 0, 1]
+
+
 def test_a_class_folder_without_an_image_is_rejected(tmp_path: Path) -> None:
     write_files(tmp_path, "a/1.png", "b/1.png", "d/1.png")
     (tmp_path / "c").mkdir()

@@ -97,7 +97,59 @@ def test_unsuitable_tables_are_rejected(cache: Path) -> None:
         open_source(cache / "text.parquet")
 
 
-@pytest.mark.parametrize(("encoding", "message"), [("utf-8-sig", None), ("utf-16", "metadata file that is not UTF-8")])
+@pytest.mark.parametrize("labels", [[-1, -1], [1, -1]], ids=["no class at all", "some classes"])
+def test_minus_one_stands_for_no_class(cache: Path, labels: list[object]) -> None:
+    import datasets
+
+    write_table(cache / "set/train.parquet", [0, 1, 1], datasets.Value("int64"))
+    write_table(cache / "set/test.parquet", labels, datasets.Value("int64"))
+    targets = {split: images.targets.tolist() for split, images in open_source(cache / "set").splits.items()}
+    assert targets == {"train": [0, 1, 1]} | ({"test": [1, -1]} if 1 in labels else {})
+
+
+def test_minus_one_may_be_a_class(cache: Path) -> None:
+    import datasets
+
+    for split in ("train", "test"):
+        write_table(cache / f"set/{split}.parquet", [1, -1], datasets.Value("int64"))
+    source = open_source(cache / "set")
+    assert source.class_names == ("-1", "1") and source.splits["test"].targets.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["semicolons", "no file_name", "text in .cls", "damaged", "two types"])
+def test_damaged_tables_are_explained(cache: Path, kind: str) -> None:
+    """The errors of `datasets` and pyarrow say neither which data set it is nor what was expected."""
+    import datasets
+
+    root, expected = cache / "set", "Expected complete parquet files with the same columns, of the same types"
+    if kind in ("semicolons", "no file_name"):
+        write_files(root, "0.png", "1.png")
+        header, between = ("file_name", ";") if kind == "semicolons" else ("image", ",")
+        lines = [f"{header}{between}label", f"0.png{between}cat", f"1.png{between}dog"]
+        (root / "metadata.csv").write_text("\n".join(lines) + "\n")
+        expected = "Expected a metadata file with a column file_name, and commas between the columns of a CSV file"
+    elif kind == "text in .cls":
+        write_tar(root / "train-0.tar", [0, 1, 2], class_names=("cat", "dog", "emu"))
+        expected = "Expected complete tar files in the format of WebDataset: images, and integers in files NAME.cls"
+    elif kind == "damaged":
+        root.mkdir()
+        (root / "train.parquet").write_bytes(b"PAR1 and no table PAR1")
+    else:
+        write_table(root / "train-0.parquet", [0, 1], datasets.Value("int64"))
+        write_table(root / "train-1.parquet", ["cat", "dog"], datasets.Value("string"))
+    with pytest.raises(ValueError, match=f"^{root} cannot be read: .*{expected}$"):
+        open_source(root)
+
+
+def test_images_that_no_metadata_file_lists_are_counted(cache: Path) -> None:
+    root = write_files(cache / "set", *(f"{n}.png" for n in range(4)))
+    (root / "metadata.csv").write_text("file_name,label\n0.png,cat\n2.png,dog\n")
+    assert open_source(root).remarks == ["left out 2 images that no metadata file lists"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"), [("utf-8-sig", None), ("utf-16", r"metadata\.csv is not a UTF-8 text file")]
+)
 def test_the_encoding_of_metadata(cache: Path, encoding: str, message: str | None) -> None:
     root = write_files(cache / "set", "train/1.png", "train/2.png")
     (root / "train/metadata.csv").write_text("file_name,label\n1.png,red\n2.png,black\n", encoding=encoding)
@@ -145,7 +197,9 @@ def test_metadata_files_with_different_types_are_explained(cache: Path) -> None:
     root = write_files(cache / "set", *(f"{split}/{n}.png" for split in ("train", "test") for n in range(2)))
     (root / "train/metadata.csv").write_text("file_name,label\n0.png,1\n1.png,cat\n")
     (root / "test/metadata.csv").write_text("file_name,label\n0.png,1\n1.png,1\n")
-    with pytest.raises(ValueError, match=r"have columns of different types, .* Expected the same types in all\."):
+    with pytest.raises(
+        ValueError, match=r"metadata files with columns of different types, .* Expected the same types in all\."
+    ):
         open_source(root)
 
 
@@ -170,9 +224,10 @@ def test_unusable_images_of_tables_are_found_before_a_run(cache: Path, kind: str
         ]
         datasets.Dataset.from_list(rows).to_parquet(cache / "set.parquet")
         source = open_source(cache / "set.parquet")
-    found = source.splits["train"].inspect(range(len(source.splits["train"])), thorough=True)
-    (problem,) = found.problems
-    assert "train[1]" in problem
+    for thorough in (False, True):
+        found = source.splits["train"].inspect(range(len(source.splits["train"])), thorough)
+        (problem,) = found.problems
+        assert "train[1]" in problem
 
 
 def test_class_folders_with_metadata_without_classes(cache: Path) -> None:
