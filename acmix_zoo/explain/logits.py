@@ -14,7 +14,8 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     """Within this context, a model is in eval mode and computes no gradients for its parameters. Gradients of
     other tensors are possible even if the caller is in inference mode.
 
-    Gradient checkpointing is switched off, because recomputing a block would run the hooks of an explanation again.
+    Gradient checkpointing is switched off, because recomputing a block would run the hooks of an explanation again, and
+    so is compiled code, which would not run them at all.
 
     Raises:
         ValueError: the network was created in inference mode.
@@ -33,7 +34,8 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.grad_checkpointing = False  # type: ignore[assignment]
         for parameter in trained:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+        is_inference = torch.is_inference_mode_enabled()
+        with torch.compiler.set_stance("force_eager"), torch.inference_mode(False) if is_inference else nullcontext():
             yield
     finally:
         for module in checkpointed:

@@ -214,6 +214,8 @@ class Detector(TaskNetwork):
         """
         if isinstance(images, Tensor) and images.is_meta:  # only the cost is counted, and boxes cannot be selected
             return self.example_outputs(images)
+        if not self.training and not len(images):
+            return []
         is_padded = not isinstance(images, Tensor) and len({image.shape for image in images}) > 1
         if self.training or not is_padded or isinstance(self, FSDPModule):  # sharded: processes take the same steps
             return self.detector(list(images), targets)

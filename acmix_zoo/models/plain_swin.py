@@ -89,6 +89,12 @@ def swin_arguments(state: State) -> dict[str, Any]:
     side = math.isqrt(max(len(table) for table in tables.values()))  # 2·window − 1, if no feature map was smaller
     patch = state["patch_embed.proj.weight"]  # (embed_dim, in_chans, side, side)
     hidden, dim = state["layers.0.blocks.0.mlp.fc1.weight"].shape
+    projected = state["layers.0.blocks.0.attn.qkv.bias"].numel()
+    if projected != 3 * dim:
+        raise ValueError(
+            f"from_swin: qkv has {projected} outputs for {dim} channels, so the network was built with a head_dim of "
+            f"its own. Expected {3 * dim}, as ACmixSwin has"
+        )
     classifier = state.get("head.fc.weight")
     return {
         "patch_size": patch.shape[2],

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from acmix_zoo.models.task_kinds import CLASSIFICATION
 from acmix_zoo.weights.build_network import build_task_network
 from acmix_zoo.weights.description import TAG_FIELDS
+from acmix_zoo.weights.load import load_weights
 from acmix_zoo.weights.match import copy_weights
 from acmix_zoo.weights.read import Source, State
 from acmix_zoo.weights.resolve import DescribedCheckpoint, read_described
@@ -51,7 +52,7 @@ def build_checkpoint(path: Path, architecture: str = "", **kwargs: Any) -> nn.Mo
     cfg: Any = model.pretrained_cfg
     for key in TAG_FIELDS & cfg.keys():  # timm's defaults, which describe other weights of this network
         cfg[key] = None
-    cfg["num_classes"] = model.num_classes
+    cfg["num_classes"] = getattr(model, "num_classes", 0)  # a backbone has no classes
     return model
 
 
@@ -81,13 +82,12 @@ def _build_with(architecture: str, source: Source, path: Path, **kwargs: Any) ->
     """Build a network and copy the weights `source`, from the file `path`, into it.
 
     The number of classes is the stored one by default. As in timm, the classifier keeps its initial values if another
-    number is given, and the first convolution is adapted to `in_chans`.
+    number is given, the first convolution is adapted to `in_chans`, and `features_only` builds a backbone.
     """
-    if kwargs.get("features_only"):
-        raise ValueError(
-            f"features_only does not work with {path}. Expected a weight folder. Convert the file with "
-            "`acmix-zoo convert`"
-        )
+    if kwargs.pop("features_only", False):
+        backbone = timm.create_model(architecture, features_only=True, **kwargs)
+        kwargs.pop("out_indices", None)
+        return load_weights(backbone, _build_with(architecture, source, path, **kwargs).state_dict())
     model = timm.create_model(architecture, **kwargs)
     state, cfg = translated(source, model), cast(dict[str, Any], model.pretrained_cfg)
     stored_classes = max((_count_classes(state, name) for name in _layer_names(cfg.get("classifier"))), default=0)

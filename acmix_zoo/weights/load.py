@@ -8,6 +8,7 @@
 
 from collections.abc import Mapping
 
+from timm.models._features import FeatureDictNet, FeatureGetterNet
 from torch import nn
 
 from acmix_zoo.weights.match import copy_weights
@@ -19,7 +20,8 @@ def load_weights(module: nn.Module, source: Source, *, strict: bool = True) -> n
     """Load weights into `module`, in place, and return it.
 
     Args:
-        module: a whole network or any part of one, such as a single `ACmix2d`. The weights are cast to its dtypes.
+        module: a whole network or any part of one, such as a single `ACmix2d`. The weights are cast to its dtypes. For
+            a backbone that timm has built with `features_only`, weights of the classifier are ignored.
         source: a weight folder, a run folder, a safetensors file, a torch checkpoint of Lightning, timm, torchvision or
             the authors (read with `weights_only`), a repository of the Hub, or a state dict. The prefixes of wrappers
             and the authors' names are translated.
@@ -30,6 +32,13 @@ def load_weights(module: nn.Module, source: Source, *, strict: bool = True) -> n
             unreadable. FileNotFoundError: the source does not exist.
     """
     target = unwrapped(module)
+    is_backbone = isinstance(target, FeatureDictNet | FeatureGetterNet)
+    if isinstance(target, FeatureGetterNet):
+        target = target.model
     where = "the state dict" if isinstance(source, Mapping) else str(source)
-    copy_weights(target, translated(source, target), where, strict)
+    state = translated(source, target)
+    if is_backbone:  # it lacks the classifier, and perhaps the last stages
+        own = target.state_dict().keys()
+        state = {key: value for key, value in state.items() if key in own}
+    copy_weights(target, state, where, strict)
     return module

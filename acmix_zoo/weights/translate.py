@@ -75,6 +75,8 @@ def _find_prefix(state: State, own: State) -> str:
     complete = [prefix for prefix, count in found.items() if count == len(own) and prefix in known] or [
         prefix for prefix, count in found.items() if count == len(own) and not known
     ]
+    fitting = [p for p in complete if all(state[p + key].shape == value.shape for key, value in own.items())]
+    complete = fitting or complete
     if any(not torch.equal(state[complete[0] + key], state[p + key]) for p in complete[1:] for key in own):
         raise ValueError(
             f"load_weights: there are several complete networks, under the prefixes {', '.join(sorted(complete)[:8])}. "

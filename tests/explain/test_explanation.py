@@ -1,8 +1,11 @@
 """`explain` as a whole: its defaults, and what it says about networks that lack a path."""
 
+import copy
+
 import pytest
 import torch
 from support.explained import explained_network, smooth_image
+from torch import nn
 
 from acmix_zoo.explain import explain, pixel_attention
 
@@ -42,6 +45,24 @@ def test_the_class_token_is_looked_for_in_the_layers_that_have_one() -> None:
     assert strongest and strongest.layer == "block1.0.attn"
     found = explain(model, image, pixel="token").attention
     assert found and found.pixel == "token" and found.layer == "block2.0.attn"
+
+
+@pytest.mark.parametrize("kind", ["part", "whole", "fx"])
+def test_compiled_networks_and_graphs_are_explained_as_the_network_itself(kind: str) -> None:
+    """Compiled code would not run the hooks of an explanation."""
+    model, image = explained_network("acmix_resnet_pico"), smooth_image()
+    expected = explain(model, image)
+    other: nn.Module = copy.deepcopy(model)
+    if kind == "part":
+        other.get_submodule("layer2").compile(backend="eager")
+    else:
+        other = torch.compile(other, backend="eager") if kind == "whole" else torch.fx.symbolic_trace(other)
+    other(image)
+    found = explain(other, image)
+    assert expected.contributions and found.contributions
+    assert found.contributions.scores == expected.contributions.scores
+    assert [layer.name for layer in found.contributions.layers] == [each.name for each in expected.contributions.layers]
+    assert other(image).equal(model(image))
 
 
 def test_class_layer_and_pixel_can_be_chosen() -> None:

@@ -45,6 +45,10 @@ def test_detectors_train_and_predict(name: str) -> None:
     assert ("masks" in detections[0]) == (name == "mask_rcnn")
 
 
+def test_no_images_have_no_detections() -> None:
+    assert make("fcos").eval()(torch.rand(0, 3, 64, 64)) == []
+
+
 def test_detections_do_not_depend_on_the_other_images() -> None:
     """Group norms would see the padding to a common size."""
     detector = make("fcos", detector_kwargs={"score_thresh": 0.0}).eval()

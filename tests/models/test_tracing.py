@@ -102,6 +102,13 @@ def test_tracing_does_not_affect_later_calls() -> None:
     assert torch.equal(layer(x), expected)
 
 
+def test_hooks_on_layers_run_in_a_graph() -> None:
+    graph, calls = torch.fx.symbolic_trace(acmix_zoo.create_model("acmix_resnet_pico").eval()), []
+    graph.get_submodule("layer1.0.conv2").register_forward_hook(lambda *_: calls.append(1))
+    graph(torch.randn(1, 3, 32, 32))
+    assert calls == [1]
+
+
 @quick_models
 def test_fx_with_default_arguments(name: str) -> None:
     model = QUICK[name]()

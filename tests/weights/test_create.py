@@ -160,8 +160,14 @@ class TestCreate:
         maps = create_model("acmix_resnet_pico", folder / "model.safetensors", features_only=True)
         assert len(maps.eval()(torch.randn(1, 3, 32, 32))) > 2
         bare = (folder / "model.safetensors").rename(tmp_path / "bare.safetensors")
-        with pytest.raises(ValueError, match=r"features_only does not work with .* Expected a weight folder"):
-            create_model("acmix_resnet_pico", bare, features_only=True)
+        image = torch.randn(1, 1, 32, 32)
+        backbone = create_model("acmix_resnet_pico", bare, features_only=True, in_chans=1, out_indices=(0, 2)).eval()
+        expected = (
+            create_model("acmix_resnet_pico", bare, in_chans=1)
+            .eval()
+            .forward_intermediates(image, indices=(0, 2), intermediates_only=True)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(backbone(image), expected, strict=True))
 
     @pytest.mark.parametrize("source", ["folder", "file"])
     def test_weights_are_adapted_to_the_input_channels(self, tmp_path: Path, source: str) -> None:

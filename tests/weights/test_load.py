@@ -56,6 +56,7 @@ CHECKPOINTS = {
     "unknown attribute": lambda s: {**add_prefix("my_cnn.", s), "loss.weight": torch.ones(10)},
     "compiled blocks": lambda s: {key.replace("layer1.", "layer1._orig_mod."): value for key, value in s.items()},
     "timm ema": lambda s: {"state_dict": zeros_for(s), "state_dict_ema": s, "args": argparse.Namespace(lr=0.1)},
+    "settings of an average": lambda s: {"state_dict": s, "ema": {"decay": torch.tensor(0.99)}},
     "torchvision ema": lambda s: {
         "model": zeros_for(s),
         "model_ema": {**add_prefix("module.", s), "n_averaged": torch.tensor(7)},
@@ -85,6 +86,23 @@ def test_safetensors_and_weight_folders_are_loaded(tmp_path: Path) -> None:
     for given in (tmp_path / "w.safetensors", blob, folder, folder / "model.safetensors"):
         assert have_same_weights(source, load_weights(pico(2), given))
     assert have_same_weights(source, load_weights(torch.compile(pico(2)), folder)._orig_mod)
+
+
+@pytest.mark.parametrize("name", ["acmix_resnet_pico", "acmix_swin_pico", "acmix_pvt_pico", "acmix_san_pico"])
+def test_backbones_get_the_weights_of_a_classifier(name: str) -> None:
+    """timm wraps some networks, so that their keys have a prefix."""
+    classifier, image = create_model(name).eval(), torch.randn(1, 3, 32, 32)
+    backbone = load_weights(create_model(name, features_only=True).eval(), classifier.state_dict())
+    expected = classifier.forward_intermediates(image, intermediates_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(backbone(image), expected[-len(backbone(image)) :], strict=True))
+    with pytest.raises(ValueError, match="nothing was loaded"):
+        load_weights(create_model(name, features_only=True), {"fc.weight": classifier.get_classifier().weight})
+
+
+def test_a_part_whose_names_occur_in_other_parts_is_found_by_its_shapes() -> None:
+    source, target = pico(1), pico(2)
+    load_weights(target.layer1, source.state_dict())
+    assert have_same_weights(source.layer1, target.layer1) and not have_same_weights(source.layer2, target.layer2)
 
 
 def test_the_dtype_of_the_module_is_kept(tmp_path: Path) -> None:

@@ -58,4 +58,4 @@ def from_pvt(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     patch = state["patch_embed1.proj.weight"].shape[2]
     arguments |= {} if patch == 4 else {"patch_size": patch}
     arguments = arguments if side * patch == 224 else {"img_size": side * patch, **arguments}
-    return create_with_state(_NAMES.get(depths, "acmix_pvt_s"), state, arguments, kwargs)
+    return create_with_state(source, _NAMES.get(depths, "acmix_pvt_s"), state, arguments, kwargs)

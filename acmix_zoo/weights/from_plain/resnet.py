@@ -103,7 +103,7 @@ def from_resnet(source: nn.Module | Source, **kwargs: Any) -> tuple[nn.Module, W
         random=sum(n for key, n in parameters.items() if key in in_layers) - fitted,
         kept={path: fit.kept for path, fit in fits.items()},
     )
-    return create_with_state(name, state, arguments, kwargs), report
+    return create_with_state(source, name, state, arguments, kwargs), report
 
 
 @torch.no_grad()
@@ -164,8 +164,8 @@ def _resnet_arguments(state: State) -> dict[str, Any]:
         or any(kernel is None or kernel.shape[2:] != (3, 3) or kernel.shape[0] != kernel.shape[1] for kernel in kernels)
     ):
         raise ValueError(
-            f"from_resnet: the source has keys like {first_keys(state)}. Expected a ResNet of bottlenecks (1×1, dense "
-            "3×3, 1×1), such as timm's resnet50"
+            f"from_resnet: the source has keys like {first_keys(state)}. Expected a ResNet with one 7×7 convolution in "
+            "its stem, and bottlenecks (1×1, dense 3×3, 1×1), such as timm's resnet50"
         )
     stages = range(1, 1 + max(int(match[1]) for match in blocks))
     planes = tuple(state[f"layer{i}.0.conv3.weight"].shape[0] // 4 for i in stages)

@@ -58,4 +58,4 @@ def from_san(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
         kernels = tuple(math.isqrt(f // r - 1) for f, r in zip(features, relations, strict=True))
         arguments |= {} if kernels == KERNELS else {"kernels": kernels}
     arguments |= pooling_of(source)
-    return create_with_state(_NAMES.get(layers, "acmix_san10"), state, arguments, kwargs)
+    return create_with_state(source, _NAMES.get(layers, "acmix_san10"), state, arguments, kwargs)

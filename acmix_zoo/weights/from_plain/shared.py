@@ -11,8 +11,11 @@ from torch import nn
 from acmix_zoo.weights.read import Source, State, read_state_dict
 from acmix_zoo.weights.translate import unwrapped, without_block_wrappers
 
-# The first layers of the known networks. Their keys reveal the prefix of all keys.
-_FIRST_LAYER = re.compile(r"(.*\.)?(patch_embed1?\.proj|features\.0\.0|conv1|conv_in)\.weight$")
+# The first layers of the known networks. Their keys reveal the prefix of all keys. A block has a conv1, too.
+_FIRST_LAYER = re.compile(r"((?:(?!layer\d).)*\.)?(patch_embed1?\.proj|features\.0\.0|conv1|conv_in)\.weight$")
+# What a network's pretrained_cfg states about its images and classes.
+_PREPARATION = ("mean", "std", "crop_pct", "crop_mode", "interpolation", "test_input_size", "test_crop_pct", "license")
+_LABELS = ("label_names", "label_descriptions")
 # Defaults of the ACmix networks. Arguments that equal them are left out.
 _DEFAULTS: dict[str, Any] = {"patch_size": 4, "window_size": 7, "mlp_ratio": 4.0, "in_chans": 3, "num_classes": 1000}
 
@@ -52,16 +55,22 @@ def pooling_of(source: nn.Module | Source) -> dict[str, str]:
     return {} if kind is None else {"global_pool": kind}
 
 
-def create_with_state(name: str, state: State, arguments: dict[str, Any], overrides: dict[str, Any]) -> nn.Module:
+def create_with_state(
+    source: nn.Module | Source, name: str, state: State, arguments: dict[str, Any], overrides: dict[str, Any]
+) -> nn.Module:
     """Build a registered network with weights that have its keys, as timm loads pretrained weights.
 
     A different number of classes or input channels is therefore handled as for every pretrained network.
 
     Args:
+        source: where the weights come from. If it is a network, the new one states the same preparation of images.
         name: the registered network.
         state: the weights.
         arguments: the arguments of the network that the weights fit.
         overrides: arguments of the caller, which take precedence.
+
+    Raises:
+        ValueError: the source has other activations or norms than the registered network.
     """
     arguments = {
         key: value for key, value in arguments.items() if value not in (_DEFAULTS.get(key), as_pair(_DEFAULTS.get(key)))
@@ -72,11 +81,39 @@ def create_with_state(name: str, state: State, arguments: dict[str, Any], overri
         "num_classes": arguments.get("num_classes", 1000),
         "input_size": (arguments.get("in_chans", 3), *as_pair(arguments.get("img_size", 224))),
     }  # fmt: skip
+    network = plain_network(source) if isinstance(source, nn.Module) else None
+    if network is not None:
+        weights |= _described(network, has_same_classes="num_classes" not in overrides)
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=weights, **final)
+    if network is not None and (other := _layer_kinds(network) - _layer_kinds(model)):
+        raise ValueError(
+            f"the source has {', '.join(sorted(other))}, and {name} has {', '.join(sorted(_layer_kinds(model)))}, so "
+            "that its outputs would differ. Expected the activations and norms of the published networks"
+        )
     cfg = cast(dict[str, Any], model.pretrained_cfg)
     cfg.pop("state_dict", None)  # otherwise memory would hold the weights twice
     cfg["input_size"] = (cfg["input_size"][0], *as_pair(final.get("img_size", 224)))
     return model
+
+
+def _described(network: nn.Module, has_same_classes: bool) -> dict[str, Any]:
+    """Return what a network of timm states about its images and, if they stay the same, its classes."""
+    cfg = getattr(network, "pretrained_cfg", None) or {}
+    names = (*_PREPARATION, *(_LABELS if has_same_classes else ()))
+    return {name: cfg[name] for name in names if cfg.get(name) is not None}
+
+
+def _layer_kinds(network: nn.Module) -> set[str]:
+    """Return the kinds of a network's activations and norms, which its weights do not show."""
+    kinds = set()
+    for module in network.modules():
+        kind = type(module)
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+            kinds.add(f"norms with eps {module.eps:g}")
+        elif kind.__module__.endswith((".activation", ".activations", ".activations_me")) and kind is not nn.Softmax:
+            is_tanh = getattr(module, "approximate", "none") != "none"
+            kinds.add(f"{kind.__name__}{' (tanh)' * is_tanh}")
+    return kinds
 
 
 def count_keys(state: State, pattern: str) -> int:

@@ -56,7 +56,7 @@ def from_swin(source: nn.Module | Source, **kwargs: Any) -> nn.Module:
     key = (arguments["embed_dim"], arguments["depths"], arguments["num_heads"])
     if key in _NAMES:
         arguments = {k: v for k, v in arguments.items() if k not in ("embed_dim", "depths", "num_heads")}
-    return create_with_state(_NAMES.get(key, "acmix_swin_t"), state, arguments, kwargs)
+    return create_with_state(source, _NAMES.get(key, "acmix_swin_t"), state, arguments, kwargs)
 
 
 def _image_size_of_masks(state: State) -> tuple[int, int] | None:

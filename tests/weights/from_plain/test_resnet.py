@@ -95,11 +95,14 @@ class TestResNet:
     def test_other_strides_are_rejected(self) -> None:
         middle = torchvision.models.resnet50(num_classes=2, replace_stride_with_dilation=[False, True, False])
         blurred = timm.models.ResNet(timm.models.resnet.Bottleneck, (1, 1, 1, 1), aa_layer=timm.layers.BlurPool2d)
+        silu = timm.create_model("resnet50", num_classes=2, act_layer="silu")
+        with pytest.raises(ValueError, match=r"the source has SiLU, and acmix_resnet50 has ReLU"):
+            from_resnet(silu)
         for network, message in ((middle, r"\[1, 2, 1, 2\]\. Expected a stride of 1"), (blurred, "and blur layers")):
             with pytest.raises(ValueError, match=message):
                 from_resnet(network)
 
-    @pytest.mark.parametrize("name", ["resnet18", "resnext26ts", "resnet26d", "vit_tiny_patch16_224"])
+    @pytest.mark.parametrize("name", ["resnet18", "resnext26ts", "resnet26d", "resnet26t", "vit_tiny_patch16_224"])
     def test_other_networks_are_rejected(self, name: str) -> None:
-        with pytest.raises(ValueError, match=r"Expected a ResNet of bottlenecks|not a plain ResNet"):
+        with pytest.raises(ValueError, match=r"one 7×7 convolution in its stem|not a plain ResNet"):
             from_resnet(timm.create_model(name))

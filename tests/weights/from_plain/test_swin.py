@@ -1,5 +1,6 @@
 """`from_swin`: an ACmix-Swin that gives exactly the logits of a plain Swin, and can be trained further."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -142,11 +143,21 @@ class TestSwin:
         nn.functional.cross_entropy(converted(x), y).backward()
         assert layer.beta.item() != 0 and layer.shift_conv.shift_weight.grad.abs().max() > 0
 
+    def test_images_are_prepared_as_for_the_plain_network(self) -> None:
+        stated = {"mean": (0.4, 0.5, 0.6), "crop_pct": 1.0, "license": "mit", "label_names": tuple("abcdefg")}
+        plain = swin(pretrained_cfg_overlay=stated)
+        cfg = from_swin(plain).pretrained_cfg
+        assert {name: cfg[name] for name in stated} == stated
+        cfg = from_swin(plain, num_classes=3).pretrained_cfg
+        assert cfg["mean"] == (0.4, 0.5, 0.6) and not cfg.get("label_names")
+
     def test_other_networks_are_rejected(self) -> None:
         for source, message in (
             (timm.create_model("resnet18"), "not the weights of a Swin"),
             ({**swin().state_dict(), "layers.0.blocks.0.attn.logit_scale": torch.ones(2, 1, 1)}, "Swin V2"),
             (swin(qkv_bias=False), "not the weights of a Swin with biases in qkv"),
+            (swin(head_dim=8), "qkv has 48 outputs for 32 channels, so the network was built with a head_dim"),
+            (swin(norm_layer=partial(nn.LayerNorm, eps=0.1)), "the source has norms with eps 0.1, and acmix_swin_t"),
         ):
             with pytest.raises(ValueError, match=message):
                 from_swin(source)
