@@ -20,7 +20,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: the network was created in inference mode.
     """
-    if any(tensor.is_inference() for tensor in model.state_dict().values()):
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError(
             f"explain: {type(model).__name__} was created in inference mode, and has no gradients. Expected a network "
             "that was created outside of it. Explanations themselves may be computed in inference mode"

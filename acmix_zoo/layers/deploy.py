@@ -26,12 +26,13 @@ from acmix_zoo.ops.precision import autocast_dtype, autocast_off
 from acmix_zoo.ops.tracing import constant_size
 
 M = TypeVar("M", bound=nn.Module)
+_Norm = nn.BatchNorm2d | nn.SyncBatchNorm  # the second one replaces the first for training on several GPUs
 
 
 def check_eval_mode(model: nn.Module) -> None:
     """Raise a ValueError if a layer that can be folded is in training mode, before the first one is folded."""
     for name, module in model.named_modules():
-        if module.training and isinstance(module, (nn.BatchNorm2d, nn.Conv2d, ACmix2d)):
+        if module.training and isinstance(module, _Norm | nn.Conv2d | ACmix2d):
             raise ValueError(
                 f"deploy: {name} is in training mode, in which batch norms update their statistics. Expected a network "
                 "in eval mode. Call model.eval() first"
@@ -51,10 +52,10 @@ def fold(parent: nn.Module, layer: str, norm: str) -> None:
         norm: the name of the batch norm in `parent`.
     """
     conv, bn = parent.get_submodule(layer), parent.get_submodule(norm)
-    if not isinstance(bn, nn.BatchNorm2d) or bn.running_mean is None:  # it has already been folded, or cannot be
+    if not isinstance(bn, _Norm) or bn.running_mean is None:  # it has already been folded, or cannot be
         return
     kind = ACmix2d if isinstance(conv, ACmix2d) else nn.Conv2d
-    if not is_plain(conv, kind) or not is_plain(bn, nn.BatchNorm2d):
+    if not is_plain(conv, kind) or not (is_plain(bn, nn.BatchNorm2d) or is_plain(bn, nn.SyncBatchNorm)):
         return
     if isinstance(conv, ACmix2d):
         if conv.paths != "both" or not is_plain(conv.qkv, nn.Linear) or not is_plain(conv.shift_conv, ShiftConv):
@@ -89,7 +90,7 @@ class DeployedACmix2d(nn.Module):
     offset: Tensor
 
     @torch.no_grad()
-    def __init__(self, layer: ACmix2d, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, layer: ACmix2d, norm: _Norm) -> None:
         super().__init__()
         self.geometry = Geometry(layer.heads, layer.kernel_att, layer.stride, layer.dilation)
         dtype = layer.alpha.dtype

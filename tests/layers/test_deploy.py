@@ -41,6 +41,16 @@ def test_logits_do_not_change(name: str) -> None:
 
 
 @torch.no_grad()
+def test_synchronised_norms_are_folded() -> None:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(perturbed("acmix_resnet_pico"))
+    x = torch.randn(2, 3, 32, 32)
+    expected = model(x)
+    model.deploy()
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    assert (model(x) - expected).abs().max() <= 1e-5 * float(expected.abs().max())
+
+
+@torch.no_grad()
 def test_logits_of_shipped_weights_do_not_change() -> None:
     for name in ("acmix_resnet_pico", "acmix_swin_pico"):
         model = acmix_zoo.create_model(name, pretrained=True).eval()
