@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
-from pathlib import Path
 
 from PIL import ImageFont
 
@@ -16,23 +16,32 @@ _WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "msyh.ttc", "PingF
 
 def font_for(line: str) -> Font:
     """Return a font of Pillow that has the letters of a line, if one is installed."""
-    return _font(line.replace("…", "").isascii())
-
-
-@cache
-def _font(is_ascii: bool) -> Font:
-    for name in () if is_ascii else _WIDE_FONTS:
-        try:
-            return ImageFont.truetype(name, _SIZE)
-        except OSError:
-            continue
-    return ImageFont.load_default(_SIZE)
+    is_ascii = line.replace("…", "").isascii()
+    return next(iter(_wide_fonts()), _default_font()) if not is_ascii else _default_font()
 
 
 @cache
 def plot_fonts() -> list[str]:
     """Return the fonts in which matplotlib looks for a letter, in this order: its own one, and those installed here."""
-    from matplotlib.font_manager import fontManager
+    from matplotlib.font_manager import FontProperties, fontManager
 
-    families = {Path(font.fname).name: font.name for font in fontManager.ttflist}
-    return list(dict.fromkeys(["DejaVu Sans", *(families[name] for name in _WIDE_FONTS if name in families)]))
+    families = ["DejaVu Sans"]
+    for font in _wide_fonts():
+        path = str(font.path)
+        fontManager.addfont(path)  # its list of fonts is from an earlier time
+        families.append(FontProperties(fname=path).get_name())
+    return list(dict.fromkeys(families))
+
+
+@cache
+def _wide_fonts() -> list[ImageFont.FreeTypeFont]:
+    found = []
+    for name in _WIDE_FONTS:
+        with suppress(OSError):
+            found.append(ImageFont.truetype(name, _SIZE))
+    return found
+
+
+@cache
+def _default_font() -> Font:
+    return ImageFont.load_default(_SIZE)

@@ -14,10 +14,10 @@ from acmix_zoo.data import fonts
 def serif(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Make a font that comes with matplotlib the only one with letters beyond ASCII."""
     path = Path(get_data_path(), "fonts", "ttf", "DejaVuSerif.ttf")
-    monkeypatch.setattr(fonts, "_WIDE_FONTS", ("missing.ttf", str(path), path.name))
-    fonts._font.cache_clear(), fonts.plot_fonts.cache_clear()
+    monkeypatch.setattr(fonts, "_WIDE_FONTS", ("missing.ttf", str(path)))
+    fonts._wide_fonts.cache_clear(), fonts.plot_fonts.cache_clear()
     yield path
-    fonts._font.cache_clear(), fonts.plot_fonts.cache_clear()
+    fonts._wide_fonts.cache_clear(), fonts.plot_fonts.cache_clear()
 
 
 def test_a_font_with_more_letters_is_only_used_for_them() -> None:
