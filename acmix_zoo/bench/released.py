@@ -52,9 +52,9 @@ class ReleasedACmix2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[2:]) <= self.kernel // 2:
             raise ValueError(
-                f"ReleasedACmix2d: the authors' code reflects borders, so that a map of {x.shape[2]}×{x.shape[3]} is "
-                f"too small for its window of {self.kernel}. Expected sides above {self.kernel // 2}. Use larger "
-                "images, or benchmark without the authors' code"
+                f"ReleasedACmix2d: the authors' code pads by reflection, so a {x.shape[2]}×{x.shape[3]} feature map is "
+                f"too small for its {self.kernel}×{self.kernel} window. Expected sides of at least "
+                f"{self.kernel // 2 + 1}. Use larger images, or benchmark without the authors' code"
             )
         q, k, v = self.q(x), self.k(x), self.v(x)  # 3 × (B, heads·d, H, W)
         return torch.addcmul(self.beta * self._convolution(q, k, v), self.alpha, self._attention(q, k, v))

@@ -33,7 +33,11 @@ def check_config(config: Any, subcommand: str) -> None:
     for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
         value = getattr(trainer, name)
         if subcommand == "fit" and value is not None and not isinstance(value, str | dict) and value <= 0:
-            raise ValueError(f"--trainer.{name} {value} is not positive. Expected 1 or more, or leave the option out")
+            fraction = ", or a fraction of an epoch (0.5)" if name == "val_check_interval" else ""
+            raise ValueError(
+                f"--trainer.{name} {value} is not positive. Expected 1 or more{fraction}. Leave the option out for the "
+                "default"
+            )
     if subcommand == "fit" and trainer.max_steps == 0:
         raise ValueError("--trainer.max_steps 0 trains nothing. Expected 1 or more, or -1 for no limit")
     if trainer.accelerator in ("gpu", "cuda") and not (

@@ -71,9 +71,13 @@ def run_trainer(argv: Sequence[str], before_fit: Callable[[Any], None] | None = 
     try:
         return Run(command=shlex.join(["acmix-zoo", *argv]), task=task)
     except (MisconfigurationException, ValueError) as error:  # Lightning's exceptions for incompatible options
-        if isinstance(error, ValueError) and not _is_from_lightning(error):
-            raise
-        raise ValueError(f"Lightning rejected the options of this command: {error}") from error
+        if isinstance(error, MisconfigurationException):
+            raise ValueError(f"Lightning rejected the options of this command: {error}") from error
+        if _is_from_lightning(error):
+            raise ValueError(
+                f"Lightning stopped: {str(error).strip()}. If this names an option of the trainer, change it"
+            ) from error
+        raise
     finally:
         sys.argv = original
 

@@ -14,6 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from acmix_zoo.data.sources.find_images import is_run
 from acmix_zoo.data.sources.folder_source import FolderSource
 from acmix_zoo.data.sources.installed_sources import SHIPPED
+from acmix_zoo.training.run import RunFolder
+from acmix_zoo.weights.names import is_network_name
 
 
 def choose_run_folder(config: Any, command: str) -> list[str]:
@@ -42,13 +44,18 @@ def choose_run_folder(config: Any, command: str) -> list[str]:
         config.run.folder = str(run_folder)
         if "--ckpt_path" not in given and config.ckpt_path is None:
             config.ckpt_path = "last"  # the file itself has null, so that it can also repeat the run in a new folder
-        for name in ("source", "classes_file"):  # the weights that the run started from are not needed any more
-            value, option = config.data.get(name), f"--data.{name}"
-            is_path = isinstance(value, str) and value not in SHIPPED
-            if is_path and option not in given and value == stated.get("data", {}).get(name):
-                config.data[name] = _find_recorded(value, recorded, run_folder, option)
-                if config.data[name] != value:
-                    moved.append(f"data.{name}")
+        paths = [("data", "source"), ("data", "classes_file")]
+        if not RunFolder(str(run_folder)).last.exists():  # otherwise the start weights are not needed any more
+            paths += [("model", "pretrained"), ("model", "model")]
+        for group, name in paths:
+            value, option = config[group].get(name), f"--{group}.{name}"
+            is_path = (
+                isinstance(value, str) and value not in SHIPPED and not (name == "model" and is_network_name(value))
+            )
+            if is_path and option not in given and value == stated.get(group, {}).get(name):
+                config[group][name] = _find_recorded(value, recorded, run_folder, option)
+                if config[group][name] != value:
+                    moved.append(f"{group}.{name}")
     if config.run.folder is None:
         experiment = recipes[0].stem if recipes else Path(str(config.model.model)).name
         data = _data_name(str(config.data.source))

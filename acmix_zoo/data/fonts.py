@@ -22,14 +22,15 @@ def font_for(line: str) -> Font:
 
 @cache
 def plot_fonts() -> list[str]:
-    """Return the fonts in which matplotlib looks for a letter, in this order: its own one, and those installed here."""
+    """Return the fonts in which matplotlib looks for a letter, in this order: its own, and those installed here."""
     from matplotlib.font_manager import FontProperties, fontManager
 
     families = ["DejaVu Sans"]
     for font in _wide_fonts():
         path = str(font.path)
-        fontManager.addfont(path)  # its list of fonts is from an earlier time
-        families.append(FontProperties(fname=path).get_name())
+        with suppress(OSError, RuntimeError):  # Pillow may open files that matplotlib does not
+            fontManager.addfont(path)  # its cached list may be older than the font
+            families.append(FontProperties(fname=path).get_name())
     return list(dict.fromkeys(families))
 
 

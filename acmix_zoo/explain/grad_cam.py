@@ -30,6 +30,7 @@ def grad_cam(model: nn.Module, image: Tensor, target: int) -> Tensor | None:
     Returns:
         (h, w), the resolution of the feature map. None if the last feature map is unknown or is not (1, C, h, w).
     """
+    model = getattr(model, "_orig_mod", model)  # the network in torch.compile(network) names its feature maps
     with evaluation(model):
         class_logits(model, image, target)
         with torch.enable_grad():

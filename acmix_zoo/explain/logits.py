@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from threading import RLock
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
+
+_one_at_a_time = RLock()
 
 
 @contextmanager
@@ -15,11 +19,22 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     other tensors are possible even if the caller is in inference mode.
 
     Gradient checkpointing is switched off, because recomputing a block would run the hooks of an explanation again, and
-    so is compiled code, which would not run them at all.
+    so is compiled code, which would not run them at all. Both concern other threads, too, so one thread after the other
+    enters this context.
 
     Raises:
-        ValueError: the network was created in inference mode.
+        ValueError: the network was created in inference mode, or is a graph of torch.fx.
     """
+    with _one_at_a_time:
+        yield from _evaluation(model)
+
+
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    if any(isinstance(module, GraphModule) for module in model.modules()):
+        raise ValueError(
+            "explain: this is a graph of torch.fx, which does not run hooks on layers. Expected a network. Explain the "
+            "network that the graph was made from"
+        )
     if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError(
             f"explain: {type(model).__name__} was created in inference mode, and has no gradients. Expected a network "

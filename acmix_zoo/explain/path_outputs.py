@@ -80,7 +80,7 @@ def acmix_layers(model: nn.Module) -> dict[str, ACmixLayer]:
                 "is not deployed. Create it again and do not call deploy()"
             )
         if isinstance(module, ACmixLayer):
-            layers[name.replace("_orig_mod.", "")] = module  # which torch.compile adds
+            layers[name.replace("_orig_mod.", "")] = module  # added by torch.compile(block)
     return layers
 
 

@@ -23,15 +23,14 @@ def leaf(layer: _Layer) -> _Layer:
 
     @wraps(forward)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(value, torch.fx.Proxy) for value in (*args, *kwargs.values())):
-            return run_leaf(self, *args, **kwargs)
-        return forward(self, *args, **kwargs)
+        return run_leaf(self, *args, **kwargs)
 
     # Each layer class gets its own code object, because torch.compile limits the recompilations of each.
     code: CodeType = call.__code__  # type: ignore[attr-defined]
     call.__code__ = code.replace(co_name=f"{layer.__name__}_forward")  # type: ignore[attr-defined]
 
     layer.forward = call
+    layer.leaf_forward = forward  # type: ignore[attr-defined]
     layer.__prepare_scriptable__ = reject_script  # type: ignore[attr-defined]
     return layer
 
@@ -46,5 +45,5 @@ def reject_script(module: nn.Module) -> nn.Module:
 
 @torch.fx.wrap
 def run_leaf(layer: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call a layer that is decorated with `leaf`, with its hooks."""
-    return layer(*args, **kwargs)
+    """Run the forward method of a layer that is decorated with `leaf`."""
+    return layer.leaf_forward(*args, **kwargs)

@@ -92,8 +92,8 @@ def swin_arguments(state: State) -> dict[str, Any]:
     projected = state["layers.0.blocks.0.attn.qkv.bias"].numel()
     if projected != 3 * dim:
         raise ValueError(
-            f"from_swin: qkv has {projected} outputs for {dim} channels, so the network was built with a head_dim of "
-            f"its own. Expected {3 * dim}, as ACmixSwin has"
+            f"from_swin: qkv has {projected} outputs for {dim} channels, so the network was built with a custom "
+            f"head_dim. Expected {3 * dim}, as in ACmixSwin. Pass a network built without head_dim"
         )
     classifier = state.get("head.fc.weight")
     return {

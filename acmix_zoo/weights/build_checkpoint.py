@@ -86,8 +86,9 @@ def _build_with(architecture: str, source: Source, path: Path, **kwargs: Any) ->
     """
     if kwargs.pop("features_only", False):
         backbone = timm.create_model(architecture, features_only=True, **kwargs)
-        kwargs.pop("out_indices", None)
-        return load_weights(backbone, _build_with(architecture, source, path, **kwargs).state_dict())
+        arguments = {name: value for name, value in kwargs.items() if name not in ("out_indices", "feature_cls")}
+        network = _build_with(architecture, source, path, **{**arguments, "num_classes": 0})
+        return load_weights(backbone, network.state_dict())
     model = timm.create_model(architecture, **kwargs)
     state, cfg = translated(source, model), cast(dict[str, Any], model.pretrained_cfg)
     stored_classes = max((_count_classes(state, name) for name in _layer_names(cfg.get("classifier"))), default=0)

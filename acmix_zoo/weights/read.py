@@ -173,7 +173,7 @@ def _find_state(value: Any, depth: int = 4) -> State | None:
         return None
     for entry in _ENTRIES:
         state = _find_state(value.get(entry), depth - 1)
-        if state and any(tensor.dim() for tensor in state.values()):  # an entry may only hold settings such as a decay
+        if state and any(tensor.dim() for tensor in state.values()):  # an entry may hold only settings such as a decay
             return state
     return {key: v for key, v in value.items() if isinstance(key, str) and isinstance(v, Tensor)} or None
 

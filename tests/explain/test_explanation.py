@@ -47,8 +47,8 @@ def test_the_class_token_is_looked_for_in_the_layers_that_have_one() -> None:
     assert found and found.pixel == "token" and found.layer == "block2.0.attn"
 
 
-@pytest.mark.parametrize("kind", ["part", "whole", "fx"])
-def test_compiled_networks_and_graphs_are_explained_as_the_network_itself(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["part", "whole"])
+def test_compiled_networks_are_explained_as_the_network_itself(kind: str) -> None:
     """Compiled code would not run the hooks of an explanation."""
     model, image = explained_network("acmix_resnet_pico"), smooth_image()
     expected = explain(model, image)
@@ -56,13 +56,22 @@ def test_compiled_networks_and_graphs_are_explained_as_the_network_itself(kind: 
     if kind == "part":
         other.get_submodule("layer2").compile(backend="eager")
     else:
-        other = torch.compile(other, backend="eager") if kind == "whole" else torch.fx.symbolic_trace(other)
+        other = torch.compile(other, backend="eager")
     other(image)
     found = explain(other, image)
     assert expected.contributions and found.contributions
     assert found.contributions.scores == expected.contributions.scores
+    assert found.grad_cam is not None and expected.grad_cam is not None and found.grad_cam.equal(expected.grad_cam)
+    assert found.attention and expected.attention and found.attention.weights.equal(expected.attention.weights)
+    assert found.kernels.keys() == expected.kernels.keys()
     assert [layer.name for layer in found.contributions.layers] == [each.name for each in expected.contributions.layers]
     assert other(image).equal(model(image))
+
+
+def test_graphs_of_fx_are_refused() -> None:
+    graph = torch.fx.symbolic_trace(explained_network("acmix_resnet_pico"))
+    with pytest.raises(ValueError, match=r"graph of torch\.fx.*Explain the network that the graph was made from"):
+        explain(graph, smooth_image())
 
 
 def test_class_layer_and_pixel_can_be_chosen() -> None:

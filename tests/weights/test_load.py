@@ -99,6 +99,15 @@ def test_backbones_get_the_weights_of_a_classifier(name: str) -> None:
         load_weights(create_model(name, features_only=True), {"fc.weight": classifier.get_classifier().weight})
 
 
+def test_backbones_refuse_weights_of_a_deeper_network() -> None:
+    size = {"img_size": 32, "window_size": 2, "embed_dim": 16, "num_heads": (1, 2)}
+    backbone = create_model("acmix_swin_t", features_only=True, depths=(1, 1), **size)
+    deeper = create_model("acmix_swin_t", depths=(1, 2), **size).state_dict()
+    with pytest.raises(ValueError, match=r"unexpected .* layers\.1\.blocks\.1"):
+        load_weights(backbone, deeper)
+    load_weights(create_model("acmix_swin_t", features_only=True, depths=(1, 2), out_indices=(0,), **size), deeper)
+
+
 def test_a_part_whose_names_occur_in_other_parts_is_found_by_its_shapes() -> None:
     source, target = pico(1), pico(2)
     load_weights(target.layer1, source.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from acmix_zoo.data.text_files import read_text
 
 CLASS_FILES = ("classes.txt", "label_colors.txt", "class_dict.csv")
 """Names under which a data set's folder may hold its class list."""
+_DELIMITERS: tuple[str, ...] = (",", ";", "\t")  # of the columns of CSV files
 _VOID_NAMES = {"void", "ignore", "unlabelled", "unlabeled"}
 
 
@@ -74,10 +76,9 @@ class ClassList(NamedTuple):
 def read_class_list(path: Path) -> ClassList:
     """Read a class list: one class per line, with its name and, for RGB masks, its colour before or after it.
 
-    Names and colours are separated by spaces, commas or semicolons, and names may contain numbers. Empty lines, lines
-    that start with #, and the header of a CSV file are skipped. If the header has several columns before r, g and b,
-    such as id and name, the last of them has the names. The names void, ignore and unlabelled mark colours that belong
-    to no class.
+    Names and colours are separated by spaces, commas or semicolons, and names may contain numbers. Empty lines and
+    lines that start with # are skipped. A CSV file may begin with a header that ends in r, g, b; the names are then in
+    the column before them. The names void, ignore and unlabelled mark colours that belong to no class.
 
     Raises:
         ValueError: some of the classes have no colour, void has none, a colour is unclear, or the file is not UTF-8.
@@ -85,19 +86,14 @@ def read_class_list(path: Path) -> ClassList:
     names: list[str] = []
     colours: list[Colour] = []
     ignored: list[Colour] = []
-    skipped = 0  # columns before the names
-    for line in map(_with_commas, read_text(path).splitlines()):
-        line = ",".join(line.split(",")[skipped:])
-        words = [word for word in re.split(r"[,\s]+", line.strip()) if word]
-        if not words or words[0].startswith("#"):
-            continue
-        if not names and [word.lower() for word in words[1:]][-3:] == ["r", "g", "b"]:
-            skipped = line.count(",") - 3 if line.count(",") > 3 else 0
-            continue
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    delimiter = _delimiter_of_header(lines[0]) if lines else None
+    for line in lines if delimiter is None else lines[1:]:
         try:
-            name, colour = _split_line(line, words)
+            name, colour = _split_row(line, delimiter) if delimiter in _DELIMITERS else _split_line(line)
         except ValueError as error:
-            raise ValueError(f"{path}: the line {line.strip()!r} {error}") from None
+            raise ValueError(f"{path}: the line {line!r} {error}") from None
         bare = " ".join(word for word in name.split() if not word.isdecimal())
         is_void = bare.lower() in _VOID_NAMES
         if is_void and colour is None:  # leaving it out would renumber the classes after it
@@ -116,23 +112,39 @@ def read_class_list(path: Path) -> ClassList:
     return ClassList(names, colours, ignored)
 
 
-def _with_commas(line: str) -> str:
-    """Return a line with commas if its colour is written with semicolons, or in brackets: road (128, 64, 128)."""
-    if re.search(r"(;\s*(\d+|[rgb])\s*){3}$", line, re.IGNORECASE):
-        return line.replace(";", ",")
-    return re.sub(r"[(\[]\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*[)\]]\s*$", r",\1,\2,\3", line)
+def _delimiter_of_header(line: str) -> str | None:
+    """Return what separates the columns of a CSV file, given its first line; None if that is no header."""
+    for delimiter in (*_DELIMITERS, " "):
+        columns = [column.strip().lower() for column in line.rstrip(delimiter).split(delimiter)]
+        if len(columns) > 3 and columns[-3:] == ["r", "g", "b"]:
+            return delimiter
+    return None
 
 
-def _split_line(line: str, words: list[str]) -> tuple[str, Colour | None]:
+def _split_row(line: str, delimiter: str) -> tuple[str, Colour]:
+    """Return the name and the colour in a row of a CSV file: its last four columns.
+
+    Raises:
+        ValueError: the row has no such columns.
+    """
+    cells = next(csv.reader([line.rstrip(delimiter)], delimiter=delimiter, skipinitialspace=True))
+    name, colour = (" ".join(cells[-4].split()), [cell.strip() for cell in cells[-3:]]) if len(cells) > 3 else ("", [])
+    if not name or not all(value.isdecimal() and int(value) < 256 for value in colour):
+        raise ValueError("has no name and colour in its last four columns. Expected three numbers from 0 to 255")
+    red, green, blue = map(int, colour)
+    return name, (red, green, blue)
+
+
+def _split_line(line: str) -> tuple[str, Colour | None]:
     """Return the name in a line, and its colour: the last or the first three values, if these are integers.
-
-    Args:
-        line: the line. Values between commas may contain spaces.
-        words: its values, if spaces separate them, too.
 
     Raises:
         ValueError: more than three numbers follow one another, or one is above 255.
     """
+    if re.search(r"\d\s*;\s*\d+\s*;\s*\d", line):
+        line = line.replace(";", ",")
+    line = re.sub(r"[(\[]\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*[)\]]", r",\1,\2,\3,", line)
+    words = [word for word in re.split(r"[,\s]+", line) if word]
     cells: list[str] = []
     for cell in filter(None, map(str.strip, line.split(","))):
         parts = cell.split()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -203,11 +204,14 @@ def count_files(count: int, extension: str) -> str:
 def is_run(folder: str | Path) -> bool:
     """Return whether a folder is that of a training run.
 
-    A run that a Python program trained has no config.yaml, and one that looked for a learning rate only a plot.
+    A run that a Python program trained has no config.yaml. A search for a learning rate leaves only a plot.
     """
     checkpoints = os.path.join(folder, "checkpoints")
     if not os.path.isdir(checkpoints):
-        return os.listdir(folder) == [LEARNING_RATE_PLOT] if os.path.isdir(folder) else False
+        if not os.path.isfile(os.path.join(folder, LEARNING_RATE_PLOT)):
+            return False
+        with os.scandir(folder) as entries:
+            return len(list(islice(entries, 2))) == 1
     is_of_command = os.path.isfile(os.path.join(folder, "config.yaml"))
     return is_of_command or any(name.endswith(".ckpt") for name in os.listdir(checkpoints))
 

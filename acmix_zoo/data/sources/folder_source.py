@@ -213,9 +213,11 @@ class FolderSource(IndexedSource):
         names = self._class_folders[split]
         folders = [self.folders[split] / names[label] for label in self.class_names if label in names]
         walk = walk_folders(folders, self.root)
+        real: dict[str, str] = {}  # the first class folder that leads to each folder
+        firsts = [real.setdefault(os.path.realpath(folder), folder.name) for folder in folders]
         empty = [
-            folder.name + (_same_folder(folder, folders) or _list_contents(folder))
-            for folder, images in zip(folders, walk.images, strict=True)
+            folder.name + (f" (the same folder as {first})" if first != folder.name else _list_contents(folder))
+            for folder, first, images in zip(folders, firsts, walk.images, strict=True)
             if not images
         ]
         if empty:
@@ -243,13 +245,6 @@ class FolderSource(IndexedSource):
                 size = os.path.getsize(path) if os.path.exists(path) else -1  # -1: a broken link
                 digest.update(os.fsencode(relative) + f"\0{size}\n".encode())
         return digest.hexdigest()[:16]
-
-
-def _same_folder(folder: Path, others: Sequence[Path]) -> str:
-    """Return a note, in parentheses, if a class folder is the same as an earlier one, because one of them is a link."""
-    earlier = others[: others.index(folder)]
-    same = next((other.name for other in earlier if os.path.realpath(other) == os.path.realpath(folder)), None)
-    return f" (the same folder as {same})" if same else ""
 
 
 def _list_contents(folder: Path) -> str:

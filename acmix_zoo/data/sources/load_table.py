@@ -23,7 +23,7 @@ class Table(NamedTuple):
         splits: a `datasets.Dataset` or `IterableDataset` for "train", "val" and "test", as far as they exist.
         published_names: the name of each split in the data set, such as "validation".
         features: the columns of the training split and their types, as the `datasets` library describes them.
-        shards: the files at the path, if it is one of shards.
+        shards: the shards at the path, if there are any.
         roots: the folders, or the URL, below which files named by path must be.
     """
 
@@ -97,26 +97,38 @@ def _load_splits(source: str, shards: Shards, streaming: bool) -> dict[str, Any]
             f"{os.path.abspath(shards.path)}), a shipped name (fashion_mnist, digits), or the id of a Hub data set"
         ) from error
     except (ValueError, tarfile.TarError, datasets.exceptions.DatasetsError) as error:  # also pyarrow's errors
-        raise ValueError(f"{source} {_problem(error, shards)}") from error
+        cause = _root_cause(error)
+        if isinstance(cause, OSError) and cause.errno is not None:  # such as a full disk
+            raise cause from error
+        raise ValueError(f"{source} {_problem(cause, shards)}") from error
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:  # "An error occurred while generating the dataset"
+        error = error.__cause__
+    return error
 
 
 def _problem(error: BaseException, shards: Shards) -> str:
-    """Return what is wrong with the files of a table that `datasets` could not load, and what was expected."""
-    while error.__cause__ is not None:  # "an error occurred while generating the dataset"
-        error = error.__cause__
-    reason = str(error).strip().partition("\n")[0][:300]
+    """Return what is wrong with the files of a table, what was expected and what to do."""
+    reason = " ".join(str(error).split())[:300]
     if "different features" in reason:
         return (
             f"has metadata files with columns of different types, such as numbers in one, and text or missing values "
             f"in another ({reason}). Expected the same types in all. Fill in missing values, and write class names "
             "that are not numbers, such as class1"
         )
-    expected = "a data set of images that the datasets library reads"
     if shards.kind:
         expected = {
-            "parquet": "complete parquet files with the same columns, of the same types",
-            "webdataset": "complete tar files in the format of WebDataset: images, and integers in files NAME.cls",
+            "parquet": "complete parquet files with the same columns, of the same types. Write the others again",
+            "webdataset": "complete tar files in the format of WebDataset: images, and integers in files NAME.cls. "
+            "Write the others again, with the names of the classes in a classes.txt next to them",
         }[shards.kind]
     elif shards.path.exists():
-        expected = "a metadata file with a column file_name, and commas between the columns of a CSV file"
+        expected = (
+            "a metadata file with a column file_name, and commas between the columns of a CSV file. Correct "
+            "the metadata file"
+        )
+    else:
+        expected = "a data set of images that the datasets library reads without further options. Choose another one"
     return f"cannot be read: {reason}. Expected {expected}"

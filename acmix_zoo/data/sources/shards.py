@@ -25,6 +25,7 @@ SHARD_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 """The kind of shards by their extension, as `datasets.load_dataset` calls it."""
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Files that list the images of an imagefolder with their classes. They are not shards."""
+_FILE_NAME = r"(\w+_)?file_names?"  # a column of file names, as `datasets` recognises it
 
 
 class ShardFile(NamedTuple):
@@ -202,22 +203,34 @@ def metadata_files(path: Path) -> list[Path]:
 def has_metadata(path: Path) -> bool:
     """Return whether a folder is an imagefolder with metadata: a file that lists its images.
 
-    Next to class folders, only a file with a column file_name counts. Others belong to something else.
+    Next to class folders, only a file with a column of file names counts. Others belong to something else.
     """
     files = metadata_files(path)
     if not files or any(map(_lists_images, files)):
         return bool(files)
-    return not has_class_folders(path) and sum(map(_has_image_below, _subfolders(path))) < 2
+    described = {file.parent for file in files}
+    others = [f for f in _subfolders(path) if f.name.lower() not in SPLIT_NAMES and f not in described]
+    return not has_class_folders(path) and sum(map(_has_image_below, others)) < 2
 
 
 def _lists_images(file: Path) -> bool:
-    """Return whether a metadata file has a column file_name."""
+    """Return whether a metadata file has a column file_name, or another one that `datasets` takes for file names.
+
+    Raises:
+        ValueError: it is a damaged parquet file.
+    """
     if file.suffix == ".parquet":
         from pyarrow import parquet
 
-        return "file_name" in parquet.read_schema(file).names
+        try:
+            names = parquet.read_schema(file).names
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"{file} cannot be read: {error}. Expected a parquet file. Write it again, or remove it"
+            ) from error
+        return any(re.fullmatch(_FILE_NAME, name) for name in names)
     first_line = read_text(file).partition("\n")[0]
-    return re.search(r'(^|[,"])file_name($|[,"])', first_line.strip()) is not None
+    return re.search(rf'(^|[,;\t"]){_FILE_NAME}($|[,;\t"])', first_line.strip()) is not None
 
 
 def _subfolders(path: Path) -> list[Path]:

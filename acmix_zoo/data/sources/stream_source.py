@@ -74,15 +74,15 @@ class StreamSource(Source):
 
         name = str(source)
         path = Path(name).expanduser()
-        self._shards = Shards(path)
-        if name in SHIPPED or (path.exists() and not self._shards.kind):
+        shards = Shards(path)
+        if name in SHIPPED or (path.exists() and not shards.kind):
             raise ValueError(
                 f"{name} cannot be streamed, because it is neither a table nor tar files. Set data.streaming to false"
             )
-        if not self._shards.kind and not is_hub_id(name):
+        if not shards.kind and not is_hub_id(name):
             raise source_not_found(name)
         loaded = load_table(name, streaming=True)
-        features = loaded.features
+        self._shards, features = loaded.shards, loaded.features
         self.name, self.origin, self.license = loaded.name, loaded.origin, loaded.license
         image = find_image_column(features, name)
         label = find_label_column(features, name, image, label_column)

@@ -49,7 +49,7 @@ class TableSource(IndexedSource):
         if not shards.kind and shards.path.is_dir():
             unlisted = len(walk_folders([shards.path]).images[0]) - sum(map(len, self.table.splits.values()))
             if unlisted > 0:
-                self.remarks.append(f"left out {count_noun(unlisted, 'image')} that no metadata file lists")
+                self.remarks.append(f"left out {count_noun(unlisted, 'image')} that no metadata file of a split lists")
         self._hint = " (in a CSV file, words such as NA, None and null stand for no class)" if has_csv else ""
         self.column = find_image_column(features, source)
         try:

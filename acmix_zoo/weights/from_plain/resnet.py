@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from acmix_zoo.layers import ACmix2d
 from acmix_zoo.weights.from_plain.shared import (
+    check_layers,
     create_with_state,
     first_keys,
     plain_network,
@@ -78,7 +79,7 @@ def from_resnet(source: nn.Module | Source, **kwargs: Any) -> tuple[nn.Module, W
         An `ACmixResNet` in training mode on the CPU, and the report.
 
     Raises:
-        ValueError: the source is not such a ResNet.
+        ValueError: the source is not such a ResNet, or has other activations or norms.
     """
     state = plain_state(source)
     arguments = _resnet_arguments(state) | pooling_of(source)
@@ -88,6 +89,7 @@ def from_resnet(source: nn.Module | Source, **kwargs: Any) -> tuple[nn.Module, W
     if arguments["layers"] in _NAMES:
         arguments.pop("layers")
     model = timm.create_model(name, **arguments)
+    check_layers(source, model)
     fits: dict[str, FittedLayer] = {}
     for path, layer in model.named_modules():
         if isinstance(layer, ACmix2d):

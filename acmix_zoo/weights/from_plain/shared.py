@@ -12,7 +12,7 @@ from acmix_zoo.weights.read import Source, State, read_state_dict
 from acmix_zoo.weights.translate import unwrapped, without_block_wrappers
 
 # The first layers of the known networks. Their keys reveal the prefix of all keys. A block has a conv1, too.
-_FIRST_LAYER = re.compile(r"((?:(?!layer\d).)*\.)?(patch_embed1?\.proj|features\.0\.0|conv1|conv_in)\.weight$")
+_FIRST_LAYER = re.compile(r"(?!(?:.*\.)?layer\d+\.)(.*\.)?(patch_embed1?\.proj|features\.0\.0|conv1|conv_in)\.weight$")
 # What a network's pretrained_cfg states about its images and classes.
 _PREPARATION = ("mean", "std", "crop_pct", "crop_mode", "interpolation", "test_input_size", "test_crop_pct", "license")
 _LABELS = ("label_names", "label_descriptions")
@@ -83,24 +83,40 @@ def create_with_state(
     }  # fmt: skip
     network = plain_network(source) if isinstance(source, nn.Module) else None
     if network is not None:
-        weights |= _described(network, has_same_classes="num_classes" not in overrides)
+        weights |= _described(network, final)
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=weights, **final)
-    if network is not None and (other := _layer_kinds(network) - _layer_kinds(model)):
-        raise ValueError(
-            f"the source has {', '.join(sorted(other))}, and {name} has {', '.join(sorted(_layer_kinds(model)))}, so "
-            "that its outputs would differ. Expected the activations and norms of the published networks"
-        )
+    check_layers(source, model)
     cfg = cast(dict[str, Any], model.pretrained_cfg)
     cfg.pop("state_dict", None)  # otherwise memory would hold the weights twice
     cfg["input_size"] = (cfg["input_size"][0], *as_pair(final.get("img_size", 224)))
     return model
 
 
-def _described(network: nn.Module, has_same_classes: bool) -> dict[str, Any]:
-    """Return what a network of timm states about its images and, if they stay the same, its classes."""
+def _described(network: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what a network of timm states about its images and classes, as far as the new one has the same."""
     cfg = getattr(network, "pretrained_cfg", None) or {}
-    names = (*_PREPARATION, *(_LABELS if has_same_classes else ()))
-    return {name: cfg[name] for name in names if cfg.get(name) is not None}
+    classes = arguments.get("num_classes", 1000)
+    labels = _LABELS if len(cfg.get("label_names") or ()) == classes else ()
+    found = {name: cfg[name] for name in (*_PREPARATION, *labels) if cfg.get(name) is not None}
+    if "test_input_size" in found:
+        found["test_input_size"] = (arguments.get("in_chans", 3), *found["test_input_size"][1:])
+    return found
+
+
+def check_layers(source: nn.Module | Source, model: nn.Module) -> None:
+    """Check that a source has no other activations and norms than the network that gets its weights.
+
+    Raises:
+        ValueError: it has, so that the outputs would differ.
+    """
+    expected = _layer_kinds(model)
+    other = _layer_kinds(plain_network(source)) - expected if isinstance(source, nn.Module) else set()
+    if other:
+        raise ValueError(
+            f"the source has {', '.join(sorted(other))}, but ACmix networks of its kind have "
+            f"{', '.join(sorted(expected))}, so the outputs would differ. Expected a source with the same. Pass a "
+            "network with the activations and norms of the paper"
+        )
 
 
 def _layer_kinds(network: nn.Module) -> set[str]:
@@ -108,7 +124,7 @@ def _layer_kinds(network: nn.Module) -> set[str]:
     kinds = set()
     for module in network.modules():
         kind = type(module)
-        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.SyncBatchNorm):
             kinds.add(f"norms with eps {module.eps:g}")
         elif kind.__module__.endswith((".activation", ".activations", ".activations_me")) and kind is not nn.Softmax:
             is_tanh = getattr(module, "approximate", "none") != "none"

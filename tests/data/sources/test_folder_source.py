@@ -82,7 +82,7 @@ def test_unsuitable_folders_are_rejected(tmp_path: Path, names: list[str], messa
         open_source(write_files(tmp_path, *names))
 
 
-def test_two_links_to_one_folder_are_no_two_classes(tmp_path: Path) -> None:
+def test_two_links_to_one_folder_are_not_two_classes(tmp_path: Path) -> None:
     write_files(tmp_path, "photos/1.png", "set/a/1.png")
     for name in ("b", "c"):
         link(tmp_path / "set" / name, tmp_path / "photos")

@@ -137,14 +137,36 @@ def test_damaged_tables_are_explained(cache: Path, kind: str) -> None:
     else:
         write_table(root / "train-0.parquet", [0, 1], datasets.Value("int64"))
         write_table(root / "train-1.parquet", ["cat", "dog"], datasets.Value("string"))
-    with pytest.raises(ValueError, match=f"^{root} cannot be read: .*{expected}$"):
+    with pytest.raises(ValueError, match=f"^{root} cannot be read: .*{expected}"):
         open_source(root)
+
+
+def test_splits_with_metadata_without_file_names_are_explained(cache: Path) -> None:
+    """They are not taken for class folders."""
+    root = write_files(cache / "set", *(f"{split}/{n}.png" for split in ("train", "test") for n in range(2)))
+    for split in ("train", "test"):
+        (root / split / "metadata.csv").write_text("file_name;label\n0.png;cat\n1.png;dog\n")
+    with pytest.raises(ValueError, match="Expected a metadata file with a column file_name, and commas"):
+        open_source(root)
+
+
+def test_a_full_disk_is_not_taken_for_a_damaged_table(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    write_table(cache / "set/train.parquet", [0, 1, 2])
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise datasets.exceptions.DatasetGenerationError("An error occurred") from OSError(28, "No space left")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(OSError, match="No space left"):
+        open_source(cache / "set")
 
 
 def test_images_that_no_metadata_file_lists_are_counted(cache: Path) -> None:
     root = write_files(cache / "set", *(f"{n}.png" for n in range(4)))
     (root / "metadata.csv").write_text("file_name,label\n0.png,cat\n2.png,dog\n")
-    assert open_source(root).remarks == ["left out 2 images that no metadata file lists"]
+    assert open_source(root).remarks == ["left out 2 images that no metadata file of a split lists"]
 
 
 @pytest.mark.parametrize(

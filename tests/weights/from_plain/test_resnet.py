@@ -96,7 +96,7 @@ class TestResNet:
         middle = torchvision.models.resnet50(num_classes=2, replace_stride_with_dilation=[False, True, False])
         blurred = timm.models.ResNet(timm.models.resnet.Bottleneck, (1, 1, 1, 1), aa_layer=timm.layers.BlurPool2d)
         silu = timm.create_model("resnet50", num_classes=2, act_layer="silu")
-        with pytest.raises(ValueError, match=r"the source has SiLU, and acmix_resnet50 has ReLU"):
+        with pytest.raises(ValueError, match=r"the source has SiLU, but ACmix networks of its kind have ReLU"):
             from_resnet(silu)
         for network, message in ((middle, r"\[1, 2, 1, 2\]\. Expected a stride of 1"), (blurred, "and blur layers")):
             with pytest.raises(ValueError, match=message):

@@ -156,8 +156,11 @@ class TestSwin:
             (timm.create_model("resnet18"), "not the weights of a Swin"),
             ({**swin().state_dict(), "layers.0.blocks.0.attn.logit_scale": torch.ones(2, 1, 1)}, "Swin V2"),
             (swin(qkv_bias=False), "not the weights of a Swin with biases in qkv"),
-            (swin(head_dim=8), "qkv has 48 outputs for 32 channels, so the network was built with a head_dim"),
-            (swin(norm_layer=partial(nn.LayerNorm, eps=0.1)), "the source has norms with eps 0.1, and acmix_swin_t"),
+            (swin(head_dim=8), "qkv has 48 outputs for 32 channels, so the network was built with a custom head_dim"),
+            (
+                swin(norm_layer=partial(nn.LayerNorm, eps=0.1)),
+                "the source has norms with eps 0.1, but ACmix",
+            ),
         ):
             with pytest.raises(ValueError, match=message):
                 from_swin(source)
