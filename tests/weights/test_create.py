@@ -303,7 +303,7 @@ SHIPPED = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/config.j
 
 def test_two_small_networks_are_shipped() -> None:
     """Their recorded test accuracy is at least the promised one."""
-    for name, least in (("acmix_resnet_pico.fashion_mnist", 0.93), ("acmix_swin_pico.fashion_mnist", 0.91)):
+    for name, least in (("acmix_resnet_pico.fashion_mnist", 0.93), ("acmix_swin_pico.fashion_mnist", 0.93)):
         metrics = read_config(ROOT / "checkpoints" / name)["acmix_zoo"]["metrics"]
         assert [m["value"] >= least for m in metrics if (m["split"], m["name"]) == ("test", "top1")] == [True]
 
