@@ -128,6 +128,7 @@ def test_the_configuration_of_a_run_resumes_it(
     assert "New run in runs/y" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_moved_run_that_started_from_weights_is_resumed(
     photo_run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
