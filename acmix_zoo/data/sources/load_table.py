@@ -99,7 +99,7 @@ def _load_splits(source: str, shards: Shards, streaming: bool) -> dict[str, Any]
     except (ValueError, tarfile.TarError, datasets.exceptions.DatasetsError) as error:  # also pyarrow's errors
         cause = _root_cause(error)
         if isinstance(cause, OSError) and cause.errno is not None:  # such as a full disk
-            raise cause from error
+            raise cause from None  # `from error` would make a circle of causes
         raise ValueError(f"{source} {_problem(cause, shards)}") from error
 
 
@@ -120,9 +120,9 @@ def _problem(error: BaseException, shards: Shards) -> str:
         )
     if shards.kind:
         expected = {
-            "parquet": "complete parquet files with the same columns, of the same types. Write the others again",
+            "parquet": "complete parquet files with the same columns, of the same types. Repair or remove the others",
             "webdataset": "complete tar files in the format of WebDataset: images, and integers in files NAME.cls. "
-            "Write the others again, with the names of the classes in a classes.txt next to them",
+            "Write the archives again, with the names of the classes in a classes.txt next to them",
         }[shards.kind]
     elif shards.path.exists():
         expected = (
