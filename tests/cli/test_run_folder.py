@@ -137,8 +137,10 @@ def test_a_moved_run_that_started_from_weights_is_resumed(
     shutil.copytree(photo_run / "weights", weights)
     shutil.copytree(photos, tmp_path / "project/photos")
     monkeypatch.chdir(tmp_path / "project")
-    for name, path in (("a", str(weights)), ("b", "weights")):
+    for name, path in (("a", str(weights)), ("b", "weights"), ("c", str(weights))):
         assert main(fit_arguments(Path("photos"), Path("runs") / name, model__pretrained=path)) == 0
+    for file in Path("runs/c/checkpoints").iterdir():  # as if it had stopped before its first checkpoint
+        file.unlink()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "project").rename(tmp_path / "moved")
     capsys.readouterr()
@@ -147,6 +149,8 @@ def test_a_moved_run_that_started_from_weights_is_resumed(
         assert "is finished: 1 of 1 epochs" in capsys.readouterr().out
         assert main(["fit", f"--config=moved/runs/{name}", "--trainer.max_epochs=2"]) == 0
         assert "Resuming from epoch 2 of 2" in capsys.readouterr().out
+    assert main(["fit", "--config=moved/runs/c"]) == 0
+    assert "fine-tuned from " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("source", ["..", "../", "sub/.."])
