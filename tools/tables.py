@@ -201,7 +201,7 @@ def render(text: str) -> str:
     for name in re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE):
         if name not in TABLES or f"<!-- /{name} -->" not in text:
             raise ValueError(
-                f"<!-- {name} --> is not a table with an end. Expected one of {', '.join(TABLES)}, "
+                f"<!-- {name} --> is not a known table, or has no end. Expected one of {', '.join(TABLES)}, "
                 f"and <!-- /NAME --> after it"
             )
         old = re.search(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", text, re.DOTALL)

@@ -1,11 +1,11 @@
 """Measure the cost and benefit of ACmix in the neck of a YOLO model: AP50 on blood cells at equal epochs, three seeds.
 
-    python -m tools.yolo_study ../shared/data/bccd benchmarks/yolo.csv
+    python -m tools.yolo_study BCCD benchmarks/yolo.csv
 
-This trains yolo11n and yolov8n from scratch with Ultralytics' default settings, plain and with ACmix (`write_yaml`).
-The epoch that is best on the validation split is evaluated on the test split. Every run adds a row to the file. After
-an interruption, run the same command again to resume; finished runs are not repeated. `make readme` writes the table of
-docs/drop-in.md.
+BCCD is the folder of the complete data set. This trains yolo11n and yolov8n from scratch with Ultralytics' default
+settings, plain and with ACmix (`write_yaml`). The epoch that is best on the validation split is evaluated on the test
+split. Every run adds a row to the file. After an interruption, run the same command again to resume; finished runs are
+not repeated. `make readme` writes the table of docs/drop-in.md.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NOT_MEASURED = "Not measured yet. Run `python -m tools.yolo_study`.\n"
 
 @dataclass(frozen=True)
 class Result:
-    """One training.
+    """One training run.
 
     Attributes:
         model: name of the YOLO model and its scale.
@@ -166,7 +166,7 @@ def train(model: str, variant: str, seed: int, settings: Settings, data: Path, f
 
 
 def _is_finished(yolo: Any, options: dict[str, Any]) -> bool:
-    """Return whether a training that would be resumed was only interrupted before its evaluation.
+    """Return whether a training run that would be resumed was only interrupted before its evaluation.
 
     Ultralytics removes the optimiser from a checkpoint at the end, and sets the epoch to -1.
     """

@@ -23,7 +23,7 @@ _SECONDS_TO_STOP = 20.0  # a run finishes its current step first
 
 
 class Progress(NamedTuple):
-    """What the page shows of a training.
+    """What the page shows of a training run.
 
     Attributes:
         message: one sentence.
@@ -41,7 +41,7 @@ class Progress(NamedTuple):
 
 
 class FineTuning:
-    """The trainings of one visitor, of which one at a time runs, and the weights that they give.
+    """The training runs of one visitor, one at a time, and the weights that they produce.
 
     Args:
         root: a folder that the owner of the page removes in the end. The weights go into a folder within it.
@@ -80,9 +80,9 @@ class FineTuning:
                 self._end_process()
             history, text = _history(run), _readable_log(log, work)
             if self._is_stopped:
-                last = Progress("The training was stopped. It left no weights.", history, text)
+                last = Progress("Training was stopped, so there are no weights.", history, text)
             elif not (run / "weights").is_dir():
-                last = Progress(f"The training failed: {_error(text)}", history, text)
+                last = Progress(f"Training failed: {_error(text)}", history, text)
             else:
                 last = self._finished(run / "weights", history, text)
         yield last  # by now, the photos are deleted

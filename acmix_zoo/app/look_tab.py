@@ -74,7 +74,9 @@ def look_tab(
                 label="Or one of these", components=[MemoryImage(render=False)], samples=[[one] for one in examples],
                 type="index", elem_id="examples",
             )  # fmt: skip
-            hint = "A name of the list, or the path of a weight folder or run folder" if accepts_paths else None
+            hint = (
+                "A name from the list or another one, or the path of a weight or run folder" if accepts_paths else None
+            )
             dropdown = {"allow_custom_value": accepts_paths, "min_width": 200}
             first = gr.Dropdown(list(networks), label="Network", info=hint, elem_id="network", **dropdown)
             second = gr.Dropdown(

@@ -60,7 +60,8 @@ def attention_caption(attention: PixelAttention, head: int | None) -> str:
     if values.min() < 0:
         return f"{who} adds the red positions and subtracts the blue ones ({which})."
     strongest = 100 * float(values.max())
-    return f"{who} attends to the orange positions ({which}). The strongest has {strongest:.0f} % of its attention."
+    share = f"The strongest one receives {strongest:.0f} % of the attention."
+    return f"{who} attends to the orange positions ({which}). {share}"
 
 
 def _sums(parts: Contributions, label: str) -> str:

@@ -18,7 +18,7 @@ MAX_UPLOAD = 100_000_000
 _HELP = f"""\
 Put the photos of each class into a folder of their own, such as `cat/1.jpg` and `dog/1.jpg`, and make a zip archive of
 the folders (at most {MAX_UPLOAD // 1_000_000} MB). A tenth of each class is used for validation. The photos are on disk
-only while the training runs, and are deleted afterwards.
+only while they are checked and used for training, and are deleted afterwards.
 """
 
 
@@ -50,7 +50,7 @@ def tune_tab(page: gr.Blocks, networks: Sequence[str], panels: Sequence[Panel], 
             message = gr.Markdown("The curve appears here.", elem_id="message")
             curves = gr.HTML(elem_id="curves")
             download = gr.DownloadButton("Download the weight folder", visible=False, elem_id="download")
-            with gr.Accordion("What the training prints", open=False):
+            with gr.Accordion("Training log", open=False):
                 log = gr.Textbox(lines=10, max_lines=10, show_label=False, elem_id="log")
 
     def accept(path: str | None) -> tuple[Any, ...]:

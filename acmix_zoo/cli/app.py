@@ -48,7 +48,7 @@ def app(arguments: Sequence[str]) -> None:
 
 
 def _print_address(address: str) -> None:
-    print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
+    print(f"The page is at {address} (press Ctrl-C to stop)", flush=True)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -96,5 +96,5 @@ def _find_best(config: Any, subcommand: str, run: RunFolder, command: str) -> st
         advice = "Pass --ckpt_path FILE, the --run.folder of a run, or --model.pretrained"
         if run.last.exists():
             advice = "Finish the run, or pass --ckpt_path last for the weights of its unfinished epoch"
-        raise FileNotFoundError(f"there are no weights to {subcommand}: {run.best} does not exist. {advice}")
+        raise FileNotFoundError(f"`{subcommand}` needs trained weights, but {run.best} does not exist. {advice}")
     return str(run.best)

@@ -134,7 +134,7 @@ COMMANDS = {name: command for group in GROUPS.values() for name, command in grou
 _HEAD = "acmix-zoo: train, evaluate, use, publish and measure networks that mix attention and convolution.\n"
 _FOOT = """
 MODEL is the name of a network or of weights (see `acmix-zoo list --pretrained`), a weight folder, a run folder, a
-checkpoint or an ORG/NAME on the Hugging Face Hub. RUN is the run folder of a `train` or `fit`.
+checkpoint or an ORG/NAME on the Hugging Face Hub. RUN is a run folder of `train` or `fit`.
 `acmix-zoo COMMAND --help` shows the options of a command. After an error, --debug shows where it occurred.
 The exit status is 0 after success, 1 if the command failed, 2 for wrong arguments and 128 + N after signal N."""
 

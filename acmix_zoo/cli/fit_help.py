@@ -23,7 +23,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         **_CONFIG,
         "--data.source SOURCE": "folder with one subfolder per class (train/, val/ and test/ are recognised), table, "
         "Hub data set, or fashion_mnist. Segmentation: images/ and masks/. Detection: COCO or Pascal VOC",
-        "--model.model NAME": "network: a name of `acmix-zoo list`, any timm model, or a weight folder",
+        "--model.model NAME": "network: a name from `acmix-zoo list`, any timm model, or a weight folder",
         "--model.pretrained WEIGHTS": "weights to start from: true, false, a tag, or anything that MODEL can be",
         "--data.image_size PIXELS": "side length of the square input, in pixels",
         "--data.batch_size N": "images per batch and device",

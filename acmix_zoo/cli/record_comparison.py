@@ -98,6 +98,6 @@ def _circumstances(record: Record) -> dict[str, Any]:
         **record.get("environment", {}),
         **{key: record.get(key) for key in ("version", "git_revision", "seed")},
         "data": (record.get("dataset") or {}).get("fingerprint"),
-        "changes at a resume": resume_changes(record),
+        "options changed on resuming": resume_changes(record),
         **{name: " ".join(values) for name, *values in options if name not in other},
     }

@@ -27,7 +27,7 @@ _STAGE_SPLITS = {"fit": ["train", "val", "test"], "validate": ["val"], "test": [
 
 
 class ResumableDataModule(L.LightningDataModule):
-    """Base class of all data modules. The run folder and the tasks use nothing else of them.
+    """Base class of all data modules. The run folder and the tasks rely only on this interface.
 
     Checkpoints contain the position in the data and a description of it, which are compared when a run is resumed.
     Evaluation counts every image once on any number of processes. A batch is a sequence that starts with its B images:

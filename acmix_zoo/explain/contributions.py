@@ -125,7 +125,7 @@ class Contributions:
 
     @property
     def rest(self) -> float:
-        """The score of the network without both paths."""
+        """The score of the network without either path."""
         return self.scores.neither
 
     @property

@@ -96,7 +96,7 @@ _METHOD = (
     "The score is the logit of the class. Every ACmix layer computes alpha · attention + beta · convolution. Alpha and "
     "beta of all layers are raised together from 0 to their values. The contribution of a path at a position is the "
     "integral of what the score gains from it along the way (Aumann–Shapley values, or integrated gradients). "
-    "The contributions and the score of the network without both paths therefore sum to the score, up to the error of "
+    "The contributions and the score of the network without either path therefore sum to the score, up to the error of "
     "the numerical integration. Positions are those of a path's output. The path has read the positions around them."
 )
 
@@ -105,7 +105,7 @@ def _score_section(parts: Contributions, name: str) -> str:
     rows = [
         ("attention, in all layers", parts.attention, "attention"),
         ("convolution, in all layers", parts.convolution, "convolution"),
-        ("the rest of the network, without both paths", parts.rest, ""),
+        ("the rest of the network, without either path", parts.rest, ""),
         (f"error of the numerical integration ({parts.points} points)", parts.error, ""),
     ]
     cells = "".join(

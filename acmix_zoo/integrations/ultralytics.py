@@ -1,4 +1,4 @@
-"""ACmix in the YOLO models of Ultralytics: rows of a model yaml, and swaps that last through training.
+"""ACmix in the YOLO models of Ultralytics: rows of a model yaml, and swaps that training keeps.
 
     import acmix_zoo.integrations.ultralytics  # not needed for checkpoints, which import it by themselves
     from ultralytics import YOLO

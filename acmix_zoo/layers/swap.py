@@ -94,7 +94,8 @@ def swap_conv3x3(
         has no such kernel, so the convolution is replaced by `nn.Sequential(ACmix2d, norm)`, and `fuse()` skips the
         block. If a filter replaces the first convolution of such a model, `info()` prints no GFLOPs, because it infers
         the number of input channels from the shape of the first parameter. When training starts, Ultralytics builds
-        the model again from its yaml, without the swap. Use `acmix_zoo.integrations.ultralytics.swap`, which lasts.
+        the model again from its yaml, without the swap. Use `acmix_zoo.integrations.ultralytics.swap`, which makes the
+        swap in the new model, too.
     """
     others = {name: value for name, value in acmix.items() if name not in _ARGUMENTS}
     reject_unknown_arguments("swap_conv3x3", f"{', '.join(_ARGUMENTS[:-1])} or {_ARGUMENTS[-1]}", (), others)

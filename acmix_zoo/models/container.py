@@ -1,6 +1,6 @@
 """Container: context aggregation, a learned mixture of attention and depthwise convolution.
 
-Source: "Container: Context Aggregation Network", NeurIPS 2021. What was read: its abstract, and the released code of
+Source: "Container: Context Aggregation Network", NeurIPS 2021. We have read its abstract and the released code of
 Container-Light (allenai/container, Apache-2.0): models.py for depths, widths, patches, norms and the mixture, and
 README.md for 21M parameters and 82.3 %. The paper states 20M, 3.2G and 82.0 % for an earlier version whose sizes are
 not in that code; see docs/neighbours.md. `container_pico` is our addition for 32-pixel images. It has the layer in the

@@ -64,8 +64,8 @@ class Segmenter(TaskNetwork):
         depth = round(math.log2(max(reductions)))
         if depth < (1 if decoder == "unet" else 3):
             raise ValueError(
-                f"{architecture} only reduces images to 1/{2**depth}, but {decoder} needs 1/8 or less. Choose another "
-                "backbone, or --model.decoder unet"
+                f"{architecture} only reduces images to 1/{2**depth} of their size, but {decoder} needs a feature map "
+                "of 1/8 or smaller. Choose another backbone, or --model.decoder unet"
             )
         if depth > _MOST_HALVINGS:
             raise ValueError(

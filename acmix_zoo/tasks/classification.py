@@ -138,7 +138,10 @@ class ClassificationTask(Task):
         ratio = float(weights.max() / weights[weights > 0].min())
         if ratio < _UNEVEN:
             return []
-        return [f"Classes are uneven, so an image of the rarest class counts {ratio:.1f} times as much in the loss"]
+        return [
+            f"The classes are imbalanced, so in the loss an image of the rarest class counts {ratio:.1f} times as much "
+            "as one of the most common class"
+        ]
 
     def show_target(self, picture: Image.Image, batch: Any, number: int, class_names: Sequence[str]) -> ShownTarget:
         target = batch[1][number]

@@ -86,7 +86,7 @@ ONE_EPOCH = "open('metrics.csv', 'w').write('epoch,train/loss,val/top1\\n1,0.5,0
 
 def test_stopping_ends_the_process_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = steps_with(f"{ONE_EPOCH}time.sleep(60)", tmp_path, monkeypatch, stop_after=1)
-    assert steps[-1].message == "The training was stopped. It left no weights." and steps[-1].weights is None
+    assert steps[-1].message == "Training was stopped, so there are no weights." and steps[-1].weights is None
     assert steps[-1].history == [{"epoch": 1.0, "train/loss": 0.5, "val/top1": 0.75}]
     assert any(step.message == "Epoch 2 of 2 …" for step in steps)
 
@@ -104,7 +104,7 @@ def test_a_failure_shows_the_error_of_the_command(tmp_path: Path, monkeypatch: p
     steps = steps_with(
         "print('data: lights'); print('acmix-zoo: error: no space left'); raise SystemExit(1)", tmp_path, monkeypatch
     )
-    assert steps[-1].message == "The training failed: no space left" and "data: lights" in steps[-1].log
+    assert steps[-1].message == "Training failed: no space left" and "data: lights" in steps[-1].log
 
 
 def test_a_visitor_who_leaves_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,7 +219,8 @@ def test_options_that_changed_when_the_run_was_resumed_are_reported(
     assert out.index("options of the recorded run were changed") < out.index("the training")
     repeated = {key: value for key, value in record.items() if key != "changes"} | {"sha256": "0" * 64}
     assert print_comparison(Target("w", [], record), repeated)
-    assert f"What differs: changes at a resume ({changed} in the record, none here)\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"What differs: options changed on resuming ({changed} in the record, none here)\n" in printed
 
 
 def test_another_backend_is_reported(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,8 @@ def test_balanced_weights_follow_from_the_training_images(uneven_folder: Path) -
     make_trainer(epochs=1, enable_checkpointing=False).fit(task, make_data(uneven_folder, val_fraction=0))
     assert task.train_criterion.weight.tolist() == pytest.approx([10 / (2 * 8), 10 / (2 * 2)])
     assert task.remarks() == [
-        "Classes are uneven, so an image of the rarest class counts 4.0 times as much in the loss"
+        "The classes are imbalanced, so in the loss an image of the rarest class counts 4.0 times as much as "
+        "one of the most common class"
     ]
     assert not [name for name in task.state_dict() if "criterion" in name]  # evaluation needs no class weights
     logits, classes = torch.randn(5, 2), torch.tensor([0, 0, 1, 0, 1])

@@ -35,7 +35,7 @@ def unsupported_kind_reason(device: str, dtype: torch.dtype, heads: int = 1) -> 
     if dtype != torch.float32:
         return f"the native library computes in float32; this is {dtype}".replace("torch.", "")
     if heads > MAX_HEADS:
-        return f"the native library supports up to {MAX_HEADS} heads; these are {heads}"
+        return f"the native library supports up to {MAX_HEADS} heads, but this layer has {heads}"
     if library() is None:
         return "there is no native library; `acmix-zoo info --backends` shows how to get it"
     if parallel() is None and torch.get_num_threads() > 1:
