@@ -49,7 +49,7 @@ _AGGREGATION = re.compile(rf"({'|'.join(_AGGREGATIONS)}):{_NUMBER}x{_NUMBER}(?:k
 _TILE = re.compile(rf"tile{_NUMBER}x{_NUMBER}")
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 _COMPILE = "+compile"
-_DEPLOY = "+deploy"
+DEPLOY = "+deploy"
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def parse_name(name: str) -> Variant:
     Raises:
         ValueError: unknown backend.
     """
-    model, _, backend = name.removesuffix(_COMPILE).removesuffix(_DEPLOY).rpartition("@")
+    model, _, backend = name.removesuffix(_COMPILE).removesuffix(DEPLOY).rpartition("@")
     if not model:
         model, backend = backend, ""
     if not (backend in ("", "released", *BACKENDS) or _TILE.fullmatch(backend)):
@@ -131,7 +131,7 @@ def parse_name(name: str) -> Variant:
             raise ValueError(
                 f"bench: {name}: unknown backend @{unknown}. Expected {expected} or a tile such as @tile8x16"
             ) from error
-    return Variant(model, backend, name.endswith(_COMPILE), name.removesuffix(_COMPILE).endswith(_DEPLOY))
+    return Variant(model, backend, name.endswith(_COMPILE), name.removesuffix(_COMPILE).endswith(DEPLOY))
 
 
 def is_network(name: str) -> bool:
@@ -162,9 +162,9 @@ def build(candidate: Candidate) -> Built:
         module = _release(module, candidate.name)
     if is_deployed:
         if candidate.train:
-            raise ValueError(f"bench: {candidate.name} cannot be trained. Measure inference, or remove {_DEPLOY}")
+            raise ValueError(f"bench: {candidate.name} cannot be trained. Measure inference, or remove {DEPLOY}")
         if not is_network(candidate.name):
-            raise ValueError(f"bench: {candidate.name} is a layer without batch norms to fold. Remove {_DEPLOY}")
+            raise ValueError(f"bench: {candidate.name} is a layer without batch norms to fold. Remove {DEPLOY}")
         module = _deploy(module.eval())
     dtype = torch.float32 if candidate.autocast else getattr(torch, candidate.dtype)
     module = module.to(device=candidate.device, dtype=dtype).to(memory_format=memory_format(candidate))

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from acmix_zoo.bench.aggregation_candidates import Aggregation
-from acmix_zoo.bench.candidates import Built, Candidate, build, parse_name
+from acmix_zoo.bench.candidates import DEPLOY, Built, Candidate, build, parse_name
 from acmix_zoo.bench.memory import OutOfMemory, cpu_peak, gpu_peak, unified_memory_errors
 from acmix_zoo.bench.passes import Pass, measure_times
 from acmix_zoo.bench.results import Row
@@ -91,8 +91,9 @@ def _check_size(candidate: Candidate, built: Built) -> None:
 
 
 def _make_row(candidate: Candidate, milliseconds: list[float], peak_mib: float, matmul_gflops: float) -> Row:
-    # Count the ACmix layer in place of the authors' code, whose products and sums torch's counter does not see.
-    name = candidate.name.replace("released:", "acmix2d:").replace("@released", "")
+    # Count the ACmix layer in place of the authors' code, whose products and sums torch's counter does not see, and in
+    # place of a deployed graph, on which hooks do not run.
+    name = candidate.name.replace("released:", "acmix2d:").replace("@released", "").replace(DEPLOY, "")
     module, shape = _build_without_memory(replace(candidate, name=name))
     macs = module.macs if isinstance(module, Aggregation) else complexity(module, shape).macs
     q1, median, q3 = statistics.quantiles(milliseconds, n=4) if len(milliseconds) > 1 else [milliseconds[0]] * 3

@@ -74,6 +74,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{name} must be at least 1")
     if options.repeats < 1 or options.size < 0:
         parser.error("--repeats must be at least 1, and --size must not be negative")
+    deployed = [name for name in options.candidates if candidates.parse_name(name).is_deployed]
+    if deployed and options.mode != "inference":  # with `both`, the inference would be measured first
+        parser.error(f"{deployed[0]} cannot be trained. Use --mode inference, or remove {candidates.DEPLOY}")
     if options.plot and options.plot.suffix.lower() not in _PLOT_TYPES:
         parser.error(f"--plot cannot write {options.plot}. Expected a name that ends in {', '.join(_PLOT_TYPES)}")
     parser.check_output("--csv", options.csv)

@@ -36,7 +36,7 @@ def predict_images(arguments: Sequence[str]) -> None:
     from acmix_zoo.weights.fetch import weight_folder
     from acmix_zoo.weights.names import file_name
 
-    folder = weight_folder(options.model)
+    folder = weight_folder(options.model, is_complete=False)
     config = read_config(folder)
     task = config_task(config)
     if options.threshold is not None and task is not DETECTION:

@@ -51,10 +51,13 @@ def _verify_one(name: str, source: str | None) -> dict[str, Any]:
     if not problems and source:
         from acmix_zoo.training.evaluate import evaluate_again
 
-        for found in evaluate_again(folder, source):
-            metrics.append({**found._asdict(), "is_same": found.is_same})
-            if not found.is_same:
-                problems.append(_metric_comparison(metrics[-1]))
+        try:
+            for found in evaluate_again(folder, source):
+                metrics.append({**found._asdict(), "is_same": found.is_same})
+                if not found.is_same:
+                    problems.append(_metric_comparison(metrics[-1]))
+        except (OSError, ValueError) as error:  # such as images for another task; the other weights may fit
+            problems.append(str(error))
     result = {"name": name, "verified": not problems, "problems": problems, "metrics": metrics}
     if not problems:
         record = read_config(folder)["acmix_zoo"]

@@ -62,13 +62,15 @@ def duplicate_warnings(splits: Mapping[str, Split]) -> list[str]:
             continue
         count = sum(file.split == name for group in shared for file in group)
         others = " and ".join(sorted(set().union(*map(_splits, shared)) & earlier))
-        example = min(file.path for file in shared[0] if file.split == name)
-        original = min(file.path for file in shared[0] if file.split in earlier)
-        root = os.path.commonpath([example, original])
+        copies = {file.path for file in shared[0] if file.split == name}
+        originals = {file.path for file in shared[0] if file.split in earlier}
+        listed_twice = copies & originals
+        examples = {min(listed_twice or copies): None, min(listed_twice or originals): None}
+        root = os.path.commonpath([os.path.dirname(path) for path in examples])
+        names = " and ".join(os.path.relpath(path, root) for path in examples)
         lines.append(
             f"Warning: {'' if search.is_complete else 'at least '}{count:,} of the {len(paths[name]):,} {name} images "
-            f"are identical to images of {others} (for example {os.path.relpath(example, root)} and "
-            f"{os.path.relpath(original, root)}), so the {score} score will be too high"
+            f"are identical to images of {others} (for example {names}), so the {score} score will be too high"
         )
     if not search.is_complete:
         lines.append(

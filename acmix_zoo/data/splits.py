@@ -71,7 +71,11 @@ def split_source(
         splits["test"] = splits.pop("val")
     if "val" not in splits and val_fraction > 0:
         whole = splits["train"]
-        train, val = stratified_split(whole.targets, val_fraction, seed)
+        try:
+            train, val = stratified_split(whole.targets, val_fraction, seed)
+        except ValueError as error:
+            advice = source.missing_split_advice("val")
+            raise ValueError(f"{source.name}: {error}. {advice}, or set data.val_fraction to 0") from None
         splits["train"], splits["val"] = (Split(whole.images, whole.indices[part]) for part in (train, val))
     return splits
 
@@ -106,10 +110,7 @@ def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[n
         chosen.append(members[:count])
     val = np.sort(np.concatenate(chosen))
     if not len(val):
-        raise ValueError(
-            "no class has more than one image, so there is nothing to use for validation. Add images or a val/ folder, "
-            "or set data.val_fraction to 0"
-        )
+        raise ValueError("there are too few training images to split off some of them for validation")
     return np.setdiff1d(np.arange(len(targets)), val), val
 
 

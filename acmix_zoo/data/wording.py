@@ -11,5 +11,6 @@ def first_few(names: Sequence[str], most: int = 5) -> str:
 
 
 def count_noun(count: int, noun: str) -> str:
-    """Return a number with its noun: "1 image", "2,000 images"."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+    """Return a number with its noun: "1 image", "2,000 images", "3 classes"."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{count:,} {noun if count == 1 else plural}"

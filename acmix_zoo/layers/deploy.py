@@ -104,7 +104,7 @@ class DeployedACmix2d(nn.Module):
             "bias": layer.qkv.bias,
             "position_weight": layer.position_weight,
             "fc": fc,
-            "kernels": (kernels * affine.weight).contiguous(memory_format=torch.channels_last),
+            "kernels": (kernels * affine.weight).contiguous(),  # safetensors saves no other layout
             "alpha": layer.alpha * affine.weight.flatten(),
             "offset": affine.bias,
         }
@@ -117,7 +117,8 @@ class DeployedACmix2d(nn.Module):
         if is_single := x.dim() == 3:
             x = x.unsqueeze(0)  # (1, C, H, W)
         pe = position_encoding(self.position_weight, *x.shape[2:])
-        paths = PathTensors(pe, self.fc, self.kernels, self.alpha, self.offset)
+        kernels = self.kernels.contiguous(memory_format=torch.channels_last)  # as `ShiftConv2d.factors` returns them
+        paths = PathTensors(pe, self.fc, kernels, self.alpha, self.offset)
         dtype = autocast_dtype(x)  # as in `ACmix2d`, because native code does not follow autocast
         inputs, weight, bias = (t if t is None else t.to(dtype) for t in (x, self.weight, self.bias))
         with autocast_off(x):

@@ -56,7 +56,8 @@ def stage_table(model: nn.Module, input_size: Sequence[int] | None = None) -> St
 
             def count(layer: TwoStageLayer, args: Any, kwargs: Any, out: Tensor, name: str = name) -> None:
                 macs = layer.stage_macs(*forward_inputs(layer, args, kwargs))
-                rows[name] = StageCost(name, layer.stage_params(), macs)
+                earlier = [rows[name].macs] if name in rows else []  # the network runs the layer several times
+                rows[name] = StageCost(name, layer.stage_params(), _total([*earlier, macs]))
 
             hooks.append(layer.register_forward_hook(count, with_kwargs=True))
     if not hooks:

@@ -59,9 +59,9 @@ def swap_conv3x3(
     """Replace dense 3×3 `nn.Conv2d` layers of any network with newly initialised `ACmix2d` layers, in place.
 
     A convolution can be replaced if it is a plain `nn.Conv2d` (not a subclass, which may compute something else)
-    without hooks, has kernel size 3, one group, zero padding equal to its dilation and equal strides, and if no block
-    around it merges its kernel with others (RepVGG, RepConv). Channels, stride, dilation, device and dtype are carried
-    over. The weights are not, so train the network afterwards.
+    without hooks or tied weights, has kernel size 3, one group, zero padding equal to its dilation and equal strides,
+    and if no block around it merges its kernel with others (RepVGG, RepConv, LeViT). Channels, stride, dilation, device
+    and dtype are carried over. The weights are not, so train the network afterwards.
 
     Without a filter, three kinds of layers that rarely benefit are kept, and reported with the reason:
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 # also far more expensive: about 206 multiplications per output value after the projections, not 9 per input channel.
 _MIN_INPUTS = 16
 # Methods of blocks that merge the kernels of several convolutions into one, which ACmix2d does not have.
-_MERGES = ("fuse_convs", "reparameterize", "switch_to_deploy", "get_equivalent_kernel_bias")
+_MERGES = ("fuse_convs", "fuse_model", "reparameterize", "switch_to_deploy", "get_equivalent_kernel_bias")
 # Activations that follow a hidden layer. Sigmoid, tanh and softmax follow an output layer at least as often.
 _HIDDEN = tuple(
     getattr(activation, name)
@@ -32,6 +32,10 @@ def why_unfit(model: nn.Module, name: str, conv: nn.Conv2d, heads: int | str) ->
         return f"a {type(conv).__name__}, not a plain Conv2d"
     if conv._forward_pre_hooks or conv._forward_hooks or conv._backward_pre_hooks or conv._backward_hooks:
         return "has hooks (pruning, weight norm, recorded features), which would be lost with ACmix2d"
+    if not {"forward", "_conv_forward"}.isdisjoint(conv.__dict__):  # seamless tiling, offloading
+        return "has its own forward, which would be lost with ACmix2d"
+    if sum(parameter is conv.weight for module in model.modules() for parameter in module._parameters.values()) > 1:
+        return "shares its weight with another module, which would be lost with ACmix2d"
     if conv.groups != 1:
         return f"groups={conv.groups}, not dense"
     if conv.stride[0] != conv.stride[1] or conv.dilation[0] != conv.dilation[1]:
@@ -69,7 +73,8 @@ def _merging_block(model: nn.Module, name: str) -> str | None:
     """Return why a block around the convolution needs its kernel, or None if no block does."""
     for path in _ancestors(name):
         block = model.get_submodule(path)
-        for method in _MERGES:
+        is_parent = path == name.rpartition(".")[0]
+        for method in (*_MERGES, *["fuse"] * is_parent):  # whole models have a `fuse`, too, that calls their blocks
             if callable(getattr(block, method, None)):
                 return f"{type(block).__name__}.{method} merges its kernel with others"
     return None

@@ -48,13 +48,14 @@ def fetch(location: ModelLocation, token: str | None = None) -> Path:
     return location.path
 
 
-def weight_folder(source: str | PathLike[str], token: str | None = None) -> Path:
-    """Return the complete weight folder that a name or path refers to, with its sample input and model card.
+def weight_folder(source: str | PathLike[str], token: str | None = None, *, is_complete: bool = True) -> Path:
+    """Return the weight folder that a name or path refers to.
 
     Args:
         source: a weight folder, a run folder with weights/, a repository on the Hub, or the name of weights that are
             on this machine. The name of a network stands for the first of its tags whose weights are on this machine.
         token: as in `fetch`.
+        is_complete: also download the sample input, the model card and its pictures.
 
     Raises:
         NotFoundError: there are no such weights on this machine.
@@ -62,7 +63,8 @@ def weight_folder(source: str | PathLike[str], token: str | None = None) -> Path
     """
     location = locate(source, prefers_paths=True)
     if location.repository is not None:
-        return download_folder(location.repository, token)
+        download = download_folder if is_complete else download_weights
+        return download(location.repository, token)
     if location.kind in (Kind.CHECKPOINT, Kind.SHARDED_CHECKPOINT):
         raise ValueError(
             f"{source} is not a weight folder: {location.path} is {location.kind.value}. Make a weight folder of it "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from acmix_zoo.weights.description import read_config
 from acmix_zoo.weights.fetch import WEIGHT_FOLDER_FILES, download_folder, weight_folder
 from acmix_zoo.weights.hub_requests import request
 from acmix_zoo.weights.locate import Repository, parse_repository
-from acmix_zoo.weights.replace import check_target, replace_folder, temporary_sibling
+from acmix_zoo.weights.replace import check_target, copy_weights_folder, replace_folder, temporary_sibling
 from acmix_zoo.weights.verification import check_folder
 
 
@@ -38,7 +37,7 @@ def pull(name: str, folder: str | Path | None = None, *, token: str | None = Non
     repository = parse_repository(name)
     target = check_target(folder or repository.id.partition("/")[2])
     with temporary_sibling(target) as new:
-        shutil.copytree(download_folder(repository, token), new, dirs_exist_ok=True)
+        copy_weights_folder(download_folder(repository, token), new)
         replace_folder(target, new)
     return target
 

@@ -112,6 +112,20 @@ def test_summary_of_a_shipped_data_set(capsys: pytest.CaptureFixture[str]) -> No
     assert "data: digits, 10 classes; images: train 1,618, val 179\n" in capsys.readouterr().out
 
 
+def test_an_image_in_two_lists_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_voc(tmp_path / "cells", {"train": [[("a", (1, 1, 64, 48))]] * 2, "val": [[("a", (1, 1, 64, 48))]]})
+    (root / "ImageSets/Main/val.txt").write_text("train_1\n")
+    assert main(["data", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("data: cells, 1 class; images: train 2, val 1;")
+    assert "1 of the 1 val images are identical to images of train (for example train_1.png), so" in out
+    (root / "ImageSets/Main/val.txt").unlink()
+    (root / "ImageSets/Main/train.txt").write_text("train_1\n")
+    assert main(["data", str(root)]) == 1
+    assert "cells: there are too few training images" in (error := capsys.readouterr().err)
+    assert "Add the names of its images as ImageSets/Main/val.txt, or set data.val_fraction to 0" in error
+
+
 def test_boxes_in_coco_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     no_area = {"image_id": 10, "category_id": 3, "bbox": [5, 5, 0, 9]}
     unknown_class = {"image_id": 11, "category_id": 4, "bbox": [5, 5, 9, 9]}

@@ -62,7 +62,9 @@ class TestVerify:
         out = run_command(capsys, "verify", folder, "--data", fashion_mnist, code=1)
         assert "not verified: test top1: 9" in out and "% measured, 93.87 % recorded" in out
         write_digits(tmp_path / "photos", train=3)
-        assert "the classes of" in run_command(capsys, "verify", SHIPPED, "--data", tmp_path / "photos", code=1)
+        assert main(["verify", str(SHIPPED), str(folder), "--data", str(tmp_path / "photos"), "--json"]) == 1
+        results = json.loads(capsys.readouterr().out)
+        assert len(results) == 2 and all("the classes of" in result["problems"][0] for result in results)
         for folder_of_class in list((tmp_path / "photos").glob("*/9")):
             shutil.rmtree(folder_of_class)
         content = json.loads(config)

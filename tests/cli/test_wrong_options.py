@@ -112,6 +112,7 @@ def test_the_closest_recipe_is_named(
     [
         (["bench", "resnet18", "--device", "foo"], "there is no device foo here. Expected cpu, or cuda on a machine"),
         (["bench", "resnet18", "--device", "meta"], "there is no device meta here. Expected cpu"),
+        (["bench", "resnet18", "resnet18+deploy", "--mode", "both"], "resnet18+deploy cannot be trained. Use --mode"),
         (["bench", "resnet18", "--plot", "x.foo"], "--plot cannot write x.foo. Expected a name that ends in .png"),
         (["classify", "x.png", "--model", "m", "--csv", "."], "--csv . is a folder. Expected the name of a file"),
         (["classify", "x.png", "--model", "m", "--csv", f"{__file__}/x.csv"], "x.csv cannot be written ("),

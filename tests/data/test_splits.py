@@ -45,7 +45,7 @@ def test_the_validation_split_cannot_replace_a_test_split(tmp_path: Path) -> Non
 
 def test_classes_with_one_image_are_not_validated(tmp_path: Path) -> None:
     source = write_class_folders(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"no class has more than one image.* set data.val_fraction to 0"):
+    with pytest.raises(ValueError, match=r"too few training images.*Add a val/ folder.* set data.val_fraction to 0"):
         make_data_module(source).setup("fit")
     assert make_data_module(source, val_fraction=0).describe()["splits"] == {"train": 2, "val": 0, "test": 0}
     Image.new("L", (4, 4)).save(source / "b" / "more.png")

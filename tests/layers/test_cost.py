@@ -155,3 +155,10 @@ def test_inputs_passed_by_keyword_count_the_same() -> None:
     table = stage_table(network, (3, 4, 6))
     assert [row.macs for row in table.layers] == [layer, reduced]
     assert complexity(network, (3, 4, 6)).macs == sum(table.total.macs) + table.rest.macs.first
+
+
+def test_a_layer_that_runs_twice_counts_twice() -> None:
+    layer = ACmix2d(16, 16)
+    once, twice = (stage_table(nn.Sequential(*[layer] * runs), (16, 4, 6)) for runs in (1, 2))
+    assert twice.layers[0].macs == tuple(2 * macs for macs in once.layers[0].macs)
+    assert twice.layers[0].params == once.layers[0].params and sum(twice.rest.macs) == 0

@@ -2,8 +2,10 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from support.networks import SHALLOW, perturbed
 from timm.layers import BatchNormAct2d
@@ -108,6 +110,12 @@ def test_folded_layers_have_no_parameters() -> None:
     model = perturbed("acmix_resnet_pico").deploy()
     layers = [m for m in model.modules() if isinstance(m, DeployedACmix2d)]
     assert len(layers) == 6 and not any(list(layer.parameters()) for layer in layers)
+
+
+def test_folded_networks_can_be_saved_as_safetensors(tmp_path: Path) -> None:
+    model = perturbed("acmix_resnet_pico").deploy()
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    assert safetensors.torch.load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
 
 
 @torch.no_grad()

@@ -211,6 +211,9 @@ def test_blocks_that_merge_their_kernels_are_kept() -> None:
     report = swap_conv3x3(model, "*")
     assert not report.replaced and len(report.skipped) == 22
     assert all("RepVggBlock.reparameterize merges" in reason for reason in report.skipped.values())
+    levit = timm.create_model("levit_128s", num_classes=2)
+    skipped = swap_conv3x3(levit, "*").skipped
+    assert list(skipped.values()) == ["ConvNorm.fuse merges its kernel with others"] * 4
 
 
 def test_hooks_and_parametrizations_are_not_lost() -> None:
@@ -231,6 +234,17 @@ def test_feature_extractor_of_torchvision_traces_a_swapped_network() -> None:
     assert maps["layer3"].shape == (1, 256, 4, 3) and maps["layer4"].shape == (1, 512, 2, 2)
     with torch.no_grad():
         assert torch.equal(maps["fc"], model(x))
+
+
+def test_replaced_forwards_and_tied_weights_are_not_lost() -> None:
+    model = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(5)))
+    model[0].forward = lambda x: x  # type: ignore[method-assign]
+    model[1]._conv_forward = lambda x, weight, bias: x  # type: ignore[method-assign,assignment]
+    model[3].weight = model[2].weight
+    report = swap_conv3x3(model, "*")
+    assert set(report.replaced) == {"4"}
+    assert all("has its own forward" in report.skipped[name] for name in "01")
+    assert all("shares its weight" in report.skipped[name] for name in "23")
 
 
 def test_shared_convolution_is_kept_everywhere_or_nowhere() -> None:

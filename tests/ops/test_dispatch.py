@@ -111,7 +111,7 @@ class TestExplainPlan:
     @pytest.mark.parametrize(
         ("options", "reason"),
         [
-            ({"heads": 32}, "supports up to 16 heads; these are 32"),
+            ({"heads": 32}, "supports up to 16 heads, but this layer has 32"),
             ({"itemsize": 2}, "computes in float32; these elements have 2 bytes"),
             ({"device": "cuda"}, "runs on a CPU only; this is cuda"),
         ],

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import timm
@@ -17,6 +18,7 @@ from support.weight_folders import ROOT, SHIPPED, file_contents, write_segmenter
 
 from acmix_zoo import create_model, from_pretrained
 from acmix_zoo.weights import check_folder, pull, push, read_config, write_folder
+from acmix_zoo.weights.fetch import weight_folder
 
 
 @pytest.fixture
@@ -239,7 +241,9 @@ class TestPull:
         repo = hub.repos["org/pico"]
         more = {"setup.py": b"evil", "pytorch_model.bin": b"evil", "acmix_zoo/__init__.py": b"evil"}
         repo.commit("main", {**repo.commits[repo.refs["main"]], **more})
-        assert file_contents(pull("org/pico", tmp_path / "pulled")) == file_contents(folder)
+        assert (Path(huggingface_hub.snapshot_download("org/pico")) / "setup.py").is_file()  # in the cache, too
+        for _ in range(2):
+            assert file_contents(pull("org/pico", tmp_path / "pulled")) == file_contents(folder)
 
     def test_a_repository_without_weights_is_rejected(self, hub: Hub, tmp_path: Path) -> None:
         hub.repos["org/empty"] = Repo(private=False)
@@ -251,6 +255,9 @@ class TestPull:
     def test_cached_weights_are_used_offline(self, hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         push(folder, "org/pico")
         from_pretrained("org/pico")
+        assert {path.name for path in weight_folder("org/pico", is_complete=False).iterdir()} == {
+            "config.json", "model.safetensors",
+        }  # fmt: skip
         hub.shutdown()
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert from_pretrained("org/pico").num_classes == 10

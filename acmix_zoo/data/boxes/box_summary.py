@@ -40,7 +40,7 @@ def summarize_boxes(
     counts = {name: _boxes_per_class(split, len(names)) for name, split in ordered.items()}
     images = ", ".join(f"{name} {split.size:,}" for name, split in ordered.items())
     boxes = ", ".join(f"{name} {count.sum():,}" for name, count in counts.items())
-    lines = [f"data: {source.name}, {len(names)} classes; images: {images}; boxes: {boxes}"]
+    lines = [f"data: {source.name}, {count_noun(len(names), 'class')}; images: {images}; boxes: {boxes}"]
     lines += split_notes(source, splits)
     if len(names) <= _TABLE_CLASSES:
         width = max(map(len, ("boxes of class", *names)))

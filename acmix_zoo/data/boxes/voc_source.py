@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from acmix_zoo.data.boxes.annotated_images import AnnotatedImages, BoxSource, kn
 from acmix_zoo.data.boxes.objects import UNKNOWN, BoxCheck, Objects, make_objects
 from acmix_zoo.data.formats import is_image_name
 from acmix_zoo.data.sources.image_sets import FileImages, Images
-from acmix_zoo.data.sources.split_names import local_name, read_split_lists
+from acmix_zoo.data.sources.split_names import listed_names, local_name, read_split_lists
 from acmix_zoo.data.text_files import read_text
 from acmix_zoo.data.wording import count_noun, first_few
 
@@ -60,19 +59,8 @@ class VocSource(BoxSource):
         lists = read_split_lists(self.folder / _SPLITS)
         if not lists:
             return {"train": list(files)}
-        return {split: self._listed(lines, files, split) for split, lines in lists.items()}
-
-    def _listed(self, lines: list[str], files: dict[str, Path], split: str) -> list[str]:
-        """Return the names in a list of images. In some lists, they have extensions, or a flag -1, 0 or 1 follows."""
-        names = [_image_name(line, files) for line in lines]
-        if split == "train" and not any(name in files for name in names):
-            listed, existing = (first_few(each, 3) or "nothing" for each in (lines, list(files)))
-            raise ValueError(
-                f"no line of the list of training images in {self.folder / _SPLITS} is the name of an image in "
-                f"{_IMAGES}. The list starts with {listed}, and {_IMAGES} with {existing}. Expected one name per line, "
-                "without extension"
-            )
-        return names
+        folder = self.folder / _SPLITS
+        return {split: listed_names(lines, files, split, folder, _IMAGES) for split, lines in lists.items()}
 
     def _read_split(self, split: str, names: list[str], files: dict[str, Path]) -> list[_Record]:
         annotations = self.folder / _ANNOTATIONS
@@ -117,16 +105,6 @@ class VocSource(BoxSource):
             known = objects._replace(classes=classes).select(classes != UNKNOWN)
             cleaned.append(self.check.clean(known, size, image.name))
         return AnnotatedImages(images, cleaned, sizes)
-
-
-def _image_name(line: str, files: Mapping[str, Path]) -> str:
-    """Return the name in a line of a list, as it is in `files` if any part of the line is."""
-    without_flag = re.sub(r"\s+(-1|0|1)$", "", line)
-    for name in (line, without_flag):
-        for each in (name, name.rpartition(".")[0] if is_image_name(name) else name):
-            if each in files:
-                return each
-    return line
 
 
 class _Record(NamedTuple):

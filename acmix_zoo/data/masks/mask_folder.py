@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from acmix_zoo.data.masks.class_list import ClassOptions
 from acmix_zoo.data.masks.mask_images import MaskImages, MaskSource
 from acmix_zoo.data.sources.find_images import walk_folders
 from acmix_zoo.data.sources.image_sets import FileImages, Images
-from acmix_zoo.data.sources.split_names import SPLIT_NAMES, local_name, match_splits, read_split_lists
+from acmix_zoo.data.sources.split_names import SPLIT_NAMES, listed_names, local_name, match_splits, read_split_lists
 from acmix_zoo.data.wording import count_noun, first_few
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
@@ -59,12 +59,14 @@ class MaskFolder(MaskSource):
         self.classes = options.resolve(root, str(root))
         self.class_names = self.classes.names
 
-    def _pair_up(self, split: str, images: Path, masks: Path, names: Set[str] | None) -> list[tuple[str, str]]:
+    def _pair_up(self, split: str, images: Path, masks: Path, names: Sequence[str] | None) -> list[tuple[str, str]]:
         """Return the paths of each image of a split and of its mask."""
         paths = walk_folders([images]).images[0]
         if names is not None:
-            paths = [path for path in paths if _relative_stem(path, images) in names]
-            if absent := sorted(names - {_relative_stem(path, images) for path in paths}):
+            existing = {_relative_stem(path, images) for path in paths}
+            listed = set(listed_names(names, existing, split, self.root / SPLIT_LISTS, images.name))
+            paths = [path for path in paths if _relative_stem(path, images) in listed]
+            if absent := sorted(listed - existing):
                 self.remarks.append(
                     f"skipped {count_noun(len(absent), 'name')} in {SPLIT_LISTS}/{split}.txt without an image: "
                     f"{first_few(absent)}"
@@ -146,12 +148,12 @@ class _SplitFolders(NamedTuple):
     Attributes:
         images: the folder of images.
         masks: the folder of masks.
-        names: the names of the split's images, without their extensions; None for all images in the folder.
+        names: the lines that list the split's images; None for all images in the folder.
     """
 
     images: Path
     masks: Path
-    names: Set[str] | None = None
+    names: Sequence[str] | None = None
 
 
 def _find_folders(root: Path, remarks: list[str]) -> dict[str, _SplitFolders]:
@@ -162,7 +164,7 @@ def _find_folders(root: Path, remarks: list[str]) -> dict[str, _SplitFolders]:
         splits, mask_splits = (match_splits(_folder_names(folder), str(folder)) for folder in (images, masks))
         if not splits:
             lists = read_split_lists(root / SPLIT_LISTS)
-            listed = {split: _SplitFolders(images, masks, set(names)) for split, names in lists.items()}
+            listed = {split: _SplitFolders(images, masks, lines) for split, lines in lists.items()}
             return listed or {"train": _SplitFolders(images, masks)}
         folders = {
             split: (

@@ -34,7 +34,7 @@ def summarize_masks(
     class_names = source.class_names
     ordered = {split: splits[split] for split in ("train", "val", "test") if split in splits}
     sizes = ", ".join(f"{name} {split.size:,}" for name, split in ordered.items())
-    lines = [f"data: {source.name}, {len(class_names)} classes; images with masks: {sizes}"]
+    lines = [f"data: {source.name}, {count_noun(len(class_names), 'class')}; images with masks: {sizes}"]
     lines += split_notes(source, splits)
     if is_val_split_off(source, splits):
         _check_labelled(source.name, splits["val"].size, inspections.get("val"))

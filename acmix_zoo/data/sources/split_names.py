@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable, Sequence, Set
 from pathlib import Path
 
+from acmix_zoo.data.formats import is_image_name
 from acmix_zoo.data.sources.installed_sources import SHIPPED
 from acmix_zoo.data.text_files import read_text
 from acmix_zoo.data.wording import first_few
@@ -69,6 +71,40 @@ def read_split_lists(folder: Path) -> dict[str, list[str]]:
         validation = set(lines.get("val", []))
         lines["train"] = [line for line in lines["train"] if line not in validation]
     return lines
+
+
+def listed_names(lines: Sequence[str], existing: Collection[str], split: str, lists: Path, images: str) -> list[str]:
+    """Return the names of the images in a list, each once. In some lists, extensions or a flag -1, 0 or 1 follow them.
+
+    Args:
+        lines: the lines of the list of a split.
+        existing: the names of all images, without extensions.
+        split: "train", "val" or "test".
+        lists: the folder of the lists, for the message.
+        images: what to call the folder of the images in the message.
+
+    Raises:
+        ValueError: this is the list of training images, and none of them exists.
+    """
+    known = set(existing)
+    names = list(dict.fromkeys(_listed_name(line, known) for line in lines))
+    if split == "train" and known.isdisjoint(names):
+        listed, present = (first_few(each, 3) or "nothing" for each in (lines, sorted(known)))
+        raise ValueError(
+            f"no line of the list of training images in {lists} is the name of an image in {images}. The list starts "
+            f"with {listed}, and {images} with {present}. Expected one name per line, without extension"
+        )
+    return names
+
+
+def _listed_name(line: str, known: Set[str]) -> str:
+    """Return the name in a line of a list if any part of the line is known, or else the line."""
+    without_flag = re.sub(r"\s+(-1|0|1)$", "", line)
+    for name in (line, without_flag):
+        for each in (name, name.rpartition(".")[0] if is_image_name(name) else name):
+            if each in known:
+                return each
+    return line
 
 
 def local_name(path: Path) -> str:

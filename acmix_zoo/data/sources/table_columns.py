@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from acmix_zoo.data.wording import count_noun
+
 
 class Classes(NamedTuple):
     """The classes of a table.
@@ -50,21 +52,32 @@ def find_label_column(features: Any, data_name: str, image_column: str, requeste
         requested: the column that the user has named, if any.
 
     Raises:
-        ValueError: the requested column does not exist, or there is none of the others.
+        ValueError: the requested column does not exist or has no classes, or there is none of the others.
     """
     import datasets
 
+    plain = [name for name, feature in features.items() if name != image_column and _is_plain(feature)]
     if requested is not None:
-        if requested in features:
+        if requested in plain:
             return requested
-        raise ValueError(f"{data_name}: no column {requested!r}. Expected one of {', '.join(features)}")
+        problem = "has no text or numbers" if requested in features else "does not exist"
+        raise ValueError(f"{data_name}: the column {requested!r} {problem}. Expected one of {', '.join(plain)}")
     labels: list[str] = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     for name in ("label", *labels[: len(labels) == 1], "cls"):
         if name in features:
             return name
-    candidates = ", ".join(labels or [name for name in features if name != image_column])
+    candidates = ", ".join(labels or plain)
     advice = f"Set data.label_column to one of: {candidates}" if candidates else "Add a column label with the classes"
+    if "objects" in features:
+        advice += ". For the boxes in objects, use a recipe such as detect/bccd, or `acmix-zoo data --task detection`"
     raise ValueError(f"{data_name}: no column is clearly the class column. {advice}")
+
+
+def _is_plain(feature: Any) -> bool:
+    """Return whether the values of a column are text or numbers, and no lists, images or files."""
+    import datasets
+
+    return isinstance(feature, datasets.Value | datasets.ClassLabel) and "binary" not in feature.dtype
 
 
 def declared_class_names(feature: Any) -> tuple[str, ...] | None:
@@ -114,5 +127,5 @@ def check_class_count(class_names: tuple[str, ...], column: str, data_name: str)
         ValueError: there are fewer than two.
     """
     if len(class_names) < 2:
-        count = f"{len(class_names)} class{'es' * (not class_names)}"
+        count = count_noun(len(class_names), "class")
         raise ValueError(f"{data_name}: column {column!r} has {count}. Expected two or more")

@@ -15,6 +15,7 @@ from acmix_zoo.data.boxes.annotated_images import AnnotatedImages
 from acmix_zoo.data.boxes.box_table import BoxTable
 from acmix_zoo.data.boxes.coco_api import decode_masks
 from acmix_zoo.data.images import UnreadableImage
+from acmix_zoo.data.sources.open import open_source
 
 NAMES = ["mask", "glove"]
 
@@ -164,6 +165,15 @@ def test_an_image_that_is_too_large_is_unreadable(folder: Path) -> None:
     images_with_boxes = annotated(BoxTable(str(write_table(folder, cells, images=images))))
     with pytest.raises(UnreadableImage, match="million pixels"):
         images_with_boxes.image(0)
+
+
+def test_a_classifier_is_not_offered_the_column_of_boxes(folder: Path) -> None:
+    """It has no classes of images. The error says how to read it."""
+    write_table(folder, [{"bbox": [[4, 5, 10, 20]], "category": [0]}])
+    with pytest.raises(ValueError, match=r"no column is clearly the class column\. Add .* data --task detection`"):
+        open_source(str(folder))
+    with pytest.raises(ValueError, match="the column 'objects' has no text or numbers"):
+        open_source(str(folder), "objects")
 
 
 def test_tables_without_boxes_are_rejected(folder: Path) -> None:

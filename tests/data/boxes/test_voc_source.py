@@ -160,6 +160,12 @@ def test_lists_of_images(tmp_path: Path, lines: str, name: str) -> None:
     assert Path(annotated(source, "train").describe(0)).stem == name
 
 
+def test_an_image_listed_twice_is_one_image(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [[("a", BOX)], [("a", BOX)]]})
+    (tmp_path / "ImageSets/Main/train.txt").write_text("train_0\ntrain_1\ntrain_1.png\ntrain_1\n")
+    assert len(VocSource(str(tmp_path)).splits["train"]) == 2
+
+
 def test_lists_that_name_no_image_are_rejected(tmp_path: Path) -> None:
     write_voc(tmp_path, {"train": [[("a", BOX)]]})
     path = tmp_path / "ImageSets/Main/train.txt"

@@ -72,6 +72,14 @@ def test_the_lists_of_pascal_voc_are_the_splits(folder: Path) -> None:
         data.test_dataloader()
 
 
+def test_lists_may_have_extensions(folder: Path) -> None:
+    root = make_voc_folder(folder, {"train": "3.png\n0.png\n", "val": "1.png\n"})
+    assert image_names(make_data(root)) == {"train": ["0", "3"], "val": ["1"]}
+    (root / "ImageSets/Segmentation/train.txt").write_text("a/3\na/0\n")
+    with pytest.raises(ValueError, match=r"no line of the list of training images .* a/3, a/0, and JPEGImages with 0"):
+        make_data(root)
+
+
 def test_validation_images_of_pascal_voc_are_not_trained_on(folder: Path) -> None:
     root = make_voc_folder(folder, {"trainval": "0\n1\n3\n", "val": "1\n"})
     assert image_names(make_data(root)) == {"train": ["0", "3"], "val": ["1"]}

@@ -47,8 +47,10 @@ def test_the_class_column_can_be_named(cache: Path) -> None:
     write_table(cache / "two.parquet", [0, 1], coarse=[1, 0])
     assert open_source(cache / "two.parquet").class_names == ("cat", "dog", "emu")
     assert open_source(cache / "two.parquet", "coarse").class_names == ("x", "y")
-    with pytest.raises(ValueError, match=r"no column 'colour'. Expected one of image, label, coarse"):
+    with pytest.raises(ValueError, match=r"the column 'colour' does not exist. Expected one of label, coarse"):
         open_source(cache / "two.parquet", "colour")
+    with pytest.raises(ValueError, match=r"the column 'image' has no text or numbers. Expected one of label, coarse"):
+        open_source(cache / "two.parquet", "image")
 
 
 @pytest.mark.parametrize("kind", ["declared", "text"])

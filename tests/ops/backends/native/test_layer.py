@@ -161,7 +161,7 @@ def test_unsupported_layers_use_the_python_backend(calls):
     tensors = (layer.qkv.weight, layer.qkv.bias, [None] * 5)
     assert native.unsupported_reason(x, *tensors, 4) is None
     assert "float32; this is float64" in native.unsupported_reason(x.double(), *tensors, 4)
-    assert "up to 16 heads; these are 32" in native.unsupported_reason(x, *tensors, 32)
+    assert "up to 16 heads, but this layer has 32" in native.unsupported_reason(x, *tensors, 32)
     assert "CPU only; this is meta" in native.unsupported_reason(x.to("meta"), *tensors, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "parallel", lambda: None)
