@@ -75,7 +75,7 @@ def look_tab(
                 type="index", elem_id="examples",
             )  # fmt: skip
             hint = (
-                "A name from the list or another one, or the path of a weight or run folder" if accepts_paths else None
+                "The name of any network or weights, or the path of a weight or run folder" if accepts_paths else None
             )
             dropdown = {"allow_custom_value": accepts_paths, "min_width": 200}
             first = gr.Dropdown(list(networks), label="Network", info=hint, elem_id="network", **dropdown)

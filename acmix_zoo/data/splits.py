@@ -108,9 +108,11 @@ def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[n
         members = generator.permutation(np.flatnonzero(targets == label))
         count = min(max(1, round(len(members) * fraction)), len(members) - 1)
         chosen.append(members[:count])
-    val = np.sort(np.concatenate(chosen))
+    val = np.sort(np.concatenate([np.empty(0, np.int64), *chosen]))
     if not len(val):
-        raise ValueError("there are too few training images to split off some of them for validation")
+        raise ValueError(
+            "there are too few training images (at most one per class) to split off some of them for validation"
+        )
     return np.setdiff1d(np.arange(len(targets)), val), val
 
 

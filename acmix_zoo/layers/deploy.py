@@ -117,7 +117,7 @@ class DeployedACmix2d(nn.Module):
         if is_single := x.dim() == 3:
             x = x.unsqueeze(0)  # (1, C, H, W)
         pe = position_encoding(self.position_weight, *x.shape[2:])
-        kernels = self.kernels.contiguous(memory_format=torch.channels_last)  # as `ShiftConv2d.factors` returns them
+        kernels = self.kernels.contiguous(memory_format=torch.channels_last)  # faster to convolve with
         paths = PathTensors(pe, self.fc, kernels, self.alpha, self.offset)
         dtype = autocast_dtype(x)  # as in `ACmix2d`, because native code does not follow autocast
         inputs, weight, bias = (t if t is None else t.to(dtype) for t in (x, self.weight, self.bias))

@@ -60,7 +60,7 @@ def swap_conv3x3(
 
     A convolution can be replaced if it is a plain `nn.Conv2d` (not a subclass, which may compute something else)
     without hooks or tied weights, has kernel size 3, one group, zero padding equal to its dilation and equal strides,
-    and if no block around it merges its kernel with others (RepVGG, RepConv, LeViT). Channels, stride, dilation, device
+    and if no block around it merges it with other layers (RepVGG, RepConv, LeViT). Channels, stride, dilation, device
     and dtype are carried over. The weights are not, so train the network afterwards.
 
     Without a filter, three kinds of layers that rarely benefit are kept, and reported with the reason:
@@ -94,8 +94,8 @@ def swap_conv3x3(
         has no such kernel, so the convolution is replaced by `nn.Sequential(ACmix2d, norm)`, and `fuse()` skips the
         block. If a filter replaces the first convolution of such a model, `info()` prints no GFLOPs, because it infers
         the number of input channels from the shape of the first parameter. When training starts, Ultralytics builds
-        the model again from its yaml, without the swap. Use `acmix_zoo.integrations.ultralytics.swap`, which makes the
-        swap in the new model, too.
+        the model again from its yaml, without the swap. Use `acmix_zoo.integrations.ultralytics.swap`, which repeats
+        the swap in the new model.
     """
     others = {name: value for name, value in acmix.items() if name not in _ARGUMENTS}
     reject_unknown_arguments("swap_conv3x3", f"{', '.join(_ARGUMENTS[:-1])} or {_ARGUMENTS[-1]}", (), others)

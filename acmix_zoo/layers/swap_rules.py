@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 # Inputs with fewer channels are mostly images (RGB, depth, satellite bands), not features to attend to. There, ACmix is
 # also far more expensive: about 206 multiplications per output value after the projections, not 9 per input channel.
 _MIN_INPUTS = 16
-# Methods of blocks that merge the kernels of several convolutions into one, which ACmix2d does not have.
+# Methods of blocks that merge a convolution with others or with its norm. ACmix2d has no single kernel to merge.
 _MERGES = ("fuse_convs", "fuse_model", "reparameterize", "switch_to_deploy", "get_equivalent_kernel_bias")
 # Activations that follow a hidden layer. Sigmoid, tanh and softmax follow an output layer at least as often.
 _HIDDEN = tuple(
@@ -35,7 +35,7 @@ def why_unfit(model: nn.Module, name: str, conv: nn.Conv2d, heads: int | str) ->
     if not {"forward", "_conv_forward"}.isdisjoint(conv.__dict__):  # seamless tiling, offloading
         return "has its own forward, which would be lost with ACmix2d"
     if sum(parameter is conv.weight for module in model.modules() for parameter in module._parameters.values()) > 1:
-        return "shares its weight with another module, which would be lost with ACmix2d"
+        return "shares its weight with another module, and would no longer do so as ACmix2d"
     if conv.groups != 1:
         return f"groups={conv.groups}, not dense"
     if conv.stride[0] != conv.stride[1] or conv.dilation[0] != conv.dilation[1]:
@@ -75,8 +75,8 @@ def _merging_block(model: nn.Module, name: str) -> str | None:
         block = model.get_submodule(path)
         is_parent = path == name.rpartition(".")[0]
         for method in (*_MERGES, *["fuse"] * is_parent):  # whole models have a `fuse`, too, that calls their blocks
-            if callable(getattr(block, method, None)):
-                return f"{type(block).__name__}.{method} merges its kernel with others"
+            if callable(getattr(type(block), method, None)):  # not a submodule of this name
+                return f"{type(block).__name__}.{method} merges it with other layers"
     return None
 
 

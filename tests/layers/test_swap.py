@@ -211,9 +211,11 @@ def test_blocks_that_merge_their_kernels_are_kept() -> None:
     report = swap_conv3x3(model, "*")
     assert not report.replaced and len(report.skipped) == 22
     assert all("RepVggBlock.reparameterize merges" in reason for reason in report.skipped.values())
+    block = nn.ModuleDict({"fuse": nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())})  # only a name
+    assert swap_conv3x3(nn.Sequential(block), "*").replaced
     levit = timm.create_model("levit_128s", num_classes=2)
     skipped = swap_conv3x3(levit, "*").skipped
-    assert list(skipped.values()) == ["ConvNorm.fuse merges its kernel with others"] * 4
+    assert list(skipped.values()) == ["ConvNorm.fuse merges it with other layers"] * 4
 
 
 def test_hooks_and_parametrizations_are_not_lost() -> None:

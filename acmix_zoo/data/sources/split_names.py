@@ -68,8 +68,8 @@ def read_split_lists(folder: Path) -> dict[str, list[str]]:
     stripped = {split: map(str.strip, read_text(files[name]).splitlines()) for split, name in found.items()}
     lines = {split: [line for line in each if line] for split, each in stripped.items()}
     if found.get("train") == "trainval":
-        validation = set(lines.get("val", []))
-        lines["train"] = [line for line in lines["train"] if line not in validation]
+        validation = {name for line in lines.get("val", []) for name in _readings(line)}
+        lines["train"] = [line for line in lines["train"] if validation.isdisjoint(_readings(line))]
     return lines
 
 
@@ -92,19 +92,24 @@ def listed_names(lines: Sequence[str], existing: Collection[str], split: str, li
         listed, present = (first_few(each, 3) or "nothing" for each in (lines, sorted(known)))
         raise ValueError(
             f"no line of the list of training images in {lists} is the name of an image in {images}. The list starts "
-            f"with {listed}, and {images} with {present}. Expected one name per line, without extension"
+            f"with {listed}, and {images} with {present}. Expected one name per line, as in {images}"
         )
     return names
 
 
 def _listed_name(line: str, known: Set[str]) -> str:
     """Return the name in a line of a list if any part of the line is known, or else the line."""
+    return next((name for name in _readings(line) if name in known), line)
+
+
+def _readings(line: str) -> list[str]:
+    """Return the names that a line of a list may mean: with and without a flag and an extension."""
     without_flag = re.sub(r"\s+(-1|0|1)$", "", line)
-    for name in (line, without_flag):
-        for each in (name, name.rpartition(".")[0] if is_image_name(name) else name):
-            if each in known:
-                return each
-    return line
+    return [
+        reading
+        for name in (line, without_flag)
+        for reading in (name, name.rpartition(".")[0] if is_image_name(name) else name)
+    ]
 
 
 def local_name(path: Path) -> str:

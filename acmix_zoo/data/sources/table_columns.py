@@ -57,20 +57,24 @@ def find_label_column(features: Any, data_name: str, image_column: str, requeste
     import datasets
 
     plain = [name for name, feature in features.items() if name != image_column and _is_plain(feature)]
+    for_boxes = ""
+    if "objects" in features:
+        for_boxes = ". For the boxes in objects, use a recipe such as detect/bccd, or `acmix-zoo data --task detection`"
     if requested is not None:
         if requested in plain:
             return requested
         problem = "has no text or numbers" if requested in features else "does not exist"
-        raise ValueError(f"{data_name}: the column {requested!r} {problem}. Expected one of {', '.join(plain)}")
+        raise ValueError(
+            f"{data_name}: the column {requested!r} {problem}. "
+            f"Expected one of {', '.join(plain) or 'the columns of text or numbers, but there are none'}{for_boxes}"
+        )
     labels: list[str] = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     for name in ("label", *labels[: len(labels) == 1], "cls"):
         if name in features:
             return name
     candidates = ", ".join(labels or plain)
     advice = f"Set data.label_column to one of: {candidates}" if candidates else "Add a column label with the classes"
-    if "objects" in features:
-        advice += ". For the boxes in objects, use a recipe such as detect/bccd, or `acmix-zoo data --task detection`"
-    raise ValueError(f"{data_name}: no column is clearly the class column. {advice}")
+    raise ValueError(f"{data_name}: no column is clearly the class column. {advice}{for_boxes}")
 
 
 def _is_plain(feature: Any) -> bool:

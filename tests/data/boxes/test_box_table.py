@@ -172,7 +172,7 @@ def test_a_classifier_is_not_offered_the_column_of_boxes(folder: Path) -> None:
     write_table(folder, [{"bbox": [[4, 5, 10, 20]], "category": [0]}])
     with pytest.raises(ValueError, match=r"no column is clearly the class column\. Add .* data --task detection`"):
         open_source(str(folder))
-    with pytest.raises(ValueError, match="the column 'objects' has no text or numbers"):
+    with pytest.raises(ValueError, match=r"'objects' has no text or numbers\. Expected .* none\. For the boxes"):
         open_source(str(folder), "objects")
 
 

@@ -83,6 +83,8 @@ def test_lists_may_have_extensions(folder: Path) -> None:
 def test_validation_images_of_pascal_voc_are_not_trained_on(folder: Path) -> None:
     root = make_voc_folder(folder, {"trainval": "0\n1\n3\n", "val": "1\n"})
     assert image_names(make_data(root)) == {"train": ["0", "3"], "val": ["1"]}
+    (root / "ImageSets/Segmentation/val.txt").write_text("1.png\n")
+    assert image_names(make_data(root)) == {"train": ["0", "3"], "val": ["1"]}
     (root / "ImageSets/Segmentation/trainval.txt").unlink()
     with pytest.raises(ValueError, match=r"Segmentation has no train\.txt or trainval\.txt, only val"):
         make_data(root)
