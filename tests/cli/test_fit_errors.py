@@ -38,10 +38,10 @@ def test_a_run_is_not_overwritten(run: Path, photos: Path, capsys: pytest.Captur
 def test_missing_checkpoints_are_rejected(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = three_epochs(photos, tmp_path / "run")
     assert_fails([*command, "--ckpt_path=none.ckpt"], capsys, "none.ckpt does not exist", "last, best")
-    assert_fails(["test", *command[1:]], capsys, "no weights to test", "--model.pretrained")
+    assert_fails(["test", *command[1:]], capsys, "`test` needs trained weights", "--model.pretrained")
     start = tmp_path / "start.yaml"
     start.write_text("model: {pretrained: true}\n")  # as in a recipe: what training starts from, with a new classifier
-    assert_fails(["test", *command[1:], f"--config={start}"], capsys, "no weights to test", "--model.pretrained")
+    assert_fails(["test", *command[1:], f"--config={start}"], capsys, "`test` needs trained weights", "--model.pretrained")
     assert_fails(["test", *command[1:], "--ckpt_path=best"], capsys, "best.ckpt does not exist")
 
 
