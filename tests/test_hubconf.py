@@ -210,6 +210,7 @@ importlib.util.find_spec = lambda name, package=None: None if name in {hidden!r}
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_without_the_package_installed(tmp_path: Path) -> None:
     done = bare("import acmix_zoo", tmp_path)
     assert "No module named 'acmix_zoo'" in done.stderr

@@ -95,6 +95,7 @@ class TestCommand:
         assert main(["bench", "acmix_resnet5"]) == 1
         assert "acmix_resnet50" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_images_that_are_too_small_for_the_authors_code(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["bench", "released:16x2", "--batch", "1"]) == 1
         assert "a 2×2 feature map is too small for its 7×7 window" in capsys.readouterr().err

@@ -156,6 +156,7 @@ def test_predict_with_weights_without_a_record(
     assert_fails(["predict", image, "--model=acmix_resnet26"], capsys, "there are no weights for acmix_resnet26")
 
 
+@pytest.mark.slow
 def test_classify_needs_no_training_libraries(run: Path, photos: Path) -> None:
     code = (
         "import sys; from acmix_zoo.cli.main import main\n"

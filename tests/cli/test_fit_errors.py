@@ -41,7 +41,9 @@ def test_missing_checkpoints_are_rejected(photos: Path, tmp_path: Path, capsys: 
     assert_fails(["test", *command[1:]], capsys, "`test` needs trained weights", "--model.pretrained")
     start = tmp_path / "start.yaml"
     start.write_text("model: {pretrained: true}\n")  # as in a recipe: what training starts from, with a new classifier
-    assert_fails(["test", *command[1:], f"--config={start}"], capsys, "`test` needs trained weights", "--model.pretrained")
+    assert_fails(
+        ["test", *command[1:], f"--config={start}"], capsys, "`test` needs trained weights", "--model.pretrained"
+    )
     assert_fails(["test", *command[1:], "--ckpt_path=best"], capsys, "best.ckpt does not exist")
 
 

@@ -61,6 +61,7 @@ def line_starting_with(text: str, word: str) -> str:
     return next(line for line in text.splitlines() if line.startswith(word))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both stages are trained with the recorded settings, which include an option on the command line."""
     extra = ["--model.weight_decay", "0.02"]  # the record of the second stage does not have the options of the first

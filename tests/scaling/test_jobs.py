@@ -169,7 +169,10 @@ class TestReading:
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         assert read_job(tmp_path) == replace(read_job(recipe), name=str(tmp_path))
 
-    @pytest.mark.parametrize("tag", ["acmix_resnet_pico.fashion_mnist", "acmix_resnet_nano.tiny_imagenet"])
+    @pytest.mark.parametrize(
+        "tag",
+        [pytest.param("acmix_resnet_pico.fashion_mnist", marks=pytest.mark.slow), "acmix_resnet_nano.tiny_imagenet"],
+    )
     def test_weight_folder_is_trained_with_its_own_classes_and_image_size(self, tag: str) -> None:
         by_tag = read_job(tag).training(1)
         by_folder = read_job(checkpoints_root() / tag).training(1)

@@ -116,7 +116,8 @@ def small_window_checkpoint(runs: Path) -> Path:
     return run.last
 
 
-@pytest.mark.parametrize("given_as", [pytest.param("model", marks=pytest.mark.slow), "pretrained"])
+@pytest.mark.slow
+@pytest.mark.parametrize("given_as", ["model", "pretrained"])
 def test_arguments_of_a_checkpoint_are_kept(
     runs: Path, small_window_checkpoint: Path, tmp_path: Path, given_as: str
 ) -> None:

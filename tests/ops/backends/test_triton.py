@@ -59,7 +59,7 @@ def inputs(h: int, w: int, dtype: torch.dtype, device: str, d: int = 16) -> list
 @pytest.mark.parametrize(
     ("h", "w", "window"),
     [
-        (4, 4, SlidingWindow(7)),
+        pytest.param(4, 4, SlidingWindow(7), marks=pytest.mark.slow),
         (9, 5, SlidingWindow(3)),
         (6, 5, SlidingWindow(3, stride=2)),
         (7, 5, SlidingWindow(3, stride=3, dilation=2)),

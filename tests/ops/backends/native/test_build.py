@@ -40,6 +40,7 @@ def script(path: Path, body: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_without_a_compiler(tmp_path: Path):
     """One warning is printed, and the layer runs."""
     out, error = python(f"{LAYER}; {LAYER}; {PLAN}", tmp_path, PATH="", CXX="")
