@@ -11,6 +11,7 @@ Nothing may be chosen by these results, because they come from the test set.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from acmix_zoo.weights.fetch import weight_folder
 from tools import append_rows, make_parser, read_table
 
 TABLE = Path("benchmarks/final_networks.csv")
-WEIGHTS = "acmix_resnet_nano.tiny_imagenet"
+WEIGHTS = ("acmix_resnet_nano.tiny_imagenet", "acmix_swin_nano.tiny_imagenet")  # the figures are of the first
 SIZES = (64, 96, 128)  # pixels; the first is the training size
 BINS = 15
 
@@ -96,11 +97,12 @@ def measure(logits: Tensor, classes: Tensor) -> dict[str, str]:
 
 
 def table(path: Path = TABLE) -> list[list[str]]:
-    """Return the rows of the table of docs/evidence.md, one for each image size."""
-    rows = [["image size", "top-1", "top-5", "calibration error"]]
+    """Return the rows of the table of docs/evidence.md, one for each image size of each network."""
+    rows = [["weights", "image size", "top-1", "top-5", "calibration error"]]
     for row in read_table(path):
         size = f"{row['size']} pixels{', as in training' if int(row['size']) == SIZES[0] else ''}"
-        rows.append([size, *(f"{100 * float(row[name]):.2f} %" for name in ("top1", "top5", "calibration_error"))])
+        scores = [f"{100 * float(row[name]):.2f} %" for name in ("top1", "top5", "calibration_error")]
+        rows.append([f"`{row['weights']}`", size, *scores])
     return rows
 
 
@@ -124,11 +126,11 @@ def draw_calibration(found: Calibration, path: Path) -> None:
 def main(source: str, figures: Path) -> None:
     """Evaluate the weights at all sizes, and replace the table and the figures."""
     rows = []
-    for size in SIZES:
-        logits, classes, names = predict(weight_folder(WEIGHTS), source, size)
-        rows.append({"size": size, **measure(logits, classes)})
+    for weights, size in itertools.product(WEIGHTS, SIZES):
+        logits, classes, names = predict(weight_folder(weights), source, size)
+        rows.append({"weights": weights, "size": size, **measure(logits, classes)})
         print(rows[-1], flush=True)
-        if size == SIZES[0]:
+        if (weights, size) == (WEIGHTS[0], SIZES[0]):
             draw_calibration(calibrate(logits, classes), figures / "evidence_calibration.png")
             counts = torch.zeros(len(names), len(names), dtype=torch.int64)
             counts.index_put_((classes, logits.argmax(1)), torch.ones_like(classes), accumulate=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,8 +146,8 @@ def _trainer_and_task(folder: Path, config: Mapping[str, Any], accelerator: str 
     return trainer, task(str(folder), num_classes=config["num_classes"], channels_last=False, **options)
 
 
-def evaluate_again(folder: Path, source: str) -> list[Comparison]:
-    """Measure the recorded metrics of a weight folder again: those on the test split or, without one, on val.
+def evaluate_again(folder: Path, source: str) -> Iterator[Comparison]:
+    """Measure the recorded metrics of a weight folder again, on each split that its record names.
 
     Raises:
         ValueError: the record states no metric of the task. Other errors are those of `evaluate`.
@@ -160,6 +160,8 @@ def evaluate_again(folder: Path, source: str) -> list[Comparison]:
             f"the record of {folder} has no accuracy. Expected {' or '.join(known)} among its metrics. Verify it "
             "without --data"
         )
-    split = metrics[-1]["split"]
-    scores = evaluate(folder, source, split)
-    return [Comparison(f"{split} {m['name']}", m["value"], scores[m["name"]]) for m in metrics if m["split"] == split]
+    for split in dict.fromkeys(m["split"] for m in reversed(metrics)):  # the test split first, because it matters most
+        scores = evaluate(folder, source, split)
+        for m in metrics:
+            if m["split"] == split:
+                yield Comparison(f"{split} {m['name']}", m["value"], scores[m["name"]])

@@ -40,7 +40,7 @@ def run(user: Reader, *words: str) -> str:
 def test_from_the_readme_to_shared_weights(user: Reader, hub: Hub, subtests: pytest.Subtests) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    assert user.python(README.blocks("python")[0]).startswith("Ankle boot: ")
+    assert user.python(README.blocks("python")[0]).startswith("sandal: ")
 
     train, classify = (words[1:] for words in README.commands() if words[0] == "acmix-zoo")
     out = run(user, *train, *SMALL)

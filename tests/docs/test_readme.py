@@ -52,7 +52,7 @@ def test_the_first_snippet_labels_an_image_in_a_fresh_interpreter_without_a_netw
     done = subprocess.run(
         [sys.executable, "-c", snippet], check=True, capture_output=True, text=True, cwd=ROOT, env=environment
     )
-    shown = re.search(r"# (Ankle boot): ([\d.]+)%$", snippet, re.MULTILINE)
+    shown = re.search(r"# (sandal): ([\d.]+)%$", snippet, re.MULTILINE)
     printed = re.fullmatch(r"(.*): ([\d.]+)%\n", done.stdout)
     assert shown and printed and shown[1] == printed[1]
     assert abs(float(shown[2]) - float(printed[2])) <= 0.2  # other processors round differently
