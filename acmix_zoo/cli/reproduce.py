@@ -81,6 +81,7 @@ def _train_parents(arguments: Sequence[str], more: Sequence[str], train: Train) 
     Args:
         arguments: the arguments of the training run.
         more: the arguments that the user added. Those for data, trainer and further configs also apply to the parents.
+            So does the data source of the training run, wherever it is stated.
         train: see `reproduce`.
     """
     start: Any = None
@@ -98,8 +99,11 @@ def _train_parents(arguments: Sequence[str], more: Sequence[str], train: Train) 
     for recipe in siblings:
         place = (read_settings(recipe).get("run") or {}).get("folder")
         if place and Path(place) / "weights" == Path(start):
-            shared = [
-                w for w in split_options(more) if w[0] == "--config" or w[0].startswith(("--data.", "--trainer."))
+            shared = [words for words in split_options(arguments) if words[0] == "--data.source"]
+            shared += [
+                words
+                for words in split_options(more)
+                if words[0] == "--config" or words[0].startswith(("--data.", "--trainer."))
             ]
             parent = ["--config", str(recipe), *(word for words in shared for word in words)]
             _train_parents(parent, more, train)

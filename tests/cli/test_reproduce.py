@@ -81,7 +81,13 @@ def test_the_same_seed_gives_the_same_weights(project: Path, capsys: pytest.Capt
 
 @pytest.mark.slow
 def test_a_missing_first_stage_is_trained(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its recipe is found by its run folder. Options for data and machine apply to it, but not the second stage's."""
+    """Its recipe is found by its run folder. Options for data and machine apply to it, but not the second stage's.
+
+    It uses the data source of the recorded command, because the one in the recipe may be somewhere else.
+    """
+    (project / "images").rename(project / "photos")
+    command = read_config(project / "weights")["acmix_zoo"]["command"]
+    edit_config(project / "weights", acmix_zoo={"command": f"{command} --data.source photos"})
     assert main(["reproduce", "weights", TRUST, "--run.folder", "again", "--trainer.max_epochs", "2"]) in (0, 1)
     out = capsys.readouterr().out
     assert "First training second.yaml" not in out
