@@ -1,6 +1,6 @@
 """Train the networks of the comparison: each path alone and both, the neighbours that the paper names, and ablations.
 
-    python -m tools.comparison TINY_IMAGENET FOLDER                 # all missing runs, about 23 core-hours
+    python -m tools.comparison TINY_IMAGENET FOLDER                 # all missing runs, about 34 core-hours
     python -m tools.comparison TINY_IMAGENET FOLDER --only paths --seeds 0
     python -m tools.comparison TINY_IMAGENET FOLDER --list          # print the runs and their state, train nothing
     python -m tools.comparison TINY_IMAGENET FOLDER --steps         # print how long steps take, train nothing
@@ -9,8 +9,9 @@ TINY_IMAGENET is the Hub id zh-plus/tiny-imagenet or a folder with its parquet f
 Every finished run adds a row to benchmarks/comparison.csv and its epochs to benchmarks/comparison_epochs.csv. An
 interrupted run is resumed by the same command.
 
-All runs have the same images. Except in the following two groups, they also have the same recipe and number of steps.
-In the group "time", networks with one path train for as long as those with both. The group "upgrade" starts from the
+All runs have the same images. Except in the following groups, they also have the same recipe and number of steps. In
+the group "time", networks with one path train for as long as those with both, and in "neighbours-time", the neighbours
+train for as long as ACmix. The group "upgrade" starts from the
 plain Swins of that group and trains them at half the learning rate for the same additional time, either unchanged or
 converted to ACmix-Swins that compute the same logits.
 
@@ -62,6 +63,9 @@ TABLE, EPOCHS_TABLE = Path("benchmarks/comparison.csv"), Path("benchmarks/compar
 PATHS = ("both", "attention", "convolution")
 FAMILIES = ("resnet", "swin")
 NEIGHBOURS = ("resnet", "series_resnet", "se_resnet", "cbam_resnet", "bot_resnet", "aa_resnet", "container")
+# As many epochs as take as long as ten of ACmix, by the step times. SE would have ten. CBAM and AA-ResNet would have
+# fewer, and are already behind ACmix with ten.
+NEIGHBOUR_EPOCHS = {"container": 9, "bot_resnet": 11, "resnet": 11, "series_resnet": 11}
 
 
 class Case(NamedTuple):
@@ -69,7 +73,8 @@ class Case(NamedTuple):
 
     Attributes:
         group: "paths", "time" (one path, trained as long as both), "upgrade" (a trained plain Swin, trained further
-            unchanged or with both paths), "neighbours" or "ablations".
+            unchanged or with both paths), "neighbours", "neighbours-time" (trained for as long as ACmix) or
+            "ablations".
         network: its name in the zoo.
         variant: value of `paths`, a key of `ABLATIONS`, or "" for the network as it is.
     """
@@ -80,13 +85,15 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        suffix = {"time": "equal-time", "upgrade": "continued"}.get(self.group)
+        suffix = {"time": "equal-time", "neighbours-time": "equal-time", "upgrade": "continued"}.get(self.group)
         return "-".join(filter(None, (self.network, self.variant, suffix)))
 
     @property
     def epochs(self) -> int:
         if self.group == "upgrade":
             return UPGRADE_EPOCHS[self.variant]
+        if self.group == "neighbours-time":
+            return NEIGHBOUR_EPOCHS[self.network.removesuffix("_pico")]
         return EQUAL_TIME_EPOCHS if self.group == "time" else EPOCHS
 
     def build(self) -> nn.Module:
@@ -103,6 +110,7 @@ CASES = (
     *(Case("time", f"acmix_{family}_pico", paths) for paths in PATHS[1:] for family in FAMILIES),
     *(Case("upgrade", "acmix_swin_pico", paths) for paths in UPGRADE_EPOCHS),
     *(Case("neighbours", f"{name}_pico") for name in NEIGHBOURS),
+    *(Case("neighbours-time", f"{name}_pico") for name in NEIGHBOUR_EPOCHS),
     # "none" is the network itself, which is among the paths
     *(Case("ablations", "acmix_resnet_pico", name) for name in ABLATIONS if name != "none"),
 )
@@ -240,10 +248,11 @@ def main(source: str, folder: Path, *, only: str | None, seeds: Sequence[int], i
 
 
 def print_step_times(rounds: int = 12) -> None:
-    """Print the median time of a training step with both paths and with one, measured in turns."""
+    """Print the median time of a training step with both paths, with one, and of the neighbours, measured in turns."""
     images, labels = torch.randn(BATCH, 3, SIDE, SIDE), torch.randint(CLASSES, (BATCH,))
-    for family in FAMILIES:
-        cases = [case for case in CASES if case.group == "paths" and family in case.network]
+    families = [[case for case in CASES if case.group == "paths" and family in case.network] for family in FAMILIES]
+    neighbours = [case for case in CASES if case.group == "neighbours"]
+    for cases in (*families, [families[0][0], *neighbours]):
         networks = {case: case.build().train() for case in cases}
         seconds: dict[Case, list[float]] = {case: [] for case in cases}
         for turn in range(rounds + 2):

@@ -21,6 +21,9 @@ from acmix_zoo.layers.complexity import human
 from tools import comparison, finetune_study, make_parser, read_table
 from tools.seeds import Scores, holm, mean_and_spread, paired_difference, paired_p_value
 
+COMPARED = ("paths", "time", "neighbours", "neighbours-time")
+"""The groups whose accuracy is drawn against their cost."""
+
 
 class Result(NamedTuple):
     """All finished runs of one network.
@@ -104,7 +107,7 @@ def finetuning_rows(table: Path = finetune_study.TABLE) -> list[list[str]]:
 def draw_costs(results: Sequence[Result], path: Path) -> None:
     """Draw test accuracy against multiply-accumulates, and against measured time: Swins and SANs in their own rows."""
     families: dict[str, list[Result]] = defaultdict(list)
-    for result in (result for result in results if result.case.group in ("paths", "neighbours", "time")):
+    for result in (result for result in results if result.case.group in COMPARED):
         families[next((name for name in ("swin", "san") if name in result.case.network), "resnet")].append(result)
     figure = Figure(figsize=(10, 3.5 * len(families)), layout="constrained")
     panels: Any = figure.subplots(len(families), 2, sharey="row", squeeze=False)
@@ -113,7 +116,8 @@ def draw_costs(results: Sequence[Result], path: Path) -> None:
             for number, result in enumerate(own):
                 x = result.macs / 1e6 if name.startswith("MMACs") else result.minutes
                 mean, spread = _summary(list(result.scores.values()))
-                marker = "D" if result.case.variant == "both" else "^" if result.case.group == "neighbours" else "o"
+                is_neighbour = result.case.group.startswith("neighbours")
+                marker = "D" if result.case.variant == "both" else "^" if is_neighbour else "o"
                 label, colour = result.case.name.replace("_pico", ""), colormaps["tab20"](number)
                 axes.errorbar(x, mean, spread, fmt=marker, color=colour, capsize=3, label=label)
             axes.set_xlabel(name)

@@ -180,6 +180,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "comparison_time": lambda: _markdown(evidence.group_rows("time")),
     "comparison_upgrade": lambda: _markdown(evidence.group_rows("upgrade")),
     "comparison_neighbours": lambda: _markdown(evidence.group_rows("neighbours")),
+    "comparison_neighbours_time": lambda: _markdown(evidence.group_rows("neighbours-time")),
     "comparison_ablations": lambda: _markdown(evidence.group_rows("ablations")),
     "segmentation": segmentation_table,
     "final_networks": lambda: _markdown(final_networks.table()),

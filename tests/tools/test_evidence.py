@@ -61,9 +61,9 @@ def test_networks_with_one_path_are_also_compared_at_equal_time(tables: tuple[Pa
         *("", "+8.0", "+10.0"),  # eight and ten cases after the first
         *("", "+8.0", "+10.0"),
     ]
-    assert {(case.group == "time", case.epochs) for case in CASES if case.group != "upgrade"} == {
-        (True, 11),
-        (False, 10),
+    assert {(case.group, case.epochs) for case in CASES if case.group != "upgrade"} == {
+        *((group, 10) for group in ("paths", "neighbours", "ablations")),
+        *(("time", 11), ("neighbours-time", 11), ("neighbours-time", 9)),
     }
 
 
@@ -74,7 +74,7 @@ def test_upgraded_networks_are_compared_with_plain_ones(tables: tuple[Path, Path
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("group", ["neighbours", "ablations"])
+@pytest.mark.parametrize("group", ["neighbours", "neighbours-time", "ablations"])
 def test_the_first_row_is_acmix(group: str, tables: tuple[Path, Path]) -> None:
     _, first, *others = group_rows(group, tables[0])
     assert first[0] == "`acmix_resnet_pico`, both" and first[-2] == ""
