@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.hub_server import Hub, Repo
 from support.image_data import write_files
 from support.streams import write_shards, write_tar
 
@@ -274,6 +275,31 @@ def test_an_id_on_the_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": table})
     monkeypatch.chdir(cache)
     assert open_source("org/pets").class_names == ("cat", "dog")
+
+
+def test_an_id_and_a_copy_of_its_files_have_the_same_fingerprint(
+    cache: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the record of weights would not recognise the data that they were trained on."""
+    import datasets
+
+    copy = cache / "copy"
+    write_table(copy / "data/train-00000-of-00001.parquet", [0, 2, 1])
+    write_table(copy / "data/valid-00000-of-00001.parquet", [1, 1])
+    hub.repos["org/pets"] = Repo(private=False)
+    hub.repos["org/pets"].commit(
+        "main", {path.relative_to(copy).as_posix(): path.read_bytes() for path in copy.rglob("*.parquet")}
+    )
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(cache)
+    online, local = open_source("org/pets"), open_source(copy)
+    assert hub.count("resolve") > 0
+    assert {name: split.targets.tolist() for name, split in online.splits.items()} == {
+        "train": [0, 2, 1],
+        "val": [1, 1],
+    }
+    assert online.fingerprint() == local.fingerprint()
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
