@@ -61,7 +61,8 @@ UPGRADE_LR = OPTIMISER["lr"] / 2
 SEEDS = (0, 1, 2)
 TABLE, EPOCHS_TABLE = Path("benchmarks/comparison.csv"), Path("benchmarks/comparison_epochs.csv")
 PATHS = ("both", "attention", "convolution")
-FAMILIES = ("resnet", "swin")
+FAMILIES = ("resnet", "swin")  # with all three values of `paths`
+PATH_FAMILIES = (*FAMILIES, "san")  # with at least two
 NEIGHBOURS = ("resnet", "series_resnet", "se_resnet", "cbam_resnet", "bot_resnet", "aa_resnet", "container")
 # As many epochs as take as long as ten of ACmix, by the step times. SE would have ten. CBAM and AA-ResNet would have
 # fewer, and are already behind ACmix with ten.

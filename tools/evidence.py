@@ -59,7 +59,7 @@ def group_rows(group: str, table: Path = comparison.TABLE) -> list[list[str]]:
     """Return the rows of one group's table. The first network of a family is the one that others are compared with."""
     results = comparison_results(table)
     rows, p_values = [], []
-    families = {"paths": (*comparison.FAMILIES, "san"), "time": comparison.FAMILIES, "upgrade": ("swin",)}.get(
+    families = {"paths": comparison.PATH_FAMILIES, "time": comparison.FAMILIES, "upgrade": ("swin",)}.get(
         group, ("resnet",)
     )
     for family in families:
@@ -94,13 +94,23 @@ def finetuning_results(table: Path = finetune_study.TABLE) -> dict[tuple[str, st
 
 
 def finetuning_rows(table: Path = finetune_study.TABLE) -> list[list[str]]:
-    """Return the rows of the fine-tuning table: one row per start and mode, one column per number of images."""
+    """Return the rows of the fine-tuning table: one row per start and mode, one column per number of images.
+
+    A cell is the mean accuracy with its standard deviation, and the mean training time in minutes.
+    """
     results = finetuning_results(table)
+    minutes: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    for row in read_table(table):
+        minutes[row["start"], row["mode"], int(row["per_class"])].append(float(row["minutes"]))
+
+    def cell(start: str, mode: str, count: int) -> str:
+        scores = results.get((start, mode, count))
+        return f"{mean_and_spread(scores)}, {statistics.mean(minutes[start, mode, count]):.0f} min" if scores else ""
+
     counts = sorted(finetune_study.EPOCHS, key=lambda count: count or float("inf"))
     rows = [["start", "trained", *(f"{count or 'all'} per class" for count in counts)]]
     for start, mode in dict.fromkeys((start, mode) for start, mode, _ in results):
-        cells = [results.get((start, mode, count)) for count in counts]
-        rows.append([start, mode, *(mean_and_spread(cell) if cell else "" for cell in cells)])
+        rows.append([start, mode, *(cell(start, mode, count) for count in counts)])
     return rows
 
 
@@ -155,12 +165,14 @@ def curves(group: str, table: Path = comparison.EPOCHS_TABLE) -> Iterator[Curve]
 def draw_curves(path: Path, table: Path = comparison.EPOCHS_TABLE) -> None:
     """Draw the learning curves of the paths in each family, and of the neighbours beside ACmix."""
     paths = list(curves("paths", table))
-    families = {family: [c for c in paths if c.case.network == f"acmix_{family}_pico"] for family in ("resnet", "swin")}
+    families = {
+        family: [c for c in paths if c.case.network == f"acmix_{family}_pico"] for family in comparison.PATH_FAMILIES
+    }
     acmix = [curve for curve in families["resnet"] if curve.case.variant == "both"]
     groups = {**families, "neighbours": [*acmix, *curves("neighbours", table)]}
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
-    panels: Any = figure.subplots(1, len(groups), sharey=True)
-    for axes, (group, lines) in zip(panels, groups.items(), strict=True):
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    panels: Any = figure.subplots(2, 2, sharey=True)
+    for axes, (group, lines) in zip(panels.flat, groups.items(), strict=True):
         for number, (case, mean, spread) in enumerate(lines):
             colour = "black" if case.variant == "both" else f"C{number}"
             epochs = range(1, len(mean) + 1)
@@ -168,15 +180,16 @@ def draw_curves(path: Path, table: Path = comparison.EPOCHS_TABLE) -> None:
             low, high = zip(*((m - s, m + s) for m, s in zip(mean, spread, strict=True)), strict=True)
             axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set(title=group, xlabel="epoch")
-        axes.legend(fontsize=7)
-    panels[0].set_ylabel("validation top-1 in %")
+        axes.legend(fontsize=7, loc="upper left")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("validation top-1 in %")
     figure.savefig(path, dpi=110)
 
 
 def draw_mixing(path: Path, table: Path = comparison.EPOCHS_TABLE) -> None:
-    """Draw alpha and beta of both families: over training, and over depth at the end. Means over seeds."""
+    """Draw alpha and beta of each family: over training, and over depth at the end. Means over seeds."""
     found = {}
-    for family in comparison.FAMILIES:
+    for family in comparison.PATH_FAMILIES:
         name = comparison.Case("paths", f"acmix_{family}_pico", "both").name
         rows = [row for row in read_table(table) if row["run"].rpartition("-seed")[0] == name]
         if rows:

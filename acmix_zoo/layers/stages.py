@@ -71,7 +71,9 @@ def stage_table(model: nn.Module, input_size: Sequence[int] | None = None) -> St
         for hook in hooks:
             hook.remove()
     layers = list(rows.values())
-    total = StageCost("all ACmix layers", _total([row.params for row in layers]), _total([row.macs for row in layers]))
+    total = StageCost(
+        "all two-stage layers", _total([row.params for row in layers]), _total([row.macs for row in layers])
+    )
     rest = StageCost(
         "the rest of the network",
         StageCounts(network.params - sum(total.params), 0),

@@ -13,30 +13,53 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from timm.layers import to_2tuple
+from torch import Tensor, nn
 
 from acmix_zoo.layers import AugmentedConv2d, RelativeAttention
 from acmix_zoo.models.plain_resnet import conv3x3
 from acmix_zoo.models.registry import generate_default_cfgs, register_model
 from acmix_zoo.models.resnet_trunk import IMAGENET_CFG, PICO, PICO_CFG, ResNetTrunk, Site, create_resnet
 
-__all__ = ["AAResNet", "BoTResNet"]
+__all__ = ["AAResNet", "BoTResNet", "checkpoint_filter_fn"]  # the last is looked up in the module of a network
+
+Size = int | tuple[int, int]
 
 
-def map_side(img_size: int, stage: int) -> int:
-    """Return the side length of the feature maps of a stage, counted from 1, for images of `img_size` pixels."""
+def map_side(img_size: Size, stage: int) -> int:
+    """Return the longer side of the feature maps of a stage, counted from 1, for images of `img_size` pixels."""
     reduction: int = 2 ** (stage + 1)
-    return -(-img_size // reduction)
+    return -(-max(to_2tuple(img_size)) // reduction)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Give the tables of relative positions the size of those of a network for a different image size.
+
+    Larger tables repeat the outermost entries, which `RelativeAttention` uses beyond its reach in any case. The outputs
+    therefore stay the same, except for smaller tables and images that are larger than these.
+    """
+    own = model.state_dict()
+    return {
+        key: _with_length(value, len(own[key])) if key.endswith((".rows", ".columns")) and key in own else value
+        for key, value in state_dict.items()
+    }
+
+
+def _with_length(table: Tensor, length: int) -> Tensor:
+    """Repeat or drop the outermost entries on both sides: (2·r+1, D) → (length, D)."""
+    distances = torch.arange(length) - length // 2  # (length,)
+    return table[(distances + len(table) // 2).clamp(0, len(table) - 1)]  # (length, D)
 
 
 class AAResNet(ResNetTrunk):
     """ResNet with attention-augmented convolutions, with timm's model interface.
 
     Args:
-        img_size: side length of the images that the tables of relative positions are made for. Images of any size work:
-            larger distances share the outermost entries, see `RelativeAttention`. The tables do not depend on
-            output_stride, so weights load with any. For tables that cover the larger feature maps of output_stride=16,
-            double img_size and train again.
+        img_size: side length of the images that the tables of relative positions are made for, or (height, width), of
+            which the longer counts. Images of any size work: larger distances share the outermost entries, see
+            `RelativeAttention`. Weights load with any img_size and output_stride. The tables do not depend on
+            output_stride: for some that cover the larger feature maps of output_stride=16, double img_size and train.
         heads, key_ratio, value_ratio: see `AugmentedConv2d`.
         first_stage: the first stage with attention, counted from 1. The stages before it have plain convolutions.
         pool_first: whether the attention of that stage, which is the most expensive one, runs at half the resolution.
@@ -48,7 +71,7 @@ class AAResNet(ResNetTrunk):
     def __init__(
         self,
         *,
-        img_size: int = 224,
+        img_size: Size = 224,
         heads: int = 8,
         key_ratio: float = 0.2,
         value_ratio: float = 0.1,
@@ -73,14 +96,14 @@ class BoTResNet(ResNetTrunk):
     """BoTNet: the last stage has global attention instead of convolutions, with timm's model interface.
 
     Args:
-        img_size: as in `AAResNet`.
+        img_size: as in `AAResNet`, except that the tables of the first block depend on output_stride.
         heads: number of attention heads.
         trunk: arguments of `ResNetTrunk`.
     """
 
     NO_WEIGHT_DECAY = r"\.(rows|columns)$"
 
-    def __init__(self, *, img_size: int = 224, heads: int = 4, **trunk: Any) -> None:
+    def __init__(self, *, img_size: Size = 224, heads: int = 4, **trunk: Any) -> None:
         def middle(site: Site) -> nn.Module:
             if site.stage < last:
                 return conv3x3(site)
@@ -101,7 +124,7 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def aa_resnet50(pretrained: bool = False, **kwargs: Any) -> AAResNet:
     """AA-ResNet-50: 25,809,392 parameters, 4.21 GMACs, 224-pixel images, 1000 classes. Published: 77.7 %."""
-    return create_resnet(AAResNet, "aa_resnet50", pretrained, {"layers": (3, 4, 6, 3)}, kwargs)
+    return create_resnet(AAResNet, "aa_resnet50", pretrained, {"layers": (3, 4, 6, 3)}, kwargs, checkpoint_filter_fn)
 
 
 @register_model
@@ -111,10 +134,12 @@ def aa_resnet_pico(pretrained: bool = False, **kwargs: Any) -> AAResNet:
     All stages have attention, with κ = υ = 0.25, because a tenth of so few channels would leave one for each head.
     """
     own = {"img_size": 32, "heads": 4, "key_ratio": 0.25, "value_ratio": 0.25, "first_stage": 1, "pool_first": False}
-    return create_resnet(AAResNet, "aa_resnet_pico", pretrained, {**PICO, **own}, kwargs)
+    return create_resnet(AAResNet, "aa_resnet_pico", pretrained, {**PICO, **own}, kwargs, checkpoint_filter_fn)
 
 
 @register_model
 def bot_resnet_pico(pretrained: bool = False, **kwargs: Any) -> BoTResNet:
     """BoTNet for 32-pixel images: 676,506 parameters, 9.84 MMACs, three stages of two bottlenecks, 10 classes."""
-    return create_resnet(BoTResNet, "bot_resnet_pico", pretrained, {**PICO, "img_size": 32}, kwargs)
+    return create_resnet(
+        BoTResNet, "bot_resnet_pico", pretrained, {**PICO, "img_size": 32}, kwargs, checkpoint_filter_fn
+    )

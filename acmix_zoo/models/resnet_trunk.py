@@ -201,9 +201,14 @@ class ResNetTrunk(MapBackbone):
 
 
 def create_resnet(
-    network: type[_Network], variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]
+    network: type[_Network],
+    variant: str,
+    pretrained: bool,
+    defaults: dict[str, Any],
+    kwargs: dict[str, Any],
+    filter_fn: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
 ) -> _Network:
     """Build a registered ResNet with timm's builder; `kwargs` override `defaults`."""
     stages = len(kwargs.get("layers", defaults["layers"]))
     feature_cfg = {"out_indices": tuple(range(stages + 1))}
-    return build(network, variant, pretrained, feature_cfg, **{**defaults, **kwargs})  # type: ignore[return-value]
+    return build(network, variant, pretrained, feature_cfg, filter_fn, **{**defaults, **kwargs})  # type: ignore[return-value]

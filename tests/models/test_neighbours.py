@@ -7,6 +7,7 @@ representative of those.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from support.networks import NEIGHBOURS, SHALLOW, perturbed
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
-from acmix_zoo import create_model
+from acmix_zoo import create_model, load_weights
 from acmix_zoo.layers import ACmix2d, AugmentedConv2d, ContextAggregation, RelativeAttention
 from acmix_zoo.layers.complexity import complexity
 from acmix_zoo.models import Container
@@ -122,6 +123,32 @@ def test_bot_and_aa_keep_their_parameters_with_another_output_stride() -> None:
         ]
         differing = {key for key in shapes[0] if shapes[0][key] != shapes[1][key]}
         assert differing <= ({"layer3.0.conv2.0.rows", "layer3.0.conv2.0.columns"} if "bot" in name else set())
+
+
+@pytest.mark.parametrize("name", ["bot_resnet_pico", "aa_resnet_pico"])
+class TestTablesOfRelativePositions:
+    @pytest.mark.parametrize("other", [{"img_size": (64, 48)}, {"img_size": 16}, {"output_stride": 8}])
+    def test_weights_load_into_tables_of_a_different_size(
+        self, tmp_path: Path, name: str, other: dict[str, Any]
+    ) -> None:
+        model = perturbed(name)
+        again = create_model(name, **other).eval()
+        load_weights(again, model.state_dict())
+        image = torch.randn(1, 3, 16, 16)  # within the reach of all tables
+        if "output_stride" not in other:
+            torch.testing.assert_close(again(image), model(image))
+        torch.save(model.state_dict(), tmp_path / "weights.pth")
+        file = {"file": tmp_path / "weights.pth"}
+        by_timm = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file, **other).eval()
+        torch.testing.assert_close(by_timm(image), again(image))
+
+    def test_timm_reloads_what_it_saved(self, tmp_path: Path, name: str) -> None:
+        """timm writes the size of the images as a list."""
+        model = timm.create_model(name, num_classes=3, img_size=48).eval()
+        timm.models.save_for_hf(model, tmp_path)
+        again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+        image = torch.randn(1, 3, 64, 64)
+        torch.testing.assert_close(again(image), model(image))
 
 
 def test_container_has_attention_in_the_last_stage_only() -> None:

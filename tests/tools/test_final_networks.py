@@ -70,15 +70,19 @@ def test_it_replaces_the_table_and_draws_the_figures(tmp_path: Path, monkeypatch
             folder.mkdir(parents=True)
             for i in range(2):
                 Image.fromarray(np.full((40, 40, 3), 25 * level + i, np.uint8)).save(folder / f"{i}.png")
-    monkeypatch.setattr(final_networks, "WEIGHTS", "acmix_resnet_pico.fashion_mnist")
+    monkeypatch.setattr(final_networks, "WEIGHTS", ("acmix_resnet_pico.fashion_mnist", "acmix_swin_pico.fashion_mnist"))
     monkeypatch.setattr(final_networks, "SIZES", (32, 48))
     monkeypatch.setattr(final_networks, "TABLE", tmp_path / "final.csv")
     for _ in range(2):
         main(str(tmp_path / "photos"), tmp_path)
     rows = read_table(tmp_path / "final.csv")
-    assert [row["size"] for row in rows] == ["32", "48"] and rows[0]["images"] == "20"
+    assert [row["size"] for row in rows] == ["32", "48"] * 2 and rows[0]["images"] == "20"
     assert rows[0]["calibration_error"] != rows[1]["calibration_error"], "the network sees images of another size"
-    assert [row[0] for row in table(tmp_path / "final.csv")[1:]] == ["32 pixels, as in training", "48 pixels"]
+    assert [row[:2] for row in table(tmp_path / "final.csv")[1:]] == [
+        [f"`acmix_{family}_pico.fashion_mnist`", size]
+        for family in ("resnet", "swin")
+        for size in ("32 pixels, as in training", "48 pixels")
+    ]
     for name in ("calibration", "confusion"):
         with Image.open(tmp_path / f"evidence_{name}.png") as figure:
             assert figure.width > 500
