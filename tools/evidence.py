@@ -119,6 +119,8 @@ def draw_costs(results: Sequence[Result], path: Path) -> None:
     families: dict[str, list[Result]] = defaultdict(list)
     for result in (result for result in results if result.case.group in COMPARED):
         families[next((name for name in ("swin", "san") if name in result.case.network), "resnet")].append(result)
+    if not families:
+        return
     figure = Figure(figsize=(10, 3.5 * len(families)), layout="constrained")
     panels: Any = figure.subplots(len(families), 2, sharey="row", squeeze=False)
     for row, own in zip(panels, families.values(), strict=True):
@@ -170,6 +172,8 @@ def draw_curves(path: Path, table: Path = comparison.EPOCHS_TABLE) -> None:
     }
     acmix = [curve for curve in families["resnet"] if curve.case.variant == "both"]
     groups = {**families, "neighbours": [*acmix, *curves("neighbours", table)]}
+    if not any(groups.values()):
+        return
     figure = Figure(figsize=(10, 8), layout="constrained")
     panels: Any = figure.subplots(2, 2, sharey=True)
     for axes, (group, lines) in zip(panels.flat, groups.items(), strict=True):

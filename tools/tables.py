@@ -53,12 +53,12 @@ def weights_table() -> str:
         rows.append(
             [
                 f"`{record['name']}`",
-                record["dataset"]["name"],
+                (record.get("dataset") or {}).get("name", ""),
                 ", ".join(f"{100 * tests[name]:.2f} % {label}" for name, label in labels.items() if name in tests),
                 human(record["params"]),
                 human(record["macs"]),
                 f"{record['file_size'] / 1e6:.1f} MB",
-                f"[yaml]({record['recipe']})",
+                f"[yaml]({record['recipe']})" if record.get("recipe") else "",
             ]
         )
     return _markdown(rows)
@@ -124,6 +124,8 @@ def decomposition_table() -> str:
 
 def warm_start_table() -> str:
     """Return what `tools.warm_start_study` measured."""
+    if not (BENCHMARKS / "warm_start.csv").exists():
+        return "Not measured yet. Run `python -m tools.warm_start_study benchmarks/warm_start.csv`.\n"
     with (BENCHMARKS / "warm_start.csv").open(encoding="utf-8") as file:
         head, *accuracies, (name, energies) = csv.reader(file)
     rows = [[network, f"{100 * float(top1):.2f} %"] for network, top1 in accuracies]
@@ -132,6 +134,8 @@ def warm_start_table() -> str:
 
 def distributed_table() -> str:
     """Return what `make test-distributed` showed when it was last recorded."""
+    if not (BENCHMARKS / "distributed.csv").exists():
+        return "Not measured yet. Run `make test-distributed`.\n"
     with (BENCHMARKS / "distributed.csv").open(encoding="utf-8") as file:
         return _markdown(list(csv.reader(file)))
 

@@ -58,7 +58,7 @@ def choose_run_folder(config: Any, command: str) -> list[str]:
                     moved.append(f"{group}.{name}")
     if config.run.folder is None:
         experiment = recipes[0].stem if recipes else Path(str(config.model.model)).name
-        data = _data_name(str(config.data.source))
+        data = _data_name(str(config.data.source)) if config.data.source else ""
         config.run.folder = f"runs/{experiment}-{data}" if data else f"runs/{experiment}"
     return moved
 

@@ -81,6 +81,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("epochs", "size", "patience"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} {value} is too small. Use 1 or more")
+    parser.check_output("--out", options.out, is_folder=True)
     return options
 
 

@@ -39,8 +39,12 @@ def find_images_in(location: str | Path) -> FoundImages:
 
     Raises:
         FileNotFoundError: nothing has this path, or nothing matches the pattern.
-        ValueError: this is a URL, or there are no images. The message says what there is instead.
+        ValueError: this is empty or a URL, or there are no images. The message says what there is instead.
     """
+    if not str(location):  # such as a shell variable that is not set; `Path` takes it for the working directory
+        raise ValueError(
+            "the path of the images is empty. Expected an image, a folder or a pattern. Check the argument"
+        )
     if _URL.match(str(location)):
         raise ValueError(
             f"{location} is a URL. Expected an image file, a folder or a pattern such as 'photos/*.jpg'. Download the "

@@ -29,8 +29,8 @@ Size = int | tuple[int, int]
 
 def map_side(img_size: Size, stage: int) -> int:
     """Return the longer side of the feature maps of a stage, counted from 1, for images of `img_size` pixels."""
-    reduction: int = 2 ** (stage + 1)
-    return -(-max(to_2tuple(img_size)) // reduction)
+    longest = int(max(to_2tuple(img_size)))
+    return -(-longest // 2 ** (stage + 1))
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -235,6 +235,8 @@ def _not_found_error(source: str | PathLike[str]) -> NotFoundError:
     """Return the error for a name that refers to nothing."""
     name, path = str(source), Path(source)
     architecture, _, tag = name.partition(".")
+    if not name:
+        return not_found_error("the name of the model is empty", _EXPECTED_PATH)
     if path.is_dir():
         expected = "a weight folder (with a config.json) or a run folder (with weights/ or checkpoints/best.ckpt)"
         return not_found_error(f"{name} is a folder without weights", expected)

@@ -109,6 +109,19 @@ def test_predict_lists_skipped_files(
     assert_fails([*command, f"--data.predict={phone / 'a.heic'}"], capsys, "For .heic files: to read them, `pip")
 
 
+def test_predict_fails_if_a_named_image_cannot_be_read(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `classify` does, after predicting the others."""
+    good, bad = photos / "test/class1/0.png", tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    assert_fails(
+        ["predict", str(good), str(bad), f"--model={run}", f"--output={tmp_path / 'found'}"],
+        capsys, f"1 of the given images could not be predicted: {bad}",
+    )  # fmt: skip
+    assert str(good) in (tmp_path / "found/predictions.csv").read_text()
+
+
 def test_predict_without_a_recipe(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, image = photos / "test/class0", photos / "test/class1/0.png"
     given = [str(image), f"--model={run}", str(folder), str(folder / "0.png")]

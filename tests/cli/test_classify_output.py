@@ -74,6 +74,10 @@ def test_wordnet_ids_are_shown_as_words(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_urls_and_wrong_values_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_fails(["classify", "https://example.com/a.jpg", MODEL], capsys, "is a URL. Expected an image file")
+    assert_fails(["classify", "", MODEL], capsys, "the path of the images is empty. Expected an image, a folder")
+    assert_fails(
+        ["classify", str(BOOT), "--model="], capsys, "the name of the model is empty. Expected a weight folder"
+    )
     assert_fails(["classify", str(BOOT), MODEL, "--sheet=a.tga"], capsys, "extension '.tga'. Expected one of .png")
     for options, message in (
         (["--top=0"], "--top 0 is too small"),

@@ -29,6 +29,14 @@ def test_run_folders_are_named_after_recipe_and_data(
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["light-photos", "test_resnet-photos"]
 
 
+def test_the_run_folder_of_a_recipe_without_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["test", "--config", "finetune/folder"]) == 1
+    assert "needs trained weights, but runs/folder/checkpoints/best.ckpt does not exist" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_a_run_is_evaluated_from_another_folder(
     photo_run: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -148,6 +148,7 @@ class TestErrors:
             ([], "the following arguments are required: FOLDER"),
             (["photos", "--epoch", "3"], "unknown option --epoch; did you mean --epochs?"),
             (["photos", "--epochs", "0"], "--epochs 0 is too small. Use 1 or more"),
+            (["photos", "--out", __file__], f"--out {__file__} is a file. Expected the name of a folder"),
             (["photos", "--data.num_worker=2"], "unknown option --data.num_worker; did you mean --data.num_workers"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -98,13 +98,13 @@ def finetuning(tmp_path: Path) -> Path:
     """Two seeds of training from scratch, on 5 and on all images per class."""
     runs = tmp_path / "finetuning.csv"
     for per_class, top1 in ((5, 0.4), (0, 0.8)):
-        row = {"start": "scratch", "mode": "full", "per_class": per_class, "seed": 0, "top1": top1}
-        append_rows(runs, [row, {**row, "seed": 1, "top1": top1 + 0.02}])
+        row = {"start": "scratch", "mode": "full", "per_class": per_class, "seed": 0, "top1": top1, "minutes": 3}
+        append_rows(runs, [row, {**row, "seed": 1, "top1": top1 + 0.02, "minutes": 5}])
     return runs
 
 
 def test_fine_tuning_is_summarised_by_number_of_images(finetuning: Path) -> None:
-    assert finetuning_rows(finetuning)[1] == ["scratch", "full", "41.0 ± 1.4 %", "", "", "81.0 ± 1.4 %"]
+    assert finetuning_rows(finetuning)[1] == ["scratch", "full", "41.0 ± 1.4 %, 4 min", "", "", "81.0 ± 1.4 %, 4 min"]
 
 
 def assert_drawn(path: Path) -> None:
@@ -128,5 +128,8 @@ def test_the_other_figures(tables: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_a_missing_run_leaves_out_its_figure(tmp_path: Path) -> None:
     draw_mixing(tmp_path / "mixing.png", tmp_path / "missing.csv")
-    assert not (tmp_path / "mixing.png").exists()
+    draw_curves(tmp_path / "curves.png", tmp_path / "missing.csv")
+    upgrade = next(case for case in CASES if case.group == "upgrade")
+    draw_costs([evidence.Result(upgrade, {0: 0.5}, 1, 1, 1.0)], tmp_path / "costs.png")
+    assert not list(tmp_path.iterdir())
     assert evidence.finetuning_results(tmp_path / "missing.csv") == {}
