@@ -29,8 +29,8 @@ Size = int | tuple[int, int]
 
 def map_side(img_size: Size, stage: int) -> int:
     """Return the longer side of the feature maps of a stage, counted from 1, for images of `img_size` pixels."""
-    longest = int(max(to_2tuple(img_size)))
-    return -(-longest // 2 ** (stage + 1))
+    longest, reduction = max(to_2tuple(img_size)), 2 ** (stage + 1)
+    return int(-(-longest // reduction))
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
