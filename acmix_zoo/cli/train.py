@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +157,15 @@ def _preprocessing(location: Any) -> dict[str, Any]:
     from acmix_zoo.weights import read_config
     from acmix_zoo.weights.fetch import fetch
     from acmix_zoo.weights.locate import Kind
+    from acmix_zoo.weights.resolve import read_described
 
     if location.kind is Kind.NETWORK:
         known = timm.get_pretrained_cfg(location.name)
         return known.to_dict() if known else {}
     if location.kind in (Kind.WEIGHT_FOLDER, Kind.REPOSITORY):
         return dict(read_config(fetch(location)).get("pretrained_cfg", {}))
+    if location.path and location.kind is Kind.CHECKPOINT and (described := read_described(location.path)):
+        return asdict(described.network.pretrained_cfg)
     return {}
 
 

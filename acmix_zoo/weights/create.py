@@ -65,6 +65,8 @@ def create_model(name: str | Path, pretrained: bool | str | Path = False, **kwar
                 f"{pretrained} holds weights of {weights.architecture}. Expected weights of {location.architecture}"
             )
         location, pretrained = weights, True
+    if pretrained:
+        _check_has_weights(location, "Pass pretrained=False, or the path of weights")
     return _build_by_name(location, pretrained, **kwargs)
 
 
@@ -90,6 +92,7 @@ def from_pretrained(source: str | Path, *, token: str | None = None, **kwargs: A
     """
     location = locate(source, prefers_paths=True)
     if location.kind is Kind.NETWORK:
+        _check_has_weights(location, "Pass the path of weights")
         return _build_by_name(location, True, **kwargs)
     return _build(location, token=token, **kwargs)
 
@@ -170,13 +173,16 @@ def _build(location: ModelLocation, architecture: str = "", token: str | None = 
     return drop_other_names(build_folder(path, **kwargs))
 
 
-def _build_by_name(network: ModelLocation, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """Let timm build a network that it knows, with the weights that are registered for it if `pretrained` is True."""
-    if pretrained and not timm.models.is_model_pretrained(network.name):
+def _check_has_weights(network: ModelLocation, advice: str) -> None:
+    if not timm.models.is_model_pretrained(network.name):
         raise ValueError(
             f"there are no weights for {network.name}. Expected one of "
-            f"{', '.join(list_models(pretrained=True)) or 'none'}. Pass pretrained=False, or the path of weights"
+            f"{', '.join(list_models(pretrained=True)) or 'none'}. {advice}"
         )
+
+
+def _build_by_name(network: ModelLocation, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """Let timm build a network that it knows, with the weights that are registered for it if `pretrained` is True."""
     try:
         return drop_other_names(timm.create_model(network.name, pretrained=pretrained, **kwargs))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:

@@ -94,6 +94,12 @@ class TestStart:
         folder = find_weights("acmix_swin_pico.fashion_mnist")
         assert find_start(str(folder), from_scratch=False).options == {**start.options, "model.model": str(folder)}
 
+    def test_a_checkpoint_and_its_run_give_the_same_images(self, photo_run: Path) -> None:
+        of_run = find_start(str(photo_run), from_scratch=False).options
+        checkpoint = str(photo_run / "checkpoints/best.ckpt")
+        assert of_run["data.image_size"] == "32"
+        assert find_start(checkpoint, from_scratch=False).options == {**of_run, "model.model": checkpoint}
+
     def test_a_network_without_weights_is_trained_from_scratch(self) -> None:
         start = find_start("acmix_resnet50", from_scratch=False)
         assert start.options["model.pretrained"] == "false" and start.options["data.image_size"] == "224"

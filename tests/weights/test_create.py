@@ -150,6 +150,10 @@ class TestCreate:
         assert len(create_model(name, pretrained=True).pretrained_cfg["label_names"]) == 10
         assert create_model(name, pretrained=True, num_classes=12).pretrained_cfg["label_names"] is None
 
+    def test_from_pretrained_advises_what_it_accepts(self) -> None:
+        with pytest.raises(ValueError, match=r"no weights for acmix_resnet50\. .* Pass the path of weights"):
+            from_pretrained("acmix_resnet50")
+
     def test_pretrained_weights_with_feature_maps_and_grey_images(self, tmp_path: Path) -> None:
         folder = write_weights(tmp_path / "w")
         maps = create_model(folder, features_only=True).eval()(torch.randn(1, 3, 32, 32))
