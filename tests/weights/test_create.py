@@ -9,7 +9,7 @@ from support.weight_folders import ROOT, pico, write_weights
 from torch import nn
 
 import acmix_zoo
-from acmix_zoo import ACmix2d
+from acmix_zoo import ACmix2d, from_pretrained
 from acmix_zoo.weights import check_folder, create_model, list_models, load_weights, read_config
 from acmix_zoo.weights.card import render_card
 from acmix_zoo.weights.convert_checkpoint import convert
