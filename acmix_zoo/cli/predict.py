@@ -47,6 +47,9 @@ def predict_images(arguments: Sequence[str]) -> None:
         batches = [[image.above(options.threshold) for image in batch] for batch in batches]
     name = file_name(config.get("acmix_zoo", {}).get("name") or folder.name)
     write_predictions(task, found.trainer, batches, found.data, options.output or Path("runs") / f"predict-{name}")
-    named = [str(Path(image).expanduser()) for image in options.images if Path(image).expanduser().is_file()]
-    if failures := [path for path in named if path not in found.data.predict_paths]:
-        raise ValueError(f"{len(failures)} of the given images could not be predicted: {', '.join(failures)}")
+    named = dict.fromkeys(str(Path(image).expanduser()) for image in options.images)
+    if failures := [path for path in named if Path(path).is_file() and path not in found.data.predict_paths]:
+        raise ValueError(
+            f"{len(failures)} of the given images could not be predicted: {', '.join(failures)}. Repair these files "
+            "or leave them out"
+        )

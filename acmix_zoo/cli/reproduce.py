@@ -81,7 +81,7 @@ def _train_parents(arguments: Sequence[str], more: Sequence[str], train: Train) 
     Args:
         arguments: the arguments of the training run.
         more: the arguments that the user added. Those for data, trainer and further configs also apply to the parents.
-            So does the data source of the training run, wherever it is stated.
+            So does the data source of the training run, if its arguments state one.
         train: see `reproduce`.
     """
     start: Any = None

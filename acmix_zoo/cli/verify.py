@@ -48,7 +48,7 @@ def _verify_one(name: str, source: str | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         return {"name": name, "verified": False, "problems": [str(error)], "metrics": metrics}
     problems = check_folder(folder)
-    if not problems and source:
+    if not problems and source is not None:
         from acmix_zoo.training.evaluate import evaluate_again
 
         try:

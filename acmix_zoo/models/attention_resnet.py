@@ -48,7 +48,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 
 def _with_length(table: Tensor, length: int) -> Tensor:
     """Repeat or drop the outermost entries on both sides: (2·r+1, D) → (length, D)."""
-    distances = torch.arange(length) - length // 2  # (length,)
+    distances = torch.arange(length, device=table.device) - length // 2  # (length,)
     return table[(distances + len(table) // 2).clamp(0, len(table) - 1)]  # (length, D)
 
 
@@ -58,8 +58,9 @@ class AAResNet(ResNetTrunk):
     Args:
         img_size: side length of the images that the tables of relative positions are made for, or (height, width), of
             which the longer counts. Images of any size work: larger distances share the outermost entries, see
-            `RelativeAttention`. Weights load with any img_size and output_stride. The tables do not depend on
-            output_stride: for some that cover the larger feature maps of output_stride=16, double img_size and train.
+            `RelativeAttention`. Weights of classifiers load with any img_size and output_stride. The tables do not
+            depend on output_stride: for some that cover the larger feature maps of output_stride=16, double img_size
+            and train.
         heads, key_ratio, value_ratio: see `AugmentedConv2d`.
         first_stage: the first stage with attention, counted from 1. The stages before it have plain convolutions.
         pool_first: whether the attention of that stage, which is the most expensive one, runs at half the resolution.

@@ -112,11 +112,11 @@ def test_predict_lists_skipped_files(
 def test_predict_fails_if_a_named_image_cannot_be_read(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As `classify` does, after predicting the others."""
+    """It predicts the others first."""
     good, bad = photos / "test/class1/0.png", tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     assert_fails(
-        ["predict", str(good), str(bad), f"--model={run}", f"--output={tmp_path / 'found'}"],
+        ["predict", str(good), str(bad), f"{tmp_path}/./bad.png", f"--model={run}", f"--output={tmp_path / 'found'}"],
         capsys, f"1 of the given images could not be predicted: {bad}",
     )  # fmt: skip
     assert str(good) in (tmp_path / "found/predictions.csv").read_text()

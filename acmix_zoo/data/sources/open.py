@@ -80,6 +80,10 @@ def source_not_found(name: str, kinds: str | None = None) -> FileNotFoundError |
     """
     path = _path(name)
     kinds = kinds or "; ".join(kind.description for kind in _KINDS)
+    if not name:
+        return FileNotFoundError(
+            f"the name of the data set is empty. Expected {kinds}. Set the location with --data.source"
+        )
     if path.is_file():
         return ValueError(f"source {name} is a file of an unknown kind. Expected {kinds}")
     similar = [*_similar_folders(name), *difflib.get_close_matches(name, SHIPPED, n=1)]

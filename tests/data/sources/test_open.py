@@ -11,7 +11,7 @@ from acmix_zoo.data.sources.stream_source import StreamSource
 from acmix_zoo.training.record import run_cfg
 
 
-@pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere/", "a/b/c", "", "C:\\pictures"])
+@pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere/", "a/b/c", "C:\\pictures"])
 def test_a_missing_folder_is_reported(source: str) -> None:
     with pytest.raises(
         FileNotFoundError,
@@ -24,6 +24,8 @@ def test_a_file_of_an_unknown_kind_is_rejected(tmp_path: Path) -> None:
     write_image(tmp_path / "one.png")
     with pytest.raises(ValueError, match=r"is a file of an unknown kind. Expected .*; a folder of class folders"):
         open_source(tmp_path / "one.png")
+    with pytest.raises(FileNotFoundError, match="the name of the data set is empty"):
+        open_source("")
 
 
 @pytest.mark.parametrize(
