@@ -21,8 +21,9 @@ from acmix_zoo.layers.complexity import human
 from tools import comparison, finetune_study, make_parser, read_table
 from tools.seeds import Scores, holm, mean_and_spread, paired_difference, paired_p_value
 
-COMPARED = ("paths", "time", "neighbours", "neighbours-time")
-"""The groups whose accuracy is drawn against their cost."""
+COMPARED = ("paths", "time", "neighbours")
+"""The groups whose accuracy is drawn against their cost. The others were trained on different machines, or from trained
+networks, so their minutes cannot be compared with these."""
 
 
 class Result(NamedTuple):
@@ -128,8 +129,7 @@ def draw_costs(results: Sequence[Result], path: Path) -> None:
             for number, result in enumerate(own):
                 x = result.macs / 1e6 if name.startswith("MMACs") else result.minutes
                 mean, spread = _summary(list(result.scores.values()))
-                is_neighbour = result.case.group.startswith("neighbours")
-                marker = "D" if result.case.variant == "both" else "^" if is_neighbour else "o"
+                marker = "D" if result.case.variant == "both" else "^" if result.case.group == "neighbours" else "o"
                 label, colour = result.case.name.replace("_pico", ""), colormaps["tab20"](number)
                 axes.errorbar(x, mean, spread, fmt=marker, color=colour, capsize=3, label=label)
             axes.set_xlabel(name)
