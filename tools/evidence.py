@@ -21,10 +21,6 @@ from acmix_zoo.layers.complexity import human
 from tools import comparison, finetune_study, make_parser, read_table
 from tools.seeds import Scores, holm, mean_and_spread, paired_difference, paired_p_value
 
-COMPARED = ("paths", "time", "neighbours")
-"""The groups whose accuracy is drawn against their cost. The others were trained on different machines, or from trained
-networks, so their minutes cannot be compared with these."""
-
 
 class Result(NamedTuple):
     """All finished runs of one network.
@@ -118,7 +114,7 @@ def finetuning_rows(table: Path = finetune_study.TABLE) -> list[list[str]]:
 def draw_costs(results: Sequence[Result], path: Path) -> None:
     """Draw test accuracy against multiply-accumulates, and against measured time: Swins and SANs in their own rows."""
     families: dict[str, list[Result]] = defaultdict(list)
-    for result in (result for result in results if result.case.group in COMPARED):
+    for result in (result for result in results if result.case.group in ("paths", "neighbours", "time")):
         families[next((name for name in ("swin", "san") if name in result.case.network), "resnet")].append(result)
     if not families:
         return

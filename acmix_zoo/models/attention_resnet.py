@@ -59,8 +59,7 @@ class AAResNet(ResNetTrunk):
         img_size: side length of the images that the tables of relative positions are made for, or (height, width), of
             which the longer counts. Images of any size work: larger distances share the outermost entries, see
             `RelativeAttention`. Weights of classifiers load with any img_size and output_stride. The tables do not
-            depend on output_stride: for some that cover the larger feature maps of output_stride=16, double img_size
-            and train.
+            depend on output_stride. To cover the larger feature maps of output_stride=16, double img_size and train.
         heads, key_ratio, value_ratio: see `AugmentedConv2d`.
         first_stage: the first stage with attention, counted from 1. The stages before it have plain convolutions.
         pool_first: whether the attention of that stage, which is the most expensive one, runs at half the resolution.
